@@ -1,0 +1,235 @@
+"""The commands: parse, one call, render, exit code. Heavy imports stand inside them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gradcheck.cli import FAILED, FOUND, exits, explain, say, settings_of, version, wants_text
+
+if TYPE_CHECKING:
+    from gradcheck.config import Settings
+    from gradcheck.nouns.report import Report
+    from gradcheck.target.spec import TargetSpec
+
+app = typer.Typer(
+    rich_markup_mode=None,  # rich help would double the time that --help takes
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A linter and profiler for the training health of PyTorch models.",
+)
+
+Words = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run: names, codes, families (GRAD) or ALL.")]
+Ignored = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to leave out.")]
+Extended = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run besides the selected ones.")]
+RulePaths = Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")]
+Outputs = Annotated[
+    list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="full (default), concise or json, to stdout or a file. May be repeated.")
+]
+FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level or above [error].")]
+ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")]
+MaxWarnings = Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")]
+Profiled = Annotated[bool, typer.Option("--profile", help="Show what each layer costs.")]
+ShowPassed = Annotated[bool, typer.Option("--show-passed", help="Show the state of every rule, and what was found by convention.")]
+ShowAll = Annotated[bool, typer.Option("--show-all", help="Show all layers in the profile.")]
+ConfigLines = Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting over it.")]
+Isolated = Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")]
+ColorChoice = Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")]
+
+
+@app.callback(invoke_without_command=True)
+def gradcheck(show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if show_version:
+        version()
+
+
+@app.command()
+def scan(
+    targets: Annotated[list[str] | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name.")] = None,
+    arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the model's class or factory.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="Data: .pt, .safetensors, .npz, .csv, images, or FILE.py:name.")] = None,
+    val_data: Annotated[str | None, typer.Option(metavar="FILE", help="Validation data.")] = None,
+    input: Annotated[list[str] | None, typer.Option(metavar="TYPE[SHAPE]", help="A synthetic input: float32[32,3,224,224].")] = None,
+    loss: Annotated[str | None, typer.Option(help="cross_entropy, mse_loss, ..., or FILE.py:name.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, ..., or FILE.py:name.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the probe training [100].")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds; findings are what most of them show [1].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
+    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop measuring after this time.")] = None,
+    select: Words = None,
+    ignore: Ignored = None,
+    extend_select: Extended = None,
+    rules: RulePaths = None,
+    fail_on: FailOn = None,
+    exit_zero: ExitZero = False,
+    max_warnings: MaxWarnings = None,
+    output: Outputs = None,
+    profile: Profiled = False,
+    show_passed: ShowPassed = False,
+    show_all: ShowAll = False,
+    config: ConfigLines = None,
+    isolated: Isolated = False,
+    color: ColorChoice = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Measure models and judge them. Without TARGET: the targets of [tool.gradcheck.targets]."""
+    with exits(color):
+        from gradcheck.report.outputs import View, parse_outputs, write_outputs
+
+        chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
+        limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype, "profile": profile or None}
+        settings = settings_of(config, isolated, **chosen, **limits, fail_on=fail_on, max_warnings=max_warnings)
+        outputs = parse_outputs(output or ())
+        flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
+        jobs = _jobs(targets or [], _arguments(arg or []), flags, settings, steps)
+        reports, failed = _scan_all(jobs, quiet, color)
+        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all))
+        sys.exit(FAILED if failed else _code(reports, settings, exit_zero))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN.json", help="A saved run: what `scan --output json:RUN.json` wrote.")],
+    select: Words = None,
+    ignore: Ignored = None,
+    extend_select: Extended = None,
+    rules: RulePaths = None,
+    fail_on: FailOn = None,
+    exit_zero: ExitZero = False,
+    max_warnings: MaxWarnings = None,
+    output: Outputs = None,
+    profile: Profiled = False,
+    show_passed: ShowPassed = False,
+    show_all: ShowAll = False,
+    config: ConfigLines = None,
+    isolated: Isolated = False,
+    color: ColorChoice = "auto",
+) -> None:
+    """Judge a saved run again, with other rules or limits, and show it. Nothing is run."""
+    with exits(color):
+        from pathlib import Path
+
+        from gradcheck.judge.judge import judge_again
+        from gradcheck.report.json import load_all
+        from gradcheck.report.outputs import View, parse_outputs, write_outputs
+
+        chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
+        settings = settings_of(config, isolated, **chosen, fail_on=fail_on, max_warnings=max_warnings)
+        outputs = parse_outputs(output or ())
+        reports = [judge_again(saved, settings) for saved in load_all(Path(run))]
+        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all))
+        sys.exit(_code(reports, settings, exit_zero))
+
+
+@app.command()
+def rule(
+    name: Annotated[str, typer.Argument(metavar="NAME|CODE", help="A rule, such as vanishing-gradient or GRAD001.")],
+    output_format: Annotated[str, typer.Option(metavar="text|json")] = "text",
+    rules: RulePaths = None,
+) -> None:
+    """Explain a rule: what it finds, how it measures, its limits and their sources, when to ignore it."""
+    with exits():
+        explain(name, output_format, rules)
+
+
+@app.command("rules")
+def list_rules(
+    output_format: Annotated[str, typer.Option(metavar="text|json")] = "text",
+    select: Words = None,
+    rules: RulePaths = None,
+) -> None:
+    """List the rules: code, name, highest severity, summary."""
+    with exits():
+        import json
+
+        from gradcheck.judge.registry import load_rules
+        from gradcheck.judge.select import select as selected
+        from gradcheck.report.page import rule_facts, rule_list
+
+        every = load_rules(settings_of(None, False, rule_paths=rules).rule_paths)
+        listed = selected(every, _split(select) or ["ALL"])
+        print(rule_list(listed) if wants_text(output_format) else json.dumps([rule_facts(r) for r in listed], indent=2))
+
+
+def _scan_all(jobs: list[tuple[TargetSpec, Settings]], quiet: bool, color: str) -> tuple[list[Report], bool]:
+    """Reports of all targets that could be scanned, and whether one could not. A single target's error is raised."""
+    from contextlib import redirect_stdout
+
+    from gradcheck.errors import GradcheckError, TargetError
+    from gradcheck.report.stderr import progress_bar
+    from gradcheck.scan import scan_target
+
+    reports, failed = [], False
+    for spec, settings in jobs:
+        try:
+            # stdout carries results only: what the user's code prints goes to stderr
+            with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
+                try:
+                    reports.append(scan_target(spec, settings, progress))
+                except SystemExit as e:
+                    hint = "guard it with `if __name__ == '__main__':`"
+                    raise TargetError(f"{spec.target} ended the program: sys.exit({e.code!r})", hint=hint) from e
+        except GradcheckError as e:
+            if len(jobs) == 1:
+                raise
+            failed = True
+            say(e, color)
+    if not reports:
+        sys.exit(FAILED)
+    return reports, failed
+
+
+def _jobs(
+    targets: list[str], arguments: dict[str, str], flags: dict[str, Any], settings: Settings, steps: int | None
+) -> list[tuple[TargetSpec, Settings]]:
+    """What to scan: targets of the command line (names of configured ones too), else all configured ones."""
+    from dataclasses import replace
+
+    from gradcheck.config import TargetSettings
+    from gradcheck.errors import ConfigError
+    from gradcheck.target.spec import TargetSpec
+
+    names = targets or list(settings.targets)
+    if not names:
+        raise ConfigError("no target", hint="gradcheck scan model.py, or list targets in [tool.gradcheck.targets.NAME] with model = ...")
+    jobs = []
+    for name in names:
+        own = settings.targets.get(name) or TargetSettings(name)
+        base = {"data": own.data, "val_data": own.val_data, "inputs": own.input, "loss": own.loss, "optimizer": own.optimizer, "lr": own.lr}
+        values = base | {k: v for k, v in flags.items() if v not in (None, ())}
+        spec = TargetSpec(own.target, arguments={**own.args, **arguments}, device=settings.device, dtype=settings.dtype, **values)
+        jobs.append((spec, replace(settings, steps=own.steps) if own.steps and steps is None else settings))
+    return jobs
+
+
+def _code(reports: list[Report], settings: Settings, exit_zero: bool) -> int:
+    if exit_zero:
+        return 0
+    many = settings.max_warnings is not None and sum(r.count("warning") for r in reports) > settings.max_warnings
+    return FOUND if many or any(r.exit_code(settings.fail_on) for r in reports) else 0
+
+
+def _split(words: list[str] | None) -> list[str] | None:
+    """`--select GRAD,INIT --select dead-units` as one list."""
+    return None if words is None else [w.strip() for word in words for w in word.split(",") if w.strip()]
+
+
+def _arguments(texts: list[str]) -> dict[str, str]:
+    from gradcheck.errors import ConfigError
+
+    for text in texts:
+        if not text.partition("=")[0].isidentifier() or "=" not in text:
+            raise ConfigError(f"--arg {text!r} is not KEY=VALUE", hint="--arg depth=12")
+    return {key: value for key, _, value in (text.partition("=") for text in texts)}
+
+
+def _color(color: str) -> Any:
+    from gradcheck.errors import ConfigError
+
+    if color not in ("auto", "always", "never"):
+        raise ConfigError(f"--color must be auto, always or never; got {color!r}")
+    return color

@@ -1,0 +1,33 @@
+"""What can go wrong, as a tree. Each error says what happened, where, and what to do next; the CLI exits with 2.
+
+    GradcheckError
+      TargetError        the model, data, loss or optimizer cannot be found, loaded or run
+      ConfigError        [tool.gradcheck], a flag, or a rule selection is wrong
+      SavedRunError      a saved run cannot be read or written
+"""
+
+from __future__ import annotations
+
+from gradcheck.nouns.places import Location
+
+
+class GradcheckError(Exception):
+    """`message` says what is wrong; `location` where; `hint` the next step to take."""
+
+    def __init__(self, message: str, *, hint: str = "", location: Location | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.location = location
+
+
+class TargetError(GradcheckError):
+    """The workload cannot be found, loaded, copied or run."""
+
+
+class ConfigError(GradcheckError):
+    """A setting, a flag or a rule selection is wrong."""
+
+
+class SavedRunError(GradcheckError):
+    """A saved run cannot be read, is of a newer schema, or cannot be written."""

@@ -1,0 +1,139 @@
+"""From measurements to findings: run the rules, agree over seeds, suppress, find root causes, sort."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from gradcheck.config import RuleSettings, Settings
+from gradcheck.judge.causes import fold
+from gradcheck.judge.protocol import NoVerdict, Rule
+from gradcheck.judge.seeds import agree, merge_sites
+from gradcheck.judge.select import chosen, needs
+from gradcheck.judge.suppress import split_by_comments, split_by_layers, unused_ignore, without_effect
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.places import Ignore
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import SEVERITIES, Finding, RuleState, RuleStatus
+
+Judged = tuple[tuple[Finding, ...], tuple[Finding, ...], tuple[RuleState, ...]]
+Outcome = list[Finding] | RuleState  # of one rule on one measurement
+SILENT = ("crashed", "not-measured", "not-applicable")  # states without a verdict; of several seeds' the first is reported
+
+
+def judge(measurements: Sequence[Measurement], rules: Sequence[Rule], settings: Settings) -> Judged:
+    """Findings, suppressed findings, and the state of every rule, for measurements of one target, one per seed.
+
+    A rule that raises is "crashed" and spoils nothing else. With several seeds, a finding counts when more than half
+    of them show it.
+    """
+    findings: list[Finding] = []
+    suppressed: list[Finding] = []
+    states: list[RuleState] = []
+    used: set[tuple[str, int, str]] = set()
+    ignores = _ignores(measurements)
+    for rule in rules:
+        if rule.code == unused_ignore.code:
+            continue
+        found, state = _over_seeds(rule, measurements, settings.rule(rule.name, rule.code))
+        found, dropped = split_by_layers(found, settings.per_layer_ignores)
+        found, commented, hits = split_by_comments(found, ignores)
+        used |= hits
+        findings += found
+        suppressed += [*dropped, *commented]
+        if state.status == "finding" and not found:
+            state = replace(state, status="suppressed")
+        states.append(state)
+    if any(r.code == unused_ignore.code for r in rules):
+        unused = [_overridden(f, settings.rule(f.name, f.code)) for f in without_effect(ignores, used, states)]
+        findings += unused
+        status: RuleStatus = "finding" if unused else "passed" if ignores else "not-applicable"
+        reason = "" if ignores else "no ignore comments"
+        states.append(RuleState(unused_ignore.code, unused_ignore.name, status, reason))
+    return _sorted(fold(findings, rules), rules), tuple(suppressed), tuple(states)
+
+
+def judge_again(report: Report, settings: Settings) -> Report:
+    """The report with its measurements judged by other settings. What was not measured then is "not-measured"."""
+    from gradcheck.judge.registry import load_rules
+
+    rules = chosen(settings)
+    ran = {state.code for state in report.rules}
+    measured = needs(r for r in load_rules(settings.rule_paths) if r.code in ran)
+    able = [r for r in rules if r.code in ran or measured.issuperset(r.needs)]
+    findings, suppressed, states = judge(report.measurements, able, settings)
+    by_code = {s.code: s for s in states}
+    every = tuple(by_code.get(r.code) or _unmeasured(r, measured) for r in rules)
+    return replace(report, findings=findings, suppressed=suppressed, rules=every)
+
+
+def _unmeasured(rule: Rule, measured: Collection[str]) -> RuleState:
+    lacking = ", ".join(n for n in rule.needs if n not in measured)
+    return RuleState(rule.code, rule.name, "not-measured", f"the saved run was made without measuring {lacking}")
+
+
+def _over_seeds(rule: Rule, measurements: Sequence[Measurement], own: RuleSettings) -> tuple[list[Finding], RuleState]:
+    """Findings of one rule that the seeds agree on, and its state."""
+    outcomes = [_outcome(rule, m, own) for m in measurements]
+    verdicts = [o for o in outcomes if isinstance(o, list)]
+    others = [o for o in outcomes if isinstance(o, RuleState)]
+    state = min(others, key=lambda s: SILENT.index(s.status), default=None)
+    found = agree(verdicts)
+    if found:
+        reason = f"{state.status} with another seed: {state.reason}" if state else ""
+        return [_overridden(f, own) for f in found], RuleState(rule.code, rule.name, "finding", reason)
+    if state is not None and (state.status == "crashed" or not verdicts):
+        return [], state
+    return [], RuleState(rule.code, rule.name, "passed")
+
+
+def _outcome(rule: Rule, m: Measurement, own: RuleSettings) -> Outcome:
+    """Findings of one rule on one measurement, or why there is no verdict."""
+    lacking = next((n for n in m.not_measured if n.what in rule.needs), None)
+    if lacking is not None:
+        return RuleState(rule.code, rule.name, "not-measured", f"{lacking.what}: {lacking.why}")
+    try:
+        verdict = rule.check(m, _limits(rule, own.limits))
+        if isinstance(verdict, NoVerdict):
+            return RuleState(rule.code, rule.name, verdict.status, verdict.reason)
+        return merge_sites([_checked(f, rule) for f in verdict])
+    except Exception as e:
+        return RuleState(rule.code, rule.name, "crashed", _crash(e))
+
+
+def _limits(rule: Rule, own: Mapping[str, float]) -> dict[str, float]:
+    return {name: own.get(name, limit.value) for name, limit in rule.limits.items()}
+
+
+def _checked(finding: Finding, rule: Rule) -> Finding:
+    if not isinstance(finding, Finding):
+        raise TypeError(f"the rule returned {type(finding).__name__}, not a Finding")
+    if SEVERITIES.index(finding.severity) < SEVERITIES.index(rule.up_to):
+        raise ValueError(f"the rule gave severity {finding.severity!r}; it may give {rule.up_to!r} at most")
+    return replace(finding, code=rule.code, name=rule.name)
+
+
+def _crash(error: Exception) -> str:
+    """`ZeroDivisionError: float division by zero (activation.py, line 41)`."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename.replace(chr(92), '/').rpartition('/')[2]}, line {frame.lineno})"
+
+
+def _overridden(finding: Finding, own: RuleSettings) -> Finding:
+    return finding if own.severity is None else replace(finding, severity=own.severity)
+
+
+def _ignores(measurements: Sequence[Measurement]) -> tuple[Ignore, ...]:
+    return tuple(dict.fromkeys(i for m in measurements for i in m.ignores))
+
+
+def _sorted(findings: Sequence[Finding], rules: Sequence[Rule]) -> tuple[Finding, ...]:
+    """Most severe first; of one severity headlines before consequences, then in order of rules and places."""
+    order = {rule.code: i for i, rule in enumerate(rules)}
+
+    def key(f: Finding) -> tuple[int, bool, int, str, int, int]:
+        place = (f.location.path, f.location.line, f.location.column) if f.location else ("", 0, 0)
+        return (SEVERITIES.index(f.severity), f.cause is not None, order[f.code], *place)
+
+    return tuple(sorted(findings, key=key))

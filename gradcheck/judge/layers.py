@@ -1,0 +1,96 @@
+"""Questions about layers that several rules ask. Pure functions of a Measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradcheck.nouns.measurement import Layer, LayerKind, Measurement, Parameter
+    from gradcheck.nouns.places import Location
+
+BODY_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "recurrent")
+
+
+def body(m: Measurement) -> list[Layer]:
+    """The layers that carry the signal, in order of their first call: linear, conv and recurrent ones, heads excluded."""
+    return sorted((x for x in m.layers if x.kind in BODY_KINDS and not x.head and x.trained), key=lambda x: x.order)
+
+
+def in_order(m: Measurement) -> list[Layer]:
+    """All layers in order of their first call."""
+    return sorted(m.layers, key=lambda x: x.order)
+
+
+def parameters_by_name(m: Measurement) -> dict[str, Parameter]:
+    """Every parameter under each of its names; a tied one has several."""
+    return {name: p for p in m.parameters for name in (p.name, *p.aliases)}
+
+
+def holders(m: Measurement) -> dict[str, Layer]:
+    """The first layer that holds each parameter, by the parameter's first name."""
+    known = parameters_by_name(m)
+    result: dict[str, Layer] = {}
+    for layer in in_order(m):
+        for name in layer.parameters:
+            if name in known:
+                result.setdefault(known[name].name, layer)
+    return result
+
+
+def is_matrix(p: Parameter) -> bool:
+    """Whether it is a weight proper: at least two axes longer than 1. Biases, gains and LayerScales are not."""
+    return sum(size > 1 for size in p.shape) >= 2
+
+
+def weight(layer: Layer, parameters: Mapping[str, Parameter]) -> Parameter | None:
+    """The plain weight of a linear or conv layer; None when it has none of its own, or a reparametrised one."""
+    for name in layer.parameters:
+        p = parameters.get(name)
+        if p is not None and name.rpartition(".")[2] == "weight" and len(p.shape) >= 2:
+            return p
+    return None
+
+
+def bias(layer: Layer, parameters: Mapping[str, Parameter]) -> Parameter | None:
+    return next((parameters[n] for n in layer.parameters if n.rpartition(".")[2] == "bias" and n in parameters), None)
+
+
+def gain(layer: Layer, parameters: Mapping[str, Parameter]) -> float | None:
+    """sqrt(fan_in) * std of the layer's weights at the start: the factor on the rms of independent, centred inputs.
+
+    None where that says nothing: a frozen, constant or reparametrised weight, or an unknown fan-in.
+    """
+    p = weight(layer, parameters)
+    if p is None or not layer.fan_in or not p.trainable or constant_at_start(p):
+        return None
+    return float(layer.fan_in**0.5 * p.std)
+
+
+def constant_at_start(p: Parameter) -> bool:
+    """Whether all entries are equal before the first step, but for the rounding of mean and standard deviation."""
+    return p.std <= 1e-6 * abs(p.mean)
+
+
+def output_side(m: Measurement, activation: Layer) -> bool:
+    """Whether an activation belongs to an output: it follows a head, or no layer with weights runs after it."""
+    weighted = [x for x in m.layers if x.kind in BODY_KINDS]
+    before = max((x for x in weighted if x.order < activation.order), key=lambda x: x.order, default=None)
+    return activation.head or (before is not None and before.head) or all(x.order < activation.order for x in weighted)
+
+
+def by_site(layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Layers grouped by the expression that creates them. Layers without a known site form one group."""
+    groups: dict[Location | None, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.site, []).append(layer)
+    return list(groups.values())
+
+
+def names(layers: Iterable[Layer]) -> tuple[str, ...]:
+    return tuple(layer.name for layer in layers)
+
+
+def settled_step(m: Measurement, least: int = 3) -> int | None:
+    """The first measured step by which zero-initialised branches have started to move; None when none was measured."""
+    return next((step for step in sorted(m.measured_steps) if step >= least), None)

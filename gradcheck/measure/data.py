@@ -1,0 +1,107 @@
+"""Facts about the batches: ranges of the inputs, spread of the labels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from gradcheck.nouns.measurement import DataFacts, InputFacts, LabelFacts, LayerKind
+
+MOST_FEATURES = 100_000
+
+
+def data_facts(
+    batches: Sequence[Any], *, given: bool, steps: int, targets: Sequence[torch.Tensor], classes: int | None, ignore_index: int, first: LayerKind | None
+) -> DataFacts:
+    """`targets`: the target tensor of each batch, where it is known; they are not inputs. `first`: kind of the first layer."""
+    skipped = {id(t) for t in targets}
+    columns: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        for name, tensor in named_tensors(batch):
+            if id(tensor) not in skipped:
+                columns.setdefault(name, []).append(tensor)
+    inputs = tuple(_input(name, tensors, first) for name, tensors in columns.items() if tensors[0].numel())
+    labels = _labels(targets, classes, ignore_index)
+    size = batch_size(batches[0]) if batches else 0
+    return DataFacts(given, len(batches), size, inputs, labels, repeated=len(batches) < steps)
+
+
+def named_tensors(value: Any, name: str = "input") -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a batch with their path in it: "input_ids", "0", "1.2"."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from named_tensors(item, str(key))
+    elif isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            yield from named_tensors(item, str(i) if name == "input" else f"{name}.{i}")
+
+
+def batch_size(batch: Any) -> int:
+    first = next((t for _, t in named_tensors(batch) if t.dim()), None)
+    return first.shape[0] if first is not None else 1
+
+
+@torch.no_grad()
+def _input(name: str, tensors: list[torch.Tensor], first: LayerKind | None) -> InputFacts:
+    shape, dtype = tuple(tensors[0].shape), str(tensors[0].dtype).removeprefix("torch.")
+    if tensors[0].is_complex():
+        tensors = [torch.view_as_real(t) for t in tensors]
+    if not tensors[0].is_floating_point():
+        low = min(t.min().item() for t in tensors if t.numel())
+        high = max(t.max().item() for t in tensors if t.numel())
+        return InputFacts(name, shape, dtype, min=float(low), max=float(high), used_by=first)
+    bad, place = 0, None
+    for b, t in enumerate(tensors):
+        wrong = ~torch.isfinite(t)
+        count = int(wrong.sum().item())
+        if count and place is None:
+            place = (b, *wrong.nonzero()[0].tolist())
+        bad += count
+    flat = torch.cat([t.detach().float().reshape(-1) for t in tensors])
+    flat = flat[torch.isfinite(flat)] if bad else flat
+    if not flat.numel():
+        return InputFacts(name, shape, dtype, non_finite=bad, first_non_finite=place, used_by=first)
+    low, high = torch.aminmax(flat)
+    ratio, offset, constant = _features(tensors)
+    return InputFacts(
+        name, shape, dtype, flat.double().mean().item(), flat.double().std(correction=0).item(), low.item(), high.item(), ratio, offset, bad, place, constant, first
+    )
+
+
+def _features(tensors: list[torch.Tensor]) -> tuple[float | None, float | None, int]:
+    """Over columns of 2-D inputs: ratio of the largest to the smallest spread, largest |mean| in spreads, constant columns."""
+    if tensors[0].dim() != 2 or tensors[0].shape[1] > MOST_FEATURES or any(t.shape[1:] != tensors[0].shape[1:] for t in tensors):
+        return None, None, 0
+    x = torch.cat([t.detach().double() for t in tensors])
+    if x.shape[0] < 8 or not torch.isfinite(x).all():
+        return None, None, 0
+    std, mean = x.std(0, correction=0), x.mean(0).abs()
+    varies = std > 1e-12 * x.abs().amax(0).clamp_min(1e-300)
+    if not bool(varies.any()):
+        return None, None, x.shape[1]
+    spread = std[varies]
+    return (spread.max() / spread.min()).item(), (mean[varies] / spread).max().item(), int((~varies).sum().item())
+
+
+@torch.no_grad()
+def _labels(targets: Sequence[torch.Tensor], classes: int | None, ignore_index: int) -> LabelFacts | None:
+    if not targets or classes is None or any(t.is_floating_point() for t in targets):
+        return None
+    flat = [t.reshape(-1).long() for t in targets]
+    ignored = sum(int((t == ignore_index).sum().item()) for t in flat)
+    flat = [t[t != ignore_index] for t in flat]
+    joined = torch.cat(flat)
+    if not joined.numel():
+        return None
+    low, high = int(joined.min().item()), int(joined.max().item())
+    inside = joined[(joined >= 0) & (joined < max(classes, 1))]
+    counts = torch.bincount(inside, minlength=classes).tolist() if classes <= 100_000 else []
+    per_batch = tuple(len(t.unique()) for t in flat)
+    ends = [(int(t[0]), int(t[-1])) for t in flat if t.numel()]
+    ordered = all(bool((t[1:] >= t[:-1]).all()) for t in flat) and all(a[1] <= b[0] for a, b in itertools.pairwise(ends))
+    return LabelFacts(classes, tuple(counts), per_batch, low, high, ordered and high > low and len(flat) > 1, ignored)

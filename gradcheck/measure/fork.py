@@ -1,0 +1,143 @@
+"""Copies of a workload to experiment on."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.errors import TargetError
+from gradcheck.target.rng import seed_all
+from gradcheck.target.workload import Batch, TrainingStep, Workload
+
+
+@dataclass
+class Trainee:
+    """A copy of the user's model, optimizer and loss that may be trained and thrown away."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    training_step: TrainingStep
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The scalar training loss. Raises what the user's code raises, and TargetError when it is no scalar."""
+        value = self.training_step(self.model, batch)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            what = f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise TargetError(f"the training step must return a scalar loss, not {what}", hint="reduce it, for example with .mean()")
+        return value if value.dim() == 0 else value.reshape(())
+
+
+def fork(workload: Workload, *, seed: int = 0) -> Trainee:
+    """A fresh copy with the workload's initial weights and optimizer state, in training mode, random state seeded.
+
+    Functions that refer to the model from outside (a penalty over its parameters, say) are made to refer to the copy.
+    Raises TargetError when the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for module in workload.model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:  # torch refuses to copy these
+                memo[id(value)] = value.detach().clone()
+    try:
+        model = copy.deepcopy(workload.model, memo)
+        optimizer = _copy_optimizer(workload.optimizer, memo)
+        step = _rebind(workload.training_step, memo)
+    except TargetError:
+        raise
+    except Exception as error:
+        raise TargetError(
+            f"the model cannot be copied: {type(error).__name__}: {error}",
+            hint="gradcheck measures a copy, so that nothing of yours changes; give the attribute that fails a __deepcopy__",
+        ) from error
+    if not workload.model.training:
+        model.train()
+    seed_all(seed)
+    return Trainee(model, optimizer, step)
+
+
+def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
+    """A deep copy whose groups hold the copied parameters.
+
+    `copy.deepcopy` drops what subclasses keep beside state and groups (LBFGS's list of parameters), and a learning-rate
+    scheduler leaves a wrapped `step` on the instance that would step the original: neither is wanted.
+    """
+    twin = object.__new__(type(optimizer))
+    memo[id(optimizer)] = twin
+    for name, value in vars(optimizer).items():
+        if name in ("step", "_zero_grad_profile_name"):
+            continue
+        twin.__dict__[name] = copy.deepcopy(value, memo)
+    twin._patch_step_function()  # type: ignore[no-untyped-call]
+    return twin
+
+
+def _rebind(value: Any, memo: dict[int, Any]) -> Any:
+    """A callable whose bound object, closure and globals refer to the copies where they referred to copied objects."""
+    if isinstance(value, types.FunctionType):
+        return _rebind_function(value, memo)
+    if isinstance(value, functools.partial):
+        return functools.partial(
+            _rebind(value.func, memo), *(_copied(a, memo) for a in value.args), **{k: _copied(v, memo) for k, v in value.keywords.items()}
+        )
+    return _copied(value, memo)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, (types.FunctionType, functools.partial)):
+        return _rebind(value, memo)
+    holds_state = isinstance(value, (nn.Module, nn.Parameter, torch.optim.Optimizer, types.MethodType))
+    if holds_state or (hasattr(value, "__dataclass_fields__") and not isinstance(value, type)):
+        return copy.deepcopy(value, memo)
+    if isinstance(value, (list, tuple)) and any(isinstance(v, (nn.Module, nn.Parameter)) for v in value):
+        return copy.deepcopy(value, memo)
+    return value
+
+
+def _rebind_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    if id(function) in memo:
+        return memo[id(function)]  # type: ignore[no-any-return]
+    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, None)
+    memo[id(function)] = function  # a recursive function refers to itself
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # an empty cell
+            cells.append(cell)
+            continue
+        replaced = _copied(content, memo)
+        cells.append(cell if replaced is content else types.CellType(replaced))
+    named = _global_names(function.__code__)
+    changed = {}
+    for name in named:
+        content = function.__globals__.get(name)
+        if content is None or isinstance(content, (types.ModuleType, type)):
+            continue
+        if isinstance(content, types.FunctionType) and content.__globals__ is not function.__globals__:
+            continue
+        replaced = _copied(content, memo)
+        if replaced is not content:
+            changed[name] = replaced
+    if not changed and all(a is b for a, b in zip(cells, function.__closure__ or (), strict=True)):
+        return function
+    space = {**function.__globals__, **changed} if changed else function.__globals__
+    twin = types.FunctionType(function.__code__, space, function.__name__, function.__defaults__, tuple(cells) or None)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    memo[id(function)] = twin
+    return twin
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _global_names(constant)
+    return names

@@ -1,0 +1,159 @@
+"""Calls of all measured steps, merged into one record per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from gradcheck.measure import kinds
+from gradcheck.measure.statistics import merge
+from gradcheck.measure.structure import Fate
+from gradcheck.measure.taps import Call
+from gradcheck.nouns.measurement import Layer, Profile, Snapshot
+from gradcheck.nouns.places import Location
+
+
+@dataclass(eq=False)
+class Growing:
+    """A layer while it is measured."""
+
+    first: Call
+    order: int
+    calls: int = 0
+    fate: Fate = field(default_factory=Fate)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    alive_first: torch.Tensor | None = None  # union over the first two measured steps
+    alive_last: torch.Tensor | None = None  # union over the last two
+    samples: list[int] = field(default_factory=list)  # effective samples at each measured step
+    alive: list[torch.Tensor] = field(default_factory=list)  # at each measured step
+    fan_in: int | None = None
+    groups: int = 1
+
+
+class Layers:
+    """All layers, fed with the calls of one measured step after another."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, Growing] = {}
+        self.batches: list[int] = []
+
+    def add(self, step: int, batch: int, calls: Iterable[Call], fates: Mapping[int, Fate] | None) -> None:
+        """Files the calls of a step. `fates` come with the first one."""
+        self.batches.append(batch)
+        groups: dict[str, list[Call]] = {}
+        for call in calls:
+            groups.setdefault(call.name, []).append(call)
+        for name, same in groups.items():
+            layer = self.layers.get(name)
+            if layer is None:
+                layer = self.layers[name] = Growing(same[0], len(self.layers))
+                layer.fan_in, layer.groups = fan_in(same[0])
+            layer.calls = max(layer.calls, len(same))
+            if fates is not None:
+                layer.fate = _joined([fates[id(c)] for c in same if id(c) in fates])
+            layer.snapshots.append(_snapshot(step, same))
+            self._units(layer, same)
+
+    @staticmethod
+    def _units(layer: Growing, same: list[Call]) -> None:
+        masks = [c.alive for c in same if c.alive is not None]
+        if masks and all(m.shape == masks[0].shape for m in masks):
+            layer.alive.append(torch.stack(masks).any(0).cpu())
+            layer.samples.append(sum(c.effective_samples for c in same))
+
+    def nouns(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
+        return tuple(self._noun(name, layer, sites, profiles) for name, layer in self.layers.items())
+
+    def _noun(self, name: str, layer: Growing, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> Layer:
+        first, fate = layer.first, layer.fate
+        parameters: tuple[str, ...] = ()
+        if first.module is not None:
+            parameters = tuple(f"{name}.{n}" if name else n for n, _ in first.module.named_parameters(recurse=False))
+        units = dead = at_start = None
+        samples = batches = 0
+        if layer.alive:
+            last = torch.stack(layer.alive[-2:]).any(0) if len(layer.alive) > 1 else layer.alive[0]
+            start = torch.stack(layer.alive[:2]).any(0)
+            units, dead, at_start = last.numel(), int((~last).sum()), int((~start).sum())
+            samples = sum(layer.samples[-2:])
+            batches = len(set(self.batches[-2:]))
+        return Layer(
+            name,
+            first.type,
+            first.kind,
+            layer.order,
+            layer.calls,
+            first.shape,
+            first.site or sites.get(name),
+            parameters,
+            first.function,
+            fate.activation,
+            fate.normalized,
+            fate.residual,
+            fate.gate,
+            fate.head and first.kind in kinds.WEIGHTED_KINDS,
+            fate.trained,
+            layer.fan_in,
+            layer.groups,
+            units,
+            dead,
+            samples,
+            batches,
+            at_start,
+            tuple(layer.snapshots),
+            profiles.get(name),
+        )
+
+
+def _joined(fates: list[Fate]) -> Fate:
+    """The fate of a layer that is called several times: whatever happens to any of its outputs."""
+    if not fates:
+        return Fate()
+    return Fate(
+        next((f.activation for f in fates if f.activation), None),
+        any(f.normalized for f in fates),
+        any(f.residual for f in fates),
+        any(f.gate for f in fates),
+        any(f.head for f in fates),
+        any(f.trained for f in fates),
+    )
+
+
+def _snapshot(step: int, calls: list[Call]) -> Snapshot:
+    return Snapshot(
+        step,
+        merge([c.output for c in calls if c.output is not None]),
+        merge([g for c in calls for g in c.gradients]),
+        _mean([c.saturated for c in calls]),
+        _mean([c.sample_cosine for c in calls]),
+        _mean([c.token_cosine for c in calls]),
+    )
+
+
+def _mean(values: list[torch.Tensor | None]) -> float | None:
+    known = [number for v in values if v is not None and math.isfinite(number := v.item())]
+    return sum(known) / len(known) if known else None
+
+
+def fan_in(call: Call) -> tuple[int | None, int]:
+    """Inputs per output unit, and groups, of a linear or convolution call."""
+    module = call.module
+    if isinstance(module, nn.modules.conv._ConvNd):
+        weight = module.weight
+        if module.transposed:
+            return weight.shape[0] * weight[0][0].numel() // module.groups, module.groups
+        return weight[0].numel(), module.groups
+    weight = call.weight if module is None else getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or call.kind not in ("linear", "conv"):
+        return None, 1
+    if call.kind == "conv":
+        return weight[0].numel(), 1
+    if weight.dim() == 2 and weight.shape[0] == call.shape[-1] and weight.shape[1] != call.shape[-1]:
+        return weight.shape[1], 1
+    if weight.dim() == 2 and (module is None or call.type == "Conv1D") and weight.shape[1] == call.shape[-1]:
+        return weight.shape[0], 1
+    return weight.shape[-1], 1

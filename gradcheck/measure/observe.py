@@ -1,0 +1,147 @@
+"""The first pass, watched more closely than the others: loss calls, softmaxes, broadcasts, and where gradient is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from gradcheck.measure import losses
+from gradcheck.measure.taps import Taps, caller, tensors_in
+from gradcheck.nouns.measurement import BroadcastMix
+from gradcheck.nouns.places import Location
+from gradcheck.target.sites import location_of_frame
+
+_SOFTMAX = {
+    F.softmax: False,
+    torch.softmax: False,
+    torch.Tensor.softmax: False,
+    F.log_softmax: True,
+    torch.log_softmax: True,
+    torch.Tensor.log_softmax: True,
+}
+_ARITHMETIC = {
+    f: name
+    for name in ("sub", "add", "mul", "__rsub__")
+    for home in (torch, torch.Tensor)
+    if (f := getattr(home, name, None)) is not None
+}
+# Results that carry no values of their argument.
+_SHAPE_ONLY = frozenset(
+    "zeros_like ones_like empty_like rand_like randn_like randint_like full_like new_zeros new_ones new_empty new_full new_tensor "
+    "register_hook requires_grad_ backward size dim".split()
+)
+_CUT_NAMES = {"__float__": "item", "__int__": "item", "__bool__": "bool", "__index__": "item", "tolist": "item", "argmin": "argmax", "argsort": "argmax"}
+_MOST_SOURCES = 64
+
+
+@dataclass(eq=False)
+class SeenSoftmax:
+    layer: str
+    site: Location | None
+    shape: tuple[int, ...]
+    axis: int
+    implicit: bool
+    log: bool
+    node: Any
+
+
+@dataclass(eq=False)
+class SeenCut:
+    """Calls at one place whose arguments carry gradient and whose results do not."""
+
+    operation: str
+    layer: str
+    site: Location | None
+    nodes: list[Any] = field(default_factory=list)
+    leaves: list[torch.Tensor] = field(default_factory=list)
+
+
+class Tracer(Taps):
+    """Taps that also see what only the first pass needs."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__(names, functions=True)
+        self.losses: list[losses.SeenLoss] = []
+        self.softmaxes: list[SeenSoftmax] = []
+        self.mixes: list[BroadcastMix] = []
+        self.cuts: dict[Any, SeenCut] = {}
+        self._in_loss = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.recording:
+            return function(*args, **kwargs)
+        if function in losses.LOSSES:
+            return self._loss(function, args, kwargs)
+        output = super().__torch_function__(function, types, args, kwargs)
+        if function in _SOFTMAX:
+            self._softmax(function, args, kwargs, output)
+        elif function in _ARITHMETIC and not self.stack:
+            self._mix(function, args, output)
+        self._cut(function, args, kwargs, output)
+        return output
+
+    def _loss(self, function: Any, args: Any, kwargs: Any) -> Any:
+        seen = losses.seen(losses.LOSSES[function], args, kwargs, location_of_frame(caller()))
+        if seen is not None:
+            self.losses.append(seen)
+        try:
+            output = function(*args, **kwargs)
+        except Exception as error:
+            if seen is not None:
+                seen.raised = f"{type(error).__name__}: {error}"
+            raise
+        if seen is not None and isinstance(output, torch.Tensor):
+            seen.watch(output)
+        return output
+
+    def _softmax(self, function: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        rank = output.dim()
+        implicit = dim is None
+        if implicit:  # torch's own rule for a missing dim
+            dim = 0 if rank in (0, 1, 3) else 1
+        if not isinstance(dim, int) or rank == 0:
+            return
+        site = location_of_frame(caller())
+        seen = SeenSoftmax(self.module_name, site, tuple(output.shape), dim % rank, implicit, _SOFTMAX[function], output.grad_fn)
+        self.softmaxes.append(seen)
+
+    def _mix(self, function: Any, args: Any, output: Any) -> None:
+        """[N, 1] with [N] gives [N, N]: a target that lost, or an output that kept, its last axis."""
+        shapes = [tuple(a.shape) for a in args[:2] if isinstance(a, torch.Tensor)]
+        if len(shapes) != 2 or not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return
+        one, other = sorted(shapes, key=len)
+        if len(other) == len(one) + 1 and other[-1] == 1 and one and other[:-1] == one and one[-1] > 1 and output.requires_grad:
+            site = location_of_frame(caller())
+            self.mixes.append(BroadcastMix(_ARITHMETIC[function].strip("_"), site, shapes[0], shapes[1], tuple(output.shape)))
+
+    def _cut(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(function, "__self__", None), "__name__", "")
+            if name != "data":
+                return
+        if name in _SHAPE_ONLY:
+            return
+        carries = isinstance(output, (torch.Tensor, float)) or name in ("numpy", "item", "tolist", "__bool__", "__int__", "__float__")
+        if not carries or any(t.requires_grad for t in tensors_in(output, 2)):
+            return
+        sources = [t for t in tensors_in((args, kwargs), 2) if t.requires_grad]
+        if not sources:
+            return
+        operation = _CUT_NAMES.get(name, name)
+        if not torch.is_grad_enabled():
+            operation = "no_grad"
+        elif isinstance(output, torch.Tensor) and not output.is_floating_point() and operation not in ("argmax", "detach", "data"):
+            operation = "bool" if output.dtype == torch.bool else "int-cast"
+        site = location_of_frame(caller())
+        cut = self.cuts.setdefault((operation, self.module_name, site), SeenCut(operation, self.module_name, site))
+        if len(cut.nodes) + len(cut.leaves) < _MOST_SOURCES:
+            cut.nodes.extend(t.grad_fn for t in sources if t.grad_fn is not None)
+            cut.leaves.extend(t for t in sources if t.is_leaf)

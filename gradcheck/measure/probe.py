@@ -1,0 +1,114 @@
+"""A short training of a copy with the user's own optimizer, measured on a schedule."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.parameters import total_norm
+from gradcheck.nouns.measurement import Run
+
+EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last two
+
+
+@dataclass
+class Training:
+    """A training in progress. `observe(step, batch)` takes a measured step and returns its loss."""
+
+    trainee: Trainee
+    batches: Sequence[Any]
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    ended: str = "done"
+    error: str | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def run(
+        self,
+        steps: int,
+        deadline: float,
+        *,
+        measured: frozenset[int] = frozenset(),
+        observe: Callable[[int, Any], float] | None = None,
+        norms: bool = True,
+        enough: Callable[[list[float]], bool] | None = None,
+        tick: Callable[[int], None] | None = None,
+    ) -> None:
+        """Takes steps until `steps` are done, time is up, a number is not finite, or `enough(losses)`."""
+        while self.step < steps and self.ended == "done":
+            if self.step >= 3 and time.perf_counter() > deadline:
+                self.ended = "budget"
+                return
+            t = self.step
+            batch = self.batches[t % len(self.batches)]
+            loss = observe(t, batch) if observe is not None and t in measured else self.bare_step(batch, norms)
+            self.losses.append(loss)
+            if not math.isfinite(loss) or (self.norms and not math.isfinite(self.norms[-1])):
+                self.ended = "non-finite"
+            elif enough is not None and enough(self.losses):
+                self.ended = "learned"
+            if tick is not None:
+                tick(t)
+
+    def bare_step(self, batch: Any, norms: bool = True) -> float:
+        """One step as the user would take it. Returns the loss before it."""
+        trainee = self.trainee
+        trainee.optimizer.zero_grad(set_to_none=True)
+        loss = trainee.loss(batch)
+        value = float(loss.detach())
+        if loss.requires_grad:
+            loss.backward()
+            if norms:
+                self.norms.append(total_norm(trainee.model.parameters()))
+        take_step(trainee, batch)
+        return value
+
+    def noun(self, name: str, **more: Any) -> Run:
+        return Run(
+            name,
+            tuple(self.losses),
+            tuple(self.norms),
+            len(self.batches),
+            lr_of(self.trainee.optimizer),
+            ended=self.ended,  # type: ignore[arg-type]
+            error=self.error,
+            seconds=time.perf_counter() - self.started,
+            **more,
+        )
+
+
+def take_step(trainee: Trainee, batch: Any) -> None:
+    """The optimizer's step; with a closure for those that evaluate the loss themselves (LBFGS)."""
+    if not needs_closure(trainee.optimizer):
+        trainee.optimizer.step()
+        return
+
+    def closure() -> torch.Tensor:
+        trainee.optimizer.zero_grad(set_to_none=True)
+        loss = trainee.loss(batch)
+        if loss.requires_grad:
+            loss.backward()
+        return loss
+
+    trainee.optimizer.step(closure)
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return isinstance(optimizer, torch.optim.LBFGS) or (parameter is not None and parameter.default is inspect.Parameter.empty)
+
+
+def lr_of(optimizer: torch.optim.Optimizer) -> float | None:
+    value = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
+    return float(value) if value is not None else None

@@ -1,0 +1,136 @@
+"""What each layer costs: parameters, FLOPs, activation memory, forward and backward time. A pass of its own."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.taps import tensors_in
+from gradcheck.nouns.measurement import Profile
+
+REPEATS = 3  # timed passes, after one to warm up; the median is reported
+
+
+@dataclass
+class _Costs:
+    flops: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    bytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    forward: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    backward: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+def profile(trainee: Trainee, batch: Any) -> dict[str, Profile]:
+    """Costs by module name. Backward time runs from the gradient of a module's output to the gradient of its input."""
+    costs = _Costs()
+    names = {id(m): name for name, m in trainee.model.named_modules()}
+    _count(trainee, batch, names, costs)
+    _pass(trainee, batch)
+    for _ in range(REPEATS):
+        with _timers(names, costs):
+            _pass(trainee, batch)
+    return {name: _profile(name, module, costs) for name, module in trainee.model.named_modules() if name in costs.forward}
+
+
+def _profile(name: str, module: nn.Module, costs: _Costs) -> Profile:
+    backward = costs.backward.get(name)
+    return Profile(
+        sum(p.numel() for p in module.parameters()),
+        costs.flops.get(name, 0),
+        costs.bytes.get(name, 0),
+        1000 * sum(costs.forward[name]) / REPEATS,
+        1000 * median(backward) if backward else None,
+    )
+
+
+def _pass(trainee: Trainee, batch: Any) -> None:
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss = trainee.loss(batch)
+    if loss.requires_grad:
+        loss.backward()
+
+
+class _FlopMode(TorchDispatchMode):
+    """Counts by torch's own formulas, for every module on the stack."""
+
+    def __init__(self, stack: list[str], costs: _Costs) -> None:
+        super().__init__()
+        self.stack, self.costs = stack, costs
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None and self.stack:
+            flops = int(formula(*args, **(kwargs or {}), out_val=output))
+            for name in set(self.stack):
+                self.costs.flops[name] += flops
+        return output
+
+
+def _count(trainee: Trainee, batch: Any, names: dict[int, str], costs: _Costs) -> None:
+    """FLOPs and activation memory of one forward pass."""
+    stack: list[str] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        if id(module) in names:
+            stack.append(names[id(module)])
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if id(module) in names and stack:
+            costs.bytes[stack.pop()] += sum(t.numel() * t.element_size() for t in tensors_in(output) if t.requires_grad)
+
+    with _hooks(before, after), _FlopMode(stack, costs):
+        trainee.loss(batch)
+
+
+@contextmanager
+def _hooks(before: Any, after: Any) -> Iterator[None]:
+    handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _timers(names: dict[int, str], costs: _Costs) -> Iterator[None]:
+    started: list[tuple[int, float]] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        if id(module) in names:
+            _synchronize(args)
+            started.append((id(module), time.perf_counter()))
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if not started or started[-1][0] != id(module):
+            return
+        name = names[id(module)]
+        _synchronize(output)
+        costs.forward[name].append(time.perf_counter() - started.pop()[1])
+        arrived: list[float] = []
+        result = next((t for t in tensors_in(output) if t.requires_grad), None)
+        source = next((t for t in tensors_in(args) if t.requires_grad), None)
+        if result is not None and source is not None and source is not result:
+            result.register_hook(lambda g: arrived.append(time.perf_counter()))
+            source.register_hook(lambda g: costs.backward[name].append(time.perf_counter() - arrived[-1]) if arrived else None)
+
+    with _hooks(before, after):
+        yield
+
+
+def _synchronize(value: Any) -> None:
+    tensor = next(tensors_in(value), None)
+    if tensor is not None and tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

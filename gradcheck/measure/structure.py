@@ -1,0 +1,199 @@
+"""The shape of the computation, read from the autograd graph: what follows what, what is bypassed, what is never reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradcheck.measure import kinds
+from gradcheck.measure.taps import Call
+
+Node = Any
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of a call's output; the fields of `Layer` of the same names."""
+
+    activation: str | None = None
+    normalized: bool = False
+    residual: bool = False
+    gate: bool = False
+    head: bool = False
+    trained: bool = False
+
+
+class Graph:
+    """The autograd graph behind a loss. Nodes are compared by identity, and live as long as this object."""
+
+    def __init__(self, root: Node) -> None:
+        self.root = root
+        self.order = _topological(root)  # consumers before producers
+        self.consumers: dict[Node, list[Node]] = {node: [] for node in self.order}
+        for node in self.order:
+            for parent in parents(node):
+                self.consumers[parent].append(node)
+        self.names = {node: kinds.node_name(node) for node in self.order}
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self.consumers
+
+    def leaves(self) -> list[torch.Tensor]:
+        """Tensors that the loss sends gradient to."""
+        return [node.variable for node in self.order if hasattr(node, "variable")]
+
+    def fates(self, calls: Iterable[Call]) -> dict[int, Fate]:
+        """The fate of each call, by id(call)."""
+        by_output: dict[Node, Call] = {}
+        by_input: dict[Node, list[Call]] = {}
+        calls = list(calls)
+        for call in calls:
+            if call.output_node is not None:
+                by_output[call.output_node] = call
+            if call.kind in kinds.LEAF_KINDS:
+                for node in call.input_nodes:
+                    by_input.setdefault(node, []).append(call)
+        weighted = {n for n, c in by_output.items() if c.kind in kinds.WEIGHTED_KINDS}
+        below: dict[Node, bool] = {}  # a weighted layer lies between the node and the loss
+        for node in self.order:
+            below[node] = any(c in weighted or below[c] for c in self.consumers[node])
+        return {id(call): self._fate(call, by_input, weighted, below) for call in calls}
+
+    def _fate(self, call: Call, by_input: dict[Node, list[Call]], weighted: set[Node], below: dict[Node, bool]) -> Fate:
+        start = call.output_node
+        if start is None or start not in self:
+            return Fate()
+        walk = _Walk(self, call, by_input, weighted)
+        walk.run(start)
+        return Fate(walk.activation, walk.normalized, walk.residual, walk.gate, not below[start], True)
+
+
+class _Walk:
+    """From a call's output towards the loss, through what does not change values, up to what does."""
+
+    LIMIT = 200
+
+    def __init__(self, graph: Graph, call: Call, by_input: dict[Node, list[Call]], weighted: set[Node]) -> None:
+        self.graph, self.call, self.by_input, self.weighted = graph, call, by_input, weighted
+        self.activation: str | None = None
+        self.normalized = self.residual = self.gate = False
+
+    def run(self, start: Node) -> None:
+        seen, queue = {start}, [start]
+        while queue and len(seen) < self.LIMIT:
+            node = queue.pop()
+            inside = self._entered(node)
+            for consumer in self.graph.consumers[node]:
+                if consumer not in seen and consumer not in inside and self._passes(consumer):
+                    seen.add(consumer)
+                    queue.append(consumer)
+
+    def _entered(self, node: Node) -> set[Node]:
+        """Nodes inside the layers that take this value: what a layer is says more than the arithmetic in it."""
+        inside: set[Node] = set()
+        for taker in self.by_input.get(node, ()):
+            if taker is self.call or taker.output_node is None or taker.output_node is node or taker.kind == "dropout":
+                continue
+            if taker.kind == "norm":
+                self.normalized = True
+            elif taker.kind == "activation":
+                self.activation = self.activation or taker.function
+            inside |= self._between(taker.output_node, node)
+        return inside
+
+    def _between(self, end: Node, start: Node) -> set[Node]:
+        """Nodes behind `end` up to `start`, which is a few steps away."""
+        found, queue = {end}, [end]
+        while queue and len(found) < self.LIMIT:
+            for parent in parents(queue.pop()):
+                if parent is not start and parent not in found and parent in self.graph:
+                    found.add(parent)
+                    queue.append(parent)
+        return found
+
+    def _passes(self, node: Node) -> bool:
+        name = self.graph.names[node]
+        if node in self.weighted:
+            return False
+        if name in kinds.NODE_NORMS:
+            self.normalized = True
+            return False
+        if name in kinds.NODE_ACTIVATIONS:
+            if "Softmax" not in name:
+                self.activation = self.activation or kinds.NODE_ACTIVATIONS[name]
+            return False
+        if name in ("Add", "Sub"):
+            joined = [p for p in parents(node) if not hasattr(p, "variable")]
+            if len(joined) > 1:
+                self.residual = True
+                return False
+            return True
+        if name == "Mul":
+            if len([p for p in parents(node) if not hasattr(p, "variable")]) > 1:
+                self.gate = True
+                return False
+            return True
+        return name in kinds.NODE_TRANSPARENT
+
+
+def parents(node: Node) -> list[Node]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def _topological(root: Node) -> list[Node]:
+    """All nodes, each after every node that consumes it."""
+    pending: dict[Node, int] = {root: 0}
+    stack, found = [root], [root]
+    while stack:
+        for parent in parents(stack.pop()):
+            if parent not in pending:
+                pending[parent] = 0
+                stack.append(parent)
+                found.append(parent)
+            pending[parent] += 1
+    order, ready = [], [root]
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        for parent in parents(node):
+            pending[parent] -= 1
+            if pending[parent] == 0:
+                ready.append(parent)
+    return order
+
+
+def upstream_leaves(starts: Iterable[Node], limit: int = 100_000) -> list[torch.Tensor]:
+    """Leaf tensors that the given nodes were computed from."""
+    seen: set[Node] = set()
+    stack = [n for n in starts if n is not None]
+    leaves = []
+    while stack and len(seen) < limit:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        stack.extend(p for p in parents(node) if p not in seen)
+    return leaves
+
+
+def producer(tensor: torch.Tensor) -> tuple[str | None, Node]:
+    """Canonical name and node of the function that made a tensor, shape changes and single-operand arithmetic skipped.
+
+    "softmax", "sigmoid", "relu", ... for activations, "linear" for a matrix product, else the node's own name.
+    """
+    node = tensor.grad_fn
+    for _ in range(50):
+        if node is None:
+            return None, None
+        name = kinds.node_name(node)
+        if name in kinds.NODE_ACTIVATIONS:
+            return kinds.NODE_ACTIVATIONS[name], node
+        if name not in kinds.NODE_TRANSPARENT or not node.next_functions:
+            return name.lower(), node
+        node = node.next_functions[0][0]
+    return None, None

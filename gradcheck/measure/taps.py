@@ -1,0 +1,289 @@
+"""Taps: what a forward and backward pass let flow by, recorded per call.
+
+Global module hooks see every module, also those that the model does not list; a forward hook takes the output before
+an in-place successor runs, and `Tensor.register_hook` on that output brings its gradient (full backward hooks break on
+in-place operations and views). Functional calls are seen through a `TorchFunctionMode`. Nothing is attached to a module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from gradcheck.measure import kinds, units
+from gradcheck.measure.statistics import Pending
+from gradcheck.nouns.measurement import LayerKind, TensorStats
+from gradcheck.nouns.places import Location
+from gradcheck.target.sites import location_of_frame
+
+_MEASURED: frozenset[LayerKind] = frozenset(("linear", "conv", "recurrent", "embedding", "norm", "activation", "attention"))
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module or of a tapped function. `nodes` are autograd nodes; they are dropped after the backward pass."""
+
+    name: str
+    type: str
+    kind: LayerKind
+    module: nn.Module | None
+    site: Location | None
+    function: str | None = None
+    shape: tuple[int, ...] = ()
+    output: TensorStats | None = None
+    gradients: list[TensorStats] = field(default_factory=list)
+    output_node: Any = None
+    input_nodes: tuple[Any, ...] = ()
+    weight: torch.Tensor | None = None  # parameter used by a functional linear or conv call
+    saturated: torch.Tensor | None = None  # 0-d, as the next two: read after the backward pass
+    sample_cosine: torch.Tensor | None = None
+    token_cosine: torch.Tensor | None = None
+    alive: torch.Tensor | None = None  # [units] bool
+    effective_samples: int = 0
+    measures: bool = True  # whether statistics of its output are taken
+
+    def set_output(self, stats: TensorStats) -> None:
+        self.output = stats
+
+
+def tensors_in(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
+    """The tensors of an output or input of any structure, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth > 0:
+        if isinstance(value, Mapping):
+            for item in value.values():
+                yield from tensors_in(item, depth - 1)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                yield from tensors_in(item, depth - 1)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for spec in dataclasses.fields(value):
+                yield from tensors_in(getattr(value, spec.name, None), depth - 1)
+
+
+class Taps(TorchFunctionMode):
+    """Records one pass. Use as `with taps: loss = step(...)`, then `taps.backward()` before `loss.backward()`.
+
+    `names` maps id(module) to its path in the model. With `functions=False` only modules are seen, at less cost.
+    """
+
+    def __init__(self, names: Mapping[int, str], *, functions: bool = True) -> None:
+        super().__init__()
+        self.names = names
+        self.functions = functions
+        self.calls: list[Call] = []
+        self.hidden: dict[int, nn.Module] = {}  # modules that ran inside the model but are not listed by it
+        self.stack: list[tuple[nn.Module, str]] = []
+        self.leaf = 0  # depth inside a leaf module, where functional calls are not looked at
+        self.recording = False
+        self.last_weighted: LayerKind | None = None
+        self._kinds: dict[int, LayerKind] = {}
+        self._pending = Pending()
+        self._outputs: dict[Any, Call] = {}
+        self._sites: dict[tuple[str, str], list[Location | None]] = {}
+        self._handles: list[Any] = []
+
+    # ------------------------------------------------------------------ context
+
+    def __enter__(self) -> Taps:
+        self._handles = [register_module_forward_pre_hook(self._before), register_module_forward_hook(self._after, with_kwargs=True)]
+        self.recording = True
+        if self.functions:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self.recording = False
+        for handle in self._handles:
+            handle.remove()
+        if self.functions:
+            super().__exit__(*details)
+
+    @property
+    def in_model(self) -> bool:
+        return bool(self.stack)
+
+    @property
+    def module_name(self) -> str:
+        return self.stack[-1][1] if self.stack else ""
+
+    def settle(self) -> None:
+        """Waits for the device, once: after the backward pass."""
+        self._pending.settle()
+
+    def release(self) -> None:
+        """Lets go of autograd nodes and tensors, once the structure has been read."""
+        self._outputs.clear()
+        for call in self.calls:
+            call.output_node, call.input_nodes, call.weight = None, (), None
+
+    # ------------------------------------------------------------------ modules
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if not self.recording:
+            return
+        name = self.names.get(id(module))
+        if name is None:
+            if not self.stack:
+                return
+            name = self._hidden_name(module)
+        kind = self._kind(module)
+        self.stack.append((module, name))
+        if kind in kinds.LEAF_KINDS:
+            self.leaf += 1
+
+    def _kind(self, module: nn.Module) -> LayerKind:
+        kind = self._kinds.get(id(module))
+        if kind is None:
+            kind = self._kinds[id(module)] = kinds.kind_of(module)
+        return kind
+
+    def _hidden_name(self, module: nn.Module) -> str:
+        self.hidden.setdefault(id(module), module)
+        index = list(self.hidden).index(id(module))
+        return f"(unregistered {type(module).__name__} {index})"
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not self.recording or not self.stack or self.stack[-1][0] is not module:
+            return
+        _, name = self.stack.pop()
+        kind = self._kind(module)
+        if kind in kinds.LEAF_KINDS:
+            self.leaf -= 1
+        if self.leaf:
+            return
+        tensor = next((t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()), None)
+        if tensor is None:
+            return
+        with torch._C.DisableTorchFunction():
+            call = Call(name, type(module).__name__, kind, module, None, shape=tuple(tensor.shape))
+            if kind == "activation":
+                call.function = kinds.activation_of(module)
+            inputs = [t for t in tensors_in((args, kwargs), 2)]
+            call.input_nodes = tuple(t.grad_fn for t in inputs if t.grad_fn is not None)
+            call.measures = kind in _MEASURED or (kind == "container" and bool(self.stack))
+            if kind in ("container", "other") and tensor.grad_fn in self._outputs:
+                call.measures = False
+            self._similarity(call, inputs)
+            self._record(call, tensor)
+
+    def _similarity(self, call: Call, inputs: list[torch.Tensor]) -> None:
+        features = next((t for t in inputs if t.is_floating_point()), None)
+        if features is None or call.kind not in ("linear", "norm"):
+            return
+        if features.dim() == 2 and call.kind == "linear":
+            call.sample_cosine = units.sample_cosine(features)
+        elif features.dim() == 3 and call.kind == "norm":
+            call.token_cosine = units.token_cosine(features)
+
+    # ---------------------------------------------------------------- functions
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = kinds.FUNCTIONS.get(function)
+        if known is None:
+            if function not in kinds.CLAMPS or not kinds.is_relu_clamp(args, kwargs):
+                return function(*args, **kwargs)
+            known = ("activation", "relu")
+        output = function(*args, **kwargs)
+        if self.recording and self.stack and not self.leaf:
+            self._functional(known, args, kwargs, output)
+        return output
+
+    def _functional(self, known: tuple[LayerKind, str], args: Any, kwargs: Any, output: Any) -> None:
+        kind, function = known
+        tensor = next((t for t in tensors_in(output, 1) if t.is_floating_point()), None)
+        if tensor is None:
+            return
+        inputs = list(tensors_in((args, kwargs), 2))
+        weight = next((w for w in map(_parameter_of, inputs) if w is not None and w.dim() >= 2), None)
+        if kind in ("linear", "conv", "embedding") and weight is None:
+            return  # a matrix product of activations
+        site = location_of_frame(caller())
+        call = Call(self._functional_name(function, site), function, kind, None, site, shape=tuple(tensor.shape), weight=weight)
+        call.function = function if kind == "activation" else None
+        call.input_nodes = tuple(t.grad_fn for t in inputs if t.grad_fn is not None)
+        call.measures = kind in _MEASURED
+        self._record(call, tensor)
+
+    def _functional_name(self, function: str, site: Location | None) -> str:
+        """ "encoder:relu", and "encoder:relu#2" for a second place in the same module that calls relu."""
+        sites = self._sites.setdefault((self.module_name, function), [])
+        if site not in sites:
+            sites.append(site)
+        index = sites.index(site)
+        return f"{self.module_name}:{function}" + (f"#{index + 1}" if index else "")
+
+    # --------------------------------------------------------------- statistics
+
+    def _record(self, call: Call, tensor: torch.Tensor) -> None:
+        if call.measures:
+            self._pending.add(tensor, call.set_output)
+            self._activation(call, tensor)
+        if tensor.grad_fn is not None:
+            call.output_node = tensor.grad_fn
+            self._outputs[tensor.grad_fn] = call
+            if call.measures and tensor.requires_grad:
+                tensor.register_hook(_GradientTap(call, self._pending))
+        if call.kind in ("linear", "conv", "recurrent", "attention"):
+            self.last_weighted = call.kind
+        self.calls.append(call)
+
+    def _activation(self, call: Call, tensor: torch.Tensor) -> None:
+        if call.kind != "activation" or call.function is None:
+            return
+        call.saturated = units.saturated_share(tensor, call.function)
+        if call.function in units.DYING and tensor.dim() >= 2:
+            axis = units.channel_axis(tuple(tensor.shape), self.last_weighted)
+            call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
+            if call.output is None or call.output.zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
+                call.alive, call.effective_samples = units.alive(tensor, axis)
+            else:
+                call.alive = torch.ones(tensor.shape[axis], dtype=torch.bool)
+
+
+class _GradientTap:
+    """The hook on an output: statistics of the gradient that arrives."""
+
+    __slots__ = ("call", "pending")
+
+    def __init__(self, call: Call, pending: Pending) -> None:
+        self.call = call
+        self.pending = pending
+
+    def __call__(self, gradient: torch.Tensor) -> None:
+        self.pending.add(gradient, self.call.gradients.append)
+
+
+def _parameter_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The parameter that a tensor is, or is a transpose or reshape of."""
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    node = tensor.grad_fn
+    for _ in range(3):
+        if node is None:
+            return None
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            return variable  # type: ignore[no-any-return]
+        if kinds.node_name(node) not in kinds.NODE_TRANSPARENT:
+            return None
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+def caller() -> Any:
+    """The frame that called into the taps."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("gradcheck.measure"):
+        frame = frame.f_back
+    return frame

@@ -1,0 +1,9 @@
+"""Every noun that crosses a boundary: frozen, plain numbers and strings, no torch.
+
+    places       Location, Ignore: spans of the user's source
+    measurement  Measurement and its parts: what the measuring code hands to the rules
+    verdict      Finding, Evidence, Remedy, RuleState: what a rule hands back
+    report       Report: what the user gets
+
+All of them survive a round trip through JSON (`gradcheck.report.json`), NaN and infinities included.
+"""

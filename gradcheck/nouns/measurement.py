@@ -1,0 +1,404 @@
+"""What was measured, in plain numbers. Rules see nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gradcheck.nouns.places import Ignore, Location
+
+LayerKind = Literal[
+    "linear",  # Linear, Bilinear, F.linear, matrix product with a parameter
+    "conv",  # convolutions, transposed ones too
+    "recurrent",  # RNN, GRU, LSTM and their cells
+    "embedding",
+    "norm",
+    "activation",
+    "attention",  # scaled dot-product attention
+    "softmax",
+    "dropout",
+    "container",  # a module that calls other modules
+    "other",
+]
+
+@dataclass(frozen=True)
+class TensorStats:
+    """One tensor in one pass. `nan` and `inf` are counts; the other numbers are over finite entries when any is not."""
+
+    count: int
+    nan: int = 0
+    inf: int = 0
+    mean: float = 0.0
+    std: float = 0.0
+    norm: float = 0.0  # 2-norm of the whole tensor, accumulated in float64
+    min: float = 0.0
+    max: float = 0.0
+    zeros: float = 0.0  # fraction of entries that are exactly 0
+    # Histogram of floor(log2|x|) over a sample of the non-zero entries: counts[i] entries have exponent low + i.
+    exponent_low: int = 0
+    exponent_counts: tuple[int, ...] = ()
+
+    @property
+    def rms(self) -> float:
+        return self.norm / self.count**0.5 if self.count else 0.0
+
+    @property
+    def finite(self) -> bool:
+        return self.nan == 0 and self.inf == 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A layer at one measured step. Counters cover every call of the layer in that step."""
+
+    step: int
+    output: TensorStats | None = None
+    gradient: TensorStats | None = None  # dL/d(output)
+    # Activations only: fraction of entries where the function is flat; see measure/units.py for each function's limit.
+    saturated: float | None = None
+    # Features that reach the layer, over samples: mean pairwise cosine (1: all samples at one point). Heads and norms only.
+    sample_cosine: float | None = None
+    # The same over the tokens of each sample, for inputs of shape [samples, tokens, features].
+    token_cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Cost of one layer in one training step. Containers include their children."""
+
+    parameters: int = 0  # numbers, not bytes
+    flops: int | None = None  # forward, multiply and add counted as two
+    activation_bytes: int = 0
+    forward_ms: float = 0.0
+    backward_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module, or a functional call inside one, that ran in the forward pass. Merged over its calls."""
+
+    name: str  # "encoder.layers.0.linear1"; a functional call is "encoder.layers.0:relu"; the root module is ""
+    type: str  # class name of the module, or name of the function: "Linear", "relu"
+    kind: LayerKind
+    order: int  # position of its first call in the forward pass
+    calls: int  # per step
+    output_shape: tuple[int, ...]  # of the first call
+    site: Location | None = None  # where it is created (modules) or called (functions)
+    parameters: tuple[str, ...] = ()  # names of parameters that it holds itself, not its children's
+    function: str | None = None  # activations: canonical name: "relu", "gelu", "sigmoid", "tanh", ...
+    # What becomes of its output, read from the autograd graph:
+    activation: str | None = None  # the activation that follows before the next linear or conv layer
+    normalized: bool = False  # a normalization follows before the next activation, linear or conv layer
+    residual: bool = False  # its output is added to a branch that bypasses it
+    gate: bool = False  # its output multiplies another activation
+    head: bool = False  # no linear, conv or recurrent layer comes after it on the way to the loss
+    trained: bool = True  # it lies on a path that carries gradient
+    fan_in: int | None = None  # inputs per output unit, for linear and conv layers
+    groups: int = 1
+    # Units (channels) of an activation that were never positive in any measured batch; None where that says nothing.
+    units: int | None = None
+    dead_units: int | None = None
+    effective_samples: int = 0  # samples x positions that `dead_units` was looked at over
+    dead_batches: int = 0  # different batches that it was looked at over
+    dead_at_start: int | None = None  # the same count before the first optimizer step
+    snapshots: tuple[Snapshot, ...] = ()
+    profile: Profile | None = None
+
+    def at(self, step: int) -> Snapshot | None:
+        """The snapshot of the given step; negative numbers count from the last one, as in a list."""
+        if step < 0:
+            return self.snapshots[step] if len(self.snapshots) >= -step else None
+        return next((s for s in self.snapshots if s.step == step), None)
+
+
+@dataclass(frozen=True)
+class ParameterStep:
+    """A parameter at one measured step, before (weights, gradient) and through (update) the optimizer's step."""
+
+    step: int
+    norm: float  # 2-norm of the parameter
+    gradient_norm: float | None  # None: autograd left no gradient
+    gradient_max: float | None = None
+    gradient_finite: bool = True
+    update_ratio: float | None = None  # ||change by the optimizer|| / ||parameter||, on a sample of entries when it is large
+    duplicate_units: float | None = None  # fraction of rows whose weights equal another row's (and whose gradients do, if any)
+    constant: bool = False  # all entries equal
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the model. Tied ones appear once, under their first name."""
+
+    name: str
+    layer: str  # module that holds it
+    shape: tuple[int, ...]
+    count: int
+    dtype: str
+    trainable: bool
+    groups: int  # number of parameter groups of the optimizer that hold it
+    aliases: tuple[str, ...] = ()
+    mean: float = 0.0  # at the start, as `std`
+    std: float = 0.0
+    used: bool = True  # the autograd graph of the loss reaches it (in any batch)
+    steps: tuple[ParameterStep, ...] = ()
+
+    def at(self, step: int) -> ParameterStep | None:
+        if step < 0:
+            return self.steps[step] if len(self.steps) >= -step else None
+        return next((s for s in self.steps if s.step == step), None)
+
+
+# ------------------------------------------------------------------- graph, loss, data
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place where the gradient is cut off although parameters lie before it."""
+
+    operation: str  # "detach", "no_grad", "data", "numpy", "item", "argmax", "round", "bool", "int-cast", "unused-output", "not-called"
+    layer: str  # first module whose output is cut; "" for the root
+    site: Location | None
+    parameters: tuple[str, ...]  # trainable parameters that get no gradient because of it
+    in_package: bool = False  # the operation is in an installed package's code: by that package's design
+
+
+@dataclass(frozen=True)
+class HiddenTensor:
+    """A trainable tensor that the loss depends on and that `model.parameters()` does not list."""
+
+    name: str  # where it was found: "self.blocks[0].weight", or "" when it could not be found
+    owner: str  # class name of the hidden module, or "Parameter"
+    shape: tuple[int, ...]
+    site: Location | None
+    in_optimizer: bool
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """One call of a loss function on the way to the loss, before any optimizer step."""
+
+    function: str  # "cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy", ...
+    site: Location | None
+    input_shape: tuple[int, ...]
+    input_min: float
+    input_max: float
+    input_mean: float = 0.0
+    input_std: float = 0.0
+    # Class axis only (axis 1, or -1 for 2-D): largest distance of a row's sum from 1, and of its logsumexp from 0.
+    row_sum_error: float | None = None
+    row_logsumexp_error: float | None = None
+    producer: str | None = None  # last function before the input, views skipped: "softmax", "sigmoid", "relu", "tanh", "log_softmax", ...
+    producer_layer: str | None = None
+    producer_site: Location | None = None
+    target_kind: Literal["classes", "probabilities", "values", "none"] = "none"
+    target_shape: tuple[int, ...] = ()
+    target_dtype: str = ""
+    target_min: float | None = None
+    target_max: float | None = None
+    target_mean: float | None = None
+    target_std: float | None = None
+    classes: int | None = None  # width of the class axis, for losses that have one
+    out_of_range: int = 0  # targets outside the loss's domain (class labels outside [0, classes), probabilities outside [0, 1])
+    broadcast: tuple[int, ...] | None = None  # shape that input and target were broadcast to, when their shapes differ
+    value: float | None = None
+    chance: float | None = None  # loss of the best constant prediction for these targets
+    uniform: float | None = None  # loss of the uniform prediction: log(classes)
+    label_smoothing: float = 0.0
+    weight_in_total: float | None = None  # d(total loss) / d(this loss): negative means that it is maximised
+    raised: str | None = None  # the exception that the call raised
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """A call of softmax or log_softmax in the forward pass or in the loss."""
+
+    layer: str
+    site: Location | None
+    shape: tuple[int, ...]
+    axis: int  # counted from 0
+    implicit: bool  # dim was not given
+    log: bool
+    to_loss: bool  # nothing but shape changes lies between it and the model's output or the loss function
+    over_batch: bool  # axis 0 is the batch axis and the softmax goes over it
+
+
+@dataclass(frozen=True)
+class BroadcastMix:
+    """Arithmetic outside the model between tensors [N, 1] and [N] (or alike) that silently gave [N, N]."""
+
+    operation: str
+    site: Location | None
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    result: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """One input tensor over the batches of the scan."""
+
+    name: str
+    shape: tuple[int, ...]  # of the first batch
+    dtype: str
+    mean: float = 0.0
+    std: float = 0.0
+    min: float = 0.0
+    max: float = 0.0
+    feature_std_ratio: float | None = None  # largest over smallest non-zero std of a feature; 2-D inputs only
+    largest_feature_mean: float | None = None  # largest |mean| / std over features, 2-D inputs only
+    non_finite: int = 0
+    first_non_finite: tuple[int, ...] | None = None  # batch, then the index inside it: sample, feature, ...
+    constant_features: int = 0
+    used_by: LayerKind | None = None  # kind of the first layer that takes it
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """Class labels over the batches of the scan."""
+
+    classes: int  # width of the model's output, where known; else the largest label + 1
+    counts: tuple[int, ...]  # occurrences by class
+    classes_per_batch: tuple[int, ...]
+    minimum: int
+    maximum: int
+    sorted: bool = False  # labels of consecutive batches come in order: the data are not shuffled
+    ignored: int = 0  # entries equal to ignore_index
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    given: bool  # False: synthesised by gradcheck, and rules that judge data do not apply
+    batches: int
+    batch_size: int
+    inputs: tuple[InputFacts, ...] = ()
+    labels: LabelFacts | None = None
+    repeated: bool = False  # fewer batches than steps: they were cycled
+
+
+# ------------------------------------------------------------------- training, numerics
+
+
+@dataclass(frozen=True)
+class OptimizerFacts:
+    name: str  # class name: "SGD", "AdamW"
+    given: bool  # False: assumed by gradcheck; rules about the optimizer then only advise
+    adaptive: bool  # the size of its step hardly depends on the size of the gradient (Adam and kin)
+    lr: float  # of the first group
+    lrs: tuple[float, ...] = ()
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    maximize: bool = False
+    warming_up: bool = False  # the present rate is below `initial_lr`: a scheduler is attached
+    stale: int = 0  # tensors in its groups that are not in the model (any more) and get no gradient
+    site: Location | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A short training of a copy of the model. Losses are before each step, in training mode."""
+
+    name: str  # "probe" with the user's optimizer; "rate x0.1", "adam 0.001 on one batch", ...
+    losses: tuple[float, ...]
+    gradient_norms: tuple[float, ...] = ()  # total 2-norm at each step; may be empty
+    batches: int = 1  # distinct batches that it cycled through
+    lr: float | None = None
+    rate_factor: float | None = None  # against the user's rate
+    ended: Literal["done", "budget", "non-finite", "learned", "raised"] = "done"
+    error: str | None = None  # the exception, when it raised
+    chance: float | None = None  # loss of the best constant prediction on its batches, where they are not those of the probe
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """The first operation whose inputs were finite and whose result was not."""
+
+    direction: Literal["forward", "backward", "loss"]
+    operation: str
+    layer: str
+    site: Location | None
+    step: int
+    kind: Literal["nan", "inf"]
+    input_min: float | None = None  # range of what went in (forward), or of the forward input (backward)
+    input_max: float | None = None
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Whether the optimizer goes downhill: cosine of its first update with the negative gradient."""
+
+    cosine: float
+    unbounded: bool = False  # the loss fell far below zero and keeps falling faster
+
+
+# ------------------------------------------------------------------------- measurement
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something that the user did not say and gradcheck had to decide."""
+
+    about: str  # "model", "data", "loss", "optimizer", "validation", "device", ...
+    text: str  # a sentence: "no loss given: cross entropy, since the output is [32, 10] and the targets are 10 classes"
+    given: bool = False  # True: found by convention or by flag, nothing was guessed
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """A quantity, or a layer, that could not be measured, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    python: str = ""
+    torch: str = ""
+    platform: str = ""
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All that was measured on one workload with one seed."""
+
+    target: str
+    seed: int
+    steps: int  # optimizer steps that the probe took
+    measured_steps: tuple[int, ...]
+    environment: Environment
+    layers: tuple[Layer, ...]  # in order of first call
+    parameters: tuple[Parameter, ...]
+    optimizer: OptimizerFacts
+    data: DataFacts
+    probe: Run
+    experiments: tuple[Run, ...] = ()  # only when the probe did not learn: other rates, one small batch
+    losses: tuple[LossCall, ...] = ()
+    loss_given: bool = False
+    chance: float | None = None  # loss of the best constant prediction over the batches; None when the loss is not a known one
+    softmaxes: tuple[Softmax, ...] = ()
+    mixes: tuple[BroadcastMix, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    hidden: tuple[HiddenTensor, ...] = ()
+    non_finite: tuple[NonFinite, ...] = ()
+    ascent: Ascent | None = None
+    pretrained: bool = False  # weights or normalization statistics show that the model was trained before
+    training: bool = True  # the model was in training mode when it was handed over
+    not_measured: tuple[NotMeasured, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    ignores: tuple[Ignore, ...] = ()
+    snippets: dict[str, dict[int, str]] = field(default_factory=dict)  # path -> line number -> text, around sites
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+
+    def layer(self, name: str) -> Layer | None:
+        return next((x for x in self.layers if x.name == name), None)
+
+    def parameter(self, name: str) -> Parameter | None:
+        return next((p for p in self.parameters if p.name == name), None)
+
+    def of_kind(self, *kinds: LayerKind) -> Iterator[Layer]:
+        return (x for x in self.layers if x.kind in kinds)

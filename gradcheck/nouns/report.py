@@ -1,0 +1,70 @@
+"""The result of a scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gradcheck.nouns.measurement import Layer, Measurement
+from gradcheck.nouns.verdict import SEVERITIES, Finding, RuleState, Severity
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a scan: what was found, what was measured, what was assumed."""
+
+    target: str
+    findings: tuple[Finding, ...]
+    rules: tuple[RuleState, ...]
+    measurements: tuple[Measurement, ...]  # one per seed
+    suppressed: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+    version: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def measurement(self) -> Measurement:
+        return self.measurements[0]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.measurement.layers
+
+    @property
+    def headlines(self) -> tuple[Finding, ...]:
+        """Findings that are not the consequence of another one."""
+        return tuple(f for f in self.findings if f.cause is None)
+
+    def consequences(self, finding: Finding) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.cause == finding.code) if finding.cause is None else ()
+
+    def count(self, severity: Severity) -> int:
+        return sum(f.severity == severity for f in self.findings)
+
+    def exit_code(self, fail_on: Severity | Literal["never"] = "error") -> int:
+        """1 if there is a finding at `fail_on` or above, else 0."""
+        if fail_on == "never":
+            return 0
+        if fail_on not in SEVERITIES:
+            raise ValueError(f"fail_on must be one of error, warning, info, never; got {fail_on!r}")
+        at_or_above = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+        return int(any(f.severity in at_or_above for f in self.findings))
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The whole report as JSON; written to `path` when one is given. Raises `gradcheck.errors.SavedRunError` when that fails."""
+        from gradcheck.report.json import dumps, write_text
+
+        text = dumps(self)
+        if path is not None:
+            write_text(Path(path), text)
+        return text
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """A report saved by `to_json`. Raises `gradcheck.errors.SavedRunError` when it is not one."""
+        from gradcheck.report.json import load
+
+        return load(Path(path))

@@ -1,0 +1,107 @@
+"""Does a short training run learn? Pure functions of a Run, shared by the measuring code and the rules.
+
+The loss is compared with the better of two references: where it started, and what the best constant prediction
+costs ("chance"). A classifier whose loss falls from 40 to log(classes) has learned nothing about its inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # rules import this module, and `gradcheck rule` has to be quick
+    from gradcheck.nouns.measurement import Measurement, Run
+
+Outcome = Literal["learns", "stalls", "diverges", "unknown"]
+
+CLEAR_FALL = 0.10  # a relative fall this large is learning, whatever the noise
+LEAST_FALL = 0.02  # a smaller one is not (SCIENCE 4: a remedy has to win at least 2 % of the initial loss)
+STANDARD_ERRORS = 3.0  # what a fall between the two must exceed
+DIVERGED = 1.5  # the loss ends this many times above its reference
+FEWEST_STEPS = 8  # a shorter run that did not fall says nothing
+
+
+def start_and_end(run: Run) -> tuple[float, float, float]:
+    """Mean loss over the first and over the last visits, and the standard error of their difference.
+
+    Visits of the same batch are paired when the run cycled through its batches at least twice, so that harder
+    batches do not pass for progress.
+    """
+    losses, batches = run.losses, max(1, run.batches)
+    n = len(losses)
+    if n < 2:
+        return (losses[0], losses[0], 0.0) if losses else (math.nan, math.nan, 0.0)
+    if n >= 2 * batches and batches > 1:
+        first, last = losses[:batches], _last_visits(losses, batches)
+    else:
+        k = max(1, n // 4) if batches > 1 else max(1, min(5, n // 4))
+        first, last = losses[:k] if batches > 1 else losses[:1] * k, losses[-k:]
+    differences = [b - a for a, b in zip(first, last, strict=True)]
+    known = len(differences) > 1 and all(map(math.isfinite, differences))  # statistics.stdev cannot take infinities
+    error = stdev(differences) / len(differences) ** 0.5 if known else 0.0
+    return fmean(first), fmean(last), error
+
+
+def _last_visits(losses: Sequence[float], batches: int) -> list[float]:
+    """The loss at the last visit of each batch, in batch order."""
+    n = len(losses)
+    return [losses[i + (n - 1 - i) // batches * batches] for i in range(batches)]
+
+
+def fall(run: Run, chance: float | None = None) -> float:
+    """How far the loss fell below its reference, relative to it: 1 is all the way to zero, negative is a rise."""
+    chance = run.chance if run.chance is not None else chance
+    start, end, _ = start_and_end(run)
+    if not math.isfinite(end) or run.ended == "non-finite":
+        return -math.inf
+    reference = min(start, chance) if chance is not None and chance > 0 and math.isfinite(start) else start
+    if not math.isfinite(reference):
+        return 1.0
+    return (reference - end) / max(abs(reference), 1e-12)
+
+
+def outcome(run: Run, chance: float | None = None) -> Outcome:
+    """What became of a run. `chance` is the probe's; a run on other batches brings its own."""
+    chance = run.chance if run.chance is not None else chance
+    if run.ended == "non-finite":
+        return "diverges"
+    if run.ended == "raised" or not run.losses:
+        return "unknown"
+    if run.ended == "learned":
+        return "learns"
+    start, end, error = start_and_end(run)
+    relative = fall(run, chance)
+    if relative >= CLEAR_FALL:
+        return "learns"
+    if len(run.losses) < FEWEST_STEPS:
+        return "unknown"
+    reference = start if chance is None or chance <= 0 else max(start, chance)
+    if end - reference > (DIVERGED - 1) * max(abs(reference), 1e-12):
+        return "diverges"
+    scale = max(abs(start), 1e-12) if chance is None or chance <= 0 else max(min(abs(start), chance), 1e-12)
+    if relative >= LEAST_FALL and relative * scale > STANDARD_ERRORS * error:
+        return "learns"
+    return "stalls"
+
+
+def verdict(m: Measurement) -> Outcome:
+    """Outcome of the probe training with the user's own optimizer."""
+    return outcome(m.probe, m.chance)
+
+
+def experiment_outcome(run: Run, m: Measurement) -> Outcome:
+    """Outcome of an experiment. On one batch the chance level of the whole data says nothing; the run has its own."""
+    return outcome(run, m.chance if run.rate_factor is not None else None)
+
+
+def any_learned(m: Measurement) -> bool:
+    """Whether any experiment after a failed probe learned."""
+    return any(experiment_outcome(run, m) == "learns" for run in m.experiments)
+
+
+def best_experiment(m: Measurement) -> Run | None:
+    """The experiment at another rate of the user's optimizer whose loss fell furthest, if one learned."""
+    learned = [r for r in m.experiments if r.rate_factor is not None and experiment_outcome(r, m) == "learns"]
+    return max(learned, key=lambda r: fall(r, m.chance), default=None)

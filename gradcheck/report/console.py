@@ -1,0 +1,173 @@
+"""The `full` format: findings with their source, numbers and remedies, for reading in a terminal."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from typing import Literal, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.places import Location
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import Finding, Severity
+from gradcheck.report.snippet import GUTTER, snippet
+from gradcheck.report.spark import gradient_over_depth
+from gradcheck.report.table import profile_table
+from gradcheck.report.words import clean, collapse, conditions, counted, guesses, measured, number, summary, tree
+
+Color = Literal["auto", "always", "never"]
+
+STYLES: dict[Severity, str] = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
+SIGNAL_FAMILIES = ("GRAD", "INIT")  # findings that the course of the gradient over depth illustrates, and:
+SIGNAL_CODES = ("ACT003",)
+MOST_LAYERS = 5  # patterns of layer names in a finding
+MOST_UNMEASURED = 3
+APPLICABILITY = {"safe": "", "unsafe": " (unsafe: changes the architecture or the checkpoint keys)", "advice": ""}
+
+
+def make_console(file: TextIO, color: Color = "auto") -> Console:
+    """A console that never wraps nor highlights. `auto` honours NO_COLOR, FORCE_COLOR and TERM=dumb."""
+    plain = color == "never" or (color == "auto" and bool(os.environ.get("NO_COLOR")))
+    forced = False if plain else True if color == "always" else None
+    system: Literal["auto", "standard"] = "standard" if color == "always" else "auto"
+    return Console(file=file, soft_wrap=True, highlight=False, force_terminal=forced, no_color=plain, color_system=system)
+
+
+def show(
+    report: Report, console: Console, *, profile: bool = False, show_passed: bool = False, show_all: bool = False, with_target: bool = False
+) -> None:
+    """Prints the report. `with_target` names the target first, for runs of several."""
+    page = _Page(report, console.width if console.file.isatty() else None)
+    page.intro(with_target, show_passed)
+    for finding, below in tree(report.findings):
+        page.finding(finding, below)
+    if show_passed:
+        page.states()
+    if profile:
+        page.profile(show_all)
+    page.tail()
+    for line in page.lines:
+        console.print(line)
+
+
+class _Page:
+    """Collects the lines of a report. `width`: of the terminal, None when the lines go to a file."""
+
+    def __init__(self, report: Report, width: int | None) -> None:
+        self.report = report
+        self.width = width
+        self.lines: list[Text] = []
+
+    def add(self, *parts: str | tuple[str, str]) -> None:
+        self.lines.append(Text.assemble(*parts))
+
+    def blank(self) -> None:
+        if self.lines and self.lines[-1].plain:
+            self.add("")
+
+    def labelled(self, label: str, style: str, text: str, indent: int = 0) -> None:
+        """`label: text`, wrapped between words under the text when it goes to a terminal."""
+        start = " " * indent + label
+        for i, line in enumerate(self.wrapped(clean(text), len(start) + 1)):
+            self.add(*([(start, style), " "] if i == 0 else [" " * (len(start) + 1)]), line)
+
+    def wrapped(self, text: str, indent: int) -> list[str]:
+        if self.width is None:
+            return [text]
+        room = max(self.width - indent, 20)
+        return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+
+    def intro(self, with_target: bool, everything: bool) -> None:
+        if with_target:
+            self.add((clean(self.report.target), "bold"))
+        for assumption in guesses(self.report, all_of_them=everything):
+            self.labelled("found:" if assumption.given else "assumed:", "dim", assumption.text)
+        if self.lines:
+            self.blank()
+
+    def finding(self, finding: Finding, below: Sequence[Finding]) -> None:
+        self.blank()
+        style = STYLES[finding.severity]
+        head = f"{finding.name} ({finding.code})"
+        first, *rest = self.wrapped(clean(f"{head} {finding.severity}: {finding.message}"), 0)
+        self.add((first[: len(head)], style), (first[len(head) :], "bold"))
+        for line in rest:
+            self.add((line, "bold"))
+        if finding.location is not None:
+            self.place(finding.location, style)
+        self.numbers(finding)
+        if finding.layers:
+            patterns = collapse(x or "(model)" for x in finding.layers)
+            more = f" and {len(patterns) - MOST_LAYERS} more" if len(patterns) > MOST_LAYERS else ""
+            self.labelled("layers:  ", "", ", ".join(patterns[:MOST_LAYERS]) + more)
+        for remedy in finding.remedies:
+            self.labelled("help:", "bold cyan", f"{remedy.text}{APPLICABILITY[remedy.applicability]}")
+        if finding.confirmed:
+            self.labelled("note:", "bold yellow", f"confirmed {finding.confirmed}")
+        for consequence in below:
+            self.labelled("└ follows:", "dim", f"{consequence.name} ({consequence.code}) {consequence.message}", indent=2)
+
+    def place(self, location: Location, style: str) -> None:
+        lines = next((m.snippets[location.path] for m in self.report.measurements if location.path in m.snippets), {})
+        rows = snippet(lines, location, style, self.width)
+        margin = " " * (len(rows[0].plain) - 2 if rows else 1)
+        scope = f" in {clean(location.scope)}" if location.scope else ""
+        self.add((f"{margin}--> ", GUTTER), clean(str(location)), scope)
+        if location.detail is not None:
+            self.add((f"{margin}::: ", GUTTER), clean(str(location.detail)))
+        self.lines += rows
+
+    def numbers(self, finding: Finding) -> None:
+        """The `measured:` lines, and the gradient over depth for findings about the signal."""
+        m, label = self.report.measurement, "measured:"
+        for evidence in finding.evidence:
+            text = measured(evidence)
+            if evidence.spread is not None:
+                low, high = evidence.spread
+                text += f"   {counted(len(self.report.measurements), 'seed')}, spread {number(low)}..{number(high)}"
+            self.labelled(label, "", text)
+            label = " " * len(label)
+        if finding.code.rstrip("0123456789") in SIGNAL_FAMILIES or finding.code in SIGNAL_CODES:
+            self.spark(m, label)
+
+    def spark(self, m: Measurement, label: str) -> None:
+        if line := gradient_over_depth(m):
+            self.labelled(label, "", f"gradient over depth {line}")
+
+    def states(self) -> None:
+        self.blank()
+        for state in self.report.rules:
+            if state.status != "finding":
+                reason = f": {state.reason}" if state.reason else ""
+                self.labelled(f"{state.status}:", "dim", f"{state.name} ({state.code}){reason}")
+
+    def profile(self, everything: bool) -> None:
+        self.blank()
+        header, *rows = profile_table(self.report.measurement, everything=everything)
+        self.add((header, "bold"))
+        for row in rows:
+            self.add(row)
+
+    def tail(self) -> None:
+        self.blank()
+        notes = list(dict.fromkeys((n.what, n.why) for m in self.report.measurements for n in m.not_measured))
+        for what, why in notes[:MOST_UNMEASURED]:
+            self.labelled("not measured:", "bold yellow", f"{what}: {why}")
+        if len(notes) > MOST_UNMEASURED:
+            self.add(f"{len(notes) - MOST_UNMEASURED} more were not measured: they are in the JSON output")
+        if not self.report.findings:
+            self.labelled("No findings", "bold green", _clean_tail(self.report))
+            return
+        for line in self.wrapped(clean(summary(self.report)), 0):
+            self.add(line)
+        explain = f"   Explain: gradcheck rule {self.report.findings[0].name}"
+        for line in self.wrapped(clean(conditions(self.report)) + explain, 0):
+            self.add(line)
+
+
+def _clean_tail(report: Report) -> str:
+    return f"{summary(report).removeprefix('No findings ')} {conditions(report)}"

@@ -1,0 +1,127 @@
+"""Reports as JSON: the saved run. NaN and infinities are the strings "NaN", "Infinity", "-Infinity"; floats have 6 digits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradcheck.errors import SavedRunError
+from gradcheck.nouns.report import SCHEMA_VERSION, Report
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+DIGITS = 6
+
+
+def dumps(report: Report) -> str:
+    """The report as one JSON object; `schema_version` says its shape."""
+    return _text(_plain(report))
+
+
+def dumps_all(reports: Sequence[Report]) -> str:
+    """One report as `dumps` gives it; several as {"schema_version": ..., "reports": [...]}."""
+    if len(reports) == 1:
+        return dumps(reports[0])
+    return _text({"schema_version": SCHEMA_VERSION, "reports": [_plain(r) for r in reports]})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all. Raises SavedRunError when it cannot be written."""
+    path = path.expanduser()
+    try:
+        path = path.resolve()
+        if path.exists() and not path.is_file():  # a pipe or a device: nothing to replace
+            path.write_text(text, encoding="utf-8")
+            return
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as e:
+        raise SavedRunError(f"cannot write {path}: {e.strerror}", hint="give another path after --output FORMAT:") from e
+
+
+def load(path: Path) -> Report:
+    """The report saved in a file. Raises SavedRunError when it is not one, holds several, or is of a newer schema."""
+    reports = load_all(path)
+    if len(reports) != 1:
+        raise SavedRunError(f"{path} holds {len(reports)} reports, not one", hint="`gradcheck report` shows them all")
+    return reports[0]
+
+
+def load_all(path: Path) -> tuple[Report, ...]:
+    """The reports saved in a file by a scan of one or several targets. Raises SavedRunError as `load` does."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+    except OSError as e:
+        hint = "save a run with `gradcheck scan TARGET --output json:run.json`"
+        raise SavedRunError(f"cannot read {path}: {e.strerror}", hint=hint) from e
+    except ValueError as e:  # UnicodeDecodeError and JSONDecodeError
+        raise SavedRunError(f"{path} is not JSON: {e}", hint="a saved run comes from `--output json:PATH`") from e
+    if not isinstance(data, dict) or not isinstance(data.get("schema_version"), int):
+        raise _wrong_shape(path, "no schema_version")
+    if data["schema_version"] > SCHEMA_VERSION:
+        newer = f"{path} has schema version {data['schema_version']}; this gradcheck reads up to {SCHEMA_VERSION}"
+        raise SavedRunError(newer, hint="update gradcheck, or scan again")
+    several = data.get("reports")
+    return tuple(_report(path, d) for d in (several if isinstance(several, list) else [data]))
+
+
+def _report(path: Path, data: object) -> Report:
+    from pydantic import ValidationError
+
+    try:
+        return _adapter().validate_python(data)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _wrong_shape(path, f"{where}: {first['msg']}") from e
+
+
+def _wrong_shape(path: Path, what: str) -> SavedRunError:
+    return SavedRunError(f"{path} is not a saved run of gradcheck ({what})", hint="a saved run comes from `--output json:PATH`")
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Report]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Report)
+
+
+def _text(plain: object) -> str:
+    return json.dumps(plain, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, tuples and floats as what JSON has."""
+    if isinstance(value, float):
+        return _digits(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))
+
+
+def _digits(value: float) -> float | str:
+    if math.isfinite(value):
+        return float(f"{value:.{DIGITS}g}")
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,0 +1,89 @@
+"""The cost of each layer as a table."""
+
+from __future__ import annotations
+
+from gradcheck.nouns.measurement import Layer, Measurement
+from gradcheck.report.words import clean, scaled
+
+TOP = 10
+HEADER = ("layer", "type", "output", "parameters", "FLOPs", "activation", "forward ms", "backward ms")
+LEFT = 3  # columns that are aligned to the left
+NAME_WIDTH = 44
+
+
+def profile_table(m: Measurement, *, everything: bool = False) -> list[str]:
+    """Lines: the layers that take longest (all of them with `everything`), how many more there are, and the totals.
+
+    FLOPs count the forward pass, a multiplication and an addition as two. Containers are left out: they include others.
+    """
+    layers = [x for x in m.layers if x.profile is not None and x.kind != "container"]
+    if not layers:
+        return ["no profile was measured"]
+    layers.sort(key=_milliseconds, reverse=True)
+    shown = layers if everything else layers[:TOP]
+    rows = [HEADER, *(_row(x) for x in shown), _total(m, layers)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    lines = [_aligned(row, widths) for row in rows]
+    more = len(layers) - len(shown)
+    note = [f"{more} more layers: --show-all"] if more else []
+    return [*lines[:-1], *note, lines[-1]]
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = zip(row, widths, strict=True)
+    return "  ".join(c.ljust(w) if i < LEFT else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
+
+
+def _milliseconds(layer: Layer) -> float:
+    assert layer.profile is not None
+    return layer.profile.forward_ms + (layer.profile.backward_ms or 0.0)
+
+
+def _row(layer: Layer) -> tuple[str, ...]:
+    p = layer.profile
+    assert p is not None
+    name = clean(layer.name) or "(model)"
+    name = name if len(name) <= NAME_WIDTH else "…" + name[1 - NAME_WIDTH :]
+    shape = "x".join(str(n) for n in layer.output_shape)
+    return (
+        name,
+        clean(layer.type),
+        shape,
+        scaled(p.parameters),
+        scaled(p.flops),
+        _bytes(p.activation_bytes),
+        _time(p.forward_ms),
+        _time(p.backward_ms),
+    )
+
+
+def _total(m: Measurement, layers: list[Layer]) -> tuple[str, ...]:
+    """Sums over the layers; parameters over the whole model, and the root's own time where that was measured."""
+    profiles = [x.profile for x in layers if x.profile is not None]
+    root = m.layer("")
+    whole = root.profile if root is not None else None
+    flops = [p.flops for p in profiles if p.flops is not None]
+    forward = whole.forward_ms if whole else sum(p.forward_ms for p in profiles)
+    backward: float | None = sum(p.backward_ms or 0.0 for p in profiles)
+    if whole is not None and whole.backward_ms is not None:
+        backward = whole.backward_ms
+    elif all(p.backward_ms is None for p in profiles):
+        backward = None
+    return (
+        "total",
+        "",
+        "",
+        scaled(sum(p.count for p in m.parameters)),
+        scaled(sum(flops) if flops else None),
+        _bytes(sum(p.activation_bytes for p in profiles)),
+        _time(forward),
+        _time(backward),
+    )
+
+
+def _bytes(count: int) -> str:
+    return scaled(count) + "B" if count >= 1000 else f"{count} B"
+
+
+def _time(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.3f}" if milliseconds < 10 else f"{milliseconds:.1f}"

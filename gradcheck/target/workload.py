@@ -1,0 +1,43 @@
+"""A workload: everything that a training step needs, as torch objects. What `target` makes and `measure` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.nouns.measurement import Assumption
+from gradcheck.nouns.places import Location
+
+Batch = Any  # a tensor, (inputs, target), (inputs, ..., target), or a dict
+TrainingStep = Callable[[nn.Module, Batch], torch.Tensor]
+
+
+@dataclass
+class Workload:
+    """The user's objects, never changed: measuring works on copies.
+
+    `training_step(model, batch)` gives the scalar loss and is all that measuring needs. When it is made of
+    `loss(output, target)`, that function stays in `loss`, so that it is copied with the model.
+    """
+
+    name: str
+    model: nn.Module
+    batches: Sequence[Batch]
+    training_step: TrainingStep
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Any, Any], torch.Tensor] | None = None
+    val_batches: Sequence[Batch] = ()
+    data_given: bool = True
+    loss_given: bool = True
+    optimizer_given: bool = True
+    assumptions: list[Assumption] = field(default_factory=list)
+    # id(module) -> the expression that constructed it; filled while the target is loaded, empty from Python objects.
+    sites: Mapping[int, Location] = field(default_factory=dict)
+    files: Sequence[str] = ()  # the user's own source files, for suppression comments and snippets
+    # Builds the same workload with another seed; None when only finished objects were given.
+    rebuild: Callable[[int], Workload] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))

@@ -1,0 +1,89 @@
+"""Remedies that several rules propose, with this model's numbers in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import median
+from typing import TYPE_CHECKING
+
+from gradcheck.judge.layers import body, gain, parameters_by_name
+from gradcheck.judge.signal import GAINS
+from gradcheck.nouns.verdict import Remedy
+from gradcheck.rules.words import number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradcheck.nouns.measurement import Layer, Measurement
+
+SIGMOID_LIKE = ("sigmoid", "softplus", "hardsigmoid", "logsigmoid")
+RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu")
+DEEP = 10  # tanh stacks deeper than this want a gain near 1.05 instead of 5/3
+
+
+def usual_activation(layers: Sequence[Layer]) -> str | None:
+    """The activation that most often follows these layers."""
+    counts = Counter(x.activation for x in layers if x.activation)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def median_gain(m: Measurement, layers: Sequence[Layer]) -> float | None:
+    parameters = parameters_by_name(m)
+    gains = [g for g in (gain(x, parameters) for x in layers) if g is not None]
+    return median(gains) if gains else None
+
+
+def reinitialise(m: Measurement, layers: Sequence[Layer]) -> tuple[Remedy, ...]:
+    """How to initialise these layers for the activation that follows them. Nothing for a model that was trained before."""
+    if m.pretrained or not layers:
+        return ()
+    activation, now = usual_activation(layers), median_gain(m, layers)
+    if activation in SIGMOID_LIKE:
+        return ()  # no initialisation carries a signal through a stack of sigmoids
+    today = f" (now {number(now)})" if now is not None else ""
+    if activation in RECTIFIERS:
+        text = f"initialise the weights with kaiming_normal_(nonlinearity='{activation}'): gain 1.41{today}, zero biases"
+        return (Remedy("he-init", text, "safe"),)
+    if activation == "selu":
+        return (
+            Remedy("lecun-init", f"initialise the weights with standard deviation 1 / sqrt(fan_in): gain 1{today}, zero biases", "safe"),
+        )
+    if activation in ("tanh", "hardtanh"):
+        best = 1.05 if len(body(m)) > DEEP else 1.67
+        return (Remedy("orthogonal-init", f"initialise the weights with orthogonal_(gain={number(best)}){today}, zero biases", "safe"),)
+    low, high = GAINS.get(activation or "linear", (1.0, 1.0))
+    wanted = number((low + high) / 2)
+    return (Remedy("orthogonal-init", f"initialise the weights with orthogonal_(gain={wanted}){today}, zero biases", "safe"),)
+
+
+def rescale(m: Measurement) -> tuple[Remedy, ...]:
+    """Data-driven scaling of the existing weights."""
+    if m.pretrained:
+        return ()
+    text = "divide each layer's weights, in forward order, by the standard deviation of its output until that is 1 (LSUV)"
+    return (Remedy("lsuv-init", text, "safe"),)
+
+
+def normalise(layers: Sequence[Layer]) -> tuple[Remedy, ...]:
+    """Normalization after layers that have none."""
+    bare = [x for x in layers if not x.normalized]
+    if not bare:
+        return ()
+    kind = "BatchNorm" if any(x.kind == "conv" for x in bare) else "LayerNorm"
+    return (
+        Remedy("insert-normalization", f"normalise the output of the {len(bare)} layers that have no normalization, with {kind}", "unsafe"),
+    )
+
+
+def bypass(layers: Sequence[Layer]) -> tuple[Remedy, ...]:
+    """Residual connections for a plain stack; a smaller scale for branches that exist."""
+    branches = sum(x.residual for x in layers)
+    if branches:
+        text = f"scale each of the {branches} residual branches by {number(branches**-0.5)} = 1 / sqrt({branches})"
+        return (Remedy("residual-scaling", text, "unsafe"),)
+    return (Remedy("add-residual", "add the block's input to its output, the branch scaled by 1 / sqrt(number of blocks)", "unsafe"),)
+
+
+def other_activation(now: str) -> Remedy:
+    text = f"replace {now} by tanh with orthogonal_(gain=1.05), or by ReLU with kaiming_normal_"
+    return Remedy("replace-activation", text, "unsafe")

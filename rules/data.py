@@ -1,0 +1,390 @@
+"""DATA: what the model is fed. Not applicable to inputs that gradcheck made up."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.rules.words import BY_VALUE, number
+
+if TYPE_CHECKING:
+    from gradcheck.nouns.measurement import InputFacts, LabelFacts, LossCall, Measurement
+    from gradcheck.nouns.places import Location
+
+FLOATING = ("float", "bfloat", "half", "double")
+WEIGHTED = ("linear", "conv", "recurrent")
+RESCALED = 20.0  # an output this many times too quiet for the input: trained filters are within 10
+SYNTHETIC = "the data were made up by gradcheck"
+
+
+@rule(
+    "DATA001",
+    "unscaled-input",
+    up_to="warning",
+    needs=("data",),
+    limits={
+        "largest_std": Limit(10.0, "", "SCIENCE DATA-INPUTSCALE: inputs x100 raise the first loss 6 to 8 times without normalisation"),
+        "smallest_std": Limit(1e-3, "", "heuristic: waveforms have 0.05, one-hot rows 0.005"),
+        "feature_std_ratio": Limit(1e3, "", "SCIENCE DATA-INPUTSCALE, heuristic"),
+        "loud_std": Limit(3.0, "", "heuristic: the loud feature, not a rare one, makes the ratio"),
+        "offset": Limit(3.0, "times the std", "SCIENCE DATA-INPUTSCALE, heuristic"),
+        "large_mean": Limit(10.0, "", "heuristic: log-spectrograms (mean -4) are healthy"),
+    },
+    explains=("LOSS003", "ACT001", "INIT001"),
+)
+def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
+    """Inputs reach the first layer far from zero mean and unit scale.
+
+    ## What it finds
+    Float inputs with a large or a tiny standard deviation, with an offset that is large against their spread, and tables
+    whose features differ by orders of magnitude.
+
+    ## Why it matters
+    Initialisations assume inputs of about unit scale. Large ones saturate the first activations and ask for a small
+    learning rate; next to a feature of scale 1000, one of scale 1 is hardly learned at all.
+
+    ## How it is measured
+    Mean and standard deviation of each input over all batches of the scan, for tables also by feature.
+
+    ## Limits and their sources
+    A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.001; features whose standard deviations
+    differ by more than `feature_std_ratio` 1000 while the input's own is above `loud_std` 3; a mean beyond `offset` 3
+    standard deviations and beyond `large_mean` 10. Advice: the ratio or the offset alone. These are heuristics
+    (SCIENCE DATA-INPUTSCALE). Integers, inputs of embeddings and normalisations, values within [0, 1], and sparse
+    counts are exempt; inputs that the model rescales before its first layer get advice only.
+
+    ## When to ignore it
+    When the model was trained on inputs like these before, or scales them itself.
+
+    ## Example
+    ```python
+    x = torch.from_numpy(images).float()  # 0 to 255
+    ```
+
+    ## Use instead
+    ```python
+    x = torch.from_numpy(images).float() / 255
+    x = (x - x.mean()) / x.std()
+    ```
+
+    ## References
+    LeCun et al., "Efficient BackProp", 1998, section 4.3. Schoop et al., "UMLAUT", CHI 2021.
+    """
+    if not m.data.given:
+        return not_applicable(SYNTHETIC)
+    judged = [x for x in m.data.inputs if x.dtype.removeprefix("torch.").startswith(FLOATING) and len(x.shape) > 1]
+    if not judged:
+        return not_applicable("no input of floating dtype with features")
+    findings = [_unscaled(m, x, limits) for x in judged if x.used_by not in ("embedding", "norm") and x.std > 0 and math.isfinite(x.std)]
+    return [f for f in findings if f is not None]
+
+
+def _unscaled(m: Measurement, x: InputFacts, limits: Limits) -> Finding | None:
+    severity: Severity = "warning"
+    offset = abs(x.mean) / x.std
+    ratio = x.feature_std_ratio or 1.0
+    sparse = x.min == 0 and x.mean < 0.2 * x.std
+    unit = x.min >= 0 and x.max <= 1
+    if ratio > limits["feature_std_ratio"] and not unit:
+        what = f"its features' standard deviations differ {number(ratio)} times (limit {number(limits['feature_std_ratio'])})"
+        evidence = Evidence("largest over smallest standard deviation of a feature", ratio, limits["feature_std_ratio"], ">")
+        severity = "warning" if x.std > limits["loud_std"] else "info"
+    elif x.std > limits["largest_std"]:
+        what = f"its standard deviation is {number(x.std)} (limit {number(limits['largest_std'])})"
+        evidence = Evidence("standard deviation of the input", x.std, limits["largest_std"], ">")
+    elif x.std < limits["smallest_std"] and max(abs(x.min), abs(x.max)) < 10 * limits["smallest_std"]:
+        what = f"its standard deviation is {number(x.std)} (limit {number(limits['smallest_std'])})"
+        evidence = Evidence("standard deviation of the input", x.std, limits["smallest_std"], "<")
+    elif offset > limits["offset"] and not unit:
+        what = f"its mean {number(x.mean)} is {number(offset)} standard deviations from 0 (limit {number(limits['offset'])})"
+        evidence = Evidence("mean of the input over its standard deviation", offset, limits["offset"], ">")
+        severity = "warning" if abs(x.mean) > limits["large_mean"] else "info"
+    else:
+        return None
+    if sparse or x.used_by not in WEIGHTED or not _arrives_unscaled(m, x):
+        severity = "info"
+    return found(
+        severity,
+        f"input {x.name} {list(x.shape)} is unscaled: {what}; it spans {number(x.min)} to {number(x.max)}, while initial weights and "
+        "common learning rates assume about zero mean and unit scale",
+        location=_first_site(m, x),
+        evidence=(
+            evidence,
+            Evidence("mean of the input", x.mean, None, "="),
+            Evidence("standard deviation of the input", x.std, None, "="),
+        ),
+        remedies=(_standardize(x, ratio > limits["feature_std_ratio"]),),
+    )
+
+
+def _arrives_unscaled(m: Measurement, x: InputFacts) -> bool:
+    """Whether the first layer answers as random weights would to this input; far less means that the model rescales it first.
+
+    E[y^2] = fan_in * std(W)^2 * E[x^2] for weights that are independent of x. Unknown counts as unscaled.
+    """
+    layer = next((y for y in m.layers if y.kind == x.used_by), None)
+    snapshot = layer.at(0) if layer else None
+    weight = next((p for name in layer.parameters if (p := m.parameter(name)) and len(p.shape) > 1), None) if layer else None
+    if layer is None or snapshot is None or snapshot.output is None or weight is None or not layer.fan_in:
+        return True
+    expected = (layer.fan_in**0.5) * weight.std * math.hypot(x.mean, x.std)
+    return not snapshot.output.rms < expected / RESCALED
+
+
+def _standardize(x: InputFacts, by_feature: bool) -> Remedy:
+    if by_feature:
+        return Remedy(
+            "standardize-input",
+            "subtract each feature's mean and divide by its standard deviation, both taken over the training data",
+            "safe",
+        )
+    return Remedy("standardize-input", f"subtract {number(x.mean)} and divide by {number(x.std)} before the first layer", "safe")
+
+
+def _first_site(m: Measurement, x: InputFacts) -> Location | None:
+    """Where the first layer of the kind that takes the input is made."""
+    layer = next((y for y in m.layers if y.kind == x.used_by), None)
+    return layer.site if layer else None
+
+
+@rule(
+    "DATA002",
+    "non-finite-input",
+    up_to="error",
+    needs=("data",),
+    explains=(
+        "NUM001",
+        "NUM002",
+        "LOSS002",
+        "LOSS003",
+        "LOSS005",
+        "OPT001",
+        "OPT002",
+        "GRAD001",
+        "GRAD002",
+        "GRAD004",
+        "ACT001",
+        "ACT002",
+        "ACT004",
+    ),
+)
+def non_finite_input(m: Measurement, limits: Limits) -> Verdict:
+    """The data hold NaN or infinity.
+
+    ## What it finds
+    Inputs or targets with entries that are not finite; it names batch, sample and feature of the first one.
+
+    ## Why it matters
+    One such entry turns the loss of its batch, and with the next step every weight, into NaN.
+
+    ## How it is measured
+    The entries of each input, and the targets of the loss, are checked over all batches of the scan.
+
+    ## Limits and their sources
+    None: one entry counts. It is advice when the probe saw that batch and its loss stayed finite, because the model then
+    takes care of missing values or masks itself.
+
+    ## When to ignore it
+    When missing values are marked by NaN on purpose and the model replaces them.
+
+    ## Example
+    ```python
+    x = torch.tensor(frame.values)  # empty cells are NaN
+    ```
+
+    ## Use instead
+    ```python
+    x = torch.tensor(frame.fillna(frame.mean()).values)
+    ```
+
+    ## References
+    PyTorch documentation: `torch.nan_to_num`, `torch.isfinite`.
+    """
+    if not m.data.given:
+        return not_applicable(SYNTHETIC)
+    findings = [_non_finite(m, x) for x in m.data.inputs if x.non_finite]
+    return findings + [_non_finite_target(c) for c in m.losses if _is_non_finite(c)]
+
+
+def _non_finite(m: Measurement, x: InputFacts) -> Finding:
+    batch = x.first_non_finite[0] if x.first_non_finite else 0
+    harmless = len(m.probe.losses) > batch and m.probe.ended != "non-finite" and all(map(math.isfinite, m.probe.losses))
+    entries = "1 entry" if x.non_finite == 1 else f"{x.non_finite} entries"
+    meaning = (
+        "the loss stays finite, so the model seems to take care of them"
+        if harmless
+        else "the loss of that batch, then every weight, becomes NaN"
+    )
+    return found(
+        "info" if harmless else "error",
+        f"input {x.name} holds NaN or infinity in {entries} (limit 0), first at {_index(x)}: {meaning}",
+        evidence=(Evidence("non-finite entries of the input", x.non_finite, 0, ">"),),
+        remedies=(Remedy("clean-data", "drop these samples, or replace the entries, by the feature's mean for example", "advice"),),
+        confirmed="" if harmless else BY_VALUE,
+    )
+
+
+def _index(x: InputFacts) -> str:
+    """ "batch 0, sample 3, feature 5"."""
+    if not x.first_non_finite:
+        return "an unknown place"
+    batch, *inside = x.first_non_finite
+    words = [f"batch {batch}"]
+    if inside:
+        words.append(f"sample {inside[0]}")
+    if len(inside) == 2:
+        words.append(f"feature {inside[1]}")
+    elif len(inside) > 2:
+        words.append(f"index {tuple(inside[1:])}")
+    return ", ".join(words)
+
+
+def _is_non_finite(call: LossCall) -> bool:
+    return any(x is not None and not math.isfinite(x) for x in (call.target_mean, call.target_min, call.target_max))
+
+
+def _non_finite_target(call: LossCall) -> Finding:
+    worst = next(x for x in (call.target_mean, call.target_min, call.target_max) if x is not None and not math.isfinite(x))
+    mean = call.target_mean if call.target_mean is not None else worst
+    return found(
+        "error",
+        f"the target {list(call.target_shape)} of {call.function} holds NaN or infinity (its mean is {number(mean)}; "
+        "limit: finite): the loss, then every weight, becomes NaN",
+        location=call.site,
+        evidence=(Evidence("mean of the target", worst, None, "="),),
+        remedies=(Remedy("clean-data", "drop the samples without a target, or mask them out of the loss", "advice"),),
+        confirmed=BY_VALUE,
+    )
+
+
+@rule(
+    "DATA004",
+    "degenerate-labels",
+    up_to="error",
+    needs=("data",),
+    limits={
+        "labels": Limit(16, "labels", "two balanced classes give 16 equal labels once in 32768 draws"),
+        "imbalance": Limit(0.01, "of the most frequent class", "SCIENCE DATA-LABELS, heuristic"),
+        "variety": Limit(0.6, "of the classes expected in a batch", "heuristic: shuffled batches are within 10 % of what is expected"),
+        "most_classes": Limit(100, "classes", "beyond it labels are tokens or the like, whose frequencies are uneven by nature"),
+    },
+    explains=("GRAD004",),
+)
+def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
+    """The class labels hardly inform: one class, a vanishing class, or batches of one class each.
+
+    ## What it finds
+    Labels that are all of one class; classes with less than a hundredth of the samples of the largest one; and data in
+    label order, so that a batch holds fewer classes than chance would give.
+
+    ## Why it matters
+    With one class the model learns a constant. A vanishing class is ignored at no cost to the loss. Sorted batches pull
+    the model to one class after the other, and normalisation statistics with it.
+
+    ## How it is measured
+    Labels are counted over all batches of the scan, and by batch.
+
+    ## Limits and their sources
+    One class only is an error from `labels` 16 labels on, when the model has more than one output class. `imbalance` 0.01:
+    the rarest class that occurs, over the most frequent one (SCIENCE DATA-LABELS). `variety` 0.6: the classes in a batch over what
+    shuffled batches of the same labels would show. More than `most_classes` 100 classes, and labels for each token or
+    pixel, are exempt.
+
+    ## When to ignore it
+    When imbalance is met by class weights or a sampler that this scan did not see, or when only the first part of a data
+    set was scanned.
+
+    ## Example
+    ```python
+    loader = DataLoader(dataset, batch_size=32)
+    ```
+
+    ## Use instead
+    ```python
+    loader = DataLoader(dataset, batch_size=32, shuffle=True)
+    ```
+
+    ## References
+    PyTorch documentation: `torch.utils.data.DataLoader`, `WeightedRandomSampler`.
+    """
+    if not m.data.given:
+        return not_applicable(SYNTHETIC)
+    labels = m.data.labels
+    if labels is None:
+        return not_applicable("no class labels")
+    total = sum(labels.counts)
+    dense = total + labels.ignored > m.data.batches * m.data.batch_size or any(
+        c.target_kind == "classes" and len(c.target_shape) > 1 for c in m.losses
+    )
+    if labels.classes > limits["most_classes"] or dense:
+        return not_applicable("labels of tokens, pixels or very many classes")
+    if total < limits["labels"]:
+        return not_applicable(f"{total} labels are too few to judge")
+    present = [n for n in labels.counts if n]
+    if len(present) == 1:
+        return [_one_class(m, labels, total)] if labels.classes > 1 else []
+    findings = [_imbalanced(m, labels, limits)] if min(present) < limits["imbalance"] * max(present) else []
+    unshuffled = _unshuffled(m, labels, total, limits)
+    return findings + ([unshuffled] if unshuffled else [])
+
+
+def _loss_site(m: Measurement) -> Location | None:
+    return next((c.site for c in m.losses if c.target_kind == "classes" and c.site), None)
+
+
+def _one_class(m: Measurement, labels: LabelFacts, total: int) -> Finding:
+    return found(
+        "error",
+        f"all {total} labels of {m.data.batches} batches are class {labels.minimum} (of {labels.classes} outputs; "
+        "at least 2 classes needed): the model learns to say that always",
+        location=_loss_site(m),
+        evidence=(Evidence("classes among the labels", 1, 2, "<"),),
+        remedies=(Remedy("fix-labels", "check how labels are read; if the data are in label order, shuffle them"),),
+        confirmed=BY_VALUE,
+    )
+
+
+def _imbalanced(m: Measurement, labels: LabelFacts, limits: Limits) -> Finding:
+    rare = min((n, i) for i, n in enumerate(labels.counts) if n)
+    often = max((n, -i) for i, n in enumerate(labels.counts))
+    share = rare[0] / often[0]
+    return found(
+        "warning",
+        f"class {rare[1]} has {rare[0]} labels, class {-often[1]} has {often[0]}: a share of {number(share)} "
+        f"(limit {number(limits['imbalance'])}); the loss hardly notices whether the rare class is learned",
+        location=_loss_site(m),
+        evidence=(Evidence("labels of the rarest over the most frequent class", share, limits["imbalance"], "<"),),
+        remedies=(Remedy("balance-classes", "weight the classes in the loss, or draw samples with a WeightedRandomSampler"),),
+    )
+
+
+def _unshuffled(m: Measurement, labels: LabelFacts, total: int, limits: Limits) -> Finding | None:
+    if len(labels.classes_per_batch) < 2:
+        return None
+    size = total / len(labels.classes_per_batch)
+    expected = sum(1 - (1 - n / total) ** size for n in labels.counts)
+    seen = sum(labels.classes_per_batch) / len(labels.classes_per_batch)
+    ratio = seen / expected
+    if size < 2 or not (labels.sorted or ratio < limits["variety"]):
+        return None
+    order = "labels come in order; " if labels.sorted else ""
+    return found(
+        "warning",
+        f"the data are not shuffled: {order}a batch holds {number(seen)} classes on average, shuffled ones would hold {number(expected)} "
+        f"(limit {number(limits['variety'])} of that): steps pull towards one class after the other",
+        location=_loss_site(m),
+        evidence=(
+            Evidence(
+                "classes in a batch, over the number expected when shuffled",
+                ratio,
+                limits["variety"],
+                "<" if ratio < limits["variety"] else "=",
+            ),
+        ),
+        remedies=(Remedy("shuffle-data", "pass shuffle=True to the DataLoader, or shuffle the samples once", "safe"),),
+    )
+
+
+RULES = (unscaled_input, non_finite_input, degenerate_labels)

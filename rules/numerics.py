@@ -1,0 +1,292 @@
+"""NUM: numbers that are not finite, or lose their precision."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from gradcheck import progress
+from gradcheck.judge.protocol import Limits, Verdict, found, rule
+from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.rules.words import BY_VALUE, layers_in_words, number
+
+if TYPE_CHECKING:
+    from gradcheck.nouns.measurement import Measurement, NonFinite, Parameter
+    from gradcheck.nouns.places import Location
+
+# Functions whose derivative is infinite or undefined at some point where their value is finite, and what keeps clear of it.
+SINGULAR = {
+    "sqrt": "sqrt(x + 1e-8), or sqrt of a clamped x",
+    "rsqrt": "rsqrt(x + 1e-8)",
+    "norm": "sqrt of (x * x).sum() + 1e-8 in place of norm",
+    "vector_norm": "sqrt of (x * x).sum() + 1e-8 in place of vector_norm",
+    "linalg_vector_norm": "sqrt of (x * x).sum() + 1e-8 in place of linalg.norm",
+    "cdist": "the square root of the squared distance + 1e-8",
+    "pairwise_distance": "the square root of the squared distance + 1e-8",
+    "std": "sqrt of var + 1e-8",
+    "log": "log of a clamped x, clamp(x, min=1e-8)",
+    "pow": "a base that is clamped away from 0",
+    "div": "a denominator that is clamped away from 0",
+    "reciprocal": "a denominator that is clamped away from 0",
+    "atan2": "arguments that are not both 0",
+    "acos": "clamp(x, -1 + 1e-6, 1 - 1e-6)",
+    "asin": "clamp(x, -1 + 1e-6, 1 - 1e-6)",
+    "where": "a safe argument in the branch that is not taken: where() hides the value, not the gradient",
+}
+DOMAIN = {
+    "log": "log(clamp(x, min=1e-8)), or log_softmax / logsigmoid in place of log of a probability",
+    "log2": "log2(clamp(x, min=1e-8))",
+    "log10": "log10(clamp(x, min=1e-8))",
+    "log1p": "an argument that is clamped above -1",
+    "sqrt": "sqrt(clamp(x, min=0) + 1e-8)",
+    "rsqrt": "rsqrt(clamp(x, min=0) + 1e-8)",
+    "div": "a denominator that is clamped away from 0",
+    "reciprocal": "a denominator that is clamped away from 0",
+    "pow": "a base that is clamped above 0",
+    "exp": "an argument that is bounded above, or log-space arithmetic",
+    "acos": "clamp(x, -1, 1)",
+    "asin": "clamp(x, -1, 1)",
+    "atanh": "an argument that is clamped inside (-1, 1)",
+    "std": "more than one value for each std, or var(correction=0)",
+}
+
+
+@rule(
+    "NUM001",
+    "non-finite",
+    up_to="error",
+    needs=("numerics", "parameters"),
+    explains=("NUM002", "LOSS003", "LOSS005", "GRAD001", "GRAD002", "GRAD004", "ACT001", "ACT002", "ACT004", "OPT002"),
+)
+def non_finite(m: Measurement, limits: Limits) -> Verdict:
+    """An operation in the forward pass or in the loss gives NaN or infinity.
+
+    ## What it finds
+    The first operation whose inputs are finite and whose result is not, with its layer, line and step; weights that hold
+    NaN or infinity before the first step; and a loss that is not finite.
+
+    ## Why it matters
+    One NaN in the loss turns every gradient, and with the next step every weight, into NaN. Training is over.
+
+    ## How it is measured
+    Every operation's result is checked while the step that gave a non-finite loss is run again. Infinities that never
+    reach the loss or a gradient, as in attention masks, do not count.
+
+    ## Limits and their sources
+    None: one value is enough. At the first step it is an error by the value alone. Later in the probe it is an error
+    when the optimizer is the user's; with an optimizer that gradcheck assumed, a warning. On inputs that gradcheck made up
+    it is a warning too: they may lie outside what the model is meant for. When lower rates stay finite,
+    the learning rate is the cause (`learning-rate-too-high`), and this finding is shown under it.
+
+    ## When to ignore it
+    When the training loop skips such steps on purpose, as loss scaling for float16 does.
+
+    ## Example
+    ```python
+    loss = -torch.log(score).mean()  # score may be 0 or negative
+    ```
+
+    ## Use instead
+    ```python
+    loss = -nn.functional.logsigmoid(logit).mean()
+    ```
+
+    ## References
+    PyTorch documentation: `torch.autograd.detect_anomaly`, "Numerical accuracy".
+    """
+    poisoned = [p for p in m.parameters if p.steps and p.steps[0].step == 0 and not math.isfinite(p.steps[0].norm)]
+    if poisoned:
+        return [_poisoned_weights(m, poisoned)]
+    if not _harmful(m):
+        return []
+    forward = sorted((e for e in m.non_finite if e.direction != "backward"), key=lambda e: e.step)
+    backward = min((e.step for e in m.non_finite if e.direction == "backward"), default=None)
+    if forward and (backward is None or forward[0].step <= backward):
+        return [_forward_event(m, forward)]
+    step = next((i for i, x in enumerate(m.probe.losses) if not math.isfinite(x)), None)
+    if forward or backward is not None or step is None:
+        return []
+    return [_unlocated(m, step)]
+
+
+def _harmful(m: Measurement) -> bool:
+    """Something non-finite reached the loss or a gradient."""
+    return (
+        m.probe.ended == "non-finite"
+        or any(c.raised and (math.isnan(c.input_min) or math.isnan(c.input_max)) for c in m.losses)
+        or any(e.direction == "loss" for e in m.non_finite)
+        or any(not math.isfinite(x) for x in (*m.probe.losses, *m.probe.gradient_norms))
+        or any(not s.gradient_finite for p in m.parameters for s in p.steps)
+    )
+
+
+def _severity(m: Measurement, step: int) -> tuple[Severity, str]:
+    """Severity and confirmation of a non-finite value at this step."""
+    if not m.data.given:
+        return "warning", ""
+    if step == 0:
+        return "error", BY_VALUE
+    if not m.optimizer.given:
+        return "warning", ""
+    return "error", f"by the probe: finite until step {step} with {m.optimizer.name} at rate {number(m.optimizer.lr)}"
+
+
+def _forward_event(m: Measurement, events: Sequence[NonFinite]) -> Finding:
+    first = events[0]
+    severity, confirmed = _severity(m, first.step)
+    more = f"; {len(events) - 1} more operations do" if len(events) > 1 else ""
+    guard = _cure(DOMAIN, first.operation)
+    remedy = (
+        f"keep {first.operation} inside its domain: {guard}"
+        if guard
+        else f"bound what reaches {first.operation}: normalise before it, or lower the scale of the weights"
+    )
+    return found(
+        severity,
+        f"{first.operation}{_place(first)} gives {_kind(first)} at step {first.step}{_inputs(first)}{more}: "
+        "it turns the loss and every gradient behind it non-finite, and training ends there",
+        layers=(first.layer,) if first.layer else (),
+        location=first.site or _site(m, first.layer),
+        evidence=_evidence(first),
+        remedies=(Remedy("guard-domain", remedy, "unsafe"),),
+        confirmed=confirmed,
+    )
+
+
+def _poisoned_weights(m: Measurement, parameters: Sequence[Parameter]) -> Finding:
+    names = [p.name for p in parameters]
+    layer = parameters[0].layer
+    return found(
+        "error",
+        f"the initial weights of {layers_in_words(names)} are not finite ({len(names)} of {len(m.parameters)} parameters; limit 0): "
+        "every output behind them is NaN before the first step",
+        layers=tuple(dict.fromkeys(p.layer for p in parameters)),
+        location=_site(m, layer),
+        evidence=(Evidence("parameters with NaN or infinity at the start", len(names), 0, ">", f"of {len(m.parameters)}"),),
+        remedies=(
+            Remedy(
+                "he-init",
+                "initialise them again, or load a checkpoint without NaN; an uninitialised torch.empty is a common source",
+                "safe",
+            ),
+        ),
+        confirmed=BY_VALUE,
+    )
+
+
+def _unlocated(m: Measurement, step: int) -> Finding:
+    severity, confirmed = _severity(m, step)
+    loss = m.probe.losses[step]
+    return found(
+        severity,
+        f"the loss is {number(loss)} at step {step} (it must be finite); no single operation was seen to cause it: training ends there",
+        location=next((c.site for c in m.losses if c.site), None),
+        evidence=(Evidence("loss", loss, None, "=", f"at step {step}"),),
+        remedies=(Remedy("guard-domain", "run the step under torch.autograd.detect_anomaly() to find the operation", "advice"),),
+        confirmed=confirmed,
+    )
+
+
+@rule("NUM002", "singular-derivative", up_to="error", needs=("numerics", "probe"), explains=("LOSS005", "GRAD002", "GRAD004", "OPT002"))
+def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
+    """The forward pass is finite, but a derivative is NaN or infinite.
+
+    ## What it finds
+    Square roots, norms, logarithms, powers and divisions at a point where their value is finite and their slope is not:
+    the norm of a zero vector, the standard deviation of equal values, `sqrt(0)`; also behind a `where` that hides the value.
+
+    ## Why it matters
+    The loss looks right, and the first step turns the weights into NaN.
+
+    ## How it is measured
+    The backward pass is checked operation by operation: the first one that turns finite gradients into non-finite ones is
+    named, with the range of its forward input.
+
+    ## Limits and their sources
+    None: one value is enough, if it reaches a parameter. A gradient that is not finite but reaches none (the input's own) is
+    advice. With an optimizer that gradcheck assumed, later steps are a warning unless the operation has a known singularity;
+    so is all of it on inputs that gradcheck made up.
+
+    ## When to ignore it
+    When the training loop skips such steps on purpose.
+
+    ## Example
+    ```python
+    distance = (a - b).norm(dim=1)  # a and b may be equal
+    ```
+
+    ## Use instead
+    ```python
+    distance = ((a - b).square().sum(dim=1) + 1e-8).sqrt()
+    ```
+
+    ## References
+    PyTorch documentation: "Autograd mechanics", gradients for non-differentiable functions.
+    """
+    backward = sorted((e for e in m.non_finite if e.direction == "backward"), key=lambda e: e.step)
+    forward = min((e.step for e in m.non_finite if e.direction != "backward"), default=None)
+    if not backward or (forward is not None and forward < backward[0].step and _harmful(m)):
+        return []
+    first = backward[0]
+    name = first.operation
+    guard = _cure(SINGULAR, name)
+    if guard is None and first.step > 0 and progress.any_learned(m):
+        return []  # an overflow, and the learning rate's
+    severity, confirmed = _severity(m, first.step)
+    meaning = "the next step makes the weights non-finite too"
+    if not _harmful(m):
+        severity, confirmed, meaning = "info", "", "it reaches no parameter here"
+    elif guard and m.data.given:
+        severity, confirmed = "error", BY_VALUE
+    return [
+        found(
+            severity,
+            f"the derivative of {name}{_place(first)} is {_kind(first)} at step {first.step}, "
+            f"although its value is finite{_inputs(first)}: {meaning}",
+            layers=(first.layer,) if first.layer else (),
+            location=first.site or _site(m, first.layer),
+            evidence=_evidence(first),
+            remedies=(
+                Remedy(
+                    "guard-domain", f"keep clear of the singular point: {guard or 'add a small constant, or clamp the argument'}", "unsafe"
+                ),
+            ),
+            confirmed=confirmed,
+        )
+    ]
+
+
+def _cure(cures: Mapping[str, str], operation: str) -> str | None:
+    """What keeps clear of the fault; the operation may be spelled "sqrt", "sqrt_", "__truediv__" or "SqrtBackward0"."""
+    name = re.sub(r"backward\d*$", "", operation.lower()).strip("_").replace("truediv", "div")
+    return cures.get(name)
+
+
+def _place(event: NonFinite) -> str:
+    return f" in {event.layer}" if event.layer else (" in the loss" if event.direction == "loss" else "")
+
+
+def _kind(event: NonFinite) -> str:
+    return "NaN" if event.kind == "nan" else "infinity"
+
+
+def _inputs(event: NonFinite) -> str:
+    if event.input_min is None or event.input_max is None:
+        return ""
+    return f" (its inputs span {number(event.input_min)} to {number(event.input_max)})"
+
+
+def _evidence(event: NonFinite) -> tuple[Evidence, ...]:
+    bounds = (("smallest input", event.input_min), ("largest input", event.input_max))
+    ranges = [Evidence(what, x, None, "=", "", event.layer or None) for what, x in bounds if x is not None]
+    return (Evidence("first step with a non-finite value", event.step, None, "="), *ranges)
+
+
+def _site(m: Measurement, name: str) -> Location | None:
+    layer = m.layer(name)
+    return layer.site if layer else None
+
+
+RULES = (non_finite, singular_derivative)

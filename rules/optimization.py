@@ -1,0 +1,228 @@
+"""The optimizer's rate against what the model takes."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import TYPE_CHECKING
+
+from gradcheck.judge.layers import is_matrix
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.nouns.verdict import Evidence, Remedy
+from gradcheck.progress import CLEAR_FALL, experiment_outcome, fall, verdict
+from gradcheck.rules.words import number, optimizer_in_words, percent, run_in_words
+
+if TYPE_CHECKING:
+    from gradcheck.nouns.measurement import Measurement, Run
+    from gradcheck.nouns.verdict import Finding, Severity
+
+FIRST, LAST = 3, 20  # steps between which the size of an update is judged: after the start, before the decay
+TARGET_RATIO = 0.01  # best at step 10 over 12 networks and 3 optimizers: 0.015 to 0.02, within 0.4 decades
+RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"
+
+
+def update_ratio(m: Measurement) -> float | None:
+    """Median of ||update|| / ||weight|| over weight matrices and the measured steps 3 to 20, or all when it broke off earlier.
+
+    Zero-initialised weights are left out, and those without gradient: what no gradient moves says nothing about the rate.
+    """
+    ratios = [
+        (s.step, s.update_ratio)
+        for p in m.parameters
+        if p.trainable and p.groups > 0 and is_matrix(p) and p.steps and p.steps[0].norm > 0
+        for s in p.steps
+        if s.update_ratio is not None and math.isfinite(s.update_ratio) and s.gradient_norm
+    ]
+    settled = [ratio for step, ratio in ratios if FIRST <= step <= LAST]
+    return median(settled or [ratio for _, ratio in ratios]) if ratios else None
+
+
+def best_rate(m: Measurement, *, higher: bool) -> Run | None:
+    """The experiment at a higher, or lower, rate that learned best; None unless it beat the best one on the other side."""
+    learned = [r for r in m.experiments if r.rate_factor is not None and r.rate_factor != 1 and experiment_outcome(r, m) == "learns"]
+    best = max(learned, key=lambda r: fall(r, m.chance), default=None)
+    return best if best is not None and ((best.rate_factor or 1) > 1) == higher else None
+
+
+def finite_at_lower_rate(m: Measurement) -> Run | None:
+    """A run at a lower rate that stayed finite for longer than the probe, whose loss was finite at first."""
+    if m.probe.ended != "non-finite" or not m.probe.losses or not math.isfinite(m.probe.losses[0]):
+        return None
+    lower = [r for r in m.experiments if (r.rate_factor or 1) < 1 and r.losses and r.ended in ("done", "budget", "learned")]
+    longer = [r for r in lower if r.ended == "learned" or (len(r.losses) >= len(m.probe.losses) and math.isfinite(r.losses[-1]))]
+    return max(longer, key=lambda r: r.rate_factor or 0, default=None)
+
+
+def at_most_info(m: Measurement, severity: Severity) -> Severity:
+    """What is said about an optimizer that the user did not choose is advice."""
+    return severity if m.optimizer.given else "info"
+
+
+def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: str) -> Finding:
+    """The user's rate fails and `run` at another rate does better."""
+    rate = run.lr if run.lr is not None else m.optimizer.lr * (run.rate_factor or 1)
+    severity = at_most_info(m, severity)
+    other = f"at {number(rate)} (x {number(run.rate_factor or 1)})"
+    message = (
+        f"learning rate is too {what} for this model: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; {other}, {run_in_words(run)}"
+    )
+    ratio = update_ratio(m)
+    evidence = [Evidence("fall of the loss in the probe", fall(m.probe, m.chance), CLEAR_FALL, "<", "of the loss")]
+    if ratio is not None:
+        evidence.append(
+            Evidence("update per step, median over weights", ratio, TARGET_RATIO, ">" if what == "high" else "<", "of the weight")
+        )
+    remedies = [Remedy(name, f"set the rate to {number(rate)}", "safe")]
+    if what == "high":
+        remedies.append(Remedy("warm-up", f"or raise the rate from {number(rate / 10)} to its value over the first steps", "advice"))
+    confirmed = f"by the probe: the same optimizer {other}: {run_in_words(run)}" if severity == "error" else ""
+    return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
+
+
+def ratio_finding(m: Measurement, ratio: float, limit: float, severity: Severity, *, high: bool) -> Finding:
+    wanted = m.optimizer.lr * TARGET_RATIO / ratio if ratio > 0 else None
+    means = "steps that large throw away what was learned" if high else "the weights will hardly move"
+    message = (
+        f"each step of {optimizer_in_words(m)} changes a typical weight by {_share(ratio)} of its norm "
+        f"({'limit' if high else 'at least'} {_share(limit)}), and {run_in_words(m.probe)}: {means}"
+    )
+    evidence = (Evidence("update per step, median over weights", ratio, limit, ">" if high else "<", "of the weight"),)
+    name = "lower-learning-rate" if high else "raise-learning-rate"
+    text = f"set the rate to about {number(float(f'{wanted:.1g}'))}: 1 % per step" if wanted else "raise the rate"
+    remedies = (Remedy(name, text, "safe"),)
+    return found(at_most_info(m, severity), message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
+
+
+def _share(x: float) -> str:
+    return percent(x) if x >= 0.001 else number(x)
+
+
+def not_judged(m: Measurement) -> str:
+    if not m.probe.losses:
+        return "the probe training took no step"
+    return f"the probe training raised: {m.probe.error}" if m.probe.ended == "raised" else ""
+
+
+@rule(
+    "OPT001",
+    "learning-rate-too-high",
+    up_to="error",
+    needs=("parameters", "probe"),
+    limits={
+        "update_ratio_info": Limit(0.1, "of the weight", f"{RATIOS}: beyond 0.1, 67 % diverge with momentum; the best is at 0.02"),
+        "update_ratio_warning": Limit(0.3, "of the weight", f"{RATIOS}: beyond 0.3 most diverge with any optimizer"),
+    },
+    explains=("NUM001", "ACT001", "ACT002", "GRAD004", "LOSS005", "CLIP001"),
+)
+def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
+    """The optimizer's steps are larger than this model can take.
+
+    ## What it finds
+    Rates at which the loss diverges, turns non-finite or stays where it was, while the same optimizer learns at
+    a lower rate; and updates that replace a large part of each weight in one step.
+
+    ## Why it matters
+    Too large a step leaves the region in which the gradient says anything: the loss jumps, units die, values
+    overflow.
+
+    ## How it is measured
+    A short probe training with your optimizer. When it fails, the same start is trained again at other rates (x
+    0.01, x 0.1, x 10, x 100). The size of an update is ||update|| / ||weight||, the median over weight matrices
+    and the measured steps 3 to 20; weights that start at zero are left out.
+
+    ## Limits and their sources
+    An error: the probe diverges or stalls, and the best of the other rates that learn is a lower one; or the
+    probe turns non-finite and a lower rate does not. Otherwise, when the probe does not learn: updates above
+    `update-ratio-warning` 30 % of the weight are a warning, above `update-ratio-info` 10 % advice. When it
+    learns: advice above 30 %. An optimizer that gradcheck assumed gets advice only. From 12 networks, three
+    optimizers and 11 rates: the best ratio is 1.5 to 2 %, within 0.4 decades, for all of them.
+
+    ## When to ignore it
+    When your schedule warms the rate up and the scan did not see it.
+
+    ## Example
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+
+    ## Use instead
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    ## References
+    Smith 2017, Cyclical Learning Rates; Lewkowycz et al. 2020, The large learning rate phase of deep learning.
+    """
+    if reason := not_judged(m):
+        return not_measured(reason)
+    outcome, ratio = verdict(m), update_ratio(m)
+    learns = outcome == "learns"
+    if outcome in ("diverges", "stalls"):
+        run = best_rate(m, higher=False) or finite_at_lower_rate(m)
+        if run is not None:
+            return [rate_finding(m, run, "error", "high", "lower-learning-rate")]
+    if ratio is None or ratio <= limits["update_ratio_info"] or (learns and ratio <= limits["update_ratio_warning"]):
+        return []
+    large = ratio > limits["update_ratio_warning"]
+    limit = limits["update_ratio_warning" if large else "update_ratio_info"]
+    return [ratio_finding(m, ratio, limit, "warning" if large and not learns else "info", high=True)]
+
+
+@rule(
+    "OPT002",
+    "learning-rate-too-low",
+    up_to="error",
+    needs=("parameters", "probe"),
+    limits={
+        "update_ratio": Limit(3e-4, "of the weight", f"{RATIOS}: below 0.0003 the median run makes 14 % of the best progress"),
+        "update_ratio_alone": Limit(1e-5, "of the weight", "lower bound for long trainings, a hundredth of the usual 0.001 (CS231n)"),
+        "fall": Limit(0.05, "of the loss", "heuristic: a low ratio counts only with a flat loss"),
+    },
+    explains=("LOSS005",),
+)
+def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
+    """The optimizer's steps are too small to get anywhere.
+
+    ## What it finds
+    Rates at which the loss stays where it was while the same optimizer learns at a higher rate; and updates so
+    small that no training of usual length moves the weights.
+
+    ## Why it matters
+    The training runs, costs what it costs, and ends near the random start.
+
+    ## How it is measured
+    A short probe training with your optimizer. When it stalls, the same start is trained again at other rates
+    (x 0.01, x 0.1, x 10, x 100). The size of an update is ||update|| / ||weight||, the median over weight
+    matrices and the measured steps 3 to 20. Rates that a schedule is still warming up are not judged.
+
+    ## Limits and their sources
+    An error: the probe stalls, the best of the other rates that learn is a higher one, and updates are below
+    `update-ratio` 0.03 % of the weight (with larger updates a warning). Without experiments: a warning below
+    `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %. An optimizer that gradcheck
+    assumed, and a model that was trained before (fine-tuning rates are low), get advice only.
+
+    ## When to ignore it
+    When the training is much longer than the probe and its rate is meant to be that low.
+
+    ## Example
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    ## Use instead
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    ## References
+    Smith 2017, Cyclical Learning Rates; CS231n, Learning: ratio of weights to updates.
+    """
+    if reason := not_judged(m):
+        return not_measured(reason)
+    if m.optimizer.warming_up:
+        return not_applicable("the rate is still being warmed up")
+    outcome, ratio = verdict(m), update_ratio(m)
+    run = best_rate(m, higher=True) if outcome == "stalls" else None
+    if run is not None:
+        low = ratio is None or ratio < limits["update_ratio"]
+        severity: Severity = "info" if m.pretrained else ("error" if low else "warning")
+        return [rate_finding(m, run, severity, "low", "raise-learning-rate")]
+    flat = outcome != "learns" and fall(m.probe, m.chance) < limits["fall"]
+    if m.experiments or m.pretrained or ratio is None or ratio >= limits["update_ratio_alone"] or not flat or outcome == "diverges":
+        return []
+    return [ratio_finding(m, ratio, limits["update_ratio_alone"], "warning", high=False)]
+
+
+RULES = (learning_rate_too_high, learning_rate_too_low)

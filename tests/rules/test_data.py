@@ -1,0 +1,183 @@
+"""DATA rules on literal measurements."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.rules.data import degenerate_labels, non_finite_input, unscaled_input
+from tests.literals import data, input_facts, labels, layer, location, loss_call, measurement, parameter, run, snapshots
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+
+def fed(**facts) -> Measurement:
+    """A classifier whose first layer answers to the scale of its input as random weights do."""
+    x = input_facts(**facts)
+    first = layer(
+        "fc1",
+        x.used_by if x.used_by in ("linear", "conv", "recurrent") else "linear",
+        snapshots=snapshots(0.58 * math.hypot(x.mean, x.std)),
+    )
+    return measurement(layers=(first,), data=data(inputs=(x,)))
+
+
+PIXELS = {"used_by": "conv", "shape": (32, 3, 32, 32), "feature_std_ratio": None, "largest_feature_mean": None}
+
+
+class TestUnscaledInput:
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {},
+            PIXELS | {"mean": 0.5, "std": 0.25, "min": 0.0, "max": 1.0},
+            PIXELS | {"mean": 0.98, "std": 0.05, "min": 0.0, "max": 1.0},
+            PIXELS | {"mean": 0.0, "std": 0.05, "min": -0.9, "max": 0.9},
+            PIXELS | {"mean": -4.0, "std": 4.0, "min": -14.0, "max": 4.0},
+            {"mean": 2e-4, "std": 0.014, "min": 0.0, "max": 1.0, "feature_std_ratio": 30.0},
+            {"mean": 0.3, "std": 0.46, "min": 0.0, "max": 1.0, "feature_std_ratio": 5e3},
+            {"std": 0.0, "mean": 1.0},
+        ],
+        ids=["standardised", "images", "white images", "audio", "spectrogram", "one-hot", "MNIST", "constant"],
+    )
+    def test_usual_inputs_pass(self, facts):
+        assert findings(unscaled_input, fed(**facts)) == []
+
+    def test_bytes_as_floats_are_a_warning(self):
+        f = only(unscaled_input, fed(**PIXELS | {"mean": 120.0, "std": 65.0, "min": 0.0, "max": 255.0}))
+        assert f.severity == "warning" and "standard deviation is 65 (limit 10)" in f.message and f.location == location(10)
+        assert "subtract 120 and divide by 65" in f.remedies[0].text
+
+    @pytest.mark.parametrize(("std", "expected"), [(9.9, []), (10.1, ["warning"])])
+    def test_large_scales(self, std, expected):
+        assert severities(unscaled_input, fed(std=std, feature_std_ratio=2.0)) == expected
+
+    @pytest.mark.parametrize(("std", "expected"), [(1.1e-3, []), (0.9e-3, ["warning"])])
+    def test_tiny_scales(self, std, expected):
+        assert severities(unscaled_input, fed(std=std, min=-4e-3, max=4e-3)) == expected
+
+    @pytest.mark.parametrize(("ratio", "std", "expected"), [(900.0, 5.0, []), (1100.0, 5.0, ["warning"]), (1100.0, 2.0, ["info"])])
+    def test_features_of_different_scales(self, ratio, std, expected):
+        assert severities(unscaled_input, fed(feature_std_ratio=ratio, std=std, min=-5 * std, max=5 * std)) == expected
+
+    @pytest.mark.parametrize(("mean", "std", "expected"), [(29.0, 10.0, []), (29.0, 9.0, ["warning"]), (5.0, 1.0, ["info"])])
+    def test_offsets(self, mean, std, expected):
+        assert severities(unscaled_input, fed(mean=mean, std=std, min=mean - 3 * std, max=mean + 3 * std)) == expected
+
+    def test_sparse_counts_are_advice_at_most(self):
+        assert severities(unscaled_input, fed(mean=1.0, std=20.0, min=0.0, max=900.0)) == ["info"]
+
+    def test_an_input_that_the_model_rescales_is_advice(self):
+        facts = input_facts(**PIXELS | {"mean": 120.0, "std": 65.0, "min": 0.0, "max": 255.0})
+        m = measurement(
+            layers=(layer("conv1", "conv", snapshots=snapshots(0.3)),), data=data(inputs=(facts,)), parameters=(parameter("conv1.weight"),)
+        )
+        assert severities(unscaled_input, m) == ["info"]
+
+    @pytest.mark.parametrize("used_by", ["embedding", "norm"])
+    def test_some_layers_do_not_mind(self, used_by):
+        assert findings(unscaled_input, fed(std=100.0, used_by=used_by)) == []
+
+    def test_an_unknown_consumer_gives_advice(self):
+        assert severities(unscaled_input, fed(std=100.0, used_by=None)) == ["info"]
+
+    @pytest.mark.parametrize("facts", [{"dtype": "int64", "std": 100.0}, {"shape": (32,), "std": 300.0}], ids=["token ids", "time steps"])
+    def test_integers_and_scalars_are_not_judged(self, facts):
+        assert no_verdict(unscaled_input, fed(**facts)) == "not-applicable"
+
+    def test_made_up_data_are_not_judged(self):
+        assert no_verdict(unscaled_input, measurement(data=data(given=False))) == "not-applicable"
+
+
+def spoiled(place=(0, 3, 5), **overrides) -> Measurement:
+    probe = overrides.pop("probe", run((math.nan,), ended="non-finite"))
+    return measurement(data=data(inputs=(input_facts(non_finite=2, first_non_finite=place),)), probe=probe, **overrides)
+
+
+class TestNonFiniteInput:
+    def test_finite_data_pass(self):
+        assert findings(non_finite_input, measurement()) == []
+
+    def test_nan_is_an_error_that_names_the_entry(self):
+        f = only(non_finite_input, spoiled())
+        assert f.severity == "error" and "2 entries" in f.message and "batch 0, sample 3, feature 5" in f.message
+
+    def test_places_in_images_are_indices(self):
+        assert "batch 1, sample 0, index (2, 4, 4)" in only(non_finite_input, spoiled((1, 0, 2, 4, 4))).message
+
+    def test_missing_values_that_the_model_replaces_are_advice(self):
+        assert severities(non_finite_input, spoiled(probe=run())) == ["info"]
+
+    def test_a_batch_that_the_probe_never_saw_is_an_error(self):
+        assert severities(non_finite_input, spoiled((200, 0, 0), probe=run())) == ["error"]
+
+    @pytest.mark.parametrize(("mean", "expected"), [(math.nan, ["error"]), (0.3, [])])
+    def test_targets_count_too(self, mean, expected):
+        call = loss_call("mse_loss", target_kind="values", target_mean=mean)
+        assert severities(non_finite_input, measurement(losses=(call,))) == expected
+
+    def test_made_up_data_are_not_judged(self):
+        assert no_verdict(non_finite_input, measurement(data=data(given=False))) == "not-applicable"
+
+
+def labelled(measured: dict | None = None, **facts) -> Measurement:
+    return measurement(data=data(labels=labels(**facts)), **(measured or {}))
+
+
+class TestDegenerateLabels:
+    def test_balanced_shuffled_labels_pass(self):
+        assert findings(degenerate_labels, measurement()) == []
+
+    def test_one_class_only_is_an_error(self):
+        f = only(degenerate_labels, labelled(classes=2, counts=(0, 128), classes_per_batch=(1, 1, 1, 1), minimum=1, maximum=1))
+        assert f.severity == "error" and "all 128 labels of 4 batches are class 1" in f.message
+
+    def test_one_class_of_one_is_a_single_class_head(self):
+        assert findings(degenerate_labels, labelled(classes=1, counts=(128,), classes_per_batch=(1, 1, 1, 1), maximum=0)) == []
+
+    @pytest.mark.parametrize("total", [15, 16])
+    def test_few_labels_of_one_class_say_nothing(self, total):
+        m = labelled(classes=2, counts=(total, 0), classes_per_batch=(1, 1, 1, 1), maximum=0)
+        if total < 16:
+            assert no_verdict(degenerate_labels, m) == "not-applicable"
+        else:
+            assert severities(degenerate_labels, m) == ["error"]
+
+    @pytest.mark.parametrize(("rare", "expected"), [(10, []), (9, ["warning"])])
+    def test_vanishing_classes_are_a_warning(self, rare, expected):
+        m = measurement(data=data(batches=40, labels=labels(classes=2, counts=(1000, rare), classes_per_batch=(1, 2) * 20)))
+        assert severities(degenerate_labels, m) == expected
+
+    def test_classes_that_do_not_occur_are_no_imbalance(self):
+        assert findings(degenerate_labels, labelled(counts=(64, 64, *[0] * 8), classes_per_batch=(2, 2, 2, 2))) == []
+
+    def test_batches_of_one_class_each_are_a_warning(self):
+        f = only(degenerate_labels, labelled(classes=2, counts=(64, 64), classes_per_batch=(1, 1, 1, 1)))
+        assert f.severity == "warning" and "1 classes on average" in f.message and f.remedies[0].name == "shuffle-data"
+
+    def test_sorted_labels_are_a_warning(self):
+        assert severities(degenerate_labels, labelled(sorted=True, classes=4, counts=(32,) * 4, classes_per_batch=(3, 3, 3, 3))) == [
+            "warning"
+        ]
+
+    @pytest.mark.parametrize(("seen", "expected"), [((6, 6, 6, 6), []), ((5, 5, 6, 5), ["warning"])])
+    def test_a_little_less_variety_is_chance(self, seen, expected):
+        """32 labels of 10 balanced classes show 9.7 classes on average; the limit is 60 % of that, 5.8."""
+        assert severities(degenerate_labels, labelled(classes_per_batch=seen)) == expected
+
+    @pytest.mark.parametrize(
+        "m",
+        [
+            labelled(classes=30000, counts=()),
+            labelled(counts=(4000, 1, *[0] * 8)),
+            labelled({"losses": (loss_call(target_shape=(32, 20)),)}, counts=(120, 1, *[0] * 8)),
+        ],
+        ids=["vocabulary", "a label for each token", "2-D targets"],
+    )
+    def test_tokens_and_pixels_are_not_judged(self, m):
+        assert no_verdict(degenerate_labels, m) == "not-applicable"
+
+    def test_no_labels_and_made_up_data_are_not_judged(self):
+        assert no_verdict(degenerate_labels, measurement(data=data(labels=None))) == "not-applicable"
+        assert no_verdict(degenerate_labels, measurement(data=data(given=False))) == "not-applicable"

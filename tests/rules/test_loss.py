@@ -1,0 +1,389 @@
+"""LOSS rules on literal measurements."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gradcheck.nouns.measurement import BroadcastMix, Measurement, Softmax
+from gradcheck.rules.loss import initial_loss, loss_domain, loss_not_falling, output_loss_mismatch, softmax_dimension
+from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
+from tests.literals import data, diverged, falling, layer, location, loss_call, measurement, optimizer, run, stalled
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+
+def calling(function: str = "cross_entropy", *, measured: dict | None = None, **overrides) -> Measurement:
+    return measurement(losses=(loss_call(function, **overrides),), **(measured or {}))
+
+
+PROBABILITIES = {"producer": "softmax", "input_min": 0.02, "input_max": 0.4, "row_sum_error": 2e-7, "row_logsumexp_error": 2.4}
+LOG_PROBABILITIES = {"producer": "log_softmax", "input_min": -4.0, "input_max": -0.9, "row_sum_error": 30.0, "row_logsumexp_error": 3e-7}
+
+
+def softmax(**overrides) -> Softmax:
+    values = {"layer": "head:softmax", "site": location(25), "shape": (32, 10), "axis": 1}
+    values |= {"implicit": False, "log": False, "to_loss": True, "over_batch": False}
+    return Softmax(**values | overrides)
+
+
+class TestFloors:
+    @pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+    @pytest.mark.parametrize("width", [1.0, 2.0])
+    def test_the_floor_is_the_loss_of_the_best_bounded_logits(self, classes, width):
+        logits = [width, *([0.0] * (classes - 1))]
+        slow = -math.log(math.exp(logits[0]) / sum(math.exp(z) for z in logits))
+        assert floor_of_bounded_logits(classes, width) == pytest.approx(slow)
+
+    @pytest.mark.parametrize(("classes", "floor"), [(10, 1.461), (100, 3.622), (1000, 5.909)])
+    def test_the_floor_of_probabilities_is_the_published_one(self, classes, floor):
+        assert floor_of_bounded_logits(classes, 1.0) == pytest.approx(floor, abs=1e-3)
+
+    def test_share_outside_counts_both_tails(self):
+        assert share_outside(0.0, 1.0, -1.0, 1.0) == pytest.approx(0.3173, abs=1e-3)
+        assert share_outside(0.0, 1.0, 0.0, math.inf) == pytest.approx(0.5)
+        assert share_outside(2.0, 0.0, 0.0, 1.0) == 1.0
+
+
+class TestOutputLossMismatch:
+    def test_logits_into_cross_entropy_pass(self):
+        assert findings(output_loss_mismatch, measurement()) == []
+
+    def test_softmax_before_cross_entropy_is_an_error_that_cites_its_floor(self):
+        f = only(output_loss_mismatch, calling(**PROBABILITIES, producer_site=location(25)))
+        assert f.severity == "error" and f.confirmed == "by the measured value alone" and f.location == location(25)
+        assert "softmax before cross_entropy (output of fc2)" in f.message
+        assert "below 1.46" in f.message and "chance is 2.3" in f.message
+
+    @pytest.mark.parametrize(("row_sum_error", "expected"), [(9e-5, ["error"]), (1.1e-4, [])])
+    def test_probabilities_are_known_by_their_sums(self, row_sum_error, expected):
+        assert severities(output_loss_mismatch, calling(**PROBABILITIES | {"producer": "div", "row_sum_error": row_sum_error})) == expected
+
+    def test_rows_with_negative_entries_are_no_probabilities(self):
+        assert findings(output_loss_mismatch, calling(input_min=-0.1, row_sum_error=0.0)) == []
+
+    def test_log_softmax_before_cross_entropy_is_advice(self):
+        assert severities(output_loss_mismatch, calling(**LOG_PROBABILITIES)) == ["info"]
+
+    @pytest.mark.parametrize(("producer", "low", "high"), [("sigmoid", 0.3, 0.7), ("relu", 0.0, 1.2)])
+    def test_one_sided_logits_are_an_error(self, producer, low, high):
+        f = only(output_loss_mismatch, calling(producer=producer, input_min=low, input_max=high))
+        assert f.severity == "error" and f"{producer} before cross_entropy" in f.message
+
+    def test_positive_logits_of_a_linear_layer_pass(self):
+        assert findings(output_loss_mismatch, calling(producer="linear", input_min=0.0, input_max=0.9)) == []
+
+    @pytest.mark.parametrize(("classes", "expected"), [(10, ["warning"]), (100, ["error"])])
+    def test_tanh_weighs_more_with_more_classes(self, classes, expected):
+        m = calling(producer="tanh", input_min=-0.5, input_max=0.5, classes=classes)
+        assert severities(output_loss_mismatch, m) == expected
+
+    def test_scaled_tanh_is_no_bounded_logit(self):
+        assert findings(output_loss_mismatch, calling(producer="tanh", input_min=-9.0, input_max=9.0)) == []
+
+    def test_pooling_between_relu_and_loss_is_healthy(self):
+        """SqueezeNet averages a ReLU over positions into its logits."""
+        relu = layer("classifier.2", "activation", output_shape=(32, 10, 13, 13))
+        m = measurement(layers=(relu,), losses=(loss_call(producer="relu", producer_layer="classifier.2", input_min=0.0),))
+        assert findings(output_loss_mismatch, m) == []
+
+    def test_pooling_over_a_single_position_is_healthy_too(self):
+        relu = layer("classifier.2", "activation", output_shape=(32, 10, 1, 1))
+        m = measurement(layers=(relu,), losses=(loss_call(producer="relu", producer_layer="classifier.2", input_min=0.0),))
+        assert findings(output_loss_mismatch, m) == []
+
+    def test_logits_into_nll_loss_are_an_error(self):
+        f = only(output_loss_mismatch, calling("nll_loss"))
+        assert f.severity == "error" and "unnormalised logits into nll_loss" in f.message
+
+    def test_probabilities_into_nll_loss_are_an_error(self):
+        assert "probabilities into nll_loss" in only(output_loss_mismatch, calling("nll_loss", **PROBABILITIES)).message
+
+    def test_log_probabilities_into_nll_loss_pass(self):
+        assert findings(output_loss_mismatch, calling("nll_loss", **LOG_PROBABILITIES)) == []
+        assert findings(output_loss_mismatch, calling("nll_loss", **LOG_PROBABILITIES | {"producer": "log"})) == []
+
+    @pytest.mark.parametrize(("error", "expected"), [(0.009, []), (0.011, ["warning"])])
+    def test_negative_values_that_do_not_add_up_are_a_warning(self, error, expected):
+        values = LOG_PROBABILITIES | {"producer": "logsigmoid", "row_logsumexp_error": error}
+        assert severities(output_loss_mismatch, calling("nll_loss", **values)) == expected
+
+    @pytest.mark.parametrize("function", ["kl_div", "ctc_loss"])
+    def test_losses_of_log_probabilities_reject_positive_ones(self, function):
+        assert severities(output_loss_mismatch, calling(function, producer="linear")) == ["error"]
+        assert findings(output_loss_mismatch, calling(function, **LOG_PROBABILITIES | {"row_logsumexp_error": 5.0})) == []
+
+    @pytest.mark.parametrize(
+        ("producer", "low", "high", "expected"),
+        [
+            ("sigmoid", 0.2, 0.8, ["error"]),
+            ("softmax", 0.2, 0.8, ["error"]),
+            ("relu", 0.0, 3.0, ["error"]),
+            ("tanh", -0.6, 0.6, ["warning"]),
+            ("linear", 0.2, 0.8, []),
+            ("relu", -0.5, 3.0, []),
+        ],
+    )
+    def test_binary_cross_entropy_with_logits_wants_logits(self, producer, low, high, expected):
+        m = calling("binary_cross_entropy_with_logits", producer=producer, input_min=low, input_max=high, target_kind="probabilities")
+        assert severities(output_loss_mismatch, m) == expected
+
+    @pytest.mark.parametrize(("low", "high", "expected"), [(0.0, 1.0, []), (-0.01, 0.9, ["error"]), (0.1, 1.01, ["error"])])
+    def test_binary_cross_entropy_wants_probabilities(self, low, high, expected):
+        m = calling("binary_cross_entropy", input_min=low, input_max=high, producer="sigmoid" if not expected else "linear")
+        assert severities(output_loss_mismatch, m) == expected
+
+    def regression(self, producer, targets, **measured) -> Measurement:
+        low, high, mean, std = targets
+        bounds = {"relu": (0.0, 2.0), "sigmoid": (0.2, 0.8), "tanh": (-0.8, 0.8), "softmax": (0.1, 0.6)}[producer]
+        return calling(
+            "mse_loss",
+            measured=measured,
+            producer=producer,
+            input_min=bounds[0],
+            input_max=bounds[1],
+            target_kind="values",
+            target_min=low,
+            target_max=high,
+            target_mean=mean,
+            target_std=std,
+        )
+
+    STANDARDISED = (-3.0, 3.0, 0.0, 1.0)
+
+    @pytest.mark.parametrize("producer", ["relu", "sigmoid", "tanh", "softmax"])
+    def test_targets_out_of_an_output_s_reach_are_an_error(self, producer):
+        f = only(output_loss_mismatch, self.regression(producer, self.STANDARDISED))
+        assert f.severity == "error" and "-3 to 3" in f.message and f"{producer} on the output" in f.message
+
+    @pytest.mark.parametrize(
+        ("producer", "targets"),
+        [
+            ("relu", (0.0, 9.0, 2.0, 1.0)),
+            ("relu", (-0.09, 9.0, 2.0, 1.0)),
+            ("sigmoid", (0.0, 1.0, 0.5, 0.5)),
+            ("softmax", (0.0, 1.0, 0.1, 0.3)),
+            ("tanh", (-1.0, 1.0, 0.0, 0.4)),
+            ("tanh", (0.0, 1.0, 0.3, 0.2)),
+        ],
+    )
+    def test_targets_within_reach_pass(self, producer, targets):
+        assert findings(output_loss_mismatch, self.regression(producer, targets)) == []
+
+    def test_a_few_targets_out_of_reach_are_a_warning(self):
+        assert severities(output_loss_mismatch, self.regression("relu", (-0.5, 9.0, 2.0, 1.0))) == ["warning"]
+
+    def test_targets_that_gradcheck_made_up_do_not_count(self):
+        assert findings(output_loss_mismatch, self.regression("relu", self.STANDARDISED, data=data(given=False))) == []
+
+    def test_an_assumed_loss_gives_advice_only(self):
+        assert severities(output_loss_mismatch, calling(**PROBABILITIES, measured={"loss_given": False})) == ["info"]
+        assert severities(output_loss_mismatch, self.regression("relu", self.STANDARDISED, loss_given=False)) == ["warning"]
+
+    def test_softmax_over_one_unit_is_an_error_even_with_an_assumed_loss(self):
+        call = loss_call("binary_cross_entropy", producer="softmax", input_shape=(32, 1), input_min=1.0, input_max=1.0, classes=None)
+        m = measurement(softmaxes=(softmax(shape=(32, 1)),), losses=(call,), loss_given=False)
+        f = only(output_loss_mismatch, m)
+        assert f.severity == "error" and "1 unit" in f.message and f.location == location(25)
+
+    def test_attention_over_one_key_is_healthy(self):
+        m = measurement(softmaxes=(softmax(shape=(32, 4, 1), axis=2, to_loss=False),))
+        assert findings(output_loss_mismatch, m) == []
+
+    def test_cross_entropy_over_one_class_is_an_error(self):
+        f = only(output_loss_mismatch, calling(classes=1, input_shape=(32, 1), input_min=-1.0, row_logsumexp_error=1.0))
+        assert f.severity == "error" and "over 1 class" in f.message
+
+    def test_a_call_without_weight_in_the_loss_does_not_count(self):
+        assert findings(output_loss_mismatch, calling(**PROBABILITIES, weight_in_total=0.0)) == []
+
+    def test_a_custom_loss_is_not_judged(self):
+        assert no_verdict(output_loss_mismatch, measurement(losses=())) == "not-applicable"
+
+
+class TestLossDomain:
+    def test_labels_within_range_pass(self):
+        assert findings(loss_domain, measurement()) == []
+
+    def test_labels_out_of_range_are_an_error(self):
+        f = only(loss_domain, calling(out_of_range=3, target_min=1.0, target_max=10.0, raised="IndexError: Target 10 is out of bounds."))
+        assert f.severity == "error" and "3 of 32 targets" in f.message and "[0, 10)" in f.message and "Target 10" in f.message
+
+    def test_binary_targets_out_of_range_are_an_error(self):
+        m = calling("binary_cross_entropy_with_logits", target_kind="probabilities", out_of_range=16, target_min=-1.0, target_max=1.0)
+        assert severities(loss_domain, m) == ["error"]
+
+    def test_labels_that_gradcheck_made_up_are_a_warning(self):
+        assert severities(loss_domain, calling(out_of_range=3, target_max=10.0, measured={"data": data(given=False)})) == ["warning"]
+
+    @pytest.mark.parametrize(
+        ("output", "target", "result", "expected"),
+        [
+            ((32, 1), (32,), (32, 32), ["error"]),
+            ((32,), (32, 1), (32, 32), ["error"]),
+            ((1, 1), (1,), (1, 1), []),
+            ((32, 1), (), (32, 1), []),
+            ((32, 1), (1,), (32, 1), []),
+            ((32, 4), (32, 1), (32, 4), ["warning"]),
+            ((32, 32), (32,), (32, 32), ["warning"]),
+            ((32, 4), (4,), (32, 4), []),
+        ],
+    )
+    def test_broadcasts(self, output, target, result, expected):
+        m = calling("mse_loss", input_shape=output, target_shape=target, broadcast=result, target_kind="values")
+        assert severities(loss_domain, m) == expected
+
+    def test_the_message_holds_the_shapes(self):
+        m = calling("mse_loss", input_shape=(32, 1), target_shape=(32,), broadcast=(32, 32), target_kind="values")
+        assert "mse_loss between [32, 1] and [32] broadcasts to [32, 32]" in only(loss_domain, m).message
+
+    @pytest.mark.parametrize(("right", "expected"), [((32,), ["error"]), ((1, 32), [])])
+    def test_arithmetic_on_the_way_to_the_loss(self, right, expected):
+        mix = BroadcastMix("sub", location(40), (32, 1), right, (32, 32))
+        assert severities(loss_domain, measurement(losses=(), mixes=(mix,))) == expected
+
+    def test_a_loss_that_raises_is_an_error_with_its_words(self):
+        f = only(loss_domain, calling(raised="RuntimeError: expected scalar type Long but found Float"))
+        assert f.severity == "error" and "expected scalar type Long" in f.message
+
+    def test_unbounded_outputs_are_another_rule_s(self):
+        m = calling("binary_cross_entropy", input_min=-1.0, raised="RuntimeError: all elements of input should be between 0 and 1")
+        assert findings(loss_domain, m) == []
+        assert severities(output_loss_mismatch, m) == ["error"]
+
+
+CHANCE = math.log(10)
+
+
+def starting_at(ratio: float, after: float = 1.6, **overrides) -> Measurement:
+    """A probe that starts at `ratio` times chance and is at `after` times chance from the second step on."""
+    return measurement(probe=run((ratio * CHANCE, *([after * CHANCE] * 50))), **overrides)
+
+
+class TestInitialLoss:
+    @pytest.mark.parametrize(("ratio", "expected"), [(1.54, []), (2.9, []), (3.1, ["warning"])])
+    def test_far_above_chance_is_a_warning(self, ratio, expected):
+        assert severities(initial_loss, starting_at(ratio)) == expected
+
+    @pytest.mark.parametrize(("after", "expected"), [(1.4, ["info"]), (1.6, ["warning"])])
+    def test_what_comes_near_chance_at_once_is_advice(self, after, expected):
+        assert severities(initial_loss, starting_at(3.6, after)) == expected
+
+    @pytest.mark.parametrize(("ratio", "expected"), [(9.0, ["info"]), (11.0, ["warning"])])
+    def test_ten_times_chance_is_a_warning_in_any_case(self, ratio, expected):
+        assert severities(initial_loss, starting_at(ratio, 1.0)) == expected
+
+    def test_coming_near_chance_late_does_not_count(self):
+        losses = [5 * CHANCE] * 11 + [CHANCE] * 20
+        assert severities(initial_loss, measurement(probe=run(losses))) == ["warning"]
+
+    def test_the_message_names_head_loss_and_chance(self):
+        f = only(initial_loss, starting_at(5.0))
+        assert "first loss is 11.5, 5 times" in f.message and "2.3" in f.message and f.layers == ("fc2",)
+        assert "fc2 by about 0.2" in f.remedies[0].text
+
+    def test_unknown_or_tiny_chance_is_not_judged(self):
+        assert no_verdict(initial_loss, measurement(chance=None)) == "not-applicable"
+        assert no_verdict(initial_loss, measurement(chance=9e-4)) == "not-applicable"
+
+    def test_regression_on_made_up_targets_is_advice(self):
+        assert severities(initial_loss, starting_at(20.0, losses=(loss_call("mse_loss"),), data=data(given=False))) == ["info"]
+
+    def test_a_probe_without_steps_is_not_measured(self):
+        assert no_verdict(initial_loss, measurement(probe=run((1.0,), name="probe").__class__("probe", ()))) == "not-measured"
+
+
+class TestSoftmaxDimension:
+    def test_softmax_over_classes_passes(self):
+        assert findings(softmax_dimension, measurement(softmaxes=(softmax(),))) == []
+
+    def test_no_softmax_is_not_applicable(self):
+        assert no_verdict(softmax_dimension, measurement()) == "not-applicable"
+
+    def test_softmax_over_the_batch_before_the_loss_is_an_error(self):
+        f = only(softmax_dimension, measurement(softmaxes=(softmax(axis=0, over_batch=True, log=True),)))
+        assert f.severity == "error" and "log_softmax on [32, 10]" in f.message and "32 samples" in f.message and f.location == location(25)
+
+    def test_an_implicit_dim_is_said(self):
+        m = measurement(softmaxes=(softmax(axis=0, over_batch=True, implicit=True, shape=(32, 7, 10)),))
+        assert "dim was not given" in only(softmax_dimension, m).message
+
+    def test_softmax_over_the_batch_inside_is_a_warning(self):
+        assert severities(softmax_dimension, measurement(softmaxes=(softmax(axis=0, over_batch=True, to_loss=False),))) == ["warning"]
+
+    def test_axis_zero_that_is_no_batch_passes(self):
+        assert findings(softmax_dimension, measurement(softmaxes=(softmax(axis=0),))) == []
+
+    def test_both_directions_of_a_contrastive_loss_pass(self):
+        both = (softmax(shape=(32, 32), axis=0, over_batch=True), softmax(shape=(32, 32)))
+        assert findings(softmax_dimension, measurement(softmaxes=both)) == []
+
+    def test_one_unit_is_another_rule_s(self):
+        assert findings(softmax_dimension, measurement(softmaxes=(softmax(shape=(1, 10), axis=0, over_batch=True),))) == []
+
+    @pytest.mark.parametrize(("axis", "error", "expected"), [(3, 2.2, ["error"]), (1, 3e-7, []), (3, 3e-7, [])])
+    def test_pixels_normalised_over_another_axis_than_the_classes(self, axis, error, expected):
+        shape = (8, 21, 32, 32)
+        call = loss_call("nll_loss", input_shape=shape, row_logsumexp_error=error, producer="log_softmax")
+        m = measurement(softmaxes=(softmax(shape=shape, axis=axis, log=True),), losses=(call,))
+        assert severities(softmax_dimension, m) == expected
+
+
+def stuck(level: float = 2.3, **overrides) -> Measurement:
+    """A probe and experiments of which none learns."""
+    experiments = (
+        stalled(level, name="rate x0.1", rate_factor=0.1),
+        stalled(level, name="rate x10", rate_factor=10.0),
+        stalled(level, name="adam 0.003 on one batch", batches=1),
+        stalled(level, name="adam 0.001 on one batch", batches=1),
+    )
+    return measurement(**{"probe": stalled(level), "experiments": experiments} | overrides)
+
+
+class TestLossNotFalling:
+    def test_a_probe_that_learns_passes(self):
+        assert findings(loss_not_falling, measurement()) == []
+
+    def test_nothing_learns_is_an_error_that_names_the_plateau(self):
+        f = only(loss_not_falling, stuck(2.3))
+        assert f.severity == "error" and f.confirmed.startswith("by the probe: it stalls with AdamW")
+        assert "adam 0.003, adam 0.001" in f.message and "that is 2.3, the loss of the" in f.message
+
+    def test_the_floor_of_a_softmax_is_recognised(self):
+        assert "softmax outputs" in only(loss_not_falling, stuck(1.461)).message
+
+    @pytest.mark.parametrize(("level", "known"), [(CHANCE * 1.019, True), (CHANCE * 1.021 + 0.02, False)])
+    def test_a_plateau_is_known_within_two_percent(self, level, known):
+        assert (
+            "constant" in only(loss_not_falling, stuck(level)).message or "uniform" in only(loss_not_falling, stuck(level)).message
+        ) == known
+
+    def test_a_probe_that_diverges_counts_too(self):
+        f = only(loss_not_falling, stuck(probe=diverged()))
+        assert f.severity == "error" and "it diverges" in f.confirmed
+
+    @pytest.mark.parametrize("index", range(4))
+    def test_one_experiment_that_learns_makes_it_another_rule_s(self, index):
+        m = stuck()
+        learned = run(falling(), name=m.experiments[index].name, rate_factor=m.experiments[index].rate_factor, batches=1)
+        experiments = (*m.experiments[:index], learned, *m.experiments[index + 1 :])
+        assert findings(loss_not_falling, stuck(experiments=experiments)) == []
+
+    @pytest.mark.parametrize(
+        "doubt", [{"data": data(given=False)}, {"loss_given": False}, {"pretrained": True}, {"chance": 5.0}], ids=lambda d: next(iter(d))
+    )
+    def test_doubts_make_it_a_warning(self, doubt):
+        assert severities(loss_not_falling, stuck(**doubt)) == ["warning"]
+
+    def test_an_assumed_optimizer_is_no_doubt(self):
+        assert severities(loss_not_falling, stuck(optimizer=optimizer(given=False))) == ["error"]
+
+    def test_without_trainings_on_one_batch_there_is_no_verdict(self):
+        assert no_verdict(loss_not_falling, stuck(experiments=stuck().experiments[:2])) == "not-measured"
+
+    def test_a_short_probe_is_no_verdict(self):
+        assert no_verdict(loss_not_falling, stuck(probe=stalled(steps=4))) == "not-measured"
+
+    def test_non_finite_trainings_are_said(self):
+        bad = diverged(name="adam 0.003 on one batch", batches=1)
+        assert "non-finite" in only(loss_not_falling, stuck(experiments=(bad,))).message

@@ -1,0 +1,135 @@
+"""`gradcheck --help`, `rule` and `report` are quick and import no torch; and the checks that say so can fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradcheck.nouns.report import Report
+from gradcheck.report.json import dumps
+from tests.literals import measurement
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "numpy")
+LIMIT = 0.2  # seconds of CPU, interpreter start included
+ATTEMPTS = 5  # the quickest counts: other work on the machine only ever makes it slower
+
+
+def modules_after(code, cwd=ROOT):
+    """Top-level modules that are imported after the code has run in a fresh interpreter."""
+    probe = f"import sys\ntry:\n    {code}\nfinally:\n    print(*{{m.partition('.')[0] for m in sys.modules}}, file=sys.stderr)"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", probe], cwd=cwd, env=env, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return set(done.stderr.split())
+
+
+def command(*words):
+    return f"sys.argv = ['gradcheck', *{list(words)!r}]; from gradcheck.cli import main; main()"
+
+
+def cpu_seconds(*arguments):
+    """CPU time of `python ARGUMENTS`, user and system."""
+    best = float("inf")
+    for _ in range(ATTEMPTS):
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        best = min(best, usage.ru_utime + usage.ru_stime)
+    return best
+
+
+def heavy_among(modules):
+    return sorted(modules.intersection(HEAVY))
+
+
+LIGHT = [("--help",), ("--version",), ("rule", "vanishing-gradient"), ("rule", "GRAD001"), ("rules",), ("scan", "--help")]
+
+
+@pytest.mark.parametrize("words", LIGHT)
+def test_light_commands_import_no_torch(words):
+    assert heavy_among(modules_after(command(*words))) == []
+
+
+def test_importing_gradcheck_imports_no_torch_and_its_nouns_neither():
+    assert heavy_among(modules_after("import gradcheck; gradcheck.Report, gradcheck.Finding, gradcheck.TargetError")) == []
+
+
+def test_judging_a_saved_run_again_imports_no_torch(tmp_path):
+    (tmp_path / "run.json").write_text(dumps(Report("model.py", (), (), (measurement(),))))
+    for output in ("full", "concise", "json"):
+        assert heavy_among(modules_after(command("report", "run.json", "--exit-zero", "--output", output), tmp_path)) == []
+
+
+def test_the_check_for_heavy_imports_can_fail():
+    assert heavy_among(modules_after("import numpy")) == ["numpy"]
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="CPU time of a child needs os.wait4")
+@pytest.mark.parametrize("words", [("--help",), ("rule", "vanishing-gradient"), ("--version",)])
+def test_quick_commands_take_little_cpu_time(words):
+    assert cpu_seconds("-m", "gradcheck", *words) < LIMIT
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="CPU time of a child needs os.wait4")
+def test_the_check_for_cpu_time_can_fail():
+    assert cpu_seconds("-c", "sum(range(30_000_000))") > LIMIT
+
+
+def run(*words):
+    return subprocess.run([sys.executable, "-m", "gradcheck", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_rule_is_explained_by_name_and_by_code():
+    by_name, by_code = run("rule", "vanishing-gradient"), run("rule", "grad001", "--output-format", "text")
+    assert by_name.returncode == by_code.returncode == 0
+    assert by_name.stdout == by_code.stdout
+    assert by_name.stdout.startswith("# vanishing-gradient (GRAD001)\n\nSeverity: up to error.")
+    for heading in ("## What it finds", "## When to ignore it", "## Settings"):
+        assert heading in by_name.stdout
+
+
+def test_a_rule_is_explained_as_json():
+    import json
+
+    facts = json.loads(run("rule", "unused-ignore", "--output-format", "json").stdout)
+    assert (facts["code"], facts["up_to"]) == ("META001", "info") and facts["page"].startswith(facts["summary"])
+
+
+def test_an_unknown_rule_exits_2_with_a_suggestion():
+    done = run("rule", "vanishing-gradiant")
+    assert done.returncode == 2 and not done.stdout
+    assert "unknown rule or family 'vanishing-gradiant'" in done.stderr and 'did you mean "vanishing-gradient"' in done.stderr
+
+
+def test_rules_are_listed_a_line_each():
+    rows = run("rules", "--select", "META,GRAD001").stdout.splitlines()
+    assert [row.split()[:2] for row in rows] == [["GRAD001", "vanishing-gradient"], ["META001", "unused-ignore"]]
+
+
+def test_help_without_arguments_and_version():
+    assert "scan" in run().stdout + run().stderr
+    from gradcheck import __version__
+
+    assert run("--version").stdout == f"gradcheck {__version__}\n"
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_function_scan_is_not_hidden_by_the_module_of_its_name():
+    code = (
+        "import types; fake = types.ModuleType('gradcheck.scan'); fake.scan = lambda: 'called';"
+        "import gradcheck; sys.modules['gradcheck.scan'] = fake; gradcheck.scan = fake; assert gradcheck.scan() == 'called'"
+    )
+    modules_after(code)
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    import gradcheck
+
+    with pytest.raises(AttributeError, match="no attribute 'scam'"):
+        _ = gradcheck.scam
+    assert set(gradcheck.__all__) >= {"scan", "Report", "Finding", "Measurement", "GradcheckError"}
