@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import BODY_KINDS, body, by_site, in_order, names, output_side
+from gradcheck.judge.layers import BODY_KINDS, body, by_site, gate_makers, in_order, names, output_side
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.judge.signal import gradient_trend
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.progress import any_learned, verdict
 from gradcheck.rules import cures
-from gradcheck.rules.words import BY_VALUE, layers_in_words, learns_clearly, number, percent, probe_failure
+from gradcheck.rules.words import BY_VALUE, layers_in_words, number, percent, probe_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,15 +24,6 @@ BOUNDED = ("sigmoid", "tanh", "hardsigmoid", "softsign", "hardtanh")
 def hidden_activations(m: Measurement, functions: Sequence[str]) -> list[Layer]:
     """Activations of these functions that are neither gates nor on the way from the last layer to the loss."""
     return [x for x in in_order(m) if x.kind == "activation" and x.function in functions and not x.gate and not output_side(m, x)]
-
-
-def squeezes(m: Measurement, activation: Layer) -> bool:
-    """Whether it only feeds a gate, as the ReLU inside squeeze-and-excitation does."""
-    later = [x for x in in_order(m) if x.order > activation.order and x.kind in (*BODY_KINDS, "activation", "norm", "softmax")]
-    if not later or later[0].kind not in BODY_KINDS:
-        return False
-    following = next((x for x in later if x.kind in ("activation", "softmax")), None)
-    return following is not None and following.gate
 
 
 # -------------------------------------------------------------------------------- saturation
@@ -84,10 +75,14 @@ def saturated_activation(m: Measurement, limits: Limits) -> Verdict:
     When the layer is meant to give near-binary codes.
 
     ## Example
-        h = torch.tanh(self.fc(pixels))  # pixels in 0..255
+    ```python
+    h = torch.tanh(self.fc(pixels))  # pixels in 0..255
+    ```
 
     ## Use instead
-        h = torch.tanh(self.fc(pixels / 127.5 - 1))
+    ```python
+    h = torch.tanh(self.fc(pixels / 127.5 - 1))
+    ```
 
     ## References
     Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks.
@@ -181,15 +176,20 @@ def dead_units(m: Measurement, limits: Limits) -> Verdict:
     In pruned models, and in layers that these batches do not use.
 
     ## Example
-        nn.init.constant_(self.fc.bias, -10.0)  # relu(self.fc(x)) is zero for every x
+    ```python
+    nn.init.constant_(self.fc.bias, -10.0)  # relu(self.fc(x)) is zero for every x
+    ```
 
     ## Use instead
-        nn.init.zeros_(self.fc.bias)
+    ```python
+    nn.init.zeros_(self.fc.bias)
+    ```
 
     ## References
     Lu et al. 2019, Dying ReLU and Initialization.
     """
-    layers = [x for x in m.of_kind("activation") if x.units and x.dead_units is not None and not x.gate and not squeezes(m, x)]
+    aside = gate_makers(m)
+    layers = [x for x in m.of_kind("activation") if x.units and x.dead_units is not None and not x.gate and x.name not in aside]
     if not layers:
         return not_applicable("no ReLU-like layer whose units can be counted")
     judged = [x for x in layers if _looked_at_enough(x, limits)]
@@ -312,10 +312,14 @@ def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
     When the stack trains in the time that you have.
 
     ## Example
-        layers = [nn.Sequential(nn.Linear(64, 64), nn.Sigmoid()) for _ in range(6)]
+    ```python
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.Sigmoid()) for _ in range(6)]
+    ```
 
     ## Use instead
-        layers = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(6)]  # with kaiming_normal_
+    ```python
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(6)]  # with kaiming_normal_
+    ```
 
     ## References
     Glorot and Bengio 2010; Schoenholz et al. 2016.
@@ -327,7 +331,7 @@ def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
         return []
     trend = gradient_trend(m, 0)
     failure = probe_failure(m)
-    steep = trend.slope > 0 and trend.total >= limits["error_total"] and not learns_clearly(m) and not any_learned(m)
+    steep = trend.slope > 0 and trend.total >= limits["error_total"] and verdict(m) != "learns" and not any_learned(m)
     function = stack[0].function or "sigmoid"
     size = f"; the gradient shrinks by {number(trend.total)} decades on the way" if trend.slope > 0 and trend.n >= 2 else ""
     means = "no initialisation carries a gradient through them" if failure or steep else "they learn slowly, if at all"
@@ -413,12 +417,16 @@ def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
     When all samples of the batches, or all tokens, are meant to be alike.
 
     ## Example
-        for block in self.blocks:
-            x = block(self.norm(x))  # no bypass: tokens average out
+    ```python
+    for block in self.blocks:
+        x = block(self.norm(x))  # no bypass: tokens average out
+    ```
 
     ## Use instead
-        for block in self.blocks:
-            x = x + block(self.norm(x))
+    ```python
+    for block in self.blocks:
+        x = x + block(self.norm(x))
+    ```
 
     ## References
     Dong et al. 2021, Attention is not all you need; Luther and Seung 2019, Sample Variance Decay in Randomly

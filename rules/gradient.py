@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import BODY_KINDS, body, holders, in_order, is_matrix, names, settled_step
+from gradcheck.judge.layers import BODY_KINDS, body, gate_makers, holders, in_order, is_matrix, names, settled_step
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.judge.signal import Trend, forward_trend, gradient_norms, gradient_trend, steepest
 from gradcheck.nouns.verdict import Evidence, Remedy
@@ -52,9 +52,9 @@ def lasting_trend(m: Measurement, least: int) -> Trend | NoVerdict:
 
 
 def trend_severity(m: Measurement, size: float, limits: Limits) -> tuple[Severity, str]:
-    """Severity of a trend of `size` decades, and what confirms it when it is an error. A model that clearly learns has none."""
-    if learns_clearly(m):
-        return ("warning" if size >= limits["error_total"] else "info"), ""
+    """Severity of a trend of `size` decades, and what confirms it when it is an error. A model that learns has none."""
+    if verdict(m) == "learns":
+        return ("info" if learns_clearly(m) and size < limits["error_total"] else "warning"), ""
     if failure := probe_failure(m):
         return "error", failure
     alone = limits["error_total_adaptive"] if m.optimizer.adaptive else limits["error_total"]
@@ -132,21 +132,25 @@ def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `slope` 0.075 decades per layer and `total` 2.5 decades: a warning. `error-total` 4 decades (SGD and kin) or
     `error-total-adaptive` 6 decades (Adam and kin): an error; below them only if the probe training fails.
-    Never an error, and below 4 decades only advice, when the loss falls by 10 % in the probe training. At least
-    `layers` 4. All from 507 random networks trained with two optimizers, 66 held-out ones, and 58 healthy
-    architectures.
+    Never an error when the probe training learns, and below 4 decades only advice when its loss falls by 10 %.
+    At least `layers` 4. All from 507 random networks trained with two optimizers, 66 held-out ones, and 58
+    healthy architectures.
 
     ## When to ignore it
     When only the last layers are meant to learn: better to freeze the first ones, which also silences this
     rule.
 
     ## Example
-        layers = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(20)]  # torch's default: x 0.41 per layer
+    ```python
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(20)]  # torch's default: x 0.41 per layer
+    ```
 
     ## Use instead
-        for layer in layers:
-            nn.init.kaiming_normal_(layer[0].weight, nonlinearity="relu")
-            nn.init.zeros_(layer[0].bias)
+    ```python
+    for layer in layers:
+        nn.init.kaiming_normal_(layer[0].weight, nonlinearity="relu")
+        nn.init.zeros_(layer[0].bias)
+    ```
 
     ## References
     Glorot and Bengio 2010; He et al. 2015; Schoenholz et al. 2016, Deep Information Propagation.
@@ -211,7 +215,7 @@ def overflow_finding(m: Measurement, trend: Trend, limits: Limits) -> Finding:
 
 def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
     layers = body(m) or [x for x in in_order(m) if x.kind in BODY_KINDS]
-    learns = learns_clearly(m)
+    learns = verdict(m) == "learns"
     loudest = max((x for x in layers if (s := x.at(0)) and s.output), key=lambda x: x.at(0).output.rms, default=None)  # type: ignore[union-attr]
     signal = f"; the largest output, rms {number(loudest.at(0).output.rms)}, is that of {loudest.name}" if loudest else ""  # type: ignore[union-attr]
     means = "it learns in the probe all the same" if learns else "the first steps only undo the scale of the outputs, or break the weights"
@@ -261,20 +265,25 @@ def exploding_gradient(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `slope` 0.075 decades per layer and `total` 2.5 decades: a warning. `error-total` 4 (SGD and kin) or
     `error-total-adaptive` 6 decades (Adam and kin): an error; below them only if the probe training fails.
-    Never an error when the loss falls by 10 % in the probe training. At least `layers` 4. `initial-loss` 10 000
-    times chance: an error unless the probe learns. From 507 random networks and 58 healthy architectures.
+    Never an error when the probe training learns, and below 4 decades only advice when its loss falls by 10 %.
+    At least `layers` 4. `initial-loss` 10 000 times chance: an error unless the probe learns. From 507 random
+    networks and 58 healthy architectures.
 
     ## When to ignore it
     Batch normalization without residual connections lets gradients grow by 0.08 decades per layer; when such a
     model trains well with warm-up, this is a warning that can be ignored.
 
     ## Example
-        for layer in layers:
-            nn.init.normal_(layer.weight, std=0.5)  # fan-in 256: gain 8, each layer multiplies by 5.7
+    ```python
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=0.5)  # fan-in 256: gain 8, each layer multiplies by 5.7
+    ```
 
     ## Use instead
-        for layer in layers:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    ```python
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    ```
 
     ## References
     Glorot and Bengio 2010; Yang et al. 2019, A Mean Field Theory of Batch Normalization; Pascanu et al. 2013.
@@ -300,14 +309,11 @@ def never_moved(p: Parameter, holder: Layer) -> bool:
 
 
 def weights_in_use(m: Measurement) -> list[tuple[Parameter, Layer]]:
-    """Trainable weight matrices that the loss depends on, with the layer that holds each; embeddings are exempt."""
-    holder = holders(m)
-    return [
-        (p, holder[p.name])
-        for p in m.parameters
-        if p.trainable and p.used and is_matrix(p) and p.name in holder and holder[p.name].kind != "embedding"
-        and any(s.gradient_norm is not None for s in p.steps)
-    ]  # fmt: skip
+    """Trainable weight matrices that the loss depends on, with the layer that holds each; not those of embeddings and gates."""
+    holder, aside = holders(m), gate_makers(m)
+    reached = [p for p in m.parameters if p.trainable and p.used and is_matrix(p) and any(s.gradient_norm is not None for s in p.steps)]
+    held = [(p, holder[p.name]) for p in reached if p.name in holder]
+    return [(p, x) for p, x in held if x.kind != "embedding" and x.name not in aside]
 
 
 def zero_severity(m: Measurement, share: float, upstream: bool, limits: Limits) -> tuple[Severity, str]:
@@ -331,7 +337,7 @@ def zero_severity(m: Measurement, share: float, upstream: bool, limits: Limits) 
         ),
         "settled_step": Limit(3, "steps", "54 of 54 healthy networks have no zero gradient left after 3 steps"),
     },
-    explains=("OPT001", "OPT002", "LOSS005"),
+    explains=("OPT002", "LOSS005"),
 )
 def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
     """Weights whose gradient is exactly zero at every step.
@@ -347,8 +353,8 @@ def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     The 2-norm of each weight's gradient at the measured steps. Zero at the start alone is healthy:
     zero-initialised heads, residual branches, adapters and gates open after the first steps. Embeddings,
-    biases, gains, and layers that were handed no rows (idle experts) are exempt. Parameters that the autograd
-    graph does not reach are `disconnected-parameters`.
+    biases, gains, sigmoid gates, and layers that were handed no rows (idle experts) are exempt. Parameters that
+    the autograd graph does not reach are `disconnected-parameters`.
 
     ## Limits and their sources
     A warning; an error when the probe training fails, or when `error-share` 50 % of the weight matrices are
@@ -359,13 +365,17 @@ def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
     For experts or branches that these batches do not use.
 
     ## Example
-        codes = torch.round(self.encoder(x))  # the derivative of round is zero
-        return self.decoder(codes)
+    ```python
+    codes = torch.round(self.encoder(x))  # the derivative of round is zero
+    return self.decoder(codes)
+    ```
 
     ## Use instead
-        z = self.encoder(x)
-        codes = z + (torch.round(z) - z).detach()  # straight-through
-        return self.decoder(codes)
+    ```python
+    z = self.encoder(x)
+    codes = z + (torch.round(z) - z).detach()  # straight-through
+    return self.decoder(codes)
+    ```
 
     ## References
     Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons.

@@ -94,10 +94,14 @@ def signal_gain(m: Measurement, limits: Limits) -> Verdict:
     When the scale is set elsewhere, such as by a learned gain.
 
     ## Example
-        nn.init.normal_(layer.weight, std=0.01)  # fan-in 512: gain 0.23, ReLU needs 1.41
+    ```python
+    nn.init.normal_(layer.weight, std=0.01)  # fan-in 512: gain 0.23, ReLU needs 1.41
+    ```
 
     ## Use instead
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    ```python
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    ```
 
     ## References
     He et al. 2015, Delving Deep into Rectifiers; Mishkin and Matas 2016, All You Need Is a Good Init.
@@ -184,10 +188,14 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     When another factor undoes the scale.
 
     ## Example
-        nn.init.normal_(self.fc.weight)  # standard deviation 1 over 512 inputs: gain 22.6
+    ```python
+    nn.init.normal_(self.fc.weight)  # standard deviation 1 over 512 inputs: gain 22.6
+    ```
 
     ## Use instead
-        nn.init.normal_(self.fc.weight, std=1 / math.sqrt(self.fc.in_features))
+    ```python
+    nn.init.normal_(self.fc.weight, std=1 / math.sqrt(self.fc.in_features))
+    ```
 
     ## References
     LeCun et al. 1998, Efficient BackProp; Glorot and Bengio 2010.
@@ -356,10 +364,14 @@ def degenerate_initialization(m: Measurement, limits: Limits) -> Verdict:
     When the layer is constant on purpose: set `requires_grad_(False)`, which also silences this rule.
 
     ## Example
-        nn.init.constant_(self.fc1.weight, 0.1)
+    ```python
+    nn.init.constant_(self.fc1.weight, 0.1)
+    ```
 
     ## Use instead
-        nn.init.kaiming_normal_(self.fc1.weight, nonlinearity="relu")
+    ```python
+    nn.init.kaiming_normal_(self.fc1.weight, nonlinearity="relu")
+    ```
 
     ## References
     Goodfellow et al. 2016, Deep Learning, section 8.4.
@@ -455,10 +467,14 @@ def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
     When copies are meant to part later, e.g. through dropout.
 
     ## Example
-        self.fc1.weight.data = row.repeat(64, 1)
+    ```python
+    self.fc1.weight.data = row.repeat(64, 1)
+    ```
 
     ## Use instead
-        nn.init.xavier_uniform_(self.fc1.weight)
+    ```python
+    nn.init.xavier_uniform_(self.fc1.weight)
+    ```
 
     ## References
     Goodfellow et al. 2016, Deep Learning, section 8.4.
@@ -534,12 +550,16 @@ def default_initialization(m: Measurement, limits: Limits) -> Verdict:
     When the network trains as fast as you need.
 
     ## Example
-        layers = [nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()) for _ in range(12)]
+    ```python
+    layers = [nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()) for _ in range(12)]
+    ```
 
     ## Use instead
-        for conv, _ in layers:
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+    ```python
+    for conv, _ in layers:
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        nn.init.zeros_(conv.bias)
+    ```
 
     ## References
     He et al. 2015, Delving Deep into Rectifiers; torch.nn.Linear.reset_parameters: kaiming_uniform_(a=sqrt(5)).

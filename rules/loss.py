@@ -583,7 +583,11 @@ def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Findin
     rates = ", ".join(r.name.removesuffix(" on one batch") for r in tried)
     course = f"{len(best.losses)} steps move it from {number(start)} to {number(end)}" if math.isfinite(fall) else "it becomes non-finite"
     over = "the best constant prediction" if best.chance is not None and best.chance < start else "the first loss"
-    fallen = f", {number(100 * fall)} % below {over} (limit {number(100 * limit)} %)" if math.isfinite(fall) else ""
+    fallen = (
+        f", {number(100 * abs(fall))} % {'below' if fall >= 0 else 'above'} {over} (needed: {number(100 * limit)} % below)"
+        if math.isfinite(fall)
+        else ""
+    )
     plateau = _known_level(m, best, end, limits["plateau"])
     probe = "diverges" if progress.verdict(m) == "diverges" else "stalls"
     return found(

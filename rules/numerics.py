@@ -16,23 +16,21 @@ if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement, NonFinite, Parameter
     from gradcheck.nouns.places import Location
 
-# Functions whose derivative is infinite or undefined at some point where their value is finite, and what keeps clear of it.
+# Functions whose derivative is infinite or NaN at a point where their value is finite, and what keeps clear of it.
+# Tried on torch 2.13: norm, std, cdist and atan2 are not among them (their derivative there is set to 0).
 SINGULAR = {
     "sqrt": "sqrt(x + 1e-8), or sqrt of a clamped x",
     "rsqrt": "rsqrt(x + 1e-8)",
-    "norm": "sqrt of (x * x).sum() + 1e-8 in place of norm",
-    "vector_norm": "sqrt of (x * x).sum() + 1e-8 in place of vector_norm",
-    "linalg_vector_norm": "sqrt of (x * x).sum() + 1e-8 in place of linalg.norm",
-    "cdist": "the square root of the squared distance + 1e-8",
-    "pairwise_distance": "the square root of the squared distance + 1e-8",
-    "std": "sqrt of var + 1e-8",
-    "log": "log of a clamped x, clamp(x, min=1e-8)",
     "pow": "a base that is clamped away from 0",
+    "hypot": "sqrt(x * x + y * y + 1e-8)",
+    "log": "log of a clamped x, clamp(x, min=1e-8)",
+    "xlogy": "arguments that are clamped away from 0",
     "div": "a denominator that is clamped away from 0",
     "reciprocal": "a denominator that is clamped away from 0",
-    "atan2": "arguments that are not both 0",
     "acos": "clamp(x, -1 + 1e-6, 1 - 1e-6)",
     "asin": "clamp(x, -1 + 1e-6, 1 - 1e-6)",
+    "svd": "singular values that differ, or a loss of the singular values alone",
+    "eigh": "eigenvalues that differ, or a loss of the eigenvalues alone",
     "where": "a safe argument in the branch that is not taken: where() hides the value, not the gradient",
 }
 DOMAIN = {
@@ -105,21 +103,28 @@ def non_finite(m: Measurement, limits: Limits) -> Verdict:
     backward = min((e.step for e in m.non_finite if e.direction == "backward"), default=None)
     if forward and (backward is None or forward[0].step <= backward):
         return [_forward_event(m, forward)]
-    step = next((i for i, x in enumerate(m.probe.losses) if not math.isfinite(x)), None)
+    step = next((i for i, x in enumerate(_losses(m)) if not math.isfinite(x)), None)
     if forward or backward is not None or step is None:
         return []
     return [_unlocated(m, step)]
 
 
 def _harmful(m: Measurement) -> bool:
-    """Something non-finite reached the loss or a gradient."""
+    """Something non-finite reached the loss or a gradient. A loss that raised has no value, whatever is noted for it."""
+    raised = [c for c in m.losses if c.raised]
+    if raised:
+        return any(math.isnan(c.input_min) for c in raised)
     return (
         m.probe.ended == "non-finite"
-        or any(c.raised and (math.isnan(c.input_min) or math.isnan(c.input_max)) for c in m.losses)
         or any(e.direction == "loss" for e in m.non_finite)
-        or any(not math.isfinite(x) for x in (*m.probe.losses, *m.probe.gradient_norms))
+        or any(not math.isfinite(x) for x in (*_losses(m), *m.probe.gradient_norms))
         or any(not s.gradient_finite for p in m.parameters for s in p.steps)
     )
+
+
+def _losses(m: Measurement) -> tuple[float, ...]:
+    """The probe's losses; a step that raised has none."""
+    return m.probe.losses[:-1] if m.probe.ended == "raised" else m.probe.losses
 
 
 def _severity(m: Measurement, step: int) -> tuple[Severity, str]:
@@ -194,8 +199,8 @@ def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
     """The forward pass is finite, but a derivative is NaN or infinite.
 
     ## What it finds
-    Square roots, norms, logarithms, powers and divisions at a point where their value is finite and their slope is not:
-    the norm of a zero vector, the standard deviation of equal values, `sqrt(0)`; also behind a `where` that hides the value.
+    Square roots, fractional powers, inverse sines and cosines, and eigenvectors at a point where their value is finite and
+    their slope is not, such as `sqrt(0)` and `acos(1)`; logarithms and divisions behind a `where` that hides their value.
 
     ## Why it matters
     The loss looks right, and the first step turns the weights into NaN.
@@ -214,7 +219,7 @@ def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
 
     ## Example
     ```python
-    distance = (a - b).norm(dim=1)  # a and b may be equal
+    distance = (a - b).square().sum(dim=1).sqrt()  # a and b may be equal
     ```
 
     ## Use instead
@@ -260,7 +265,7 @@ def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
 
 def _cure(cures: Mapping[str, str], operation: str) -> str | None:
     """What keeps clear of the fault; the operation may be spelled "sqrt", "sqrt_", "__truediv__" or "SqrtBackward0"."""
-    name = re.sub(r"backward\d*$", "", operation.lower()).strip("_").replace("truediv", "div")
+    name = re.sub(r"backward\d*$", "", operation.lower()).strip("_").replace("truediv", "div").removeprefix("linalg_")
     return cures.get(name)
 
 

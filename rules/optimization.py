@@ -141,10 +141,14 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     When your schedule warms the rate up and the scan did not see it.
 
     ## Example
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    ```python
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    ```
 
     ## Use instead
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    ```python
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    ```
 
     ## References
     Smith 2017, Cyclical Learning Rates; Lewkowycz et al. 2020, The large learning rate phase of deep learning.
@@ -201,10 +205,14 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     When the training is much longer than the probe and its rate is meant to be that low.
 
     ## Example
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    ```python
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    ```
 
     ## Use instead
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    ```python
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    ```
 
     ## References
     Smith 2017, Cyclical Learning Rates; CS231n, Learning: ratio of weights to updates.

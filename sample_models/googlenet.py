@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-CLASSES, SIZE, BATCH = 10, 64, 32
+CLASSES, SIZE, BATCH = 10, 64, 24
 
 generator = torch.Generator().manual_seed(0)
 patterns = torch.randn(CLASSES, 3, 8, 8, generator=generator)  # a coarse pattern for each class

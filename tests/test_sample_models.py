@@ -18,6 +18,8 @@ from sample_models.catalogue import README, Sample, healthy_classics, sick_sampl
 if TYPE_CHECKING:
     from gradcheck.nouns.report import Report
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")  # the illness of loss_domain
+
 SICK = sick_samples()
 sick = pytest.mark.parametrize("sample", SICK, ids=lambda s: s.path.stem)
 
@@ -169,7 +171,6 @@ STUCK = (
 )
 
 
-@pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", STUCK)
 def test_the_sick_sample_does_not_learn(name: str) -> None:
     curve = losses(README.parent / "sick" / f"{name}.py", steps=48)

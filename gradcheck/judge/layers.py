@@ -10,11 +10,37 @@ if TYPE_CHECKING:
     from gradcheck.nouns.places import Location
 
 BODY_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "recurrent")
+GATES = ("sigmoid", "hardsigmoid")
 
 
 def body(m: Measurement) -> list[Layer]:
-    """The layers that carry the signal, in order of their first call: linear, conv and recurrent ones, heads excluded."""
-    return sorted((x for x in m.layers if x.kind in BODY_KINDS and not x.head and x.trained), key=lambda x: x.order)
+    """The layers that carry the signal, in order of their first call: linear, conv and recurrent ones.
+
+    Heads are excluded, and so are layers that only make the factor of a gate.
+    """
+    aside = gate_makers(m)
+    return [x for x in in_order(m) if x.kind in BODY_KINDS and not x.head and x.trained and x.name not in aside]
+
+
+def gate_makers(m: Measurement) -> frozenset[str]:
+    """Layers that only make the factor of a sigmoid gate: [reduce, activation,] expand in squeeze-and-excitation.
+
+    Healthy gates let next to no gradient through, whatever the rest of the network does.
+    """
+    layers = [x for x in in_order(m) if x.kind in (*BODY_KINDS, "activation")]
+    found: set[str] = set()
+    for i, x in enumerate(layers):
+        if x.kind != "activation" or not x.gate or x.function not in GATES or i < 1 or layers[i - 1].kind not in BODY_KINDS:
+            continue
+        found.add(layers[i - 1].name)
+        if i >= 3 and layers[i - 2].kind == "activation" and pooled(layers[i - 1]) and pooled(layers[i - 3]):
+            found |= {layers[i - 2].name, layers[i - 3].name}
+    return frozenset(found)
+
+
+def pooled(layer: Layer) -> bool:
+    """Whether its output [N, C] or [N, C, 1, ...] has one position a sample."""
+    return layer.kind in BODY_KINDS and all(size == 1 for size in layer.output_shape[2:])
 
 
 def in_order(m: Measurement) -> list[Layer]:

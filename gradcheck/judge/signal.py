@@ -85,10 +85,10 @@ def trend(points: Sequence[tuple[float, float]], skipped: int = 0) -> Trend:
     return Trend(sum((x - mean_x) * (y - mean_y) for x, y in points) / spread, n, skipped)
 
 
-def log_sizes(sizes: Sequence[float | None]) -> list[tuple[float, float]]:
-    """(depth, log10 size) of the sizes that can be judged: present, finite, and not negligible beside the largest."""
+def log_sizes(sizes: Sequence[float | None], negligible: float = 0.0) -> list[tuple[float, float]]:
+    """(depth, log10 size) of the sizes that can be judged: present, finite, and above that share of the largest."""
     usable = [x for x in sizes if x is not None and math.isfinite(x) and x > 0]
-    least = NEGLIGIBLE * max(usable, default=0.0)
+    least = negligible * max(usable, default=0.0)
     return [(float(i), math.log10(x)) for i, x in enumerate(sizes) if x is not None and math.isfinite(x) and x > least]
 
 
@@ -105,7 +105,7 @@ def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | N
 def gradient_trend(m: Measurement, step: int = 0) -> Trend:
     """Trend of log10 ||dL/dh_l|| over the body layers in execution order."""
     sizes = [size for _, size in gradient_norms(m, step)]
-    points = log_sizes(sizes)
+    points = log_sizes(sizes, NEGLIGIBLE)
     return trend(points, len(sizes) - len(points))
 
 

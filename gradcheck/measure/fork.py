@@ -104,7 +104,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 def _rebind_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
     if id(function) in memo:
         return memo[id(function)]  # type: ignore[no-any-return]
-    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, None)
     memo[id(function)] = function  # a recursive function refers to itself
     cells = []
     for cell in function.__closure__ or ():

@@ -166,15 +166,21 @@ NODE_ACTIVATIONS = {
 }
 NODE_NORMS = frozenset("NativeBatchNorm CudnnBatchNorm MiopenBatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm RmsNorm BatchNorm".split())
 # Nodes that move entries about, or drop some, but do not change their values.
-NODE_TRANSPARENT = frozenset(
+NODE_MOVES = frozenset(
     (
         "View UnsafeView ReshapeAlias Reshape T Transpose Permute Squeeze Unsqueeze Expand ExpandAs Slice Select Clone Contiguous ToCopy "
-        "NativeDropout Split SplitWithSizes Unbind Cat Stack Alias AsStrided Index IndexSelect Gather MaxPool2DWithIndices MaxPool1D "
-        "MaxPool3DWithIndices AvgPool2D AvgPool1D AvgPool3D AdaptiveAvgPool2D MkldnnAdaptiveAvgPool2D AdaptiveMaxPool2D AdaptiveAvgPool3D "
-        "Mean ConstantPadNd ReflectionPad2D UpsampleNearest2D UpsampleBilinear2D Flatten Unflatten Unfold Roll Flip Repeat Narrow Chunk "
-        "Max Amax Movedim Swapaxes PackPaddedSequence PadPackedSequence Identity"
+        "NativeDropout Split SplitWithSizes Unbind Cat Stack Alias AsStrided Index IndexSelect Gather ConstantPadNd ReflectionPad2D "
+        "Flatten Unflatten Unfold Roll Flip Repeat Narrow Chunk Movedim Swapaxes PackPaddedSequence PadPackedSequence Identity"
     ).split()
 )
+# Nodes that pool or resample: values change, but a layer's output is still recognisably the same signal behind them.
+NODE_POOLS = frozenset(
+    (
+        "MaxPool2DWithIndices MaxPool1D MaxPool3DWithIndices AvgPool2D AvgPool1D AvgPool3D AdaptiveAvgPool2D MkldnnAdaptiveAvgPool2D "
+        "AdaptiveMaxPool2D AdaptiveAvgPool3D Mean UpsampleNearest2D UpsampleBilinear2D Max Amax"
+    ).split()
+)
+NODE_TRANSPARENT = NODE_MOVES | NODE_POOLS
 
 
 def node_name(node: Any) -> str:

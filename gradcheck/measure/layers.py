@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from gradcheck.measure import kinds
+from gradcheck.measure import kinds, units
 from gradcheck.measure.statistics import merge
 from gradcheck.measure.structure import Fate
 from gradcheck.measure.taps import Call
@@ -55,14 +55,14 @@ class Layers:
             layer.calls = max(layer.calls, len(same))
             if fates is not None:
                 layer.fate = _joined([fates[id(c)] for c in same if id(c) in fates])
-            layer.snapshots.append(_snapshot(step, same))
+            layer.snapshots.append(_snapshot(step, same, layer.fate.head))
             self._units(layer, same)
 
     @staticmethod
     def _units(layer: Growing, same: list[Call]) -> None:
         masks = [c.alive for c in same if c.alive is not None]
         if masks and all(m.shape == masks[0].shape for m in masks):
-            layer.alive.append(torch.stack(masks).any(0).cpu())
+            layer.alive.append((torch.stack(masks).any(0) if len(masks) > 1 else masks[0]).cpu())
             layer.samples.append(sum(c.effective_samples for c in same))
 
     def nouns(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
@@ -123,18 +123,18 @@ def _joined(fates: list[Fate]) -> Fate:
     )
 
 
-def _snapshot(step: int, calls: list[Call]) -> Snapshot:
+def _snapshot(step: int, calls: list[Call], head: bool) -> Snapshot:
     return Snapshot(
         step,
         merge([c.output for c in calls if c.output is not None]),
         merge([g for c in calls for g in c.gradients]),
         _mean([c.saturated for c in calls]),
-        _mean([c.sample_cosine for c in calls]),
+        _mean([units.mean_cosine(c.features) for c in calls if c.features is not None]) if head else None,
         _mean([c.token_cosine for c in calls]),
     )
 
 
-def _mean(values: list[torch.Tensor | None]) -> float | None:
+def _mean(values: Sequence[torch.Tensor | None]) -> float | None:
     known = [number for v in values if v is not None and math.isfinite(number := v.item())]
     return sum(known) / len(known) if known else None
 

@@ -51,6 +51,8 @@ Tick = Callable[[str, float], None]  # phase, fraction done
 LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
 PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments
 FINAL_STEPS = 2  # measured steps at the end
+# Seconds. Steps shorter than this gain nothing from a second thread, and lose much to it on a machine that is busy otherwise.
+SMALL_STEP = 0.03
 _ADAPTIVE = re.compile(r"ada|rms|lion|rprop|muon|lamb|sophia|soap|shampoo", re.IGNORECASE)
 
 
@@ -137,9 +139,15 @@ class _Session:
         early = frozenset(t for t in EARLY if t < max(1, steps - FINAL_STEPS))
         training = self.training
         run = {"measured": early, "observe": self._observe, "tick": lambda t: self.tick("probe", (t + 1) / steps)}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         training.run(1, deadline, **run)
         if training.ended == "raised":
             return
+        started = time.perf_counter()
+        training.run(min(3, max(1, steps - FINAL_STEPS)), deadline, **run)
+        if time.perf_counter() - started > SMALL_STEP * max(1, training.step - 1):
+            torch.set_num_threads(threads)
         training.run(max(1, steps - FINAL_STEPS), deadline, **run)
         if training.ended == "done" and steps == self.plan.steps and self._outcome() != "learns":
             longer = LONGER * steps - FINAL_STEPS

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from gradcheck.measure.statistics import spread
 from gradcheck.nouns.measurement import Parameter, ParameterStep
 
-SAMPLE = 1 << 14  # entries of a large parameter that are followed through the optimizer's step
+SAMPLE = 1 << 11  # entries of a large parameter that are followed through the optimizer's step
 SAME = 1e-6  # relative distance below which two rows count as equal
+
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(eq=False)
@@ -28,7 +33,14 @@ class Watched:
     std: float = 0.0
     suspicious: bool = True  # constant, or with equal rows, at the first look: looked at again
     used: bool = False
+    sample: torch.Tensor | None = None  # a view of some of its entries, see `sampled`
     steps: list[ParameterStep] = field(default_factory=list)
+
+    def sampled(self) -> torch.Tensor:
+        """An even sample of the entries, flat; the same view as long as the parameter stays where it is in memory."""
+        if self.sample is None or self.sample.data_ptr() != self.tensor.data_ptr():
+            self.sample = _sampled(self.tensor)
+        return self.sample if self.sample.data_ptr() == self.tensor.data_ptr() else _sampled(self.tensor)
 
     def noun(self) -> Parameter:
         t = self.tensor
@@ -62,7 +74,7 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
             found[id(p)].aliases.append(name)
             continue
         watched = found[id(p)] = Watched(name, p, name.rpartition(".")[0], groups=grouped.get(id(p), 0))
-        values = _floats(p)
+        values = _plain(p.detach())
         if values.numel():
             watched.mean = values.mean().item()
             watched.std = values.std(correction=0).item()
@@ -77,32 +89,46 @@ class StepWatch:
         self.watched = [w for w in watched if w.tensor.numel()]
         self.step = step
         self.rows = look_at_rows
-        self.norms = _norms([_floats(w.tensor) for w in self.watched])
         self.gradients = [_gradient(w.tensor) for w in self.watched]
-        present = iter(_norms([g for g in self.gradients if g is not None]))
-        self.gradient_norms = [None if g is None else next(present) for g in self.gradients]
-        self.before = [_sample(w.tensor).clone() for w in self.watched]
-        self.gradient_samples = [None if w.tensor.grad is None or w.tensor.grad.is_sparse else _sample(w.tensor.grad).clone() for w in self.watched]
+        present = [g for g in self.gradients if g is not None and g.numel()]
+        norms = _norms([*(_plain(w.tensor) for w in self.watched), *present])
+        self.norms, found = norms[: len(self.watched)], iter(norms[len(self.watched) :])
+        self.gradient_norms = [None if g is None else next(found) if g.numel() else 0.0 for g in self.gradients]
+        largest = iter(_largest(present) if look_at_rows else [None] * len(present))
+        self.gradient_maxima = [next(largest) if g is not None and g.numel() else None for g in self.gradients]
+        self.before = _joined([w.sampled() for w in self.watched]) if self.watched else np.empty(0)
+        self.direction = self._downhill() if step == 0 and self.watched else None
+
+    def _downhill(self) -> Numbers:
+        """The gradient at the entries of the sample, zero where there is none."""
+        pairs = zip(self.gradients, (w.tensor for w in self.watched), strict=True)
+        return _joined([_sampled(g if g is not None and g.numel() == _count(p) else torch.zeros_like(p)) for g, p in pairs])
 
     @torch.no_grad()
     def after(self) -> float | None:
-        """Files a ParameterStep with each parameter. Returns the cosine of the whole update with the negative gradient."""
-        product = update_square = gradient_square = 0.0
+        """Files a ParameterStep with each parameter. Returns the cosine of the whole update with the negative gradient, at step 0."""
+        if not self.watched:
+            return None
+        now = [w.sampled() for w in self.watched]
+        sizes = [len(x) for x in now]
+        starts = np.cumsum([0, *sizes[:-1]])
+        change = _joined(now) - self.before
+        moved = np.sqrt(np.add.reduceat(np.square(change), starts)).tolist()
+        base = np.sqrt(np.add.reduceat(np.square(self.before), starts)).tolist()
         for i, w in enumerate(self.watched):
-            change = _sample(w.tensor) - self.before[i]
-            base = self.before[i].norm().item()
-            moved = change.norm().item()
-            g = self.gradient_samples[i]
-            if g is not None and g.shape == change.shape:
-                weight = w.tensor.numel() / max(1, change.numel())
-                product -= weight * torch.dot(change.float(), g.float()).item()
-                update_square += weight * moved**2
-                gradient_square += weight * g.float().norm().item() ** 2
-            ratio = moved / base if base > 0 and math.isfinite(moved) and w.tensor.requires_grad else None
+            ratio = moved[i] / base[i] if base[i] > 0 and math.isfinite(moved[i]) and w.tensor.requires_grad else None
             w.steps.append(self._noun(i, w, ratio))
-        if update_square > 0 and gradient_square > 0 and math.isfinite(update_square * gradient_square):
-            return product / (update_square * gradient_square) ** 0.5
-        return None
+        return self._cosine(change, sizes)
+
+    def _cosine(self, change: Numbers, sizes: Sequence[int]) -> float | None:
+        if self.direction is None:
+            return None
+        counts = [_count(w.tensor) for w in self.watched]
+        known = [g is not None and g.numel() == count for g, count in zip(self.gradients, counts, strict=True)]
+        weights = np.repeat([k * c / n for k, c, n in zip(known, counts, sizes, strict=True)], sizes)
+        product = -float(np.sum(weights * change * self.direction))
+        scale = float(np.sum(weights * np.square(change))) ** 0.5 * float(np.sum(weights * np.square(self.direction))) ** 0.5
+        return product / scale if scale > 0 and math.isfinite(scale) else None
 
     def _noun(self, i: int, w: Watched, ratio: float | None) -> ParameterStep:
         norm, gradient = self.gradient_norms[i], self.gradients[i]
@@ -116,7 +142,7 @@ class StepWatch:
             self.step,
             self.norms[i],
             norm,
-            None if gradient is None or not gradient.numel() else gradient.abs().max().item() if self.rows else None,
+            self.gradient_maxima[i],
             norm is None or math.isfinite(norm),
             ratio,
             duplicates,
@@ -161,35 +187,65 @@ def _has_twin(rows: torch.Tensor) -> torch.Tensor:
 def total_norm(parameters: Iterable[nn.Parameter]) -> float:
     """2-norm of all gradients together."""
     gradients = [g for p in parameters if (g := _gradient(p)) is not None and g.numel()]
-    return torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
+    return math.sqrt(math.fsum(n * n for n in _norms(gradients)))
 
 
 def _norms(tensors: Sequence[torch.Tensor]) -> list[float]:
     """2-norms in one batched call; in float64 where float32 underflows or overflows."""
     if not tensors:
         return []
-    found = torch.stack([n.float() for n in torch._foreach_norm(tensors)]).tolist()
+    found = _listed(torch._foreach_norm(tensors))
     for i, (value, tensor) in enumerate(zip(found, tensors, strict=True)):
         if not 1e-15 < value < 1e18:
             found[i] = tensor.double().norm().item()
     return found
 
 
-def _floats(tensor: torch.Tensor) -> torch.Tensor:
-    values = tensor.detach()
-    if values.is_complex():
-        values = torch.view_as_real(values)
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+def _largest(tensors: Sequence[torch.Tensor]) -> list[float]:
+    """Largest |x| of each. One pass: torch's infinity norm is ten times as slow as its minimum and maximum together."""
+    pairs = [torch.aminmax(t) for t in tensors]
+    return [max(-low, high) if low == low else low for low, high in zip(_listed([p.min for p in pairs]), _listed([p.max for p in pairs]), strict=True)]
+
+
+def _listed(scalars: Sequence[torch.Tensor]) -> list[float]:
+    """0-d tensors as numbers, with one transfer from each device."""
+    if not scalars:
+        return []
+    devices = {t.device for t in scalars}
+    return torch.stack([t.double().cpu() for t in scalars] if len(devices) > 1 else [t.float() for t in scalars]).tolist()
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """As real float32 or float64."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _count(tensor: torch.Tensor) -> int:
+    """Real numbers in it."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
 def _gradient(p: torch.Tensor) -> torch.Tensor | None:
     if p.grad is None:
         return None
-    gradient = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
-    return _floats(gradient)
+    gradient = p.grad.detach()
+    return _plain(gradient.coalesce().values() if gradient.is_sparse else gradient)
 
 
-def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    """An even sample of the entries, as a flat view or copy."""
-    flat = _floats(tensor).reshape(-1)
-    return flat[:: max(1, flat.numel() // SAMPLE)]
+def _sampled(tensor: torch.Tensor) -> torch.Tensor:
+    """An even sample of the entries, flat: a view where possible."""
+    values = tensor.detach()
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
+    flat = values.reshape(-1)
+    return flat[:: spread(len(flat), SAMPLE)]
+
+
+def _joined(samples: Sequence[torch.Tensor]) -> Numbers:
+    """One after the other, copied."""
+    first = samples[0]
+    if any(t.dtype is not first.dtype or t.device != first.device for t in samples):
+        samples = [t.to("cpu", torch.float64) for t in samples]
+    return torch.cat(list(samples)).to("cpu", torch.float64).numpy()

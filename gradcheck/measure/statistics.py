@@ -1,29 +1,28 @@
 """Statistics of a tensor in one pass over its memory.
 
-On the CPU the tensor is read in chunks that stay in cache, with the cheapest reductions that torch and numpy have; NaN and
-Inf show in those, and are counted only when they show. On other devices the same reductions are queued without a
-synchronisation, and `Pending.settle` copies all of them at once.
+On the CPU a large tensor is read in chunks that stay in cache, with the cheapest reductions that torch and numpy have; NaN
+and Inf show in those, and are counted only when they show. Small tensors, and those of other devices, go through `Pending`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gradcheck.nouns.measurement import TensorStats
 
 CHUNK = 1 << 18  # elements: 1 MiB of float32, within L2
-HISTOGRAM_SAMPLES = 2048  # entries whose exponents are counted, evenly spread over the tensor
+HISTOGRAM_SAMPLES = 1024  # entries whose exponents are counted, evenly spread over the tensor
 TINY_SQUARE = 1e-30  # below this a float32 sum of squares has lost entries to underflow
 CANCELS = 1e-4  # mean of squares minus squared mean has too few digits left below this share of the former
 
 # dtype -> integer of its size, position and mask of the exponent bits, bias
-_EXPONENT = {torch.float32: (np.int32, 23, 0xFF, 127), torch.float64: (np.int64, 52, 0x7FF, 1023)}
-_BINS = 256  # of the float32 exponents that are counted on a device
+EXPONENT_BITS = {torch.float32: (np.int32, 23, 0xFF, 127), torch.float64: (np.int64, 52, 0x7FF, 1023)}
 
 
 def readable(tensor: torch.Tensor) -> bool:
@@ -94,7 +93,7 @@ def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None
 def _readable_chunk(part: torch.Tensor) -> torch.Tensor:
     if part.device.type != "cpu":
         part = part.cpu()
-    return part if part.dtype in _EXPONENT else part.float()
+    return part if part.dtype in EXPONENT_BITS else part.float()
 
 
 def _variance(flat: torch.Tensor, mean: float) -> float:
@@ -107,13 +106,12 @@ def _variance(flat: torch.Tensor, mean: float) -> float:
 def _exponents(flat: torch.Tensor) -> tuple[int, tuple[int, ...]]:
     """Counts of floor(log2|x|) over an even sample of the non-zero entries, from the exponent bits."""
     sample = _readable_chunk(flat[:: spread(len(flat), HISTOGRAM_SAMPLES)])
-    integer, shift, mask, bias = _EXPONENT[sample.dtype]
+    integer, shift, mask, bias = EXPONENT_BITS[sample.dtype]
     bits = np.ascontiguousarray(sample.numpy()).view(integer)
-    counts = np.bincount((bits >> shift) & mask)
-    return _trimmed(counts, bias)
+    return trimmed(np.bincount((bits >> shift) & mask), bias)
 
 
-def _trimmed(counts: np.ndarray, bias: int) -> tuple[int, tuple[int, ...]]:
+def trimmed(counts: npt.NDArray[np.int64], bias: int) -> tuple[int, tuple[int, ...]]:
     """Lowest exponent that occurs, and the counts from there on."""
     counts[0] = 0  # zeros, and subnormal numbers with them
     present = counts.nonzero()[0]
@@ -172,72 +170,3 @@ def _merged_bins(parts: Sequence[TensorStats]) -> tuple[int, tuple[int, ...]]:
         for i, c in enumerate(part.exponent_counts, part.exponent_low - first):
             bins[i] += c
     return first, tuple(bins)
-
-
-Sink = Callable[[TensorStats], None]
-
-
-@dataclass
-class Pending:
-    """Statistics on their way. CPU tensors are read at once; on other devices a row of reductions is queued for each tensor,
-    [sum, norm, min, max, zeros, NaN, Inf, exponents of a sample] in float64, and `settle` brings all rows to the host in one copy."""
-
-    rows: list[torch.Tensor] = field(default_factory=list)
-    waiting: list[tuple[int, Sink]] = field(default_factory=list)
-
-    def add(self, tensor: torch.Tensor, sink: Sink) -> None:
-        """Hands the statistics to `sink`, now or when settled; never, when the tensor has none."""
-        if tensor.device.type == "cpu":
-            stats = describe(tensor)
-            if stats is not None:
-                sink(stats)
-        else:
-            self.queue(tensor, sink)
-
-    def queue(self, tensor: torch.Tensor, sink: Sink) -> None:
-        flat = real_values(tensor)
-        if flat is None or flat.numel() == 0:
-            return
-        self.rows.append(_row(flat))
-        self.waiting.append((flat.numel(), sink))
-
-    def settle(self) -> None:
-        if not self.rows:
-            return
-        table = torch.stack(self.rows).cpu().double().numpy()
-        for (count, sink), row in zip(self.waiting, table, strict=True):
-            sink(_stats_of_row(count, row))
-        self.rows.clear()
-        self.waiting.clear()
-
-
-def _row(flat: torch.Tensor) -> torch.Tensor:
-    """Every statistic of a tensor on its device, without waiting for it. -> [7 + _BINS]"""
-    wide = torch.float32 if flat.device.type == "mps" else torch.float64  # there is no float64 there
-    x = flat if flat.dtype in _EXPONENT else flat.float()
-    nan, inf = torch.isnan(x), torch.isinf(x)
-    clean = torch.where(nan | inf, 0.0, x)
-    low = torch.where(nan | inf, math.inf, x).amin()
-    high = torch.where(nan | inf, -math.inf, x).amax()
-    largest = clean.abs().amax()
-    unit = torch.where(largest > 0, largest, 1.0)
-    norm = torch.linalg.vector_norm(clean / unit, dtype=wide) * unit  # scaled: squares of tiny entries vanish in float32
-    zeros = (clean == 0).sum() - nan.sum() - inf.sum()
-    numbers = [clean.sum(dtype=wide), norm, low, high, zeros, nan.sum(), inf.sum()]
-    bits = x[:: spread(len(x), HISTOGRAM_SAMPLES)].float().contiguous().view(torch.int32)
-    exponents = ((bits >> 23) & 0xFF).long()
-    bins = torch.zeros(_BINS, dtype=wide, device=x.device).scatter_add_(0, exponents, torch.ones_like(exponents, dtype=wide))
-    return torch.cat([torch.stack([n.to(wide) for n in numbers]), bins])
-
-
-def _stats_of_row(count: int, row: np.ndarray) -> TensorStats:
-    total, norm, low, high, zeros, nan, inf = row[:7].tolist()
-    finite = count - int(nan) - int(inf)
-    if not finite:
-        return TensorStats(count, int(nan), int(inf))
-    bins = row[7:].astype(np.int64)
-    bins[-1] = 0  # NaN and Inf
-    first, counts = _trimmed(bins, 127)
-    mean = total / finite
-    variance = max(0.0, norm * norm / finite - mean * mean) if high > low else 0.0
-    return TensorStats(count, int(nan), int(inf), mean, variance**0.5, norm, low, high, zeros / count, first, counts)

@@ -47,16 +47,13 @@ class Graph:
 
     def fates(self, calls: Iterable[Call]) -> dict[int, Fate]:
         """The fate of each call, by id(call)."""
-        by_output: dict[Node, Call] = {}
         by_input: dict[Node, list[Call]] = {}
         calls = list(calls)
         for call in calls:
-            if call.output_node is not None:
-                by_output[call.output_node] = call
             if call.kind in kinds.LEAF_KINDS:
                 for node in call.input_nodes:
                     by_input.setdefault(node, []).append(call)
-        weighted = {n for n, c in by_output.items() if c.kind in kinds.WEIGHTED_KINDS}
+        weighted = {c.output_node for c in calls if c.output_node is not None and c.kind in kinds.WEIGHTED_KINDS}
         below: dict[Node, bool] = {}  # a weighted layer lies between the node and the loss
         for node in self.order:
             below[node] = any(c in weighted or below[c] for c in self.consumers[node])
@@ -182,9 +179,9 @@ def upstream_leaves(starts: Iterable[Node], limit: int = 100_000) -> list[torch.
 
 
 def producer(tensor: torch.Tensor) -> tuple[str | None, Node]:
-    """Canonical name and node of the function that made a tensor, shape changes and single-operand arithmetic skipped.
+    """Canonical name and node of the function that made a tensor, shape changes skipped but not pooling: "softmax", "relu", ...
 
-    "softmax", "sigmoid", "relu", ... for activations, "linear" for a matrix product, else the node's own name.
+    A mean over positions of what a ReLU let through is no ReLU output any more (SqueezeNet ends so, and trains).
     """
     node = tensor.grad_fn
     for _ in range(50):
@@ -193,7 +190,7 @@ def producer(tensor: torch.Tensor) -> tuple[str | None, Node]:
         name = kinds.node_name(node)
         if name in kinds.NODE_ACTIVATIONS:
             return kinds.NODE_ACTIVATIONS[name], node
-        if name not in kinds.NODE_TRANSPARENT or not node.next_functions:
+        if name not in kinds.NODE_MOVES or not node.next_functions:
             return name.lower(), node
         node = node.next_functions[0][0]
     return None, None

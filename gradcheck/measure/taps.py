@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from gradcheck.measure import kinds, units
-from gradcheck.measure.statistics import Pending
+from gradcheck.measure.pending import Look, Pending
+from gradcheck.measure.statistics import readable
 from gradcheck.nouns.measurement import LayerKind, TensorStats
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
@@ -43,15 +45,37 @@ class Call:
     output_node: Any = None
     input_nodes: tuple[Any, ...] = ()
     weight: torch.Tensor | None = None  # parameter used by a functional linear or conv call
-    saturated: torch.Tensor | None = None  # 0-d, as the next two: read after the backward pass
-    sample_cosine: torch.Tensor | None = None
+    saturated: torch.Tensor | None = None  # 0-d, as the next: read after the backward pass
     token_cosine: torch.Tensor | None = None
+    features: torch.Tensor | None = None  # a few samples of a linear layer's input [samples, D], for their similarity
     alive: torch.Tensor | None = None  # [units] bool
     effective_samples: int = 0
     measures: bool = True  # whether statistics of its output are taken
 
     def set_output(self, stats: TensorStats) -> None:
         self.output = stats
+
+
+class _Role(NamedTuple):
+    """What is known of a module before it runs."""
+
+    kind: LayerKind
+    type: str
+    function: str | None
+    leaf: bool
+    measured: bool
+
+
+_roles: weakref.WeakKeyDictionary[nn.Module, _Role] = weakref.WeakKeyDictionary()
+
+
+def _role(module: nn.Module) -> _Role:
+    role = _roles.get(module)
+    if role is None:
+        kind = kinds.kind_of(module)
+        function = kinds.activation_of(module) if kind == "activation" else None
+        role = _roles[module] = _Role(kind, type(module).__name__, function, kind in kinds.LEAF_KINDS, kind in _MEASURED)
+    return role
 
 
 def tensors_in(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
@@ -71,7 +95,7 @@ def tensors_in(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
 
 
 class Taps(TorchFunctionMode):
-    """Records one pass. Use as `with taps: loss = step(...)`, then `taps.backward()` before `loss.backward()`.
+    """Records one pass. Use as `with taps: loss = step(...)`, then `loss.backward()`, then `taps.settle()`.
 
     `names` maps id(module) to its path in the model. With `functions=False` only modules are seen, at less cost.
     """
@@ -82,11 +106,10 @@ class Taps(TorchFunctionMode):
         self.functions = functions
         self.calls: list[Call] = []
         self.hidden: dict[int, nn.Module] = {}  # modules that ran inside the model but are not listed by it
-        self.stack: list[tuple[nn.Module, str]] = []
+        self.stack: list[tuple[nn.Module, str, _Role]] = []
         self.leaf = 0  # depth inside a leaf module, where functional calls are not looked at
         self.recording = False
         self.last_weighted: LayerKind | None = None
-        self._kinds: dict[int, LayerKind] = {}
         self._pending = Pending()
         self._outputs: dict[Any, Call] = {}
         self._sites: dict[tuple[str, str], list[Location | None]] = {}
@@ -107,6 +130,7 @@ class Taps(TorchFunctionMode):
             handle.remove()
         if self.functions:
             super().__exit__(*details)
+        self._pending.flush()
 
     @property
     def in_model(self) -> bool:
@@ -136,16 +160,9 @@ class Taps(TorchFunctionMode):
             if not self.stack:
                 return
             name = self._hidden_name(module)
-        kind = self._kind(module)
-        self.stack.append((module, name))
-        if kind in kinds.LEAF_KINDS:
-            self.leaf += 1
-
-    def _kind(self, module: nn.Module) -> LayerKind:
-        kind = self._kinds.get(id(module))
-        if kind is None:
-            kind = self._kinds[id(module)] = kinds.kind_of(module)
-        return kind
+        role = _role(module)
+        self.stack.append((module, name, role))
+        self.leaf += role.leaf
 
     def _hidden_name(self, module: nn.Module) -> str:
         self.hidden.setdefault(id(module), module)
@@ -155,34 +172,35 @@ class Taps(TorchFunctionMode):
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not self.recording or not self.stack or self.stack[-1][0] is not module:
             return
-        _, name = self.stack.pop()
-        kind = self._kind(module)
-        if kind in kinds.LEAF_KINDS:
-            self.leaf -= 1
+        _, name, role = self.stack.pop()
+        self.leaf -= role.leaf
         if self.leaf:
             return
-        tensor = next((t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()), None)
-        if tensor is None:
+        tensor = output if isinstance(output, torch.Tensor) else next((t for t in tensors_in(output) if _has_values(t)), None)
+        if tensor is None or not _has_values(tensor):
             return
         with torch._C.DisableTorchFunction():
-            call = Call(name, type(module).__name__, kind, module, None, shape=tuple(tensor.shape))
-            if kind == "activation":
-                call.function = kinds.activation_of(module)
-            inputs = [t for t in tensors_in((args, kwargs), 2)]
-            call.input_nodes = tuple(t.grad_fn for t in inputs if t.grad_fn is not None)
-            call.measures = kind in _MEASURED or (kind == "container" and bool(self.stack))
-            if kind in ("container", "other") and tensor.grad_fn in self._outputs:
-                call.measures = False
-            self._similarity(call, inputs)
-            self._record(call, tensor)
+            self._module_call(module, name, role, (args, kwargs) if kwargs else args, tensor)
+
+    def _module_call(self, module: nn.Module, name: str, role: _Role, given: Any, tensor: torch.Tensor) -> None:
+        inputs = list(tensors_in(given, 2))
+        call = Call(name, role.type, role.kind, module, None, role.function, tuple(tensor.shape))
+        call.input_nodes = tuple(t.grad_fn for t in inputs if t.grad_fn is not None)
+        call.measures = role.measured or (role.kind == "container" and bool(self.stack))
+        if not role.leaf and tensor.grad_fn in self._outputs:
+            call.measures = False
+        self._similarity(call, inputs)
+        self._record(call, tensor)
 
     def _similarity(self, call: Call, inputs: list[torch.Tensor]) -> None:
-        features = next((t for t in inputs if t.is_floating_point()), None)
-        if features is None or call.kind not in ("linear", "norm"):
+        if call.kind not in ("linear", "norm"):
             return
-        if features.dim() == 2 and call.kind == "linear":
-            call.sample_cosine = units.sample_cosine(features)
-        elif features.dim() == 3 and call.kind == "norm":
+        features = next((t for t in inputs if t.is_floating_point()), None)
+        if features is None or not readable(features):
+            return
+        if call.kind == "linear":
+            call.features = units.few_samples(features)
+        else:
             call.token_cosine = units.token_cosine(features)
 
     # ---------------------------------------------------------------- functions
@@ -209,8 +227,8 @@ class Taps(TorchFunctionMode):
         if kind in ("linear", "conv", "embedding") and weight is None:
             return  # a matrix product of activations
         site = location_of_frame(caller())
-        call = Call(self._functional_name(function, site), function, kind, None, site, shape=tuple(tensor.shape), weight=weight)
-        call.function = function if kind == "activation" else None
+        canonical = function if kind == "activation" else None
+        call = Call(self._functional_name(function, site), function, kind, None, site, canonical, tuple(tensor.shape), weight=weight)
         call.input_nodes = tuple(t.grad_fn for t in inputs if t.grad_fn is not None)
         call.measures = kind in _MEASURED
         self._record(call, tensor)
@@ -226,29 +244,33 @@ class Taps(TorchFunctionMode):
     # --------------------------------------------------------------- statistics
 
     def _record(self, call: Call, tensor: torch.Tensor) -> None:
-        if call.measures:
-            self._pending.add(tensor, call.set_output)
-            self._activation(call, tensor)
-        if tensor.grad_fn is not None:
-            call.output_node = tensor.grad_fn
-            self._outputs[tensor.grad_fn] = call
-            if call.measures and tensor.requires_grad:
+        measures = call.measures and readable(tensor)
+        if measures:
+            self._pending.add(tensor, call.set_output, self._look(call) if call.kind == "activation" and call.function else None)
+        node = tensor.grad_fn
+        if node is not None:
+            call.output_node = node
+            self._outputs[node] = call
+            if measures:
                 tensor.register_hook(_GradientTap(call, self._pending))
         if call.kind in ("linear", "conv", "recurrent", "attention"):
             self.last_weighted = call.kind
         self.calls.append(call)
 
-    def _activation(self, call: Call, tensor: torch.Tensor) -> None:
-        if call.kind != "activation" or call.function is None:
-            return
-        call.saturated = units.saturated_share(tensor, call.function)
-        if call.function in units.DYING and tensor.dim() >= 2:
-            axis = units.channel_axis(tuple(tensor.shape), self.last_weighted)
-            call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
-            if call.output is None or call.output.zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
-                call.alive, call.effective_samples = units.alive(tensor, axis)
-            else:
-                call.alive = torch.ones(tensor.shape[axis], dtype=torch.bool)
+    def _look(self, call: Call) -> Look:
+        axis = units.channel_axis(call.shape, self.last_weighted)
+
+        def look(stats: TensorStats | None, values: torch.Tensor) -> None:
+            assert call.function is not None
+            call.saturated = units.saturated_share(values, call.function)
+            if call.function in units.DYING and len(call.shape) >= 2:
+                call.effective_samples = values.numel() // max(1, call.shape[axis])
+                if stats is None or stats.zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
+                    call.alive = units.alive(values, axis)
+                else:
+                    call.alive = torch.ones(call.shape[axis], dtype=torch.bool)
+
+        return look
 
 
 class _GradientTap:
@@ -262,6 +284,10 @@ class _GradientTap:
 
     def __call__(self, gradient: torch.Tensor) -> None:
         self.pending.add(gradient, self.call.gradients.append)
+
+
+def _has_values(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _parameter_of(tensor: torch.Tensor) -> torch.Tensor | None:

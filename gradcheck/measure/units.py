@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gradcheck.measure.statistics import spread
 from gradcheck.nouns.measurement import LayerKind
 
 # Functions that are exactly zero over half of their domain: a unit can die in them.
@@ -14,6 +15,7 @@ SATURATING = frozenset(("tanh", "sigmoid", "softsign", "hardtanh", "hardsigmoid"
 
 SAMPLE = 1 << 14  # entries looked at for saturation
 ROWS = 64  # samples, and tokens of a sample, compared for similarity
+SEQUENCES = 4  # samples whose tokens are compared
 
 
 def channel_axis(shape: tuple[int, ...], after: LayerKind | None) -> int:
@@ -23,21 +25,19 @@ def channel_axis(shape: tuple[int, ...], after: LayerKind | None) -> int:
     return 1 if after == "conv" else len(shape) - 1
 
 
-@torch.no_grad()
-def alive(output: torch.Tensor, axis: int) -> tuple[torch.Tensor, int]:
-    """Which units [C] are positive anywhere, and over how many samples x positions that was looked at."""
-    others = [i for i in range(output.dim()) if i != axis]
-    positive = torch.amax(output.detach(), dim=others) > 0 if others else output.detach() > 0
-    return positive, output.numel() // max(1, output.shape[axis])
+def alive(output: torch.Tensor, axis: int) -> torch.Tensor:
+    """Which units [C] are positive for any sample, at any position."""
+    x = output.detach()
+    others = [i for i in range(x.dim()) if i != axis]
+    return torch.amax(x, dim=others) > 0 if others else x > 0
 
 
-@torch.no_grad()
 def saturated_share(output: torch.Tensor, function: str) -> torch.Tensor | None:
     """Fraction of entries where the function is flat, as a 0-d tensor: nothing waits for the device here."""
     if function not in SATURATING or output.numel() == 0:
         return None
     y = output.detach().reshape(-1)
-    y = y[:: max(1, y.numel() // SAMPLE)].float()
+    y = y[:: spread(len(y), SAMPLE)].float()
     if function in ("tanh", "softsign"):
         flat = y.abs() > _TANH_FLAT
     elif function == "sigmoid":
@@ -49,29 +49,29 @@ def saturated_share(output: torch.Tensor, function: str) -> torch.Tensor | None:
     return flat.float().mean()
 
 
-@torch.no_grad()
 def mean_cosine(rows: torch.Tensor) -> torch.Tensor:
     """Mean cosine over the pairs of rows. rows: [..., n, d], n >= 2 -> [...]. A zero row has cosine 0 with all others.
 
     The sum of all pairwise products of unit vectors is |sum of them|^2, so no [n, n] matrix is made.
     """
-    x = rows.detach().double()
-    x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    x = rows.detach()
+    x = x.float() if x.device.type == "mps" else x.double()
+    inverse = torch.linalg.vector_norm(x, dim=-1).reciprocal_()
+    inverse = torch.where(torch.isinf(inverse), 0.0, inverse)
+    total = torch.matmul(inverse.unsqueeze(-2), x).squeeze(-2)
     n = x.shape[-2]
-    own = x.square().sum((-2, -1))
-    return (x.sum(-2).square().sum(-1) - own) / (n * (n - 1))
+    return (total.square().sum(-1) - (inverse > 0).sum(-1)) / (n * (n - 1))
 
 
-def sample_cosine(features: torch.Tensor) -> torch.Tensor | None:
-    """Similarity of samples, a 0-d tensor. features: [N, D]."""
+def few_samples(features: torch.Tensor) -> torch.Tensor | None:
+    """A copy of the first samples, for `sample_cosine`. features: [N, D]; None for other shapes."""
     if features.dim() != 2 or features.shape[0] < 2 or features.shape[1] < 2:
         return None
-    return mean_cosine(features[:ROWS])
+    return features.detach()[:ROWS].clone()
 
 
 def token_cosine(features: torch.Tensor) -> torch.Tensor | None:
     """Mean over samples of the similarity of a sample's tokens, a 0-d tensor. features: [N, T, D]."""
     if features.dim() != 3 or features.shape[1] < 4 or features.shape[2] < 2 or not features.shape[0]:
         return None
-    stride = max(1, features.shape[1] // ROWS)
-    return mean_cosine(features[:8, ::stride]).mean()
+    return mean_cosine(features[:SEQUENCES, :: -(-features.shape[1] // ROWS)]).mean()

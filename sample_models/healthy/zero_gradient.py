@@ -1,4 +1,4 @@
-"""The healthy twin of sick/zero_gradient.py: the scale is a parameter, zero only at the start."""
+"""The healthy twin of sick/zero_gradient.py: tanh is the smooth relative of sign."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=
 loss_fn = nn.CrossEntropyLoss()
 
 
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+class Net(nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.branch = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.scale = nn.Parameter(torch.zeros(1))
+        self.first = nn.Linear(FEATURES, 64)
+        self.second = nn.Linear(64, 64)
+        self.head = nn.Linear(64, CLASSES)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, D] -> [N, D]
-        return x + self.scale * self.branch(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, FEATURES] -> [N, CLASSES]
+        x = torch.relu(self.first(x))
+        x = torch.tanh(self.second(x))
+        return self.head(x)
 
 
 def build_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(FEATURES, 64), *[Block(64) for _ in range(6)], nn.Linear(64, CLASSES))
+    return Net()
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:

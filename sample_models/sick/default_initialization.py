@@ -2,7 +2,7 @@
 
 Sick: nn.Linear draws its weights for a gain of 0.58, ReLU needs 1.4: over twelve layers without normalisation or
     skips the gradient dies.
-Expected: default-initialization (INIT007) warning; vanishing-gradient (GRAD001) error
+Expected: vanishing-gradient (GRAD001) error; default-initialization (INIT007) warning
 Cure: add `nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")`
 """
 

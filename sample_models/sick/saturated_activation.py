@@ -1,4 +1,4 @@
-"""Tanh layers with weights so large that tanh is always at -1 or 1.
+"""Tanh layers with weights so large that tanh is mostly at -1 or 1.
 
 Sick: beyond -2 and 2 tanh is flat: four units in five pass on next to no gradient, and the layers before them hardly
     learn.

@@ -1,9 +1,8 @@
-"""A residual net whose branches are scaled by a zero that cannot be learned.
+"""A hard threshold between two layers.
 
-Sick: ReZero starts each branch at scale 0 and learns the scale. Here the scale is a buffer: it stays 0, and so does
-    the gradient of every branch.
+Sick: the slope of sign is 0 everywhere: no gradient passes it, and the layers before it keep their random weights.
 Expected: zero-gradient (GRAD004) error
-Cure: `self.register_buffer("scale", torch.zeros(1))` -> `self.scale = nn.Parameter(torch.zeros(1))`
+Cure: `torch.sign` -> `torch.tanh`
 """
 
 from __future__ import annotations
@@ -22,18 +21,21 @@ train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=
 loss_fn = nn.CrossEntropyLoss()
 
 
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+class Net(nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.branch = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.register_buffer("scale", torch.zeros(1))
+        self.first = nn.Linear(FEATURES, 64)
+        self.second = nn.Linear(64, 64)
+        self.head = nn.Linear(64, CLASSES)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, D] -> [N, D]
-        return x + self.scale * self.branch(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, FEATURES] -> [N, CLASSES]
+        x = torch.relu(self.first(x))
+        x = torch.sign(self.second(x))
+        return self.head(x)
 
 
 def build_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(FEATURES, 64), *[Block(64) for _ in range(6)], nn.Linear(64, CLASSES))
+    return Net()
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:

@@ -117,6 +117,13 @@ class TestNonFiniteInput:
         call = loss_call("mse_loss", target_kind="values", target_mean=mean)
         assert severities(non_finite_input, measurement(losses=(call,))) == expected
 
+    def test_a_target_that_is_listed_as_an_input_counts_once(self):
+        call = loss_call("mse_loss", target_kind="values", target_mean=math.nan, target_shape=(32, 1))
+        facts = input_facts("1", shape=(32, 1), non_finite=1, first_non_finite=(0, 3, 0))
+        assert severities(
+            non_finite_input, measurement(losses=(call,), data=data(inputs=(facts,)), probe=run((math.nan,), ended="non-finite"))
+        ) == ["error"]
+
     def test_made_up_data_are_not_judged(self):
         assert no_verdict(non_finite_input, measurement(data=data(given=False))) == "not-applicable"
 

@@ -52,7 +52,7 @@ class TestOutputLossMismatch:
     def test_softmax_before_cross_entropy_is_an_error_that_cites_its_floor(self):
         f = only(output_loss_mismatch, calling(**PROBABILITIES, producer_site=location(25)))
         assert f.severity == "error" and f.confirmed == "by the measured value alone" and f.location == location(25)
-        assert "softmax before cross_entropy (output of fc2)" in f.message
+        assert "softmax before cross_entropy (output of layer fc2)" in f.message
         assert "below 1.46" in f.message and "chance is 2.3" in f.message
 
     @pytest.mark.parametrize(("row_sum_error", "expected"), [(9e-5, ["error"]), (1.1e-4, [])])
@@ -374,6 +374,24 @@ class TestLossNotFalling:
     )
     def test_doubts_make_it_a_warning(self, doubt):
         assert severities(loss_not_falling, stuck(**doubt)) == ["warning"]
+
+    @pytest.mark.parametrize(
+        ("end", "expected"), [(2.30 * 0.91, ["error"]), (2.30 * 0.89, ["warning"]), (2.30 * 0.51, ["warning"]), (2.30 * 0.49, [])]
+    )
+    def test_how_far_one_batch_must_be_fitted(self, end, expected):
+        """A drop at once to a level where the loss stays, as label frequencies give, below the first loss."""
+        one = run((2.30, *([end] * 150)), name="adam 0.003 on one batch", batches=1)
+        assert severities(loss_not_falling, stuck(2.30, experiments=(one,))) == expected
+
+    def test_learning_the_frequencies_of_a_few_labels_is_no_fit(self):
+        one = run((2.3, *([1.9] * 150)), name="adam 0.003 on one batch", batches=1, chance=1.9)
+        f = only(loss_not_falling, stuck(experiments=(one,)))
+        assert f.severity == "error" and "best constant prediction (needed: 10 % below)" in f.message
+
+    @pytest.mark.parametrize(("steps", "expected"), [(49, ["warning"]), (50, ["error"])])
+    def test_trainings_that_were_cut_short_are_a_warning(self, steps, expected):
+        one = stalled(steps=steps, name="adam 0.003 on one batch", batches=1, ended="budget")
+        assert severities(loss_not_falling, stuck(experiments=(one,))) == expected
 
     def test_an_assumed_optimizer_is_no_doubt(self):
         assert severities(loss_not_falling, stuck(optimizer=optimizer(given=False))) == ["error"]

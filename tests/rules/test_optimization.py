@@ -1,0 +1,129 @@
+"""OPT rules on literal measurements."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gradcheck.nouns.measurement import Measurement, Run
+from gradcheck.rules.optimization import learning_rate_too_high, learning_rate_too_low, update_ratio
+from tests.literals import diverged, falling, location, measurement, optimizer, parameter, parameter_steps, run, stalled
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+ASSUMED = optimizer(given=False)
+
+
+def at(factor: float, end: float = 0.5, **overrides: Any) -> Run:
+    """An experiment at `factor` times the user's rate of 0.001 whose loss ends at `end`."""
+    values: dict[str, Any] = {"name": f"rate x{factor:g}", "rate_factor": factor, "lr": 1e-3 * factor}
+    losses = falling(2.3, end) if end < 2.2 else stalled().losses
+    return run(losses, **values | overrides)
+
+
+def moving(ratio: float, **overrides: Any) -> Measurement:
+    """A model whose steps change each weight by this share of its norm."""
+    weights = tuple(parameter(n, steps=parameter_steps(update_ratio=ratio)) for n in ("fc1.weight", "fc2.weight"))
+    return measurement(**{"parameters": weights} | overrides)
+
+
+class TestUpdateRatio:
+    def test_it_is_the_median_over_matrices_after_the_first_steps(self):
+        weights = tuple(parameter(f"{n}.weight", steps=parameter_steps(update_ratio=r)) for n, r in (("a", 0.01), ("b", 0.02), ("c", 0.5)))
+        bias = parameter("a.bias", steps=parameter_steps(update_ratio=9.0))
+        zero = parameter("z.weight", steps=parameter_steps(0.0, update_ratio=9.0))
+        still = parameter("s.weight", steps=parameter_steps(5.0, 0.0, update_ratio=1e-9))
+        early = parameter("e.weight", steps=parameter_steps(steps=(0, 1, 99), update_ratio=9.0))
+        assert update_ratio(measurement(parameters=(*weights, bias, zero, still, early))) == 0.02
+
+    def test_all_steps_count_when_the_probe_broke_off(self):
+        assert update_ratio(measurement(parameters=(parameter(steps=parameter_steps(steps=(0, 1), update_ratio=7.0)),))) == 7.0
+
+    def test_nothing_without_updates(self):
+        assert update_ratio(measurement(parameters=())) is None
+
+
+class TestLearningRateTooHigh:
+    @pytest.mark.parametrize("probe", [diverged(), stalled()])
+    def test_it_is_an_error_when_a_lower_rate_learns(self, probe):
+        f = only(learning_rate_too_high, measurement(probe=probe, experiments=(at(0.1),), optimizer=optimizer(site=location(50))))
+        assert f.severity == "error" and f.confirmed.startswith("by the probe: the same optimizer at 1e-04 (x 0.1)")
+        assert f.location == location(50) and f.remedies[0].text == "set the rate to 1e-04"
+
+    def test_the_message_compares_both_runs(self):
+        f = only(learning_rate_too_high, measurement(probe=stalled(), experiments=(at(0.1),)))
+        assert "with AdamW at rate 0.001, 100 steps moved the loss from 2.3" in f.message
+        assert "; at 1e-04 (x 0.1), 100 steps moved the loss from 2.2" in f.message
+
+    @pytest.mark.parametrize(("lower", "higher", "expected"), [(0.3, 0.5, 1), (0.5, 0.3, 0), (2.3, 0.3, 0)])
+    def test_the_best_other_rate_decides(self, lower, higher, expected):
+        m = measurement(probe=stalled(), experiments=(at(0.1, lower), at(10.0, higher)))
+        assert len(findings(learning_rate_too_high, m)) == expected
+        assert len(findings(learning_rate_too_low, m)) == 1 - expected
+
+    def test_adam_on_one_batch_says_nothing_about_the_rate(self):
+        one_batch = run(falling(), "adam 0.001 on one batch", batches=1)
+        assert findings(learning_rate_too_high, measurement(probe=stalled(), experiments=(one_batch,))) == []
+
+    def test_a_lower_rate_that_stays_finite_is_an_error_too(self):
+        flat = at(0.1, 2.3)
+        m = measurement(probe=diverged(), experiments=(flat,))
+        assert severities(learning_rate_too_high, m) == ["error"]
+        assert findings(learning_rate_too_high, replace(m, experiments=(replace(flat, losses=flat.losses[:20]),))) == []
+        assert findings(learning_rate_too_high, replace(m, experiments=(replace(flat, ended="non-finite"),))) == []
+
+    @pytest.mark.parametrize(
+        ("ratio", "probe", "expected"),
+        [
+            (0.09, stalled(), []),
+            (0.11, stalled(), ["info"]),
+            (0.29, stalled(), ["info"]),
+            (0.31, stalled(), ["warning"]),
+            (0.29, run(), []),
+            (0.31, run(), ["info"]),
+        ],
+    )
+    def test_large_updates_without_experiments(self, ratio, probe, expected):
+        assert severities(learning_rate_too_high, moving(ratio, probe=probe)) == expected
+
+    def test_the_size_of_an_update_is_in_the_message(self):
+        f = only(learning_rate_too_high, moving(0.4, probe=stalled()))
+        assert "each step of AdamW at rate 0.001 changes a typical weight by 40 % of its norm (limit 30 %)" in f.message
+        assert "set the rate to about 3e-05" in f.remedies[0].text
+
+    def test_an_assumed_optimizer_gets_advice_only(self):
+        assert severities(learning_rate_too_high, measurement(probe=diverged(), experiments=(at(0.1),), optimizer=ASSUMED)) == ["info"]
+        assert severities(learning_rate_too_high, moving(0.4, probe=stalled(), optimizer=ASSUMED)) == ["info"]
+
+    def test_a_probe_that_raised_is_not_judged(self):
+        assert no_verdict(learning_rate_too_high, measurement(probe=run((2.3,), ended="raised", error="ValueError: x"))) == "not-measured"
+        assert no_verdict(learning_rate_too_low, measurement(probe=Run("probe", ()))) == "not-measured"
+
+
+class TestLearningRateTooLow:
+    def test_a_model_that_learns_passes(self):
+        assert findings(learning_rate_too_low, moving(1e-6)) == []
+
+    @pytest.mark.parametrize(("ratio", "expected"), [(2.9e-4, "error"), (3.1e-4, "warning")])
+    def test_it_is_an_error_when_a_higher_rate_learns_and_updates_are_small(self, ratio, expected):
+        f = only(learning_rate_too_low, moving(ratio, probe=stalled(), experiments=(at(10.0),)))
+        assert f.severity == expected and "at 0.01 (x 10)" in f.message and f.remedies[0].name == "raise-learning-rate"
+
+    def test_divergence_is_never_too_low(self):
+        assert findings(learning_rate_too_low, moving(1e-6, probe=diverged(), experiments=(at(10.0),))) == []
+
+    @pytest.mark.parametrize(("ratio", "expected"), [(0.9e-5, ["warning"]), (1.1e-5, [])])
+    def test_tiny_updates_without_experiments(self, ratio, expected):
+        assert severities(learning_rate_too_low, moving(ratio, probe=stalled())) == expected
+
+    def test_experiments_that_failed_as_well_acquit_the_rate(self):
+        assert findings(learning_rate_too_low, moving(1e-6, probe=stalled(), experiments=(at(10.0, 2.3),))) == []
+
+    def test_a_rate_that_is_warming_up_is_not_judged(self):
+        m = moving(1e-6, probe=stalled(), experiments=(at(10.0),), optimizer=optimizer(warming_up=True))
+        assert no_verdict(learning_rate_too_low, m) == "not-applicable"
+
+    @pytest.mark.parametrize("lenient", [{"optimizer": ASSUMED}, {"pretrained": True}])
+    def test_assumed_optimizers_and_fine_tuning_get_advice_only(self, lenient):
+        assert severities(learning_rate_too_low, moving(1e-6, probe=stalled(), experiments=(at(10.0),), **lenient)) == ["info"]

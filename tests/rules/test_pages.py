@@ -1,0 +1,118 @@
+"""What holds for every rule: its code, its name, its limits, its page."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+
+import pytest
+
+from gradcheck.judge.protocol import PAGE_HEADINGS, Rule
+from gradcheck.judge.registry import load_rules
+
+RULES = tuple(r for r in load_rules() if r.origin == "gradcheck")
+EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda r: r.code)
+
+# Codes and names of the catalogue; both are stable.
+CATALOGUE = {
+    "GRAPH001": ("disconnected-parameters", "error"),
+    "GRAPH002": ("unregistered-modules", "error"),
+    "GRAPH003": ("parameters-not-in-optimizer", "error"),
+    "GRAPH004": ("gradient-ascent", "error"),
+    "GRAD001": ("vanishing-gradient", "error"),
+    "GRAD002": ("exploding-gradient", "error"),
+    "GRAD004": ("zero-gradient", "error"),
+    "ACT001": ("saturated-activation", "error"),
+    "ACT002": ("dead-units", "error"),
+    "ACT003": ("deep-sigmoid", "error"),
+    "ACT004": ("collapsed-representation", "error"),
+    "INIT001": ("signal-gain", "warning"),
+    "INIT002": ("weight-scale", "warning"),
+    "INIT005": ("degenerate-initialization", "error"),
+    "INIT006": ("symmetric-units", "error"),
+    "INIT007": ("default-initialization", "warning"),
+    "LOSS001": ("output-loss-mismatch", "error"),
+    "LOSS002": ("loss-domain", "error"),
+    "LOSS003": ("initial-loss", "warning"),
+    "LOSS004": ("softmax-dimension", "error"),
+    "LOSS005": ("loss-not-falling", "error"),
+    "OPT001": ("learning-rate-too-high", "error"),
+    "OPT002": ("learning-rate-too-low", "error"),
+    "DATA001": ("unscaled-input", "warning"),
+    "DATA002": ("non-finite-input", "error"),
+    "DATA004": ("degenerate-labels", "error"),
+    "NUM001": ("non-finite", "error"),
+    "NUM002": ("singular-derivative", "error"),
+}
+CODE = re.compile(r"[A-Z]+\d{3}")
+
+
+def sections(rule: Rule) -> dict[str, str]:
+    """Heading -> text of the rule's page."""
+    parts = re.split(r"(?m)^## (.+)$", rule.page)
+    return dict(zip(parts[1::2], (text.strip("\n") for text in parts[2::2]), strict=True))
+
+
+def test_the_rules_of_the_catalogue_are_there():
+    known = {r.code: (r.name, r.up_to) for r in RULES}
+    assert {code: known.get(code) for code in CATALOGUE} == CATALOGUE
+
+
+def test_no_code_and_no_name_is_used_twice():
+    assert not [x for x, n in (Counter(r.code for r in RULES) + Counter(r.name for r in RULES)).items() if n > 1]
+
+
+@EVERY_RULE
+def test_codes_and_names_have_their_form(rule):
+    assert CODE.fullmatch(rule.code)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.name)
+    assert not rule.name.startswith("no-")  # the sick state is named, not the cure
+
+
+@EVERY_RULE
+def test_the_summary_is_one_sentence(rule):
+    first, _, rest = rule.page.partition("\n")
+    assert first.endswith(".") and first[0].isupper() and not rest.partition("\n")[0].strip(), first
+    assert len(first) <= 120
+
+
+@EVERY_RULE
+def test_the_page_has_the_fixed_headings_in_order_and_none_is_empty(rule):
+    assert tuple(sections(rule)) == PAGE_HEADINGS
+    assert all(text.strip() for text in sections(rule).values())
+
+
+def code(section: str) -> str:
+    """The section's block of Python; the section holds nothing else."""
+    match = re.fullmatch(r"```python\n(.+?)\n```", section, re.DOTALL)
+    assert match is not None, section
+    return match[1]
+
+
+@EVERY_RULE
+def test_example_and_cure_are_code_and_differ(rule):
+    example, cure = code(sections(rule)["Example"]), code(sections(rule)["Use instead"])
+    assert example != cure
+    for text in (example, cure):
+        compile("async def _():\n" + textwrap.indent(text, "    "), rule.code, "exec")
+
+
+@EVERY_RULE
+def test_every_limit_has_a_source_and_stands_on_the_page(rule):
+    text = sections(rule)["Limits and their sources"] + sections(rule)["How it is measured"]
+    for name, limit in rule.limits.items():
+        assert re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name), name
+        assert len(limit.source) > 3, name
+        assert f"`{name}`" in text or f"`{name.replace('_', '-')}`" in text, name
+
+
+@EVERY_RULE
+def test_consequences_are_rules_other_than_itself(rule):
+    assert rule.code not in rule.explains and len(set(rule.explains)) == len(rule.explains)
+    assert all(CODE.fullmatch(code) for code in rule.explains)
+
+
+@EVERY_RULE
+def test_a_rule_says_what_it_needs_measured(rule):
+    assert rule.needs or rule.family == "META"
