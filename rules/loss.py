@@ -216,7 +216,7 @@ def loss_domain(m: Measurement, limits: Limits) -> Verdict:
     findings = [f for f in (_outside_domain(m, c) for c in m.losses) if f is not None]
     for mix in m.mixes:
         if len(mix.left) != len(mix.right):
-            findings.append(_pairwise(mix.operation, mix.left, mix.right, mix.result, "error", mix))
+            findings.append(_pairwise(mix.operation, mix.left, mix.right, mix.result, "error", mix.site))
     return findings
 
 
@@ -225,7 +225,9 @@ def _outside_domain(m: Measurement, call: LossCall) -> Finding | None:
         return _labels_outside(m, call)
     if call.broadcast is not None:
         severity = _broadcast_severity(call)
-        return None if severity is None else _pairwise(call.function, call.input_shape, call.target_shape, call.broadcast, severity, call)
+        return (
+            None if severity is None else _pairwise(call.function, call.input_shape, call.target_shape, call.broadcast, severity, call.site)
+        )
     if call.raised and not _says_output_loss_mismatch(call):
         return found(
             "error" if m.data.given else "warning",
@@ -297,7 +299,7 @@ def _broadcast_severity(call: LossCall) -> Severity | None:
 
 
 def _pairwise(
-    operation: str, left: Sequence[int], right: Sequence[int], result: Sequence[int], severity: Severity, source: object
+    operation: str, left: Sequence[int], right: Sequence[int], result: Sequence[int], severity: Severity, location: Location | None
 ) -> Finding:
     meaning = "every prediction is compared with every target" if severity == "error" else "one target is compared with several outputs"
     best = "; the best prediction is then the mean target, whatever the input" if severity == "error" else ""
@@ -305,7 +307,7 @@ def _pairwise(
     return found(
         severity,
         f"{operation} between {list(left)} and {list(right)} broadcasts to {list(result)}: {meaning}{best}",
-        location=getattr(source, "site", None),
+        location=location,
         evidence=(Evidence("entries of the result for each entry of the output", grown, 1, ">" if grown > 1 else "="),),
         remedies=(Remedy("match-shapes", "give both the same shape: squeeze the output's last axis, or unsqueeze the target", "unsafe"),),
         confirmed=BY_VALUE if severity == "error" else "",

@@ -126,9 +126,9 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     overflow.
 
     ## How it is measured
-    A short probe training with your optimizer. When it fails, the same start is trained again at other rates (x
-    0.01, x 0.1, x 10, x 100). The size of an update is ||update|| / ||weight||, the median over weight matrices
-    and the measured steps 3 to 20; weights that start at zero are left out.
+    A short probe training with your optimizer. When it fails, the same start is trained again at lower and
+    higher rates. The size of an update is ||update|| / ||weight||, the median over weight matrices and the
+    measured steps 3 to 20; weights that start at zero are left out.
 
     ## Limits and their sources
     An error: the probe diverges or stalls, and the best of the other rates that learn is a lower one; or the
@@ -191,9 +191,9 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     The training runs, costs what it costs, and ends near the random start.
 
     ## How it is measured
-    A short probe training with your optimizer. When it stalls, the same start is trained again at other rates
-    (x 0.01, x 0.1, x 10, x 100). The size of an update is ||update|| / ||weight||, the median over weight
-    matrices and the measured steps 3 to 20. Rates that a schedule is still warming up are not judged.
+    A short probe training with your optimizer. When it stalls, the same start is trained again at lower and
+    higher rates. The size of an update is ||update|| / ||weight||, the median over weight matrices and the
+    measured steps 3 to 20. Rates that a schedule is still warming up are not judged.
 
     ## Limits and their sources
     An error: the probe stalls, the best of the other rates that learn is a higher one, and updates are below

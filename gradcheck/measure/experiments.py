@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from gradcheck.errors import GradcheckError
 from gradcheck.measure.data import batch_size
 from gradcheck.measure.fork import fork
 from gradcheck.measure.parameters import Watched
@@ -52,7 +51,7 @@ def other_rates(
         for group in trainee.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
         training = Training(trainee, workload.batches)
-        _guarded(training, len(probe.losses), deadline, lambda losses: _clearly_fallen(losses, len(workload.batches), chance))
+        training.run(len(probe.losses), deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, len(workload.batches), chance))
         runs.append(training.noun(f"rate x{factor:g}", rate_factor=factor))
         if outcome(runs[-1], chance) == "learns":
             break
@@ -73,18 +72,11 @@ def one_batch(
         trainee = fork(workload, seed=seed)
         trainee.optimizer = torch.optim.Adam([p for p in trainee.model.parameters() if p.requires_grad], lr=rate)
         training = Training(trainee, [batch])
-        _guarded(training, ONE_BATCH_STEPS, deadline, lambda losses: _clearly_fallen(losses, 1, chance, 0.5))
+        training.run(ONE_BATCH_STEPS, deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, 1, chance, 0.5))
         runs.append(training.noun(f"adam {rate:g} on one batch", chance=chance))
         if outcome(runs[-1]) == "learns":
             break
     return runs
-
-
-def _guarded(training: Training, steps: int, deadline: float, enough: Callable[[list[float]], bool]) -> None:
-    try:
-        training.run(steps, deadline, norms=False, enough=enough)
-    except (GradcheckError, RuntimeError, ValueError, IndexError, TypeError) as error:
-        training.ended, training.error = "raised", f"{type(error).__name__}: {error}"
 
 
 def _clearly_fallen(losses: list[float], batches: int, chance: float | None, share: float = 2 * CLEAR_FALL) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradcheck.measure import kinds, units
+from gradcheck.measure.probe import FINAL_STEPS
 from gradcheck.measure.statistics import merge
 from gradcheck.measure.structure import Fate
 from gradcheck.measure.taps import Call
@@ -26,8 +27,6 @@ class Growing:
     calls: int = 0
     fate: Fate = field(default_factory=Fate)
     snapshots: list[Snapshot] = field(default_factory=list)
-    alive_first: torch.Tensor | None = None  # union over the first two measured steps
-    alive_last: torch.Tensor | None = None  # union over the last two
     samples: list[int] = field(default_factory=list)  # effective samples at each measured step
     alive: list[torch.Tensor] = field(default_factory=list)  # at each measured step
     fan_in: int | None = None
@@ -76,11 +75,11 @@ class Layers:
         units = dead = at_start = None
         samples = batches = 0
         if layer.alive:
-            last = torch.stack(layer.alive[-2:]).any(0) if len(layer.alive) > 1 else layer.alive[0]
+            last = torch.stack(layer.alive[-FINAL_STEPS:]).any(0)
             start = torch.stack(layer.alive[:2]).any(0)
             units, dead, at_start = last.numel(), int((~last).sum()), int((~start).sum())
-            samples = sum(layer.samples[-2:])
-            batches = len(set(self.batches[-2:]))
+            samples = sum(layer.samples[-FINAL_STEPS:])
+            batches = len(set(self.batches[-FINAL_STEPS:]))
         return Layer(
             name,
             first.type,
@@ -129,9 +128,15 @@ def _snapshot(step: int, calls: list[Call], head: bool) -> Snapshot:
         merge([c.output for c in calls if c.output is not None]),
         merge([g for c in calls for g in c.gradients]),
         _mean([c.saturated for c in calls]),
-        _mean([units.mean_cosine(c.features) for c in calls if c.features is not None]) if head else None,
+        _mean([_sample_cosine(c) for c in calls]) if head else None,
         _mean([c.token_cosine for c in calls]),
     )
+
+
+def _sample_cosine(call: Call) -> torch.Tensor | None:
+    if call.features is None or call.features[0]._version != call.features[1]:  # overwritten since
+        return None
+    return units.sample_cosine(call.features[0])
 
 
 def _mean(values: Sequence[torch.Tensor | None]) -> float | None:

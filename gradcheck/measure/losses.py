@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gradcheck.nouns.measurement import LossCall
 from gradcheck.nouns.places import Location
 
+IGNORED = -100  # torch's default ignore_index
 _CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")
 _NAMES = (
     "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss huber_loss kl_div "
@@ -106,7 +107,7 @@ def _target_facts(seen_loss: SeenLoss, x: torch.Tensor, target: torch.Tensor) ->
     integer = not target.is_floating_point()
     classes = seen_loss.function in _CLASS_LOSSES and integer
     if classes:
-        t = t[target != _ignored(seen_loss.options)]
+        t = t[target != ignored(seen_loss.options)]
     facts: dict[str, Any] = {"target_shape": tuple(target.shape), "target_dtype": str(target.dtype).removeprefix("torch.")}
     if t.numel():
         facts |= {"target_min": t.min().item(), "target_max": t.max().item(), "target_mean": t.mean().item()}
@@ -126,14 +127,15 @@ def _target_facts(seen_loss: SeenLoss, x: torch.Tensor, target: torch.Tensor) ->
     return facts
 
 
-def _ignored(options: dict[str, Any]) -> int:
-    value = options.get("ignore_index", -100)
-    return value if isinstance(value, int) else -100
+def ignored(options: Mapping[str, Any]) -> int:
+    """The label that does not count."""
+    value = options.get("ignore_index", IGNORED)
+    return value if isinstance(value, int) else IGNORED
 
 
 @torch.no_grad()
 def chance_level(
-    function: str, classes: int | None, targets: Sequence[torch.Tensor], options: dict[str, Any], *, fewest_labels: int = 10
+    function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any], *, fewest_labels: int = 10
 ) -> tuple[float | None, float | None]:
     """Loss of the best constant prediction for the targets, and of the uniform one.
 
@@ -143,7 +145,7 @@ def chance_level(
     """
     if function in ("cross_entropy", "nll_loss") and classes and classes > 1:
         uniform = math.log(classes)
-        labels = [t.reshape(-1)[t.reshape(-1) != _ignored(options)] for t in targets if not t.is_floating_point()]
+        labels = [t.reshape(-1)[t.reshape(-1) != ignored(options)] for t in targets if not t.is_floating_point()]
         joined = torch.cat(labels) if labels else torch.empty(0, dtype=torch.long)
         joined = joined[(joined >= 0) & (joined < classes)]
         if joined.numel() < max(1, fewest_labels * classes) or options.get("weight") is not None:

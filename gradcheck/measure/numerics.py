@@ -34,8 +34,7 @@ class Locator(Taps):
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__(names, functions=True)
-        self.nan: tuple[_Operation, str] | None = None
-        self.inf: tuple[_Operation, str] | None = None
+        self.forward_fault: tuple[_Operation, str] | None = None
         self.backward_fault: _Operation | None = None
         self._consumers: dict[Any, list[_Operation]] = {}
 
@@ -55,11 +54,14 @@ class Locator(Taps):
         return output
 
     def _look_forward(self, operation: _Operation, inputs: list[torch.Tensor], results: list[torch.Tensor]) -> None:
-        if self.nan is None and any(_any(torch.isnan, t) for t in results) and not any(_any(torch.isnan, t) for t in inputs):
-            self.nan = (operation, "nan")
-        fill = operation.name in _FILLS
-        if self.inf is None and not fill and any(_any(torch.isinf, t) for t in results) and not any(_any(torch.isinf, t) for t in inputs):
-            self.inf = (operation, "inf")
+        """Infinity counts only where gradient passes: masks are filled with it on purpose, and carry none."""
+        if self.forward_fault is not None:
+            return
+        for kind, test in (("nan", torch.isnan), ("inf", torch.isinf)):
+            made = any(_any(test, t) and (kind == "nan" or t.requires_grad) for t in results)
+            if made and not any(_any(test, t) for t in inputs) and not (kind == "inf" and operation.name in _FILLS):
+                self.forward_fault = (operation, kind)
+                return
 
     def _look_backward(self, operation: _Operation, inputs: list[torch.Tensor], results: list[torch.Tensor]) -> None:
         for t in results:
@@ -105,10 +107,9 @@ def locate(trainee: Any, batch: Any, step: int, names: Mapping[int, str]) -> tup
     except RuntimeError:
         bad_loss = True
     if bad_loss:
-        first = locator.nan or locator.inf
-        if first is None:
+        if locator.forward_fault is None:
             return ()
-        operation, kind = first
+        operation, kind = locator.forward_fault
         direction = "forward" if operation.layer or locator.stack else "loss"
         return (_noun(operation, direction, step, kind),)
     if locator.backward_fault is not None:

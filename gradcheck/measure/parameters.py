@@ -94,7 +94,7 @@ class StepWatch:
         norms = _norms([*(_plain(w.tensor) for w in self.watched), *present])
         self.norms, found = norms[: len(self.watched)], iter(norms[len(self.watched) :])
         self.gradient_norms = [None if g is None else next(found) if g.numel() else 0.0 for g in self.gradients]
-        largest = iter(_largest(present) if look_at_rows else [None] * len(present))
+        largest = iter(_largest(present) if step == 0 else [None] * len(present))
         self.gradient_maxima = [next(largest) if g is not None and g.numel() else None for g in self.gradients]
         self.before = _joined([w.sampled() for w in self.watched]) if self.watched else np.empty(0)
         self.direction = self._downhill() if step == 0 and self.watched else None

@@ -15,7 +15,8 @@ from gradcheck.measure.fork import Trainee
 from gradcheck.measure.parameters import total_norm
 from gradcheck.nouns.measurement import Run
 
-EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last two
+EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last ones
+FINAL_STEPS = 4  # measured steps at the end: dead units are told by what several batches never wake
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Training:
     norms: list[float] = field(default_factory=list)
     ended: str = "done"
     error: str | None = None
+    exception: Exception | None = None
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -45,14 +47,18 @@ class Training:
         enough: Callable[[list[float]], bool] | None = None,
         tick: Callable[[int], None] | None = None,
     ) -> None:
-        """Takes steps until `steps` are done, time is up, a number is not finite, or `enough(losses)`."""
+        """Takes steps until `steps` are done, time is up, a number is not finite, a step raises, or `enough(losses)`."""
         while self.step < steps and self.ended == "done":
             if self.step >= 3 and time.perf_counter() > deadline:
                 self.ended = "budget"
                 return
             t = self.step
             batch = self.batches[t % len(self.batches)]
-            loss = observe(t, batch) if observe is not None and t in measured else self.bare_step(batch, norms)
+            try:
+                loss = observe(t, batch) if observe is not None and t in measured else self.bare_step(batch, norms)
+            except Exception as error:  # the user's own code runs here: it may raise anything
+                self.ended, self.error, self.exception = "raised", f"{type(error).__name__}: {error}", error
+                return
             self.losses.append(loss)
             if not math.isfinite(loss) or (self.norms and not math.isfinite(self.norms[-1])):
                 self.ended = "non-finite"

@@ -1,7 +1,7 @@
 """Statistics of a tensor in one pass over its memory.
 
-On the CPU a large tensor is read in chunks that stay in cache, with the cheapest reductions that torch and numpy have; NaN
-and Inf show in those, and are counted only when they show. Small tensors, and those of other devices, go through `Pending`.
+On the CPU a tensor is read in chunks that stay in cache, with the cheapest reductions that torch and numpy have; NaN and Inf
+show in those, and are counted only when they show. For other devices see `pending`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,11 @@ import torch
 
 from gradcheck.nouns.measurement import TensorStats
 
+Array = npt.NDArray[Any]
+
 CHUNK = 1 << 18  # elements: 1 MiB of float32, within L2
-HISTOGRAM_SAMPLES = 1024  # entries whose exponents are counted, evenly spread over the tensor
+HISTOGRAM_SAMPLES = 512, 4096  # least and most entries whose exponents are counted; one in 64 between them
+FEW = 1 << 13  # elements up to which numpy's sums cost less than torch's; and which BLAS does not share among threads
 TINY_SQUARE = 1e-30  # below this a float32 sum of squares has lost entries to underflow
 CANCELS = 1e-4  # mean of squares minus squared mean has too few digits left below this share of the former
 
@@ -43,7 +47,9 @@ def real_values(tensor: torch.Tensor) -> torch.Tensor | None:
         x = torch.view_as_real(x.resolve_conj())
     if not x.is_floating_point():
         return None
-    if not x.is_contiguous():
+    if x.is_contiguous():
+        return (x.resolve_neg() if x.is_neg() else x).view(-1)
+    if x.dim() > 1:
         x = x.permute(sorted(range(x.dim()), key=lambda i: -x.stride(i)))  # channels_last and transposes lie densely in memory
     return x.resolve_neg().reshape(-1)
 
@@ -59,6 +65,11 @@ def spread(count: int, samples: int) -> int:
     return stride
 
 
+def histogram_stride(count: int) -> int:
+    least, most = HISTOGRAM_SAMPLES
+    return spread(count, min(max(least, count // 64), most))
+
+
 def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None:
     """Statistics of any tensor, read at once. None when it has none (integers, empty, quantized, meta)."""
     flat = real_values(tensor)
@@ -71,23 +82,32 @@ def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None
         a, b = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
         if not (math.isfinite(a) and math.isfinite(b)):
             return _describe_non_finite(flat)
-        if a == 0.0 == b:
-            low, high, zeros = min(low, a), max(high, b), zeros + len(values)
-            continue
-        chunk_total, chunk_square = chunk.sum().item(), torch.dot(chunk, chunk).item()
-        if not TINY_SQUARE < chunk_square < math.inf or not math.isfinite(chunk_total):
-            wide = chunk.double()
-            chunk_total, chunk_square = wide.sum().item(), torch.dot(wide, wide).item()
-        total, square = total + chunk_total, square + chunk_square
         low, high = min(low, a), max(high, b)
+        if a == 0.0 == b:
+            zeros += len(values)
+            continue
+        chunk_total, chunk_square = _sums(chunk, values)
+        total, square = total + chunk_total, square + chunk_square
         if a <= 0.0 <= b:
-            zeros += int(np.count_nonzero(values == 0))
+            zeros += np.count_nonzero(values == 0)
     mean, mean_square = total / count, square / count
     variance = mean_square - mean * mean
     if variance < CANCELS * mean_square:
         variance = _variance(flat, mean) if high > low else 0.0
     first, counts = _exponents(flat) if histogram else (0, ())
     return TensorStats(count, 0, 0, mean, variance**0.5, square**0.5, low, high, zeros / count, first, counts)
+
+
+def _sums(chunk: torch.Tensor, values: Array) -> tuple[float, float]:
+    """Sum and sum of squares of a chunk, which is both; in float64 where float32 overflows or underflows."""
+    if len(values) <= FEW:
+        total, square = float(np.add.reduce(values)), float(np.dot(values, values))
+    else:
+        total, square = chunk.sum().item(), torch.dot(chunk, chunk).item()
+    if not TINY_SQUARE < square < math.inf or not math.isfinite(total):
+        wide = chunk.double()
+        total, square = wide.sum().item(), torch.dot(wide, wide).item()
+    return total, square
 
 
 def _readable_chunk(part: torch.Tensor) -> torch.Tensor:
@@ -105,13 +125,12 @@ def _variance(flat: torch.Tensor, mean: float) -> float:
 
 def _exponents(flat: torch.Tensor) -> tuple[int, tuple[int, ...]]:
     """Counts of floor(log2|x|) over an even sample of the non-zero entries, from the exponent bits."""
-    sample = _readable_chunk(flat[:: spread(len(flat), HISTOGRAM_SAMPLES)])
+    sample = _readable_chunk(flat[:: histogram_stride(len(flat))])
     integer, shift, mask, bias = EXPONENT_BITS[sample.dtype]
-    bits = np.ascontiguousarray(sample.numpy()).view(integer)
-    return trimmed(np.bincount((bits >> shift) & mask), bias)
+    return trimmed(np.bincount((sample.numpy().view(integer) >> shift) & mask), bias)
 
 
-def trimmed(counts: npt.NDArray[np.int64], bias: int) -> tuple[int, tuple[int, ...]]:
+def trimmed(counts: Array, bias: int) -> tuple[int, tuple[int, ...]]:
     """Lowest exponent that occurs, and the counts from there on."""
     counts[0] = 0  # zeros, and subnormal numbers with them
     present = counts.nonzero()[0]

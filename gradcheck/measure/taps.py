@@ -20,16 +20,18 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from gradcheck.measure import kinds, units
-from gradcheck.measure.pending import Look, Pending
+from gradcheck.measure.pending import Pending
 from gradcheck.measure.statistics import readable
 from gradcheck.nouns.measurement import LayerKind, TensorStats
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
+HEADS = 4  # linear layers, the last ones of a pass, whose input is kept: no others can be the head
+
 _MEASURED: frozenset[LayerKind] = frozenset(("linear", "conv", "recurrent", "embedding", "norm", "activation", "attention"))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """One call of a module or of a tapped function. `nodes` are autograd nodes; they are dropped after the backward pass."""
 
@@ -47,7 +49,7 @@ class Call:
     weight: torch.Tensor | None = None  # parameter used by a functional linear or conv call
     saturated: torch.Tensor | None = None  # 0-d, as the next: read after the backward pass
     token_cosine: torch.Tensor | None = None
-    features: torch.Tensor | None = None  # a few samples of a linear layer's input [samples, D], for their similarity
+    features: tuple[torch.Tensor, int] | None = None  # input [samples, D] of a linear layer, and its version: for their similarity
     alive: torch.Tensor | None = None  # [units] bool
     effective_samples: int = 0
     measures: bool = True  # whether statistics of its output are taken
@@ -114,6 +116,7 @@ class Taps(TorchFunctionMode):
         self._outputs: dict[Any, Call] = {}
         self._sites: dict[tuple[str, str], list[Location | None]] = {}
         self._handles: list[Any] = []
+        self._last_linear: list[Call] = []
 
     # ------------------------------------------------------------------ context
 
@@ -130,7 +133,6 @@ class Taps(TorchFunctionMode):
             handle.remove()
         if self.functions:
             super().__exit__(*details)
-        self._pending.flush()
 
     @property
     def in_model(self) -> bool:
@@ -148,7 +150,7 @@ class Taps(TorchFunctionMode):
         """Lets go of autograd nodes and tensors, once the structure has been read."""
         self._outputs.clear()
         for call in self.calls:
-            call.output_node, call.input_nodes, call.weight = None, (), None
+            call.output_node, call.input_nodes, call.weight, call.features = None, (), None, None
 
     # ------------------------------------------------------------------ modules
 
@@ -195,11 +197,15 @@ class Taps(TorchFunctionMode):
     def _similarity(self, call: Call, inputs: list[torch.Tensor]) -> None:
         if call.kind not in ("linear", "norm"):
             return
-        features = next((t for t in inputs if t.is_floating_point()), None)
-        if features is None or not readable(features):
+        features = inputs[0] if inputs else None
+        if features is None or not features.is_floating_point() or features.is_inference() or not readable(features):
             return
         if call.kind == "linear":
-            call.features = units.few_samples(features)
+            if features.dim() == 2:
+                call.features = features.detach(), features._version
+                self._last_linear.append(call)
+                if len(self._last_linear) > HEADS:
+                    self._last_linear.pop(0).features = None
         else:
             call.token_cosine = units.token_cosine(features)
 
@@ -246,7 +252,9 @@ class Taps(TorchFunctionMode):
     def _record(self, call: Call, tensor: torch.Tensor) -> None:
         measures = call.measures and readable(tensor)
         if measures:
-            self._pending.add(tensor, call.set_output, self._look(call) if call.kind == "activation" and call.function else None)
+            self._pending.add(tensor, call.set_output)
+            if call.kind == "activation" and call.function is not None:
+                self._activation(call, tensor)
         node = tensor.grad_fn
         if node is not None:
             call.output_node = node
@@ -257,20 +265,16 @@ class Taps(TorchFunctionMode):
             self.last_weighted = call.kind
         self.calls.append(call)
 
-    def _look(self, call: Call) -> Look:
-        axis = units.channel_axis(call.shape, self.last_weighted)
-
-        def look(stats: TensorStats | None, values: torch.Tensor) -> None:
-            assert call.function is not None
-            call.saturated = units.saturated_share(values, call.function)
-            if call.function in units.DYING and len(call.shape) >= 2:
-                call.effective_samples = values.numel() // max(1, call.shape[axis])
-                if stats is None or stats.zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
-                    call.alive = units.alive(values, axis)
-                else:
-                    call.alive = torch.ones(call.shape[axis], dtype=torch.bool)
-
-        return look
+    def _activation(self, call: Call, tensor: torch.Tensor) -> None:
+        assert call.function is not None
+        call.saturated = units.saturated_share(tensor, call.function)
+        if call.function in units.DYING and tensor.dim() >= 2:
+            axis = units.channel_axis(call.shape, self.last_weighted)
+            call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
+            if call.output is None or call.output.zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
+                call.alive = units.alive(tensor, axis)
+            else:
+                call.alive = torch.ones(tensor.shape[axis], dtype=torch.bool)
 
 
 class _GradientTap:

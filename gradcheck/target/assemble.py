@@ -74,12 +74,16 @@ def _data(parts: Parts) -> Data:
         make, text = requested_inputs(parts.inputs, parts.model), f"--input {' '.join(parts.inputs)}"
         parts.said.append(Assumption("data", f"data: {BATCHES} batches of random numbers, {text}", given=True))
     else:
-        trial = duplicate(parts.model, parts.model)
-        make, text = find_inputs(trial, lambda inputs: placed(parts, inputs), parts.seed)
+        parts = replace(parts, dtype=parts.dtype or _float_dtype(parts.model))
+        make, text = find_inputs(duplicate(parts.model, parts.model), lambda inputs: placed(parts, inputs), parts.seed)
         parts.said.append(Assumption("data", f"no data given: {BATCHES} batches of random numbers, {text}, which the layers suggest"))
     streams = [torch.Generator().manual_seed(_INPUT_STREAM * (parts.seed + 1) + number) for number in range(BATCHES)]
     batches = [placed(parts, _as_batch(make(stream))) for stream in streams]
     return Data(batches, text, given=False, loose_targets=True)
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def _as_batch(inputs: Inputs) -> Batch:

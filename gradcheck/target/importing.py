@@ -67,7 +67,7 @@ class Session:
             sys.modules[name] = module
             linecache.checkcache(str(path))
             # Compiled here rather than by the loader: a stale bytecode file must not stand for the source that findings point at.
-            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+            exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
         self.files.append(display_path(path))
         return module
 

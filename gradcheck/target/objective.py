@@ -11,16 +11,8 @@ from gradcheck.nouns.measurement import Assumption
 from gradcheck.target import infer
 from gradcheck.target.batches import Data, tensors_of
 from gradcheck.target.copying import duplicate
-from gradcheck.target.step import (
-    Loss,
-    first_tensor,
-    is_class_loss,
-    is_torch_loss,
-    loss_name,
-    make_training_step,
-    own_loss_of,
-    takes_only_output,
-)
+from gradcheck.target.outputs import first_tensor, own_loss_of
+from gradcheck.target.step import Loss, is_class_loss, is_torch_loss, loss_name, make_training_step, takes_only_output
 from gradcheck.target.transformers_inputs import is_transformer, transformer_labels
 from gradcheck.target.trial import Parts, as_tuple, forward_once, inputs_of, placed, split_batch, try_step
 from gradcheck.target.workload import Batch, TrainingStep
@@ -48,7 +40,7 @@ def decide_objective(parts: Parts, data: Data, val: list[Batch]) -> Objective:
     if own_loss_of(output) is not None:
         said = Assumption("loss", "loss: the model's own", given=True)
         return Objective(make_training_step(parts.model, None), None, data.batches, val, [said])
-    return _own_labels(parts, data, val, output) or _inferred(parts, data, val, output)
+    return _own_labels(parts, data, output) or _inferred(parts, data, val, output)
 
 
 def _with_loss(parts: Parts, data: Data, val: list[Batch], loss: Loss, output: Any) -> Objective:
@@ -64,7 +56,7 @@ def _with_loss(parts: Parts, data: Data, val: list[Batch], loss: Loss, output: A
             batches = [_with_target(parts, data, b, next(tensors_of(b)).detach().clone()) for b in batches]
             said.append(Assumption("data", "the data have no targets: the input itself is the target, since the output has its shape"))
         else:
-            outputs = [output, *(forward_once(parts, data, b) for b in batches[1:])]
+            outputs = [output if _shapes(b) == _shapes(batches[0]) else forward_once(parts, data, b) for b in batches]
             made = [infer.targets_for(loss_name(loss), first_tensor(o), _target_stream(parts, n)) for n, o in enumerate(outputs)]
             batches = [_with_target(parts, data, b, t) for b, t in zip(batches, made, strict=True)]
             said.append(Assumption("data", f"no targets given: random ones that {loss_name(loss)} accepts, fixed for each batch"))
@@ -84,25 +76,26 @@ def _fitted(batch: Batch, shape: torch.Size, fits: bool) -> Batch:
     return batch[0], target.reshape(-1, *shape[1:]) if fits else target
 
 
-def _own_labels(parts: Parts, data: Data, val: list[Batch], output: Any) -> Objective | None:
+def _own_labels(parts: Parts, data: Data, output: Any) -> Objective | None:
     """Labels for a Transformers model that computes its loss from them."""
     if not is_transformer(parts.model) or not all(isinstance(b, dict) or hasattr(b, "keys") for b in data.batches):
         return None
 
-    def labelled(batch: Any, output: Any, number: int) -> Any:
-        made = transformer_labels(parts.model, batch, output, _target_stream(parts, number))
-        return None if made is None else {**batch, **placed(parts, made[0])}
-
-    made = transformer_labels(parts.model, data.batches[0], output, _target_stream(parts, 0))
-    if made is None:
-        return None
-    batches = [labelled(batch, output if not n else forward_once(parts, data, batch), n) for n, batch in enumerate(data.batches)]
+    batches = []
+    words = ""
+    for number, batch in enumerate(data.batches):
+        out = output if _shapes(batch) == _shapes(data.batches[0]) else forward_once(parts, data, batch)
+        made = transformer_labels(parts.model, batch, out, _target_stream(parts, number))
+        if made is None:
+            return None
+        batches.append({**batch, **placed(parts, made[0])})
+        words = made[1]
     step = make_training_step(parts.model, None)
     try:
         step(duplicate(parts.model, parts.model), batches[0])
     except Exception:  # the head wants labels of another kind: a loss on its outputs serves
         return None
-    said = Assumption("loss", f"loss: the model's own, with {made[1]}", given=data.given)
+    said = Assumption("loss", f"loss: the model's own, with {words}", given=data.given)
     return Objective(step, None, batches, [], [said])
 
 
@@ -116,12 +109,17 @@ def _inferred(parts: Parts, data: Data, val: list[Batch], output: Any) -> Object
     chosen = infer.invent_targets(prediction, as_tuple(inputs), data.given)
     batches = []
     for number, batch in enumerate(data.batches):
-        out = prediction if number == 0 else first_tensor(forward_once(parts, data, batch))
+        alike = number == 0 or _shapes(batch) == _shapes(data.batches[0])  # then its output has the same shape
+        out = prediction if alike else first_tensor(forward_once(parts, data, batch))
         here = infer.invent_targets(out, as_tuple(inputs_of(parts, data, batch)), data.given) if number else chosen
         make = here.targets or infer.random_values
         batches.append(_with_target(parts, data, batch, make(out.detach(), _target_stream(parts, number))))
     said = Assumption("loss", f"no loss given: {chosen.why}")
     return Objective(make_training_step(parts.model, chosen.loss), chosen.loss, batches, [], [said])
+
+
+def _shapes(batch: Batch) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors_of(batch)]
 
 
 def _with_target(parts: Parts, data: Data, batch: Batch, target: torch.Tensor) -> Batch:

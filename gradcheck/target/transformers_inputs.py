@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.target.step import first_tensor, forward_of
+from gradcheck.target.outputs import first_tensor
+from gradcheck.target.step import forward_of
 
 _TOKENS = (4, 32)  # [B, T]
 _IMAGES = 4
@@ -26,7 +27,13 @@ def is_transformer(model: nn.Module) -> bool:
 def transformer_inputs(model: Any) -> Iterator[tuple[Maker, str]]:
     """Makers of keyword arguments, most likely first, with words for each."""
     name = getattr(model, "main_input_name", "input_ids")
-    makers = {"pixel_values": _pixels, "pixel_values_videos": _pixels, "input_values": _waves, "input_features": _spectra}
+    makers = {
+        "pixel_values": _pixels,
+        "pixel_values_videos": _pixels,
+        "input_values": _waves,
+        "input_features": _spectra,
+        "past_values": _series,
+    }
     main = list(makers.get(name, _tokens)(model.config, name))
     forward = forward_of(model)
     if name == "input_ids" and forward.accepts("pixel_values"):  # text and image together
@@ -70,9 +77,11 @@ def _setting(config: Any, *names: str, default: Any = None) -> Any:
 def _tokens(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
     vocabulary = int(_setting(config, "vocab_size", default=100))
     longest = int(_setting(config, "max_position_embeddings", "n_positions", "max_seq_len", default=_TOKENS[1]))
+    longest = longest if longest > 1 else _TOKENS[1]  # XLNet says -1: any
     first = _FIRST_ORDINARY_TOKEN if vocabulary > 4 * _FIRST_ORDINARY_TOKEN else 0
-    for rows in (_TOKENS[0], 1):  # some heads take one row only, when no padding token is set
-        shape = (rows, max(2, min(_TOKENS[1], longest - 4 if longest > 8 else longest)))
+    length = max(2, min(_TOKENS[1], longest - 4 if longest > 8 else longest))
+    # Some heads take one row only, when no padding token is set; multiple choice has an axis for the choices.
+    for shape in ((_TOKENS[0], length), (1, length), (_TOKENS[0], 2, length)):
 
         def maker(generator: torch.Generator, shape: tuple[int, ...] = shape) -> dict[str, Any]:
             return {name: torch.randint(first, vocabulary, shape, generator=generator)}
@@ -81,7 +90,7 @@ def _tokens(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
 
 
 def _pixels(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
-    size = _setting(config, "image_size", "input_size", default=224)
+    size = _setting(config, "image_size", "input_size", default=64)
     height, width = (
         (size, size) if isinstance(size, int) else tuple(size)[-2:] if not isinstance(size, dict) else (size["height"], size["width"])
     )
@@ -109,6 +118,11 @@ def _spectra(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
         yield _normal(name, shape), f"{name} float32{list(shape)}"
 
 
+def _series(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
+    length, channels = int(_setting(config, "context_length", default=32)), int(_setting(config, "num_input_channels", default=1))
+    yield _normal(name, (_TOKENS[0], length, channels)), f"{name} float32{[_TOKENS[0], length, channels]}"
+
+
 def _normal(name: str, shape: tuple[int, ...]) -> Maker:
     return lambda generator: {name: torch.randn(shape, generator=generator)}
 
@@ -125,6 +139,9 @@ def transformer_labels(model: Any, inputs: Mapping[str, Any], output: Any, gener
     classes = int(getattr(config, "num_labels", 2))
     samples = next((v.shape[0] for v in inputs.values() if isinstance(v, torch.Tensor) and v.ndim), 1)
     if kind.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel", "ForPreTraining")) and isinstance(main, torch.Tensor):
+        scores = first_tensor(output)
+        if scores.shape == main.shape:  # real or replaced: one score for each token
+            return {"labels": torch.randint(2, tuple(main.shape), generator=generator)}, "random zeros and ones as labels"
         labels = {"labels": _without_padding(main, inputs.get("attention_mask"))}
         if forward.accepts("next_sentence_label"):
             labels["next_sentence_label"] = torch.randint(2, (samples,), generator=generator)

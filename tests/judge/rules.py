@@ -26,11 +26,11 @@ def rule_that(gives: Callable[..., Verdict] | Verdict, code: str = "TEST001", na
 
 
 def above(limit: float = 0.5, **fields: Any) -> Rule:
-    """Fires when the seed's loss before the probe is above its limit `start`."""
+    """Fires when the seed's first loss is above its limit `start`."""
 
     def check(m: Measurement, limits: Any) -> Verdict:
         """A test rule."""
-        start = m.probe.before or 0.0
+        start = m.probe.losses[0]
         return [finding(evidence=(number(start, limits["start"]),))] if start > limits["start"] else []
 
     return rule_that(check, limits={"start": Limit(limit, "", "a test")}, **fields)

@@ -57,11 +57,13 @@ class TestUnscaledInput:
     def test_tiny_scales(self, std, expected):
         assert severities(unscaled_input, fed(std=std, min=-4e-3, max=4e-3)) == expected
 
-    @pytest.mark.parametrize(("ratio", "std", "expected"), [(900.0, 5.0, []), (1100.0, 5.0, ["warning"]), (1100.0, 2.0, ["info"])])
+    @pytest.mark.parametrize(("ratio", "std", "expected"), [(900.0, 5.0, []), (1100.0, 3.1, ["warning"]), (1100.0, 2.9, ["info"])])
     def test_features_of_different_scales(self, ratio, std, expected):
         assert severities(unscaled_input, fed(feature_std_ratio=ratio, std=std, min=-5 * std, max=5 * std)) == expected
 
-    @pytest.mark.parametrize(("mean", "std", "expected"), [(29.0, 10.0, []), (29.0, 9.0, ["warning"]), (5.0, 1.0, ["info"])])
+    @pytest.mark.parametrize(
+        ("mean", "std", "expected"), [(29.0, 10.0, []), (29.0, 9.0, ["warning"]), (10.1, 3.0, ["warning"]), (9.9, 3.0, ["info"])]
+    )
     def test_offsets(self, mean, std, expected):
         assert severities(unscaled_input, fed(mean=mean, std=std, min=mean - 3 * std, max=mean + 3 * std)) == expected
 
@@ -172,6 +174,14 @@ class TestDegenerateLabels:
     def test_a_little_less_variety_is_chance(self, seen, expected):
         """32 labels of 10 balanced classes show 9.7 classes on average; the limit is 60 % of that, 5.8."""
         assert severities(degenerate_labels, labelled(classes_per_batch=seen)) == expected
+
+    @pytest.mark.parametrize("classes", [100, 101])
+    def test_how_many_classes_are_judged(self, classes):
+        m = labelled(classes=classes, counts=(128, *[0] * (classes - 1)), classes_per_batch=(1, 1, 1, 1))
+        if classes > 100:
+            assert no_verdict(degenerate_labels, m) == "not-applicable"
+        else:
+            assert severities(degenerate_labels, m) == ["error"]
 
     @pytest.mark.parametrize(
         "m",

@@ -135,7 +135,9 @@ class TestTheData:
         error = error_of(loaded, NET.replace("def forward(self, x)", "def forward(self, x, mask, other)") + BATCH)
         assert "needs 3 arguments" in error.hint
 
-    @pytest.mark.parametrize("source", ["train_loader = []", "train_loader = iter([])", "train_dataset = []", "def get_batch():\n    return []"])
+    @pytest.mark.parametrize(
+        "source", ["train_loader = []", "train_loader = iter([])", "train_dataset = []", "def get_batch():\n    return []"]
+    )
     def test_empty_loaders(self, loaded: Loader, source: str) -> None:
         assert "is empty" in error_of(loaded, NET + source).message
 

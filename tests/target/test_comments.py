@@ -8,7 +8,7 @@ from pathlib import Path
 from gradcheck.nouns.places import Location
 from gradcheck.target.comments import ignores, snippets
 
-SOURCE = '''x = 1  # gradcheck: ignore[dead-units]
+SOURCE = """x = 1  # gradcheck: ignore[dead-units]
 # gradcheck: ignore[ACT001, ACT002] because
 y = make(
     1,
@@ -19,7 +19,7 @@ z = make(
     3,  # gradcheck: ignore[vanishing-gradient]
 )
 # gradcheck: something else
-'''
+"""
 
 
 def test_a_comment_behind_code_speaks_for_its_line(write: Callable[..., Path]) -> None:

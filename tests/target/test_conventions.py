@@ -103,6 +103,10 @@ class Outer(nn.Module):
         assert type(w.model).__name__ == "Net"
         assert "torch.compile" in said(w, "model") and "DataParallel" in said(w, "model")
 
+    def test_annotations_of_the_file_stay_what_they_are(self, loaded: Loader) -> None:
+        w = loaded(NET + "def f(x: int): pass\nassert f.__annotations__ == {'x': int}")
+        assert type(w.model).__name__ == "Net"
+
     def test_a_script_module_is_accepted(self, loaded: Loader) -> None:
         w = loaded(NET + "model = torch.jit.script(Net())" + BATCH)
         assert loss_of(w) > 0
@@ -153,7 +157,9 @@ class TestData:
         assert w.batches[0][0].shape == (2, 4) and "samples.py:chunks" in said(w, "data")
         assert "samples.py" in w.files
 
-    @pytest.mark.parametrize("source", ["val_batch = batch", "val_loader = [batch, batch]", "val_dataset = [(batch[0][i], batch[1][i]) for i in range(16)]"])
+    @pytest.mark.parametrize(
+        "source", ["val_batch = batch", "val_loader = [batch, batch]", "val_dataset = [(batch[0][i], batch[1][i]) for i in range(16)]"]
+    )
     def test_validation_data(self, loaded: Loader, source: str) -> None:
         w = loaded(NET + BATCH + source)
         assert w.val_batches[0][0].shape == (16, 4) and said(w, "validation")
@@ -254,18 +260,27 @@ batch = (torch.randint(9, (4, 6)), torch.randint(9, (4, 6)))
         assert loss_of(w) == pytest.approx(float(torch.nn.functional.cross_entropy(w.model(x).flatten(0, 1), y.flatten())))
 
     def test_a_loss_without_data_gets_targets_that_it_accepts(self, loaded: Loader) -> None:
-        for loss in ("cross_entropy", "mse_loss", "bce_with_logits", "nll_loss", "multi_margin_loss", "soft_margin_loss", "kl_div", "l1_loss"):
+        for loss in (
+            "cross_entropy",
+            "mse_loss",
+            "bce_with_logits",
+            "nll_loss",
+            "multi_margin_loss",
+            "soft_margin_loss",
+            "kl_div",
+            "l1_loss",
+        ):
             w = loaded(NET, loss=loss)
             assert torch.isfinite(w.training_step(w.model, w.batches[1])), loss
             assert "random" in said(w, "data")
 
     def test_labels_out_of_range_are_left_for_the_rules(self, loaded: Loader) -> None:
-        w = loaded(NET + "batch = (torch.randn(4, 4), torch.tensor([0, 1, 2, 7]))\ncriterion = nn.CrossEntropyLoss()")
-        with pytest.raises(IndexError):
-            w.training_step(w.model, w.batches[0])
-        w = loaded(NET + "batch = (torch.randn(4, 4), torch.tensor([0, 1, 2, 7]))\ndef compute_loss(model, b):\n    return F.cross_entropy(model(b[0]), b[1])")
-        with pytest.raises(IndexError):
-            w.training_step(w.model, w.batches[0])
+        batch = "batch = (torch.randn(4, 4), torch.tensor([0, 1, 2, 7]))\n"
+        step = "def compute_loss(model, b):\n    return F.cross_entropy(model(b[0]), b[1])"
+        for source in ("criterion = nn.CrossEntropyLoss()", step):
+            w = loaded(NET + batch + source)
+            with pytest.raises(IndexError):
+                w.training_step(w.model, w.batches[0])
 
 
 class TestOptimizers:
@@ -323,9 +338,13 @@ class TestDeviceAndDtype:
         assert w.batches[0][0].dtype == torch.bfloat16 and w.batches[0][1].dtype == torch.int64
         assert loss_of(w) > 0
 
+    def test_made_up_inputs_have_the_model_s_dtype(self, loaded: Loader) -> None:
+        w = loaded(NET + "model = Net().double()")
+        assert w.batches[0][0].dtype == torch.float64 and loss_of(w) > 0
+
     @pytest.mark.parametrize("settings", [{"device": "cuda:93"}, {"device": "abacus"}, {"dtype": "int4"}])
     def test_absent_ones_are_errors(self, loaded: Loader, settings: dict[str, str]) -> None:
-        with pytest.raises(TargetError, match="device|dtype") as caught:
+        with pytest.raises(TargetError, match=r"device|dtype") as caught:
             loaded(NET, **settings)
         assert caught.value.hint
 

@@ -12,7 +12,8 @@ from torch import nn
 from gradcheck.errors import TargetError
 from gradcheck.target.infer import infer_loss, invent_targets, next_tokens, range_of
 from gradcheck.target.objects import from_objects
-from gradcheck.target.step import as_scalar, first_tensor, own_loss_of, split
+from gradcheck.target.outputs import as_scalar, first_tensor, own_loss_of
+from gradcheck.target.step import split
 
 N, C = 8, 5
 SCORES = torch.randn(N, C, requires_grad=True)

@@ -107,12 +107,24 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "bert base": ("BertModel", "BertConfig", small(), "inferred"),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 60, "n_positions": 20}, "own"),
     "llama": ("LlamaForCausalLM", "LlamaConfig", small(num_key_value_heads=1), "own"),
-    "t5": ("T5ForConditionalGeneration", "T5Config", {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 60}, "own"),
+    "t5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 60},
+        "own",
+    ),
     "vit": ("ViTForImageClassification", "ViTConfig", small(image_size=32, patch_size=16, num_labels=4), "own"),
     "wav2vec2": (
         "Wav2Vec2ForSequenceClassification",
         "Wav2Vec2Config",
-        small(conv_dim=(8, 8), conv_stride=(5, 8), conv_kernel=(10, 8), num_feat_extract_layers=2, num_conv_pos_embedding_groups=2, classifier_proj_size=8),
+        small(
+            conv_dim=(8, 8),
+            conv_stride=(5, 8),
+            conv_kernel=(10, 8),
+            num_feat_extract_layers=2,
+            num_conv_pos_embedding_groups=2,
+            classifier_proj_size=8,
+        ),
         "own",
     ),
 }

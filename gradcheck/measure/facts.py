@@ -1,0 +1,59 @@
+"""Facts about the workload that need no training: optimizer, environment, traces of earlier training."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.measure.probe import lr_of
+from gradcheck.nouns.measurement import Environment, OptimizerFacts
+
+_ADAPTIVE = re.compile(r"ada|rms|lion|rprop|muon|lamb|sophia|soap|shampoo", re.IGNORECASE)
+
+
+def optimizer_facts(optimizer: torch.optim.Optimizer, model: nn.Module, *, given: bool, hidden: int) -> OptimizerFacts:
+    """`hidden`: trainable tensors that the model does not list; they are no leftovers of an earlier model."""
+    groups = optimizer.param_groups
+    first: Mapping[str, Any] = groups[0] if groups else {}
+    listed = {id(p) for p in model.parameters()}
+    stale = sum(id(p) not in listed for g in groups for p in g["params"])
+    betas = first.get("betas") or (first.get("momentum", 0.0),)
+    lr, initial = lr_of(optimizer) or 0.0, float(first.get("initial_lr", 0.0) or 0.0)
+    return OptimizerFacts(
+        type(optimizer).__name__,
+        given,
+        bool(_ADAPTIVE.search(type(optimizer).__name__)),
+        lr,
+        tuple(float(g.get("lr") or 0.0) for g in groups),
+        float(betas[0] or 0.0),
+        max((float(g.get("weight_decay") or 0.0) for g in groups), default=0.0),
+        bool(first.get("maximize", False)),
+        lr < initial,
+        max(0, stale - hidden),
+    )
+
+
+def environment(model: nn.Module) -> Environment:
+    p = next(model.parameters(), None)
+    dtype = str(p.dtype).removeprefix("torch.") if p is not None else "float32"
+    device = str(p.device) if p is not None else "cpu"
+    return Environment(platform.python_version(), torch.__version__, platform.platform(), device, dtype, torch.get_num_threads())
+
+
+def pretrained(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Traces of earlier training: normalization statistics that have seen batches, or a filled optimizer state."""
+    tracked = (b for name, b in model.named_buffers() if name.endswith("num_batches_tracked"))
+    return any(bool(b.item()) for b in tracked if b.numel() == 1) or bool(optimizer.state)
+
+
+def unbounded(series: Sequence[float]) -> bool:
+    """The loss fell far below zero, and faster in the second half of the run than in the first."""
+    n = len(series)
+    if n < 8 or not series[-1] < -10 * max(1.0, abs(series[0])):
+        return False
+    return series[n // 2] - series[-1] > series[0] - series[n // 2] > 0

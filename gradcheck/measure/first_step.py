@@ -1,0 +1,140 @@
+"""What the first step says: loss calls and their chance level, softmaxes, cuts, hidden tensors. Read while the graph is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gradcheck.measure import data, disconnected, losses
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.losses import IGNORED
+from gradcheck.measure.observe import SeenSoftmax, Tracer
+from gradcheck.measure.parameters import Watched
+from gradcheck.measure.structure import Graph, producer
+from gradcheck.nouns.measurement import BroadcastMix, Cut, HiddenTensor, LayerKind, LossCall, Softmax
+from gradcheck.nouns.places import Location
+from gradcheck.target.workload import Workload
+
+_FIRST_KINDS = ("linear", "conv", "recurrent", "embedding", "norm")
+
+
+@dataclass(frozen=True)
+class MainLoss:
+    """The one loss call that the whole loss consists of, and where its target lies in a batch."""
+
+    target: str
+    function: str
+    options: Mapping[str, Any]
+    weight: float
+
+
+@dataclass
+class FirstStep:
+    losses: tuple[LossCall, ...] = ()
+    softmaxes: tuple[Softmax, ...] = ()
+    mixes: tuple[BroadcastMix, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    hidden: tuple[HiddenTensor, ...] = ()
+    first_kind: LayerKind | None = None
+    targets: list[torch.Tensor] = field(default_factory=list)  # one a batch, where the loss takes a tensor of the batch
+    classes: int | None = None
+    ignore_index: int = IGNORED
+    chance: float | None = None
+    main: MainLoss | None = None
+
+    def chance_on(self, batch: Any) -> float | None:
+        """Loss of the best constant prediction on one small batch; None unless the loss is a single known one."""
+        if self.main is None or self.chance is None or len(self.losses) != 1:
+            return None
+        target = dict(data.named_tensors(batch)).get(self.main.target)
+        if target is None:
+            return None
+        chance, _ = losses.chance_level(self.main.function, self.classes, [target], self.main.options, fewest_labels=0)
+        return self.main.weight * chance if chance else None
+
+
+def read(
+    taps: Tracer,
+    graph: Graph | None,
+    trainee: Trainee,
+    watched: Sequence[Watched],
+    workload: Workload,
+    sites: Mapping[str, Location | None],
+    loss: float,
+) -> FirstStep:
+    """Call it after the backward pass of the first step, before the optimizer's. Marks the parameters that the loss reaches."""
+    leaves = graph.leaves() if graph is not None else []
+    reached = {id(t) for t in leaves}
+    for w in watched:
+        w.used = id(w.tensor) in reached
+    unreached = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad and w.tensor.grad is None}
+    called = {c.name for c in taps.calls}
+    batch = workload.batches[0]
+    optimized = {id(p) for group in trainee.optimizer.param_groups for p in group["params"]}
+    first = next((c.kind for c in taps.calls if c.kind in _FIRST_KINDS), None)
+    said = FirstStep(
+        losses=loss_calls(taps, sites),
+        softmaxes=tuple(_softmax(seen, taps, data.batch_size(batch)) for seen in taps.softmaxes),
+        mixes=tuple(taps.mixes),
+        cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
+        hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, workload.sites),
+        first_kind=first,
+    )
+    _targets(said, taps, workload, loss)
+    return said
+
+
+def loss_calls(taps: Tracer, sites: Mapping[str, Location | None]) -> tuple[LossCall, ...]:
+    return tuple(_loss_call(seen, taps, sites) for seen in taps.losses)
+
+
+def _loss_call(seen: losses.SeenLoss, taps: Tracer, sites: Mapping[str, Location | None]) -> LossCall:
+    name, node = producer(seen.input)
+    maker = next((c for c in taps.calls if c.output_node is node), None) if node is not None else None
+    softmax = next((s for s in taps.softmaxes if s.node is node), None) if node is not None else None
+    layer = maker.name if maker else softmax.layer if softmax else None
+    site = (maker.site or sites.get(maker.name)) if maker else softmax.site if softmax else None
+    return losses.facts(seen, name, layer, site)
+
+
+def _softmax(seen: SeenSoftmax, taps: Tracer, size: int) -> Softmax:
+    ends = {producer(call.input)[1] for call in taps.losses}
+    over_batch = seen.axis == 0 and len(seen.shape) >= 2 and seen.shape[0] == size > 1
+    to_loss = seen.node is not None and seen.node in ends
+    return Softmax(seen.layer, seen.site, seen.shape, seen.axis, seen.implicit, seen.log, to_loss, over_batch)
+
+
+def _targets(said: FirstStep, taps: Tracer, workload: Workload, loss: float) -> None:
+    """Finds the target of the loss in every batch, and from all of them the chance level of the whole loss."""
+    total = known = 0.0
+    for seen, call in zip(taps.losses, said.losses, strict=True):
+        weight = call.weight_in_total
+        if seen.target is None or weight is None or call.value is None:
+            continue
+        name = _name_in(workload.batches[0], seen.target)
+        targets = _entries(workload.batches, name) if name is not None else []
+        chance, _ = losses.chance_level(call.function, call.classes, targets or [seen.target], seen.options)
+        if name is not None and targets and not said.targets:
+            said.targets, said.classes = targets, call.classes
+            said.ignore_index = losses.ignored(seen.options)
+            said.main = MainLoss(name, call.function, seen.options, weight)
+        if chance is not None:
+            total += weight * chance
+            known += weight * call.value
+    rest = loss - known
+    if known > 0 and total > 0 and abs(rest) <= 0.2 * abs(loss):  # a penalty beside the known losses stays what it is
+        said.chance = total + max(0.0, rest)
+
+
+def _name_in(batch: Any, target: torch.Tensor) -> str | None:
+    """Name of the batch's own tensor that the target is, or is a view of."""
+    place = (target.data_ptr(), target.numel())
+    return next((name for name, t in data.named_tensors(batch) if t is target or (t.data_ptr(), t.numel()) == place), None)
+
+
+def _entries(batches: Sequence[Any], name: str) -> list[torch.Tensor]:
+    found = [dict(data.named_tensors(b)).get(name) for b in batches]
+    return [t for t in found if t is not None]
