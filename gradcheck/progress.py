@@ -34,10 +34,10 @@ def start_and_end(run: Run) -> tuple[float, float, float]:
     if n < 2:
         return (losses[0], losses[0], 0.0) if losses else (math.nan, math.nan, 0.0)
     if n >= 2 * batches and batches > 1:
-        first, last = losses[:batches], _last_visits(losses, batches)
+        first, last = list(losses[:batches]), _last_visits(losses, batches)
     else:
         k = max(1, n // 4) if batches > 1 else max(1, min(5, n // 4))
-        first, last = losses[:k] if batches > 1 else losses[:1] * k, losses[-k:]
+        first, last = list(losses[:k] if batches > 1 else losses[:1] * k), list(losses[-k:])
     differences = [b - a for a, b in zip(first, last, strict=True)]
     known = len(differences) > 1 and all(map(math.isfinite, differences))  # statistics.stdev cannot take infinities
     error = stdev(differences) / len(differences) ** 0.5 if known else 0.0

@@ -175,8 +175,8 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     Gain: sqrt(fan_in) times the standard deviation of the weights before the first step. Zero-initialised,
-    frozen, grouped, recurrent and normalized layers, the ends of residual branches (when small), and models
-    that were trained before are exempt.
+    frozen, grouped, recurrent and normalized layers, routers and others before a softmax, the ends of residual
+    branches (when small), and models that were trained before are exempt.
 
     ## Limits and their sources
     Gain below `lowest` 0.01 or above `highest` 10. `peers` 30 times off the median of at least four layers of
@@ -204,6 +204,7 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable(TRAINED_BEFORE)
     parameters = parameters_by_name(m)
     layers = [x for x in in_order(m) if x.trained and x.kind in ("linear", "conv") and not x.head and x.groups == 1 and not x.normalized]
+    layers = [x for x in layers if x.activation != "softmax"]  # it chooses, as a router or as attention; its scale is a temperature
     gains = {x.name: g for x in layers if (g := gain(x, parameters)) is not None}
     findings = _hidden_scales(m, layers, gains, limits) + _head_scales(m, limits) + _embedding_scales(m, limits)
     if not findings and not gains and not any(m.of_kind("embedding")):

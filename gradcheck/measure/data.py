@@ -52,9 +52,8 @@ def _input(name: str, tensors: list[torch.Tensor], first: LayerKind | None) -> I
     if tensors[0].is_complex():
         tensors = [torch.view_as_real(t) for t in tensors]
     if not tensors[0].is_floating_point():
-        low = min(t.min().item() for t in tensors if t.numel())
-        high = max(t.max().item() for t in tensors if t.numel())
-        return InputFacts(name, shape, dtype, min=float(low), max=float(high), used_by=first)
+        whole = torch.cat([t.reshape(-1) for t in tensors])
+        return InputFacts(name, shape, dtype, min=float(whole.min().item()), max=float(whole.max().item()), used_by=first)
     bad, place = 0, None
     for b, t in enumerate(tensors):
         wrong = ~torch.isfinite(t)

@@ -63,31 +63,32 @@ def hidden(
     """Trainable tensors behind the loss that `model.parameters()` does not list."""
     listed = {id(p) for p in model.parameters()} | {id(t) for t in tensors_in(batch)}
     places = dict(_attributes(model))
-    owners = {id(p): (f"{name}", m) for m in ran for name, p in m.named_parameters()}
+    owners = {id(p): (name, m) for m in ran for name, p in m.named_parameters()}
     candidates = {id(t): t for t in leaves if id(t) not in listed}
     candidates |= {id(p): p for m in ran for p in m.parameters() if p.requires_grad and id(p) not in listed}
     result = []
     for key, tensor in candidates.items():
-        name, owner = places.get(key, ("", None))
+        name, owner, holder = places.get(key, ("", None, None))
         if not name and key in owners:
             local, owner = owners[key]
             name = f"{type(owner).__name__}.{local}"
         if not name and not isinstance(tensor, nn.Parameter):
             continue  # made anew in each pass, like an initial state
         kind = type(owner).__name__ if owner is not None else "Parameter"
-        site = sites.get(id(owner)) if owner is not None else None
+        site = sites.get(id(owner)) or sites.get(id(holder))
         result.append(HiddenTensor(name, kind, tuple(tensor.shape), site, key in optimized))
     return tuple(result)
 
 
-def _attributes(model: nn.Module) -> Iterator[tuple[int, tuple[str, nn.Module | None]]]:
-    """id(tensor) -> (expression, hidden module that holds it), for what lies in plain attributes of the model's modules."""
+def _attributes(model: nn.Module) -> Iterator[tuple[int, tuple[str, nn.Module | None, nn.Module]]]:
+    """id(tensor) -> (expression, hidden module that holds it, listed module that holds that), for what lies in plain attributes."""
     for path, module in model.named_modules():
         prefix = f"{path}." if path else "self."
         for name, value in vars(module).items():
             if name in ("_parameters", "_buffers", "_modules") or name.startswith("_forward") or name.startswith("_backward"):
                 continue
-            yield from _inside(f"{prefix}{name}", value, 3)
+            for key, (expression, owner) in _inside(f"{prefix}{name}", value, 3):
+                yield key, (expression, owner, module)
 
 
 def _inside(name: str, value: Any, depth: int) -> Iterator[tuple[int, tuple[str, nn.Module | None]]]:

@@ -12,11 +12,12 @@ from torch import nn
 
 from gradcheck.measure.probe import lr_of
 from gradcheck.nouns.measurement import Environment, OptimizerFacts
+from gradcheck.nouns.places import Location
 
 _ADAPTIVE = re.compile(r"ada|rms|lion|rprop|muon|lamb|sophia|soap|shampoo", re.IGNORECASE)
 
 
-def optimizer_facts(optimizer: torch.optim.Optimizer, model: nn.Module, *, given: bool, hidden: int) -> OptimizerFacts:
+def optimizer_facts(optimizer: torch.optim.Optimizer, model: nn.Module, *, given: bool, hidden: int, site: Location | None) -> OptimizerFacts:
     """`hidden`: trainable tensors that the model does not list; they are no leftovers of an earlier model."""
     groups = optimizer.param_groups
     first: Mapping[str, Any] = groups[0] if groups else {}
@@ -35,6 +36,7 @@ def optimizer_facts(optimizer: torch.optim.Optimizer, model: nn.Module, *, given
         bool(first.get("maximize", False)),
         lr < initial,
         max(0, stale - hidden),
+        site,
     )
 
 

@@ -80,7 +80,7 @@ def read(
         softmaxes=tuple(_softmax(seen, taps, data.batch_size(batch)) for seen in taps.softmaxes),
         mixes=tuple(taps.mixes),
         cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
-        hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, workload.sites),
+        hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
         first_kind=first,
     )
     _targets(said, taps, workload, loss)

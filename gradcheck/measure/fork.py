@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
+from gradcheck.nouns.places import Location
 from gradcheck.target.rng import seed_all
 from gradcheck.target.workload import Batch, TrainingStep, Workload
 
@@ -23,6 +25,7 @@ class Trainee:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     training_step: TrainingStep
+    sites: Mapping[int, Location]  # id(module) -> the expression that constructed its original
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The scalar training loss. Raises what the user's code raises, and TargetError when it is no scalar."""
@@ -58,7 +61,8 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
     if not workload.model.training:
         model.train()
     seed_all(seed)
-    return Trainee(model, optimizer, step)
+    sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
+    return Trainee(model, optimizer, step, sites)
 
 
 def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
@@ -73,7 +77,7 @@ def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> t
         if name in ("step", "_zero_grad_profile_name"):
             continue
         twin.__dict__[name] = copy.deepcopy(value, memo)
-    twin._patch_step_function()  # type: ignore[no-untyped-call]
+    twin._patch_step_function()
     return twin
 
 
@@ -103,7 +107,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def _rebind_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
     if id(function) in memo:
-        return memo[id(function)]  # type: ignore[no-any-return]
+        return memo[id(function)]
     memo[id(function)] = function  # a recursive function refers to itself
     cells = []
     for cell in function.__closure__ or ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -148,11 +149,11 @@ def fan_in(call: Call) -> tuple[int | None, int]:
     """Inputs per output unit, and groups, of a linear or convolution call."""
     module = call.module
     if isinstance(module, nn.modules.conv._ConvNd):
-        weight = module.weight
+        kernel = module.weight
         if module.transposed:
-            return weight.shape[0] * weight[0][0].numel() // module.groups, module.groups
-        return weight[0].numel(), module.groups
-    weight = call.weight if module is None else getattr(module, "weight", None)
+            return kernel.shape[0] * kernel[0][0].numel() // module.groups, module.groups
+        return kernel[0].numel(), module.groups
+    weight: Any = call.weight if module is None else getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or call.kind not in ("linear", "conv"):
         return None, 1
     if call.kind == "conv":

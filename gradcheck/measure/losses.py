@@ -52,7 +52,7 @@ def seen(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], site: Loc
     target = given.get("target")
     if not isinstance(source, torch.Tensor):
         return None
-    options = {k: kwargs[k] for k in ("ignore_index", "label_smoothing", "weight", "reduction", "log_target") if k in kwargs}
+    options: dict[str, Any] = {k: kwargs[k] for k in ("ignore_index", "label_smoothing", "weight", "reduction", "log_target") if k in kwargs}
     return SeenLoss(function, source, target if isinstance(target, torch.Tensor) else None, site, options)
 
 

@@ -241,8 +241,11 @@ class _Session:
         w, first = self.workload, self.first
         layers = self.layers.nouns(self.sites, profiles)
         cuts = self._lasting_cuts()
-        sited = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden, *bad)
+        sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden, *bad)
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
+        places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
+        creation = w.sites.get(id(w.optimizer))
+        optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)
         ascent = None if self.cosine is None else Ascent(self.cosine, facts.unbounded(probe.losses))
         return Measurement(
             target=w.name,
@@ -252,7 +255,7 @@ class _Session:
             environment=facts.environment(w.model),
             layers=layers,
             parameters=tuple(p.noun() for p in self.watched),
-            optimizer=facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden)),
+            optimizer=optimizer,
             data=data.data_facts(
                 w.batches,
                 given=w.data_given,

@@ -25,7 +25,7 @@ class _Operation:
     site: Location | None
     low: float
     high: float
-    output: torch.Tensor | None = None
+    in_model: bool
     outputs_finite: bool = True  # gradient of its outputs
 
 
@@ -48,7 +48,7 @@ class Locator(Taps):
         inputs = [t for t in tensors_in((args, kwargs), 2) if t.is_floating_point() and t.numel()]
         if not results or not inputs:
             return output
-        operation = _Operation(name, self.module_name, location_of_frame(caller()), *_range(inputs))
+        operation = _Operation(name, self.module_name, location_of_frame(caller()), *_range(inputs), self.in_model)
         self._look_forward(operation, inputs, results)
         self._look_backward(operation, inputs, results)
         return output
@@ -110,8 +110,7 @@ def locate(trainee: Any, batch: Any, step: int, names: Mapping[int, str]) -> tup
         if locator.forward_fault is None:
             return ()
         operation, kind = locator.forward_fault
-        direction = "forward" if operation.layer or locator.stack else "loss"
-        return (_noun(operation, direction, step, kind),)
+        return (_noun(operation, "forward" if operation.in_model else "loss", step, kind),)
     if locator.backward_fault is not None:
         return (_noun(locator.backward_fault, "backward", step, "nan"),)
     return ()

@@ -113,9 +113,12 @@ class Tracer(Taps):
 
     def _mix(self, function: Any, args: Any, output: Any) -> None:
         """[N, 1] with [N] gives [N, N]: a target that lost, or an output that kept, its last axis."""
-        shapes = [tuple(a.shape) for a in args[:2] if isinstance(a, torch.Tensor)]
-        if len(shapes) != 2 or not isinstance(output, torch.Tensor) or not output.is_floating_point():
+        pair = [a for a in args[:2] if isinstance(a, torch.Tensor)]
+        if len(pair) != 2 or not isinstance(output, torch.Tensor) or not output.is_floating_point():
             return
+        if sum(a.requires_grad for a in pair) != 1:
+            return  # all pairs of one tensor's entries, as ranking losses take them: a target never carries gradient
+        shapes = [tuple(a.shape) for a in pair]
         one, other = sorted(shapes, key=len)
         if len(other) == len(one) + 1 and other[-1] == 1 and one and other[:-1] == one and one[-1] > 1 and output.requires_grad:
             site = location_of_frame(caller())

@@ -15,6 +15,7 @@ from gradcheck.measure.statistics import spread
 from gradcheck.nouns.measurement import Parameter, ParameterStep
 
 SAMPLE = 1 << 11  # entries of a large parameter that are followed through the optimizer's step
+BLOCK = 8  # entries side by side in that sample: each place in memory costs a cache line
 SAME = 1e-6  # relative distance below which two rows count as equal
 
 Numbers = npt.NDArray[np.float64]
@@ -37,7 +38,7 @@ class Watched:
     steps: list[ParameterStep] = field(default_factory=list)
 
     def sampled(self) -> torch.Tensor:
-        """An even sample of the entries, flat; the same view as long as the parameter stays where it is in memory."""
+        """An even sample of the entries; the same view as long as the parameter stays where it is in memory."""
         if self.sample is None or self.sample.data_ptr() != self.tensor.data_ptr():
             self.sample = _sampled(self.tensor)
         return self.sample if self.sample.data_ptr() == self.tensor.data_ptr() else _sampled(self.tensor)
@@ -93,6 +94,7 @@ class StepWatch:
         present = [g for g in self.gradients if g is not None and g.numel()]
         norms = _norms([*(_plain(w.tensor) for w in self.watched), *present])
         self.norms, found = norms[: len(self.watched)], iter(norms[len(self.watched) :])
+        self.total_norm = math.sqrt(math.fsum(n * n for n in norms[len(self.watched) :]))  # of all gradients together
         self.gradient_norms = [None if g is None else next(found) if g.numel() else 0.0 for g in self.gradients]
         largest = iter(_largest(present) if step == 0 else [None] * len(present))
         self.gradient_maxima = [next(largest) if g is not None and g.numel() else None for g in self.gradients]
@@ -110,7 +112,7 @@ class StepWatch:
         if not self.watched:
             return None
         now = [w.sampled() for w in self.watched]
-        sizes = [len(x) for x in now]
+        sizes = [x.numel() for x in now]
         starts = np.cumsum([0, *sizes[:-1]])
         change = _joined(now) - self.before
         moved = np.sqrt(np.add.reduceat(np.square(change), starts)).tolist()
@@ -235,12 +237,15 @@ def _gradient(p: torch.Tensor) -> torch.Tensor | None:
 
 
 def _sampled(tensor: torch.Tensor) -> torch.Tensor:
-    """An even sample of the entries, flat: a view where possible."""
+    """An even sample of the entries [blocks, BLOCK], or all of them: a view where possible."""
     values = tensor.detach()
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj())
     flat = values.reshape(-1)
-    return flat[:: spread(len(flat), SAMPLE)]
+    if len(flat) <= SAMPLE:
+        return flat
+    blocks = flat[: len(flat) // BLOCK * BLOCK].view(-1, BLOCK)
+    return blocks[:: spread(len(blocks), SAMPLE // BLOCK)]
 
 
 def _joined(samples: Sequence[torch.Tensor]) -> Numbers:
@@ -248,4 +253,4 @@ def _joined(samples: Sequence[torch.Tensor]) -> Numbers:
     first = samples[0]
     if any(t.dtype is not first.dtype or t.device != first.device for t in samples):
         samples = [t.to("cpu", torch.float64) for t in samples]
-    return torch.cat(list(samples)).to("cpu", torch.float64).numpy()
+    return torch.cat([s.reshape(-1) for s in samples]).to("cpu", torch.float64).numpy()

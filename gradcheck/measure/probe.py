@@ -107,7 +107,7 @@ def take_step(trainee: Trainee, batch: Any) -> None:
             loss.backward()
         return loss
 
-    trainee.optimizer.step(closure)
+    trainee.optimizer.step(closure)  # type: ignore[arg-type]
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:

@@ -7,6 +7,7 @@ show in those, and are counted only when they show. For other devices see `pendi
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,16 @@ CANCELS = 1e-4  # mean of squares minus squared mean has too few digits left bel
 EXPONENT_BITS = {torch.float32: (np.int32, 23, 0xFF, 127), torch.float64: (np.int64, 52, 0x7FF, 1023)}
 
 
+class _Scratch(threading.local):
+    """Room for a mask over a chunk: fresh memory would cost more than the comparison."""
+
+    def __init__(self) -> None:
+        self.mask = np.empty(CHUNK, np.bool_)
+
+
+_scratch = _Scratch()
+
+
 def readable(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds numbers that can be read: not in `torch.func` transforms, on meta, quantized or nested."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_nested or tensor.is_quantized:
@@ -38,6 +49,9 @@ def readable(tensor: torch.Tensor) -> bool:
 
 def real_values(tensor: torch.Tensor) -> torch.Tensor | None:
     """The entries as a flat real floating tensor [count], a view where possible, in any order; None for what has no statistics."""
+    if tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.is_contiguous():
+        if not (torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_neg() or tensor.is_nested):
+            return tensor.detach().view(-1)
     if not readable(tensor):
         return None
     x = tensor.detach()
@@ -89,7 +103,7 @@ def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None
         chunk_total, chunk_square = _sums(chunk, values)
         total, square = total + chunk_total, square + chunk_square
         if a <= 0.0 <= b:
-            zeros += np.count_nonzero(values == 0)
+            zeros += np.count_nonzero(np.equal(values, 0, out=_scratch.mask[: len(values)]))
     mean, mean_square = total / count, square / count
     variance = mean_square - mean * mean
     if variance < CANCELS * mean_square:

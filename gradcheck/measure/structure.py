@@ -119,7 +119,7 @@ class _Walk:
             self.normalized = True
             return False
         if name in kinds.NODE_ACTIVATIONS:
-            if "Softmax" not in name:
+            if name != "LogSoftmax":
                 self.activation = self.activation or kinds.NODE_ACTIVATIONS[name]
             return False
         if name in ("Add", "Sub"):

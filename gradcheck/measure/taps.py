@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -182,31 +183,29 @@ class Taps(TorchFunctionMode):
         if tensor is None or not _has_values(tensor):
             return
         with torch._C.DisableTorchFunction():
-            self._module_call(module, name, role, (args, kwargs) if kwargs else args, tensor)
+            self._module_call(module, name, role, _inputs(args, kwargs), tensor)
 
-    def _module_call(self, module: nn.Module, name: str, role: _Role, given: Any, tensor: torch.Tensor) -> None:
-        inputs = list(tensors_in(given, 2))
+    def _module_call(self, module: nn.Module, name: str, role: _Role, inputs: list[torch.Tensor], tensor: torch.Tensor) -> None:
         call = Call(name, role.type, role.kind, module, None, role.function, tuple(tensor.shape))
         call.input_nodes = tuple(t.grad_fn for t in inputs if t.grad_fn is not None)
         call.measures = role.measured or (role.kind == "container" and bool(self.stack))
         if not role.leaf and tensor.grad_fn in self._outputs:
             call.measures = False
-        self._similarity(call, inputs)
+        if inputs and role.kind in ("linear", "norm"):
+            self._similarity(call, inputs[0])
         self._record(call, tensor)
 
-    def _similarity(self, call: Call, inputs: list[torch.Tensor]) -> None:
-        if call.kind not in ("linear", "norm"):
-            return
-        features = inputs[0] if inputs else None
-        if features is None or not features.is_floating_point() or features.is_inference() or not readable(features):
+    def _similarity(self, call: Call, features: torch.Tensor) -> None:
+        rank = features.dim()
+        if not 2 <= rank <= 3 or not features.is_floating_point() or not readable(features):
             return
         if call.kind == "linear":
-            if features.dim() == 2:
+            if rank == 2 and not features.is_inference():
                 call.features = features.detach(), features._version
                 self._last_linear.append(call)
                 if len(self._last_linear) > HEADS:
                     self._last_linear.pop(0).features = None
-        else:
+        elif rank == 3:
             call.token_cosine = units.token_cosine(features)
 
     # ---------------------------------------------------------------- functions
@@ -290,6 +289,12 @@ class _GradientTap:
         self.pending.add(gradient, self.call.gradients.append)
 
 
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
+        return [args[0]]
+    return list(tensors_in((args, kwargs), 2))
+
+
 def _has_values(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
@@ -313,7 +318,7 @@ def _parameter_of(tensor: torch.Tensor) -> torch.Tensor | None:
 
 def caller() -> Any:
     """The frame that called into the taps."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("gradcheck.measure"):
         frame = frame.f_back
     return frame

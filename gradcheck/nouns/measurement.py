@@ -88,7 +88,7 @@ class Layer:
     parameters: tuple[str, ...] = ()  # names of parameters that it holds itself, not its children's
     function: str | None = None  # activations: canonical name: "relu", "gelu", "sigmoid", "tanh", ...
     # What becomes of its output, read from the autograd graph:
-    activation: str | None = None  # the activation that follows before the next linear or conv layer
+    activation: str | None = None  # the activation or softmax that follows before the next linear or conv layer
     normalized: bool = False  # a normalization follows before the next activation, linear or conv layer
     residual: bool = False  # its output is added to a branch that bypasses it
     gate: bool = False  # its output multiplies another activation

@@ -64,7 +64,7 @@ def load(spec: TargetSpec) -> Workload:
         if _is_scheduler(vars(module).get("scheduler")):
             said.append(Assumption("scheduler", f"`scheduler` in {home} is left out: the scan trains with a constant rate"))
         workload = assemble(parts)
-        sites = current.sites.of(model)
+        sites = current.sites.living()
     return replace(workload, sites=sites, files=tuple(current.files), rebuild=lambda seed: load(replace(spec, seed=seed)))
 
 

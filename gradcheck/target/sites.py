@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from gradcheck.nouns.places import Location
 
@@ -123,55 +124,60 @@ def _character(filename: str, line: int, byte: int) -> int:
     return len(text.encode()[:byte].decode(errors="replace")) + 1 if text else byte + 1
 
 
+Constructed = nn.Module | Optimizer
+
+
 class Sites:
-    """Creation expressions of the modules that were constructed while recording."""
+    """Creation expressions of the modules and optimizers that were constructed while recording."""
 
     def __init__(self) -> None:
         self.recording = True
-        self._seen: dict[int, tuple[weakref.ref[nn.Module], Location]] = {}
+        self._seen: dict[int, tuple[weakref.ref[Constructed], Location]] = {}
 
-    def of(self, model: nn.Module) -> dict[int, Location]:
-        """id(module) -> Location, for `model` and its submodules."""
-        return {id(m): place for m in model.modules() if (place := self.get(m)) is not None}
+    def living(self) -> dict[int, Location]:
+        """id(object) -> Location, for all that still exist; modules that no other one lists among them."""
+        return {key: place for key, (reference, place) in self._seen.items() if reference() is not None}
 
-    def get(self, module: nn.Module) -> Location | None:
+    def get(self, module: Constructed) -> Location | None:
         entry = self._seen.get(id(module))
         return entry[1] if entry is not None and entry[0]() is module else None
 
-    def constructed(self, module: nn.Module, frame: FrameType | None) -> None:
+    def constructed(self, module: Constructed, frame: FrameType | None) -> None:
         self._note(module, location_of_frame(_outside_constructor(module, frame), torch_detail=True))
 
-    def unpickled(self, module: nn.Module, frame: FrameType | None) -> None:
+    def unpickled(self, module: Constructed, frame: FrameType | None) -> None:
         """A copy is where its original was created: that is the expression to edit."""
         template = _copied_from(frame)
         place = self.get(template) if template is not None else None
         self._note(module, place or location_of_frame(frame))
 
-    def _note(self, module: nn.Module, place: Location | None) -> None:
+    def _note(self, module: Constructed, place: Location | None) -> None:
         if place is not None:
             self._seen[id(module)] = (weakref.ref(module), place)
 
 
 @contextmanager
 def record_sites() -> Iterator[Sites]:
-    """While active, notes the expression that constructs (or deep-copies) each torch module."""
+    """While active, notes the expression that constructs (or deep-copies) each torch module, and constructs each optimizer."""
     sites = Sites()
     _spans.clear()
     _positions.clear()
-    constructor, restore = nn.Module.__init__, nn.Module.__setstate__
+    constructor, restore, optimizer = nn.Module.__init__, nn.Module.__setstate__, Optimizer.__init__
     setattr(nn.Module, "__init__", _recording(constructor, sites, sites.constructed))  # noqa: B010
+    setattr(Optimizer, "__init__", _recording(optimizer, sites, sites.constructed))  # noqa: B010
     setattr(nn.Module, "__setstate__", _recording(restore, sites, sites.unpickled))  # noqa: B010
     try:
         yield sites
     finally:
         setattr(nn.Module, "__init__", constructor)  # noqa: B010
+        setattr(Optimizer, "__init__", optimizer)  # noqa: B010
         setattr(nn.Module, "__setstate__", restore)  # noqa: B010
         sites.recording = False  # a class body may have kept the wrapped method
 
 
-def _recording(method: Callable[..., Any], sites: Sites, note: Callable[[nn.Module, FrameType | None], None]) -> Callable[..., Any]:
+def _recording(method: Callable[..., Any], sites: Sites, note: Callable[[Constructed, FrameType | None], None]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def recorded(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def recorded(self: Constructed, *args: Any, **kwargs: Any) -> Any:
         if sites.recording:
             note(self, sys._getframe(1))
         return method(self, *args, **kwargs)
@@ -179,7 +185,7 @@ def _recording(method: Callable[..., Any], sites: Sites, note: Callable[[nn.Modu
     return recorded
 
 
-def _outside_constructor(module: nn.Module, frame: FrameType | None) -> FrameType | None:
+def _outside_constructor(module: Constructed, frame: FrameType | None) -> FrameType | None:
     """The frame that evaluates `Class(...)`: above every frame whose first argument is the module itself."""
     outside, foreign = frame, 0
     while frame is not None and foreign < _FOREIGN_FRAMES:

@@ -35,7 +35,7 @@ class Workload:
     loss_given: bool = True
     optimizer_given: bool = True
     assumptions: list[Assumption] = field(default_factory=list)
-    # id(module) -> the expression that constructed it; filled while the target is loaded, empty from Python objects.
+    # id(module or optimizer) -> the expression that constructed it; filled while the target is loaded, empty from Python objects.
     sites: Mapping[int, Location] = field(default_factory=dict)
     files: Sequence[str] = ()  # the user's own source files, for suppression comments and snippets
     # Builds the same workload with another seed; None when only finished objects were given.
