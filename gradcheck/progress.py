@@ -20,34 +20,31 @@ CLEAR_FALL = 0.10  # a relative fall this large is learning, whatever the noise
 LEAST_FALL = 0.02  # a smaller one is not (SCIENCE 4: a remedy has to win at least 2 % of the initial loss)
 STANDARD_ERRORS = 3.0  # what a fall between the two must exceed
 DIVERGED = 1.5  # the loss ends this many times above its reference
+SETTLED_VISITS = 10  # losses that the end of a run is averaged over, at least, where it is four times as long
 FEWEST_STEPS = 8  # a shorter run that did not fall says nothing
 
 
 def start_and_end(run: Run) -> tuple[float, float, float]:
-    """Mean loss over the first and over the last visits, and the standard error of their difference.
+    """Mean loss over the first and over the last visits of the batches, and the standard error of the latter.
 
-    Visits of the same batch are paired when the run cycled through its batches at least twice, so that harder
-    batches do not pass for progress.
+    Both cover every batch equally often when the run cycled through them, so that harder batches do not pass for
+    progress; the error is then estimated from how much the loss of a batch differs from one visit to the next.
     """
-    losses, batches = run.losses, max(1, run.batches)
-    n = len(losses)
+    losses, batches, n = run.losses, max(1, run.batches), len(run.losses)
     if n < 2:
         return (losses[0], losses[0], 0.0) if losses else (math.nan, math.nan, 0.0)
-    if n >= 2 * batches and batches > 1:
-        first, last = list(losses[:batches]), _last_visits(losses, batches)
-    else:
-        k = max(1, n // 4) if batches > 1 else max(1, min(5, n // 4))
-        first, last = list(losses[:k] if batches > 1 else losses[:1] * k), list(losses[-k:])
-    differences = [b - a for a, b in zip(first, last, strict=True)]
-    known = len(differences) > 1 and all(map(math.isfinite, differences))  # statistics.stdev cannot take infinities
-    error = stdev(differences) / len(differences) ** 0.5 if known else 0.0
-    return fmean(first), fmean(last), error
+    if n < 2 * batches:
+        quarter = max(1, n // 4)
+        return fmean(losses[:quarter]), fmean(losses[-quarter:]), _standard_error(losses[-quarter:])
+    window = batches * max(1, min(n // (4 * batches), -(-SETTLED_VISITS // batches)))
+    last = losses[-window:]
+    changes = [b - a for a, b in zip(losses[-window - batches : -batches], last, strict=True)] if n >= window + batches else last
+    return fmean(losses[:batches]), fmean(last), _standard_error(changes) / 2**0.5
 
 
-def _last_visits(losses: Sequence[float], batches: int) -> list[float]:
-    """The loss at the last visit of each batch, in batch order."""
-    n = len(losses)
-    return [losses[i + (n - 1 - i) // batches * batches] for i in range(batches)]
+def _standard_error(values: Sequence[float]) -> float:
+    known = len(values) > 1 and all(map(math.isfinite, values))  # statistics.stdev cannot take infinities
+    return stdev(values) / len(values) ** 0.5 if known else 0.0
 
 
 def fall(run: Run, chance: float | None = None) -> float:

@@ -537,7 +537,7 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     The probe, and a run at another rate, learns when its loss falls by 10 %, or by 2 % beyond its noise. On one batch, the
     fall is taken below the first loss or below the batch's best constant prediction, whichever is lower. `fall` 0.1: less is an error.
-    `slow_fall` 0.5: less is a warning. SCIENCE LOSS-OVERFIT1: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial
+    `slow_fall` 0.5: less is a warning, or advice where it is known to be more than label frequencies alone give. SCIENCE LOSS-OVERFIT1: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial
     loss, so a miss at both rates is a fault. `steps` 50: shorter runs (a spent time budget) make it a warning. `plateau` 0.02:
     the loss is said to be at a known level when it is this close to it. It is a warning, too, on data or a loss that gradcheck
     assumed, for a model that was trained before, and for one that starts below half of chance.
@@ -582,6 +582,8 @@ def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Findin
     long = any(len(r.losses) >= limits["steps"] or r.ended == "non-finite" for r in tried)
     sure = m.data.given and m.loss_given and not m.pretrained and not below and long and fall < limits["fall"]
     limit = limits["fall"] if sure else limits["slow_fall"]
+    beyond_frequencies = best.chance is not None and fall >= limits["fall"]  # slow, as a head on a frozen body is, but it learns
+    severity: Severity = "error" if sure else "info" if beyond_frequencies else "warning"
     rates = ", ".join(r.name.removesuffix(" on one batch") for r in tried)
     course = f"{len(best.losses)} steps move it from {number(start)} to {number(end)}" if math.isfinite(fall) else "it becomes non-finite"
     over = "the best constant prediction" if best.chance is not None and best.chance < start else "the first loss"
@@ -593,7 +595,7 @@ def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Findin
     plateau = _known_level(m, best, end, limits["plateau"])
     probe = "diverges" if progress.verdict(m) == "diverges" else "stalls"
     return found(
-        "error" if sure else "warning",
+        severity,
         f"the loss does not fall at any learning rate tried, not even on one small batch: at best ({rates}) {course}{fallen}"
         f"{'; ' + plateau if plateau else ''}: what the model should learn does not reach its weights",
         location=next((c.site for c in m.losses if c.site), None) or _head_site(m),

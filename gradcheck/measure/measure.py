@@ -169,13 +169,15 @@ class _Session:
             return
         if isinstance(error, GradcheckError):
             raise error
-        trainee = self._replayed(step)
-        taps = Tracer(_names(trainee))
+        replay = self._replayed(step)
+        taps = Tracer(_names(replay.trainee))
         try:
             with taps:
-                trainee.loss(self._batch(step))
+                replay.bare_step(self._batch(step))
         except Exception:
             pass  # it is the one that is being explained
+        else:
+            raise error  # the user's step runs: the fault is gradcheck's own
         if not taps.losses or taps.losses[-1].raised is None:
             raise TargetError(
                 f"{self.workload.name} could not run{f' step {step}' if step else ''}: {type(error).__name__}: {error}",
@@ -187,16 +189,16 @@ class _Session:
         self.training.error = raised.raised
         self.not_measured.append(NotMeasured("probe", f"the loss raised in step {step}"))
         if step == 0:
-            self.watched = watch(trainee.model, trainee.optimizer)
+            self.watched = watch(self.trainee.model, self.trainee.optimizer)
             self.layers.add(0, 0, taps.calls, {})
             self.measured.append(0)
             self.not_measured.append(NotMeasured("graph", "the loss raised"))
 
-    def _replayed(self, step: int) -> Trainee:
-        """A copy that has taken `step` steps as the probe did."""
-        trainee = fork(self.workload, seed=self.plan.seed)
-        Training(trainee, self.workload.batches).run(step, float("inf"), norms=False)
-        return trainee
+    def _replayed(self, step: int) -> Training:
+        """A training of another copy that has taken `step` steps as the probe did."""
+        replay = Training(fork(self.workload, seed=self.plan.seed), self.workload.batches)
+        replay.run(step, float("inf"), norms=False)
+        return replay
 
     def _batch(self, step: int) -> Any:
         return self.workload.batches[step % len(self.workload.batches)]
@@ -226,7 +228,7 @@ class _Session:
             return ()
         self.tick("locating NaN", 0.0)
         step = len(probe.losses) - 1
-        trainee = self._replayed(step)
+        trainee = self._replayed(step).trainee
         return numerics.locate(trainee, self._batch(step), step, _names(trainee))
 
     def _profile(self) -> Mapping[str, Profile]:

@@ -33,7 +33,7 @@ class Pending:
 
     def add(self, tensor: torch.Tensor, sink: Sink) -> None:
         """Hands the statistics to `sink`: now for CPU tensors, else when settled; never, when the tensor has none."""
-        if tensor.device.type == "cpu":
+        if tensor.is_cpu:
             stats = describe(tensor)
             if stats is not None:
                 sink(stats)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,8 @@ Array = npt.NDArray[Any]
 
 CHUNK = 1 << 18  # elements: 1 MiB of float32, within L2
 HISTOGRAM_SAMPLES = 512, 4096  # least and most entries whose exponents are counted; one in 64 between them
-FEW = 1 << 13  # elements up to which numpy's sums cost less than torch's; and which BLAS does not share among threads
-TINY_SQUARE = 1e-30  # below this a float32 sum of squares has lost entries to underflow
+BLAS_SERIAL = 1 << 13  # elements: OpenBLAS, behind numpy, shares longer dot products among threads of its own
+TINY, HUGE = 1e-15, 1e16  # largest entries outside this range: float32 squares of a chunk vanish, or their sum overflows
 CANCELS = 1e-4  # mean of squares minus squared mean has too few digits left below this share of the former
 
 # dtype -> integer of its size, position and mask of the exponent bits, bias
@@ -49,9 +49,6 @@ def readable(tensor: torch.Tensor) -> bool:
 
 def real_values(tensor: torch.Tensor) -> torch.Tensor | None:
     """The entries as a flat real floating tensor [count], a view where possible, in any order; None for what has no statistics."""
-    if tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.is_contiguous():
-        if not (torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_neg() or tensor.is_nested):
-            return tensor.detach().view(-1)
     if not readable(tensor):
         return None
     x = tensor.detach()
@@ -86,62 +83,68 @@ def histogram_stride(count: int) -> int:
 
 def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None:
     """Statistics of any tensor, read at once. None when it has none (integers, empty, quantized, meta)."""
+    if tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= CHUNK and _is_plain(tensor):
+        return _describe_chunk(tensor.detach().numpy().reshape(-1), histogram)  # the most frequent case
     flat = real_values(tensor)
     if flat is None or not (count := flat.numel()):
         return None
-    total, square, low, high, zeros = 0.0, 0.0, math.inf, -math.inf, 0
-    for part in (flat,) if count <= CHUNK else flat.split(CHUNK):
-        chunk = _readable_chunk(part)
-        values = chunk.numpy()
-        a, b = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
-        if not (math.isfinite(a) and math.isfinite(b)):
-            return _describe_non_finite(flat)
-        low, high = min(low, a), max(high, b)
-        if a == 0.0 == b:
-            zeros += len(values)
-            continue
-        chunk_total, chunk_square = _sums(chunk, values)
-        total, square = total + chunk_total, square + chunk_square
-        if a <= 0.0 <= b:
-            zeros += np.count_nonzero(np.equal(values, 0, out=_scratch.mask[: len(values)]))
+    if count <= CHUNK:
+        return _describe_chunk(_array(flat), histogram)
+    chunks = map(_array, flat.split(CHUNK))
+    parts = [_describe_chunk(values, False) for values in chunks]
+    stats = merge(parts)
+    if stats is not None and histogram:
+        first, counts = _exponents(_array(flat[:: histogram_stride(count)]))
+        stats = replace(stats, exponent_low=first, exponent_counts=counts)
+    return stats
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_neg() or tensor.is_nested:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _describe_chunk(values: Array, histogram: bool) -> TensorStats:
+    """Statistics of a float32 or float64 array [count], not empty."""
+    count = len(values)
+    low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return _describe_non_finite(values)
+    if low == 0.0 == high:
+        return TensorStats(count, zeros=1.0)
+    total, square = _sums(values, max(high, -low))
+    zeros = int(np.count_nonzero(np.equal(values, 0, out=_scratch.mask[:count]))) if low <= 0.0 <= high else 0
     mean, mean_square = total / count, square / count
     variance = mean_square - mean * mean
-    if variance < CANCELS * mean_square:
-        variance = _variance(flat, mean) if high > low else 0.0
-    first, counts = _exponents(flat) if histogram else (0, ())
+    if variance < CANCELS * mean_square:  # the entries lie close together, far from zero
+        variance = float(np.square(values.astype(np.float64) - mean).mean()) if high > low else 0.0
+    first, counts = _exponents(values[:: histogram_stride(count)]) if histogram else (0, ())
     return TensorStats(count, 0, 0, mean, variance**0.5, square**0.5, low, high, zeros / count, first, counts)
 
 
-def _sums(chunk: torch.Tensor, values: Array) -> tuple[float, float]:
-    """Sum and sum of squares of a chunk, which is both; in float64 where float32 overflows or underflows."""
-    if len(values) <= FEW:
-        total, square = float(np.add.reduce(values)), float(np.dot(values, values))
-    else:
-        total, square = chunk.sum().item(), torch.dot(chunk, chunk).item()
-    if not TINY_SQUARE < square < math.inf or not math.isfinite(total):
-        wide = chunk.double()
-        total, square = wide.sum().item(), torch.dot(wide, wide).item()
-    return total, square
+def _array(part: torch.Tensor) -> Array:
+    """As float32 or float64 in the memory of numpy, without a copy where possible."""
+    if part.dtype not in EXPONENT_BITS:
+        part = part.float()
+    return part.numpy() if part.device.type == "cpu" else part.cpu().numpy()
 
 
-def _readable_chunk(part: torch.Tensor) -> torch.Tensor:
-    if part.device.type != "cpu":
-        part = part.cpu()
-    return part if part.dtype in EXPONENT_BITS else part.float()
+def _sums(values: Array, largest: float) -> tuple[float, float]:
+    """Sum and sum of squares; in float64 where float32 would overflow or underflow."""
+    if TINY < largest < HUGE:
+        if len(values) <= BLAS_SERIAL:
+            return float(np.add.reduce(values)), float(np.dot(values, values))
+        chunk = torch.from_numpy(values)
+        return chunk.sum().item(), torch.dot(chunk, chunk).item()
+    wide = values.astype(np.float64)
+    return float(np.add.reduce(wide)), float(np.add.reduce(np.square(wide)))
 
 
-def _variance(flat: torch.Tensor, mean: float) -> float:
-    """Two-pass variance, for entries that lie close together far from zero."""
-    wide = [_readable_chunk(part).double() for part in flat.split(CHUNK)]
-    mean = math.fsum(x.sum().item() for x in wide) / flat.numel()
-    return math.fsum((x - mean).square_().sum().item() for x in wide) / flat.numel()
-
-
-def _exponents(flat: torch.Tensor) -> tuple[int, tuple[int, ...]]:
-    """Counts of floor(log2|x|) over an even sample of the non-zero entries, from the exponent bits."""
-    sample = _readable_chunk(flat[:: histogram_stride(len(flat))])
-    integer, shift, mask, bias = EXPONENT_BITS[sample.dtype]
-    return trimmed(np.bincount((sample.numpy().view(integer) >> shift) & mask), bias)
+def _exponents(sample: Array) -> tuple[int, tuple[int, ...]]:
+    """Counts of floor(log2|x|) over the non-zero entries, from the exponent bits."""
+    integer, shift, mask, bias = EXPONENT_BITS[torch.float32 if sample.dtype == np.float32 else torch.float64]
+    return trimmed(np.bincount((sample.view(integer) >> shift) & mask), bias)
 
 
 def trimmed(counts: Array, bias: int) -> tuple[int, tuple[int, ...]]:
@@ -154,16 +157,15 @@ def trimmed(counts: Array, bias: int) -> tuple[int, tuple[int, ...]]:
     return first - bias, tuple(counts[first : last + 1].tolist())
 
 
-def _describe_non_finite(flat: torch.Tensor) -> TensorStats:
+def _describe_non_finite(values: Array) -> TensorStats:
     """Counts of NaN and Inf, and the other statistics over the finite entries."""
-    nan = int(torch.isnan(flat).sum().item())
-    inf = int(torch.isinf(flat).sum().item())
-    finite = flat[torch.isfinite(flat)]
-    count = flat.numel()
-    rest = describe(finite) if finite.numel() else None
-    if rest is None:
+    count, nan = len(values), int(np.isnan(values).sum())
+    finite = values[np.isfinite(values)]
+    inf = count - nan - len(finite)
+    if not len(finite):
         return TensorStats(count, nan, inf)
-    return replace(rest, count=count, nan=nan, inf=inf, zeros=rest.zeros * finite.numel() / count)
+    rest = _describe_chunk(finite, True)
+    return replace(rest, count=count, nan=nan, inf=inf, zeros=rest.zeros * len(finite) / count)
 
 
 def merge(parts: Sequence[TensorStats]) -> TensorStats | None:

@@ -85,6 +85,10 @@ class TestDeadUnits:
     def test_four_fifths_is_an_error_when_the_probe_fails(self, dead, rest, expected):
         assert severities(dead_units, between(relu(dead), **rest)) == [expected]
 
+    @pytest.mark.parametrize(("dead", "expected"), [(51, "info"), (52, "warning")])
+    def test_a_model_that_learns_is_only_advised_below_four_fifths(self, dead, expected):
+        assert severities(dead_units, between(relu(dead))) == [expected]
+
     def test_a_whole_layer_is_an_error_unless_something_bypasses_it_or_the_model_learns(self):
         f = only(dead_units, between(relu(64), **SHORT))
         assert f.severity == "error" and f.confirmed == "by the measured value alone"

@@ -210,6 +210,11 @@ class TestZeroGradient:
     def test_a_model_that_learns_is_only_wrong_when_all_before_some_layer_is_cut_off(self, stuck, expected):
         assert severities(zero_gradient, weights(stuck)) == [expected]
 
+    @pytest.mark.parametrize(("layers", "expected"), [(11, "info"), (10, "warning")])
+    def test_an_idle_corner_of_a_model_that_learns_is_advice(self, layers, expected):
+        corner = [False, True] + [False] * (layers - 2)
+        assert severities(zero_gradient, weights(corner)) == [expected]
+
     def test_zero_initialised_branches_that_open_are_healthy(self):
         opening = (*parameter_steps(5.0, 0.0, (0, 1)), *parameter_steps(5.0, 0.1, (3, 10)))
         m = weights([False] * 3)

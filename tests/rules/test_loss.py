@@ -393,6 +393,10 @@ class TestLossNotFalling:
         one = run((2.30, *([end] * 150)), name="adam 0.003 on one batch", batches=1)
         assert severities(loss_not_falling, stuck(2.30, experiments=(one,))) == expected
 
+    def test_learning_slowly_beyond_the_label_frequencies_is_advice(self):
+        one = run((2.3, *([1.7] * 150)), name="adam 0.003 on one batch", batches=1, chance=2.0)
+        assert severities(loss_not_falling, stuck(2.30, experiments=(one,))) == ["info"]
+
     def test_learning_the_frequencies_of_a_few_labels_is_no_fit(self):
         one = run((2.3, *([1.9] * 150)), name="adam 0.003 on one batch", batches=1, chance=1.9)
         f = only(loss_not_falling, stuck(experiments=(one,)))

@@ -1,0 +1,59 @@
+"""Does a run learn? Judged on loss curves whose answer is plain."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from gradcheck.nouns.measurement import Run
+from gradcheck.progress import fall, outcome, start_and_end
+
+
+def noisy(start: float, end: float, steps: int = 100, noise: float = 0.02, batches: int = 4, hardness: float = 0.0) -> Run:
+    """A loss that moves evenly from start to end; batch i is harder by i times `hardness`."""
+    rng = random.Random(0)
+    losses = [start + (end - start) * t / (steps - 1) + rng.gauss(0, noise) + hardness * (t % batches) for t in range(steps)]
+    return Run("probe", tuple(losses), batches=batches)
+
+
+@pytest.mark.parametrize(
+    ("run", "chance", "expected"),
+    [
+        (noisy(2.3, 1.0), 2.3, "learns"),
+        (noisy(2.3, 2.3), 2.3, "stalls"),
+        (noisy(40.0, 2.3, noise=0.01), 2.3, "stalls"),  # down to chance only
+        (noisy(40.0, 2.3, noise=0.01), None, "learns"),  # where chance is not known, a fall is a fall
+        (noisy(2.3, 2.2, noise=0.005), 2.3, "learns"),  # small, but far beyond the noise
+        (noisy(2.3, 2.2, noise=0.5), 2.3, "stalls"),  # the same, lost in the noise
+        (noisy(2.3, 2.29, noise=0.0001), 2.3, "stalls"),  # sure, but nothing
+        (noisy(2.3, 8.0), 2.3, "diverges"),
+        (noisy(2.3, 2.3, hardness=1.0), None, "stalls"),  # the order of the batches is no progress
+        (noisy(-1.0, -9.0), None, "learns"),  # losses below zero
+        (noisy(2.3, 2.3, steps=5), 2.3, "unknown"),
+        (Run("probe", (2.3, 2.2, math.nan), ended="non-finite"), 2.3, "diverges"),
+        (Run("probe", (), ended="raised", error="ValueError: no"), None, "unknown"),
+        (Run("probe", (1e30, math.inf, 1e30, 1e30) * 5, batches=2), None, "stalls"),
+    ],
+)
+def test_outcome(run, chance, expected):
+    assert outcome(run, chance) == expected
+
+
+def test_a_run_on_its_own_batches_brings_its_own_chance():
+    run = Run("adam on one batch", tuple([2.3] + [2.0] * 50), chance=2.0)
+    assert outcome(run) == "stalls"
+    assert outcome(Run("adam on one batch", run.losses)) == "learns"
+
+
+def test_fall_is_relative_to_the_better_of_start_and_chance():
+    assert fall(noisy(4.0, 1.0, noise=0.0, steps=4000), 2.0) == pytest.approx(0.5, abs=0.01)
+    assert fall(noisy(1.0, 0.5, noise=0.0, steps=4000), 2.0) == pytest.approx(0.5, abs=0.01)
+    assert fall(noisy(1.0, 2.0, noise=0.0, steps=4000)) == pytest.approx(-1.0, abs=0.01)
+
+
+def test_start_and_end_cover_every_batch_equally():
+    losses = [10.0, 20.0, 30.0] + [1.0, 2.0, 3.0] * 20
+    start, end, error = start_and_end(Run("probe", tuple(losses), batches=3))
+    assert (start, end, error) == (20.0, 2.0, 0.0)
