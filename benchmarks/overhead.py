@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,6 +86,12 @@ def _workload(name: str, model: nn.Module, batches: list[Any], optimizer: torch.
 MODELS: dict[str, Callable[[], Workload]] = {"resnet18": resnet18, "gpt6": gpt6, "mlp50": mlp50}
 
 
+def bare_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[..., torch.Tensor], batch: Any) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    step(model, batch).backward()
+    optimizer.step()
+
+
 @contextmanager
 def plain_hooks(model: nn.Module) -> Iterator[None]:
     """What one would write first: mean, std, largest, zeros and a histogram of each output and its gradient, `.item()` for each."""
@@ -105,16 +112,14 @@ def plain_hooks(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def plain_step(session: Any, batch: Any) -> None:
-    """A step with plain hooks, and the gradient norm of each parameter."""
-    trainee = session.trainee
-    trainee.optimizer.zero_grad(set_to_none=True)
-    with plain_hooks(trainee.model):
-        loss = trainee.loss(batch)
-        loss.backward()
-    for p in trainee.model.parameters():
+def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[..., torch.Tensor], batch: Any) -> None:
+    """A step with plain hooks, and the norm of each parameter and of its gradient."""
+    optimizer.zero_grad(set_to_none=True)
+    with plain_hooks(model):
+        step(model, batch).backward()
+    for p in model.parameters():
         _ = p.grad.norm().item() if p.grad is not None else 0.0, p.detach().norm().item()
-    trainee.optimizer.step()
+    optimizer.step()
 
 
 def one_step(name: str, repeats: int) -> dict[str, Any]:
@@ -124,9 +129,13 @@ def one_step(name: str, repeats: int) -> dict[str, Any]:
     session = measuring._Session(workload, measuring.Plan(), lambda phase, fraction: None)
     batch = workload.batches[0]
     session._observe(0, batch)
-    step = 3  # as the later steps, whose parameters are looked at for equal rows
-    bare = lambda: session.training.bare_step(batch, norms=False)  # noqa: E731
-    arms = {"bare": bare, "control": bare, "measured": lambda: session._observe(step, batch), "plain": lambda: plain_step(session, batch)}
+    trained = session.trainee.model, session.trainee.optimizer, session.trainee.training_step, batch
+    arms = {
+        "bare": lambda: bare_step(*trained),
+        "control": lambda: bare_step(*trained),
+        "measured": lambda: session._observe(3, batch),  # as all steps but the first
+        "plain": lambda: plain_step(*trained),
+    }
     times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}
     order = list(arms)
     for repeat in range(repeats + 2):
@@ -152,9 +161,8 @@ def _timed(function: Callable[[], Any]) -> tuple[float, float]:
 def whole_scan(name: str) -> dict[str, Any]:
     """A scan with the default number of steps, against as many bare steps, half of them before and half after it."""
     torch.manual_seed(0)
-    workload = MODELS[name]()
-    session = measuring._Session(workload, measuring.Plan(), lambda phase, fraction: None)
-    half = lambda: [session.training.bare_step(workload.batches[i % 4], norms=False) for i in range(STEPS // 2)]  # noqa: E731
+    workload, other = MODELS[name](), MODELS[name]()
+    half = lambda: [bare_step(other.model, other.optimizer, other.training_step, other.batches[i % 4]) for i in range(STEPS // 2)]  # noqa: E731
     half()
     bare = [_timed(half)]
     found: list[Any] = []
@@ -186,14 +194,23 @@ def memory_arm(name: str, arm: str) -> float:
     if arm != "idle":
         workload = MODELS[name]()
         if arm == "scan":
-            measuring.measure(workload, measuring.Plan(steps=MEMORY_STEPS, seconds=3600, needs=()))
+            measuring.measure(workload, measuring.Plan(steps=MEMORY_STEPS, seconds=3600, needs=("signals", "parameters", "units", "similarity")))
         else:
             kept = copy.deepcopy(workload.model)
-            trainee = measuring.Trainee(workload.model, workload.optimizer, workload.training_step)
-            training = measuring.Training(trainee, workload.batches)
-            training.run(MEMORY_STEPS, float("inf"), norms=False)
+            for i in range(MEMORY_STEPS):
+                bare_step(workload.model, workload.optimizer, workload.training_step, workload.batches[i % 4])
             del kept
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_resident()
+
+
+def peak_resident() -> float:
+    """Largest resident set of this process, MiB. Linux's ru_maxrss starts at that of the parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
 def _report(name: str, step: dict[str, Any], scan: dict[str, Any], memory: dict[str, Any]) -> str:

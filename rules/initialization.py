@@ -176,7 +176,8 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     Gain: sqrt(fan_in) times the standard deviation of the weights before the first step. Zero-initialised,
     frozen, grouped, recurrent and normalized layers, routers and others before a softmax, the ends of residual
-    branches (when small), and models that were trained before are exempt.
+    branches and gates (when small: gMLP starts its gates at 1 that way), and models that were trained before are
+    exempt.
 
     ## Limits and their sources
     Gain below `lowest` 0.01 or above `highest` 10. `peers` 30 times off the median of at least four layers of
@@ -215,7 +216,7 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
 def _hidden_scales(m: Measurement, layers: list[Layer], gains: dict[str, float], limits: Limits) -> list[Finding]:
     judged = [x for x in layers if x.name in gains]
     loud = [x for x in judged if gains[x.name] > limits["highest"]]
-    quiet = [x for x in judged if gains[x.name] < limits["lowest"] and not x.residual]
+    quiet = [x for x in judged if gains[x.name] < limits["lowest"] and not x.residual and not x.gate]
     odd = [x for x in judged if x not in loud and x not in quiet and _off_peers(x, judged, gains) >= limits["peers"]]
     result = []
     for sick, limit, sign in ((loud, limits["highest"], ">"), (quiet, limits["lowest"], "<")):

@@ -86,6 +86,7 @@ class _Session:
         self.measured: list[int] = []
         self.functional = True  # whether functional calls need taps after the first step
         self.not_measured: list[NotMeasured] = []
+        self.failures: dict[str, str] = {}  # layers that could not be measured, and why
         self.seconds: dict[str, float] = {}
 
     def run(self) -> Measurement:
@@ -157,6 +158,7 @@ class _Session:
             self.cosine = cosine
         self.layers.add(step, step % len(self.workload.batches), taps.calls, fates)
         self.measured.append(step)
+        self.failures |= taps.failures
         taps.release()
         return value
 
@@ -167,8 +169,8 @@ class _Session:
         error, step = self.training.exception, self.training.step
         if error is None:
             return
-        if isinstance(error, GradcheckError):
-            raise error
+        if isinstance(error, GradcheckError) or self._runs(step):
+            raise error  # gradcheck's own
         replay = self._replayed(step)
         taps = Tracer(_names(replay.trainee))
         try:
@@ -176,8 +178,6 @@ class _Session:
                 replay.bare_step(self._batch(step))
         except Exception:
             pass  # it is the one that is being explained
-        else:
-            raise error  # the user's step runs: the fault is gradcheck's own
         if not taps.losses or taps.losses[-1].raised is None:
             raise TargetError(
                 f"{self.workload.name} could not run{f' step {step}' if step else ''}: {type(error).__name__}: {error}",
@@ -193,6 +193,12 @@ class _Session:
             self.layers.add(0, 0, taps.calls, {})
             self.measured.append(0)
             self.not_measured.append(NotMeasured("graph", "the loss raised"))
+
+    def _runs(self, step: int) -> bool:
+        """Whether the user's code takes this step when nobody is watching."""
+        replay = self._replayed(step)
+        replay.run(step + 1, float("inf"), norms=False)
+        return replay.exception is None
 
     def _replayed(self, step: int) -> Training:
         """A training of another copy that has taken `step` steps as the probe did."""
@@ -280,7 +286,7 @@ class _Session:
             ascent=ascent,
             pretrained=facts.pretrained(w.model, w.optimizer),
             training=w.model.training,
-            not_measured=tuple(self.not_measured),
+            not_measured=(*self.not_measured, *(NotMeasured(f"layer {name}", why) for name, why in self.failures.items())),
             assumptions=tuple(w.assumptions),
             ignores=ignores(w.files),
             snippets=snippets(places),

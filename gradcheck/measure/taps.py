@@ -69,16 +69,29 @@ class _Role(NamedTuple):
     measured: bool
 
 
-_roles: weakref.WeakKeyDictionary[nn.Module, _Role] = weakref.WeakKeyDictionary()
-
-
 def _role(module: nn.Module) -> _Role:
-    role = _roles.get(module)
-    if role is None:
-        kind = kinds.kind_of(module)
-        function = kinds.activation_of(module) if kind == "activation" else None
-        role = _roles[module] = _Role(kind, type(module).__name__, function, kind in kinds.LEAF_KINDS, kind in _MEASURED)
-    return role
+    kind = kinds.kind_of(module)
+    function = kinds.activation_of(module) if kind == "activation" else None
+    return _Role(kind, type(module).__name__, function, kind in kinds.LEAF_KINDS, kind in _MEASURED)
+
+
+class _Roles:
+    """Roles by module, kept as long as the module lives: the same modules run at every step."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[nn.Module], _Role]] = {}
+
+    def of(self, module: nn.Module) -> _Role:
+        entry = self._known.get(id(module))
+        if entry is not None and entry[0]() is module:
+            return entry[1]
+        role = _role(module)
+        key = id(module)
+        self._known[key] = weakref.ref(module, lambda _: self._known.pop(key, None)), role
+        return role
+
+
+_roles = _Roles()
 
 
 def tensors_in(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
@@ -108,6 +121,7 @@ class Taps(TorchFunctionMode):
         self.names = names
         self.functions = functions
         self.calls: list[Call] = []
+        self.failures: dict[str, str] = {}  # layers that could not be measured, and why
         self.hidden: dict[int, nn.Module] = {}  # modules that ran inside the model but are not listed by it
         self.stack: list[tuple[nn.Module, str, _Role]] = []
         self.leaf = 0  # depth inside a leaf module, where functional calls are not looked at
@@ -163,7 +177,7 @@ class Taps(TorchFunctionMode):
             if not self.stack:
                 return
             name = self._hidden_name(module)
-        role = _role(module)
+        role = _roles.of(module)
         self.stack.append((module, name, role))
         self.leaf += role.leaf
 
@@ -182,8 +196,14 @@ class Taps(TorchFunctionMode):
         tensor = output if isinstance(output, torch.Tensor) else next((t for t in tensors_in(output) if _has_values(t)), None)
         if tensor is None or not _has_values(tensor):
             return
-        with torch._C.DisableTorchFunction():
-            self._module_call(module, name, role, _inputs(args, kwargs), tensor)
+        try:
+            if self.functions:
+                with torch._C.DisableTorchFunction():
+                    self._module_call(module, name, role, _inputs(args, kwargs), tensor)
+            else:
+                self._module_call(module, name, role, _inputs(args, kwargs), tensor)
+        except Exception as error:  # one layer that cannot be measured spoils nothing else
+            self.failures[name] = f"{type(error).__name__}: {error}"
 
     def _module_call(self, module: nn.Module, name: str, role: _Role, inputs: list[torch.Tensor], tensor: torch.Tensor) -> None:
         call = Call(name, role.type, role.kind, module, None, role.function, tuple(tensor.shape))
@@ -219,7 +239,10 @@ class Taps(TorchFunctionMode):
             known = ("activation", "relu")
         output = function(*args, **kwargs)
         if self.recording and self.stack and not self.leaf:
-            self._functional(known, args, kwargs, output)
+            try:
+                self._functional(known, args, kwargs, output)
+            except Exception as error:
+                self.failures[f"{self.module_name}:{known[1]}"] = f"{type(error).__name__}: {error}"
         return output
 
     def _functional(self, known: tuple[LayerKind, str], args: Any, kwargs: Any, output: Any) -> None:
@@ -259,7 +282,7 @@ class Taps(TorchFunctionMode):
             call.output_node = node
             self._outputs[node] = call
             if measures:
-                tensor.register_hook(_GradientTap(call, self._pending))
+                tensor.register_hook(_GradientTap(call, self._pending, self.failures))
         if call.kind in ("linear", "conv", "recurrent", "attention"):
             self.last_weighted = call.kind
         self.calls.append(call)
@@ -267,7 +290,7 @@ class Taps(TorchFunctionMode):
     def _activation(self, call: Call, tensor: torch.Tensor) -> None:
         assert call.function is not None
         call.saturated = units.saturated_share(tensor, call.function)
-        if call.function in units.DYING and tensor.dim() >= 2:
+        if call.function in units.DYING and tensor.dim() >= 2 and tensor.numel():
             axis = units.channel_axis(call.shape, self.last_weighted)
             call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
             if call.output is None or call.output.zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
@@ -279,14 +302,16 @@ class Taps(TorchFunctionMode):
 class _GradientTap:
     """The hook on an output: statistics of the gradient that arrives."""
 
-    __slots__ = ("call", "pending")
+    __slots__ = ("call", "failures", "pending")
 
-    def __init__(self, call: Call, pending: Pending) -> None:
-        self.call = call
-        self.pending = pending
+    def __init__(self, call: Call, pending: Pending, failures: dict[str, str]) -> None:
+        self.call, self.pending, self.failures = call, pending, failures
 
     def __call__(self, gradient: torch.Tensor) -> None:
-        self.pending.add(gradient, self.call.gradients.append)
+        try:
+            self.pending.add(gradient, self.call.gradients.append)
+        except Exception as error:
+            self.failures[self.call.name] = f"{type(error).__name__}: {error}"
 
 
 def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
