@@ -167,7 +167,7 @@ def equal_rows(weight: torch.Tensor, gradient: torch.Tensor | None) -> tuple[flo
     twin = _has_twin(rows)
     if gradient is not None and gradient.numel() == rows.numel() and bool(twin.any()):
         twin &= _has_twin(gradient.reshape(rows.shape))
-    return twin.float().mean().item(), constant
+    return int(twin.sum()) / len(twin), constant
 
 
 def _has_twin(rows: torch.Tensor) -> torch.Tensor:
