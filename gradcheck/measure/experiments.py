@@ -39,7 +39,7 @@ def rate_factors(probe: Run, chance: float | None, watched: Sequence[Watched]) -
 
 
 def other_rates(
-    workload: Workload, probe: Run, chance: float | None, factors: Sequence[float], seed: int, deadline: float, tick: Callable[[str], None]
+    workload: Workload, steps: int, chance: float | None, factors: Sequence[float], seed: int, deadline: float, tick: Callable[[str], None]
 ) -> list[Run]:
     """The probe again, from the same weights and batches, at other rates; until one learns."""
     runs = []
@@ -51,7 +51,7 @@ def other_rates(
         for group in trainee.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
         training = Training(trainee, workload.batches)
-        training.run(len(probe.losses), deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, len(workload.batches), chance))
+        training.run(steps, deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, len(workload.batches), chance))
         runs.append(training.noun(f"rate x{factor:g}", rate_factor=factor))
         if outcome(runs[-1], chance) == "learns":
             break

@@ -106,36 +106,37 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _rebind_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    """A twin of a function that refers to anything copied; else the function itself."""
     if id(function) in memo:
         return memo[id(function)]
-    memo[id(function)] = function  # a recursive function refers to itself
-    cells = []
-    for cell in function.__closure__ or ():
+    space = dict(function.__globals__)
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    twin = types.FunctionType(function.__code__, space, function.__name__, None, cells or None)
+    memo[id(function)] = twin  # a recursive function refers to its own twin
+    changed = False
+    for cell, original in zip(cells, function.__closure__ or (), strict=True):
         try:
-            content = cell.cell_contents
+            content = original.cell_contents
         except ValueError:  # an empty cell
-            cells.append(cell)
             continue
-        replaced = _copied(content, memo)
-        cells.append(cell if replaced is content else types.CellType(replaced))
-    named = _global_names(function.__code__)
-    changed = {}
-    for name in named:
-        content = function.__globals__.get(name)
+        cell.cell_contents = _copied(content, memo)
+        changed |= cell.cell_contents is not content and cell.cell_contents is not twin
+    for name in _global_names(function.__code__):
+        content = space.get(name)
         if content is None or isinstance(content, (types.ModuleType, type)):
             continue
         if isinstance(content, types.FunctionType) and content.__globals__ is not function.__globals__:
             continue
-        replaced = _copied(content, memo)
-        if replaced is not content:
-            changed[name] = replaced
-    if not changed and all(a is b for a, b in zip(cells, function.__closure__ or (), strict=True)):
-        return function
-    space = {**function.__globals__, **changed} if changed else function.__globals__
-    twin = types.FunctionType(function.__code__, space, function.__name__, function.__defaults__, tuple(cells) or None)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    memo[id(function)] = twin
-    return twin
+        space[name] = _copied(content, memo)
+        changed |= space[name] is not content and space[name] is not twin
+    twin.__defaults__ = tuple(_copied(v, memo) for v in function.__defaults__) if function.__defaults__ else None
+    twin.__kwdefaults__ = {k: _copied(v, memo) for k, v in function.__kwdefaults__.items()} if function.__kwdefaults__ else None  # type: ignore[assignment]
+    given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    kept = [*(twin.__defaults__ or ()), *(twin.__kwdefaults__ or {}).values()]
+    changed |= any(a is not b for a, b in zip(given, kept, strict=True))
+    if not changed:
+        memo[id(function)] = function
+    return memo[id(function)]
 
 
 def _global_names(code: types.CodeType) -> set[str]:

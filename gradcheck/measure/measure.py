@@ -220,7 +220,7 @@ class _Session:
         runs: list[Run] = []
         if lr_of(self.trainee.optimizer) is not None:
             factors = experiments.rate_factors(probe, chance, self.watched)
-            runs = experiments.other_rates(w, probe, chance, factors, plan.seed, deadline, tick)
+            runs = experiments.other_rates(w, max(plan.steps, len(probe.losses)), chance, factors, plan.seed, deadline, tick)
         learned = any(outcome(r, chance) == "learns" for r in runs)
         if not learned:
             runs += experiments.one_batch(w, self.first.chance_on, plan.seed, deadline, tick)

@@ -27,6 +27,9 @@ from gradcheck.nouns.measurement import LayerKind, TensorStats
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
+# torch's handle of a global hook does not take its entry out of here.
+_with_kwargs: dict[int, bool] = getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {})
+
 HEADS = 4  # linear layers, the last ones of a pass, whose input is kept: no others can be the head
 
 _MEASURED: frozenset[LayerKind] = frozenset(("linear", "conv", "recurrent", "embedding", "norm", "activation", "attention"))
@@ -136,18 +139,28 @@ class Taps(TorchFunctionMode):
     # ------------------------------------------------------------------ context
 
     def __enter__(self) -> Taps:
-        self._handles = [register_module_forward_pre_hook(self._before), register_module_forward_hook(self._after, with_kwargs=True)]
-        self.recording = True
-        if self.functions:
-            super().__enter__()
+        try:
+            self._handles.append(register_module_forward_pre_hook(self._before))
+            self._handles.append(register_module_forward_hook(self._after, with_kwargs=True))
+            self.recording = True
+            if self.functions:
+                super().__enter__()
+        except BaseException:
+            self._remove_hooks()
+            raise
         return self
 
     def __exit__(self, *details: Any) -> None:
+        self._remove_hooks()
+        if self.functions:
+            super().__exit__(*details)
+
+    def _remove_hooks(self) -> None:
         self.recording = False
         for handle in self._handles:
             handle.remove()
-        if self.functions:
-            super().__exit__(*details)
+            _with_kwargs.pop(handle.id, None)
+        self._handles.clear()
 
     @property
     def in_model(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from gradcheck.target.rng import preserve_rng
@@ -21,17 +22,17 @@ def untouched() -> Iterator[None]:
     grad, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
-    precision, device = torch.get_float32_matmul_precision(), torch.get_default_device()
+    precision, device = torch.get_float32_matmul_precision(), _default_device()
     flags = [(home, name, getattr(home, name)) for home, names in _BACKEND_FLAGS for name in names]
     autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")}
-    cache = torch.is_autocast_cache_enabled()
+    cache, numpy_errors = torch.is_autocast_cache_enabled(), np.geterr()
     try:
         with preserve_rng():
             yield
     finally:
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
+        if _default_device() != device:
             torch.set_default_device(device)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
@@ -46,3 +47,10 @@ def untouched() -> Iterator[None]:
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, kind_dtype)
         torch.set_autocast_cache_enabled(cache)
+        np.seterr(**numpy_errors)
+
+
+def _default_device() -> torch.device | None:
+    """None when none was set: setting the CPU instead would leave a function mode behind."""
+    context = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
+    return torch.get_default_device() if context is not None else None
