@@ -1,4 +1,4 @@
-"""The command `gradcheck`: quick answers, errors and exit codes. `gradcheck.commands` has the commands themselves.
+"""The command `gradcheck`: it answers what is quick at once, and leaves the rest to `gradcheck.commands`.
 
 Exit codes: 0 nothing at --fail-on or above, 1 findings, 2 could not run, 130 interrupted.
 """
@@ -8,15 +8,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from gradcheck.config import Settings
-    from gradcheck.errors import GradcheckError
-
-FOUND, FAILED, INTERRUPTED = 1, 2, 130
+from gradcheck.answers import INTERRUPTED, exits, explain, version
 
 
 def main() -> None:
@@ -47,75 +40,3 @@ def _quickly(words: list[str]) -> bool:
     else:
         return False
     return True
-
-
-def version() -> None:
-    from gradcheck import __version__
-
-    print(f"gradcheck {__version__}")
-
-
-def explain(name: str, output_format: str = "text", paths: list[str] | None = None) -> None:
-    """Prints a rule's page. The built-in rules are looked through first: installed packs take longer to find."""
-    from gradcheck.judge.registry import builtin_rules, find_rule, load_rules
-    from gradcheck.report.page import rule_facts, rule_page
-
-    text = wants_text(output_format)
-    found = find_rule(name, builtin_rules())
-    if found is None:
-        from gradcheck.judge.select import unknown
-
-        every = load_rules(settings_of(None, False, rule_paths=paths).rule_paths)
-        found = find_rule(name, every)
-        if found is None:
-            raise unknown(name, every)
-    if text:
-        print(rule_page(found))
-    else:
-        import json
-
-        print(json.dumps(rule_facts(found), indent=2))
-
-
-@contextmanager
-def exits(color: str = "auto") -> Iterator[None]:
-    """Turns what can go wrong into one message on stderr and an exit code."""
-    from gradcheck.errors import GradcheckError
-
-    try:
-        yield
-    except GradcheckError as e:
-        say(e, color)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        raise
-    except Exception as e:
-        import traceback
-
-        traceback.print_exc()
-        print(f"error: gradcheck failed: {type(e).__name__}: {e}", file=sys.stderr)
-        print("help: this is a bug in gradcheck; please report it with the lines above", file=sys.stderr)
-        sys.exit(FAILED)
-
-
-def settings_of(config: list[str] | None, isolated: bool, **flags: Any) -> Settings:
-    from gradcheck.config import load
-
-    return load(config=config or (), isolated=isolated).with_flags(**flags)
-
-
-def wants_text(output_format: str) -> bool:
-    from gradcheck.errors import ConfigError
-
-    if output_format not in ("text", "json"):
-        raise ConfigError(f"--output-format must be text or json; got {output_format!r}")
-    return output_format == "text"
-
-
-def say(error: GradcheckError, color: str) -> None:
-    from gradcheck.report.stderr import print_error
-
-    print_error(error, "always" if color == "always" else "never" if color == "never" else "auto")

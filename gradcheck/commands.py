@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradcheck.cli import FAILED, FOUND, exits, explain, say, settings_of, version, wants_text
+from gradcheck.answers import FAILED, FOUND, exits, explain, say, settings_of, version, wants_text
 
 if TYPE_CHECKING:
     from gradcheck.config import Settings

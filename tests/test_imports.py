@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TENSORS = ("torch", "numpy")
 MEASURING = ("gradcheck.measure", "gradcheck.target")
 JUDGING = ("gradcheck.judge", "gradcheck.rules")
-SHOWING = ("gradcheck.report", "gradcheck.scan", "gradcheck.cli")
+SHOWING = ("gradcheck.report", "gradcheck.scan", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers")
 
 # Module or package -> what it must not import, at any depth and in any function.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
@@ -26,7 +26,9 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "gradcheck.report": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli"),
     "gradcheck.measure": (*JUDGING, *SHOWING),
     "gradcheck.target": (*JUDGING, *SHOWING),
-    "gradcheck.scan": ("gradcheck.cli",),
+    "gradcheck.scan": ("gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
+    "gradcheck.answers": (*TENSORS, "gradcheck.cli", "gradcheck.commands"),
+    "gradcheck.commands": (*TENSORS, "gradcheck.cli"),
     "gradcheck.cli": TENSORS,
 }
 # What is allowed all the same: Report.to_json and Report.load, conveniences that import the writer when they are called.

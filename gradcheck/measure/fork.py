@@ -14,6 +14,7 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.nouns.places import Location
+from gradcheck.target.copying import copying, memo_for
 from gradcheck.target.rng import seed_all
 from gradcheck.target.workload import Batch, TrainingStep, Workload
 
@@ -42,22 +43,11 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
     Functions that refer to the model from outside (a penalty over its parameters, say) are made to refer to the copy.
     Raises TargetError when the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
-    for module in workload.model.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:  # torch refuses to copy these
-                memo[id(value)] = value.detach().clone()
-    try:
+    memo = memo_for(workload.model)
+    with copying():
         model = copy.deepcopy(workload.model, memo)
         optimizer = _copy_optimizer(workload.optimizer, memo)
         step = _rebind(workload.training_step, memo)
-    except TargetError:
-        raise
-    except Exception as error:
-        raise TargetError(
-            f"the model cannot be copied: {type(error).__name__}: {error}",
-            hint="gradcheck measures a copy, so that nothing of yours changes; give the attribute that fails a __deepcopy__",
-        ) from error
     if not workload.model.training:
         model.train()
     seed_all(seed)

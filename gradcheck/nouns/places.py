@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True)
 class Location:
     """A span of source text. Lines and columns count from 1, columns in characters; `end_column` is exclusive."""
