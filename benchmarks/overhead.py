@@ -194,7 +194,8 @@ def memory_arm(name: str, arm: str) -> float:
     if arm != "idle":
         workload = MODELS[name]()
         if arm == "scan":
-            measuring.measure(workload, measuring.Plan(steps=MEMORY_STEPS, seconds=3600, needs=("signals", "parameters", "units", "similarity")))
+            plan = measuring.Plan(steps=MEMORY_STEPS, seconds=3600, needs=("signals", "parameters", "units", "similarity"))
+            measuring.measure(workload, plan)
         else:
             kept = copy.deepcopy(workload.model)
             for i in range(MEMORY_STEPS):

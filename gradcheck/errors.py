@@ -1,9 +1,9 @@
 """What can go wrong, as a tree. Each error says what happened, where, and what to do next; the CLI exits with 2.
 
-    GradcheckError
-      TargetError        the model, data, loss or optimizer cannot be found, loaded or run
-      ConfigError        [tool.gradcheck], a flag, or a rule selection is wrong
-      SavedRunError      a saved run cannot be read or written
+GradcheckError
+  TargetError        the model, data, loss or optimizer cannot be found, loaded or run
+  ConfigError        [tool.gradcheck], a flag, or a rule selection is wrong
+  SavedRunError      a saved run cannot be read or written
 """
 
 from __future__ import annotations

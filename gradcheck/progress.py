@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # rules import this module, and `gradcheck rule` has to be qu
 Outcome = Literal["learns", "stalls", "diverges", "unknown"]
 
 CLEAR_FALL = 0.10  # a relative fall this large is learning, whatever the noise
-LEAST_FALL = 0.02  # a smaller one is not (SCIENCE 4: a remedy has to win at least 2 % of the initial loss)
+LEAST_FALL = 0.02  # a smaller one is not (heuristic: a fiftieth of the loss is no change)
 STANDARD_ERRORS = 3.0  # what a fall between the two must exceed
 DIVERGED = 1.5  # the loss ends this many times above its reference
 SETTLED_VISITS = 10  # losses that the end of a run is averaged over, at least, where it is four times as long

@@ -25,11 +25,11 @@ SYNTHETIC = "the data were made up by gradcheck"
     up_to="warning",
     needs=("data",),
     limits={
-        "largest_std": Limit(10.0, "", "SCIENCE DATA-INPUTSCALE: inputs x100 raise the first loss 6 to 8 times without normalisation"),
+        "largest_std": Limit(10.0, "", "calibration E2: inputs x100 raise the first loss 6 to 8 times without normalisation"),
         "smallest_std": Limit(1e-3, "", "heuristic: waveforms have 0.05, one-hot rows 0.005"),
-        "feature_std_ratio": Limit(1e3, "", "SCIENCE DATA-INPUTSCALE, heuristic"),
+        "feature_std_ratio": Limit(1e3, "", "heuristic"),
         "loud_std": Limit(3.0, "", "heuristic: the loud feature, not a rare one, makes the ratio"),
-        "offset": Limit(3.0, "times the std", "SCIENCE DATA-INPUTSCALE, heuristic"),
+        "offset": Limit(3.0, "times the std", "heuristic"),
         "large_mean": Limit(10.0, "", "heuristic: log-spectrograms (mean -4) are healthy"),
     },
     explains=("LOSS003", "ACT001", "INIT001"),
@@ -52,7 +52,7 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.001; features whose standard deviations
     differ by more than `feature_std_ratio` 1000 while the input's own is above `loud_std` 3; a mean beyond `offset` 3
     standard deviations and beyond `large_mean` 10. Advice: the ratio or the offset alone. These are heuristics
-    (SCIENCE DATA-INPUTSCALE). Integers, inputs of embeddings and normalisations, values within [0, 1], and sparse
+    (heuristics). Integers, inputs of embeddings and normalisations, values within [0, 1], and sparse
     counts are exempt; inputs that the model rescales before its first layer get advice only.
 
     ## When to ignore it
@@ -267,7 +267,7 @@ def _non_finite_target(call: LossCall) -> Finding:
     needs=("data",),
     limits={
         "labels": Limit(16, "labels", "two balanced classes give 16 equal labels once in 32768 draws"),
-        "imbalance": Limit(0.01, "of the most frequent class", "SCIENCE DATA-LABELS, heuristic"),
+        "imbalance": Limit(0.01, "of the most frequent class", "heuristic"),
         "variety": Limit(0.6, "of the classes expected in a batch", "heuristic: shuffled batches are within 10 % of what is expected"),
         "most_classes": Limit(100, "classes", "beyond it labels are tokens or the like, whose frequencies are uneven by nature"),
     },
@@ -289,7 +289,7 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     One class only is an error from `labels` 16 labels on, when the model has more than one output class. `imbalance` 0.01:
-    the rarest class that occurs, over the most frequent one (SCIENCE DATA-LABELS). `variety` 0.6: the classes in a batch over what
+    the rarest class that occurs, over the most frequent one (heuristic). `variety` 0.6: the classes in a batch over what
     shuffled batches of the same labels would show. More than `most_classes` 100 classes, and labels for each token or
     pixel, are exempt.
 

@@ -76,7 +76,7 @@ def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:
     disconnected. The cut is where an output no longer requires a gradient although parameters before it do.
 
     ## Limits and their sources
-    None: one disconnected parameter that is trainable and in the optimizer counts (SCIENCE AG-NONE, AG-DETACH: in 58
+    None: one disconnected parameter that is trainable and in the optimizer counts (calibration E2: in 58
     healthy architectures there is none after three steps). It is a warning when the weights were trained before (a fixed
     feature extractor), and advice when an installed package cuts, or when the cut parameters are a copy of trained ones
     (a momentum teacher). It is always an error when no trainable parameter gets a gradient.
@@ -323,7 +323,7 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     The tensors of the optimizer's groups are compared, by identity, with the model's parameters.
 
     ## Limits and their sources
-    None: one parameter counts (SCIENCE AG-NOTINOPT). It is a warning when only biases and other vectors are missing, when
+    None: one parameter counts (a matter of definition). It is a warning when only biases and other vectors are missing, when
     the model was trained before, and when everything before the first optimised layer is missing (a head trained on a
     fixed body; advice when both hold). Stale tensors in the optimizer make it an error always.
 

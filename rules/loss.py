@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     up_to="error",
     needs=("losses",),
     limits={
-        "row_sum_error": Limit(1e-4, "", "SCIENCE LOSS-SOFTMAX2: float32 softmax rows sum to 1 within 1e-6"),
+        "row_sum_error": Limit(1e-4, "", "float32 softmax rows sum to 1 within 1e-6"),
         "logsumexp_error": Limit(0.01, "", "log_softmax rows have logsumexp 0 within 1e-5; untrained logits are off by about log(classes)"),
         "floor_share": Limit(0.5, "of the loss at chance", "heuristic: a bounded logit is an error when most of the loss is out of reach"),
         "target_excess": Limit(0.1, "of the targets' std", "heuristic: smaller excesses are rounding or single values"),
@@ -323,10 +323,10 @@ def _pairwise(
         "ratio": Limit(
             3.0,
             "times chance",
-            "SCIENCE SIG-L0: 0 of 58 healthy architectures are above (largest 1.54); 67 % of nets above fail in 200 steps",
+            "calibration E1 and E2: 0 of 58 healthy architectures are above (largest 1.54); 67 % of nets above fail in 200 steps",
         ),
-        "strong_ratio": Limit(10.0, "times chance", "SCIENCE SIG-L0"),
-        "near_chance": Limit(1.5, "times chance", "SCIENCE SIG-L0: the range of healthy nets at the start"),
+        "strong_ratio": Limit(10.0, "times chance", "calibration E1: most nets above fail with a rate that suits the others"),
+        "near_chance": Limit(1.5, "times chance", "calibration E2: the range of healthy nets at the start"),
         "steps": Limit(10, "steps", "heuristic: a head that is too loud but harmless is corrected within a few steps"),
     },
 )
@@ -348,7 +348,7 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `ratio` 3: warning, unless the probe comes within `near_chance` 1.5 times chance in its first `steps` 10; then advice.
     `strong_ratio` 10: warning in any case. Of 58 healthy architectures none starts above 1.54; MNASNet on 10 classes
-    starts at 3.6 and trains (SCIENCE SIG-L0, MEASURING trap 5). Never an error: SGD often recovers. On data that
+    starts at 3.6 and trains (calibration E1 and E2). Never an error: SGD often recovers. On data that
     gradcheck made up, a regression loss is advice only.
 
     ## When to ignore it
@@ -513,10 +513,10 @@ def _over_wrong_axis(m: Measurement, s: Softmax, call: LossCall) -> Finding:
     up_to="error",
     needs=("probe",),
     limits={
-        "fall": Limit(0.1, "of the loss", "SCIENCE LOSS-OVERFIT1: 12 of 12 healthy nets lose 95 % within 155 steps"),
-        "slow_fall": Limit(0.5, "of the loss", "SCIENCE LOSS-OVERFIT1, halfway: the frequencies of a few labels alone give 10 to 30 %"),
-        "steps": Limit(50, "steps", "SCIENCE LOSS-OVERFIT1: at the better of the two rates, 11 of 12 healthy nets are through by then"),
-        "plateau": Limit(0.02, "relative", "SCIENCE section 4: less than 2 % of the initial loss is no change"),
+        "fall": Limit(0.1, "of the loss", "calibration E16: 12 of 12 healthy nets lose 95 % within 155 steps"),
+        "slow_fall": Limit(0.5, "of the loss", "calibration E16, halfway: the frequencies of a few labels alone give 10 to 30 %"),
+        "steps": Limit(50, "steps", "calibration E16: at the better of the two rates, 11 of 12 healthy nets are through by then"),
+        "plateau": Limit(0.02, "relative", "heuristic: less than 2 % of the initial loss is no change"),
     },
 )
 def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
@@ -537,8 +537,8 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     The probe, and a run at another rate, learns when its loss falls by 10 %, or by 2 % beyond its noise. On one batch, the
     fall is taken below the first loss or below the batch's best constant prediction, whichever is lower. `fall` 0.1: less is an error.
-    `slow_fall` 0.5: less is a warning, or advice where it is known to be more than label frequencies alone give. SCIENCE LOSS-OVERFIT1: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial
-    loss, so a miss at both rates is a fault. `steps` 50: shorter runs (a spent time budget) make it a warning. `plateau` 0.02:
+    `slow_fall` 0.5: less is a warning, or advice where it is known to be more than label frequencies alone give. Calibration
+    E16: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial loss, so a miss at both rates is a fault. `steps` 50: shorter runs (a spent time budget) make it a warning. `plateau` 0.02:
     the loss is said to be at a known level when it is this close to it. It is a warning, too, on data or a loss that gradcheck
     assumed, for a model that was trained before, and for one that starts below half of chance.
 

@@ -101,7 +101,8 @@ def _frozen(value: Any) -> Any:
 def process_state() -> dict[str, Any]:
     """Random states, global flags and global hooks."""
     numbers = np.random.get_state()
-    hook_tables = {n: list(t) for m in (module_hooks, optimizer_hooks) for n, t in vars(m).items() if n.startswith("_global") and isinstance(t, dict)}
+    tables = [*vars(module_hooks).items(), *vars(optimizer_hooks).items()]
+    hook_tables = {name: list(table) for name, table in tables if name.startswith("_global") and isinstance(table, dict)}
     return {
         "torch": torch.get_rng_state().tolist(),
         "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in numbers],
@@ -118,7 +119,13 @@ def process_state() -> dict[str, Any]:
         "function mode": torch.overrides._get_current_function_mode(),
         "numpy errors": np.geterr(),
         "hooks": hook_tables,
-        "module call": (nn.Module.__init__, nn.Module.__call__, nn.Module.__setattr__, torch.Tensor.backward, torch.optim.Optimizer.__init__),
+        "module call": (
+            nn.Module.__init__,
+            nn.Module.__call__,
+            nn.Module.__setattr__,
+            torch.Tensor.backward,
+            torch.optim.Optimizer.__init__,
+        ),
     }
 
 
@@ -169,7 +176,9 @@ def test_a_scan_leaves_no_trace(users: Users, scan: str, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("calls", [1, 2, 5, 9])
 @pytest.mark.parametrize("scan", SCANS)
-def test_a_scan_that_is_broken_off_leaves_no_trace(users: Users, scan: str, calls: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_that_is_broken_off_leaves_no_trace(
+    users: Users, scan: str, calls: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`calls`: the pass of the scan in which the model raises: the first, a measured one, one between."""
     monkeypatch.chdir(tmp_path)
     users.model.fails_at, users.model.error = int(users.model.calls.item()) + calls, error

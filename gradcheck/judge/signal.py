@@ -2,7 +2,7 @@
 
 A trend is the ordinary-least-squares slope of log10 of a size against depth, and its extent over all layers:
 slope in decades per layer, total in decades. For gradients a positive slope means that they get smaller towards
-the input (they vanish), a negative one that they grow (they explode). SCIENCE: |total| predicts failing training with
+the input (they vanish), a negative one that they grow (they explode). Calibration E1: |total| predicts failing training with
 an AUC of 0.86 to 0.91 on 507 random networks, ratios of weight gradients do so with 0.52 to 0.74.
 """
 

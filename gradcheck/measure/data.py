@@ -14,7 +14,14 @@ MOST_FEATURES = 100_000
 
 
 def data_facts(
-    batches: Sequence[Any], *, given: bool, steps: int, targets: Sequence[torch.Tensor], classes: int | None, ignore_index: int, first: LayerKind | None
+    batches: Sequence[Any],
+    *,
+    given: bool,
+    steps: int,
+    targets: Sequence[torch.Tensor],
+    classes: int | None,
+    ignore_index: int,
+    first: LayerKind | None,
 ) -> DataFacts:
     """`targets`: the target tensor of each batch, where it is known; they are not inputs. `first`: kind of the first layer."""
     skipped = {id(t) for t in targets}
@@ -68,7 +75,19 @@ def _input(name: str, tensors: list[torch.Tensor], first: LayerKind | None) -> I
     low, high = torch.aminmax(flat)
     ratio, offset, constant = _features(tensors)
     return InputFacts(
-        name, shape, dtype, flat.double().mean().item(), flat.double().std(correction=0).item(), low.item(), high.item(), ratio, offset, bad, place, constant, first
+        name,
+        shape,
+        dtype,
+        flat.double().mean().item(),
+        flat.double().std(correction=0).item(),
+        low.item(),
+        high.item(),
+        ratio,
+        offset,
+        bad,
+        place,
+        constant,
+        first,
     )
 
 

@@ -85,7 +85,7 @@ def _attributes(model: nn.Module) -> Iterator[tuple[int, tuple[str, nn.Module | 
     for path, module in model.named_modules():
         prefix = f"{path}." if path else "self."
         for name, value in vars(module).items():
-            if name in ("_parameters", "_buffers", "_modules") or name.startswith("_forward") or name.startswith("_backward"):
+            if name in ("_parameters", "_buffers", "_modules") or name.startswith(("_forward", "_backward")):
                 continue
             for key, (expression, owner) in _inside(f"{prefix}{name}", value, 3):
                 yield key, (expression, owner, module)

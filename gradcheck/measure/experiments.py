@@ -20,9 +20,9 @@ from gradcheck.nouns.measurement import Run
 from gradcheck.progress import CLEAR_FALL, fall, outcome
 from gradcheck.target.workload import Workload
 
-BEST_UPDATE = 0.01  # update ratio that suits most nets, whatever the optimizer (SCIENCE LR-UPD: 1.5e-2, sd 0.4 decades)
+BEST_UPDATE = 0.01  # update ratio that suits most nets, whatever the optimizer (calibration E3: 1.5e-2, sd 0.4 decades)
 ONE_BATCH = 16  # samples
-ONE_BATCH_STEPS = 200  # a healthy net needs 9 to 155 (SCIENCE LOSS-OVERFIT1)
+ONE_BATCH_STEPS = 200  # a healthy net needs 9 to 155 (calibration E16)
 ONE_BATCH_RATES = (3e-3, 1e-3)
 WINDOW = 5  # last losses that must all have fallen before a run is stopped as learned
 

@@ -17,7 +17,9 @@ from gradcheck.nouns.places import Location
 _ADAPTIVE = re.compile(r"ada|rms|lion|rprop|muon|lamb|sophia|soap|shampoo", re.IGNORECASE)
 
 
-def optimizer_facts(optimizer: torch.optim.Optimizer, model: nn.Module, *, given: bool, hidden: int, site: Location | None) -> OptimizerFacts:
+def optimizer_facts(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, given: bool, hidden: int, site: Location | None
+) -> OptimizerFacts:
     """`hidden`: trainable tensors that the model does not list; they are no leftovers of an earlier model."""
     groups = optimizer.param_groups
     first: Mapping[str, Any] = groups[0] if groups else {}

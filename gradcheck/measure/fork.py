@@ -120,7 +120,7 @@ def _rebind_function(function: types.FunctionType, memo: dict[int, Any]) -> type
         space[name] = _copied(content, memo)
         changed |= space[name] is not content and space[name] is not twin
     twin.__defaults__ = tuple(_copied(v, memo) for v in function.__defaults__) if function.__defaults__ else None
-    twin.__kwdefaults__ = {k: _copied(v, memo) for k, v in function.__kwdefaults__.items()} if function.__kwdefaults__ else None  # type: ignore[assignment]
+    twin.__kwdefaults__ = {k: _copied(v, memo) for k, v in function.__kwdefaults__.items()} if function.__kwdefaults__ else None
     given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     kept = [*(twin.__defaults__ or ()), *(twin.__kwdefaults__ or {}).values()]
     changed |= any(a is not b for a, b in zip(given, kept, strict=True))

@@ -15,7 +15,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from gradcheck.nouns.measurement import LayerKind
 
 # Kinds whose insides are not looked at: their own functional calls are what they are.
-LEAF_KINDS: frozenset[LayerKind] = frozenset(("linear", "conv", "recurrent", "embedding", "norm", "activation", "attention", "softmax", "dropout"))
+LEAF_KINDS: frozenset[LayerKind] = frozenset(
+    ("linear", "conv", "recurrent", "embedding", "norm", "activation", "attention", "softmax", "dropout")
+)
 # Kinds that transform the signal by trained weights and make up the depth of a network.
 WEIGHTED_KINDS: frozenset[LayerKind] = frozenset(("linear", "conv", "recurrent"))
 
@@ -164,7 +166,9 @@ NODE_ACTIVATIONS = {
     "LogSoftmax": "log_softmax",
     "ClampMin": "relu",
 }
-NODE_NORMS = frozenset("NativeBatchNorm CudnnBatchNorm MiopenBatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm RmsNorm BatchNorm".split())
+NODE_NORMS = frozenset(
+    "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm RmsNorm BatchNorm".split()
+)
 # Nodes that move entries about, or drop some, but do not change their values.
 NODE_MOVES = frozenset(
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +53,9 @@ def seen(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], site: Loc
     target = given.get("target")
     if not isinstance(source, torch.Tensor):
         return None
-    options: dict[str, Any] = {k: kwargs[k] for k in ("ignore_index", "label_smoothing", "weight", "reduction", "log_target") if k in kwargs}
+    options: dict[str, Any] = {
+        k: kwargs[k] for k in ("ignore_index", "label_smoothing", "weight", "reduction", "log_target") if k in kwargs
+    }
     return SeenLoss(function, source, target if isinstance(target, torch.Tensor) else None, site, options)
 
 
@@ -120,10 +123,8 @@ def _target_facts(seen_loss: SeenLoss, x: torch.Tensor, target: torch.Tensor) ->
     elif seen_loss.function.startswith("binary_cross_entropy"):
         facts["out_of_range"] = int(((t < 0) | (t > 1)).sum().item())
     if seen_loss.function in ELEMENTWISE and target.shape != x.shape:
-        try:
+        with suppress(RuntimeError):  # shapes that do not broadcast: the call raises, and says so itself
             facts["broadcast"] = tuple(torch.broadcast_shapes(target.shape, x.shape))
-        except RuntimeError:
-            pass  # the call raises, and says so itself
     return facts
 
 

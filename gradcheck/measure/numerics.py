@@ -15,7 +15,9 @@ from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
 # Masks are filled with -inf on purpose; what makes such a fill is not where a number went wrong.
-_FILLS = frozenset("masked_fill masked_fill_ fill_ full full_like new_full where tensor triu tril zeros ones empty __setitem__ expand clone to".split())
+_FILLS = frozenset(
+    "masked_fill masked_fill_ fill_ full full_like new_full where tensor triu tril zeros ones empty __setitem__ expand clone to".split()
+)
 
 
 @dataclass(eq=False)

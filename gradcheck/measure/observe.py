@@ -24,17 +24,22 @@ _SOFTMAX = {
     torch.Tensor.log_softmax: True,
 }
 _ARITHMETIC = {
-    f: name
-    for name in ("sub", "add", "mul", "__rsub__")
-    for home in (torch, torch.Tensor)
-    if (f := getattr(home, name, None)) is not None
+    f: name for name in ("sub", "add", "mul", "__rsub__") for home in (torch, torch.Tensor) if (f := getattr(home, name, None)) is not None
 }
 # Results that carry no values of their argument.
 _SHAPE_ONLY = frozenset(
     "zeros_like ones_like empty_like rand_like randn_like randint_like full_like new_zeros new_ones new_empty new_full new_tensor "
     "register_hook requires_grad_ backward size dim".split()
 )
-_CUT_NAMES = {"__float__": "item", "__int__": "item", "__bool__": "bool", "__index__": "item", "tolist": "item", "argmin": "argmax", "argsort": "argmax"}
+_CUT_NAMES = {
+    "__float__": "item",
+    "__int__": "item",
+    "__bool__": "bool",
+    "__index__": "item",
+    "tolist": "item",
+    "argmin": "argmax",
+    "argsort": "argmax",
+}
 _MOST_SOURCES = 64
 
 

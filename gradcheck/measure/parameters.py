@@ -70,7 +70,7 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
             grouped[id(p)] = grouped.get(id(p), 0) + 1
     found: dict[int, Watched] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
-        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(p):
             continue
         if id(p) in found:
             found[id(p)].aliases.append(name)
@@ -198,7 +198,7 @@ def _norms(tensors: Sequence[torch.Tensor]) -> list[float]:
     """2-norms in one batched call; in float64 where float32 underflows or overflows."""
     if not tensors:
         return []
-    found = _listed(torch._foreach_norm(tensors))
+    found = _listed(torch._foreach_norm(list(tensors)))
     for i, (value, tensor) in enumerate(zip(found, tensors, strict=True)):
         if not 1e-15 < value < 1e18:
             found[i] = tensor.double().norm().item()
@@ -208,7 +208,8 @@ def _norms(tensors: Sequence[torch.Tensor]) -> list[float]:
 def _largest(tensors: Sequence[torch.Tensor]) -> list[float]:
     """Largest |x| of each. One pass: torch's infinity norm is ten times as slow as its minimum and maximum together."""
     pairs = [torch.aminmax(t) for t in tensors]
-    return [max(-low, high) if low == low else low for low, high in zip(_listed([p.min for p in pairs]), _listed([p.max for p in pairs]), strict=True)]
+    lows, highs = _listed([p.min for p in pairs]), _listed([p.max for p in pairs])
+    return [max(-low, high) if low == low else low for low, high in zip(lows, highs, strict=True)]
 
 
 def _listed(scalars: Sequence[torch.Tensor]) -> list[float]:

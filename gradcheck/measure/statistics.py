@@ -61,7 +61,8 @@ def real_values(tensor: torch.Tensor) -> torch.Tensor | None:
     if x.is_contiguous():
         return (x.resolve_neg() if x.is_neg() else x).view(-1)
     if x.dim() > 1:
-        x = x.permute(sorted(range(x.dim()), key=lambda i: -x.stride(i)))  # channels_last and transposes lie densely in memory
+        strides = x.stride()
+        x = x.permute(sorted(range(x.dim()), key=lambda i: -strides[i]))  # channels_last and transposes lie densely in memory
     return x.resolve_neg().reshape(-1)
 
 

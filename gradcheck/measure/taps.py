@@ -27,6 +27,7 @@ from gradcheck.nouns.measurement import LayerKind, TensorStats
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
+_RELU: tuple[LayerKind, str] = ("activation", "relu")
 # torch's handle of a global hook does not take its entry out of here.
 _with_kwargs: dict[int, bool] = getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {})
 
@@ -249,7 +250,7 @@ class Taps(TorchFunctionMode):
         if known is None:
             if function not in kinds.CLAMPS or not kinds.is_relu_clamp(args, kwargs):
                 return function(*args, **kwargs)
-            known = ("activation", "relu")
+            known = _RELU
         output = function(*args, **kwargs)
         if self.recording and self.stack and not self.leaf:
             try:
@@ -347,7 +348,7 @@ def _parameter_of(tensor: torch.Tensor) -> torch.Tensor | None:
             return None
         variable = getattr(node, "variable", None)
         if variable is not None:
-            return variable  # type: ignore[no-any-return]
+            return variable
         if kinds.node_name(node) not in kinds.NODE_TRANSPARENT:
             return None
         node = node.next_functions[0][0] if node.next_functions else None

@@ -10,7 +10,7 @@ from gradcheck.nouns.measurement import LayerKind
 
 # Functions that are exactly zero over half of their domain: a unit can die in them.
 DYING = frozenset(("relu", "relu6", "relu2", "threshold"))
-# |y| beyond which a function counts as flat: its derivative is below 6 % (tanh), 12 % (sigmoid) of the largest (SCIENCE ACT-SAT).
+# |y| beyond which a function counts as flat: its derivative is below 6 % (tanh), 12 % (sigmoid) of the largest.
 _TANH_FLAT, _SIGMOID_FLAT = 0.97, 0.03
 SATURATING = frozenset(("tanh", "sigmoid", "softsign", "hardtanh", "hardsigmoid"))
 

@@ -22,6 +22,7 @@ LayerKind = Literal[
     "other",
 ]
 
+
 @dataclass(frozen=True)
 class TensorStats:
     """One tensor in one pass. `nan` and `inf` are counts; the other numbers are over finite entries when any is not."""

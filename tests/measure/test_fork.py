@@ -168,7 +168,9 @@ def test_a_learning_rate_scheduler_stays_with_the_original() -> None:
 
 def test_hooks_of_the_optimizer_do_not_step_the_original() -> None:
     w = workload()
-    w.optimizer.register_step_post_hook(lambda optimizer, args, kwargs: [p.data.clamp_(-1, 1) for g in optimizer.param_groups for p in g["params"]])
+    w.optimizer.register_step_post_hook(
+        lambda optimizer, args, kwargs: [p.data.clamp_(-1, 1) for g in optimizer.param_groups for p in g["params"]]
+    )
     assert_only_the_copy_trains(w)
 
 

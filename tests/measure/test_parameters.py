@@ -11,7 +11,7 @@ from gradcheck.nouns.measurement import ParameterStep
 
 
 def norm(x: torch.Tensor) -> float:
-    return math.sqrt(sum(float(v) ** 2 for v in torch.view_as_real(x).double().reshape(-1)) if x.is_complex() else (x.double() ** 2).sum().item())
+    return math.sqrt((x.abs().double() ** 2).sum().item())
 
 
 def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int = 0) -> tuple[dict[str, ParameterStep], float | None]:

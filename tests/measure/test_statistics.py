@@ -42,7 +42,9 @@ TENSORS = {
     "NaN and infinity": with_entries(normal(500), math.nan, math.inf),
     "nothing finite": torch.tensor([math.nan, math.inf]),
     "NaN in the second chunk": with_entries(normal(CHUNK + 500).flip(0), 0.0).index_fill(0, torch.tensor([CHUNK + 3]), math.nan),
-    "infinity in one chunk, NaN in another": normal(2 * CHUNK).index_fill(0, torch.tensor([5]), math.inf).index_fill(0, torch.tensor([CHUNK]), math.nan),
+    "infinity in one chunk, NaN in another": normal(2 * CHUNK)
+    .index_fill(0, torch.tensor([5]), math.inf)
+    .index_fill(0, torch.tensor([CHUNK]), math.nan),
     "float64": normal(1000).double() * 1e-60,
     "complex": torch.complex(normal(200), normal(200, seed=1)),
     "complex conjugate": torch.complex(normal(200), normal(200, seed=1)).conj(),

@@ -12,7 +12,11 @@ from gradcheck.measure.untouched import untouched
 
 
 def rng() -> Any:
-    return random.getstate(), [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()], torch.get_rng_state().tolist()
+    return (
+        random.getstate(),
+        [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
+        torch.get_rng_state().tolist(),
+    )
 
 
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
@@ -22,7 +26,10 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "python random": (lambda: random.random(), rng),
     "grad mode": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
     "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
-    "default device": (lambda: torch.set_default_device("meta"), lambda: (torch.get_default_device(), torch.overrides._get_current_function_mode())),
+    "default device": (
+        lambda: torch.set_default_device("meta"),
+        lambda: (torch.get_default_device(), torch.overrides._get_current_function_mode()),
+    ),
     "threads": (lambda: torch.set_num_threads(torch.get_num_threads() + 1), torch.get_num_threads),
     "deterministic": (
         lambda: torch.use_deterministic_algorithms(True, warn_only=True),

@@ -28,14 +28,19 @@ def two_clusters(batches: int = 2, size: int = 16, features: int = 6) -> list[tu
 def classifier() -> nn.Module:
     """With all that a scan could disturb: normalization, dropout, a frozen layer, a layer in evaluation mode."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+    )
     model[4].requires_grad_(False)
     model[1].eval()
     return model
 
 
 def workload(
-    model: nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None, step: TrainingStep = cross_entropy_step, batches: Any = None
+    model: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    step: TrainingStep = cross_entropy_step,
+    batches: Any = None,
 ) -> Workload:
     model = model if model is not None else classifier()
     optimizer = optimizer if optimizer is not None else torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
