@@ -537,8 +537,9 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     The probe, and a run at another rate, learns when its loss falls by 10 %, or by 2 % beyond its noise. On one batch, the
     fall is taken below the first loss or below the batch's best constant prediction, whichever is lower. `fall` 0.1: less is an error.
-    `slow_fall` 0.5: less is a warning, or advice where it is known to be more than label frequencies alone give. Calibration
-    E16: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial loss, so a miss at both rates is a fault. `steps` 50: shorter runs (a spent time budget) make it a warning. `plateau` 0.02:
+    `slow_fall` 0.5: less is a warning, or advice where it is known to be more than label frequencies alone give. Calibration E16:
+    12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial loss, so a miss at both rates is a fault. `steps` 50: shorter
+    runs (a spent time budget) make it a warning. `plateau` 0.02:
     the loss is said to be at a known level when it is this close to it. It is a warning, too, on data or a loss that gradcheck
     assumed, for a model that was trained before, and for one that starts below half of chance.
 

@@ -23,7 +23,7 @@ from gradcheck.measure.taps import Taps
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Ascent, Cut, Measurement, NonFinite, NotMeasured, Profile, Run
 from gradcheck.nouns.places import Location
-from gradcheck.progress import outcome
+from gradcheck.progress import CLEAR_FALL, fall, outcome
 from gradcheck.target.comments import ignores, snippets
 from gradcheck.target.sites import location_of_traceback
 from gradcheck.target.workload import Workload
@@ -116,10 +116,10 @@ class _Session:
         if time.perf_counter() - started > SMALL_STEP * max(1, training.step - 1):
             torch.set_num_threads(threads)
         training.run(body, deadline, **run)
-        if self.plan.probes and training.ended == "done" and self._outcome() != "learns":
+        if self.plan.probes and training.ended == "done" and outcome(self._so_far(), self.first.chance) != "learns":
             longer = LONGER * steps - FINAL_STEPS
             run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longer)
-            training.run(longer, deadline, enough=lambda _: self._outcome() == "learns", **run)
+            training.run(longer, deadline, enough=lambda _: fall(self._so_far(), self.first.chance) >= CLEAR_FALL, **run)
         if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
             ended = "budget" if training.ended == "budget" else "done"
             training.ended = "done"
@@ -128,8 +128,8 @@ class _Session:
             training.ended = ended if training.ended == "done" else training.ended
         self.seconds["probe"] = time.perf_counter() - self.started
 
-    def _outcome(self) -> str:
-        return outcome(Run("", tuple(self.training.losses), batches=len(self.workload.batches)), self.first.chance)
+    def _so_far(self) -> Run:
+        return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches))
 
     def _observe(self, step: int, batch: Any) -> float:
         """One measured step. Returns the loss before it."""

@@ -1,19 +1,19 @@
-"""Statistics of tensors that lie on other devices than the CPU, without waiting for each.
+"""Statistics of many tensors, on their way.
 
-Every reduction is queued without a synchronisation; small tensors of one size are reduced together, since there a call
-costs more than the reading. `settle` brings all results to the host at once.
+For small tensors a call costs more than the reading, so that what can wait is done for many of them together. On devices
+other than the CPU every reduction is queued without a synchronisation, and `settle` brings all results to the host at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from gradcheck.measure.statistics import EXPONENT_BITS, Array, describe, histogram_stride, real_values, trimmed
+from gradcheck.measure.statistics import EXPONENT_BITS, Array, Numbers, describe, histogram_stride, numbers, real_values, small_values, trimmed
 from gradcheck.nouns.measurement import TensorStats
 
 SMALL = 1 << 16  # elements up to which a tensor is copied, to be reduced together with others
@@ -27,18 +27,31 @@ Sink = Callable[[TensorStats], None]
 class Pending:
     """Statistics on their way: `add` tensors, then `settle`."""
 
+    read: list[tuple[Sink, Numbers]] = field(default_factory=list)  # small CPU tensors: all but their histogram
+    samples: list[Array] = field(default_factory=list)  # of the same tensors, for it: the bits of float32 numbers
     groups: dict[tuple[torch.device, torch.dtype, int], list[tuple[torch.Tensor, Sink]]] = field(default_factory=dict)  # copies
     rows: list[torch.Tensor] = field(default_factory=list)  # results, [tensors, 7 + _BINS] each
     sinks: list[tuple[int, Sink]] = field(default_factory=list)  # count and receiver of each row
 
-    def add(self, tensor: torch.Tensor, sink: Sink) -> None:
-        """Hands the statistics to `sink`: now for CPU tensors, else when settled; never, when the tensor has none."""
-        if tensor.is_cpu:
-            stats = describe(tensor)
-            if stats is not None:
-                sink(stats)
-        else:
+    def add(self, tensor: torch.Tensor, sink: Sink) -> float | None:
+        """Hands the statistics to `sink`, at the latest when settled; never, when the tensor has none.
+
+        Returns the share of zeros, where that is known at once.
+        """
+        if not tensor.is_cpu:
             self.queue(tensor, sink)
+            return None
+        values = small_values(tensor)
+        found = numbers(values) if values is not None else None
+        if values is not None and found is not None:
+            self.read.append((sink, found))
+            self.samples.append(values.view(np.int32)[:: histogram_stride(len(values))].copy())
+            return found[-1]
+        stats = describe(tensor)
+        if stats is None:
+            return None
+        sink(stats)
+        return stats.zeros
 
     def queue(self, tensor: torch.Tensor, sink: Sink) -> None:
         """Statistics without waiting for the device."""
@@ -64,6 +77,11 @@ class Pending:
 
     def settle(self) -> None:
         """Hands out all statistics that are still on their way. Waits for other devices, once each."""
+        if self.read:
+            for (sink, found), histogram in zip(self.read, _histograms(self.samples), strict=True):
+                sink(TensorStats(*found, *histogram))
+            self.read.clear()
+            self.samples.clear()
         for group in self.groups.values():
             self._reduce_group(group)
         self.groups.clear()
@@ -75,6 +93,20 @@ class Pending:
             sink(_stats_of_row(count, row))
         self.rows.clear()
         self.sinks.clear()
+
+
+def _histograms(samples: Sequence[Array]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Lowest exponent and counts from there on, for each sample of float32 bits."""
+    exponents = np.concatenate(samples)
+    exponents >>= 23
+    exponents &= 0xFF
+    exponents += np.repeat(np.arange(0, len(samples) * _BINS, _BINS, dtype=np.int32), [len(s) for s in samples])
+    bins = np.bincount(exponents, minlength=len(samples) * _BINS).reshape(-1, _BINS)
+    bins[:, 0] = 0  # zeros, and subnormal numbers with them
+    present = bins > 0
+    firsts, lasts = present.argmax(1).tolist(), (_BINS - present[:, ::-1].argmax(1)).tolist()
+    for row, first, last, filled in zip(bins, firsts, lasts, present.any(1).tolist(), strict=True):
+        yield (first - 127, tuple(row[first:last].tolist())) if filled else (0, ())
 
 
 def _rows(block: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ show in those, and are counted only when they show. For other devices see `pendi
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import torch
 from gradcheck.nouns.measurement import TensorStats
 
 Array = npt.NDArray[Any]
+Numbers = tuple[int, int, int, float, float, float, float, float, float]  # count, NaN, Inf, mean, std, norm, min, max, zeros
 
 CHUNK = 1 << 18  # elements: 1 MiB of float32, within L2
 HISTOGRAM_SAMPLES = 512, 4096  # least and most entries whose exponents are counted; one in 64 between them
@@ -66,6 +68,7 @@ def real_values(tensor: torch.Tensor) -> torch.Tensor | None:
     return x.resolve_neg().reshape(-1)
 
 
+@functools.lru_cache(maxsize=4096)
 def spread(count: int, samples: int) -> int:
     """A stride that takes at least `samples` of `count` entries, or all, and has no factor in common with any axis.
 
@@ -77,6 +80,7 @@ def spread(count: int, samples: int) -> int:
     return stride
 
 
+@functools.lru_cache(maxsize=4096)
 def histogram_stride(count: int) -> int:
     least, most = HISTOGRAM_SAMPLES
     return spread(count, min(max(least, count // 64), most))
@@ -84,20 +88,27 @@ def histogram_stride(count: int) -> int:
 
 def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None:
     """Statistics of any tensor, read at once. None when it has none (integers, empty, quantized, meta)."""
-    if tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= CHUNK and _is_plain(tensor):
-        return _describe_chunk(tensor.detach().numpy().reshape(-1), histogram)  # the most frequent case
+    values = small_values(tensor)
+    if values is not None:
+        return _of_chunk(values, histogram)
     flat = real_values(tensor)
     if flat is None or not (count := flat.numel()):
         return None
     if count <= CHUNK:
-        return _describe_chunk(_array(flat), histogram)
-    chunks = map(_array, flat.split(CHUNK))
-    parts = [_describe_chunk(values, False) for values in chunks]
-    stats = merge(parts)
-    if stats is not None and histogram:
-        first, counts = _exponents(_array(flat[:: histogram_stride(count)]))
-        stats = replace(stats, exponent_low=first, exponent_counts=counts)
-    return stats
+        return _of_chunk(_array(flat), histogram)
+    stats = merge([_of_chunk(_array(part), False) for part in flat.split(CHUNK)])
+    assert stats is not None
+    if not histogram:
+        return stats
+    first, counts = _exponents(_array(flat[:: histogram_stride(count)]))
+    return replace(stats, exponent_low=first, exponent_counts=counts)
+
+
+def small_values(tensor: torch.Tensor) -> Array | None:
+    """The memory of a plain float32 CPU tensor of at most one chunk, the most frequent case; None for others."""
+    if tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= CHUNK and _is_plain(tensor):
+        return tensor.detach().numpy().reshape(-1)
+    return None
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -106,22 +117,29 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def _describe_chunk(values: Array, histogram: bool) -> TensorStats:
+def _of_chunk(values: Array, histogram: bool) -> TensorStats:
     """Statistics of a float32 or float64 array [count], not empty."""
+    found = numbers(values)
+    if found is None:
+        return _of_non_finite(values)
+    return TensorStats(*found, *(_exponents(values[:: histogram_stride(len(values))]) if histogram else ()))
+
+
+def numbers(values: Array) -> Numbers | None:
+    """The fields of TensorStats but the histogram, for an array [count], not empty. None when it is not finite."""
     count = len(values)
     low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
     if not (math.isfinite(low) and math.isfinite(high)):
-        return _describe_non_finite(values)
+        return None
     if low == 0.0 == high:
-        return TensorStats(count, zeros=1.0)
+        return count, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
     total, square = _sums(values, max(high, -low))
     zeros = int(np.count_nonzero(np.equal(values, 0, out=_scratch.mask[:count]))) if low <= 0.0 <= high else 0
     mean, mean_square = total / count, square / count
     variance = mean_square - mean * mean
     if variance < CANCELS * mean_square:  # the entries lie close together, far from zero
         variance = float(np.square(values.astype(np.float64) - mean).mean()) if high > low else 0.0
-    first, counts = _exponents(values[:: histogram_stride(count)]) if histogram else (0, ())
-    return TensorStats(count, 0, 0, mean, variance**0.5, square**0.5, low, high, zeros / count, first, counts)
+    return count, 0, 0, mean, variance**0.5, square**0.5, low, high, zeros / count
 
 
 def _array(part: torch.Tensor) -> Array:
@@ -158,14 +176,14 @@ def trimmed(counts: Array, bias: int) -> tuple[int, tuple[int, ...]]:
     return first - bias, tuple(counts[first : last + 1].tolist())
 
 
-def _describe_non_finite(values: Array) -> TensorStats:
+def _of_non_finite(values: Array) -> TensorStats:
     """Counts of NaN and Inf, and the other statistics over the finite entries."""
     count, nan = len(values), int(np.isnan(values).sum())
     finite = values[np.isfinite(values)]
     inf = count - nan - len(finite)
     if not len(finite):
         return TensorStats(count, nan, inf)
-    rest = _describe_chunk(finite, True)
+    rest = _of_chunk(finite, True)
     return replace(rest, count=count, nan=nan, inf=inf, zeros=rest.zeros * len(finite) / count)
 
 

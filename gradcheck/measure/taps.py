@@ -117,7 +117,8 @@ def tensors_in(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
 class Taps(TorchFunctionMode):
     """Records one pass. Use as `with taps: loss = step(...)`, then `loss.backward()`, then `taps.settle()`.
 
-    `names` maps id(module) to its path in the model. With `functions=False` only modules are seen, at less cost.
+    `names` maps id(module) to its path in the model. With `functions=False` only modules are seen, and not what they were
+    called with, at less cost.
     """
 
     def __init__(self, names: Mapping[int, str], *, functions: bool = True) -> None:
@@ -221,7 +222,8 @@ class Taps(TorchFunctionMode):
 
     def _module_call(self, module: nn.Module, name: str, role: _Role, inputs: list[torch.Tensor], tensor: torch.Tensor) -> None:
         call = Call(name, role.type, role.kind, module, None, role.function, tuple(tensor.shape))
-        call.input_nodes = tuple(t.grad_fn for t in inputs if t.grad_fn is not None)
+        if self.functions:
+            call.input_nodes = tuple(t.grad_fn for t in inputs if t.grad_fn is not None)
         call.measures = role.measured or (role.kind == "container" and bool(self.stack))
         if not role.leaf and tensor.grad_fn in self._outputs:
             call.measures = False
@@ -288,9 +290,9 @@ class Taps(TorchFunctionMode):
     def _record(self, call: Call, tensor: torch.Tensor) -> None:
         measures = call.measures and readable(tensor)
         if measures:
-            self._pending.add(tensor, call.set_output)
+            zeros = self._pending.add(tensor, call.set_output)
             if call.kind == "activation" and call.function is not None:
-                self._activation(call, tensor)
+                self._activation(call, tensor, zeros)
         node = tensor.grad_fn
         if node is not None:
             call.output_node = node
@@ -301,13 +303,13 @@ class Taps(TorchFunctionMode):
             self.last_weighted = call.kind
         self.calls.append(call)
 
-    def _activation(self, call: Call, tensor: torch.Tensor) -> None:
+    def _activation(self, call: Call, tensor: torch.Tensor, zeros: float | None) -> None:
         assert call.function is not None
         call.saturated = units.saturated_share(tensor, call.function)
         if call.function in units.DYING and tensor.dim() >= 2 and tensor.numel():
             axis = units.channel_axis(call.shape, self.last_weighted)
             call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
-            if call.output is None or call.output.zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
+            if zeros is None or zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
                 call.alive = units.alive(tensor, axis)
             else:
                 call.alive = torch.ones(tensor.shape[axis], dtype=torch.bool)
