@@ -65,13 +65,13 @@ def gpt6() -> Workload:
 
 
 def mlp50() -> Workload:
-    """Fifty layers of width 128 with ReLU between, 256 samples: bound by the number of operations, not by their size."""
+    """Fifty layers of width 256 with ReLU between, 64 samples: bound by the number of operations, not by their size."""
     layers: list[nn.Module] = []
     for _ in range(49):
-        layers += [nn.Linear(128, 128), nn.ReLU()]
+        layers += [nn.Linear(256, 256), nn.ReLU()]
         nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
-    model = nn.Sequential(*layers, nn.Linear(128, 10))
-    batches = [(torch.randn(256, 128), torch.randint(10, (256,))) for _ in range(4)]
+    model = nn.Sequential(*layers, nn.Linear(256, 10))
+    batches = [(torch.randn(64, 256), torch.randint(10, (64,))) for _ in range(4)]
     return _workload("mlp50", model, batches, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
 
 

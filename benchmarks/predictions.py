@@ -49,9 +49,8 @@ def summary(rows: list[dict[str, object]]) -> str:
         errors = sum("error" in s for s in severities)
         warnings = sum("warning" in s and "error" not in s for s in severities)
         n = len(mine)
-        lines.append(
-            f"{name:8} {n:4}   error {errors / n:6.1%} ({errors})   warning only {warnings / n:6.1%}   silent {(n - errors - warnings) / n:6.1%}"
-        )
+        shares = [("error", errors), ("warning only", warnings), ("silent", n - errors - warnings)]
+        lines.append(f"{name:8} {n:4}   " + "   ".join(f"{what} {count / n:6.1%} ({count})" for what, count in shares))
     codes: dict[str, Counter[str]] = {}
     for r in rows:
         for code, severity, _ in r["findings"]:  # type: ignore[attr-defined]

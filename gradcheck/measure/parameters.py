@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import nn
 from gradcheck.measure.statistics import spread
 from gradcheck.nouns.measurement import Parameter, ParameterStep
 
-SAMPLE = 1 << 11  # entries of a large parameter that are followed through the optimizer's step
+SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step
 BLOCK = 16  # entries side by side in that sample: each place in memory costs a cache line
 ROWS_AT_ONCE = 4096  # rows compared at a time
 SAME = 1e-6  # relative distance below which two rows count as equal
@@ -88,7 +89,7 @@ class StepWatch:
 
     @torch.no_grad()
     def __init__(self, watched: Sequence[Watched], step: int, *, look_at_rows: bool) -> None:
-        self.watched = [w for w in watched if w.tensor.numel()]
+        self.watched = sorted((w for w in watched if w.tensor.numel()), key=lambda w: _count(w.tensor) > SAMPLE)
         self.step = step
         self.rows = look_at_rows
         self.gradients = [_gradient(w.tensor) for w in self.watched]
@@ -256,4 +257,5 @@ def _joined(samples: Sequence[torch.Tensor]) -> Numbers:
     first = samples[0]
     if any(t.dtype is not first.dtype or t.device != first.device for t in samples):
         samples = [t.to("cpu", torch.float64) for t in samples]
-    return torch.cat([s.reshape(-1) for s in samples]).to("cpu", torch.float64).numpy()
+    groups = [torch.cat(list(group)).reshape(-1) for _, group in itertools.groupby(samples, key=torch.Tensor.dim)]
+    return torch.cat(groups).to("cpu", torch.float64).numpy()

@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gradcheck.measure.statistics import EXPONENT_BITS, Array, Numbers, describe, histogram_stride, numbers, real_values, small_values, trimmed
+from gradcheck.measure.statistics import (
+    EXPONENT_BITS,
+    Array,
+    Numbers,
+    describe,
+    histogram_stride,
+    numbers,
+    real_values,
+    small_values,
+    trimmed,
+)
 from gradcheck.nouns.measurement import TensorStats
 
 SMALL = 1 << 16  # elements up to which a tensor is copied, to be reduced together with others
@@ -104,9 +114,9 @@ def _histograms(samples: Sequence[Array]) -> Iterator[tuple[int, tuple[int, ...]
     bins = np.bincount(exponents, minlength=len(samples) * _BINS).reshape(-1, _BINS)
     bins[:, 0] = 0  # zeros, and subnormal numbers with them
     present = bins > 0
-    firsts, lasts = present.argmax(1).tolist(), (_BINS - present[:, ::-1].argmax(1)).tolist()
-    for row, first, last, filled in zip(bins, firsts, lasts, present.any(1).tolist(), strict=True):
-        yield (first - 127, tuple(row[first:last].tolist())) if filled else (0, ())
+    firsts, lasts, filled = present.argmax(1), _BINS - present[:, ::-1].argmax(1), present.max(axis=1)
+    for row, first, last, any_found in zip(bins, firsts.tolist(), lasts.tolist(), filled.tolist(), strict=True):
+        yield (first - 127, tuple(row[first:last].tolist())) if any_found else (0, ())
 
 
 def _rows(block: torch.Tensor) -> torch.Tensor:
