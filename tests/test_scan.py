@@ -82,3 +82,15 @@ def test_other_optimizers_train_the_copy(optimizer):
     model = net()
     report = gradcheck.scan(model, data(), loss=nn.CrossEntropyLoss(), optimizer=optimizer(model.parameters(), lr=0.01), steps=12)
     assert report.measurement.steps >= 12 and report.measurement.optimizer.given
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_draws_the_same_order_after_a_scan(workers):
+    inputs, labels = (torch.cat(column) for column in zip(*data(), strict=True))
+    generator = torch.Generator().manual_seed(5)
+    dataset = torch.utils.data.TensorDataset(inputs, labels)
+    loader = torch.utils.data.DataLoader(dataset, 32, True, generator=generator, num_workers=workers, persistent_workers=workers > 0)
+    before = generator.get_state()
+    gradcheck.scan(net(), loader, loss=nn.CrossEntropyLoss(), steps=5)
+    assert torch.equal(generator.get_state(), before)
+    assert loader._iterator is None

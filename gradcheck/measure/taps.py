@@ -156,6 +156,8 @@ class Taps(TorchFunctionMode):
         self._remove_hooks()
         if self.functions:
             super().__exit__(*details)
+        if details[0] is not None and issubclass(details[0], Exception):
+            self.settle()  # no backward pass follows: what was seen so far is all
 
     def _remove_hooks(self) -> None:
         self.recording = False

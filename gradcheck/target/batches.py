@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,9 @@ def collect(source: Any, limit: int, seed: int, where: str, *, samples: bool = F
     With `samples` a list holds single samples, as a dataset does, rather than batches.
     """
     try:
-        found = iter(_loader(source, seed, where)) if samples and isinstance(source, list) else _iterate(source, limit, seed, where)
-        batches = _bounded(found, limit)
+        with _undisturbed(source):
+            found = iter(_loader(source, seed, where)) if samples and isinstance(source, list) else _iterate(source, limit, seed, where)
+            batches = _bounded(found, limit)
     except (TargetError, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -47,6 +49,26 @@ def collect(source: Any, limit: int, seed: int, where: str, *, samples: bool = F
         if any(tensor.numel() == 0 and tensor.ndim > 0 and tensor.shape[0] == 0 for tensor in tensors_of(batch)):
             raise TargetError(f"batch {number} of {where} has no samples", hint="give batches with at least one sample")
     return batches
+
+
+@contextmanager
+def _undisturbed(source: Any) -> Iterator[None]:
+    """Puts the generators that a DataLoader draws its order from back, and ends the workers that it would keep."""
+    if not isinstance(source, DataLoader):
+        yield
+        return
+    holders = (source, source.sampler, source.batch_sampler, getattr(source.batch_sampler, "sampler", None))
+    found = (getattr(holder, "generator", None) for holder in holders)
+    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+    kept = source._iterator
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+        if kept is None and source._iterator is not None:
+            source._iterator._shutdown_workers()  # type: ignore[attr-defined]
+            source._iterator = None
 
 
 def _bounded(batches: Iterator[Batch], limit: int) -> list[Batch]:

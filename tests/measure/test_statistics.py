@@ -80,6 +80,16 @@ def test_the_queued_way_of_other_devices_gives_the_same(name: str) -> None:
         assert obvious.counted(found[0]) == obvious.counted(direct)
 
 
+def test_tensors_added_together_are_described_as_alone() -> None:
+    found: dict[str, TensorStats] = {}
+    pending = Pending()
+    zeros = {name: pending.add(x, lambda stats, n=name: found.__setitem__(n, stats)) for name, x in TENSORS.items()}  # type: ignore[misc]
+    pending.settle()
+    for name, x in TENSORS.items():
+        assert found[name] == describe(x), name
+        assert zeros[name] == found[name].zeros
+
+
 def test_tensors_queued_together_go_to_their_own_receivers() -> None:
     tensors = [normal(3, 7, seed=s) for s in range(5)] + [normal(70_000, seed=s) for s in range(2)] + [torch.arange(4), torch.empty(0)]
     found: dict[int, TensorStats] = {}

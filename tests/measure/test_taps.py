@@ -409,6 +409,16 @@ def test_nothing_stays_behind_when_the_pass_raises(error: type[BaseException]) -
     assert torch.overrides._get_current_function_mode() is None
 
 
+def test_what_ran_before_an_exception_is_measured() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(3, 3))
+    names = {id(m): name for name, m in model.named_modules()}
+    taps = Taps(names)
+    with pytest.raises(RuntimeError), taps:
+        model(sample(""))
+    assert [c.name for c in taps.calls] == ["0", "1"]
+    assert all(c.output is not None for c in taps.calls)
+
+
 def _global_hooks() -> list[int]:
     tables = (module_hooks._global_forward_hooks, module_hooks._global_forward_pre_hooks, module_hooks._global_backward_hooks)
     return [len(t) for t in tables] + [len(module_hooks._global_forward_hooks_with_kwargs)]
