@@ -126,14 +126,14 @@ def one_step(name: str, repeats: int) -> dict[str, Any]:
     """Times of each arm, and their ratios to a bare step of the same repeat."""
     torch.manual_seed(0)
     workload = MODELS[name]()
-    session = measuring._Session(workload, measuring.Plan(), lambda phase, fraction: None)
+    session = measuring.Session(workload, measuring.Plan(), lambda phase, fraction: None)
     batch = workload.batches[0]
-    session._observe(0, batch)
+    session.observe(0, batch)
     trained = session.trainee.model, session.trainee.optimizer, session.trainee.training_step, batch
     arms = {
         "bare": lambda: bare_step(*trained),
         "control": lambda: bare_step(*trained),
-        "measured": lambda: session._observe(3, batch),  # as all steps but the first
+        "measured": lambda: session.observe(3, batch),  # as all steps but the first
         "plain": lambda: plain_step(*trained),
     }
     times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}

@@ -15,7 +15,7 @@ from gradcheck.measure import data, experiments, facts, first_step, numerics
 from gradcheck.measure.fork import Trainee, fork
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.observe import Tracer
-from gradcheck.measure.parameters import StepWatch, Watched, total_norm, watch
+from gradcheck.measure.parameters import StepWatch, Watched, watch
 from gradcheck.measure.probe import EARLY, FINAL_STEPS, Training, lr_of, take_step
 from gradcheck.measure.profile import profile
 from gradcheck.measure.structure import Fate, Graph
@@ -68,10 +68,12 @@ def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction:
         stack.enter_context(torch.enable_grad())
         if any(type(m).__name__ == "OptimizedModule" for m in workload.model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        return _Session(workload, plan, tick).run()
+        return Session(workload, plan, tick).run()
 
 
-class _Session:
+class Session:
+    """One workload being measured with one seed. `run` is the whole of it; `observe` takes a single measured step."""
+
     def __init__(self, workload: Workload, plan: Plan, tick: Tick) -> None:
         self.workload, self.plan, self.tick = workload, plan, tick
         self.started = time.perf_counter()
@@ -106,7 +108,7 @@ class _Session:
         training, steps = self.training, self.plan.probe_steps
         deadline = self.started + PROBE_SHARE * self.plan.seconds
         body = max(1, steps - FINAL_STEPS)
-        run: dict[str, Any] = {"measured": frozenset(t for t in EARLY if t < body), "observe": self._observe}
+        run: dict[str, Any] = {"measured": frozenset(t for t in EARLY if t < body), "observe": self.observe}
         run["tick"] = lambda t: self.tick("probe", (t + 1) / steps)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -124,14 +126,14 @@ class _Session:
             ended = "budget" if training.ended == "budget" else "done"
             training.ended = "done"
             last = frozenset(range(training.step, training.step + FINAL_STEPS))
-            training.run(training.step + FINAL_STEPS, float("inf"), measured=last, observe=self._observe)
+            training.run(training.step + FINAL_STEPS, float("inf"), measured=last, observe=self.observe)
             training.ended = ended if training.ended == "done" else training.ended
         self.seconds["probe"] = time.perf_counter() - self.started
 
     def _so_far(self) -> Run:
         return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches))
 
-    def _observe(self, step: int, batch: Any) -> float:
+    def observe(self, step: int, batch: Any) -> float:
         """One measured step. Returns the loss before it."""
         trainee, first = self.trainee, step == 0
         trainee.optimizer.zero_grad(set_to_none=True)
@@ -146,12 +148,12 @@ class _Session:
         value = float(loss.detach())
         if loss.requires_grad:
             loss.backward()
-        self.training.norms.append(total_norm(trainee.model.parameters()))
         taps.settle()
         if isinstance(taps, Tracer):
             self.first = first_step.read(taps, graph, trainee, self.watched, self.workload, self.sites, value)
             self.functional = any(c.module is None for c in taps.calls)
         watching = StepWatch(self.watched, step, look_at_rows=first or step >= 3)
+        self.training.norms.append(watching.total_norm)
         take_step(trainee, batch)
         cosine = watching.after()
         if first:
