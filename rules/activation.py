@@ -278,6 +278,19 @@ def sigmoid_stacks(m: Measurement) -> list[list[Layer]]:
         elif weighted and x in hidden:
             stacks[-1].append(x)
             weighted = False
+    shared = {x.function for x in hidden if x.calls > 1}
+    return [*stacks, *_stacks_behind(m, shared)] if shared else stacks
+
+
+def _stacks_behind(m: Measurement, functions: set[str | None]) -> list[list[Layer]]:
+    """The same for activations that one module or one line applies many times, told by the layers with weights before each."""
+    gates = gate_makers(m)
+    stacks: list[list[Layer]] = [[]]
+    for x in in_order(m):
+        if x.kind in BODY_KINDS and x.activation in functions and x.name not in gates and not x.normalized and not x.residual:
+            stacks[-1].append(x)
+        elif x.kind in BODY_KINDS or x.kind == "norm":
+            stacks.append([])
     return stacks
 
 
@@ -336,7 +349,7 @@ def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
     trend = gradient_trend(m, 0)
     failure = probe_failure(m)
     steep = trend.slope > 0 and trend.total >= limits["error_total"] and verdict(m) != "learns" and not any_learned(m)
-    function = stack[0].function or "sigmoid"
+    function = stack[0].function or stack[0].activation or "sigmoid"
     size = f"; the gradient shrinks by {number(trend.total)} decades on the way" if trend.slope > 0 and trend.n >= 2 else ""
     means = "no initialisation carries a gradient through them" if failure or steep else "they learn slowly, if at all"
     message = (
@@ -393,7 +406,7 @@ def collapse(layer: Layer, value: Callable[[Snapshot], float | None]) -> float |
         "token_cosine_info": Limit(0.99, "cosine", "a 16-block post-norm transformer that trains slowly has 0.995"),
         "layers": Limit(12, "layers", "about six blocks; a 3-block transformer with 1.000 still reached 90 %"),
     },
-    explains=("OPT002", "LOSS005"),
+    explains=("OPT001", "OPT002", "LOSS005"),
 )
 def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
     """All samples, or all tokens of a sample, reach the output as one and the same vector.

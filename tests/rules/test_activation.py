@@ -165,6 +165,13 @@ class TestDeepSigmoid:
         )
         assert f.location == location(15) and f.remedies[0].name == "replace-activation"
 
+    @pytest.mark.parametrize(("count", "expected"), [(3, []), (4, ["error"])])
+    def test_one_sigmoid_applied_many_times_counts_as_often(self, count, expected):
+        stack = sigmoids(count).layers
+        one = layer(":sigmoid", "activation", function="sigmoid", order=1, calls=count)
+        m = measurement(layers=(*(x for x in stack if x.kind != "activation"), one), **FAILS)
+        assert severities(deep_sigmoid, m) == expected
+
     @pytest.mark.parametrize("cure", [layer("norm", "norm"), layer("sum", "other", residual=True)])
     def test_normalization_or_a_bypass_between_them_is_the_cure(self, cure):
         assert findings(deep_sigmoid, sigmoids(8, between_them=(cure,), **FAILS)) == []
