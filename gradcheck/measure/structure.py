@@ -98,6 +98,8 @@ class _Walk:
                 self.normalized = True
             elif taker.kind == "activation":
                 self.activation = self.activation or taker.function
+            elif taker.kind == "softmax" and "log" not in taker.type.lower():
+                self.activation = self.activation or "softmax"
             inside |= self._between(taker.output_node, node)
         return inside
 

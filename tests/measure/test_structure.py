@@ -1,0 +1,91 @@
+"""What becomes of a layer's output, on nets whose answer can be read off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradcheck.measure.structure import Fate, Graph, producer
+from gradcheck.measure.taps import Taps
+
+
+def fates(model: nn.Module, x: torch.Tensor) -> dict[str, Fate]:
+    taps = Taps({id(m): name for name, m in model.named_modules()})
+    with taps:
+        loss = model(x).square().mean()
+    found = Graph(loss.grad_fn).fates(taps.calls)
+    return {call.name: found[id(call)] for call in taps.calls}
+
+
+class Written(nn.Module):
+    """Two linear layers and what `between` does with the first one's output."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(6, 6), nn.Linear(6, 3), between
+
+    def forward(self, x):
+        return self.b(self.between(self.a(x), x))
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        (lambda h, x: F.relu(h), "relu"),
+        (lambda h, x: torch.tanh(F.layer_norm(h, (6,))), None),  # the normalization comes first
+        (lambda h, x: F.gelu(h.view(2, 2, 6)).view(4, 6), "gelu"),
+        (lambda h, x: F.silu(F.dropout(h, 0.5)), "silu"),
+        (lambda h, x: F.softmax(h, -1), "softmax"),
+        (lambda h, x: F.log_softmax(h, -1), None),
+        (lambda h, x: h, None),
+    ],
+)
+def test_the_activation_that_follows(between, expected):
+    assert fates(Written(between), torch.randn(4, 6))["a"].activation == expected
+
+
+@pytest.mark.parametrize(
+    ("between", "field"),
+    [
+        (lambda h, x: F.layer_norm(h, (6,)), "normalized"),
+        (lambda h, x: h + x * h.mean(), "residual"),
+        (lambda h, x: h * torch.cos(h), "gate"),
+    ],
+)
+def test_what_else_may_become_of_it(between, field):
+    fate = fates(Written(between), torch.randn(4, 6, requires_grad=True))["a"]
+    assert {f: getattr(fate, f) for f in ("normalized", "residual", "gate")} == {f: f == field for f in ("normalized", "residual", "gate")}
+
+
+def test_only_the_last_layer_with_weights_is_the_head():
+    found = fates(nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.ReLU(), nn.Linear(6, 6)), nn.Linear(6, 3)), torch.randn(4, 6))
+    assert {name: fate.head for name, fate in found.items() if name in ("0", "1.1", "2")} == {"0": False, "1.1": False, "2": True}
+
+
+def test_a_layer_that_the_loss_does_not_depend_on_is_not_trained():
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            self.a(x)
+            return self.b(x)
+
+    found = fates(Unused(), torch.randn(4, 6))
+    assert not found["a"].trained and found["b"].trained
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda x: F.relu(x).view(2, -1), "relu"),
+        (lambda x: F.softmax(x, -1).squeeze(), "softmax"),
+        (lambda x: F.relu(x).mean(1), "mean"),  # pooled: no ReLU output any more
+    ],
+)
+def test_the_function_that_made_a_tensor(make, expected):
+    x = torch.randn(4, 6).requires_grad_()
+    assert producer(make(x))[0] == expected
