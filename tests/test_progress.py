@@ -31,10 +31,13 @@ def noisy(start: float, end: float, steps: int = 100, noise: float = 0.02, batch
         (noisy(2.3, 8.0), 2.3, "diverges"),
         (noisy(2.3, 2.3, hardness=1.0), None, "stalls"),  # the order of the batches is no progress
         (noisy(-1.0, -9.0), None, "learns"),  # losses below zero
-        (noisy(2.3, 2.3, steps=5), 2.3, "unknown"),
+        (noisy(2.3, 2.3, steps=39), 2.3, "unknown"),
+        (noisy(2.3, 2.3, steps=40), 2.3, "stalls"),
+        (noisy(2.3, 9.0, steps=39), 2.3, "unknown"),
+        (Run("probe", (2.3,) * 20 + (900.0,) * 19), 2.3, "diverges"),
         (Run("probe", (2.3, 2.2, math.nan), ended="non-finite"), 2.3, "diverges"),
         (Run("probe", (), ended="raised", error="ValueError: no"), None, "unknown"),
-        (Run("probe", (1e30, math.inf, 1e30, 1e30) * 5, batches=2), None, "stalls"),
+        (Run("probe", (1e30, math.inf, 1e30, 1e30) * 10, batches=2), None, "stalls"),
     ],
 )
 def test_outcome(run, chance, expected):
