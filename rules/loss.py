@@ -523,8 +523,8 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     """The model cannot overfit one small batch at any learning rate that was tried.
 
     ## What it finds
-    A training that does not learn with the user's optimizer, nor at 1/100 to 100 times its rate, nor with Adam at 0.001
-    and 0.003 on a single batch.
+    A training that does not learn with the user's optimizer, nor at other rates of it, nor with Adam at 0.001 and 0.003
+    on 16 samples of the first batch.
 
     ## Why it matters
     A healthy model fits a handful of samples in a few dozen steps. One that cannot has a fault that no learning rate cures:

@@ -127,8 +127,9 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     A short probe training with your optimizer. When it fails, the same start is trained again at lower and
-    higher rates. The size of an update is ||update|| / ||weight||, the median over weight matrices and the
-    measured steps 3 to 20; weights that start at zero are left out.
+    higher rates. A probe of fewer than 40 steps fails only when its loss is not finite or 100 times its start. The
+    size of an update is ||update|| / ||weight||, the median over weight matrices and the measured steps 3 to 20;
+    weights that start at zero are left out.
 
     ## Limits and their sources
     An error: the probe diverges or stalls, and the best of the other rates that learn is a lower one; or the

@@ -106,7 +106,7 @@ def locate(trainee: Any, batch: Any, step: int, names: Mapping[int, str]) -> tup
         locator.recording = False
         if not bad_loss and loss.requires_grad:
             loss.backward()
-    except RuntimeError:
+    except Exception:  # the step is known to run unwatched; what was seen until then still counts
         bad_loss = True
     if bad_loss:
         if locator.forward_fault is None:
