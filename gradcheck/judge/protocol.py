@@ -32,6 +32,13 @@ Need = Literal[
     "data",  # DataFacts
     "probe",  # the short training with the user's optimizer, and the experiments that follow when it fails
     "numerics",  # NonFinite
+    "derivatives",  # Derivatives, and the following as in nouns/checks.py
+    "dependence",
+    "recurrence",
+    "samples",
+    "attention",
+    "validation",
+    "sharpness",
 ]
 
 PAGE_HEADINGS = (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gradcheck.errors import GradcheckError, TargetError
-from gradcheck.measure import data, experiments, facts, first_step, numerics
+from gradcheck.measure import checks, data, experiments, facts, first_step, numerics
 from gradcheck.measure.fork import Trainee, fork
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.observe import Tracer
@@ -30,8 +30,11 @@ from gradcheck.target.workload import Workload
 
 Tick = Callable[[str, float], None]  # phase, fraction done
 
+CHECKS: tuple[checks.Check, ...] = ()
+
 LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
 PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments
+CHECK_SHARE = 0.2  # of the time budget, for the checks when the experiments have used up theirs
 FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule asks for the probe itself
 # Seconds. Steps shorter than this gain nothing from a second thread, and lose much to it on a machine that is busy otherwise.
 SMALL_STEP = 0.03
@@ -97,9 +100,10 @@ class Session:
         probe = self.training.noun("probe")
         others = self._experiments(probe)
         bad = self._locate(probe)
+        checked = self._checks(probe)
         profiles = self._profile()
         self.seconds["total"] = time.perf_counter() - self.started
-        return self._measurement(probe, others, bad, profiles)
+        return self._measurement(probe, others, bad, checked, profiles)
 
     # ----------------------------------------------------------------------- probe
 
@@ -239,6 +243,17 @@ class Session:
         trainee = self._replayed(step).trainee
         return numerics.locate(trainee, self._batch(step), step, _names(trainee))
 
+    def _checks(self, probe: Run) -> checks.Checked:
+        """The checks that need the step to run; the copy that the probe trained goes with them."""
+        if probe.ended == "raised":
+            return checks.Checked()
+        deadline = max(self.started + self.plan.seconds, time.perf_counter() + CHECK_SHARE * self.plan.seconds)
+        scene = checks.Scene(self.workload, self.plan.seed, deadline, self.sites, self.trainee, probe, self.first.chance)
+        done = checks.run(scene, CHECKS, self.plan.needs, self.tick)
+        self.not_measured += done.not_measured
+        self.seconds |= done.seconds
+        return done
+
     def _profile(self) -> Mapping[str, Profile]:
         if not self.plan.profile:
             return {}
@@ -247,7 +262,9 @@ class Session:
 
     # ------------------------------------------------------------------ the result
 
-    def _measurement(self, probe: Run, others: tuple[Run, ...], bad: tuple[NonFinite, ...], profiles: Mapping[str, Profile]) -> Measurement:
+    def _measurement(
+        self, probe: Run, others: tuple[Run, ...], bad: tuple[NonFinite, ...], checked: checks.Checked, profiles: Mapping[str, Profile]
+    ) -> Measurement:
         w, first = self.workload, self.first
         layers = self.layers.nouns(self.sites, profiles)
         cuts = self._lasting_cuts()
@@ -293,6 +310,7 @@ class Session:
             ignores=ignores(w.files),
             snippets=snippets(places),
             seconds=dict(self.seconds),
+            **checked.values,
         )
 
     def _lasting_cuts(self) -> tuple[Cut, ...]:

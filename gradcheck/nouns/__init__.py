@@ -1,6 +1,7 @@
 """Every noun that crosses a boundary: frozen, plain numbers and strings, no torch.
 
     places       Location, Ignore: spans of the user's source
+    checks       what the checks beside the probe found: parts of a Measurement
     measurement  Measurement and its parts: what the measuring code hands to the rules
     verdict      Finding, Evidence, Remedy, RuleState: what a rule hands back
     report       Report: what the user gets

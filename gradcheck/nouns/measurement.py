@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gradcheck.nouns.checks import Attention, Clip, Dependence, Derivatives, Recurrence, SampleGradients, Sharpness, Validation
 from gradcheck.nouns.places import Ignore, Location
 
 LayerKind = Literal[
@@ -387,6 +388,14 @@ class Measurement:
     hidden: tuple[HiddenTensor, ...] = ()
     non_finite: tuple[NonFinite, ...] = ()
     ascent: Ascent | None = None
+    derivatives: Derivatives | None = None
+    dependence: Dependence | None = None
+    recurrences: tuple[Recurrence, ...] = ()
+    samples: SampleGradients | None = None
+    attentions: tuple[Attention, ...] = ()
+    validation: Validation | None = None
+    sharpness: Sharpness | None = None
+    clip: Clip | None = None
     pretrained: bool = False  # weights or normalization statistics show that the model was trained before
     training: bool = True  # the model was in training mode when it was handed over
     not_measured: tuple[NotMeasured, ...] = ()

@@ -1,0 +1,76 @@
+"""The checks beside the probe: each looks at copies of its own, runs when a selected rule asks for it, and may fail alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradcheck.measure.fork import Trainee, fork
+from gradcheck.nouns.measurement import NotMeasured, Run
+from gradcheck.nouns.places import Location
+from gradcheck.target.workload import Workload
+
+
+class Unmeasured(Exception):
+    """A check could not be made; its text says why."""
+
+
+@dataclass
+class Scene:
+    """What a check may use. `fork()` is a fresh copy as it was before training; `trained` is the probe's copy as it is now."""
+
+    workload: Workload
+    seed: int
+    deadline: float  # on time.perf_counter()
+    sites: Mapping[str, Location | None]  # module name -> where it is created
+    trained: Trainee
+    probe: Run
+    chance: float | None  # loss of the best constant prediction
+
+    def fork(self) -> Trainee:
+        return fork(self.workload, seed=self.seed)
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() > self.deadline
+
+
+@dataclass(frozen=True)
+class Check:
+    """`make` gives the value of the Measurement field `name`; a rule asks for it by the need of the same name."""
+
+    need: str
+    name: str  # field of Measurement
+    make: Callable[[Scene], Any]
+
+
+@dataclass
+class Checked:
+    values: dict[str, Any] = field(default_factory=dict)  # Measurement field -> noun
+    not_measured: list[NotMeasured] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(scene: Scene, checks: Collection[Check], needs: Collection[str] | None, tick: Callable[[str, float], None]) -> Checked:
+    """Makes the checks that are asked for (None: all), as long as there is time."""
+    done = Checked()
+    for check in checks:
+        if needs is not None and check.need not in needs:
+            continue
+        if scene.late:
+            done.not_measured.append(NotMeasured(check.need, "the time budget ran out"))
+            continue
+        tick(check.need, 0.0)
+        started = time.perf_counter()
+        try:
+            value = check.make(scene)
+            if value is not None:
+                done.values[check.name] = value
+        except Unmeasured as reason:
+            done.not_measured.append(NotMeasured(check.need, str(reason)))
+        except Exception as error:  # the user's code runs here in ways that it was not written for
+            done.not_measured.append(NotMeasured(check.need, f"{type(error).__name__}: {error}"))
+        done.seconds[check.need] = time.perf_counter() - started
+    return done
