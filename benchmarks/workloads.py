@@ -24,13 +24,17 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.1),
     "elu": nn.ELU,
     "silu": nn.SiLU,
+    "selu": nn.SELU,
+    "mish": nn.Mish,
+    "softplus": nn.Softplus,
+    "hardtanh": nn.Hardtanh,
 }
 BATCH = 64
 
 
 @dataclass
 class Task:
-    """x: [N, ...], y: [N]; `classes` is None for regression."""
+    """x: [N, ...]; y: [N] or, with a label a step, [N, T]; `classes` is None for regression, where y: [N, D]."""
 
     name: str
     x: torch.Tensor
@@ -59,17 +63,34 @@ def _standardised(x: np.ndarray) -> torch.Tensor:
     return torch.tensor((x - x.mean(0)) / (x.std(0) + 1e-6), dtype=torch.float32)
 
 
-def _task(rng: random.Random, images: bool, sequences: bool) -> Task:
-    if images:
-        d = load_digits()
-        return Task("digits", torch.tensor(d.images / 16.0, dtype=torch.float32).unsqueeze(1), torch.tensor(d.target), 10)
-    if sequences:
-        g = torch.Generator().manual_seed(rng.randrange(10**6))
-        length = rng.choice((8, 16, 32))
-        x = torch.randint(0, 8, (1024, length), generator=g)
-        kind = rng.choice(("majority", "first", "last"))
-        y = x[:, 0] % 4 if kind == "first" else x[:, -1] % 4 if kind == "last" else (x < 4).sum(1) * 3 // length
-        return Task(f"sequence-{kind}-{length}", x, y, 4)
+def _images(rng: random.Random) -> Task:
+    d = load_digits()
+    scale = 255.0 if rng.random() < 0.15 else 1.0
+    name = "digits" if scale == 1 else "digits-0-to-255"
+    return Task(name, torch.tensor(d.images / 16.0 * scale, dtype=torch.float32).unsqueeze(1), torch.tensor(d.target), 10)
+
+
+def _sequences(rng: random.Random) -> Task:
+    """Tokens 0..7; a label for the whole sequence in 0..3, or the next token of a Markov chain at every step."""
+    g = torch.Generator().manual_seed(rng.randrange(10**6))
+    length = rng.choice((8, 16, 32))
+    kind = rng.choice(("majority", "first", "last", "next"))
+    if kind == "next":
+        steps = torch.softmax(3 * torch.randn(8, 8, generator=g), 1)
+        tokens = [torch.randint(0, 8, (1024,), generator=g)]
+        for _ in range(length):
+            tokens.append(torch.multinomial(steps[tokens[-1]], 1, generator=g)[:, 0])
+        x = torch.stack(tokens, 1)
+        return Task(f"sequence-next-{length}", x[:, :-1], x[:, 1:].contiguous(), 8)
+    x = torch.randint(0, 8, (1024, length), generator=g)
+    y = x[:, 0] % 4 if kind == "first" else x[:, -1] % 4 if kind == "last" else (x < 4).sum(1) * 3 // length
+    return Task(f"sequence-{kind}-{length}", x, y, 4)
+
+
+def _vectors(rng: random.Random) -> Task:
+    if rng.random() < 0.12:
+        x = _standardised(load_digits().data)
+        return Task("autoencoder-digits", x, x, None)
     name = rng.choice(("digits", "cancer", "wine", "diabetes", "teacher"))
     if name == "diabetes":
         d = load_diabetes()
@@ -110,7 +131,7 @@ def _mlp(rng: random.Random, task: Task) -> tuple[nn.Module, str]:
         body += [nn.BatchNorm1d(width)] if norm == "bn" else [nn.LayerNorm(width)] if norm == "ln" else []
         body += [ACTIVATIONS[act](), nn.Dropout(drop)] if drop else [ACTIVATIONS[act]()]
         layers += [Residual(nn.Sequential(*body), rng.choice((1.0, depth**-0.5)))] if skip else body
-    layers.append(nn.Linear(width, task.classes or 1))
+    layers.append(nn.Linear(width, task.classes or task.y.shape[1]))
     return nn.Sequential(*layers), f"mlp depth={depth} width={width} {act} norm={norm} skip={skip} drop={drop}"
 
 
@@ -128,34 +149,44 @@ def _cnn(rng: random.Random, task: Task) -> tuple[nn.Module, str]:
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: str, width: int, layers: int, classes: int) -> None:
+    """Logits [N, C] from the last state, or [N, C, T] from every state."""
+
+    def __init__(self, kind: str, width: int, layers: int, classes: int, every_step: bool) -> None:
         super().__init__()
+        self.every_step = every_step
         self.embed = nn.Embedding(8, 32)
         self.rnn = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[kind](32, width, layers, batch_first=True)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.rnn(self.embed(x))[0][:, -1])
+        states = self.rnn(self.embed(x))[0]
+        return self.head(states).transpose(1, 2) if self.every_step else self.head(states[:, -1])
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int, depth: int, norm_first: bool, length: int, classes: int) -> None:
+    """Logits [N, C] from the mean over tokens, or [N, C, T] with causal attention."""
+
+    def __init__(self, width: int, depth: int, norm_first: bool, length: int, classes: int, every_step: bool) -> None:
         super().__init__()
+        self.every_step = every_step
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length) if every_step else None)
         self.embed, self.place = nn.Embedding(8, width), nn.Parameter(torch.randn(length, width) * 0.02)
         block = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, batch_first=True, norm_first=norm_first)
         self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(self.embed(x) + self.place).mean(1))
+        tokens = self.blocks(self.embed(x) + self.place, mask=self.mask)
+        return self.head(tokens).transpose(1, 2) if self.every_step else self.head(tokens.mean(1))
 
 
 def _sequence_model(rng: random.Random, task: Task) -> tuple[nn.Module, str]:
+    every, classes = task.y.dim() == 2, task.classes or 0
     if rng.random() < 0.5:
         kind, width, layers = rng.choice(("rnn", "gru", "lstm")), rng.choice((32, 64)), rng.choice((1, 2))
-        return Recurrent(kind, width, layers, 4), f"{kind} width={width} layers={layers}"
+        return Recurrent(kind, width, layers, classes, every), f"{kind} width={width} layers={layers}"
     width, depth, first = rng.choice((32, 64)), rng.choice((1, 2, 4, 8)), rng.random() < 0.5
-    return Transformer(width, depth, first, task.x.shape[1], 4), f"transformer width={width} depth={depth} pre={first}"
+    return Transformer(width, depth, first, task.x.shape[1], classes, every), f"transformer width={width} depth={depth} pre={first}"
 
 
 def _initialise(rng: random.Random, model: nn.Module) -> str:
@@ -182,19 +213,27 @@ def _initialise(rng: random.Random, model: nn.Module) -> str:
     )
 
 
+# Name -> (class, centre of the rates that are drawn, other arguments).
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], float, dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, 0.1, {}),
+    "momentum": (torch.optim.SGD, 0.01, {"momentum": 0.9}),
+    "nesterov": (torch.optim.SGD, 0.01, {"momentum": 0.9, "nesterov": True}),
+    "adam": (torch.optim.Adam, 2e-3, {}),
+    "adamw": (torch.optim.AdamW, 2e-3, {}),
+    "nadam": (torch.optim.NAdam, 2e-3, {}),
+    "rmsprop": (torch.optim.RMSprop, 1e-3, {}),
+    "adagrad": (torch.optim.Adagrad, 1e-2, {}),
+}
+
+
 def _optimizer(rng: random.Random, model: nn.Module) -> tuple[torch.optim.Optimizer, str]:
-    name = rng.choice(("sgd", "momentum", "adam", "adam", "adamw", "rmsprop"))
-    centre = {"sgd": 0.1, "momentum": 0.01, "adam": 2e-3, "adamw": 2e-3, "rmsprop": 1e-3}[name]
+    name = rng.choice(("sgd", "sgd", "momentum", "momentum", "nesterov", "adam", "adam", "adam", "adamw", "nadam", "rmsprop", "adagrad"))
+    kind, centre, arguments = OPTIMIZERS[name]
     lr = float(f"{centre * 10 ** rng.gauss(0, 1.2):.2g}")
-    parameters = list(model.parameters())
-    optimizer: torch.optim.Optimizer = {
-        "sgd": lambda: torch.optim.SGD(parameters, lr),
-        "momentum": lambda: torch.optim.SGD(parameters, lr, momentum=0.9),
-        "adam": lambda: torch.optim.Adam(parameters, lr),
-        "adamw": lambda: torch.optim.AdamW(parameters, lr),
-        "rmsprop": lambda: torch.optim.RMSprop(parameters, lr),
-    }[name]()
-    return optimizer, f"{name} lr={lr:g}"
+    decay = rng.choice((0.0, 0.0, 0.0, 1e-4, 1e-2, 0.3))
+    if decay:
+        arguments = {**arguments, "weight_decay": decay}
+    return kind(model.parameters(), lr=lr, **arguments), f"{name} lr={lr:g}" + (f" decay={decay:g}" if decay else "")
 
 
 def draw(seed: int) -> Case:
@@ -202,7 +241,7 @@ def draw(seed: int) -> Case:
     rng = random.Random(seed)
     torch.manual_seed(seed)
     family = rng.choice(("mlp", "mlp", "mlp", "cnn", "sequence", "sequence"))
-    task = _task(rng, family == "cnn", family == "sequence")
+    task = {"mlp": _vectors, "cnn": _images, "sequence": _sequences}[family](rng)
     model, words = {"mlp": _mlp, "cnn": _cnn, "sequence": _sequence_model}[family](rng, task)
     init = _initialise(rng, model)
     optimizer, recipe = _optimizer(rng, model)
@@ -214,8 +253,8 @@ def draw(seed: int) -> Case:
 def chance(task: Task) -> float:
     """Loss of the best constant prediction."""
     if task.classes is None:
-        return task.y.var(correction=0).item()
-    share = torch.bincount(task.y, minlength=task.classes).double() / len(task.y)
+        return task.y.var(0, correction=0).mean().item()
+    share = torch.bincount(task.y.flatten(), minlength=task.classes).double() / task.y.numel()
     return -sum(p * math.log(p) for p in share.tolist() if p > 0)
 
 
