@@ -31,6 +31,7 @@ Outputs = Annotated[
 FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level or above [error].")]
 ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")]
 MaxWarnings = Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")]
+Fast = Annotated[bool, typer.Option("--fast", help="A few steps only: what the first steps show, without training experiments.")]
 Profiled = Annotated[bool, typer.Option("--profile", help="Show what each layer costs.")]
 ShowPassed = Annotated[bool, typer.Option("--show-passed", help="Show the state of every rule, and what was found by convention.")]
 ShowAll = Annotated[bool, typer.Option("--show-all", help="Show all layers in the profile.")]
@@ -60,6 +61,7 @@ def scan(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
     budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop measuring after this time.")] = None,
+    fast: Fast = False,
     select: Words = None,
     ignore: Ignored = None,
     extend_select: Extended = None,
@@ -81,7 +83,8 @@ def scan(
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
-        limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype, "profile": profile or None}
+        limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
+        limits |= {"fast": fast or None, "profile": profile or None}
         settings = settings_of(config, isolated, **chosen, **limits, fail_on=fail_on, max_warnings=max_warnings)
         outputs = parse_outputs(output or ())
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}

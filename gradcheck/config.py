@@ -42,6 +42,7 @@ class Settings:
     budget: float | None = None  # seconds for the whole scan
     device: str = "auto"
     dtype: str | None = None
+    fast: bool = False  # a few steps only: no probe training, no experiments, no checks beside it
     profile: bool = False
     rule_paths: tuple[Path, ...] = ()
     rules: Mapping[str, RuleSettings] = field(default_factory=dict)  # by name or code, as the user wrote it

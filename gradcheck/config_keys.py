@@ -199,6 +199,7 @@ READERS: Mapping[str, Reader] = {
     "steps": _positive,
     "seeds": _positive,
     "budget": _above_zero,
+    "fast": _boolean,
     "device": _text,
     "dtype": _text,
     "rule-paths": _paths,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,26 @@ import torch
 from torch import nn
 
 from gradcheck import __version__
+from gradcheck.capture.script import ScriptSpec, captured
+from gradcheck.capture.trainings import Training, explain_ending, trainings_of, with_loop
 from gradcheck.config import Settings, settings_from
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
 from gradcheck.measure.measure import Plan, measure
 from gradcheck.measure.untouched import untouched
+from gradcheck.errors import TargetError
+from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.report import Report
 from gradcheck.target.load import load
 from gradcheck.target.objects import from_objects
 from gradcheck.target.spec import TargetSpec
 from gradcheck.target.workload import Workload
 
-DEFAULT_BUDGET = 60.0  # seconds a seed: a scan is something that one waits for
+# Seconds a seed: a scan is something that one waits for.
+SCRIPT_BUDGET = 12.0  # seconds for what is measured after the steps of a script, over all its trainings
+DEFAULT_BUDGET = 60.0
+SMALL_BUDGET = 20.0  # for models with fewer parameters than
+SMALL = 1_000_000
 
 Progress = Callable[[str, float], None]  # phase, fraction done
 
@@ -61,16 +70,50 @@ def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None 
         return scan_workload(load(spec), settings, progress)
 
 
-def scan_workload(workload: Workload, settings: Settings, progress: Progress | None = None) -> Report:
-    """Measure, judge, report."""
+def default_budget(model: nn.Module) -> float:
+    """Seconds that measuring may take when the user sets no budget."""
+    return SMALL_BUDGET if sum(p.numel() for p in model.parameters()) < SMALL else DEFAULT_BUDGET
+
+
+def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None = None) -> list[Report]:
+    """The same for a training script: it is run until it has taken some steps; a report for each of its optimizers.
+
+    Raises TargetError when it trains nothing, or fails for a reason that no finding explains.
+    """
+    if progress is not None:
+        progress("running the script", 0.0)
+    with untouched(), captured(spec) as run:
+        trainings = trainings_of(run, spec)
+        seconds = (settings.budget or SCRIPT_BUDGET) / len(trainings)
+        reports = [_scan_training(training, replace(settings, budget=seconds), progress) for training in trainings]
+        explain_ending(run, spec, reports)
+        return reports
+
+
+def _scan_training(training: Training, settings: Settings, progress: Progress | None) -> Report:
+    if training.workload is not None:
+        try:
+            return scan_workload(training.workload, settings, progress, training.loop)
+        except TargetError as error:
+            training.why = error.message
+    started = time.perf_counter()
+    rules = chosen(settings)
+    measurement = training.observed()
+    findings, suppressed, states = judge([measurement], rules, settings)
+    return Report(measurement.target, findings, states, (measurement,), suppressed, time.perf_counter() - started, __version__)
+
+
+def scan_workload(workload: Workload, settings: Settings, progress: Progress | None = None, loop: LoopFacts | None = None) -> Report:
+    """Measure, judge, report. `loop`: what was seen of the user's own loop over this workload."""
     started = time.perf_counter()
     rules = chosen(settings)
     measurements = []
     for seed in range(settings.seeds):
         if seed and workload.rebuild is not None:
             workload = workload.rebuild(seed)
-        plan = Plan(settings.steps, settings.budget or DEFAULT_BUDGET, seed, needs(rules), settings.profile)
-        measurements.append(measure(workload, plan, progress or (lambda phase, fraction: None)))
+        plan = Plan(settings.steps, settings.budget or default_budget(workload.model), seed, needs(rules), settings.profile, settings.fast)
+        measured = measure(workload, plan, progress or (lambda phase, fraction: None))
+        measurements.append(with_loop(measured, loop) if loop is not None else measured)
     findings, suppressed, states = judge(measurements, rules, settings)
     return Report(
         measurements[0].target,

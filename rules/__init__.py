@@ -5,4 +5,32 @@ To add a family, add its module and its name here. `gradcheck.judge.registry` lo
 
 from __future__ import annotations
 
-FAMILIES = ("graph", "gradient", "activation", "initialization", "loss", "numerics", "optimization", "data")
+FAMILIES = (
+    "graph",
+    "graph_loop",
+    "graph_function",
+    "gradient",
+    "gradient_time",
+    "gradient_samples",
+    "activation",
+    "activation_missing",
+    "attention",
+    "initialization",
+    "initialization_recurrent",
+    "initialization_residual",
+    "initialization_prior",
+    "normalization",
+    "normalization_depth",
+    "loss",
+    "loss_stability",
+    "half_precision",
+    "numerics",
+    "optimization",
+    "batch_size",
+    "optimizer_settings",
+    "clipping",
+    "regularization",
+    "data",
+    "loop",
+    "loop_batches",
+)

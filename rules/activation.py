@@ -50,7 +50,7 @@ def saturation(layer: Layer) -> float | None:
             0.9, "of the entries", "heuristic: a tenth of the gradient is left per layer; an error only if the probe fails"
         ),
     },
-    explains=("GRAD001", "OPT002", "LOSS005"),
+    explains=("GRAD001", "OPT002", "GRAPH008", "LOSS005"),
 )
 def saturated_activation(m: Measurement, limits: Limits) -> Verdict:
     """Hidden sigmoid or tanh layers whose outputs sit at their bounds.
@@ -148,7 +148,7 @@ def dead_share(layer: Layer) -> float:
         "samples_severe": Limit(64, "samples x positions", "at 64 a healthy network seems to have 19 % dead units, far from 80 %"),
         "batches": Limit(2, "batches", "a unit may have nothing to do in one batch"),
     },
-    explains=("GRAD004", "OPT002", "LOSS005"),
+    explains=("GRAD004", "OPT002", "GRAPH008", "LOSS005"),
 )
 def dead_units(m: Measurement, limits: Limits) -> Verdict:
     """Units (channels) of ReLU-like layers that are never active, whatever the input.
@@ -303,7 +303,7 @@ def _stacks_behind(m: Measurement, functions: set[str | None]) -> list[list[Laye
         "stacked": Limit(4, "layers", "0 of 13 such networks train as they are, or after data-driven rescaling"),
         "error_total": Limit(6.0, "decades", "96 of 96 random networks whose gradient changes by 6 decades or more fail at every rate"),
     },
-    explains=("GRAD001", "ACT001", "ACT004", "INIT001", "INIT002", "INIT007", "OPT001", "OPT002", "LOSS005"),
+    explains=("GRAD001", "ACT001", "ACT004", "INIT001", "INIT002", "INIT007", "OPT001", "OPT002", "GRAPH008", "LOSS005"),
 )
 def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
     """Four or more sigmoid-like hidden layers in a row without normalisation.
@@ -406,7 +406,7 @@ def collapse(layer: Layer, value: Callable[[Snapshot], float | None]) -> float |
         "token_cosine_info": Limit(0.99, "cosine", "a 16-block post-norm transformer that trains slowly has 0.995"),
         "layers": Limit(12, "layers", "about six blocks; a 3-block transformer with 1.000 still reached 90 %"),
     },
-    explains=("OPT001", "OPT002", "LOSS005"),
+    explains=("OPT001", "OPT002", "GRAPH008", "LOSS005"),
 )
 def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
     """All samples, or all tokens of a sample, reach the output as one and the same vector.

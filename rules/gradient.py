@@ -108,7 +108,7 @@ def trend_finding(m: Measurement, trend: Trend, limits: Limits, verb: str, outco
     up_to="error",
     needs=("signals", "graph", "probe"),
     limits=TREND_LIMITS,
-    explains=("INIT001", "INIT002", "INIT007", "ACT004", "OPT002", "LOSS005"),
+    explains=("NORM001", "INIT001", "INIT002", "INIT007", "ACT004", "OPT002", "GRAPH008", "LOSS005"),
 )
 def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
     """The gradient shrinks exponentially on its way from the loss to the input.
@@ -242,7 +242,20 @@ def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
     needs=("signals", "graph", "losses", "probe"),
     limits=TREND_LIMITS
     | {"initial_loss": Limit(1e4, "times chance", "all of 507 random networks beyond it fail; 58 healthy ones reach 1.54")},
-    explains=("INIT001", "INIT002", "INIT007", "ACT004", "OPT001", "OPT002", "LOSS003", "LOSS005", "NUM001"),
+    explains=(
+        "NORM001",
+        "NORM002",
+        "INIT003",
+        "INIT001",
+        "INIT002",
+        "INIT007",
+        "ACT004",
+        "OPT001",
+        "OPT002",
+        "LOSS003",
+        "LOSS005",
+        "NUM001",
+    ),
 )
 def exploding_gradient(m: Measurement, limits: Limits) -> Verdict:
     """The gradient, or the signal, grows exponentially with the number of layers.
@@ -341,7 +354,7 @@ def zero_severity(m: Measurement, share: float, upstream: bool, limits: Limits) 
         ),
         "settled_step": Limit(3, "steps", "54 of 54 healthy networks have no zero gradient left after 3 steps"),
     },
-    explains=("OPT002", "LOSS005"),
+    explains=("OPT002", "GRAPH008", "LOSS005"),
 )
 def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
     """Weights whose gradient is exactly zero at every step.

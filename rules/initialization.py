@@ -66,6 +66,7 @@ def misfit(value: float, activation: str | None) -> float:
         "total": Limit(2.5, "decades", "limits of vanishing-gradient: 507 random networks, 58 healthy architectures"),
         "total_learning": Limit(4.0, "decades", "vanishing-gradient's limit for a warning on a model that learns in the probe"),
     },
+    explains=("NORM001",),
 )
 def signal_gain(m: Measurement, limits: Limits) -> Verdict:
     """The scale of the weights does not fit the activation that follows, and the signal shows it.
@@ -338,7 +339,7 @@ def stays_degenerate(p: Parameter, limits: Limits) -> bool:
         "samples": Limit(64, "samples x positions", "as dead-units: at 64 a healthy network seems to have 19 % dead units"),
         "bias": Limit(-1.0, "mean bias", "heuristic: a unit-variance pre-activation is then negative for 84 % of the inputs"),
     },
-    explains=("INIT002", "INIT006", "ACT002", "ACT004", "GRAD001", "GRAD004", "LOSS005", "OPT001", "OPT002"),
+    explains=("INIT002", "INIT006", "ACT002", "ACT004", "GRAD001", "GRAD004", "GRAPH008", "LOSS005", "OPT001", "OPT002"),
 )
 def degenerate_initialization(m: Measurement, limits: Limits) -> Verdict:
     """Hidden weights that are constant, or zero, and stay so; biases that shut a whole layer.
@@ -525,7 +526,11 @@ def _symmetry_finding(group: list[Layer], weights: dict[str, Parameter], limits:
         "total_learning": Limit(4.0, "decades", "vanishing-gradient's limit for a warning on a model that learns in the probe"),
         "total": Limit(1.5, "decades", "random networks between 1.5 and 2 decades fail in 65 % with SGD at 0.01"),
     },
-    explains=("INIT001",),
+    explains=(
+        "GRAPH008",
+        "NORM001",
+        "INIT001",
+    ),
 )
 def default_initialization(m: Measurement, limits: Limits) -> Verdict:
     """A deep plain network left at torch's default initialisation.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         "target_excess": Limit(0.1, "of the targets' std", "heuristic: smaller excesses are rounding or single values"),
         "target_share": Limit(0.1, "of the targets", "heuristic: an error when a good share of targets is out of reach"),
     },
-    explains=("GRAD004", "GRAD001", "GRAD002", "LOSS003", "LOSS005", "ACT001", "ACT002", "OPT001", "OPT002", "GRAPH004"),
+    explains=("GRAD004", "GRAD001", "GRAD002", "LOSS003", "GRAPH008", "LOSS005", "ACT001", "ACT002", "OPT001", "OPT002", "GRAPH004"),
 )
 def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     """The model's output is not what the loss function expects.
@@ -374,6 +374,8 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable("the loss has no known chance level" if chance is None else "a constant prediction is almost perfect")
     if not m.probe.losses:
         return not_measured("the probe took no step")
+    if len(m.losses) == 1 and m.losses[0].uniform is not None:
+        chance = max(chance, m.losses[0].uniform * (m.losses[0].weight_in_total or 1.0))  # imbalanced classes: an even guess is not wrong
     first = m.probe.losses[0]
     if not (math.isfinite(first) and first > limits["ratio"] * chance):
         return []

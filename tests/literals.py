@@ -27,6 +27,7 @@ from gradcheck.nouns.measurement import (
     TensorStats,
 )
 from gradcheck.nouns.places import Location
+from gradcheck.nouns.structure import LinearPair, Norm, Statistics, Stream
 
 STEPS = (0, 1, 3, 10, 30, 99)  # the measured steps of a default scan
 
@@ -261,3 +262,38 @@ def with_parameter(m: Measurement, name: str, **overrides: Any) -> Measurement:
     if m.parameter(name) is None:
         raise KeyError(name)
     return replace(m, parameters=tuple(replace(p, **overrides) if p.name == name else p for p in m.parameters))
+
+
+def norm(layer: str = "bn", **overrides: Any) -> Norm:
+    """A batch normalization over 2048 values with torch's defaults, at a line of its own."""
+    values: dict[str, Any] = {
+        "site": location(60),
+        "batch": True,
+        "values": 2048.0,
+        "index": 0,
+        "momentum": 0.1,
+        "tracks": True,
+        "fresh": True,
+    }
+    return Norm(layer, **values | overrides)
+
+
+def statistics(evaluated: float = 0.5, batch: float = 0.5, **overrides: Any) -> Statistics:
+    return Statistics(evaluated, batch, **overrides)
+
+
+def pair(first: str = "fc1", second: str = "fc2", **overrides: Any) -> LinearPair:
+    """Two layers 64 wide."""
+    return LinearPair(first, second, **{"inputs": 64, "inner": 64, "outputs": 64} | overrides)
+
+
+def stream(growth: float = 2.0, ratio: float = 0.5, sums: int = 8, **overrides: Any) -> Stream:
+    """A residual stream that starts at size 1 and ends without normalization."""
+    values: dict[str, Any] = {
+        "layers": tuple(f"blocks.{i}" for i in range(sums)),
+        "site": location(70),
+        "start": 1.0,
+        "end": growth,
+        "ratios": (ratio,) * sums,
+    }
+    return Stream(**values | overrides)

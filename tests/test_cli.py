@@ -91,14 +91,14 @@ def test_flags_reach_the_scan(scanned, gradcheck):
     gradcheck(
         *("scan", "model.py:net", "--arg", "depth=3", "--arg", "name=a=b", "--data", "d.pt", "--val-data", "v.pt", "--loss", "mse"),
         *("--input", "float32[2,3]", "--input", "int64[4]", "--optimizer", "sgd", "--lr", "0.1", "--steps", "7", "--seeds", "2"),
-        *("--device", "cpu", "--dtype", "bf16", "--budget", "9", "--profile", "--select", "GRAD,dead-units", "--extend-select", "ACT"),
+        *("--device", "cpu", "--dtype", "bf16", "--budget", "9", "--fast", "--profile", "--select", "GRAD,dead-units", "--extend-select", "ACT"),
     )
     ((spec, settings),) = scanned
     assert (spec.target, spec.arguments, spec.data, spec.val_data) == ("model.py:net", {"depth": "3", "name": "a=b"}, "d.pt", "v.pt")
     assert (spec.inputs, spec.loss, spec.optimizer, spec.lr) == (("float32[2,3]", "int64[4]"), "mse", "sgd", 0.1)
     assert (settings.steps, settings.seeds, settings.device, settings.dtype, settings.budget) == (7, 2, "cpu", "bf16", 9.0)
     assert (spec.device, spec.dtype) == ("cpu", "bf16")
-    assert settings.profile and settings.select == ("GRAD", "dead-units") and settings.extend_select == ("ACT",)
+    assert settings.fast and settings.profile and settings.select == ("GRAD", "dead-units") and settings.extend_select == ("ACT",)
 
 
 CONFIG = """

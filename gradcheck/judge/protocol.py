@@ -37,8 +37,15 @@ Need = Literal[
     "recurrence",
     "samples",
     "attention",
+    "precision",  # HalfGradients
     "validation",
     "sharpness",
+    "functional_step",
+    "epsilon",  # small_epsilon
+    "clipping",  # Clip
+    "regularization",
+    "normalization",  # Statistics; runs the probe first
+    "loop",  # LoopFacts: only where a training script was run, or a training was watched
 ]
 
 PAGE_HEADINGS = (

@@ -28,6 +28,7 @@ class Scene:
     trained: Trainee
     probe: Run
     chance: float | None  # loss of the best constant prediction
+    half: bool = False  # some layer's output is float16
 
     def fork(self) -> Trainee:
         return fork(self.workload, seed=self.seed)
@@ -44,6 +45,7 @@ class Check:
     need: str
     name: str  # field of Measurement
     make: Callable[[Scene], Any]
+    quick: bool = False  # costs next to nothing: made with --fast, too
 
 
 @dataclass
@@ -53,12 +55,10 @@ class Checked:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(scene: Scene, checks: Collection[Check], needs: Collection[str] | None, tick: Callable[[str, float], None]) -> Checked:
-    """Makes the checks that are asked for (None: all), as long as there is time."""
+def run(scene: Scene, checks: Collection[Check], tick: Callable[[str, float], None]) -> Checked:
+    """Makes the checks one after another, as long as there is time."""
     done = Checked()
     for check in checks:
-        if needs is not None and check.need not in needs:
-            continue
         if scene.late:
             done.not_measured.append(NotMeasured(check.need, "the time budget ran out"))
             continue

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gradcheck.measure import duplicates
 from gradcheck.nouns.measurement import DataFacts, InputFacts, LabelFacts, LayerKind
 
 MOST_FEATURES = 100_000
@@ -30,7 +31,9 @@ def data_facts(
         for name, tensor in named_tensors(batch):
             if id(tensor) not in skipped:
                 columns.setdefault(name, []).append(tensor)
-    inputs = tuple(_input(name, tensors, first) for name, tensors in columns.items() if tensors[0].numel())
+    present = {name: tensors for name, tensors in columns.items() if tensors[0].numel()}
+    whole = sum(t[0].dim() > 1 and t[0][0].numel() > 1 for t in present.values()) == 1  # a sample is one input's row
+    inputs = tuple(duplicates.facts(_input(name, tensors, first), tensors, targets, whole) for name, tensors in present.items())
     labels = _labels(targets, classes, ignore_index)
     size = batch_size(batches[0]) if batches else 0
     return DataFacts(given, len(batches), size, inputs, labels, repeated=len(batches) < steps)

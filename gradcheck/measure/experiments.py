@@ -1,6 +1,6 @@
-"""What is tried when the probe did not learn: other rates of the user's optimizer, and one small batch with Adam.
+"""What is tried when the probe did not learn: another order, other rates of the user's optimizer, one small batch with Adam.
 
-They separate a wrong learning rate from a model that cannot learn. Nothing here runs on a workload that learns.
+They separate bad luck from a wrong learning rate, and that from a model that cannot learn. Nothing here runs on a workload that learns.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,38 +39,83 @@ def rate_factors(probe: Run, chance: float | None, watched: Sequence[Watched]) -
     return tuple(dict.fromkeys(float(f"{c:.2g}") for c in candidates))
 
 
-def other_rates(
-    workload: Workload, steps: int, chance: float | None, factors: Sequence[float], seed: int, deadline: float, tick: Callable[[str], None]
-) -> list[Run]:
+@dataclass
+class Failure:
+    """A probe that failed, and what it takes to try again."""
+
+    workload: Workload
+    probe: Run
+    steps: int  # that a run may take
+    seed: int
+    chance: float | None  # loss of the best constant prediction over the batches
+    deadline: float  # for all runs together
+    tick: Callable[[str], None]
+
+    def until(self, runs_left: int) -> float:
+        """The deadline of the next of so many runs: they share what time is left."""
+        now = time.perf_counter()
+        return now + max(0.0, self.deadline - now) / max(1, runs_left)
+
+    def learns(self, run: Run) -> bool:
+        return outcome(run, self.chance) == "learns"
+
+
+def after(failure: Failure, watched: Sequence[Watched], chance_of: Callable[[Any], float | None], *, rated: bool) -> list[Run]:
+    """Other rates of the user's optimizer (when it has one: `rated`) until one learns, another order, and one batch when none did."""
+    factors = rate_factors(failure.probe, failure.chance, watched) if rated else ()
+    runs = other_rates(failure, factors)
+    learned = any(map(failure.learns, runs))
+    again = other_order(failure, runs_left=1 if learned else 2)
+    runs += again
+    if not learned and not any(map(failure.learns, again)):
+        runs += one_batch(failure, chance_of)
+    return runs
+
+
+def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
+    """The probe again with the same weights, its batches in another order: at the edge of stability the order decides."""
+    batches, seed = failure.workload.batches, failure.seed + 1
+    deadline = failure.until(runs_left)
+    if len(batches) < 2 or time.perf_counter() > deadline:
+        return []
+    failure.tick("other order")
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
+    training = Training(fork(failure.workload, seed=seed), [batches[i] for i in order])
+    training.run(failure.steps, deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, len(batches), failure.chance))
+    return [training.noun("other order", rate_factor=1.0)]
+
+
+def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
     """The probe again, from the same weights and batches, at other rates; until one learns."""
-    runs = []
-    for factor in factors:
-        if time.perf_counter() > deadline:
+    workload, runs = failure.workload, []
+    for i, factor in enumerate(factors):
+        deadline = failure.until(len(factors) - i + 1)
+        if time.perf_counter() >= deadline:
             break
-        tick(f"rate x{factor:g}")
-        trainee = fork(workload, seed=seed)
+        failure.tick(f"rate x{factor:g}")
+        trainee = fork(workload, seed=failure.seed)
         for group in trainee.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
         training = Training(trainee, workload.batches)
-        training.run(steps, deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, len(workload.batches), chance))
+        enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance)  # noqa: E731
+        training.run(failure.steps, deadline, norms=False, enough=enough)
         runs.append(training.noun(f"rate x{factor:g}", rate_factor=factor))
-        if outcome(runs[-1], chance) == "learns":
+        if failure.learns(runs[-1]):
             break
     return runs
 
 
-def one_batch(
-    workload: Workload, chance_of: Callable[[Any], float | None], seed: int, deadline: float, tick: Callable[[str], None]
-) -> list[Run]:
+def one_batch(failure: Failure, chance_of: Callable[[Any], float | None]) -> list[Run]:
     """Adam on a few samples of the first batch, at two rates; until one learns more than their mean."""
     runs = []
-    batch = few_samples(workload.batches[0], ONE_BATCH)
+    batch = few_samples(failure.workload.batches[0], ONE_BATCH)
     chance = chance_of(batch)
-    for rate in ONE_BATCH_RATES:
-        if time.perf_counter() > deadline:
+    for i, rate in enumerate(ONE_BATCH_RATES):
+        deadline = failure.until(len(ONE_BATCH_RATES) - i)
+        if time.perf_counter() >= deadline:
             break
-        tick(f"one batch, Adam {rate:g}")
-        trainee = fork(workload, seed=seed)
+        failure.tick(f"one batch, Adam {rate:g}")
+        trainee = fork(failure.workload, seed=failure.seed)
         trainee.optimizer = torch.optim.Adam([p for p in trainee.model.parameters() if p.requires_grad], lr=rate)
         training = Training(trainee, [batch])
         training.run(ONE_BATCH_STEPS, deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, 1, chance, 0.5))

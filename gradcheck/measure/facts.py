@@ -14,6 +14,8 @@ from gradcheck.measure.probe import lr_of
 from gradcheck.nouns.measurement import Environment, OptimizerFacts
 from gradcheck.nouns.places import Location
 
+# Optimizers that shrink the weights themselves; those of torch say it in their groups as `decoupled_weight_decay`.
+_DECOUPLED = re.compile(r"W$|lion|lamb|muon|adafactor|sophia|soap|shampoo|adopt|prodigy", re.IGNORECASE)
 _ADAPTIVE = re.compile(r"ada|rms|lion|rprop|muon|lamb|sophia|soap|shampoo", re.IGNORECASE)
 
 
@@ -27,10 +29,12 @@ def optimizer_facts(
     stale = sum(id(p) not in listed for g in groups for p in g["params"])
     betas = first.get("betas") or (first.get("momentum", 0.0),)
     lr, initial = lr_of(optimizer) or 0.0, float(first.get("initial_lr", 0.0) or 0.0)
+    name = type(optimizer).__name__
+    eps, decoupled = first.get("eps"), first.get("decoupled_weight_decay", bool(_DECOUPLED.search(name)))
     return OptimizerFacts(
-        type(optimizer).__name__,
+        name,
         given,
-        bool(_ADAPTIVE.search(type(optimizer).__name__)),
+        is_adaptive(optimizer),
         lr,
         tuple(float(g.get("lr") or 0.0) for g in groups),
         float(betas[0] or 0.0),
@@ -39,7 +43,15 @@ def optimizer_facts(
         lr < initial,
         max(0, stale - hidden),
         site,
+        float(eps) if isinstance(eps, (int, float)) else None,
+        tuple(float(b or 0.0) for b in betas),
+        bool(decoupled),
     )
+
+
+def is_adaptive(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the size of its step hardly depends on the size of the gradient."""
+    return bool(_ADAPTIVE.search(type(optimizer).__name__))
 
 
 def environment(model: nn.Module) -> Environment:
@@ -52,7 +64,12 @@ def environment(model: nn.Module) -> Environment:
 def pretrained(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     """Traces of earlier training: normalization statistics that have seen batches, or a filled optimizer state."""
     tracked = (b for name, b in model.named_buffers() if name.endswith("num_batches_tracked"))
-    return any(bool(b.item()) for b in tracked if b.numel() == 1) or bool(optimizer.state)
+    return any(bool(b.item()) for b in tracked if b.numel() == 1) or any(_has_stepped(state) for state in optimizer.state.values())
+
+
+def _has_stepped(state: Any) -> bool:
+    """Adagrad fills its state when it is made, with step 0."""
+    return bool(state) and (not isinstance(state, Mapping) or "step" not in state or float(state["step"]) > 0)
 
 
 def unbounded(series: Sequence[float]) -> bool:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure import data, disconnected, losses
+from gradcheck.measure import by_hand, data, disconnected, losses
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.losses import IGNORED
 from gradcheck.measure.observe import SeenSoftmax, Tracer
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.structure import Graph, producer
+from gradcheck.nouns.checks import Difference, LossOperation
 from gradcheck.nouns.measurement import BroadcastMix, Cut, HiddenTensor, LayerKind, LossCall, Softmax
 from gradcheck.nouns.places import Location
 from gradcheck.target.workload import Workload
@@ -36,6 +37,8 @@ class FirstStep:
     losses: tuple[LossCall, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
+    loss_operations: tuple[LossOperation, ...] = ()
+    differences: tuple[Difference, ...] = ()
     cuts: tuple[Cut, ...] = ()
     hidden: tuple[HiddenTensor, ...] = ()
     first_kind: LayerKind | None = None
@@ -79,6 +82,8 @@ def read(
         losses=loss_calls(taps, sites),
         softmaxes=tuple(_softmax(seen, taps, data.batch_size(batch)) for seen in taps.softmaxes),
         mixes=tuple(taps.mixes),
+        loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
+        differences=by_hand.differences(taps.differences, batch),
         cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
         first_kind=first,

@@ -16,7 +16,7 @@ from gradcheck.errors import TargetError
 from gradcheck.nouns.places import Location
 from gradcheck.target.copying import copying, memo_for
 from gradcheck.target.rng import seed_all
-from gradcheck.target.workload import Batch, TrainingStep, Workload
+from gradcheck.target.workload import Batch, Clipping, TrainingStep, Workload
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Trainee:
     optimizer: torch.optim.Optimizer
     training_step: TrainingStep
     sites: Mapping[int, Location]  # id(module) -> the expression that constructed its original
+    clip: Clipping | None = None  # `take_step` applies it
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The scalar training loss. Raises what the user's code raises, and TargetError when it is no scalar."""
@@ -46,16 +47,28 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
     memo = memo_for(workload.model)
     with copying():
         model = copy.deepcopy(workload.model, memo)
-        optimizer = _copy_optimizer(workload.optimizer, memo)
+        optimizer = copy_optimizer(workload.optimizer, memo)
         step = _rebind(workload.training_step, memo)
-    if not workload.model.training:
-        model.train()
+    _set_training(model)
     seed_all(seed)
     sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
-    return Trainee(model, optimizer, step, sites)
+    return Trainee(model, optimizer, step, sites, workload.clip)
 
 
-def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
+def _set_training(model: nn.Module) -> None:
+    """Training mode; what was put into evaluation mode on purpose stays there, as a `train` of the user's own says too."""
+    if not model.training:
+        model.train()
+        return
+    resting = [module for module in model.modules() if not module.training]
+    for module in list(model.modules()):
+        if module.training and type(module).train is not nn.Module.train:
+            module.train()
+    for module in resting:
+        module.training = False
+
+
+def copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
     """A deep copy whose groups hold the copied parameters.
 
     `copy.deepcopy` drops what subclasses keep beside state and groups (LBFGS's list of parameters), and a learning-rate

@@ -58,6 +58,11 @@ class Layers:
             layer.snapshots.append(_snapshot(step, same, layer.fate.head))
             self._units(layer, same)
 
+    @property
+    def half(self) -> bool:
+        """Whether some layer computes in float16."""
+        return any(layer.first.dtype == "float16" for layer in self.layers.values())
+
     @staticmethod
     def _units(layer: Growing, same: list[Call]) -> None:
         masks = [c.alive for c in same if c.alive is not None]
@@ -106,6 +111,7 @@ class Layers:
             at_start,
             tuple(layer.snapshots),
             profiles.get(name),
+            first.dtype,
         )
 
 

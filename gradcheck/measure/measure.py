@@ -11,7 +11,26 @@ from typing import Any
 import torch
 
 from gradcheck.errors import GradcheckError, TargetError
-from gradcheck.measure import checks, data, experiments, facts, first_step, numerics
+from gradcheck.measure import (
+    attention,
+    checks,
+    data,
+    dependence,
+    derivatives,
+    experiments,
+    facts,
+    first_step,
+    half,
+    links,
+    normalization,
+    numerics,
+    recurrence,
+    regularization,
+    samples,
+    settings,
+    sharpness,
+    validation,
+)
 from gradcheck.measure.fork import Trainee, fork
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.observe import Tracer
@@ -23,15 +42,30 @@ from gradcheck.measure.taps import Taps
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Ascent, Cut, Measurement, NonFinite, NotMeasured, Profile, Run
 from gradcheck.nouns.places import Location
-from gradcheck.progress import CLEAR_FALL, fall, outcome
+from gradcheck.progress import CLEAR_FALL, fall, outcome, unsettled
 from gradcheck.target.comments import ignores, snippets
 from gradcheck.target.sites import location_of_traceback
 from gradcheck.target.workload import Workload
 
 Tick = Callable[[str, float], None]  # phase, fraction done
 
-CHECKS: tuple[checks.Check, ...] = ()
+CHECKS: tuple[checks.Check, ...] = (
+    checks.Check("dependence", "dependence", dependence.dependence, quick=True),
+    checks.Check("derivatives", "derivatives", derivatives.derivatives),
+    checks.Check("normalization", "normalization", normalization.statistics, quick=True),
+    checks.Check("functional_step", "functional_step", settings.functional_step),
+    checks.Check("epsilon", "small_epsilon", settings.small_epsilon, quick=True),
+    checks.Check("clipping", "clip", settings.clipping, quick=True),
+    checks.Check("regularization", "regularization", regularization.regularization),
+    checks.Check("validation", "validation", validation.validation),
+    checks.Check("recurrence", "recurrences", recurrence.recurrences),
+    checks.Check("samples", "samples", samples.sample_gradients),
+    checks.Check("attention", "attentions", attention.measure),
+    checks.Check("precision", "half", half.measure),
+    checks.Check("sharpness", "sharpness", sharpness.sharpness),
+)
 
+PROBE_IN_WORDS = "the probe training and its experiments"
 LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
 PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments
 CHECK_SHARE = 0.2  # of the time budget, for the checks when the experiments have used up theirs
@@ -49,10 +83,13 @@ class Plan:
     seed: int = 0
     needs: Collection[str] | None = None  # quantities that the selected rules ask for; None: all
     profile: bool = False
+    fast: bool = False  # the first steps only: no probe, no experiments, no checks beside it
 
     @property
     def probes(self) -> bool:
-        return self.needs is None or "probe" in self.needs
+        if self.fast:
+            return False
+        return self.needs is None or not {"probe", "normalization"}.isdisjoint(self.needs)
 
     @property
     def probe_steps(self) -> int:
@@ -87,6 +124,7 @@ class Session:
         self.watched: list[Watched] = []
         self.layers = Layers()
         self.first = first_step.FirstStep()
+        self.linked = links.Linked()
         self.cosine: float | None = None  # of the first update with the negative gradient
         self.measured: list[int] = []
         self.functional = True  # whether functional calls need taps after the first step
@@ -122,10 +160,10 @@ class Session:
         if time.perf_counter() - started > SMALL_STEP * max(1, training.step - 1):
             torch.set_num_threads(threads)
         training.run(body, deadline, **run)
-        if self.plan.probes and training.ended == "done" and outcome(self._so_far(), self.first.chance) != "learns":
+        if self.plan.probes and training.ended == "done" and self._doubtful():
             longer = LONGER * steps - FINAL_STEPS
             run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longer)
-            training.run(longer, deadline, enough=lambda _: fall(self._so_far(), self.first.chance) >= CLEAR_FALL, **run)
+            training.run(longer, deadline, enough=lambda _: not self._doubtful(), **run)
         if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
             ended = "budget" if training.ended == "budget" else "done"
             training.ended = "done"
@@ -133,6 +171,10 @@ class Session:
             training.run(training.step + FINAL_STEPS, float("inf"), measured=last, observe=self.observe)
             training.ended = ended if training.ended == "done" else training.ended
         self.seconds["probe"] = time.perf_counter() - self.started
+
+    def _doubtful(self) -> bool:
+        run, chance = self._so_far(), self.first.chance
+        return fall(run, chance) < CLEAR_FALL or unsettled(run, chance)
 
     def _so_far(self) -> Run:
         return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches))
@@ -149,6 +191,7 @@ class Session:
         if first:
             self.watched = watch(trainee.model, trainee.optimizer)
             fates = graph.fates(taps.calls) if graph is not None else {}
+            self._link(taps, graph)
         value = float(loss.detach())
         if loss.requires_grad:
             loss.backward()
@@ -168,10 +211,18 @@ class Session:
         taps.release()
         return value
 
+    def _link(self, taps: Taps, graph: Graph | None) -> None:
+        if not isinstance(taps, Tracer):
+            return
+        try:
+            self.linked = links.read(graph, taps.calls, taps.seen, self.sites)
+        except Exception as error:  # graphs come in more shapes than were thought of
+            self.not_measured.append(NotMeasured("links", f"{type(error).__name__}: {error}"))
+
     # ------------------------------------------------------------- after the probe
 
     def _explain_exception(self) -> None:
-        """A loss that rejects its arguments is a finding; anything else that a step raises stops the scan."""
+        """A loss, or a batch normalization, that rejects what it is given is a finding; anything else that a step raises stops the scan."""
         error, step = self.training.exception, self.training.step
         if error is None:
             return
@@ -184,21 +235,26 @@ class Session:
                 replay.bare_step(self._batch(step))
         except Exception:
             pass  # it is the one that is being explained
-        if not taps.losses or taps.losses[-1].raised is None:
+        refused = links.refused(taps.seen, self.sites)
+        if not refused and (not taps.losses or taps.losses[-1].raised is None):
             raise TargetError(
                 f"{self.workload.name} could not run{f' step {step}' if step else ''}: {type(error).__name__}: {error}",
                 location=location_of_traceback(error.__traceback__),
                 hint="check the shapes and dtypes of the data against the model; `--data` and `--input` set them",
             ) from error
-        raised = first_step.loss_calls(taps, self.sites)[-1]
-        self.first.losses = (*(c for c in self.first.losses if c.site != raised.site or c.function != raised.function), raised)
-        self.training.error = raised.raised
-        self.not_measured.append(NotMeasured("probe", f"the loss raised in step {step}"))
+        if refused:
+            who, self.training.error = "a batch normalization", refused[0].raised
+            self.linked = replace(self.linked, norms=(*self.linked.norms, *refused))
+        else:
+            raised = first_step.loss_calls(taps, self.sites)[-1]
+            self.first.losses = (*(c for c in self.first.losses if c.site != raised.site or c.function != raised.function), raised)
+            who, self.training.error = "the loss", raised.raised
+        self.not_measured.append(NotMeasured("probe", f"{who} raised in step {step}"))
         if step == 0:
             self.watched = watch(self.trainee.model, self.trainee.optimizer)
             self.layers.add(0, 0, taps.calls, {})
             self.measured.append(0)
-            self.not_measured.append(NotMeasured("graph", "the loss raised"))
+            self.not_measured.append(NotMeasured("graph", f"{who} raised"))
 
     def _runs(self, step: int) -> bool:
         """Whether the user's code takes this step when nobody is watching."""
@@ -222,16 +278,12 @@ class Session:
         if len(probe.losses) < 2 and probe.ended == "non-finite":
             return ()
         deadline = self.started + plan.seconds
-        tick = lambda what: self.tick(f"experiment: {what}", 0.0)  # noqa: E731
-        runs: list[Run] = []
-        if lr_of(self.trainee.optimizer) is not None:
-            factors = experiments.rate_factors(probe, chance, self.watched)
-            runs = experiments.other_rates(w, max(plan.steps, len(probe.losses)), chance, factors, plan.seed, deadline, tick)
-        learned = any(outcome(r, chance) == "learns" for r in runs)
-        if not learned:
-            runs += experiments.one_batch(w, self.first.chance_on, plan.seed, deadline, tick)
-            if time.perf_counter() > deadline:
-                self.not_measured.append(NotMeasured("experiments", f"the time budget of {plan.seconds:g} s ran out"))
+        steps = max(plan.steps, len(probe.losses))
+        failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, lambda what: self.tick(f"experiment: {what}", 0.0))
+        rated = lr_of(self.trainee.optimizer) is not None
+        runs = experiments.after(failure, self.watched, self.first.chance_on, rated=rated)
+        if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
+            self.not_measured.append(NotMeasured("experiments", f"the time budget of {plan.seconds:g} s ran out"))
         self.seconds["experiments"] = sum(r.seconds for r in runs)
         return tuple(runs)
 
@@ -248,8 +300,13 @@ class Session:
         if probe.ended == "raised":
             return checks.Checked()
         deadline = max(self.started + self.plan.seconds, time.perf_counter() + CHECK_SHARE * self.plan.seconds)
-        scene = checks.Scene(self.workload, self.plan.seed, deadline, self.sites, self.trainee, probe, self.first.chance)
-        done = checks.run(scene, CHECKS, self.plan.needs, self.tick)
+        scene = checks.Scene(self.workload, self.plan.seed, deadline, self.sites, self.trainee, probe, self.first.chance, self.layers.half)
+        asked = [c for c in CHECKS if self.plan.needs is None or c.need in self.plan.needs]
+        if self.plan.fast:
+            left_out = [PROBE_IN_WORDS, *(c.need for c in asked if not c.quick)]
+            self.not_measured += [NotMeasured(what, "left out by --fast") for what in dict.fromkeys(left_out)]
+            asked = [c for c in asked if c.quick]
+        done = checks.run(scene, asked, self.tick)
         self.not_measured += done.not_measured
         self.seconds |= done.seconds
         return done
@@ -268,7 +325,18 @@ class Session:
         w, first = self.workload, self.first
         layers = self.layers.nouns(self.sites, profiles)
         cuts = self._lasting_cuts()
-        sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden, *bad)
+        sited: tuple[Any, ...] = (
+            *layers,
+            *cuts,
+            *first.losses,
+            *first.softmaxes,
+            *first.mixes,
+            *first.loss_operations,
+            *first.differences,
+            *first.hidden,
+            *bad,
+            *checked.values.get("attentions", ()),
+        )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
         places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
         creation = w.sites.get(id(w.optimizer))
@@ -299,6 +367,11 @@ class Session:
             chance=first.chance,
             softmaxes=first.softmaxes,
             mixes=first.mixes,
+            loss_operations=first.loss_operations,
+            differences=first.differences,
+            norms=self.linked.norms,
+            pairs=self.linked.pairs,
+            streams=self.linked.streams,
             cuts=cuts,
             hidden=first.hidden,
             non_finite=bad,

@@ -28,6 +28,7 @@ class _Operation:
     low: float
     high: float
     in_model: bool
+    dtype: str = ""  # of its results
     outputs_finite: bool = True  # gradient of its outputs
 
 
@@ -50,7 +51,7 @@ class Locator(Taps):
         inputs = [t for t in tensors_in((args, kwargs), 2) if t.is_floating_point() and t.numel()]
         if not results or not inputs:
             return output
-        operation = _Operation(name, self.module_name, location_of_frame(caller()), *_range(inputs), self.in_model)
+        operation = _Operation(name, self.module_name, location_of_frame(caller()), *_range(inputs), self.in_model, _dtype(results))
         self._look_forward(operation, inputs, results)
         self._look_backward(operation, inputs, results)
         return output
@@ -80,6 +81,10 @@ class Locator(Taps):
         """Hooks of one tensor run once for all its consumers: the blame goes to the last one whose own gradient was finite."""
         if self.backward_fault is None and operation.outputs_finite and not bool(torch.isfinite(gradient).all()):
             self.backward_fault = operation
+
+
+def _dtype(tensors: list[torch.Tensor]) -> str:
+    return str(tensors[0].dtype).removeprefix("torch.")
 
 
 def _any(test: Any, tensor: torch.Tensor) -> bool:
@@ -120,4 +125,4 @@ def locate(trainee: Any, batch: Any, step: int, names: Mapping[int, str]) -> tup
 
 def _noun(operation: _Operation, direction: Any, step: int, kind: Any) -> NonFinite:
     low, high = operation.low, operation.high
-    return NonFinite(direction, operation.name, operation.layer, operation.site, step, kind, low, high)
+    return NonFinite(direction, operation.name, operation.layer, operation.site, step, kind, low, high, operation.dtype)

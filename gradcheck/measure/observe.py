@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure import losses
+from gradcheck.measure import by_hand, losses, seen
 from gradcheck.measure.taps import Taps, caller, tensors_in
 from gradcheck.nouns.measurement import BroadcastMix
 from gradcheck.nouns.places import Location
@@ -74,6 +74,9 @@ class Tracer(Taps):
         self.softmaxes: list[SeenSoftmax] = []
         self.mixes: list[BroadcastMix] = []
         self.cuts: dict[Any, SeenCut] = {}
+        self.seen: list[seen.Seen] = []
+        self.operations: list[by_hand.SeenOperation] = []
+        self.differences: list[by_hand.SeenDifference] = []
         self._in_loss = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,13 +85,45 @@ class Tracer(Taps):
             return function(*args, **kwargs)
         if function in losses.LOSSES:
             return self._loss(function, args, kwargs)
-        output = super().__torch_function__(function, types, args, kwargs)
+        output = self._watched(function, types, args, kwargs)
         if function in _SOFTMAX:
             self._softmax(function, args, kwargs, output)
         elif function in _ARITHMETIC and not self.stack:
             self._mix(function, args, output)
+        self._by_hand(function, args, output)
         self._cut(function, args, kwargs, output)
         return output
+
+    def _watched(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """The call itself; what `seen` knows of it is noted, an exception with it."""
+        noted = None
+        if self.stack:
+            place = self.stack[-1][0], self.module_name
+            try:
+                noted = seen.before(function, args, kwargs, *place, lambda: location_of_frame(caller()))
+            except Exception as error:  # it says nothing about what the call itself will do
+                self.failures[f"{self.module_name}:{getattr(function, '__name__', '')}"] = f"{type(error).__name__}: {error}"
+        try:
+            output = super().__torch_function__(function, types, args, kwargs)
+        except Exception as error:
+            if isinstance(noted, seen.SeenNorm):
+                noted.raised = f"{type(error).__name__}: {error}"
+                self.seen.append(noted)
+            raise
+        if noted is not None:
+            seen.after(noted, output)
+            self.seen.append(noted)
+        return output
+
+    def _by_hand(self, function: Any, args: Any, output: Any) -> None:
+        """What a loss that is written by hand may consist of."""
+        noted: Any = None
+        if function in by_hand.OPERATIONS:
+            noted = by_hand.operation(function, args, output, self.module_name, lambda: location_of_frame(caller()))
+            self.operations += [noted] if noted is not None else []
+        elif function in by_hand.SUBTRACTIONS and not self.stack:
+            noted = by_hand.difference(args, output, lambda: location_of_frame(caller()))
+            self.differences += [noted] if noted is not None else []
 
     def _loss(self, function: Any, args: Any, kwargs: Any) -> Any:
         seen = losses.seen(losses.LOSSES[function], args, kwargs, location_of_frame(caller()))

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from gradcheck.nouns.measurement import Parameter, ParameterStep
 
 SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step
 BLOCK = 16  # entries side by side in that sample: each place in memory costs a cache line
+HALF = (torch.float16, torch.bfloat16)
 ROWS_AT_ONCE = 4096  # rows compared at a time
 SAME = 1e-6  # relative distance below which two rows count as equal
 
@@ -32,6 +34,8 @@ class Watched:
     layer: str
     aliases: list[str] = field(default_factory=list)
     groups: int = 0
+    lr: float | None = None  # of its parameter group, as `weight_decay`
+    weight_decay: float = 0.0
     mean: float = 0.0
     std: float = 0.0
     suspicious: bool = True  # constant, or with equal rows, at the first look: looked at again
@@ -60,15 +64,17 @@ class Watched:
             self.std,
             self.used,
             tuple(self.steps),
+            self.lr,
+            self.weight_decay,
         )
 
 
 def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
     """All parameters, tied ones once, with how many groups of the optimizer hold them."""
-    grouped: dict[int, int] = {}
+    grouped: dict[int, list[dict[str, Any]]] = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            grouped[id(p)] = grouped.get(id(p), 0) + 1
+            grouped.setdefault(id(p), []).append(group)
     found: dict[int, Watched] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if nn.parameter.is_lazy(p):
@@ -76,7 +82,11 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
         if id(p) in found:
             found[id(p)].aliases.append(name)
             continue
-        watched = found[id(p)] = Watched(name, p, name.rpartition(".")[0], groups=grouped.get(id(p), 0))
+        groups = grouped.get(id(p), [])
+        watched = found[id(p)] = Watched(name, p, name.rpartition(".")[0], groups=len(groups))
+        if groups and groups[0].get("lr") is not None:
+            watched.lr = float(groups[0]["lr"])
+        watched.weight_decay = max((float(g.get("weight_decay") or 0.0) for g in groups), default=0.0)
         values = _plain(p.detach())
         if values.numel():
             watched.mean = values.mean().item()
@@ -102,11 +112,25 @@ class StepWatch:
         self.gradient_maxima = [next(largest) if g is not None and g.numel() else None for g in self.gradients]
         self.before = _joined([w.sampled() for w in self.watched]) if self.watched else np.empty(0)
         self.direction = self._downhill() if step == 0 and self.watched else None
+        halves = any(w.tensor.dtype in HALF for w in self.watched)
+        self.bounds = list(itertools.accumulate((w.sampled().numel() for w in self.watched), initial=0)) if halves else []
+        self.pushed = {i: pushed for i, w in enumerate(self.watched) if (pushed := self._pushed(i, w)) is not None}
 
     def _downhill(self) -> Numbers:
         """The gradient at the entries of the sample, zero where there is none."""
         pairs = zip(self.gradients, (w.tensor for w in self.watched), strict=True)
         return _joined([_sampled(g if g is not None and g.numel() == _count(p) else torch.zeros_like(p)) for g, p in pairs])
+
+    def _pushed(self, i: int, w: Watched) -> npt.NDArray[np.bool_] | None:
+        """Parameters of half precision: which entries of the sample have a gradient."""
+        gradient = self.gradients[i]
+        if w.tensor.dtype not in HALF or gradient is None or gradient.numel() != _count(w.tensor):
+            return None
+        return (_joined([_sampled(gradient)]) != 0) & np.isfinite(self.before[self._part(i)])
+
+    def _part(self, i: int) -> slice:
+        """Where the sample of a parameter lies among all."""
+        return slice(self.bounds[i], self.bounds[i + 1])
 
     @torch.no_grad()
     def after(self) -> float | None:
@@ -121,8 +145,14 @@ class StepWatch:
         base = np.sqrt(np.add.reduceat(np.square(self.before), starts)).tolist()
         for i, w in enumerate(self.watched):
             ratio = moved[i] / base[i] if base[i] > 0 and math.isfinite(moved[i]) and w.tensor.requires_grad else None
-            w.steps.append(self._noun(i, w, ratio))
+            w.steps.append(self._noun(i, w, ratio, self._unchanged(i, change)))
         return self._cosine(change, sizes)
+
+    def _unchanged(self, i: int, change: Numbers) -> float | None:
+        pushed = self.pushed.get(i)
+        if pushed is None or not pushed.any():
+            return None
+        return float((change[self._part(i)][pushed] == 0).mean())
 
     def _cosine(self, change: Numbers, sizes: Sequence[int]) -> float | None:
         if self.direction is None:
@@ -134,7 +164,7 @@ class StepWatch:
         scale = float(np.sum(weights * np.square(change))) ** 0.5 * float(np.sum(weights * np.square(self.direction))) ** 0.5
         return product / scale if scale > 0 and math.isfinite(scale) else None
 
-    def _noun(self, i: int, w: Watched, ratio: float | None) -> ParameterStep:
+    def _noun(self, i: int, w: Watched, ratio: float | None, unchanged: float | None) -> ParameterStep:
         norm, gradient = self.gradient_norms[i], self.gradients[i]
         if norm is not None:
             w.used = True
@@ -151,6 +181,7 @@ class StepWatch:
             ratio,
             duplicates,
             constant,
+            unchanged,
         )
 
 

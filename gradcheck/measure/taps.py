@@ -31,6 +31,8 @@ _RELU: tuple[LayerKind, str] = ("activation", "relu")
 # torch's handle of a global hook does not take its entry out of here.
 _with_kwargs: dict[int, bool] = getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {})
 
+_DTYPES = {t: str(t).removeprefix("torch.") for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
 HEADS = 4  # linear layers, the last ones of a pass, whose input is kept: no others can be the head
 
 _MEASURED: frozenset[LayerKind] = frozenset(("linear", "conv", "recurrent", "embedding", "norm", "activation", "attention"))
@@ -58,6 +60,7 @@ class Call:
     alive: torch.Tensor | None = None  # [units] bool
     effective_samples: int = 0
     measures: bool = True  # whether statistics of its output are taken
+    dtype: str = ""  # of its output
 
     def set_output(self, stats: TensorStats) -> None:
         self.output = stats
@@ -269,7 +272,7 @@ class Taps(TorchFunctionMode):
         if tensor is None:
             return
         inputs = list(tensors_in((args, kwargs), 2))
-        weight = next((w for w in map(_parameter_of, inputs) if w is not None and w.dim() >= 2), None)
+        weight = next((w for w in map(parameter_of, inputs) if w is not None and w.dim() >= 2), None)
         if kind in ("linear", "conv", "embedding") and weight is None:
             return  # a matrix product of activations
         site = location_of_frame(caller())
@@ -290,6 +293,7 @@ class Taps(TorchFunctionMode):
     # --------------------------------------------------------------- statistics
 
     def _record(self, call: Call, tensor: torch.Tensor) -> None:
+        call.dtype = _DTYPES.get(tensor.dtype, "")
         measures = call.measures and readable(tensor)
         if measures:
             zeros = self._pending.add(tensor, call.set_output)
@@ -342,7 +346,7 @@ def _has_values(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _parameter_of(tensor: torch.Tensor) -> torch.Tensor | None:
+def parameter_of(tensor: torch.Tensor) -> torch.Tensor | None:
     """The parameter that a tensor is, or is a transpose or reshape of."""
     if isinstance(tensor, nn.Parameter):
         return tensor

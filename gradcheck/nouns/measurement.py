@@ -6,8 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gradcheck.nouns.checks import Attention, Clip, Dependence, Derivatives, Recurrence, SampleGradients, Sharpness, Validation
+from gradcheck.nouns.checks import (
+    Attention,
+    Clip,
+    Dependence,
+    Derivatives,
+    Difference,
+    Dropout,
+    HalfGradients,
+    LossOperation,
+    Penalty,
+    Recurrence,
+    SampleGradients,
+    Sharpness,
+    Validation,
+)
+from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.places import Ignore, Location
+from gradcheck.nouns.structure import LinearPair, Norm, Statistics, Stream
 
 LayerKind = Literal[
     "linear",  # Linear, Bilinear, F.linear, matrix product with a parameter
@@ -106,6 +122,7 @@ class Layer:
     dead_at_start: int | None = None  # the same count before the first optimizer step
     snapshots: tuple[Snapshot, ...] = ()
     profile: Profile | None = None
+    dtype: str = ""  # of its output: "float32", "float16", ...
 
     def at(self, step: int) -> Snapshot | None:
         """The snapshot of the given step; negative numbers count from the last one, as in a list."""
@@ -126,6 +143,8 @@ class ParameterStep:
     update_ratio: float | None = None  # ||change by the optimizer|| / ||parameter||, on a sample of entries when it is large
     duplicate_units: float | None = None  # fraction of rows whose weights equal another row's (and whose gradients do, if any)
     constant: bool = False  # all entries equal
+    # Parameters of half precision: share of the entries with a gradient that the optimizer's step left exactly as they were.
+    unchanged: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,8 @@ class Parameter:
     std: float = 0.0
     used: bool = True  # the autograd graph of the loss reaches it (in any batch)
     steps: tuple[ParameterStep, ...] = ()
+    lr: float | None = None  # of its parameter group
+    weight_decay: float = 0.0  # of its parameter group
 
     def at(self, step: int) -> ParameterStep | None:
         if step < 0:
@@ -253,6 +274,10 @@ class InputFacts:
     first_non_finite: tuple[int, ...] | None = None  # batch, then the index inside it: sample, feature, ...
     constant_features: int = 0
     used_by: LayerKind | None = None  # kind of the first layer that takes it
+    duplicate_features: int = 0  # columns of 2-D inputs that are another column, scaled and shifted; constant ones do not count
+    duplicate_samples: int = 0  # samples that are exactly another one; 2-D and larger inputs
+    conflicting_samples: int = 0  # of these, those whose twin has another label
+    samples: int = 0  # that were compared; 0: they were not
 
 
 @dataclass(frozen=True)
@@ -294,6 +319,9 @@ class OptimizerFacts:
     warming_up: bool = False  # the present rate is below `initial_lr`: a scheduler is attached
     stale: int = 0  # tensors in its groups that are not in the model (any more) and get no gradient
     site: Location | None = None
+    eps: float | None = None  # of the first group
+    betas: tuple[float, ...] = ()
+    decoupled: bool = False  # weight decay shrinks the weights themselves and is not added to the gradient
 
 
 @dataclass(frozen=True)
@@ -310,6 +338,25 @@ class Run:
     error: str | None = None  # the exception, when it raised
     chance: float | None = None  # loss of the best constant prediction on its batches, where they are not those of the probe
     seconds: float = 0.0
+    lifted: tuple[str, ...] = ()  # what of the user's regularization was taken away: see Regularization.kinds
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """What holds the training back on purpose, and how far the probe came when that is looked past.
+
+    The two losses are those of the data alone: without dropout, without penalties, labels not smoothed, mean over some batches.
+    They, and the runs, are there only where the probe did not learn clearly, or where a penalty hides what it learned.
+    """
+
+    dropouts: tuple[Dropout, ...] = ()
+    penalty: Penalty | None = None
+    smoothing: float = 0.0  # of labels
+    kinds: tuple[str, ...] = ()  # of "dropout", "weight decay", "penalty", "label smoothing": those that were strong enough to be lifted
+    start_loss: float | None = None
+    trained_loss: float | None = None  # of the probe's copy
+    chance: float | None = None  # of that loss: the best constant prediction
+    runs: tuple[Run, ...] = ()  # the probe again without them, each alone and then together; losses are those of the data
 
 
 @dataclass(frozen=True)
@@ -324,6 +371,7 @@ class NonFinite:
     kind: Literal["nan", "inf"]
     input_min: float | None = None  # range of what went in (forward), or of the forward input (backward)
     input_max: float | None = None
+    dtype: str = ""  # of the result
 
 
 @dataclass(frozen=True)
@@ -384,6 +432,8 @@ class Measurement:
     chance: float | None = None  # loss of the best constant prediction over the batches; None when the loss is not a known one
     softmaxes: tuple[Softmax, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
+    loss_operations: tuple[LossOperation, ...] = ()
+    differences: tuple[Difference, ...] = ()
     cuts: tuple[Cut, ...] = ()
     hidden: tuple[HiddenTensor, ...] = ()
     non_finite: tuple[NonFinite, ...] = ()
@@ -393,9 +443,18 @@ class Measurement:
     recurrences: tuple[Recurrence, ...] = ()
     samples: SampleGradients | None = None
     attentions: tuple[Attention, ...] = ()
+    half: HalfGradients | None = None
     validation: Validation | None = None
     sharpness: Sharpness | None = None
     clip: Clip | None = None
+    functional_step: float | None = None  # rms change of the output by the first update / its std (at least 0.1); adaptive optimizers only
+    small_epsilon: Run | None = None  # the probe again with Adam's usual epsilon, where the user's is much larger
+    regularization: Regularization | None = None
+    norms: tuple[Norm, ...] = ()  # of the first step, in order; one that raised later comes last
+    pairs: tuple[LinearPair, ...] = ()
+    streams: tuple[Stream, ...] = ()
+    normalization: Statistics | None = None
+    loop: LoopFacts | None = None  # the user's own training loop; None: none was seen
     pretrained: bool = False  # weights or normalization statistics show that the model was trained before
     training: bool = True  # the model was in training mode when it was handed over
     not_measured: tuple[NotMeasured, ...] = ()

@@ -46,6 +46,7 @@ def assemble(parts: Parts) -> Workload:
         loss=objective.loss,
         val_batches=objective.val_batches,
         data_given=data.given,
+        collated=data.collated,
         loss_given=parts.loss is not None or parts.step is not None,
         optimizer_given=parts.optimizer_given,
         assumptions=[*parts.said, *objective.said, said],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from gradcheck.errors import TargetError
 from gradcheck.target.importing import failure
@@ -28,6 +28,7 @@ class Data:
     given: bool = True  # False: random numbers
     # The file leaves dtype and trailing axes of targets open, so that they may be fitted to the loss.
     loose_targets: bool = False
+    collated: bool = False  # stacked by torch out of single samples, which are on the first axis then
 
 
 def collect(source: Any, limit: int, seed: int, where: str, *, samples: bool = False) -> list[Batch]:
@@ -99,6 +100,11 @@ def _iterate(source: Any, limit: int, seed: int, where: str) -> Iterator[Batch]:
     if callable(source):
         return _from_function(source, limit, seed, where)
     raise TargetError(f"{where} is a {type(source).__name__}, not data", hint="give a batch, a list of batches, a DataLoader or a Dataset")
+
+
+def collates(source: Any) -> bool:
+    """Whether batches of `source` are single samples that torch stacks."""
+    return _is_dataset(source) or (isinstance(source, DataLoader) and source.collate_fn is default_collate)
 
 
 def _is_dataset(source: Any) -> bool:

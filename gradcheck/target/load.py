@@ -14,7 +14,8 @@ from gradcheck.errors import TargetError
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.target import optimizers
 from gradcheck.target.assemble import assemble
-from gradcheck.target.batches import Data, collect
+from gradcheck.target.batches import Data, collates, collect
+from gradcheck.target.clipping import find_clipping
 from gradcheck.target.data_files import SUFFIXES, read_data
 from gradcheck.target.importing import Session, session, split_reference
 from gradcheck.target.losses import loss_by_name
@@ -63,9 +64,10 @@ def load(spec: TargetSpec) -> Workload:
         )
         if _is_scheduler(vars(module).get("scheduler")):
             said.append(Assumption("scheduler", f"`scheduler` in {home} is left out: the scan trains with a constant rate"))
+        clip = find_clipping(module, home, said)
         workload = assemble(parts)
         sites = current.sites.living()
-    return replace(workload, sites=sites, files=tuple(current.files), rebuild=lambda seed: load(replace(spec, seed=seed)))
+    return replace(workload, clip=clip, sites=sites, files=tuple(current.files), rebuild=lambda seed: load(replace(spec, seed=seed)))
 
 
 def _data(spec: TargetSpec, current: Session, module: ModuleType, home: str, said: list[Assumption]) -> Data | None:
@@ -95,7 +97,7 @@ def _conventional_data(
         where = f"`{name}` in {home}"
         batches = collect(value, spec.batches, spec.seed, where, samples=name.endswith("dataset"))
         said.append(Assumption(about, f"{about}: {_count(batches)} from {where}", given=True))
-        return Data(batches, where)
+        return Data(batches, where, collated=collates(value))
     return None
 
 
@@ -103,7 +105,8 @@ def _named_data(text: str, flag: str, spec: TargetSpec, current: Session, said: 
     _, name = split_reference(text)
     if name and not text.endswith(SUFFIXES):
         value, _, _ = current.attribute(text)
-        data = Data(collect(value, spec.batches, spec.seed, f"{flag} {text}", samples=name.endswith("dataset")), f"{flag} {text}")
+        batches = collect(value, spec.batches, spec.seed, f"{flag} {text}", samples=name.endswith("dataset"))
+        data = Data(batches, f"{flag} {text}", collated=collates(value))
     else:
         data = replace(read_data(text, spec.batches, spec.seed), source=f"{flag} {text}")
     about = "data" if flag == "--data" else "validation"

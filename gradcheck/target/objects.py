@@ -13,7 +13,7 @@ from gradcheck.errors import TargetError
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.target import optimizers
 from gradcheck.target.assemble import assemble
-from gradcheck.target.batches import Data, collect
+from gradcheck.target.batches import Data, collates, collect
 from gradcheck.target.copying import duplicate
 from gradcheck.target.load import loss_or_step
 from gradcheck.target.losses import loss_by_name
@@ -68,7 +68,7 @@ def from_objects(
             optimizer=_maker(optimizer),
             optimizer_given=optimizer is not None,
             device=there,
-            data=Data(collect(data, batches, seed, "data"), "data") if data is not None else None,
+            data=Data(collect(data, batches, seed, "data"), "data", collated=collates(data)) if data is not None else None,
             loss=loss,
             step=step,
             val=Data(collect(val_data, batches, seed, "val_data"), "val_data") if val_data is not None else None,

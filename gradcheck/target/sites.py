@@ -29,7 +29,8 @@ from gradcheck.nouns.places import Location
 Origin = Literal["user", "package", "torch", "tap", "gradcheck", "hidden"]
 
 _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
-_TAPS = _GRADCHECK + "measure" + os.sep
+# gradcheck's code that runs inside the user's calls.
+_TAPS = (_GRADCHECK + "measure" + os.sep, *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in ("recorder", "tape", "patches")))
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
 _INSTALLED = tuple({os.path.realpath(sysconfig.get_path(x)) + os.sep for x in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -56,9 +57,27 @@ def origin_of(filename: str) -> Origin:
     return "user"
 
 
+# (folder, folder that it is a copy of, working directory): places in the copy are shown as places in the original.
+_copies: list[tuple[str, str, str]] = []
+
+
+@contextmanager
+def moved(copy: str, original: str) -> Iterator[None]:
+    """While active, files of one folder are shown as those of the folder that it was copied from."""
+    _copies.append((os.path.realpath(copy) + os.sep, os.path.realpath(original) + os.sep, os.path.realpath(os.getcwd())))
+    origin_of.cache_clear()
+    try:
+        yield
+    finally:
+        _copies.pop()
+
+
 def display_path(path: str | Path) -> str:
     """Relative to the working directory when it lies inside, else absolute."""
     absolute, here = os.path.realpath(path), os.path.realpath(os.getcwd())
+    for copy, original, folder in _copies:
+        if absolute.startswith(copy):
+            absolute, here = original + absolute.removeprefix(copy), folder
     return os.path.relpath(absolute, here) if absolute.startswith(here.rstrip(os.sep) + os.sep) else absolute
 
 
@@ -75,11 +94,19 @@ def location_of_frame(frame: FrameType | None, *, torch_detail: bool = False) ->
             span = span_of(frame.f_code, frame.f_lasti)
             return replace(span, detail=detail) if detail is not None else span
         if origin == "gradcheck":
-            return detail
+            return _recorded(frame, detail)
         if detail is None and (origin == "package" or (origin == "torch" and torch_detail)):
             detail = span_of(frame.f_code, frame.f_lasti)
         frame = frame.f_back
     return detail
+
+
+def _recorded(frame: FrameType, detail: Location | None) -> Location | None:
+    """The expression that a replay repeats, where `frame` is a call of one: it says so in a local variable."""
+    place = frame.f_locals.get("recorded_place") if frame.f_code.co_name == "_call" else None
+    if not isinstance(place, Location):
+        return detail
+    return replace(place, detail=detail) if detail is not None else place
 
 
 def location_of_traceback(traceback: TracebackType | None) -> Location | None:
@@ -137,6 +164,11 @@ class Sites:
     def living(self) -> dict[int, Location]:
         """id(object) -> Location, for all that still exist; modules that no other one lists among them."""
         return {key: place for key, (reference, place) in self._seen.items() if reference() is not None}
+
+    def modules(self) -> list[nn.Module]:
+        """The modules among them."""
+        found = (reference() for reference, _ in list(self._seen.values()))
+        return [m for m in found if isinstance(m, nn.Module)]
 
     def get(self, module: Constructed) -> Location | None:
         entry = self._seen.get(id(module))

@@ -66,10 +66,19 @@ def forward_once(parts: Parts, data: Data, batch: Batch, own_loss: bool = False)
     inputs = inputs_of(parts, data, batch, own_loss)
     try:
         return call(model, inputs)
+    except ValueError as error:
+        if not refuses_the_batch(error):
+            raise could_not_run(parts, data, error, inputs) from error
+        return call(model.eval(), inputs)
     except (TargetError, KeyboardInterrupt):
         raise
     except Exception as error:
         raise could_not_run(parts, data, error, inputs) from error
+
+
+def refuses_the_batch(error: Exception) -> bool:
+    """Whether a batch normalization got a single value per feature: that is for a rule to report."""
+    return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel when training")
 
 
 class _Stop(BaseException):
@@ -99,7 +108,8 @@ def try_step(parts: Parts, data: Data, step: TrainingStep) -> None:
     except TargetError:
         raise
     except Exception as error:
-        raise could_not_run(parts, data, error) from error
+        if not refuses_the_batch(error):
+            raise could_not_run(parts, data, error) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,6 +14,15 @@ from gradcheck.nouns.places import Location
 
 Batch = Any  # a tensor, (inputs, target), (inputs, ..., target), or a dict
 TrainingStep = Callable[[nn.Module, Batch], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Gradient clipping between the backward pass and the optimizer's step."""
+
+    kind: Literal["norm", "value"]
+    threshold: float
+    site: Location | None = None
 
 
 @dataclass
@@ -32,6 +41,7 @@ class Workload:
     loss: Callable[[Any, Any], torch.Tensor] | None = None
     val_batches: Sequence[Batch] = ()
     data_given: bool = True
+    collated: bool = False  # batches are single samples that torch stacked: samples are on the first axis
     loss_given: bool = True
     optimizer_given: bool = True
     assumptions: list[Assumption] = field(default_factory=list)
@@ -41,3 +51,4 @@ class Workload:
     # Builds the same workload with another seed; None when only finished objects were given.
     rebuild: Callable[[int], Workload] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    clip: Clipping | None = None

@@ -265,3 +265,26 @@ def test_closure_optimizers_are_given_a_closure() -> None:
     first = trainee.loss(w.batches[0]).item()
     train(trainee, w, 2)
     assert trainee.loss(w.batches[0]).item() < first
+
+
+class KeepsNormResting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.head = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(x)))
+
+
+def test_a_train_method_of_the_users_own_has_its_say():
+    model = KeepsNormResting()
+    model.drop.eval()  # by hand
+    assert model.norm.training
+    twin = fork(workload(model)).model
+    assert (twin.norm.training, twin.drop.training, twin.head.training) == (False, False, True)
+    assert model.norm.training

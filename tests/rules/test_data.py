@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from gradcheck.nouns.checks import Difference
 from gradcheck.nouns.measurement import Measurement
-from gradcheck.rules.data import degenerate_labels, non_finite_input, unscaled_input
-from tests.literals import data, input_facts, labels, layer, location, loss_call, measurement, parameter, run, snapshots
+from gradcheck.rules.data import degenerate_labels, non_finite_input, uninformative_features, unscaled_input, unscaled_target
+from tests.literals import data, falling, input_facts, labels, layer, location, loss_call, measurement, parameter, run, snapshots, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 
@@ -198,3 +201,78 @@ class TestDegenerateLabels:
     def test_no_labels_and_made_up_data_are_not_judged(self):
         assert no_verdict(degenerate_labels, measurement(data=data(labels=None))) == "not-applicable"
         assert no_verdict(degenerate_labels, measurement(data=data(given=False))) == "not-applicable"
+
+
+def regression(mean: float = 0.0, std: float = 1.0, *, output: tuple[float, float] = (0.0, 0.3), **overrides: Any) -> Measurement:
+    """Squared error against targets of this mean and standard deviation; `output`: mean and standard deviation at the start."""
+    call = loss_call("mse_loss", target_kind="values", target_shape=(64, 1), target_mean=mean, target_std=std)
+    call = replace(call, input_mean=output[0], input_std=output[1])
+    return measurement(**{"losses": (call,), "probe": stalled()} | overrides)
+
+
+class TestUnscaledTarget:
+    @pytest.mark.parametrize(
+        ("mean", "std", "expected"),
+        [
+            (0.0, 10.1, ["warning"]),
+            (0.0, 9.9, []),
+            (0.0, 0.009, ["warning"]),
+            (0.0, 0.011, []),
+            (3.1, 1.0, ["warning"]),
+            (-3.1, 1.0, ["warning"]),
+            (2.9, 1.0, []),
+            (2.9, 0.5, ["info"]),
+            (152.0, 77.0, ["warning"]),
+            (5.0, 0.0, []),
+        ],
+    )
+    def test_limits(self, mean, std, expected):
+        if std:
+            assert severities(unscaled_target, regression(mean, std)) == expected
+        else:
+            assert no_verdict(unscaled_target, regression(mean, std)) == "not-applicable"
+
+    def test_it_is_advice_when_the_probe_learns_clearly(self):
+        assert severities(unscaled_target, regression(152.0, 77.0, probe=run(), chance=3.0)) == ["info"]
+
+    @pytest.mark.parametrize(("end", "expected"), [(4000.0, "info"), (6000.0, "warning")])
+    @pytest.mark.parametrize("power", [1.0, 0.5])
+    def test_without_a_known_chance_level_the_targets_spread_says_what_a_constant_reaches(self, end, expected, power):
+        start = 150.0**2 + 0.3**2 + 77.0**2  # a constant comes down to 77^2 = 5929, and 0.9 of that is 5336
+        losses = falling(start**power, end**power, 1000)
+        assert severities(unscaled_target, regression(150.0, 77.0, probe=run((*losses, *losses[-1:] * 200)), chance=None)) == [expected]
+
+    @pytest.mark.parametrize(("output", "count"), [((140.0, 20.0), 0), ((140.0, 7.0), 1), ((60.0, 20.0), 1), ((140.0, 800.0), 1)])
+    def test_an_output_that_starts_at_the_targets_is_scaled_by_the_model(self, output, count):
+        assert len(findings(unscaled_target, regression(152.0, 77.0, output=output))) == count
+
+    def test_losses_by_hand_count_as_well(self):
+        by_hand = Difference(location(31), (64, 1), 0.0, 0.3, 152.0, 77.0)
+        f = only(unscaled_target, measurement(losses=(), differences=(by_hand,), probe=stalled()))
+        assert f.severity == "warning" and f.location == location(31) and "152" in f.remedies[0].text
+
+    def test_classes_are_no_targets_of_a_regression(self):
+        assert no_verdict(unscaled_target, measurement()) == "not-applicable"
+
+    def test_made_up_data_are_not_judged(self):
+        assert no_verdict(unscaled_target, regression(152.0, 77.0, data=data(given=False))) == "not-applicable"
+
+
+class TestUninformativeFeatures:
+    def test_varied_data_pass(self):
+        assert findings(uninformative_features, measurement()) == []
+
+    def test_constant_and_repeated_features(self):
+        f = only(uninformative_features, measurement(data=data(inputs=(input_facts(constant_features=3, duplicate_features=2),))))
+        assert f.severity == "info" and "3 of its 64 features never change" in f.message and "2 of its 64 features repeat" in f.message
+        assert [r.name for r in f.remedies] == ["drop-features", "drop-features"]
+
+    @pytest.mark.parametrize(("same", "count"), [(50, 0), (51, 1)])
+    def test_repeated_samples_count_from_a_share_on(self, same, count):
+        facts = input_facts(duplicate_samples=same, conflicting_samples=7, samples=1000)
+        found = findings(uninformative_features, measurement(data=data(inputs=(facts,))))
+        assert len(found) == count and all("7 of them with another label" in f.message for f in found)
+
+    def test_made_up_data_are_not_judged(self):
+        facts = data(given=False, inputs=(input_facts(constant_features=3),))
+        assert no_verdict(uninformative_features, measurement(data=facts)) == "not-applicable"

@@ -105,7 +105,7 @@ class TestLearningRateTooLow:
     def test_a_model_that_learns_passes(self):
         assert findings(learning_rate_too_low, moving(1e-6)) == []
 
-    @pytest.mark.parametrize(("ratio", "expected"), [(2.9e-4, "error"), (3.1e-4, "warning")])
+    @pytest.mark.parametrize(("ratio", "expected"), [(0.0099, "error"), (0.0101, "warning")])
     def test_it_is_an_error_when_a_higher_rate_learns_and_updates_are_small(self, ratio, expected):
         f = only(learning_rate_too_low, moving(ratio, probe=stalled(), experiments=(at(10.0),)))
         assert f.severity == expected and "at 0.01 (x 10)" in f.message and f.remedies[0].name == "raise-learning-rate"

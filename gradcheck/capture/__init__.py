@@ -1,0 +1,1 @@
+"""Watching a training loop that gradcheck did not write: what it computed, in which order, and how to compute it again."""

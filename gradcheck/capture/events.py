@@ -1,0 +1,143 @@
+"""What the recorder notes while the loop runs, one `Watched` for each optimizer."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from gradcheck.capture.tape import Constant, Ref
+from gradcheck.nouns.places import Location
+
+Gradient = Literal["none", "zero", "some"]
+WATCHED_GRADIENTS = 4  # tensors whose gradients tell whether they were cleared
+
+
+@dataclass(eq=False)
+class Pass:
+    """A backward pass."""
+
+    loss: torch.Tensor  # its value
+    ref: Ref | None  # None: it comes from nothing that was recorded
+    place: Location | None
+    reached: frozenset[int]  # ids of the leaves that it sends gradient to
+    factor: float = 1.0  # that a GradScaler multiplied the loss by
+    gradient_given: bool = False
+    unknown: bool = False  # something went into it whose origin was not seen
+    cuts: int = 0  # cuts on the tape when it ran
+    constants: tuple[Constant, ...] = ()
+
+
+@dataclass(eq=False)
+class Step:
+    """A step of an optimizer."""
+
+    passes: list[Pass]
+    rate: float
+    rates: tuple[float, ...]
+    leftover: bool
+    lost: bool
+    dropped: bool
+    bare: bool
+    by_scaler: bool
+    off: tuple[str, ...]  # dropouts that were off
+    frozen: tuple[str, ...]  # normalizations that used their running statistics
+    fresh: bool
+    evaluated: bool  # the called module was in evaluation mode
+    fingerprint: int | None
+    epoch: int
+    edited: bool = False  # gradients were changed by hand between backward and step
+
+
+@dataclass(eq=False)
+class Watched:
+    """An optimizer of the user, and what became of its steps."""
+
+    optimizer: torch.optim.Optimizer
+    label: str
+    site: Location | None
+    copy: torch.optim.Optimizer | None = None  # as it was before its first step
+    memo: dict[int, Any] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    live: list[Pass] = field(default_factory=list)  # passes whose gradients it has not used
+    cleared: list[Pass] = field(default_factory=list)  # passes since the last step whose gradients were cleared
+    dirty: bool = False  # gradients that were used are still there
+    unscaled: bool = False
+    base_rate: float | None = None
+    version: int | None = None  # of one gradient after the last backward pass or clipping
+    versioned: nn.Parameter | None = None
+    step_site: Location | None = None
+    clear_site: Location | None = None
+    _watch: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def ids(self) -> frozenset[int]:
+        return frozenset(map(id, self.parameters))
+
+    def gradient(self) -> Gradient:
+        """What is in the gradients, told by a few of those that the last backward pass left."""
+        given = [p.grad for p in self._watch or self.parameters if p.grad is not None]
+        if not given:
+            return "none"
+        return "some" if not self._watch or any(map(_is_some, given)) else "zero"
+
+    def keep_watch(self) -> None:
+        """Chooses the gradients to look at: a few that are not zero."""
+        given = (p for p in self.parameters if p.grad is not None and _is_some(p.grad))
+        self._watch = list(itertools.islice(given, WATCHED_GRADIENTS))
+
+    def settle(self) -> None:
+        """Sees whether gradients were cleared: before a backward pass, a clipping and a step."""
+        if not (self.dirty or self.live) or self.gradient() == "some":
+            return
+        self.dirty = False
+        self.cleared += self.live
+        self.live = []
+
+    def note_version(self) -> None:
+        self.versioned = next((p for p in self.parameters if p.grad is not None), None)  # type: ignore[assignment]
+        gradient = self.versioned.grad if self.versioned is not None else None
+        self.version = gradient._version if gradient is not None else None
+
+    def edited(self) -> bool:
+        gradient = self.versioned.grad if self.versioned is not None else None
+        return gradient is not None and self.version is not None and gradient._version != self.version
+
+
+def _is_some(gradient: torch.Tensor) -> bool:
+    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
+
+
+@dataclass(eq=False)
+class Clip:
+    """Calls of a clipping function at one place."""
+
+    kind: Literal["norm", "value"]
+    threshold: float
+    site: Location | None
+    owners: set[int] = field(default_factory=set)  # ids of the optimizers whose parameters it was given
+    calls: int = 0
+    parameters: int = 0
+    empty: int = 0
+    foreign: int = 0
+    late: int = 0
+    early: int = 0
+    scaled: int = 0
+
+
+@dataclass(eq=False)
+class Scaler:
+    enabled: bool
+    factor: float = 1.0
+    scaled: int = 0
+    steps: int = 0
+    updates: int = 0
+    step_site: Location | None = None
+    scale_site: Location | None = None

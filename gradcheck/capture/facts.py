@@ -1,0 +1,160 @@
+"""From what the recorder noted to the plain numbers of `LoopFacts`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from gradcheck.capture.events import Pass, Step, Watched
+from gradcheck.capture.recorder import Recorder
+from gradcheck.capture.replay import calls_behind
+from gradcheck.capture.tape import Weight
+from gradcheck.capture.trace import scale_of
+from gradcheck.nouns.loop import LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
+from gradcheck.nouns.places import Location
+
+SHOWN_LAYERS = 20
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the run of the loop ended."""
+
+    how: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"
+    error: str = ""
+    site: Location | None = None
+
+
+def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> LoopFacts:
+    """The loop as one optimizer saw it; without one, the loop of a script whose optimizers never stepped."""
+    base: dict[str, Any] = {"ended": ending.how, "error": ending.error, "error_site": ending.site, "backward_site": recorder.backward_site}
+    if watched is None:
+        return LoopFacts("", 0, recorder.backwards, moved=_moved(recorder, None), **base)
+    steps = watched.steps
+    every = [p for s in steps for p in s.passes] or watched.live
+    site = next((p.place for p in every if p.place is not None), recorder.backward_site)
+    own = LoopFacts(
+        optimizer=watched.label,
+        steps=len(steps),
+        backwards=len(every) if steps else recorder.backwards,
+        parameters=len(watched.parameters),
+        moved=_moved(recorder, watched),
+        losses=tuple(float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in steps if s.passes),
+        rates=tuple(s.rate for s in steps),
+        base_rate=watched.base_rate or 0.0,
+        schedules=recorder.schedules,
+        leftover=sum(s.leftover for s in steps),
+        lost=sum(s.lost for s in steps),
+        accumulated=_accumulated(steps),
+        weight=_weight(steps),
+        dropped=sum(s.dropped for s in steps),
+        clips=_clips(recorder, watched),
+        scaler=_scaler(recorder, steps),
+        evaluation=_evaluation(recorder, steps),
+        batches=_batches(recorder, steps),
+        step_site=watched.step_site,
+        clear_site=watched.clear_site,
+        schedule_site=recorder.schedule_site,
+        **base | {"backward_site": site},
+    )
+    return own
+
+
+def _moved(recorder: Recorder, watched: Watched | None) -> int | None:
+    """Parameters that are no longer what they were before training."""
+    wanted = watched.ids if watched is not None else None
+    weights = [w for key, w in recorder.tape.weights.items() if wanted is None or key in wanted]
+    if not weights:
+        return None
+    return sum(_differs(w) for w in weights)
+
+
+def _differs(weight: Weight) -> bool:
+    held = getattr(weight.owner.original, "held", None)
+    now = dict(weight.owner.original.named_parameters()).get(weight.name) if held is None else None
+    if held is not None:
+        now = next((t for t in held if id(t) == weight.key), None)
+    before = weight.owner.copy.get_parameter(weight.name)
+    return now is None or now.shape != before.shape or not torch.equal(now.detach(), before.detach())
+
+
+def _same_line(step: Step) -> list[Pass]:
+    """The passes of a step from the line that ran most of them."""
+    places = Counter(p.place for p in step.passes)
+    place = places.most_common(1)[0][0] if places else None
+    return [p for p in step.passes if p.place == place and _shape(p) == _shape(step.passes[0])]
+
+
+def _shape(found: Pass) -> tuple[Any, ...]:
+    """What a pass ran: the modules, and the shapes they were given, but for the number of samples."""
+    if found.ref is None:
+        return ()
+    calls = calls_behind(found.ref.node)
+    return tuple((n.path, tuple(c.value.shape[1:] for c in n.constants())) for n in calls)
+
+
+def _accumulated(steps: Sequence[Step]) -> int:
+    counts = Counter(len(_same_line(s)) for s in steps if s.passes)
+    return counts.most_common(1)[0][0] if counts else 1
+
+
+def _weight(steps: Sequence[Step]) -> float | None:
+    usual = _accumulated(steps)
+    step = next((s for s in steps if usual > 1 and len(_same_line(s)) == usual), None)
+    if step is None or any(s.edited for s in steps):
+        return None
+    scales = [scale_of(p.ref) if p.ref is not None and not p.gradient_given else None for p in _same_line(step)]
+    return sum(s for s in scales if s is not None) if None not in scales else None
+
+
+def _clips(recorder: Recorder, watched: Watched) -> tuple[LoopClip, ...]:
+    key = id(watched.optimizer)
+    mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
+    return tuple(
+        LoopClip(c.kind, c.threshold, c.calls, c.parameters, c.empty, c.foreign, c.late, c.early, c.scaled, c.site) for c in mine
+    )
+
+
+def _scaler(recorder: Recorder, steps: Sequence[Step]) -> LoopScaler | None:
+    found = next((s for _, s in recorder.scalers.values()), None)
+    if found is None:
+        return None
+    bare = sum(s.bare for s in steps) if found.enabled else sum(not s.by_scaler for s in steps) * bool(found.scaled)
+    return LoopScaler(found.enabled, found.factor, found.scaled, found.steps, bare, found.updates, found.step_site, found.scale_site)
+
+
+def _evaluation(recorder: Recorder, steps: Sequence[Step]) -> LoopEvaluation | None:
+    off = [i for i, s in enumerate(steps) if s.evaluated and (s.off or s.frozen)]
+    if not off:
+        return None
+    first = steps[off[0]]
+    site = next((p for p in recorder.eval_sites.values() if p is not None), None)
+    trained = any(not s.evaluated and s.passes for s in steps[: off[0]])
+    return LoopEvaluation(len(off), off[0], trained, first.off[:SHOWN_LAYERS], first.frozen[:SHOWN_LAYERS], first.fresh, site)
+
+
+def _batches(recorder: Recorder, steps: Sequence[Step]) -> LoopBatches | None:
+    seen = [s.fingerprint for s in steps if s.fingerprint is not None]
+    first = next((p for s in steps for p in s.passes if p.ref is not None), None)
+    if not seen or first is None or first.ref is None:
+        return None
+    call = calls_behind(first.ref.node)[0]
+    constant = next((c for c in call.constants() if c.value.dim()), None)
+    samples = constant.value.shape[0] if constant is not None else 0
+    from_loader = [n for loader, n in recorder.loaders.values() if n and getattr(loader, "batch_size", None) == samples]
+    sizes = [_length(loader) for loader, n in recorder.loaders.values() if n and getattr(loader, "batch_size", None) == samples]
+    available = max((n for n in sizes if n), default=None)
+    if available is None and constant is not None:
+        available = constant.rows
+    return LoopBatches(len(seen), len(set(seen)), samples, available, bool(from_loader), call.place)
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader.dataset)
+    except TypeError:
+        return None

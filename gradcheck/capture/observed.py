@@ -1,0 +1,92 @@
+"""A Measurement of what was seen in the script's own run, for a loss that cannot be computed again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+
+from gradcheck.capture.events import Pass, Watched
+from gradcheck.capture.recorder import Recorder
+from gradcheck.capture.tape import Weight
+from gradcheck.judge.protocol import Need
+from gradcheck.measure.facts import environment, optimizer_facts
+from gradcheck.nouns.loop import LoopFacts
+from gradcheck.nouns.measurement import Assumption, Cut, DataFacts, Measurement, NotMeasured, OptimizerFacts, Parameter, Run
+from gradcheck.nouns.places import Location
+from gradcheck.target.comments import ignores, snippets
+
+SEEN = frozenset(("graph", "parameters", "loop"))  # what the run itself shows
+
+
+def observed(recorder: Recorder, watched: Watched | None, loop: LoopFacts, name: str, files: Sequence[str], why: str) -> Measurement:
+    """`why`: what keeps the loss from being computed again."""
+    passes = _passes(recorder, watched)
+    reached = frozenset().union(*(p.reached for p in passes)) if passes else frozenset()
+    wanted = watched.ids if watched is not None else frozenset(recorder.tape.weights)
+    weights = [w for w in recorder.tape.weights.values() if watched is None or w.owner.memo.keys() & wanted]
+    parameters = tuple(_parameter(w, reached, wanted if watched is not None else frozenset()) for w in weights)
+    cuts = _cuts(recorder, passes, parameters)
+    places = [c.site for c in cuts if c.site is not None]
+    return Measurement(
+        target=name,
+        seed=0,
+        steps=loop.steps,
+        measured_steps=(),
+        environment=environment(torch.nn.Module()),
+        layers=(),
+        parameters=parameters,
+        optimizer=_optimizer(watched),
+        data=DataFacts(True, 0, 0),
+        probe=Run("the script's own steps", tuple(x for x in loop.losses if math.isfinite(x))),
+        loss_given=True,
+        cuts=cuts,
+        loop=loop,
+        not_measured=tuple(NotMeasured(need, f"the script's loss cannot be replayed: {why}") for need in get_args(Need) if need not in SEEN),
+        assumptions=(Assumption("loss", f"only what the script's own steps showed is judged: {why}"),),
+        ignores=ignores(files),
+        snippets=snippets(places),
+    )
+
+
+def _passes(recorder: Recorder, watched: Watched | None) -> list[Pass]:
+    if watched is None:
+        return recorder.unclaimed
+    return [p for s in watched.steps for p in s.passes] or watched.live or recorder.unclaimed
+
+
+def _parameter(weight: Weight, reached: frozenset[int], held: frozenset[int]) -> Parameter:
+    before = weight.owner.copy.get_parameter(weight.name)
+    values = before.detach().double()
+    return Parameter(
+        weight.name,
+        weight.name.rpartition(".")[0],
+        tuple(before.shape),
+        before.numel(),
+        str(before.dtype).removeprefix("torch."),
+        before.requires_grad,
+        int(weight.key in held),
+        mean=float(values.mean()) if before.numel() else 0.0,
+        std=float(values.std(correction=0)) if before.numel() else 0.0,
+        used=weight.key in reached,
+    )
+
+
+def _cuts(recorder: Recorder, passes: Sequence[Pass], parameters: Sequence[Parameter]) -> tuple[Cut, ...]:
+    """Where a loss that reaches nothing lost its gradient: the last cut before it."""
+    names = tuple(p.name for p in parameters if p.trainable and not p.used)
+    if not passes or len(names) < sum(p.trainable for p in parameters):
+        return ()
+    before = recorder.tape.cuts[: passes[0].cuts]
+    if not before:
+        return ()
+    return (Cut(before[-1].operation, "", before[-1].site, names),)
+
+
+def _optimizer(watched: Watched | None) -> OptimizerFacts:
+    if watched is None:
+        return OptimizerFacts("none", False, False, 0.0)
+    site: Location | None = watched.site
+    return optimizer_facts(watched.copy or watched.optimizer, torch.nn.Module(), given=True, hidden=len(watched.parameters), site=site)

@@ -1,0 +1,130 @@
+"""Whose a module is: the user's root models, and copies of them as they were before training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.capture.tape import Owner, Tape, Weight, outside
+from gradcheck.target.copying import copying, memo_for
+from gradcheck.target.sites import Sites
+
+_NAMED_FRAMES = 30  # how far up the stack variables are looked for
+
+
+class Owners:
+    """The roots that ran so far. While `initial`, a root whose weights were changed since it was copied is copied again."""
+
+    def __init__(self, sites: Sites, tape: Tape) -> None:
+        self.sites, self.tape = sites, tape
+        self.initial = True
+        self.current: dict[int, Owner] = {}  # by id of the root
+        self._roots: dict[int, tuple[nn.Module, nn.Module]] = {}  # id(module) -> module, its root
+        self._paths: dict[int, dict[int, str]] = {}  # id(root) -> id(module) -> path
+        self._memo: dict[int, Any] = {}
+
+    def of(self, module: nn.Module) -> tuple[Owner, str]:
+        """The owner of a module, and the module's path in it. Raises TargetError when the root cannot be copied."""
+        root = self._root(module)
+        owner = self.current.get(id(root))
+        if owner is None or (self.initial and owner.versions != _versions(root)):
+            if owner is not None:
+                self._memo = {}
+            owner = self._copied(root, owner.label if owner is not None else "")
+        paths = self._paths.get(id(root), {})
+        if id(module) not in paths:
+            paths = self._paths[id(root)] = {id(m): name for name, m in root.named_modules(remove_duplicate=False)}
+        return owner, paths[id(module)]
+
+    def _root(self, module: nn.Module) -> nn.Module:
+        """The outermost living module that holds this one, compiled and parallel wrappers left out."""
+        known = self._roots.get(id(module))
+        if known is not None and known[0] is module:
+            return known[1]
+        parents: dict[int, list[nn.Module]] = {}
+        for other in self.sites.modules():
+            for child in other._modules.values() if not is_wrapper(other) else ():
+                if child is not None:
+                    parents.setdefault(id(child), []).append(other)
+        root, seen = module, {id(module)}
+        while above := [m for m in parents.get(id(root), ()) if id(m) not in seen]:
+            root = max(above, key=lambda m: sum(1 for _ in m.parameters()))
+            seen.add(id(root))
+        self._roots[id(module)] = module, root
+        return root
+
+    def _copied(self, root: nn.Module, label: str) -> Owner:
+        memo = {**memo_for(root), **self._memo}
+        with copying(), torch._C.DisableTorchFunction():
+            twin = copy.deepcopy(root, memo)
+        self._memo = memo
+        label = self._free_label(label or variable_of(root) or type(root).__name__.lower(), root)
+        owner = Owner(root, twin, memo, _versions(root), label)
+        self.current[id(root)] = owner
+        for name, parameter in root.named_parameters():
+            self.tape.weights[id(parameter)] = Weight(owner, name, id(parameter))
+        return owner
+
+    def _free_label(self, label: str, root: nn.Module) -> str:
+        taken = {o.label for o in self.current.values() if o.original is not root}
+        numbers = (f"{label}{n}" if n else label for n in range(1000))
+        return next(name for name in numbers if name not in taken)
+
+    def adopt(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Makes an owner for parameters that no module holds."""
+        free = list(tensors)
+        if not free:
+            return
+        holder, twin, memo = nn.Module(), nn.Module(), {}
+        holder.held = free  # type: ignore[assignment]
+        owner = Owner(holder, twin, memo, (), self._free_label("parameters", holder))
+        for index, tensor in enumerate(free):
+            name = variable_of(tensor) or f"p{index}"
+            name = name if name not in dict(twin.named_parameters()) and not hasattr(twin, name) else f"{name}_{index}"
+            with torch._C.DisableTorchFunction():
+                value = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+            twin.register_parameter(name, value)
+            memo[id(tensor)] = value
+            self.tape.weights[id(tensor)] = Weight(owner, name, id(tensor))
+        self.current[id(holder)] = owner
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+
+
+def _versions(root: nn.Module) -> tuple[Any, ...]:
+    return tuple((id(p), -1 if p.is_inference() else p._version, p.requires_grad) for p in root.parameters())
+
+
+def variable_of(wanted: Any) -> str:
+    """The name under which the running user's code knows an object; "" when it is not found."""
+    frame: FrameType | None = outside()
+    for _ in range(_NAMED_FRAMES):
+        if frame is None:
+            return ""
+        for name, value in _variables(frame):
+            if value is wanted or (isinstance(value, nn.Module) and is_wrapper(value) and any(v is wanted for v in value._modules.values())):
+                return name
+        frame = frame.f_back
+    return ""
+
+
+def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
+    """Local variables of a frame, the attributes of `self`, and module-level ones."""
+    if frame.f_globals.get("__name__", "").startswith(("torch", "gradcheck")):
+        return
+    for name, value in list(frame.f_locals.items()):
+        if name != "self" and name.isidentifier():
+            yield name, value
+    own = frame.f_locals.get("self")
+    if own is not None and hasattr(own, "__dict__"):
+        found = {**vars(own), **(own._modules if isinstance(own, nn.Module) else {})}
+        yield from ((name, value) for name, value in found.items() if name.isidentifier())
+    if frame.f_locals is not frame.f_globals:
+        yield from ((n, v) for n, v in list(frame.f_globals.items()) if n.isidentifier())

@@ -1,0 +1,267 @@
+"""A tape of what happens outside the model's modules: their calls, and what becomes of their outputs up to the loss.
+
+Values are live when they come out of a recorded call or are a trained parameter; everything else is a constant, and kept as it was.
+From a loss, the calls that it depends on can be put together to a `Program` that computes it again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.nouns.places import Location
+from gradcheck.target.sites import location_of_frame
+
+_VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # properties whose values are the tensor's own
+_SILENT = frozenset("backward register_hook retain_grad register_post_accumulate_grad_hook".split())
+CUTS = {"item": "item", "tolist": "item", "__float__": "item", "__int__": "item", "numpy": "numpy", "detach": "detach", "detach_": "detach"}
+_SOURCES = frozenset(("__getitem__", "index_select", "narrow"))
+
+
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """The tensor at a position among those that a call put out."""
+
+    node: Node
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that depends on nothing live, as it was when it was used."""
+
+    value: torch.Tensor
+    leaf: bool  # gradients with respect to it are asked for
+    rows: int | None = None  # entries of the tensor that it was cut out of, where that is known
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A parameter of a root module, or a free one."""
+
+    owner: Owner
+    name: str
+    key: int  # id of the user's own parameter
+
+
+@dataclass(eq=False)
+class Owner:
+    """A root module of the user, and a copy of it as it was before training."""
+
+    original: nn.Module
+    copy: nn.Module
+    memo: dict[int, Any]  # id(object of the original) -> its copy
+    versions: tuple[Any, ...]
+    label: str  # its variable in the script
+
+    def held(self, path: str) -> Iterator[int]:
+        """id of each of the user's parameters below a path."""
+        return map(id, self.original.get_submodule(path).parameters())
+
+
+@dataclass(eq=False)
+class Node:
+    """One recorded call."""
+
+    serial: int
+    call: Callable[..., Any] | None  # a function; None: a module
+    owner: Owner | None
+    path: str  # of the module in its owner
+    args: Any
+    kwargs: Any
+    place: Location | None
+    grad: bool
+    autocast: tuple[tuple[str, torch.dtype], ...]
+    random: torch.Tensor | None = None  # state of the generator before a module's call
+    in_place: bool = False
+    value: torch.Tensor | None = None  # of a result that carries no gradient
+
+    def inputs(self) -> Iterator[Any]:
+        return references((self.args, self.kwargs))
+
+    def constants(self) -> list[Constant]:
+        return [x for x in self.inputs() if isinstance(x, Constant)]
+
+
+def references(value: Any) -> Iterator[Any]:
+    """The Refs, Constants and Weights in the arguments of a call."""
+    if isinstance(value, (Ref, Constant, Weight)):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from references(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from references(item)
+
+
+def tensors_in(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
+    """The tensors of an output of any structure, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth > 0:
+        if isinstance(value, Mapping):
+            for item in value.values():
+                yield from tensors_in(item, depth - 1)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                yield from tensors_in(item, depth - 1)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for spec in dataclasses.fields(value):
+                yield from tensors_in(getattr(value, spec.name, None), depth - 1)
+
+
+@dataclass
+class SeenCut:
+    operation: str
+    site: Location | None
+
+
+@dataclass
+class Tape:
+    """Recording in progress. `weights` maps id(parameter) to what it is called; the owner of the tape fills it."""
+
+    recording: bool = True
+    weights: dict[int, Weight] = field(default_factory=dict)
+    cuts: list[SeenCut] = field(default_factory=list)
+    unknown: bool = False  # a tensor with gradient whose origin was not seen went into a recorded call
+    _values: dict[int, tuple[weakref.ref[torch.Tensor], Ref]] = field(default_factory=dict)
+    _rows: dict[int, tuple[weakref.ref[torch.Tensor], int]] = field(default_factory=dict)
+    _constants: dict[int, tuple[weakref.ref[torch.Tensor], int, Constant]] = field(default_factory=dict)
+    _serials: Iterator[int] = field(default_factory=itertools.count)
+
+    # ------------------------------------------------------------------ values
+
+    def ref(self, tensor: torch.Tensor) -> Ref | None:
+        entry = self._values.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def alias(self, tensor: torch.Tensor, ref: Ref | None) -> None:
+        """`tensor` stands for the value of `ref`."""
+        if ref is not None:
+            self._values[id(tensor)] = weakref.ref(tensor, _forget(self._values, id(tensor))), ref
+
+    def is_live(self, value: Any) -> bool:
+        return any(self.ref(t) is not None or id(t) in self.weights for t in tensors_in(value))
+
+    def encode(self, value: Any, depth: int = 4) -> Any:
+        """The value with its tensors replaced by what they are."""
+        if isinstance(value, torch.Tensor):
+            return self._encoded(value)
+        if depth > 0 and type(value) in (tuple, list):
+            return type(value)(self.encode(v, depth - 1) for v in value)
+        if depth > 0 and isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self.encode(v, depth - 1) for v in value))
+        if depth > 0 and type(value) is dict:
+            return {k: self.encode(v, depth - 1) for k, v in value.items()}
+        return value
+
+    def _encoded(self, tensor: torch.Tensor) -> Any:
+        known = self.ref(tensor) or self.weights.get(id(tensor))
+        if known is not None:
+            return known
+        entry = self._constants.get(id(tensor))
+        if entry is not None and entry[0]() is tensor and entry[1] == tensor._version:
+            return entry[2]
+        if tensor.grad_fn is not None:
+            self.unknown = True
+        rows = self._rows.get(id(tensor))
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            constant = Constant(tensor.detach().clone(), tensor.requires_grad, rows[1] if rows and rows[0]() is tensor else _base_rows(tensor))
+        self._constants[id(tensor)] = weakref.ref(tensor, _forget(self._constants, id(tensor))), tensor._version, constant
+        return constant
+
+    # ------------------------------------------------------------------- calls
+
+    def module(self, owner: Owner, path: str, args: Any, kwargs: Any, place: Location | None, random: torch.Tensor | None) -> Node:
+        return Node(next(self._serials), None, owner, path, args, kwargs, place, torch.is_grad_enabled(), autocast_state(), random)
+
+    def put_out(self, node: Node, output: Any) -> None:
+        """Notes the tensors of an output as values of the call."""
+        for index, tensor in enumerate(tensors_in(output)):
+            self.alias(tensor, Ref(node, index))
+            if not tensor.requires_grad and index == 0:
+                with torch._C.DisableTorchFunction():
+                    node.value = tensor.detach().clone()
+
+    def function(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Calls a torch function, and records the call when it takes something live."""
+        name = _name(function)
+        if name is None:
+            return function(*args, **kwargs)
+        if not self.is_live((args, kwargs)):
+            output = function(*args, **kwargs)
+            if name in _SOURCES and isinstance(output, torch.Tensor) and isinstance(args[0], torch.Tensor) and args[0].dim():
+                self._rows[id(output)] = weakref.ref(output, _forget(self._rows, id(output))), args[0].shape[0]
+            return output
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+        if in_place and args and isinstance(args[0], torch.Tensor) and id(args[0]) in self.weights:
+            return function(*args, **kwargs)  # an update of the weights by hand
+        encoded = self.encode(args), self.encode(kwargs)
+        carries = any(t.requires_grad for t in tensors_in((args, kwargs)))
+        output = function(*args, **kwargs)
+        self._cut(name, carries, output)
+        results = [args[0]] if name == "__setitem__" else list(tensors_in(output, 2))
+        if results:
+            place = location_of_frame(outside())
+            node = Node(
+                next(self._serials), function, None, "", *encoded, place, torch.is_grad_enabled(), autocast_state(), in_place=in_place
+            )
+            self.put_out(node, results)
+        return output
+
+    def _cut(self, name: str, carries: bool, output: Any) -> None:
+        if not carries or any(t.requires_grad for t in tensors_in(output, 2)):
+            return
+        operation = CUTS.get(name) or ("data" if name == "data" else None)
+        if not torch.is_grad_enabled():
+            operation = "no_grad" if isinstance(output, torch.Tensor) else None
+        if operation is not None and len(self.cuts) < 1000:
+            self.cuts.append(SeenCut(operation, location_of_frame(outside())))
+
+
+def _forget(table: dict[int, Any], key: int) -> Callable[[Any], None]:
+    def forget(reference: Any) -> None:
+        entry = table.get(key)
+        if entry is not None and entry[0] is reference:
+            del table[key]
+
+    return forget
+
+
+def _name(function: Any) -> str | None:
+    """What a torch function is called; None for those that give no new values."""
+    name = getattr(function, "__name__", "")
+    if name == "__get__":
+        name = getattr(getattr(function, "__self__", None), "__name__", "")
+        return name if name in _VIEWS_OF_VALUES else None
+    return None if name in _SILENT or name in ("__set__", "__len__", "size", "dim", "numel") else name
+
+
+def _base_rows(tensor: torch.Tensor) -> int | None:
+    """Rows of the tensor that this one is a slice of."""
+    base = tensor._base
+    if base is None or not tensor.dim() or not base.dim() or base.shape[1:] != tensor.shape[1:]:
+        return None
+    return base.shape[0]
+
+
+def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
+
+
+def outside() -> FrameType | None:
+    """The frame that called into the recording code."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("gradcheck.capture"):
+        frame = frame.f_back
+    return frame

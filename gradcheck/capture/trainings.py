@@ -1,0 +1,98 @@
+"""The trainings of a captured script: one for each optimizer that stepped, or that should have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gradcheck.capture.build import Unfaithful, workload_of
+from gradcheck.capture.events import Watched
+from gradcheck.capture.facts import loop_facts
+from gradcheck.capture.observed import observed
+from gradcheck.capture.recorder import Recorder
+from gradcheck.capture.script import Capture, ScriptSpec, nothing_seen
+from gradcheck.errors import TargetError
+from gradcheck.nouns.loop import LoopFacts
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.places import Location
+from gradcheck.nouns.report import Report
+from gradcheck.target.comments import snippets
+from gradcheck.target.importing import failure
+from gradcheck.target.workload import Workload
+
+
+@dataclass
+class Training:
+    """One optimizer's training. Without a workload only what the run showed can be judged."""
+
+    name: str
+    recorder: Recorder
+    watched: Watched | None
+    loop: LoopFacts
+    files: Sequence[str]
+    workload: Workload | None = None
+    why: str = ""  # there is no workload
+
+    def observed(self) -> Measurement:
+        return with_loop(observed(self.recorder, self.watched, self.loop, self.name, self.files, self.why), self.loop)
+
+
+def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
+    """Raises TargetError when no backward pass was seen, or when the script trains without an optimizer of torch."""
+    recorder = capture.recorder
+    if not recorder.backwards and not any(w.steps for w in recorder.optimizers.values()):
+        raise nothing_seen(capture, spec)
+    chosen = _chosen(recorder)
+    found = [_training(capture, spec, w, len(chosen)) for w in chosen]
+    if chosen == [None] and found[0].loop.moved:
+        hint = "gradcheck follows torch.optim optimizers; define the model, data and loss in a model file instead"
+        raise TargetError(f"{spec.path} trains without an optimizer of torch", hint=hint, location=recorder.backward_site)
+    return found
+
+
+def _chosen(recorder: Recorder) -> list[Watched | None]:
+    stepped = [w for w in recorder.optimizers.values() if w.steps]
+    if stepped:
+        return list(stepped)
+    waiting = [w for w in recorder.optimizers.values() if w.live or w.cleared]
+    return list(waiting[:1]) or [next(iter(recorder.optimizers.values()), None)]
+
+
+def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count: int) -> Training:
+    recorder = capture.recorder
+    name = f"{spec.path} ({watched.label or type(watched.optimizer).__name__})" if count > 1 and watched is not None else spec.path
+    loop = loop_facts(recorder, watched, capture.ending)
+    training = Training(name, recorder, watched, loop, capture.files)
+    try:
+        training.workload = workload_of(recorder, watched, name, capture.files)
+    except Unfaithful as reason:
+        training.why = reason.why
+    return training
+
+
+def with_loop(m: Measurement, loop: LoopFacts) -> Measurement:
+    """The measurement with the loop, and the source lines around its places."""
+    texts = snippets(list(_places(loop)))
+    merged = {path: {**m.snippets.get(path, {}), **lines} for path, lines in texts.items()}
+    return replace(m, loop=loop, snippets={**m.snippets, **merged})
+
+
+def _places(value: Any) -> Iterator[Location]:
+    if isinstance(value, Location):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _places(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for spec in dataclasses.fields(value):
+            yield from _places(getattr(value, spec.name))
+
+
+def explain_ending(capture: Capture, spec: ScriptSpec, reports: Sequence[Report]) -> None:
+    """Raises the script's own exception as a TargetError, unless a finding at error level tells what is wrong."""
+    error = capture.error
+    if capture.ending.how == "raised" and error is not None and not any(r.count("error") for r in reports):
+        steps = max(r.measurement.loop.steps for r in reports if r.measurement.loop is not None)
+        raise failure(f"{spec.path} failed after {steps} steps", error, hint="correct it: gradcheck runs the script as python would") from error

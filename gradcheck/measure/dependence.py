@@ -1,0 +1,223 @@
+"""What the output for a sample depends on: its own input, and nothing else. Measured on the trained copy in evaluation mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from gradcheck.measure import mixing
+from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.data import batch_size
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.regularization import restored
+from gradcheck.measure.rows import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
+from gradcheck.measure.taps import tensors_in
+from gradcheck.nouns.checks import Dependence
+from gradcheck.nouns.places import Location
+from gradcheck.target.outputs import first_tensor
+from gradcheck.target.rng import Dice
+
+MIXED = 1e-4  # share of the own change below which nothing is looked for
+SMALL_EFFECT = 0.02  # of the output: below, the loss is asked as well
+ORDERS = 8  # orders of the inputs that the loss is measured with
+BATCHES = 2
+NOT_THE_SAME = 0.05  # of the change in other samples: what equivariance to their order may be missed by
+
+
+def dependence(scene: Scene) -> Dependence:
+    """Raises Unmeasured when samples cannot be told apart in what goes into the model or comes out of it."""
+    trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
+    with _evaluating(trainee):
+        return _Case(trainee, scene).result()
+
+
+@contextmanager
+def _evaluating(trainee: Trainee) -> Iterator[None]:
+    """Dropout off and statistics frozen; no fused kernels, which drop padding; everything as before on the way out."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with restored(trainee):
+        trainee.model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Case:
+    def __init__(self, trainee: Trainee, scene: Scene) -> None:
+        self.trainee, self.model, self.scene, self.dice = trainee, trainee.model, scene, Dice(scene.seed)
+        found = inputs_of(trainee, scene.workload.batches[0], collated=scene.workload.collated)
+        if found is None:
+            raise Unmeasured("the training step does not call the model with tensors")
+        if found.rows < FEWEST:
+            raise Unmeasured(f"a batch of {found.rows} is too small to tell samples apart")
+        self.all = found
+
+    def result(self) -> Dependence:
+        count = count_for(self.all)
+        try:
+            return self._with(count)
+        except Unmeasured:
+            raise
+        except Exception as error:  # a batch size that is written into the model, say
+            whole = all(axis is not None or not isinstance(x, torch.Tensor) for x, axis in zip(self.all.leaves, self.all.axes, strict=True))
+            if count == self.all.rows or self.all.rows > MOST or not whole:
+                raise Unmeasured(f"the model does not run on some samples of a batch: {type(error).__name__}: {error}") from error
+            return self._with(self.all.rows)
+
+    def _with(self, count: int) -> Dependence:
+        replaced, by = swaps(self.all.rows, count)
+        index = list(range(count))
+        before = self.all.taken(index)
+        after = self.all.taken([by[replaced.index(i)] if i in replaced else i for i in index])
+        if not after.differ(before):
+            raise Unmeasured("all samples of a batch are alike")
+        output = self._output(before, count)
+        seen = change(output, self._output(after, count), count, replaced)
+        if seen is None:
+            raise Unmeasured("the output has no entry for each sample")
+        effect = _effect(seen)
+        found = Dependence(mixed=seen.mixed, input_effect=effect, certain=self.all.known and self.scene.workload.data_given)
+        if seen.mixed > MIXED:
+            found = self._located(found, output, before, after, count, replaced, seen)
+        if effect is None or effect >= SMALL_EFFECT:
+            return found
+        effect = max(effect, self._effect_in_training(before, after, count, replaced))
+        found = replace(found, input_effect=effect)
+        return self._asked(found) if effect < SMALL_EFFECT else found
+
+    def _effect_in_training(self, before: Inputs, after: Inputs, count: int, replaced: tuple[int, ...]) -> float:
+        """The effect of the input in training mode: running statistics that have not settled may drown it. 0 where it is not known."""
+        self.model.train()
+        try:
+            seen = change(self._output(before, count), self._output(after, count), count, replaced)
+        except Exception:  # a module that trains on nothing but whole batches
+            seen = None
+        finally:
+            self.model.eval()
+        return (_effect(seen) or 0.0) if seen is not None else 0.0
+
+    def _output(self, inputs: Inputs, count: int) -> torch.Tensor:
+        """The first tensor of the output, the prediction by name before others, that has an entry for each sample."""
+        self.dice.throw()
+        with torch.no_grad():
+            output = inputs.run(self.model)
+        found = (t for t in (first_tensor(output), *tensors_in(output)) if t.is_floating_point() or t.is_complex())
+        rowed = next((t for t in found if as_rows(t, count, range(count))), None)
+        if rowed is None:
+            raise Unmeasured("the output has no entry for each sample")
+        return rowed
+
+    # -------------------------------------------------------------------- who mixes
+
+    def _located(
+        self, found: Dependence, output: torch.Tensor, before: Inputs, after: Inputs, count: int, replaced: tuple[int, ...], seen: Change
+    ) -> Dependence:
+        if not torch.equal(self._output(before, count), output):
+            raise Unmeasured("the same samples gave another output the second time")
+        certain = found.certain and not (self.all.per_position and self._independent_along(before, output))
+        ordered = self._ordered(before, output, count, seen)
+        if sum(size == count for size in output.shape) > 1:
+            return replace(found, certain=certain, ordered=ordered, meant="relation")
+        try:
+            culprit = mixing.culprit(self.model, before, after, count, replaced, self.dice)
+        except Exception:  # a pass with gradient that the model does not bear
+            culprit = None
+        if culprit is None:
+            return replace(found, certain=certain, ordered=ordered)
+        meant = culprit.meant
+        if meant is None and not ordered and mixing.relates(culprit, count):
+            meant = "relation"
+        return replace(
+            found,
+            certain=certain,
+            ordered=ordered,
+            layer=culprit.layer,
+            site=self._place(culprit.layer, culprit.site),
+            operation=culprit.operation,
+            meant=meant,
+        )
+
+    def _place(self, layer: str, site: Location | None) -> Location | None:
+        """Where a module of torch's is created; where the operation is called, in code of the user's own."""
+        module = dict(self.model.named_modules()).get(layer)
+        ours = module is not None and type(module).__module__.startswith("torch.")
+        return (self.scene.sites.get(layer) or site) if ours else site
+
+    def _ordered(self, before: Inputs, output: torch.Tensor, count: int, seen: Change) -> bool:
+        """Whether the samples' order matters: outputs of reordered samples are not the reordered outputs."""
+        order = _mixed_up(count)
+        other = self._output(before.taken(order), count)
+        if other.shape != output.shape:
+            return False
+        kept = list(range(count))
+        limit = NOT_THE_SAME * seen.others
+        misses = [float((b - a[order]).square().mean(1).sqrt().max()) for a, b in zip(_rows(output, kept), _rows(other, kept), strict=True)]
+        return min(misses, default=0.0) > limit
+
+    def _independent_along(self, before: Inputs, output: torch.Tensor) -> bool:
+        """Whether the entries of the second axis are independent of each other, as samples are in a model that takes time first."""
+        other = before.along(1)
+        if other is None:
+            return False
+        replaced, by = swaps(other.rows, other.rows)
+        try:
+            seen = change(
+                output.movedim(1, 0) if self._has(output, other.rows) else output, self._moved(other, replaced, by), other.rows, replaced
+            )
+        except Exception:
+            return False
+        return seen is not None and seen.own > 0 and seen.mixed <= MIXED
+
+    def _moved(self, other: Inputs, replaced: tuple[int, ...], by: tuple[int, ...]) -> torch.Tensor:
+        output = self._output(other.moved(replaced, by), other.rows)
+        return output.movedim(1, 0) if self._has(output, other.rows) else output
+
+    @staticmethod
+    def _has(output: torch.Tensor, rows: int) -> bool:
+        return output.dim() >= 2 and output.shape[1] == rows
+
+    # --------------------------------------------------------------- what the loss says
+
+    def _asked(self, found: Dependence) -> Dependence:
+        """The loss with the inputs of each batch as they are, and shuffled against their targets."""
+        batches = self.scene.workload.batches
+        batches = [b for b in batches if batch_size(b) == batch_size(batches[0])][:BATCHES]
+        try:
+            true = fmean(self._loss(b) for b in batches)
+            others = []
+            for k in range(ORDERS):
+                generator = torch.Generator().manual_seed(self.scene.seed + k)
+                order = torch.randperm(self.all.rows, generator=generator).tolist()
+                with shuffled(self.model, order, self.all.rows):
+                    others.append(fmean(self._loss(b) for b in batches))
+        except Exception:  # a last batch that is smaller, a loss that is not to be had in evaluation mode
+            return found
+        return replace(found, trained_loss=true, shuffled_loss=fmean(others), standard_error=stdev(others))
+
+    def _loss(self, batch: Any) -> float:
+        self.dice.throw()
+        with torch.no_grad():
+            return float(self.trainee.loss(batch))
+
+
+def _effect(seen: Change) -> float | None:
+    return max(seen.own, seen.others) / seen.size if seen.size > 0 and math.isfinite(seen.size) else None
+
+
+def _mixed_up(count: int) -> list[int]:
+    """An order in which no sample stays in its place and few keep their neighbours."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(1)).tolist()
+    turns = [order[k:] + order[:k] for k in range(count)]
+    return next((o for o in turns if all(i != x for i, x in enumerate(o))), order)
+
+
+def _rows(output: torch.Tensor, kept: list[int]) -> list[torch.Tensor]:
+    return as_rows(output, len(kept), kept)

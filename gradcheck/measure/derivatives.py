@@ -1,0 +1,397 @@
+"""Is what autograd computes the derivative of the loss? Directional derivatives in float64 against central differences.
+
+One random direction over all parameters tells. When it speaks against autograd, more directions and steps follow, and
+then the suspects: calls of custom Functions, each tested by itself, hooks that change the gradient, detached values.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.double import Wide, in_double, widen, widened
+from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.functions import (
+    FINE,
+    ROUNDING,
+    STEPS,
+    Call,
+    Comparison,
+    Intended,
+    Recorder,
+    Tested,
+    add_moves,
+    custom_functions,
+    name_of,
+    tested,
+    words_of_gradcheck,
+)
+from gradcheck.measure.structure import upstream_leaves
+from gradcheck.measure.taps import caller
+from gradcheck.nouns.checks import Derivatives
+from gradcheck.nouns.places import Location
+from gradcheck.target.rng import Dice
+from gradcheck.target.sites import location_of_frame, origin_of
+
+SAMPLES = 4
+DIRECTIONS = 3
+FEWEST_ERRORS = 2  # directions that have to tell, where the first one speaks against autograd
+JITTER = 0.05  # of a weight's size: the test is made beside the start, where no unit sits on a kink and no branch is closed
+SLOWER = 5.0  # times a float32 step of as many samples, roughly: what a pass with gradient takes in float64
+PASSES = 2.5  # the whole check in such passes
+SHARE = 0.25  # of the time left that it may take
+MOST_STOPS = 16
+DIFFERENCE = 1e-3  # disagreement of a Function by itself that makes it a suspect (E6: a backward off by 1 % gives 2e-3)
+
+
+def derivatives(scene: Scene) -> Derivatives:
+    """Raises Unmeasured when the training step does not run in float64, or when it would take too long."""
+    _affordable(scene)
+    trainee = scene.fork()
+    batch = few_samples(scene.workload.batches[0], SAMPLES)
+    with in_double():
+        widen(trainee.model)
+        case = _Case(trainee, widened(batch), scene)
+        try:
+            case.start()
+        except Unmeasured:
+            raise
+        except Exception as error:
+            raise Unmeasured(f"the training step does not run in float64: {type(error).__name__}: {error}") from error
+        return case.result()
+
+
+def _affordable(scene: Scene) -> None:
+    if scene.workload.device.type == "mps":
+        raise Unmeasured("the device has no float64")
+    steps = max(1, len(scene.probe.losses))
+    first = next(iter(scene.workload.batches[:1]), None)
+    rows = max((t.shape[0] for t in _tensors(first) if t.dim()), default=1)
+    seconds = PASSES * SLOWER * scene.probe.seconds / steps * min(1.0, SAMPLES / rows)
+    if seconds > SHARE * max(0.0, scene.deadline - time.perf_counter()):
+        own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
+        more = "" if own else "; the program has no autograd Function of its own"
+        raise Unmeasured(f"in float64 it would take about {seconds:.0f} s{more}")
+
+
+def _file_of(cls: type) -> str:
+    code = getattr(getattr(cls, "forward", None), "__code__", None)
+    return code.co_filename if code is not None else "<unknown>"
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+# ------------------------------------------------------------------------- what is seen
+
+_STAIRS = frozenset(("round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "argmax", "argmin", "gt", "ge", "lt", "le", "topk"))
+_STAIRS |= {f"{name}_" for name in _STAIRS} | {"__gt__", "__ge__", "__lt__", "__le__", "one_hot"}
+
+
+@dataclass
+class Hooked:
+    """A backward hook that returned another gradient than it got."""
+
+    kind: Literal["tensor", "module"]
+    layer: str
+    site: Location | None
+    factor: float
+
+
+@dataclass
+class Stop:
+    """A place where values leave the graph though gradient could pass."""
+
+    layer: str
+    site: Location | None
+    through: bool = False  # a staircase of torch's that lets the gradient through
+
+
+class Watch(Wide):
+    """Float64 as in `Wide`, and sees what changes gradients on their way: tensor hooks, and values that are detached."""
+
+    def __init__(self, layer: Callable[[], str]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.hooked: list[Hooked] = []
+        self.stops: list[Stop] = []
+        self.padding: dict[int, int] = {}  # id(weight of an embedding) -> row that gets no gradient
+        self.stairs = False  # values that require gradient went through a staircase: rounded, compared, ranked
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "register_hook" and len(args) == 2:
+            return func(args[0], self._watched(args[1], "tensor", self.layer(), location_of_frame(caller())))
+        if name in ("embedding", "embedding_bag"):
+            self._embedding(name, args, kwargs or {})
+        output = super().__torch_function__(func, types, args, kwargs)
+        if isinstance(output, torch.Tensor) and len(self.stops) < MOST_STOPS:
+            self._look(func, name, args, output)
+        return output
+
+    def _embedding(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The padding row gets no gradient; rows that are shortened, or weighted by frequency, get another one."""
+        weight = next((t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.is_floating_point()), None)
+        given = (
+            dict(zip(("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq"), args[2:], strict=False)) if name == "embedding" else {}
+        )
+        given |= kwargs
+        if weight is not None and given.get("padding_idx") is not None:
+            self.padding[id(weight)] = int(given["padding_idx"])
+        if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
+            self.stops.append(Stop(self.layer(), location_of_frame(caller())))
+
+    def _look(self, func: Any, name: str, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        through = name == "gumbel_softmax" or name.startswith("fake_quantize")
+        if not through and not (name in _STAIRS or (output.is_floating_point() and not output.requires_grad)):
+            return
+        if not any(t.requires_grad for t in _tensors(args)):
+            return
+        self.stairs |= name in _STAIRS
+        home = getattr(getattr(func, "__self__", None), "__name__", "")
+        if through or name in ("detach", "detach_") or (name == "__get__" and home == "data") or not torch.is_grad_enabled():
+            self.stops.append(Stop(self.layer(), location_of_frame(caller()), through))
+
+    def _watched(
+        self, hook: Callable[..., Any], kind: Literal["tensor", "module"], layer: str, site: Location | None
+    ) -> Callable[..., Any]:
+        def watched(*args: Any) -> Any:
+            result = hook(*args)
+            got = args[0] if kind == "tensor" else args[1]  # a full backward hook takes module, grad_input, grad_output
+            pairs = [(a, b) for a, b in zip(_tensors(got), _tensors(result), strict=False) if a.shape == b.shape]
+            size = sum(float(a.norm()) ** 2 for a, _ in pairs)
+            if size > 0 and any(not torch.equal(a, b) for a, b in pairs):
+                factor = sum(float((a.conj() * b).real.sum()) for a, b in pairs) / size
+                self.hooked.append(Hooked(kind, layer, site, factor))
+            return result
+
+        return watched
+
+    def watch_modules(self, model: nn.Module, sites: Callable[[str], Location | None]) -> None:
+        """Watches the full backward hooks of a copy of the user's model."""
+        for name, module in model.named_modules():
+            for key, hook in module._backward_hooks.items():
+                module._backward_hooks[key] = self._watched(hook, "module", name, sites(name))
+
+
+class _Stack:
+    """Names of the modules that are running."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = {id(m): name for name, m in model.named_modules()}
+        self.running: list[str] = []
+
+    def layer(self) -> str:
+        return self.running[-1] if self.running else ""
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        before = register_module_forward_pre_hook(self._enter)
+        after = register_module_forward_hook(self._leave, always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+            self.running.clear()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self.running.append(self.names.get(id(module), self.layer()))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.running.pop()
+
+
+# --------------------------------------------------------------------------- the check
+
+
+@dataclass
+class _Case:
+    """A copy in float64, its weights moved a little off the start, and one batch."""
+
+    trainee: Trainee
+    batch: Any
+    scene: Scene
+    weights: list[nn.Parameter] = field(default_factory=list)
+    origin: list[torch.Tensor] = field(default_factory=list)  # weights as they are tested
+    gradients: list[torch.Tensor] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    value: float = math.nan
+
+    def start(self) -> None:
+        """The loss and its gradient. Raises Unmeasured when there is none, or the user's own exception."""
+        model = self.trainee.model
+        self.stack, self.dice = _Stack(model), Dice(self.scene.seed)
+        self.watch = Watch(self.stack.layer)
+        self.watch.watch_modules(model, lambda name: self.scene.sites.get(name))
+        self.generator = torch.Generator().manual_seed(self.scene.seed)
+        self.buffers = [(m, k, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
+        weights = [p for p in model.parameters() if p.requires_grad]
+        start = [p.detach().clone() for p in weights]
+        for jitter in (JITTER, 0.0):
+            self.weights, self.scales = weights, [_scale(p) for p in start]
+            self.origin = [p + jitter * d for p, d in zip(start, self._direction(), strict=True)]
+            try:
+                if self._gradient():
+                    return
+            except Exception:
+                if not jitter:
+                    raise
+        raise Unmeasured("the loss is not finite")
+
+    def _direction(self) -> list[torch.Tensor]:
+        """Normal numbers for every weight, as large as the weights of its tensor."""
+        found = [s * torch.randn(p.shape, generator=self.generator).to(p) for p, s in zip(self.weights, self.scales, strict=True)]
+        for p, direction in zip(self.weights, found, strict=True):
+            row = self.watch.padding.get(id(p))
+            if row is not None and -len(direction) <= row < len(direction):
+                direction[row] = 0.0
+        return found
+
+    def _gradient(self) -> bool:
+        """The gradient at the origin; False when the loss is not finite there."""
+        recorder = Recorder(self.stack.layer)
+        for p in self.trainee.model.parameters():
+            p.grad = None
+        with self.stack.following(), self.watch, recorder.recording():
+            loss = self._loss(self.origin)
+            if not loss.requires_grad:
+                raise Unmeasured("no gradient reaches the loss")
+            reached = {id(leaf) for leaf in upstream_leaves([loss.grad_fn])}
+            loss.backward()
+        self.value, self.calls = float(loss.detach()), recorder.calls
+        if not math.isfinite(self.value):
+            return False
+        kept = [k for k, p in enumerate(self.weights) if p.grad is not None or id(p) in reached]
+        self.weights, self.origin = [self.weights[k] for k in kept], [self.origin[k] for k in kept]
+        self.scales = [self.scales[k] for k in kept]
+        self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad.detach().to_dense() for p in self.weights]
+        if not self.weights:
+            raise Unmeasured("no gradient reaches a parameter")
+        return all(bool(torch.isfinite(g).all()) for g in self.gradients)
+
+    def _loss(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The loss at these weights: the same buffers and random numbers each time."""
+        with torch.no_grad():
+            for p, values in zip(self.weights, weights, strict=True):
+                p.copy_(values)
+            for module, name, values in self.buffers:
+                now = module._buffers.get(name)
+                if now is not None and now.shape == values.shape and now.dtype == values.dtype:
+                    now.copy_(values)
+                else:
+                    module._buffers[name] = values.clone()
+        self.dice.throw()
+        return self.trainee.loss(self.batch)
+
+    def _at(self, weights: Sequence[torch.Tensor]) -> float:
+        with Wide():
+            return float(self._loss(weights).detach())
+
+    def _difference(self, direction: Sequence[torch.Tensor], step: float) -> float:
+        forth = [p + step * d for p, d in zip(self.origin, direction, strict=True)]
+        back = [p - step * d for p, d in zip(self.origin, direction, strict=True)]
+        return (self._at(forth) - self._at(back)) / (2 * step)
+
+    def result(self) -> Derivatives:
+        again = self._at(self.origin)
+        if abs(again - self.value) > 1e-12 * max(abs(self.value), 1e-300):
+            return Derivatives(math.nan, 0, deterministic=False)
+        errors: list[float] = []
+        suspects = bool(self.calls or self.watch.hooked)
+        for i in range(DIRECTIONS if suspects else 1):
+            direction = self._direction()
+            error = self._error(direction)
+            if i == 0 and error is not None and error <= FINE:
+                return Derivatives(error, 1)
+            if i == 0 and self.calls:
+                self._move_calls(direction)
+            if error is not None:
+                errors.append(error)
+        if len(errors) < (FEWEST_ERRORS if suspects else 1):
+            raise Unmeasured("differences of the loss do not settle as the step gets smaller")
+        error = median(errors)
+        return Derivatives(error, len(errors)) if error <= FINE else self._explained(error, len(errors))
+
+    def _error(self, direction: Sequence[torch.Tensor]) -> float | None:
+        analytic = sum(float((g.conj() * d).real.sum()) for g, d in zip(self.gradients, direction, strict=True))
+        compared = Comparison(analytic)
+        for step in STEPS:
+            difference = self._difference(direction, step)
+            if not math.isfinite(difference):
+                return None
+            compared.add(step, difference, ROUNDING * max(abs(self.value), 0.1) / step)
+            if compared.disagreement is not None:
+                break
+        return compared.disagreement
+
+    def _move_calls(self, direction: Sequence[torch.Tensor]) -> None:
+        passes = []
+        for sign in (1, -1):
+            recorder = Recorder(self.stack.layer)
+            with self.stack.following(), recorder.recording():
+                self._at([p + sign * STEPS[0] * d for p, d in zip(self.origin, direction, strict=True)])
+            passes.append(recorder.calls)
+        add_moves(self.calls, *passes)
+
+    # ------------------------------------------------------------------------ the cause
+
+    def _explained(self, error: float, directions: int) -> Derivatives:
+        """The suspect at fault: a Function whose backward is wrong, one that is off on purpose, a hook, a detached value."""
+        off = [t for t in map(self._tested, self.calls) if t is not None and (t.error or 0.0) > DIFFERENCE]
+        culprit = next((t for t in off if t.intended is None), None) or max(off, key=lambda t: t.error or 0.0, default=None)
+        if culprit is not None:
+            call = culprit.call
+            words = words_of_gradcheck(call) if culprit.intended is None else None
+            return Derivatives(
+                error,
+                directions,
+                function=name_of(call.cls),
+                function_error=culprit.error,
+                layer=call.layer,
+                site=call.site,
+                intended=culprit.intended,
+                gradcheck=words,
+            )
+        if self.watch.hooked:
+            hook = min(self.watch.hooked, key=lambda h: h.factor)
+            return Derivatives(error, directions, layer=hook.layer, site=hook.site, hook=hook.kind, hook_factor=hook.factor)
+        if self.watch.stops:
+            own = [s for s in self.watch.stops if s.site is not None and s.site.detail is None]
+            stop = (own or self.watch.stops)[0]
+            intended: Intended = "straight-through" if stop.through or self.watch.stairs else "stop-gradient"
+            return Derivatives(error, directions, layer=stop.layer, site=stop.site, intended=intended)
+        return Derivatives(error, directions)
+
+    def _tested(self, call: Call) -> Tested | None:
+        try:
+            with Wide():
+                return tested(call, self.scene.seed)
+        except Exception:  # a Function that does not bear being called by itself
+            return None
+
+
+def _scale(weights: torch.Tensor) -> float:
+    """How far a weight may be moved: the root mean square of its tensor, or what is usual for a tensor of zeros."""
+    size = float(weights.norm()) / max(1, weights.numel()) ** 0.5
+    if size > 0:
+        return size
+    return 0.1 if weights.dim() < 2 else (weights.numel() / weights.shape[0]) ** -0.5

@@ -1,0 +1,90 @@
+"""What batch normalization's running statistics are worth after the probe: the loss with them against the loss without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.seen import BATCH_NORMS, named
+from gradcheck.nouns.structure import Statistics
+
+BATCHES = 4  # of the probe's, at most
+
+
+class _BatchNorms(TorchFunctionMode):
+    """Evaluation mode's batch normalizations: as they are, noted; or each with the statistics of its batch."""
+
+    def __init__(self, of_batch: bool) -> None:
+        super().__init__()
+        self.of_batch = of_batch
+        self.shifts: list[float] = []  # running variance / variance of the input, the median over features, in order of calls
+        self.running = 0  # calls that used running statistics
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function not in BATCH_NORMS:
+            return function(*args, **kwargs or {})
+        given = named(function, args, kwargs or {})
+        mean, variance, x = given.get("running_mean"), given.get("running_var"), given["input"]
+        running = mean is not None and not given["training"]
+        self.running += running
+        if self.of_batch and running and x.numel() > x.shape[1]:
+            return torch.nn.functional.batch_norm(x, None, None, given["weight"], given["bias"], True, 0.0, given["eps"])
+        if not self.of_batch:
+            self.shifts.append(_shift(x, variance) if running and variance is not None else math.nan)
+        return function(*args, **kwargs or {})
+
+
+def _shift(x: torch.Tensor, running: torch.Tensor) -> float:
+    here = x.detach().transpose(0, 1).flatten(1).var(1, correction=0)
+    known = here > 1e-12 * here.max()
+    return float((running[known] / here[known]).median()) if bool(known.any()) else math.nan
+
+
+def statistics(scene: Scene) -> Statistics | None:
+    """Two forward passes a batch on the trained copy, which is left as it was. None without running statistics."""
+    model = scene.trained.model
+    if not any(b.dim() == 1 for b in model.buffers()):
+        return None
+    evaluated: list[float] = []
+    batch_wise: list[float] = []
+    shifts: list[list[float]] = []
+    with _evaluating(model), torch.no_grad():
+        for batch in scene.workload.batches[:BATCHES]:
+            with _BatchNorms(of_batch=False) as seen:
+                evaluated.append(float(scene.trained.loss(batch)))
+            if not seen.running:
+                return None
+            shifts.append(seen.shifts)
+            with _BatchNorms(of_batch=True):
+                batch_wise.append(float(scene.trained.loss(batch)))
+            if scene.late:
+                break
+    if not all(map(math.isfinite, batch_wise)):
+        raise Unmeasured("the trained model's loss is not finite")
+    same = len({len(s) for s in shifts}) == 1
+    means = tuple(fmean(column) for column in zip(*shifts, strict=True)) if same else ()
+    return Statistics(fmean(evaluated), fmean(batch_wise), means)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with modes and buffers as they were on the way out."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

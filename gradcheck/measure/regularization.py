@@ -1,0 +1,227 @@
+"""How strong the regularization is, and whether a training that fails with it learns without it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.measure.checks import Scene
+from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.lifted import DECAY, DROPOUT, PENALTY, SMOOTHING, answering, lift, recording, seen_noise, without_weights
+from gradcheck.measure.parameters import total_norm
+from gradcheck.measure.probe import Training
+from gradcheck.nouns.checks import Dropout, Penalty
+from gradcheck.nouns.measurement import Regularization, Run
+from gradcheck.progress import CLEAR_FALL, fall, outcome
+from gradcheck.target.batches import tensors_of
+from gradcheck.target.rng import seed_all
+
+SAMPLES = 16  # of a batch, where one look is enough
+BATCHES = 4  # that a loss is averaged over
+WEAK_FALL = 0.3  # a probe whose loss fell less is looked at again
+# Strong enough to be worth a training without it: all of these are uncommon in trainings that work.
+RATE = 0.3  # of dropout
+LOUD_RATE = 0.5
+DECAY_STEPS = 500  # time in which weight decay alone shrinks a weight by e
+SHARE = 0.3  # of a penalty, of the data's loss
+SMOOTHED = 0.4
+# And what is lifted along with the strong ones.
+SOME_RATE, SOME_STEPS = 0.1, 5000
+CLEAR = 2 * CLEAR_FALL  # fall at which a run without regularization is stopped
+LEAST_STEPS = 100
+LONGER = 3
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """What there is to lift: the strong kinds, and all of them."""
+
+    strong: tuple[str, ...]
+    all: tuple[str, ...]
+
+
+def regularization(scene: Scene) -> Regularization | None:
+    """None when the training step is not regularized at all."""
+    batch = few_samples(scene.workload.batches[0], SAMPLES)
+    with restored(scene.trained):
+        seed_all(scene.seed)
+        dropouts, smoothing = seen_noise(scene.trained, batch, lambda name: scene.sites.get(name))
+        penalized = _penalizes(scene.trained, batch)
+    decays = any(group.get("weight_decay") for group in scene.trained.optimizer.param_groups)
+    if not (dropouts or smoothing or penalized or decays):
+        return None
+    penalty = _penalty(scene.fork(), batch) if penalized else None
+    result = Regularization(dropouts, penalty, smoothing)
+    weighty = penalty is not None and penalty.value > SHARE * penalty.data
+    failed = outcome(scene.probe, scene.chance) in ("stalls", "diverges")
+    if not weighty and not failed and fall(scene.probe, scene.chance) >= WEAK_FALL:
+        return result
+    kinds = _strengths(scene, dropouts, penalty, smoothing, batch)
+    if not kinds.strong:
+        return result
+    chance = None if penalty is not None else scene.chance
+    start = _data_loss(scene, scene.fork(), penalty is not None)
+    with restored(scene.trained):
+        trained = _data_loss(scene, scene.trained, penalty is not None)
+    reference = start if chance is None else min(start, chance)
+    learned = trained < (1 - CLEAR_FALL) * reference
+    if not learned and not failed:  # the probe was ended early, since the penalty fell
+        trained = _trained_longer(scene)
+        learned = trained < (1 - CLEAR_FALL) * reference
+    result = replace(result, kinds=kinds.strong, start_loss=start, trained_loss=trained, chance=chance)
+    if learned:
+        if failed and max((d.rate for d in dropouts), default=0.0) > LOUD_RATE:  # learned behind the noise, but how slowly?
+            return replace(result, runs=(_without(scene, (DROPOUT,), chance),))
+        return result
+    return replace(result, runs=tuple(_runs(scene, kinds, chance)))
+
+
+@contextmanager
+def restored(trainee: Trainee) -> Iterator[None]:
+    """Puts back what running the model without steps changes: buffers, modes and gradients."""
+    buffers = [(b, b.detach().clone()) for b in trainee.model.buffers()]
+    modes = [(m, m.training) for m in trainee.model.modules()]
+    gradients = [(p, p.grad) for p in trainee.model.parameters()]
+    for p, _ in gradients:
+        p.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in buffers:
+                buffer.copy_(values)
+        for module, mode in modes:
+            module.training = mode
+        for p, gradient in gradients:
+            p.grad = gradient
+
+
+# ------------------------------------------------------------------- what there is
+
+
+def _plain(outputs: Sequence[Any]) -> bool:
+    """Whether the outputs' graphs could be cut: no objects of the user's own that hide tensors."""
+    return bool(outputs) and all(isinstance(o, (torch.Tensor, dict, list, tuple)) and any(True for _ in tensors_of(o)) for o in outputs)
+
+
+def _answers(trainee: Trainee, batch: Any) -> list[Any]:
+    outputs: list[Any] = []
+    with torch.no_grad(), recording(trainee.model, outputs):
+        trainee.loss(batch)
+    return outputs if _plain(outputs) else []
+
+
+def _penalizes(trainee: Trainee, batch: Any) -> bool:
+    """Whether the loss depends on weights other than through the model's output."""
+    outputs = _answers(trainee, batch)
+    if not outputs:
+        return False
+    with answering(trainee.model, outputs):
+        return trainee.loss(batch).requires_grad
+
+
+def _penalty(trainee: Trainee, batch: Any) -> Penalty | None:
+    """The penalty on the weights at the start; None when what was found is no sum of powers 1 to 2 of them."""
+    outputs = _answers(trainee, batch)
+    parameters = [p for p in trainee.model.parameters() if p.requires_grad]
+    with answering(trainee.model, outputs):
+        fixed = trainee.loss(batch)
+    data = float(without_weights(trainee.training_step, trainee.model, batch, outputs))
+    value = float(fixed.detach()) - data
+    gradients = torch.autograd.grad(fixed, parameters, allow_unused=True)
+    product = sum(float((g * p.detach()).sum()) for g, p in zip(gradients, parameters, strict=True) if g is not None)
+    degree = product / value if value > 0 else math.nan
+    return Penalty(value, data, degree) if 0.9 <= degree <= 2.1 else None
+
+
+def _strengths(scene: Scene, dropouts: Sequence[Dropout], penalty: Penalty | None, smoothing: float, batch: Any) -> Strengths:
+    rate = max((d.rate for d in dropouts), default=0.0)
+    groups = scene.trained.optimizer.param_groups
+    speed = max((float(g.get("lr") or 0.0) * float(g.get("weight_decay") or 0.0) for g in groups), default=0.0)
+    strong = {
+        DROPOUT: rate >= RATE,
+        DECAY: speed * DECAY_STEPS > 1 or _decay_outweighs(scene.fork(), batch),
+        PENALTY: penalty is not None and penalty.value > SHARE * penalty.data,
+        SMOOTHING: smoothing >= SMOOTHED,
+    }
+    some = strong | {
+        DROPOUT: rate >= SOME_RATE,
+        DECAY: strong[DECAY] or speed * SOME_STEPS > 1,
+        PENALTY: penalty is not None,
+        SMOOTHING: smoothing > 0,
+    }
+    return Strengths(tuple(k for k, is_so in strong.items() if is_so), tuple(k for k, is_so in some.items() if is_so))
+
+
+def _decay_outweighs(trainee: Trainee, batch: Any) -> bool:
+    """Whether decay that is added to the gradient is larger than the gradient."""
+    decay = max((float(g.get("weight_decay") or 0.0) for g in trainee.optimizer.param_groups), default=0.0)
+    decoupled = trainee.optimizer.param_groups[0].get("decoupled_weight_decay", False)
+    if not decay or decoupled:
+        return False
+    trainee.loss(batch).backward()
+    size = math.sqrt(sum(float(p.detach().norm()) ** 2 for p in trainee.model.parameters()))
+    return decay * size > total_norm(trainee.model.parameters())
+
+
+def _data_loss(scene: Scene, trainee: Trainee, penalized: bool) -> float:
+    """Mean loss over some batches: without dropout and penalty, labels not smoothed, normalization as in training."""
+    step = trainee.training_step
+    drops = [(m, m.dropout) for m in trainee.model.modules() if isinstance(m, (nn.MultiheadAttention, nn.RNNBase))]
+    try:
+        lift(trainee, (DROPOUT, SMOOTHING, *([PENALTY] if penalized else [])))
+        seed_all(scene.seed)
+        with torch.no_grad():
+            return fmean(float(trainee.loss(batch)) for batch in scene.workload.batches[:BATCHES])
+    finally:
+        trainee.training_step = step
+        for module, rate in drops:
+            module.dropout = rate
+
+
+def _trained_longer(scene: Scene) -> float:
+    """Loss of the data after a training as the user's, penalty and all, of three times the probe's length."""
+    training = Training(scene.fork(), scene.workload.batches)
+    training.run(LONGER * len(scene.probe.losses), scene.deadline, norms=False)
+    return _data_loss(scene, training.trainee, True)
+
+
+# ------------------------------------------------------------------ trainings without
+
+
+def _runs(scene: Scene, kinds: Strengths, chance: float | None) -> Iterator[Run]:
+    """Each strong kind lifted alone, then all together when none of them was it. A penalty hides the loss, so it is lifted first."""
+    alone = [PENALTY] if PENALTY in kinds.strong else list(kinds.strong)
+    learned = False
+    for kind in alone:
+        if scene.late:
+            return
+        run = _without(scene, (kind,), chance)
+        learned |= outcome(run, chance) == "learns" and fall(run, chance) >= CLEAR_FALL
+        yield run
+    if not learned and len(kinds.all) > 1 and not scene.late:
+        yield _without(scene, kinds.all, chance)
+
+
+def _without(scene: Scene, kinds: Collection[str], chance: float | None) -> Run:
+    trainee = scene.fork()
+    lift(trainee, kinds)
+    batches = scene.workload.batches
+    training = Training(trainee, batches)
+    steps = max(len(scene.probe.losses), LEAST_STEPS)
+
+    def enough(losses: list[float]) -> bool:
+        run = Run("", tuple(losses), batches=len(batches))
+        return len(losses) >= 2 * max(5, len(batches)) and fall(run, chance) >= CLEAR and max(losses[-5:]) < losses[0]
+
+    training.run(steps, max(scene.deadline, time.perf_counter()), norms=False, enough=enough)
+    return training.noun(f"without {' and '.join(kinds)}", lifted=tuple(kinds))

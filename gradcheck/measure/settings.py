@@ -1,0 +1,106 @@
+"""Checks of the optimizer's settings: the first step in function space, Adam's epsilon, the clipping of gradients."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.facts import is_adaptive
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.lifted import recording
+from gradcheck.measure.probe import Training, needs_closure, take_step
+from gradcheck.measure.regularization import restored
+from gradcheck.nouns.checks import Clip
+from gradcheck.nouns.measurement import Run
+from gradcheck.target.batches import tensors_of
+from gradcheck.target.rng import seed_all
+
+SAMPLES = 32
+LEAST_SPREAD = 0.1  # of the output: a model that starts at zero would move infinitely far
+USUAL_EPSILON, LARGE_EPSILON = 1e-8, 1e-6
+COMPARED_STEPS = 100
+SETTLED = 20  # steps before which clipping is not counted
+
+# Those that add epsilon to the root of the mean squared gradient.
+_EPSILON_OF_GRADIENT = re.compile(r"adam|adamax|rms|radam|nadam|adabelief|lamb|yogi", re.IGNORECASE)
+
+
+def functional_step(scene: Scene) -> float | None:
+    """How far the first update moves the output: rms(change) / max(std(output), 0.1). None unless the optimizer is adaptive."""
+    trainee = scene.fork()
+    if not is_adaptive(trainee.optimizer) or needs_closure(trainee.optimizer):
+        return None
+    batch = few_samples(scene.workload.batches[0], SAMPLES)
+    seed_all(scene.seed)
+    before, loss = _output(trainee, batch)
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    take_step(trainee, batch)
+    seed_all(scene.seed)  # the same dropout
+    with torch.no_grad():
+        after, _ = _output(trainee, batch)
+    spread = before.std(correction=0).item()
+    return (after - before).square().mean().sqrt().item() / max(spread, LEAST_SPREAD)
+
+
+def _output(trainee: Trainee, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first floating-point tensor of what the model returns that is more than a number, and the loss."""
+    outputs: list[Any] = []
+    with recording(trainee.model, outputs):
+        loss = trainee.loss(batch)
+    found = (t for output in outputs for t in tensors_of(output) if t.is_floating_point() and t.numel() > 1)
+    output = next(found, None)
+    if output is None:
+        raise Unmeasured("the training step does not call the model, or its output holds no tensor")
+    return output.float(), loss
+
+
+def small_epsilon(scene: Scene) -> Run | None:
+    """The probe again with epsilon 1e-8; None unless the user's is much larger."""
+    groups = scene.trained.optimizer.param_groups
+    epsilons = [g["eps"] for g in groups if isinstance(g.get("eps"), float)]
+    if not epsilons or max(epsilons) < LARGE_EPSILON or not _EPSILON_OF_GRADIENT.search(type(scene.trained.optimizer).__name__):
+        return None
+    trainee = scene.fork()
+    for group in trainee.optimizer.param_groups:
+        group["eps"] = USUAL_EPSILON
+    training = Training(trainee, scene.workload.batches)
+    training.run(min(COMPARED_STEPS, len(scene.probe.losses)), scene.deadline, norms=False)
+    return training.noun(f"epsilon {USUAL_EPSILON:g}")
+
+
+def clipping(scene: Scene) -> Clip | None:
+    """How often the user's clipping acted in the probe, or, by value, on how much of the gradients; None when there is none."""
+    given = scene.workload.clip
+    if given is None:
+        return None
+    if given.kind == "norm":
+        norms = scene.probe.gradient_norms[SETTLED:]
+        share = sum(n > given.threshold for n in norms) / len(norms) if norms else None
+        return Clip("norm", given.threshold, share, site=given.site)
+    first = _clipped_by_value(scene.fork(), scene.workload.batches[0], given.threshold)
+    with restored(scene.trained):
+        last = _clipped_by_value(scene.trained, scene.workload.batches[-1], given.threshold)
+    return Clip("value", given.threshold, None, (first[0] + last[0]) / 2, (first[1] + last[1]) / 2, given.site)
+
+
+def _clipped_by_value(trainee: Trainee, batch: Any, threshold: float) -> tuple[float, float]:
+    """Share of the gradient's entries beyond the threshold, and the cosine of the clipped gradient with the whole one."""
+    trainee.optimizer.zero_grad(set_to_none=True)
+    trainee.loss(batch).backward()
+    gradients = [p.grad.detach().double().reshape(-1) for p in _parameters(trainee.model) if p.grad is not None and not p.grad.is_sparse]
+    if not gradients:
+        raise Unmeasured("the loss leaves no dense gradient")
+    whole = torch.cat(gradients)
+    cut = whole.clamp(-threshold, threshold)
+    cosine = torch.nn.functional.cosine_similarity(whole, cut, dim=0).item() if bool(whole.any()) else 1.0
+    return (whole.abs() > threshold).double().mean().item(), cosine
+
+
+def _parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if not p.is_complex()]

@@ -1,0 +1,100 @@
+"""Training against validation loss, of the trained copy in evaluation mode."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.data import batch_size
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.probe import Training
+from gradcheck.measure.regularization import restored
+from gradcheck.nouns.checks import Validation
+from gradcheck.target.rng import seed_all
+
+MOST_BATCHES = 16  # of each side
+PARTS = 16  # that each side is cut into at least, where it has the samples: the standard error is that of their mean
+FEWEST_SAMPLES = 4  # in a part
+CHECKPOINTS = 10  # at which a training that ends with a gap is followed on the validation batches
+
+
+def validation(scene: Scene) -> Validation | None:
+    """None when there are no validation batches."""
+    batches = list(scene.workload.val_batches[:MOST_BATCHES])
+    if not batches:
+        return None
+    train, val = _parts(scene.workload.batches[:MOST_BATCHES]), _parts(batches)
+    with restored(scene.trained):
+        on_train, on_val = (_losses(scene.trained, parts, scene.seed) for parts in (train, val))
+    before = fmean(_losses(scene.fork(), val, scene.seed))
+    error = math.hypot(_standard_error(on_train), _standard_error(on_val))
+    gap = fmean(on_val) - fmean(on_train)
+    lowest, step = _lowest(scene, val, fmean(on_val)) if gap > 3 * error and not scene.late else (None, None)
+    return Validation(fmean(on_train), fmean(on_val), error, before, sum(batch_size(b) for b in batches), lowest, step)
+
+
+def _lowest(scene: Scene, val: Sequence[Any], end: float) -> tuple[float, int]:
+    """Lowest validation loss on the way, and after how many steps: the probe's training again, looked at now and then."""
+    training, steps = Training(scene.fork(), scene.workload.batches), len(scene.probe.losses)
+    lowest, at = end, steps
+    for checkpoint in sorted({max(1, round(steps * (i + 1) / (CHECKPOINTS + 1))) for i in range(CHECKPOINTS)}):
+        training.run(checkpoint, max(scene.deadline, time.perf_counter()), norms=False)
+        if training.step < checkpoint:
+            break
+        state = torch.get_rng_state()
+        with restored(training.trainee):
+            value = fmean(_losses(training.trainee, val, scene.seed))
+        torch.set_rng_state(state)
+        if value < lowest:
+            lowest, at = value, checkpoint
+    return lowest, at
+
+
+def _losses(trainee: Trainee, parts: Sequence[Any], seed: int) -> list[float]:
+    """Loss on each part, in evaluation mode. Raises Unmeasured when the training step gives none there."""
+    trainee.model.eval()
+    seed_all(seed)
+    values = []
+    with torch.no_grad():
+        for part in parts:
+            try:
+                values.append(float(trainee.loss(part)))
+            except Exception as error:
+                raise Unmeasured(f"the loss cannot be had in evaluation mode: {type(error).__name__}: {error}") from error
+    return values
+
+
+def _parts(batches: Sequence[Any]) -> list[Any]:
+    """The batches, cut into smaller ones of equal size when they are few."""
+    pieces = max(1, -(-PARTS // len(batches)))
+    result: list[Any] = []
+    for batch in batches:
+        size = batch_size(batch)
+        count = max(1, min(pieces, size // FEWEST_SAMPLES))
+        each = size // count
+        result += [_cut(batch, size, slice(i * each, (i + 1) * each)) for i in range(count)] if count > 1 else [batch]
+    return result
+
+
+def _cut(value: Any, size: int, samples: slice) -> Any:
+    """These samples of every tensor that has one entry a sample."""
+    recurse: Callable[[Any], Any] = lambda item: _cut(item, size, samples)  # noqa: E731
+    if isinstance(value, torch.Tensor):
+        return value[samples] if value.dim() and value.shape[0] == size else value
+    if isinstance(value, dict):
+        return {key: recurse(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(recurse(item) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(recurse(item) for item in value)
+    return value
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 and all(map(math.isfinite, values)) else 0.0

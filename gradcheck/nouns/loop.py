@@ -1,0 +1,94 @@
+"""What the user's own training loop did, as it was seen for one optimizer while the script ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gradcheck.nouns.places import Location
+
+
+@dataclass(frozen=True)
+class LoopClip:
+    """Calls of `clip_grad_norm_` or `clip_grad_value_` at one place. The counts are of calls."""
+
+    kind: Literal["norm", "value"]
+    threshold: float
+    calls: int
+    parameters: int  # that the last call was given
+    empty: int = 0  # given no parameter at all
+    foreign: int = 0  # given parameters that no optimizer of the script holds
+    late: int = 0  # the gradients had been used by a step already
+    early: int = 0  # the parameters had no gradient yet
+    scaled: int = 0  # the gradients were still multiplied by the scaler's factor
+    site: Location | None = None
+
+
+@dataclass(frozen=True)
+class LoopScaler:
+    """A GradScaler and how the loop used it."""
+
+    enabled: bool  # False: the scaler was made, and switched itself off for want of the device
+    factor: float  # of the loss
+    scaled: int  # backward passes of a scaled loss
+    steps: int  # steps taken by `scaler.step`
+    bare: int  # steps that the optimizer took by itself on gradients that were still scaled
+    updates: int  # calls of `scaler.update`
+    step_site: Location | None = None
+    scale_site: Location | None = None
+
+
+@dataclass(frozen=True)
+class LoopEvaluation:
+    """Steps whose forward pass ran with the model in evaluation mode."""
+
+    steps: int
+    first: int  # the first such step; steps before it were in training mode
+    trained_before: bool  # an earlier step was in training mode
+    dropouts: tuple[str, ...] = ()  # layers that were off
+    norms: tuple[str, ...] = ()  # normalizations with trained weights that used their running statistics
+    fresh: bool = False  # running statistics that had seen no batch
+    site: Location | None = None  # of the call of eval()
+
+
+@dataclass(frozen=True)
+class LoopBatches:
+    """Whether the data changed from step to step."""
+
+    compared: int  # steps whose inputs were looked at
+    distinct: int  # different ones among them
+    samples: int  # in one batch
+    available: int | None = None  # samples that the loop could draw from, where it is known
+    loader: bool = False  # they come from a DataLoader
+    site: Location | None = None  # where the model is called with them
+
+
+@dataclass(frozen=True)
+class LoopFacts:
+    """The steps of one optimizer in the user's loop."""
+
+    optimizer: str  # its variable in the script
+    steps: int  # that it took while it was watched
+    backwards: int  # backward passes whose gradients were meant for it
+    ended: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"  # how the run ended; stopped: by gradcheck
+    error: str = ""  # the exception, when the script raised
+    error_site: Location | None = None
+    parameters: int = 0  # tensors in its groups
+    moved: int | None = None  # of these, how many any step or other code changed; None: not looked at
+    losses: tuple[float, ...] = ()  # by step: the sum over its backward passes
+    rates: tuple[float, ...] = ()  # by step: the largest of its groups
+    base_rate: float = 0.0  # that a scheduler works from; the first rate without one
+    schedules: int = 0  # calls of a scheduler's step()
+    leftover: int = 0  # steps whose gradients still held those of the step before
+    lost: int = 0  # steps whose gradients had been cleared between backward and step
+    accumulated: int = 1  # backward passes of one step from the same line, usually
+    weight: float | None = None  # sum over these of the factor on the mean loss of each; None when that cannot be told
+    dropped: int = 0  # steps that lost part of their accumulated passes to a clearing in between
+    clips: tuple[LoopClip, ...] = ()
+    scaler: LoopScaler | None = None
+    evaluation: LoopEvaluation | None = None
+    batches: LoopBatches | None = None
+    step_site: Location | None = None
+    backward_site: Location | None = None
+    clear_site: Location | None = None
+    schedule_site: Location | None = None

@@ -1,0 +1,116 @@
+"""GRAPH006: the gradients of the user's loop are not those of the step that uses them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.nouns.verdict import Evidence, Finding, Remedy
+from gradcheck.rules.words import BY_VALUE, percent
+
+if TYPE_CHECKING:
+    from gradcheck.nouns.loop import LoopFacts
+    from gradcheck.nouns.measurement import Measurement
+
+NO_SCRIPT = "no training script was run"
+
+
+@rule(
+    "GRAPH006",
+    "gradients-not-cleared",
+    up_to="error",
+    needs=("loop",),
+    limits={
+        "steps": Limit(3, "steps", "heuristic: fewer say nothing about a loop"),
+        "share": Limit(0.5, "of the steps", "heuristic: a loop that clears now and then accumulates on purpose"),
+    },
+    explains=("OPT001", "OPT002", "LOSS005", "LOOP001", "CLIP001", "GRAD002"),
+)
+def gradients_not_cleared(m: Measurement, limits: Limits) -> Verdict:
+    """Gradients pile up from step to step, or are cleared before the step can use them.
+
+    ## What it finds
+    Training loops whose steps use the gradients of all the steps before, because nothing clears `.grad`; and loops that
+    clear it between `backward()` and `step()`.
+
+    ## Why it matters
+    Without clearing, a step follows the sum of all gradients since the start, most of them taken at weights that are long
+    gone: training oscillates or diverges, like momentum that never forgets. Cleared too early, there is nothing to follow,
+    and the weights stay as they are.
+
+    ## How it is measured
+    The script is run. Before each backward pass and each step, the gradients of the optimizer's parameters are looked at:
+    whether those that the last step used are still there, and whether those of the last backward pass are gone. How they
+    are cleared (`optimizer.zero_grad()`, `model.zero_grad()`, `p.grad = None`) makes no difference. The backward passes of
+    one step, as gradient accumulation takes them, are one step.
+
+    ## Limits and their sources
+    More than `share` 50 % of at least `steps` 3 steps. Both are heuristic; a loop that forgets it does so always.
+
+    ## When to ignore it
+    When the sum over all steps is meant.
+
+    ## Example
+    ```python
+    for x, y in loader:
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## Use instead
+    ```python
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+    ```
+
+    ## References
+    PyTorch documentation: `torch.optim.Optimizer.zero_grad`.
+    """
+    loop = m.loop
+    if loop is None:
+        return not_applicable(NO_SCRIPT)
+    if not loop.backwards:
+        return not_applicable("no backward pass was meant for this optimizer")
+    if loop.steps < limits["steps"]:
+        return not_measured(f"the script took {loop.steps} steps") if loop.steps else not_applicable("no step was taken")
+    least = limits["share"] * loop.steps
+    if loop.lost > least:
+        return [_lost(loop, limits)]
+    return [_left(loop, limits)] if loop.leftover > least else []
+
+
+def _left(loop: LoopFacts, limits: Limits) -> Finding:
+    message = (
+        f"nothing clears the gradients of {loop.optimizer or 'the optimizer'}: {loop.leftover} of {loop.steps} steps "
+        f"(limit {percent(limits['share'])}) still hold those of the steps before, so that each step follows the sum of all gradients so far"
+    )
+    return found(
+        "error",
+        message,
+        location=loop.backward_site or loop.step_site,
+        evidence=(Evidence("steps with gradients of earlier steps", loop.leftover, limits["share"] * loop.steps, ">", "steps"),),
+        remedies=(Remedy("clear-gradients", f"call {loop.optimizer or 'optimizer'}.zero_grad() before each backward()"),),
+        confirmed=BY_VALUE,
+    )
+
+
+def _lost(loop: LoopFacts, limits: Limits) -> Finding:
+    message = (
+        f"the gradients of {loop.optimizer or 'the optimizer'} are cleared between backward() and step() in {loop.lost} of {loop.steps} "
+        f"steps (limit {percent(limits['share'])}): the steps have nothing to follow, and the weights stay as they are"
+    )
+    return found(
+        "error",
+        message,
+        location=loop.clear_site or loop.step_site,
+        evidence=(Evidence("steps without their gradients", loop.lost, limits["share"] * loop.steps, ">", "steps"),),
+        remedies=(Remedy("clear-gradients", "move zero_grad() before backward(), or behind step()"),),
+        confirmed=BY_VALUE,
+    )
+
+
+RULES = (gradients_not_cleared,)

@@ -1,0 +1,348 @@
+"""LOOP: the user's own training loop, seen when a script is run: steps, clipping, modes, schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.rules.graph_loop import NO_SCRIPT
+from gradcheck.rules.words import BY_VALUE, layers_in_words, number, percent
+
+if TYPE_CHECKING:
+    from gradcheck.nouns.loop import LoopClip, LoopEvaluation, LoopFacts
+    from gradcheck.nouns.measurement import Measurement
+
+
+@rule(
+    "LOOP001",
+    "optimizer-never-steps",
+    up_to="error",
+    needs=("loop",),
+    limits={"backwards": Limit(8, "backward passes", "heuristic: fewer may be one step of an accumulation")},
+    explains=("OPT002", "LOSS005", "GRAPH003", "LOOP006"),
+)
+def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
+    """Backward passes run, and no step ever follows: the parameters stay as they are.
+
+    ## What it finds
+    Training loops that call `backward()` and never the optimizer's `step()`.
+
+    ## Why it matters
+    Gradients are computed and thrown away. The loss only moves with the batches, and the model at the end is the one from the start.
+
+    ## How it is measured
+    The script is run, and the backward passes and the optimizers' steps are counted. A script that takes no step is stopped
+    after 160 backward passes, or when it ends. Parameters are compared with what they were at the start: where something
+    else changes them, the rule is silent.
+
+    ## Limits and their sources
+    At least `backwards` 8 backward passes without a step (heuristic): fewer may belong to a step that was yet to come.
+
+    ## When to ignore it
+    When the gradients themselves are the result, as in saliency maps or sensitivity studies.
+
+    ## Example
+    ```python
+    optimizer.zero_grad()
+    loss.backward()
+    ```
+
+    ## Use instead
+    ```python
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    ```
+
+    ## References
+    PyTorch documentation: `torch.optim`, "Taking an optimization step".
+    """
+    loop = m.loop
+    if loop is None:
+        return not_applicable(NO_SCRIPT)
+    if loop.steps or loop.moved:
+        return []
+    if loop.ended in ("raised", "budget") and loop.backwards < limits["backwards"]:
+        return not_measured(f"the script took {loop.backwards} backward passes before it was stopped")
+    if loop.ended != "end" and loop.backwards < limits["backwards"]:
+        return []
+    name = loop.optimizer or "optimizer"
+    count = f"none of the {loop.parameters} parameters" if loop.parameters else "no parameter"
+    message = f"{loop.backwards} backward passes and not one step: {count} of {name} changes, and the model stays what it was"
+    evidence = (Evidence("steps of the optimizer", 0, 1, "<", f"in {loop.backwards} backward passes"),)
+    remedies = (Remedy("call-step", f"call {name}.step() after backward()"),)
+    return [found("error", message, location=loop.backward_site, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]
+
+
+@rule(
+    "LOOP002",
+    "clipping-misplaced",
+    up_to="error",
+    needs=("loop",),
+    limits={"share": Limit(0.5, "of the calls", "heuristic: a misplaced call is misplaced every time")},
+)
+def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
+    """Gradient clipping stands where it has no effect, or the wrong one.
+
+    ## What it finds
+    Calls of `clip_grad_norm_` or `clip_grad_value_` after the step that used the gradients, before the backward pass that
+    makes them, on no parameter at all (a generator that was used up), on parameters that no optimizer trains, or on
+    gradients that a GradScaler has scaled and not unscaled.
+
+    ## Why it matters
+    The training is not clipped although it says so, and the spikes that clipping was meant for go through. Clipping scaled
+    gradients is worse: all of them are far above the threshold, and are cut to a sliver of what they were.
+
+    ## How it is measured
+    The script is run; at each call it is looked at whether the parameters belong to an optimizer, whether they have
+    gradients, whether these come from a backward pass after the optimizer's last step, and whether they are scaled.
+
+    ## Limits and their sources
+    More than `share` 50 % of the calls at one place (heuristic). A matter of order otherwise: there is nothing to measure.
+
+    ## When to ignore it
+    When the call only measures a norm for a log; then use a threshold of infinity.
+
+    ## Example
+    ```python
+    loss.backward()
+    optimizer.step()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    ```
+
+    ## Use instead
+    ```python
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    ```
+
+    ## References
+    PyTorch documentation: `torch.nn.utils.clip_grad_norm_`; "Automatic Mixed Precision examples", gradient clipping.
+    """
+    if m.loop is None:
+        return not_applicable(NO_SCRIPT)
+    if not m.loop.clips:
+        return not_applicable("the script does not clip gradients")
+    findings = (_clip(c, m.loop, limits["share"]) for c in m.loop.clips if math.isfinite(c.threshold))
+    return [f for f in findings if f is not None]
+
+
+def _clip(clip: LoopClip, loop: LoopFacts, share: float) -> Finding | None:
+    call = f"clip_grad_{clip.kind}_"
+    name = loop.optimizer or "the optimizer"
+    cases = (
+        (clip.empty, "is given no parameter: an iterator such as parameters() is used up by its first user", "pass model.parameters() anew"),
+        (clip.foreign, f"is given {clip.parameters} parameters that no optimizer trains", "pass the parameters that the optimizer holds"),
+        (clip.late, f"comes after the step of {name} that used the gradients", "call it between backward() and step()"),
+        (clip.early, "comes before the backward pass: there is no gradient yet", "call it between backward() and step()"),
+        (clip.scaled, f"acts on gradients that are still scaled by {number(loop.scaler.factor)}" if loop.scaler else "", "call scaler.unscale_(optimizer) before it"),
+    )
+    count, what, cure = max(cases, key=lambda case: case[0])
+    if not count > share * clip.calls:
+        return None
+    effect = "all of them are cut" if count == clip.scaled and clip.scaled else "nothing is clipped"
+    return found(
+        "error",
+        f"{call} at {number(clip.threshold)} {what}, in {count} of {clip.calls} calls (limit {percent(share)}): {effect}",
+        location=clip.site,
+        evidence=(Evidence("calls at the wrong time or on the wrong parameters", count, share * clip.calls, ">", "calls"),),
+        remedies=(Remedy("move-clipping", cure),),
+        confirmed=BY_VALUE,
+    )
+
+
+@rule(
+    "LOOP003",
+    "evaluation-mode-in-training",
+    up_to="error",
+    needs=("loop",),
+    limits={"steps": Limit(2, "steps", "heuristic: one step may be an experiment of the script's")},
+    explains=("NORM005",),
+)
+def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
+    """Steps are taken in evaluation mode: dropout is off, or normalization does not follow its batches.
+
+    ## What it finds
+    Models that the script has put into evaluation mode with `eval()`, for a validation in most cases, and that go on training
+    without a `train()`. Models without dropout and batch normalization do not care, and are left out; so are models that
+    are in training mode but for some frozen layers.
+
+    ## Why it matters
+    Dropout no longer regularises. Batch normalization uses running statistics that never change again: from scratch these
+    are 0 and 1, and the network trains without normalization.
+
+    ## How it is measured
+    The script is run for up to 200 steps; at each forward pass that leads to a step the mode of the called module is noted,
+    with its dropouts of a rate above 0 and its batch normalizations with trained weights.
+
+    ## Limits and their sources
+    At least `steps` 2 steps (heuristic). An error when the model was in training mode before, or when a normalization has
+    seen no batch; a warning otherwise: fine-tuning in evaluation mode can be meant.
+
+    ## When to ignore it
+    When a trained model is fine-tuned with dropout off and statistics fixed on purpose.
+
+    ## Example
+    ```python
+    model.eval()
+    validate(model)
+    for x, y in loader:
+        train_step(model, x, y)
+    ```
+
+    ## Use instead
+    ```python
+    model.eval()
+    validate(model)
+    model.train()
+    for x, y in loader:
+        train_step(model, x, y)
+    ```
+
+    ## References
+    PyTorch documentation: `torch.nn.Module.eval`; "Autograd mechanics", evaluation mode.
+    """
+    loop = m.loop
+    if loop is None:
+        return not_applicable(NO_SCRIPT)
+    seen = loop.evaluation
+    if seen is None or seen.steps < limits["steps"]:
+        return []
+    severity: Severity = "error" if seen.trained_before or seen.fresh else "warning"
+    since = f"from step {seen.first} on" if seen.trained_before else "from the start"
+    message = f"{seen.steps} of {loop.steps} steps (limit {number(limits['steps'])}), {since}, are taken in evaluation mode: {_effects(seen)}"
+    evidence = (Evidence("steps in evaluation mode", seen.steps, limits["steps"], ">=", f"of {loop.steps} steps"),)
+    remedies = (Remedy("training-mode", f"call train() on the model before step {seen.first}, after each evaluation"),)
+    return [
+        found(
+            severity,
+            message,
+            layers=(*seen.dropouts, *seen.norms),
+            location=seen.site or loop.backward_site,
+            evidence=evidence,
+            remedies=remedies,
+            confirmed=BY_VALUE if severity == "error" else "",
+        )
+    ]
+
+
+def _effects(seen: LoopEvaluation) -> str:
+    effects = []
+    if seen.norms:
+        state = "running statistics that have seen no batch" if seen.fresh else "fixed running statistics"
+        effects.append(f"{layers_in_words(seen.norms)} use {state}")
+    if seen.dropouts:
+        effects.append(f"{layers_in_words(seen.dropouts)} drop nothing")
+    return " and ".join(effects)
+
+
+@rule(
+    "LOOP004",
+    "schedule-kills-rate",
+    up_to="error",
+    needs=("loop",),
+    limits={
+        "share_of_peak": Limit(1e-3, "of the highest rate", "heuristic: weights that moved by 1 % a step now move by a thousandth of that"),
+        "steps_after": Limit(5, "steps", "heuristic: the last steps of a schedule may end near 0"),
+        "early": Limit(50, "steps", "heuristic: no training is done after so few"),
+        "explosion": Limit(100, "times the base rate", "heuristic: one-cycle schedules rise 25 times"),
+    },
+    explains=("OPT001", "OPT002", "LOSS005", "GRAD002", "NUM001", "LOOP001"),
+)
+def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
+    """A scheduler takes the learning rate to nothing, or beyond all measure, while the training goes on.
+
+    ## What it finds
+    Learning rates that fall to a small part of their highest value within a few steps and stay there, and rates that
+    grow faster and faster. Mostly a scheduler that is meant for epochs and is stepped with every batch.
+
+    ## Why it matters
+    Once the rate is gone the weights stand still, however long the script runs. A rate that explodes takes the weights with it.
+
+    ## How it is measured
+    The script is run for up to 200 steps, as far as they take less than 4 s, and the rate of each step is noted.
+
+    ## Limits and their sources
+    A rate below `share-of-peak` 0.001 of its highest value for at least `steps-after` 5 steps at the end, and for as many as
+    came before: an error when it got there within `early` 50 steps, a warning later. A rate that is more than `explosion`
+    100 times the scheduler's base rate, is the highest so far, and rises faster and faster: an error. All are heuristic.
+
+    ## When to ignore it
+    When the steps after the schedule's end are meant to do nothing.
+
+    ## Example
+    ```python
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
+    for x, y in loader:
+        train_step(x, y)
+        scheduler.step()
+    ```
+
+    ## Use instead
+    ```python
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30, gamma=0.1)
+    for epoch in range(100):
+        for x, y in loader:
+            train_step(x, y)
+        scheduler.step()
+    ```
+
+    ## References
+    PyTorch documentation: `torch.optim`, "How to adjust learning rate".
+    """
+    loop = m.loop
+    if loop is None:
+        return not_applicable(NO_SCRIPT)
+    if len(set(loop.rates)) < 2:
+        return not_applicable("the rate does not change over the steps of the script")
+    finding = _exploding(loop, limits) or _dying(loop, limits)
+    return [finding] if finding is not None else []
+
+
+def _dying(loop: LoopFacts, limits: Limits) -> Finding | None:
+    rates = loop.rates
+    peak, limit = max(rates), limits["share_of_peak"]
+    after = next((i for i, rate in enumerate(reversed(rates)) if rate >= limit * peak), len(rates))
+    before = len(rates) - after
+    if after < limits["steps_after"] or after < before:
+        return None
+    severity: Severity = "error" if before <= limits["early"] else "warning"
+    last = rates[-1]
+    message = (
+        f"the rate of {loop.optimizer or 'the optimizer'} falls from {number(peak)} to {number(rates[before])} within {before} steps, and "
+        f"to {number(last)} at step {len(rates)} (limit {number(limit)} of the highest): the training goes on, and nothing moves any more"
+    )
+    return _schedule(loop, severity, message, Evidence("rate over the highest rate", last / peak, limit, "<", "of the highest rate"))
+
+
+def _exploding(loop: LoopFacts, limits: Limits) -> Finding | None:
+    rates, base = [r for r in loop.rates if math.isfinite(r)], loop.base_rate
+    if len(rates) < 4 or base <= 0 or rates[-1] < max(rates) or not rates[-1] > limits["explosion"] * base:
+        return None
+    distinct = list(dict.fromkeys(rates))
+    rises = [b - a for a, b in zip(distinct, distinct[1:], strict=False)][-3:]
+    if any(b <= a for a, b in zip(rises, rises[1:], strict=False)):
+        return None
+    message = (
+        f"the rate of {loop.optimizer or 'the optimizer'} grows from {number(base)} to {number(rates[-1])} within {len(rates)} steps "
+        f"({number(rates[-1] / base)} times, limit {number(limits['explosion'])}), faster and faster: the weights go with it"
+    )
+    evidence = Evidence("rate over the base rate", rates[-1] / base, limits["explosion"], ">", "times")
+    return _schedule(loop, "error", message, evidence)
+
+
+def _schedule(loop: LoopFacts, severity: Severity, message: str, evidence: Evidence) -> Finding:
+    steps = max(1, loop.steps)
+    often = "after every step" if loop.schedules >= 0.8 * steps else f"{loop.schedules} times in {steps} steps"
+    text = f"the scheduler is stepped {often}: step it once an epoch, or give it a schedule in steps"
+    confirmed = BY_VALUE if severity == "error" else ""
+    location = loop.schedule_site or loop.step_site
+    return found(
+        severity, message, location=location, evidence=(evidence,), remedies=(Remedy("change-schedule", text),), confirmed=confirmed
+    )
+
+
+RULES = (optimizer_never_steps, clipping_misplaced, evaluation_mode_in_training, schedule_kills_rate)

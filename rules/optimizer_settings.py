@@ -1,0 +1,294 @@
+"""Settings of the optimizer other than its rate: Adam's epsilon, the kind of weight decay, the first steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from statistics import median
+from typing import TYPE_CHECKING
+
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.nouns.verdict import Evidence, Remedy
+from gradcheck.progress import experiment_outcome, fall
+from gradcheck.rules.words import learns_clearly, number, optimizer_in_words, percent, run_in_words
+
+if TYPE_CHECKING:
+    from gradcheck.nouns.measurement import Measurement, Parameter, Run
+    from gradcheck.nouns.verdict import Severity
+
+EPSILON_BESIDE_ROOT = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "SparseAdam", "AdaBelief", "Lamb", "LAMB", "Yogi")
+COUPLED = ("Adam", "NAdam", "RAdam", "RMSprop", "Adamax")
+USUAL_EPSILON = 1e-8
+SETTLED, LATE = 3, 30  # steps between which gradients are judged: zero-initialised branches have started, little has been learned
+SMALL_GAIN = 0.01  # LayerScale starts its gains at 1e-6 to 1e-2
+EARLY = 10  # steps in which a first update that was too large shows in the loss
+
+
+def gradient_rms(p: Parameter) -> float | None:
+    """Root mean square of the entries of its gradient, the median over the settled steps; None when there was none, or only zeros."""
+    values = [s.gradient_norm / p.count**0.5 for s in p.steps if SETTLED <= s.step <= LATE and s.gradient_norm and s.gradient_finite]
+    return median(values) if values and p.count else None
+
+
+def judged_gradients(m: Measurement) -> list[tuple[Parameter, float]]:
+    """Trained parameters with the size of their gradients. Embeddings are left out: most of their rows get no gradient."""
+    tables = {x.name for x in m.of_kind("embedding")}
+    pairs = [(p, gradient_rms(p)) for p in m.parameters if p.trainable and p.groups > 0 and p.layer not in tables]
+    return [(p, rms) for p, rms in pairs if rms is not None]
+
+
+def has_small_gains(m: Measurement) -> bool:
+    """Whether branches are scaled by gains that start close to zero: what lies behind them gets small gradients by design."""
+    gains = [p for p in m.parameters if p.trainable and sum(size > 1 for size in p.shape) <= 1 and p.name.rpartition(".")[2] != "bias"]
+    return any(0 < abs(p.mean) <= SMALL_GAIN and p.std <= 1e-6 * abs(p.mean) for p in gains)
+
+
+@rule(
+    "OPT003",
+    "adam-epsilon",
+    up_to="warning",
+    needs=("parameters", "probe", "epsilon"),
+    limits={
+        "multiple": Limit(10.0, "epsilons", "heuristic: below 10 epsilons the step loses more than a tenth of its size"),
+        "share": Limit(0.1, "of the weights", "heuristic; Wortsman et al. 2023 saw layers stall below epsilon"),
+        "gain": Limit(0.3, "of the loss", "heuristic: how much further the loss must fall with the usual epsilon"),
+    },
+)
+def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
+    """Gradients are no larger than Adam's epsilon, which then decides the size of the steps.
+
+    ## What it finds
+    Weights whose gradients are about as small as the constant that Adam and RMSprop add to the root of their mean square.
+
+    ## Why it matters
+    Adam divides by sqrt(v) + epsilon. Where epsilon is the larger of the two, its step is gradient x rate / epsilon: plain
+    gradient descent with a rate that nobody chose, and mostly a very small one.
+
+    ## How it is measured
+    Root mean square of each parameter's gradient, ||g|| / sqrt(count), the median over the measured steps 3 to 30.
+    Embeddings and parameters whose gradient is zero are left out. When your epsilon is above 0.000001, the probe
+    training is run once more with 1e-8.
+
+    ## Limits and their sources
+    More than `share` 10 % of the weights have gradients below `multiple` 10 epsilons: a warning when the probe does not
+    learn clearly, or when with epsilon 1e-8 the loss falls more than twice as far, and by `gain` 30 % of where it started
+    further; else a note. The limits are heuristic.
+
+    ## When to ignore it
+    When a large epsilon is meant to damp the steps, as in some recipes for RMSprop. Models with LayerScale, and optimizers
+    that gradcheck assumed, get a note at most.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1.0)
+    ```
+
+    ## Use instead
+    ```python
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-8)
+    ```
+
+    ## References
+    Kingma and Ba 2015, Adam; Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities.
+    """
+    eps = m.optimizer.eps
+    if not eps or m.optimizer.name not in EPSILON_BESIDE_ROOT:
+        return not_applicable("the optimizer has no epsilon beside its gradients")
+    pairs = judged_gradients(m)
+    tables = {x.name for x in m.of_kind("embedding")}
+    if all(p.layer in tables for p in m.parameters if p.trainable):
+        return not_applicable("only embeddings are trained")
+    if not pairs:
+        return not_measured("no gradient after the first steps was measured")
+    limit = limits["multiple"] * eps
+    count = sum(p.count for p, _ in pairs)
+    small = [(p, rms) for p, rms in pairs if rms < limit]
+    share = sum(p.count for p, _ in small) / count
+    if share <= limits["share"]:
+        return []
+    typical = median(rms for _, rms in small)
+    better = _gain(m)
+    helps = better is not None and better > limits["gain"] and better > _own_fall(m)
+    excused = not m.optimizer.given or (has_small_gains(m) and eps <= USUAL_EPSILON)
+    severity: Severity = "warning" if not excused and (helps or (not learns_clearly(m) and better is None)) else "info"
+    kept = typical / (typical + eps)
+    message = (
+        f"{percent(share)} of the weights have gradients of about {number(typical)}, under {number(limits['multiple'])} times the epsilon "
+        f"{number(eps)} of {optimizer_in_words(m)}: their steps are {percent(kept)} of the size that the rate stands for"
+    )
+    if helps and m.small_epsilon is not None:
+        message += f"; {run_in_words(m.probe)}, with epsilon {number(USUAL_EPSILON)} {run_in_words(m.small_epsilon)}"
+    text = f"set eps={number(USUAL_EPSILON)}" if eps > USUAL_EPSILON else "set eps=1e-12, or scale the loss up"
+    evidence = [
+        Evidence("weights with gradients below the limit", share, limits["share"], ">", "of the weights"),
+        Evidence("typical gradient of these", typical, limit, "<", "rms"),
+    ]
+    layers = tuple(dict.fromkeys(p.layer for p, _ in small))
+    return [
+        found(
+            severity,
+            message,
+            layers=layers,
+            location=m.optimizer.site,
+            evidence=evidence,
+            remedies=(Remedy("adam-epsilon", text, "safe"),),
+        )
+    ]
+
+
+def _gain(m: Measurement) -> float | None:
+    """How much further the loss fell with the usual epsilon, in as many steps, of the loss at the start; None when that was not tried."""
+    run = m.small_epsilon
+    return None if run is None or len(run.losses) < 2 else fall(run, m.chance) - _own_fall(m)
+
+
+def _own_fall(m: Measurement) -> float:
+    """Fall of the probe's loss in as many steps as the training with the usual epsilon took."""
+    steps = len(m.small_epsilon.losses) if m.small_epsilon is not None else len(m.probe.losses)
+    return max(fall(_shortened(m.probe, steps), m.chance), 0.0)
+
+
+def _shortened(run: Run, steps: int) -> Run:
+    return replace(run, losses=run.losses[:steps], ended=run.ended if len(run.losses) <= steps else "done")
+
+
+@rule(
+    "OPT004",
+    "coupled-weight-decay",
+    up_to="info",
+    needs=("parameters",),
+    limits={"least": Limit(0.0, "weight decay", "any decay inside the moments is coupled")},
+)
+def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
+    """Weight decay goes through the moments of an adaptive optimizer, and is hardly a decay any more.
+
+    ## What it finds
+    Adam, NAdam, RAdam, Adamax and RMSprop with weight decay that is added to the gradient.
+
+    ## Why it matters
+    The decay is divided by the root of the mean squared gradient like everything else: weights with large gradients
+    are decayed less than those with small ones, and the strength no longer follows the setting. The decoupled variants
+    generalise better at the same strength.
+
+    ## How it is measured
+    The optimizer's class and the settings of its parameter groups.
+
+    ## Limits and their sources
+    Decay above `least` 0. Loshchilov and Hutter 2019.
+
+    ## When to ignore it
+    When a published recipe asks for it, or the strength was tuned as it is.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=0.01)
+    ```
+
+    ## Use instead
+    ```python
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    ```
+
+    ## References
+    Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization.
+    """
+    o = m.optimizer
+    if not o.given or o.name not in COUPLED:
+        return not_applicable("the optimizer is none that couples weight decay with its moments, or was assumed")
+    if o.decoupled or o.weight_decay <= limits["least"]:
+        return []
+    message = (
+        f"weight decay {number(o.weight_decay)} is added to the gradient inside {o.name}, whose moments divide it away: "
+        "weights with large gradients are hardly decayed"
+    )
+    other = {"Adam": "AdamW", "NAdam": "NAdam(decoupled_weight_decay=True)", "RAdam": "RAdam(decoupled_weight_decay=True)"}.get(
+        o.name, "AdamW"
+    )
+    evidence = (Evidence("coupled weight decay", o.weight_decay, limits["least"], ">"),)
+    remedy = Remedy("decoupled-weight-decay", f"use {other} with the same rate, and tune the decay anew from 0.01", "advice")
+    return [found("info", message, location=o.site, evidence=evidence, remedies=(remedy,))]
+
+
+@rule(
+    "OPT005",
+    "warmup-missing",
+    up_to="warning",
+    needs=("parameters", "probe", "functional_step"),
+    limits={
+        "functional_step": Limit(
+            1.0, "of the output's spread", "transformers that failed without warm-up: 1.6 to 2.2; with it 0.01 to 0.17"
+        ),
+        "spike": Limit(2.0, "of the loss at the start", "heuristic: a first update that undoes more than was there"),
+    },
+)
+def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
+    """The first update changes the model's output by more than its own spread.
+
+    ## What it finds
+    Adaptive optimizers whose very first step, at the full rate, throws the output far from where it was.
+
+    ## Why it matters
+    Adam's first step has the size of the rate in every weight, whatever the gradient: its moments know one batch. In deep
+    models these small steps add up. What the initialisation gave is lost, and post-norm transformers may not recover.
+
+    ## How it is measured
+    On a copy: output on one batch before and after the first update with the same dropout, rms(change) over the standard
+    deviation of the output (at least 0.1).
+
+    ## Limits and their sources
+    Above `functional-step` 1: of the transformers measured for this rule those that failed were at 1.6 to 2.2, healthy
+    pre-norm ones survive 1.8. So it is a warning only when the loss then rises above `spike` 2 times its start within
+    10 steps, or when the probe does not learn clearly and learns at a lower rate; else a note.
+
+    ## When to ignore it
+    When your training warms up with a scheduler that the scan did not see.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ```
+
+    ## Use instead
+    ```python
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=1000)
+    ```
+
+    ## References
+    Ma and Yarats 2021, On the adequacy of untuned warmup for adaptive optimization; Xiong et al. 2020, On Layer
+    Normalization in the Transformer Architecture.
+    """
+    step, o = m.functional_step, m.optimizer
+    if not o.given or not o.adaptive:
+        return not_applicable("the optimizer is not adaptive, or was assumed")
+    if o.warming_up:
+        return not_applicable("the rate is being warmed up")
+    if step is None:
+        return not_measured("the first update was not compared")
+    if not step > limits["functional_step"]:
+        return []
+    spike = _early_spike(m)
+    lower = any((r.rate_factor or 1) < 1 and experiment_outcome(r, m) == "learns" for r in m.experiments)
+    bad = spike > limits["spike"] or (not learns_clearly(m) and lower)
+    beta = o.betas[1] if len(o.betas) > 1 and o.betas[1] < 1 else 0.999
+    steps = round(2 / (1 - beta))
+    message = (
+        f"the first update of {optimizer_in_words(m)} changes the output by {number(step)} times its spread "
+        f"(limit {number(limits['functional_step'])})"
+    )
+    message += f", and the loss rises to {number(spike)} times its start within {EARLY} steps" if spike > 1.05 else ""
+    message += ": what the initialisation gave is lost before the moments are known"
+    text = f"raise the rate linearly from 0 to {number(o.lr)} over the first {steps} steps, or a tenth of a shorter run"
+    evidence = [Evidence("change of the output by the first update", step, limits["functional_step"], ">", "of its spread")]
+    if math.isfinite(spike):
+        evidence.append(Evidence("largest loss of the first steps", spike, limits["spike"], ">", "of the loss at the start"))
+    return [found("warning" if bad else "info", message, location=o.site, evidence=evidence, remedies=(Remedy("warm-up", text, "advice"),))]
+
+
+def _early_spike(m: Measurement) -> float:
+    """Largest loss of the first steps over the loss at the start."""
+    losses = m.probe.losses
+    return max(losses[1:EARLY], default=losses[0]) / losses[0] if losses and losses[0] > 0 else 1.0
+
+
+RULES = (adam_epsilon, coupled_weight_decay, warmup_missing)

@@ -1,0 +1,462 @@
+"""Regularization that leaves nothing to learn with, or too little of it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.nouns.verdict import Evidence, Remedy
+from gradcheck.progress import CLEAR_FALL, data_fall, fall, outcome, verdict
+from gradcheck.rules.words import layers_in_words, learns_clearly, number, optimizer_in_words, percent, run_in_words
+
+if TYPE_CHECKING:
+    from gradcheck.nouns.checks import Dropout
+    from gradcheck.nouns.measurement import Measurement, Regularization, Run
+    from gradcheck.nouns.verdict import Finding, Severity
+
+DROPOUT, DECAY, PENALTY, SMOOTHING = "dropout", "weight decay", "penalty", "label smoothing"
+FULL = 32  # batches: as many as a scan collects unless told otherwise; there may be more of them
+
+
+def failed(m: Measurement, r: Regularization) -> bool:
+    """Whether the probe learned nothing about the data. Where a penalty makes up the loss, its fall says nothing."""
+    return data_fall(r) < CLEAR_FALL and (PENALTY in r.kinds or verdict(m) in ("stalls", "diverges"))
+
+
+def recovered(r: Regularization, *kinds: str) -> Run | None:
+    """The training without exactly these kinds, if it learned clearly, and clearly more than the one with them."""
+    for run in r.runs:
+        fell = fall(run, r.chance)
+        if set(run.lifted) == set(kinds) and outcome(run, r.chance) == "learns" and fell >= max(0.0, data_fall(r)) + CLEAR_FALL:
+            return run
+    return None
+
+
+def confirmation(m: Measurement, run: Run) -> str:
+    return f"by the probe: {optimizer_in_words(m)}: {run_in_words(m.probe)}; {run.name}, {run_in_words(run)}"
+
+
+def decay_steps(m: Measurement) -> float | None:
+    """Steps in which weight decay alone shrinks a weight by e: 1 / (rate x decay), for the parameters that decay fastest."""
+    speeds = [p.lr * p.weight_decay for p in m.parameters if p.trainable and p.lr and p.weight_decay > 0]
+    return 1 / max(speeds) if speeds else None
+
+
+@rule(
+    "REG001",
+    "decay-too-strong",
+    up_to="error",
+    needs=("parameters", "probe", "data", "regularization"),
+    limits={
+        "epochs": Limit(0.5, "epochs", "Wang and Aitchison 2024: the best time scale lies between one epoch and all of them"),
+        "penalty": Limit(10.0, "of the data's loss", "L1 and L2 searched on synthetic data: from 3 to 10 nothing was learned any more"),
+    },
+    explains=(
+        "OPT001",
+        "OPT002",
+        "OPT003",
+        "LOSS003",
+        "GRAPH008",
+        "LOSS005",
+        "GRAD001",
+        "GRAD004",
+        "ACT002",
+        "ACT004",
+        "INIT002",
+        "NUM001",
+        "CLIP001",
+    ),
+)
+def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
+    """Weights shrink faster than they learn.
+
+    ## What it finds
+    Weight decay of the optimizer, or an L1 or L2 penalty written into the loss, that is stronger than the data.
+
+    ## Why it matters
+    Decay pulls every weight to zero at each step, whatever the batch says. When that pull wins, the outputs become
+    constants, and so does the loss.
+
+    ## How it is measured
+    Weight decay: 1 / (rate x decay) steps shrink a weight by e. A penalty: the part of the loss that remains of the
+    weights when the model's output is held fixed. When the probe learns nothing about the data and the decay is strong
+    enough to be the reason, the same training is run without it.
+
+    ## Limits and their sources
+    An error: the probe fails, and without the decay or penalty the same training learns. Without that proof: a
+    warning when the probe does not learn clearly and weights shrink by e in less than `epochs` 0.5 epochs of your data, or
+    a penalty is above `penalty` 10 times the rest of the loss; a note when it learns all the same.
+
+    ## When to ignore it
+    When weights are meant to die out, as in pruning.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1.0)
+    ```
+
+    ## Use instead
+    ```python
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-4)
+    ```
+
+    ## References
+    Krogh and Hertz 1991, A Simple Weight Decay Can Improve Generalization; Wang and Aitchison 2024, How to set AdamW's
+    weight decay as you scale model and dataset size.
+    """
+    r, steps = m.regularization, decay_steps(m)
+    if r is None or (steps is None and r.penalty is None):
+        return not_applicable("no weight decay, and no penalty on the weights in the loss")
+    if m.probe.ended == "raised" or not m.probe.losses:
+        return not_measured("the probe training did not run")
+    findings: list[Finding] = []
+    if r.penalty is not None:
+        findings += _penalty(m, r, limits["penalty"])
+    if not findings and steps is not None and m.optimizer.given:
+        findings += _decay(m, r, steps, limits["epochs"])
+    return findings
+
+
+def _decay(m: Measurement, r: Regularization, steps: float, epochs: float) -> list[Finding]:
+    run = recovered(r, DECAY) if failed(m, r) else None
+    short = m.data.given and steps < epochs * m.data.batches
+    if run is None and not short:
+        return []
+    severity: Severity = "error" if run is not None else "info" if learns_clearly(m) else "warning"
+    strongest = max(p.weight_decay for p in m.parameters)
+    message = (
+        f"weight decay {number(strongest)} at rate {number(m.optimizer.lr)} shrinks the weights by e in {number(steps)} steps, "
+        f"faster than they learn: {run_in_words(m.probe)}"
+    )
+    if run is not None:
+        message += f"; {run.name}, {run_in_words(run)}"
+    wanted = 1 / (m.optimizer.lr * max(1000.0, 10.0 * m.data.batches)) if m.optimizer.lr else 1e-4
+    text = f"set weight_decay to {number(float(f'{min(wanted, strongest / 10):.1g}'))}"
+    evidence = [Evidence("steps in which weights shrink by e", steps, epochs * m.data.batches, "<", "steps")]
+    remedies = (Remedy("weaker-weight-decay", text, "safe"),)
+    confirmed = confirmation(m, run) if run is not None else ""
+    return [found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+
+
+def _penalty(m: Measurement, r: Regularization, limit: float) -> list[Finding]:
+    penalty = r.penalty
+    assert penalty is not None
+    ratio = penalty.value / max(abs(penalty.data), 1e-12)
+    run = recovered(r, PENALTY) if failed(m, r) else None
+    if run is None and not ratio > limit:
+        return []
+    severity: Severity = "error" if run is not None else "info" if data_fall(r) >= CLEAR_FALL else "warning"
+    kind = "L1" if penalty.degree < 1.25 else "L2" if penalty.degree > 1.75 else "L1 and L2"
+    message = (
+        f"the {kind} penalty on the weights is {number(ratio)} times the loss of the data at the start "
+        f"({number(penalty.value)} against {number(penalty.data)}), and training shrinks the weights instead of learning"
+    )
+    if run is not None and r.start_loss is not None and r.trained_loss is not None:
+        message += f": the loss of the data goes from {number(r.start_loss)} to {number(r.trained_loss)}; {run.name}, {run_in_words(run)}"
+    text = f"divide the factor of the penalty by {number(float(f'{ratio / 0.1:.1g}'))}: it is then a tenth of the loss"
+    evidence = [Evidence("penalty over the rest of the loss", ratio, limit, ">", "times")]
+    if math.isfinite(data_fall(r)):
+        evidence.append(Evidence("fall of the data's loss in the probe", data_fall(r), CLEAR_FALL, "<", "of the loss"))
+    site = m.losses[0].site if m.losses else None
+    confirmed = confirmation(m, run) if run is not None else ""
+    remedies = (Remedy("weaker-weight-decay", text, "safe"),)
+    return [found(severity, message, location=site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+
+
+@rule(
+    "REG002",
+    "decay-on-norm-and-bias",
+    up_to="info",
+    needs=("parameters",),
+    limits={"least": Limit(0.0, "weight decay", "convention of timm and nanoGPT: none on parameters with one axis")},
+)
+def decay_on_norm_and_bias(m: Measurement, limits: Limits) -> Verdict:
+    """Weight decay also pulls on biases and on the gains of normalization layers.
+
+    ## What it finds
+    Parameters with one axis, such as biases and gains, in a parameter group with weight decay.
+
+    ## Why it matters
+    Decay limits how strongly inputs are weighted. Biases and gains weight no inputs: pulling gains to zero dims the layer,
+    and pulling biases to zero only costs fit.
+
+    ## How it is measured
+    The settings of the optimizer's parameter groups and the shapes of the parameters in them.
+
+    ## Limits and their sources
+    Decay above `least` 0 on any of them. A convention (timm, nanoGPT), not a measured limit.
+
+    ## When to ignore it
+    The effect is small when the decay is.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    ```
+
+    ## Use instead
+    ```python
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}])
+    ```
+
+    ## References
+    He et al. 2019, Bag of Tricks for Image Classification.
+    """
+    if not m.optimizer.given:
+        return not_applicable("the optimizer was assumed")
+    decayed = [p for p in m.parameters if p.trainable and p.groups > 0 and p.weight_decay > limits["least"]]
+    if not decayed:
+        return not_applicable("no weight decay")
+    vectors = [p for p in decayed if len(p.shape) <= 1]
+    if not vectors:
+        return []
+    strongest = max(p.weight_decay for p in vectors)
+    message = (
+        f"weight decay {number(strongest)} also acts on {len(vectors)} biases and gains ({layers_in_words([p.name for p in vectors])})"
+    )
+    text = f"put the {len(vectors)} parameters with fewer than two axes into a group with weight_decay=0"
+    evidence = (Evidence("largest weight decay on a bias or gain", strongest, limits["least"], ">"),)
+    layers = tuple(dict.fromkeys(p.layer for p in vectors))
+    remedy = Remedy("weight-decay-groups", text, "safe")
+    return [found("info", message, layers=layers, location=m.optimizer.site, evidence=evidence, remedies=(remedy,))]
+
+
+@rule(
+    "REG003",
+    "dropout-too-strong",
+    up_to="error",
+    needs=("probe", "regularization"),
+    limits={
+        "rate": Limit(0.5, "of the values", "Srivastava et al. 2014: 0.5 in hidden layers, 0.2 on inputs; more is uncommon"),
+        "count": Limit(3.0, "layers", "heuristic: the heads of AlexNet and VGG have two with a rate of 0.5"),
+        "noise": Limit(0.9, "of the values", "the scaled noise of a unit is then three times its signal: sqrt(rate / (1 - rate))"),
+        "slower": Limit(5.0, "times", "heuristic: five times the training for the same fall"),
+        "learned": Limit(0.3, "of the loss", "heuristic: beyond that it is slow and no failure"),
+    },
+    explains=("OPT001", "OPT002", "OPT003", "LOSS005", "GRAD001", "GRAD004", "ACT002", "ACT004", "NUM001", "CLIP001", "GRAPH008"),
+)
+def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
+    """So much is dropped that the rest does not say enough to learn from.
+
+    ## What it finds
+    Dropout, as a module or a function call, without which the same training learns while with it the probe does not.
+
+    ## Why it matters
+    What is kept is scaled up by 1 / (1 - rate): at a rate of 0.9 the signal's noise is three times the signal in each
+    layer. Gradients then point nearly anywhere.
+
+    ## How it is measured
+    The rate of each dropout that the training step applies. When the probe training fails and one of them is at least
+    0.3, the loss is taken once more with dropout off, to see whether the net has learned behind the noise; if not, the
+    same training is run without dropout.
+
+    ## Limits and their sources
+    An error: the probe fails, with dropout off its loss has not fallen by 10 % either, without dropout the training learns, and
+    the largest rate is above `rate` 0.5. With smaller rates a warning, when `count` 3 layers or more drop that much, else a
+    note: such nets are slow to start, and train. When the net has learned behind the noise: a warning above `noise` 0.9,
+    or when the loss falls `slower` 5 times slower than without; an error when both hold and it has fallen by less than `learned`
+    30 %. Nothing on a model whose loss falls in training mode.
+
+    ## When to ignore it
+    When the training is much longer than the probe and is known to get through.
+
+    ## Example
+    ```python
+    x = F.dropout(F.relu(self.fc1(x)), p=0.95, training=self.training)
+    ```
+
+    ## Use instead
+    ```python
+    x = F.dropout(F.relu(self.fc1(x)), p=0.2, training=self.training)
+    ```
+
+    ## References
+    Srivastava et al. 2014, Dropout.
+    """
+    r = m.regularization
+    if r is None or not r.dropouts:
+        return not_applicable("no dropout in the training step")
+    run = next((x for x in r.runs if x.lifted == (DROPOUT,) and outcome(x, r.chance) == "learns"), None)
+    if run is None or outcome(m.probe, m.chance) not in ("stalls", "diverges"):
+        return []
+    strongest = max(r.dropouts, key=lambda d: d.rate)
+    limit = limits["rate"]
+    severity = _severity(m, r, run, strongest, limits)
+    if severity is None:
+        return []
+    loud = [d for d in r.dropouts if d.rate >= min(limit, strongest.rate)]
+    names = layers_in_words([d.layer for d in loud])
+    drop = "drops" if len(loud) == 1 else "drop"
+    message = f"{names} {drop} {percent(strongest.rate)} of the values: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
+    evidence = [Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer)]
+    text = f"lower the rate of {names} from {number(strongest.rate)} to 0.2, and raise it again by the validation loss"
+    confirmed = confirmation(m, run) if severity == "error" else ""
+    layers = [d.layer for d in loud]
+    remedies = (Remedy("lower-dropout", text, "safe"),)
+    return [found(severity, message, layers=layers, location=strongest.site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+
+
+def _severity(m: Measurement, r: Regularization, run: Run, strongest: Dropout, limits: Limits) -> Severity | None:
+    """Of dropout without which the same training learns."""
+    if failed(m, r):
+        if recovered(r, DROPOUT) is None:
+            return None
+        many = sum(d.rate >= limits["rate"] for d in r.dropouts if not d.attention) >= limits["count"]
+        return "error" if strongest.rate > limits["rate"] else "warning" if many else "info"
+    if strongest.rate <= limits["rate"] or not m.probe.losses:
+        return None
+    mine, other = data_fall(r) / len(m.probe.losses), fall(run, r.chance) / len(run.losses)
+    slow, noisy = other > limits["slower"] * mine, strongest.rate >= limits["noise"]
+    return "error" if slow and noisy and data_fall(r) < limits["learned"] else "warning" if slow or noisy else None
+
+
+@rule(
+    "REG004",
+    "overfitting",
+    up_to="warning",
+    needs=("probe", "data", "validation"),
+    limits={
+        "standard_errors": Limit(3.0, "standard errors", "digits: gaps of 0.2 to 2 errors with 1400 samples, 3.5 to 11 with 60 to 200"),
+        "gap": Limit(0.1, "of the loss at the start", "digits: 0.02 with 1400 samples, 0.07 with 200, 0.3 with 60"),
+        "ratio": Limit(1.5, "times the training loss", "heuristic"),
+        "rise": Limit(0.1, "of its lowest value", "heuristic: early stopping would have saved a tenth of the validation loss"),
+    },
+)
+def overfitting(m: Measurement, limits: Limits) -> Verdict:
+    """The model learns its training samples by heart: the validation loss rises while the training loss falls.
+
+    ## What it finds
+    A gap between validation and training loss that is larger than chance allows, with a validation loss that is rising.
+
+    ## Why it matters
+    Beyond that point training makes the model worse on everything that it has not seen.
+
+    ## How it is measured
+    After the probe training, the loss of the trained copy in evaluation mode on training and validation batches, with the
+    standard error of the difference over parts of them. Where there is a gap, the same training is run again and looked at
+    ten times on the way.
+
+    ## Limits and their sources
+    A gap above `standard-errors` 3 standard errors, and above `gap` 10 % of the loss at the start or with a validation loss above
+    `ratio` 1.5 times the training loss. It is a warning when the validation loss also ends above where it started, or by
+    `rise` 10 % above its lowest value; else a note. Measured on scikit-learn's digits. When there may be more training batches than the
+    scan collected, it is a note: a probe that goes round on a part of the data learns that part by heart.
+
+    ## When to ignore it
+    When the validation data come from elsewhere: then it is the difference of the data that is measured. When there is
+    more training data than the scan was given.
+
+    ## Example
+    ```python
+    for epoch in range(1000):
+        train(model, optimizer, train_loader)
+    ```
+
+    ## Use instead
+    ```python
+    best = float("inf")
+    for epoch in range(1000):
+        train(model, optimizer, train_loader)
+        loss = evaluate(model, val_loader)
+        if loss > 1.1 * best:
+            break
+        best = min(best, loss)
+    ```
+
+    ## References
+    Prechelt 1998, Early Stopping, But When?; Zhang et al. 2017, Understanding deep learning requires rethinking generalization.
+    """
+    v = m.validation
+    if v is None:
+        return not_applicable("no validation data; give --val-data")
+    if m.probe.ended == "raised" or not m.probe.losses or not (math.isfinite(v.loss) and math.isfinite(v.train_loss)):
+        return not_measured("the probe training broke off")
+    gap, start = v.loss - v.train_loss, abs(m.probe.losses[0])
+    wide = gap > limits["gap"] * start or v.loss > limits["ratio"] * v.train_loss > 0
+    if not (gap > limits["standard_errors"] * v.standard_error and wide and gap > 0):
+        return []
+    if verdict(m) != "learns":
+        return []
+    lowest = v.lowest if v.lowest is not None else v.loss
+    rose = v.loss - lowest > limits["rise"] * abs(lowest) and v.loss - lowest > v.standard_error
+    above_start = v.start_loss is not None and v.loss > v.start_loss and v.loss > start
+    partial = m.data.batches >= FULL
+    severity: Severity = "warning" if (rose or above_start) and not partial and m.data.given else "info"
+    visits = len(m.probe.losses) / max(1, m.data.batches)
+    message = (
+        f"after {len(m.probe.losses)} steps ({number(visits)} rounds of {m.data.batches} batches) the validation loss is {number(v.loss)}, "
+        f"the training loss {number(v.train_loss)}"
+    )
+    message += f", and it was {number(lowest)} after {v.lowest_step} steps" if rose else ""
+    message += ": the model learns samples by heart" if severity == "warning" else ": part of what it learns holds for these samples only"
+    stop = f"stop after about {v.lowest_step} steps, or " if rose else ""
+    text = f"{stop}regularise: `gradcheck trial` compares L1, L2, Elastic Net, dropout, augmentation and early stopping on your data"
+    evidence = [
+        Evidence("validation loss minus training loss", gap, limits["standard_errors"] * v.standard_error, ">", "3 standard errors of it"),
+        Evidence("rise of the validation loss above its lowest value", v.loss - lowest, limits["rise"] * abs(lowest), ">"),
+    ]
+    return [found(severity, message, evidence=evidence, remedies=(Remedy("early-stopping", text, "advice"),))]
+
+
+@rule(
+    "REG005",
+    "over-regularized",
+    up_to="warning",
+    needs=("probe", "regularization"),
+    limits={"fall": Limit(0.2, "of the loss", "heuristic: twice the fall that counts as learning")},
+)
+def over_regularized(m: Measurement, limits: Limits) -> Verdict:
+    """All regularization together leaves nothing to learn with, though none of it alone is the reason.
+
+    ## What it finds
+    Trainings that stay where they began with dropout, weight decay, penalties and smoothed labels, and learn without them.
+
+    ## Why it matters
+    Regularization is there against fitting too much. A model that fits nothing yet has no use for it.
+
+    ## How it is measured
+    When the probe training fails although its dropout, decay, penalty or label smoothing is strong, the same training is
+    run without each of them, and, when that does not help, without all of them.
+
+    ## Limits and their sources
+    The probe fails, also with dropout off and labels not smoothed; no single one is the reason (then that one is reported); without
+    all of them the loss falls by at least `fall` 20 %. Heuristic, twice what counts as learning.
+
+    ## When to ignore it
+    When the training is much longer than the probe and is known to get through.
+
+    ## Example
+    ```python
+    loss_fn = nn.CrossEntropyLoss(label_smoothing=0.95)
+    ```
+
+    ## Use instead
+    ```python
+    loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1)
+    ```
+
+    ## References
+    Goodfellow et al. 2016, Deep Learning, chapter 11: fit the training data first.
+    """
+    r = m.regularization
+    if r is None:
+        return not_applicable("no dropout, weight decay, penalty or label smoothing")
+    if not failed(m, r) or any(recovered(r, kind) for kind in (DROPOUT, DECAY, PENALTY)):
+        return []
+    learned = [x for x in r.runs if recovered(r, *x.lifted) is x and fall(x, r.chance) >= limits["fall"]]
+    if not learned or not m.optimizer.given:
+        return []
+    run = learned[-1]
+    kinds = " and ".join(run.lifted)
+    message = f"{kinds} leave nothing to learn with: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
+    fell = fall(run, r.chance)
+    evidence = (Evidence("fall of the loss without them", fell, limits["fall"], ">", "of the loss"),)
+    text = f"take {kinds} out until the training loss falls, then put one back at a time, judged by the validation loss"
+    remedies = (Remedy("less-regularization", text, "safe"),)
+    return [found("warning", message, location=m.optimizer.site, evidence=evidence, remedies=remedies)]
+
+
+RULES = (decay_too_strong, decay_on_norm_and_bias, dropout_too_strong, overfitting, over_regularized)

@@ -1,0 +1,241 @@
+"""Which samples an output depends on, against one that replaces each sample in turn."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.dependence import dependence
+from gradcheck.measure.fork import fork
+from gradcheck.measure.probe import Training
+from gradcheck.measure.rows import as_rows, swaps
+from gradcheck.nouns.checks import Dependence
+from gradcheck.target.workload import Workload
+
+N, T, D, CLASSES = 16, 6, 8, 3
+Tensor = torch.Tensor
+
+
+class Net(nn.Module):
+    """[N, T, D] -> [N, CLASSES]; `middle` keeps the shape."""
+
+    def __init__(self, middle: Any, last: Any = lambda y: y, pool: Any = lambda h: h.mean(1)) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(D, D), nn.Linear(D, CLASSES)
+        self.middle, self.last, self.pool = middle, last, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.head(self.pool(self.middle(self.first(x)))))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(D, D, batch_first=batch_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
+class Attending(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(D, 2, batch_first=batch_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x, x, x)[0]
+
+
+class Normed(nn.Module):
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(D, **more)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Tagger(nn.Module):
+    """Token ids -> a class for each; its recurrent layer takes the first axis for time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.rnn, self.head = nn.Embedding(20, D), nn.LSTM(D, D), nn.Linear(D, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(self.embedding(x))[0])
+
+
+def batches(*shape: int) -> list[Any]:
+    g = torch.Generator().manual_seed(0)
+    return [(torch.randn(*shape, generator=g), torch.randint(CLASSES, (N,), generator=g)) for _ in range(2)]
+
+
+def step(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]).reshape(-1, CLASSES), batch[1].reshape(-1))
+
+
+def scene(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, **more: Any) -> Scene:
+    w = Workload("test", model, data or batches(N, T, D), step, torch.optim.Adam(model.parameters(), 1e-3), **more)
+    trainee = fork(w)
+    training = Training(trainee, w.batches)
+    training.run(steps, float("inf"))
+    assert training.exception is None
+    return Scene(w, 0, time.perf_counter() + 600, {}, trainee, training.noun("probe"), None)
+
+
+def measured(model: nn.Module, data: list[Any] | None = None, **more: Any) -> Dependence:
+    torch.manual_seed(0)
+    return dependence(scene(model, data, **more))
+
+
+def obviously_mixed(model: nn.Module) -> bool:
+    """Whether replacing any one sample changes the output of any other one."""
+    model.eval()
+    x = batches(N, T, D)[0][0]
+    with torch.no_grad():
+        torch.manual_seed(0)
+        before = model(x)
+        for i in range(N):
+            other = x.clone()
+            torch.manual_seed(i + 1)
+            other[i] = torch.randn(T, D)
+            torch.manual_seed(0)
+            changed = (model(other) - before).abs().amax(1) > 1e-4
+            changed[i] = False
+            if bool(changed.any()):
+                return True
+    return False
+
+
+MIXING: dict[str, tuple[Any, str, str | None]] = {  # model, operation, what it is meant for
+    "gru": (lambda: Net(Recurrent(False)), "gru", None),
+    "attention": (lambda: Net(Attending(False)), "multi_head_attention_forward", None),
+    "softmax": (lambda: Net(nn.Tanh(), last=lambda y: torch.softmax(y, 0)), "softmax", None),
+    "weights over the batch": (lambda: Net(lambda h: h * h.sum(-1, keepdim=True).softmax(0)), "softmax", None),
+    "reshape": (lambda: Net(lambda h: h.transpose(0, 1).reshape(h.shape)), "reshape", None),
+    "view": (lambda: Net(lambda h: h.permute(2, 0, 1).contiguous().view(h.shape)), "view", None),
+    "written for one batch size": (lambda: Net(lambda h: h.transpose(0, 1).reshape(N, T, D)), "reshape", None),
+    "cumsum": (lambda: Net(lambda h: h.cumsum(0)), "cumsum", None),
+    "roll": (lambda: Net(lambda h: h.roll(1, 0)), "roll", None),
+    "flip": (lambda: Net(lambda h: h.flip(0)), "flip", None),
+    "first sample": (lambda: Net(lambda h: h + h[:1]), "__getitem__", None),
+    "shuffled": (lambda: Net(lambda h: h[torch.randperm(len(h))]), "__getitem__", None),
+    "batch statistics": (lambda: Net(Normed(track_running_stats=False)), "batch_norm", "statistics"),
+    "by hand": (lambda: Net(lambda h: (h - h.mean((0, 1))) / h.std((0, 1))), "mean", "statistics"),
+    "similarity": (lambda: Net(nn.Tanh(), pool=lambda h: (z := h.mean(1)) + torch.softmax(z @ z.T, -1) @ z), "matmul", "relation"),
+}
+
+INDEPENDENT: dict[str, Any] = {
+    "plain": lambda: Net(nn.Tanh()),
+    "gru": lambda: Net(Recurrent(True)),
+    "attention": lambda: Net(Attending(True)),
+    "batch norm": lambda: Net(Normed()),
+    "dropout": lambda: Net(nn.Dropout(0.5)),
+    "flattened": lambda: Net(lambda h: torch.tanh(h.flatten(0, 1)).view(h.shape)),
+    "written for one batch size": lambda: Net(lambda h: torch.tanh(h.view(N, T, D))),
+    "noise": lambda: Net(lambda h: h + torch.randn_like(h)),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_mixing_is_found_and_located(name: str) -> None:
+    torch.manual_seed(0)
+    make, operation, meant = MIXING[name]
+    found = measured(make())
+    assert obviously_mixed(make())
+    assert found.mixed is not None and found.mixed > 1e-3 and found.certain
+    assert (found.operation, found.meant) == (operation, meant)
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_independent_samples_are_found_to_be(name: str) -> None:
+    torch.manual_seed(0)
+    make = INDEPENDENT[name]
+    assert not obviously_mixed(make())
+    assert measured(make()).mixed == 0.0
+
+
+def test_time_first_is_no_mixing_where_the_target_tells() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(D, D), nn.Linear(D, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0][-1])
+
+    assert measured(Last(), batches(T, N, D)).mixed == 0.0
+
+
+def test_a_target_for_every_position_leaves_the_axis_open_unless_torch_stacked_the_samples() -> None:
+    data = [(torch.randint(20, (N, T)), torch.randint(CLASSES, (N, T)))]
+    open_, stacked = measured(Tagger(), data), measured(Tagger(), data, collated=True)
+    assert open_.mixed and open_.mixed > 1e-3 and not open_.certain
+    assert stacked.mixed and stacked.certain
+
+
+def test_random_data_leave_the_axis_open() -> None:
+    assert not measured(Net(Recurrent(False)), data_given=False).certain
+
+
+def test_an_ignored_input_has_no_effect_and_costs_nothing_when_shuffled() -> None:
+    found = measured(Net(torch.zeros_like))
+    assert found.input_effect == 0.0 and found.trained_loss == found.shuffled_loss
+
+
+def test_an_input_that_is_used_has_one() -> None:
+    assert (measured(Net(nn.Tanh())).input_effect or 0) > 0.05
+
+
+def test_running_statistics_that_have_not_settled_do_not_hide_the_input() -> None:
+    norm = Net(Normed(momentum=1e-6))
+    norm.middle.norm.running_var.fill_(1e12)
+    assert (measured(norm).input_effect or 0) > 0.05
+
+
+def test_the_trained_copy_is_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    here = scene(Net(Normed()))
+    before = {k: v.clone() for k, v in here.trained.model.state_dict().items()}
+    modes = [m.training for m in here.trained.model.modules()]
+    dependence(here)
+    after = here.trained.model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert modes == [m.training for m in here.trained.model.modules()]
+
+
+def test_alike_samples_cannot_be_told_apart() -> None:
+    data = [(torch.ones(N, T, D), torch.zeros(N, dtype=torch.long))]
+    with pytest.raises(Unmeasured, match="alike"):
+        measured(Net(nn.Tanh()), data)
+
+
+def test_a_model_that_is_not_called_cannot_be_looked_at() -> None:
+    class Parts(Net):
+        def loss(self, batch: Any) -> Tensor:
+            return F.cross_entropy(self.head(self.first(batch[0]).mean(1)), batch[1])
+
+    w = scene(Net(nn.Tanh()))
+    w.trained.training_step = lambda model, batch: Parts.loss(model, batch)  # type: ignore[arg-type]
+    with pytest.raises(Unmeasured, match="does not call the model"):
+        dependence(w)
+
+
+def test_no_reversal_maps_the_replaced_samples_to_themselves() -> None:
+    replaced, by = swaps(32, 7)
+    assert set(replaced) != {6 - i for i in replaced} and {0, 6} <= set(replaced)
+    assert all(i >= 7 for i in by)
+
+
+def test_rows_of_flattened_outputs_are_tried_both_ways() -> None:
+    output = torch.arange(12.0).view(12, 1)
+    by_sample, by_position = as_rows(output, 3, range(3))
+    assert by_sample[0].tolist() == [0, 1, 2, 3] and by_position[0].tolist() == [0, 3, 6, 9]
+    assert as_rows(torch.zeros(5), 3, range(3)) == []

@@ -1,0 +1,207 @@
+"""REG rules on literal measurements."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gradcheck.nouns.checks import Dropout, Penalty, Validation
+from gradcheck.nouns.measurement import Measurement, Regularization, Run
+from gradcheck.progress import data_fall, verdict
+from gradcheck.rules.regularization import (
+    decay_on_norm_and_bias,
+    decay_steps,
+    decay_too_strong,
+    dropout_too_strong,
+    over_regularized,
+    overfitting,
+)
+from tests.literals import data, diverged, falling, location, measurement, optimizer, parameter, run, stalled
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+CHANCE = math.log(10)
+
+
+def without(*kinds: str, end: float = 1.0) -> Run:
+    losses = falling(2.3, end) if end < 2.2 else stalled().losses
+    return run(losses, f"without {' and '.join(kinds)}", lifted=kinds)
+
+
+def regularization(*runs: Run, **overrides: Any) -> Regularization:
+    """A training that learned nothing, and the trainings without."""
+    kinds = tuple(dict.fromkeys(k for r in runs for k in r.lifted))
+    values: dict[str, Any] = {"kinds": kinds, "start_loss": 2.3, "trained_loss": 2.3, "chance": CHANCE, "runs": runs}
+    return Regularization(**values | overrides)
+
+
+def decayed(decay: float, lr: float = 0.1, **overrides: Any) -> Measurement:
+    weights = (parameter("fc1.weight", lr=lr, weight_decay=decay), parameter("fc1.bias", lr=lr))
+    values: dict[str, Any] = {
+        "parameters": weights,
+        "optimizer": optimizer("SGD", lr=lr, weight_decay=decay, site=location(50)),
+        "regularization": Regularization(),
+    }
+    return measurement(**values | overrides)
+
+
+class TestDecayTooStrong:
+    @pytest.mark.parametrize("probe", [stalled(), diverged()])
+    def test_it_is_an_error_when_the_training_learns_without(self, probe):
+        f = only(decay_too_strong, decayed(0.5, probe=probe, regularization=regularization(without("weight decay"))))
+        assert f.severity == "error" and f.location == location(50) and "shrinks the weights by e in 20 steps" in f.message
+        assert f.confirmed.startswith("by the probe: SGD at rate 0.1") and "without weight decay, 100 steps" in f.confirmed
+
+    @pytest.mark.parametrize(
+        "r",
+        [
+            regularization(without("weight decay", end=2.3)),
+            regularization(without("dropout")),
+            regularization(without("weight decay"), trained_loss=1.9),
+            regularization(without("weight decay", end=2.0), trained_loss=2.12),
+        ],
+        ids=["no better without", "another kind", "it did learn", "hardly better"],
+    )
+    def test_no_error_unless_the_decay_is_the_reason(self, r):
+        assert findings(decay_too_strong, decayed(0.01, probe=stalled(), regularization=r)) == []
+
+    def test_the_fall_is_that_of_the_data_and_against_the_better_of_start_and_chance(self):
+        assert data_fall(Regularization(start_loss=4.0, trained_loss=1.5, chance=2.0)) == pytest.approx(0.25)
+        assert data_fall(Regularization(start_loss=1.0, trained_loss=0.5, chance=2.0)) == pytest.approx(0.5)
+        assert data_fall(Regularization(start_loss=2.0, trained_loss=math.inf)) == data_fall(Regularization()) == -math.inf
+
+    def test_a_training_that_learns_is_never_an_error(self):
+        assert findings(decay_too_strong, decayed(0.1, regularization=regularization(without("weight decay")))) == []
+
+    @pytest.mark.parametrize(
+        ("decay", "probe", "expected"), [(4.9, stalled(), []), (5.1, stalled(), ["warning"]), (5.1, run(), ["info"]), (4.9, run(), [])]
+    )
+    def test_without_proof_half_an_epoch_decides(self, decay, probe, expected):
+        assert severities(decay_too_strong, decayed(decay, probe=probe)) == expected
+
+    def test_the_fastest_decay_counts(self):
+        weights = (parameter("a.weight", lr=0.1, weight_decay=0.1), parameter("b.weight", lr=1.0, weight_decay=0.1))
+        assert decay_steps(measurement(parameters=weights)) == pytest.approx(10)
+
+    def test_without_decay(self):
+        assert no_verdict(decay_too_strong, measurement()) == "not-applicable"
+        assert no_verdict(decay_too_strong, measurement(regularization=Regularization())) == "not-applicable"
+
+
+class TestPenalty:
+    def penalized(self, value: float, degree: float = 2.0, **overrides: Any) -> Measurement:
+        r = regularization(without("penalty"), penalty=Penalty(value, 2.3, degree), chance=None)
+        return measurement(**{"regularization": replace(r, **overrides.pop("r", {}))} | overrides)
+
+    @pytest.mark.parametrize(("degree", "kind"), [(1.0, "L1"), (2.0, "L2"), (1.5, "L1 and L2")])
+    def test_it_is_an_error_although_the_loss_falls(self, degree, kind):
+        f = only(decay_too_strong, self.penalized(23.0, degree))
+        assert f.severity == "error" and f"the {kind} penalty on the weights is 10 times the loss" in f.message
+        assert "the loss of the data goes from 2.3 to 2.3; without penalty" in f.message
+
+    def test_not_when_the_data_are_learned(self):
+        assert findings(decay_too_strong, self.penalized(5.0, r={"trained_loss": 1.0})) == []
+        assert severities(decay_too_strong, self.penalized(50.0, r={"trained_loss": 1.0})) == ["info"]
+
+    @pytest.mark.parametrize(("value", "expected"), [(22.0, []), (24.0, ["warning"])])
+    def test_without_proof_ten_times_the_loss_decides(self, value, expected):
+        assert severities(decay_too_strong, self.penalized(value, r={"runs": ()})) == expected
+
+
+class TestDecayOnNormAndBias:
+    def test_biases_in_a_group_with_decay(self):
+        both = (parameter("fc1.weight", weight_decay=0.1), parameter("fc1.bias", weight_decay=0.1))
+        f = only(decay_on_norm_and_bias, measurement(parameters=both))
+        assert f.severity == "info" and "acts on 1 biases and gains (fc1.bias)" in f.message
+
+    def test_matrices_only(self):
+        assert findings(decay_on_norm_and_bias, measurement(parameters=(parameter("fc1.weight", weight_decay=0.1),))) == []
+        assert no_verdict(decay_on_norm_and_bias, measurement()) == "not-applicable"
+
+
+class TestDropoutTooStrong:
+    def dropped(self, rate: float, count: int = 2, runs: tuple[Run, ...] = (without("dropout"),), **r: Any) -> Measurement:
+        dropouts = tuple(Dropout(f"drop{i}", rate, location(20 + i)) for i in range(count))
+        return measurement(probe=stalled(), regularization=regularization(*runs, dropouts=dropouts, **r))
+
+    @pytest.mark.parametrize(("rate", "count", "expected"), [(0.51, 1, "error"), (0.5, 2, "info"), (0.5, 3, "warning"), (0.4, 9, "info")])
+    def test_rate_and_number_decide(self, rate, count, expected):
+        f = only(dropout_too_strong, self.dropped(rate, count))
+        assert f.severity == expected and f.location == location(20)
+
+    def test_the_message_compares_both_trainings(self):
+        f = only(dropout_too_strong, self.dropped(0.95))
+        assert f.message.startswith("drop0 and drop1 drop 95 % of the values: 100 steps moved the loss from 2.3")
+        assert "without dropout, 100 steps moved the loss" in f.confirmed
+
+    def test_nothing_when_it_is_not_the_reason(self):
+        assert findings(dropout_too_strong, self.dropped(0.95, runs=(without("dropout", end=2.3),))) == []
+        assert findings(dropout_too_strong, self.dropped(0.8, trained_loss=1.2)) == []
+        assert findings(dropout_too_strong, replace(self.dropped(0.95), probe=run())) == []
+
+    @pytest.mark.parametrize(
+        ("rate", "trained", "expected"),
+        [(0.91, 2.05, "error"), (0.89, 2.05, "warning"), (0.91, 1.9, "warning"), (0.89, 1.9, None), (0.5, 2.05, None)],
+    )
+    def test_what_is_learned_behind_the_noise(self, rate, trained, expected):
+        m = self.dropped(rate, runs=(without("dropout", end=0.9),), trained_loss=trained)
+        assert verdict(m) == "learns"
+        assert severities(dropout_too_strong, m) == ([expected] if expected else [])
+
+    def test_without_dropout(self):
+        assert no_verdict(dropout_too_strong, measurement()) == "not-applicable"
+
+
+class TestOverfitting:
+    def validated(self, loss: float, train: float = 0.5, error: float = 0.05, **overrides: Any) -> Measurement:
+        v = {"start_loss": 2.3, "samples": 64} | overrides.pop("v", {})
+        return measurement(**{"validation": Validation(train, loss, error, **v)} | overrides)
+
+    @pytest.mark.parametrize(("error", "expected"), [(0.099, ["warning"]), (0.101, [])])
+    def test_the_gap_is_compared_with_its_standard_error(self, error, expected):
+        assert severities(overfitting, self.validated(0.8, error=error, v={"lowest": 0.6, "lowest_step": 40})) == expected
+
+    @pytest.mark.parametrize(("loss", "train", "expected"), [(0.75, 0.49, ["info"]), (0.7, 0.49, []), (0.05, 0.03, ["info"])])
+    def test_and_with_the_losses(self, loss, train, expected):
+        assert severities(overfitting, self.validated(loss, train, error=0.001)) == expected
+
+    @pytest.mark.parametrize(("lowest", "expected"), [(0.74, "info"), (0.71, "warning")])
+    def test_a_rising_validation_loss_is_a_warning(self, lowest, expected):
+        f = only(overfitting, self.validated(0.8, v={"lowest": lowest, "lowest_step": 40}))
+        assert f.severity == expected and ("stop after about 40 steps" in f.remedies[0].text) == (expected == "warning")
+
+    def test_so_is_one_above_its_start(self):
+        assert severities(overfitting, self.validated(2.5)) == ["warning"]
+
+    def test_a_part_of_the_data_is_learned_by_heart_anyway(self):
+        assert severities(overfitting, self.validated(2.5, data=data(batches=32))) == ["info"]
+
+    def test_without_validation_data(self):
+        assert no_verdict(overfitting, measurement()) == "not-applicable"
+        assert findings(overfitting, self.validated(0.8, probe=stalled())) == []
+
+
+class TestOverRegularized:
+    def over(self, *runs: Run, **overrides: Any) -> Measurement:
+        return measurement(**{"probe": stalled(), "regularization": regularization(*runs)} | overrides)
+
+    def test_all_of_it_together(self):
+        alone = (without("dropout", end=2.3), without("weight decay", end=2.3))
+        f = only(over_regularized, self.over(*alone, without("dropout", "weight decay")))
+        assert f.severity == "warning" and f.message.startswith("dropout and weight decay leave nothing to learn with")
+
+    def test_one_that_is_the_reason_has_a_rule_of_its_own(self):
+        assert findings(over_regularized, self.over(without("dropout"), without("dropout", "weight decay"))) == []
+
+    def test_smoothed_labels_have_none(self):
+        assert severities(over_regularized, self.over(without("label smoothing"))) == ["warning"]
+
+    @pytest.mark.parametrize(("end", "expected"), [(1.95, 0), (1.5, 1)])
+    def test_the_loss_must_fall_by_a_fifth(self, end, expected):
+        assert len(findings(over_regularized, self.over(without("dropout", "weight decay", end=end)))) == expected
+
+    def test_a_training_that_learns(self):
+        assert findings(over_regularized, self.over(without("dropout", "weight decay"), probe=run())) == []
+        assert no_verdict(over_regularized, measurement()) == "not-applicable"
