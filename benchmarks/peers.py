@@ -5,8 +5,8 @@
 Each peer gets an environment of its own, made once, with the versions of constraints.txt and a pinned peer;
 benchmarks/peers_run.py runs in it. A peer that cannot be installed is reported as not available.
 Labels are those of predictions.py: 300 steps of real training, kept beside the environments. A peer's highest severity counts
-as `error`, the next one as `warning`; a workload with both counts once. Peers that watch a training see the first 101 of the
-300 steps, which is more than a scan by gradcheck trains; one that only looks at a step says so with its first batch.
+as `error`, the next one as `warning`; a workload with both counts once. Peers that watch a training watch the first 101 of
+the 300 steps (benchmarks/peers_run.py says why); torchdiag, which does not, gets the untrained model and its first batch.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def share(rows: list[Row], *severities: str) -> str:
 def summary(named: dict[str, str], rows: dict[str, list[Row] | str]) -> str:
     """`named` says which peer is meant, with its version, `rows` what became of it: its rows, with labels, or why there are none."""
     heads = ("", "fails: error", "or warning", "trains: error", "or warning", "crashes", "seconds")
-    table = [heads]
+    table: list[tuple[str, ...]] = [heads]
     below: list[str] = []
     for peer, mine in rows.items():
         if isinstance(mine, str):

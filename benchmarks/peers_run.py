@@ -48,7 +48,7 @@ def training(case: Case, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tenso
 
 
 def torch_audit(case: Case, steps: int) -> Said:
-    """Its wrapped loop ("the most accurate phase reporting"); every step is audited, as its README says for short runs."""
+    """Its wrapped loop ("the most accurate phase reporting"), which here audits every step and not one in a thousand."""
     from torch_audit import audit_dynamic
 
     with audit_dynamic(case.model, optimizer=case.optimizer, every_n_steps=1, fail_level="ERROR") as auditor:

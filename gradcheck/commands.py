@@ -10,6 +10,7 @@ import typer
 from gradcheck.answers import FAILED, FOUND, exits, explain, say, settings_of, version, wants_text
 
 if TYPE_CHECKING:
+    from gradcheck.capture.spec import ScriptSpec
     from gradcheck.config import Settings
     from gradcheck.nouns.report import Report
     from gradcheck.target.spec import TargetSpec
@@ -46,9 +47,22 @@ def gradcheck(show_version: Annotated[bool, typer.Option("--version", help="Show
         version()
 
 
-@app.command()
+class _WithScriptArguments(typer.core.TyperCommand):
+    """What stands after `--` belongs to the script that is scanned."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            place = args.index("--")
+            ctx.obj, args = tuple(args[place + 1 :]), args[:place]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_WithScriptArguments)
 def scan(
-    targets: Annotated[list[str] | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name.")] = None,
+    ctx: typer.Context,
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")
+    ] = None,
     arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the model's class or factory.")] = None,
     data: Annotated[str | None, typer.Option(metavar="FILE", help="Data: .pt, .safetensors, .npz, .csv, images, or FILE.py:name.")] = None,
     val_data: Annotated[str | None, typer.Option(metavar="FILE", help="Validation data.")] = None,
@@ -56,11 +70,14 @@ def scan(
     loss: Annotated[str | None, typer.Option(help="cross_entropy, mse_loss, ..., or FILE.py:name.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, ..., or FILE.py:name.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the probe training [100].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the probe training [100], or of the script.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds; findings are what most of them show [1].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
     budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop measuring after this time.")] = None,
+    script: Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")] = False,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Run the script in a temporary copy of its folder.")] = False,
+    quiet_script: Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")] = False,
     fast: Fast = False,
     select: Words = None,
     ignore: Ignored = None,
@@ -78,8 +95,12 @@ def scan(
     color: ColorChoice = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Measure models and judge them. Without TARGET: the targets of [tool.gradcheck.targets]."""
+    """Measure models and judge them. Without TARGET: the targets of [tool.gradcheck.targets].
+
+    A training script is run until it has taken some steps; model, loss, data and optimizer are captured from the run.
+    """
     with exits(color):
+        from gradcheck.capture.spec import ScriptSpec
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
@@ -88,7 +109,9 @@ def scan(
         settings = settings_of(config, isolated, **chosen, **limits, fail_on=fail_on, max_warnings=max_warnings)
         outputs = parse_outputs(output or ())
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
-        jobs = _jobs(targets or [], _arguments(arg or []), flags, settings, steps)
+        named = _jobs(targets or [], _arguments(arg or []), flags, settings, steps)
+        forced = script or ctx.obj is not None
+        jobs = _scripts(named, forced, ScriptSpec("", ctx.obj or (), steps, settings.budget, sandbox, quiet_script))
         reports, failed = _scan_all(jobs, quiet, color)
         write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all))
         sys.exit(FAILED if failed else _code(reports, settings, exit_zero))
@@ -158,19 +181,23 @@ def list_rules(
         print(rule_list(listed) if wants_text(output_format) else json.dumps([rule_facts(r) for r in listed], indent=2))
 
 
-def _scan_all(jobs: list[tuple[TargetSpec, Settings]], quiet: bool, color: str) -> tuple[list[Report], bool]:
+def _scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool, color: str) -> tuple[list[Report], bool]:
     """Reports of all targets that could be scanned, and whether one could not. A single target's error is raised."""
     from contextlib import redirect_stdout
 
+    from gradcheck.capture.spec import ScriptSpec
     from gradcheck.errors import GradcheckError, TargetError
     from gradcheck.report.stderr import progress_bar
-    from gradcheck.scan import scan_target
+    from gradcheck.scan import scan_script, scan_target
 
     reports, failed = [], False
     for spec, settings in jobs:
         try:
             # stdout carries results only: what the user's code prints goes to stderr
             with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
+                if isinstance(spec, ScriptSpec):
+                    reports += scan_script(spec, settings, progress)
+                    continue
                 try:
                     reports.append(scan_target(spec, settings, progress))
                 except SystemExit as e:
@@ -207,6 +234,29 @@ def _jobs(
         spec = TargetSpec(own.target, arguments={**own.args, **arguments}, device=settings.device, dtype=settings.dtype, **values)
         jobs.append((spec, replace(settings, steps=own.steps) if own.steps and steps is None else settings))
     return jobs
+
+
+def _scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptSpec) -> list[tuple[TargetSpec | ScriptSpec, Settings]]:
+    """The jobs, training scripts among them told from model files. Raises ConfigError for what a script cannot be given.
+
+    `run`: how scripts are run. `forced`: all targets are scripts.
+    """
+    from dataclasses import replace
+
+    from gradcheck.capture.detect import is_script
+    from gradcheck.errors import ConfigError
+
+    found: list[tuple[TargetSpec | ScriptSpec, Settings]] = []
+    for spec, settings in jobs:
+        named = {"--arg": spec.arguments, "--data": spec.data, "--input": spec.inputs, "--loss": spec.loss, "--optimizer": spec.optimizer}
+        given = [flag for flag, value in named.items() if value]
+        if forced and given:
+            raise ConfigError(f"{given[0]} does not go with a training script", hint="its own model, data, loss and optimizer are used")
+        if forced and not spec.target.endswith(".py"):
+            raise ConfigError(f"{spec.target} is not a script", hint="arguments after -- are for files that train when they run")
+        is_one = forced or (spec.target.endswith(".py") and not given and is_script(spec.target))
+        found.append((replace(run, path=spec.target) if is_one else spec, settings))
+    return found
 
 
 def _code(reports: list[Report], settings: Settings, exit_zero: bool) -> int:

@@ -12,15 +12,16 @@ import torch
 from torch import nn
 
 from gradcheck import __version__
-from gradcheck.capture.script import ScriptSpec, captured
-from gradcheck.capture.trainings import Training, explain_ending, trainings_of, with_loop
+from gradcheck.capture.script import captured, nothing_seen
+from gradcheck.capture.spec import ScriptSpec
+from gradcheck.capture.trainings import Training, explain_ending, trainings_of
 from gradcheck.config import Settings, settings_from
+from gradcheck.errors import TargetError
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
 from gradcheck.measure.measure import Plan, measure
 from gradcheck.measure.untouched import untouched
-from gradcheck.errors import TargetError
-from gradcheck.nouns.loop import LoopFacts
+from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.report import Report
 from gradcheck.target.load import load
 from gradcheck.target.objects import from_objects
@@ -30,10 +31,11 @@ from gradcheck.target.workload import Workload
 # Seconds a seed: a scan is something that one waits for.
 SCRIPT_BUDGET = 12.0  # seconds for what is measured after the steps of a script, over all its trainings
 DEFAULT_BUDGET = 60.0
-SMALL_BUDGET = 20.0  # for models with fewer parameters than
+SMALL_BUDGET = 30.0  # for models with fewer parameters than
 SMALL = 1_000_000
 
 Progress = Callable[[str, float], None]  # phase, fraction done
+Seen = Callable[[Measurement], Measurement]
 
 
 def scan(
@@ -85,7 +87,10 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
     with untouched(), captured(spec) as run:
         trainings = trainings_of(run, spec)
         seconds = (settings.budget or SCRIPT_BUDGET) / len(trainings)
-        reports = [_scan_training(training, replace(settings, budget=seconds), progress) for training in trainings]
+        try:
+            reports = [_scan_training(training, replace(settings, budget=seconds), progress) for training in trainings]
+        except TargetError as error:
+            raise (nothing_seen(run, spec) if run.error is not None else error) from error
         explain_ending(run, spec, reports)
         return reports
 
@@ -93,8 +98,10 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
 def _scan_training(training: Training, settings: Settings, progress: Progress | None) -> Report:
     if training.workload is not None:
         try:
-            return scan_workload(training.workload, settings, progress, training.loop)
+            return scan_workload(training.workload, settings, progress, training.seen)
         except TargetError as error:
+            if not training.loop.backwards:
+                raise
             training.why = error.message
     started = time.perf_counter()
     rules = chosen(settings)
@@ -103,8 +110,8 @@ def _scan_training(training: Training, settings: Settings, progress: Progress | 
     return Report(measurement.target, findings, states, (measurement,), suppressed, time.perf_counter() - started, __version__)
 
 
-def scan_workload(workload: Workload, settings: Settings, progress: Progress | None = None, loop: LoopFacts | None = None) -> Report:
-    """Measure, judge, report. `loop`: what was seen of the user's own loop over this workload."""
+def scan_workload(workload: Workload, settings: Settings, progress: Progress | None = None, seen: Seen | None = None) -> Report:
+    """Measure, judge, report. `seen` adds to a measurement what was seen of the user's own loop."""
     started = time.perf_counter()
     rules = chosen(settings)
     measurements = []
@@ -113,7 +120,7 @@ def scan_workload(workload: Workload, settings: Settings, progress: Progress | N
             workload = workload.rebuild(seed)
         plan = Plan(settings.steps, settings.budget or default_budget(workload.model), seed, needs(rules), settings.profile, settings.fast)
         measured = measure(workload, plan, progress or (lambda phase, fraction: None))
-        measurements.append(with_loop(measured, loop) if loop is not None else measured)
+        measurements.append(seen(measured) if seen is not None else measured)
     findings, suppressed, states = judge(measurements, rules, settings)
     return Report(
         measurements[0].target,

@@ -406,7 +406,7 @@ def collapse(layer: Layer, value: Callable[[Snapshot], float | None]) -> float |
         "token_cosine_info": Limit(0.99, "cosine", "a 16-block post-norm transformer that trains slowly has 0.995"),
         "layers": Limit(12, "layers", "about six blocks; a 3-block transformer with 1.000 still reached 90 %"),
     },
-    explains=("OPT001", "OPT002", "GRAPH008", "LOSS005"),
+    explains=("OPT001", "OPT002", "LOSS005"),
 )
 def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
     """All samples, or all tokens of a sample, reach the output as one and the same vector.

@@ -354,7 +354,7 @@ def zero_severity(m: Measurement, share: float, upstream: bool, limits: Limits) 
         ),
         "settled_step": Limit(3, "steps", "54 of 54 healthy networks have no zero gradient left after 3 steps"),
     },
-    explains=("OPT002", "GRAPH008", "LOSS005"),
+    explains=("OPT002", "LOSS005"),
 )
 def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
     """Weights whose gradient is exactly zero at every step.

@@ -292,7 +292,7 @@ def _unmix(d: Dependence, operation: str) -> Remedy:
     needs=("dependence", "probe"),
     limits={
         "effect": Limit(1e-6, "of the output", "float32's rounding, ten times over"),
-        "effect_learned": Limit(0.01, "of the output", "heuristic: a hundredth of the output varies with the input"),
+        "effect_learned": Limit(1e-3, "of the output", "heuristic: a thousandth of the output varies with the input"),
         "standard_errors": Limit(2.0, "standard errors", "usual two-sided test at 5 %"),
     },
     explains=("LOSS005", "OPT001", "OPT002"),
@@ -309,12 +309,12 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     After the probe training, in evaluation mode: samples of a batch are replaced by others, and the change of their output
-    is taken relative to the output. When that is small, the loss is also measured with the inputs of each batch shuffled
-    against its targets, in eight orders.
+    is taken relative to the output. When that is small, so in training mode as well, the loss is also measured with the
+    inputs of each batch shuffled against its targets, in eight orders.
 
     ## Limits and their sources
     A warning when replacing samples changes the output by less than `effect` 0.000001 of its size (float32's rounding, ten
-    times over). Also when the probe learned, the change is below `effect-learned` 1 % (heuristic), and
+    times over). Also when the probe learned, the change is below `effect-learned` 0.1 % (heuristic), and
     the loss of shuffled inputs is no more than `standard-errors` 2 standard deviations above the true one.
 
     ## When to ignore it

@@ -86,7 +86,7 @@ def gradients_not_cleared(m: Measurement, limits: Limits) -> Verdict:
 def _left(loop: LoopFacts, limits: Limits) -> Finding:
     message = (
         f"nothing clears the gradients of {loop.optimizer or 'the optimizer'}: {loop.leftover} of {loop.steps} steps "
-        f"(limit {percent(limits['share'])}) still hold those of the steps before, so that each step follows the sum of all gradients so far"
+        f"(limit {percent(limits['share'])}) still hold those of the steps before: each step follows the sum of all gradients so far"
     )
     return found(
         "error",

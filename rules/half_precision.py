@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.progress import verdict
 from gradcheck.rules.words import BY_VALUE, layers_in_words, learns_clearly, number, optimizer_in_words, percent
 
 if TYPE_CHECKING:
@@ -240,7 +241,8 @@ def lost_updates(m: Measurement, limits: Limits) -> Verdict:
     the step left unchanged. The median over steps, averaged over the parameters by their size.
 
     ## Limits and their sources
-    Above `unchanged` 0.5 it is a warning; when the probe learns clearly, from `unchanged-learning` 0.8 on, and advice below.
+    Above `unchanged` 0.5 it is a warning; when the probe learns clearly, or was too short to tell, from `unchanged-learning` 0.8 on,
+    and advice below.
     Both are heuristics.
 
     ## When to ignore it
@@ -271,10 +273,10 @@ def lost_updates(m: Measurement, limits: Limits) -> Verdict:
     known = [p for p in halves if p.name in shares]
     total = sum(p.count for p in known)
     share = sum(shares[p.name] * p.count for p in known) / total
-    learns = learns_clearly(m)
+    unopposed = learns_clearly(m) or verdict(m) == "unknown"
     if share <= limits["unchanged"]:
         return []
-    severity: Severity = "info" if learns and share <= limits["unchanged_learning"] else "warning"
+    severity: Severity = "info" if unopposed and share <= limits["unchanged_learning"] else "warning"
     return [_lost(m, known, share, limits["unchanged"], severity)]
 
 

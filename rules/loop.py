@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -133,12 +134,13 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
 def _clip(clip: LoopClip, loop: LoopFacts, share: float) -> Finding | None:
     call = f"clip_grad_{clip.kind}_"
     name = loop.optimizer or "the optimizer"
+    factor = f" by {number(loop.scaler.factor)}" if loop.scaler else ""
     cases = (
-        (clip.empty, "is given no parameter: an iterator such as parameters() is used up by its first user", "pass model.parameters() anew"),
+        (clip.empty, "is given no parameter: an iterator such as parameters() is used up by its first user", "call parameters() anew"),
         (clip.foreign, f"is given {clip.parameters} parameters that no optimizer trains", "pass the parameters that the optimizer holds"),
         (clip.late, f"comes after the step of {name} that used the gradients", "call it between backward() and step()"),
         (clip.early, "comes before the backward pass: there is no gradient yet", "call it between backward() and step()"),
-        (clip.scaled, f"acts on gradients that are still scaled by {number(loop.scaler.factor)}" if loop.scaler else "", "call scaler.unscale_(optimizer) before it"),
+        (clip.scaled, f"acts on gradients that are still scaled{factor}", "call scaler.unscale_(optimizer) before it"),
     )
     count, what, cure = max(cases, key=lambda case: case[0])
     if not count > share * clip.calls:
@@ -213,7 +215,8 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
         return []
     severity: Severity = "error" if seen.trained_before or seen.fresh else "warning"
     since = f"from step {seen.first} on" if seen.trained_before else "from the start"
-    message = f"{seen.steps} of {loop.steps} steps (limit {number(limits['steps'])}), {since}, are taken in evaluation mode: {_effects(seen)}"
+    limit = number(limits["steps"])
+    message = f"{seen.steps} of {loop.steps} steps (limit {limit}), {since}, are taken in evaluation mode: {_effects(seen)}"
     evidence = (Evidence("steps in evaluation mode", seen.steps, limits["steps"], ">=", f"of {loop.steps} steps"),)
     remedies = (Remedy("training-mode", f"call train() on the model before step {seen.first}, after each evaluation"),)
     return [
@@ -250,7 +253,7 @@ def _effects(seen: LoopEvaluation) -> str:
         "early": Limit(50, "steps", "heuristic: no training is done after so few"),
         "explosion": Limit(100, "times the base rate", "heuristic: one-cycle schedules rise 25 times"),
     },
-    explains=("OPT001", "OPT002", "LOSS005", "GRAD002", "NUM001", "LOOP001"),
+    explains=("OPT001", "OPT002", "LOSS005", "GRAD002", "NUM001", "LOOP001", "ACT001", "ACT002", "CLIP001", "GRAPH008"),
 )
 def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     """A scheduler takes the learning rate to nothing, or beyond all measure, while the training goes on.
@@ -323,8 +326,8 @@ def _exploding(loop: LoopFacts, limits: Limits) -> Finding | None:
     if len(rates) < 4 or base <= 0 or rates[-1] < max(rates) or not rates[-1] > limits["explosion"] * base:
         return None
     distinct = list(dict.fromkeys(rates))
-    rises = [b - a for a, b in zip(distinct, distinct[1:], strict=False)][-3:]
-    if any(b <= a for a, b in zip(rises, rises[1:], strict=False)):
+    rises = [b - a for a, b in itertools.pairwise(distinct)][-3:]
+    if any(b <= a for a, b in itertools.pairwise(rises)):
         return None
     message = (
         f"the rate of {loop.optimizer or 'the optimizer'} grows from {number(base)} to {number(rates[-1])} within {len(rates)} steps "

@@ -75,7 +75,8 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
         return []
     part = seen.samples / seen.available if seen.available else 1.0
     severity: Severity = "warning" if part < limits["share"] else "info"
-    known = f"{percent(part)} of the {seen.available} that there are (limit {percent(limits['share'])})" if seen.available else "all it is known of"
+    limit = percent(limits["share"])
+    known = f"{percent(part)} of the {seen.available} that there are (limit {limit})" if seen.available else "all that is known of"
     message = f"{seen.compared} steps see the same {seen.samples} samples, {known}"
     message += ": the model learns these by heart" if severity == "warning" else ": fine when these are all the data"
     text = "take the next batch in each step: iterate over the loader, with shuffle=True, instead of taking its first batch"
@@ -151,7 +152,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     limit = limits["too_large" if large else "too_small"]
     rest = f"Adam-like as {m.optimizer.name} is, mostly clipping and weight decay feel it" if m.optimizer.adaptive else "so is every step"
     message = (
-        f"each step sums {loop.accumulated} backward passes whose mean losses weigh {number(loop.weight)} together (limit {number(limit)}): "
+        f"each step sums {loop.accumulated} backward passes whose mean losses weigh {number(loop.weight)} (limit {number(limit)}): "
         f"the gradient is {number(loop.weight)} times that of one large batch; {rest}"
     )
     text = f"divide the loss by {loop.accumulated} before backward()"
@@ -161,12 +162,13 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
 
 def _dropped(loop: LoopFacts) -> Finding:
     message = (
-        f"in {loop.dropped} of {loop.steps} steps (limit {percent(0.5)}) the gradients of some backward passes are cleared before the step: "
-        "they are computed for nothing"
+        f"in {loop.dropped} of {loop.steps} steps (limit {percent(0.5)}) the gradients of some backward passes are cleared before the "
+        "step: they are computed for nothing"
     )
     text = f"clear the gradients only after {loop.optimizer or 'optimizer'}.step()"
     evidence = (Evidence("steps that lose passes", loop.dropped, loop.steps / 2, ">", "steps"),)
-    return found("warning", message, location=loop.clear_site or loop.step_site, evidence=evidence, remedies=(Remedy("clear-gradients", text),))
+    location = loop.clear_site or loop.step_site
+    return found("warning", message, location=location, evidence=evidence, remedies=(Remedy("clear-gradients", text),))
 
 
 @rule(
@@ -250,13 +252,14 @@ def _misuse(loop: LoopFacts, scaler: LoopScaler, share: float) -> tuple[str, flo
         return message, scaler.bare, share * loop.steps, text, True
     clips = [c for c in loop.clips if c.scaled > share * c.calls]
     if clips:
+        first = clips[0]
         message = (
-            f"{clips[0].scaled} of {clips[0].calls} calls (limit {percent(share)}) of clip_grad_{clips[0].kind}_ at {number(clips[0].threshold)} "
+            f"{first.scaled} of {first.calls} calls (limit {percent(share)}) of clip_grad_{first.kind}_ at {number(first.threshold)} "
             f"clip gradients that are still scaled by {number(scaler.factor)}"
         )
         return message, clips[0].scaled, share * clips[0].calls, f"call scaler.unscale_({name}) before clipping", True
     if scaler.steps and not scaler.scaled:
-        message = f"{scaler.steps} steps (limit 0) are taken by a scaler that never scales the loss: it divides gradients by its factor for nothing"
+        message = f"{scaler.steps} steps (limit 0) are taken by a scaler that never scales the loss: it only makes the gradients smaller"
         return message, scaler.steps, 0, "call scaler.scale(loss).backward()", False
     if scaler.steps and not scaler.updates:
         message = f"scaler.update() is missing after {scaler.steps} calls (limit 0) of scaler.step(): the scaler refuses its next step"

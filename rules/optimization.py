@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.layers import is_matrix
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import CLEAR_FALL, depends_on_order, experiment_outcome, fall, verdict
+from gradcheck.progress import CLEAR_FALL, any_learned, depends_on_order, experiment_outcome, fall, verdict
 from gradcheck.rules.words import number, optimizer_in_words, percent, run_in_words
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ def best_rate(m: Measurement, *, higher: bool) -> Run | None:
     return best if best is not None and ((best.rate_factor or 1) > 1) == higher else None
 
 
+def step_evidence(m: Measurement, limits: Limits) -> list[Evidence]:
+    """How large a step is for this loss: rate times sharpness (SGD), and how far the first one moved the output (adaptive ones)."""
+    found_out = []
+    if m.sharpness is not None and not m.optimizer.adaptive:
+        limit = limits["sharpness_momentum" if m.optimizer.momentum else "sharpness"]
+        found_out.append(Evidence("rate times largest curvature of the loss", m.optimizer.lr * m.sharpness.value, limit, ">"))
+    if m.functional_step is not None:
+        found_out.append(Evidence("change of the output by the first step", m.functional_step, limits["first_step"], ">", "of its spread"))
+    return [e for e in found_out if e.limit is not None and e.value > e.limit]
+
+
 def finite_at_lower_rate(m: Measurement) -> Run | None:
     """A run at a lower rate that stayed finite for longer than the probe, whose loss was finite at first."""
     if m.probe.ended != "non-finite" or not m.probe.losses or not math.isfinite(m.probe.losses[0]):
@@ -58,8 +70,8 @@ def at_most_info(m: Measurement, severity: Severity) -> Severity:
     return severity if m.optimizer.given else "info"
 
 
-def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: str) -> Finding:
-    """The user's rate fails and `run` at another rate does better."""
+def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: str, more: Sequence[Evidence] = ()) -> Finding:
+    """The user's rate fails and `run` at another rate does better; `more` is further evidence."""
     rate = run.lr if run.lr is not None else m.optimizer.lr * (run.rate_factor or 1)
     severity = at_most_info(m, severity)
     other = f"at {number(rate)} (x {number(run.rate_factor or 1)})"
@@ -72,10 +84,26 @@ def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: 
         evidence.append(
             Evidence("update per step, median over weights", ratio, TARGET_RATIO, ">" if what == "high" else "<", "of the weight")
         )
+    evidence += more
     remedies = [Remedy(name, f"set the rate to {number(rate)}", "safe")]
     if what == "high":
         remedies.append(Remedy("warm-up", f"or raise the rate from {number(rate / 10)} to its value over the first steps", "advice"))
     confirmed = f"by the probe: the same optimizer {other}: {run_in_words(run)}" if severity == "error" else ""
+    return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
+
+
+def diverging(m: Measurement, limits: Limits) -> Finding:
+    """The loss runs away, and nothing that was tried in the time that there was keeps it."""
+    rise, tried = -fall(m.probe, m.chance), [r for r in m.experiments if r.rate_factor is not None]
+    others = f"none of {len(tried)} other trainings, at other rates or in another order, learned" if tried else "no other rate was tried"
+    message = f"the loss diverges: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; {others}"
+    rising = Evidence("rise of the loss in the probe", rise, limits["rise"], ">", "of the better of start and chance")
+    evidence = (rising, *step_evidence(m, limits))
+    remedies = (
+        Remedy("lower-learning-rate", f"start from a hundredth of the rate, {number(m.optimizer.lr / 100)}, with warm-up", "advice"),
+    )
+    severity = at_most_info(m, "error")
+    confirmed = f"by the probe: {run_in_words(m.probe)}" if severity == "error" else ""
     return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
 
 
@@ -130,7 +158,12 @@ def not_judged(m: Measurement) -> str:
     "learning-rate-too-high",
     up_to="error",
     needs=("parameters", "probe"),
+    wants=("sharpness", "functional_step"),
     limits={
+        "sharpness": Limit(16.0, "rate x sharpness", f"{RATIOS}: plain SGD diverges in 38 to 57 % of the runs beyond 8, 89 % beyond 64"),
+        "sharpness_momentum": Limit(8.0, "rate x sharpness", f"{RATIOS}: with momentum 57 % diverge beyond 8, 96 % beyond 64"),
+        "first_step": Limit(1.0, "of the output's spread", "calibration E14: failures 1.6 to 2.2, with warm-up at most 0.17"),
+        "rise": Limit(1.0, "of the loss", "definition: the loss has doubled against the better of where it started and chance"),
         "update_ratio_info": Limit(0.1, "of the weight", f"{RATIOS}: beyond 0.1, 67 % diverge with momentum; the best is at 0.02"),
         "update_ratio_warning": Limit(0.3, "of the weight", f"{RATIOS}: beyond 0.3 most diverge with any optimizer"),
     },
@@ -151,14 +184,19 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     A short probe training with your optimizer. When it fails, the same start is trained again at lower and
     higher rates. A probe of fewer than 40 steps fails only when its loss is not finite or 100 times its start. The
     size of an update is ||update|| / ||weight||, the median over weight matrices and the measured steps 3 to 20;
-    weights that start at zero are left out.
+    weights that start at zero are left out. After a failed probe, two more numbers say how large a step is: the rate
+    times the largest curvature of the loss at the start (SGD and kin), and how far the first step moves the output (adaptive ones).
 
     ## Limits and their sources
-    An error: the probe diverges or stalls, and the best of the other rates that learn is a lower one; or the
-    probe turns non-finite and a lower rate does not. A warning when the probe fails, and learns with its batches in another order. Otherwise, when the probe does not learn: updates above
-    `update-ratio-warning` 30 % of the weight are a warning, above `update-ratio-info` 10 % advice. When it
-    learns: advice above 30 %. An optimizer that gradcheck assumed gets advice only. From 12 networks, three
-    optimizers and 11 rates: the best ratio is 1.5 to 2 %, within 0.4 decades, for all of them.
+    An error: the probe diverges or stalls, and the best of the other rates that learn is a lower one; or
+    the probe turns non-finite and a lower rate does not. When nothing that was tried learns, an error too
+    if the loss diverges and rises by `rise`, to twice the better of its start and chance. A warning when
+    the probe fails, and learns with its batches in another order. Otherwise, when the probe does not learn:
+    updates above `update-ratio-warning` 30 % of the weight are a warning, above `update-ratio-info` 10 %
+    advice. When it learns: advice above 30 %. Beyond `sharpness` 16 (with momentum `sharpness-momentum` 8)
+    and `first-step` 1 the two other numbers are evidence; alone they are none, since healthy nets pass 2,
+    the limit of a quadratic loss. An optimizer that gradcheck assumed gets advice only. From 12 networks,
+    three optimizers and 11 rates: the best ratio is 1.5 to 2 %, within 0.4 decades, for all of them.
 
     ## When to ignore it
     When your schedule warms the rate up and the scan did not see it.
@@ -183,9 +221,12 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     if outcome in ("diverges", "stalls"):
         run = best_rate(m, higher=False) or finite_at_lower_rate(m)
         if run is not None:
-            return [rate_finding(m, run, "error", "high", "lower-learning-rate")]
+            return [rate_finding(m, run, "error", "high", "lower-learning-rate", step_evidence(m, limits))]
     if depends_on_order(m):
         return [order_finding(m)]
+    ran_away = outcome == "diverges" and m.probe.ended != "non-finite"
+    if ran_away and not any_learned(m) and fall(m.probe, m.chance) < -limits["rise"]:
+        return [diverging(m, limits)]
     if ratio is None or ratio <= limits["update_ratio_info"] or (learns and ratio <= limits["update_ratio_warning"]):
         return []
     large = ratio > limits["update_ratio_warning"]
@@ -223,8 +264,9 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     measured steps 3 to 20. Rates that a schedule is still warming up are not judged.
 
     ## Limits and their sources
-    An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher one, whose loss falls
-    `further` by 15 % or learns within `steps` half of them, and updates are below `update-ratio` 1 % of the weight. Else a warning. Without experiments: a warning below
+    An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher
+    one, whose loss falls `further` by 15 % or learns within `steps` half of them, and updates are below
+    `update-ratio` 1 % of the weight. Else a warning. Without experiments: a warning below
     `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %. An optimizer that gradcheck
     assumed, and a model that was trained before (fine-tuning rates are low), get advice only.
 

@@ -16,7 +16,7 @@ from gradcheck.capture.events import Clip, Pass, Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Helpers, Models, Program, Slice, replay
 from gradcheck.capture.schedule import Schedule
-from gradcheck.capture.tape import Owner
+from gradcheck.capture.tape import Owner, Ref
 from gradcheck.measure.fork import copy_optimizer
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.target.copying import memo_for
@@ -37,20 +37,25 @@ class Unfaithful(Exception):
         return self.why
 
 
-def workload_of(recorder: Recorder, watched: Watched | None, name: str, files: Sequence[str]) -> Workload:
-    """The training of one optimizer. Raises Unfaithful."""
-    steps = _steps(recorder, watched)
+def workload_of(
+    recorder: Recorder, watched: Watched | None, name: str, files: Sequence[str], error: BaseException | None = None
+) -> Workload:
+    """The training of one optimizer. `error`: what the script raised; the call that did is its last batch. Raises Unfaithful."""
+    failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
+    steps = _steps(recorder, watched) if recorder.backwards or failed is None else []
     held = watched.ids if watched is not None else frozenset(recorder.tape.weights)
     if recorder.failure:
         raise Unfaithful(recorder.failure)
     slices = [Slice([p.ref for p in passes if p.ref is not None], held) for passes in steps]
+    slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
     owners = _owners(slices)
     if not owners:
         raise Unfaithful("the loss comes from no module and no parameter of the script")
     roots = [o.original for o in owners]
     programs = [Program(s, roots) for s in slices]
     with torch.enable_grad():
-        _check(programs[0], [o.copy for o in owners], steps[0])
+        if steps:
+            _check(programs[0], [o.copy for o in owners], steps[0])
     memo: dict[int, Any] = {}  # each training has copies of its own: what one trains, the other one freezes
     for owner in owners:
         memo |= memo_for(owner.copy)
@@ -81,7 +86,7 @@ def _steps(recorder: Recorder, watched: Watched | None) -> list[list[Pass]]:
     """The passes of each taped step; of one pass over the data, where there are enough."""
     if watched is None or not watched.steps:
         passes = [p for p in (watched.live if watched is not None else recorder.unclaimed) if p.ref is not None]
-        found = [([p], None, 0) for p in passes[: recorder.taped]]
+        found: list[tuple[list[Pass], int | None, int]] = [([p], None, 0) for p in passes[: recorder.taped]]
     else:
         found = [(s.passes, s.fingerprint, s.epoch) for s in watched.steps[: recorder.taped] if s.passes]
     found = [f for f in found if all(p.ref is not None for p in f[0])]
@@ -93,10 +98,12 @@ def _steps(recorder: Recorder, watched: Watched | None) -> list[list[Pass]]:
         raise Unfaithful("backward() is called on more than a loss")
     first = [f for f in found if f[2] == found[0][2]]
     found = first if len(first) >= FEW_BATCHES else found
-    different = {f[1] if f[1] is not None else -i: f for i, f in reversed(list(enumerate(found, 1)))}
     usual = max(len(f[0]) for f in found)
-    kept = [f[0] for f in found if any(f is d for d in different.values()) and len(f[0]) == usual]
-    return kept or [found[0][0]]
+    different: dict[Any, list[Pass]] = {}
+    for number, (passes, fingerprint, _) in enumerate(found):
+        if len(passes) == usual or not number:
+            different.setdefault(fingerprint if fingerprint is not None else (number,), passes)
+    return list(different.values())
 
 
 def _owners(slices: Sequence[Slice]) -> list[Owner]:
@@ -184,5 +191,3 @@ def _acts(clip: Clip) -> bool:
 
 def _count(number: int) -> str:
     return f"{number} batch{'es' if number != 1 else ''}"
-
-

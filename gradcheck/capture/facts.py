@@ -114,9 +114,7 @@ def _weight(steps: Sequence[Step]) -> float | None:
 def _clips(recorder: Recorder, watched: Watched) -> tuple[LoopClip, ...]:
     key = id(watched.optimizer)
     mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
-    return tuple(
-        LoopClip(c.kind, c.threshold, c.calls, c.parameters, c.empty, c.foreign, c.late, c.early, c.scaled, c.site) for c in mine
-    )
+    return tuple(LoopClip(c.kind, c.threshold, c.calls, c.parameters, c.empty, c.foreign, c.late, c.early, c.scaled, c.site) for c in mine)
 
 
 def _scaler(recorder: Recorder, steps: Sequence[Step]) -> LoopScaler | None:

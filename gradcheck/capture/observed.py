@@ -28,7 +28,8 @@ def observed(recorder: Recorder, watched: Watched | None, loop: LoopFacts, name:
     wanted = watched.ids if watched is not None else frozenset(recorder.tape.weights)
     weights = [w for w in recorder.tape.weights.values() if watched is None or w.owner.memo.keys() & wanted]
     parameters = tuple(_parameter(w, reached, wanted if watched is not None else frozenset()) for w in weights)
-    cuts = _cuts(recorder, passes, parameters)
+    roots = frozenset(id(w.owner.original) for w in weights)
+    cuts = _cuts(recorder, passes, parameters, roots)
     places = [c.site for c in cuts if c.site is not None]
     return Measurement(
         target=name,
@@ -44,7 +45,7 @@ def observed(recorder: Recorder, watched: Watched | None, loop: LoopFacts, name:
         loss_given=True,
         cuts=cuts,
         loop=loop,
-        not_measured=tuple(NotMeasured(need, f"the script's loss cannot be replayed: {why}") for need in get_args(Need) if need not in SEEN),
+        not_measured=tuple(NotMeasured(need, f"the loss cannot be replayed: {why}") for need in get_args(Need) if need not in SEEN),
         assumptions=(Assumption("loss", f"only what the script's own steps showed is judged: {why}"),),
         ignores=ignores(files),
         snippets=snippets(places),
@@ -74,15 +75,15 @@ def _parameter(weight: Weight, reached: frozenset[int], held: frozenset[int]) ->
     )
 
 
-def _cuts(recorder: Recorder, passes: Sequence[Pass], parameters: Sequence[Parameter]) -> tuple[Cut, ...]:
-    """Where a loss that reaches nothing lost its gradient: the last cut before it."""
+def _cuts(recorder: Recorder, passes: Sequence[Pass], parameters: Sequence[Parameter], roots: frozenset[int]) -> tuple[Cut, ...]:
+    """Where a loss that reaches nothing lost its gradient: the last cut before it, or the first behind the model, of id in `roots`."""
     names = tuple(p.name for p in parameters if p.trainable and not p.used)
-    if not passes or len(names) < sum(p.trainable for p in parameters):
+    if len(names) < sum(p.trainable for p in parameters):
         return ()
-    before = recorder.tape.cuts[: passes[0].cuts]
-    if not before:
-        return ()
-    return (Cut(before[-1].operation, "", before[-1].site, names),)
+    before = recorder.tape.cuts[: passes[0].cuts] if passes else []
+    mine = [c for c in recorder.tape.cuts if c.owners & roots]
+    cut = before[-1] if before else mine[0] if mine else None
+    return (Cut(cut.operation, "", cut.site, names),) if cut is not None else ()
 
 
 def _optimizer(watched: Watched | None) -> OptimizerFacts:

@@ -44,7 +44,7 @@ class Owners:
     def _root(self, module: nn.Module) -> nn.Module:
         """The outermost living module that holds this one, compiled and parallel wrappers left out."""
         known = self._roots.get(id(module))
-        if known is not None and known[0] is module:
+        if known is not None and known[0] is module and not self.initial:
             return known[1]
         parents: dict[int, list[nn.Module]] = {}
         for other in self.sites.modules():
@@ -75,12 +75,20 @@ class Owners:
         numbers = (f"{label}{n}" if n else label for n in range(1000))
         return next(name for name in numbers if name not in taken)
 
+    def own(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Makes the roots known that hold these parameters, and have not run yet."""
+        missing = {id(p) for p in parameters} - self.tape.weights.keys()
+        for module in self.sites.modules() if missing else ():
+            if any(id(p) in missing for p in module._parameters.values() if p is not None):
+                missing -= {id(p) for p in self.of(module)[0].original.parameters()}
+
     def adopt(self, tensors: Iterable[torch.Tensor]) -> None:
         """Makes an owner for parameters that no module holds."""
         free = list(tensors)
         if not free:
             return
-        holder, twin, memo = nn.Module(), nn.Module(), {}
+        holder, twin = nn.Module(), nn.Module()
+        memo: dict[int, Any] = {}
         holder.held = free  # type: ignore[assignment]
         owner = Owner(holder, twin, memo, (), self._free_label("parameters", holder))
         for index, tensor in enumerate(free):
@@ -109,7 +117,7 @@ def variable_of(wanted: Any) -> str:
         if frame is None:
             return ""
         for name, value in _variables(frame):
-            if value is wanted or (isinstance(value, nn.Module) and is_wrapper(value) and any(v is wanted for v in value._modules.values())):
+            if value is wanted or (isinstance(value, nn.Module) and is_wrapper(value) and wanted in value._modules.values()):
                 return name
         frame = frame.f_back
     return ""

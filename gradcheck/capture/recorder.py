@@ -5,7 +5,9 @@ Nothing here knows where the loop came from: a script that gradcheck runs, or a 
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +45,7 @@ class Recorder(TorchFunctionMode):
         self.sites, self.taped, self.observer = sites, taped, observer
         self.tape = Tape()
         self.owners = Owners(sites, self.tape)
+        self.tape.unowned = self._find_owner
         self.optimizers: dict[int, Watched] = {}
         self.clips: dict[tuple[str, Location | None], Clip] = {}
         self.scalers: dict[int, tuple[Any, Scaler]] = {}
@@ -93,7 +96,7 @@ class Recorder(TorchFunctionMode):
         wrap(torch.autograd, "backward", self._backward)
         for kind in ("norm", "value"):
             name = f"clip_grad_{kind}_"
-            wrap(clip_grad, name, lambda original, kind=kind: self._clipping(original, kind))
+            wrap(clip_grad, name, functools.partial(self._clipping, kind))
             self._patches.put(torch.nn.utils, name, getattr(clip_grad, name))
         scaler = torch.amp.grad_scaler.GradScaler
         for name, make in (
@@ -160,7 +163,9 @@ class Recorder(TorchFunctionMode):
         random = torch.get_rng_state() if self.owners.initial else None
         return self.tape.module(owner, path, self.tape.encode(args), {}, location_of_frame(outside()), random)
 
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _after(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        """`rest`: keyword arguments and output; after an exception torch leaves the former out."""
+        kwargs, output = rest if len(rest) == 2 else ({}, None)
         if is_wrapper(module):
             return
         while self._stack:
@@ -170,10 +175,13 @@ class Recorder(TorchFunctionMode):
                 break
         else:
             return
-        if node is not None and self.tape.recording and output is not None:
+        if node is not None and self.tape.recording:
             self._busy += 1
             try:
                 node.kwargs = self.tape.encode(dict(kwargs))
+                error = sys.exc_info()[1]
+                if output is None and error is not None:
+                    self.tape.failed = node, error
                 self.tape.put_out(node, output)
             finally:
                 self._busy -= 1
@@ -223,6 +231,7 @@ class Recorder(TorchFunctionMode):
         for found in passes:
             wanted = [w for w in self.optimizers.values() if w.ids & found.reached]
             for watched in wanted:
+                watched.label = watched.label or variable_of(watched.optimizer)
                 watched.live = [*watched.live[-255:], found]
                 watched.keep_watch()
                 watched.note_version()
@@ -247,6 +256,15 @@ class Recorder(TorchFunctionMode):
         held = {id(p) for m in self.sites.modules() for p in m._parameters.values() if p is not None}
         known = self.tape.weights
         self.owners.adopt(p for p in found.parameters if id(p) not in held and id(p) not in known)
+
+    def _find_owner(self, tensor: torch.Tensor) -> None:
+        """A parameter is used by itself before the module that holds it has run."""
+        if isinstance(tensor, nn.Parameter) or any(id(tensor) in w.ids for w in self.optimizers.values()):
+            self._busy += 1
+            try:
+                self.owners.own([tensor])
+            finally:
+                self._busy -= 1
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if type(optimizer).__module__.startswith("accelerate") or self._busy:
@@ -275,8 +293,9 @@ class Recorder(TorchFunctionMode):
         return watched_closure
 
     def _copy(self, watched: Watched) -> None:
-        watched.label = variable_of(watched.optimizer)
+        watched.label = watched.label or variable_of(watched.optimizer)
         watched.base_rate = float(watched.optimizer.param_groups[0].get("initial_lr", _rate(watched.optimizer)))
+        self.owners.own(watched.parameters)
         for owner in self.owners.current.values():
             watched.memo |= owner.memo
         try:
@@ -287,7 +306,10 @@ class Recorder(TorchFunctionMode):
     def _note(self, watched: Watched) -> None:
         """Files the step that is about to be taken, or, with a closure, that was taken."""
         ids, passes = watched.ids, watched.live
-        if not passes and not watched.cleared and self.unclaimed:
+        lost = not passes and bool(watched.cleared)
+        if lost:
+            passes = watched.cleared
+        elif not passes and self.unclaimed:
             passes, self.unclaimed = self.unclaimed, []  # of a loss that does not reach this optimizer, and no other one
         mine = [m for m in self._off.values() if m[1] & ids]
         factor = next((p.factor for p in passes if p.factor != 1), 1.0)
@@ -300,8 +322,8 @@ class Recorder(TorchFunctionMode):
                 rate=max(rates, default=0.0),
                 rates=rates,
                 leftover=watched.dirty and bool(watched.steps),
-                lost=not passes and bool(watched.cleared),
-                dropped=any(p.place in same for p in watched.cleared),
+                lost=lost,
+                dropped=not lost and any(p.place in same for p in watched.cleared),
                 bare=factor != 1 and not watched.unscaled and scaler is None,
                 by_scaler=scaler is not None,
                 off=tuple(name for m in mine for name in m[2]),
@@ -362,7 +384,7 @@ class Recorder(TorchFunctionMode):
 
     # ------------------------------------------------- clipping, scaler, schedule
 
-    def _clipping(self, original: Callable[..., Any], kind: Any) -> Callable[..., Any]:
+    def _clipping(self, kind: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             if self._busy:
                 return original(parameters, *args, **kwargs)

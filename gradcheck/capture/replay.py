@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.capture.tape import Constant, Node, Owner, Ref, Weight, tensors_in
+from gradcheck.capture.tape import Constant, Node, Owner, Ref, Weight, nodes_behind, tensors_in
 
 _RESHAPES = frozenset(("view", "reshape", "expand"))
 
@@ -135,7 +135,7 @@ class Program:
 
     def _constant(self, key: int, tensor: torch.Tensor, leaf: bool) -> _Entry | _Fixed:
         if key not in self._known:
-            of_samples = tensor.dim() > 0 and tensor.shape[0] == self.size and self.size > 1 or (tensor.dim() > 1 and self.size == 1)
+            of_samples = (tensor.dim() > 0 and tensor.shape[0] == self.size and self.size > 1) or (tensor.dim() > 1 and self.size == 1)
             home = self.entries if of_samples else self.fixed
             place = _Entry(len(home)) if of_samples else _Fixed(len(home))
             home.append(tensor)
@@ -252,18 +252,6 @@ def owners_in(nodes: Iterable[Node]) -> list[Owner]:
             if owner is not None:
                 found.setdefault(id(owner.original), owner)
     return list(found.values())
-
-
-def nodes_behind(ends: Iterable[Node]) -> list[Node]:
-    """All calls that the ends depend on, in their order."""
-    found: dict[int, Node] = {}
-    pending = list(ends)
-    while pending:
-        node = pending.pop()
-        if id(node) not in found:
-            found[id(node)] = node
-            pending += [x.node for x in node.inputs() if isinstance(x, Ref)]
-    return sorted(found.values(), key=lambda n: n.serial)
 
 
 def calls_behind(end: Node) -> list[Node]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,26 +25,18 @@ import torch
 from gradcheck.capture.facts import Ending
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.recorder import Recorder
+from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
 from gradcheck.target.importing import failure, session
 from gradcheck.target.sites import Sites, display_path, location_of_traceback, moved, origin_of
 
 TAPED = 32  # steps whose computations are kept
+CORRECT = "correct it: gradcheck runs the script as python would"
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
 FOLLOWING = 4.0  # seconds for those beyond the taped ones
 BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
+LEFT_OUT = (".git", "__pycache__", ".venv", "venv")  # of a sandbox
 IDLE = 160  # backward passes without any step, after which none is expected any more
-
-
-@dataclass(frozen=True)
-class ScriptSpec:
-    path: str
-    arguments: tuple[str, ...] = ()
-    steps: int | None = None
-    budget: float | None = None
-    sandbox: bool = False
-    quiet: bool = False
-    seed: int = 0
 
 
 @dataclass
@@ -122,7 +114,7 @@ class _Run:
             self.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradcheck-")))
             stack.enter_context(moved(str(self.home), str(path.parent)))
             self.folder = self.home
-            shutil.copytree(path.parent, self.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv", "venv"))
+            shutil.copytree(path.parent, self.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
         self.file = str(self.folder / path.name)
         self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
         self.module = types.ModuleType("__main__")
@@ -155,7 +147,6 @@ class _Run:
     def _process(self, clock: _Clock) -> Iterator[None]:
         """The process as a script expects it: `__main__`, arguments, path, closed input; put back on the way out."""
         self.module.__dict__.update(__file__=self.file, __builtins__=__builtins__, __spec__=None, __cached__=None)
-        self.module.__dict__["__annotations__"] = {}
         before = dict(os.environ)
         state = sys.modules["__main__"], sys.stdin, signal.getsignal(signal.SIGINT), logging.root.handlers[:], logging.root.level
         patches = Patches()
@@ -287,18 +278,14 @@ def _ending(error: BaseException | None, clock: _Clock) -> Ending:
 
 def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
     """Why a run without any backward pass cannot be judged."""
+    path = spec.path
     ending, error = capture.ending, capture.error
     if ending.how == "raised" and error is not None:
-        return failure(f"{spec.path} failed before its first backward pass", error, hint="correct it: gradcheck runs the script as python would")
+        return failure(f"{path} failed before its first backward pass", error, hint=CORRECT)
     if ending.how == "exit":
         hint = f"give it the arguments that it needs: gradcheck scan {spec.path} -- ARGUMENTS"
-        return TargetError(f"{spec.path} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
+        return TargetError(f"{path} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
     if ending.how == "budget":
-        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {spec.path}", hint="give it more time with --budget SECONDS")
+        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {path}", hint="give it more time with --budget SECONDS")
     hint = "the script is to train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
     return TargetError(f"no training was seen: {spec.path} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
-
-
-def labels_of(names: Sequence[str]) -> list[str]:
-    """Names for several optimizers, each once."""
-    return [f"{name or 'optimizer'}{'' if names.count(name) < 2 else f' {i + 1}'}" for i, name in enumerate(names)]

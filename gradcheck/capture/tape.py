@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -104,6 +104,18 @@ def references(value: Any) -> Iterator[Any]:
             yield from references(item)
 
 
+def nodes_behind(ends: Iterable[Node]) -> list[Node]:
+    """All calls that the ends depend on, in their order."""
+    found: dict[int, Node] = {}
+    pending = list(ends)
+    while pending:
+        node = pending.pop()
+        if id(node) not in found:
+            found[id(node)] = node
+            pending += [x.node for x in node.inputs() if isinstance(x, Ref)]
+    return sorted(found.values(), key=lambda n: n.serial)
+
+
 def tensors_in(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
     """The tensors of an output of any structure, in order."""
     if isinstance(value, torch.Tensor):
@@ -122,8 +134,11 @@ def tensors_in(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
 
 @dataclass
 class SeenCut:
+    """A call whose arguments carry gradient and whose result does not."""
+
     operation: str
     site: Location | None
+    owners: frozenset[int]  # ids of the roots that its arguments come from
 
 
 @dataclass
@@ -133,6 +148,8 @@ class Tape:
     recording: bool = True
     weights: dict[int, Weight] = field(default_factory=dict)
     cuts: list[SeenCut] = field(default_factory=list)
+    unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them
+    failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
     unknown: bool = False  # a tensor with gradient whose origin was not seen went into a recorded call
     _values: dict[int, tuple[weakref.ref[torch.Tensor], Ref]] = field(default_factory=dict)
     _rows: dict[int, tuple[weakref.ref[torch.Tensor], int]] = field(default_factory=dict)
@@ -176,7 +193,8 @@ class Tape:
             self.unknown = True
         rows = self._rows.get(id(tensor))
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            constant = Constant(tensor.detach().clone(), tensor.requires_grad, rows[1] if rows and rows[0]() is tensor else _base_rows(tensor))
+            source = rows[1] if rows and rows[0]() is tensor else _base_rows(tensor)
+            constant = Constant(tensor.detach().clone(), tensor.requires_grad, source)
         self._constants[id(tensor)] = weakref.ref(tensor, _forget(self._constants, id(tensor))), tensor._version, constant
         return constant
 
@@ -200,33 +218,52 @@ class Tape:
             return function(*args, **kwargs)
         if not self.is_live((args, kwargs)):
             output = function(*args, **kwargs)
-            if name in _SOURCES and isinstance(output, torch.Tensor) and isinstance(args[0], torch.Tensor) and args[0].dim():
+            if isinstance(output, torch.Tensor) and output.grad_fn is not None and self._owned(args, kwargs):
+                node = self._node(function, self.encode(args), self.encode(kwargs), False)
+                node.place = location_of_frame(outside())
+                self.put_out(node, output)
+            elif name in _SOURCES and isinstance(output, torch.Tensor) and isinstance(args[0], torch.Tensor) and args[0].dim():
                 self._rows[id(output)] = weakref.ref(output, _forget(self._rows, id(output))), args[0].shape[0]
             return output
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
         if in_place and args and isinstance(args[0], torch.Tensor) and id(args[0]) in self.weights:
             return function(*args, **kwargs)  # an update of the weights by hand
-        encoded = self.encode(args), self.encode(kwargs)
         carries = any(t.requires_grad for t in tensors_in((args, kwargs)))
-        output = function(*args, **kwargs)
-        self._cut(name, carries, output)
+        node = self._node(function, self.encode(args), self.encode(kwargs), in_place)
+        try:
+            output = function(*args, **kwargs)
+        except Exception as error:
+            node.place = location_of_frame(outside())
+            self.failed = node, error
+            raise
+        self._cut(name, carries, output, node)
         results = [args[0]] if name == "__setitem__" else list(tensors_in(output, 2))
         if results:
-            place = location_of_frame(outside())
-            node = Node(
-                next(self._serials), function, None, "", *encoded, place, torch.is_grad_enabled(), autocast_state(), in_place=in_place
-            )
+            node.place = location_of_frame(outside())
             self.put_out(node, results)
         return output
 
-    def _cut(self, name: str, carries: bool, output: Any) -> None:
+    def _owned(self, args: Any, kwargs: Any) -> bool:
+        """Whether an owner is found for parameters that are used before the module that holds them has run."""
+        for tensor in tensors_in((args, kwargs)):
+            if tensor.requires_grad and tensor.is_leaf:
+                self.unowned(tensor)
+        return self.is_live((args, kwargs))
+
+    def _node(self, function: Any, args: Any, kwargs: Any, in_place: bool) -> Node:
+        return Node(
+            next(self._serials), function, None, "", args, kwargs, None, torch.is_grad_enabled(), autocast_state(), in_place=in_place
+        )
+
+    def _cut(self, name: str, carries: bool, output: Any, node: Node) -> None:
         if not carries or any(t.requires_grad for t in tensors_in(output, 2)):
             return
         operation = CUTS.get(name) or ("data" if name == "data" else None)
         if not torch.is_grad_enabled():
             operation = "no_grad" if isinstance(output, torch.Tensor) else None
         if operation is not None and len(self.cuts) < 1000:
-            self.cuts.append(SeenCut(operation, location_of_frame(outside())))
+            owners = frozenset(id(n.owner.original) for n in nodes_behind([node]) if n.owner is not None)
+            self.cuts.append(SeenCut(operation, location_of_frame(outside()), owners))
 
 
 def _forget(table: dict[int, Any], key: int) -> Callable[[Any], None]:
@@ -244,6 +281,8 @@ def _name(function: Any) -> str | None:
     if name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", "")
         return name if name in _VIEWS_OF_VALUES else None
+    if getattr(function, "__module__", None) == "torch.nn.init":
+        return None
     return None if name in _SILENT or name in ("__set__", "__len__", "size", "dim", "numel") else name
 
 

@@ -39,7 +39,7 @@ def scale_of(ref: Ref) -> float | None:
 def _is_mean(node: Node, name: str) -> bool:
     if name in _MEANS:
         return True
-    return "loss" in name or name.endswith(("cross_entropy", "kl_div", "_with_logits")) and _reduction(node) == "mean"
+    return ("loss" in name or name.endswith(("cross_entropy", "kl_div", "_with_logits"))) and _reduction(node) == "mean"
 
 
 def _reduction(node: Node) -> str:

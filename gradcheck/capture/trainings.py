@@ -12,12 +12,14 @@ from gradcheck.capture.events import Watched
 from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.observed import observed
 from gradcheck.capture.recorder import Recorder
-from gradcheck.capture.script import Capture, ScriptSpec, nothing_seen
+from gradcheck.capture.script import CORRECT, Capture, nothing_seen
+from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
 from gradcheck.nouns.loop import LoopFacts
-from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.measurement import Measurement, NotMeasured
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
+from gradcheck.progress import outcome
 from gradcheck.target.comments import snippets
 from gradcheck.target.importing import failure
 from gradcheck.target.workload import Workload
@@ -34,6 +36,23 @@ class Training:
     files: Sequence[str]
     workload: Workload | None = None
     why: str = ""  # there is no workload
+    several: bool = False  # other optimizers train against it, or beside it
+
+    def seen(self, m: Measurement) -> Measurement:
+        """A measurement of the workload, with the loop.
+
+        The loss of one of several trainings need not fall. Of accumulated batches the first one stands for all.
+        """
+        if self.several:
+            frozen = {p.layer for p in m.parameters if not p.trainable}
+            m = replace(m, pairs=tuple(x for x in m.pairs if not {x.first, x.second} & frozen))
+            if outcome(m.probe, m.chance) in ("stalls", "diverges") and m.probe.ended != "non-finite":
+                why = "the script has several optimizers: the loss of one need not fall while the others stand still"
+                m = replace(m, not_measured=(*m.not_measured, NotMeasured("probe", why)))
+        if self.loop.accumulated > 1 and self.workload is not None:
+            own = {str(i) for i in range((len(self.workload.batches[0]) - 1) // self.loop.accumulated)}
+            m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in own)))
+        return with_loop(m, self.loop)
 
     def observed(self) -> Measurement:
         return with_loop(observed(self.recorder, self.watched, self.loop, self.name, self.files, self.why), self.loop)
@@ -42,10 +61,13 @@ class Training:
 def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     """Raises TargetError when no backward pass was seen, or when the script trains without an optimizer of torch."""
     recorder = capture.recorder
-    if not recorder.backwards and not any(w.steps for w in recorder.optimizers.values()):
+    failed = recorder.tape.failed is not None and recorder.tape.failed[1] is capture.error
+    if not recorder.backwards and not failed and not any(w.steps for w in recorder.optimizers.values()):
         raise nothing_seen(capture, spec)
     chosen = _chosen(recorder)
     found = [_training(capture, spec, w, len(chosen)) for w in chosen]
+    if not recorder.backwards and found[0].workload is None:
+        raise nothing_seen(capture, spec)
     if chosen == [None] and found[0].loop.moved:
         hint = "gradcheck follows torch.optim optimizers; define the model, data and loss in a model file instead"
         raise TargetError(f"{spec.path} trains without an optimizer of torch", hint=hint, location=recorder.backward_site)
@@ -64,9 +86,9 @@ def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count
     recorder = capture.recorder
     name = f"{spec.path} ({watched.label or type(watched.optimizer).__name__})" if count > 1 and watched is not None else spec.path
     loop = loop_facts(recorder, watched, capture.ending)
-    training = Training(name, recorder, watched, loop, capture.files)
+    training = Training(name, recorder, watched, loop, capture.files, several=count > 1)
     try:
-        training.workload = workload_of(recorder, watched, name, capture.files)
+        training.workload = workload_of(recorder, watched, name, capture.files, capture.error)
     except Unfaithful as reason:
         training.why = reason.why
     return training
@@ -95,4 +117,6 @@ def explain_ending(capture: Capture, spec: ScriptSpec, reports: Sequence[Report]
     error = capture.error
     if capture.ending.how == "raised" and error is not None and not any(r.count("error") for r in reports):
         steps = max(r.measurement.loop.steps for r in reports if r.measurement.loop is not None)
-        raise failure(f"{spec.path} failed after {steps} steps", error, hint="correct it: gradcheck runs the script as python would") from error
+        if not capture.recorder.backwards:
+            raise nothing_seen(capture, spec) from error
+        raise failure(f"{spec.path} failed after {steps} steps", error, hint=CORRECT) from error

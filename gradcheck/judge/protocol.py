@@ -114,6 +114,7 @@ class Rule:
     needs: tuple[Need, ...] = ()
     limits: Mapping[str, Limit] = field(default_factory=dict)
     explains: tuple[str, ...] = ()  # codes that are consequences when this rule fires with at least their severity
+    wants: tuple[Need, ...] = ()  # measured for it as well; the rule judges without when that failed
     origin: str = "gradcheck"  # distribution or file that brought it
 
     @property
@@ -139,10 +140,11 @@ def rule(
     needs: Sequence[Need] = (),
     limits: Mapping[str, Limit] | None = None,
     explains: Sequence[str] = (),
+    wants: Sequence[Need] = (),
 ) -> Callable[[Callable[[Measurement, Limits], Verdict]], Rule]:
     """Makes a rule of a function. List the result in its module's `RULES`."""
 
     def wrap(check: Callable[[Measurement, Limits], Verdict]) -> Rule:
-        return Rule(code, name, up_to, check, tuple(needs), dict(limits or {}), tuple(explains))
+        return Rule(code, name, up_to, check, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants))
 
     return wrap

@@ -20,7 +20,7 @@ def chosen(settings: Settings) -> tuple[Rule, ...]:
 
 def needs(rules: Iterable[Rule]) -> frozenset[Need]:
     """What has to be measured for these rules."""
-    return frozenset(need for rule in rules for need in rule.needs)
+    return frozenset(need for rule in rules for need in (*rule.needs, *rule.wants))
 
 
 def select(

@@ -51,6 +51,7 @@ JITTER = 0.05  # of a weight's size: the test is made beside the start, where no
 SLOWER = 5.0  # times a float32 step of as many samples, roughly: what a pass with gradient takes in float64
 PASSES = 2.5  # the whole check in such passes
 SHARE = 0.25  # of the time left that it may take
+POOL = 100_003  # normal numbers that directions are made of; prime, so that no row of a weight meets them in step
 MOST_STOPS = 16
 DIFFERENCE = 1e-3  # disagreement of a Function by itself that makes it a suspect (E6: a backward off by 1 % gives 2e-3)
 
@@ -134,6 +135,7 @@ class Watch(Wide):
         self.hooked: list[Hooked] = []
         self.stops: list[Stop] = []
         self.padding: dict[int, int] = {}  # id(weight of an embedding) -> row that gets no gradient
+        self.recorder: Recorder | None = None  # what happens inside a Function is its own affair
         self.stairs = False  # values that require gradient went through a staircase: rounded, compared, ranked
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -143,7 +145,8 @@ class Watch(Wide):
         if name in ("embedding", "embedding_bag"):
             self._embedding(name, args, kwargs or {})
         output = super().__torch_function__(func, types, args, kwargs)
-        if isinstance(output, torch.Tensor) and len(self.stops) < MOST_STOPS:
+        inside = self.recorder is not None and self.recorder.depth > 0
+        if isinstance(output, torch.Tensor) and len(self.stops) < MOST_STOPS and not inside:
             self._look(func, name, args, output)
         return output
 
@@ -243,6 +246,7 @@ class _Case:
         self.watch = Watch(self.stack.layer)
         self.watch.watch_modules(model, lambda name: self.scene.sites.get(name))
         self.generator = torch.Generator().manual_seed(self.scene.seed)
+        self.pool = torch.randn(POOL, generator=self.generator)
         self.buffers = [(m, k, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
         weights = [p for p in model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in weights]
@@ -259,20 +263,28 @@ class _Case:
 
     def _direction(self) -> list[torch.Tensor]:
         """Normal numbers for every weight, as large as the weights of its tensor."""
-        found = [s * torch.randn(p.shape, generator=self.generator).to(p) for p, s in zip(self.weights, self.scales, strict=True)]
+        found = [self._normal(p).mul_(s) for p, s in zip(self.weights, self.scales, strict=True)]
         for p, direction in zip(self.weights, found, strict=True):
             row = self.watch.padding.get(id(p))
             if row is not None and -len(direction) <= row < len(direction):
                 direction[row] = 0.0
         return found
 
+    def _normal(self, like: torch.Tensor) -> torch.Tensor:
+        """Numbers from one pool, each tensor's from another place in it on: drawing millions takes longer than a pass."""
+        start = int(torch.randint(POOL, (), generator=self.generator))
+        rounds = -(-(start + like.numel()) // POOL)
+        pool = self.pool if rounds == 1 else self.pool.repeat(rounds)
+        return pool[start : start + like.numel()].reshape(like.shape).to(like, copy=True)
+
     def _gradient(self) -> bool:
         """The gradient at the origin; False when the loss is not finite there."""
         recorder = Recorder(self.stack.layer)
+        self.watch.recorder = recorder
         for p in self.trainee.model.parameters():
             p.grad = None
         with self.stack.following(), self.watch, recorder.recording():
-            loss = self._loss(self.origin)
+            loss = self._loss()
             if not loss.requires_grad:
                 raise Unmeasured("no gradient reaches the loss")
             reached = {id(leaf) for leaf in upstream_leaves([loss.grad_fn])}
@@ -288,11 +300,13 @@ class _Case:
             raise Unmeasured("no gradient reaches a parameter")
         return all(bool(torch.isfinite(g).all()) for g in self.gradients)
 
-    def _loss(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The loss at these weights: the same buffers and random numbers each time."""
+    def _loss(self, direction: Sequence[torch.Tensor] = (), step: float = 0.0) -> torch.Tensor:
+        """The loss at the origin, or a step away from it: the same buffers and random numbers each time."""
         with torch.no_grad():
-            for p, values in zip(self.weights, weights, strict=True):
+            for p, values in zip(self.weights, self.origin, strict=True):
                 p.copy_(values)
+            if direction:
+                torch._foreach_add_(list(self.weights), list(direction), alpha=step)
             for module, name, values in self.buffers:
                 now = module._buffers.get(name)
                 if now is not None and now.shape == values.shape and now.dtype == values.dtype:
@@ -302,17 +316,15 @@ class _Case:
         self.dice.throw()
         return self.trainee.loss(self.batch)
 
-    def _at(self, weights: Sequence[torch.Tensor]) -> float:
+    def _at(self, direction: Sequence[torch.Tensor] = (), step: float = 0.0) -> float:
         with Wide():
-            return float(self._loss(weights).detach())
+            return float(self._loss(direction, step).detach())
 
     def _difference(self, direction: Sequence[torch.Tensor], step: float) -> float:
-        forth = [p + step * d for p, d in zip(self.origin, direction, strict=True)]
-        back = [p - step * d for p, d in zip(self.origin, direction, strict=True)]
-        return (self._at(forth) - self._at(back)) / (2 * step)
+        return (self._at(direction, step) - self._at(direction, -step)) / (2 * step)
 
     def result(self) -> Derivatives:
-        again = self._at(self.origin)
+        again = self._at()
         if abs(again - self.value) > 1e-12 * max(abs(self.value), 1e-300):
             return Derivatives(math.nan, 0, deterministic=False)
         errors: list[float] = []
@@ -332,7 +344,7 @@ class _Case:
         return Derivatives(error, len(errors)) if error <= FINE else self._explained(error, len(errors))
 
     def _error(self, direction: Sequence[torch.Tensor]) -> float | None:
-        analytic = sum(float((g.conj() * d).real.sum()) for g, d in zip(self.gradients, direction, strict=True))
+        analytic = sum(float(torch.vdot(g.reshape(-1), d.reshape(-1)).real) for g, d in zip(self.gradients, direction, strict=True))
         compared = Comparison(analytic)
         for step in STEPS:
             difference = self._difference(direction, step)
@@ -348,7 +360,7 @@ class _Case:
         for sign in (1, -1):
             recorder = Recorder(self.stack.layer)
             with self.stack.following(), recorder.recording():
-                self._at([p + sign * STEPS[0] * d for p, d in zip(self.origin, direction, strict=True)])
+                self._at(direction, sign * STEPS[0])
             passes.append(recorder.calls)
         add_moves(self.calls, *passes)
 

@@ -52,9 +52,9 @@ class Failure:
     tick: Callable[[str], None]
 
     def until(self, runs_left: int) -> float:
-        """The deadline of the next of so many runs: they share what time is left."""
+        """The deadline of the next of so many runs: half of what time is left, the last one all of it. The most promising come first."""
         now = time.perf_counter()
-        return now + max(0.0, self.deadline - now) / max(1, runs_left)
+        return now + max(0.0, self.deadline - now) / min(2, max(1, runs_left))
 
     def learns(self, run: Run) -> bool:
         return outcome(run, self.chance) == "learns"

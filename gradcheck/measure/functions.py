@@ -25,7 +25,7 @@ CALLS = 2  # calls of one Function in one layer that are looked at
 MOST_CALLS = 12
 JUMPS = (1e-2, 3e-3, 1e-3, 1e-4)  # steps at which a discontinuous function moves by as much as at any other
 WAYS = 12  # directions that a jump is looked for in: a small tensor rarely crosses one
-STEEPER = 10.0  # times the slope nearby: what no smooth function shows over such steps
+STEEPER = 3.0  # times the slope nearby: what no smooth function shows over such steps
 
 Intended = Literal["straight-through", "gradient-reversal", "gradient-scaling", "stop-gradient"]
 
@@ -114,16 +114,24 @@ class Recorder:
     def __init__(self, layer: Callable[[], str]) -> None:
         self.layer = layer
         self.calls: list[Call] = []
-        self.classes = custom_functions()
+        self.depth = 0  # Functions that are running
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """While active, calls are appended to `calls`."""
+        """While active, calls are appended to `calls`; also those of classes that are made meanwhile."""
         with ExitStack() as stack:
-            for cls in self.classes:
+
+            def watch(cls: type[Function]) -> None:
                 if cls.forward is not Function.forward:
                     stack.enter_context(_replaced(cls, self._watched(cls, cls.forward)))
-            yield
+
+            for known in custom_functions():
+                watch(known)
+            type.__setattr__(Function, "__init_subclass__", classmethod(watch))
+            try:
+                yield
+            finally:
+                type.__delattr__(Function, "__init_subclass__")
 
     def _watched(self, cls: type[Function], forward: Callable[..., Any]) -> Callable[..., Any]:
         separate = cls.setup_context is not Function.setup_context  # then forward does not get the context
@@ -131,13 +139,17 @@ class Recorder:
         def watched(*args: Any, **kwargs: Any) -> Any:
             with suppress(Exception):  # what cannot be kept is not looked at
                 self._note(cls, args if separate else args[1:])
-            return forward(*args, **kwargs)
+            self.depth += 1
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.depth -= 1
 
         return watched
 
     def _note(self, cls: type[Function], args: tuple[Any, ...]) -> None:
         layer = self.layer()
-        if len(self.calls) >= MOST_CALLS or sum(c.cls is cls and c.layer == layer for c in self.calls) >= CALLS:
+        if len(self.calls) >= MOST_CALLS or sum(c.cls.__qualname__ == cls.__qualname__ and c.layer == layer for c in self.calls) >= CALLS:
             return
         needs = tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         kept = tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args)
@@ -169,7 +181,7 @@ def add_moves(calls: Sequence[Call], forth: Sequence[Call], back: Sequence[Call]
 
 def _move(call: Call, index: int, others: tuple[Call, Call] | None) -> torch.Tensor | None:
     here = call.args[index]
-    if others is None or any(o.cls is not call.cls or _shape(o.args[index]) != here.shape for o in others):
+    if others is None or any(o.cls.__qualname__ != call.cls.__qualname__ or _shape(o.args[index]) != here.shape for o in others):
         move = here * torch.randn(here.shape, dtype=here.dtype, device=here.device)  # zeros stay zeros
     else:
         move = others[0].args[index] - others[1].args[index]

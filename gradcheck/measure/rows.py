@@ -34,6 +34,7 @@ class Inputs:
     rows: int
     known: bool  # the axis is known: as many samples as the target has rows, or stacked by torch
     first: int  # the leaf that the layout was read from
+    target: bool = False  # there is one, with a row for each sample
     per_position: bool = False  # the target has the first two axes of the input, so that either may be the samples'
 
     @property
@@ -126,7 +127,9 @@ def _layout(arguments: Any, target: torch.Tensor | None, collated: bool) -> Inpu
             axes[i] = axis if axis in fitting else fitting[0]  # a matrix [rows, rows] is a mask or an adjacency
     sequence = tensor.dim() == (3 if tensor.is_floating_point() else 2)
     per_position = not collated and sequence and target is not None and target.dim() >= 2 and target.shape[:2] == tensor.shape[:2]
-    return Inputs(tuple(leaves), spec, tuple(axes), rows, by_target or collated, first, per_position)
+    return Inputs(
+        tuple(leaves), spec, tuple(axes), rows, by_target or collated, first, target is not None and target.shape[0] == rows, per_position
+    )
 
 
 def count_for(inputs: Inputs) -> int:

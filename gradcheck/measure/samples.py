@@ -42,7 +42,7 @@ def sample_gradients(scene: Scene) -> SampleGradients | None:
     try:
         with deterministic(trainee.model, everything=True):
             norms = single_norms(trainee, some, len(kept))
-    except (Unmeasured, RuntimeError, ValueError, TypeError, TargetError):  # a model that does something else in evaluation mode
+    except (RuntimeError, ValueError, TypeError, TargetError):  # a model that does something else in evaluation mode
         everything = False
         with deterministic(trainee.model, everything=False):
             norms = single_norms(trainee, some, len(kept))
@@ -117,10 +117,12 @@ def deterministic(model: nn.Module, *, everything: bool) -> Iterator[None]:
 
 
 def gradient(trainee: Trainee, batch: Any) -> tuple[float, list[torch.Tensor]]:
-    """The loss of a batch and its gradient by parameter; parameters that it does not reach are left out as zeros."""
+    """The loss of a batch and its gradient by parameter; zeros for those that it does not reach. Raises Unmeasured when one is sparse."""
     parameters = [p for p in trainee.model.parameters() if p.requires_grad]
     loss = trainee.loss(batch)
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    if any(g is not None and g.layout != torch.strided for g in found):
+        raise Unmeasured("some gradients are sparse")
     return float(loss.detach()), [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 

@@ -198,7 +198,7 @@ def required_arguments(function: Any) -> list[str]:
 
 def _dotted_name(path: Path) -> tuple[str, str]:
     """(module name, folder to import from): relative imports work when the file lies in a package."""
-    parts, folder = [path.stem], path.parent
+    parts, folder = [path.stem.replace(".", "_")], path.parent
     while (folder / "__init__.py").exists():
         parts.insert(0, folder.name)
         folder = folder.parent

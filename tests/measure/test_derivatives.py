@@ -149,6 +149,7 @@ def obvious_disagreement(model: nn.Module, batch: Any) -> float:
     return float((a - n).norm() / n.norm())
 
 
+CONSTANT = torch.full((8, 8), 0.1)
 CORRECT = {
     "plain": lambda: nn.Tanh(),
     "relu": lambda: nn.ReLU(),
@@ -158,7 +159,7 @@ CORRECT = {
     "layer norm": lambda: nn.LayerNorm(8),
     "noise": lambda: Apply(lambda x: x + torch.randn_like(x)),
     "cast": lambda: Apply(lambda x: torch.softmax(x.float(), -1, dtype=torch.float32).to(torch.bfloat16).float()),
-    "constant in float32": lambda: Apply(lambda x, w=torch.full((8, 8), 0.1, dtype=torch.float32): x @ w),
+    "constant in float32": lambda: Apply(lambda x: x @ CONSTANT),
     "zeros before a relu": lambda: nn.Sequential(zeros(nn.Linear(8, 8)), nn.ReLU()),
     "checkpoint": lambda: Apply(lambda x: torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=False)),
     "a threshold": lambda: Apply(lambda x: x * (x > 0.1).float()),

@@ -73,6 +73,16 @@ class TestLearningRateTooHigh:
         assert findings(learning_rate_too_high, replace(m, experiments=(replace(flat, losses=flat.losses[:20]),))) == []
         assert findings(learning_rate_too_high, replace(m, experiments=(replace(flat, ended="non-finite"),))) == []
 
+    @pytest.mark.parametrize(("end", "expected"), [(4.5, []), (6.0, ["error"])])
+    def test_a_loss_that_runs_away_is_an_error_when_nothing_learns(self, end, expected):
+        m = measurement(probe=run(falling(2.3, end)), experiments=(at(0.1, 2.3),))
+        assert severities(learning_rate_too_high, replace(m, parameters=())) == expected
+
+    def test_a_probe_that_learns_in_another_order_is_a_warning(self):
+        m = measurement(probe=stalled(), experiments=(at(0.1), at(1.0, name="other order")))
+        f = only(learning_rate_too_high, m)
+        assert f.severity == "warning" and "depends on luck" in f.message
+
     @pytest.mark.parametrize(
         ("ratio", "probe", "expected"),
         [

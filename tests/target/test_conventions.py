@@ -85,6 +85,10 @@ class Outer(nn.Module):
             assert sorted(w.files) == ["pkg/__init__.py", "pkg/layers.py", "pkg/nets.py"]
             assert w.sites[id(w.model)].path == "pkg/nets.py"
 
+    def test_a_file_whose_name_holds_a_dot(self, write: Any) -> None:
+        write("from torch import nn\nmodel = nn.Linear(4, 3)", "model_0.06.py")
+        assert load(TargetSpec("model_0.06.py", device="cpu")).model.in_features == 4
+
     def test_siblings_of_the_same_name_in_two_folders_stay_apart(self, write: Any) -> None:
         for folder, width in (("a", 5), ("b", 7)):
             write(NET.replace("width=6", f"width={width}"), f"{folder}/parts.py")
