@@ -188,7 +188,7 @@ def _scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool,
     from gradcheck.capture.spec import ScriptSpec
     from gradcheck.errors import GradcheckError, TargetError
     from gradcheck.report.stderr import progress_bar
-    from gradcheck.scan import scan_script, scan_target
+    from gradcheck.scan import scan_target
 
     reports, failed = [], False
     for spec, settings in jobs:
@@ -196,6 +196,8 @@ def _scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool,
             # stdout carries results only: what the user's code prints goes to stderr
             with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
                 if isinstance(spec, ScriptSpec):
+                    from gradcheck.scan import scan_script
+
                     reports += scan_script(spec, settings, progress)
                     continue
                 try:

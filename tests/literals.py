@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.measurement import (
     DataFacts,
     Environment,
@@ -43,6 +44,24 @@ def location(line: int = 10, path: str = "model.py", **overrides: Any) -> Locati
         "scope": "Net.__init__",
     }
     return Location(**values | overrides)
+
+
+def loop(**overrides: Any) -> LoopFacts:
+    """A healthy loop: forty steps of one backward pass each, whose gradients are cleared."""
+    values: dict[str, Any] = {
+        "optimizer": "optimizer",
+        "steps": 40,
+        "backwards": 40,
+        "parameters": 4,
+        "moved": 4,
+        "losses": falling(steps=40),
+        "rates": (1e-3,) * 40,
+        "base_rate": 1e-3,
+        "backward_site": location(80),
+        "step_site": location(81),
+        "clear_site": location(79),
+    }
+    return LoopFacts(**values | overrides)
 
 
 def stats(rms: float = 1.0, *, count: int = 2048, mean: float = 0.0, **overrides: Any) -> TensorStats:

@@ -91,7 +91,20 @@ def test_flags_reach_the_scan(scanned, gradcheck):
     gradcheck(
         *("scan", "model.py:net", "--arg", "depth=3", "--arg", "name=a=b", "--data", "d.pt", "--val-data", "v.pt", "--loss", "mse"),
         *("--input", "float32[2,3]", "--input", "int64[4]", "--optimizer", "sgd", "--lr", "0.1", "--steps", "7", "--seeds", "2"),
-        *("--device", "cpu", "--dtype", "bf16", "--budget", "9", "--fast", "--profile", "--select", "GRAD,dead-units", "--extend-select", "ACT"),
+        *(
+            "--device",
+            "cpu",
+            "--dtype",
+            "bf16",
+            "--budget",
+            "9",
+            "--fast",
+            "--profile",
+            "--select",
+            "GRAD,dead-units",
+            "--extend-select",
+            "ACT",
+        ),
     )
     ((spec, settings),) = scanned
     assert (spec.target, spec.arguments, spec.data, spec.val_data) == ("model.py:net", {"depth": "3", "name": "a=b"}, "d.pt", "v.pt")

@@ -11,26 +11,9 @@ from typing import Any
 import torch
 
 from gradcheck.errors import GradcheckError, TargetError
-from gradcheck.measure import (
-    attention,
-    checks,
-    data,
-    dependence,
-    derivatives,
-    experiments,
-    facts,
-    first_step,
-    half,
-    links,
-    normalization,
-    numerics,
-    recurrence,
-    regularization,
-    samples,
-    settings,
-    sharpness,
-    validation,
-)
+from gradcheck.measure import data, experiments, facts, first_step, links, numerics
+from gradcheck.measure.checks import every
+from gradcheck.measure.checks.scene import Checked, Scene
 from gradcheck.measure.fork import Trainee, fork
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.observe import Tracer
@@ -49,23 +32,6 @@ from gradcheck.target.workload import Workload
 
 Tick = Callable[[str, float], None]  # phase, fraction done
 
-CHECKS: tuple[checks.Check, ...] = (
-    checks.Check("dependence", "dependence", dependence.dependence, quick=True),
-    checks.Check("derivatives", "derivatives", derivatives.derivatives),
-    checks.Check("normalization", "normalization", normalization.statistics, quick=True),
-    checks.Check("functional_step", "functional_step", settings.functional_step),
-    checks.Check("epsilon", "small_epsilon", settings.small_epsilon, quick=True),
-    checks.Check("clipping", "clip", settings.clipping, quick=True),
-    checks.Check("regularization", "regularization", regularization.regularization),
-    checks.Check("validation", "validation", validation.validation),
-    checks.Check("recurrence", "recurrences", recurrence.recurrences),
-    checks.Check("samples", "samples", samples.sample_gradients),
-    checks.Check("attention", "attentions", attention.measure),
-    checks.Check("precision", "half", half.measure),
-    checks.Check("sharpness", "sharpness", sharpness.sharpness),
-)
-
-PROBE_IN_WORDS = "the probe training and its experiments"
 LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
 PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments
 CHECK_SHARE = 0.2  # of the time budget, for the checks when the experiments have used up theirs
@@ -295,18 +261,14 @@ class Session:
         trainee = self._replayed(step).trainee
         return numerics.locate(trainee, self._batch(step), step, _names(trainee))
 
-    def _checks(self, probe: Run) -> checks.Checked:
+    def _checks(self, probe: Run) -> Checked:
         """The checks that need the step to run; the copy that the probe trained goes with them."""
         if probe.ended == "raised":
-            return checks.Checked()
-        deadline = max(self.started + self.plan.seconds, time.perf_counter() + CHECK_SHARE * self.plan.seconds)
-        scene = checks.Scene(self.workload, self.plan.seed, deadline, self.sites, self.trainee, probe, self.first.chance, self.layers.half)
-        asked = [c for c in CHECKS if self.plan.needs is None or c.need in self.plan.needs]
-        if self.plan.fast:
-            left_out = [PROBE_IN_WORDS, *(c.need for c in asked if not c.quick)]
-            self.not_measured += [NotMeasured(what, "left out by --fast") for what in dict.fromkeys(left_out)]
-            asked = [c for c in asked if c.quick]
-        done = checks.run(scene, asked, self.tick)
+            return Checked()
+        plan = self.plan
+        deadline = max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds)
+        scene = Scene(self.workload, plan.seed, deadline, self.sites, self.trainee, probe, self.first.chance, self.layers.half)
+        done = every.check(scene, plan.needs, plan.fast, self.tick)
         self.not_measured += done.not_measured
         self.seconds |= done.seconds
         return done
@@ -320,7 +282,7 @@ class Session:
     # ------------------------------------------------------------------ the result
 
     def _measurement(
-        self, probe: Run, others: tuple[Run, ...], bad: tuple[NonFinite, ...], checked: checks.Checked, profiles: Mapping[str, Profile]
+        self, probe: Run, others: tuple[Run, ...], bad: tuple[NonFinite, ...], checked: Checked, profiles: Mapping[str, Profile]
     ) -> Measurement:
         w, first = self.workload, self.first
         layers = self.layers.nouns(self.sites, profiles)

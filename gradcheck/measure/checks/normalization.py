@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.seen import BATCH_NORMS, named
 from gradcheck.nouns.structure import Statistics
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.checks import Scene
+from gradcheck.measure.checks.scene import Scene
+from gradcheck.measure.checks.settings import clipping, functional_step, small_epsilon
+from gradcheck.measure.checks.validation import validation
 from gradcheck.measure.fork import fork
 from gradcheck.measure.probe import Training
-from gradcheck.measure.settings import clipping, functional_step, small_epsilon
-from gradcheck.measure.validation import validation
 from gradcheck.target.workload import Clipping, Workload
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
 

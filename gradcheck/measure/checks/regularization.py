@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.checks import Scene
+from gradcheck.measure.checks.lifted import DECAY, DROPOUT, PENALTY, SMOOTHING, answering, lift, recording, seen_noise, without_weights
+from gradcheck.measure.checks.scene import Scene
 from gradcheck.measure.experiments import few_samples
 from gradcheck.measure.fork import Trainee
-from gradcheck.measure.lifted import DECAY, DROPOUT, PENALTY, SMOOTHING, answering, lift, recording, seen_noise, without_weights
 from gradcheck.measure.parameters import total_norm
 from gradcheck.measure.probe import Training
 from gradcheck.nouns.checks import Dropout, Penalty

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from gradcheck.measure.checks import Scene
+from gradcheck.measure.checks.recurrence import aligned, farthest_first, forget_bias, recurrences, slope, spectral_radius
+from gradcheck.measure.checks.scene import Scene
 from gradcheck.measure.fork import fork
-from gradcheck.measure.recurrence import aligned, farthest_first, forget_bias, recurrences, slope, spectral_radius
 from gradcheck.nouns.checks import Recurrence
 from gradcheck.nouns.measurement import Run
 from tests.measure.workloads import cross_entropy_step, workload

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.taps import Call, Taps
 from gradcheck.nouns.checks import HalfGradients
 from gradcheck.nouns.measurement import TensorStats

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure import mixing
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks import mixing
+from gradcheck.measure.checks.regularization import restored
+from gradcheck.measure.checks.rows import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.data import batch_size
 from gradcheck.measure.fork import Trainee
-from gradcheck.measure.regularization import restored
-from gradcheck.measure.rows import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
 from gradcheck.measure.taps import tensors_in
 from gradcheck.nouns.checks import Dependence
 from gradcheck.nouns.places import Location

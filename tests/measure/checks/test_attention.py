@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure import attention
-from gradcheck.measure.attention import fused, is_stochastic, of_scores, of_weights
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks import attention
+from gradcheck.measure.checks.attention import fused, is_stochastic, of_scores, of_weights
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.fork import fork
 from gradcheck.nouns.checks import Attention
 from gradcheck.nouns.measurement import Run

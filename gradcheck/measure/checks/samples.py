@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from gradcheck.errors import TargetError
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.data import batch_size, named_tensors
 from gradcheck.measure.fork import Trainee
 from gradcheck.nouns.checks import SampleGradients

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks.lifted import recording
+from gradcheck.measure.checks.regularization import restored
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.experiments import few_samples
 from gradcheck.measure.facts import is_adaptive
 from gradcheck.measure.fork import Trainee
-from gradcheck.measure.lifted import recording
 from gradcheck.measure.probe import Training, needs_closure, take_step
-from gradcheck.measure.regularization import restored
 from gradcheck.nouns.checks import Clip
 from gradcheck.nouns.measurement import Run
 from gradcheck.target.batches import tensors_of

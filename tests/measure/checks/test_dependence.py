@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks import Scene, Unmeasured
-from gradcheck.measure.dependence import dependence
+from gradcheck.measure.checks.dependence import dependence
+from gradcheck.measure.checks.rows import as_rows, swaps
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.fork import fork
 from gradcheck.measure.probe import Training
-from gradcheck.measure.rows import as_rows, swaps
 from gradcheck.nouns.checks import Dependence
 from gradcheck.target.workload import Workload
 

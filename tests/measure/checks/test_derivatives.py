@@ -11,10 +11,10 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from gradcheck.measure.checks import Scene, Unmeasured
-from gradcheck.measure.derivatives import derivatives
+from gradcheck.measure.checks.derivatives import derivatives
+from gradcheck.measure.checks.functions import Comparison, custom_functions
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.fork import fork
-from gradcheck.measure.functions import Comparison, custom_functions
 from gradcheck.measure.probe import Training
 from gradcheck.nouns.checks import Derivatives
 from gradcheck.target.workload import Workload

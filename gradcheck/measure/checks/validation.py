@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks.regularization import restored
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.data import batch_size
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.probe import Training
-from gradcheck.measure.regularization import restored
 from gradcheck.nouns.checks import Validation
 from gradcheck.target.rng import seed_all
 

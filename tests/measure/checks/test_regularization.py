@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks import Scene
+from gradcheck.measure.checks.lifted import lift, seen_noise
+from gradcheck.measure.checks.regularization import regularization, restored
+from gradcheck.measure.checks.scene import Scene
 from gradcheck.measure.fork import Trainee, fork
-from gradcheck.measure.lifted import lift, seen_noise
 from gradcheck.measure.probe import Training
-from gradcheck.measure.regularization import regularization, restored
 from gradcheck.target.workload import Workload
 from tests.measure.workloads import classifier, cross_entropy_step, two_clusters, workload
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure import half
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks import half
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.fork import fork
 from gradcheck.measure.parameters import StepWatch, watch
 from gradcheck.nouns.checks import HalfGradients

@@ -18,11 +18,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from gradcheck.measure.checks import Scene, Unmeasured
-from gradcheck.measure.double import Wide, in_double, widen, widened
-from gradcheck.measure.experiments import few_samples
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.functions import (
+from gradcheck.measure.checks.double import Wide, in_double, widen, widened
+from gradcheck.measure.checks.functions import (
     FINE,
     ROUNDING,
     STEPS,
@@ -37,6 +34,9 @@ from gradcheck.measure.functions import (
     tested,
     words_of_gradcheck,
 )
+from gradcheck.measure.checks.scene import Scene, Unmeasured
+from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.fork import Trainee
 from gradcheck.measure.structure import upstream_leaves
 from gradcheck.measure.taps import caller
 from gradcheck.nouns.checks import Derivatives

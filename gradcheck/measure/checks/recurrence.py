@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from gradcheck.measure import loops
-from gradcheck.measure.checks import Scene
+from gradcheck.measure.checks import loops
+from gradcheck.measure.checks.scene import Scene
 from gradcheck.measure.experiments import few_samples
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.structure import Graph

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks import Scene
+from gradcheck.measure.checks.scene import Scene
+from gradcheck.measure.checks.sharpness import largest_eigenvalue, sharpness
 from gradcheck.measure.fork import fork
-from gradcheck.measure.sharpness import largest_eigenvalue, sharpness
 from gradcheck.nouns.measurement import Run
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
 

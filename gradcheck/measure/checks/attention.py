@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.data import batch_size
 from gradcheck.measure.experiments import few_samples
 from gradcheck.measure.kinds import NODE_MOVES, node_name

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks.samples import deterministic, norm
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.experiments import few_samples
 from gradcheck.measure.fork import Trainee
-from gradcheck.measure.samples import deterministic, norm
 from gradcheck.nouns.checks import Sharpness
 from gradcheck.progress import outcome
 from gradcheck.target.rng import seed_all

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks import Scene, Unmeasured
+from gradcheck.measure.checks.samples import DRAWS, deterministic, gram_of, groups_of, noise_scale, picked, sample_gradients
+from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.fork import fork
-from gradcheck.measure.samples import DRAWS, deterministic, gram_of, groups_of, noise_scale, picked, sample_gradients
 from gradcheck.nouns.measurement import Run
 from tests.measure.workloads import classifier, cross_entropy_step, two_clusters, workload
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.normalization import statistics
+from gradcheck.measure.checks.normalization import statistics
 
 
 def scene(model: nn.Module) -> Any:

@@ -1,0 +1,49 @@
+"""All checks beside the probe, in the order in which they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from gradcheck.measure.checks import (
+    attention,
+    dependence,
+    derivatives,
+    half,
+    normalization,
+    recurrence,
+    regularization,
+    samples,
+    settings,
+    sharpness,
+    validation,
+)
+from gradcheck.measure.checks.scene import Check, Checked, Scene, run
+from gradcheck.nouns.measurement import NotMeasured
+
+CHECKS: tuple[Check, ...] = (
+    Check("dependence", "dependence", dependence.dependence, quick=True),
+    Check("derivatives", "derivatives", derivatives.derivatives),
+    Check("normalization", "normalization", normalization.statistics, quick=True),
+    Check("functional_step", "functional_step", settings.functional_step),
+    Check("epsilon", "small_epsilon", settings.small_epsilon, quick=True),
+    Check("clipping", "clip", settings.clipping, quick=True),
+    Check("regularization", "regularization", regularization.regularization),
+    Check("validation", "validation", validation.validation),
+    Check("recurrence", "recurrences", recurrence.recurrences),
+    Check("samples", "samples", samples.sample_gradients),
+    Check("attention", "attentions", attention.measure),
+    Check("precision", "half", half.measure),
+    Check("sharpness", "sharpness", sharpness.sharpness),
+)
+PROBE_IN_WORDS = "the probe training and its experiments"
+
+
+def check(scene: Scene, needs: Collection[str] | None, fast: bool, tick: Callable[[str, float], None]) -> Checked:
+    """Makes the checks that are needed (None: all); with `fast` the quick ones only, and says what was left out."""
+    asked = [c for c in CHECKS if needs is None or c.need in needs]
+    if not fast:
+        return run(scene, asked, tick)
+    done = run(scene, [c for c in asked if c.quick], tick)
+    left_out = dict.fromkeys((PROBE_IN_WORDS, *(c.need for c in asked if not c.quick)))
+    done.not_measured += [NotMeasured(what, "left out by --fast") for what in left_out]
+    return done
