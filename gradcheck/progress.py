@@ -122,9 +122,10 @@ def learns_behind_noise(m: Measurement) -> bool:
 
 
 def depends_on_order(m: Measurement) -> bool:
-    """Whether the probe failed, and learned with its batches in another order."""
+    """Whether the probe failed, and learned clearly with its batches in another order."""
     repeated = [r for r in m.experiments if r.rate_factor == 1]
-    return outcome(m.probe, m.chance) in ("stalls", "diverges") and any(experiment_outcome(r, m) == "learns" for r in repeated)
+    learned = any(r.ended == "learned" or fall(r, m.chance) >= CLEAR_FALL for r in repeated)
+    return learned and outcome(m.probe, m.chance) in ("stalls", "diverges")
 
 
 def experiment_outcome(run: Run, m: Measurement) -> Outcome:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from gradcheck.capture.trainings import Training, explain_ending, trainings_of
 from gradcheck.config import Settings, settings_from
 from gradcheck.errors import TargetError
 from gradcheck.judge.judge import judge
+from gradcheck.judge.protocol import Need
 from gradcheck.judge.select import chosen, needs
 from gradcheck.measure.measure import Plan, measure
 from gradcheck.measure.untouched import untouched
@@ -105,7 +106,7 @@ def _scan_training(training: Training, settings: Settings, progress: Progress | 
             training.why = error.message
     started = time.perf_counter()
     rules = chosen(settings)
-    measurement = training.observed()
+    measurement = training.observed(get_args(Need))
     findings, suppressed, states = judge([measurement], rules, settings)
     return Report(measurement.target, findings, states, (measurement,), suppressed, time.perf_counter() - started, __version__)
 

@@ -11,7 +11,7 @@ from gradcheck import progress
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.rules.outputs import REGRESSION_LOSSES, Mismatch, floor_of_bounded_logits, mismatch
-from gradcheck.rules.words import BY_VALUE, number
+from gradcheck.rules.words import BY_VALUE, number, percent
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import LossCall, Measurement, Run, Softmax
@@ -514,7 +514,9 @@ def _over_wrong_axis(m: Measurement, s: Softmax, call: LossCall) -> Finding:
     "loss-not-falling",
     up_to="error",
     needs=("probe",),
+    wants=("baseline",),
     limits={
+        "explained": Limit(0.1, "of the variance", "heuristic: what a linear model finds beyond this is no accident of the split"),
         "fall": Limit(0.1, "of the loss", "calibration E16: 12 of 12 healthy nets lose 95 % within 155 steps"),
         "slow_fall": Limit(0.5, "of the loss", "calibration E16, halfway: the frequencies of a few labels alone give 10 to 30 %"),
         "steps": Limit(50, "steps", "calibration E16: at the better of the two rates, 11 of 12 healthy nets are through by then"),
@@ -526,7 +528,8 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     A training that does not learn with the user's optimizer, nor at other rates of it, nor with Adam at 0.001 and 0.003
-    on 16 samples of the first batch.
+    on 16 samples of the first batch; or that fits those samples, and learns nothing of data in which a linear model
+    finds something.
 
     ## Why it matters
     A healthy model fits a handful of samples in a few dozen steps. One that cannot has a fault that no learning rate cures:
@@ -534,16 +537,19 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     The probe, and the experiments that follow when it fails. The level where the loss stays is compared with known ones:
-    the uniform prediction, the best constant prediction, the floor of a softmax before `cross_entropy`.
+    the uniform prediction, the best constant prediction, the floor of a softmax before `cross_entropy`. The linear model is a
+    ridge regression of the targets on the flattened inputs, judged on a fifth of the samples that it was not fitted on.
 
     ## Limits and their sources
-    The probe, and a run at another rate, learns when its loss falls by 10 %, or by 2 % beyond its noise. On one batch, the
-    fall is taken below the first loss or below the batch's best constant prediction, whichever is lower. `fall` 0.1: less is an error.
-    `slow_fall` 0.5: less is a warning, or advice where it is known to be more than label frequencies alone give. Calibration E16:
-    12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial loss, so a miss at both rates is a fault. `steps` 50: shorter
-    runs (a spent time budget) make it a warning. `plateau` 0.02:
-    the loss is said to be at a known level when it is this close to it. It is a warning, too, on data or a loss that gradcheck
-    assumed, for a model that was trained before, and for one that starts below half of chance.
+    The probe, and a run at another rate, learns when its loss falls by 10 %, or by 2 % beyond its noise. On one
+    batch, the fall is taken below the first loss or below the batch's best constant prediction, whichever is lower.
+    `fall` 0.1: less is an error. `slow_fall` 0.5: less is a warning, or advice where it is known to be more than
+    label frequencies alone give. Calibration E16: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial
+    loss, so a miss at both rates is a fault. `steps` 50: shorter runs (a spent time budget) make it a warning.
+    `explained` 0.1: from this share of the targets' variance on, beyond what shuffled targets give, the data hold
+    something. `plateau` 0.02: the loss is said to be at a known level when it is this close to it. It is a warning,
+    too, on data or a loss that gradcheck assumed, for a model that was trained before, and for one that starts
+    below half of chance.
 
     ## When to ignore it
     When equal inputs carry different labels, and when the loss cannot fall by design (an adversary's, at its balance).
@@ -573,8 +579,30 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     if not tried:
         return not_measured("no training on one batch was run" if not overfits else "the trainings on one batch were too short")
     if any(r.ended == "learned" or progress.fall(r, r.chance) >= limits["slow_fall"] for r in tried):
-        return []
+        return _behind_a_linear_model(m, limits)
     return [_not_falling(m, tried, limits)]
+
+
+def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
+    """The model can memorise a few samples, and learns nothing of data in which a linear model finds something."""
+    b, sure = m.baseline, m.data.given and m.loss_given and not m.pretrained and m.optimizer.given
+    if b is None or b.explained - max(0.0, b.shuffled) < limits["explained"] or len(m.probe.losses) < progress.PATIENCE:
+        return []
+    course = f"{len(m.probe.losses)} steps with {m.optimizer.name} bring the loss no clear way below chance"
+    tried = ", nor does any other rate that was tried" if any(r.rate_factor not in (None, 1) for r in m.experiments) else ""
+    message = (
+        f"the model does not learn what is in the data: {course}{tried}; a linear model on the raw inputs explains "
+        f"{percent(b.explained)} of the targets' variance on held-out samples ({percent(max(0.0, b.shuffled))} when they are shuffled)"
+    )
+    evidence = (
+        Evidence("relative fall of the loss in the probe", progress.fall(m.probe, m.chance), progress.CLEAR_FALL, "<"),
+        Evidence("explained by a linear model on held-out samples", b.explained, limits["explained"], ">=", "of the variance"),
+    )
+    text = "start from a smaller model that learns, and add to it what keeps it learning"
+    confirmed = f"by the probe: {course}" if sure else ""
+    place = next((c.site for c in m.losses if c.site), None) or _head_site(m)
+    remedies = (Remedy("check-data-path", text),)
+    return [found("error" if sure else "warning", message, location=place, evidence=evidence, remedies=remedies, confirmed=confirmed)]
 
 
 def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Finding:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 TENSORS = ("torch", "numpy")
-MEASURING = ("gradcheck.measure", "gradcheck.target")
+MEASURING = ("gradcheck.measure", "gradcheck.target", "gradcheck.capture")
 JUDGING = ("gradcheck.judge", "gradcheck.rules")
 SHOWING = ("gradcheck.report", "gradcheck.scan", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers")
 
@@ -24,6 +24,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "gradcheck.rules": (*TENSORS, *MEASURING, *SHOWING),
     "gradcheck.judge": (*TENSORS, *MEASURING, *SHOWING),
     "gradcheck.report": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli"),
+    "gradcheck.capture": (*JUDGING, *SHOWING),
     "gradcheck.measure": (*JUDGING, *SHOWING),
     "gradcheck.target": (*JUDGING, *SHOWING),
     "gradcheck.scan": ("gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Collection, Sequence
 
 import torch
 
 from gradcheck.capture.events import Pass, Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.tape import Weight
-from gradcheck.judge.protocol import Need
 from gradcheck.measure.facts import environment, optimizer_facts
 from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.measurement import Assumption, Cut, DataFacts, Measurement, NotMeasured, OptimizerFacts, Parameter, Run
@@ -21,8 +19,10 @@ from gradcheck.target.comments import ignores, snippets
 SEEN = frozenset(("graph", "parameters", "loop"))  # what the run itself shows
 
 
-def observed(recorder: Recorder, watched: Watched | None, loop: LoopFacts, name: str, files: Sequence[str], why: str) -> Measurement:
-    """`why`: what keeps the loss from being computed again."""
+def observed(
+    recorder: Recorder, watched: Watched | None, loop: LoopFacts, name: str, files: Sequence[str], why: str, needs: Collection[str]
+) -> Measurement:
+    """`why`: what keeps the loss from being computed again. `needs`: all that rules may ask for."""
     passes = _passes(recorder, watched)
     reached = frozenset().union(*(p.reached for p in passes)) if passes else frozenset()
     wanted = watched.ids if watched is not None else frozenset(recorder.tape.weights)
@@ -45,7 +45,7 @@ def observed(recorder: Recorder, watched: Watched | None, loop: LoopFacts, name:
         loss_given=True,
         cuts=cuts,
         loop=loop,
-        not_measured=tuple(NotMeasured(need, f"the loss cannot be replayed: {why}") for need in get_args(Need) if need not in SEEN),
+        not_measured=tuple(NotMeasured(need, f"the loss cannot be replayed: {why}") for need in needs if need not in SEEN),
         assumptions=(Assumption("loss", f"only what the script's own steps showed is judged: {why}"),),
         ignores=ignores(files),
         snippets=snippets(places),

@@ -107,6 +107,8 @@ class Recorder(TorchFunctionMode):
             ("update", self._scaler_update),
         ):
             wrap(scaler, name, make)
+        applied = vars(torch.autograd.Function)["apply"].__func__
+        self._patches.put(torch.autograd.Function, "apply", classmethod(self._applying(applied)))
         wrap(Optimizer, "__init__", self._optimizer_made)
         wrap(Optimizer, "zero_grad", self._clearing)
         wrap(nn.Module, "eval", self._evaluating)
@@ -131,6 +133,21 @@ class Recorder(TorchFunctionMode):
         if self._busy or self._depth or not self.tape.recording:
             return function(*args, **kwargs)
         return self.tape.function(function, args, kwargs)
+
+    def _applying(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Custom functions, which torch does not show to modes, are recorded as one call."""
+
+        def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+            function = functools.partial(original, kind)
+            if self._busy or self._depth or not self.tape.recording:
+                return function(*args, **kwargs)
+            self._busy += 1
+            try:
+                return self.tape.function(function, args, kwargs)
+            finally:
+                self._busy -= 1
+
+        return apply
 
     def _before(self, module: nn.Module, args: Any) -> None:
         if is_wrapper(module):

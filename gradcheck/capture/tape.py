@@ -185,6 +185,8 @@ class Tape:
     def _encoded(self, tensor: torch.Tensor) -> Any:
         known = self.ref(tensor) or self.weights.get(id(tensor))
         if known is not None:
+            if isinstance(known, Ref) and not known.node.grad and tensor.grad_fn is not None:
+                self.unknown = True  # it was given a gradient behind torch's functions
             return known
         entry = self._constants.get(id(tensor))
         if entry is not None and entry[0]() is tensor and entry[1] == tensor._version:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,8 +54,9 @@ class Training:
             m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in own)))
         return with_loop(m, self.loop)
 
-    def observed(self) -> Measurement:
-        return with_loop(observed(self.recorder, self.watched, self.loop, self.name, self.files, self.why), self.loop)
+    def observed(self, needs: Collection[str]) -> Measurement:
+        """What the run itself showed. `needs`: all that rules may ask for."""
+        return with_loop(observed(self.recorder, self.watched, self.loop, self.name, self.files, self.why, needs), self.loop)
 
 
 def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:

@@ -39,6 +39,7 @@ Need = Literal[
     "attention",
     "precision",  # HalfGradients
     "validation",
+    "baseline",
     "sharpness",
     "functional_step",
     "epsilon",  # small_epsilon

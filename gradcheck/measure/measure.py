@@ -267,7 +267,8 @@ class Session:
             return Checked()
         plan = self.plan
         deadline = max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds)
-        scene = Scene(self.workload, plan.seed, deadline, self.sites, self.trainee, probe, self.first.chance, self.layers.half)
+        first, half = self.first, self.layers.half
+        scene = Scene(self.workload, plan.seed, deadline, self.sites, self.trainee, probe, first.chance, half, first.targets)
         done = every.check(scene, plan.needs, plan.fast, self.tick)
         self.not_measured += done.not_measured
         self.seconds |= done.seconds

@@ -89,6 +89,16 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """Ridge regression of the targets on the raw inputs, on held-out samples. Made only when the probe failed."""
+
+    explained: float  # share of the targets' variance (of one column a class)
+    shuffled: float  # the same when the targets are shuffled over the samples: what chance gives
+    samples: int
+    features: int
+
+
+@dataclass(frozen=True)
 class Validation:
     """The trained copy in evaluation mode, on the training batches of the probe and on validation batches."""
 

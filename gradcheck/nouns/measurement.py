@@ -8,6 +8,7 @@ from typing import Literal
 
 from gradcheck.nouns.checks import (
     Attention,
+    Baseline,
     Clip,
     Dependence,
     Derivatives,
@@ -444,6 +445,7 @@ class Measurement:
     samples: SampleGradients | None = None
     attentions: tuple[Attention, ...] = ()
     half: HalfGradients | None = None
+    baseline: Baseline | None = None
     validation: Validation | None = None
     sharpness: Sharpness | None = None
     clip: Clip | None = None

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from gradcheck.nouns.checks import Baseline
 from gradcheck.nouns.measurement import BroadcastMix, Measurement, Softmax
 from gradcheck.rules.loss import initial_loss, loss_domain, loss_not_falling, output_loss_mismatch, softmax_dimension
 from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
@@ -419,3 +420,24 @@ class TestLossNotFalling:
     def test_non_finite_trainings_are_said(self):
         bad = diverged(name="adam 0.003 on one batch", batches=1)
         assert "non-finite" in only(loss_not_falling, stuck(experiments=(bad,))).message
+
+
+class TestBehindALinearModel:
+    """Sixteen samples can be memorised, and nothing of the data is learned."""
+
+    def sick(self, explained: float = 0.5, shuffled: float = 0.0, steps: int = 300, **overrides):
+        memorised = run(falling(2.3, 0.5, 30), "adam 0.003 on one batch", batches=1, chance=2.0, ended="learned")
+        probe = stalled(steps=steps)
+        return measurement(probe=probe, experiments=(memorised,), baseline=Baseline(explained, shuffled, 500, 64), **overrides)
+
+    @pytest.mark.parametrize(
+        ("explained", "shuffled", "expected"), [(0.11, 0.0, ["error"]), (0.09, 0.0, []), (0.15, 0.06, []), (0.1, -3.0, ["error"])]
+    )
+    def test_what_a_linear_model_finds_beyond_chance_decides(self, explained, shuffled, expected):
+        assert severities(loss_not_falling, self.sick(explained, shuffled)) == expected
+
+    def test_a_short_probe_says_nothing(self):
+        assert findings(loss_not_falling, self.sick(steps=200)) == []
+
+    def test_an_assumed_optimizer_is_no_prediction(self):
+        assert severities(loss_not_falling, self.sick(optimizer=optimizer(given=False))) == ["warning"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 from gradcheck.measure.checks import (
     attention,
+    baseline,
     dependence,
     derivatives,
     half,
@@ -33,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     Check("samples", "samples", samples.sample_gradients),
     Check("attention", "attentions", attention.measure),
     Check("precision", "half", half.measure),
+    Check("baseline", "baseline", baseline.baseline),
     Check("sharpness", "sharpness", sharpness.sharpness),
 )
 PROBE_IN_WORDS = "the probe training and its experiments"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from gradcheck.measure.fork import Trainee, fork
 from gradcheck.nouns.measurement import NotMeasured, Run
@@ -29,6 +31,7 @@ class Scene:
     probe: Run
     chance: float | None  # loss of the best constant prediction
     half: bool = False  # some layer's output is float16
+    targets: Sequence[torch.Tensor] = ()  # of each batch, where the loss takes a tensor of it
 
     def fork(self) -> Trainee:
         return fork(self.workload, seed=self.seed)
