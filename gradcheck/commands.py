@@ -246,6 +246,7 @@ def _scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptS
     from dataclasses import replace
 
     from gradcheck.capture.detect import is_script
+    from gradcheck.config import Settings
     from gradcheck.errors import ConfigError
 
     found: list[tuple[TargetSpec | ScriptSpec, Settings]] = []
@@ -257,7 +258,12 @@ def _scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptS
         if forced and not spec.target.endswith(".py"):
             raise ConfigError(f"{spec.target} is not a script", hint="arguments after -- are for files that train when they run")
         is_one = forced or (spec.target.endswith(".py") and not given and is_script(spec.target))
-        found.append((replace(run, path=spec.target) if is_one else spec, settings))
+        if not is_one:
+            found.append((spec, settings))
+            continue
+        if run.steps is not None:  # of the script, not of the probe on its copies
+            settings = replace(settings, steps=Settings().steps)
+        found.append((replace(run, path=spec.target), settings))
     return found
 
 

@@ -30,7 +30,7 @@ from gradcheck.target.spec import TargetSpec
 from gradcheck.target.workload import Workload
 
 # Seconds a seed: a scan is something that one waits for.
-SCRIPT_BUDGET = 12.0  # seconds for what is measured after the steps of a script, over all its trainings
+SCRIPT_BUDGET = 9.0  # seconds for what is measured after the steps of a script, over all its trainings
 DEFAULT_BUDGET = 60.0
 SMALL_BUDGET = 30.0  # for models with fewer parameters than
 SMALL = 1_000_000

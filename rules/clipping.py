@@ -82,6 +82,7 @@ def percentile(values: list[float], share: float) -> float:
     limits={
         "spike_info": Limit(3.0, "times the usual norm", "healthy trainings measured for this rule stay at or below 3.0"),
         "spike_warning": Limit(5.0, "times the usual norm", "tuning playbook: outliers beyond the bulk; 3.0 healthy with a margin"),
+        "spike_learning": Limit(10.0, "times the usual norm", "a healthy resnet with group normalization learns with 8.7"),
         "jump": Limit(0.25, "of the loss at the start", "heuristic: a spike that costs a quarter of the loss"),
     },
 )
@@ -101,7 +102,8 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     A note above `spike-info` 3, the largest ratio of healthy trainings. A warning above `spike-warning` 5 when the loss
-    then rises by `jump` 25 % of its start or stops being finite, or when the probe does not learn clearly.
+    then rises by `jump` 25 % of its start or stops being finite, or when the probe does not learn clearly. While it learns clearly
+    the spike must be above `spike-learning` 10.
 
     ## When to ignore it
     With batches of one or two samples, and in reinforcement learning, norms vary that much anyway.
@@ -132,8 +134,9 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     if m.clip is not None and (m.clip.kind == "value" or m.clip.threshold < spike.norm):
         return []
     jumps = spike.jump > limits["jump"]
-    severity: Severity = "warning" if spike.ratio > limits["spike_warning"] and (jumps or not learns_clearly(m)) else "info"
-    limit = limits["spike_warning" if severity == "warning" else "spike_info"]
+    least = limits["spike_learning" if learns_clearly(m) else "spike_warning"]
+    severity: Severity = "warning" if spike.ratio > least and (jumps or not learns_clearly(m)) else "info"
+    limit = least if severity == "warning" else limits["spike_info"]
     threshold = percentile([n for n in m.probe.gradient_norms if math.isfinite(n)], 0.9)
     message = (
         f"the gradient's norm is {number(spike.norm)} at step {spike.step}, {number(spike.ratio)} times that of the steps around it "

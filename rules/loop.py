@@ -266,7 +266,7 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     Once the rate is gone the weights stand still, however long the script runs. A rate that explodes takes the weights with it.
 
     ## How it is measured
-    The script is run for up to 200 steps, as far as they take less than 4 s, and the rate of each step is noted.
+    The script is run for up to 200 steps, as far as they take less than 3 s, and the rate of each step is noted.
 
     ## Limits and their sources
     A rate below `share-of-peak` 0.001 of its highest value for at least `steps-after` 5 steps at the end, and for as many as

@@ -139,7 +139,7 @@ FAULTY = {
     ),
     "clipping before the backward pass": (
         "LOOP002",
-        LOOP.replace("        loss.backward()", "        nn.utils.clip_grad_value_(model.parameters(), 1.0); loss.backward()"),
+        LOOP.replace("        loss.backward()", "        nn.utils.clip_grad_norm_(model.parameters(), 1.0); loss.backward()"),
     ),
     "clipping of another model": (
         "LOOP002",
@@ -261,30 +261,28 @@ def test_all_that_a_script_trains_is_replayed(tmp_path):
 
 # ------------------------------------------------------------------ how it is run
 
+RUN = """
+import atexit, helper, sys, os
+assert __name__ == "__main__" and __file__.endswith("train.py") and sys.modules["__main__"].__dict__ is globals()
+assert sys.argv[1:] == ["--lr", "0.5"] and helper.here
+assert sys.stdin.read() == ""
+print("cwd", os.path.basename(os.getcwd()))
+atexit.register(print, "at exit")
+try:
+    while True:
+        try:
+BODY
+        except Exception:
+            print("not to be caught")
+finally:
+    print("finally")
+"""
+
 
 def test_the_script_runs_as_python_would_run_it(tmp_path, monkeypatch, capsys):
-    path = written(
-        tmp_path,
-        """
-        import atexit, helper, sys, os
-        assert __name__ == "__main__" and __file__.endswith("train.py") and sys.modules["__main__"].__dict__ is globals()
-        assert sys.argv[1:] == ["--lr", "0.5"] and helper.here
-        assert sys.stdin.read() == ""
-        print("cwd", os.path.basename(os.getcwd()))
-        atexit.register(print, "at exit")
-        try:
-            while True:
-                try:
-        """
-        + textwrap.indent(DATA + LOOP, " " * 20)
-        + """
-                except Exception:
-                    print("not to be caught")
-        finally:
-            print("finally")
-        """,
-    )
-    path.write_text(path.read_text().replace("\n        ", "\n").replace("\n    def net", "\ndef net"))
+    before, after = RUN.split("BODY")
+    body = textwrap.indent((DATA + LOOP).replace("def net(): return", "net = lambda:"), " " * 12)
+    path = written(tmp_path, before + body + after)
     (tmp_path / "helper.py").write_text("here = True\n")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -347,3 +345,47 @@ def test_a_script_that_trains_nothing_in_time_is_stopped(tmp_path):
 def test_ctrl_c_goes_through(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         scan(written(tmp_path, "raise KeyboardInterrupt\n"))
+
+
+# ---------------------------------------------------------------- from the shell
+
+
+def gradcheck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    from gradcheck import cli
+
+    monkeypatch.setattr(sys, "argv", ["gradcheck", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def test_the_command_takes_a_script_and_its_arguments(tmp_path, monkeypatch, capsys):
+    text = "import sys\nprint('arguments', sys.argv[1:])\n" + DATA + LOOP.replace("        optimizer.zero_grad()\n", "")
+    path = written(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = gradcheck(monkeypatch, capsys, "scan", path.name, "--steps", "20", "--", "--fail-on", "never")
+    assert code == 1 and "gradients-not-cleared (GRAPH006) error" in out and "arguments" not in out
+    assert "arguments ['--fail-on', 'never']" in err
+    code, out, err = gradcheck(monkeypatch, capsys, "scan", path.name, "--steps", "20", "--quiet-script", "--exit-zero")
+    assert code == 0 and "arguments" not in err
+
+
+def test_a_saved_run_holds_the_loop(tmp_path, monkeypatch, capsys):
+    path = written(
+        tmp_path, DATA + LOOP.replace("optimizer.step()", "nn.utils.clip_grad_norm_(model.parameters(), float('inf')); optimizer.step()")
+    )
+    gradcheck(monkeypatch, capsys, "scan", str(path), "--output", f"json:{tmp_path / 'run.json'}")
+    saved = Report.load(tmp_path / "run.json").measurement.loop
+    assert saved is not None and saved.clips[0].threshold == float("inf") and saved.steps == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["torch.nn:Linear", "--script"], "is not a script"), (["train.py", "--script", "--loss", "mse_loss"], "--loss does not go with")],
+)
+def test_flags_that_do_not_fit(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, DATA + LOOP)
+    code, _, err = gradcheck(monkeypatch, capsys, "scan", *words)
+    assert code == 2 and message in err

@@ -44,8 +44,8 @@ def workload_of(
     failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
     steps = _steps(recorder, watched) if recorder.backwards or failed is None else []
     held = watched.ids if watched is not None else frozenset(recorder.tape.weights)
-    if recorder.failure:
-        raise Unfaithful(recorder.failure)
+    if recorder.tape.failure:
+        raise Unfaithful(recorder.tape.failure)
     slices = [Slice([p.ref for p in passes if p.ref is not None], held) for passes in steps]
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
     owners = _owners(slices)

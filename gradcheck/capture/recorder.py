@@ -57,7 +57,6 @@ class Recorder(TorchFunctionMode):
         self.schedule_site: Location | None = None
         self.backward_site: Location | None = None
         self.eval_sites: dict[int, Location | None] = {}
-        self.failure: str = ""  # why computations could not be taped
         self._off: dict[int, tuple[nn.Module, frozenset[int], tuple[str, ...], tuple[str, ...], bool]] = {}
         self._modes: dict[int, tuple[list[Any], list[Any]]] = {}
         self._stack: list[tuple[nn.Module, Node | None, bool]] = []
@@ -160,7 +159,7 @@ class Recorder(TorchFunctionMode):
             try:
                 node = self._called(module, args)
             except Exception as error:  # the user's module is not to fail for being watched
-                self.failure = self.failure or f"{type(error).__name__}: {error}"
+                self.tape.failure = self.tape.failure or f"{type(error).__name__}: {error}"
                 self.tape.recording = False
             finally:
                 self._busy -= 1
@@ -318,7 +317,7 @@ class Recorder(TorchFunctionMode):
         try:
             watched.copy = copy_optimizer(watched.optimizer, watched.memo)
         except Exception as error:
-            self.failure = self.failure or f"the optimizer cannot be copied: {type(error).__name__}: {error}"
+            self.tape.failure = self.tape.failure or f"the optimizer cannot be copied: {type(error).__name__}: {error}"
 
     def _note(self, watched: Watched) -> None:
         """Files the step that is about to be taken, or, with a closure, that was taken."""

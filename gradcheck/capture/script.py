@@ -33,7 +33,7 @@ from gradcheck.target.sites import Sites, display_path, location_of_traceback, m
 TAPED = 32  # steps whose computations are kept
 CORRECT = "correct it: gradcheck runs the script as python would"
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
-FOLLOWING = 4.0  # seconds for those beyond the taped ones
+FOLLOWING = 3.0  # seconds for those beyond the taped ones
 BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
 LEFT_OUT = (".git", "__pycache__", ".venv", "venv")  # of a sandbox
 IDLE = 160  # backward passes without any step, after which none is expected any more

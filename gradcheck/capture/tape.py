@@ -22,8 +22,12 @@ from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
 _VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # properties whose values are the tensor's own
-_SILENT = frozenset("backward register_hook retain_grad register_post_accumulate_grad_hook".split())
+# They give no new values, or values that stand for themselves.
+_SILENT = frozenset("backward register_hook retain_grad register_post_accumulate_grad_hook __deepcopy__ __reduce_ex__".split())
 CUTS = {"item": "item", "tolist": "item", "__float__": "item", "__int__": "item", "numpy": "numpy", "detach": "detach", "detach_": "detach"}
+_IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split()) | {
+    "__setitem__"
+}
 _SOURCES = frozenset(("__getitem__", "index_select", "narrow"))
 
 
@@ -150,6 +154,7 @@ class Tape:
     cuts: list[SeenCut] = field(default_factory=list)
     unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them
     failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
+    failure: str = ""  # why the recording ended early
     unknown: bool = False  # a tensor with gradient whose origin was not seen went into a recorded call
     _values: dict[int, tuple[weakref.ref[torch.Tensor], Ref]] = field(default_factory=dict)
     _rows: dict[int, tuple[weakref.ref[torch.Tensor], int]] = field(default_factory=dict)
@@ -218,32 +223,47 @@ class Tape:
         name = _name(function)
         if name is None:
             return function(*args, **kwargs)
-        if not self.is_live((args, kwargs)):
-            output = function(*args, **kwargs)
-            if isinstance(output, torch.Tensor) and output.grad_fn is not None and self._owned(args, kwargs):
-                node = self._node(function, self.encode(args), self.encode(kwargs), False)
-                node.place = location_of_frame(outside())
-                self.put_out(node, output)
-            elif name in _SOURCES and isinstance(output, torch.Tensor) and isinstance(args[0], torch.Tensor) and args[0].dim():
-                self._rows[id(output)] = weakref.ref(output, _forget(self._rows, id(output))), args[0].shape[0]
-            return output
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
-        if in_place and args and isinstance(args[0], torch.Tensor) and id(args[0]) in self.weights:
-            return function(*args, **kwargs)  # an update of the weights by hand
-        carries = any(t.requires_grad for t in tensors_in((args, kwargs)))
-        node = self._node(function, self.encode(args), self.encode(kwargs), in_place)
+        node = self._safely(self._begun, name, function, args, kwargs)
         try:
             output = function(*args, **kwargs)
         except Exception as error:
-            node.place = location_of_frame(outside())
-            self.failed = node, error
+            if node is not None:
+                node.place = location_of_frame(outside())
+                self.failed = node, error
             raise
-        self._cut(name, carries, output, node)
+        self._safely(self._ended, name, node, function, args, kwargs, output)
+        return output
+
+    def _safely(self, work: Callable[..., Any], *args: Any) -> Any:
+        """The user's call is not to fail for being recorded: whatever goes wrong ends the recording."""
+        try:
+            return work(*args)
+        except Exception as error:
+            self.failure = self.failure or f"{type(error).__name__}: {error}"
+            self.recording = False
+            return None
+
+    def _begun(self, name: str, function: Any, args: Any, kwargs: Any) -> Node | None:
+        if not self.is_live((args, kwargs)):
+            return None
+        in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+        if in_place and args and isinstance(args[0], torch.Tensor) and id(args[0]) in self.weights:
+            return None  # an update of the weights by hand
+        return self._node(function, self.encode(args), self.encode(kwargs), in_place)
+
+    def _ended(self, name: str, node: Node | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if node is None:
+            if torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and self._owned(args, kwargs):
+                node = self._node(function, self.encode(args), self.encode(kwargs), False)
+            elif name in _SOURCES and isinstance(output, torch.Tensor) and isinstance(args[0], torch.Tensor) and args[0].dim():
+                self._rows[id(output)] = weakref.ref(output, _forget(self._rows, id(output))), args[0].shape[0]
+        if node is None:
+            return
+        self._cut(name, any(t.requires_grad and not t.is_leaf for t in tensors_in((args, kwargs))), output, node)
         results = [args[0]] if name == "__setitem__" else list(tensors_in(output, 2))
         if results:
             node.place = location_of_frame(outside())
             self.put_out(node, results)
-        return output
 
     def _owned(self, args: Any, kwargs: Any) -> bool:
         """Whether an owner is found for parameters that are used before the module that holds them has run."""

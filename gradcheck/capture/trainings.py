@@ -69,7 +69,7 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     found = [_training(capture, spec, w, len(chosen)) for w in chosen]
     if not recorder.backwards and found[0].workload is None:
         raise nothing_seen(capture, spec)
-    if chosen == [None] and found[0].loop.moved:
+    if chosen == [None] and found[0].loop.moved != 0:
         hint = "gradcheck follows torch.optim optimizers; define the model, data and loss in a model file instead"
         raise TargetError(f"{spec.path} trains without an optimizer of torch", hint=hint, location=recorder.backward_site)
     return found

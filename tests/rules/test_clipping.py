@@ -50,7 +50,7 @@ class TestClippingNeeded:
     def test_spikes_of_a_training_that_learns_undisturbed_are_notes(self, height, expected):
         assert severities(clipping_needed, measurement(probe=one_spike(height))) == expected
 
-    @pytest.mark.parametrize(("height", "after", "expected"), [(4.9, 0.5, "info"), (5.1, 0.5, "warning"), (5.1, 0.2, "info")])
+    @pytest.mark.parametrize(("height", "after", "expected"), [(9.9, 0.5, "info"), (10.1, 0.5, "warning"), (5.1, 0.2, "info")])
     def test_spikes_that_raise_the_loss_are_a_warning(self, height, after, expected):
         assert only(clipping_needed, measurement(probe=one_spike(height, after=after))).severity == expected
 
@@ -74,7 +74,7 @@ class TestClippingNeeded:
         assert no_verdict(clipping_needed, measurement(probe=from_start)) == "not-measured"
 
     def test_clipping_below_the_spike_acquits(self):
-        probe = one_spike(9.0, after=0.5)
+        probe = one_spike(11.0, after=0.5)
         assert findings(clipping_needed, measurement(probe=probe, clip=Clip("norm", 2.0, 0.01))) == []
         assert severities(clipping_needed, measurement(probe=probe, clip=Clip("norm", 20.0, 0.0))) == ["warning"]
 
