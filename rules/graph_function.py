@@ -292,7 +292,7 @@ def _unmix(d: Dependence, operation: str) -> Remedy:
     needs=("dependence", "probe"),
     limits={
         "effect": Limit(1e-6, "of the output", "float32's rounding, ten times over"),
-        "effect_learned": Limit(1e-3, "of the output", "heuristic: a thousandth of the output varies with the input"),
+        "effect_learned": Limit(1e-4, "of the output", "heuristic: a ten-thousandth of the output varies with the input"),
         "standard_errors": Limit(2.0, "standard errors", "usual two-sided test at 5 %"),
     },
     explains=("LOSS005", "OPT001", "OPT002"),
@@ -314,7 +314,7 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     A warning when replacing samples changes the output by less than `effect` 0.000001 of its size (float32's rounding, ten
-    times over). Also when the probe learned, the change is below `effect-learned` 0.1 % (heuristic), and
+    times over). Also when the probe learned, the change is below `effect-learned` 0.01 % (heuristic), and
     the loss of shuffled inputs is no more than `standard-errors` 2 standard deviations above the true one.
 
     ## When to ignore it

@@ -299,7 +299,7 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     loop = m.loop
     if loop is None:
         return not_applicable(NO_SCRIPT)
-    if len(set(loop.rates)) < 2:
+    if len(set(loop.rates)) < 2 and (any(loop.rates) or not loop.base_rate):
         return not_applicable("the rate does not change over the steps of the script")
     finding = _exploding(loop, limits) or _dying(loop, limits)
     return [finding] if finding is not None else []
@@ -307,7 +307,7 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
 
 def _dying(loop: LoopFacts, limits: Limits) -> Finding | None:
     rates = loop.rates
-    peak, limit = max(rates), limits["share_of_peak"]
+    peak, limit = max(rates) or loop.base_rate, limits["share_of_peak"]  # a rate of 0 from the start is a schedule's, too
     after = next((i for i, rate in enumerate(reversed(rates)) if rate >= limit * peak), len(rates))
     before = len(rates) - after
     if after < limits["steps_after"] or after < before:

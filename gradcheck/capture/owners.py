@@ -117,7 +117,8 @@ def variable_of(wanted: Any) -> str:
         if frame is None:
             return ""
         for name, value in _variables(frame):
-            if value is wanted or (isinstance(value, nn.Module) and is_wrapper(value) and wanted in value._modules.values()):
+            inner = value._modules.values() if isinstance(value, nn.Module) and is_wrapper(value) else ()
+            if value is wanted or any(v is wanted for v in inner):
                 return name
         frame = frame.f_back
     return ""

@@ -12,6 +12,7 @@ from gradcheck.capture.events import Watched
 from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.observed import observed
 from gradcheck.capture.recorder import Recorder
+from gradcheck.capture.replay import Models
 from gradcheck.capture.script import CORRECT, Capture, nothing_seen
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
@@ -43,12 +44,11 @@ class Training:
 
         The loss of one of several trainings need not fall. Of accumulated batches the first one stands for all.
         """
-        if self.several:
-            frozen = {p.layer for p in m.parameters if not p.trainable}
-            m = replace(m, pairs=tuple(x for x in m.pairs if not {x.first, x.second} & frozen))
-            if outcome(m.probe, m.chance) in ("stalls", "diverges") and m.probe.ended != "non-finite":
-                why = "the script has several optimizers: the loss of one need not fall while the others stand still"
-                m = replace(m, not_measured=(*m.not_measured, NotMeasured("probe", why)))
+        if self.several and outcome(m.probe, m.chance) in ("stalls", "diverges") and m.probe.ended != "non-finite":
+            why = "the script has several optimizers: the loss of one need not fall while the others stand still"
+            m = replace(m, not_measured=(*m.not_measured, NotMeasured("probe", why)))
+        if self.workload is not None and isinstance(self.workload.model, Models):  # what lies between two models is the loop's own affair
+            m = replace(m, pairs=tuple(x for x in m.pairs if x.first.partition(".")[0] == x.second.partition(".")[0]))
         if self.loop.accumulated > 1 and self.workload is not None:
             own = {str(i) for i in range((len(self.workload.batches[0]) - 1) // self.loop.accumulated)}
             m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in own)))

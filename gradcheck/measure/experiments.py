@@ -34,8 +34,15 @@ def rate_factors(probe: Run, chance: float | None, watched: Sequence[Watched]) -
     typical = ratios[len(ratios) * 3 // 4] if ratios else None  # upper quartile: layers that hardly move say nothing about the rate
     if outcome(probe, chance) == "diverges" or typical is None or not math.isfinite(typical):
         return (0.1, 0.01, 0.001, 1e-4)
-    best = BEST_UPDATE / typical
-    candidates = (best, best / 10, 0.1, 10.0) if best > 3 else (0.1, best, 0.01) if best < 0.3 else (0.1, 10.0, 0.01)
+    best, middle = BEST_UPDATE / typical, BEST_UPDATE / max(ratios[len(ratios) // 2], 1e-12)
+    if best > 3:
+        candidates = [best, best / 10, 0.1, 10.0]
+    elif best < 0.3:
+        candidates = [0.1, best, 0.01]
+    else:
+        candidates = [0.1, 10.0, 0.01]
+    if middle > 30 and middle > 3 * best:  # most layers hardly move, few move much
+        candidates.insert(1, middle)
     return tuple(dict.fromkeys(float(f"{c:.2g}") for c in candidates))
 
 

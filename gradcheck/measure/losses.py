@@ -142,8 +142,10 @@ def chance_level(
 
     Cross entropy: the entropy of the class frequencies when there are at least `fewest_labels` labels a class, else
     log(classes): the entropy of a few labels among many classes says little. Squared error: the variance; absolute error: the mean
-    distance from the median. None for losses without such a level.
+    distance from the median. None for losses without such a level, and for sums over the batch.
     """
+    if options.get("reduction") == "sum":
+        return None, None
     if function in ("cross_entropy", "nll_loss") and classes and classes > 1:
         uniform = math.log(classes)
         labels = [t.reshape(-1)[t.reshape(-1) != ignored(options)] for t in targets if not t.is_floating_point()]
@@ -154,7 +156,7 @@ def chance_level(
         share = torch.bincount(joined.long(), minlength=classes).double() / joined.numel()
         return -(share * share.clamp_min(1e-300).log()).sum().item(), uniform
     values = [t.detach().double().reshape(-1) for t in targets]
-    if not values or options.get("reduction") == "sum":
+    if not values:
         return None, None
     t = torch.cat(values)
     if t.numel() == 0 or not torch.isfinite(t).all():

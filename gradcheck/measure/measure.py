@@ -129,7 +129,7 @@ class Session:
         if self.plan.probes and training.ended == "done" and self._doubtful():
             longer = LONGER * steps - FINAL_STEPS
             run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longer)
-            training.run(longer, deadline, enough=lambda _: not self._doubtful(), **run)
+            training.run(longer, deadline, enough=lambda _: not self._doubtful(2 * CLEAR_FALL), **run)
         if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
             ended = "budget" if training.ended == "budget" else "done"
             training.ended = "done"
@@ -138,9 +138,9 @@ class Session:
             training.ended = ended if training.ended == "done" else training.ended
         self.seconds["probe"] = time.perf_counter() - self.started
 
-    def _doubtful(self) -> bool:
+    def _doubtful(self, clear: float = CLEAR_FALL) -> bool:
         run, chance = self._so_far(), self.first.chance
-        return fall(run, chance) < CLEAR_FALL or unsettled(run, chance)
+        return fall(run, chance) < clear or unsettled(run, chance)
 
     def _so_far(self) -> Run:
         return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches))

@@ -115,14 +115,14 @@ class TestInputIgnored:
         assert severities(input_ignored, depends(input_effect=effect, measured={"probe": stalled()})) == expected
 
     @pytest.mark.parametrize(
-        ("effect", "shuffled", "expected"), [(9e-4, 2.019, ["warning"]), (9e-4, 2.021, []), (1.1e-3, 2.019, []), (9e-4, 1.9, ["warning"])]
+        ("effect", "shuffled", "expected"), [(9e-5, 2.019, ["warning"]), (9e-5, 2.021, []), (1.1e-4, 2.019, []), (9e-5, 1.9, ["warning"])]
     )
     def test_a_small_effect_counts_when_shuffled_inputs_do_as_well(self, effect, shuffled, expected):
         m = depends(input_effect=effect, trained_loss=2.0, shuffled_loss=shuffled, standard_error=0.01)
         assert severities(input_ignored, m) == expected
 
     def test_a_small_effect_says_nothing_when_nothing_was_learned(self):
-        m = depends(input_effect=9e-4, trained_loss=2.0, shuffled_loss=2.0, standard_error=0.01, measured={"probe": stalled()})
+        m = depends(input_effect=9e-5, trained_loss=2.0, shuffled_loss=2.0, standard_error=0.01, measured={"probe": stalled()})
         assert findings(input_ignored, m) == []
 
     def test_a_small_effect_says_nothing_without_the_losses(self):
