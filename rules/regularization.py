@@ -50,6 +50,7 @@ def decay_steps(m: Measurement) -> float | None:
     needs=("parameters", "probe", "data", "regularization"),
     limits={
         "epochs": Limit(0.5, "epochs", "Wang and Aitchison 2024: the best time scale lies between one epoch and all of them"),
+        "steps": Limit(50, "steps", "heuristic: the default rate and decay of AdamW take 100,000"),
         "penalty": Limit(10.0, "of the data's loss", "L1 and L2 searched on synthetic data: from 3 to 10 nothing was learned any more"),
     },
     explains=(
@@ -85,8 +86,8 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     An error: the probe fails, and without the decay or penalty the same training learns. Without that proof: a
-    warning when the probe does not learn clearly and weights shrink by e in less than `epochs` 0.5 epochs of your data, or
-    a penalty is above `penalty` 10 times the rest of the loss; a note when it learns all the same.
+    warning when the probe does not learn clearly and weights shrink by e in less than `epochs` 0.5 epochs of your data or
+    `steps` 50 steps, or a penalty is above `penalty` 10 times the rest of the loss; a note when it learns all the same.
 
     ## When to ignore it
     When weights are meant to die out, as in pruning.
@@ -114,13 +115,14 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     if r.penalty is not None:
         findings += _penalty(m, r, limits["penalty"])
     if not findings and steps is not None and m.optimizer.given:
-        findings += _decay(m, r, steps, limits["epochs"])
+        findings += _decay(m, r, steps, max(limits["steps"], limits["epochs"] * m.data.batches))
     return findings
 
 
-def _decay(m: Measurement, r: Regularization, steps: float, epochs: float) -> list[Finding]:
+def _decay(m: Measurement, r: Regularization, steps: float, fewest: float) -> list[Finding]:
+    """`steps` shrink the weights by e; fewer than `fewest` are few."""
     run = recovered(r, DECAY) if failed(m, r) else None
-    short = m.data.given and steps < epochs * m.data.batches
+    short = m.data.given and steps < fewest
     if run is None and not short:
         return []
     severity: Severity = "error" if run is not None else "info" if learns_clearly(m) else "warning"
@@ -133,7 +135,7 @@ def _decay(m: Measurement, r: Regularization, steps: float, epochs: float) -> li
         message += f"; {run.name}, {run_in_words(run)}"
     wanted = 1 / (m.optimizer.lr * max(1000.0, 10.0 * m.data.batches)) if m.optimizer.lr else 1e-4
     text = f"set weight_decay to {number(float(f'{min(wanted, strongest / 10):.1g}'))}"
-    evidence = [Evidence("steps in which weights shrink by e", steps, epochs * m.data.batches, "<", "steps")]
+    evidence = [Evidence("steps in which weights shrink by e", steps, fewest, "<", "steps")]
     remedies = (Remedy("weaker-weight-decay", text, "safe"),)
     confirmed = confirmation(m, run) if run is not None else ""
     return [found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
@@ -230,6 +232,7 @@ def decay_on_norm_and_bias(m: Measurement, limits: Limits) -> Verdict:
     up_to="error",
     needs=("probe", "regularization"),
     limits={
+        "advice": Limit(0.8, "of the values", "Srivastava et al. 2014: between 0.2 and 0.5 of the hidden units are dropped"),
         "rate": Limit(0.5, "of the values", "Srivastava et al. 2014: 0.5 in hidden layers, 0.2 on inputs; more is uncommon"),
         "count": Limit(3.0, "layers", "heuristic: the heads of AlexNet and VGG have two with a rate of 0.5"),
         "noise": Limit(0.9, "of the values", "the scaled noise of a unit is then three times its signal: sqrt(rate / (1 - rate))"),
@@ -258,7 +261,7 @@ def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
     the largest rate is above `rate` 0.5. With smaller rates a warning, when `count` 3 layers or more drop that much, else a
     note: such nets are slow to start, and train. When the net has learned behind the noise: a warning above `noise` 0.9,
     or when the loss falls `slower` 5 times slower than without; an error when both hold and it has fallen by less than `learned`
-    30 %. Nothing on a model whose loss falls in training mode.
+    30 %. On a model whose loss falls in training mode, advice from `advice` 0.8 on, and nothing below.
 
     ## When to ignore it
     When the training is much longer than the probe and is known to get through.
@@ -280,9 +283,9 @@ def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
     if r is None or not r.dropouts:
         return not_applicable("no dropout in the training step")
     run = next((x for x in r.runs if x.lifted == (DROPOUT,) and outcome(x, r.chance) == "learns"), None)
-    if run is None or outcome(m.probe, m.chance) not in ("stalls", "diverges"):
-        return []
     strongest = max(r.dropouts, key=lambda d: d.rate)
+    if run is None or outcome(m.probe, m.chance) not in ("stalls", "diverges"):
+        return _loud(strongest, limits["advice"])
     limit = limits["rate"]
     severity = _severity(m, r, run, strongest, limits)
     if severity is None:
@@ -297,6 +300,17 @@ def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
     layers = [d.layer for d in loud]
     remedies = (Remedy("lower-dropout", text, "safe"),)
     return [found(severity, message, layers=layers, location=strongest.site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+
+
+def _loud(strongest: Dropout, limit: float) -> list[Finding]:
+    """Advice about a rate that is beyond all use, although the training bears it."""
+    if strongest.rate < limit:
+        return []
+    kept = 1 - strongest.rate
+    message = f"{strongest.layer} drops {percent(strongest.rate)} of the values (limit {percent(limit)}): what is left is {percent(kept)}"
+    evidence = (Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer),)
+    remedies = (Remedy("lower-dropout", f"lower the rate of {strongest.layer} to between 0.1 and 0.5", "safe"),)
+    return [found("info", message, layers=(strongest.layer,), location=strongest.site, evidence=evidence, remedies=remedies)]
 
 
 def _severity(m: Measurement, r: Regularization, run: Run, strongest: Dropout, limits: Limits) -> Severity | None:

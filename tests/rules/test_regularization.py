@@ -76,10 +76,14 @@ class TestDecayTooStrong:
         assert findings(decay_too_strong, decayed(0.1, regularization=regularization(without("weight decay")))) == []
 
     @pytest.mark.parametrize(
-        ("decay", "probe", "expected"), [(4.9, stalled(), []), (5.1, stalled(), ["warning"]), (5.1, run(), ["info"]), (4.9, run(), [])]
+        ("decay", "probe", "expected"), [(0.19, stalled(), []), (0.21, stalled(), ["warning"]), (0.21, run(), ["info"]), (0.19, run(), [])]
     )
-    def test_without_proof_half_an_epoch_decides(self, decay, probe, expected):
+    def test_without_proof_fifty_steps_decide(self, decay, probe, expected):
         assert severities(decay_too_strong, decayed(decay, probe=probe)) == expected
+
+    @pytest.mark.parametrize(("decay", "expected"), [(0.049, []), (0.051, ["warning"])])
+    def test_or_half_an_epoch_when_that_is_more(self, decay, expected):
+        assert severities(decay_too_strong, decayed(decay, probe=stalled(), data=data(batches=400))) == expected
 
     def test_the_fastest_decay_counts(self):
         weights = (parameter("a.weight", lr=0.1, weight_decay=0.1), parameter("b.weight", lr=1.0, weight_decay=0.1))
@@ -137,9 +141,13 @@ class TestDropoutTooStrong:
         assert "without dropout, 100 steps moved the loss" in f.confirmed
 
     def test_nothing_when_it_is_not_the_reason(self):
-        assert findings(dropout_too_strong, self.dropped(0.95, runs=(without("dropout", end=2.3),))) == []
+        assert findings(dropout_too_strong, self.dropped(0.79, runs=(without("dropout", end=2.3),))) == []
         assert findings(dropout_too_strong, self.dropped(0.8, trained_loss=1.2)) == []
-        assert findings(dropout_too_strong, replace(self.dropped(0.95), probe=run())) == []
+        assert findings(dropout_too_strong, replace(self.dropped(0.79), probe=run())) == []
+
+    def test_a_rate_beyond_all_use_is_advice_all_the_same(self):
+        f = only(dropout_too_strong, replace(self.dropped(0.95), probe=run()))
+        assert f.severity == "info" and f.location == location(20) and "drops 95 % of the values (limit 80 %)" in f.message
 
     @pytest.mark.parametrize(
         ("rate", "trained", "expected"),
