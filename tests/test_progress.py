@@ -8,7 +8,8 @@ import random
 import pytest
 
 from gradcheck.nouns.measurement import Run
-from gradcheck.progress import fall, outcome, start_and_end
+from gradcheck.progress import PATIENCE, depends_on_order, fall, outcome, start_and_end, unsettled, verdict
+from tests.literals import measurement, stalled
 
 
 def noisy(start: float, end: float, steps: int = 100, noise: float = 0.02, batches: int = 4, hardness: float = 0.0) -> Run:
@@ -60,3 +61,27 @@ def test_start_and_end_cover_every_batch_equally():
     losses = [10.0, 20.0, 30.0] + [1.0, 2.0, 3.0] * 20
     start, end, error = start_and_end(Run("probe", tuple(losses), batches=3))
     assert (start, end, error) == (20.0, 2.0, 0.0)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(PATIENCE - 10, "learns"), (PATIENCE + 10, "stalls")])
+def test_a_small_fall_is_learning_as_long_as_little_time_has_passed(steps, expected):
+    assert outcome(noisy(2.3, 2.2, noise=0.005, steps=steps), 2.3) == expected
+
+
+@pytest.mark.parametrize(("batches", "ended", "expected"), [(4, "budget", "unknown"), (4, "done", "stalls"), (1, "budget", "stalls")])
+def test_a_plateau_that_the_budget_cut_off_is_no_verdict(batches, ended, expected):
+    assert outcome(Run("probe", (2.3,) * 100, batches=batches, ended=ended), 2.3) == expected
+
+
+def test_a_loss_that_jumps_up_late_is_unsettled():
+    early, late = [2.3, 9.0, *[1.0] * 98], [2.3, *[1.0] * 78, 9.0, *[1.0] * 20]
+    assert not unsettled(Run("probe", tuple(early)), 2.3)
+    assert unsettled(Run("probe", tuple(late)), 2.3)
+    assert not unsettled(Run("probe", tuple(late)), 9.0)  # never above what a constant prediction costs
+
+
+@pytest.mark.parametrize(("end", "expected"), [(2.0, "learns"), (2.25, "stalls")])
+def test_a_probe_that_learns_clearly_in_another_order_learns(end, expected):
+    again = Run("other order", tuple([2.3] * 50 + [end] * 250), rate_factor=1.0)
+    m = measurement(probe=stalled(steps=300), experiments=(again,))
+    assert verdict(m) == expected and depends_on_order(m) == (expected == "learns")
