@@ -31,10 +31,11 @@ _EPSILON_OF_GRADIENT = re.compile(r"adam|adamax|rms|radam|nadam|adabelief|lamb|y
 
 
 def functional_step(scene: Scene) -> float | None:
-    """How far the first update moves the output: rms(change) / max(std(output), 0.1). None unless the optimizer is adaptive."""
-    trainee = scene.fork()
-    if not is_adaptive(trainee.optimizer) or needs_closure(trainee.optimizer):
+    """How far the first update moves the output: rms(change) / max(std(output), 0.1). None unless the user chose an adaptive optimizer."""
+    optimizer = scene.workload.optimizer
+    if not scene.workload.optimizer_given or not is_adaptive(optimizer) or needs_closure(optimizer):
         return None
+    trainee = scene.fork()
     batch = few_samples(scene.workload.batches[0], SAMPLES)
     seed_all(scene.seed)
     before, loss = _output(trainee, batch)
