@@ -102,8 +102,8 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     A note above `spike-info` 3, the largest ratio of healthy trainings. A warning above `spike-warning` 5 when the loss
-    then rises by `jump` 25 % of its start or stops being finite, or when the probe does not learn clearly. While it learns clearly
-    the spike must be above `spike-learning` 10.
+    then rises by `jump` 25 % of its start or stops being finite, or when the probe does not learn clearly. While it learns clearly,
+    and where the loss does not rise, the spike must be above `spike-learning` 10.
 
     ## When to ignore it
     With batches of one or two samples, and in reinforcement learning, norms vary that much anyway.
@@ -134,7 +134,8 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     if m.clip is not None and (m.clip.kind == "value" or m.clip.threshold < spike.norm):
         return []
     jumps = spike.jump > limits["jump"]
-    least = limits["spike_learning" if learns_clearly(m) else "spike_warning"]
+    breaks = verdict(m) == "diverges" or (jumps and not learns_clearly(m))
+    least = limits["spike_warning" if breaks else "spike_learning"]
     severity: Severity = "warning" if spike.ratio > least and (jumps or not learns_clearly(m)) else "info"
     limit = least if severity == "warning" else limits["spike_info"]
     threshold = percentile([n for n in m.probe.gradient_norms if math.isfinite(n)], 0.9)

@@ -55,9 +55,10 @@ class TestClippingNeeded:
         assert only(clipping_needed, measurement(probe=one_spike(height, after=after))).severity == expected
 
     def test_so_are_spikes_of_a_training_that_does_not_learn(self):
-        norms = one_spike(6.0).gradient_norms
+        norms = one_spike(12.0).gradient_norms
         f = only(clipping_needed, measurement(probe=stalled(gradient_norms=norms)))
-        assert f.severity == "warning" and "6 at step 50, 6 times that of the steps around it (limit 5)" in f.message
+        assert f.severity == "warning" and "12 at step 50, 12 times that of the steps around it (limit 10)" in f.message
+        assert severities(clipping_needed, measurement(probe=stalled(gradient_norms=one_spike(9.0).gradient_norms))) == ["info"]
 
     def test_the_remedy_says_the_90th_percentile(self):
         norms = [1.0 + i / 1000 for i in range(100)]
