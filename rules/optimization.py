@@ -140,7 +140,8 @@ def low_severity(m: Measurement, run: Run, ratio: float | None, limits: Limits) 
     small = ratio is None or ratio < limits["update_ratio"]
     quicker = run.ended == "learned" and len(run.losses) <= limits["steps"] * len(m.probe.losses)
     further = fall(run, m.chance) - fall(m.probe, m.chance) >= limits["further"]
-    return "error" if small and (quicker or further) else "warning"
+    crawls = fall(m.probe, m.chance) >= limits["crawl"]
+    return "error" if small and not crawls and (quicker or further) else "warning"
 
 
 def _share(x: float) -> str:
@@ -241,6 +242,7 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     needs=("parameters", "probe"),
     limits={
         "update_ratio": Limit(0.01, "of the weight", f"{RATIOS}: best at 0.015 to 0.02; random workloads of benchmarks/predictions.py"),
+        "crawl": Limit(0.06, "of the loss", "random workloads: no failing one that this rule found had fallen by more than 4 %"),
         "further": Limit(0.15, "of the loss", "heuristic: half as much again as what counts as learning"),
         "steps": Limit(0.5, "of the probe's steps", "heuristic: a rate that needs half as many steps is no matter of patience"),
         "update_ratio_alone": Limit(1e-5, "of the weight", "lower bound for long trainings, a hundredth of the usual 0.001 (CS231n)"),
@@ -266,9 +268,10 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher
     one, whose loss falls `further` by 15 % or learns within `steps` half of them, and updates are below
-    `update-ratio` 1 % of the weight. Else a warning. Without experiments: a warning below
-    `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %. An optimizer that gradcheck
-    assumed, and a model that was trained before (fine-tuning rates are low), get advice only.
+    `update-ratio` 1 % of the weight. Else, and when the loss crawls down by `crawl` 6 %, a warning. Without
+    experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
+    An optimizer that gradcheck assumed, and a model that was trained before (fine-tuning rates are low),
+    get advice only.
 
     ## When to ignore it
     When the training is much longer than the probe and its rate is meant to be that low.

@@ -115,6 +115,11 @@ class TestLearningRateTooLow:
     def test_a_model_that_learns_passes(self):
         assert findings(learning_rate_too_low, moving(1e-6)) == []
 
+    @pytest.mark.parametrize(("end", "expected"), [(2.21, "error"), (2.13, "warning")])
+    def test_a_loss_that_crawls_down_is_a_warning(self, end, expected):
+        crawling = run((2.3, 2.3, 2.3, 2.3, *[end] * 296))
+        assert only(learning_rate_too_low, moving(1e-4, probe=crawling, experiments=(at(10.0, 0.1),))).severity == expected
+
     @pytest.mark.parametrize(("ratio", "expected"), [(0.0099, "error"), (0.0101, "warning")])
     def test_it_is_an_error_when_a_higher_rate_learns_and_updates_are_small(self, ratio, expected):
         f = only(learning_rate_too_low, moving(ratio, probe=stalled(), experiments=(at(10.0),)))
