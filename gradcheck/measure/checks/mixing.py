@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,7 +54,7 @@ class Culprit:
         return "routing" if name in RANKS or not self.floating or not self.carries else None
 
 
-class _Seen(Taps):
+class _Seen(Taps, ABC):
     """Sees every operation and the module that it runs in; takes no statistics."""
 
     def _module_call(self, *details: Any) -> None:
@@ -66,8 +67,9 @@ class _Seen(Taps):
             self.seen_operation(name, (args, kwargs or {}), output)
         return output
 
+    @abstractmethod
     def seen_operation(self, name: str, given: Any, output: Any) -> None:
-        raise NotImplementedError
+        """An operation has run: its name, its arguments, its result."""
 
 
 class _Remembering(_Seen):
