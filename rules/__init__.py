@@ -22,6 +22,7 @@ FAMILIES = (
     "normalization",
     "normalization_depth",
     "loss",
+    "loss_not_falling",
     "loss_stability",
     "half_precision",
     "numerics",

@@ -120,3 +120,8 @@ def names(layers: Iterable[Layer]) -> tuple[str, ...]:
 def settled_step(m: Measurement, least: int = 3) -> int | None:
     """The first measured step by which zero-initialised branches have started to move; None when none was measured."""
     return next((step for step in sorted(m.measured_steps) if step >= least), None)
+
+
+def head_site(m: Measurement) -> Location | None:
+    """The expression that creates the last head that has a known place."""
+    return next((x.site for x in reversed(m.layers) if x.head and x.site), None)

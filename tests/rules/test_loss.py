@@ -8,7 +8,8 @@ import pytest
 
 from gradcheck.nouns.checks import Baseline
 from gradcheck.nouns.measurement import BroadcastMix, Measurement, Softmax
-from gradcheck.rules.loss import initial_loss, loss_domain, loss_not_falling, output_loss_mismatch, softmax_dimension
+from gradcheck.rules.loss import initial_loss, loss_domain, output_loss_mismatch, softmax_dimension
+from gradcheck.rules.loss_not_falling import loss_not_falling
 from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
 from tests.literals import data, diverged, falling, layer, location, loss_call, measurement, optimizer, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
