@@ -1,10 +1,12 @@
 """What measuring costs: CPU time and memory of gradcheck beside bare training steps and beside plain hooks.
 
     python -m benchmarks.overhead [--model resnet18 --model gpt6 --model mlp50] [--repeats 15] [--json]
+    python -m benchmarks.overhead --watch [--model resnet18] [--repeats 5]
 
 Every repeat runs all arms once, in random order, on the same model: two bare steps (their ratio is the control), one step
 with all statistics, one with plain `.item()` hooks. Ratios are of CPU time, one thread, and the median over repeats;
-wall-clock ratios are given beside them, and say little on a busy machine.
+wall-clock ratios are given beside them, and say little on a busy machine. With `--watch`: blocks of bare steps beside blocks of
+watched ones, judged as they are for `stop_on`.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ STEPS = 100  # of a whole scan
 MEMORY_STEPS = 12  # enough for every kind of measured step
 LIMITS = {"resnet18": 2.0, "gpt6": 1.5, "mlp50": 2.5}
 SCAN_LIMIT, MEMORY_LIMIT = 1.5, 1.1
+WATCH_LIMITS = {("resnet18", "every 50"): 1.05, ("resnet18", "every step"): 1.6}
+WARM, BLOCK = 9, 50  # steps before those that are timed, and timed
 
 
 def keep_memory() -> None:
@@ -151,6 +155,42 @@ def one_step(name: str, repeats: int) -> dict[str, Any]:
     return result
 
 
+def watching(name: str, repeats: int) -> dict[str, Any]:
+    """Ratios of a block of watched steps to a bare one of the same repeat: every 50th step measured, and every step."""
+    import gradcheck
+
+    torch.manual_seed(0)
+    workload = MODELS[name]()
+
+    def steps(count: int) -> None:
+        for i in range(count):
+            bare_step(workload.model, workload.optimizer, workload.training_step, workload.batches[i % 4])
+
+    def bare(count: int) -> tuple[float, float]:
+        return _timed(lambda: steps(count))
+
+    def watched(every: int, count: int) -> tuple[float, float]:
+        with gradcheck.watch(workload.model, workload.optimizer, every=every, stop_on="error"):
+            steps(WARM)  # the first ones are measured in any case
+            return _timed(lambda: steps(count))
+
+    arms = {
+        "control": (lambda: bare(BLOCK), BLOCK),
+        "every 50": (lambda: watched(50, BLOCK), BLOCK),
+        "every step": (lambda: watched(1, 10), 10),
+    }
+    ratios: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}
+    bare(WARM)
+    for repeat in range(repeats + 1):
+        base = bare(BLOCK)
+        for arm in random.sample(list(arms), len(arms)):
+            run, count = arms[arm]
+            cpu, wall = run()
+            if repeat:
+                ratios[arm].append((cpu / count / (base[0] / BLOCK), wall / count / (base[1] / BLOCK)))
+    return {arm: {"cpu": statistics.median(r[0] for r in rs), "wall": statistics.median(r[1] for r in rs)} for arm, rs in ratios.items()}
+
+
 def _timed(function: Callable[[], Any]) -> tuple[float, float]:
     """CPU and wall-clock seconds."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -231,6 +271,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--step-only", action="store_true", help="skip the whole scan and the memory")
+    parser.add_argument("--watch", action="store_true", help="what watching a loop costs")
     parser.add_argument("--memory", choices=("idle", "bare", "scan"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -241,6 +282,11 @@ def main() -> None:
     keep_memory()
     results = {}
     for name in names:
+        if options.watch:
+            for arm, ratio in watching(name, options.repeats).items():
+                limit = f"   limit {WATCH_LIMITS[name, arm]:.2f}x" if (name, arm) in WATCH_LIMITS else ""
+                print(f"{name}: {arm:<12}{ratio['cpu']:6.3f}x of CPU time {ratio['wall']:6.3f}x of the clock{limit}", flush=True)
+            continue
         step = one_step(name, options.repeats)
         if options.step_only:
             print(name, json.dumps(step))
@@ -248,7 +294,7 @@ def main() -> None:
         results[name] = {"step": step, "scan": whole_scan(name), "memory": peak_memory(name)}
         if not options.json:
             print(_report(name, **results[name]), flush=True)
-    if options.json:
+    if options.json and results:
         print(json.dumps(results, indent=2))
 
 

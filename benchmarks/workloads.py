@@ -258,9 +258,12 @@ def chance(task: Task) -> float:
     return -sum(p * math.log(p) for p in share.tolist() if p > 0)
 
 
-def train(case: Case, steps: int = 300) -> float:
-    """Trains in place, new order of the samples each epoch. The final training loss in units of chance; infinite if it diverged."""
-    generator = torch.Generator().manual_seed(case.seed + 1)
+def train(case: Case, steps: int = 300, order: int | None = None) -> float:
+    """Trains in place, new order of the samples each epoch. The final training loss in units of chance; infinite if it diverged.
+
+    `order`: seed of the order of the samples.
+    """
+    generator = torch.Generator().manual_seed(case.seed + 1 if order is None else order)
     step = 0
     while step < steps:
         for x, y in case.task.batches(generator):

@@ -14,26 +14,37 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradcheck.errors import ConfigError, GradcheckError, SavedRunError, TargetError
+    from gradcheck.errors import ConfigError, GradcheckError, SavedRunError, TargetError, TrainingStopped
+    from gradcheck.fix import Fixed, fix
+    from gradcheck.live.watch import Board, watch
     from gradcheck.nouns.measurement import Measurement
     from gradcheck.nouns.report import Report
+    from gradcheck.nouns.trial import TrialResult
     from gradcheck.nouns.verdict import Evidence, Finding, Remedy
     from gradcheck.scan import scan
+    from gradcheck.trial.story import trial
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Board",
     "ConfigError",
     "Evidence",
     "Finding",
+    "Fixed",
     "GradcheckError",
     "Measurement",
     "Remedy",
     "Report",
     "SavedRunError",
     "TargetError",
+    "TrainingStopped",
+    "TrialResult",
     "__version__",
+    "fix",
     "scan",
+    "trial",
+    "watch",
 ]
 
 _HOMES = {
@@ -41,8 +52,13 @@ _HOMES = {
     "GradcheckError": "gradcheck.errors",
     "SavedRunError": "gradcheck.errors",
     "TargetError": "gradcheck.errors",
+    "TrainingStopped": "gradcheck.errors",
+    "Board": "gradcheck.live.watch",
+    "Fixed": "gradcheck.fix",
+    "watch": "gradcheck.live.watch",
     "Measurement": "gradcheck.nouns.measurement",
     "Report": "gradcheck.nouns.report",
+    "TrialResult": "gradcheck.nouns.trial",
     "Evidence": "gradcheck.nouns.verdict",
     "Finding": "gradcheck.nouns.verdict",
     "Remedy": "gradcheck.nouns.verdict",
@@ -61,7 +77,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`gradcheck.scan` is the function, also after the module of the same name was imported, which would replace it."""
+    """`gradcheck.scan` and `gradcheck.fix` are the functions, also after modules of these names were imported, which would replace them."""
 
     @property
     def scan(self) -> Any:
@@ -70,6 +86,22 @@ class _Package(ModuleType):
     @scan.setter
     def scan(self, module: ModuleType) -> None:
         """What the import system does when it has loaded gradcheck/scan.py: nothing to do."""
+
+    @property
+    def fix(self) -> Any:
+        return importlib.import_module("gradcheck.fix").fix
+
+    @fix.setter
+    def fix(self, module: ModuleType) -> None:
+        """As for `scan`."""
+
+    @property
+    def trial(self) -> Any:
+        return importlib.import_module("gradcheck.trial.story").trial
+
+    @trial.setter
+    def trial(self, package: ModuleType) -> None:
+        """As for `scan`."""
 
 
 sys.modules[__name__].__class__ = _Package

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradcheck.answers import FAILED, FOUND, exits, explain, say, settings_of, version, wants_text
+from gradcheck import commands_fix, commands_trial, commands_watch
+from gradcheck.answers import FAILED, exits, explain, say, settings_of, version, wants_text
+from gradcheck.commands_project import add_to
+from gradcheck.completion import format_name, rule_name, rule_words
 
 if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
@@ -22,16 +25,30 @@ app = typer.Typer(
     help="A linter and profiler for the training health of PyTorch models.",
 )
 
-Words = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run: names, codes, families (GRAD) or ALL.")]
-Ignored = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to leave out.")]
-Extended = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run besides the selected ones.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Option(metavar="RULES", help="Rules to run: names, codes, families (GRAD) or ALL.", autocompletion=rule_words),
+]
+Ignored = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to leave out.", autocompletion=rule_words)]
+Extended = Annotated[
+    list[str] | None, typer.Option(metavar="RULES", help="Rules to run besides the selected ones.", autocompletion=rule_words)
+]
 RulePaths = Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")]
 Outputs = Annotated[
-    list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="full (default), concise or json, to stdout or a file. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="FORMAT[:PATH]",
+        help="full (default), json, sarif, junit, ..., to stdout or a file. May be repeated.",
+        autocompletion=format_name,
+    ),
 ]
 FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level or above [error].")]
+Open = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
 ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")]
 MaxWarnings = Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")]
+BaselineFile = Annotated[str | None, typer.Option(metavar="FILE", help="Findings that are known [.gradcheck-baseline.json].")]
+NoBaseline = Annotated[bool, typer.Option("--no-baseline", help="Show known findings too.")]
+AllowStale = Annotated[bool, typer.Option("--allow-stale", help="Do not fail for entries of the baseline whose findings are gone.")]
 Fast = Annotated[bool, typer.Option("--fast", help="A few steps only: what the first steps show, without training experiments.")]
 Profiled = Annotated[bool, typer.Option("--profile", help="Show what each layer costs.")]
 ShowPassed = Annotated[bool, typer.Option("--show-passed", help="Show the state of every rule, and what was found by convention.")]
@@ -78,6 +95,8 @@ def scan(
     script: Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")] = False,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="Run the script in a temporary copy of its folder.")] = False,
     quiet_script: Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Try remedies too, and show the edits; `gradcheck fix --write` writes them.")] = False,
+    unsafe_fixes: commands_fix.Unsafe = False,
     fast: Fast = False,
     select: Words = None,
     ignore: Ignored = None,
@@ -86,7 +105,11 @@ def scan(
     fail_on: FailOn = None,
     exit_zero: ExitZero = False,
     max_warnings: MaxWarnings = None,
+    baseline: BaselineFile = None,
+    no_baseline: NoBaseline = False,
+    allow_stale: AllowStale = False,
     output: Outputs = None,
+    open_page: Open = False,
     profile: Profiled = False,
     show_passed: ShowPassed = False,
     show_all: ShowAll = False,
@@ -101,25 +124,35 @@ def scan(
     """
     with exits(color):
         from gradcheck.capture.spec import ScriptSpec
+        from gradcheck.gate import baseline_path, exit_code, load_known, without_known
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
         limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
         limits |= {"fast": fast or None, "profile": profile or None}
         settings = settings_of(config, isolated, **chosen, **limits, fail_on=fail_on, max_warnings=max_warnings)
-        outputs = parse_outputs(output or ())
+        outputs = parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
         named = _jobs(targets or [], _arguments(arg or []), flags, settings, steps)
         forced = script or ctx.obj is not None
         jobs = _scripts(named, forced, ScriptSpec("", ctx.obj or (), steps, settings.budget, sandbox, quiet_script))
-        reports, failed = _scan_all(jobs, quiet, color)
-        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all))
-        sys.exit(FAILED if failed else _code(reports, settings, exit_zero))
+        known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
+        reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet) if fix else _scan_all(jobs, quiet, color)
+        reports = without_known(reports, settings, known)
+        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, settings.fail_on))
+        if open_page:
+            from gradcheck.report.browser import open_reports
+
+            open_reports(reports, outputs)
+        sys.exit(FAILED if failed else exit_code(reports, settings, exit_zero=exit_zero, allow_stale=allow_stale))
 
 
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN.json", help="A saved run: what `scan --output json:RUN.json` wrote.")],
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="FORMAT", help="Short for --output FORMAT.", autocompletion=format_name)
+    ] = None,
     select: Words = None,
     ignore: Ignored = None,
     extend_select: Extended = None,
@@ -127,7 +160,11 @@ def report(
     fail_on: FailOn = None,
     exit_zero: ExitZero = False,
     max_warnings: MaxWarnings = None,
+    baseline: BaselineFile = None,
+    no_baseline: NoBaseline = False,
+    allow_stale: AllowStale = False,
     output: Outputs = None,
+    open_page: Open = False,
     profile: Profiled = False,
     show_passed: ShowPassed = False,
     show_all: ShowAll = False,
@@ -139,21 +176,29 @@ def report(
     with exits(color):
         from pathlib import Path
 
+        from gradcheck.gate import baseline_path, exit_code, load_known, without_known
         from gradcheck.judge.judge import judge_again
         from gradcheck.report.json import load_all
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
         settings = settings_of(config, isolated, **chosen, fail_on=fail_on, max_warnings=max_warnings)
-        outputs = parse_outputs(output or ())
-        reports = [judge_again(saved, settings) for saved in load_all(Path(run))]
-        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all))
-        sys.exit(_code(reports, settings, exit_zero))
+        outputs = parse_outputs([*([format] if format else []), *(output or ())], opened=open_page)
+        known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
+        reports = without_known([judge_again(saved, settings) for saved in load_all(Path(run))], settings, known)
+        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, settings.fail_on))
+        if open_page:
+            from gradcheck.report.browser import open_reports
+
+            open_reports(reports, outputs)
+        sys.exit(exit_code(reports, settings, exit_zero=exit_zero, allow_stale=allow_stale))
 
 
 @app.command()
 def rule(
-    name: Annotated[str, typer.Argument(metavar="NAME|CODE", help="A rule, such as vanishing-gradient or GRAD001.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|CODE", help="A rule, such as vanishing-gradient or GRAD001.", autocompletion=rule_name)
+    ],
     output_format: Annotated[str, typer.Option(metavar="text|json")] = "text",
     rules: RulePaths = None,
 ) -> None:
@@ -215,6 +260,14 @@ def _scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool,
     return reports, failed
 
 
+def scan_configured(targets: list[str], settings: Settings, quiet: bool) -> tuple[list[Report], bool]:
+    """Scans targets, or else the configured ones, with nothing but the settings: reports, and whether a target failed."""
+    from gradcheck.capture.spec import ScriptSpec
+
+    jobs = _scripts(_jobs(targets, {}, {}, settings, None), False, ScriptSpec("", budget=settings.budget))
+    return _scan_all(jobs, quiet, "auto")
+
+
 def _jobs(
     targets: list[str], arguments: dict[str, str], flags: dict[str, Any], settings: Settings, steps: int | None
 ) -> list[tuple[TargetSpec, Settings]]:
@@ -267,13 +320,6 @@ def _scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptS
     return found
 
 
-def _code(reports: list[Report], settings: Settings, exit_zero: bool) -> int:
-    if exit_zero:
-        return 0
-    many = settings.max_warnings is not None and sum(r.count("warning") for r in reports) > settings.max_warnings
-    return FOUND if many or any(r.exit_code(settings.fail_on) for r in reports) else 0
-
-
 def _split(words: list[str] | None) -> list[str] | None:
     """`--select GRAD,INIT --select dead-units` as one list."""
     return None if words is None else [w.strip() for word in words for w in word.split(",") if w.strip()]
@@ -294,3 +340,9 @@ def _color(color: str) -> Any:
     if color not in ("auto", "always", "never"):
         raise ConfigError(f"--color must be auto, always or never; got {color!r}")
     return color
+
+
+add_to(app)
+commands_watch.add_to(app)
+commands_fix.add_to(app)
+commands_trial.add_to(app)

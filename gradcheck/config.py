@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradcheck.config_file import Source, find_file, inline, read_file
-from gradcheck.config_keys import RuleSettings, TargetSettings, parse
+from gradcheck.config_keys import Assertion, RuleSettings, TargetSettings, parse
 from gradcheck.nouns.verdict import Severity
 
 __all__ = ["RuleSettings", "Settings", "TargetSettings", "load", "settings_from"]
@@ -48,6 +48,9 @@ class Settings:
     rules: Mapping[str, RuleSettings] = field(default_factory=dict)  # by name or code, as the user wrote it
     per_layer_ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # glob -> selectors
     targets: Mapping[str, TargetSettings] = field(default_factory=dict)
+    baseline: Path | None = None  # file of the findings that are known
+    baseline_tolerance: float = 0.5  # part of the stored value by which a known finding may get worse
+    assertions: tuple[Assertion, ...] = ()
 
     def rule(self, name: str, code: str) -> RuleSettings:
         """Settings of the rule with this name and code."""
@@ -115,6 +118,9 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     for key in ("per_layer_ignores", "targets"):
         if key in below and key in above:
             merged[key] = {**below[key], **above[key]}
+    if "assertions" in below and "assertions" in above:
+        own = {a.name for a in above["assertions"]}
+        merged["assertions"] = (*(a for a in below["assertions"] if a.name not in own), *above["assertions"])
     if "rules" in below and "rules" in above:
         merged["rules"] = {**below["rules"], **above["rules"]}
         for word in set(below["rules"]) & set(above["rules"]):

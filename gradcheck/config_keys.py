@@ -6,13 +6,17 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gradcheck.config_file import Source
 from gradcheck.errors import ConfigError
+from gradcheck.nouns.places import Location
 from gradcheck.nouns.verdict import SEVERITIES, Severity
 
 FAIL_ON = (*SEVERITIES, "never")
+FIELDS = {"assert": "assertions"}  # keys that cannot be the name of a field
+SIDES = {"min": "minimum", "max": "maximum"}
+AGGREGATES = ("median", "optimistic", "pessimistic")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,18 @@ class TargetSettings:
 
 
 @dataclass(frozen=True)
+class Assertion:
+    """A limit of `[tool.gradcheck.assert]` on a number of the run."""
+
+    name: str  # "stat:loss.final", "score:gradients"
+    severity: Severity
+    minimum: float | None = None
+    maximum: float | None = None
+    aggregate: Literal["median", "optimistic", "pessimistic"] = "median"  # over the seeds
+    location: Location | None = None
+
+
+@dataclass(frozen=True)
 class Place:
     """A key in a source, for error messages."""
 
@@ -48,7 +64,11 @@ class Place:
 
     def wrong(self, what: str, value: object, hint: str = "") -> ConfigError:
         name = self.key if not self.table else ".".join((*self.table, self.key))
-        return ConfigError(f"{name} {what}; got {value!r}", hint=hint, location=self.source.find(self.table, self.key))
+        return ConfigError(f"{name} {what}; got {value!r}", hint=hint, location=self.location)
+
+    @property
+    def location(self) -> Location | None:
+        return self.source.find(self.table, self.key)
 
 
 Reader = Callable[[Any, Place], Any]
@@ -68,7 +88,7 @@ def _read(table: Mapping[str, Any], readers: Mapping[str, Reader], source: Sourc
         name = key.replace("_", "-")
         if name not in readers:
             raise _unknown_key(key, readers, source, at)
-        values[name.replace("-", "_")] = readers[name](value, Place(source, at, key))
+        values[FIELDS.get(name, name.replace("-", "_"))] = readers[name](value, Place(source, at, key))
     return values
 
 
@@ -190,6 +210,34 @@ def _arguments(value: object, place: Place) -> dict[str, str]:
     return {k: v if isinstance(v, str) else repr(v) for k, v in _table(value, place).items()}
 
 
+def _baseline(value: object, place: Place) -> Path:
+    return place.source.folder / _text(value, place)
+
+
+def _assertions(value: object, place: Place) -> tuple[Assertion, ...]:
+    return tuple(_assertion(name, own, Place(place.source, (place.key,), name)) for name, own in _table(value, place).items())
+
+
+def _assertion(name: str, value: object, place: Place) -> Assertion:
+    """`{ max = 1.8 }` or `["warning", { max = 1.8 }]`."""
+    from gradcheck.judge.assertions import known_names
+
+    kind = name.partition(":")[0]
+    if kind not in ("stat", "score") or (kind == "stat" and name not in known_names()):
+        close = difflib.get_close_matches(name, known_names(), n=1, cutoff=0.6)
+        hint = f'did you mean "{close[0]}"?' if close else "known numbers: " + ", ".join(known_names())
+        raise ConfigError(f"unknown number {name!r} in {place.source.table(place.table)}", hint=hint, location=place.location)
+    severity, own = value if isinstance(value, (list, tuple)) and len(value) == 2 else ("error", value)
+    if not isinstance(own, Mapping) or not own.keys() & SIDES.keys() or not own.keys() <= {*SIDES, "aggregate"}:
+        raise place.wrong("must be { min = ..., max = ... }, or [severity, { ... }]", value, '"stat:loss.final" = { max = 1.8 }')
+    aggregate = own.get("aggregate", "median")
+    if aggregate not in AGGREGATES:
+        raise place.wrong("has an unknown aggregate", aggregate, f"known: {', '.join(AGGREGATES)}")
+    sides: dict[str, Any] = {SIDES[side]: _number(own[side], place) for side in SIDES if side in own}
+    level: Any = _severity(severity, place)
+    return Assertion(name, level, **sides, aggregate=aggregate, location=place.location)
+
+
 READERS: Mapping[str, Reader] = {
     "select": _texts,
     "ignore": _texts,
@@ -203,6 +251,9 @@ READERS: Mapping[str, Reader] = {
     "device": _text,
     "dtype": _text,
     "rule-paths": _paths,
+    "baseline": _baseline,
+    "baseline-tolerance": _above_zero,
+    "assert": _assertions,
     "rules": _rule_table,
     "per-layer-ignores": _ignore_table,
     "targets": _target_table,

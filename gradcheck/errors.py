@@ -4,11 +4,14 @@ GradcheckError
   TargetError        the model, data, loss or optimizer cannot be found, loaded or run
   ConfigError        [tool.gradcheck], a flag, or a rule selection is wrong
   SavedRunError      a saved run cannot be read or written
+
+TrainingStopped      not an error of gradcheck's: `watch(stop_on=...)` ends the user's loop with it
 """
 
 from __future__ import annotations
 
 from gradcheck.nouns.places import Location
+from gradcheck.nouns.verdict import Finding
 
 
 class GradcheckError(Exception):
@@ -31,3 +34,11 @@ class ConfigError(GradcheckError):
 
 class SavedRunError(GradcheckError):
     """A saved run cannot be read, is of a newer schema, or cannot be written."""
+
+
+class TrainingStopped(BaseException):
+    """A watched run has a finding that `stop_on` asked to stop at. Not an Exception: loops that catch those are to end all the same."""
+
+    def __init__(self, message: str, *, finding: Finding) -> None:
+        super().__init__(message)
+        self.finding = finding

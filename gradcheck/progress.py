@@ -37,6 +37,8 @@ def start_and_end(run: Run) -> tuple[float, float, float]:
     losses, batches, n = run.losses, max(1, run.batches), len(run.losses)
     if n < 2:
         return (losses[0], losses[0], 0.0) if losses else (math.nan, math.nan, 0.0)
+    if run.live:
+        return _ends_of_live(losses)
     if n < 2 * batches:
         quarter = max(1, n // 4)
         return fmean(losses[:quarter]), fmean(losses[-quarter:]), _standard_error(losses[-quarter:])
@@ -44,6 +46,12 @@ def start_and_end(run: Run) -> tuple[float, float, float]:
     last = losses[-window:]
     changes = [b - a for a, b in zip(losses[-window - batches : -batches], last, strict=True)] if n >= window + batches else last
     return fmean(losses[:batches]), fmean(last), _standard_error(changes) / 2**0.5
+
+
+def _ends_of_live(losses: Sequence[float]) -> tuple[float, float, float]:
+    """The same for the user's own run: its first few losses, however long it is, and its last tenth."""
+    last = losses[-max(SETTLED_VISITS, len(losses) // 10) :]
+    return fmean(losses[: min(SETTLED_VISITS, max(1, len(losses) // 4))]), fmean(last), _standard_error(last)
 
 
 def _standard_error(values: Sequence[float]) -> float:
@@ -72,6 +80,8 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
         return "unknown"
     if run.ended == "learned":
         return "learns"
+    if run.live:
+        return _live_outcome(run, chance)
     start, end, error = start_and_end(run)
     relative = fall(run, chance)
     if relative >= CLEAR_FALL:
@@ -86,6 +96,21 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
         return "learns"
     cut_off = run.ended == "budget" and run.batches > 1 and len(run.losses) < PATIENCE  # on a plateau that it may yet leave
     return "unknown" if cut_off else "stalls"
+
+
+def _live_outcome(run: Run, chance: float | None) -> Outcome:
+    """Of the user's own run. It may be resumed, fine-tuned, or led by rewards: a loss that stays, or rises a little, proves nothing.
+
+    It diverges where the loss stays well above both its start and chance; where chance is not known, far above its start.
+    """
+    if fall(run, chance) >= CLEAR_FALL:
+        return "learns"
+    start, last = start_and_end(run)[0], run.losses[-SETTLED_VISITS:]
+    if chance is not None and chance > 0 and len(run.losses) >= FEWEST_STEPS:
+        limit = DIVERGED * max(min(run.losses[0], start), chance)
+    else:
+        limit = BLOWN_UP * max(abs(start), 1e-12)
+    return "diverges" if len(last) == SETTLED_VISITS and min(last) > limit else "unknown"
 
 
 def unsettled(run: Run, chance: float | None = None) -> bool:

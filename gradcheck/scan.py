@@ -17,6 +17,7 @@ from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.trainings import Training, explain_ending, trainings_of
 from gradcheck.config import Settings, settings_from
 from gradcheck.errors import TargetError
+from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.protocol import Need
 from gradcheck.judge.select import chosen, needs
@@ -108,7 +109,8 @@ def _scan_training(training: Training, settings: Settings, progress: Progress | 
     rules = chosen(settings)
     measurement = training.observed(get_args(Need))
     findings, suppressed, states = judge([measurement], rules, settings)
-    return Report(measurement.target, findings, states, (measurement,), suppressed, time.perf_counter() - started, __version__)
+    report = Report(measurement.target, findings, states, (measurement,), suppressed, time.perf_counter() - started, __version__)
+    return asserted(report, settings)
 
 
 def scan_workload(workload: Workload, settings: Settings, progress: Progress | None = None, seen: Seen | None = None) -> Report:
@@ -123,12 +125,6 @@ def scan_workload(workload: Workload, settings: Settings, progress: Progress | N
         measured = measure(workload, plan, progress or (lambda phase, fraction: None))
         measurements.append(seen(measured) if seen is not None else measured)
     findings, suppressed, states = judge(measurements, rules, settings)
-    return Report(
-        measurements[0].target,
-        findings,
-        states,
-        tuple(measurements),
-        suppressed,
-        time.perf_counter() - started,
-        __version__,
-    )
+    seconds = time.perf_counter() - started
+    report = Report(measurements[0].target, findings, states, tuple(measurements), suppressed, seconds, __version__)
+    return asserted(report, settings)

@@ -34,4 +34,5 @@ FAMILIES = (
     "data",
     "loop",
     "loop_batches",
+    "loop_ranks",
 )

@@ -131,7 +131,7 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     spike = spike or largest_spike(m)
     if spike is None or not spike.ratio > limits["spike_info"]:
         return []
-    if m.clip is not None and (m.clip.kind == "value" or m.clip.threshold < spike.norm):
+    if m.clip is not None and (m.clip.kind != "norm" or m.clip.threshold < spike.norm):
         return []
     jumps = spike.jump > limits["jump"]
     breaks = verdict(m) == "diverges" or (jumps and not learns_clearly(m))

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.judge.rates import update_ratio
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.progress import best_experiment, outcome, verdict
-from gradcheck.rules.optimization import update_ratio
 from gradcheck.rules.words import layers_in_words, learns_clearly, number, probe_failure
 
 if TYPE_CHECKING:

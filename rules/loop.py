@@ -218,7 +218,7 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
     limit = number(limits["steps"])
     message = f"{seen.steps} of {loop.steps} steps (limit {limit}), {since}, are taken in evaluation mode: {_effects(seen)}"
     evidence = (Evidence("steps in evaluation mode", seen.steps, limits["steps"], ">=", f"of {loop.steps} steps"),)
-    remedies = (Remedy("training-mode", f"call train() on the model before step {seen.first}, after each evaluation"),)
+    remedies = (Remedy("restore-training-mode", f"call train() on the model before step {seen.first}, after each evaluation"),)
     return [
         found(
             severity,

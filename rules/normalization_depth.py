@@ -154,7 +154,7 @@ def deep_batchnorm_without_skips(m: Measurement, limits: Limits) -> Verdict:
         f"{len(norms)} batch normalizations in a row without a bypass: the gradient grows by {number(abs(trend.slope))} decades per layer "
         f"towards the input, {number(abs(trend.total))} in all (limit {number(limits['total'])}): {means}"
     )
-    remedies = (*cures.bypass(layers), Remedy("rate-warmup", "warm the rate up over the first few hundred steps", "advice"))
+    remedies = (*cures.bypass(layers), Remedy("warm-up", "warm the rate up over the first few hundred steps", "advice"))
     evidence = trend_evidence(trend, limits, layers[0].name)
     severity: Severity = "info" if mild else "warning"
     return [found(severity, message, layers=norm_names(norms), location=main_site(norms), evidence=evidence, remedies=remedies)]
@@ -224,7 +224,7 @@ def post_norm_without_warmup(m: Measurement, limits: Limits) -> Verdict:
         f"{len(norm_names(norms))} normalizations take the sum of bypass and branch (post-norm; limit {number(limits['norms'])}), and "
         f"{optimizer_in_words(m)} (limit {number(limits['rate'])}) starts without warm-up: {means}"
     )
-    warm = Remedy("rate-warmup", "raise the rate linearly from 0 over the first few hundred steps, up to a tenth of the run", "advice")
+    warm = Remedy("warm-up", "raise the rate linearly from 0 over the first few hundred steps, up to a tenth of the run", "advice")
     pre = Remedy("pre-norm", "normalise the branch's input instead of the sum (norm_first=True), with one more norm at the end", "unsafe")
     evidence = (
         Evidence("post-norm normalizations", float(len(norm_names(norms))), limits["norms"], ">=", "", norms[0].layer),

@@ -150,7 +150,7 @@ def _forward_event(m: Measurement, events: Sequence[NonFinite]) -> Finding:
     )
     return found(
         severity,
-        f"{first.operation}{_place(first)} gives {_kind(first)} at step {first.step}{_inputs(first)}{more}: "
+        f"{first.operation}{_place(first)}{_on_rank(first.rank)} gives {_kind(first)} at step {first.step}{_inputs(first)}{more}: "
         "it turns the loss and every gradient behind it non-finite, and training ends there",
         layers=(first.layer,) if first.layer else (),
         location=first.site or _site(m, first.layer),
@@ -186,12 +186,22 @@ def _unlocated(m: Measurement, step: int) -> Finding:
     loss = m.probe.losses[step]
     return found(
         severity,
-        f"the loss is {number(loss)} at step {step} (it must be finite); no single operation was seen to cause it: training ends there",
+        f"the loss is {number(loss)} at step {step}{_on_rank(_rank_of_loss(m, step))} (it must be finite); no single operation was seen to cause it: training ends there",
         location=next((c.site for c in m.losses if c.site), None),
         evidence=(Evidence("loss", loss, None, "=", f"at step {step}"),),
         remedies=(Remedy("guard-domain", "run the step under torch.autograd.detect_anomaly() to find the operation", "advice"),),
         confirmed=confirmed,
     )
+
+
+def _on_rank(rank: int | None) -> str:
+    return f" on rank {rank}" if rank is not None else ""
+
+
+def _rank_of_loss(m: Measurement, step: int) -> int | None:
+    """Of a distributed training: the one rank whose loss was not finite there; None where all were, or others."""
+    ranks = [x.rank for x in m.ranks.non_finite if x.step == step] if m.ranks is not None else []
+    return ranks[0] if len(ranks) == 1 else None
 
 
 @rule("NUM002", "singular-derivative", up_to="error", needs=("numerics", "probe"), explains=("LOSS005", "GRAD002", "GRAD004", "OPT002"))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import is_matrix
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.judge.rates import TARGET_RATIO, update_ratio
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.progress import CLEAR_FALL, any_learned, depends_on_order, experiment_outcome, fall, verdict
 from gradcheck.rules.words import number, optimizer_in_words, percent, run_in_words
@@ -17,25 +16,7 @@ if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement, Run
     from gradcheck.nouns.verdict import Finding, Severity
 
-FIRST, LAST = 3, 20  # steps between which the size of an update is judged: after the start, before the decay
-TARGET_RATIO = 0.01  # best at step 10 over 12 networks and 3 optimizers: 0.015 to 0.02, within 0.4 decades
 RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"
-
-
-def update_ratio(m: Measurement) -> float | None:
-    """Median of ||update|| / ||weight|| over weight matrices and the measured steps 3 to 20, or all when it broke off earlier.
-
-    Zero-initialised weights are left out, and those without gradient: what no gradient moves says nothing about the rate.
-    """
-    ratios = [
-        (s.step, s.update_ratio)
-        for p in m.parameters
-        if p.trainable and p.groups > 0 and is_matrix(p) and p.steps and p.steps[0].norm > 0
-        for s in p.steps
-        if s.update_ratio is not None and math.isfinite(s.update_ratio) and s.gradient_norm
-    ]
-    settled = [ratio for step, ratio in ratios if FIRST <= step <= LAST]
-    return median(settled or [ratio for _, ratio in ratios]) if ratios else None
 
 
 def best_rate(m: Measurement, *, higher: bool) -> Run | None:

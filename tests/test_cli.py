@@ -211,7 +211,7 @@ def test_a_file_output_is_beside_the_text_and_is_the_only_file(scanned, gradchec
     _, out, _ = gradcheck("scan", "sick.py", "--output", "json:run.json", "--output", "concise:run.txt")
     assert "vanishing-gradient (GRAD001) error" in out
     assert Report.load(tmp_path / "run.json").findings[0].code == "GRAD001"
-    assert (tmp_path / "run.txt").read_text().startswith("sick.py: vanishing-gradient (GRAD001) sick")
+    assert (tmp_path / "run.txt").read_text().startswith("sick.py:1:1: vanishing-gradient (GRAD001) sick")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "run.txt"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from gradcheck.nouns.report import Report
 from gradcheck.report.json import dumps
+from gradcheck.report.outputs import FORMATS
 from tests.literals import measurement
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +48,7 @@ def heavy_among(modules):
     return sorted(modules.intersection(HEAVY))
 
 
-LIGHT = [("--help",), ("--version",), ("rule", "vanishing-gradient"), ("rule", "GRAD001"), ("rules",), ("scan", "--help")]
+LIGHT = [("--help",), ("--version",), ("rule", "vanishing-gradient"), ("rule", "GRAD001"), ("rules",), ("scan", "--help"), ("trial", "--help")]
 
 
 @pytest.mark.parametrize("words", LIGHT)
@@ -61,8 +62,10 @@ def test_importing_gradcheck_imports_no_torch_and_its_nouns_neither():
 
 def test_judging_a_saved_run_again_imports_no_torch(tmp_path):
     (tmp_path / "run.json").write_text(dumps(Report("model.py", (), (), (measurement(),))))
-    for output in ("full", "concise", "json"):
-        assert heavy_among(modules_after(command("report", "run.json", "--exit-zero", "--output", output), tmp_path)) == []
+    outputs = [word for name in FORMATS for word in ("--output", f"{name}:{tmp_path / name}")]
+    assert heavy_among(modules_after(command("report", "run.json", "--exit-zero", *outputs), tmp_path)) == []
+    assert all((tmp_path / name).is_file() for name in FORMATS)
+    assert heavy_among(modules_after(command("diff", "run.json", "run.json"), tmp_path)) == []
 
 
 def test_the_check_for_heavy_imports_can_fail():
@@ -107,7 +110,7 @@ def test_an_unknown_rule_exits_2_with_a_suggestion():
 
 
 def test_rules_are_listed_a_line_each():
-    rows = run("rules", "--select", "META,GRAD001").stdout.splitlines()
+    rows = run("rules", "--select", "META001,GRAD001").stdout.splitlines()
     assert [row.split()[:2] for row in rows] == [["GRAD001", "vanishing-gradient"], ["META001", "unused-ignore"]]
 
 

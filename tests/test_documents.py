@@ -47,6 +47,28 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (ROOT / link).exists(), f"{name} links to {link}"
 
 
+def test_links_of_the_guides_lead_somewhere() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_index_of_the_guides_names_them_all() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, f"docs/README.md does not name {page.name}"
+
+
+def test_the_guide_for_ci_names_every_format_statistic_and_score() -> None:
+    from gradcheck.judge.scores import CATEGORIES
+    from gradcheck.judge.stats import STATS
+    from gradcheck.report.outputs import FORMATS
+
+    guide = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    for name in (*FORMATS, *STATS, *CATEGORIES):
+        assert f"`{name}`" in guide, name
+
+
 def test_the_pages_of_the_rules_are_as_the_rules_say() -> None:
     spec = importlib.util.spec_from_file_location("make_rules", ROOT / "docs" / "make_rules.py")
     assert spec is not None and spec.loader is not None

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 TENSORS = ("torch", "numpy")
-MEASURING = ("gradcheck.measure", "gradcheck.target", "gradcheck.capture")
+MEASURING = ("gradcheck.measure", "gradcheck.target", "gradcheck.capture", "gradcheck.live.follower")
 JUDGING = ("gradcheck.judge", "gradcheck.rules")
 SHOWING = ("gradcheck.report", "gradcheck.scan", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers")
 
@@ -25,15 +25,50 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "gradcheck.judge": (*TENSORS, *MEASURING, *SHOWING),
     "gradcheck.report": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli"),
     "gradcheck.capture": (*JUDGING, *SHOWING),
+    "gradcheck.live": ("gradcheck.scan", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
+    "gradcheck.live.command": TENSORS,
+    "gradcheck.live.parent": TENSORS,
+    "gradcheck.live.screen": TENSORS,
     "gradcheck.measure": (*JUDGING, *SHOWING),
     "gradcheck.target": (*JUDGING, *SHOWING),
+    "gradcheck.remedies": ("gradcheck.rules", *SHOWING),
+    "gradcheck.remedies.source": (*TENSORS, *MEASURING, *JUDGING),
+    "gradcheck.fixing": (
+        "gradcheck.rules",
+        "gradcheck.fix",
+        "gradcheck.report.console",
+        "gradcheck.cli",
+        "gradcheck.commands",
+        "gradcheck.answers",
+    ),
+    "gradcheck.fix": ("gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
+    "gradcheck.commands_fix": (*TENSORS, "gradcheck.cli"),
+    "gradcheck.trial": (
+        "gradcheck.rules",
+        "gradcheck.fix",
+        "gradcheck.report.console",
+        "gradcheck.cli",
+        "gradcheck.commands",
+        "gradcheck.answers",
+    ),
+    "gradcheck.trial.options": (*TENSORS, *MEASURING, *JUDGING, *SHOWING),
+    "gradcheck.commands_trial": (*TENSORS, "gradcheck.cli"),
     "gradcheck.scan": ("gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
     "gradcheck.answers": (*TENSORS, "gradcheck.cli", "gradcheck.commands"),
     "gradcheck.commands": (*TENSORS, "gradcheck.cli"),
+    "gradcheck.commands_project": (*TENSORS, "gradcheck.cli"),
+    "gradcheck.gate": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli", "gradcheck.commands"),
+    "gradcheck.starter": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli", "gradcheck.commands"),
+    "gradcheck.integrations": ("gradcheck.rules", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
+    "gradcheck.integrations.pytest_plugin": (*TENSORS, *MEASURING, "gradcheck.cli", "gradcheck.commands"),
     "gradcheck.cli": TENSORS,
 }
 # What is allowed all the same: Report.to_json and Report.load, conveniences that import the writer when they are called.
-ALLOWED = {("gradcheck.nouns.report", "gradcheck.report.json")}
+ALLOWED = {
+    ("gradcheck.nouns.report", "gradcheck.report.json"),
+    ("gradcheck.nouns.report", "gradcheck.report.html"),
+    ("gradcheck.nouns.trial", "gradcheck.report.json"),
+}
 
 
 def within(name: str, package: str) -> bool:

@@ -89,6 +89,7 @@ def test_wheel_holds_the_package_and_the_rules_only(sources: Path, tmp_path: Pat
     names = files_in(build("build_wheel", sources, tmp_path))
     assert {name.partition("/")[0] for name in names} == {"gradcheck"}
     assert "gradcheck/py.typed" in names
+    assert {"gradcheck/report/html/style.css", "gradcheck/report/html/script.js"} <= names
     assert {name.rpartition("/")[2] for name in names if name.startswith("gradcheck/rules/")} == modules_of(ROOT / "rules")
 
 

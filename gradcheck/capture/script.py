@@ -110,14 +110,22 @@ class _Run:
         self.spec, self.stack = spec, stack
         self.folder, self.cwd = path.parent, Path.cwd()
         self.home: Path | None = None
-        if spec.sandbox:
+        if spec.sandbox or spec.edits:
             self.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradcheck-")))
             stack.enter_context(moved(str(self.home), str(path.parent)))
             self.folder = self.home
             shutil.copytree(path.parent, self.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            self._edit(path.parent, self.home)
         self.file = str(self.folder / path.name)
         self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
         self.module = types.ModuleType("__main__")
+
+    def _edit(self, original: Path, home: Path) -> None:
+        for name, data in self.spec.edits:
+            file = Path(name).resolve()
+            if not file.is_relative_to(original):
+                raise TargetError(f"{name} is not in the folder of {self.spec.path}", hint="put the script beside the modules that it uses")
+            (home / file.relative_to(original)).write_bytes(data)
 
     def go(self, sites: Sites) -> Capture:
         clock = _Clock(self.spec)
@@ -157,7 +165,7 @@ class _Run:
             sys.argv = [self.spec.path, *self.spec.arguments]
             sys.path.insert(0, str(self.folder))
             os.environ.setdefault("MPLBACKEND", "Agg")
-            if self.home is not None:
+            if self.home is not None and (self.spec.sandbox or self._inside()):
                 os.chdir(self.home / self.cwd.relative_to(Path(self.spec.path).resolve().parent) if self._inside() else self.home)
             with _alarm(clock, self.spec.budget or BUDGET), torch.compiler.set_stance("force_eager"), self._output():
                 yield

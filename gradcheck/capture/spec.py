@@ -14,6 +14,7 @@ class ScriptSpec:
     sandbox: bool = False  # run in a temporary copy of its folder
     quiet: bool = False  # what it prints is dropped
     seed: int = 0
+    edits: tuple[tuple[str, bytes], ...] = ()  # (path, content) of files that read otherwise in the copy, which is made for them
 
     @property
     def target(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from gradcheck.config import RuleSettings, Settings
+from gradcheck.judge.assertions import asserted
 from gradcheck.judge.causes import fold
 from gradcheck.judge.protocol import NoVerdict, Rule
 from gradcheck.judge.seeds import agree, merge_sites
@@ -65,7 +66,7 @@ def judge_again(report: Report, settings: Settings) -> Report:
     findings, suppressed, states = judge(report.measurements, able, settings)
     by_code = {s.code: s for s in states}
     every = tuple(by_code.get(r.code) or _unmeasured(r, measured) for r in rules)
-    return replace(report, findings=findings, suppressed=suppressed, rules=every)
+    return asserted(replace(report, findings=findings, suppressed=suppressed, rules=every, known=()), settings)
 
 
 def _unmeasured(rule: Rule, measured: Collection[str]) -> RuleState:

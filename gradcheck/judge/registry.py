@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gradcheck.errors import ConfigError
+from gradcheck.judge.gate_rules import failed_assertion, stale_baseline
 from gradcheck.judge.protocol import Rule
 from gradcheck.judge.suppress import unused_ignore
 
@@ -39,7 +40,7 @@ def builtin_rules() -> tuple[Rule, ...]:
     """gradcheck's own rules."""
     families = importlib.import_module("gradcheck.rules").FAMILIES
     modules = (importlib.import_module(f"gradcheck.rules.{family}") for family in families)
-    return (*(rule for module in modules for rule in module.RULES), unused_ignore)
+    return (*(rule for module in modules for rule in module.RULES), unused_ignore, failed_assertion, stale_baseline)
 
 
 def find_rule(word: str, rules: Sequence[Rule]) -> Rule | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Trainee:
     training_step: TrainingStep
     sites: Mapping[int, Location]  # id(module) -> the expression that constructed its original
     clip: Clipping | None = None  # `take_step` applies it
+    loss_function: Callable[[Any, Any], torch.Tensor] | None = None  # what `training_step` is made of, where it is
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The scalar training loss. Raises what the user's code raises, and TargetError when it is no scalar."""
@@ -49,10 +50,11 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
         model = copy.deepcopy(workload.model, memo)
         optimizer = copy_optimizer(workload.optimizer, memo)
         step = _rebind(workload.training_step, memo)
+        loss = _rebind(workload.loss, memo)
     _set_training(model)
     seed_all(seed)
     sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
-    return Trainee(model, optimizer, step, sites, workload.clip)
+    return Trainee(model, optimizer, step, sites, workload.clip, loss)
 
 
 def _set_training(model: nn.Module) -> None:
@@ -115,6 +117,7 @@ def _rebind_function(function: types.FunctionType, memo: dict[int, Any]) -> type
     space = dict(function.__globals__)
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     twin = types.FunctionType(function.__code__, space, function.__name__, None, cells or None)
+    twin.__dict__.update(function.__dict__)
     memo[id(function)] = twin  # a recursive function refers to its own twin
     changed = False
     for cell, original in zip(cells, function.__closure__ or (), strict=True):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gradcheck.measure.local import local
 from gradcheck.measure.statistics import spread
 from gradcheck.nouns.measurement import Parameter, ParameterStep
 
@@ -45,9 +46,10 @@ class Watched:
 
     def sampled(self) -> torch.Tensor:
         """An even sample of the entries; the same view as long as the parameter stays where it is in memory."""
-        if self.sample is None or self.sample.data_ptr() != self.tensor.data_ptr():
-            self.sample = _sampled(self.tensor)
-        return self.sample if self.sample.data_ptr() == self.tensor.data_ptr() else _sampled(self.tensor)
+        tensor = local(self.tensor)
+        if self.sample is None or self.sample.data_ptr() != tensor.data_ptr():
+            self.sample = _sampled(tensor)
+        return self.sample if self.sample.data_ptr() == tensor.data_ptr() else _sampled(tensor)
 
     def noun(self) -> Parameter:
         t = self.tensor
@@ -99,7 +101,7 @@ class StepWatch:
 
     @torch.no_grad()
     def __init__(self, watched: Sequence[Watched], step: int, *, look_at_rows: bool) -> None:
-        self.watched = sorted((w for w in watched if w.tensor.numel()), key=lambda w: _count(w.tensor) > SAMPLE)
+        self.watched = sorted((w for w in watched if _count(w.tensor)), key=lambda w: _count(w.tensor) > SAMPLE)
         self.step = step
         self.rows = look_at_rows
         self.gradients = [_gradient(w.tensor) for w in self.watched]
@@ -116,10 +118,18 @@ class StepWatch:
         self.bounds = list(itertools.accumulate((w.sampled().numel() for w in self.watched), initial=0)) if halves else []
         self.pushed = {i: pushed for i, w in enumerate(self.watched) if (pushed := self._pushed(i, w)) is not None}
 
+    def unscale(self, factor: float) -> None:
+        """Divides what was read of the gradients by the factor of a loss scaler."""
+        if factor == 1.0:
+            return
+        self.total_norm /= factor
+        self.gradient_norms = [None if n is None else n / factor for n in self.gradient_norms]
+        self.gradient_maxima = [None if n is None else n / factor for n in self.gradient_maxima]
+
     def _downhill(self) -> Numbers:
         """The gradient at the entries of the sample, zero where there is none."""
         pairs = zip(self.gradients, (w.tensor for w in self.watched), strict=True)
-        return _joined([_sampled(g if g is not None and g.numel() == _count(p) else torch.zeros_like(p)) for g, p in pairs])
+        return _joined([_sampled(g if g is not None and g.numel() == _count(p) else torch.zeros_like(local(p))) for g, p in pairs])
 
     def _pushed(self, i: int, w: Watched) -> npt.NDArray[np.bool_] | None:
         """Parameters of half precision: which entries of the sample have a gradient."""
@@ -191,7 +201,8 @@ def equal_rows(weight: torch.Tensor, gradient: torch.Tensor | None) -> tuple[flo
     Rows are sorted by their product with one random vector: equal rows have equal products and come to lie side by
     side, where they are compared entry by entry.
     """
-    rows = _plain(weight.detach()).reshape(weight.shape[0], -1)
+    weight = local(weight.detach())
+    rows = _plain(weight).reshape(weight.shape[0], -1)
     low, high = torch.aminmax(rows) if rows.numel() else (torch.zeros(()), torch.zeros(()))
     constant = bool(low == high) and rows.numel() > 1
     if rows.shape[0] < 2 or rows.shape[1] < 2:
@@ -253,7 +264,8 @@ def _listed(scalars: Sequence[torch.Tensor]) -> list[float]:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """As real float32 or float64."""
+    """As real float32 or float64; of a DTensor the local part, here and below."""
+    tensor = local(tensor)
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
@@ -261,19 +273,20 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 def _count(tensor: torch.Tensor) -> int:
     """Real numbers in it."""
+    tensor = local(tensor)
     return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
 def _gradient(p: torch.Tensor) -> torch.Tensor | None:
     if p.grad is None:
         return None
-    gradient = p.grad.detach()
+    gradient = local(p.grad.detach())
     return _plain(gradient.coalesce().values() if gradient.is_sparse else gradient)
 
 
 def _sampled(tensor: torch.Tensor) -> torch.Tensor:
     """An even sample of the entries [blocks, BLOCK], or all of them: a view where possible."""
-    values = tensor.detach()
+    values = local(tensor.detach())
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj())
     flat = values.reshape(-1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gradcheck.measure.clip import clip_gradients
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.parameters import total_norm
 from gradcheck.nouns.measurement import Run
@@ -97,7 +98,7 @@ class Training:
 def take_step(trainee: Trainee, batch: Any) -> None:
     """The optimizer's step; with a closure for those that evaluate the loss themselves (LBFGS)."""
     if not needs_closure(trainee.optimizer):
-        clip_gradients(trainee)
+        clip_gradients(trainee.clip, trainee.model)
         trainee.optimizer.step()
         return
 
@@ -106,18 +107,10 @@ def take_step(trainee: Trainee, batch: Any) -> None:
         loss = trainee.loss(batch)
         if loss.requires_grad:
             loss.backward()
-            clip_gradients(trainee)
+            clip_gradients(trainee.clip, trainee.model)
         return loss
 
     trainee.optimizer.step(closure)  # type: ignore[arg-type]
-
-
-def clip_gradients(trainee: Trainee) -> None:
-    """Clips the gradients as the user's loop does; nothing when it does not."""
-    if trainee.clip is None:
-        return
-    clip = torch.nn.utils.clip_grad_norm_ if trainee.clip.kind == "norm" else torch.nn.utils.clip_grad_value_
-    clip(trainee.model.parameters(), trainee.clip.threshold)
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:

@@ -124,8 +124,8 @@ class Sharpness:
 class Clip:
     """Gradient clipping that the user configured."""
 
-    kind: Literal["norm", "value"]
-    threshold: float
+    kind: Literal["norm", "value", "adaptive"]
+    threshold: float  # norm of all gradients together, largest entry, or share of the norm of a unit's weights
     clipped: float | None = None  # share of the probe's steps, after the first 20, whose norm was above the threshold
     coordinates: float | None = None  # by value: share of gradient entries that were clipped
     cosine: float | None = None  # by value: of the clipped gradient with the unclipped one, the mean over measured steps

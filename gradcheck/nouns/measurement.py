@@ -24,6 +24,7 @@ from gradcheck.nouns.checks import (
 )
 from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.places import Ignore, Location
+from gradcheck.nouns.ranks import RankFacts
 from gradcheck.nouns.structure import LinearPair, Norm, Statistics, Stream
 
 LayerKind = Literal[
@@ -340,6 +341,10 @@ class Run:
     chance: float | None = None  # loss of the best constant prediction on its batches, where they are not those of the probe
     seconds: float = 0.0
     lifted: tuple[str, ...] = ()  # what of the user's regularization was taken away: see Regularization.kinds
+    validated: tuple[tuple[int, float], ...] = ()  # (steps taken, loss on the validation batches in evaluation mode)
+    live: bool = False  # the user's own run, watched: of any length, on its own schedule; long ones have bins of equally many steps
+    loss_scale: float = 1.0  # that the loss was multiplied by; the norms here are divided by it
+    clipped: bool = False  # the norms were read after clipping
 
 
 @dataclass(frozen=True)
@@ -373,6 +378,7 @@ class NonFinite:
     input_min: float | None = None  # range of what went in (forward), or of the forward input (backward)
     input_max: float | None = None
     dtype: str = ""  # of the result
+    rank: int | None = None  # process of a distributed training
 
 
 @dataclass(frozen=True)
@@ -457,6 +463,7 @@ class Measurement:
     streams: tuple[Stream, ...] = ()
     normalization: Statistics | None = None
     loop: LoopFacts | None = None  # the user's own training loop; None: none was seen
+    ranks: RankFacts | None = None  # of a distributed training that was watched
     pretrained: bool = False  # weights or normalization statistics show that the model was trained before
     training: bool = True  # the model was in training mode when it was handed over
     not_measured: tuple[NotMeasured, ...] = ()

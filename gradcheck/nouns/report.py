@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from gradcheck.nouns.measurement import Layer, Measurement
+from gradcheck.nouns.treatment import Outcome, Proof
+from gradcheck.nouns.trial import TrialResult
 from gradcheck.nouns.verdict import SEVERITIES, Finding, RuleState, Severity
 
 SCHEMA_VERSION = 1
@@ -24,6 +26,10 @@ class Report:
     seconds: float = 0.0
     version: str = ""
     schema_version: int = SCHEMA_VERSION
+    outcomes: tuple[Outcome, ...] = ()  # what was tried against the findings, in the order of the plan
+    trial: TrialResult | None = None  # remedies against each other
+    proof: Proof | None = None  # of what was kept, all together; None: nothing was
+    known: tuple[Finding, ...] = ()  # findings that the baseline lists, and that are no worse than it says
 
     @property
     def measurement(self) -> Measurement:
@@ -58,6 +64,16 @@ class Report:
         from gradcheck.report.json import dumps, write_text
 
         text = dumps(self)
+        if path is not None:
+            write_text(Path(path), text)
+        return text
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report as one self-contained page; written to `path` when one is given. Raises as `to_json` does."""
+        from gradcheck.report.html import render
+        from gradcheck.report.json import write_text
+
+        text = render([self])
         if path is not None:
             write_text(Path(path), text)
         return text

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gradcheck.nouns.report import Report
+from gradcheck.report.rows import place
 from gradcheck.report.words import clean, summary, tree
 
 
 def lines(report: Report) -> list[str]:
-    """One line per headline, then the counts. Without a location, the target's name stands where the place would."""
-    rows = [f"{f.location or report.target}: {f.name} ({f.code}) {f.message}" for f, _ in tree(report.findings)]
+    """One line per headline, then the counts. A finding without a location stands at the line that makes the model."""
+    rows = [f"{place(report, f)}: {f.name} ({f.code}) {f.message}" for f, _ in tree(report.findings)]
     return [clean(row) for row in [*rows, summary(report)]]
+
+
+def render(reports: Sequence[Report], view: object = None) -> str:
+    return "".join(f"{line}\n" for report in reports for line in lines(report))

@@ -14,6 +14,7 @@ from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import Finding, Severity
+from gradcheck.report import outcomes, trial
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import profile_table
@@ -26,6 +27,7 @@ SIGNAL_FAMILIES = ("GRAD", "INIT")  # findings that the course of the gradient o
 SIGNAL_CODES = ("ACT003",)
 MOST_LAYERS = 5  # patterns of layer names in a finding
 MOST_UNMEASURED = 3
+MOST_NAMES = 6  # of what was not measured for one reason
 APPLICABILITY = {"safe": "", "unsafe": " (unsafe: changes the architecture or the checkpoint keys)", "advice": ""}
 
 
@@ -45,6 +47,8 @@ def show(
     page.intro(with_target, show_passed)
     for finding, below in tree(report.findings):
         page.finding(finding, below)
+    page.treatment()
+    page.trial(show_all)
     if show_passed:
         page.states()
     if profile:
@@ -145,6 +149,23 @@ class _Page:
                 reason = f": {state.reason}" if state.reason else ""
                 self.labelled(f"{state.status}:", "dim", f"{state.name} ({state.code}){reason}")
 
+    def treatment(self) -> None:
+        """What was tried against the findings; nothing after a scan that treated nothing."""
+        for line in outcomes.lines(self.report):
+            if isinstance(line, outcomes.Labelled):
+                self.labelled(line.label, line.style, line.text)
+            else:
+                self.add(*line)
+
+    def trial(self, everything: bool) -> None:
+        """How remedies fared against each other; nothing for a report without a trial."""
+        self.blank()
+        for line in trial.lines(self.report, everything=everything):
+            if isinstance(line, outcomes.Labelled):
+                self.labelled(line.label, line.style, line.text)
+            else:
+                self.add(*line)
+
     def profile(self, everything: bool) -> None:
         self.blank()
         header, *rows = profile_table(self.report.measurement, everything=everything)
@@ -154,11 +175,17 @@ class _Page:
 
     def tail(self) -> None:
         self.blank()
-        notes = list(dict.fromkeys((n.what, n.why) for m in self.report.measurements for n in m.not_measured))
-        for what, why in notes[:MOST_UNMEASURED]:
-            self.labelled("not measured:", "bold yellow", f"{what}: {why}")
+        by_reason: dict[str, list[str]] = {}
+        for what, why in dict.fromkeys((n.what, n.why) for m in self.report.measurements for n in m.not_measured):
+            by_reason.setdefault(why, []).append(what)
+        notes = [(_listed(what), why) for why, what in by_reason.items()]
+        for names, why in notes[:MOST_UNMEASURED]:
+            self.labelled("not measured:", "bold yellow", f"{names}: {why}")
         if len(notes) > MOST_UNMEASURED:
             self.add(f"{len(notes) - MOST_UNMEASURED} more were not measured: they are in the JSON output")
+        if self.report.outcomes:
+            for line in self.wrapped(clean(outcomes.tail(self.report)), 0):
+                self.add((line, "bold"))
         if not self.report.findings:
             self.labelled("No findings", "bold green", _clean_tail(self.report))
             return
@@ -167,6 +194,12 @@ class _Page:
         explain = f"   Explain: gradcheck rule {self.report.findings[0].name}"
         for line in self.wrapped(clean(conditions(self.report)) + explain, 0):
             self.add(line)
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _clean_tail(report: Report) -> str:

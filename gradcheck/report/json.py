@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradcheck.errors import SavedRunError
 from gradcheck.nouns.report import SCHEMA_VERSION, Report
+from gradcheck.nouns.trial import TrialResult
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 DIGITS = 6
 
 
-def dumps(report: Report) -> str:
-    """The report as one JSON object; `schema_version` says its shape."""
+def dumps(report: Report | TrialResult) -> str:
+    """The report, or the result of a trial, as one JSON object; `schema_version` says its shape."""
     return _text(_plain(report))
 
 
@@ -32,22 +33,32 @@ def dumps_all(reports: Sequence[Report]) -> str:
     return _text({"schema_version": SCHEMA_VERSION, "reports": [_plain(r) for r in reports]})
 
 
-def write_text(path: Path, text: str) -> None:
+def line(value: Any, **more: str) -> str:
+    """A dataclass as one line of JSON, with further members first."""
+    return _text(more | _plain(value))
+
+
+def render(reports: Sequence[Report], view: object = None) -> str:
+    """The `json` format, which is a saved run."""
+    return dumps_all(reports)
+
+
+def write_text(path: Path, text: str, hint: str = "give another path after --output FORMAT:") -> None:
     """Writes a file whole or not at all. Raises SavedRunError when it cannot be written."""
     path = path.expanduser()
     try:
         path = path.resolve()
         if path.exists() and not path.is_file():  # a pipe or a device: nothing to replace
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", newline="")
             return
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8", newline="")
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as e:
-        raise SavedRunError(f"cannot write {path}: {e.strerror}", hint="give another path after --output FORMAT:") from e
+        raise SavedRunError(f"cannot write {path}: {e.strerror}", hint=hint) from e
 
 
 def load(path: Path) -> Report:

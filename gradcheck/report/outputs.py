@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from gradcheck.errors import ConfigError
 from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import Severity
 from gradcheck.report.console import Color, make_console, show
 
-FORMATS = ("full", "concise", "json")
+# Format -> the module that renders it with `render(reports, view) -> str`; `full` is drawn on a console, below.
+FORMATS: Mapping[str, str] = {
+    "full": "gradcheck.report.console",
+    "concise": "gradcheck.report.concise",
+    "json": "gradcheck.report.json",
+    "html": "gradcheck.report.html",
+    "json-lines": "gradcheck.report.json_lines",
+    "markdown": "gradcheck.report.markdown",
+    "sarif": "gradcheck.report.sarif",
+    "junit": "gradcheck.report.junit",
+    "github": "gradcheck.report.github",
+    "gitlab": "gradcheck.report.gitlab",
+    "rdjson": "gradcheck.report.rdjson",
+}
 
 
 @dataclass(frozen=True)
@@ -26,20 +41,25 @@ class Output:
 
 @dataclass(frozen=True)
 class View:
-    """How the `full` format shows a report."""
+    """How reports are shown. Only `full` heeds the first four."""
 
     color: Color = "auto"
     profile: bool = False
     show_passed: bool = False
     show_all: bool = False
+    fail_on: Severity | Literal["never"] = "error"  # from which severity on a finding fails the run
 
 
-def parse_outputs(texts: Iterable[str]) -> tuple[Output, ...]:
-    """Outputs of a run. When none goes to stdout, `full` does too.
+def parse_outputs(texts: Iterable[str], *, opened: bool = False) -> tuple[Output, ...]:
+    """Outputs of a run. When none goes to stdout, `full` does too. `opened`: a browser will show the page.
 
-    Raises ConfigError for an unknown format, a folder that does not exist, or two outputs for one place.
+    Raises ConfigError for an unknown format, a folder that does not exist, two outputs for one place, or a page in a terminal.
     """
     outputs = [_output(text) for text in texts]
+    if sys.stdout.isatty() and Output("html") in outputs:
+        if not opened:
+            raise ConfigError("html is not for a terminal", hint="--output html:report.html, or --open, or pipe it")
+        outputs = [o for o in outputs if o != Output("html")]
     if all(o.path is not None for o in outputs):
         outputs.insert(0, Output("full"))
     places = [o.path for o in outputs]
@@ -72,29 +92,28 @@ def write_outputs(reports: Sequence[Report], outputs: Iterable[Output], view: Vi
     """Writes the reports, files first. Raises SavedRunError when a file cannot be written."""
     from gradcheck.report.json import write_text
 
-    for output in sorted(outputs, key=lambda o: o.path is None):
+    outputs = sorted(outputs, key=lambda o: o.path is None)
+    for output in outputs:
         if output.path is not None:
             text = io.StringIO()
-            _render(reports, output.format, text, View("never", view.profile, view.show_passed, view.show_all))
+            _render(reports, output.format, text, replace(view, color="never"))
             write_text(output.path, text.getvalue())
         else:
             _render(reports, output.format, sys.stdout, view)
             sys.stdout.flush()
+    if any(o.format == "github" for o in outputs):
+        from gradcheck.report.github import append_summary
+
+        append_summary(reports)
 
 
 def _render(reports: Sequence[Report], format: str, file: TextIO, view: View) -> None:
-    if format == "json":
-        from gradcheck.report.json import dumps_all
-
-        file.write(dumps_all(reports))
-    elif format == "concise":
-        from gradcheck.report.concise import lines
-
-        file.write("".join(f"{line}\n" for report in reports for line in lines(report)))
-    else:
-        console = make_console(file, view.color)
-        for i, report in enumerate(reports):
-            if i:
-                console.print()
-            options = {"profile": view.profile, "show_passed": view.show_passed, "show_all": view.show_all}
-            show(report, console, with_target=len(reports) > 1, **options)
+    if format != "full":
+        file.write(importlib.import_module(FORMATS[format]).render(reports, view))
+        return
+    console = make_console(file, view.color)
+    for i, report in enumerate(reports):
+        if i:
+            console.print()
+        options = {"profile": view.profile, "show_passed": view.show_passed, "show_all": view.show_all}
+        show(report, console, with_target=len(reports) > 1, **options)

@@ -38,13 +38,17 @@ def _gradient(layer: Layer) -> float | None:
     return first.rms if first.finite else math.inf
 
 
-def spark(values: Sequence[float]) -> str:
-    """Blocks on a logarithmic scale: zero is the lowest, "!" is not finite."""
-    logs = [math.log10(v) if v > 0 and math.isfinite(v) else v if v else -math.inf for v in _resampled(values)]
-    finite = [x for x in logs if math.isfinite(x)]
+def spark(values: Sequence[float], beside: Sequence[float] = ()) -> str:
+    """Blocks on a logarithmic scale: zero is the lowest, "!" is not finite. `beside`: values that are shown on the same scale."""
+    logs = [_log(v) for v in _resampled(values)]
+    finite = [x for x in (*logs, *map(_log, beside)) if math.isfinite(x)]
     low = min(finite, default=0.0)
     height = max(max(finite, default=0.0) - low, 1.0)
     return "".join(_block((x - low) / height) for x in logs)
+
+
+def _log(value: float) -> float:
+    return math.log10(value) if value > 0 and math.isfinite(value) else value if value else -math.inf
 
 
 def _block(share: float) -> str:

@@ -146,6 +146,8 @@ def rule_counts(report: Report) -> str:
         parts.append(f"{len(by_status['not-measured'])} not measured")
     if report.suppressed:
         parts.append(f"{len(report.suppressed)} suppressed")
+    if report.known:
+        parts.append(f"{len(report.known)} known")
     if by_status["crashed"]:
         crashes = "; ".join(f"{r.name} ({r.reason})" for r in by_status["crashed"])
         parts.append(f"{len(by_status['crashed'])} crashed: {crashes}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gradcheck.nouns.places import Ignore, Location
-from gradcheck.target.sites import display_path
+from gradcheck.target.sites import display_path, readable_path
 
 _IGNORE = re.compile(r"#\s*gradcheck:\s*ignore\[([^\]]*)\]", re.IGNORECASE)
 _LAYOUT = (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
@@ -30,7 +30,7 @@ def _of_file(path: str) -> list[Ignore]:
     first_line: int | None = None  # of the present statement
     shown = display_path(path)
     try:
-        with tokenize.open(path) as file:
+        with tokenize.open(readable_path(path)) as file:
             for token in tokenize.generate_tokens(file.readline):
                 if token.type == tokenize.COMMENT and (names := _names(token.string)):
                     line = token.start[0]
@@ -68,7 +68,7 @@ def snippets(locations: Iterable[Location], context: int = 2) -> dict[str, dict[
 
 def _lines(path: str, wanted: set[int]) -> dict[int, str]:
     try:
-        with tokenize.open(path) as file:
+        with tokenize.open(readable_path(path)) as file:
             return {number: text.rstrip("\r\n") for number, text in enumerate(file, 1) if number in wanted}
     except (OSError, SyntaxError, UnicodeDecodeError):
         return {}

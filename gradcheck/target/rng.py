@@ -34,6 +34,17 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def reseed(seed: int) -> None:
+    """As `seed_all`, quick enough for every step: devices that were never used are left alone."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
 class Dice:
     """The random numbers that follow a seed, again and again: `throw()` starts them anew, at a fraction of the cost of seeding."""
 

@@ -30,7 +30,11 @@ Origin = Literal["user", "package", "torch", "tap", "gradcheck", "hidden"]
 
 _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
-_TAPS = (_GRADCHECK + "measure" + os.sep, *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in ("recorder", "tape", "patches")))
+_TAPS = (
+    _GRADCHECK + "measure" + os.sep,
+    _GRADCHECK + "live" + os.sep,
+    *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in ("recorder", "clips", "scalers", "modes", "passes", "tape", "patches")),
+)
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
 _INSTALLED = tuple({os.path.realpath(sysconfig.get_path(x)) + os.sep for x in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -79,6 +83,15 @@ def display_path(path: str | Path) -> str:
         if absolute.startswith(copy):
             absolute, here = original + absolute.removeprefix(copy), folder
     return os.path.relpath(absolute, here) if absolute.startswith(here.rstrip(os.sep) + os.sep) else absolute
+
+
+def readable_path(shown: str | Path) -> str:
+    """Where the file that runs under a displayed path is read: in the copy, while there is one."""
+    for copy, original, folder in reversed(_copies):
+        absolute = os.path.realpath(os.path.join(folder, shown))
+        if absolute.startswith(original) and os.path.isfile(copy + absolute.removeprefix(original)):
+            return copy + absolute.removeprefix(original)
+    return str(shown)
 
 
 def location_of_frame(frame: FrameType | None, *, torch_detail: bool = False) -> Location | None:

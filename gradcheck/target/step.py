@@ -159,12 +159,17 @@ def _step_with_loss(loss: Loss, of_torch: bool, only_output: bool, model: nn.Mod
         return as_scalar(loss(output))
     if target is None and isinstance(batch, (tuple, list)) and len(batch) > 1:
         target = batch[-1]  # the model takes it as an input, too: (source, target) of a sequence model
-    if not of_torch:
-        return as_scalar(loss(output, target))
+    return as_scalar(apply_loss(loss, output, target, of_torch))
+
+
+def apply_loss(loss: Loss, output: Any, target: Any, of_torch: bool | None = None) -> Any:
+    """`loss` of what a model returned. Losses of torch get the prediction in it, with the classes on the axis where they expect them."""
+    if not (is_torch_loss(loss) if of_torch is None else of_torch):
+        return loss(output, target)
     prediction = first_tensor(output)
     if is_class_loss(loss) and classes_are_last(prediction, target):
         prediction = prediction.movedim(-1, 1)
-    return as_scalar(loss(prediction, target))
+    return loss(prediction, target)
 
 
 def _step_with_own_loss(model: nn.Module, batch: Batch) -> torch.Tensor:

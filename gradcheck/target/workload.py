@@ -20,9 +20,10 @@ TrainingStep = Callable[[nn.Module, Batch], torch.Tensor]
 class Clipping:
     """Gradient clipping between the backward pass and the optimizer's step."""
 
-    kind: Literal["norm", "value"]
-    threshold: float
+    kind: Literal["norm", "value", "adaptive"]
+    threshold: float  # norm of all gradients together, largest entry, or share of the norm of a unit's weights
     site: Location | None = None
+    exempt: tuple[str, ...] = ()  # parameters that adaptive clipping leaves alone
 
 
 @dataclass

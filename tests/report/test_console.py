@@ -114,9 +114,15 @@ def test_what_was_assumed_is_said_first_and_what_was_found_on_request():
 
 
 def test_what_was_not_measured_is_said():
-    left_out = tuple(NotMeasured(f"layer {i}", "scripted") for i in range(5))
+    left_out = tuple(NotMeasured(f"layer {i}", f"reason {i}") for i in range(5))
     text = text_of(report(SICK, measurements=(replace(report().measurement, not_measured=left_out),)))
-    assert "not measured: layer 0: scripted" in text and "2 more were not measured" in text
+    assert "not measured: layer 0: reason 0" in text and "2 more were not measured" in text
+
+
+def test_what_was_not_measured_for_one_reason_is_one_line():
+    left_out = tuple(NotMeasured(f"layer {i}", "scripted") for i in range(9))
+    text = text_of(report(SICK, measurements=(replace(report().measurement, not_measured=left_out),)))
+    assert "not measured: layer 0, layer 1, layer 2, layer 3, layer 4, layer 5 and 3 more: scripted" in " ".join(text.split())
 
 
 def test_passed_rules_are_shown_on_request():
@@ -255,5 +261,5 @@ def test_concise_has_a_line_per_headline_that_problem_matchers_read():
     rows = concise.lines(report(SICK, FOLLOWS, PLAIN))
     assert rows[0] == "model.py:41:32: vanishing-gradient (GRAD001) gradient vanishes in 23 of 100 layers"
     assert re.fullmatch(r"(.+):(\d+):(\d+): (\S+) (.*)", rows[0])
-    assert rows[1] == "model.py: unscaled-input (DATA001) input [bold]x[/bold] is 300 times too large"
+    assert rows[1] == "model.py:1:1: unscaled-input (DATA001) input [bold]x[/bold] is 300 times too large"
     assert rows[2].startswith("Found 1 error, 1 warning and 1 consequence in 100 layers") and len(rows) == 3

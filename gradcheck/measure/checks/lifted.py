@@ -26,7 +26,7 @@ _FUNCTIONS = frozenset(
 )
 _ATTENTION = frozenset(("scaled_dot_product_attention", "multi_head_attention_forward"))
 _RANDOM = frozenset(("rand", "rand_like", "bernoulli", "bernoulli_", "uniform_", "drop_path", "stochastic_depth"))
-_RATES = ("p", "rate", "prob", "drop_prob", "drop_rate", "dropout", "drop")
+RATES = ("p", "rate", "prob", "drop_prob", "drop_rate", "dropout", "drop")
 
 
 class Noise(TorchFunctionMode):
@@ -106,7 +106,7 @@ def noisy_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, float]]:
         if isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.RNNBase) and module.num_layers > 1):
             yield name, module, float(module.dropout)
         elif _written_by_hand(module):
-            rates = (getattr(module, attribute, None) for attribute in _RATES)
+            rates = (getattr(module, attribute, None) for attribute in RATES)
             yield name, module, next((float(r) for r in rates if isinstance(r, float) and 0 < r <= 1), 0.0)
 
 

@@ -84,6 +84,8 @@ def clipping(scene: Scene) -> Clip | None:
         norms = scene.probe.gradient_norms[SETTLED:]
         share = sum(n > given.threshold for n in norms) / len(norms) if norms else None
         return Clip("norm", given.threshold, share, site=given.site)
+    if given.kind == "adaptive":
+        return Clip("adaptive", given.threshold, site=given.site)
     first = _clipped_by_value(scene.fork(), scene.workload.batches[0], given.threshold)
     with restored(scene.trained):
         last = _clipped_by_value(scene.trained, scene.workload.batches[-1], given.threshold)

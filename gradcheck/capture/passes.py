@@ -1,0 +1,42 @@
+"""What a backward pass reaches, and what data it was computed from."""
+
+from __future__ import annotations
+
+import torch
+
+from gradcheck.capture.events import Pass
+from gradcheck.capture.replay import calls_behind
+
+MOST_LEAVES = 200_000  # autograd nodes that are walked over for the leaves of one loss
+FINGERPRINT = 4096  # numbers at each end of a tensor that its fingerprint looks at
+
+
+def leaves(loss: torch.Tensor) -> frozenset[int]:
+    """ids of the leaves that a loss sends gradient to."""
+    if loss.grad_fn is None:
+        return frozenset((id(loss),)) if loss.requires_grad else frozenset()
+    found: set[int] = set()
+    seen, pending = {loss.grad_fn}, [loss.grad_fn]
+    while pending and len(seen) < MOST_LEAVES:
+        node = pending.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                pending.append(parent)
+    return frozenset(found)
+
+
+def fingerprint(passes: list[Pass]) -> int | None:
+    """Of the tensors that the modules were called with."""
+    inputs = [c.value for p in passes if p.ref is not None for n in calls_behind(p.ref.node) for c in n.constants()]
+    return hash(tuple(map(_digest, inputs))) if inputs else None
+
+
+def _digest(tensor: torch.Tensor) -> int:
+    flat = tensor.reshape(-1)
+    if flat.numel() > 2 * FINGERPRINT:
+        flat = torch.cat([flat[:FINGERPRINT], flat[-FINGERPRINT:]])
+    return hash((tuple(tensor.shape), flat.cpu().view(torch.uint8).numpy().tobytes() if flat.numel() else b""))

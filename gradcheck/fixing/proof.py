@@ -1,0 +1,154 @@
+"""What was kept is proved: against the untreated model, and each treatment against the plan without it, on seeds that chose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gradcheck.errors import GradcheckError
+from gradcheck.fixing.changes import changes
+from gradcheck.fixing.exam import severities, worsened
+from gradcheck.fixing.performance import Result, compare
+from gradcheck.fixing.therapy import WORSE, Therapy
+from gradcheck.fixing.ward import Plan, TimeUp
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.treatment import Effect, Outcome, OutcomeStatus, Prescription, Proof
+from gradcheck.remedies.protocol import Inapplicable
+
+FIRST_SEED = 101  # seeds of the proof; the treatments were chosen on seed 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What stays of a therapy."""
+
+    plan: Plan
+    outcomes: tuple[Outcome, ...]
+    proof: Proof | None
+    before: Report
+    after: Report | None  # a scan of the treated workload
+
+
+def prove(therapy: Therapy) -> Verdict:
+    """Drops what does not hold on fresh seeds until the rest does, or nothing is left."""
+    ward = therapy.ward
+    ward.share = 1.0
+    base: list[Result] = []
+    while therapy.kept:
+        pairs = _pairs(therapy, therapy.kept, base)
+        base = [b for b, _ in pairs]
+        treated = [t for _, t in pairs]
+        after = _after(therapy)
+        gone, new = _codes(therapy.base, after)
+        whole = compare(base, treated)
+        alone = len(therapy.kept) == 1
+        single = {id(p): (whole, base) if alone else _without(therapy, p, treated) for p in therapy.kept}
+        refuted = _refuted(therapy, whole, gone, new, {k: v[0] for k, v in single.items()})
+        if not refuted:
+            left = tuple(severities(after)) if after is not None else tuple(severities(therapy.base))
+            proof = Proof(whole, tuple(r.run for r in base), tuple(r.run for r in treated), gone, left)
+            kept = [_kept(therapy, p, gone, after, *single[id(p)], treated) for p in therapy.kept]
+            kept = _told_once(kept)
+            return Verdict(therapy.kept, (*kept, *therapy.outcomes.values()), proof, therapy.base, after)
+        for prescription, status, reason in refuted:
+            therapy.drop(prescription, status, reason)
+    return Verdict((), tuple(therapy.outcomes.values()), None, therapy.base, None)
+
+
+def _pairs(therapy: Therapy, plan: Plan, base: Sequence[Result]) -> list[tuple[Result, Result]]:
+    """(untreated, treated) for each seed of the proof that there is time for; else the pair that the search trained."""
+    ward, found = therapy.ward, []
+    for i in range(ward.terms.seeds):
+        try:
+            untreated = base[i] if i < len(base) else ward.train((), therapy.steps, FIRST_SEED + i)
+            found.append((untreated, ward.train(plan, therapy.steps, FIRST_SEED + i)))
+        except TimeUp:
+            break
+    return found or [(ward.known(()), ward.known(plan))]
+
+
+def _without(therapy: Therapy, prescription: Prescription, treated: Sequence[Result]) -> tuple[Effect | None, list[Result]]:
+    """The effect of one treatment, the others in force; None when there is no time for it, or they do not go without it."""
+    rest = tuple(p for p in therapy.kept if p is not prescription)
+    try:
+        runs = [therapy.ward.train(rest, therapy.steps, FIRST_SEED + i) for i in range(len(treated))]
+    except (TimeUp, Inapplicable, GradcheckError):
+        return None, []
+    return compare(runs, treated), runs
+
+
+def _after(therapy: Therapy) -> Report | None:
+    try:
+        return therapy.ward.exam(therapy.kept)
+    except TimeUp:
+        return None
+
+
+def _codes(base: Report, after: Report | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(gone, new or worse); nothing is known to be gone when there was no time to measure again."""
+    if after is None:
+        return (), ()
+    before, now = severities(base), severities(after)
+    return tuple(code for code in before if code not in now), worsened(before, now)
+
+
+def _refuted(
+    therapy: Therapy, whole: Effect, gone: Sequence[str], new: Sequence[str], single: dict[int, Effect | None]
+) -> list[tuple[Prescription, OutcomeStatus, str]]:
+    """Treatments that have to go: one that does harm, else all of them when together they neither help nor cure."""
+    limit = WORSE * (therapy.reference if whole.metric == "training loss" else 1.0)
+    for prescription in reversed(therapy.kept):
+        own = single[id(prescription)]
+        if own is not None and harm(own) > limit and not own.better:
+            return [(prescription, "worse", f"on fresh seeds the {own.metric} is worse with it")]
+        if own is not None and len(therapy.kept) > 1 and not prescription.findings and not (own.better and -harm(own) > limit):
+            return [(prescription, "not-needed", f"on fresh seeds the {own.metric} is no better with it")]
+    if new and len(therapy.kept) > 1:
+        return [(therapy.kept[-1], "worse", f"with it comes {', '.join(new)}")]
+    if new:
+        return [(p, "worse", f"with it comes {', '.join(new)}") for p in therapy.kept]
+    if harm(whole) > limit:
+        return [(p, "worse", f"on fresh seeds the {whole.metric} is worse") for p in therapy.kept]
+    if not gone and not (whole.better and -harm(whole) > limit):
+        return [(p, "not-verified", "on fresh seeds it helps no more than chance would") for p in therapy.kept]
+    return []
+
+
+def _told_once(kept: Sequence[Outcome]) -> list[Outcome]:
+    """A statistic is shown with the first treatment that changed it."""
+    told: set[tuple[str, str]] = set()
+    done = []
+    for outcome in kept:
+        fresh = tuple(c for c in outcome.changes if (c.code, c.quantity) not in told)
+        told |= {(c.code, c.quantity) for c in fresh}
+        done.append(replace(outcome, changes=fresh))
+    return done
+
+
+def harm(effect: Effect) -> float:
+    """By how much it got worse; negative when it got better."""
+    return effect.difference if effect.lower_is_better else -effect.difference
+
+
+def _kept(
+    therapy: Therapy,
+    prescription: Prescription,
+    gone: Sequence[str],
+    after: Report | None,
+    effect: Effect | None,
+    without: Sequence[Result],
+    treated: Sequence[Result],
+) -> Outcome:
+    aimed = {code for p in therapy.kept for code in p.findings}
+    mine = prescription.findings or tuple(code for code in gone if code not in aimed)
+    cured = tuple(code for code in gone if code in mine)
+    return Outcome(
+        replace(prescription, findings=mine),
+        "kept",
+        "" if effect is not None else "there was no time to train without it",
+        changes(therapy.base, after, mine, therapy.ward.settings) if after is not None else (),
+        cured,
+        effect=effect,
+        base=tuple(r.run for r in without),
+        treated=tuple(r.run for r in treated) if without else (),
+    )

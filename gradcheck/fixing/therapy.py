@@ -1,0 +1,210 @@
+"""Treatments are tried one after another on a copy; each is kept only if it earns its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gradcheck.errors import GradcheckError
+from gradcheck.fixing.exam import severities, sick, worsened
+from gradcheck.fixing.general import CLEAR, WELL, Search
+from gradcheck.fixing.performance import Result
+from gradcheck.fixing.plan import allowed, prescriptions, refused
+from gradcheck.fixing.ward import Plan, TimeUp, Ward, signature
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.treatment import Outcome, OutcomeStatus, Prescription
+from gradcheck.progress import verdict
+from gradcheck.remedies.protocol import Inapplicable
+
+ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what lay behind it
+WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
+SLOW = 0.9  # of chance: a loss that stays above it after the probe has not begun to fall
+PATIENCE = 3  # times the steps, for a training that falls slowly
+FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE = 0.4, 0.7, 0.85  # of the budget, after which the next phase begins
+
+
+@dataclass
+class Therapy:
+    """What was tried on a ward's workload. `base`: what a scan says of it untreated."""
+
+    ward: Ward
+    base: Report
+    kept: Plan = ()
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by signature: what was tried and not kept
+    interrupted: bool = False
+    patient: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
+
+    @property
+    def steps(self) -> int:
+        """Of the trainings that prune and prove."""
+        return self.ward.terms.steps * (PATIENCE if self.patient else 1)
+
+    @property
+    def reference(self) -> float:
+        """What the best constant prediction costs; where that is not known, the loss at the start."""
+        m = self.base.measurement
+        if m.chance is not None and m.chance > 0:
+            return m.chance
+        return abs(m.probe.losses[0]) if m.probe.losses else 1.0
+
+    @property
+    def learns(self) -> bool:
+        return verdict(self.base.measurement) == "learns"
+
+    def slow(self) -> bool:
+        """Whether the untreated model has not begun to learn by the end of the probe, whatever the findings say."""
+        m = self.base.measurement
+        if m.pretrained or m.optimizer.warming_up or not m.data.given:
+            return False
+        return not self.learns or self.ward.train(()).relative(self.reference) > SLOW
+
+    def run(self) -> None:
+        """Raises KeyboardInterrupt as it comes: what was kept until then stays."""
+        try:
+            self.ward.share = FINDINGS_SHARE
+            self._by_findings()
+        except TimeUp:
+            pass
+        try:
+            self.ward.share = SEARCH_SHARE
+            self._in_general()
+        except TimeUp:
+            pass
+        try:
+            self.ward.share = PRUNING_SHARE
+            self.prune()
+        except TimeUp:
+            pass
+
+    # ------------------------------------------------------------- what findings ask for
+
+    def _by_findings(self) -> None:
+        for number in range(ROUNDS):
+            report = self.base if not self.kept else self.ward.exam(self.kept)
+            found = sick(report)
+            if not number:
+                found = tuple(f for f in found if f.cause is None) or found
+            wanted = prescriptions(found, report.measurement, self.ward.vocabulary)
+            for outcome in refused(wanted, self.ward.terms.unsafe):
+                self._note(outcome)
+            before = self.kept
+            self._try_all(allowed(wanted, self.ward.terms.unsafe), {f.code for f in found})
+            if number and self.kept == before:
+                return
+
+    def _try_all(self, wanted: Sequence[Prescription], ill: set[str]) -> None:
+        for prescription in wanted:
+            if signature([prescription]) in self.outcomes or prescription in self.kept:
+                continue
+            aims = [code for code in prescription.findings if code in ill]
+            if not aims:
+                self._note(Outcome(prescription, "not-needed", "what it is for is gone without it"))
+                continue
+            try:
+                ill -= self._attempt(prescription)
+            except TimeUp:
+                self._note(Outcome(prescription, "untried", "time was up"))
+                raise
+
+    def _attempt(self, prescription: Prescription) -> set[str]:
+        """Keeps the prescription if it makes its findings go away, or the training better. The codes that are gone."""
+        plan = (*self.kept, prescription)
+        before = self.ward.train(self.kept)
+        try:
+            after = self.ward.train(plan)
+            gain = self.gain(before, after)
+            if -math.inf < gain < -WORSE and before.comparable:
+                gain = self._later_gain(plan)
+            gone = set() if gain < -WORSE else self._gone(plan, prescription.findings)
+        except Inapplicable as reason:
+            self._note(Outcome(prescription, "inapplicable", str(reason)))
+            return set()
+        except GradcheckError as error:
+            self._note(Outcome(prescription, "failed", error.message))
+            return set()
+        if gain >= CLEAR or (gone and gain >= -WORSE):
+            self.kept = plan
+            return gone
+        self._note(_rejected(prescription, before, after, gain, self.reference))
+        return set()
+
+    def _later_gain(self, plan: Plan) -> float:
+        """What a treatment that slows the first steps, as a warm-up does, comes to later on."""
+        longer = PATIENCE * self.ward.terms.steps
+        gain = self.gain(self.ward.train(self.kept, longer), self.ward.train(plan, longer))
+        self.patient = self.patient or gain >= -WORSE
+        return gain
+
+    def _gone(self, plan: Plan, codes: Sequence[str]) -> set[str]:
+        left = severities(self.ward.exam(plan, codes))
+        return {code for code in codes if code not in left}
+
+    def gain(self, before: Result, after: Result) -> float:
+        """How much the loss fell, in units of what chance costs; of runs that diverge, infinite."""
+        a, b = before.skill, after.skill
+        if not (before.comparable and after.comparable) and a is not None and b is not None and not (before.failed or after.failed):
+            return a.relative - b.relative
+        old, new = before.relative(self.reference), after.relative(self.reference)
+        return 0.0 if old == new else old - new
+
+    # ------------------------------------------------------------- what may help besides
+
+    def _in_general(self) -> None:
+        """A search when the model still does not train: it failed before, and is not clearly below chance now."""
+        if not self.slow() or self._trains():
+            return
+        search = Search(self.ward, self.base.measurement, self.reference, self.kept)
+        try:
+            search.run()
+        finally:
+            if search.best != self.kept and math.isfinite(search.relative):
+                self.kept = search.best
+
+    def _trains(self) -> bool:
+        """Whether what is kept brings the loss well below chance; a training that is on its way there is given more steps."""
+        relative = self.ward.train(self.kept).relative(self.reference)
+        if WELL < relative <= SLOW:
+            longer = self.ward.train(self.kept, PATIENCE * self.ward.terms.steps).relative(self.reference)
+            self.patient = longer <= WELL
+        return relative <= WELL or self.patient
+
+    # -------------------------------------------------------------- the smallest set
+
+    def prune(self) -> None:
+        """Drops, one at a time, what the others cure without: changes of the architecture first, and the latest before the earliest."""
+        if len(self.kept) < 2:
+            return
+        for prescription in sorted(self.kept, key=lambda p: (p.applicability == "safe", -self.kept.index(p))):
+            rest = tuple(p for p in self.kept if p is not prescription)
+            if rest and not self._needed(rest):
+                self.kept = rest
+                self._note(Outcome(prescription, "not-needed", "the others cure without it"))
+
+    def _needed(self, rest: Plan) -> bool:
+        """Whether the training is clearly worse without it, or a finding comes back."""
+        try:
+            without = self.ward.train(rest, self.steps)
+        except (Inapplicable, GradcheckError):
+            return True
+        whole = self.ward.train(self.kept, self.steps)
+        well = whole.relative(self.reference) <= WELL
+        if self.gain(without, whole) >= CLEAR or (well and without.relative(self.reference) > WELL):
+            return True
+        now, then = severities(self.ward.exam(self.kept)), severities(self.ward.exam(rest))
+        return bool(set(then) - set(now)) or bool(worsened(now, then))
+
+    def drop(self, prescription: Prescription, status: OutcomeStatus, reason: str) -> None:
+        self.kept = tuple(p for p in self.kept if p is not prescription)
+        self._note(Outcome(prescription, status, reason))
+
+    def _note(self, outcome: Outcome) -> None:
+        self.outcomes[signature([outcome.prescription])] = outcome
+
+
+def _rejected(prescription: Prescription, before: Result, after: Result, gain: float, reference: float) -> Outcome:
+    if after.run.ended == "raised":
+        return Outcome(prescription, "failed", f"the training step raised {after.run.error}")
+    worse = gain < -WORSE
+    reason = "the training gets worse with it" if worse else "its findings stay, and the training is no better"
+    return Outcome(prescription, "worse" if worse else "not-verified", reason, base=(before.run,), treated=(after.run,))

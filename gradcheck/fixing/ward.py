@@ -1,0 +1,138 @@
+"""Patients made from prescriptions, and what is known of each: nothing is trained or measured twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gradcheck.config import Settings
+from gradcheck.errors import GradcheckError
+from gradcheck.fixing.exam import Seen, examine
+from gradcheck.fixing.performance import Result, result_of
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.treatment import Prescription
+from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment, admit
+from gradcheck.target.rng import preserve_rng, seed_all
+from gradcheck.target.workload import Workload
+from gradcheck.trial.paired import FEWEST_STEPS, Course
+
+Plan = tuple[Prescription, ...]
+Tick = Callable[[str, float], None]  # what is done, share of the time that is used
+
+APPLY_SEED = 0  # for treatments that draw weights: the same prescription always draws the same ones
+EXAM_SHARE = 0.15  # of the time: the most that one measurement may take
+
+
+class TimeUp(Exception):
+    """The budget is used up; what is known by now is the result."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the user asked for."""
+
+    unsafe: bool = False
+    steps: int = 100  # of a training
+    seeds: int = 3  # of the proof
+    budget: float = 60.0  # seconds for treating and proving, the first scan not counted
+
+
+@dataclass
+class Ward:
+    """The workload, the vocabulary, and the patients that were looked at. Its methods raise TimeUp when time is up."""
+
+    workload: Workload
+    vocabulary: Mapping[str, Treatment]
+    settings: Settings
+    terms: Terms
+    tick: Tick
+    seen: Seen | None = None
+    started: float = field(default_factory=time.perf_counter)
+    share: float = 1.0  # of the budget that may be used by now
+    stopped: bool = False
+    courses: dict[tuple[str, int], Course] = field(default_factory=dict)
+    results: dict[tuple[str, int, int], Result] = field(default_factory=dict)  # with the steps
+    reports: dict[str, Report] = field(default_factory=dict)
+
+    @property
+    def deadline(self) -> float:
+        return self.started + self.share * self.terms.budget
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.perf_counter()
+
+    def stop(self) -> None:
+        """From now on nothing is tried any more: what is known is the result."""
+        self.stopped = True
+
+    def check(self, what: str) -> None:
+        if self.stopped or self.left() <= 0:
+            raise TimeUp
+        self.tick(what, (time.perf_counter() - self.started) / self.terms.budget)
+
+    def patient(self, plan: Sequence[Prescription]) -> Patient:
+        """A fresh copy of the workload, treated. Raises Inapplicable, and GradcheckError for a treatment that fails."""
+        with preserve_rng():
+            patient = admit(self.workload)
+            for prescription in plan:
+                seed_all(APPLY_SEED)
+                self._apply(patient, prescription)
+        return patient
+
+    def _apply(self, patient: Patient, prescription: Prescription) -> None:
+        apply = self.vocabulary[prescription.treatment].apply
+        if apply is None:
+            raise Inapplicable("it has no edit")
+        try:
+            apply(patient, prescription)
+        except (Inapplicable, GradcheckError):
+            raise
+        except Exception as error:  # a model of a kind that nobody thought of: this treatment is out, the others go on
+            raise Inapplicable(f"{type(error).__name__}: {error}") from error
+        if prescription not in patient.applied:
+            patient.applied.append(prescription)
+
+    def train(self, plan: Sequence[Prescription], steps: int | None = None, seed: int = 0) -> Result:
+        """After so many steps in all; a course that was begun is taken further."""
+        steps = steps or self.terms.steps
+        key = signature(plan), seed
+        if (*key, steps) not in self.results:
+            self.check("training " + words(plan))
+            course = self.courses.get(key)
+            if course is None or course.step > steps:
+                course = self.courses[key] = Course(self.patient(plan), seed)
+            course.train(steps, deadline=self.deadline)
+            if course.ended == "budget":
+                raise TimeUp
+            self.results[*key, steps] = result_of(course, plan)
+        return self.results[*key, steps]
+
+    def known(self, plan: Sequence[Prescription], seed: int = 0) -> Result:
+        """As far as the plan was trained before time was up, three steps at least."""
+        course = self.courses.get((signature(plan), seed)) or Course(self.patient(plan), seed)
+        course.train(max(course.step, FEWEST_STEPS))
+        return result_of(course, plan)
+
+    def forget(self, plan: Sequence[Prescription]) -> None:
+        """Frees what a course that will not be taken further holds."""
+        for key in [k for k in self.courses if k[0] == signature(plan)]:
+            del self.courses[key]
+
+    def exam(self, plan: Sequence[Prescription], codes: Collection[str] | None = None) -> Report:
+        """What a scan says of the treated workload; with `codes`, of these rules alone."""
+        key = signature(plan) + ("" if codes is None else " " + ",".join(sorted(codes)))
+        if key not in self.reports:
+            self.check("measuring " + words(plan))
+            seconds = min(self.left(), EXAM_SHARE * self.terms.budget)
+            self.reports[key] = examine(self.patient(plan), self.settings, seconds, self.seen, codes)
+        return self.reports[key]
+
+
+def signature(plan: Sequence[Prescription]) -> str:
+    return "|".join(f"{p.treatment}{sorted(p.settings.items())}{p.layers}" for p in plan)
+
+
+def words(plan: Sequence[Prescription]) -> str:
+    return " + ".join(p.treatment for p in plan) or "the untreated model"

@@ -1,0 +1,95 @@
+"""A callback for Lightning, of either name: `lightning` or `pytorch_lightning`.
+
+    trainer = Trainer(callbacks=[GradcheckCallback(every=50, stop_on="error")])
+
+Lightning calls `on_before_optimizer_step` before clipping and other trainers call theirs after it, so no hook of a trainer is used
+to read gradients: gradcheck sees torch's own functions, and reads before clipping everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradcheck.config import Settings
+from gradcheck.errors import ConfigError
+from gradcheck.integrations.monitor import Monitor
+from gradcheck.live.sinks import Sink
+from gradcheck.live.watch import EVERY
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import Finding, Severity
+
+
+def _loaded() -> Any:
+    """The package that the user has imported, else the one that is installed."""
+    names = ("lightning.pytorch", "pytorch_lightning")
+    for name in sorted(names, key=lambda name: name not in sys.modules):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise ConfigError("this callback needs Lightning, which is not installed", hint="pip install 'gradcheck[lightning]'")
+
+
+_pytorch = _loaded()
+_Base: Any = _pytorch.Callback
+_rank_zero = importlib.import_module(f"{_pytorch.__name__}.utilities.rank_zero")
+
+
+class GradcheckCallback(_Base):
+    """Watches the training of a Lightning module.
+
+    `every`: the first four steps of the optimizer are measured, and then every so many. `stop_on`: "error" or "warning" sets
+    `trainer.should_stop` at such a finding; without it findings are only logged, once each. `save`: True saves the report as
+    gradcheck.json in the trainer's log folder; or a path; or False. `sinks`: trackers, see gradcheck/integrations. `config`: as for
+    `gradcheck.watch`.
+    With several optimizers the first one is followed. Raises `gradcheck.errors.ConfigError` for bad settings.
+    """
+
+    def __init__(
+        self,
+        every: int = EVERY,
+        stop_on: Severity | None = None,
+        *,
+        save: str | Path | bool = True,
+        sinks: Sequence[Sink] = (),
+        config: Settings | Mapping[str, Any] | str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self._monitor = Monitor(every, stop_on, save, sinks, config)
+        self._taken = 0
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last training that ended, in the process of rank 0."""
+        return self._monitor.report
+
+    @property
+    def stopped(self) -> Finding | None:
+        """The finding for which the training was stopped."""
+        return self._monitor.stopped
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        folder = trainer.log_dir or trainer.default_root_dir  # on every rank: Lightning broadcasts it
+        self._taken = trainer.global_step
+        optimizer = trainer.optimizers[0] if trainer.optimizers else None
+        self._monitor.begin(pl_module, optimizer, folder=folder, say=_rank_zero.rank_zero_info, taken=self._taken)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        stop = self._monitor.stopped is not None
+        if trainer.world_size > 1:
+            measured = self._monitor.was_measured(trainer.global_step - self._taken - 1)
+            stop = measured and trainer.strategy.reduce_boolean_decision(stop, all=False)
+        trainer.should_stop = trainer.should_stop or stop
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._monitor.end()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._monitor.end()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._monitor.end()

@@ -1,0 +1,99 @@
+"""A callback for the Trainer of Hugging Face's transformers.
+
+    trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[GradcheckCallback(every=50, stop_on="error")])
+
+The Trainer calls `on_pre_optimizer_step` after clipping and Lightning its like before it, so no hook of a trainer is used to read
+gradients: gradcheck sees torch's own functions, and reads before clipping everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradcheck.config import Settings
+from gradcheck.errors import ConfigError
+from gradcheck.integrations.monitor import Monitor
+from gradcheck.live.sinks import Sink
+from gradcheck.live.watch import EVERY
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import Finding, Severity
+
+try:
+    from transformers import TrainerCallback
+    from transformers.utils import logging
+except ImportError as error:
+    raise ConfigError("this callback needs transformers, which is not installed", hint="pip install 'gradcheck[transformers]'") from error
+
+_Base: Any = TrainerCallback
+logger = logging.get_logger(__name__)
+
+
+class GradcheckCallback(_Base):
+    """Watches the training of a Trainer.
+
+    `every`: the first four steps of the optimizer are measured, and then every so many. `stop_on`: "error" or "warning" sets
+    `control.should_training_stop` at such a finding; without it findings are only logged, once each. `save`: True saves the report as
+    gradcheck.json in `args.output_dir`; or a path; or False. `sinks`: trackers, see gradcheck/integrations. `config`: as for
+    `gradcheck.watch`.
+    The Trainer does not tell its callbacks of an exception: after one, `close()` takes the hooks out, as the next training does.
+    Raises `gradcheck.errors.ConfigError` for bad settings.
+    """
+
+    def __init__(
+        self,
+        every: int = EVERY,
+        stop_on: Severity | None = None,
+        *,
+        save: str | Path | bool = True,
+        sinks: Sequence[Sink] = (),
+        config: Settings | Mapping[str, Any] | str | Path | None = None,
+    ) -> None:
+        self._monitor = Monitor(every, stop_on, save, sinks, config)
+        self._taken = 0
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last training that ended, in the process of rank 0."""
+        return self._monitor.report
+
+    @property
+    def stopped(self) -> Finding | None:
+        """The finding for which the training was stopped."""
+        return self._monitor.stopped
+
+    def close(self) -> None:
+        """Ends the watching of a training that an exception ended. May be called at any time."""
+        self._monitor.end()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
+        self._taken = state.global_step
+        self._monitor.begin(model, optimizer, folder=args.output_dir, say=_log, taken=self._taken)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        stop = self._monitor.stopped is not None
+        if args.world_size > 1:
+            measured = self._monitor.was_measured(state.global_step - self._taken - 1)
+            stop = measured and _on_any_rank(stop, args.device)
+        if stop:
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._monitor.end()
+
+
+def _log(text: str) -> None:
+    """At the level that the Trainer shows by default."""
+    logger.warning(text)
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether it is so in any process: all of them must stop at the same step."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flag
+    told = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return bool(told.item())

@@ -1,0 +1,158 @@
+"""Finds the training of a program that knows nothing of gradcheck, and watches it from its first forward pass on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from gradcheck.capture.owners import is_wrapper, variable_of
+from gradcheck.config import Settings, load
+from gradcheck.errors import TrainingStopped
+from gradcheck.live.child import send
+from gradcheck.live.frames import frame
+from gradcheck.live.models import living_optimizers, unwrapped
+from gradcheck.live.verdicts import SHARE
+from gradcheck.live.watch import Board, watch
+from gradcheck.nouns.report import Report
+from gradcheck.target.sites import Sites, display_path, location_of_traceback, origin_of, record_sites
+
+FRAME_EVERY = 0.2  # seconds between what is told to the parent, at least
+
+
+class Finder:
+    """`install`, run the program, `finish`."""
+
+    def __init__(self, order: dict[str, Any], pipe: IO[str]) -> None:
+        self.order, self.pipe = order, pipe
+        self.process = os.getpid()  # what the program forks is not watched
+        self.settings: Settings = load(config=order["config"], isolated=order["isolated"]).with_flags(**order["flags"])
+        self.board: Board | None = None
+        self.last: Report | None = None
+        self.sites = Sites()
+        self._stack = ExitStack()
+        self._handles: list[Any] = []
+        self._told = 0.0
+        self._saving = 0.0, 0.0  # seconds so far, and of the last time
+        self._known: tuple[Any, ...] = ()
+
+    def install(self) -> None:
+        self.sites = self._stack.enter_context(record_sites())
+        self._handles = [register_module_forward_pre_hook(self._called), register_optimizer_step_pre_hook(self._steps)]
+        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
+
+    def _steps(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """A first step without any call of a module: a compiled one, or a computation by hand. It is watched from the next step on."""
+        if self.board is None and os.getpid() == self.process:
+            self._begin(optimizer, None, ())
+
+    def _called(self, module: nn.Module, args: Any) -> None:
+        """A module is called: the training has begun if an optimizer holds parameters of it."""
+        if type(module).__name__ == "OptimizedModule":
+            self._handles.pop(0).remove()  # a hook would be compiled along; the first step will tell
+            return
+        if self.board is not None or not torch.is_grad_enabled() or os.getpid() != self.process:
+            return
+        own = {id(p) for p in module.parameters() if p.requires_grad}
+        if not own:
+            return
+        held = {id(o): sum(id(p) in own for g in o.param_groups for p in g["params"]) for o in living_optimizers()}
+        found = max(living_optimizers(), key=lambda o: held.get(id(o), 0), default=None)
+        if found is None or not held.get(id(found)):
+            return
+        self._begin(found, module, args)
+
+    def _begin(self, optimizer: Optimizer, module: nn.Module | None, args: Any) -> None:
+        model = self._model(optimizer, module)
+        if model is None:
+            return
+        self._let_go()
+        order = self.order
+        board = watch(
+            model, optimizer, every=order["every"], stop_on=order["stop_on"], name=order["name"], on_measured=self._measured,
+            config=self.settings,
+        )  # fmt: skip
+        board.locate(self.sites.living(), self._files())
+        self.board = board.start()
+        if module is not None:
+            board.enter(module, args)
+        others = [type(o).__name__ for o in living_optimizers() if o is not optimizer]
+        send(self.pipe, "found", optimizer=type(optimizer).__name__, parameters=sum(p.numel() for p in model.parameters()), others=others)
+
+    def _let_go(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _model(self, optimizer: Optimizer, called: nn.Module | None) -> nn.Module | None:
+        """The outermost modules that hold the optimizer's parameters; several are put side by side."""
+        held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+        modules = [m for m in (*self.sites.modules(), called) if m is not None and not is_wrapper(m)]
+        inner = {id(c) for m in modules for c in m._modules.values() if c is not None}
+        roots = {id(m): m for m in modules if id(m) not in inner and any(id(p) in held for p in m.parameters())}
+        found = list(roots.values())
+        if len(found) < 2:
+            return found[0] if found else unwrapped(called) if called is not None else None
+        parts: dict[str, nn.Module] = {}
+        for module in found:
+            name = variable_of(module) or type(module).__name__.lower()
+            free = name not in parts and not hasattr(nn.ModuleDict, name)
+            parts[name if free else f"{name}{len(parts)}"] = module
+        return nn.ModuleDict(parts)
+
+    def _files(self) -> list[str]:
+        """The user's files that are loaded: for comments that silence findings."""
+        paths = [getattr(m, "__file__", None) for m in list(sys.modules.values())]
+        mine = [p for p in paths if isinstance(p, str) and p.endswith(".py") and origin_of(p) == "user"]
+        return [display_path(p) for p in dict.fromkeys(mine) if Path(p).is_file()]
+
+    # ------------------------------------------------------------------ telling
+
+    def _measured(self, board: Board) -> None:
+        now = time.perf_counter()
+        if board.due():
+            self.last = board.report()
+            self._save(self.last)
+        findings = self.last.findings if self.last is not None else ()
+        new = tuple((f.code, f.message) for f in findings) != self._known
+        if now - self._told >= FRAME_EVERY or new or board.steps <= 1:
+            self._told, self._known = now, tuple((f.code, f.message) for f in findings)
+            send(self.pipe, "frame", **dataclasses.asdict(frame(board, findings)))
+
+    def _save(self, report: Report, *, always: bool = False) -> None:
+        """Written now and then, so that a program that is killed leaves one too."""
+        started = time.perf_counter()
+        if always or self._saving[0] + self._saving[1] <= SHARE * report.seconds:
+            report.to_json(self.order["report"])
+            took = time.perf_counter() - started
+            self._saving = self._saving[0] + took, took
+
+    def finish(self, error: BaseException | None) -> None:
+        """The last report. `error`: what ended the program."""
+        self._stack.close()
+        self._let_go()
+        if self.board is None or os.getpid() != self.process:
+            send(self.pipe, "end", seen=False)
+            return
+        board = self.board
+        board.close()
+        if not board.leads:
+            send(self.pipe, "end", elsewhere=True)
+            return
+        failure = board.failure
+        if board.steps:
+            self._save(board.report(), always=True)
+            send(self.pipe, "frame", **dataclasses.asdict(frame(board, board.findings)))
+        stopped = error.finding.code if isinstance(error, TrainingStopped) and error.finding is board.stopped else ""
+        place = location_of_traceback(error.__traceback__) if error is not None else None
+        failed = f"{type(failure).__name__}: {failure}" if failure is not None else ""
+        send(self.pipe, "end", seen=bool(board.steps), stopped=stopped, failure=failed, place=str(place or ""))

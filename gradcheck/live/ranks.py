@@ -1,0 +1,168 @@
+"""The processes of a distributed training, and what passes between them: a gather at a measured step, last words at the end.
+
+A rank may come late, take fewer steps, raise, or not be watched at all. None of that may hang the others, so that nobody enters a
+collective before all have said in the store that they are there. Whoever has waited too long decides that there will be none, for all:
+a value in the store that only the first writer sets. From then on each rank is on its own, and rank 0 says why.
+The user's process groups are not used: gradcheck has one of its own, with gloo, for tensors on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+PATIENCE = 30.0  # seconds that a rank waits for the others at a measured step
+LAST_WORDS = 5.0  # seconds that rank 0 waits at the end for what the others have left to say
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02  # seconds between two looks into the store
+_NOT_STARTED = "torch.distributed was not initialised when watching began"
+
+_meetings = 0  # runs watched in this process so far: each has its own keys in the store
+
+
+class Ranks:
+    """One process among those that train together. Make it with `join`, at the same point of each process."""
+
+    def __init__(self, rank: int, count: int, store: Any = None, why: str = "") -> None:
+        self.rank, self.count = rank, count
+        self.why = why  # nothing passes between the ranks (any more)
+        self._store = store
+        self._group: Any = None
+        self._met = ""  # the last phase that all ranks were in
+        self._left = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that reports."""
+        return self.rank == 0
+
+    @property
+    def joined(self) -> bool:
+        return self._group is not None and not self.why
+
+    def _open(self) -> None:
+        """Makes the group, if all ranks come to be watched."""
+        try:
+            if self._meet("start"):
+                self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * PATIENCE))
+        except Exception as error:  # a store that is gone, a build without gloo
+            self.give_up(f"{type(error).__name__}: {error}")
+
+    def _meet(self, phase: str) -> bool:
+        """Waits until all ranks are in this phase. False, on all of them, when one does not come."""
+        decided = f"{phase}/decided"
+        if self._store.add(f"{phase}/present", 1) >= self.count:
+            self._store.compare_set(decided, "", "yes")
+        end = time.monotonic() + PATIENCE
+        self._wait(lambda: self._store.check([decided]), lambda: time.monotonic() > end or self._store.check(["over"]))
+        if self._store.compare_set(decided, "", "no") == b"yes":
+            if self.leads and self._met:  # nobody is there any more
+                self._store.delete_key(f"{self._met}/present")
+                self._store.delete_key(f"{self._met}/decided")
+            self._met = phase
+            return True
+        late = "" if self._store.check(["over"]) else f"not all of the {self.count} ranks came to the {phase} within {PATIENCE:g} s"
+        self.give_up(late)
+        return False
+
+    @staticmethod
+    def _wait(reached: Callable[[], bool], hopeless: Callable[[], bool]) -> None:
+        pause = _FIRST_PAUSE
+        while not reached() and not hopeless():
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def gather(self, step: int, said: Any) -> list[Any] | None:
+        """What all ranks say at this step, on rank 0; on the others nothing. None, on every rank, when they did not come together."""
+        if not self.joined:
+            return None
+        try:
+            if not self._meet(f"step {step}"):
+                return None
+            heard: list[Any] | None = [None] * self.count if self.leads else None
+            dist.gather_object(said, heard, dst=0, group=self._group)
+        except Exception as error:
+            self.give_up(f"{type(error).__name__}: {error}")
+            return None
+        return heard or []
+
+    def give_up(self, why: str) -> None:
+        """From now on this rank is on its own; the others learn of it when they look. `why` is "": another one's reason."""
+        with contextlib.suppress(Exception):
+            first = self._store.compare_set("over", "", f"rank {self.rank}: {why}" if why else "another rank is not watched any more")
+            why = first.decode()
+        self.why = self.why or why
+
+    # ----------------------------------------------------------------- stopping
+
+    def call_stop(self, finding: Any) -> None:
+        """Rank 0: all ranks are to stop when they meet next."""
+        with contextlib.suppress(Exception):
+            self._store.set("stop", pickle.dumps((self._met, finding)))
+
+    def called_stop(self) -> Any:
+        """The finding to stop for, the same on all ranks; None to go on. Ask after a gather."""
+        with contextlib.suppress(Exception):
+            if self.joined and self._store.check(["stop"]):
+                called_at, finding = pickle.loads(self._store.get("stop"))
+                return finding if called_at != self._met else None  # one that has just been called is for the next meeting
+        return None
+
+    # ------------------------------------------------------------------ leaving
+
+    def leave(self, last: Any) -> dict[int, Any]:
+        """This rank ends, and waits for nobody but, on rank 0, a moment for what the others have left to say: rank -> their words."""
+        if self._left or self._store is None:
+            return {}
+        self._left = True
+        heard: dict[int, Any] = {}
+        with contextlib.suppress(Exception):
+            was_joined = self.joined
+            self._store.compare_set("over", "", f"rank {self.rank} has ended")
+            if not self.leads:
+                self._store.set(f"last/{self.rank}", pickle.dumps(last))
+            elif self._group is not None:
+                heard = self._last_words(LAST_WORDS if was_joined else 0.0)
+        if self._group is not None:
+            with contextlib.suppress(Exception):  # the program may have destroyed all groups
+                dist.destroy_process_group(self._group)
+            self._group = None
+        return heard
+
+    def _last_words(self, seconds: float) -> dict[int, Any]:
+        others = {rank: f"last/{rank}" for rank in range(1, self.count)}
+        end = time.monotonic() + seconds
+        self._wait(lambda: self._store.check([*others.values()]), lambda: time.monotonic() > end)
+        return {rank: pickle.loads(self._store.get(key)) for rank, key in others.items() if self._store.check([key])}
+
+
+def join() -> Ranks | None:
+    """The ranks of this training, once all have come; None when there is one process. Of ranks that do not come, `why` says so."""
+    global _meetings
+    if dist.is_available() and dist.is_initialized():
+        if dist.get_world_size() < 2:
+            return None
+        _meetings += 1
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.PrefixStore(f"gradcheck/{_meetings}", _store()))
+        ranks._open()
+        return ranks
+    count, rank = launched()
+    return Ranks(rank, count, why=_NOT_STARTED) if count > 1 else None
+
+
+def launched() -> tuple[int, int]:
+    """Number of processes, and which one this is, as torchrun says it; (1, 0) where it does not."""
+    try:
+        return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    except ValueError:
+        return 1, 0
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()

@@ -1,0 +1,252 @@
+"""What has been measured of a live run so far, in bounded memory, and the Measurement that it makes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from gradcheck.judge.protocol import Need
+from gradcheck.live.series import Series, thinned
+from gradcheck.measure import facts, first_step, links
+from gradcheck.measure.layers import Growing, Layers
+from gradcheck.measure.parameters import Watched
+from gradcheck.measure.probe import FINAL_STEPS
+from gradcheck.nouns.loop import LoopFacts
+from gradcheck.nouns.measurement import (
+    Assumption,
+    Cut,
+    DataFacts,
+    Measurement,
+    NonFinite,
+    NotMeasured,
+    OptimizerFacts,
+    Run,
+    TensorStats,
+)
+from gradcheck.nouns.places import Location
+from gradcheck.nouns.ranks import RankFacts
+from gradcheck.target.comments import ignores, snippets
+
+FEWEST_STEPS = 4  # before the course of a training is judged at all
+MOST_SNAPSHOTS = 60  # measured steps that are kept
+SEEN: frozenset[Need] = frozenset(("signals", "units", "similarity", "parameters", "graph", "losses", "probe", "numerics", "loop"))
+NEEDS_TAPS: frozenset[Need] = frozenset(("signals", "units", "similarity", "graph", "losses"))
+WARM = 0.9  # of the highest rate so far: a first rate below it is one that is being warmed up
+
+
+@dataclass
+class Record:
+    """Filled by the follower, read by `measurement`."""
+
+    model: nn.Module
+    name: str
+    sites: Mapping[int, Location] = field(default_factory=dict)  # id(module or optimizer) -> the expression that constructed it
+    files: Sequence[str] = ()  # the user's own source files
+    layers: Layers = field(default_factory=Layers)
+    watched: list[Watched] = field(default_factory=list)
+    losses: Series = field(default_factory=Series)
+    norms: list[float] = field(default_factory=list)  # total gradient norm at the measured steps
+    measured: list[int] = field(default_factory=list)
+    first: first_step.FirstStep = field(default_factory=first_step.FirstStep)
+    linked: links.Linked = field(default_factory=links.Linked)
+    failures: dict[str, str] = field(default_factory=dict)
+    not_measured: list[NotMeasured] = field(default_factory=list)
+    untapped: str = ""  # why the layers cannot be seen
+    several: bool = False  # other optimizers step as well: the loss of one need not fall
+    optimizer: torch.optim.Optimizer | None = None
+    pretrained: bool = False  # when the run began, as `training`
+    training: bool = True
+    rates: list[float] = field(default_factory=list)  # largest of the groups, at the measured steps
+    looked: int = 0  # measured steps at which the gradients were looked at before the backward pass
+    leftover: int = 0
+    backwards: int = 0
+    accumulated: int = 1  # backward passes of the first step, all of one line; 0 when they are of several
+    scale: float = 1.0  # of the loss, at the last measured step
+    clipped: bool = False  # the norms were read after the gradients had been changed by hand
+    graded: set[int] = field(default_factory=set)  # ids of the optimizer's tensors that were seen with a gradient
+    non_finite: list[NonFinite] = field(default_factory=list)
+    bad_losses: int = 0  # non-finite ones in a row, up to the last step
+    steps: int = 0
+    backward_site: Location | None = None
+    step_site: Location | None = None
+    ranks: RankFacts | None = None  # of a distributed training
+    apart: list[NotMeasured] = field(default_factory=list)  # what is not known of the other ranks
+    started: float = field(default_factory=time.perf_counter)
+
+    def note_loss(self, value: float) -> None:
+        self.losses.add(value)
+        self.bad_losses = 0 if math.isfinite(value) else self.bad_losses + 1
+
+    def thin(self) -> None:
+        """Forgets some of the measured steps when there are too many."""
+        kept = thinned(self.measured, MOST_SNAPSHOTS)
+        if len(kept) == len(self.measured):
+            return
+        for layer in self.layers.layers.values():
+            layer.snapshots = [s for s in layer.snapshots if s.step in kept]
+            _thin_units(layer)
+        self.layers.batches = self.layers.batches[-FINAL_STEPS:]
+        for w in self.watched:
+            w.steps = [s for s in w.steps if s.step in kept]
+        chosen = [i for i, step in enumerate(self.measured) if step in kept]
+        self.measured = [self.measured[i] for i in chosen]
+        self.norms = [self.norms[i] for i in chosen]
+
+    @property
+    def broken(self) -> bool:
+        """The loss is not finite any more. One such step may be skipped by a loss scaler, or be the run's last."""
+        return self.bad_losses > 1 or (self.bad_losses == 1 and self.scale == 1.0)
+
+    def run(self) -> Run:
+        """The run so far, as rules see it."""
+        losses = self.losses.values()
+        return Run(
+            "the watched run",
+            losses,
+            tuple(self.norms),
+            batches=max(1, len(losses)),
+            lr=max(self.rates, default=None),
+            ended="non-finite" if self.broken else "done",
+            seconds=time.perf_counter() - self.started,
+            live=True,
+            loss_scale=self.scale,
+            clipped=self.clipped,
+        )
+
+    # -------------------------------------------------------------- the measurement
+
+    def measurement(self, optimizers: Sequence[torch.optim.Optimizer]) -> Measurement:
+        """`optimizers`: all that were seen to step, or exist."""
+        self._note_groups(optimizers)
+        sites = {name: self.sites.get(id(m)) for name, m in self.model.named_modules()}
+        layers = self.layers.nouns(sites, {})
+        cuts = self._lasting_cuts()
+        first, loop = self.first, self._loop()
+        sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden)
+        places = [x.site for x in sited if x.site is not None]
+        places += [p for p in (*sites.values(), self.backward_site, self.step_site) if p is not None]
+        return Measurement(
+            target=self.name,
+            seed=0,
+            steps=self.steps,
+            measured_steps=tuple(self.measured),
+            environment=facts.environment(self.model),
+            layers=layers,
+            parameters=tuple(w.noun() for w in self.watched),
+            optimizer=self._optimizer(),
+            data=DataFacts(True, 0, 0),
+            probe=self.run(),
+            losses=first.losses,
+            loss_given=True,
+            chance=first.chance * self.accumulated if first.chance and self.accumulated else None,
+            softmaxes=first.softmaxes,
+            mixes=first.mixes,
+            loss_operations=first.loss_operations,
+            differences=first.differences,
+            norms=self.linked.norms,
+            pairs=self.linked.pairs,
+            streams=self.linked.streams,
+            cuts=cuts,
+            hidden=tuple(h for h in first.hidden if h.name),  # tensors of the loop itself are no affair of the model
+            non_finite=tuple(self.non_finite),
+            loop=loop,
+            ranks=self.ranks,
+            pretrained=self.pretrained,
+            training=self.training,
+            not_measured=(*self._lacking(), *self.not_measured, *self.apart, *(NotMeasured(f"layer {n}", why) for n, why in self.failures.items())),
+            assumptions=(Assumption("data", f"a live run: {self.steps} steps seen, {len(self.measured)} of them measured", given=True),),
+            ignores=ignores(self.files),
+            snippets=snippets(places),
+            seconds={"total": time.perf_counter() - self.started},
+        )
+
+    def _lacking(self) -> list[NotMeasured]:
+        lacking = [NotMeasured(need, "not measured in a live run") for need in get_args(Need) if need not in SEEN]
+        if self.untapped:
+            lacking += [NotMeasured(need, self.untapped) for need in get_args(Need) if need in NEEDS_TAPS]
+        if self.steps < FEWEST_STEPS and not self.broken:
+            lacking.append(NotMeasured("probe", f"{self.steps} steps so far"))
+        elif self.several and not self.broken:
+            lacking.append(NotMeasured("probe", "several optimizers: the loss of one need not fall while the others train against it"))
+        return lacking
+
+    def _note_groups(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """In how many groups, of all optimizers, each parameter is; with one optimizer a second group is a mistake."""
+        for w in self.watched:
+            held = [sum(p is w.tensor for g in o.param_groups for p in g["params"]) for o in optimizers]
+            w.groups = max(held, default=0)
+
+    def _optimizer(self) -> OptimizerFacts:
+        optimizer = self.optimizer
+        if optimizer is None:
+            return OptimizerFacts("none", False, False, 0.0)
+        said = facts.optimizer_facts(optimizer, self.model, given=True, hidden=0, site=self.sites.get(id(optimizer)))
+        listed = {id(p) for p in self.model.parameters()}
+        outside = [id(p) for g in optimizer.param_groups for p in g["params"] if id(p) not in listed]
+        peak = max(self.rates, default=said.lr)
+        warming = bool(self.rates) and self.rates[0] < WARM * peak
+        return replace(said, lr=peak, stale=sum(key not in self.graded for key in outside), warming_up=warming or said.warming_up)
+
+    def _loop(self) -> LoopFacts | None:
+        if not self.steps or not self.looked:
+            return None
+        return LoopFacts(
+            optimizer="",
+            steps=self.looked,
+            backwards=self.backwards,
+            ended="stopped",
+            parameters=sum(len(g["params"]) for g in self.optimizer.param_groups) if self.optimizer is not None else 0,
+            leftover=self.leftover,
+            step_site=self.step_site,
+            backward_site=self.backward_site,
+        )
+
+    def _lasting_cuts(self) -> tuple[Cut, ...]:
+        """Cuts of the first step, without the parameters that a later one did reach."""
+        reached = {w.name for w in self.watched if w.used}
+        left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in self.first.cuts)
+        return tuple(c for c in left if c.parameters)
+
+    def locate(self, step: int) -> None:
+        """The first layer of a measured step whose output is not finite although its own weights are."""
+        broken = {w.layer for w in self.watched if w.steps and not math.isfinite(w.steps[-1].norm)}
+        for layer in sorted(self.layers.layers.items(), key=lambda item: item[1].order):
+            name, growing = layer
+            last = growing.snapshots[-1] if growing.snapshots and growing.snapshots[-1].step == step else None
+            if last is None or last.output is None or last.output.finite:
+                continue
+            if not broken:
+                site = growing.first.site or (self.sites.get(id(growing.first.module)) if growing.first.module is not None else None)
+                self.non_finite = [NonFinite("forward", growing.first.type, name, site, step, _kind(last.output))]
+            return
+
+
+def _kind(stats: TensorStats) -> Any:
+    return "nan" if stats.nan else "inf"
+
+
+def _thin_units(layer: Growing) -> None:
+    if len(layer.alive) > 2 + FINAL_STEPS:
+        layer.alive = [*layer.alive[:2], *layer.alive[-FINAL_STEPS:]]
+        layer.samples = [*layer.samples[:2], *layer.samples[-FINAL_STEPS:]]
+
+
+def rescaled(stats: TensorStats, factor: float) -> TensorStats:
+    """Statistics of x / factor from those of x."""
+    if factor == 1.0:
+        return stats
+    return replace(
+        stats,
+        mean=stats.mean / factor,
+        std=stats.std / factor,
+        norm=stats.norm / factor,
+        min=stats.min / factor,
+        max=stats.max / factor,
+        exponent_low=stats.exponent_low - round(math.log2(factor)),
+    )

@@ -1,0 +1,147 @@
+"""Trackers of experiments beside the loop: which numbers they get, under which names.
+
+    gradcheck/loss                      gradcheck/gradient/<layer>      root mean square of dL/d(output)
+    gradcheck/gradient_norm             gradcheck/activation/<layer>    root mean square of the output
+    gradcheck/learning_rate             gradcheck/update/<layer>        ||change|| / ||weight|| of a step
+    gradcheck/typical_update            gradcheck/dead/<layer>          share of units
+    gradcheck/score/<category>          gradcheck/findings/<severity>
+
+Gradients are those before clipping, without the factor of a loss scaler. Only finite numbers go out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from gradcheck.judge.scores import scores
+from gradcheck.live.frames import ranked, typical_update
+from gradcheck.nouns.live import Magnitudes
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import SEVERITIES
+
+if TYPE_CHECKING:
+    from gradcheck.live.watch import Board
+
+PREFIX = "gradcheck"
+MOST_LAYERS = 20
+ROOT = "(model)"  # name of the root module, which has none
+
+
+class Sink(ABC):
+    """A tracker. `layers`: how many layers it gets; None: all. What fails in it ends its part, not the loop."""
+
+    layers: int | None = MOST_LAYERS
+
+    @abstractmethod
+    def log(self, step: int, scalars: Mapping[str, float], magnitudes: Mapping[str, Magnitudes]) -> None:
+        """Takes the numbers of a measured step, by their full names. Steps only grow."""
+
+    @abstractmethod
+    def finish(self, report: Report) -> None:
+        """Takes the report of the run. Called once, when the board is closed."""
+
+
+class Feed:
+    """Hands the numbers of a board to its sinks. `taken`: steps of the training before it was watched, when it was resumed."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks = list(sinks)
+        self.taken = 0
+        self._chosen: dict[int, dict[str, None]] = {}  # id(sink) -> its layers: one that was chosen stays, so that no curve has holes
+
+    def measured(self, board: Board, report: Report | None) -> None:
+        """`report`: when this step was judged."""
+        if not self.sinks:
+            return
+        step = self.taken + board.record.measured[-1]
+        whole, layers, sizes = _of_the_run(board, report), list(_of_layers(board)), dict(_magnitudes(board))
+        for sink in list(self.sinks):
+            chosen = self._layers(sink, board, report)
+            scalars = whole | {f"{PREFIX}/{what}/{tag(name)}": value for what, name, value in layers if name in chosen}
+            finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+            shown = {f"{PREFIX}/gradient_log2/{tag(name)}": found for name, found in sizes.items() if name in chosen}
+            try:
+                sink.log(step, finite, shown)
+            except Exception as error:
+                self._drop(sink, error)
+
+    def finish(self, board: Board) -> None:
+        if not board.record.measured:
+            return
+        for sink in list(self.sinks):
+            try:
+                sink.finish(board.report())
+            except Exception as error:
+                self._drop(sink, error)
+
+    def _drop(self, sink: Sink, error: Exception) -> None:
+        self.sinks.remove(sink)
+        text = f"gradcheck: {type(sink).__name__} failed and gets no more numbers: {type(error).__name__}: {error}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def _layers(self, sink: Sink, board: Board, report: Report | None) -> Iterable[str]:
+        """The layers that stood out when there was room, and as many more that findings name."""
+        if sink.layers is None:
+            return {*board.record.layers.layers, *(w.layer for w in board.record.watched)}
+        chosen = self._chosen.setdefault(id(sink), {})
+        if len(chosen) < sink.layers:
+            names = [*(layer.name for layer in ranked(board)), *(w.layer for w in board.record.watched)]
+            _join(chosen, names, sink.layers)
+        if report is not None:
+            _join(chosen, (name for finding in report.headlines for name in finding.layers), 2 * sink.layers)
+        return chosen
+
+
+def tag(layer: str) -> str:
+    """The name of a layer as every tracker takes it."""
+    return re.sub(r"[^\w. :()\-]", "_", layer) or ROOT
+
+
+def _join(chosen: dict[str, None], names: Iterable[str], most: int) -> None:
+    for name in names:
+        if len(chosen) >= most:
+            return
+        chosen[name] = None
+
+
+def _of_the_run(board: Board, report: Report | None) -> dict[str, float]:
+    record, update = board.record, typical_update(board)
+    found = {"loss": board.loss, "gradient_norm": record.norms[-1], "learning_rate": record.rates[-1]}
+    if update is not None:
+        found["typical_update"] = update
+    if report is not None:
+        found |= {f"score/{s.name}": float(s.value) for s in scores(report) if s.value is not None}
+        found |= {f"findings/{severity}": float(report.count(severity)) for severity in SEVERITIES}
+    return {f"{PREFIX}/{name}": value for name, value in found.items()}
+
+
+def _of_layers(board: Board) -> Iterator[tuple[str, str, float]]:
+    """What, layer, value, at the last measured step."""
+    record = board.record
+    last = record.measured[-1]
+    for name, layer in record.layers.layers.items():
+        if not layer.snapshots or layer.snapshots[-1].step != last:
+            continue
+        seen = layer.snapshots[-1]
+        for what, stats in (("gradient", seen.gradient), ("activation", seen.output)):
+            if stats is not None and stats.count:
+                yield what, name, stats.rms if stats.finite else math.nan
+        if layer.alive:
+            yield "dead", name, 1.0 - float(layer.alive[-1].float().mean())
+    for w in record.watched:
+        if w.tensor.dim() > 1 and w.steps and w.steps[-1].step == last and w.steps[-1].update_ratio is not None:
+            yield "update", w.layer, w.steps[-1].update_ratio
+
+
+def _magnitudes(board: Board) -> Iterator[tuple[str, Magnitudes]]:
+    """Of the gradient at each layer's output, at the last measured step."""
+    last = board.record.measured[-1]
+    for name, layer in board.record.layers.layers.items():
+        stats = layer.snapshots[-1].gradient if layer.snapshots and layer.snapshots[-1].step == last else None
+        if stats is not None and any(stats.exponent_counts):
+            yield name, Magnitudes(stats.exponent_low, stats.exponent_counts)

@@ -1,0 +1,124 @@
+"""Taps for a loop that is not ours: on for one training pass, blind to evaluation, and out of the way of the user's own modes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
+
+from gradcheck.measure.observe import Tracer
+from gradcheck.measure.taps import Call, Taps
+
+
+def push_below(mode: TorchFunctionMode) -> None:
+    """Puts a function mode under those that are active: whoever entered these leaves them by popping the topmost. Torch's own device
+    mode must stay at the bottom."""
+    above = []
+    while _len_torch_function_stack():
+        other = _pop_mode()
+        if isinstance(other, DeviceContext):
+            _push_mode(other)
+            break
+        above.append(other)
+    for one in (mode, *reversed(above)):
+        _push_mode(one)
+
+
+def take_out(mode: TorchFunctionMode) -> bool:
+    """Removes a function mode from wherever it lies among the active ones. False when it is not there: a call goes through it just now."""
+    above, found = [], False
+    while _len_torch_function_stack() and not found:
+        other = _pop_mode()
+        found = other is mode
+        if not found:
+            above.append(other)
+    for one in reversed(above):
+        _push_mode(one)
+    return found
+
+
+class LiveTaps(Taps):
+    """Forward passes without gradient are not looked at. Calls of each forward pass of the model are kept apart."""
+
+    def __init__(self, names: Mapping[int, str], *, functions: bool = True) -> None:
+        Taps.__init__(self, names, functions=functions)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.starts: list[int] = []  # index of the first call of each forward pass
+        self.inputs: list[Any] = []  # what the first pass was called with
+        self.on = False
+        self._active = False  # the function mode lies on torch's stack
+
+    def start(self) -> None:
+        functions, self.functions = self.functions, False  # Taps would push its mode on top
+        try:
+            self.__enter__()
+        finally:
+            self.functions = functions
+        self.on = True
+        if functions:
+            push_below(self)
+            self._active = True
+
+    def stop(self) -> None:
+        """Takes the hooks out, and the mode if it can be reached now: not inside a call that went through it. May be called again."""
+        self.on = False
+        self._remove_hooks()
+        if self._active:
+            self._active = not take_out(self)
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if not self.stack and self.recording:
+            if not torch.is_grad_enabled():
+                return
+            if id(module) in self.names:
+                self.starts.append(len(self.calls))
+                if not self.inputs:
+                    self.inputs = list(args)
+        super()._before(module, args)
+
+    def take_reached(self) -> list[Call]:
+        """Calls of the forward passes that gradient came back to. They are not in `calls` any more."""
+        bounds = [*self.starts, len(self.calls)]
+        passes = [self.calls[a:b] for a, b in itertools.pairwise(bounds)]
+        reached = [any(c.gradients for c in calls) for calls in passes]
+        found = [call for calls, came in zip(passes, reached, strict=True) if came for call in calls]
+        left = [calls for calls, came in zip(passes, reached, strict=True) if not came]
+        self.calls = [call for calls in left for call in calls]
+        self.starts = [0, *itertools.accumulate(map(len, left))][:-1] if left else []
+        return found
+
+    def release_calls(self, calls: list[Call]) -> None:
+        """Lets go of what the calls of a pass hold, and of all that belongs to no pass."""
+        self.calls += calls
+        self.release()
+
+
+class LiveTracer(LiveTaps, Tracer):
+    """The same for the first step, which is watched more closely."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        Tracer.__init__(self, names)
+        self._prepare()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.stack and not torch.is_grad_enabled():
+            return function(*args, **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs)
+
+    def forget(self) -> None:
+        """What was seen so far belongs to another loss."""
+        for seen in (self.losses, self.softmaxes, self.mixes, self.seen, self.operations, self.differences):
+            seen.clear()
+        self.cuts.clear()
+
+    def batch(self) -> list[Any]:
+        """What went into the model, and what its output was compared with: as much of a batch as can be seen."""
+        return [*self.inputs, *(seen.target for seen in self.losses if seen.target is not None)]

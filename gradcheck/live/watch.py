@@ -1,0 +1,207 @@
+"""The story of watching: hooks go into the process, some steps of the user's own loop are measured and judged, hooks come out again.
+
+with gradcheck.watch(model, optimizer, every=50) as board:
+    for batch in loader:
+        ...                       # the loop as it is
+board.report().to_json("run.json")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.config import Settings, settings_from
+from gradcheck.errors import ConfigError, TargetError, TrainingStopped
+from gradcheck.live.follower import Follower
+from gradcheck.live.hooks import inner_optimizer
+from gradcheck.live.pace import Pace
+from gradcheck.live.record import Record
+from gradcheck.live.sinks import Feed, Sink
+from gradcheck.live.verdicts import Verdicts, at_least
+from gradcheck.nouns.places import Location
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import SEVERITIES, Finding, Severity
+
+EVERY = 50
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    loss: nn.Module | Callable[..., Any] | None = None,
+    every: int = EVERY,
+    stop_on: Severity | None = None,
+    name: str = "the watched run",
+    on_measured: Callable[[Board], None] | None = None,
+    sinks: Sequence[Sink] = (),
+    config: Settings | Mapping[str, Any] | str | Path | None = None,
+) -> Board:
+    """Watches a training loop that runs in a `with` block, or between `start()` and `close()`. The loop is not changed, nor its result.
+
+    `optimizer`: whose steps are counted; None: the first one that trains the model. `loss`: the loss function; a module that holds
+    parameters of its own belongs to the model then. `every`: the first four steps are measured, and then every so many.
+    `stop_on`: "error" or "warning" ends the loop at the next measured step, with `gradcheck.errors.TrainingStopped`, which the `with`
+    block takes up: the program goes on behind it. `on_measured`: called with the board after each measured step. `sinks`: trackers of
+    experiments that get the numbers of each measured step: see gradcheck/integrations.
+    `config`: a file, or a mapping with the keys of `[tool.gradcheck]`.
+    Raises `gradcheck.errors.ConfigError` for bad settings, `TargetError` for what is no model or no optimizer.
+    """
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"watch needs a torch.nn.Module, not {type(model).__name__}", hint="gradcheck.watch(model, optimizer)")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TargetError(f"watch needs a torch.optim.Optimizer, not {type(optimizer).__name__}", hint="gradcheck.watch(model, optimizer)")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ConfigError(f"every must be a number of steps, 1 or more; got {every!r}", hint="every=50 costs next to nothing")
+    if stop_on is not None and stop_on not in SEVERITIES:
+        raise ConfigError(f"stop_on must be error, warning, info or None; got {stop_on!r}")
+    for sink in sinks:
+        if not isinstance(sink, Sink):
+            raise ConfigError(f"{type(sink).__name__} is no sink", hint="sinks=[gradcheck.integrations.tensorboard.TensorBoard(writer)]")
+    whole = nn.ModuleDict({"model": model, "loss": loss}) if isinstance(loss, nn.Module) and any(loss.parameters()) else model
+    return Board(whole, inner_optimizer(optimizer), every, stop_on, name, on_measured, sinks, settings_from(config))
+
+
+class Board:
+    """A watched run. Made by `watch`. `record` holds what was measured so far, `stopped` the finding that ended the run, if one did."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        every: int,
+        stop_on: Severity | None,
+        name: str,
+        on_measured: Callable[[Board], None] | None,
+        sinks: Sequence[Sink],
+        settings: Settings,
+    ) -> None:
+        self.stop_on, self.on_measured = stop_on, on_measured
+        self.stopped: Finding | None = None
+        self.record = Record(model, name)
+        self.feed = Feed(sinks)
+        self._verdicts = Verdicts(self.record, settings)
+        self._follower = Follower(model, optimizer, every, self.record, self._measured)
+        self._open = False
+
+    def __enter__(self) -> Board:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        self.close()
+        return isinstance(error, TrainingStopped) and error.finding is self.stopped
+
+    def start(self) -> Board:
+        """Puts the hooks in. One board at a time can watch in a process."""
+        global _current
+        if self._open:
+            return self
+        if _current is not None:
+            raise ConfigError("another run is being watched in this process", hint="close() it first: one board at a time")
+        _current, self._open = self, True
+        try:
+            self._follower.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Takes the hooks out. May be called any number of times; the report stays."""
+        global _current
+        if self._open:
+            _current, self._open = None, False
+            self._follower.stop()
+            self._verdicts.fresh = False
+            if self.leads:
+                self.feed.finish(self)
+
+    def step(self, loss: torch.Tensor | float) -> None:
+        """Says what the loss of the coming step is (call it before `optimizer.step()`), where what is passed to `backward` does not."""
+        value = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss))
+        self._follower.explicit = value.sum() if value.dim() else value
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found so far, the worst first."""
+        return self.report().findings
+
+    def report(self) -> Report:
+        """The run so far as a Report: `to_json` saves it, for `gradcheck report` and `gradcheck diff`."""
+        return self._verdicts.report() if self.leads else self._verdicts.silent()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process reports: of a distributed training rank 0 does, for all of them. The reports of others hold no finding."""
+        return self._follower.together is None or self._follower.together.leads
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer so far."""
+        return self.record.steps
+
+    @property
+    def loss(self) -> float:
+        """The last loss that was read."""
+        return self.record.losses.last
+
+    @property
+    def pace(self) -> Pace:
+        """How long its steps take."""
+        return self._follower.pace
+
+    @property
+    def overhead(self) -> float | None:
+        """Share of the run's time that watching takes, told by the run itself; None as long as that cannot be told."""
+        return self.pace.overhead
+
+    @property
+    def failure(self) -> Exception | None:
+        """What went wrong in gradcheck's own code: the loop went on, and was watched no longer."""
+        return self._follower.hooks.failure
+
+    def due(self) -> bool:
+        """Whether judging again is worth its time: at most one hundredth of the run's, but at once when the loss breaks."""
+        return self._verdicts.due(urgent=self.record.bad_losses > 0)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Says that a module of the model is being called just now, and was before the hooks came in."""
+        self._follower.enter(module, args)
+
+    def locate(self, sites: Mapping[int, Location], files: list[str]) -> None:
+        """Where modules and optimizers were created, by id, and the user's source files: findings point there."""
+        self.record.sites, self.record.files = sites, files
+
+    def _measured(self) -> None:
+        self._verdicts.fresh = False
+        ranks = self._follower.together.ranks if self._follower.together is not None else None
+        if ranks is not None and self.stop_on is not None:
+            self._stop(ranks.called_stop())
+        if not self.leads:
+            return
+        if self.on_measured is not None:
+            self.on_measured(self)
+        judged = self._verdicts.fresh
+        if not judged and (self.stop_on is not None or self.feed.sinks) and self.due():
+            judged = self.report() is not None
+        self.feed.measured(self, self.report() if judged else None)
+        if self.stop_on is not None and judged:
+            found = at_least(self.findings, self.stop_on)
+            if found is not None and ranks is not None and ranks.joined:
+                ranks.call_stop(found)  # all stop at the next measured step: one that stopped alone would leave the others waiting
+            else:
+                self._stop(found)
+
+    def _stop(self, found: Finding | None) -> None:
+        if found is not None:
+            self.stopped = found
+            raise TrainingStopped(f"stopped at step {self.steps}: {found.name} ({found.code}) {found.message}", finding=found)
+
+
+_current: Board | None = None

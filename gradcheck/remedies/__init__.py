@@ -1,0 +1,1 @@
+"""Remedies: the closed vocabulary of treatments, applied to copies and written as source edits."""

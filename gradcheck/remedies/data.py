@@ -1,0 +1,240 @@
+"""Treatments of the batches: inputs and targets on a common scale, samples in random order, samples without gaps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from gradcheck.measure.data import batch_size
+from gradcheck.nouns.measurement import InputFacts, LossCall, Measurement
+from gradcheck.nouns.treatment import Prescription, Setting
+from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.batches import input_indices, joined, picked, replaced, target_index, tensor_at
+from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.target.batches import tensors_of
+from gradcheck.target.workload import Batch
+
+Axis = Literal["feature", "channel", "all"]
+SEED = 0  # of the order that samples are dealt in
+REGRESSION_LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+POSITIVE = ("relu", "relu6", "softplus", "exp")
+UNIT, SYMMETRIC = ("sigmoid", "hardsigmoid", "softmax"), ("tanh", "hardtanh", "softsign")
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """(x - mean) / std of the tensor at a position in the batch."""
+
+    index: int
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __call__(self, batch: Batch) -> Batch:
+        x = tensor_at(batch, self.index)
+        return replaced(batch, {self.index: (x - self.mean.to(x)) / self.std.to(x)})
+
+
+# ----------------------------------------------------------------------------------- inputs
+
+
+def axis_of(x: InputFacts) -> Axis:
+    """What shares a scale: a column of a table, a channel of images and volumes; of sequences, everything."""
+    return "feature" if len(x.shape) == 2 else "channel" if len(x.shape) >= 4 else "all"
+
+
+def _unscaled(x: InputFacts) -> bool:
+    """Far enough from zero mean and unit scale that it may matter."""
+    return abs(x.mean) > 0.5 or not 0.5 < x.std < 2 or (x.feature_std_ratio or 1.0) > 3
+
+
+def prescribe_input(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    floating = [x for x in m.data.inputs if x.dtype.startswith(("float", "bfloat")) and len(x.shape) > 1 and x.std > 0]
+    chosen = [x for x in floating if _unscaled(x)] or floating
+    if not chosen:
+        return []
+    axis = axis_of(chosen[0])
+    chosen = [x for x in chosen if axis_of(x) == axis]
+    settings: dict[str, Setting] = {"input": ",".join(x.name for x in chosen), "axis": axis}
+    if axis == "all" and len(chosen) == 1:
+        settings |= {"mean": chosen[0].mean, "std": chosen[0].std}
+        text = f"subtract {chosen[0].mean:.3g} from the input and divide it by {chosen[0].std:.3g}"
+    else:
+        text = f"subtract each {axis}'s mean from the input and divide by its standard deviation, both over the training data"
+    return [INPUT.prescription(text, finding, settings=settings)]
+
+
+def standardize_input(patient: Patient, p: Prescription) -> None:
+    """With mean and standard deviation over the training batches. What never varies is only centred."""
+    names = [x for x in str(p.settings.get("input", "")).split(",") if x]
+    batches = patient.workload.batches
+    indices = input_indices(batches[0], patient.model, names)
+    if not indices:
+        raise Inapplicable("the batches have no floating-point input")
+    for index in indices:
+        mean, std = moments([tensor_at(b, index) for b in batches], p.settings["axis"])  # type: ignore[arg-type]
+        patient.transform(Rescale(index, mean, std))
+
+
+def moments(tensors: Sequence[torch.Tensor], axis: Axis) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation over finite entries, in shapes that broadcast against one tensor; deviations of 0 become 1."""
+    if axis != "all" and any(t.shape[1:2] != tensors[0].shape[1:2] for t in tensors):
+        raise Inapplicable("batches differ in their number of features")
+    if axis == "all":
+        columns = torch.cat([t.detach().double().reshape(-1, 1) for t in tensors])
+    else:
+        columns = torch.cat([t.detach().double().movedim(1, -1).reshape(-1, t.shape[1]) for t in tensors])
+    known = torch.isfinite(columns)
+    count = known.sum(0).clamp_min(1)
+    mean = torch.where(known, columns, 0).sum(0) / count
+    std = (torch.where(known, columns - mean, 0).square().sum(0) / count).sqrt()
+    std = torch.where(std > 1e-12 * mean.abs().clamp_min(1e-300), std, 1.0)
+    if axis == "all":
+        return mean.reshape(()), std.reshape(())
+    shape = (1, -1, *(1 for _ in range(tensors[0].dim() - 2)))
+    return mean.reshape(shape), std.reshape(shape)
+
+
+# ---------------------------------------------------------------------------------- targets
+
+
+@dataclass(frozen=True)
+class _Targets:
+    mean: float
+    std: float
+    low: float | None = None
+    high: float | None = None
+    producer: str | None = None
+
+
+def _targets(m: Measurement) -> _Targets | None:
+    """Of the first regression loss."""
+    call: LossCall | None = next((c for c in m.losses if c.function in REGRESSION_LOSSES and c.target_std), None)
+    if call is not None and call.target_mean is not None and call.target_std is not None:
+        return _Targets(call.target_mean, call.target_std, call.target_min, call.target_max, call.producer)
+    by_hand = next((d for d in m.differences if d.target_std > 0), None)
+    return _Targets(by_hand.target_mean, by_hand.target_std) if by_hand is not None else None
+
+
+def prescribe_target(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    """To zero mean and unit scale; into the range of the output's activation where it has one."""
+    t = _targets(m)
+    if t is None or not (math.isfinite(t.mean) and math.isfinite(t.std)):
+        return []
+    if t.producer in (*UNIT, *SYMMETRIC) and t.low is not None and t.high is not None and t.high > t.low:
+        low, width = (t.low, t.high - t.low) if t.producer in UNIT else ((t.low + t.high) / 2, (t.high - t.low) / 2)
+        span = "[0, 1]" if t.producer in UNIT else "[-1, 1]"
+        text = f"scale the targets into {span}: subtract {low:.6g} and divide by {width:.6g}; undo it where predictions are read"
+        return [TARGET.prescription(text, finding, settings={"mean": low, "std": width, "axis": "all"})]
+    if t.producer in POSITIVE and t.low is not None:
+        text = f"make the targets positive: subtract {t.low:.6g} and divide by {t.std:.6g}; undo it where predictions are read"
+        return [TARGET.prescription(text, finding, settings={"mean": t.low, "std": t.std, "axis": "all"})]
+    text = f"subtract {t.mean:.6g} from the targets and divide them by {t.std:.6g}; undo it where predictions are read"
+    return [TARGET.prescription(text, finding, settings={"mean": t.mean, "std": t.std, "axis": "all"})]
+
+
+def standardize_target(patient: Patient, p: Prescription) -> None:
+    batch = patient.workload.batches[0]
+    index = target_index(batch, patient.model)
+    if index is None:
+        index = _by_moments(batch, p)
+    if index is None or not tensor_at(batch, index).is_floating_point():
+        raise Inapplicable("the batches have no target of floating-point numbers")
+    mean, std = (torch.tensor(float(p.settings[k]), dtype=torch.float64) for k in ("mean", "std"))
+    patient.transform(Rescale(index, mean, std))
+
+
+def _by_moments(batch: Batch, p: Prescription) -> int | None:
+    """Position of the tensor with these moments: the batches of a captured script do not say which of theirs is the target."""
+    mean, std = float(p.settings["mean"]), float(p.settings["std"])
+    floating = [(i, t.double()) for i, t in enumerate(tensors_of(batch)) if t.is_floating_point() and t.numel() > 1]
+    fits = [i for i, t in floating if abs(t.mean() - mean) + abs(t.std(correction=0) - std) < 1e-3 * std]
+    return fits[0] if len(fits) == 1 else None
+
+
+# ---------------------------------------------------------------------------------- samples
+
+
+def prescribe_shuffle(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    if m.data.batches < 2 or (finding is None and not (m.data.labels is not None and m.data.labels.sorted)):
+        return []
+    return [SHUFFLE.prescription("deal the samples into batches at random: shuffle=True", finding)]
+
+
+def shuffle(patient: Patient, _: Prescription) -> None:
+    """Deals the samples of all batches anew, into batches of the same sizes."""
+    batches = patient.workload.batches
+    sizes = [batch_size(b) for b in batches]
+    whole = joined(batches)
+    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(SEED))
+    patient.workload.batches = [picked(whole, part) for part in order.split(sizes)]
+
+
+def prescribe_clean(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    bad = sum(x.non_finite for x in m.data.inputs)
+    if not bad and finding is None:
+        return []
+    return [CLEAN.prescription("leave out the samples with NaN or infinity in them", finding)]
+
+
+@torch.no_grad()
+def complete(batch: Batch) -> Batch:
+    """The batch without samples that hold NaN or infinity. A batch of such samples only keeps them, with zeros in these places."""
+    size = batch_size(batch)
+    fine = torch.ones(size, dtype=torch.bool)
+    for t in tensors_of(batch):
+        if t.is_floating_point() and t.dim() and t.shape[0] == size:
+            fine &= torch.isfinite(t).reshape(size, -1).all(1).cpu()
+    if bool(fine.all()):
+        return batch
+    if not bool(fine.any()):
+        filled = {i: torch.nan_to_num(t, 0.0, 0.0, 0.0) for i, t in enumerate(tensors_of(batch)) if t.is_floating_point()}
+        return replaced(batch, filled)
+    return picked(batch, fine)
+
+
+def clean(patient: Patient, _: Prescription) -> None:
+    patient.transform(complete)
+
+
+INPUT = Treatment(
+    "standardize-input",
+    "standardized input",
+    "data",
+    "safe",
+    "LeCun et al. 1998, Efficient BackProp, section 4.3",
+    prescribe_input,
+    standardize_input,
+)
+TARGET = Treatment(
+    "standardize-target",
+    "standardized target",
+    "data",
+    "safe",
+    "LeCun et al. 1998, Efficient BackProp, section 4.5",
+    prescribe_target,
+    standardize_target,
+)
+SHUFFLE = Treatment(
+    "shuffle-data",
+    "shuffled samples",
+    "data",
+    "safe",
+    "Bottou 2012, Stochastic Gradient Descent Tricks, section 5.1",
+    prescribe_shuffle,
+    shuffle,
+)
+CLEAN = Treatment(
+    "clean-data",
+    "samples without NaN or infinity",
+    "data",
+    "safe",
+    "Schafer and Graham 2002, Missing Data: Our View of the State of the Art",
+    prescribe_clean,
+    clean,
+)
+
+TREATMENTS = (INPUT, TARGET, SHUFFLE, CLEAN)

@@ -1,0 +1,153 @@
+"""Treatments of dropout: put behind activations, or set to another rate."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import types
+from collections.abc import Sequence
+
+from torch import nn
+
+from gradcheck.measure.checks.lifted import RATES
+from gradcheck.nouns.checks import Dropout
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.places import Location
+from gradcheck.nouns.treatment import Prescription, Setting
+from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.activation import placed, places, sites_of
+from gradcheck.remedies.prescribing import body_activations, listed
+from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strength, Treatment
+from gradcheck.remedies.rewriting import rewrite, rewrite_method, torch_function
+from gradcheck.remedies.surgery import follow, module_at
+
+DROPPED = 0.2
+
+
+def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    """Another rate for the dropouts that there are; else dropout behind the activations between the layers."""
+    present = m.regularization.dropouts if m.regularization is not None else ()
+    if present:
+        chosen = [d for d in present if not d.attention] or list(present)
+        settings: dict[str, Setting] = {"rate": DROPPED if chosen[0].rate < DROPPED else min(0.5, chosen[0].rate + 0.2), "insert": False}
+        settings |= places_of(chosen)
+        layers = tuple(d.layer for d in chosen)
+        return [DROPOUT.prescription(_dropout_words(settings), finding, layers=layers, settings=settings, applicability="safe")]
+    found = body_activations(m, [x.function for x in m.of_kind("activation") if x.function])
+    if not found:
+        return []
+    settings = {"rate": DROPPED, "insert": True}
+    if sites := places(found):
+        settings["sites"] = sites
+    return [DROPOUT.prescription(_dropout_words(settings), finding, layers=tuple(x.name for x in found), settings=settings)]
+
+
+def places_of(dropouts: Sequence[Dropout]) -> dict[str, Setting]:
+    """Where the functional ones are called."""
+    text = placed([(d.layer, d.site) for d in dropouts])
+    return {"sites": text} if text else {}
+
+
+def _dropout_words(s: Settings) -> str:
+    rate = float(s["rate"])
+    return f"drop {rate:.0%} of the values behind each hidden activation" if s["insert"] else f"set the rate of dropout to {rate:.2g}"
+
+
+def drop(patient: Patient, p: Prescription) -> None:
+    rate = float(p.settings["rate"])
+    if not p.settings["insert"]:
+        for name in p.layers:
+            set_dropout(patient, name, rate, p)
+        return
+    sites, done = sites_of(p), set[Location]()
+    for name in p.layers:
+        if ":" not in name:
+            insert_dropout(patient, name, rate)
+        elif (site := sites.get(name)) is None:
+            raise Inapplicable(f"the place of {name} in the source is not known")
+        elif site not in done:
+            rewrite(patient, site, functools.partial(_dropped, rate))
+            done.add(site)
+
+
+def insert_dropout(patient: Patient, name: str, rate: float) -> None:
+    """Behind an activation module, whose parameters, where it has any, would get other names."""
+    if list(module_at(patient, name).parameters()):
+        raise Inapplicable(f"dropout behind {name} would rename its parameters")
+    follow(patient, name, nn.Dropout(rate))
+
+
+def _dropped(rate: float, node: ast.expr, method: types.FunctionType) -> ast.expr:
+    """dropout(node, rate, self.training)."""
+    training = ast.Attribute(ast.Name(method.__code__.co_varnames[0], ast.Load()), "training", ast.Load())
+    return torch_function("nn.functional.dropout", node, ast.Constant(rate), training)
+
+
+class _AtRate(ast.NodeTransformer):
+    """Every call of a function of dropout with another rate."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if not name.endswith("dropout") or len(node.args) + len(node.keywords) < 2:
+            return node
+        keywords = [k for k in node.keywords if k.arg != "p"]
+        positional = [*node.args[:1], ast.Constant(self.rate), *node.args[2:]]
+        return ast.copy_location(ast.Call(node.func, positional, keywords), node)
+
+
+def set_dropout(patient: Patient, name: str, rate: float, p: Prescription) -> None:
+    """Of a dropout module, of the dropout inside attention or recurrent layers, or of a call whose rate is an attribute or a number."""
+    holder, called, _ = name.partition(":")
+    module = module_at(patient, holder)
+    if not called and isinstance(module, nn.modules.dropout._DropoutNd):
+        module.p = rate
+    elif not called and isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        module.dropout = rate
+    elif attributes := [a for a in RATES if isinstance(getattr(module, a, None), float)]:
+        setattr(module, attributes[0], rate)
+    else:
+        rewrite_method(patient, sites_of(p).get(name, p.location), _AtRate(rate).visit)
+
+
+def prescribe_lower_dropout(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    present = m.regularization.dropouts if m.regularization is not None else ()
+    named = [d for d in present if (finding.layers and d.layer in finding.layers if finding is not None else d.rate > DROPPED)]
+    if not named:
+        return []
+    settings: dict[str, Setting] = {"rate": DROPPED, **places_of(named)}
+    layers = tuple(d.layer for d in named)
+    text = f"lower the rate of {listed(layers)} from {max(d.rate for d in named):.2g} to {DROPPED:g}"
+    return [LOWER_DROPOUT.prescription(text, finding, layers=layers, settings=settings)]
+
+
+def lower_dropout(patient: Patient, p: Prescription) -> None:
+    for name in p.layers:
+        set_dropout(patient, name, float(p.settings["rate"]), p)
+
+
+DROPOUT = Treatment(
+    "dropout",
+    "dropout",
+    "regularization",
+    "unsafe",
+    "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    prescribe_dropout,
+    drop,
+    strengths=(Strength("rate", DROPPED, 0.02, 0.8, log=False),),
+    wording=_dropout_words,
+)
+LOWER_DROPOUT = Treatment(
+    "lower-dropout",
+    "weaker dropout",
+    "regularization",
+    "safe",
+    "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    prescribe_lower_dropout,
+    lower_dropout,
+)
+
+TREATMENTS = (DROPOUT, LOWER_DROPOUT)

@@ -1,0 +1,176 @@
+"""The loss that fits the output, in place of one that does not."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradcheck.nouns.measurement import LossCall, Measurement
+from gradcheck.nouns.treatment import Prescription, Setting
+from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.batches import replaced, target_index, tensor_at
+from gradcheck.remedies.outputs import Map, map_output
+from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Treatment
+from gradcheck.target.outputs import first_tensor
+from gradcheck.target.step import classes_are_last
+from gradcheck.target.workload import Batch
+
+CLASS_LOSSES = ("cross_entropy", "nll_loss")
+
+
+def prescribe_loss(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    for call in m.losses:
+        settings = _fitting(call) or (_coerced(call) if call.raised else None)
+        if settings is not None and (finding is None or finding.location in (None, call.site, call.producer_site) or len(m.losses) == 1):
+            return [REPLACE.prescription(_loss_words(settings), finding, settings=settings)]
+    return []
+
+
+def _fitting(call: LossCall) -> dict[str, Setting] | None:
+    """What the loss is, what it is to be, and what of the output's activation it sees."""
+    loss, producer = call.function, call.producer or ""
+    new: str | None = None
+    if loss in CLASS_LOSSES and call.classes == 1:
+        new = "binary_cross_entropy_with_logits"
+    elif loss == "nll_loss" and producer != "log_softmax":
+        new = "cross_entropy"
+    elif loss == "cross_entropy" and producer == "softmax":
+        new = "nll_loss"
+    elif loss == "binary_cross_entropy_with_logits" and producer == "sigmoid":
+        new = "binary_cross_entropy"
+    elif loss == "binary_cross_entropy" and (call.input_min < 0 or call.input_max > 1):
+        new = "binary_cross_entropy_with_logits"
+    if new is None:
+        return None
+    function = "softmax" if producer == "softmax" or (loss == "nll_loss" and _is_distribution(call)) else producer
+    return {"old": loss, "new": new, "function": function, "classes": call.classes or 0}
+
+
+def _is_distribution(call: LossCall) -> bool:
+    return call.input_min >= 0 and call.row_sum_error is not None and call.row_sum_error <= 1e-4
+
+
+def _coerced(call: LossCall) -> dict[str, Setting] | None:
+    """For a call that raises: the target's type and shape that the loss takes."""
+    integer = not call.target_dtype.startswith(("float", "bfloat"))
+    if call.function in CLASS_LOSSES and call.target_kind != "none" and len(call.target_shape) in (1, 2):
+        labels = call.target_shape in ((call.input_shape[0],), (call.input_shape[0], 1))
+        return {"old": call.function, "new": call.function, "target": "long", "function": ""} if labels else None
+    if integer or math.prod(call.target_shape) == math.prod(call.input_shape):
+        return {"old": call.function, "new": call.function, "target": "float", "function": ""}
+    return None
+
+
+def _loss_words(s: Settings) -> str:
+    if s.get("target") == "long":
+        return f"give {s['old']} class labels: target.long(), with one axis"
+    if s.get("target") == "float":
+        return f"give {s['old']} targets of the output's type and shape"
+    if s["old"] == "cross_entropy" and s["new"] == "nll_loss":
+        return "take log_softmax in place of softmax, and nll_loss in place of cross_entropy"
+    without = f", without the {s['function']}" if s["function"] == "softmax" else ""
+    return f"use {s['new']} in place of {s['old']}{without}"
+
+
+def replace_loss(patient: Patient, p: Prescription) -> None:
+    """A loss of torch is exchanged. A user's own stays, and sees what makes it the new one: nll_loss of log_softmax is cross entropy."""
+    s = p.settings
+    old, new, classes = str(s["old"]), str(s["new"]), int(s.get("classes") or 0)
+    if "target" in s:
+        _coerce_targets(patient, str(s["target"]))
+        return
+    if old in CLASS_LOSSES and new == "binary_cross_entropy_with_logits":
+        patient.replace_loss(_binary)
+        return
+    other = counterpart(patient.workload.loss, new)
+    if other is not None:
+        patient.replace_loss(other)
+    if s["function"] == "softmax":
+        map_output(patient, _logarithm)
+    elif other is None:
+        map_output(patient, functools.partial(_log_softmax, classes) if old == "nll_loss" else _MAPS[old])
+
+
+_MODULES: dict[str, Any] = {
+    "cross_entropy": nn.CrossEntropyLoss,
+    "nll_loss": nn.NLLLoss,
+    "binary_cross_entropy": nn.BCELoss,
+    "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss,
+}
+
+
+def counterpart(loss: Any, new: str) -> Any:
+    """The loss of torch by that name with the settings of the given one; None for a user's own."""
+    if any(loss is getattr(F, name) for name in _MODULES):
+        return getattr(F, new)
+    if type(loss) not in _MODULES.values():
+        return None
+    shared = ("weight", "ignore_index", "reduction")
+    made = _MODULES[new]
+    known = inspect.signature(made).parameters
+    return made(**{name: getattr(loss, name) for name in shared if name in known and hasattr(loss, name)})
+
+
+def _logarithm(output: torch.Tensor, _: Any) -> torch.Tensor:
+    return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+
+
+def _log_softmax(classes: int, output: torch.Tensor, target: Any) -> torch.Tensor:
+    return F.log_softmax(output, _class_axis(output, target, classes))
+
+
+def _class_axis(output: torch.Tensor, target: Any, classes: int) -> int:
+    """Axis 1 as torch's losses have it, unless the classes are on another one."""
+    if output.dim() < 3:
+        return -1
+    fits = [axis for axis in range(1, output.dim()) if output.shape[axis] == classes]
+    return -1 if classes_are_last(output, target) or (fits and 1 not in fits) else 1
+
+
+def _sigmoid(output: torch.Tensor, _: Any) -> torch.Tensor:
+    return torch.sigmoid(output)
+
+
+def _logit(output: torch.Tensor, _: Any) -> torch.Tensor:
+    return torch.logit(output, eps=1e-6)
+
+
+_MAPS: dict[str, Map] = {"binary_cross_entropy": _sigmoid, "binary_cross_entropy_with_logits": _logit}
+
+
+def _binary(output: Any, target: torch.Tensor) -> torch.Tensor:
+    logits = first_tensor(output)
+    return F.binary_cross_entropy_with_logits(logits.reshape(target.shape), target.to(logits.dtype))
+
+
+def _coerce_targets(patient: Patient, kind: str) -> None:
+    index = target_index(patient.workload.batches[0], patient.model)
+    if index is None:
+        raise Inapplicable("the target is not a tensor of the batch")
+    patient.transform(functools.partial(_coerced_batch, index, kind))
+
+
+def _coerced_batch(index: int, kind: str, batch: Batch) -> Batch:
+    target = tensor_at(batch, index)
+    if kind == "long":
+        return replaced(batch, {index: target.long().reshape(len(target))})
+    return replaced(batch, {index: target.to(torch.get_default_dtype())})
+
+
+REPLACE = Treatment(
+    "replace-loss",
+    "loss that fits the output",
+    "loss",
+    "unsafe",
+    "Goodfellow et al. 2016, Deep Learning, section 6.2.2",
+    prescribe_loss,
+    replace_loss,
+)
+
+TREATMENTS = (REPLACE,)

@@ -1,0 +1,121 @@
+"""Treatments of the optimizer's settings: its rate, and Adam's epsilon."""
+
+from __future__ import annotations
+
+import math
+
+from gradcheck.judge.rates import update_ratio
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.treatment import Prescription
+from gradcheck.nouns.verdict import Finding
+from gradcheck.progress import DIVERGED, best_experiment, depends_on_order, verdict
+from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strength, Treatment
+
+BEST_RATIO = 0.02  # update over weight at step 10; the same for SGD, momentum and Adam (calibration E3: 0.019 to 0.023)
+USUAL_EPSILON, SMALL_EPSILON = 1e-8, 1e-12
+
+
+def rounded(value: float) -> float:
+    """Two significant digits: nobody writes a rate with more."""
+    return float(f"{value:.2g}")
+
+
+def lower_rate(m: Measurement) -> float:
+    """That of the training at a lower one that learned best; else what brings an update to 2 % of its weight, or a good deal less."""
+    rate, run, ratio = m.optimizer.lr, best_experiment(m), update_ratio(m)
+    if run is not None and run.lr and run.lr < rate:
+        return rounded(run.lr / 3) if max(run.losses) > DIVERGED * run.losses[0] else run.lr  # it jumped before it learned
+    wanted = rate * BEST_RATIO / ratio if ratio and math.isfinite(ratio) else rate
+    if verdict(m) == "diverges" and not depends_on_order(m):
+        return rounded(min(wanted, rate / 100))
+    return rounded(min(wanted, rate / 3))
+
+
+def higher_rate(m: Measurement) -> float:
+    rate, run, ratio = m.optimizer.lr, best_experiment(m), update_ratio(m)
+    if run is not None and run.lr and run.lr > rate:
+        return run.lr
+    wanted = rate * BEST_RATIO / ratio if ratio and math.isfinite(ratio) else rate
+    return rounded(max(wanted, 3 * rate))
+
+
+def prescribe_lower(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    return [at_rate(LOWER, finding, lower_rate(m))] if m.optimizer.lr > 0 else []
+
+
+def prescribe_higher(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    return [at_rate(RAISE, finding, higher_rate(m))] if m.optimizer.lr > 0 else []
+
+
+def at_rate(treatment: Treatment, finding: Finding | None, rate: float) -> Prescription:
+    settings = {"lr": rate}
+    return treatment.prescription(_rate_words(settings), finding, settings=settings)
+
+
+def _rate_words(s: Settings) -> str:
+    return f"set the learning rate to {s['lr']:.3g}"
+
+
+def set_rate(patient: Patient, p: Prescription) -> None:
+    """All groups keep their ratio to the first one."""
+    groups = patient.optimizer.param_groups
+    now = float(groups[0].get("lr") or 0.0) if groups else 0.0
+    if not now:
+        raise Inapplicable("the optimizer has no learning rate")
+    factor = float(p.settings["lr"]) / now
+    for group in groups:
+        group["lr"] = group["lr"] * factor
+        if "initial_lr" in group:
+            group["initial_lr"] = group["initial_lr"] * factor
+
+
+def prescribe_epsilon(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    eps = m.optimizer.eps
+    if not eps or (finding is None and eps <= USUAL_EPSILON):
+        return []
+    new = USUAL_EPSILON if eps > USUAL_EPSILON else SMALL_EPSILON
+    return [EPSILON.prescription(f"set eps to {new:g} (now {eps:g})", finding, settings={"eps": new})]
+
+
+def set_epsilon(patient: Patient, p: Prescription) -> None:
+    groups = [g for g in patient.optimizer.param_groups if isinstance(g.get("eps"), (int, float))]
+    if not groups:
+        raise Inapplicable(f"{type(patient.optimizer).__name__} has no epsilon")
+    for group in groups:
+        group["eps"] = float(p.settings["eps"])
+
+
+_RATE = (Strength("lr", 1e-3, 1e-5, 1.0),)
+LOWER = Treatment(
+    "lower-learning-rate",
+    "lower learning rate",
+    "optimizer",
+    "safe",
+    "Smith 2017, Cyclical Learning Rates for Training Neural Networks",
+    prescribe_lower,
+    set_rate,
+    strengths=_RATE,
+    wording=_rate_words,
+)
+RAISE = Treatment(
+    "raise-learning-rate",
+    "higher learning rate",
+    "optimizer",
+    "safe",
+    "Smith 2017, Cyclical Learning Rates for Training Neural Networks",
+    prescribe_higher,
+    set_rate,
+    strengths=_RATE,
+    wording=_rate_words,
+)
+EPSILON = Treatment(
+    "adam-epsilon",
+    "Adam's epsilon",
+    "optimizer",
+    "safe",
+    "Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities",
+    prescribe_epsilon,
+    set_epsilon,
+)
+
+TREATMENTS = (LOWER, RAISE, EPSILON)

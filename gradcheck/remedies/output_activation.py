@@ -1,0 +1,54 @@
+"""Activations on the output that the loss does not expect."""
+
+from __future__ import annotations
+
+from gradcheck.nouns.measurement import LossCall, Measurement
+from gradcheck.nouns.treatment import Prescription, Setting
+from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.activation import replace_one
+from gradcheck.remedies.protocol import Patient, Treatment
+from gradcheck.remedies.surgery import rewired
+
+
+def remove_activation(patient: Patient, prescription: Prescription) -> None:
+    """Takes the activation away, or puts a sigmoid in its place."""
+    with rewired(patient):
+        for name in prescription.layers:
+            replace_one(patient, name, prescription.location, str(prescription.settings.get("new", "identity")))
+
+
+def prescribe_removal(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    """Nothing between last layer and loss; a sigmoid for one unit whose loss takes probabilities."""
+    call = _call_of(finding, m)
+    layer = m.layer(call.producer_layer) if call is not None and call.producer_layer is not None else None
+    if call is None or layer is None or layer.calls > 1:
+        return []  # called more than once, it is a hidden layer's activation too
+    function = str(call.producer)
+    settings: dict[str, Setting] = {"function": function}
+    text = f"hand the loss the values before {function} ({layer.name}); apply {function} only where predictions are read"
+    if call.function == "binary_cross_entropy" and function in ("softmax", "log_softmax"):
+        settings["new"] = "sigmoid"
+        text = f"put a sigmoid in the place of {function} over one unit"
+    return [REMOVE.prescription(text, finding, layers=(layer.name,), settings=settings)]
+
+
+def _call_of(finding: Finding | None, m: Measurement) -> LossCall | None:
+    """The loss whose input an activation makes, at the finding's place where it has one."""
+    made = [c for c in m.losses if c.producer in _ACTIVATIONS and c.producer_layer is not None]
+    here = [c for c in made if finding is not None and c.producer_layer in finding.layers]
+    return next(iter(here), None)
+
+
+_ACTIVATIONS = frozenset("softmax log_softmax sigmoid relu relu6 tanh softplus hardtanh hardsigmoid elu leaky_relu gelu silu".split())
+
+REMOVE = Treatment(
+    "remove-output-activation",
+    "no activation before the loss",
+    "loss",
+    "unsafe",
+    "PyTorch documentation, torch.nn.CrossEntropyLoss and BCEWithLogitsLoss: the input is logits; Pang et al. 2020",
+    prescribe_removal,
+    remove_activation,
+    "keys stay the same; predictions need the activation where they are read",
+)
+TREATMENTS: tuple[Treatment, ...] = (REMOVE,)

@@ -1,0 +1,231 @@
+"""The optimizer's settings, at the expression that creates it."""
+
+from __future__ import annotations
+
+import ast
+
+from gradcheck.nouns.treatment import Prescription
+from gradcheck.remedies.source.context import Context, Writer, literal, number
+from gradcheck.remedies.source.draft import Draft, Edit, Unwritable
+from gradcheck.remedies.source.imports import spelled
+from gradcheck.remedies.source.loop import steps
+from gradcheck.remedies.source.nodes import (
+    argument,
+    assigned,
+    called,
+    definition,
+    dotted,
+    remove_argument,
+    set_argument,
+    set_value,
+    statement_of,
+)
+from gradcheck.remedies.source.statements import insert_after, insert_before
+
+_RATE_POSITION = 1  # of lr, in every optimizer of torch
+
+
+def rate(p: Prescription, context: Context) -> None:
+    """The rate of the optimizer; groups that set their own keep their ratio to it."""
+    draft, call = created(context)
+    new, old = number(p, "lr"), context.measurement.optimizer.lr
+    groups = _own(draft, call, "lr")
+    if groups and old <= 0:
+        raise Unwritable("the groups of the optimizer have rates of their own")
+    for index in range(len(groups)):
+        value = _own(draft, call, "lr")[index]
+        if not isinstance(value, ast.Constant) or not isinstance(value.value, (int, float)):
+            raise Unwritable(f"{draft.path}:{value.lineno}: the rate of a group is not a number in the source")
+        draft.replace(value, literal(value.value * new / old))
+        draft, call = created(context)
+    given = argument(call, "lr", _RATE_POSITION)
+    if given is not None:
+        set_value(draft, given, literal(new))
+    elif not groups:
+        set_argument(draft, call, "lr", literal(new))
+
+
+def epsilon(p: Prescription, context: Context) -> None:
+    keyword(context, "eps", literal(number(p, "eps")))
+
+
+def decay(p: Prescription, context: Context) -> None:
+    """Weight decay of the optimizer and of its groups; of a penalty in the loss, its factor."""
+    if "divisor" in p.settings:
+        _penalty(p, context)
+        return
+    draft, call = created(context)
+    new = number(p, "weight_decay")
+    for index in range(len(_own(draft, call, "weight_decay"))):
+        value = _own(draft, call, "weight_decay")[index]
+        if isinstance(value, ast.Constant) and isinstance(value.value, (int, float)) and value.value > new:
+            draft.replace(value, literal(new))
+            draft, call = created(context)
+    if argument(call, "weight_decay") is not None or not _own(draft, call, "weight_decay"):
+        keyword(context, "weight_decay", literal(new))
+
+
+def _penalty(p: Prescription, context: Context) -> None:
+    """Divides the factor in front of a penalty that is added to the loss by hand."""
+    divisor = number(p, "divisor")
+    for draft in context.all_drafts():
+        for node in ast.walk(draft.tree):
+            if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _added(draft, node)):
+                continue
+            for side in (node.left, node.right):
+                value = definition(draft, side) or side
+                if isinstance(value, ast.Constant) and isinstance(value.value, float):
+                    draft.replace(value, literal(value.value / divisor))
+                    return
+    raise Unwritable("the factor of the penalty is not a number in the source")
+
+
+def _added(draft: Draft, node: ast.AST) -> bool:
+    """It is a term of a sum, or what `loss +=` adds."""
+    parent = draft.parent(node)
+    return isinstance(parent, (ast.BinOp, ast.AugAssign)) and isinstance(parent.op, ast.Add)
+
+
+def decoupled(p: Prescription, context: Context) -> None:
+    """AdamW for Adam; other optimizers of torch have a switch."""
+    draft, call = created(context)
+    name = called(call)
+    if name == "Adam":
+        function = call.func
+        old = draft.source(function)
+        draft.replace(
+            function, spelled(draft, "torch.optim.AdamW") if isinstance(function, ast.Name) else f"{old.removesuffix('Adam')}AdamW"
+        )
+    elif name in ("NAdam", "RAdam"):
+        set_argument(draft, call, "decoupled_weight_decay", "True")
+    elif name != "AdamW":
+        raise Unwritable(f"{name} has no form with decoupled weight decay")
+    if "weight_decay" in p.settings:
+        keyword(context, "weight_decay", literal(number(p, "weight_decay")))
+
+
+def groups(p: Prescription, context: Context) -> None:
+    """Two groups: weight matrices with the decay, biases and gains without."""
+    draft, call = created(context)
+    given = call.args[0] if call.args else argument(call, "params")
+    if not (isinstance(given, ast.Call) and called(given) == "parameters" and isinstance(given.func, ast.Attribute)):
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of one module")
+    if context.measurement.optimizer.weight_decay <= 0:
+        raise Unwritable("the optimizer has no weight decay of its own")
+    taken = {n.id for n in ast.walk(draft.tree) if isinstance(n, ast.Name)} & {"decayed", "spared"}
+    if taken:
+        raise Unwritable(f"{draft.path}: the name {min(taken)} is taken")
+    owner = draft.source(given.func.value)
+    draft.replace(given, '[{"params": decayed}, {"params": spared, "weight_decay": 0.0}]')
+    lines = (
+        f"decayed = [p for p in {owner}.parameters() if p.ndim >= 2]",
+        f"spared = [p for p in {owner}.parameters() if p.ndim < 2]  # biases and gains",
+    )
+    insert_before(draft, created(context)[1], "\n".join(lines))
+
+
+def ascent(p: Prescription, context: Context) -> None:
+    """Downhill again, in the optimizer."""
+    draft, call = created(context)
+    if argument(call, "maximize") is not None:
+        remove_argument(draft, call, "maximize")
+        return
+    given = argument(call, "lr", _RATE_POSITION)
+    value = (definition(draft, given) or given) if given is not None else None
+    if isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub):
+        draft.replace(value, draft.source(value.operand))
+        return
+    raise Unwritable("neither maximize=True nor a negative rate is written where the optimizer is created")
+
+
+def warm_up(p: Prescription, context: Context) -> None:
+    """A LinearLR that the loop steps; one that is there already starts lower."""
+    start = literal(number(p, "start", 0.01))
+    if _warmer(context, start):
+        return
+    draft, call = created(context)
+    schedule = spelled(draft, "torch.optim.lr_scheduler.LinearLR")
+    draft, call = created(context)
+    made = statement_of(draft, call)
+    arguments = f"start_factor={start}, total_iters={round(number(p, 'steps'))}"
+    name = named(made, call)
+    inside = next(iter(steps(context)), None)
+    if name is not None and inside is not None and inside[0] is draft:
+        warm = ".".join([*name.split(".")[:-1], "warm_up"])
+        insert_after(draft, inside[1], f"{warm}.step()")
+        insert_after(draft, created(context)[1], f"{warm} = {schedule}({name}, {arguments})")
+        return
+    line = f"{schedule}({name or 'optimizer'}, {arguments})  # stepped by the training loop"
+    if name is not None:
+        insert_after(draft, made, line)
+    elif isinstance(made, ast.Return) and made.value is call:
+        insert_after(draft, made, f"{line}\nreturn optimizer")
+        draft, call = created(context)
+        draft.edit([Edit(draft.span(statement_of(draft, call))[0], draft.span(call)[0], "optimizer = ")])
+    else:
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer gets no name there")
+
+
+def _warmer(context: Context, start: str) -> bool:
+    """A LinearLR of the source begins at another share of the rate."""
+    for draft in context.all_drafts():
+        for node in ast.walk(draft.tree):
+            if called(node) == "LinearLR" and isinstance(node, ast.Call):
+                given = argument(node, "start_factor", 1)
+                if given is not None:
+                    set_value(draft, given, start)
+                else:
+                    set_argument(draft, node, "start_factor", start)
+                return True
+    return False
+
+
+def named(statement: ast.stmt, call: ast.Call) -> str | None:
+    """The name that a statement gives to what a call makes."""
+    if isinstance(statement, ast.Assign) and statement.value is call and len(statement.targets) == 1:
+        return dotted(statement.targets[0]) or None
+    if isinstance(statement, ast.AnnAssign) and statement.value is call:
+        return dotted(statement.target) or None
+    return None
+
+
+def created(context: Context) -> tuple[Draft, ast.Call]:
+    if not context.measurement.optimizer.given:
+        raise Unwritable("the source creates no optimizer: gradcheck assumed one")
+    return context.call_at(context.measurement.optimizer.site, "the optimizer")
+
+
+def keyword(context: Context, name: str, value: str) -> None:
+    draft, call = created(context)
+    given = argument(call, name)
+    if given is not None:
+        set_value(draft, given, value)
+    else:
+        set_argument(draft, call, name, value)
+
+
+def _own(draft: Draft, call: ast.Call, name: str) -> list[ast.expr]:
+    """The values that parameter groups, written as dictionaries, give to a setting."""
+    given: ast.expr | None = call.args[0] if call.args else argument(call, "params")
+    if isinstance(given, ast.Name):
+        given = assigned(draft, given)
+    if not isinstance(given, (ast.List, ast.Tuple)):
+        return []
+    found = []
+    for group in given.elts:
+        if isinstance(group, ast.Dict):
+            found += [v for k, v in zip(group.keys, group.values, strict=True) if isinstance(k, ast.Constant) and k.value == name]
+        elif isinstance(group, ast.Call) and called(group) == "dict":
+            found += [k.value for k in group.keywords if k.arg == name]
+    return found
+
+
+WRITERS: dict[str, Writer] = {
+    "lower-learning-rate": rate,
+    "raise-learning-rate": rate,
+    "adam-epsilon": epsilon,
+    "weaker-weight-decay": decay,
+    "decoupled-weight-decay": decoupled,
+    "weight-decay-groups": groups,
+    "warm-up": warm_up,
+}

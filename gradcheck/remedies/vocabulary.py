@@ -1,0 +1,103 @@
+"""The closed vocabulary: every treatment by its name, and the remedies of rules that nothing but a person can apply."""
+
+from __future__ import annotations
+
+from gradcheck.nouns.treatment import Prescription
+from gradcheck.remedies import (
+    activation,
+    augmentation,
+    capacity,
+    clipping,
+    data,
+    dropout,
+    initialization,
+    initialization_output,
+    initialization_recurrent,
+    label_smoothing,
+    loop,
+    loss,
+    loss_form,
+    lsuv,
+    modes,
+    normalization,
+    optimizer,
+    output_activation,
+    penalties,
+    regularization,
+    residual,
+    schedule,
+    softmax_axis,
+    stability,
+    transformer,
+    weight_decay,
+    wiring,
+)
+from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+
+MODULES = (
+    loop,
+    wiring,
+    softmax_axis,
+    modes,
+    loss,
+    loss_form,
+    stability,
+    output_activation,
+    data,
+    initialization,
+    initialization_output,
+    initialization_recurrent,
+    lsuv,
+    activation,
+    normalization,
+    residual,
+    transformer,
+    optimizer,
+    schedule,
+    weight_decay,
+    clipping,
+    penalties,
+    dropout,
+    label_smoothing,
+    regularization,
+    augmentation,
+    capacity,
+)
+
+VOCABULARY: dict[str, Treatment] = {treatment.name: treatment for module in MODULES for treatment in module.TREATMENTS}
+
+_PRECISION = "the kind of numbers that a model computes in depends on its device"
+_MEANING = "which one is meant cannot be read from the numbers"
+
+# Remedies that rules name and no treatment applies, and why.
+ADVICE_ONLY: dict[str, str] = {
+    "balance-classes": "how classes are to count depends on what mistakes cost",
+    "bfloat16": _PRECISION,
+    "check-data-path": _MEANING,
+    "check-extensions": "it is an installation that fails, not the model",
+    "drop-duplicates": "repeated samples may be weights on purpose",
+    "drop-features": "a feature that is constant here may vary in other data",
+    "drop-last": "batches come from the user's loader",
+    "fix-backward": "only its author knows what the backward pass was to compute",
+    "fix-labels": _MEANING,
+    "float32-region": _PRECISION,
+    "float32-weights": _PRECISION,
+    "inspect-data": "a person has to look at the sample",
+    "keep-batch-axis": _MEANING,
+    "keep-or-remove": _MEANING,
+    "pool-over-time": "what the loss sees of a sequence is part of the task",
+    "remove-hook": _MEANING,
+    "remove-unused-modules": "an unused module may be used elsewhere",
+    "scale-attention": "where the scores are scaled is written differently in each attention",
+    "smaller-batch": "batches come from the user's loader",
+    "use-input": _MEANING,
+}
+
+
+def apply(patient: Patient, prescription: Prescription) -> None:
+    """Applies a prescription and notes it in `patient.applied`. Raises Inapplicable; the patient may then be half changed."""
+    treatment = VOCABULARY.get(prescription.treatment)
+    if treatment is None or treatment.apply is None:
+        raise Inapplicable(ADVICE_ONLY.get(prescription.treatment, "it has no edit that could be tried"))
+    treatment.apply(patient, prescription)
+    patient.applied.append(prescription)

@@ -1,0 +1,68 @@
+"""The `github` format: annotations by workflow commands, and a Markdown summary of the step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradcheck.errors import SavedRunError
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import SEVERITIES, Severity
+from gradcheck.report.rows import Row, end_line, rows, sentences
+from gradcheck.report.words import clean, summary
+
+COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
+MOST = 10  # annotations of each level that GitHub takes from a step; it drops further ones without a word
+MOST_SUMMARY = 1024 * 1024  # bytes of a step's summary; GitHub refuses a larger one
+SUMMARY_FILE = "GITHUB_STEP_SUMMARY"
+
+
+def render(reports: Sequence[Report], view: object = None) -> str:
+    """Commands for the most severe findings, plain lines for the rest, the counts, and how many were left out."""
+    listed = rows(reports)
+    annotated = [row for severity in SEVERITIES for row in [r for r in listed if r.finding.severity == severity][:MOST]]
+    left = [row for row in listed if row not in annotated]
+    lines = [_command(row) for row in annotated]
+    lines += [clean(f"{row.place}: {row.title} {row.finding.message}") for row in left]
+    lines += [clean(f"{report.target}: {summary(report)}") for report in reports]
+    if left:
+        lines.append(f"{len(left)} more not annotated (GitHub shows {MOST} of a level): the lines above name them")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _command(row: Row) -> str:
+    place = row.place
+    properties: dict[str, object] = {"title": row.title, "file": place.path, "line": place.line, "endLine": end_line(place)}
+    if end_line(place) == place.line:  # GitHub takes columns within one line only
+        properties["col"] = place.column
+        if place.end_column > place.column:
+            properties["endColumn"] = place.end_column
+    told = ",".join(f"{name}={_property(str(value))}" for name, value in properties.items())
+    return f"::{COMMANDS[row.finding.severity]} {told}::{_data(chr(10).join(sentences(row)))}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def append_summary(reports: Sequence[Report]) -> None:
+    """Adds the reports to the summary of the GitHub step that runs, if one does. Raises SavedRunError when that fails."""
+    place = os.environ.get(SUMMARY_FILE)
+    if not place:
+        return
+    from gradcheck.report.markdown import document
+
+    try:
+        path = Path(place)
+        room = MOST_SUMMARY - (path.stat().st_size if path.exists() else 0) - 1
+        text = document(reports, room)
+        if text:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+    except OSError as e:
+        raise SavedRunError(f"cannot write the step summary {place}: {e.strerror}", hint=f"unset {SUMMARY_FILE}") from e

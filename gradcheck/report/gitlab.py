@@ -1,0 +1,27 @@
+"""The `gitlab` format: a code quality report, as GitLab shows it in merge requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import Severity
+from gradcheck.report.rows import end_line, rows, sentences
+
+SEVERITY: dict[Severity, str] = {"error": "critical", "warning": "major", "info": "info"}
+
+
+def render(reports: Sequence[Report], view: object = None) -> str:
+    """A JSON array. GitLab shows only the first of entries that share a fingerprint: here none do."""
+    entries = [
+        {
+            "description": f"{row.title} {sentences(row)[0]}",
+            "check_name": row.finding.name,
+            "fingerprint": row.fingerprint,
+            "severity": SEVERITY[row.finding.severity],
+            "location": {"path": row.place.path, "lines": {"begin": row.place.line, "end": end_line(row.place)}},
+        }
+        for row in rows(reports)
+    ]
+    return json.dumps(entries, indent=2) + "\n"

@@ -1,0 +1,180 @@
+"""The findings: what is wrong, where, by which numbers, what helps, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from gradcheck.judge.registry import builtin_rules, find_rule
+from gradcheck.nouns.places import Location
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import Evidence, Finding
+from gradcheck.report.html.markup import Markup, join, name, tag, text
+from gradcheck.report.html.rule_text import inline, page_html
+from gradcheck.report.html.shapes import sign
+from gradcheck.report.html.treatments import treatments
+from gradcheck.report.snippet import GUTTER, snippet
+from gradcheck.report.words import HEALTHY, apart, collapse, counted, number, tree
+
+OPEN = 3  # findings that are unfolded at first
+MOST_PATTERNS = 12
+MOST_DECADES = 2.0  # on each side of the limit in the small scale of a number
+APPLICABILITY = {
+    "safe": "keeps the architecture and the checkpoint keys",
+    "unsafe": "changes the architecture or the checkpoint keys",
+    "advice": "advice: has no edit",
+}
+
+
+def findings(report: Report, prefix: str) -> Markup:
+    """Headlines as unfoldable sections, most severe first, each with what follows from it."""
+    shown: set[str] = set()  # rules whose page is on the page already
+    return join(_card(report, f, below, f"{prefix}f{i}", i < OPEN, shown) for i, (f, below) in enumerate(tree(report.findings)))
+
+
+def _card(report: Report, finding: Finding, below: Sequence[Finding], id: str, unfolded: bool, shown: set[str]) -> Markup:
+    head = join(
+        sign(finding.severity),
+        tag("span", f"{finding.severity}: ", class_="unseen"),
+        tag("b", finding.name),
+        tag("code", finding.code),
+        tag("span", _gist(finding), class_="gist"),
+    )
+    body = [*_body(report, finding), treatments(report, finding), _consequences(report, below), _more(finding, shown)]
+    return tag("details", tag("summary", head), tag("div", body, class_="body"), class_=f"finding {finding.severity}", id=id, open=unfolded)
+
+
+def _gist(finding: Finding) -> str:
+    """The first number against its limit."""
+    first = next((e for e in finding.evidence if e.limit is not None), None)
+    if first is None or first.limit is None:
+        return ""
+    value, limit = apart(first.value, first.limit)
+    return f"{value} against {limit} {first.unit}".rstrip()
+
+
+def _body(report: Report, finding: Finding) -> list[Markup | None]:
+    return [
+        tag("p", inline(finding.message), class_="message"),
+        tag("p", tag("b", "Confirmed "), inline(finding.confirmed), class_="confirmed") if finding.confirmed else None,
+        source(report, finding.location) if finding.location else None,
+        evidence_table(report, finding),
+        _layers(finding),
+        _remedies(finding),
+    ]
+
+
+def source(report: Report, location: Location) -> Markup:
+    """The place, and the lines around it with a caret under the span."""
+    scope = join(" in ", tag("code", location.scope)) if location.scope else None
+    detail = join(tag("br"), "from ", tag("code", str(location.detail))) if location.detail else None
+    place = tag("p", tag("code", str(location)), scope, detail, class_="place")
+    lines = next((m.snippets[location.path] for m in report.measurements if location.path in m.snippets), {})
+    rows = snippet(lines, location, "caret")
+    if not rows:
+        return place
+    return join(place, tag("pre", Markup("\n".join(_styled(row) for row in rows[1:-1])), class_="source", tabindex=0))
+
+
+def _styled(row: Text) -> Markup:
+    """A row of the excerpt with its gutter and carets marked."""
+    parts, at = [], 0
+    for span in sorted(row.spans):
+        parts.append(text(row.plain[at : span.start]))
+        kind = "gutter" if span.style == GUTTER else "caret"
+        parts.append(Markup(f'<span class="{kind}">{text(row.plain[span.start : span.end])}</span>'))
+        at = span.end
+    return join(parts, text(row.plain[at:]))
+
+
+def evidence_table(report: Report, finding: Finding) -> Markup | None:
+    if not finding.evidence:
+        return None
+    head = tag("tr", [tag("th", h, scope="col") for h in ("measured", "value", "needs", "", "at")])
+    return tag(
+        "div", tag("table", tag("thead", head), tag("tbody", [_number(report, e) for e in finding.evidence])), class_="evidence wide"
+    )
+
+
+def _number(report: Report, e: Evidence) -> Markup:
+    value, needs = number(e.value), "–"
+    if e.limit is not None:
+        value, limit = apart(e.value, e.limit)
+        needs = f"{HEALTHY[e.comparison]} {limit}" if e.comparison in HEALTHY else f"not {limit}"
+    spread = None
+    if e.spread is not None:
+        seeds = counted(len(report.measurements), "seed")
+        spread = tag("small", f" {number(e.spread[0])} to {number(e.spread[1])} over {seeds}")
+    at = name(e.layer) if e.layer is not None else "–"
+    unit = f" {e.unit}" if e.unit else ""
+    return tag("tr", tag("td", e.quantity), tag("td", tag("b", value), unit, spread), tag("td", needs), tag("td", _scale(e)), tag("td", at))
+
+
+def _scale(e: Evidence) -> Markup | None:
+    """Value against limit on a logarithmic scale, the limit in the middle."""
+    if e.limit is None or e.comparison not in HEALTHY or not e.limit or e.value * e.limit <= 0:
+        return None
+    if not math.isfinite(e.value):
+        return None
+    ratio = math.log10(e.value / e.limit)
+    decades = min(max(ratio, -MOST_DECADES), MOST_DECADES)
+    x = 70 + 62 * decades / MOST_DECADES
+    healthy = 8 if e.comparison in (">", ">=") else 70
+    words = f"{number(10 ** abs(ratio))} times {'above' if ratio > 0 else 'below'} the limit"
+    content = (
+        tag("title", words),
+        tag("line", class_="scale", x1=8, x2=132, y1=9, y2=9),
+        tag("line", class_="scale healthy", x1=healthy, x2=healthy + 62, y1=9, y2=9),
+        tag("line", class_="scale limit", x1=70, x2=70, y1=3, y2=15),
+        tag("path", class_="scale value", d=f"M{x:.0f} 4l5 5l-5 5l-5-5Z"),
+    )
+    return tag("svg", content, viewBox="0 0 140 18", role="img", class_="bullet")
+
+
+def _layers(finding: Finding) -> Markup | None:
+    if not finding.layers:
+        return None
+    patterns = collapse(x or "(model)" for x in finding.layers)
+    more = f" and {len(patterns) - MOST_PATTERNS} more" if len(patterns) > MOST_PATTERNS else None
+    names = [join(", " if i else None, tag("code", name(p))) for i, p in enumerate(patterns[:MOST_PATTERNS])]
+    return tag("p", tag("b", counted(len(finding.layers), "layer")), " ", names, more, class_="layers")
+
+
+def _remedies(finding: Finding) -> Markup | None:
+    if not finding.remedies:
+        return None
+    rows = [
+        tag(
+            "li", inline(r.text), " ", tag("span", r.applicability, class_=f"badge {r.applicability}", title=APPLICABILITY[r.applicability])
+        )
+        for r in finding.remedies
+    ]
+    return join(tag("h4", "What helps"), tag("ul", rows, class_="remedies"))
+
+
+def _consequences(report: Report, below: Sequence[Finding]) -> Markup | None:
+    if not below:
+        return None
+    rows = []
+    for f in below:
+        head = tag("summary", sign(f.severity), tag("b", f.name), tag("code", f.code), tag("span", inline(f.message), class_="said"))
+        place = source(report, f.location) if f.location else None
+        rows.append(tag("details", head, tag("div", place, evidence_table(report, f), class_="body")))
+    return join(tag("h4", "What follows from it"), tag("div", rows, class_="follows"))
+
+
+def _more(finding: Finding, shown: set[str]) -> Markup:
+    """The rule's page, once per rule, and the comment that silences it."""
+    rule = find_rule(finding.code, builtin_rules())
+    page = None
+    if rule is not None and finding.code not in shown:
+        shown.add(finding.code)
+        page = tag(
+            "details", tag("summary", "About this rule: why it matters, how it measures, when to ignore it"), page_html(rule), class_="rule"
+        )
+    comment = None
+    if finding.location is not None:
+        comment = tag("p", "Silence it on that line: ", tag("code", f"# gradcheck: ignore[{finding.name}]"), class_="soft")
+    return join(page, comment)

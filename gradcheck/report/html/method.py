@@ -1,0 +1,70 @@
+"""How the numbers came about: settings, environment, assumptions, what was not measured, and the time it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.report import Report
+from gradcheck.report.html.markup import Child, Markup, join, tag
+from gradcheck.report.html.rule_text import inline
+from gradcheck.report.words import clean, counted, guesses, layer_count, number, scaled
+
+METHOD = (
+    "The model was trained for a short time on a copy. At the measured steps every layer's output and the gradient of the loss with "
+    "respect to it were summarised in one pass. Rules compare these numbers with limits, whose sources are on each rule's page. "
+    "An error is a prediction that training fails; it is given when the measured value alone leaves no doubt, or when the short "
+    "training confirmed it. What shows only after hours of training is out of sight."
+)
+MOST_TIMES = 8
+
+
+def method(report: Report) -> Markup:
+    rows = [join(tag("dt", key), tag("dd", value)) for key, value in _facts(report)]
+    return join(tag("p", METHOD), tag("dl", rows), _assumptions(report), _unmeasured(report), _times(report))
+
+
+def _facts(report: Report) -> Iterator[tuple[str, Child]]:
+    m = report.measurement
+    e, o, d = m.environment, m.optimizer, m.data
+    yield "target", tag("code", report.target)
+    yield "gradcheck", report.version or "unknown"
+    yield "environment", f"torch {e.torch}, Python {e.python}, {e.platform}"
+    yield "device", f"{e.device}, {e.dtype}, {counted(e.threads, 'thread')}"
+    yield "seeds", ", ".join(str(x.seed) for x in report.measurements)
+    yield "steps", f"{m.steps}; measured at {', '.join(map(str, m.measured_steps))}"
+    yield "model", _model(m)
+    yield "optimizer", f"{clean(o.name)} at rate {number(o.lr)}" + ("" if o.given else " (assumed)")
+    yield "data", f"{d.batches} {'batch' if d.batches == 1 else 'batches'} of {d.batch_size}" + ("" if d.given else " (made up)")
+    yield "loss", ", ".join(dict.fromkeys(clean(c.function) for c in m.losses)) or "not seen"
+    yield "time", f"{report.seconds:.1f} s"
+
+
+def _model(m: Measurement) -> str:
+    count = scaled(sum(p.count for p in m.parameters))
+    return f"{counted(layer_count(m), 'layer')}, {count} parameters" + ("" if m.training else ", handed over in evaluation mode")
+
+
+def _assumptions(report: Report) -> Markup | None:
+    every = guesses(report, all_of_them=True)
+    rows = [tag("li", tag("b", "found: " if a.given else "assumed: "), inline(a.text)) for a in every]
+    return join(tag("h4", "What was found and what was assumed"), tag("ul", rows)) if rows else None
+
+
+def _unmeasured(report: Report) -> Markup | None:
+    notes = dict.fromkeys((n.what, n.why) for m in report.measurements for n in m.not_measured)
+    rows = [tag("li", tag("b", what), ": ", why) for what, why in notes]
+    return join(tag("h4", "What was not measured"), tag("ul", rows)) if rows else None
+
+
+def _times(report: Report) -> Markup | None:
+    """The phases that took longest, over all seeds."""
+    total: dict[str, float] = {}
+    for m in report.measurements:
+        for phase, seconds in m.seconds.items():
+            total[phase] = total.get(phase, 0.0) + seconds
+    longest = sorted(((s, p) for p, s in total.items() if p != "total" and s >= 0.01), reverse=True)[:MOST_TIMES]
+    if not longest:
+        return None
+    rows = [tag("tr", tag("td", phase), tag("td", f"{seconds:.2f} s", class_="n")) for seconds, phase in longest]
+    return join(tag("h4", "Where the time went"), tag("table", tag("tbody", rows), class_="times"))

@@ -1,0 +1,144 @@
+"""The document: one file, nothing from the network, complete without scripts."""
+
+from __future__ import annotations
+
+import functools
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+from importlib.resources import files
+
+from gradcheck.nouns.measurement import Layer
+from gradcheck.nouns.report import Report
+from gradcheck.report.html.curves import curve_chart, groups
+from gradcheck.report.html.depth import depth_chart
+from gradcheck.report.html.distributions import chosen_layers, distribution
+from gradcheck.report.html.findings import findings
+from gradcheck.report.html.heatmap import chooser, encoded, heatmap, statistics
+from gradcheck.report.html.layers import layer_table
+from gradcheck.report.html.markup import Child, Markup, join, tag
+from gradcheck.report.html.method import method
+from gradcheck.report.html.shapes import sign
+from gradcheck.report.html.signal import columns, shown_layers
+from gradcheck.report.html.states import states
+from gradcheck.report.html.theme import variables
+from gradcheck.report.html.treatments import proof
+from gradcheck.report.html.trial import trial
+from gradcheck.report.html.verdict import gauges, level, plain_sign, sentence, verdict
+
+
+def document(reports: Sequence[Report]) -> str:
+    """The whole page of one or several reports."""
+    style, script = Markup(variables() + _asset("style.css")), Markup(_asset("script.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", f"{' '.join(plain_sign(r) for r in reports)} gradcheck: {', '.join(r.target for r in reports)}"),
+        tag("style", style),
+    )
+    articles = [article(report, f"r{i}-", i, len(reports)) for i, report in enumerate(reports)]
+    main = tag("main", _contents(reports) if len(reports) > 1 else None, articles, id="main")
+    skip = tag("a", "skip to the report", href="#main", class_="skip")
+    body = tag("body", skip, _bar(reports), main, tag("div", id="tip", aria_hidden="true", hidden=True), tag("script", script))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def article(report: Report, prefix: str, index: int, count: int) -> Markup:
+    """One report: its sections, those without content left out."""
+    layers = shown_layers(report.measurement)
+    rows = columns(layers)
+    parts: list[Markup | None] = [tag("header", _title(report, count), verdict(report, prefix), gauges(report), class_="top")]
+    parts.append(_section("Findings", findings(report, prefix), prefix) if report.findings else None)
+    if rows:
+        parts.append(_section("Over depth", _depth(report, layers, rows, prefix), prefix))
+    parts.append(_section("Treatment", proof(report), prefix) if report.proof else None)
+    parts.append(_section("Trial", trial(report.trial), prefix) if report.trial else None)
+    charts = [curve_chart(g) for g in groups(report)]
+    parts.append(_section("Losses", tag("div", charts, class_="figures"), prefix) if charts else None)
+    if layers:
+        parts.append(_section(f"Layers ({len(layers)})", layer_table(report, layers, prefix), prefix))
+    shown = [distribution(x) for x in chosen_layers(report, layers)]
+    if shown:
+        said = tag(
+            "p",
+            "Sizes of the entries of layers with findings: ",
+            _key("output"),
+            "outputs, ",
+            _key("gradient"),
+            "gradients. Filled: at the first measured step, line: at the last.",
+        )
+        parts.append(_section("Distributions", join(said, tag("div", shown, class_="figures small")), prefix))
+    parts.append(_section("Rules without a finding", states(report), prefix))
+    parts.append(_section("Method and settings", method(report), prefix))
+    return tag("article", parts, id=f"r{index}", class_="report", aria_labelledby=f"{prefix}verdict")
+
+
+def _title(report: Report, count: int) -> Markup | None:
+    return tag("p", tag("code", report.target), class_="target") if count > 1 else None
+
+
+def _section(title: str, content: Child, prefix: str) -> Markup:
+    words = title.partition(" (")[0].lower().replace(" ", "-")
+    return tag("section", tag("h3", title, id=prefix + words), content, aria_labelledby=prefix + words)
+
+
+def _depth(report: Report, every: Sequence[Layer], rows: Sequence[int], prefix: str) -> Markup:
+    """Two pictures of the same columns, and what a cursor over them reads. `rows`: the columns' rows in the table of every layer."""
+    m, layers = report.measurement, [every[i] for i in rows]
+    choices = statistics(m, layers)
+    said = tag(
+        "p",
+        "Every layer from input (left) to output, before the first step: ",
+        _key("gradient"),
+        "the gradient, ",
+        _key("output"),
+        f"the output. Dashed: at step {m.measured_steps[-1] if m.measured_steps else 0}. Band: lowest to highest of the measured steps. ",
+        tag("span", "Point at a layer, or use the arrow keys.", class_="scripted"),
+    )
+    data = {"rows": rows, "steps": m.measured_steps, "stats": {s.name: [s.title, s.low, s.high, int(s.log), encoded(s)] for s in choices}}
+    chart, names_at = depth_chart(report, layers, prefix)
+    over_steps = None
+    if choices:
+        title = tag("h4", "Over the training")
+        over_steps = join(title, chooser(choices, prefix), tag("div", heatmap(m, layers, choices, prefix, names_at), class_="scroll"))
+    charts = tag("div", chart, class_="scroll")
+    plain = Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+    numbers = tag("script", plain, type="application/json", class_="numbers")
+    return join(said, tag("div", charts, over_steps, numbers, class_="over-depth"))
+
+
+def _key(kind: str) -> Markup:
+    return tag("i", class_=f"key {kind}")
+
+
+def _bar(reports: Sequence[Report]) -> Markup:
+    target = reports[0].target if len(reports) == 1 else f"{len(reports)} targets"
+    toggle = tag("button", "dark or light", type="button", id="theme", hidden=True)
+    unfold = tag("button", "unfold all", type="button", id="unfold", hidden=True)
+    return tag("div", tag("b", "gradcheck"), tag("code", target), tag("span", class_="space"), unfold, toggle, class_="bar")
+
+
+def _contents(reports: Sequence[Report]) -> Markup:
+    rows = [
+        tag("li", sign(level(r)), tag("a", tag("code", r.target), href=f"#r{i}"), tag("span", sentence(r), class_="soft"))
+        for i, r in enumerate(reports)
+    ]
+    return tag("nav", tag("ul", rows), class_="contents", aria_label="Targets")
+
+
+@functools.cache
+def _asset(file: str) -> str:
+    """A file beside this one, without its indentation and lines of comment."""
+    lines = files("gradcheck.report.html").joinpath(file).read_text(encoding="utf-8").splitlines()
+    return "\n".join(bare for line in lines if (bare := line.strip()) and not bare.startswith("// "))
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + b64encode(sha256(content.encode()).digest()).decode()

@@ -1,0 +1,122 @@
+"""The `sarif` format: SARIF 2.1.0 as GitHub code scanning reads it, one run for all targets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gradcheck import __version__
+from gradcheck.errors import ConfigError
+from gradcheck.judge.protocol import Rule
+from gradcheck.judge.registry import builtin_rules, load_rules
+from gradcheck.judge.scores import CATEGORIES
+from gradcheck.nouns.places import Location
+from gradcheck.nouns.report import Report
+from gradcheck.nouns.verdict import Severity
+from gradcheck.report.line_hash import line_hash
+from gradcheck.report.page import rule_page
+from gradcheck.report.rows import Row, end_line, rows, sentences
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
+PROBLEMS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "recommendation"}
+MOST_TEXT = 1024  # characters of a rule's description that GitHub takes
+TAGS = {family: name for name, (_, families) in CATEGORIES.items() for family in families}
+
+
+def render(reports: Sequence[Report], view: object = None) -> str:
+    """One SARIF log. Suppressed and known findings are left out: GitHub would show them as alerts."""
+    listed = rows(reports)
+    by_code = _rules({row.finding.code for row in listed})
+    names = {row.finding.code: row.finding.name for row in listed}
+    order = {code: i for i, code in enumerate(names)}
+    run = {
+        "tool": {
+            "driver": {
+                "name": "gradcheck",
+                "version": __version__,
+                "semanticVersion": __version__,
+                "rules": [_rule(code, name, by_code.get(code)) for code, name in names.items()],
+            }
+        },
+        "automationDetails": {"id": "gradcheck/"},
+        "invocations": [_invocation(reports)],
+        "columnKind": "unicodeCodePoints",
+        "results": [_result(row, order) for row in listed],
+    }
+    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
+
+
+def _rules(codes: Iterable[str]) -> dict[str, Rule]:
+    """The rules that are known here; those of a file that was given by --rules are not."""
+    found = {rule.code: rule for rule in builtin_rules()}
+    if not found.keys() >= set(codes):
+        with suppress(ConfigError):  # a broken pack costs its pages only
+            found |= {rule.code: rule for rule in load_rules()}
+    return found
+
+
+def _rule(code: str, name: str, rule: Rule | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": code, "name": name}
+    if rule is None:
+        return entry | {"shortDescription": {"text": name}, "fullDescription": {"text": name}}
+    tag = TAGS.get(rule.family, rule.family.lower())
+    return entry | {
+        "shortDescription": {"text": f"{rule.name}: {rule.summary}"[:MOST_TEXT]},
+        "fullDescription": {"text": rule.summary[:MOST_TEXT]},
+        "help": {"text": rule.page, "markdown": rule_page(rule)},
+        "defaultConfiguration": {"level": LEVELS[rule.up_to]},
+        "properties": {"tags": ["training", tag], "problem.severity": PROBLEMS[rule.up_to]},
+    }
+
+
+def _invocation(reports: Sequence[Report]) -> dict[str, Any]:
+    crashed = [(report, state) for report in reports for state in report.rules if state.status == "crashed"]
+    notes = [{"level": "error", "message": {"text": f"{r.target}: rule {s.name} ({s.code}) crashed: {s.reason}"}} for r, s in crashed]
+    return {"executionSuccessful": True} | ({"toolExecutionNotifications": notes} if notes else {})
+
+
+def _result(row: Row, order: dict[str, int]) -> dict[str, Any]:
+    finding = row.finding
+    numbers = {e.quantity: e.value for e in finding.evidence if e.value == e.value and abs(e.value) != float("inf")}
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": order[finding.code],
+        "level": LEVELS[finding.severity],
+        "message": {"text": "\n".join(sentences(row))},
+        "locations": [{"physicalLocation": {"artifactLocation": _artifact(row.place.path), "region": region(row.place)}}],
+        "partialFingerprints": _fingerprints(row),
+        "properties": {"target": row.report.target, "layers": list(finding.layers[:100]), "measured": numbers},
+    }
+
+
+def _artifact(path: str) -> dict[str, str]:
+    if Path(path).is_absolute():
+        return {"uri": Path(path).as_uri()}
+    return {"uri": quote(re.sub(r"^\./", "", path)), "uriBaseId": "%SRCROOT%"}
+
+
+def region(place: Location) -> dict[str, int]:
+    """Start, and an end where it is known; the end column is that after the last character."""
+    start = {"startLine": place.line, "startColumn": place.column}
+    if place.end_column and (end_line(place) > place.line or place.end_column > place.column):
+        return start | {"endLine": end_line(place), "endColumn": place.end_column}
+    return start
+
+
+def _fingerprints(row: Row) -> dict[str, str]:
+    own = {"gradcheck/v1": row.fingerprint}
+    location = row.finding.location
+    if location is None:
+        return own
+    try:
+        text = Path(location.path).read_bytes().decode("utf-8", "replace")
+    except OSError:  # a saved run, shown where its sources are not: GitHub computes the hash itself
+        return own
+    hashed = line_hash(text, location.line)
+    return own | ({"primaryLocationLineHash": hashed} if hashed else {})

@@ -1,0 +1,1 @@
+"""The trial: remedies against each other, and against no remedy, in paired training."""

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gradcheck.live.pace import Pace
+from gradcheck.live.series import FIRST, MOST, Series, thinned
+from gradcheck.nouns.measurement import Run
+from gradcheck.progress import outcome
+
+
+def test_a_series_keeps_the_first_and_the_means_of_the_rest() -> None:
+    series = Series()
+    count = FIRST + 8 * MOST + 3
+    for i in range(count):
+        series.add(float(i))
+    values = series.values()
+    assert values[:FIRST] == tuple(float(i) for i in range(FIRST))
+    assert len(values) <= FIRST + 2 * MOST + 1
+    assert series.count == count and series.last == count - 1
+    bins = [values[FIRST + i] for i in range(len(series.bins))]
+    slow = [sum(range(FIRST + i * series.width, FIRST + (i + 1) * series.width)) / series.width for i in range(len(bins))]
+    assert bins == pytest.approx(slow)
+
+
+def test_a_series_that_ends_in_nan_says_so() -> None:
+    series = Series()
+    for i in range(5000):
+        series.add(1.0 if i < 4990 else math.nan)
+    assert math.isnan(series.values()[-1])
+
+
+def test_thinning_keeps_both_ends() -> None:
+    steps = list(range(0, 1000, 10))
+    kept = sorted(thinned(steps, 60))
+    assert kept[:4] == steps[:4] and kept[-6:] == steps[-6:] and len(kept) < len(steps)
+    assert thinned(steps[:60], 60) == frozenset(steps[:60])
+
+
+def test_pace_tells_what_measuring_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("gradcheck.live.pace.time.perf_counter", lambda: now[0])
+    pace = Pace()
+    for i in range(101):
+        now[0] += 0.15 if i % 10 == 0 else 0.1
+        pace.step(i % 10 == 0)
+        if i % 10 == 0:
+            now[0] += 0.01
+            pace.resume()
+    assert pace.rate == pytest.approx(10.0)
+    assert pace.overhead == pytest.approx((0.05 * 11 + 0.01 * 11) / 10.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("losses", "chance", "wanted"),
+    [
+        ([2.3] * 100, 2.3, "unknown"),  # resumed, or led by rewards: a plateau proves nothing
+        ([0.05 + 0.01 * i for i in range(200)], None, "unknown"),  # Q-learning
+        ([2.3 - 0.01 * i for i in range(100)], 2.3, "learns"),
+        ([2.3 * 0.5 ** (i / 20) for i in range(5000)], 2.3, "learns"),
+        ([2.3, *[8.0] * 99], 2.3, "diverges"),
+        ([0.5, *[8.0] * 99], None, "unknown"),
+        ([0.5 * 1.2**i for i in range(100)], None, "diverges"),
+        ([2.3] * 20 + [800.0] + [2.3] * 20, 2.3, "unknown"),  # a spike
+    ],
+)
+def test_what_becomes_of_a_run_of_the_users_own(losses: list[float], chance: float | None, wanted: str) -> None:
+    assert outcome(Run("the watched run", tuple(losses), live=True), chance) == wanted

@@ -1,0 +1,348 @@
+"""Watching a loop: it changes nothing, leaves nothing, sees what is there, and says nothing wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.overrides import TorchFunctionMode
+
+import gradcheck
+from gradcheck.errors import ConfigError, TargetError, TrainingStopped
+from tests.live import healthy, loops, sick
+
+HOOKS = (
+    torch.nn.modules.module._global_forward_hooks,
+    torch.nn.modules.module._global_forward_pre_hooks,
+    torch.nn.modules.module._global_forward_hooks_with_kwargs,
+    _global_optimizer_pre_hooks,
+    _global_optimizer_post_hooks,
+)
+PLACES: tuple[tuple[Any, str], ...] = (
+    (torch.autograd, "backward"),
+    (torch.nn.utils, "clip_grad_norm_"),
+    (torch.nn.utils.clip_grad, "clip_grad_norm_"),
+    (torch.amp.grad_scaler.GradScaler, "scale"),
+    (torch.amp.grad_scaler.GradScaler, "step"),
+)
+
+
+def traces() -> tuple[Any, ...]:
+    return (*(len(h) for h in HOOKS), *(vars(home)[name] for home, name in PLACES), torch._C._len_torch_function_stack())
+
+
+class Kept:
+    """Makes boards, and keeps them. `found`: with `looks`, every finding at error or warning level that was shown on the way."""
+
+    def __init__(self, looks: bool = False, **options: Any) -> None:
+        self.options = options | ({"on_measured": self.look} if looks else {})
+        self.boards: list[gradcheck.Board] = []
+        self.found: set[tuple[str, str]] = set()
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> gradcheck.Board:
+        self.boards.append(gradcheck.watch(model, optimizer, **self.options))
+        return self.boards[-1]
+
+    def look(self, board: gradcheck.Board) -> None:
+        self.found |= {(f.severity, f.code) for f in board.findings if f.severity != "info"}
+
+    @property
+    def board(self) -> gradcheck.Board:
+        assert self.boards[0].failure is None, repr(self.boards[0].failure)
+        return self.boards[0]
+
+
+LOOPS: dict[str, Callable[[loops.Watch], list[torch.Tensor]]] = {
+    "dropout, batch norm, adam": loops.classify,
+    "accumulation": loops.accumulate,
+    "scaler": loops.scaled,
+    "scaler and clipping": lambda watch: loops.scaled(watch, clip=True),
+    "closure": loops.closures,
+    "checkpoint": loops.checkpointed,
+    "reentrant checkpoint": lambda watch: loops.checkpointed(watch, reentrant=True),
+    "adversaries": lambda watch: loops.adversaries(watch, 20),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_watched_loop_leaves_the_same_bits_and_no_trace(name: str, every: int = 3) -> None:
+    before = traces()
+    bare = LOOPS[name](loops.unwatched)
+    kept = Kept(every=every)
+    watched = LOOPS[name](kept)
+    assert len(bare) == len(watched)
+    assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
+    assert traces() == before
+    board = kept.board
+    assert board.steps > 5
+    measured = board.report().measurement.measured_steps
+    assert measured == tuple(t for t in range(board.steps) if t < 4 or t % every == 0)
+
+
+def test_another_seed_leaves_other_bits() -> None:
+    """The comparison above can fail."""
+    first, second = (loops.classify(steps=n) for n in (3, 4))
+    assert not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_hooks_are_gone_after_an_exception() -> None:
+    before = traces()
+    model = loops.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="mine"), gradcheck.watch(model, optimizer) as board:
+        model(torch.randn(8, 20))
+        raise RuntimeError("mine")
+    assert traces() == before
+    board.close()
+    assert board.findings == ()
+
+
+def test_a_mode_of_the_user_that_ends_inside_the_loop_ends_itself() -> None:
+    class Mine(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    before = traces()
+    model = loops.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradcheck.watch(model, optimizer, every=1) as board:
+        for x, y in loops.batches(6):
+            with Mine(), torch.device("cpu"):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+            assert not any(isinstance(m, Mine) for m in torch.overrides._get_current_function_mode_stack())
+    assert traces() == before
+    assert board.failure is None and board.steps == 6
+
+
+def test_norms_are_those_before_clipping_and_without_the_scale() -> None:
+    plain, scaled, clipped = Kept(every=1), Kept(every=1), Kept(every=1)
+    loops.scaled(plain, steps=2, factor=1.0)
+    loops.scaled(scaled, steps=2, factor=2.0**12)
+    loops.scaled(clipped, steps=1, factor=2.0**12, clip=True)
+    runs = [k.board.report().measurement.probe for k in (plain, scaled, clipped)]
+    assert runs[0].gradient_norms == pytest.approx(runs[1].gradient_norms, rel=1e-4)
+    assert runs[0].gradient_norms[:1] == pytest.approx(runs[2].gradient_norms[:1], rel=1e-4)
+    assert [r.loss_scale for r in runs] == [1.0, 2.0**12, 2.0**12]
+    chances = [k.board.report().measurement.chance for k in (plain, scaled)]
+    assert chances[0] is not None and chances[0] == pytest.approx(chances[1], rel=1e-4)
+    layers = [k.board.report().layers for k in (plain, scaled)]
+    for one, other in zip(*layers, strict=True):
+        a, b = one.at(0), other.at(0)
+        if a is None or b is None or a.gradient is None or b.gradient is None:
+            assert one.kind in ("container", "dropout")
+            continue
+        assert a.gradient.norm == pytest.approx(b.gradient.norm, rel=1e-3)
+        assert abs(a.gradient.exponent_low - b.gradient.exponent_low) <= 1
+
+
+def test_a_step_that_the_scaler_skips_is_none() -> None:
+    kept = Kept(every=1)
+    loops.scaled(kept, steps=5)
+    assert kept.board.steps == 4
+    assert all(map(math.isfinite, kept.board.report().measurement.probe.gradient_norms))
+
+
+def test_gradients_that_were_changed_by_hand_are_said_to_be_clipped() -> None:
+    model = loops.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradcheck.watch(model, optimizer) as board:
+        for x, y in loops.batches(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            for p in model.parameters():
+                assert p.grad is not None
+                p.grad.clamp_(-0.01, 0.01)
+            optimizer.step()
+    assert board.report().measurement.probe.clipped
+
+
+def test_accumulated_losses_are_summed_and_evaluation_is_not_training() -> None:
+    kept = Kept(every=1)
+    loops.accumulate(kept, steps=4)
+    report = kept.board.report()
+    assert len(report.measurement.probe.losses) == 4
+    assert report.measurement.probe.losses[0] == pytest.approx(math.log(5), abs=0.2)  # not a quarter of it
+    kept = Kept(every=1)
+    loops.classify(kept, steps=3)
+    layer = kept.board.report().measurement.layer("0")
+    assert layer is not None and all(s.output is not None and s.output.count == 64 * 64 for s in layer.snapshots)
+
+
+def test_statistics_are_those_of_a_slow_second_look() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    x, y = next(loops.batches(1))
+    hidden = model[0](x)
+    hidden.retain_grad()
+    F.cross_entropy(model[2](model[1](hidden)), y).backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    optimizer.zero_grad()
+    with gradcheck.watch(model, optimizer) as board:
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    m = board.report().measurement
+    layer, weight = m.layer("0"), m.parameter("0.weight")
+    snapshot = layer.at(0) if layer is not None else None
+    assert snapshot is not None and snapshot.output is not None and snapshot.gradient is not None and weight is not None
+    assert snapshot.output.mean == pytest.approx(hidden.mean().item(), rel=1e-5)
+    assert hidden.grad is not None and snapshot.gradient.norm == pytest.approx(hidden.grad.norm().item(), rel=1e-5)
+    assert m.probe.gradient_norms[0] == pytest.approx(sum(float(g.norm()) ** 2 for g in gradients) ** 0.5, rel=1e-5)
+    step = weight.at(0)
+    assert step is not None
+    assert step.update_ratio == pytest.approx(0.5 * gradients[0].norm().item() / step.norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", healthy.KINDS)
+def test_a_healthy_training_gets_no_error_and_no_warning(name: str) -> None:
+    kept = Kept(looks=True, every=50)
+    healthy.KINDS[name](kept)
+    assert kept.board.steps >= 300
+    assert not kept.found
+
+
+def test_a_healthy_pair_of_adversaries_gets_none_either() -> None:
+    kept = Kept(looks=True, every=50)
+    loops.adversaries(kept, 300)
+    assert not kept.found
+    assert any(n.what == "probe" for n in kept.board.report().measurement.not_measured)
+
+
+@pytest.mark.parametrize("name", sick.KINDS)
+def test_a_sick_training_is_told_by_the_right_code(name: str) -> None:
+    train, code = sick.KINDS[name]
+    kept = Kept(looks=True, every=50)
+    train(kept)
+    assert code in {found for _, found in kept.found}
+    assert not [s for s in kept.board.report().rules if s.status == "crashed"]
+
+
+def test_stop_on_ends_the_loop_from_within() -> None:
+    cleaned, steps = [], []
+
+    def loop(watch: loops.Watch) -> None:
+        try:
+            sick.dead(watch)
+        finally:
+            cleaned.append(True)
+
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> gradcheck.Board:
+        steps.append(gradcheck.watch(model, optimizer, stop_on="error"))
+        return steps[0]
+
+    loop(watch)
+    board = steps[0]
+    assert board.stopped is not None and board.stopped.severity == "error"
+    assert board.steps < 10 and cleaned == [True]
+    assert not issubclass(TrainingStopped, Exception)
+
+
+def test_the_loss_can_be_told() -> None:
+    model = loops.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradcheck.watch(model, optimizer, loss=nn.CrossEntropyLoss(), every=2) as board:
+        for i, (x, y) in enumerate(loops.batches(5)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            board.step(torch.tensor(float(i)))
+            optimizer.step()
+    assert board.report().measurement.probe.losses == (0.0, 1.0, 2.0, 3.0, 4.0)
+    assert board.loss == 4.0
+
+
+def test_functional_calls_are_seen_at_every_measured_step() -> None:
+    kept = Kept(every=5)
+    loops.checkpointed(kept)
+    m = kept.board.report().measurement
+    layer = m.layer(":relu")
+    assert layer is not None and tuple(s.step for s in layer.snapshots) == m.measured_steps == (0, 1, 2, 3, 5, 10)
+    assert [x.name for x in m.layers if x.head] == ["head"]
+    assert m.losses[0].producer_layer == "head"
+
+
+def test_a_report_can_be_saved_and_judged_again(tmp_path: Path) -> None:
+    from gradcheck.config import Settings
+    from gradcheck.judge.judge import judge_again
+
+    kept = Kept(every=50)
+    sick.dead(kept)
+    kept.board.report().to_json(tmp_path / "run.json")
+    saved = gradcheck.Report.load(tmp_path / "run.json")
+    assert [f.code for f in saved.findings] == [f.code for f in kept.board.findings]
+    assert [f.code for f in judge_again(saved, Settings()).findings] == [f.code for f in kept.board.findings]
+
+
+def test_memory_is_bounded() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradcheck.watch(model, optimizer, every=1) as board:
+        for _ in range(200):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+    m = board.report().measurement
+    assert len(m.measured_steps) <= 60 and m.measured_steps[:4] == (0, 1, 2, 3) and m.measured_steps[-1] == 199
+    assert all(tuple(s.step for s in layer.snapshots) == m.measured_steps for layer in m.layers)
+    assert all(tuple(s.step for s in p.steps) == m.measured_steps for p in m.parameters)
+    assert len(m.probe.gradient_norms) == len(m.measured_steps)
+
+
+def test_a_compiled_model_is_watched_from_outside() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 5))
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradcheck.watch(model, optimizer) as board:
+        for x, y in loops.batches(6):
+            optimizer.zero_grad()
+            F.cross_entropy(compiled(x), y).backward()
+            optimizer.step()
+    m = board.report().measurement
+    assert not m.layers and m.parameters[0].steps[0].update_ratio
+    assert any("torch.compile" in n.why for n in m.not_measured)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
+
+
+def test_a_fault_of_gradcheck_does_not_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradcheck.live.follower import Follower
+
+    def broken(self: Follower, watching: Any) -> None:
+        raise ZeroDivisionError("gradcheck's own")
+
+    monkeypatch.setattr(Follower, "_file", broken)
+    kept = Kept(every=5)
+    loops.classify(kept, steps=8)
+    assert isinstance(kept.boards[0].failure, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model", None), "needs a torch.nn.Module, not str"),
+        ((nn.Linear(2, 2), nn.Linear(2, 2)), "needs a torch.optim.Optimizer, not Linear"),
+    ],
+)
+def test_what_is_no_training_is_refused(arguments: tuple[Any, Any], message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        gradcheck.watch(*arguments)
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"every": 2.5}, {"stop_on": "never"}])
+def test_bad_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        gradcheck.watch(nn.Linear(2, 2), **options)
+
+
+def test_one_board_at_a_time() -> None:
+    with gradcheck.watch(nn.Linear(2, 2)), pytest.raises(ConfigError, match="another run"):
+        gradcheck.watch(nn.Linear(2, 2)).start()
+    gradcheck.watch(nn.Linear(2, 2)).start().close()

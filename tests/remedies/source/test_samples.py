@@ -1,0 +1,47 @@
+"""Sick samples whose remedy is written into a copy of the file: the next scan no longer finds the illness, and has nothing to write."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gradcheck.config import Settings
+from gradcheck.nouns.report import Report
+from gradcheck.remedies.source import plan_edits
+from gradcheck.remedies.vocabulary import VOCABULARY
+from gradcheck.scan import scan_target
+from gradcheck.target.spec import TargetSpec
+
+SICK = Path(__file__).resolve().parents[3] / "sample_models" / "sick"
+
+
+def scanned(path: str, code: str) -> Report:
+    return scan_target(TargetSpec(path), Settings(steps=30, select=(code,)))
+
+
+@pytest.mark.parametrize(
+    ("sample", "code", "treatment"),
+    [
+        ("adam_epsilon", "OPT003", "adam-epsilon"),
+        ("clipping_by_value", "CLIP003", "clip-gradient-norm"),
+        ("degenerate_initialization", "INIT005", "break-symmetry"),
+        ("disconnected_parameters", "GRAPH001", "remove-detach"),
+        ("parameters_not_in_optimizer", "GRAPH003", "add-to-optimizer"),
+        ("softmax_before_cross_entropy", "LOSS001", "remove-output-activation"),
+        ("unregistered_modules", "GRAPH002", "register-modules"),
+        ("unscaled_input", "DATA001", "standardize-input"),
+        ("vanishing_gradient", "GRAD001", "he-init"),
+    ],
+)
+def test_the_written_file_is_cured(sample: str, code: str, treatment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SICK / f"{sample}.py", "model.py")
+    report = scanned("model.py", code)
+    finding = next(f for f in report.findings if f.code == code)
+    plan = plan_edits(VOCABULARY[treatment].prescribe(finding, report.measurement), report.measurement, ["model.py"])
+    assert not plan.unwritten, plan.unwritten[0][1]
+    plan.write()
+    after = scanned("model.py", code)
+    assert code not in {f.code for f in after.findings}

@@ -1,0 +1,38 @@
+"""Sick samples whose illness is in the recipe: the remedy that their finding names cures it, and the net trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradcheck.remedies.protocol import admit
+from gradcheck.remedies.vocabulary import VOCABULARY, apply
+from gradcheck.target.load import load
+from gradcheck.target.spec import TargetSpec
+from gradcheck.trial.paired import train, training_loss
+from tests.remedies.recipes import measured
+
+SICK = Path(__file__).resolve().parents[2] / "sample_models" / "sick"
+
+CURES = {  # sample, finding, remedy: highest share of the loss at the start that is left after a hundred steps
+    ("adam_epsilon", "OPT003", "adam-epsilon"): 0.1,
+    ("decay_too_strong", "REG001", "weaker-weight-decay"): 0.2,
+    ("dropout_too_strong", "REG003", "lower-dropout"): 0.2,
+    ("softmax_before_cross_entropy", "LOSS001", "replace-loss"): 0.1,
+    ("unscaled_input", "DATA001", "standardize-input"): 0.1,
+}
+
+
+@pytest.mark.parametrize(("name", "code", "remedy"), CURES)
+def test_the_finding_goes_and_the_net_trains(name: str, code: str, remedy: str) -> None:
+    w = load(TargetSpec(str(SICK / f"{name}.py")))
+    report = measured(w)
+    finding = next(f for f in report.findings if f.code == code)
+    assert remedy in {r.name for r in finding.remedies}
+    p = VOCABULARY[remedy].prescribe(finding, report.measurement)[0]
+    treated = admit(w)
+    apply(treated, p)
+    assert code not in {f.code for f in measured(treated.copy().workload).findings}
+    run = train(treated, steps=100, seed=5)
+    assert training_loss(run) < CURES[name, code, remedy] * run.losses[0]

@@ -1,0 +1,43 @@
+"""Colours: readable in both themes, and all of them known to the style sheet."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gradcheck.report.html.page import _asset
+from gradcheck.report.html.theme import DARK, LIGHT, READ, SEEN, contrast, variables
+
+AA_TEXT, AA_GRAPHICS = 4.5, 3.0  # WCAG 2.2, 1.4.3 and 1.4.11
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_has_the_contrast_of_aa(theme):
+    assert {(a, b): c for a, b in READ if (c := round(contrast(theme[a], theme[b]), 2)) < AA_TEXT} == {}
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_lines_have_the_contrast_of_aa(theme):
+    assert {(a, b): c for a, b in SEEN if (c := round(contrast(theme[a], theme[b]), 2)) < AA_GRAPHICS} == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ratio"), [("#000000", "#ffffff", 21.0), ("#777777", "#ffffff", 4.48), ("#ff0000", "#ffffff", 4.0)]
+)
+def test_contrast_is_that_of_wcag(one, other, ratio):
+    assert contrast(one, other) == contrast(other, one) == pytest.approx(ratio, abs=0.005)
+
+
+def test_both_themes_have_the_colours_that_the_style_sheet_uses():
+    used = set(re.findall(r"var\(--([a-z-]+)\)", _asset("style.css"))) - {"mono"}
+    assert used <= LIGHT.keys() == DARK.keys()
+
+
+def test_colours_are_in_the_theme_only():
+    assert not re.search(r"#[0-9a-f]{3,8}\b|rgb\(", _asset("style.css").replace("#tip", ""))
+
+
+def test_print_is_light():
+    assert variables().index(":root{--paper:#ffffff") == 0
+    assert all(part.startswith("screen") for part in variables().split("@media ")[1:])

@@ -1,0 +1,81 @@
+"""`gradcheck trial` as a user runs it: results on stdout, errors in words, files written, an interrupt that keeps what was found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LINEAR = "sample_models/trial/sparse_regression.py:build_linear"
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def run(*words, **more):
+    return subprocess.run([sys.executable, "-m", "gradcheck", "trial", *words], cwd=ROOT, env=ENV, capture_output=True, text=True, **more)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trial") / "run.json"
+    words = ("--remedy", "l1,l2", "--steps", "100", "--seeds", "3", "--budget", "30", "--output", "full", "--output", f"json:{path}")
+    done = run(LINEAR, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())["trial"]
+
+
+def test_verdict_table_curves_words_and_diff_are_shown(shown):
+    text, trial = shown
+    assert f"trial: {trial['verdict']}" in text.replace("\n       ", " ")
+    assert "training" in text and "validation" in text and "untreated" in text and "▁" in text
+    assert "+ l1 " in text and "of the weights are exactly zero" in text
+    assert "--- a/sample_models/trial/sparse_regression.py" in text and "3 seeds in the final" in text
+
+
+def test_the_saved_run_holds_the_trial(shown):
+    _, trial = shown
+    assert trial["entries"][0]["name"].startswith("l1") and trial["recommended"].startswith("l1")
+    assert trial["base"]["validation"]["steps"][-1] == 100 and "diff" in trial
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((LINEAR, "--remedy", "l7"), "unknown remedy 'l7'"),
+        ((LINEAR, "--seeds", "1"), "seeds must be at least 3"),
+        ((LINEAR, "--trials", "3"), "--trials is for a search"),
+        (("sample_models/scripts/sick/gradients_not_cleared.py",), "trains when it is run"),
+        (("nowhere.py",), "nowhere.py"),
+    ],
+)
+def test_bad_input_is_one_clear_error(words, said):
+    done = run(*words)
+    assert done.returncode == 2 and not done.stdout
+    assert said in done.stderr and "help:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_interrupt_shows_what_was_found_and_exits_130():
+    words = [sys.executable, "-m", "gradcheck", "trial", LINEAR, "--remedy", "l1,l2", "--steps", "400", "--budget", "120"]
+    process = subprocess.Popen(words, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(1)
+    deadline = time.time() + 60
+    while time.time() < deadline and not children(process.pid):
+        time.sleep(0.2)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "It was interrupted" in out and "Traceback" not in err
+    assert not children(process.pid)
+
+
+def children(pid: int) -> list[str]:
+    """Worker processes of a trial."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return listed.stdout.split()
