@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradcheck import commands_fix, commands_trial, commands_watch
+from gradcheck import commands_fix, commands_trial, commands_watch, processes
 from gradcheck.answers import FAILED, exits, explain, say, settings_of, version, wants_text
 from gradcheck.commands_project import add_to
 from gradcheck.completion import format_name, rule_name, rule_words
@@ -137,7 +137,10 @@ def scan(
         forced = script or ctx.obj is not None
         jobs = _scripts(named, forced, ScriptSpec("", ctx.obj or (), steps, settings.budget, sandbox, quiet_script))
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
-        reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet) if fix else _scan_all(jobs, quiet, color)
+        speaks = processes.reports()  # of the processes of torchrun one does
+        reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet) if fix else _scan_all(jobs, quiet or not speaks, color)
+        if not speaks:
+            sys.exit(FAILED if failed else 0)
         reports = without_known(reports, settings, known)
         write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, settings.fail_on))
         if open_page:

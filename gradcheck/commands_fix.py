@@ -114,7 +114,8 @@ def fix(
 def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: Terms, quiet: bool) -> list[Fixed]:
     """stdout carries results only: what the user's code prints goes to stderr."""
     from gradcheck.capture.spec import ScriptSpec
-    from gradcheck.fix import fix_script, fix_target
+    from gradcheck.fix import fix_target
+    from gradcheck.fix_script import fix_script
     from gradcheck.report.stderr import progress_bar
 
     with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.capture.script import captured, nothing_seen
-from gradcheck.capture.spec import ScriptSpec
-from gradcheck.capture.trainings import trainings_of
 from gradcheck.config import Settings, settings_from
 from gradcheck.errors import ConfigError, GradcheckError, TargetError
 from gradcheck.fixing.exam import Seen, sick
@@ -26,15 +23,16 @@ from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome
 from gradcheck.remedies.protocol import Patient
 from gradcheck.remedies.source import SourcePlan, plan_edits
+from gradcheck.remedies.source.draft import Draft
 from gradcheck.remedies.vocabulary import VOCABULARY
-from gradcheck.scan import SCRIPT_BUDGET, SMALL, Progress, scan_workload
+from gradcheck.scan import SMALL, Progress, scan_workload
 from gradcheck.target.load import load
 from gradcheck.target.objects import from_objects
 from gradcheck.target.outputs import own_loss_of
 from gradcheck.target.spec import TargetSpec
 from gradcheck.target.workload import Batch, Workload
 
-SMALL_BUDGET, LARGE_BUDGET = 60.0, 300.0  # seconds for treating and proving models below and above SMALL parameters
+SMALL_BUDGET, LARGE_BUDGET = 120.0, 300.0  # seconds for treating and proving models below and above SMALL parameters
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Fixed:
         fixed.optimizer.step()
     """
 
-    patient: Patient
+    patient: Patient | None  # None: of a script whose training cannot be repeated its loop was mended, and no more
     report: Report  # of the untreated workload, with the outcomes
     after: Report | None  # a scan of the treated one; None: nothing was prescribed, or there was no time
     source: SourcePlan | None  # the edits; None: the model was made of objects that have no file, or nothing was prescribed
@@ -61,32 +59,40 @@ class Fixed:
         return self.report.outcomes
 
     @property
+    def treated(self) -> Patient:
+        """Raises TargetError when there is no treated copy."""
+        if self.patient is None:
+            why = "the training of the script cannot be repeated: there is no treated copy"
+            raise TargetError(why, hint="write the edits, and run the script")
+        return self.patient
+
+    @property
     def model(self) -> nn.Module:
-        return self.patient.model
+        return self.treated.model
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        return self.patient.optimizer
+        return self.treated.optimizer
 
     @property
     def loss(self) -> Callable[[Any, Any], torch.Tensor]:
         """`loss(output, target)`; of a model that computes its own loss, what reads it from the output."""
-        return self.patient.workload.loss or _own_loss
+        return self.treated.workload.loss or _own_loss
 
     def training_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The loss of a prepared batch, where the user gave `training_step`, or for brevity."""
-        return self.patient.workload.training_step(model, batch)
+        return self.treated.workload.training_step(model, batch)
 
     def clip(self, parameters: Iterable[torch.Tensor]) -> None:
         """Clips the gradients, before the optimizer's step; does nothing when no clipping is prescribed nor was there."""
-        clip = self.patient.workload.clip
+        clip = self.treated.workload.clip
         if clip is not None:
             by = torch.nn.utils.clip_grad_norm_ if clip.kind == "norm" else torch.nn.utils.clip_grad_value_
             by(parameters, clip.threshold)
 
     def prepare(self, batch: Batch) -> Batch:
         """What becomes of a batch before the model and the loss see it."""
-        return self.patient.prepare(batch)
+        return self.treated.prepare(batch)
 
 
 def fix(
@@ -121,25 +127,19 @@ def fix_target(spec: TargetSpec, settings: Settings, terms: Terms, progress: Pro
         return fix_workload(load(spec), settings, terms, progress, partial=True)
 
 
-def fix_script(spec: ScriptSpec, settings: Settings, terms: Terms, progress: Progress | None = None) -> list[Fixed]:
-    """The same for a training script: one for each of its optimizers whose training can be repeated."""
-    with untouched(), captured(spec) as run:
-        trainings = trainings_of(run, spec)
-        able = [t for t in trainings if t.workload is not None]
-        if not able:
-            why = trainings[0].why or "its training cannot be repeated"
-            raise TargetError(f"{spec.path} cannot be treated: {why}", hint="`gradcheck scan` says what was seen of it")
-        own = replace(settings, budget=(settings.budget or SCRIPT_BUDGET) / len(trainings))
-        try:
-            return [fix_workload(t.workload, own, terms, progress, t.seen, partial=True) for t in able if t.workload is not None]
-        except TargetError as error:
-            raise (nothing_seen(run, spec) if run.error is not None else error) from error
-
-
 def fix_workload(
-    workload: Workload, settings: Settings, terms: Terms, progress: Progress | None = None, seen: Seen | None = None, partial: bool = False
+    workload: Workload,
+    settings: Settings,
+    terms: Terms,
+    progress: Progress | None = None,
+    seen: Seen | None = None,
+    partial: bool = False,
+    onto: Sequence[Draft] = (),
 ) -> Fixed:
-    """Scan, treat, prove, plan the edits. `partial`: Ctrl-C while treating leaves what was found by then, instead of nothing."""
+    """Scan, treat, prove, plan the edits. `partial`: Ctrl-C while treating leaves what was found by then, instead of nothing.
+
+    `onto`: files that the workload was made from as they are edited so far; the edits go on in them.
+    """
     tick = progress or (lambda phase, fraction: None)
     report = scan_workload(workload, settings, progress, seen)
     probe = report.measurement.probe
@@ -147,19 +147,28 @@ def fix_workload(
         torch.set_num_threads(1)
     ward = Ward(workload, VOCABULARY, settings, _with_budget(terms, workload), tick, seen)
     therapy = Therapy(ward, report)
+    verdict = _proved(therapy, partial)
+    fresh = [Draft(d.document, d.origin) for d in onto]
+    source, why = _edits(verdict, workload, onto)
+    left = {f.code for f in sick(verdict.after or report)}
+    outcomes = (*_with_diffs(verdict, workload, source, fresh), *advice(report.findings, report.measurement, VOCABULARY, left))
+    treated = replace(report, outcomes=outcomes, proof=verdict.proof)
+    return Fixed(ward.patient(verdict.plan), treated, verdict.after, source, why, therapy.interrupted)
+
+
+def _proved(therapy: Therapy, partial: bool) -> Verdict:
+    """What holds of the therapy; of a second one, when after the first the model does not train on the seeds of the proof."""
+    verdict = None
     try:
         therapy.run()
+        verdict = prove(therapy)
+        return prove(therapy) if therapy.again() else verdict
     except KeyboardInterrupt:
         if not partial:
             raise
         therapy.interrupted = True
-        ward.stop()
-    verdict = prove(therapy)
-    source, why = _edits(verdict, workload)
-    left = {f.code for f in sick(verdict.after or report)}
-    outcomes = (*_with_diffs(verdict, workload, source), *advice(report.findings, report.measurement, VOCABULARY, left))
-    treated = replace(report, outcomes=outcomes, proof=verdict.proof)
-    return Fixed(ward.patient(verdict.plan), treated, verdict.after, source, why, therapy.interrupted)
+        therapy.ward.stop()
+        return verdict or prove(therapy)
 
 
 def terms_of(unsafe: bool, steps: int | None, seeds: int, budget: float | None) -> Terms:
@@ -180,19 +189,19 @@ def _with_budget(terms: Terms, workload: Workload) -> Terms:
     return replace(terms, budget=SMALL_BUDGET if small else LARGE_BUDGET)
 
 
-def _edits(verdict: Verdict, workload: Workload) -> tuple[SourcePlan | None, str]:
+def _edits(verdict: Verdict, workload: Workload, onto: Sequence[Draft]) -> tuple[SourcePlan | None, str]:
     """The plan as edits of the user's files; with None, why there are none."""
     if not verdict.plan:
         return None, ""
     if not workload.files:
         return None, "the model does not come from a file"
     try:
-        return plan_edits(verdict.plan, verdict.before.measurement, list(workload.files)), ""
+        return plan_edits(verdict.plan, verdict.before.measurement, list(workload.files), onto), ""
     except GradcheckError as error:
         return None, error.message
 
 
-def _with_diffs(verdict: Verdict, workload: Workload, source: SourcePlan | None) -> list[Outcome]:
+def _with_diffs(verdict: Verdict, workload: Workload, source: SourcePlan | None, onto: Sequence[Draft]) -> list[Outcome]:
     """The outcomes, each kept one with its own part of the edits, or the reason why it has none."""
     if source is None:
         return list(verdict.outcomes)
@@ -200,10 +209,11 @@ def _with_diffs(verdict: Verdict, workload: Workload, source: SourcePlan | None)
     done = []
     for outcome in verdict.outcomes:
         if outcome.status == "kept":
-            alone = plan_edits([outcome.prescription], verdict.before.measurement, list(workload.files))
+            own = [Draft(d.document, d.origin) for d in onto]
+            alone = plan_edits([outcome.prescription], verdict.before.measurement, list(workload.files), own)
             why = next((why for p, why in source.unwritten if p.treatment == outcome.prescription.treatment), "") if reasons else ""
             note = f"not written: {why}" if why else ""
-            outcome = replace(outcome, diff=alone.diff, reason="; ".join(x for x in (outcome.reason, note) if x))
+            outcome = replace(outcome, diff=alone.own_diff, reason="; ".join(x for x in (outcome.reason, note) if x))
         done.append(outcome)
     return done
 

@@ -21,10 +21,12 @@ from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.protocol import Need
 from gradcheck.judge.select import chosen, needs
+from gradcheck.measure.local import is_spread
 from gradcheck.measure.measure import Plan, measure
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.report import Report
+from gradcheck.processes import reports
 from gradcheck.target.load import load
 from gradcheck.target.objects import from_objects
 from gradcheck.target.spec import TargetSpec
@@ -56,14 +58,19 @@ def scan(
     `data`: one batch or an iterable of batches; a batch is a tensor, `(inputs, target)`, or a dict.
     `loss(output, target)` gives a scalar; `training_step(model, batch)` gives full control instead.
     `steps`: optimizer steps of the probe training. `config`: a file, or a mapping with the keys of `[tool.gradcheck]`.
+    Of the processes of a distributed training rank 0 reports: the reports of the others hold no findings.
     Raises `gradcheck.errors.TargetError` when the workload does not run, `ConfigError` for bad settings.
     """
     settings = settings_from(config)
     if steps is not None:
         settings = settings.with_flags(steps=steps)
+    if isinstance(model, nn.Module) and any(is_spread(p) for p in model.parameters()):
+        hint = "scan the model before fully_shard(), or watch its training: with gradcheck.watch(model, optimizer)"
+        raise TargetError("the parameters are sharded over several processes: no process has a model to train", hint=hint)
     with untouched():
         workload = from_objects(model, data, loss=loss, optimizer=optimizer, val_data=val_data, training_step=training_step)
-        return scan_workload(workload, settings)
+        report = scan_workload(workload, settings)
+    return report if reports() else replace(report, findings=(), suppressed=(), rules=())
 
 
 def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None = None) -> Report:
@@ -90,14 +97,15 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         trainings = trainings_of(run, spec)
         seconds = (settings.budget or SCRIPT_BUDGET) / len(trainings)
         try:
-            reports = [_scan_training(training, replace(settings, budget=seconds), progress) for training in trainings]
+            reports = [scan_training(training, replace(settings, budget=seconds), progress) for training in trainings]
         except TargetError as error:
             raise (nothing_seen(run, spec) if run.error is not None else error) from error
         explain_ending(run, spec, reports)
         return reports
 
 
-def _scan_training(training: Training, settings: Settings, progress: Progress | None) -> Report:
+def scan_training(training: Training, settings: Settings, progress: Progress | None = None) -> Report:
+    """Of a training that cannot be repeated, what was seen of it in the script."""
     if training.workload is not None:
         try:
             return scan_workload(training.workload, settings, progress, training.seen)

@@ -10,6 +10,7 @@ FAMILIES = (
     "graph_loop",
     "graph_function",
     "gradient",
+    "gradient_zero",
     "gradient_time",
     "gradient_samples",
     "activation",

@@ -27,6 +27,7 @@ OPERATIONS = {
     "bool": "a comparison",
     "int-cast": "a cast to integers",
 }
+REMADE = ("detach", "data", "numpy", "item")  # cuts that leave the numbers: a loop makes a new tensor of them, or goes on with them
 IDLE = {"unused-output": "computed but not used in the loss", "not-called": "never called"}
 # Losses that are never negative, so that a program that lowers minus one of them is lowering something without a bound.
 NON_NEGATIVE_LOSSES = frozenset(
@@ -186,9 +187,17 @@ def _all_disconnected(m: Measurement, trainable: Sequence[Parameter]) -> Finding
         layers=_owners(trainable)[:20],
         location=cut.site if cut else None,
         evidence=(_share(m, trainable),),
-        remedies=(Remedy("remove-detach", "compute the loss from the model's output by differentiable operations only"),),
+        remedies=_all_cut(m, cut),
         confirmed=BY_VALUE,
     )
+
+
+def _all_cut(m: Measurement, cut: Cut | None) -> tuple[Remedy, ...]:
+    general = Remedy("remove-detach", "compute the loss from the model's output by differentiable operations only")
+    if m.loop is None or cut is None or cut.operation not in REMADE:
+        return (general,)
+    text = f"take {OPERATIONS[cut.operation]} away in the loop: what is made anew from the numbers has no gradient to the model"
+    return Remedy("keep-tensor", text, "safe"), general
 
 
 def _is_momentum_copy(m: Measurement, parameters: Sequence[Parameter]) -> bool:

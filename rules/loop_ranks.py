@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -9,8 +10,6 @@ from gradcheck.nouns.verdict import Evidence, Finding, Remedy
 from gradcheck.rules.words import BY_VALUE, number, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gradcheck.nouns.measurement import Measurement
     from gradcheck.nouns.ranks import RankFacts, RankStep
 
@@ -24,7 +23,7 @@ SYNC = "leave no_sync() for the last backward pass before step(), and call the D
     up_to="error",
     needs=("loop",),
     limits={
-        "distance": Limit(1e-5, "of a parameter's norm", "heuristic: replicas are equal to the last bit; float32 rounds at 1e-7, a step moves 1e-3"),
+        "distance": Limit(1e-5, "of a parameter's norm", "heuristic: float32 rounds at 1e-7, a step moves 1e-3"),
         "steps": Limit(2, "measured steps", "heuristic: one may fall between an update and its exchange"),
     },
 )
@@ -79,7 +78,7 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     if len(apart) < least or not all(apart[-least:]):
         return []
     since = len(apart) - next((i for i, far in enumerate(reversed(apart)) if not far), len(apart))
-    again = any(far and not then for far, then in zip(apart, apart[1:], strict=False))
+    again = any(far and not then for far, then in itertools.pairwise(apart))
     return [_averaged(ranks, since, limit) if again else _apart(ranks, since, limit)]
 
 
@@ -88,10 +87,10 @@ def _apart(ranks: RankFacts, since: int, limit: float) -> Finding:
     worst = f"{last.parameter} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})"
     share = f"{last.differing} of {last.compared} parameters"
     if first.step == 0:
-        message = f"the {ranks.count} ranks started from different parameters, and nothing brings them together: {worst}, {share} at step {last.step}"
+        how = f"the {ranks.count} ranks started from different parameters, and nothing brings them together"
     else:
-        message = f"the parameters of {ranks.count} ranks drift apart from step {first.step} on: {worst}, {share} at step {last.step}"
-    message += f"; {_cause(ranks)}; each rank trains a model of its own, on a part of the data"
+        how = f"the parameters of {ranks.count} ranks drift apart from step {first.step} on"
+    message = f"{how}: {worst}, {share} at step {last.step}; {_cause(ranks)}; each rank trains a model of its own, on a part of the data"
     return found(
         "error",
         message,
@@ -105,7 +104,7 @@ def _apart(ranks: RankFacts, since: int, limit: float) -> Finding:
 def _cause(ranks: RankFacts) -> str:
     one_sided = next((s.one_sided for s in ranks.steps if s.one_sided), ())
     if one_sided:
-        return f"{_names(one_sided)} had a gradient on some ranks only"
+        return f"{', '.join(one_sided)} had a gradient on some ranks only"
     gradients = max((s.gradients for s in ranks.steps), default=0.0)
     if gradients > 0:
         return f"their gradients are not averaged before the step (their norms differ by up to {percent(gradients)})"
@@ -116,10 +115,11 @@ def _averaged(ranks: RankFacts, since: int, limit: float) -> Finding:
     last = ranks.steps[-1]
     return found(
         "info",
-        f"the parameters of {ranks.count} ranks differ since step {ranks.steps[since].step}, and were equal before, after they had differed: "
-        f"{last.parameter} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)}); save a model after they were averaged",
+        f"the parameters of {ranks.count} ranks differ since step {ranks.steps[since].step}, and were equal before, after they had "
+        f"differed: {last.parameter} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})",
         layers=(last.parameter.rpartition(".")[0],),
         evidence=(_evidence(last, limit),),
+        remedies=(Remedy("synchronise-ranks", "save and evaluate the model after its parameters were averaged"),),
     )
 
 
@@ -130,10 +130,6 @@ def _far(step: RankStep) -> str:
 
 def _evidence(step: RankStep, limit: float) -> Evidence:
     return Evidence("distance of a replica over its norm", step.distance, limit, ">", f"at step {step.step}")
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 RULES = (ranks_disagree,)

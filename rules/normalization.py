@@ -352,7 +352,7 @@ def _frozen_finding(group: list[Norm], total: int, failure: str) -> Finding:
         layers=norm_names(group),
         location=group[0].site,
         evidence=(Evidence("untouched running statistics in use", float(len(group)), 0.0, ">", "layers", group[0].layer),),
-        remedies=(Remedy("training-mode", f"leave {group[0].layer or 'the call'} in training mode while training", "advice"),),
+        remedies=(Remedy("training-mode", f"leave {group[0].layer or 'the call'} in training mode while training", "safe"),),
         confirmed=failure,
     )
 

@@ -186,7 +186,8 @@ def _unlocated(m: Measurement, step: int) -> Finding:
     loss = m.probe.losses[step]
     return found(
         severity,
-        f"the loss is {number(loss)} at step {step}{_on_rank(_rank_of_loss(m, step))} (it must be finite); no single operation was seen to cause it: training ends there",
+        f"the loss is {number(loss)} at step {step}{_on_rank(_rank_of_loss(m, step))} (it must be finite); "
+        "no single operation was seen to cause it: training ends there",
         location=next((c.site for c in m.losses if c.site), None),
         evidence=(Evidence("loss", loss, None, "=", f"at step {step}"),),
         remedies=(Remedy("guard-domain", "run the step under torch.autograd.detect_anomaly() to find the operation", "advice"),),

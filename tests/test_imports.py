@@ -28,6 +28,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "gradcheck.live": ("gradcheck.scan", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
     "gradcheck.live.command": TENSORS,
     "gradcheck.live.parent": TENSORS,
+    "gradcheck.processes": (*TENSORS, "gradcheck"),
     "gradcheck.live.screen": TENSORS,
     "gradcheck.measure": (*JUDGING, *SHOWING),
     "gradcheck.target": (*JUDGING, *SHOWING),

@@ -15,8 +15,6 @@ from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Effect, Outcome, OutcomeStatus, Prescription, Proof
 from gradcheck.remedies.protocol import Inapplicable
 
-FIRST_SEED = 101  # seeds of the proof; the treatments were chosen on seed 0
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -60,8 +58,8 @@ def _pairs(therapy: Therapy, plan: Plan, base: Sequence[Result]) -> list[tuple[R
     ward, found = therapy.ward, []
     for i in range(ward.terms.seeds):
         try:
-            untreated = base[i] if i < len(base) else ward.train((), therapy.steps, FIRST_SEED + i)
-            found.append((untreated, ward.train(plan, therapy.steps, FIRST_SEED + i)))
+            untreated = base[i] if i < len(base) else ward.train((), therapy.steps, ward.proof_seed + i)
+            found.append((untreated, ward.train(plan, therapy.steps, ward.proof_seed + i)))
         except TimeUp:
             break
     return found or [(ward.known(()), ward.known(plan))]
@@ -71,7 +69,7 @@ def _without(therapy: Therapy, prescription: Prescription, treated: Sequence[Res
     """The effect of one treatment, the others in force; None when there is no time for it, or they do not go without it."""
     rest = tuple(p for p in therapy.kept if p is not prescription)
     try:
-        runs = [therapy.ward.train(rest, therapy.steps, FIRST_SEED + i) for i in range(len(treated))]
+        runs = [therapy.ward.train(rest, therapy.steps, therapy.ward.proof_seed + i) for i in range(len(treated))]
     except (TimeUp, Inapplicable, GradcheckError):
         return None, []
     return compare(runs, treated), runs

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from gradcheck.errors import GradcheckError
 from gradcheck.fixing.exam import severities, sick, worsened
-from gradcheck.fixing.general import CLEAR, WELL, Search
-from gradcheck.fixing.performance import Result
+from gradcheck.fixing.general import CLEAR, PATIENCE, SLOW, Search
+from gradcheck.fixing.performance import WELL, Result
 from gradcheck.fixing.plan import allowed, prescriptions, refused
 from gradcheck.fixing.ward import Plan, TimeUp, Ward, signature
 from gradcheck.nouns.report import Report
@@ -19,9 +20,7 @@ from gradcheck.remedies.protocol import Inapplicable
 
 ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what lay behind it
 WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
-SLOW = 0.9  # of chance: a loss that stays above it after the probe has not begun to fall
-PATIENCE = 3  # times the steps, for a training that falls slowly
-FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE = 0.4, 0.7, 0.85  # of the budget, after which the next phase begins
+FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8  # of the budget, after which the next phase begins
 
 
 @dataclass
@@ -152,22 +151,34 @@ class Therapy:
 
     def _in_general(self) -> None:
         """A search when the model still does not train: it failed before, and is not clearly below chance now."""
-        if not self.slow() or self._trains():
+        if not self.slow():
             return
         search = Search(self.ward, self.base.measurement, self.reference, self.kept)
         try:
             search.run()
         finally:
+            self.patient = self.patient or search.steps > self.ward.terms.steps
             if search.best != self.kept and math.isfinite(search.relative):
                 self.kept = search.best
 
-    def _trains(self) -> bool:
-        """Whether what is kept brings the loss well below chance; a training that is on its way there is given more steps."""
-        relative = self.ward.train(self.kept).relative(self.reference)
-        if WELL < relative <= SLOW:
-            longer = self.ward.train(self.kept, PATIENCE * self.ward.terms.steps).relative(self.reference)
-            self.patient = longer <= WELL
-        return relative <= WELL or self.patient
+    def again(self) -> bool:
+        """A second search, on other seeds, when what is kept did not train in the proof. Whether anything came of it."""
+        before = self.kept
+        self.ward.share = SECOND_SHARE
+        try:
+            if not self.slow() or self.trains_in_proof():
+                return False
+            self.ward.reseed()
+            self._in_general()
+        except TimeUp:
+            pass
+        for prescription in self.kept:
+            self.outcomes.pop(signature([prescription]), None)
+        return self.kept != before
+
+    def trains_in_proof(self) -> bool:
+        seeds = range(self.ward.proof_seed, self.ward.proof_seed + self.ward.terms.seeds)
+        return median(self.ward.train(self.kept, self.steps, seed).relative(self.reference) for seed in seeds) <= WELL
 
     # -------------------------------------------------------------- the smallest set
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ class Monitor:
         self.board.feed.taken = taken
         self.board.start()
         _latest = weakref.ref(self)
+        atexit.register(self.end)  # after an exception or Ctrl-C of which the trainer tells nobody, there is a report all the same
 
     def end(self) -> None:
         """Takes the hooks out, says what is new, and saves the report. May be called again."""
@@ -72,6 +74,7 @@ class Monitor:
         if board is None:
             return
         _latest = None
+        atexit.unregister(self.end)
         board.close()
         if not board.leads:
             return

@@ -39,7 +39,8 @@ class GradcheckCallback(_Base):
     `control.should_training_stop` at such a finding; without it findings are only logged, once each. `save`: True saves the report as
     gradcheck.json in `args.output_dir`; or a path; or False. `sinks`: trackers, see gradcheck/integrations. `config`: as for
     `gradcheck.watch`.
-    The Trainer does not tell its callbacks of an exception: after one, `close()` takes the hooks out, as the next training does.
+    The Trainer does not tell its callbacks of an exception: after one, `close()` takes the hooks out and saves the report, as the next
+    training and the end of the program do.
     Raises `gradcheck.errors.ConfigError` for bad settings.
     """
 

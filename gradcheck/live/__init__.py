@@ -13,4 +13,12 @@ The command `gradcheck watch -- python train.py`:
     parent     starts it, reads what it says of itself, brings its report home; `screen` shows it
     child      runs it as python would, in a process of its own
     finder     finds its model and optimizer there, and watches them
+    launched   torchrun, each of whose processes is such a child
+
+Several processes that train together:
+
+    together   every rank says what it saw at a measured step, and rank 0 makes one record of it
+    ranks      how they meet, and that none waits for another in vain
+    shares     what a rank says, and how the words of all become one
+    replicas   whether parameters that all should share are still equal
 """

@@ -37,7 +37,10 @@ class Program:
 
 
 def program_of(words: Sequence[str]) -> Program:
-    """`python [OPTIONS] train.py ARGUMENTS`, `python -m package.train`, `python -c CODE`, `train.py`, or torchrun. Raises ConfigError for others."""
+    """`python [OPTIONS] train.py ARGUMENTS`, `python -m package.train`, `python -c CODE`, `train.py`, or torchrun.
+
+    Raises ConfigError for others.
+    """
     if not words:
         raise ConfigError("watch needs a command", hint=EXAMPLE)
     first = words[0]

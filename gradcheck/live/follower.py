@@ -83,13 +83,21 @@ class Follower:
         record.model, record.training = self.model, self.model.training
         record.pretrained = facts.pretrained(self.model, self.optimizer or _no_optimizer())
         record.untapped = _COMPILED if is_compiled(self.model) else ""
-        ranks = join()
-        if ranks is not None:
-            self.together = Together(ranks, record)
-            if self.together.sharded:
-                self._know_parameters()  # later they are whole at times: other tensors, of the same names
+        self._join()
         self.hooks.install()
         self._arm()
+
+    def _join(self) -> None:
+        ranks = join()
+        if ranks is None:
+            return
+        self.together = Together(ranks, self.record)
+        try:
+            self.together.prepare()
+            if self.together.sharded:
+                self._know_parameters()  # later they are whole at times: other tensors, of the same names
+        except Exception as error:  # models are spread in more ways than were thought of
+            ranks.give_up(f"{type(error).__name__}: {error}")
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """A call of a module that began before the hooks were there."""
@@ -145,7 +153,7 @@ class Follower:
         whole = [v.detach().sum() if v.dim() else v.detach() for v in values]
         self._value = whole[0] if len(whole) == 1 else torch.stack([w.float() for w in whole]).sum() if whole else None
         self._place = caller()
-        if self._closure and not self.passes and self._gathered[0] and self._marks() == self._gathered[1]:
+        if self._closure and not self.passes and self._gathered[1] and self._marks() == self._gathered[1]:
             self.passes = self._gathered[0]
             self._carried = len(self.passes)
         if self.measures:

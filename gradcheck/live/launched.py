@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gradcheck.errors import ConfigError
+from gradcheck.report.stderr import print_error
+
 VARIABLE = "GRADCHECK_WATCH"
 CHILD = "gradcheck.live.child"
 
@@ -45,7 +48,7 @@ def options(given: Sequence[str], behind: Sequence[str]) -> list[str]:
 
 
 def _refuse(what: str, hint: str) -> NoReturn:
-    print(f"gradcheck: {what}\n  hint: {hint}", file=sys.stderr)
+    print_error(ConfigError(what, hint=hint))
     sys.exit(2)
 
 

@@ -9,7 +9,6 @@ The user's process groups are not used: gradcheck has one of its own, with gloo,
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import time
 from collections.abc import Callable
@@ -17,6 +16,9 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from gradcheck.processes import launched
 
 PATIENCE = 30.0  # seconds that a rank waits for the others at a measured step
 LAST_WORDS = 5.0  # seconds that rank 0 waits at the end for what the others have left to say
@@ -149,20 +151,12 @@ def join() -> Ranks | None:
         if dist.get_world_size() < 2:
             return None
         _meetings += 1
-        ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.PrefixStore(f"gradcheck/{_meetings}", _store()))
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), distributed_c10d.PrefixStore(f"gradcheck/{_meetings}", _store()))
         ranks._open()
         return ranks
-    count, rank = launched()
+    rank, count = launched()
     return Ranks(rank, count, why=_NOT_STARTED) if count > 1 else None
 
 
-def launched() -> tuple[int, int]:
-    """Number of processes, and which one this is, as torchrun says it; (1, 0) where it does not."""
-    try:
-        return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    except ValueError:
-        return 1, 0
-
-
 def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
+    return distributed_c10d._get_default_store()

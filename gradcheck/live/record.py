@@ -159,12 +159,15 @@ class Record:
             ranks=self.ranks,
             pretrained=self.pretrained,
             training=self.training,
-            not_measured=(*self._lacking(), *self.not_measured, *self.apart, *(NotMeasured(f"layer {n}", why) for n, why in self.failures.items())),
+            not_measured=(*self._lacking(), *self.not_measured, *self.apart, *self._failed()),
             assumptions=(Assumption("data", f"a live run: {self.steps} steps seen, {len(self.measured)} of them measured", given=True),),
             ignores=ignores(self.files),
             snippets=snippets(places),
             seconds={"total": time.perf_counter() - self.started},
         )
+
+    def _failed(self) -> list[NotMeasured]:
+        return [NotMeasured(f"layer {name}", why) for name, why in self.failures.items()]
 
     def _lacking(self) -> list[NotMeasured]:
         lacking = [NotMeasured(need, "not measured in a live run") for need in get_args(Need) if need not in SEEN]

@@ -115,7 +115,7 @@ class LiveTracer(LiveTaps, Tracer):
 
     def forget(self) -> None:
         """What was seen so far belongs to another loss."""
-        for seen in (self.losses, self.softmaxes, self.mixes, self.seen, self.operations, self.differences):
+        for seen in (self.losses, self.softmaxes, self.mixes, self.seen, self.operations, self.differences, self.zeros):
             seen.clear()
         self.cuts.clear()
 

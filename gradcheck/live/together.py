@@ -33,7 +33,9 @@ class Together:
     _broken: dict[int, RankLoss] = field(default_factory=dict)
     _elsewhere: set[str] = field(default_factory=set)  # layers that rank 0 does not run
 
-    def __post_init__(self) -> None:
+    def prepare(self) -> None:
+        """Looks at how the model is spread over the ranks."""
+        self._tell()
         if not self.ranks.joined:
             return
         wrapper = wrapper_of(self.record.model)

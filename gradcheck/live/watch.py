@@ -50,7 +50,8 @@ def watch(
     `stop_on`: "error" or "warning" ends the loop at the next measured step, with `gradcheck.errors.TrainingStopped`, which the `with`
     block takes up: the program goes on behind it. `on_measured`: called with the board after each measured step. `sinks`: trackers of
     experiments that get the numbers of each measured step: see gradcheck/integrations.
-    `config`: a file, or a mapping with the keys of `[tool.gradcheck]`.
+    `config`: a file, or a mapping with the keys of `[tool.gradcheck]`. Of the processes of a distributed training all call it, at the same
+    point, and rank 0 reports: `board.leads`.
     Raises `gradcheck.errors.ConfigError` for bad settings, `TargetError` for what is no model or no optimizer.
     """
     if not isinstance(model, nn.Module):

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure import by_hand, data, disconnected, losses
+from gradcheck.measure import by_hand, data, disconnected, losses, zero_derivatives
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.losses import IGNORED
 from gradcheck.measure.observe import SeenSoftmax, Tracer
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.structure import Graph, producer
 from gradcheck.nouns.checks import Difference, LossOperation
-from gradcheck.nouns.measurement import BroadcastMix, Cut, HiddenTensor, LayerKind, LossCall, Softmax
+from gradcheck.nouns.measurement import BroadcastMix, Cut, HiddenTensor, LayerKind, LossCall, Softmax, ZeroDerivative
 from gradcheck.nouns.places import Location
 from gradcheck.target.workload import Workload
 
@@ -40,6 +40,7 @@ class FirstStep:
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    zero_derivatives: tuple[ZeroDerivative, ...] = ()
     hidden: tuple[HiddenTensor, ...] = ()
     first_kind: LayerKind | None = None
     targets: list[torch.Tensor] = field(default_factory=list)  # one a batch, where the loss takes a tensor of the batch
@@ -74,6 +75,7 @@ def read(
     for w in watched:
         w.used = id(w.tensor) in reached
     unreached = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad and w.tensor.grad is None}
+    trained = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad}
     called = {c.name for c in taps.calls}
     batch = workload.batches[0]
     optimized = {id(p) for group in trainee.optimizer.param_groups for p in group["params"]}
@@ -85,6 +87,7 @@ def read(
         loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=by_hand.differences(taps.differences, batch),
         cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
+        zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained),
         hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
         first_kind=first,
     )

@@ -297,6 +297,7 @@ class Session:
             *first.loss_operations,
             *first.differences,
             *first.hidden,
+            *first.zero_derivatives,
             *bad,
             *checked.values.get("attentions", ()),
         )
@@ -336,6 +337,7 @@ class Session:
             pairs=self.linked.pairs,
             streams=self.linked.streams,
             cuts=cuts,
+            zero_derivatives=first.zero_derivatives,
             hidden=first.hidden,
             non_finite=bad,
             ascent=ascent,

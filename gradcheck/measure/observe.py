@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure import by_hand, losses, seen
+from gradcheck.measure import by_hand, losses, seen, zero_derivatives
 from gradcheck.measure.taps import Taps, caller, tensors_in
 from gradcheck.nouns.measurement import BroadcastMix
 from gradcheck.nouns.places import Location
@@ -77,6 +77,7 @@ class Tracer(Taps):
         self.seen: list[seen.Seen] = []
         self.operations: list[by_hand.SeenOperation] = []
         self.differences: list[by_hand.SeenDifference] = []
+        self.zeros: list[zero_derivatives.SeenZero] = []
         self._in_loss = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -91,6 +92,9 @@ class Tracer(Taps):
         elif function in _ARITHMETIC and not self.stack:
             self._mix(function, args, output)
         self._by_hand(function, args, output)
+        module = self.stack[-1][0] if self.stack else None
+        zero = zero_derivatives.seen(function, args, output, module, self.module_name, lambda: location_of_frame(caller()))
+        self.zeros += [zero] if zero is not None else []
         self._cut(function, args, kwargs, output)
         return output
 

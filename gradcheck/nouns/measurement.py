@@ -189,6 +189,17 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class ZeroDerivative:
+    """A place that gradients go through and come out of as zeros: a step function, or a product with a fixed tensor of zeros."""
+
+    operation: str  # "sign", "round", "floor", "ceil", "trunc", "product"
+    layer: str  # module whose code it is in; "" for the root
+    site: Location | None
+    parameters: tuple[str, ...]  # trainable parameters before it
+    factor: str = ""  # of a product: path of the buffer, frozen parameter or plain attribute that is zero: "blocks.0.scale"
+
+
+@dataclass(frozen=True)
 class HiddenTensor:
     """A trainable tensor that the loss depends on and that `model.parameters()` does not list."""
 
@@ -442,6 +453,7 @@ class Measurement:
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    zero_derivatives: tuple[ZeroDerivative, ...] = ()
     hidden: tuple[HiddenTensor, ...] = ()
     non_finite: tuple[NonFinite, ...] = ()
     ascent: Ascent | None = None

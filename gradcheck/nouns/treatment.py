@@ -93,7 +93,7 @@ class Outcome:
 class Proof:
     """What was kept, together, against the untreated model: trained in pairs, on seeds that had no part in choosing."""
 
-    effect: Effect
+    effect: Effect | None  # None: all that was kept is in the training loop, and proved by running the edited script
     base: tuple[Run, ...]  # untreated, one run a seed
     treated: tuple[Run, ...]
     cured: tuple[str, ...] = ()  # codes of errors and warnings that are gone

@@ -12,6 +12,7 @@ from gradcheck.progress import DIVERGED, best_experiment, depends_on_order, verd
 from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strength, Treatment
 
 BEST_RATIO = 0.02  # update over weight at step 10; the same for SGD, momentum and Adam (calibration E3: 0.019 to 0.023)
+LARGEST_RATIO = 1.0  # updates as large as the weights: it is breaking up, and larger ones say no more about the rate
 USUAL_EPSILON, SMALL_EPSILON = 1e-8, 1e-12
 
 
@@ -25,7 +26,7 @@ def lower_rate(m: Measurement) -> float:
     rate, run, ratio = m.optimizer.lr, best_experiment(m), update_ratio(m)
     if run is not None and run.lr and run.lr < rate:
         return rounded(run.lr / 3) if max(run.losses) > DIVERGED * run.losses[0] else run.lr  # it jumped before it learned
-    wanted = rate * BEST_RATIO / ratio if ratio and math.isfinite(ratio) else rate
+    wanted = rate * BEST_RATIO / min(ratio, LARGEST_RATIO) if ratio else rate
     if verdict(m) == "diverges" and not depends_on_order(m):
         return rounded(min(wanted, rate / 100))
     return rounded(min(wanted, rate / 3))

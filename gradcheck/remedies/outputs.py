@@ -6,6 +6,7 @@ step that computes its loss by itself gets a model whose output is mapped.
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch import nn
 
 from gradcheck.nouns.places import Location
 from gradcheck.remedies.protocol import Inapplicable, Patient
-from gradcheck.remedies.rewriting import Edit, rewrite, rewritten
+from gradcheck.remedies.rewriting import Edit, TreeEdit, bind, own_methods, rewrite, rewritten, transformed
 from gradcheck.remedies.surgery import require_running
 from gradcheck.target.outputs import as_scalar
 from gradcheck.target.step import apply_loss, make_user_step
@@ -98,8 +99,30 @@ def edit_code(patient: Patient, site: Location | None, edit: Edit) -> None:
     except Inapplicable:
         rewrite(patient, site, edit)
         return
-    if patient.workload.loss is not None:
-        patient.replace_loss(new)
-    else:
-        patient.workload.training_step = make_user_step(new)
+    _use(patient, new)
     require_running(patient)
+
+
+def edit_all_code(patient: Patient, edit: TreeEdit) -> None:
+    """Edits every function that the workload consists of: the loss or the training step, and the methods of the model's modules.
+
+    `edit` gets a copy of a function's tree, and gives None for one that it leaves alone. Raises Inapplicable when it changes none.
+    """
+    function = user_function(patient)
+    new = transformed(function, edit) if function is not None else None
+    if new is not None:
+        _use(patient, new)
+    methods = [(method, tree) for method in own_methods(patient) if (tree := edit(copy.deepcopy(method.tree))) is not None]
+    for method, tree in methods:
+        bind(method, tree)
+    if new is None and not methods:
+        raise Inapplicable("the code of the loss, the training step and the model has no such place")
+    require_running(patient)
+
+
+def _use(patient: Patient, function: Callable[..., Any]) -> None:
+    """A changed loss or training step in the place of the user's."""
+    if patient.workload.loss is not None:
+        patient.replace_loss(function)
+    else:
+        patient.workload.training_step = make_user_step(function)

@@ -75,6 +75,31 @@ def rewritten(function: types.FunctionType, site: Location, edit: Edit) -> Calla
     return _compiled(inner, tree)
 
 
+def transformed(function: types.FunctionType, edit: TreeEdit) -> Callable[..., Any] | None:
+    """A twin of a plain function with its tree edited; None when the edit leaves it alone. Raises Inapplicable."""
+    inner = inspect.unwrap(function)
+    if not isinstance(inner, types.FunctionType):
+        return None
+    tree = edit(copy.deepcopy(getattr(inner, _TREE, None) or _parsed(inner)))
+    return _compiled(inner, tree) if tree is not None else None
+
+
+def own_methods(patient: Patient) -> list[Method]:
+    """Every method that the modules of a patient run, once each, where its source can be read; not those of torch."""
+    found: dict[types.FunctionType, list[tuple[str, nn.Module]]] = {}
+    for module in patient.model.modules():
+        for name, function in _methods(module):
+            found.setdefault(function, []).append((name, module))
+    methods = []
+    for function, users in found.items():
+        try:
+            tree = getattr(function, _TREE, None) or _parsed(function)
+        except Inapplicable:
+            continue
+        methods.append(Method(users[0][0], function, tuple(m for _, m in users), tree))
+    return methods
+
+
 def method_at(patient: Patient, site: Location | None) -> Method:
     """The method that covers a place, with every module of the patient that runs it."""
     if site is None:

@@ -23,6 +23,8 @@ from gradcheck.remedies import (
     optimizer,
     output_activation,
     penalties,
+    placeholder,
+    precision,
     regularization,
     residual,
     schedule,
@@ -31,12 +33,16 @@ from gradcheck.remedies import (
     transformer,
     weight_decay,
     wiring,
+    zero_derivatives,
 )
 from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 
 MODULES = (
     loop,
     wiring,
+    zero_derivatives,
+    placeholder,
+    precision,
     softmax_axis,
     modes,
     loss,
@@ -72,7 +78,6 @@ _MEANING = "which one is meant cannot be read from the numbers"
 # Remedies that rules name and no treatment applies, and why.
 ADVICE_ONLY: dict[str, str] = {
     "balance-classes": "how classes are to count depends on what mistakes cost",
-    "bfloat16": _PRECISION,
     "check-data-path": _MEANING,
     "check-extensions": "it is an installation that fails, not the model",
     "drop-duplicates": "repeated samples may be weights on purpose",
@@ -90,7 +95,7 @@ ADVICE_ONLY: dict[str, str] = {
     "remove-unused-modules": "an unused module may be used elsewhere",
     "scale-attention": "where the scores are scaled is written differently in each attention",
     "smaller-batch": "batches come from the user's loader",
-    "use-input": _MEANING,
+    "synchronise-ranks": "how a training is spread over processes is decided where it is launched",
 }
 
 

@@ -155,6 +155,6 @@ def _listed(label: str, outcomes: Sequence[Outcome]) -> Iterator[Line]:
 
 
 def _together(proof: Proof, kept: Sequence[Outcome]) -> Iterator[Line]:
-    if len(kept) > 1:
+    if len(kept) > 1 and proof.effect is not None:
         yield (("all together:", "bold"),)
         yield from _trained(proof.effect, proof.base, proof.treated, "untreated")

@@ -118,7 +118,7 @@ def versions(treatment: Treatment, prescription: Prescription, m: Measurement) -
 
 def entering(name: str) -> int:
     """How many strengths of a remedy are in the first round; the others are tried when it is among the better half."""
-    return len(FIRST_STRENGTHS) if name in PENALTIES else 1
+    return len(FIRST_STRENGTHS) if name in PENALTIES else 3 if name == "clip-gradient-norm" else 1
 
 
 def within(treatment: Treatment, m: Measurement) -> tuple[Strength, ...]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from tests.integrations import trainers
 from tests.integrations.test_sinks import Kept
 from tests.integrations.trainers import Plan
 from tests.live.test_watch import traces
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,31 @@ def test_a_report_that_cannot_be_saved_is_said_and_not_raised(tmp_path: Path) ->
     watched(monitor, lines, tmp_path, Plan(trainers.healthy, steps=3))
     assert monitor.report is not None
     assert lines[-1].startswith("gradcheck: the report was not saved: ")
+
+
+def test_a_program_that_is_interrupted_leaves_a_report(tmp_path: Path) -> None:
+    """Some trainers tell nobody of Ctrl-C."""
+    script = """
+        import sys
+        from pathlib import Path
+        import torch
+        from torch import nn
+        from gradcheck.integrations.monitor import Monitor
+
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        Monitor().begin(model, optimizer, folder=Path(sys.argv[1]), say=print)
+        for step in range(9):
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == 2:
+                raise KeyboardInterrupt
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "KeyboardInterrupt" in done.stderr and done.returncode != 0
+    assert gradcheck.Report.load(tmp_path / "gradcheck.json").measurement.steps == 3
 
 
 def test_steps_of_a_resumed_training_are_counted_on(tmp_path: Path) -> None:

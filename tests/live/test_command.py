@@ -160,6 +160,23 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = program_of([python, "-m", "pkg.train", "-m", "b"])
     assert (found.kind, found.what, found.arguments) == ("module", "pkg.train", ("-m", "b"))
     assert program_of([python, "-c", "pass"]).kind == "code"
+    found = program_of([python, "-m", "torch.distributed.run", "--nproc-per-node=2", "t.py", "a"])
+    assert (found.kind, found.interpreter, found.arguments) == ("torchrun", python, ("--nproc-per-node=2", "t.py", "a"))
+
+
+def test_torchrun_belongs_to_the_interpreter_of_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = tmp_path / "torchrun"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="there is no command torchrun"):
+        program_of(["torchrun", "t.py"])
+    launcher.write_text("#!/bin/sh\n")
+    launcher.chmod(0o755)
+    assert program_of(["torchrun", "t.py"]).interpreter == "/bin/sh"
+    launcher.write_text(f"#!{sys.executable}\n")
+    assert program_of([str(launcher), "t.py"]).interpreter == sys.executable
+    launcher.write_bytes(b"\x7fELF")
+    with pytest.raises(ConfigError, match="does not say which Python"):
+        program_of(["torchrun", "t.py"])
 
 
 @pytest.mark.parametrize(

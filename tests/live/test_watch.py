@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,50 @@ def test_accumulated_losses_are_summed_and_evaluation_is_not_training() -> None:
     loops.classify(kept, steps=3)
     layer = kept.board.report().measurement.layer("0")
     assert layer is not None and all(s.output is not None and s.output.count == 64 * 64 for s in layer.snapshots)
+
+
+@pytest.mark.parametrize("clears", ["before the passes", "in the closure", "before the step"])
+def test_passes_before_a_step_with_a_closure_count_when_their_gradients_do(clears: str) -> None:
+    """As trainers accumulate: the last pass of a step runs in its closure."""
+    model = loops.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses: list[float] = []
+
+    def one_pass(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(model(x), y) / 2
+        losses.append(loss.item())
+        loss.backward()
+        return loss
+
+    def closure(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if clears == "in the closure":
+            optimizer.zero_grad()
+        return one_pass(x, y)
+
+    with gradcheck.watch(model, optimizer, every=2) as board:
+        for x, y in loops.batches(7):
+            if clears == "before the passes":
+                optimizer.zero_grad()
+            one_pass(x, y)
+            if clears == "before the step":
+                optimizer.zero_grad()
+            optimizer.step(functools.partial(closure, x, y))
+    used = losses[1::2] if clears != "before the passes" else [a + b for a, b in zip(losses[::2], losses[1::2], strict=True)]
+    assert board.failure is None
+    assert board.report().measurement.probe.losses == pytest.approx(used)
+
+
+def test_a_model_that_the_loop_sets_to_training_is_in_training() -> None:
+    for trains in (True, False):
+        model = loops.mlp().eval()  # as pretrained ones come
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gradcheck.watch(model, optimizer) as board:
+            for x, y in loops.batches(4):
+                model.train(trains)
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        assert board.report().measurement.training is trains
 
 
 def test_statistics_are_those_of_a_slow_second_look() -> None:

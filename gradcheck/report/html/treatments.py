@@ -38,8 +38,10 @@ def proof(report: Report) -> Markup | None:
         return None
     parts = [f"cured: {', '.join(p.cured)}"] if p.cured else []
     parts += [f"left: {', '.join(p.left)}"] if p.left else []
-    said = tag("p", "All that was kept, together, trained in pairs with the untreated model on seeds that had no part in choosing it:")
-    return tag("div", said, effect_sentence(p.effect), tag("p", "; ".join(parts)) if parts else None, class_="proof")
+    how = "trained in pairs with the untreated model on seeds that had no part in choosing it"
+    said = tag("p", f"All that was kept, together, {how if p.effect else 'in a run of the edited script'}:")
+    effect = effect_sentence(p.effect) if p.effect else None
+    return tag("div", said, effect, tag("p", "; ".join(parts)) if parts else None, class_="proof")
 
 
 def _outcome(o: Outcome) -> Markup:

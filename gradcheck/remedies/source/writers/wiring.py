@@ -186,20 +186,24 @@ def training_mode(p: Prescription, context: Context) -> None:
     """`norm.eval()` and `norm.train(False)` on these layers: they follow the mode of the model."""
     done = False
     for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and called(node) in ("eval", "train")):
-                continue
-            layers = Reader(context, draft).layers(node.func.value)
-            if not layers & set(p.layers) or (called(node) == "train" and not _is_false(node)):
-                continue
-            owner = class_of(draft, node)
-            if owner is None:
-                raise Unwritable(f"{draft.path}:{node.lineno}: it is not in a module of yours")
-            draft.replace(node, f"{draft.source(node.func.value)}.train(self.training)")
+        while (call := _put_to_sleep(context, draft, set(p.layers))) is not None:
+            if class_of(draft, call) is None:
+                raise Unwritable(f"{draft.path}:{call.lineno}: it is not in a module of yours")
+            assert isinstance(call.func, ast.Attribute)
+            draft.replace(call, f"{draft.source(call.func.value)}.train(self.training)")
             done = True
-            break
     if not done:
         raise Unwritable("it is not written in your files what puts them into evaluation mode")
+
+
+def _put_to_sleep(context: Context, draft: Draft, layers: set[str]) -> ast.Call | None:
+    """The first call of `eval()` or `train(False)` on one of these layers."""
+    for node in ast.walk(draft.tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            switches = (called(node) == "eval" and not node.args) or (called(node) == "train" and _is_false(node))
+            if switches and Reader(context, draft).layers(node.func.value) & layers:
+                return node
+    return None
 
 
 def _is_false(call: ast.Call) -> bool:

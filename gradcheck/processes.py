@@ -1,0 +1,28 @@
+"""Which of the processes of a distributed training this one is. Imports no torch: asks what is loaded, or what torchrun has said."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def place() -> tuple[int, int]:
+    """Rank of this process, and number of processes; (0, 1) for one that trains alone."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return launched()
+
+
+def launched() -> tuple[int, int]:
+    """The same as the launcher says it in the environment."""
+    try:
+        rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        return 0, 1
+    return (rank, count) if 0 <= rank < count else (0, 1)
+
+
+def reports() -> bool:
+    """Whether this process reports: of several, rank 0 does."""
+    return place()[0] == 0

@@ -1,0 +1,33 @@
+"""Treatments of the user's training loop: edits of the source alone. Their proof is the edited script, run and judged again."""
+
+from __future__ import annotations
+
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.treatment import Prescription
+from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.protocol import Treatment
+
+_RECIPES = "PyTorch documentation, Automatic Mixed Precision examples"
+
+
+def _treatment(name: str, title: str, citation: str) -> Treatment:
+    def prescribe(finding: Finding | None, m: Measurement) -> list[Prescription]:
+        """What the finding proposes, where a loop was seen; what is to be edited follows from the places in `m.loop`."""
+        remedy = next((r for r in finding.remedies if r.name == name), None) if finding is not None else None
+        return [treatment.prescription(remedy.text, finding)] if remedy is not None and m.loop is not None else []
+
+    treatment = Treatment(name, title, "wiring", "safe", citation, prescribe, loop=True)
+    return treatment
+
+
+TREATMENTS = (
+    _treatment("clear-gradients", "clearing of gradients", "PyTorch documentation, torch.optim.Optimizer.zero_grad"),
+    _treatment("call-step", "the optimizer's step", "PyTorch documentation, torch.optim, Taking an optimization step"),
+    _treatment("move-clipping", "place of gradient clipping", "PyTorch documentation, torch.nn.utils.clip_grad_norm_"),
+    _treatment("complete-scaler", "missing calls of a GradScaler", f"{_RECIPES}, typical mixed precision training"),
+    _treatment("scale-loss", "average over accumulated batches", f"{_RECIPES}, gradient accumulation"),
+    _treatment("restore-training-mode", "training mode after an evaluation", "PyTorch documentation, torch.nn.Module.eval"),
+    _treatment("keep-tensor", "the tensor in place of its numbers", "PyTorch documentation, Autograd mechanics"),
+    _treatment("next-batch", "a new batch for each step", "PyTorch documentation, torch.utils.data.DataLoader"),
+    _treatment("change-schedule", "a schedule over epochs", "PyTorch documentation, torch.optim, How to adjust learning rate"),
+)

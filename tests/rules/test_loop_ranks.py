@@ -1,0 +1,74 @@
+"""LOOP008 on literal measurements."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradcheck.nouns.measurement import Measurement, NotMeasured
+from gradcheck.nouns.ranks import RankFacts, RankStep
+from gradcheck.rules.loop_ranks import ranks_disagree
+from tests.literals import loop, measurement
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+
+def step(number: int, distance: float, **overrides: Any) -> RankStep:
+    values: dict[str, Any] = {"parameter": "body.0.weight", "rank": 1, "differing": 5 if distance else 0, "compared": 6}
+    return RankStep(number, distance, **values | overrides)
+
+
+def seen(*distances: float, wrapper: str = "", count: int = 2, **overrides: Any) -> Measurement:
+    """Ranks compared at steps 0, 1, 2, ..."""
+    steps = tuple(step(i, d, **overrides) for i, d in enumerate(distances))
+    return measurement(loop=loop(), ranks=RankFacts(count, wrapper, steps))
+
+
+def test_one_process_has_nothing_to_disagree_with():
+    assert no_verdict(ranks_disagree, measurement(loop=loop())) == "not-applicable"
+
+
+def test_sharded_parameters_are_no_replicas():
+    assert no_verdict(ranks_disagree, seen()) == "not-applicable"
+
+
+def test_why_replicas_were_not_compared_is_said():
+    m = measurement(loop=loop(), ranks=RankFacts(4), not_measured=(NotMeasured("replicas", "the ranks are divided into groups"),))
+    assert no_verdict(ranks_disagree, m) == "not-measured"
+
+
+@pytest.mark.parametrize(
+    ("distances", "expected"),
+    [
+        ((0.0, 0.0, 0.0, 0.0), []),
+        ((0.0, 0.9e-5, 0.9e-5, 0.9e-5), []),
+        ((0.0, 1.1e-5, 1.1e-5), ["error"]),
+        ((0.0, 0.0, 0.1), []),  # once is not enough
+        ((0.0, 0.1, 0.1, 0.0), []),
+        ((0.1, 0.1, 0.0, 0.1, 0.1), ["info"]),  # averaged now and then
+        ((0.0, math.inf, math.inf), ["error"]),
+    ],
+)
+def test_replicas_must_stay_equal(distances, expected):
+    assert severities(ranks_disagree, seen(*distances)) == expected
+
+
+def test_a_start_from_different_parameters_is_told_from_a_drift():
+    start, drift = only(ranks_disagree, seen(1.4, 1.4)), only(ranks_disagree, seen(0.0, 0.01, 0.02))
+    assert "the 2 ranks started from different parameters" in start.message and "1.4 times its norm" in start.message
+    assert "drift apart from step 1 on" in drift.message and "body.0.weight on rank 1 is 2 %" in drift.message
+    assert start.layers == ("body.0",) and "5 of 6 parameters" in start.message
+
+
+def test_the_cause_and_the_cure_depend_on_what_was_seen():
+    bare = only(ranks_disagree, seen(0.0, 0.1, 0.1, gradients=0.4))
+    wrapped = only(ranks_disagree, seen(0.0, 0.1, 0.1, wrapper="DistributedDataParallel", one_sided=("head.weight",)))
+    assert "not averaged before the step (their norms differ by up to 40 %)" in bare.message
+    assert "wrap the model" in bare.remedies[0].text and "no_sync()" in wrapped.remedies[0].text
+    assert "head.weight had a gradient on some ranks only" in wrapped.message
+
+
+def test_the_limits_are_settings():
+    assert not findings(ranks_disagree, seen(0.0, 0.1, 0.1), distance=0.2)
+    assert not findings(ranks_disagree, seen(0.0, 0.1, 0.1), steps=3)
