@@ -27,6 +27,7 @@ Unsafe = Annotated[bool, typer.Option("--unsafe-fixes", help="Also what changes 
 TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training [100].")]
 Seeds = Annotated[int, typer.Option(help="Pairs of trainings that prove a cure.")]
 Budget = Annotated[float | None, typer.Option(metavar="SECONDS", help="For treating and proving, after the scan [60, large models 300].")]
+OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
 
 
 class TakesArguments(typer.core.TyperCommand):
@@ -73,6 +74,7 @@ def fix(
     fail_on: Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings left at this level.")] = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when findings are left or edits would be made.")] = False,
     output: Annotated[list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="As for scan. May be repeated.")] = None,
+    open_page: OpenPage = False,
     config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
     isolated: Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")] = False,
     color: Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")] = "auto",
@@ -87,6 +89,7 @@ def fix(
         from gradcheck.commands import _arguments, _color, _jobs, _scripts, _split
         from gradcheck.errors import ConfigError
         from gradcheck.fix import terms_of
+        from gradcheck.report.browser import open_reports
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
         if write and diff:
@@ -94,7 +97,7 @@ def fix(
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
         settings = settings_of(config, isolated, **chosen, device=device, dtype=dtype, fail_on=fail_on)
         terms = terms_of(unsafe_fixes, steps, seeds, budget)
-        outputs = () if diff and not output else parse_outputs(output or ())
+        outputs = () if diff and not output else parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
         jobs = _jobs([target], _arguments(arg or []), flags, settings, None)
         run = ScriptSpec("", ctx.obj or (), None, None, sandbox, quiet_script)
@@ -107,6 +110,8 @@ def fix(
             print("".join(f.source.diff for f in treated if f.source is not None), end="")
         view = View(_color(color), fail_on=settings.fail_on)
         write_outputs([f.report for f in treated], outputs, view)
+        if open_page:
+            open_reports([f.report for f in treated], outputs)
         _say_tail(treated, write, diff)
         sys.exit(_code(treated, after, settings, exit_zero))
 
@@ -142,6 +147,7 @@ OWN = (
     "budget",
     "target",
     "output",
+    "open_page",
     "exit_zero",
     "fail_on",
     "color",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradcheck.answers import INTERRUPTED, exits, settings_of
-from gradcheck.commands_fix import Target
+from gradcheck.commands_fix import OpenPage, Target
 
 if TYPE_CHECKING:
     from gradcheck.config import Settings
@@ -47,6 +48,7 @@ def trial(
     dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
     rules: Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")] = None,
     output: Annotated[list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="full, json or html. May be repeated.")] = None,
+    open_page: OpenPage = False,
     show_all: Annotated[bool, typer.Option("--show-all", help="Say also why remedies were not tried.")] = False,
     config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
     isolated: Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")] = False,
@@ -57,31 +59,35 @@ def trial(
 
     Every remedy trains the same weights on the same batches as the untreated model; the best ones meet on fresh seeds.
     """
+    started = time.perf_counter()  # the imports belong to the budget
     with exits(color):
         from gradcheck.capture.detect import is_script
         from gradcheck.commands import _arguments, _color, _jobs, _split
         from gradcheck.errors import ConfigError
+        from gradcheck.report.browser import open_reports
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
         from gradcheck.trial.options import Options
 
         names = tuple(_split(remedy) or ())
         options = Options(names, budget, steps, seeds, search, trials, study, workers, folds, time_ordered)
         settings = settings_of(config, isolated, rule_paths=rules, device=device, dtype=dtype)
-        outputs = parse_outputs(output or ())
+        outputs = parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "loss": loss, "optimizer": optimizer, "lr": lr}
         ((spec, settings),) = _jobs([target], _arguments(arg or []), flags, settings, None)
         if spec.target.endswith(".py") and not any(flags.values()) and is_script(spec.target):
             hint = "put model, data, loss and optimizer into functions of a module: `gradcheck scan` tells which names it looks for"
             raise ConfigError(f"{spec.target} trains when it is run: a trial needs its parts", hint=hint)
-        report = _held(spec, options, settings, quiet)
+        report = _held(spec, options, settings, quiet, started)
         write_outputs([report], outputs, View(_color(color), show_all=show_all))
+        if open_page:
+            open_reports([report], outputs)
         sys.exit(INTERRUPTED if report.trial is not None and report.trial.ended == "interrupted" else 0)
 
 
-def _held(spec: TargetSpec, options: Options, settings: Settings, quiet: bool) -> Report:
+def _held(spec: TargetSpec, options: Options, settings: Settings, quiet: bool, started: float) -> Report:
     """stdout carries results only: what the user's code prints goes to stderr."""
     from gradcheck.report.stderr import progress_bar
     from gradcheck.trial.story import trial_target
 
     with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
-        return trial_target(spec, options, settings, progress)
+        return trial_target(spec, options, settings, progress, started)

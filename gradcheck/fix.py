@@ -17,6 +17,7 @@ from gradcheck.fixing.plan import advice
 from gradcheck.fixing.proof import Verdict, prove
 from gradcheck.fixing.therapy import Therapy
 from gradcheck.fixing.ward import Terms, Ward
+from gradcheck.measure.clip import clip_gradients
 from gradcheck.measure.measure import SMALL_STEP
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.report import Report
@@ -83,12 +84,9 @@ class Fixed:
         """The loss of a prepared batch, where the user gave `training_step`, or for brevity."""
         return self.treated.workload.training_step(model, batch)
 
-    def clip(self, parameters: Iterable[torch.Tensor]) -> None:
+    def clip(self, parameters: Iterable[nn.Parameter]) -> None:
         """Clips the gradients, before the optimizer's step; does nothing when no clipping is prescribed nor was there."""
-        clip = self.treated.workload.clip
-        if clip is not None:
-            by = torch.nn.utils.clip_grad_norm_ if clip.kind == "norm" else torch.nn.utils.clip_grad_value_
-            by(parameters, clip.threshold)
+        clip_gradients(self.treated.workload.clip, self.treated.model, parameters)
 
     def prepare(self, batch: Batch) -> Batch:
         """What becomes of a batch before the model and the loss see it."""

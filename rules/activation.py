@@ -113,7 +113,7 @@ def _saturation_finding(m: Measurement, group: list[Layer], shares: dict[str, fl
     remedies = (
         Remedy("standardize-input", "bring the inputs to mean 0 and standard deviation 1", "advice"),
         Remedy("xavier-init", "initialise the layer before with xavier_uniform_ and zero biases", "safe"),
-        *cures.normalise([x for x in group if not x.normalized])[:1],
+        *cures.normalise(m, [x for x in group if not x.normalized])[:1],
     )
     return found(
         "error" if failure else "warning",
@@ -360,7 +360,7 @@ def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
     if trend.n >= 2:
         evidence.append(Evidence("change of the gradient over depth", trend.total, limits["error_total"], ">=", "decades", stack[0].name))
     severity: Severity = "error" if failure or steep else "warning"
-    remedies = (cures.other_activation(function), *cures.normalise(body(m)))
+    remedies = (cures.other_activation(function), *cures.normalise(m, body(m)))
     confirmed = failure or (BY_VALUE if steep else "")
     return [
         found(severity, message, layers=names(stack), location=stack[0].site, evidence=evidence, remedies=remedies, confirmed=confirmed)
@@ -463,7 +463,7 @@ def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
 def _collapse_remedies(m: Measurement, tokens: bool) -> tuple[Remedy, ...]:
     layers = body(m)
     cures_first = cures.bypass(layers) if tokens or not any(x.residual for x in layers) else ()
-    return (*cures_first, *cures.normalise(layers), *(() if tokens else cures.reinitialise(m, layers)))
+    return (*cures_first, *cures.normalise(m, layers), *(() if tokens else cures.reinitialise(m, layers)))
 
 
 def _sample_collapse(m: Measurement, layer: Layer, limits: Limits) -> Finding | None:

@@ -168,6 +168,7 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     up_to="warning",
     needs=("probe", "parameters", "clipping"),
     limits={"share": Limit(0.5, "of the steps", "Deep Learning Tuning Playbook: more than half is extremely aggressive")},
+    explains=("OPT002",),
 )
 def clipping_too_tight(m: Measurement, limits: Limits) -> Verdict:
     """Most steps are clipped: the threshold, not the learning rate, sets their size.

@@ -6,7 +6,7 @@ from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, gain, parameters_by_name
+from gradcheck.judge.layers import body, gain, parameters_by_name, usual_normalization
 from gradcheck.judge.signal import GAINS
 from gradcheck.nouns.verdict import Remedy
 from gradcheck.rules.words import number
@@ -64,12 +64,12 @@ def rescale(m: Measurement) -> tuple[Remedy, ...]:
     return (Remedy("lsuv-init", text, "safe"),)
 
 
-def normalise(layers: Sequence[Layer]) -> tuple[Remedy, ...]:
-    """Normalization after layers that have none."""
+def normalise(m: Measurement, layers: Sequence[Layer]) -> tuple[Remedy, ...]:
+    """Normalization after layers that have none. Transformers have theirs where they belong."""
     bare = [x for x in layers if not x.normalized]
-    if not bare:
+    if not bare or (m.norms and m.of_kind("attention")):
         return ()
-    kind = "BatchNorm" if any(x.kind == "conv" for x in bare) else "LayerNorm"
+    kind = usual_normalization(m, bare)
     return (
         Remedy("insert-normalization", f"normalise the output of the {len(bare)} layers that have no normalization, with {kind}", "unsafe"),
     )
@@ -79,8 +79,8 @@ def bypass(layers: Sequence[Layer]) -> tuple[Remedy, ...]:
     """Residual connections for a plain stack; a smaller scale for branches that exist."""
     branches = sum(x.residual for x in layers)
     if branches:
-        text = f"scale each of the {branches} residual branches by {number(branches**-0.5)} = 1 / sqrt({branches})"
-        return (Remedy("residual-scaling", text, "unsafe"),)
+        text = f"multiply the last weights of each of the {branches} residual branches by {number(branches**-0.5)} = 1 / sqrt({branches})"
+        return (Remedy("residual-scaling", text, "safe"),)
     return (Remedy("add-residual", "add the block's input to its output, the branch scaled by 1 / sqrt(number of blocks)", "unsafe"),)
 
 

@@ -166,7 +166,7 @@ def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
     layers = body(m)
     activation = cures.usual_activation(layers)
     swap = (cures.other_activation(activation),) if activation in cures.SIGMOID_LIKE else ()
-    remedies = (*swap, *cures.reinitialise(m, layers), *cures.rescale(m), *cures.bypass(layers), *cures.normalise(layers))
+    remedies = (*swap, *cures.reinitialise(m, layers), *cures.rescale(m), *cures.bypass(layers), *cures.normalise(m, layers))
     return [trend_finding(m, trend, limits, "shrinks", "the layers near the input will hardly learn", remedies)]
 
 
@@ -194,7 +194,7 @@ def initial_loss_ratio(m: Measurement) -> float | None:
 def explosion_remedies(m: Measurement, layers: list[Layer]) -> tuple[Remedy, ...]:
     clip = Remedy("clip-gradient-norm", "clip the gradient's norm before each step: it limits the damage, not the cause", "advice")
     branches = cures.bypass(layers) if any(x.residual for x in layers) else ()
-    return (*cures.reinitialise(m, layers), *cures.rescale(m), *branches, *cures.normalise(layers), clip)
+    return (*cures.reinitialise(m, layers), *cures.rescale(m), *branches, *cures.normalise(m, layers), clip)
 
 
 def overflow_finding(m: Measurement, trend: Trend, limits: Limits) -> Finding:

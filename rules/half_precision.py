@@ -204,7 +204,7 @@ def half_underflow(m: Measurement, limits: Limits) -> Verdict:
             ),
             remedies=(
                 Remedy(
-                    "scale-loss",
+                    "loss-scaling",
                     f"scale the loss by {number(half.scale)}, or with torch.amp.GradScaler",
                     "safe",
                 ),

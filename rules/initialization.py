@@ -604,7 +604,7 @@ def _default_finding(m: Measurement, untouched: list[Layer], share: float, trend
         Evidence("layers with the default gain", share, limits["share"], ">=", "of the layers", untouched[0].name),
         Evidence("change of the gradient over depth", abs(trend.total), limits["total"], ">=", "decades", untouched[0].name),
     )
-    remedies = (*cures.reinitialise(m, untouched), *cures.rescale(m), *cures.normalise(untouched))
+    remedies = (*cures.reinitialise(m, untouched), *cures.rescale(m), *cures.normalise(m, untouched))
     return found(severity, message, layers=names(untouched), location=place, evidence=evidence, remedies=remedies)
 
 

@@ -104,7 +104,8 @@ def _finding(m: Measurement, s: Stream, limits: Limits) -> Finding:
         f"(limit {number(limits['growth'])}), the branches {number(ratio)} times as loud as the bypass (limit {number(limits['ratio'])}), "
         f"with no normalization at its end: {means}"
     )
-    scale = Remedy("residual-scaling", f"scale each of the {sums} branches by {number(sums**-0.5)} = 1 / sqrt({sums})", "unsafe")
+    text = f"multiply the last weights of each of the {sums} branches by {number(sums**-0.5)} = 1 / sqrt({sums})"
+    scale = Remedy("residual-scaling", text, "safe")
     zero = Remedy("zero-branch-init", "start the last layer of each branch at zero (Fixup, SkipInit)", "safe")
     norm = Remedy("insert-normalization", "normalise the input of each branch, and the last sum", "unsafe")
     evidence = (

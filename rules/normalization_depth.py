@@ -85,7 +85,7 @@ def missing_normalization(m: Measurement, limits: Limits) -> Verdict:
         f"{len(layers)} layers in a row have neither normalization nor a bypass, and the gradient {way} towards the input by "
         f"{number(abs(trend.total))} decades (limit {number(limits['total'])}): the probe training does not learn"
     )
-    remedies = (*cures.normalise(layers), *cures.reinitialise(m, layers), *cures.bypass(layers))
+    remedies = (*cures.normalise(m, layers), *cures.reinitialise(m, layers), *cures.bypass(layers))
     evidence = trend_evidence(trend, limits, layers[0].name)
     return [found("warning", message, layers=names(layers), location=main_site(layers), evidence=evidence, remedies=remedies)]
 

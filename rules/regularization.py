@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.judge.rates import gentle_decay
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.progress import CLEAR_FALL, data_fall, fall, outcome, verdict
 from gradcheck.rules.words import layers_in_words, learns_clearly, number, optimizer_in_words, percent, run_in_words
@@ -133,8 +134,7 @@ def _decay(m: Measurement, r: Regularization, steps: float, fewest: float) -> li
     )
     if run is not None:
         message += f"; {run.name}, {run_in_words(run)}"
-    wanted = 1 / (m.optimizer.lr * max(1000.0, 10.0 * m.data.batches)) if m.optimizer.lr else 1e-4
-    text = f"set weight_decay to {number(float(f'{min(wanted, strongest / 10):.1g}'))}"
+    text = f"set weight_decay to {number(gentle_decay(m, strongest))}"
     evidence = [Evidence("steps in which weights shrink by e", steps, fewest, "<", "steps")]
     remedies = (Remedy("weaker-weight-decay", text, "safe"),)
     confirmed = confirmation(m, run) if run is not None else ""

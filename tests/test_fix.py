@@ -12,8 +12,10 @@ from torch.nn import functional as F
 import gradcheck
 from gradcheck.config import Settings
 from gradcheck.errors import ConfigError
-from gradcheck.fix import fix_workload, terms_of
+from gradcheck.fix import Fixed, fix_workload, terms_of
 from gradcheck.fixing.ward import Ward
+from gradcheck.remedies.protocol import admit
+from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.target.objects import from_objects
 from tests.test_no_trace import loss, process_state, users
 
@@ -72,6 +74,26 @@ def test_a_sick_workload_trains_after_fix_and_scans_clean(illness):
     assert kept(fixed) and (fixed.report.proof.effect.better or "softmax" in illness)  # a softmax in this place slows, accuracy gets there
     assert fixed.after.count("error") == 0 and set(fixed.report.proof.cured)
     assert trained(fixed, data) > 0.9
+
+
+def test_the_users_clipping_is_what_was_prescribed_whatever_its_kind():
+    data, clipped = batches(), []
+    for name, setting in (
+        ("clip-gradient-norm", "max_norm"),
+        ("clip-gradient-value", "clip_value"),
+        ("adaptive-gradient-clipping", "clipping"),
+    ):
+        model = mlp()
+        patient = admit(from_objects(model, data, loss=F.cross_entropy, optimizer=sgd(model, 0.1)))
+        apply(patient, VOCABULARY[name].prescription("", settings={setting: 1e-3}))
+        fixed = Fixed(patient, None, None, None)
+        F.cross_entropy(fixed.model(data[0][0]), data[0][1]).backward()
+        fixed.clip(fixed.model.parameters())
+        clipped.append([p.grad for p in fixed.model.parameters()])
+    norm, value, adaptive = clipped
+    assert sum(float((g**2).sum()) for g in norm) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+    assert max(float(g.abs().max()) for g in value) == pytest.approx(1e-3)
+    assert sum(float((g**2).sum()) for g in adaptive) ** 0.5 > 2e-3  # a thousandth of each unit's weights
 
 
 def test_a_healthy_workload_is_left_alone():

@@ -97,20 +97,20 @@ def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count
 
 def with_loop(m: Measurement, loop: LoopFacts) -> Measurement:
     """The measurement with the loop, and the source lines around its places."""
-    texts = snippets(list(_places(loop)))
+    texts = snippets(list(places(loop)))
     merged = {path: {**m.snippets.get(path, {}), **lines} for path, lines in texts.items()}
     return replace(m, loop=loop, snippets={**m.snippets, **merged})
 
 
-def _places(value: Any) -> Iterator[Location]:
+def places(value: Any) -> Iterator[Location]:
     if isinstance(value, Location):
         yield value
     elif isinstance(value, tuple):
         for item in value:
-            yield from _places(item)
+            yield from places(item)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for spec in dataclasses.fields(value):
-            yield from _places(getattr(value, spec.name))
+            yield from places(getattr(value, spec.name))
 
 
 def explain_ending(capture: Capture, spec: ScriptSpec, reports: Sequence[Report]) -> None:

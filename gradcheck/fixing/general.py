@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, zip_longest
 
 from gradcheck.errors import GradcheckError
+from gradcheck.fixing.candidates import BUILDS, FIRST_BUILDS, FIRST_STARTS, STARTS, Names
 from gradcheck.fixing.performance import WELL
 from gradcheck.fixing.plan import allowed
 from gradcheck.fixing.ward import Plan, TimeUp, Ward, signature
@@ -21,58 +22,20 @@ from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.protocol import Inapplicable
 
-Names = tuple[str, ...]
+Entry = tuple[float, Plan]  # loss in units of chance
 
 SLOW = 0.9  # a loss that stays above it has not begun to fall
 PATIENCE = 3  # times the steps, for a training that falls slowly
 CLEAR = 0.05  # of chance: a gain that is worth another treatment
 RATES = (0.1, 10.0, 0.01, 100.0, 0.3, 3.0, 1e-3, 1e3)  # factors on the user's rate
 NEARBY = (1.0, 0.1, 10.0)  # on the best one so far
-RUNGS = (0.2, 0.5, 1.0)  # of the steps,
+EARLY_RUNGS = (0.2, 0.5)  # of the steps,
 SURVIVORS = 1 / 3  # and how many go on after each
-LOWER, RAISE = "lower-learning-rate", "raise-learning-rate"
-
-# What made most workloads of benchmarks/repair.py train that no rate did (seeds below 1000), and the rest.
-FIRST_STARTS: tuple[Names, ...] = (
-    ("lsuv-init",),
-    ("orthogonal-init",),
-    ("standardize-input",),
-    ("standardize-target",),
-    ("weaker-weight-decay",),
-)
-FIRST_BUILDS: tuple[Names, ...] = (
-    ("replace-activation",),
-    ("insert-normalization",),
-    ("replace-activation", "insert-normalization"),
-    ("add-residual", "insert-normalization"),
-    ("pre-norm",),
-)
-STARTS: tuple[Names, ...] = (
-    ("orthogonal-recurrent",),
-    ("forget-bias",),
-    ("chrono-init",),
-    ("he-init",),
-    ("head-scaling",),
-    ("residual-scaling",),
-    ("smaller-query-key-init",),
-    ("clip-gradient-norm",),
-    ("warm-up",),
-    ("decoupled-weight-decay",),
-    ("adam-epsilon",),
-    ("less-regularization",),
-    ("lower-dropout",),
-)
-BUILDS: tuple[Names, ...] = (
-    ("replace-activation", "lsuv-init"),
-    ("insert-normalization", "lsuv-init"),
-    ("add-residual",),
-    ("replace-activation", "add-residual"),
-    ("replace-activation", "add-residual", "insert-normalization"),
-    ("qk-norm",),
-    ("residual-scaling",),
-    ("batch-free-normalization",),
-)
+BEGUN, BLOWN_UP = 0.95, 1.5  # of chance: what has begun to learn, and what a rate is too high for
+CLOSE = (3.0, 10.0, 0.3)  # the same, at the end of the search
+MOST_LONGER = 6  # plans that are trained for longer when none trains well
 MOST_BEST = 4  # variants that are paired with each other; winners of a tournament that are tried on the second seed
+LOWER, RAISE = "lower-learning-rate", "raise-learning-rate"
 
 
 @dataclass
@@ -86,7 +49,8 @@ class Search:
     best: Plan = ()
     relative: float = math.inf
     steps: int = 0  # after which the best plan trains; 0: none does
-    finished: list[tuple[float, Plan]] = field(default_factory=list)
+    horizon: int = 0  # steps after which the best plan was found to be the best
+    finished: list[Entry] = field(default_factory=list)
     inapplicable: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -99,8 +63,10 @@ class Search:
                 if self.steps:
                     return
                 self.tournament(plans())
-                if self.best != before:
+                if self.best != before and not self.steps:
                     self.steps = steps_to_train(self.ward, self.best, self.reference)
+            if not self.steps:
+                self._longer()
         except TimeUp:
             return
 
@@ -139,12 +105,24 @@ class Search:
         extras = unique(tuple(p for p in without_rate(plan) if p not in self.kept) for _, plan in ranked)
         return [e for e in extras if e][:MOST_BEST]
 
+    def _longer(self) -> None:
+        """The best of all rounds, and the winner at other rates, in longer trainings: what is slow at first may be best in the end."""
+        steps = self._steps(PATIENCE)
+        self.relative = self.ward.relative(self.best, self.reference, steps)
+        ranked = [plan for _, plan in sorted(self.finished, key=lambda entry: entry[0])]
+        for plans in (ranked, [self.at(self.best, factor) for factor in CLOSE]):
+            if not self.steps:
+                self._crown(self._entries(unique(plans)[:MOST_LONGER], steps), steps)
+
     # ------------------------------------------------------------------- pieces
 
     @property
     def rate(self) -> float:
         """That of the best plan."""
-        chosen = [float(p.settings["lr"]) for p in self.best if p.treatment in (LOWER, RAISE)]
+        return self.rate_of(self.best)
+
+    def rate_of(self, plan: Plan) -> float:
+        chosen = [float(p.settings["lr"]) for p in plan if p.treatment in (LOWER, RAISE)]
         return chosen[-1] if chosen else self.measurement.optimizer.lr
 
     def at(self, plan: Plan, factor: float) -> Plan:
@@ -176,19 +154,41 @@ class Search:
 
     def tournament(self, plans: Sequence[Plan]) -> None:
         """Every plan for a few steps, the better ones for more. The winner becomes the best when it clearly is."""
-        alive = unique(plans)
-        for rung in RUNGS:
-            steps = max(1, round(rung * self.ward.terms.steps))
-            entries = [(relative, plan) for plan in alive if (relative := self._relative(plan, steps)) is not None]
-            entries.sort(key=lambda entry: entry[0])
-            if rung == RUNGS[-1]:
-                self.finished += entries
-                self._crown(entries)
-                return
-            count = max(2, math.ceil(SURVIVORS * len(entries)))
-            alive = [plan for relative, plan in entries[:count] if math.isfinite(relative)]
-            for _, plan in entries[count:]:
+        alive, entries, steps = unique(plans), [], 0
+        for rung in EARLY_RUNGS:
+            alive = self._survivors(self._entries(alive, self._steps(rung)))
+        for rung in (1, PATIENCE):
+            steps = self._steps(rung)
+            entries = self._entries(alive, steps)
+            if begun(entries):
+                break
+        self.finished += entries
+        self._crown(entries, steps)
+
+    def _steps(self, rung: float) -> int:
+        return max(1, round(rung * self.ward.terms.steps))
+
+    def _entries(self, plans: Iterable[Plan], steps: int) -> list[Entry]:
+        found = [(relative, plan) for plan in plans if (relative := self._relative(plan, steps)) is not None]
+        return sorted(found, key=lambda entry: entry[0])
+
+    def _survivors(self, entries: list[Entry]) -> list[Plan]:
+        count = max(2, math.ceil(SURVIVORS * len(entries)))
+        alive = [plan for relative, plan in self._promising(entries)[:count] if math.isfinite(relative)]
+        for _, plan in entries:
+            if plan not in alive:
                 self.ward.forget(plan)
+        return alive
+
+    def _promising(self, entries: list[Entry]) -> list[Entry]:
+        """Sorted by their loss; while none has begun to learn, every second one by its rate, the highest that does not blow up first.
+
+        On a plateau what does not move at all has the lowest loss.
+        """
+        if begun(entries):
+            return entries
+        bold = sorted((e for e in entries if e[0] < BLOWN_UP), key=lambda entry: -self.rate_of(entry[1]))
+        return unique_entries(entry for pair in zip_longest(entries, bold) for entry in pair if entry is not None)
 
     def _relative(self, plan: Plan, steps: int) -> float | None:
         try:
@@ -198,14 +198,15 @@ class Search:
                 self.inapplicable[plan[-1].treatment] = str(error)
             return None
 
-    def _crown(self, entries: Sequence[tuple[float, Plan]]) -> None:
+    def _crown(self, entries: Sequence[Entry], steps: int) -> None:
         """The best, when it is clearly better than what was; a safe one that trains well goes before one that is not safe."""
         safe = [e for e in entries if e[0] <= WELL and all(p.applicability == "safe" for p in e[1])]
         for _, plan in unique_entries([*safe, *entries])[:MOST_BEST]:
-            relative = self.ward.relative(plan, self.reference)
+            relative = self.ward.relative(plan, self.reference, steps)
             if math.isfinite(relative) and relative < self.relative - CLEAR:
-                self.relative, self.best = relative, plan
+                self.relative, self.best, self.horizon = relative, plan, steps
             if self.relative <= WELL:
+                self.steps = steps
                 return
 
 
@@ -219,11 +220,16 @@ def steps_to_train(ward: Ward, plan: Plan, reference: float) -> int:
     return steps if relative <= WELL else 0
 
 
+def begun(entries: Sequence[Entry]) -> bool:
+    """Whether the first one, which is the best, has begun to learn. Of none there is nothing to wait for."""
+    return not entries or entries[0][0] < BEGUN
+
+
 def without_rate(plan: Iterable[Prescription]) -> Plan:
     return tuple(p for p in plan if p.treatment not in (LOWER, RAISE))
 
 
-def unique_entries(entries: Iterable[tuple[float, Plan]]) -> list[tuple[float, Plan]]:
+def unique_entries(entries: Iterable[Entry]) -> list[Entry]:
     return list({signature(plan): (relative, plan) for relative, plan in entries}.values())
 
 

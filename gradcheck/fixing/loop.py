@@ -10,7 +10,7 @@ from typing import get_args
 
 from gradcheck.capture.script import LEFT_OUT, Capture, captured
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.capture.trainings import Training, trainings_of
+from gradcheck.capture.trainings import Training, places, trainings_of
 from gradcheck.config import Settings
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.fixing.changes import changes
@@ -65,17 +65,25 @@ class Mended:
 def look(run: Capture, trainings: Sequence[Training], settings: Settings, whole: Collection[str] = ()) -> Look:
     """`whole`: trainings that are judged by all rules; those that cannot be repeated always are."""
     rules = [r for r in chosen(settings) if r.needs == ("loop",)]
+    quick = replace(settings, budget=settings.budget or SCRIPT_BUDGET, fast=True, profile=False, seeds=1)
     reports = []
     for training in trainings:
         if training.workload is None or training.name in whole:
-            reports.append(scan_training(training, replace(settings, budget=settings.budget or SCRIPT_BUDGET)))
+            reports.append(scan_training(training, quick))
             continue
         measurement = training.observed(get_args(Need))
         findings, suppressed, states = judge([measurement], rules, settings)
         reports.append(Report(training.name, findings, states, (measurement,), suppressed))
     error = run.ending.error if run.ending.how == "raised" else ""
     unrepeatable = tuple(t.name for t in trainings if t.workload is None)
-    return Look(reports, tuple(run.files), error, unrepeatable)
+    return Look(reports, _files(run, trainings), error, unrepeatable)
+
+
+def _files(run: Capture, trainings: Sequence[Training]) -> tuple[str, ...]:
+    """The user's files, with those beside the script that only hold a part of the loop."""
+    home = os.path.dirname(os.path.abspath(run.files[0])) + os.sep
+    own = (p.path for t in trainings for p in places(t.loop) if p.detail is None and os.path.abspath(p.path).startswith(home))
+    return tuple(dict.fromkeys([*run.files, *own]))
 
 
 def wanted(seen: Look) -> Iterator[tuple[Report, Finding, Prescription]]:

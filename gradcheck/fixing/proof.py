@@ -15,6 +15,9 @@ from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Effect, Outcome, OutcomeStatus, Prescription, Proof
 from gradcheck.remedies.protocol import Inapplicable
 
+NO_HELP = "on fresh seeds it helps no more than chance would"
+NO_TIME = "the training is no better with it, and there was no time to see whether its findings are gone; a larger --budget gives it"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -41,7 +44,7 @@ def prove(therapy: Therapy) -> Verdict:
         whole = compare(base, treated)
         alone = len(therapy.kept) == 1
         single = {id(p): (whole, base) if alone else _without(therapy, p, treated) for p in therapy.kept}
-        refuted = _refuted(therapy, whole, gone, new, {k: v[0] for k, v in single.items()})
+        refuted = _refuted(therapy, whole, gone, new, {k: v[0] for k, v in single.items()}, NO_HELP if after is not None else NO_TIME)
         if not refuted:
             left = tuple(severities(after)) if after is not None else tuple(severities(therapy.base))
             proof = Proof(whole, tuple(r.run for r in base), tuple(r.run for r in treated), gone, left)
@@ -91,9 +94,9 @@ def _codes(base: Report, after: Report | None) -> tuple[tuple[str, ...], tuple[s
 
 
 def _refuted(
-    therapy: Therapy, whole: Effect, gone: Sequence[str], new: Sequence[str], single: dict[int, Effect | None]
+    therapy: Therapy, whole: Effect, gone: Sequence[str], new: Sequence[str], single: dict[int, Effect | None], doubt: str
 ) -> list[tuple[Prescription, OutcomeStatus, str]]:
-    """Treatments that have to go: one that does harm, else all of them when together they neither help nor cure."""
+    """Treatments that have to go: one that does harm, else all of them when together they neither help nor cure, with the `doubt`."""
     limit = WORSE * (therapy.reference if whole.metric == "training loss" else 1.0)
     for prescription in reversed(therapy.kept):
         own = single[id(prescription)]
@@ -108,7 +111,7 @@ def _refuted(
     if harm(whole) > limit:
         return [(p, "worse", f"on fresh seeds the {whole.metric} is worse") for p in therapy.kept]
     if not gone and not (whole.better and -harm(whole) > limit):
-        return [(p, "not-verified", "on fresh seeds it helps no more than chance would") for p in therapy.kept]
+        return [(p, "not-verified", doubt) for p in therapy.kept]
     return []
 
 

@@ -32,6 +32,7 @@ class Therapy:
     kept: Plan = ()
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by signature: what was tried and not kept
     interrupted: bool = False
+    hopeful: bool = False  # the search found something that trains
     patient: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
 
     @property
@@ -157,7 +158,8 @@ class Therapy:
         try:
             search.run()
         finally:
-            self.patient = self.patient or search.steps > self.ward.terms.steps
+            self.patient = self.patient or max(search.steps, search.horizon) > self.ward.terms.steps
+            self.hopeful = search.steps > 0
             if search.best != self.kept and math.isfinite(search.relative):
                 self.kept = search.best
 
@@ -166,7 +168,7 @@ class Therapy:
         before = self.kept
         self.ward.share = SECOND_SHARE
         try:
-            if not self.slow() or self.trains_in_proof():
+            if not self.hopeful or self.trains_in_proof():
                 return False
             self.ward.reseed()
             self._in_general()

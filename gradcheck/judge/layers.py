@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 BODY_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "recurrent")
 GATES = ("sigmoid", "hardsigmoid")
+SMALL_BATCH = 8  # samples: batch statistics of fewer are noise
 
 
 def body(m: Measurement) -> list[Layer]:
@@ -125,3 +126,11 @@ def settled_step(m: Measurement, least: int = 3) -> int | None:
 def head_site(m: Measurement) -> Location | None:
     """The expression that creates the last head that has a known place."""
     return next((x.site for x in reversed(m.layers) if x.head and x.site), None)
+
+
+def usual_normalization(m: Measurement, layers: Sequence[Layer]) -> str:
+    """What to put behind layers that have none: batch normalization for vectors and images, where batches are large enough."""
+    tokens = any(x.kind == "linear" and len(x.output_shape) > 2 for x in layers)
+    if tokens or m.data.batch_size < SMALL_BATCH:
+        return "GroupNorm" if all(x.kind == "conv" for x in layers) else "LayerNorm"
+    return "BatchNorm"

@@ -1,8 +1,14 @@
 """Following a training that runs by itself. `watch.py` tells the story: hooks see the loop, some of its steps are measured, rules judge.
 
     hooks      where a loop can be seen: backward passes, steps, clipping, loss scaling
-    follower   what happens in which order: which steps are measured, and when; `lines` and `models` are questions that it asks
-    taps       forward and backward passes of the model, measured
+    follower   which steps are measured, and what happens in which order; what it asks the others for:
+      losses      which backward passes make up a step, and what their values add up to
+      optimizers  whose steps are counted, and which parameters they move
+      gradients   cleared, left over, or changed by hand
+      scaling     the factor of a GradScaler
+      lines       which lines of the user's code run backward passes that count
+      models      what is asked of a model before it is watched
+      tapping     the taps of a measured step; `taps` are these, `first` reads the first pass, of which more is seen
     record     what has been measured so far, as a Measurement; `series` keeps its losses in bounded memory, `pace` its durations
     verdicts   judging it, at a bounded cost
     frames     the numbers that a display shows

@@ -11,12 +11,19 @@ from typing import Any
 class Lines:
     """As far as they are known."""
 
+    current: Any = None  # of the last backward pass
+    step: set[Any] = field(default_factory=set)  # whose passes make up this step
     sure: set[Any] = field(default_factory=set)  # whose gradients the optimizer has used
     void: set[Any] = field(default_factory=set)  # whose gradients came to the model, and were cleared before its step
 
-    def belongs(self, place: Any, several: bool) -> bool:
+    def belongs(self, several: bool) -> bool:
         """Whether a pass counts that was not looked at more closely. `several`: optimizers, each with passes of its own."""
-        return place in self.sure if several and self.sure else place not in self.void
+        return self.current in self.sure if several and self.sure else self.current not in self.void
+
+    def discard(self) -> None:
+        """The gradients of this step's passes were cleared."""
+        self.void |= self.step - self.sure
+        self.step.clear()
 
 
 def caller() -> Any:

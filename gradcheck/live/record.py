@@ -83,6 +83,15 @@ class Record:
         self.losses.add(value)
         self.bad_losses = 0 if math.isfinite(value) else self.bad_losses + 1
 
+    def note_step(self, step: int, norm: float, rate: float, leftover: bool) -> None:
+        """A measured one. `leftover`: gradients of the step before were still there when it began."""
+        if step:
+            self.looked += 1
+            self.leftover += leftover
+        self.measured.append(step)
+        self.norms.append(norm)
+        self.rates.append(rate)
+
     def thin(self) -> None:
         """Forgets some of the measured steps when there are too many."""
         kept = thinned(self.measured, MOST_SNAPSHOTS)
@@ -238,18 +247,3 @@ def _thin_units(layer: Growing) -> None:
     if len(layer.alive) > 2 + FINAL_STEPS:
         layer.alive = [*layer.alive[:2], *layer.alive[-FINAL_STEPS:]]
         layer.samples = [*layer.samples[:2], *layer.samples[-FINAL_STEPS:]]
-
-
-def rescaled(stats: TensorStats, factor: float) -> TensorStats:
-    """Statistics of x / factor from those of x."""
-    if factor == 1.0:
-        return stats
-    return replace(
-        stats,
-        mean=stats.mean / factor,
-        std=stats.std / factor,
-        norm=stats.norm / factor,
-        min=stats.min / factor,
-        max=stats.max / factor,
-        exponent_low=stats.exponent_low - round(math.log2(factor)),
-    )

@@ -126,7 +126,7 @@ class Board:
     def step(self, loss: torch.Tensor | float) -> None:
         """Says what the loss of the coming step is (call it before `optimizer.step()`), where what is passed to `backward` does not."""
         value = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss))
-        self._follower.explicit = value.sum() if value.dim() else value
+        self._follower.losses.explicit = value.sum() if value.dim() else value
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -173,7 +173,7 @@ class Board:
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Says that a module of the model is being called just now, and was before the hooks came in."""
-        self._follower.enter(module, args)
+        self._follower.tapping.enter(module, args)
 
     def locate(self, sites: Mapping[int, Location], files: list[str]) -> None:
         """Where modules and optimizers were created, by id, and the user's source files: findings point there."""

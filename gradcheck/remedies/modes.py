@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,13 +33,13 @@ def prescribe_mode(finding: Finding | None, m: Measurement) -> list[Prescription
 def put_into_training(patient: Patient, p: Prescription) -> None:
     """Puts them into training mode; where a method of the model takes them out of it, its calls follow the mode of their module."""
     wanted = {path_now(patient, name) for name in p.layers}
-    for name in p.layers:
-        module_at(patient, name).train()
+    _wake(patient, p.layers)
     modes = _modes_after_step(patient)
     for index in range(len(own_methods(patient))):
         trial = patient.copy()
         if not _follows(own_methods(trial)[index]):
             continue
+        _wake(trial, p.layers)  # a `train` method of the user's put them to sleep when the copy was made
         after = _modes_after_step(trial)
         moved = {name for name in modes if after[name] != modes[name]}
         if moved and moved <= wanted:
@@ -46,6 +47,11 @@ def put_into_training(patient: Patient, p: Prescription) -> None:
             modes = after
     if not all(modes[name] for name in wanted):
         raise Inapplicable("what puts them into evaluation mode is not a call of eval() on them alone")
+
+
+def _wake(patient: Patient, names: Sequence[str]) -> None:
+    for name in names:
+        module_at(patient, name).train()
 
 
 def _modes_after_step(patient: Patient) -> dict[str, bool]:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from gradcheck.judge.layers import usual_normalization
 from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
@@ -19,7 +20,6 @@ from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import follow, like, module_at, path_now, rewired, swap
 
 GROUPS = 8  # at most; Wu and He find 32 groups best for hundreds of channels
-SMALL_BATCH = 8  # samples: batch statistics of fewer are noise
 KEYS = "keys change: the new layers have weights of their own, and those of a wrapped layer move; old checkpoints do not fit"
 
 
@@ -80,7 +80,7 @@ def prescribe_insertion(treatment: Treatment, finding: Finding | None, m: Measur
     bare = [x for x in named if not x.normalized and x.name in body and ":" not in x.name and x.output_shape]
     if not bare:
         return []
-    kind = _FORCED.get(treatment.name) or usual_kind(m, bare)
+    kind = _FORCED.get(treatment.name) or usual_normalization(m, bare)
     if kind.startswith("BatchNorm"):
         dims = max((len(x.output_shape) - 2 for x in bare if x.kind == "conv"), default=1)
         kind = f"BatchNorm{dims}d"
@@ -96,14 +96,6 @@ def prescribe_insertion(treatment: Treatment, finding: Finding | None, m: Measur
         settings["drop_bias"] = True
     text = f"normalise the output of {several(len(bare), 'layer')} with {kind}"
     return [treatment.prescription(text, finding, layers=tuple(x.name for x in bare), settings=settings)]
-
-
-def usual_kind(m: Measurement, layers: list[Layer]) -> str:
-    """Batch normalization for vectors and images, where batches are large enough; else one that needs no batch."""
-    tokens = any(x.kind == "linear" and len(x.output_shape) > 2 for x in layers)
-    if tokens or m.data.batch_size < SMALL_BATCH:
-        return "GroupNorm" if all(x.kind == "conv" for x in layers) else "LayerNorm"
-    return "BatchNorm"
 
 
 def _channels(layer: Layer) -> int:

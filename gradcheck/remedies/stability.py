@@ -80,14 +80,8 @@ def _argument(node: ast.expr | None, name: str) -> ast.expr | None:
 def _is_method(node: ast.Call) -> bool:
     """z.softmax(1), not torch.softmax(z, 1): modules go by these names in nearly all code."""
     holder = node.func.value if isinstance(node.func, ast.Attribute) else None
-    return holder is not None and ast.unparse(holder) not in (
-        "torch",
-        "F",
-        "nn.functional",
-        "torch.nn.functional",
-        "functional",
-        "torch.special",
-    )
+    name = ast.unparse(holder) if holder is not None else ""
+    return holder is not None and name not in NAMESPACES and not name.startswith("__import__")  # an edit of ours
 
 
 def _call(path: str, z: ast.expr, like: ast.Call) -> ast.Call:

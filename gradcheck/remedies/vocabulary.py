@@ -90,6 +90,7 @@ ADVICE_ONLY: dict[str, str] = {
     "inspect-data": "a person has to look at the sample",
     "keep-batch-axis": _MEANING,
     "keep-or-remove": _MEANING,
+    "loss-scaling": "a GradScaler has to scale, unscale and step in the user's loop; bfloat16 needs none",
     "pool-over-time": "what the loss sees of a sequence is part of the task",
     "remove-hook": _MEANING,
     "remove-unused-modules": "an unused module may be used elsewhere",
@@ -102,6 +103,8 @@ ADVICE_ONLY: dict[str, str] = {
 def apply(patient: Patient, prescription: Prescription) -> None:
     """Applies a prescription and notes it in `patient.applied`. Raises Inapplicable; the patient may then be half changed."""
     treatment = VOCABULARY.get(prescription.treatment)
+    if treatment is not None and treatment.loop:
+        raise Inapplicable("the training loop is the user's: it is mended in the source; copies are trained with a loop of gradcheck's")
     if treatment is None or treatment.apply is None:
         raise Inapplicable(ADVICE_ONLY.get(prescription.treatment, "it has no edit that could be tried"))
     treatment.apply(patient, prescription)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.judge.rates import gentle_decay
 from gradcheck.measure.checks.lifted import without_penalty
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
@@ -77,7 +78,7 @@ def spare_vectors(optimizer: torch.optim.Optimizer) -> int:
 
 
 def prescribe_weaker(finding: Finding | None, m: Measurement) -> list[Prescription]:
-    """As the rule says it: a time constant of ten passes, a thousand steps at least; a penalty in the loss, a tenth of the loss."""
+    """As the rule says it; a penalty in the loss comes to a tenth of the loss."""
     penalty = m.regularization.penalty if m.regularization is not None else None
     if penalty is not None and (finding is None or "penalty" in finding.message):
         divisor = float(f"{penalty.value / max(abs(penalty.data), 1e-12) / 0.1:.1g}")
@@ -86,7 +87,7 @@ def prescribe_weaker(finding: Finding | None, m: Measurement) -> list[Prescripti
     strongest = max((x.weight_decay for x in m.parameters), default=m.optimizer.weight_decay)
     if strongest <= 0 or m.optimizer.lr <= 0:
         return []
-    decay = float(f"{min(1 / (m.optimizer.lr * max(1000.0, 10.0 * m.data.batches)), strongest / 10):.1g}")
+    decay = gentle_decay(m, strongest)
     return [WEAKER.prescription(f"set weight_decay to {decay:g} (now {strongest:g})", finding, settings={"weight_decay": decay})]
 
 

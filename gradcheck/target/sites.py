@@ -30,10 +30,11 @@ Origin = Literal["user", "package", "torch", "tap", "gradcheck", "hidden"]
 
 _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
+_RECORDING = ("recorder", "forward", "backward", "steps", "clips", "scalers", "surroundings", "modes", "passes", "tape", "patches")
 _TAPS = (
     _GRADCHECK + "measure" + os.sep,
     _GRADCHECK + "live" + os.sep,
-    *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in ("recorder", "clips", "scalers", "modes", "passes", "tape", "patches")),
+    *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in _RECORDING),
 )
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
 _INSTALLED = tuple({os.path.realpath(sysconfig.get_path(x)) + os.sep for x in ("stdlib", "platstdlib", "purelib", "platlib")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from gradcheck.trial.ward import Ward
 SCREENING_SHARE = 0.55  # of the time: the rest is for the final
 FRESH = 1000  # seeds of the final begin at a multiple of the folds that is no less than this
 RESERVE = 0.9  # of the time that is left, for the final: runs take longer when the machine has other work
-ENOUGH_SEEDS, FEWEST_FINALISTS = 6, 2  # rather fewer finalists than fewer seeds: three give a t interval of no use
+ENOUGH_SEEDS = 6  # of the final, rather than more finalists: three seeds give a t interval of no use
+NEXT_TO = 3  # other strengths of a remedy that are tried: those nearest to its best one
+SMALL_FINAL = 3 * ENOUGH_SEEDS  # runs: the untreated model and two remedies
 PROMISING = 0.5  # gain, in smallest differences that count, with which an entry enters the final
 TOGETHER = 3  # remedies at most in a combination
 
@@ -60,26 +63,40 @@ class Contest:
 
     def hold(self) -> None:
         """All rounds, as far as time allows."""
-        screening = min(self.deadline, time.perf_counter() + SCREENING_SHARE * (self.deadline - time.perf_counter()))
-        seeds = list(range(self.plan.first))
-        self.round("first round", [c for c in self.contestants if not c.variant], seeds, screening)
+        self.round("first round", [c for c in self.contestants if not c.variant], list(range(self.plan.first)), self.half_time())
         better = self.best_of_each(self.contestants)
-        half = {c.name for c in better[: max(self.plan.finalists, -(-len(better) // 2))]}
+        half = better[: max(self.plan.finalists, -(-len(better) // 2))]
+        screening = self.half_time()
         if self.plan.variants:
-            self.round("other strengths", [c for c in self.contestants if c.variant and c.name in half], seeds, screening)
-        better = [c for c in self.best_of_each(self.contestants) if c.name in half]
+            self.round("other strengths", self.near(half), list(range(self.plan.first)), screening)
+        names = {c.name for c in half}
+        better = [c for c in self.best_of_each(self.contestants) if c.name in names]
         self.round("second round", better, list(range(self.plan.first, self.plan.first + self.plan.second)), screening)
         self.finalists = self.chosen(better)
         gains = [gain(c, self.base, self.stick) for c in self.finalists]
         self.finalists += combinations(self.finalists, gains)[: self.plan.together]
-        while len(self.finalists) > FEWEST_FINALISTS and self.affordable() < min(ENOUGH_SEEDS, self.plan.seeds):
+        while len(self.finalists) > 1 and self.affordable() < min(ENOUGH_SEEDS, self.plan.seeds):
             self.finalists.pop()  # combinations stand last, and before them the remedies that looked least good
         self.seeds = self.affordable()
         self.round("final", self.finalists, self.fresh, self.deadline)
 
+    def half_time(self) -> float:
+        """When the screening ends: at its share of the time; earlier where runs take longer than planned, for the sake of the final."""
+        now = time.perf_counter()
+        left = max(0.0, self.deadline - now)
+        return now + min(SCREENING_SHARE * left, max(0.0, left - SMALL_FINAL * self.run_seconds / RESERVE))
+
+    def near(self, best: Sequence[Contestant]) -> list[Contestant]:
+        """The strengths next to the best ones so far."""
+        found: list[Contestant] = []
+        for one in best:
+            others = [c for c in self.contestants if c.variant and c.name == one.name]
+            found += sorted(others, key=lambda c: apart(c, one))[:NEXT_TO]
+        return found
+
     def affordable(self) -> int:
         """Seeds of the final that there is time for, by what runs took so far; three at least, with folds a multiple of them."""
-        folds, runs = self.ward.dealer.folds, len(self.finalists) + 1
+        folds, runs = self.ward.dealer.folds, 1 + sum(not stops_early(c.prescriptions, only=True) for c in self.finalists)
         left = RESERVE * (self.deadline - time.perf_counter())
         seeds = min(self.plan.seeds, int(left / max(self.run_seconds * runs, 1e-9)))
         if folds:
@@ -127,6 +144,13 @@ def combinations(finalists: Sequence[Contestant], gains: Sequence[float]) -> lis
         if value >= 1 and not any(rivals(contestant.name, other.name) for other in team):
             team.append(contestant)
     return [together(team[:n]) for n in range(2, min(len(team), TOGETHER) + 1)]
+
+
+def apart(one: Contestant, other: Contestant) -> float:
+    """How many times stronger or weaker, as a logarithm; 0 for remedies whose strengths are not on one scale."""
+    values = [c.prescriptions[0].settings.get("strength") for c in (one, other) if c.prescriptions]
+    known = [math.log(v) for v in values if isinstance(v, float) and v > 0]
+    return abs(known[0] - known[1]) if len(known) == 2 else 0.0
 
 
 def rivals(one: str, other: str) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -21,6 +22,7 @@ from gradcheck.trial.ward import Result, Ward
 MOST_WORKERS = 4
 LARGEST_MODEL = 20_000_000  # parameters with which every process may have a copy
 PATIENCE = 0.2  # seconds between two looks at the clock
+GRACE = 0.5  # seconds after the deadline that processes get to notice it: a step of the user's code may take longer
 
 
 class Job(NamedTuple):
@@ -30,15 +32,21 @@ class Job(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`result`, or why there is none."""
+    """`result`, or why there is none; neither when time was up before the run began."""
 
     result: Result | None
     failure: str = ""
     inapplicable: bool = False
 
+    @property
+    def begun(self) -> bool:
+        return self.result is not None or self.inapplicable or bool(self.failure)
+
 
 def work(ward: Ward, job: Job) -> Answer:
     """One run; what applying or training raises is an answer, too."""
+    if time.perf_counter() > job.deadline:  # one clock for all processes, where they are forked
+        return Answer(None)
     try:
         return Answer(ward.run(job.seed, job.prescriptions, job.deadline))
     except Inapplicable as error:
@@ -56,15 +64,20 @@ class Crew:
         self.pool: ProcessPoolExecutor | None = None
 
     def do(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Answer]]:
-        """(position of a job, its answer), as they are done. Jobs that were not begun at their deadline are cut."""
+        """(position of a job, its answer), as they are done. Jobs that were not begun at their deadline are cut; so are those that
+        do not end soon after it, where other processes do them."""
         if self.workers == 1 or len(jobs) == 1:
             yield from ((i, work(self.ward, job)) for i, job in enumerate(jobs))
             return
         pool = self._pool()
         waiting: dict[Future[Answer], int] = {pool.submit(_work, job): i for i, job in enumerate(jobs)}
+        last = max((job.deadline for job in jobs), default=0.0) + GRACE
         while waiting:
             done, _ = wait(waiting, timeout=PATIENCE, return_when=FIRST_COMPLETED)
             yield from ((waiting.pop(future), future.result()) for future in done)
+            if time.perf_counter() > last:
+                self.dismiss()
+                return
 
     def _pool(self) -> ProcessPoolExecutor:
         if self.pool is None:

@@ -20,7 +20,8 @@ MOST = 18  # remedies by default; the findings' come first
 UNFIT = "it does not fit this model, its data or its optimizer"
 # Penalties at the start over the loss: the best strength of a linear model and that of a net differ by a factor of a hundred.
 PENALTIES = ("l1", "l2", "elastic-net")
-FIRST_STRENGTHS, OTHER_STRENGTHS, STRONGEST = (0.3, 0.03, 3.0, 20.0), (0.1, 1.0, 8.0), 30.0
+# The first ones enter at once; of the others those next to the best of them.
+FIRST_STRENGTHS, OTHER_STRENGTHS, STRONGEST = (0.3, 0.03, 3.0), (0.1, 1.0, 0.01, 8.0, 0.003, 20.0), 30.0
 LEAST_FACTOR, LARGEST_FACTOR = 2.0, 10.0  # between the strengths of a remedy that enter
 
 # What the articles recommend against overfitting and unsteady training, for any task.

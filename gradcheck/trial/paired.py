@@ -237,21 +237,25 @@ def paired_effect(
     overlap: float = 0.0,
     sampling_error: float = 0.0,
     ratios: bool = False,
+    ceiling: float | None = None,
 ) -> Effect:
     """The same from a value of each run, seed by seed; infinite (or minus infinite) ones are of runs that diverged.
 
     `ratios`: positive values are compared by the logarithm of their ratio, since losses of different seeds may lie decades apart; the
     interval is then that of the ratio, applied to the median of the untreated runs. `sampling_error` is that of the difference, or of the
-    logarithm of the ratio; for `overlap` see `paired_interval`.
+    logarithm of the ratio; for `overlap` see `paired_interval`. `ceiling`: what diverged runs count as in the differences; without it
+    nothing but their direction counts.
     """
     if not before or len(before) != len(after):
         raise ValueError(f"{len(before)} untreated and {len(after)} treated runs are no pairs")
     usual = median(before)
-    logs = ratios and all(0 < x < math.inf for x in (*before, *after))
-    differences = [math.log(b / a) if logs else _difference(a, b) for a, b in zip(before, after, strict=True)]
+    pairs = [tuple(ceiling if ceiling is not None and math.isinf(x) else x for x in pair) for pair in zip(before, after, strict=True)]
+    logs = ratios and all(0 < x < math.inf for pair in pairs for x in pair)
+    differences = [math.log(b / a) if logs else _difference(a, b) for a, b in pairs]
     interval = paired_interval(differences, confidence=confidence, overlap=overlap, sampling_error=sampling_error)
     shown = [median(differences), interval.low, interval.high]
-    middle, low, high = (_of_ratio(usual, x) for x in shown) if logs else shown
+    level = median(a for a, _ in pairs)
+    middle, low, high = (_of_ratio(level, x) for x in shown) if logs else shown
     rescued = sum(map(math.isinf, before)) > len(before) / 2 and all(map(math.isfinite, after))
     good = high < 0 if lower_is_better else low > 0
     return Effect(metric, usual, median(after), middle, low, high, len(before), good or rescued, lower_is_better)

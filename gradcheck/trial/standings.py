@@ -32,7 +32,8 @@ class Contestant:
         """Keeps the result of a run, or why there will be none. Whether it went to its end."""
         result = answer.result
         if result is None:
-            self.failure, self.inapplicable = answer.failure, answer.inapplicable
+            if answer.begun:
+                self.failure, self.inapplicable = answer.failure, answer.inapplicable
             return False
         if result.cut:
             return False
@@ -105,7 +106,14 @@ def compare(
         overlap=stick.overlap,
         sampling_error=error,
         ratios=not scored,
+        ceiling=None if scored else ceiling([*before, *after], [base.results[s] for s in both]),
     )
+
+
+def ceiling(losses: Sequence[float], untreated: Sequence[Result]) -> float | None:
+    """What a diverged run counts as in an interval: the worst loss seen, that of an untrained model included. It was no better."""
+    starts = [r.run.validated[0][1] if r.run.validated else r.run.losses[0] for r in untreated if r.run.validated or r.run.losses]
+    return max((x for x in (*losses, *starts) if math.isfinite(x)), default=None)
 
 
 def sampling_error(contestant: Contestant, base: Contestant, seeds: Sequence[int]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from gradcheck.target.load import load
 from gradcheck.target.objects import from_objects
 from gradcheck.target.spec import TargetSpec
 from gradcheck.target.workload import Workload
-from gradcheck.trial.contest import Contest
+from gradcheck.trial.contest import NEXT_TO, Contest
 from gradcheck.trial.crew import Crew
 from gradcheck.trial.entries import entries, scheduled, treatment_named
 from gradcheck.trial.metrics import require_scikit_learn
@@ -40,6 +41,7 @@ from gradcheck.trial.ward import CHECKPOINTS, Ward
 from gradcheck.trial.words import explained, verdict
 
 SCAN_SHARE, LONGEST_SCAN = 0.15, 20.0  # of the budget, and seconds
+CONCLUDING_SHARE, LONGEST_CONCLUDING = 0.03, 4.0  # the same, for the result, its edits and its page
 SCANNED_BATCHES = 32
 BATCHES = 512  # collected of a target's data: a trial trains longer than a scan
 TIMED_STEPS = 20
@@ -92,9 +94,11 @@ def trial(
     return result
 
 
-def trial_target(spec: TargetSpec, options: Options, settings: Settings, progress: Progress | None = None) -> Report:
-    """The same for a target that is named; the report of its scan, with the result in `trial`."""
-    started = time.perf_counter()
+def trial_target(
+    spec: TargetSpec, options: Options, settings: Settings, progress: Progress | None = None, started: float | None = None
+) -> Report:
+    """The same for a target that is named; the report of its scan, with the result in `trial`. `started`: when the budget began."""
+    started = time.perf_counter() if started is None else started
     require_scikit_learn()
     with untouched():
         return trial_workload(load(replace(spec, batches=BATCHES)), options, settings, progress, started)
@@ -108,7 +112,7 @@ def trial_workload(
     for name in options.remedies:
         treatment_named(name)  # what is misspelt is said before anything is measured
     started = time.perf_counter() if started is None else started
-    deadline = started + options.budget
+    deadline = started + options.budget - min(LONGEST_CONCLUDING, CONCLUDING_SHARE * options.budget)
     tick = progress or (lambda phase, fraction: None)
     dealing = dealer(workload, folds=options.folds, time_ordered=options.time_ordered)
     report = _scanned(workload, options, settings, tick)
@@ -153,10 +157,11 @@ def _contest(ward: Ward, found: list[Contestant], report: Report, options: Optio
     course.train(TIMED_STEPS, deadline=deadline)
     step_seconds = course.seconds / max(1, course.step)
     able = [c for c in found if not c.failure]
-    variants, crew = sum(c.variant for c in able), Crew(ward, options.workers)
+    others = Counter(c.name for c in able if c.variant)
+    variants, crew = sum(min(NEXT_TO, n) for n in others.values()), Crew(ward, options.workers)
     left = crew.workers * max(deadline - time.perf_counter(), 0.0) * (0.6 if options.search is not None else 1.0)
     cost = step_seconds + validating / 15  # what the validations of a run of 300 steps add to each
-    chosen = plan(len(able) - variants, variants, left, cost, steps=options.steps, seeds=options.seeds)
+    chosen = plan(len(able) - others.total(), variants, left, cost, steps=options.steps, seeds=options.seeds)
     chosen = replace(chosen, steps=max(chosen.steps, CHECKPOINTS)) if options.steps is None else chosen
     ward.steps = chosen.steps
     stick = Yardstick(

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from gradcheck.fixing.general import PATIENCE, WELL, Search, steps_to_train
+from gradcheck.fixing.therapy import Therapy
 from gradcheck.fixing.ward import PROOF_SEED, SEARCH_SEEDS, Terms, TimeUp, Ward
 from gradcheck.remedies.vocabulary import VOCABULARY
+from tests.literals import measurement, optimizer, stalled
 
 RATE = 1e-3
 MEASUREMENT = SimpleNamespace(optimizer=SimpleNamespace(lr=RATE))
@@ -34,9 +36,13 @@ class MadeUp(Ward):
         return SimpleNamespace(relative=lambda reference: value)
 
 
-def search(losses, kept=(), unsafe=False, **more):
-    vocabulary = {name: VOCABULARY[name] for name in ("lower-learning-rate", "raise-learning-rate", *more.pop("also", ()))}
-    ward = MadeUp(None, vocabulary, None, Terms(unsafe), lambda what, share: None, losses=losses, **more)
+def made_up(losses, unsafe=False, also=(), **more):
+    vocabulary = {name: VOCABULARY[name] for name in ("lower-learning-rate", "raise-learning-rate", *also)}
+    return MadeUp(None, vocabulary, None, Terms(unsafe), lambda what, share: None, losses=losses, **more)
+
+
+def search(losses, kept=(), **more):
+    ward = made_up(losses, **more)
     found = Search(ward, MEASUREMENT, 1.0, kept)
     found.run()
     return found, ward
@@ -79,7 +85,7 @@ def test_a_rate_that_a_finding_set_too_low_does_not_hide_the_good_ones():
 
 
 def test_no_treatment_is_prescribed_on_top_of_itself():
-    kept = VOCABULARY["clip-gradient-norm"].prescription("", settings={"clipping": 1.0})
+    kept = VOCABULARY["clip-gradient-norm"].prescription("", settings={"max_norm": 1.0})
     _, ward = search(lambda rate, names, steps, seed: 1.0, (kept,), also=("clip-gradient-norm",))
     assert {names for _, names, _, _ in ward.trained} == {("clip-gradient-norm",)}
 
@@ -91,14 +97,59 @@ def test_time_that_is_up_leaves_the_best_so_far():
 
 
 def test_a_plan_trains_after_the_steps_that_both_seeds_need():
-    ward = MadeUp(None, VOCABULARY, None, Terms(), lambda what, share: None, losses=lambda rate, names, steps, seed: 0.2 + 0.5 * seed)
+    ward = made_up(lambda rate, names, steps, seed: 0.2 + 0.5 * seed)
     assert steps_to_train(ward, (), 1.0) == 0
     ward.losses = lambda rate, names, steps, seed: WELL
     assert steps_to_train(ward, (), 1.0) == ward.terms.steps
 
 
 def test_another_search_and_its_proof_use_no_seed_of_the_first():
-    ward = MadeUp(None, VOCABULARY, None, Terms(), lambda what, share: None)
+    ward = made_up(None)
     used = {*ward.seeds, *range(PROOF_SEED, PROOF_SEED + ward.terms.seeds)}
     ward.reseed()
     assert used.isdisjoint({*ward.seeds, *range(ward.proof_seed, ward.proof_seed + ward.terms.seeds)})
+
+
+def test_a_rate_that_leaves_the_plateau_late_is_found_though_what_does_not_move_has_a_lower_loss():
+    def losses(rate, names, steps, seed):
+        if rate > 0.05:
+            return 2.0
+        return 0.3 if rate == pytest.approx(0.01) and steps > 250 else 1.0 + rate
+
+    found, ward = search(losses)
+    assert rate_of(found.best) == pytest.approx(0.01) and found.steps == PATIENCE * ward.terms.steps
+
+
+def therapy(losses):
+    """Of a workload whose probe stalled, after a first search."""
+    base = SimpleNamespace(measurement=measurement(probe=stalled(), optimizer=optimizer(lr=RATE)))
+    found = Therapy(made_up(losses), base)
+    found._in_general()
+    return found
+
+
+def test_what_trains_in_the_search_and_not_in_the_proof_is_searched_again_on_other_seeds():
+    def losses(rate, names, steps, seed):
+        lucky = seed in SEARCH_SEEDS and rate == pytest.approx(0.01)
+        return 0.1 if lucky or (rate == pytest.approx(1e-4) and seed > 100) else 1.0
+
+    found = therapy(losses)
+    assert rate_of(found.kept) == pytest.approx(0.01)
+    assert found.again() and rate_of(found.kept) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("losses", [lambda rate, *rest: 0.1 if rate > RATE else 1.0, lambda *anything: 1.0])
+def test_there_is_no_second_search_when_the_first_one_holds_or_found_nothing(losses):
+    found = therapy(losses)
+    trained = len(found.ward.trained)
+    assert not found.again()
+    assert len(found.ward.trained) - trained in (0, found.ward.terms.seeds)
+
+
+def test_what_is_best_in_the_end_is_kept_when_nothing_trains_well():
+    def losses(rate, names, steps, seed):
+        slow_but_sure = rate == pytest.approx(0.01) and steps > 250
+        return 0.6 if slow_but_sure else 0.93 + abs(rate - 1e-4)
+
+    found, ward = search(losses)
+    assert rate_of(found.best) == pytest.approx(0.01) and found.steps == 0 and found.horizon == PATIENCE * ward.terms.steps

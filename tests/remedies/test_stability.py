@@ -86,6 +86,12 @@ def test_guards_keep_value_and_gradient_finite(source: str, singular: float) -> 
     torch.testing.assert_close(evaluated(source, usual, guarded), evaluated(source, usual), rtol=1e-4, atol=1e-5)
 
 
+def test_an_expression_that_was_guarded_before_still_has_its_argument() -> None:
+    z = torch.tensor([-3.0, 0.5])
+    twice = lambda node, f: stable_form("output", guarded(node, f), f)  # noqa: E731
+    assert torch.isfinite(evaluated("torch.log(z)", z, twice)).all()
+
+
 def by_hand(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return -torch.log(F.softmax(output, dim=1))[torch.arange(len(target)), target].mean()
 

@@ -11,6 +11,7 @@ import pytest
 from gradcheck.nouns.treatment import STAGES
 from gradcheck.remedies import vocabulary
 from gradcheck.remedies.protocol import Inapplicable, Treatment
+from gradcheck.remedies.source import WRITERS
 from gradcheck.remedies.vocabulary import ADVICE_ONLY, VOCABULARY, apply
 from tests.literals import measurement
 from tests.remedies.recipes import order, patient
@@ -60,7 +61,8 @@ def test_entries_are_complete(treatment: Treatment) -> None:
     assert treatment.title
     assert treatment.stage in STAGES
     assert re.search(r"\b(19|20)\d\d\b|documentation", treatment.citation), "a citation has an author and a year"
-    assert treatment.apply is not None
+    assert (treatment.apply is None) == treatment.loop
+    assert not treatment.loop or treatment.name in WRITERS
     for strength in treatment.strengths:
         assert strength.low < strength.high and strength.low <= strength.default <= strength.high
 
@@ -76,9 +78,10 @@ def test_what_is_prescribed_for_no_finding_names_its_strengths(treatment: Treatm
             assert stronger.text != treatment.at(p, **{strength.setting: strength.low}).text
 
 
-def test_advice_cannot_be_applied_and_says_why() -> None:
-    with pytest.raises(Inapplicable, match="loop"):
-        apply(patient(), order("l2", weight_decay=0.1).__class__("call-step", "", "wiring", "advice"))
+@pytest.mark.parametrize(("name", "why"), [("call-step", "mended in the source"), ("fix-labels", "cannot be read from the numbers")])
+def test_advice_and_treatments_of_the_loop_cannot_be_applied_and_say_why(name: str, why: str) -> None:
+    with pytest.raises(Inapplicable, match=why):
+        apply(patient(), order("l2", weight_decay=0.1).__class__(name, "", "wiring", "advice"))
 
 
 def test_what_was_applied_is_noted() -> None:

@@ -1,13 +1,13 @@
-"""A trial: how remedies fared against the untreated model, ranked, with their curves on the validation data."""
+"""A trial: how remedies fared against the untreated model, ranked and in words, their curves side by side, and the strengths searched."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-from gradcheck.nouns.trial import Curve, Entry, EntryStatus, TrialResult
-from gradcheck.report.html.axes import Axis, linear_axis, path
-from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, RIGHT, TOP, WIDTH, grid
+from gradcheck.nouns.trial import Curve, Entry, EntryStatus, SearchPoint, TrialResult
+from gradcheck.report.html.axes import Axis, linear_axis, log_axis, path
+from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, LOG_FROM, RIGHT, TALLEST, TOP, WIDTH, grid
 from gradcheck.report.html.markup import Markup, coordinate, join, tag
 from gradcheck.report.html.rule_text import inline
 from gradcheck.report.html.shapes import sign
@@ -30,7 +30,7 @@ WORDS: Mapping[EntryStatus, tuple[str, str]] = {
 
 
 def trial(result: TrialResult) -> Markup:
-    """The verdict, the ranking, the curves and the recommended edit."""
+    """The verdict, the ranking, what each remedy did, the curves, the strengths that were searched, and the recommended edit."""
     head = tag("tr", [tag("th", h, scope="col") for h in ("remedy", "", f"{result.metric}: difference", "interval", "seeds", "at the end")])
     table = tag("table", tag("thead", head), tag("tbody", [_row(e) for e in (*result.entries, result.base)]))
     samples = f"{result.samples[0]} samples to train on, {result.samples[1]} to validate on" if any(result.samples) else ""
@@ -39,10 +39,19 @@ def trial(result: TrialResult) -> Markup:
         tag("p", inline(result.verdict), class_="message"),
         tag("div", table, class_="wide"),
         tag("p", f"Differences are to the untreated model on the same seeds. {size}.", class_="soft"),
+        _in_words(result),
         _together(result),
-        _curves(result),
+        _chart(result, "Training", [e.training for e in _drawn(result)]),
+        _chart(result, "Validation", [e.validation for e in _drawn(result)]),
+        _searched(result.searched),
         join(tag("h4", "The recommended edit"), diff(result.diff)) if result.diff else None,
     )
+
+
+def _in_words(result: TrialResult) -> Markup | None:
+    """What every remedy that ran did, one sentence each."""
+    said = [e.text for e in result.entries if e.text and e.seeds]
+    return join(tag("h4", "What each did"), tag("ul", [tag("li", inline(text)) for text in said], class_="remedies")) if said else None
 
 
 def _together(result: TrialResult) -> Markup | None:
@@ -70,24 +79,35 @@ def _row(e: Entry) -> Markup:
     return tag("tr", [tag("td", cell) for cell in cells])
 
 
-def _curves(result: TrialResult) -> Markup | None:
+def _drawn(result: TrialResult) -> list[Entry]:
+    """The untreated model and the best entries that ran: each keeps its colour in both charts."""
+    return [e for e in (result.base, *result.entries) if any(map(math.isfinite, (*e.validation.median, *e.training.median)))][:MOST_CURVES]
+
+
+def _chart(result: TrialResult, kind: str, curves: Sequence[Curve]) -> Markup | None:
     """Median over the seeds of the untreated model and the best entries, the range over the seeds as a band."""
-    drawn = [(e, c) for e in (result.base, *result.entries) if any(map(math.isfinite, (c := _curve(e)).median))][:MOST_CURVES]
+    entries = _drawn(result)
+    drawn = [(i, c) for i, c in enumerate(curves) if any(map(math.isfinite, c.median))]
     if not drawn:
         return None
     last = max(c.steps[-1] for _, c in drawn)
-    axis = linear_axis([v for _, c in drawn for v in c.median], BOTTOM, TOP)
-    lines = [mark for i, (_, c) in enumerate(drawn) for mark in _line(i, c, last, axis)]
-    seeds = counted(max(e.seeds for e, _ in drawn), "seed")
-    title = f"{'Validation' if result.base.validation.steps else 'Training'} loss, median over {seeds}; band: lowest to highest"
+    axis = _axis([c for _, c in drawn])
+    lines = [mark for i, c in drawn for mark in _line(i, c, last, axis)]
+    seeds = counted(max(e.seeds for e in entries), "seed")
+    title = f"{kind} loss, median over {seeds}; band: lowest to highest"
     content = (tag("title", title), grid(axis, last + 1), lines)
     picture = tag("svg", content, viewBox=f"0 0 {coordinate(WIDTH)} 206", role="img", class_="curves")
-    legend = tag("ul", [_legend(i, e, c) for i, (e, c) in enumerate(drawn)], class_="runs")
+    legend = tag("ul", [_legend(i, entries[i], c) for i, c in drawn], class_="runs")
     return tag("figure", tag("figcaption", tag("b", title)), picture, legend, class_="losses alone")
 
 
-def _curve(e: Entry) -> Curve:
-    return e.validation if e.validation.steps else e.training
+def _axis(curves: Sequence[Curve]) -> Axis:
+    """Around the medians, but not far above where the curves start: one that blows up would flatten the others."""
+    values = [v for c in curves for v in c.median if math.isfinite(v)]
+    ceiling = TALLEST * max((c.median[0] for c in curves if math.isfinite(c.median[0])), default=math.inf)
+    shown = [v for v in values if ceiling <= 0 or v <= ceiling] or values
+    wide = min(shown) > 0 and max(shown) / min(shown) >= LOG_FROM
+    return (log_axis if wide else linear_axis)(shown, BOTTOM, TOP)
 
 
 def _line(i: int, c: Curve, last: int, axis: Axis) -> tuple[Markup, Markup]:
@@ -103,3 +123,19 @@ def _line(i: int, c: Curve, last: int, axis: Axis) -> tuple[Markup, Markup]:
 def _legend(i: int, e: Entry, c: Curve) -> Markup:
     line = tag("svg", tag("path", class_=f"curve {HUES[i]} dash{i % 4}", d="M0 6 26 6"), viewBox="0 0 26 12", aria_hidden="true")
     return tag("li", line, tag("b", e.title or e.name), f" {number(c.median[-1])}")
+
+
+def _searched(points: Sequence[SearchPoint]) -> Markup | None:
+    """Every strength that was tried, those of a remedy together, best first."""
+    if not points:
+        return None
+    known = sorted(points, key=lambda p: (p.remedy, math.inf if p.value is None else p.value))
+    head = tag("tr", [tag("th", h, scope="col") for h in ("remedy", "strength", "loss", "")])
+    table = tag("table", tag("thead", head), tag("tbody", [_strength(p) for p in known]))
+    return tag("details", tag("summary", f"{counted(len(points), 'strength')} tried"), tag("div", table, class_="wide"))
+
+
+def _strength(p: SearchPoint) -> Markup:
+    settings = ", ".join(f"{name} {number(value)}" for name, value in p.settings.items())
+    cells = (tag("b", p.remedy), settings, "" if p.value is None else number(p.value), "" if p.state == "complete" else p.state)
+    return tag("tr", [tag("td", cell) for cell in cells])

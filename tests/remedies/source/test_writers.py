@@ -101,6 +101,22 @@ def test_the_default_of_a_command_line_option_is_changed() -> None:
     assert sheet.edited(prescription("lower-learning-rate", lr=0.1)) == text.replace("10.0", "0.1")
 
 
+def test_a_one_cycle_schedule_gets_the_new_rate_as_its_highest() -> None:
+    text = (
+        HEAD
+        + "optimizer = torch.optim.SGD(weights, lr=0.05)\nsteps = torch.optim.lr_scheduler.OneCycleLR(optimizer, 300.0, total_steps=90)\n"
+    )
+    sheet = Sheet(text).optimizer("torch.optim.SGD(weights, lr=0.05)", "SGD", lr=300.0)
+    assert sheet.edited(prescription("lower-learning-rate", lr=0.3)) == text.replace("300.0", "0.3")
+
+
+def test_an_optimizer_made_too_early_goes_behind_the_last_change_of_its_model() -> None:
+    made, change = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n", "model.head = nn.Linear(2, 2)\n"
+    sheet = Sheet(HEAD + "model = Net()\n" + made + change + "print(optimizer)\n")
+    sheet.optimizer("torch.optim.SGD(model.parameters(), lr=0.1)", "SGD")
+    assert sheet.edited(prescription("add-to-optimizer")) == HEAD + "model = Net()\n" + change + made + "print(optimizer)\n"
+
+
 def test_groups_with_rates_of_their_own_keep_their_ratio() -> None:
     text = HEAD + 'optimizer = torch.optim.SGD([{"params": a, "lr": 1.0}, {"params": b, "lr": 0.1}], lr=1.0)\n'
     call = text[text.index("torch.optim") : -1]

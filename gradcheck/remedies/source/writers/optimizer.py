@@ -29,6 +29,8 @@ def rate(p: Prescription, context: Context) -> None:
     """The rate of the optimizer; groups that set their own keep their ratio to it."""
     draft, call = created(context)
     new, old = number(p, "lr"), context.measurement.optimizer.lr
+    if _peak(draft, call, literal(new)):
+        return
     groups = _own(draft, call, "lr")
     if groups and old <= 0:
         raise Unwritable("the groups of the optimizer have rates of their own")
@@ -43,6 +45,19 @@ def rate(p: Prescription, context: Context) -> None:
         set_value(draft, given, literal(new))
     elif not groups:
         set_argument(draft, call, "lr", literal(new))
+
+
+def _peak(draft: Draft, call: ast.Call, text: str) -> bool:
+    """One-cycle schedules go by a highest rate of their own, whatever rate the optimizer is given."""
+    name = named(statement_of(draft, call), call)
+    for node in ast.walk(draft.tree):
+        if called(node) == "OneCycleLR" and isinstance(node, ast.Call) and node.args and name and dotted(node.args[0]) == name:
+            given = argument(node, "max_lr", 1)
+            if given is None or isinstance(given, (ast.List, ast.Tuple)):
+                raise Unwritable(f"{draft.path}:{node.lineno}: the schedule has a highest rate for each group")
+            set_value(draft, given, text)
+            return True
+    return False
 
 
 def epsilon(p: Prescription, context: Context) -> None:

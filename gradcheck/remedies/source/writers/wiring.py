@@ -22,7 +22,7 @@ from gradcheck.remedies.source.nodes import (
     statement_of,
 )
 from gradcheck.remedies.source.placing import wrap
-from gradcheck.remedies.source.statements import indent_of, line_start
+from gradcheck.remedies.source.statements import block_of, indent_of, insert_after, line_start, remove_statement
 
 
 def register(p: Prescription, context: Context) -> None:
@@ -98,7 +98,35 @@ def train_all(p: Prescription, context: Context) -> None:
         if isinstance(owner, ast.Attribute):
             draft.replace(owner, draft.source(owner.value))
             return
+        if isinstance(owner, ast.Name) and _later(draft, statement_of(draft, call), owner.id):
+            return
     raise Unwritable(f"{draft.path}:{call.lineno}: it is not plain how the optimizer gets its parameters")
+
+
+def _later(draft: Draft, made: ast.stmt, model: str) -> bool:
+    """An optimizer that is made before the last change of its model goes behind that; False when there is no such change."""
+    block = block_of(draft, made)
+    behind = block[next(i for i, one in enumerate(block) if one is made) + 1 :]
+    last = next((i for i in range(len(behind) - 1, -1, -1) if _changes(behind[i], model)), None)
+    if last is None or not isinstance(made, ast.Assign):
+        return False
+    names = {n.id for t in made.targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+    if names & {n.id for one in behind[: last + 1] for n in ast.walk(one) if isinstance(n, ast.Name)}:
+        raise Unwritable(f"{draft.path}:{made.lineno}: the optimizer is used before the last change of the model")
+    text, dump = draft.source(made), ast.dump(made)
+    insert_after(draft, behind[last], text)
+    remove_statement(draft, next(n for n in ast.walk(draft.tree) if isinstance(n, ast.Assign) and ast.dump(n) == dump))
+    return True
+
+
+def _changes(statement: ast.stmt, model: str) -> bool:
+    """`model.head = ...`, `model[0] = ...`, `model.layers.append(...)`."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    places = [t.value for t in targets if isinstance(t, (ast.Attribute, ast.Subscript))]
+    if isinstance(statement, ast.Expr) and called(statement.value) in ("append", "extend", "insert", "add_module", "register_module"):
+        assert isinstance(statement.value, ast.Call)
+        places += [statement.value.func.value] if isinstance(statement.value.func, ast.Attribute) else []
+    return any(dotted(p).split(".")[0] == model for p in places)
 
 
 def _missing(context: Context) -> list[str]:

@@ -1,0 +1,159 @@
+"""Steps of optimizers: from which passes each was taken, and how its gradients got there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch.optim.optimizer import Optimizer
+
+from gradcheck.capture.events import Pass, Step, Watched
+from gradcheck.capture.owners import variable_of
+from gradcheck.capture.passes import fingerprint
+from gradcheck.capture.tape import outside
+from gradcheck.measure.fork import copy_optimizer
+from gradcheck.target.sites import location_of_frame
+
+if TYPE_CHECKING:
+    from gradcheck.capture.recorder import Recorder
+
+
+class Steps:
+    """`before` and `after` are global hooks of optimizers, `made` and `clearing` stand around their `__init__` and `zero_grad`."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._stepping: list[int] = []  # ids of optimizers inside their step
+
+    def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        recorder = self.recorder
+        if type(optimizer).__module__.startswith("accelerate") or recorder.busy:
+            return None
+        recorder.busy += 1
+        self._stepping.append(id(optimizer))
+        watched = recorder.watched(optimizer)
+        if watched.copy is None and not watched.steps:
+            self._copy(watched)
+        watched.step_site = watched.step_site or location_of_frame(outside())
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            watched.settle()
+            self._note(watched)
+            return None
+        return _with_closure(args, kwargs, self._watching(closure))
+
+    def _watching(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_closure(*args: Any, **kwargs: Any) -> Any:
+            busy, self.recorder.busy = self.recorder.busy, 0
+            try:
+                return closure(*args, **kwargs)
+            finally:
+                self.recorder.busy = busy
+
+        return watched_closure
+
+    def _copy(self, watched: Watched) -> None:
+        recorder = self.recorder
+        watched.label = watched.label or variable_of(watched.optimizer)
+        watched.base_rate = float(watched.optimizer.param_groups[0].get("initial_lr", _rate(watched.optimizer)))
+        recorder.owners.own(watched.parameters)
+        for owner in recorder.owners.current.values():
+            watched.memo |= owner.memo
+        try:
+            watched.copy = copy_optimizer(watched.optimizer, watched.memo)
+        except Exception as error:
+            recorder.tape.failure = recorder.tape.failure or f"the optimizer cannot be copied: {type(error).__name__}: {error}"
+
+    def _note(self, watched: Watched) -> None:
+        """Files the step that is about to be taken, or, with a closure, that was taken."""
+        recorder = self.recorder
+        passes, lost = self._passes(watched)
+        mine = recorder.modes.take(watched.ids)
+        factor = next((p.factor for p in passes if p.factor != 1), 1.0)
+        rates = tuple(float(g.get("lr") or 0.0) for g in watched.optimizer.param_groups)
+        scaler = next((s for o, s in recorder.scalers.values() if getattr(o, "_gradcheck_stepping", False)), None)
+        same = {p.place for p in passes}
+        watched.steps.append(
+            Step(
+                passes=passes,
+                rate=max(rates, default=0.0),
+                rates=rates,
+                leftover=watched.dirty and bool(watched.steps),
+                lost=lost,
+                dropped=not lost and any(p.place in same for p in watched.cleared),
+                bare=factor != 1 and not watched.unscaled and scaler is None,
+                by_scaler=scaler is not None,
+                off=tuple(name for m in mine for name in m.dropouts),
+                frozen=tuple(name for m in mine for name in m.norms),
+                fresh=any(m.fresh for m in mine),
+                evaluated=bool(mine) and all(not m.module.training for m in mine),
+                fingerprint=fingerprint(passes),
+                epoch=sum(count for _, count in recorder.loaders.values()),
+                edited=watched.edited(),
+            )
+        )
+        watched.live, watched.cleared, watched.unscaled = [], [], False
+
+    def _passes(self, watched: Watched) -> tuple[list[Pass], bool]:
+        """The passes that a step belongs to, and whether their gradients were lost before it."""
+        if watched.live:
+            return watched.live, False
+        if watched.cleared:
+            return watched.cleared, True
+        passes, self.recorder.unclaimed = self.recorder.unclaimed, []  # of a loss that does not reach this optimizer, and no other one
+        return passes, False
+
+    def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        recorder = self.recorder
+        if not self._stepping or self._stepping[-1] != id(optimizer):
+            return  # one inside another one's step
+        self._stepping.pop()
+        watched = recorder.optimizers[id(optimizer)]
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if callable(closure):
+            evaluated = [*watched.cleared, *watched.live]
+            watched.live, watched.cleared = evaluated[:1], []
+            self._note(watched)
+        recorder.busy -= 1
+        watched.dirty = True
+        watched.keep_watch()
+        stepped = [w for w in recorder.optimizers.values() if w.steps]
+        if len(stepped) == len(recorder.optimizers) or any(len(w.steps) > 1 for w in stepped):
+            recorder.owners.initial = False
+        self._release(watched)
+        recorder.observer(recorder)
+
+    def _release(self, watched: Watched) -> None:
+        """Keeps the computations of the first steps only."""
+        recorder = self.recorder
+        if len(watched.steps) > recorder.taped:
+            for found in watched.steps[-1].passes:
+                found.ref = None
+        if all(len(w.steps) >= recorder.taped for w in recorder.optimizers.values() if w.steps):
+            recorder.tape.recording = False
+
+    def made(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def init(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+            original(optimizer, *args, **kwargs)
+            if not self.recorder.busy and not type(optimizer).__module__.startswith("accelerate"):
+                self.recorder.watched(optimizer)
+
+        return init
+
+    def clearing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def zero_grad(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            watched = self.recorder.optimizers.get(id(optimizer))
+            if watched is not None and watched.clear_site is None:
+                watched.clear_site = location_of_frame(outside())
+            return original(optimizer, *args, **kwargs)
+
+        return zero_grad
+
+
+def _with_closure(args: Any, kwargs: Any, closure: Callable[..., Any]) -> tuple[Any, Any]:
+    """Arguments of a step with another closure."""
+    return ((args[0], closure, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closure})
+
+
+def _rate(optimizer: Optimizer) -> float:
+    return float(optimizer.param_groups[0].get("lr") or 0.0) if optimizer.param_groups else 0.0

@@ -1,0 +1,48 @@
+"""What else a loop does: schedules of the learning rate, evaluation, passes over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from gradcheck.capture.tape import outside
+from gradcheck.target.sites import location_of_frame, origin_of
+
+if TYPE_CHECKING:
+    from gradcheck.capture.recorder import Recorder
+
+
+class Surroundings:
+    """Each method stands around one of torch's: a scheduler's `step`, a module's `eval`, a loader's `__iter__`."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def scheduling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            frame = outside()
+            if frame is not None and origin_of(frame.f_code.co_filename) not in ("torch", "hidden"):
+                self.recorder.schedules += 1
+                self.recorder.schedule_site = self.recorder.schedule_site or location_of_frame(frame)
+            return original(scheduler, *args, **kwargs)
+
+        return step
+
+    def evaluating(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluate(module: nn.Module) -> Any:
+            if not self.recorder.busy:
+                self.recorder.eval_sites[id(module)] = location_of_frame(outside())
+            return original(module)
+
+        return evaluate
+
+    def iterating(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def iterate(loader: DataLoader[Any]) -> Any:
+            count = self.recorder.loaders.get(id(loader), (loader, 0))[1]
+            self.recorder.loaders[id(loader)] = loader, count + 1
+            return original(loader)
+
+        return iterate

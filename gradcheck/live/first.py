@@ -1,0 +1,65 @@
+"""The first pass of a run, which is looked at more closely: its graph before gradient comes back, all that was seen of it afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.live.optimizers import Optimizers
+from gradcheck.live.record import Record
+from gradcheck.live.taps import LiveTracer
+from gradcheck.measure import first_step, links
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.structure import Fate, Graph
+from gradcheck.nouns.measurement import NotMeasured
+from gradcheck.target.workload import Workload
+
+
+class FirstPass:
+    """Reads what the tracer saw into the record. What cannot be read is put there as not measured."""
+
+    def __init__(self, model: nn.Module, record: Record, optimizers: Optimizers, sharded: Callable[[], bool]) -> None:
+        self.model, self.record, self.optimizers, self.sharded = model, record, optimizers, sharded
+        self._graph: Graph | None = None
+
+    def before_backward(self, taps: LiveTracer, loss: torch.Tensor) -> dict[int, Fate] | None:
+        """What becomes of each call's output on its way to the loss; None when the loss does not come from the model."""
+        record = self.record
+        graph = Graph(loss.grad_fn)
+        if not any(c.output_node in graph for c in taps.calls if c.output_node is not None):
+            return None
+        self.optimizers.know_parameters()
+        fates = graph.fates(taps.calls)
+        self._graph = graph
+        try:
+            record.linked = links.read(graph, taps.calls, taps.seen, self._sites())
+        except Exception as error:  # graphs come in more shapes than were thought of
+            record.not_measured.append(NotMeasured("links", f"{type(error).__name__}: {error}"))
+        return fates
+
+    def after_backward(self, taps: LiveTracer, loss: torch.Tensor | None) -> None:
+        """`taps.calls` are those of the pass."""
+        record = self.record
+        record.training = self.model.training  # the loop may have set it since it is watched
+        optimizer = self.optimizers.known
+        trainee = Trainee(self.model, optimizer, _no_step, dict(record.sites))
+        workload = Workload(record.name, self.model, [taps.batch()], _no_step, optimizer)
+        value = float(loss) if loss is not None else math.nan
+        try:
+            record.first = first_step.read(taps, self._graph, trainee, record.watched, workload, self._sites(), value)
+        except Exception as error:  # the loop is the user's: it may hold anything
+            record.not_measured.append(NotMeasured("losses", f"{type(error).__name__}: {error}"))
+        if self.sharded():
+            record.first.hidden = ()  # whole parameters, as they are during a pass, are not those that the model lists
+        self._graph = None
+
+    def _sites(self) -> dict[str, Any]:
+        return {name: self.record.sites.get(id(m)) for name, m in self.model.named_modules()}
+
+
+def _no_step(model: nn.Module, batch: Any) -> torch.Tensor:
+    raise RuntimeError("a live run takes its own steps")

@@ -1,0 +1,62 @@
+"""What is in the gradients between the passes and steps of a loop, told by a few of them: cleared, left over, changed by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from gradcheck.live.optimizers import Optimizers
+from gradcheck.live.record import Record
+from gradcheck.measure.local import local
+
+FOLLOWED = 4  # parameters whose gradients tell whether they were cleared
+Marks = list[tuple[int, int]]
+
+
+class Gradients:
+    """Of the optimizer whose steps are counted. Values are looked at in measured steps only: a device must be waited for."""
+
+    def __init__(self, optimizers: Optimizers, record: Record) -> None:
+        self._optimizers, self._record = optimizers, record
+        self.leftover = False  # those of the step before were still there
+        self._left: list[torch.Tensor] = []  # parameters with gradients, after the pass that was measured
+        self._versions: list[int] = []
+
+    def remember(self) -> None:
+        """The pass that is measured is over."""
+        self._left = list(itertools.islice(filter(_is_filled, self._optimizers.parameters()), FOLLOWED))
+
+    def forget(self) -> None:
+        self._left = []
+
+    def cleared(self) -> bool:
+        """Whether the gradients of the measured pass are gone: it was another one's, an adversary's say."""
+        return bool(self._left) and not any(map(_is_filled, self._left))
+
+    def look_for_leftover(self) -> None:
+        """Before the first pass of a step."""
+        self.leftover = bool(self._record.steps) and any(map(_is_filled, self._optimizers.parameters()[:FOLLOWED]))
+
+    def marks(self) -> Marks:
+        """Of some gradients: which tensors they are, and how often they were written. Reads no value: a device need not be waited for."""
+        return [(id(p.grad), p.grad._version) for p in self._optimizers.parameters()[:FOLLOWED] if p.grad is not None]
+
+    def note_versions(self, measured: bool) -> None:
+        """After a backward pass."""
+        self._versions = self._current_versions() if measured else []
+
+    def edited(self) -> bool:
+        """Whether something wrote to them since the last backward pass."""
+        return bool(self._versions) and self._versions != self._current_versions()
+
+    def _current_versions(self) -> list[int]:
+        return [w.tensor.grad._version for w in self._record.watched if w.tensor.grad is not None]
+
+
+def _is_filled(parameter: torch.Tensor) -> bool:
+    """Whether it has a gradient that is not zero."""
+    if parameter.grad is None:
+        return False
+    gradient = local(parameter.grad)
+    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())

@@ -1,0 +1,102 @@
+"""The taps of a measured step: put in when the step before it ends, read when gradient has come back, taken out.
+
+A loop may run other passes of the model before the one that counts: an adversary's, one whose gradients are thrown away, an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.live.first import FirstPass
+from gradcheck.live.record import Record
+from gradcheck.live.scaling import Scaling
+from gradcheck.live.taps import LiveTaps, LiveTracer
+from gradcheck.measure.structure import Fate
+from gradcheck.measure.taps import Call
+
+
+class Tapping:
+    """`calls`: what was seen of the pass that counts, once there was one."""
+
+    def __init__(self, model: nn.Module, record: Record, first: FirstPass) -> None:
+        self.model, self.record, self.first = model, record, first
+        self.calls: list[Call] | None = None
+        self._fates: dict[int, Fate] | None = None
+        self._taps: LiveTaps | None = None
+        self._functional = True  # whether functional calls need taps after the first step
+
+    def arm(self, wanted: bool) -> None:
+        """A step is over; whether the next one is measured."""
+        self.calls = self._fates = None
+        if self._taps is not None:
+            self._taps.stop()
+            self._taps = None
+        if wanted and not self.record.untapped:
+            names = {id(m): name for name, m in self.model.named_modules()}  # a model may change while it trains
+            self._taps = LiveTracer(names) if not self.record.measured else LiveTaps(names, functions=self._functional)
+            self._taps.start()
+
+    def stop(self) -> None:
+        if self._taps is not None:
+            self._taps.stop()
+            self._taps.release()
+            self._taps = None
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """A call of a module that began before the hooks were there."""
+        if self._taps is not None:
+            self._taps._before(module, args)
+
+    def before_backward(self, losses: Sequence[torch.Tensor]) -> None:
+        taps = self._taps
+        if taps is None or not taps.recording:
+            return
+        taps.recording = False  # a checkpoint that computes again is no forward pass
+        if self.calls is None and isinstance(taps, LiveTracer) and losses and losses[0].grad_fn is not None:
+            fates = self.first.before_backward(taps, losses[0])
+            self._fates = fates if fates is not None else self._fates
+
+    def reached(self) -> list[Call] | None:
+        """Calls that gradient came back to in the backward pass that has just run; None when no taps are in."""
+        if self._taps is None or not self._taps.on:
+            return None
+        self._taps.settle()
+        return self._taps.take_reached()
+
+    def listen(self) -> None:
+        """To the next forward pass as well."""
+        if self._taps is not None:
+            self._taps.recording = True
+
+    def take_out(self) -> None:
+        """The pass that counts has been seen."""
+        if self._taps is not None:
+            self._taps.stop()
+
+    def keep(self, calls: list[Call], loss: torch.Tensor | None, scaling: Scaling) -> None:
+        """These are the calls that count."""
+        taps = self._taps
+        scaling.take_out(calls, taps.losses if isinstance(taps, LiveTracer) else ())
+        self.calls = calls
+        if isinstance(taps, LiveTracer):
+            others, taps.calls = taps.calls, calls
+            self.first.after_backward(taps, loss)
+            self._functional = any(c.module is None for c in calls)
+            taps.calls = others
+
+    def discard(self) -> None:
+        """They did not count: another pass will."""
+        self.calls = self._fates = None
+        if isinstance(self._taps, LiveTracer):
+            self._taps.forget()
+
+    def file(self, step: int) -> None:
+        """Puts the calls on record, and lets go of what they hold."""
+        if self.calls is not None and self._taps is not None:
+            self.record.layers.add(step, step, self.calls, self._fates)
+            self.record.failures |= self._taps.failures
+            self._taps.release_calls(self.calls)
