@@ -142,7 +142,7 @@ def scan(
         if not speaks:
             sys.exit(FAILED if failed else 0)
         reports = without_known(reports, settings, known)
-        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, settings.fail_on))
+        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, fail_on=settings.fail_on))
         if open_page:
             from gradcheck.report.browser import open_reports
 
@@ -189,7 +189,7 @@ def report(
         outputs = parse_outputs([*([format] if format else []), *(output or ())], opened=open_page)
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
         reports = without_known([judge_again(saved, settings) for saved in load_all(Path(run))], settings, known)
-        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, settings.fail_on))
+        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, fail_on=settings.fail_on))
         if open_page:
             from gradcheck.report.browser import open_reports
 

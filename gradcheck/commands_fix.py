@@ -108,7 +108,7 @@ def fix(
             after = _written(treated, scan_words(ctx, target), allow_dirty)
         if diff:
             print("".join(f.source.diff for f in treated if f.source is not None), end="")
-        view = View(_color(color), fail_on=settings.fail_on)
+        view = View(_color(color), fail_on=settings.fail_on, written=after is not None)
         write_outputs([f.report for f in treated], outputs, view)
         if open_page:
             open_reports([f.report for f in treated], outputs)

@@ -194,24 +194,40 @@ def _edits(verdict: Verdict, workload: Workload, onto: Sequence[Draft]) -> tuple
     if not workload.files:
         return None, "the model does not come from a file"
     try:
-        return plan_edits(verdict.plan, verdict.before.measurement, list(workload.files), onto), ""
+        return _written_together(verdict, workload, onto), ""
     except GradcheckError as error:
         return None, error.message
+
+
+def _written_together(verdict: Verdict, workload: Workload, onto: Sequence[Draft]) -> SourcePlan:
+    """The edits. What no finding asked for was chosen for the treated model: without the cure of an error it stays out of the source."""
+    measurement, files = verdict.before.measurement, list(workload.files)
+    fresh = [Draft(d.document, d.origin) for d in onto]
+    source = plan_edits(verdict.plan, measurement, files, onto)
+    errors = {f.code for f in sick(verdict.before) if f.severity == "error"}
+    missing = dict.fromkeys(p.treatment for p, _ in source.unwritten if errors.intersection(p.findings))
+    extras = [p for p in source.written if not p.findings]
+    if not missing or not extras:
+        return source
+    why = f"it was chosen together with {', '.join(missing)}, which is not in the source"
+    rest = [p for p in verdict.plan if p not in extras]
+    alone = plan_edits(rest, measurement, files, fresh)
+    return replace(alone, unwritten=(*alone.unwritten, *((p, why) for p in extras)))
 
 
 def _with_diffs(verdict: Verdict, workload: Workload, source: SourcePlan | None, onto: Sequence[Draft]) -> list[Outcome]:
     """The outcomes, each kept one with its own part of the edits, or the reason why it has none."""
     if source is None:
         return list(verdict.outcomes)
-    reasons = {id(p): why for p, why in source.unwritten}
     done = []
     for outcome in verdict.outcomes:
         if outcome.status == "kept":
             own = [Draft(d.document, d.origin) for d in onto]
             alone = plan_edits([outcome.prescription], verdict.before.measurement, list(workload.files), own)
-            why = next((why for p, why in source.unwritten if p.treatment == outcome.prescription.treatment), "") if reasons else ""
+            why = next((why for p, why in source.unwritten if p.treatment == outcome.prescription.treatment), "")
             note = f"not written: {why}" if why else ""
-            outcome = replace(outcome, diff=alone.own_diff, reason="; ".join(x for x in (outcome.reason, note) if x))
+            diff = "" if why else alone.own_diff
+            outcome = replace(outcome, diff=diff, reason="; ".join(x for x in (outcome.reason, note) if x))
         done.append(outcome)
     return done
 

@@ -33,6 +33,7 @@ FAMILIES = (
     "clipping",
     "regularization",
     "data",
+    "data_targets",
     "loop",
     "loop_batches",
     "loop_ranks",

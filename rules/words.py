@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement, Run
 
 BY_VALUE = "by the measured value alone"
+SYNTHETIC = "the data were made up by gradcheck"
 SHOWN = 3  # more names than these are counted, not listed
 
 

@@ -48,7 +48,15 @@ def heavy_among(modules):
     return sorted(modules.intersection(HEAVY))
 
 
-LIGHT = [("--help",), ("--version",), ("rule", "vanishing-gradient"), ("rule", "GRAD001"), ("rules",), ("scan", "--help"), ("trial", "--help")]
+LIGHT = [
+    ("--help",),
+    ("--version",),
+    ("rule", "vanishing-gradient"),
+    ("rule", "GRAD001"),
+    ("rules",),
+    ("scan", "--help"),
+    ("trial", "--help"),
+]
 
 
 @pytest.mark.parametrize("words", LIGHT)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from statistics import fmean
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+from gradcheck.measure.losses import LOSSES, SeenLoss, seen
 from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.treatment import Effect, Prescription
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.step import run as forward
-from gradcheck.target.workload import Batch
+from gradcheck.target.workload import Batch, TrainingStep
 from gradcheck.trial.paired import Course, effect, paired_effect, training_loss
+
+Score = tuple[str, float, float]  # metric, value, value of the best constant prediction
 
 # Treatments after which the loss measures something else: it cannot be compared with the untreated one's.
 OTHER_LOSS = ("standardize-target", "label-smoothing", "l1", "elastic-net", "mixup")
@@ -66,11 +72,17 @@ class Result:
 
 def result_of(course: Course, applied: Sequence[Prescription]) -> Result:
     comparable = not changes_loss(applied)
-    return Result(course.run(), comparable, skill(course.trainee.model, course.patient.workload.batches))
+    workload = course.patient.workload
+    return Result(course.run(), comparable, skill(course.trainee.model, workload.batches, workload.training_step))
 
 
 def changes_loss(applied: Sequence[Prescription]) -> bool:
-    return any(p.stage == "loss" or p.treatment in OTHER_LOSS for p in applied)
+    return any((p.stage == "loss" and not _keeps_loss(p)) or p.treatment in OTHER_LOSS for p in applied)
+
+
+def _keeps_loss(p: Prescription) -> bool:
+    """Descent in place of ascent, where the optimizer was told to ascend."""
+    return p.treatment == "flip-sign" and ("maximize" in p.settings or "lr" in p.settings)
 
 
 def compare(base: Sequence[Result], treated: Sequence[Result]) -> Effect:
@@ -87,24 +99,56 @@ def compare(base: Sequence[Result], treated: Sequence[Result]) -> Effect:
 
 
 @torch.no_grad()
-def skill(model: torch.nn.Module, batches: Sequence[Batch]) -> Skill | None:
-    """None where the targets are neither classes nor values of the prediction's size, or the model does not take the batch this way."""
-    scores = []
-    try:
-        for batch in batches[:MOST_BATCHES]:
-            output, target = forward(model, batch)
-            scores.append(_score(first_tensor(output), target))
-    except Exception:  # the user's own code runs here; without a skill the loss tells
-        return None
-    known = [s for s in scores if s is not None]
-    if not known or len(known) < len(scores):
+def skill(model: torch.nn.Module, batches: Sequence[Batch], step: TrainingStep | None = None) -> Skill | None:
+    """None where the targets are neither classes nor values of the prediction's size.
+
+    `step`: tells output and target by what its loss function is given, where the model and the batch alone do not.
+    """
+    chosen = batches[:MOST_BATCHES]
+    known = _known(_score_of_output(model, batch) for batch in chosen)
+    if step is not None and len(known) < len(chosen):
+        known = _known(_score_of_loss(model, batch, step) for batch in chosen)
+    if not known or len(known) < len(chosen):
         return None
     metric, values, chances = known[0][0], [s[1] for s in known], [s[2] for s in known]
     chance = fmean(chances)
     return Skill(metric, fmean(values), chance) if chance < 1 else None
 
 
-def _score(output: torch.Tensor, target: object) -> tuple[str, float, float] | None:
+class _LossArguments(TorchFunctionMode):
+    """What each call of a loss function of torch is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[SeenLoss] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if (name := LOSSES.get(func)) is not None and (call := seen(name, args, kwargs or {}, None)) is not None:
+            self.seen.append(call)
+        return func(*args, **(kwargs or {}))
+
+
+def _known(scores: Iterable[Score | None]) -> list[Score]:
+    """Those until the first that is not known; the user's own code runs here, and where it fails the loss has to tell."""
+    try:
+        return list(takewhile(lambda score: score is not None, scores))  # type: ignore[arg-type]
+    except Exception:
+        return []
+
+
+def _score_of_output(model: torch.nn.Module, batch: Batch) -> Score | None:
+    output, target = forward(model, batch)
+    return _score(first_tensor(output), target)
+
+
+def _score_of_loss(model: torch.nn.Module, batch: Batch, step: TrainingStep) -> Score | None:
+    """Of a step that calls one loss function once."""
+    with _LossArguments() as losses:
+        step(model, batch)
+    return _score(losses.seen[0].input, losses.seen[0].target) if len(losses.seen) == 1 else None
+
+
+def _score(output: torch.Tensor, target: object) -> Score | None:
     """(metric, value, value of the best constant prediction) on one batch."""
     if not isinstance(target, torch.Tensor) or target.numel() == 0:
         return None
@@ -127,7 +171,7 @@ def _score(output: torch.Tensor, target: object) -> tuple[str, float, float] | N
     return None
 
 
-def _accuracy(predicted: torch.Tensor, target: torch.Tensor) -> tuple[str, float, float]:
+def _accuracy(predicted: torch.Tensor, target: torch.Tensor) -> Score:
     most = float(torch.unique(target, return_counts=True)[1].max()) / target.numel()
     return "accuracy", float((predicted == target).double().mean()), most
 

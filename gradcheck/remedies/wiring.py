@@ -99,6 +99,8 @@ def prescribe_add(finding: Finding | None, m: Measurement) -> list[Prescription]
     text = f"give the optimizer the {several(len(missing), 'tensor')} that it lacks" if missing else "put every parameter into one group"
     if m.optimizer.stale:
         text = "build the optimizer after the last change of the model"
+    if not any(p.groups for p in m.parameters):
+        text = "give the optimizer the parameters of the model: it holds none of them"
     return [ADD.prescription(text, finding, layers=tuple(dict.fromkeys(p.layer for p in missing)))]
 
 

@@ -40,9 +40,16 @@ def make_console(file: TextIO, color: Color = "auto") -> Console:
 
 
 def show(
-    report: Report, console: Console, *, profile: bool = False, show_passed: bool = False, show_all: bool = False, with_target: bool = False
+    report: Report,
+    console: Console,
+    *,
+    profile: bool = False,
+    show_passed: bool = False,
+    show_all: bool = False,
+    with_target: bool = False,
+    written: bool = False,
 ) -> None:
-    """Prints the report. `with_target` names the target first, for runs of several."""
+    """Prints the report. `with_target` names the target first, for runs of several; `written`: the edits are in the source."""
     page = _Page(report, console.width if console.file.isatty() else None)
     page.intro(with_target, show_passed)
     for finding, below in tree(report.findings):
@@ -53,7 +60,7 @@ def show(
         page.states()
     if profile:
         page.profile(show_all)
-    page.tail()
+    page.tail(written)
     for line in page.lines:
         console.print(line)
 
@@ -173,7 +180,7 @@ class _Page:
         for row in rows:
             self.add(row)
 
-    def tail(self) -> None:
+    def tail(self, written: bool = False) -> None:
         self.blank()
         by_reason: dict[str, list[str]] = {}
         for what, why in dict.fromkeys((n.what, n.why) for m in self.report.measurements for n in m.not_measured):
@@ -184,7 +191,7 @@ class _Page:
         if len(notes) > MOST_UNMEASURED:
             self.add(f"{len(notes) - MOST_UNMEASURED} more were not measured: they are in the JSON output")
         if self.report.outcomes:
-            for line in self.wrapped(clean(outcomes.tail(self.report)), 0):
+            for line in self.wrapped(clean(outcomes.tail(self.report, written=written)), 0):
                 self.add((line, "bold"))
         if not self.report.findings:
             self.labelled("No findings", "bold green", _clean_tail(self.report))

@@ -56,7 +56,7 @@ def lines(report: Report) -> Iterator[Line]:
 
 
 def tail(report: Report, *, written: bool = False) -> str:
-    """`Would apply 2 remedies: 3 of 4 findings are cured, 1 stays.`"""
+    """`Would apply 2 remedies: cures OPT001; left: GRAD001.` `written`: those that have an edit are in the source."""
     kept = [o for o in report.outcomes if o.status == "kept"]
     unsafe = sum(o.status == "untried" and o.prescription.applicability == "unsafe" for o in report.outcomes)
     more = f" {counted(unsafe, 'more remedy' if unsafe == 1 else 'more remedie')} with --unsafe-fixes." if unsafe else ""
@@ -64,11 +64,12 @@ def tail(report: Report, *, written: bool = False) -> str:
         sick = report.count("error") + report.count("warning")
         return (f"No remedy was found for {counted(sick, 'finding')}." if sick else "Nothing to fix.") + more
     editable = sum(bool(o.diff) for o in kept)
-    verb = "Applied" if written else "Would apply"
     remedies = counted(len(kept), "remedy") if len(kept) == 1 else f"{len(kept)} remedies"
-    in_source = "" if editable == len(kept) else f" ({editable} of them in the source)"
     left = f"; left: {', '.join(report.proof.left)}" if report.proof.left else "; nothing is left"
     cured = f"cures {', '.join(report.proof.cured)}" if report.proof.cured else "cures no finding, but training improves"
+    if written and editable < len(kept):
+        return f"Applied {editable} of {remedies} to the source; on the copy all together: {cured}{left}.{more}"
+    verb, in_source = "Applied" if written else "Would apply", "" if editable == len(kept) else f" ({editable} of them in the source)"
     return f"{verb} {remedies}{in_source}: {cured}{left}.{more}"
 
 

@@ -41,12 +41,13 @@ class Output:
 
 @dataclass(frozen=True)
 class View:
-    """How reports are shown. Only `full` heeds the first four."""
+    """How reports are shown. Only `full` heeds the first five."""
 
     color: Color = "auto"
     profile: bool = False
     show_passed: bool = False
     show_all: bool = False
+    written: bool = False  # the edits are in the source
     fail_on: Severity | Literal["never"] = "error"  # from which severity on a finding fails the run
 
 
@@ -115,5 +116,5 @@ def _render(reports: Sequence[Report], format: str, file: TextIO, view: View) ->
     for i, report in enumerate(reports):
         if i:
             console.print()
-        options = {"profile": view.profile, "show_passed": view.show_passed, "show_all": view.show_all}
+        options = {"profile": view.profile, "show_passed": view.show_passed, "show_all": view.show_all, "written": view.written}
         show(report, console, with_target=len(reports) > 1, **options)

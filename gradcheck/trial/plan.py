@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 MOST_STEPS = 1000
-ENOUGH_STEPS = 300  # a plan with fewer seeds is taken before runs get shorter than this
+ENOUGH_STEPS = 500  # a plan with fewer seeds is taken before runs get shorter than this
 FEWEST_STEPS = 30
 COSTLIER = 1.3  # a treated run against an untreated one, with its copy and what cannot be foreseen
 FEWEST_SEEDS = 3

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pty
 import re
+import runpy
 import select
 import signal
 import subprocess
@@ -13,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from gradcheck.errors import ConfigError
 from gradcheck.live.command import program_of
@@ -68,12 +72,22 @@ def gradcheck(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "gradcheck", "watch", *words], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+def said_unwatched(script: Path, *words: str) -> str:
+    """What the program prints by itself, here: torch is loaded already."""
+    said, threads = io.StringIO(), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), torch.random.fork_rng():
+        patch.setattr(sys, "argv", [script.name, *words])
+        runpy.run_path(str(script), run_name="__main__")
+    torch.set_num_threads(threads)
+    return said.getvalue()
+
+
 def test_a_program_on_pipes(script: Path) -> None:
-    bare = subprocess.run([sys.executable, "train.py", "60"], cwd=script.parent, capture_output=True, text=True, timeout=120)
+    bare = said_unwatched(script, "60")
     done = gradcheck("--output", "concise", "--", sys.executable, "train.py", "60", cwd=script.parent)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(bare.stdout)  # the same weights, to the last digit, and its own lines undamaged
-    assert done.stdout.removeprefix(bare.stdout).startswith("No findings")
+    assert done.stdout.startswith(bare)  # the same weights, to the last digit, and its own lines undamaged
+    assert done.stdout.removeprefix(bare).startswith("No findings")
     assert "gradcheck: step 60: loss" in done.stderr and "to stderr\n" in done.stderr
     saved = Report.load(script.parent / ".gradcheck" / "last.json")
     assert saved.measurement.steps == 60 and saved.measurement.measured_steps == (0, 1, 2, 3, 50)

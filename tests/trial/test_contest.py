@@ -199,3 +199,40 @@ def test_entries_are_ranked_by_status_then_effect():
     entries = [entry_of(contest, c) for c in contest.contestants]
     assert [e.name for e in ranked(entries, recommendation(contest, entries))] == ["b", "a", "bad"]
     assert base_entry(contest).status == "untreated" and interactions(contest) == ()
+
+
+def test_other_strengths_are_those_next_to_the_best_one():
+    def at(strength, variant=True):
+        return Contestant(
+            "l1", f"l1 {strength}", (Prescription("l1", "l1", "regularization", "safe", {"strength": strength}),), variant=variant
+        )
+
+    contest = contest_of(DrawnWard({}, random.Random(0)), [])
+    contest.contestants = [at(0.03, False), *(at(x) for x in (8.0, 0.1, 20.0, 0.003, 1.0, 0.01))]
+    assert {c.title for c in contest.near([contest.contestants[0]])} == {"l1 0.1", "l1 0.01", "l1 0.003"}
+
+
+def test_a_slow_machine_gives_up_finalists_rather_than_seeds():
+    contest = contest_of(DrawnWard({"good": 0.3, "fair": 0.5, "slight": 0.7}, random.Random(0)), ["good", "fair", "slight"])
+    real = contest.round
+
+    def slow(name, *rest):
+        real(name, *rest)
+        contest.run_seconds = 60 * 0.9 / 13  # twelve runs are left: six pairs
+
+    contest.round = slow
+    contest.hold()
+    assert [c.name for c in contest.finalists] == ["good"] and contest.seeds == 6
+
+
+def test_a_diverged_run_counts_as_the_worst_loss_seen():
+    """Seven of eight seeds are better by far, two of them untreated diverge; one is worse by a little: still, that is an effect."""
+    base, cured = Contestant("untreated", ""), Contestant("cure", "", (prescription("cure"),))
+    before = [math.inf, 5.0, 6.0, math.inf, 4.0, 5.0, 0.19, 7.0]
+    for seed, loss in enumerate(before):
+        base.results[seed] = Result(Run("", (2.0,), validated=((0, 2.0),)), loss)
+        cured.results[seed] = Result(Run("", (2.0,), validated=((0, 2.0),)), 0.2 + 0.001 * seed)
+    effect = compare(cured, base, STICK)
+    assert effect.better and math.isfinite(effect.low) and -5.5 < effect.difference < -5
+    alike = compare(base, base, STICK)
+    assert alike.difference == 0 and not alike.better

@@ -1,4 +1,7 @@
-"""Samples of sample_models/trial come to the conclusions that they are made for, with few remedies and short runs."""
+"""Samples of sample_models/trial come to the conclusions that they are made for, with few remedies and short runs.
+
+Those that need longer runs are in `python benchmarks/trial.py --samples`, whose table names what may be on top for every sample.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.trial import SAMPLES as EXPECTED_ON_TOP
 from gradcheck.config import settings_from
 from gradcheck.target.spec import TargetSpec
 from gradcheck.trial.options import Options
@@ -15,16 +19,14 @@ SAMPLES = Path(__file__).resolve().parents[2] / "sample_models" / "trial"
 
 # File, remedies that enter, steps, what helps most (empty: nothing does), range of its effect on the validation loss.
 EXPECTED = [
-    ("deep_sigmoid.py", ("batch-normalization", "l2"), 120, "batch-normalization", (-2.4, -1.0)),
-    ("spiky_regression.py", ("clip-gradient-norm", "warm-up"), 200, "clip-gradient-norm", (-1.0, -0.05)),
-    ("overfitting_digits.py", ("dropout", "clip-gradient-norm"), 250, "dropout", (-0.6, -0.1)),
-    ("well_fed.py", ("dropout", "early-stopping"), 150, "", (0.0, 0.0)),
+    ("deep_sigmoid.py", ("batch-normalization",), 120, "batch-normalization", (-2.4, -1.0)),
+    ("well_fed.py", ("dropout",), 100, "", (0.0, 0.0)),
 ]
 
 
 @pytest.mark.parametrize(("file", "remedies", "steps", "best", "effect"), EXPECTED)
 def test_a_sample_comes_to_its_conclusion(file, remedies, steps, best, effect):
-    options = Options(remedies, budget=90.0, steps=steps, seeds=5)
+    options = Options(remedies, budget=90.0, steps=steps, seeds=4)
     result = trial_target(TargetSpec(str(SAMPLES / file)), options, settings_from(None)).trial
     assert result is not None
     assert [e.name for e in result.helpful if "+" not in e.name] == ([best] if best else [])
@@ -35,6 +37,11 @@ def test_a_sample_comes_to_its_conclusion(file, remedies, steps, best, effect):
         assert result.verdict.startswith("No difference") and not result.recommended
 
 
-def test_every_sample_says_what_is_expected_of_it():
-    files = sorted(SAMPLES.glob("*.py"))
-    assert len(files) >= 8 and all("Expected:" in f.read_text() for f in files)
+def test_every_sample_says_what_the_benchmark_expects_of_it():
+    """The words at the top of a sample and the table of the benchmark agree."""
+    files = {f.name: f.read_text() for f in SAMPLES.glob("*.py")}
+    assert {name.partition(":")[0] for name in EXPECTED_ON_TOP} == set(files) and len(files) >= 8
+    for name, remedies in EXPECTED_ON_TOP.items():
+        said = files[name.partition(":")[0]].partition("Expected:")[2].partition('"""')[0]
+        assert ("no difference" in said) == (not remedies)
+        assert not remedies or any(remedy in said for remedy in remedies)

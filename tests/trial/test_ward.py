@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from gradcheck.remedies.protocol import admit
 from gradcheck.target.objects import from_objects
 from gradcheck.trial.crew import Crew, Job
 from gradcheck.trial.samples import dealer
+from gradcheck.trial.standings import Contestant
 from gradcheck.trial.stopping import stopped_early
 from gradcheck.trial.units import target_line
 from gradcheck.trial.ward import Ward, zeros
@@ -117,3 +119,21 @@ def test_jobs_of_several_processes_have_the_answers_of_one():
     assert shared[0].result.value == pytest.approx(alone[0].result.value, rel=1e-5)
     assert shared[0].result.value != shared[2].result.value
     assert shared[1].inapplicable and alone[1].inapplicable and shared[1].failure == alone[1].failure
+
+
+def test_jobs_after_the_deadline_are_not_begun():
+    """Time that is up is neither a result nor a failure, and costs nothing: a queue of them ends at once."""
+    found = ward(sparse_linear(), 15)
+    base = Contestant("untreated", "untreated")
+    ((_, answer),) = Crew(found, 1).do([Job(0, (), time.perf_counter() - 1)])
+    assert not answer.begun and not base.note(0, answer)
+    assert not base.failure and not base.results
+
+
+def test_a_step_that_outlasts_the_deadline_does_not_hold_up_the_trial():
+    slow = sparse_linear().workload()
+    slow.training_step = lambda model, batch: (time.sleep(30), model(batch[0]).mean())[1]
+    crew = Crew(Ward(slow, dealer(slow), 5), 2)
+    started = time.perf_counter()
+    assert list(crew.do([Job(seed, (), started + 1) for seed in (0, 1)])) == []
+    assert time.perf_counter() - started < 15 and crew.pool is None

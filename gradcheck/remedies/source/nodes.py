@@ -65,6 +65,14 @@ def function_of(draft: Draft, node: ast.AST) -> Function | None:
     return next((a for a in draft.ancestors(node) if isinstance(a, Function)), None)
 
 
+def self_of(draft: Draft, node: ast.AST) -> str:
+    """What the method that holds a node calls its object: "self", or what its first parameter is called."""
+    methods = (a for a in draft.ancestors(node) if isinstance(a, Function) and isinstance(draft.parent(a), ast.ClassDef))
+    method = next(methods, None)
+    first = [*method.args.posonlyargs, *method.args.args][:1] if method is not None else []
+    return first[0].arg if first else "self"
+
+
 def class_of(draft: Draft, node: ast.AST) -> ast.ClassDef | None:
     return next((a for a in draft.ancestors(node) if isinstance(a, ast.ClassDef)), None)
 

@@ -41,8 +41,7 @@ def trial(result: TrialResult) -> Markup:
         tag("p", f"Differences are to the untreated model on the same seeds. {size}.", class_="soft"),
         _in_words(result),
         _together(result),
-        _chart(result, "Training", [e.training for e in _drawn(result)]),
-        _chart(result, "Validation", [e.validation for e in _drawn(result)]),
+        _charts(result),
         _searched(result.searched),
         join(tag("h4", "The recommended edit"), diff(result.diff)) if result.diff else None,
     )
@@ -84,6 +83,15 @@ def _drawn(result: TrialResult) -> list[Entry]:
     return [e for e in (result.base, *result.entries) if any(map(math.isfinite, (*e.validation.median, *e.training.median)))][:MOST_CURVES]
 
 
+def _charts(result: TrialResult) -> Markup | None:
+    """Training and validation loss, side by side where there is room."""
+    both = [
+        _chart(result, "Training", [e.training for e in _drawn(result)]),
+        _chart(result, "Validation", [e.validation for e in _drawn(result)]),
+    ]
+    return tag("div", both, class_="figures") if any(both) else None
+
+
 def _chart(result: TrialResult, kind: str, curves: Sequence[Curve]) -> Markup | None:
     """Median over the seeds of the untreated model and the best entries, the range over the seeds as a band."""
     entries = _drawn(result)
@@ -91,17 +99,17 @@ def _chart(result: TrialResult, kind: str, curves: Sequence[Curve]) -> Markup | 
     if not drawn:
         return None
     last = max(c.steps[-1] for _, c in drawn)
-    axis = _axis([c for _, c in drawn])
+    axis = curve_axis([c for _, c in drawn])
     lines = [mark for i, c in drawn for mark in _line(i, c, last, axis)]
     seeds = counted(max(e.seeds for e in entries), "seed")
     title = f"{kind} loss, median over {seeds}; band: lowest to highest"
     content = (tag("title", title), grid(axis, last + 1), lines)
     picture = tag("svg", content, viewBox=f"0 0 {coordinate(WIDTH)} 206", role="img", class_="curves")
     legend = tag("ul", [_legend(i, entries[i], c) for i, c in drawn], class_="runs")
-    return tag("figure", tag("figcaption", tag("b", title)), picture, legend, class_="losses alone")
+    return tag("figure", tag("figcaption", tag("b", title)), picture, legend, class_="losses")
 
 
-def _axis(curves: Sequence[Curve]) -> Axis:
+def curve_axis(curves: Sequence[Curve]) -> Axis:
     """Around the medians, but not far above where the curves start: one that blows up would flatten the others."""
     values = [v for c in curves for v in c.median if math.isfinite(v)]
     ceiling = TALLEST * max((c.median[0] for c in curves if math.isfinite(c.median[0])), default=math.inf)

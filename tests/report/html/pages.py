@@ -10,7 +10,7 @@ from gradcheck.judge.registry import builtin_rules
 from gradcheck.nouns.measurement import Assumption, NotMeasured, ParameterStep, Run, Snapshot
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Change, Effect, Outcome, Prescription, Proof
-from gradcheck.nouns.trial import Curve, Entry, Interaction, Score, TrialResult
+from gradcheck.nouns.trial import Curve, Entry, Interaction, Score, SearchPoint, TrialResult
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, RuleState
 from tests.literals import diverged, falling, layer, location, measurement, parameter, run, stalled, stats
 
@@ -173,9 +173,10 @@ def trial() -> TrialResult:
     def entry(name: str, status: str, level: float, **more: object) -> Entry:
         values = (2.3, (2.3 + level) / 2, level)
         curve = Curve(steps, values, tuple(v - 0.1 for v in values), tuple(v + 0.1 for v in values))
-        return Entry(name, name, status, validation=curve, seeds=3, scores=(Score("accuracy", 0.8, 0.7, 0.9),), **more)
+        return Entry(name, name, status, training=curve, validation=curve, seeds=3, scores=(Score("accuracy", 0.8, 0.7, 0.9),), **more)
 
-    helps = entry("dropout", "helps", 0.9, effect=Effect("validation loss", 1.5, 0.9, -0.6, -0.7, -0.5, 3, True))
+    words = "dropout lowers validation loss by 0.6"
+    helps = entry("dropout", "helps", 0.9, text=words, effect=Effect("validation loss", 1.5, 0.9, -0.6, -0.7, -0.5, 3, True))
     broken = Entry("l1", "l1 0.1", "failed", reason="it raised")
     return TrialResult(
         "model.py:Net",
@@ -188,6 +189,7 @@ def trial() -> TrialResult:
         recommended="dropout",
         diff="--- a\n+++ b\n+nn.Dropout(0.3)\n",
         unwritten=(("early-stopping", "it belongs into the loop"),),
+        searched=(SearchPoint("dropout", {"rate": 0.5}, None, "pruned"), SearchPoint("dropout", {"rate": 0.3}, 0.9, "complete")),
         steps=100,
         samples=(800, 200),
         seconds=12.0,

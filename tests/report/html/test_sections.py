@@ -10,6 +10,7 @@ import pytest
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.nouns.report import Report
+from gradcheck.nouns.trial import Curve
 from gradcheck.nouns.verdict import Evidence, RuleState
 from gradcheck.report.html import render
 from gradcheck.report.html.findings import evidence_table, findings
@@ -17,7 +18,7 @@ from gradcheck.report.html.method import method
 from gradcheck.report.html.rule_text import page_html
 from gradcheck.report.html.states import states
 from gradcheck.report.html.treatments import proof
-from gradcheck.report.html.trial import trial
+from gradcheck.report.html.trial import curve_axis, trial
 from gradcheck.report.html.verdict import gauges, sentence, verdict
 from tests.literals import location, measurement
 from tests.report.html.pages import Page, deep, healthy, sick, treated
@@ -121,8 +122,19 @@ def test_a_trial_is_ranked_and_drawn():
     assert rows[1][1] == "▲failed: it raised" and rows[2][0] == "untreated"
     assert "dropout + l1 overlap: -0.4 together, 0.1 beyond the sum" in said.words
     assert "early-stopping is not in the edit: it belongs into the loop" in said.words
-    assert len(said.all("path", class_="range")) == 2  # the failed entry has no curve
+    assert len(said.all("path", class_="range")) == 4  # training and validation; the failed entry has no curve
+    assert [f.all("b")[0].words.split()[0] for f in said.all("figure")] == ["Training", "Validation"]
+    assert "What each did" in said.words and "dropout lowers validation loss by 0.6" in said.words
+    strengths = [[c.words for c in row.all("td")] for row in said.all("tbody")[1].all("tr")]
+    assert strengths == [["dropout", "rate 0.3", "0.9", ""], ["dropout", "rate 0.5", "", "pruned"]]
     assert "+nn.Dropout(0.3)" in said.all("pre")[0].words
+
+
+def test_a_curve_that_blows_up_does_not_flatten_the_others():
+    """2.3 and 0.9 stay far apart on the chart, beside a curve that ends at 4e6."""
+    curves = [Curve((0, 50, 99), values, values, values) for values in ((2.3, 1e5, 4e6), (2.3, 1.6, 0.9))]
+    axis = curve_axis(curves)
+    assert axis(0.9) - axis(2.3) > 50 and axis(4e6) <= axis(2.3)
 
 
 def test_one_seed_has_no_interval():

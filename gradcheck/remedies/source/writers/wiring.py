@@ -18,6 +18,8 @@ from gradcheck.remedies.source.nodes import (
     class_of,
     dotted,
     in_place_of,
+    scope_of,
+    self_of,
     set_argument,
     statement_of,
 )
@@ -52,15 +54,20 @@ def _held(draft: Draft, node: ast.expr) -> ast.expr:
     statement = statement_of(draft, node)
     if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        if any(dotted(t).startswith("self.") for t in targets):
+        if any(_of_self(draft, t) for t in targets):
             return statement.value
     owner = _list_that_takes(draft, node)
-    if owner.startswith("self."):
+    if owner.startswith(f"{self_of(draft, node)}."):
         return _only_value(draft, owner)
     for other in ast.walk(draft.tree):  # layers = []; layers.append(...); self.layers = layers
-        if isinstance(other, ast.Assign) and dotted(other.value) == owner and any(dotted(t).startswith("self.") for t in other.targets):
+        if isinstance(other, ast.Assign) and dotted(other.value) == owner and any(_of_self(draft, t) for t in other.targets):
             return other.value
     raise Unwritable(f"{draft.path}:{node.lineno}: it is not kept in a list or dictionary of self")
+
+
+def _of_self(draft: Draft, target: ast.expr) -> bool:
+    """Whether an assignment sets an attribute of the object whose method it stands in."""
+    return dotted(target).startswith(f"{self_of(draft, target)}.")
 
 
 def _list_that_takes(draft: Draft, node: ast.expr) -> str:
@@ -98,7 +105,7 @@ def train_all(p: Prescription, context: Context) -> None:
         if isinstance(owner, ast.Attribute):
             draft.replace(owner, draft.source(owner.value))
             return
-        if isinstance(owner, ast.Name) and _later(draft, statement_of(draft, call), owner.id):
+        if isinstance(owner, ast.Name) and (_later(draft, statement_of(draft, call), owner.id) or _instead(context, draft, call, owner)):
             return
     raise Unwritable(f"{draft.path}:{call.lineno}: it is not plain how the optimizer gets its parameters")
 
@@ -116,6 +123,22 @@ def _later(draft: Draft, made: ast.stmt, model: str) -> bool:
     text, dump = draft.source(made), ast.dump(made)
     insert_after(draft, behind[last], text)
     remove_statement(draft, next(n for n in ast.walk(draft.tree) if isinstance(n, ast.Assign) and ast.dump(n) == dump))
+    return True
+
+
+def _instead(context: Context, draft: Draft, call: ast.Call, owner: ast.Name) -> bool:
+    """The parameters of the model in the place of another module's, when the optimizer holds none of the model's."""
+    root = context.measurement.layer("")
+    if root is None or root.site is None or any(x.groups for x in context.measurement.parameters):
+        return False
+    home, node = context.at(root.site)
+    made = statement_of(home, node)
+    if home is not draft or not isinstance(made, ast.Assign) or made.value is not node or not isinstance(made.targets[0], ast.Name):
+        return False
+    scope, name = scope_of(draft, made), made.targets[0].id
+    if name == owner.id or scope not in (scope_of(draft, call), draft.tree) or made.lineno >= call.lineno:
+        return False
+    draft.replace(owner, name)
     return True
 
 
