@@ -1,6 +1,6 @@
 """Does `fix` make failing workloads train, and leave healthy ones alone? Draws random workloads, treats them, really trains them.
 
-    python benchmarks/repair.py --seeds 2000:2060 --jobs 2
+    python benchmarks/repair.py --seeds 4000:4060 --jobs 2
     python benchmarks/repair.py --samples
 
 Workloads and labels are those of predictions.py: a workload *fails* when 300 steps leave its training loss at 0.9 of the best constant

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3, help="of every task")
     parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of every trial")
+    parser.add_argument("--steps", type=int, help="of every run, instead of what the budget allows")
     parser.add_argument("--only", nargs="*", help="names of tasks or samples")
     parser.add_argument("--samples", action="store_true", help="sample_models/trial instead of drawn tasks")
     asked = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
         for name, expected in SAMPLES.items():
             if not asked.only or name in asked.only:
                 spec = TargetSpec(str(ROOT / "sample_models" / "trial" / name))
-                result = trial_target(spec, Options(budget=asked.budget), settings_from(None)).trial
+                result = trial_target(spec, Options(budget=asked.budget, steps=asked.steps), settings_from(None)).trial
                 assert result is not None
                 wrong += not row(name, result, expected)
     else:
@@ -61,8 +62,9 @@ def main() -> None:
             for seed in range(asked.first, asked.first + asked.draws):
                 if not asked.only or name in asked.only:
                     task = draw(seed)
-                    given = {"loss": task.loss, "optimizer": task.optimizer, "val_data": task.val, "budget": asked.budget}
-                    wrong += not row(f"{name} {seed}", gradcheck.trial(task.model, task.data, **given), expected)
+                    given = {"loss": task.loss, "optimizer": task.optimizer, "val_data": task.val}
+                    result = gradcheck.trial(task.model, task.data, **given, budget=asked.budget, steps=asked.steps)
+                    wrong += not row(f"{name} {seed}", result, expected)
     sys.exit(1 if wrong else 0)
 
 

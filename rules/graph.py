@@ -369,11 +369,8 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
 
 def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
     severity, why = _missing_severity(m, missing)
-    stale = (
-        f"; it holds {m.optimizer.stale} tensors that are not in the model: it was built before the model was changed"
-        if m.optimizer.stale
-        else ""
-    )
+    built = "before the model was changed" if any(p.groups for p in m.parameters) else "for another module, or before the model was changed"
+    stale = f"; it holds {m.optimizer.stale} tensors that are not in the model: it was built {built}" if m.optimizer.stale else ""
     owners = _owners(missing)
     return found(
         severity,
@@ -390,6 +387,8 @@ def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
 
 
 def _rebuild(m: Measurement, owners: Sequence[str]) -> Remedy:
+    if not any(p.groups for p in m.parameters):
+        return Remedy("add-to-optimizer", "give the optimizer the parameters of the model: it holds none of them", "safe")
     if m.optimizer.stale:
         return Remedy("add-to-optimizer", "build the optimizer after the last change of the model", "safe")
     return Remedy(

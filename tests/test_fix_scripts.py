@@ -27,7 +27,7 @@ OTHERWISE = {
 
 def treated(name: str) -> list[Fixed]:
     quiet = ScriptSpec(name, quiet=True)
-    return fix_script(quiet, Settings(budget=2.0, fast=True, select=("LOOP", "GRAPH006")), terms_of(False, 20, 1, 10.0))
+    return fix_script(quiet, Settings(budget=1.0, fast=True, select=("LOOP", "GRAPH006")), terms_of(False, 20, 1, 3.0))
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_loop_and_model_are_edited_together() -> None:
     Path("train.py").write_text(sick)
     spec = ScriptSpec("train.py", quiet=True)
     settings = Settings(budget=4.0, select=("GRAPH006", "LOSS001"))
-    (fixed,) = fix_script(spec, settings, terms_of(True, 30, 1, 20.0))
+    (fixed,) = fix_script(spec, settings, terms_of(True, 30, 1, 10.0))
     assert {o.prescription.treatment for o in fixed.outcomes if o.status == "kept"} == {"clear-gradients", "remove-output-activation"}
     assert fixed.report.proof is not None and set(fixed.report.proof.cured) == {"GRAPH006", "LOSS001"}
     assert fixed.source is not None

@@ -120,7 +120,7 @@ def _change(c: Change) -> str:
 
 def _trained(effect: Effect, base: Sequence[Run], treated: Sequence[Run], without: str) -> Iterator[Line]:
     yield Labelled("training:", "", f"{effect.metric} {number(effect.base)} -> {number(effect.treated)}   {_interval(effect)}")
-    if base and treated:
+    if base and treated and effect.metric in ("training loss", "validation loss"):  # others are compared where losses cannot be
         width = len(without)
         yield (f"          {without:{width}} {curve(base, treated)}",)
         yield (f"          {'with it':{width}} {curve(treated, base)}",)

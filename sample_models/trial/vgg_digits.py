@@ -1,6 +1,6 @@
 """A VGG-style net without normalization on 8x8 digits, few of them.
 
-Expected: a normalization or a regularization helps
+Expected: batch-normalization or another normalization, orthogonal-init, or a regularization such as dropout helps
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
+from torch.nn import functional as F
 
-from gradcheck.fixing.performance import Result, Skill, compare, skill
+from gradcheck.fixing.performance import Result, Skill, changes_loss, compare, skill
 from gradcheck.nouns.measurement import Run
+from gradcheck.nouns.treatment import Prescription
 
 
 def outputs(values):
@@ -43,6 +45,27 @@ def test_explained_variance_is_that_of_scikit_learn():
     guess = wanted + 0.3 * torch.randn(40, 1, generator=g)
     found = skill(outputs(guess), [(torch.zeros(40, 1), wanted)])
     assert found.metric == "explained variance" and found.value == pytest.approx(r2_score(wanted, guess))
+
+
+def test_a_step_tells_what_its_loss_is_given():
+    g = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(40, 5, generator=g), torch.randint(0, 5, (40,), generator=g)
+
+    def ascent(model, batch):
+        return -F.cross_entropy(model(batch[0]), batch[1])
+
+    def two_losses(model, batch):
+        return ascent(model, batch) + F.mse_loss(model(batch[0]), batch[0])
+
+    batch = (logits, labels, object())  # as a captured script's
+    found = skill(nn.Identity(), [batch], ascent)
+    assert found.metric == "accuracy" and found.value == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    assert skill(nn.Identity(), [batch]) is None and skill(nn.Identity(), [batch], two_losses) is None
+
+
+@pytest.mark.parametrize(("settings", "same"), [({"maximize": False}, True), ({"lr": 0.1}, True), ({"whole": True}, False)])
+def test_a_flipped_sign_of_the_loss_is_another_loss(settings, same):
+    assert changes_loss([Prescription("flip-sign", "", "loss", "safe", settings)]) is not same
 
 
 @pytest.mark.parametrize("scale", [1.0, 250.0])

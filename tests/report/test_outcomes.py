@@ -59,6 +59,13 @@ def test_a_remedy_is_shown_with_its_edit_its_numbers_and_its_training():
     assert "Would apply 1 remedy: cures OPT001; left: GRAD001. 1 more remedy with --unsafe-fixes." in text
 
 
+def test_what_was_written_is_called_applied():
+    proof = Proof(EFFECT, BASE, TREATED, ("OPT001",))
+    assert tail(report(KEPT, proof=proof), written=True) == "Applied 1 remedy: cures OPT001; nothing is left."
+    part = tail(report(KEPT, replace(KEPT, diff=""), proof=proof), written=True)
+    assert part == "Applied 1 of 2 remedies to the source; on the copy all together: cures OPT001; nothing is left."
+
+
 def test_added_and_removed_lines_have_colours():
     text = shown(report(KEPT, proof=Proof(EFFECT, BASE, TREATED)), "always")
     assert "\x1b[32m+lr=0.1\x1b[0m" in text and "\x1b[31m-lr=10\x1b[0m" in text

@@ -478,6 +478,15 @@ def test_hidden_modules_are_registered(body: str, after: str) -> None:
     assert hidden(Sheet(text), "nn.Linear(2, 2)").edited(prescription("register-modules")) == text.replace(body, after)
 
 
+def test_hidden_modules_of_a_class_with_another_name_for_self() -> None:
+    text = HEAD + "class Net(nn.Module):\n    def __init__(s): super().__init__(); s.a = [nn.Linear(2, 2)]; s.b = nn.Linear(2, 1)\n"
+    assert hidden(Sheet(text), "nn.Linear(2, 2)").edited(prescription("register-modules")) == text.replace(
+        "[nn.Linear(2, 2)]", "nn.ModuleList([nn.Linear(2, 2)])"
+    )
+    other = text.replace("s.a =", "other.a =")
+    assert "not kept in a list" in hidden(Sheet(other), "nn.Linear(2, 2)").refused(prescription("register-modules"))
+
+
 def test_missing_parameters_join_the_optimizer() -> None:
     text = HEAD + "params = [*model.a.parameters(), *model.c.parameters()]\noptimizer = torch.optim.SGD(params, lr=0.1)\n"
     sheet = Sheet(text).optimizer("torch.optim.SGD(params, lr=0.1)", "SGD")
@@ -486,6 +495,15 @@ def test_missing_parameters_join_the_optimizer() -> None:
     assert sheet.edited(prescription("add-to-optimizer", "b")) == text.replace(
         "*model.c.parameters()]", "*model.c.parameters(), *model.b.parameters()]"
     )
+
+
+def test_an_optimizer_of_another_module_gets_the_model_in_its_place() -> None:
+    text = HEAD + "body = nn.Linear(4, 2)\nhead = nn.Linear(2, 2)\noptimizer = torch.optim.SGD(body.parameters(), lr=0.1)\n"
+    sheet = Sheet(text).optimizer("torch.optim.SGD(body.parameters(), lr=0.1)", "SGD").layer("", "nn.Linear(2, 2)")
+    sheet.having(parameters=(literals.parameter("weight", layer="", groups=0),))
+    assert sheet.edited(prescription("add-to-optimizer")) == text.replace("SGD(body", "SGD(head")
+    sheet.having(parameters=(literals.parameter("weight", layer="", groups=1),))
+    assert "not plain" in sheet.refused(prescription("add-to-optimizer"))
 
 
 def test_a_cut_gradient_is_let_through() -> None:
@@ -692,6 +710,7 @@ def test_layers_are_scaled_to_unit_variance_on_the_training_inputs() -> None:
     sheet.layer("0", "nn.Linear(8, 64)").layer("2", "nn.Linear(64, 4)").root(text[text.index("nn.Sequential") : -1], "Sequential")
     edited = sheet.edited(prescription("lsuv-init", "0", "2"))
     scope: dict[str, Any] = {}
+    torch.manual_seed(0)
     exec(compile(edited, "model.py", "exec"), scope)
     hidden = scope["model"][0](scope["inputs"])
     assert abs(hidden.std() - 1) < 0.05 and abs(scope["model"](scope["inputs"]).std() - 1) < 0.05
