@@ -85,5 +85,5 @@ def test_the_command_writes_the_script_and_scans_it_again() -> None:
     words = ["fix", "train.py", "--write", "--quiet-script", "--select", "GRAPH006", "--budget", "5", "--seeds", "1"]
     done = subprocess.run([sys.executable, "-m", "gradcheck", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "wrote train.py" in done.stderr and "cures GRAPH006; nothing is left" in done.stdout
+    assert "wrote train.py" in done.stderr and "Applied 1 remedy: cures GRAPH006; nothing is left" in done.stdout
     assert code(Path("train.py")) == code(SCRIPTS / "healthy" / sick.name)

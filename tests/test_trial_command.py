@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from gradcheck.commands import app
 
 ROOT = Path(__file__).resolve().parents[1]
 LINEAR = "sample_models/trial/sparse_regression.py:build_linear"
@@ -24,7 +27,7 @@ def run(*words, **more):
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     path = tmp_path_factory.mktemp("trial") / "run.json"
-    words = ("--remedy", "l1,l2", "--steps", "100", "--seeds", "3", "--budget", "30", "--output", "full", "--output", f"json:{path}")
+    words = ("--remedy", "l1,l2", "--steps", "100", "--seeds", "3", "--budget", "90", "--output", "full", "--output", f"json:{path}")
     done = run(LINEAR, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(path.read_text())["trial"]
@@ -54,9 +57,10 @@ def test_the_saved_run_holds_the_trial(shown):
         (("nowhere.py",), "nowhere.py"),
     ],
 )
-def test_bad_input_is_one_clear_error(words, said):
-    done = run(*words)
-    assert done.returncode == 2 and not done.stdout
+def test_bad_input_is_one_clear_error(words, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(app, ["trial", *words])
+    assert done.exit_code == 2 and not done.stdout
     assert said in done.stderr and "help:" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -79,3 +83,17 @@ def children(pid: int) -> list[str]:
     """Worker processes of a trial."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
     return listed.stdout.split()
+
+
+@pytest.mark.parametrize("command", ["trial", "fix"])
+def test_a_page_is_opened_on_request(command, monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr("gradcheck.report.browser.open_reports", lambda reports, outputs: opened.append((reports, outputs)))
+    monkeypatch.chdir(ROOT)
+    page = tmp_path / "page.html"
+    more = ["--remedy", "l2", "--seeds", "3", "--workers", "1"] if command == "trial" else []
+    words = [command, LINEAR, *more, "--steps", "10", "--budget", "5", "--open", "-q", "--output", f"html:{page}"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code in (0, 1), done.stderr
+    ((reports, outputs),) = opened
+    assert len(reports) == 1 and page in [o.path for o in outputs] and "<html" in page.read_text()

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from gradcheck.nouns.treatment import STAGES
 from gradcheck.trial.crew import Crew, Job
@@ -63,7 +64,7 @@ class Contest:
 
     def hold(self) -> None:
         """All rounds, as far as time allows."""
-        self.round("first round", [c for c in self.contestants if not c.variant], list(range(self.plan.first)), self.half_time())
+        self.round("first round", by_turns([c for c in self.contestants if not c.variant]), list(range(self.plan.first)), self.half_time())
         better = self.best_of_each(self.contestants)
         half = better[: max(self.plan.finalists, -(-len(better) // 2))]
         screening = self.half_time()
@@ -144,6 +145,14 @@ def combinations(finalists: Sequence[Contestant], gains: Sequence[float]) -> lis
         if value >= 1 and not any(rivals(contestant.name, other.name) for other in team):
             team.append(contestant)
     return [together(team[:n]) for n in range(2, min(len(team), TOGETHER) + 1)]
+
+
+def by_turns(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Every remedy once before any at its next strength: when time is short, rather fewer strengths than fewer remedies."""
+    turns: dict[str, list[Contestant]] = {}
+    for contestant in contestants:
+        turns.setdefault(contestant.name, []).append(contestant)
+    return [c for turn in zip_longest(*turns.values()) for c in turn if c is not None]
 
 
 def apart(one: Contestant, other: Contestant) -> float:

@@ -12,7 +12,7 @@ import pytest
 from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.protocol import Inapplicable
-from gradcheck.trial.contest import Contest, combinations, rivals, together
+from gradcheck.trial.contest import Contest, by_turns, combinations, rivals, together
 from gradcheck.trial.crew import Crew
 from gradcheck.trial.plan import Plan
 from gradcheck.trial.ranking import base_entry, entry_of, interactions, ranked, recommendation
@@ -236,3 +236,8 @@ def test_a_diverged_run_counts_as_the_worst_loss_seen():
     assert effect.better and math.isfinite(effect.low) and -5.5 < effect.difference < -5
     alike = compare(base, base, STICK)
     assert alike.difference == 0 and not alike.better
+
+
+def test_every_remedy_enters_once_before_any_at_its_next_strength():
+    crowd = [Contestant(name, f"{name} {i}") for name, count in (("l1", 3), ("dropout", 1), ("l2", 2)) for i in range(count)]
+    assert [c.title for c in by_turns(crowd)] == ["l1 0", "dropout 0", "l2 0", "l1 1", "l2 1", "l1 2"]
