@@ -74,7 +74,7 @@ def language(watch: Watch) -> None:
     with watch(model, optimizer):
         for step in range(600):
             start = torch.randint(0, 32, (8, 1))
-            tokens = (start + 3 * torch.arange(17)) % 32
+            tokens = (start + 3 * torch.arange(9)) % 32
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(tokens[:, :-1])
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()) / 2
@@ -152,7 +152,7 @@ def values(watch: Watch) -> None:
     target.load_state_dict(net.state_dict())
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     with watch(net, optimizer):
-        for step in range(400):
+        for step in range(600):
             state = torch.randn(64, 4)
             action = torch.randint(0, 2, (64, 1))
             reward = 1.0 + 0.3 * state[:, :1] * (2 * action - 1)
