@@ -33,7 +33,7 @@ from gradcheck.target.outputs import own_loss_of
 from gradcheck.target.spec import TargetSpec
 from gradcheck.target.workload import Batch, Workload
 
-SMALL_BUDGET, LARGE_BUDGET = 120.0, 300.0  # seconds for treating and proving models below and above SMALL parameters
+SMALL_BUDGET, LARGE_BUDGET = 180.0, 300.0  # seconds for treating and proving models below and above SMALL parameters
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Treatments that no finding asks for: searched when the findings' own do not make the model train.
 
-Rates first, since a wrong rate is the most frequent illness and hides what else would help; then what helps most often of
-initialisation, data and, where that is allowed, architecture; then the rest of each, alone and in pairs; all at the rates around the
-best one so far. Every round is a tournament by successive halving (Jamieson and Talwalkar 2016) on one seed; what trains well there has
-to do so on a second one, and has yet to be proved on others.
+Rates first, since a wrong rate is the most frequent illness and hides what else would help; then regimens, everything at once that fits,
+since illnesses hide each other's cures; then what helps most often of initialisation, data and, where that is allowed, architecture;
+then the rest of each, alone and in pairs, at the rates around the best one so far. Every round is a tournament by successive halving
+(Jamieson and Talwalkar 2016) on one seed; what trains well there has to do so on a second one, and has yet to be proved on others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 
 from gradcheck.errors import GradcheckError
-from gradcheck.fixing.candidates import BUILDS, FIRST_BUILDS, FIRST_STARTS, STARTS, Names
+from gradcheck.fixing.candidates import BUILDS, FIRST_BUILDS, FIRST_STARTS, REBUILDS, REGIMENS, STARTS, Names, usual_rates
 from gradcheck.fixing.performance import WELL
 from gradcheck.fixing.plan import allowed
 from gradcheck.fixing.ward import Plan, TimeUp, Ward, signature
@@ -30,11 +30,14 @@ CLEAR = 0.05  # of chance: a gain that is worth another treatment
 RATES = (0.1, 10.0, 0.01, 100.0, 0.3, 3.0, 1e-3, 1e3)  # factors on the user's rate
 NEARBY = (1.0, 0.1, 10.0)  # on the best one so far
 EARLY_RUNGS = (0.2, 0.5)  # of the steps,
+LATE_RUNGS = (0.5, 1.0)  # of a regimen, whose rate may warm up,
 SURVIVORS = 1 / 3  # and how many go on after each
 BEGUN, BLOWN_UP = 0.95, 1.5  # of chance: what has begun to learn, and what a rate is too high for
+ALIKE = 1.5  # rates that lie closer are not both tried
 CLOSE = (3.0, 10.0, 0.3)  # the same, at the end of the search
 MOST_LONGER = 6  # plans that are trained for longer when none trains well
 MOST_BEST = 4  # variants that are paired with each other; winners of a tournament that are tried on the second seed
+REPAIRS = ("wiring", "loss", "data")  # stages whose treatments are right whatever else is done
 LOWER, RAISE = "lower-learning-rate", "raise-learning-rate"
 
 
@@ -58,11 +61,12 @@ class Search:
         self.best, self.relative = self.kept, self.ward.relative(self.kept, self.reference)
         try:
             self.steps = steps_to_train(self.ward, self.best, self.reference)
-            for plans in (self._rates, self._first, self._starts, self._pairs, self._builds):
+            rounds = (self._rates, self._regimens, self._rebuilds, self._first, self._starts, self._pairs, self._builds)
+            for plans in rounds:
                 before = self.best
                 if self.steps:
                     return
-                self.tournament(plans())
+                self.tournament(plans(), LATE_RUNGS if plans in (self._regimens, self._rebuilds) else EARLY_RUNGS)
                 if self.best != before and not self.steps:
                     self.steps = steps_to_train(self.ward, self.best, self.reference)
             if not self.steps:
@@ -75,9 +79,39 @@ class Search:
     def _rates(self) -> list[Plan]:
         if not self.rate:
             return []
-        shift = self.rate / self.measurement.optimizer.lr  # what a finding made of the rate is not always near a good one
-        around = [*RATES, *((factor / shift for factor in RATES) if shift != 1 else ())]
-        return [self.at(self.kept, factor) for factor in around]
+        # What a finding made of the rate is not always near a good one.
+        wanted = [*self._usual, *(start * factor for start in (self.rate, self.measurement.optimizer.lr) for factor in RATES)]
+        chosen = [self.rate]
+        for rate in wanted:
+            if all(max(rate, other) > ALIKE * min(rate, other) for other in chosen):
+                chosen.append(rate)
+        return [self.set(self.kept, rate) for rate in chosen[1:]]
+
+    @property
+    def _usual(self) -> tuple[float, ...]:
+        return usual_rates(self.measurement.optimizer) if self.rate else ()
+
+    def _regimens(self) -> list[Plan]:
+        return self._all_of(REGIMENS)
+
+    def _rebuilds(self) -> list[Plan]:
+        return self._all_of(REBUILDS) if self.ward.terms.unsafe else []
+
+    def _all_of(self, regimens: Iterable[Names]) -> list[Plan]:
+        """Each with what fits of it, at the best rate so far and the usual ones; it takes the place of all but true repairs."""
+        plans = [p for p in unique(self._what_fits(names) for names in regimens) if p != self.kept]
+        return [plan for one in plans for plan in (self.at(one, 1.0), *(self.set(one, rate) for rate in self._usual))]
+
+    def _what_fits(self, names: Names) -> Plan:
+        plan = tuple(p for p in self.kept if p.stage in REPAIRS)
+        for name in names:
+            for extra in self._prescribed((name,), plan)[:1]:
+                try:
+                    self.ward.patient((*plan, *extra))
+                except (Inapplicable, GradcheckError):
+                    continue
+                plan = (*plan, *extra)
+        return plan
 
     def _first(self) -> list[Plan]:
         names = FIRST_STARTS + (FIRST_BUILDS if self.ward.terms.unsafe else ())
@@ -127,11 +161,15 @@ class Search:
 
     def at(self, plan: Plan, factor: float) -> Plan:
         """The plan with another rate than the best one's; with none, when that is the user's own."""
-        now, wanted = self.measurement.optimizer.lr, float(f"{self.rate * factor:.2g}")
+        return self.set(plan, self.rate * factor)
+
+    def set(self, plan: Plan, rate: float) -> Plan:
+        """The plan with this rate."""
+        now, wanted = self.measurement.optimizer.lr, float(f"{rate:.2g}")
         plan = without_rate(plan)
         if math.isclose(wanted, now, rel_tol=0.05):
             return plan
-        treatment = self.ward.vocabulary[LOWER if wanted < now else RAISE]
+        treatment = self.ward.vocabulary[rate_treatment(now, wanted)]
         text = f"set the learning rate to {wanted:g} (now {now:g}): the best of those tried"
         return (*plan, treatment.prescription(text, settings={"lr": wanted}))
 
@@ -152,10 +190,10 @@ class Search:
             plans = [(*plan, option) for plan in plans for option in options]
         return plans
 
-    def tournament(self, plans: Sequence[Plan]) -> None:
+    def tournament(self, plans: Sequence[Plan], early: Sequence[float] = EARLY_RUNGS) -> None:
         """Every plan for a few steps, the better ones for more. The winner becomes the best when it clearly is."""
         alive, entries, steps = unique(plans), [], 0
-        for rung in EARLY_RUNGS:
+        for rung in early:
             alive = self._survivors(self._entries(alive, self._steps(rung)))
         for rung in (1, PATIENCE):
             steps = self._steps(rung)
@@ -173,7 +211,7 @@ class Search:
         return sorted(found, key=lambda entry: entry[0])
 
     def _survivors(self, entries: list[Entry]) -> list[Plan]:
-        count = max(2, math.ceil(SURVIVORS * len(entries)))
+        count = max(2 if begun(entries) else 3, math.ceil(SURVIVORS * len(entries)))
         alive = [plan for relative, plan in self._promising(entries)[:count] if math.isfinite(relative)]
         for _, plan in entries:
             if plan not in alive:
@@ -181,14 +219,17 @@ class Search:
         return alive
 
     def _promising(self, entries: list[Entry]) -> list[Entry]:
-        """Sorted by their loss; while none has begun to learn, every second one by its rate, the highest that does not blow up first.
+        """Sorted by their loss; while none has begun to learn, in turn by the loss, by how usual the rate is, and by how high it is.
 
-        On a plateau what does not move at all has the lowest loss.
+        On a plateau what does not move at all has the lowest loss, and what is lowest is chance. What blows up does not go on.
         """
         if begun(entries):
             return entries
-        bold = sorted((e for e in entries if e[0] < BLOWN_UP), key=lambda entry: -self.rate_of(entry[1]))
-        return unique_entries(entry for pair in zip_longest(entries, bold) for entry in pair if entry is not None)
+        usual = [float(f"{rate:.2g}") for rate in self._usual]
+        sane = [e for e in entries if e[0] < BLOWN_UP]
+        common = sorted((e for e in sane if self.rate_of(e[1]) in usual), key=lambda entry: usual.index(self.rate_of(entry[1])))
+        bold = sorted(sane, key=lambda entry: -self.rate_of(entry[1]))
+        return unique_entries(entry for three in zip_longest(entries, common, bold) for entry in three if entry is not None)
 
     def _relative(self, plan: Plan, steps: int) -> float | None:
         try:
@@ -199,9 +240,9 @@ class Search:
             return None
 
     def _crown(self, entries: Sequence[Entry], steps: int) -> None:
-        """The best, when it is clearly better than what was; a safe one that trains well goes before one that is not safe."""
-        safe = [e for e in entries if e[0] <= WELL and all(p.applicability == "safe" for p in e[1])]
-        for _, plan in unique_entries([*safe, *entries])[:MOST_BEST]:
+        """The best, when it is clearly better than what was; of those that train well first the safe ones, with few treatments."""
+        well = sorted((e for e in entries if e[0] <= WELL), key=lambda e: (any(p.applicability != "safe" for p in e[1]), len(e[1])))
+        for _, plan in unique_entries([*well, *entries])[:MOST_BEST]:
             relative = self.ward.relative(plan, self.reference, steps)
             if math.isfinite(relative) and relative < self.relative - CLEAR:
                 self.relative, self.best, self.horizon = relative, plan, steps
@@ -223,6 +264,10 @@ def steps_to_train(ward: Ward, plan: Plan, reference: float) -> int:
 def begun(entries: Sequence[Entry]) -> bool:
     """Whether the first one, which is the best, has begun to learn. Of none there is nothing to wait for."""
     return not entries or entries[0][0] < BEGUN
+
+
+def rate_treatment(now: float, wanted: float) -> str:
+    return LOWER if wanted < now else RAISE
 
 
 def without_rate(plan: Iterable[Prescription]) -> Plan:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from gradcheck.errors import GradcheckError
 from gradcheck.fixing.changes import changes
 from gradcheck.fixing.exam import severities, worsened
-from gradcheck.fixing.performance import Result, compare
+from gradcheck.fixing.general import CLEAR
+from gradcheck.fixing.performance import WELL, Result, compare
 from gradcheck.fixing.therapy import WORSE, Therapy
 from gradcheck.fixing.ward import Plan, TimeUp
 from gradcheck.nouns.report import Report
@@ -44,7 +46,9 @@ def prove(therapy: Therapy) -> Verdict:
         whole = compare(base, treated)
         alone = len(therapy.kept) == 1
         single = {id(p): (whole, base) if alone else _without(therapy, p, treated) for p in therapy.kept}
-        refuted = _refuted(therapy, whole, gone, new, {k: v[0] for k, v in single.items()}, NO_HELP if after is not None else NO_TIME)
+        spare = [p for p in therapy.kept if not alone and not p.findings and _dispensable(therapy, *single[id(p)], treated)]
+        doubt = NO_HELP if after is not None else NO_TIME
+        refuted = _refuted(therapy, whole, gone, new, {k: v[0] for k, v in single.items()}, spare, doubt)
         if not refuted:
             left = tuple(severities(after)) if after is not None else tuple(severities(therapy.base))
             proof = Proof(whole, tuple(r.run for r in base), tuple(r.run for r in treated), gone, left)
@@ -78,6 +82,18 @@ def _without(therapy: Therapy, prescription: Prescription, treated: Sequence[Res
     return compare(runs, treated), runs
 
 
+def _dispensable(therapy: Therapy, own: Effect | None, without: Sequence[Result], treated: Sequence[Result]) -> bool:
+    """Whether what no finding asked for is not sure to help, and the model trains without it, or no worse."""
+    if own is None or (own.better and -harm(own) > _limit(therapy, own)):
+        return False
+    now, then = (median(r.relative(therapy.reference) for r in runs) for runs in (treated, without))
+    return then <= WELL or then - now < CLEAR
+
+
+def _limit(therapy: Therapy, effect: Effect) -> float:
+    return WORSE * (therapy.reference if effect.metric == "training loss" else 1.0)
+
+
 def _after(therapy: Therapy) -> Report | None:
     try:
         return therapy.ward.exam(therapy.kept)
@@ -94,15 +110,21 @@ def _codes(base: Report, after: Report | None) -> tuple[tuple[str, ...], tuple[s
 
 
 def _refuted(
-    therapy: Therapy, whole: Effect, gone: Sequence[str], new: Sequence[str], single: dict[int, Effect | None], doubt: str
+    therapy: Therapy,
+    whole: Effect,
+    gone: Sequence[str],
+    new: Sequence[str],
+    single: dict[int, Effect | None],
+    spare: Sequence[Prescription],
+    doubt: str,
 ) -> list[tuple[Prescription, OutcomeStatus, str]]:
     """Treatments that have to go: one that does harm, else all of them when together they neither help nor cure, with the `doubt`."""
-    limit = WORSE * (therapy.reference if whole.metric == "training loss" else 1.0)
+    limit = _limit(therapy, whole)
     for prescription in reversed(therapy.kept):
         own = single[id(prescription)]
         if own is not None and harm(own) > limit and not own.better:
             return [(prescription, "worse", f"on fresh seeds the {own.metric} is worse with it")]
-        if own is not None and len(therapy.kept) > 1 and not prescription.findings and not (own.better and -harm(own) > limit):
+        if own is not None and prescription in spare:
             return [(prescription, "not-needed", f"on fresh seeds the {own.metric} is no better with it")]
     if new and len(therapy.kept) > 1:
         return [(therapy.kept[-1], "worse", f"with it comes {', '.join(new)}")]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from gradcheck.errors import GradcheckError
 from gradcheck.fixing.exam import severities, sick, worsened
-from gradcheck.fixing.general import CLEAR, PATIENCE, SLOW, Search
+from gradcheck.fixing.general import CLEAR, LOWER, PATIENCE, RAISE, SLOW, Search, rate_treatment, without_rate
 from gradcheck.fixing.performance import WELL, Result
 from gradcheck.fixing.plan import allowed, prescriptions, refused
 from gradcheck.fixing.ward import Plan, TimeUp, Ward, signature
@@ -57,7 +57,13 @@ class Therapy:
         m = self.base.measurement
         if m.pretrained or m.optimizer.warming_up or not m.data.given:
             return False
-        return not self.learns or self.ward.train(()).relative(self.reference) > SLOW
+        if not self.learns:
+            return True
+        relative = self.ward.train(()).relative(self.reference)
+        if WELL < relative <= SLOW:  # it may begin to learn, and collapse
+            relative = self.ward.train((), PATIENCE * self.ward.terms.steps).relative(self.reference)
+            self.patient = self.patient or relative > SLOW
+        return relative > SLOW
 
     def run(self) -> None:
         """Raises KeyboardInterrupt as it comes: what was kept until then stays."""
@@ -109,7 +115,7 @@ class Therapy:
 
     def _attempt(self, prescription: Prescription) -> set[str]:
         """Keeps the prescription if it makes its findings go away, or the training better. The codes that are gone."""
-        plan = (*self.kept, prescription)
+        plan = self._with(prescription)
         before = self.ward.train(self.kept)
         try:
             after = self.ward.train(plan)
@@ -124,10 +130,25 @@ class Therapy:
             self._note(Outcome(prescription, "failed", error.message))
             return set()
         if gain >= CLEAR or (gone and gain >= -WORSE):
-            self.kept = plan
+            self._replace(plan, "a later one takes its place")
             return gone
         self._note(_rejected(prescription, before, after, gain, self.reference))
         return set()
+
+    def _with(self, prescription: Prescription) -> Plan:
+        """What is kept and this one. A rate takes the place of an earlier one, for whose findings it then stands, too."""
+        if prescription.treatment not in (LOWER, RAISE):
+            return (*self.kept, prescription)
+        rest = without_rate(self.kept)
+        codes = [code for p in self.kept if p not in rest for code in p.findings]
+        name = rate_treatment(self.base.measurement.optimizer.lr, float(prescription.settings["lr"]))
+        return (*rest, replace(prescription, treatment=name, findings=tuple(dict.fromkeys((*codes, *prescription.findings)))))
+
+    def _replace(self, plan: Plan, reason: str) -> None:
+        """Keeps the plan; what is no longer in it was not needed."""
+        gone, self.kept = [p for p in self.kept if p not in plan], plan
+        for prescription in gone:
+            self._note(Outcome(prescription, "not-needed", reason))
 
     def _later_gain(self, plan: Plan) -> float:
         """What a treatment that slows the first steps, as a warm-up does, comes to later on."""
@@ -161,7 +182,7 @@ class Therapy:
             self.patient = self.patient or max(search.steps, search.horizon) > self.ward.terms.steps
             self.hopeful = search.steps > 0
             if search.best != self.kept and math.isfinite(search.relative):
-                self.kept = search.best
+                self._replace(search.best, "the model trains better with others in its place")
 
     def again(self) -> bool:
         """A second search, on other seeds, when what is kept did not train in the proof. Whether anything came of it."""
@@ -188,23 +209,35 @@ class Therapy:
         """Drops, one at a time, what the others cure without: changes of the architecture first, and the latest before the earliest."""
         if len(self.kept) < 2:
             return
+        whole, dropped = self.kept, self._pruned(self._trains_as_well)
+        if dropped and self._comes_back(whole, self.kept):
+            self.kept = whole
+            dropped = self._pruned(lambda now, rest: self._trains_as_well(now, rest) and not self._comes_back(now, rest))
+        for prescription in dropped:
+            self._note(Outcome(prescription, "not-needed", "the others cure without it"))
+
+    def _pruned(self, spared: Callable[[Plan, Plan], bool]) -> list[Prescription]:
+        """What was dropped, since the rest `spared` it."""
+        dropped = []
         for prescription in sorted(self.kept, key=lambda p: (p.applicability == "safe", -self.kept.index(p))):
             rest = tuple(p for p in self.kept if p is not prescription)
-            if rest and not self._needed(rest):
+            if rest and spared(self.kept, rest):
                 self.kept = rest
-                self._note(Outcome(prescription, "not-needed", "the others cure without it"))
+                dropped.append(prescription)
+        return dropped
 
-    def _needed(self, rest: Plan) -> bool:
-        """Whether the training is clearly worse without it, or a finding comes back."""
+    def _trains_as_well(self, plan: Plan, rest: Plan) -> bool:
         try:
             without = self.ward.train(rest, self.steps)
         except (Inapplicable, GradcheckError):
-            return True
-        whole = self.ward.train(self.kept, self.steps)
+            return False
+        whole = self.ward.train(plan, self.steps)
         well = whole.relative(self.reference) <= WELL
-        if self.gain(without, whole) >= CLEAR or (well and without.relative(self.reference) > WELL):
-            return True
-        now, then = severities(self.ward.exam(self.kept)), severities(self.ward.exam(rest))
+        return self.gain(without, whole) < CLEAR and not (well and without.relative(self.reference) > WELL)
+
+    def _comes_back(self, plan: Plan, rest: Plan) -> bool:
+        """Whether a finding that the plan cures is there with the rest of it."""
+        now, then = severities(self.ward.exam(plan)), severities(self.ward.exam(rest))
         return bool(set(then) - set(now)) or bool(worsened(now, then))
 
     def drop(self, prescription: Prescription, status: OutcomeStatus, reason: str) -> None:

@@ -24,7 +24,7 @@ APPLY_SEED = 0  # for treatments that draw weights: the same prescription always
 SEARCH_SEEDS = (0, 1)  # on which treatments are chosen
 PROOF_SEED = 101  # the first of those on which they are proved
 SEEDS_APART = 200  # from those of a second search
-EXAM_SHARE = 0.1  # of the time: the most that one measurement may take
+EXAM_SHARE = 0.05  # of the time: the most that one measurement may take
 
 
 class TimeUp(Exception):

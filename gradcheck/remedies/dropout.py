@@ -22,6 +22,7 @@ from gradcheck.remedies.rewriting import rewrite, rewrite_method, torch_function
 from gradcheck.remedies.surgery import follow, module_at
 
 DROPPED = 0.2
+MOST_IN_A_ROW = 4  # at that rate: each one divides the share of a value that arrives, and is not noise, by 1 / (1 - rate)
 
 
 def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Prescription]:
@@ -118,10 +119,16 @@ def prescribe_lower_dropout(finding: Finding | None, m: Measurement) -> list[Pre
     named = [d for d in present if (finding.layers and d.layer in finding.layers if finding is not None else d.rate > DROPPED)]
     if not named:
         return []
-    settings: dict[str, Setting] = {"rate": DROPPED, **places_of(named)}
+    rate = _in_a_row(len(named))
+    settings: dict[str, Setting] = {"rate": rate, **places_of(named)}
     layers = tuple(d.layer for d in named)
-    text = f"lower the rate of {listed(layers)} from {max(d.rate for d in named):.2g} to {DROPPED:g}"
+    text = f"lower the rate of {listed(layers)} from {max(d.rate for d in named):.2g} to {rate:g}"
     return [LOWER_DROPOUT.prescription(text, finding, layers=layers, settings=settings)]
+
+
+def _in_a_row(count: int) -> float:
+    """The rate at which so many dropouts together drop as much as a few at the usual rate."""
+    return float(f"{1 - (1 - DROPPED) ** min(1.0, MOST_IN_A_ROW / count):.2g}")
 
 
 def lower_dropout(patient: Patient, p: Prescription) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 
+from gradcheck.fixing.candidates import usual_rates
 from gradcheck.fixing.general import PATIENCE, WELL, Search, steps_to_train
 from gradcheck.fixing.therapy import Therapy
 from gradcheck.fixing.ward import PROOF_SEED, SEARCH_SEEDS, Terms, TimeUp, Ward
@@ -14,7 +15,7 @@ from gradcheck.remedies.vocabulary import VOCABULARY
 from tests.literals import measurement, optimizer, stalled
 
 RATE = 1e-3
-MEASUREMENT = SimpleNamespace(optimizer=SimpleNamespace(lr=RATE))
+MEASUREMENT = SimpleNamespace(optimizer=optimizer(lr=RATE))
 
 
 @dataclass
@@ -25,6 +26,9 @@ class MadeUp(Ward):
     trained: list[tuple[float, tuple[str, ...], int, int]] = field(default_factory=list)
     most: int = 10**6  # trainings until time is up
 
+    def patient(self, plan):
+        return None
+
     def train(self, plan, steps=None, seed=None):
         if len(self.trained) >= self.most:
             raise TimeUp
@@ -33,11 +37,17 @@ class MadeUp(Ward):
         names = tuple(p.treatment for p in plan if "learning-rate" not in p.treatment)
         self.trained.append((rate, names, steps, seed))
         value = self.losses(rate, names, steps, seed)
-        return SimpleNamespace(relative=lambda reference: value)
+        return SimpleNamespace(relative=lambda reference: value, skill=None, comparable=True, failed=False)
+
+
+def fits_any(name):
+    treatment = VOCABULARY[name]
+    return replace(treatment, prescribe=lambda finding, m: [treatment.prescription(name, finding, settings={"lr": 0, "max_norm": 1})])
 
 
 def made_up(losses, unsafe=False, also=(), **more):
-    vocabulary = {name: VOCABULARY[name] for name in ("lower-learning-rate", "raise-learning-rate", *also)}
+    vocabulary = {name: VOCABULARY[name] for name in ("lower-learning-rate", "raise-learning-rate")}
+    vocabulary |= {name: fits_any(name) for name in also}
     return MadeUp(None, vocabulary, None, Terms(unsafe), lambda what, share: None, losses=losses, **more)
 
 
@@ -87,7 +97,40 @@ def test_a_rate_that_a_finding_set_too_low_does_not_hide_the_good_ones():
 def test_no_treatment_is_prescribed_on_top_of_itself():
     kept = VOCABULARY["clip-gradient-norm"].prescription("", settings={"max_norm": 1.0})
     _, ward = search(lambda rate, names, steps, seed: 1.0, (kept,), also=("clip-gradient-norm",))
-    assert {names for _, names, _, _ in ward.trained} == {("clip-gradient-norm",)}
+    assert {names for _, names, _, _ in ward.trained} == {(), ("clip-gradient-norm",)}
+
+
+def test_illnesses_that_hide_each_others_cures_are_treated_together_and_what_is_not_needed_is_dropped():
+    needed = {"standardize-input", "weaker-weight-decay"}
+    also = (*needed, "lsuv-init", "warm-up")
+    found = therapy(lambda rate, names, steps, seed: 0.1 if needed <= set(names) else 1.0, also=also)
+    assert needed <= {p.treatment for p in found.kept}
+    found.ward.exam = lambda plan: SimpleNamespace(findings=())
+    found.prune()
+    assert {p.treatment for p in found.kept} == needed
+    assert {o.status for o in found.outcomes.values()} <= {"not-needed"}
+
+
+def test_what_keeps_a_finding_away_is_not_dropped_though_the_training_is_as_good_without_it():
+    found = therapy(lambda *anything: 0.1)
+    found.kept = tuple(fits_any(name).prescribe(None, None)[0] for name in ("warm-up", "lsuv-init"))
+    ill = SimpleNamespace(findings=(SimpleNamespace(code="INIT001", severity="warning"),))
+    found.ward.exam = lambda plan: SimpleNamespace(findings=()) if "lsuv-init" in {p.treatment for p in plan} else ill
+    found.prune()
+    assert [p.treatment for p in found.kept] == ["lsuv-init"]
+
+
+def test_a_training_that_begins_to_learn_and_collapses_is_searched():
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)))
+    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7), base).slow() is False
+    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7 if steps <= 100 else 1.0), base).slow() is True
+
+
+def test_rates_are_tried_around_the_usual_one_of_the_optimizer():
+    for kind, usual in ((optimizer(), 1e-3), (optimizer(name="SGD", adaptive=False), 0.1)):
+        assert usual_rates(kind)[0] == usual
+    assert usual_rates(optimizer(name="SGD", adaptive=False, momentum=0.9))[0] == 0.01
+    assert usual_rates(optimizer(name="Own", adaptive=False)) == ()
 
 
 def test_time_that_is_up_leaves_the_best_so_far():
@@ -120,10 +163,10 @@ def test_a_rate_that_leaves_the_plateau_late_is_found_though_what_does_not_move_
     assert rate_of(found.best) == pytest.approx(0.01) and found.steps == PATIENCE * ward.terms.steps
 
 
-def therapy(losses):
+def therapy(losses, **more):
     """Of a workload whose probe stalled, after a first search."""
     base = SimpleNamespace(measurement=measurement(probe=stalled(), optimizer=optimizer(lr=RATE)))
-    found = Therapy(made_up(losses), base)
+    found = Therapy(made_up(losses, **more), base)
     found._in_general()
     return found
 
