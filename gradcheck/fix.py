@@ -20,20 +20,22 @@ from gradcheck.fixing.ward import Terms, Ward
 from gradcheck.measure.clip import clip_gradients
 from gradcheck.measure.measure import SMALL_STEP
 from gradcheck.measure.untouched import untouched
+from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome
 from gradcheck.remedies.protocol import Patient
 from gradcheck.remedies.source import SourcePlan, plan_edits
 from gradcheck.remedies.source.draft import Draft
 from gradcheck.remedies.vocabulary import VOCABULARY
-from gradcheck.scan import SMALL, Progress, scan_workload
+from gradcheck.scan import Progress, scan_workload
 from gradcheck.target.load import load
 from gradcheck.target.objects import from_objects
 from gradcheck.target.outputs import own_loss_of
 from gradcheck.target.spec import TargetSpec
 from gradcheck.target.workload import Batch, Workload
 
-SMALL_BUDGET, LARGE_BUDGET = 180.0, 300.0  # seconds for treating and proving models below and above SMALL parameters
+LEAST_BUDGET, MOST_BUDGET = 180.0, 300.0  # seconds for treating and proving: enough for
+TRAININGS = 100
 
 
 @dataclass
@@ -143,7 +145,7 @@ def fix_workload(
     probe = report.measurement.probe
     if probe.losses and probe.seconds < SMALL_STEP * len(probe.losses):
         torch.set_num_threads(1)
-    ward = Ward(workload, VOCABULARY, settings, _with_budget(terms, workload), tick, seen)
+    ward = Ward(workload, VOCABULARY, settings, _with_budget(terms, probe), tick, seen)
     therapy = Therapy(ward, report)
     verdict = _proved(therapy, partial)
     fresh = [Draft(d.document, d.origin) for d in onto]
@@ -180,11 +182,11 @@ def terms_of(unsafe: bool, steps: int | None, seeds: int, budget: float | None) 
     return Terms(unsafe, steps or Terms.steps, seeds, budget or 0.0)
 
 
-def _with_budget(terms: Terms, workload: Workload) -> Terms:
+def _with_budget(terms: Terms, probe: Run) -> Terms:
     if terms.budget:
         return terms
-    small = sum(p.numel() for p in workload.model.parameters()) < SMALL
-    return replace(terms, budget=SMALL_BUDGET if small else LARGE_BUDGET)
+    needed = TRAININGS * terms.steps * probe.seconds / max(1, len(probe.losses))
+    return replace(terms, budget=min(MOST_BUDGET, max(LEAST_BUDGET, needed)))
 
 
 def _edits(verdict: Verdict, workload: Workload, onto: Sequence[Draft]) -> tuple[SourcePlan | None, str]:

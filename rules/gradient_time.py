@@ -48,7 +48,7 @@ def hinders(m: Measurement) -> bool:
     return bool(probe_failure(m)) and not rate_cures(m) and not lifted
 
 
-def remedies(r: Recurrence) -> tuple[Remedy, ...]:
+def remedies(m: Measurement, r: Recurrence) -> tuple[Remedy, ...]:
     """What lengthens the memory of this kind of layer, the least invasive first."""
     kind = r.type.removesuffix("Cell")
     where = r.layer or "the loop"
@@ -77,7 +77,19 @@ def remedies(r: Recurrence) -> tuple[Remedy, ...]:
             "unsafe",
         )
     )
+    if elman(m, r):
+        made.append(
+            Remedy(
+                "gated-recurrence", f"replace {where} by an LSTM whose forget gate starts open, or by a GRU: gates keep its state", "unsafe"
+            )
+        )
     return tuple(made)
+
+
+def elman(m: Measurement, r: Recurrence) -> bool:
+    """Whether it is torch's RNN itself: neither a cell, nor a class of the user's own, whatever its name."""
+    layer = m.layer(r.layer)
+    return r.type == "RNN" and (layer is None or (layer.kind, layer.type) == ("recurrent", "RNN"))
 
 
 def severity_of(m: Measurement, r: Recurrence, size: float, limits: Limits) -> tuple[Severity, str]:
@@ -128,7 +140,7 @@ def finding(m: Measurement, hit: list[tuple[Recurrence, float]], limits: Limits)
         Evidence("change per time step", abs(size) / (len(r.gradients) - 1), limit / (len(r.gradients) - 1), ">", "decades", r.layer),
     )
     clip = Remedy("clip-gradient-norm", "clip the gradient's norm, at 1 for a start: it limits the damage, not the cause", "advice")
-    cures = remedies(r) if shrinks else (*remedies(r)[:1], clip)
+    cures = remedies(m, r) if shrinks else (*remedies(m, r)[:1], clip)
     names = tuple(dict.fromkeys(x.layer for x, _ in hit))
     return found(severity, message, layers=names, location=r.site, evidence=evidence, remedies=cures, confirmed=confirmed)
 
@@ -193,8 +205,9 @@ def gradient_through_time(m: Measurement, limits: Limits) -> Verdict:
     ```
 
     ## References
-    Bengio et al. 1994; Pascanu et al. 2013; Jozefowicz et al. 2015; Tallec and Ollivier 2018, Can recurrent
-    neural networks warp time?
+    Bengio et al. 1994; Hochreiter and Schmidhuber 1997, Long Short-Term Memory; Gers et al. 2000, Learning to
+    forget; Pascanu et al. 2013; Jozefowicz et al. 2015; Tallec and Ollivier 2018, Can recurrent neural networks
+    warp time?
     """
     if not m.recurrences:
         return not_applicable("no recurrent layer with at least 8 time steps")

@@ -33,7 +33,7 @@ REGIMENS: tuple[Names, ...] = (
     (*_GENTLE, "lsuv-init", *_RECURRENT, "warm-up", "clip-gradient-norm"),
 )
 REBUILDS: tuple[Names, ...] = (
-    (*_GENTLE, "pre-norm", "insert-normalization", "lsuv-init", *_RECURRENT),
+    (*_GENTLE, "pre-norm", "gated-recurrence", "insert-normalization", "lsuv-init", *_RECURRENT),
     (*_GENTLE, "replace-activation", "insert-normalization", "lsuv-init"),
     (*_GENTLE, "replace-activation", "add-residual", "insert-normalization", "lsuv-init"),
 )
@@ -53,6 +53,7 @@ FIRST_BUILDS: tuple[Names, ...] = (
     ("replace-activation", "insert-normalization"),
     ("add-residual", "insert-normalization"),
     ("pre-norm",),
+    ("gated-recurrence",),
 )
 
 # The rest.

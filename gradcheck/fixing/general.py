@@ -32,6 +32,7 @@ NEARBY = (1.0, 0.1, 10.0)  # on the best one so far
 EARLY_RUNGS = (0.2, 0.5)  # of the steps,
 LATE_RUNGS = (0.5, 1.0)  # of a regimen, whose rate may warm up,
 SURVIVORS = 1 / 3  # and how many go on after each
+SURE = 0.3  # of chance: far enough below WELL for other orders of the samples
 BEGUN, BLOWN_UP = 0.95, 1.5  # of chance: what has begun to learn, and what a rate is too high for
 ALIKE = 1.5  # rates that lie closer are not both tried
 CLOSE = (3.0, 10.0, 0.3)  # the same, at the end of the search
@@ -105,13 +106,15 @@ class Search:
     def _what_fits(self, names: Names) -> Plan:
         plan = tuple(p for p in self.kept if p.stage in REPAIRS)
         for name in names:
-            for extra in self._prescribed((name,), plan)[:1]:
-                try:
-                    self.ward.patient((*plan, *extra))
-                except (Inapplicable, GradcheckError):
-                    continue
-                plan = (*plan, *extra)
+            plan = next((p for extra in self._prescribed((name,), plan) if self._fits(p := (*plan, *extra))), plan)
         return plan
+
+    def _fits(self, plan: Plan) -> bool:
+        try:
+            self.ward.patient(plan)
+        except (Inapplicable, GradcheckError):
+            return False
+        return True
 
     def _first(self) -> list[Plan]:
         names = FIRST_STARTS + (FIRST_BUILDS if self.ward.terms.unsafe else ())
@@ -136,7 +139,8 @@ class Search:
     def _extras(self) -> list[Plan]:
         """What the best finished plans add to the kept ones, each once."""
         ranked = sorted(self.finished, key=lambda entry: entry[0])
-        extras = unique(tuple(p for p in without_rate(plan) if p not in self.kept) for _, plan in ranked)
+        known = {p.treatment for p in self.kept}
+        extras = unique(tuple(p for p in without_rate(plan) if p.treatment not in known) for _, plan in ranked)
         return [e for e in extras if e][:MOST_BEST]
 
     def _longer(self) -> None:
@@ -211,7 +215,8 @@ class Search:
         return sorted(found, key=lambda entry: entry[0])
 
     def _survivors(self, entries: list[Entry]) -> list[Plan]:
-        count = max(2 if begun(entries) else 3, math.ceil(SURVIVORS * len(entries)))
+        fewest = 2 if begun(entries) or self.measurement.optimizer.adaptive else 3
+        count = max(fewest, math.ceil(SURVIVORS * len(entries)))
         alive = [plan for relative, plan in self._promising(entries)[:count] if math.isfinite(relative)]
         for _, plan in entries:
             if plan not in alive:
@@ -221,14 +226,15 @@ class Search:
     def _promising(self, entries: list[Entry]) -> list[Entry]:
         """Sorted by their loss; while none has begun to learn, in turn by the loss, by how usual the rate is, and by how high it is.
 
-        On a plateau what does not move at all has the lowest loss, and what is lowest is chance. What blows up does not go on.
+        On a plateau what does not move at all has the lowest loss, and what is lowest is chance. What blows up does not go on. Tiny
+        gradients may ask for rates of any height, but not where the optimizer divides by them.
         """
         if begun(entries):
             return entries
         usual = [float(f"{rate:.2g}") for rate in self._usual]
         sane = [e for e in entries if e[0] < BLOWN_UP]
         common = sorted((e for e in sane if self.rate_of(e[1]) in usual), key=lambda entry: usual.index(self.rate_of(entry[1])))
-        bold = sorted(sane, key=lambda entry: -self.rate_of(entry[1]))
+        bold = [] if self.measurement.optimizer.adaptive else sorted(sane, key=lambda entry: -self.rate_of(entry[1]))
         return unique_entries(entry for three in zip_longest(entries, common, bold) for entry in three if entry is not None)
 
     def _relative(self, plan: Plan, steps: int) -> float | None:
@@ -241,7 +247,7 @@ class Search:
 
     def _crown(self, entries: Sequence[Entry], steps: int) -> None:
         """The best, when it is clearly better than what was; of those that train well first the safe ones, with few treatments."""
-        well = sorted((e for e in entries if e[0] <= WELL), key=lambda e: (any(p.applicability != "safe" for p in e[1]), len(e[1])))
+        well = sorted((e for e in entries if e[0] <= WELL), key=_preference)
         for _, plan in unique_entries([*well, *entries])[:MOST_BEST]:
             relative = self.ward.relative(plan, self.reference, steps)
             if math.isfinite(relative) and relative < self.relative - CLEAR:
@@ -249,6 +255,12 @@ class Search:
             if self.relative <= WELL:
                 self.steps = steps
                 return
+
+
+def _preference(entry: Entry) -> tuple[bool, bool, int]:
+    """What keeps the architecture, trains surely, and needs little."""
+    relative, plan = entry
+    return any(p.applicability != "safe" for p in plan), relative > SURE, len(plan)
 
 
 def steps_to_train(ward: Ward, plan: Plan, reference: float) -> int:

@@ -9,7 +9,7 @@ from statistics import median
 from gradcheck.errors import GradcheckError
 from gradcheck.fixing.changes import changes
 from gradcheck.fixing.exam import severities, worsened
-from gradcheck.fixing.general import CLEAR
+from gradcheck.fixing.general import CLEAR, SLOW
 from gradcheck.fixing.performance import WELL, Result, compare
 from gradcheck.fixing.therapy import WORSE, Therapy
 from gradcheck.fixing.ward import Plan, TimeUp
@@ -18,7 +18,8 @@ from gradcheck.nouns.treatment import Effect, Outcome, OutcomeStatus, Prescripti
 from gradcheck.remedies.protocol import Inapplicable
 
 NO_HELP = "on fresh seeds it helps no more than chance would"
-NO_TIME = "the training is no better with it, and there was no time to see whether its findings are gone; a larger --budget gives it"
+NO_TIME = "there was time for {done} of {all} pairs of trainings on fresh seeds, which prove nothing; a larger --budget gives it"
+NO_EXAM = "the training is no better with it, and there was no time to see whether its findings are gone; a larger --budget gives it"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def prove(therapy: Therapy) -> Verdict:
     ward.share = 1.0
     base: list[Result] = []
     while therapy.kept:
-        pairs = _pairs(therapy, therapy.kept, base)
+        fresh = _pairs(therapy, therapy.kept, base)
+        pairs = fresh or [(ward.known(()), ward.known(therapy.kept))]  # what the search trained: it proves nothing
         base = [b for b, _ in pairs]
         treated = [t for _, t in pairs]
         after = _after(therapy)
@@ -47,8 +49,9 @@ def prove(therapy: Therapy) -> Verdict:
         alone = len(therapy.kept) == 1
         single = {id(p): (whole, base) if alone else _without(therapy, p, treated) for p in therapy.kept}
         spare = [p for p in therapy.kept if not alone and not p.findings and _dispensable(therapy, *single[id(p)], treated)]
-        doubt = NO_HELP if after is not None else NO_TIME
-        refuted = _refuted(therapy, whole, gone, new, {k: v[0] for k, v in single.items()}, spare, doubt)
+        doubt = _doubt(therapy, after, len(fresh))
+        helps = _helps(therapy, whole) or _rescued(therapy, fresh)
+        refuted = _refuted(therapy, whole, helps, gone, new, {k: v[0] for k, v in single.items()}, spare, doubt)
         if not refuted:
             left = tuple(severities(after)) if after is not None else tuple(severities(therapy.base))
             proof = Proof(whole, tuple(r.run for r in base), tuple(r.run for r in treated), gone, left)
@@ -61,7 +64,7 @@ def prove(therapy: Therapy) -> Verdict:
 
 
 def _pairs(therapy: Therapy, plan: Plan, base: Sequence[Result]) -> list[tuple[Result, Result]]:
-    """(untreated, treated) for each seed of the proof that there is time for; else the pair that the search trained."""
+    """(untreated, treated) for each seed of the proof that there is time for."""
     ward, found = therapy.ward, []
     for i in range(ward.terms.seeds):
         try:
@@ -69,7 +72,7 @@ def _pairs(therapy: Therapy, plan: Plan, base: Sequence[Result]) -> list[tuple[R
             found.append((untreated, ward.train(plan, therapy.steps, ward.proof_seed + i)))
         except TimeUp:
             break
-    return found or [(ward.known(()), ward.known(plan))]
+    return found
 
 
 def _without(therapy: Therapy, prescription: Prescription, treated: Sequence[Result]) -> tuple[Effect | None, list[Result]]:
@@ -84,7 +87,7 @@ def _without(therapy: Therapy, prescription: Prescription, treated: Sequence[Res
 
 def _dispensable(therapy: Therapy, own: Effect | None, without: Sequence[Result], treated: Sequence[Result]) -> bool:
     """Whether what no finding asked for is not sure to help, and the model trains without it, or no worse."""
-    if own is None or (own.better and -harm(own) > _limit(therapy, own)):
+    if own is None or _helps(therapy, own):
         return False
     now, then = (median(r.relative(therapy.reference) for r in runs) for runs in (treated, without))
     return then <= WELL or then - now < CLEAR
@@ -92,6 +95,22 @@ def _dispensable(therapy: Therapy, own: Effect | None, without: Sequence[Result]
 
 def _limit(therapy: Therapy, effect: Effect) -> float:
     return WORSE * (therapy.reference if effect.metric == "training loss" else 1.0)
+
+
+def _helps(therapy: Therapy, effect: Effect) -> bool:
+    return effect.better and -harm(effect) > _limit(therapy, effect)
+
+
+def _rescued(therapy: Therapy, pairs: Sequence[tuple[Result, Result]]) -> bool:
+    """What did not learn trains well, on every fresh seed that there was time for: noise does not reach from one to the other."""
+    relative = [(a.relative(therapy.reference), b.relative(therapy.reference)) for a, b in pairs]
+    return bool(relative) and all(untreated > SLOW and treated <= WELL for untreated, treated in relative)
+
+
+def _doubt(therapy: Therapy, after: Report | None, pairs: int) -> str:
+    if pairs < therapy.ward.terms.seeds:
+        return NO_TIME.format(done=pairs, all=therapy.ward.terms.seeds)
+    return NO_HELP if after is not None else NO_EXAM
 
 
 def _after(therapy: Therapy) -> Report | None:
@@ -112,6 +131,7 @@ def _codes(base: Report, after: Report | None) -> tuple[tuple[str, ...], tuple[s
 def _refuted(
     therapy: Therapy,
     whole: Effect,
+    helps: bool,
     gone: Sequence[str],
     new: Sequence[str],
     single: dict[int, Effect | None],
@@ -132,7 +152,7 @@ def _refuted(
         return [(p, "worse", f"with it comes {', '.join(new)}") for p in therapy.kept]
     if harm(whole) > limit:
         return [(p, "worse", f"on fresh seeds the {whole.metric} is worse") for p in therapy.kept]
-    if not gone and not (whole.better and -harm(whole) > limit):
+    if not gone and not helps:
         return [(p, "not-verified", doubt) for p in therapy.kept]
     return []
 

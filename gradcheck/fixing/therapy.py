@@ -78,7 +78,8 @@ class Therapy:
         except TimeUp:
             pass
         try:
-            self.ward.share = PRUNING_SHARE
+            proof = self.ward.share_before(2 * self.ward.terms.seeds * self.steps)
+            self.ward.share = min(PRUNING_SHARE, proof)
             self.prune()
         except TimeUp:
             pass

@@ -59,6 +59,8 @@ class Ward:
     courses: dict[tuple[str, int], Course] = field(default_factory=dict)
     results: dict[tuple[str, int, int], Result] = field(default_factory=dict)  # with the steps
     reports: dict[str, Report] = field(default_factory=dict)
+    steps_taken: int = 0
+    seconds_taken: float = 0.0  # by these
 
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
@@ -122,11 +124,18 @@ class Ward:
             course = self.courses.get(key)
             if course is None or course.step > steps:
                 course = self.courses[key] = Course(self.patient(plan), seed)
+            began, at = time.perf_counter(), course.step
             course.train(steps, deadline=self.deadline)
+            self.steps_taken += course.step - at
+            self.seconds_taken += time.perf_counter() - began
             if course.ended == "budget":
                 raise TimeUp
             self.results[*key, steps] = result_of(course, plan)
         return self.results[*key, steps]
+
+    def share_before(self, steps: int) -> float:
+        """The share of the budget that is left when what so many steps take is put aside."""
+        return 1 - steps * self.seconds_taken / max(1, self.steps_taken) / self.terms.budget
 
     def known(self, plan: Sequence[Prescription]) -> Result:
         """As far as the plan was trained before time was up, three steps at least."""

@@ -10,7 +10,7 @@ from gradcheck.nouns.checks import Recurrence
 from gradcheck.nouns.measurement import Measurement, Regularization, Run
 from gradcheck.rules.gradient_time import decay, gradient_through_time
 from gradcheck.rules.initialization_recurrent import recurrent_initialization
-from tests.literals import data, falling, location, measurement, parameter, parameter_steps, run, stalled
+from tests.literals import data, falling, layer, location, measurement, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 
@@ -111,6 +111,20 @@ class TestGradientThroughTime:
         other = recurrence(8.0, type="GRU")
         f = only(gradient_through_time, timed(recurrence(), other))
         assert "(GRU)" in f.message and "also in lstm" in f.message and f.remedies[0].name == "orthogonal-recurrent"
+
+    @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU", "RNNCell", "Own"])
+    def test_gates_are_the_last_remedy_of_torchs_elman_layer_alone(self, kind):
+        f = only(gradient_through_time, timed(recurrence(type=kind)))
+        assert [r.name == "gated-recurrence" for r in f.remedies] == [False] * (len(f.remedies) - 1) + [kind == "RNN"]
+        if kind == "RNN":
+            assert f.remedies[-1].applicability == "unsafe" and f.remedies[-1].text.startswith("replace lstm by an LSTM")
+
+    @pytest.mark.parametrize(
+        ("layer_kind", "name", "offered"), [("recurrent", "RNN", True), ("recurrent", "Own", False), ("container", "RNN", False)]
+    )
+    def test_a_class_of_the_users_own_gets_no_gates_whatever_its_name(self, layer_kind, name, offered):
+        f = only(gradient_through_time, timed(recurrence(type="RNN"), layers=(layer("lstm", layer_kind, type=name),)))
+        assert ("gated-recurrence" in [r.name for r in f.remedies]) == offered
 
     def test_without_recurrence_it_does_not_apply(self):
         assert no_verdict(gradient_through_time, measurement()) == "not-applicable"

@@ -141,7 +141,7 @@ def remove_argument(draft: Draft, call: ast.Call, name: str) -> None:
 
 
 def remove_item(draft: Draft, item: ast.AST, items: Sequence[ast.AST]) -> None:
-    """Takes one of the items of a call or list away; a line that it had for itself goes with it."""
+    """Takes one of the items of a call or list away; a line that it had for itself goes with it. Comments on the others stay."""
     ordered = sorted(items, key=lambda a: draft.span(a)[0])
     index = next(i for i, one in enumerate(ordered) if one is item)
     start, end = draft.span(item)
@@ -151,10 +151,10 @@ def remove_item(draft: Draft, item: ast.AST, items: Sequence[ast.AST]) -> None:
     line_end = _line_end(text, after)
     if not text[line_start:start].strip() and after > end and not _without_comment(text[after:line_end]).strip():
         draft.edit([Edit(line_start, line_end, "")])
-    elif index + 1 < len(ordered):
-        draft.edit([Edit(start, draft.span(ordered[index + 1])[0], "")])
-    elif index > 0:
-        draft.edit([Edit(draft.span(ordered[index - 1])[1], end, "")])
+    elif index + 1 < len(ordered) and "#" not in text[end : (following := draft.span(ordered[index + 1])[0])]:
+        draft.edit([Edit(start, following, "")])
+    elif index > 0 and "#" not in text[(previous := draft.span(ordered[index - 1])[1]) : start]:
+        draft.edit([Edit(previous, end, "")])
     else:
         draft.edit([Edit(start, after, "")])
 

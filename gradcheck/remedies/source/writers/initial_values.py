@@ -97,7 +97,14 @@ def forget_gate(p: Prescription, context: Context) -> None:
     """Forget gates that start open: bias_ih at the value, bias_hh at 0. PyTorch's gates are in the order input, forget, cell, output."""
     value = literal(number(p, "value", 1.0))
     if not _gate_in_place(p, context, value):
-        _gates(p, context, [f'bias[hidden : 2 * hidden] = {value} if name.startswith("bias_ih") else 0.0  # the forget gate'])
+        _require_lstm(p, context)
+        open_forget_gates(context, p.layers, value, p.text)
+
+
+def open_forget_gates(context: Context, layers: Sequence[str], value: str, doc: str) -> None:
+    """The same for layers that are LSTMs in the source by now, whatever they were when they were measured."""
+    line = f'bias[hidden : 2 * hidden] = {value} if name.startswith("bias_ih") else 0.0  # the forget gate'
+    _gates(context, layers, [line], doc)
 
 
 def _gate_in_place(p: Prescription, context: Context, value: str) -> bool:
@@ -125,7 +132,8 @@ def chrono(p: Prescription, context: Context) -> None:
         f"    bias[hidden : 2 * hidden].uniform_(1, {longest}).log_()  # the forget gate",
         "    bias[:hidden] = -bias[hidden : 2 * hidden]  # the input gate",
     ]
-    _gates(p, context, body)
+    _require_lstm(p, context)
+    _gates(context, p.layers, body, p.text)
 
 
 def orthogonal_recurrent(p: Prescription, context: Context) -> None:
@@ -144,17 +152,22 @@ def orthogonal_recurrent(p: Prescription, context: Context) -> None:
     _without_gradient(context, lines, p.text)
 
 
-def _gates(p: Prescription, context: Context, body: list[str]) -> None:
-    lines: list[str] = []
+def _require_lstm(p: Prescription, context: Context) -> None:
     for layer in p.layers:
         if not context.layer(layer).type.startswith("LSTM"):
             raise Unwritable(f"{layer} is no LSTM of torch")
+
+
+def _gates(context: Context, layers: Sequence[str], body: list[str], doc: str) -> None:
+    """Statements about each bias of recurrent layers."""
+    lines: list[str] = []
+    for layer in layers:
         owner = expression(context, layer)
         lines += [f"hidden = {owner}.hidden_size", f"for name, bias in {owner}.named_parameters():", '    if name.startswith("bias_"):']
         lines += [f"        {line}" for line in body]
     if not lines:
         raise Unwritable("no layer is named")
-    _without_gradient(context, lines, p.text)
+    _without_gradient(context, lines, doc)
 
 
 def _without_gradient(context: Context, lines: Sequence[str], doc: str) -> None:
