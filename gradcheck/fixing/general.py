@@ -17,7 +17,7 @@ from gradcheck.errors import GradcheckError
 from gradcheck.fixing.candidates import BUILDS, FIRST_BUILDS, FIRST_STARTS, REBUILDS, REGIMENS, STARTS, Names, usual_rates
 from gradcheck.fixing.performance import WELL
 from gradcheck.fixing.plan import allowed
-from gradcheck.fixing.ward import Plan, TimeUp, Ward, signature
+from gradcheck.fixing.ward import PATIENCE, Plan, TimeUp, Ward, signature
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.protocol import Inapplicable
@@ -25,7 +25,6 @@ from gradcheck.remedies.protocol import Inapplicable
 Entry = tuple[float, Plan]  # loss in units of chance
 
 SLOW = 0.9  # a loss that stays above it has not begun to fall
-PATIENCE = 3  # times the steps, for a training that falls slowly
 CLEAR = 0.05  # of chance: a gain that is worth another treatment
 RATES = (0.1, 10.0, 0.01, 100.0, 0.3, 3.0, 1e-3, 1e3)  # factors on the user's rate
 NEARBY = (1.0, 0.1, 10.0)  # on the best one so far

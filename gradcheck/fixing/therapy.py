@@ -9,10 +9,10 @@ from statistics import median
 
 from gradcheck.errors import GradcheckError
 from gradcheck.fixing.exam import severities, sick, worsened
-from gradcheck.fixing.general import CLEAR, LOWER, PATIENCE, RAISE, SLOW, Search, rate_treatment, without_rate
+from gradcheck.fixing.general import CLEAR, LOWER, RAISE, SLOW, Search, rate_treatment, without_rate
 from gradcheck.fixing.performance import WELL, Result
 from gradcheck.fixing.plan import allowed, prescriptions, refused
-from gradcheck.fixing.ward import Plan, TimeUp, Ward, signature
+from gradcheck.fixing.ward import PATIENCE, Plan, TimeUp, Ward, signature
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome, OutcomeStatus, Prescription
 from gradcheck.progress import verdict
@@ -20,6 +20,7 @@ from gradcheck.remedies.protocol import Inapplicable
 
 ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what lay behind it
 WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
+LONG_SHARE = 0.7  # of the budget: what has to be left when long trainings are put aside
 FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8  # of the budget, after which the next phase begins
 
 
@@ -78,11 +79,17 @@ class Therapy:
         except TimeUp:
             pass
         try:
+            self.patient = self.patient or (self.hopeful and self._affords_patience())
             proof = self.ward.share_before(2 * self.ward.terms.seeds * self.steps)
             self.ward.share = min(PRUNING_SHARE, proof)
             self.prune()
         except TimeUp:
             pass
+
+    def _affords_patience(self) -> bool:
+        """Whether there is time to prune and to prove in long trainings, in which what was found is seen not to collapse."""
+        trainings = 2 * (self.ward.terms.seeds + len(self.kept))
+        return self.ward.share_before(trainings * PATIENCE * self.ward.terms.steps) > LONG_SHARE
 
     # ------------------------------------------------------------- what findings ask for
 

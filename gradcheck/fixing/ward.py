@@ -24,6 +24,7 @@ APPLY_SEED = 0  # for treatments that draw weights: the same prescription always
 SEARCH_SEEDS = (0, 1)  # on which treatments are chosen
 PROOF_SEED = 101  # the first of those on which they are proved
 SEEDS_APART = 200  # from those of a second search
+PATIENCE = 3  # times the steps, for a training that falls slowly, or may collapse
 EXAM_SHARE = 0.05  # of the time: the most that one measurement may take
 
 
@@ -105,10 +106,17 @@ class Ward:
             patient.applied.append(prescription)
 
     def relative(self, plan: Sequence[Prescription], reference: float, steps: int | None = None) -> float:
-        """The loss in units of `reference`; of a plan that trains well, the worse one of two seeds: luck does not come twice."""
+        """The loss in units of `reference`; of a plan that trains well, the worst of two seeds, and of a longer training.
+
+        Luck does not come twice, and what a rate or a decay ruins may look well at first.
+        """
         one, other = self.seeds
-        first = self.train(plan, steps, one).relative(reference)
-        return max(first, self.train(plan, steps, other).relative(reference)) if first <= WELL else first
+        worst = self.train(plan, steps, one).relative(reference)
+        for more, seed in ((steps, other), (max(steps or 0, PATIENCE * self.terms.steps), one)):
+            if worst > WELL:
+                break
+            worst = max(worst, self.train(plan, more, seed).relative(reference))
+        return worst
 
     def reseed(self) -> None:
         """From now on treatments are chosen and proved on other seeds."""
