@@ -34,7 +34,7 @@ SURVIVORS = 1 / 3  # and how many go on after each
 SURE = 0.3  # of chance: far enough below WELL for other orders of the samples
 BEGUN, BLOWN_UP = 0.95, 1.5  # of chance: what has begun to learn, and what a rate is too high for
 ALIKE = 1.5  # rates that lie closer are not both tried
-CLOSE = (3.0, 10.0, 0.3)  # the same, at the end of the search
+CLOSE = (3.0, 10.0, 0.3)  # factors on the best rate at the end of the search
 MOST_LONGER = 6  # plans that are trained for longer when none trains well
 MOST_BEST = 4  # variants that are paired with each other; winners of a tournament that are tried on the second seed
 REPAIRS = ("wiring", "loss", "data")  # stages whose treatments are right whatever else is done
@@ -85,7 +85,7 @@ class Search:
         for rate in wanted:
             if all(max(rate, other) > ALIKE * min(rate, other) for other in chosen):
                 chosen.append(rate)
-        return [self.set(self.kept, rate) for rate in chosen[1:]]
+        return [self.with_rate(self.kept, rate) for rate in chosen[1:]]
 
     @property
     def _usual(self) -> tuple[float, ...]:
@@ -100,7 +100,7 @@ class Search:
     def _all_of(self, regimens: Iterable[Names]) -> list[Plan]:
         """Each with what fits of it, at the best rate so far and the usual ones; it takes the place of all but true repairs."""
         plans = [p for p in unique(self._what_fits(names) for names in regimens) if p != self.kept]
-        return [plan for one in plans for plan in (self.at(one, 1.0), *(self.set(one, rate) for rate in self._usual))]
+        return [plan for one in plans for plan in (self.at(one, 1.0), *(self.with_rate(one, rate) for rate in self._usual))]
 
     def _what_fits(self, names: Names) -> Plan:
         plan = tuple(p for p in self.kept if p.stage in REPAIRS)
@@ -164,9 +164,9 @@ class Search:
 
     def at(self, plan: Plan, factor: float) -> Plan:
         """The plan with another rate than the best one's; with none, when that is the user's own."""
-        return self.set(plan, self.rate * factor)
+        return self.with_rate(plan, self.rate * factor)
 
-    def set(self, plan: Plan, rate: float) -> Plan:
+    def with_rate(self, plan: Plan, rate: float) -> Plan:
         """The plan with this rate."""
         now, wanted = self.measurement.optimizer.lr, float(f"{rate:.2g}")
         plan = without_rate(plan)

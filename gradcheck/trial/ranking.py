@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import fmean, median
 
 from gradcheck.nouns.treatment import Effect
 from gradcheck.nouns.trial import Curve, Entry, EntryStatus, Interaction, Score
@@ -128,10 +128,20 @@ def _loss_of(entry: Entry) -> float:
     return entry.effect.difference if entry.effect.lower_is_better else -entry.effect.difference
 
 
+def best_single(helpful: Sequence[Entry], relevant: float) -> Entry | None:
+    """Of those whose loss ends as low as the lowest, by what counts as a difference, the one whose loss fell soonest."""
+    lowest = min(helpful, key=_loss_of, default=None)
+    if lowest is None or lowest.effect is None or not lowest.effect.lower_is_better:
+        return lowest
+    limit = _loss_of(lowest) + relevant
+    as_low = [e for e in helpful if e.effect is not None and e.effect.lower_is_better and _loss_of(e) <= limit and e.validation.median]
+    return min(as_low, key=lambda e: fmean(e.validation.median), default=lowest)
+
+
 def recommendation(contest: Contest, entries: Sequence[Entry]) -> str:
     """The best single remedy that helps; a combination only where it is better than that by more than chance."""
     helpful = [e for e in entries if e.status == "helps"]
-    single = min((e for e in helpful if " + " not in e.name), key=_loss_of, default=None)
+    single = best_single([e for e in helpful if " + " not in e.name], contest.stick.relevant)
     pairs = sorted((e for e in helpful if " + " in e.name), key=_loss_of)
     if single is None:
         return pairs[0].name if pairs else ""

@@ -15,7 +15,7 @@ from gradcheck.remedies.protocol import Inapplicable
 from gradcheck.trial.contest import Contest, by_turns, combinations, rivals, together
 from gradcheck.trial.crew import Crew
 from gradcheck.trial.plan import Plan
-from gradcheck.trial.ranking import base_entry, entry_of, interactions, ranked, recommendation
+from gradcheck.trial.ranking import base_entry, best_single, entry_of, interactions, ranked, recommendation
 from gradcheck.trial.standings import Contestant, Yardstick, compare, gain
 from gradcheck.trial.story import concluded
 from gradcheck.trial.ward import Result
@@ -192,6 +192,23 @@ def test_a_remedy_whose_losses_mean_something_else_is_judged_by_its_score():
     contest = held({}, ["replace-loss"])
     entry = entry_of(contest, contest.contestants[0])
     assert entry.effect.metric == "accuracy" and not entry.effect.lower_is_better and entry.status == "no-difference"
+
+
+def ended(difference, *losses, lower_is_better=True):
+    effect = SimpleNamespace(difference=difference, lower_is_better=lower_is_better)
+    return SimpleNamespace(effect=effect, validation=SimpleNamespace(median=losses))
+
+
+def test_of_remedies_that_end_as_low_the_one_that_gets_there_soonest_is_recommended():
+    late, soon, worse = ended(-1.76, 1.8, 1.8, 0.04), ended(-1.75, 1.8, 0.2, 0.05), ended(-1.5, 0.3, 0.3, 0.3)
+    assert best_single([late, soon, worse], 0.03) is soon
+    assert best_single([late, soon, worse], 0.001) is late
+    assert best_single([], 0.03) is None
+
+
+def test_scores_are_not_weighed_against_curves_of_losses():
+    high = ended(0.3, 2.0, 2.0, lower_is_better=False)
+    assert best_single([high, ended(0.1, 0.1, 0.1, lower_is_better=False)], 10.0) is high
 
 
 def test_entries_are_ranked_by_status_then_effect():
