@@ -103,7 +103,8 @@ def well_fed(seed: int) -> Task:
     return Task(model, _batches(*drawn(8192), 64), _batches(*drawn(2048), 512), F.mse_loss, torch.optim.Adam(model.parameters(), 2e-3))
 
 
-REGULARIZING = ("dropout", "l1", "l2", "elastic-net", "early-stopping", "label-smoothing", "mixup")
+# Noise on the inputs is one of them: C. Bishop, "Training with noise is equivalent to Tikhonov regularization", 1995.
+REGULARIZING = ("dropout", "l1", "l2", "elastic-net", "early-stopping", "label-smoothing", "mixup", "input-noise")
 CLIPPING = ("clip-gradient-norm", "clip-gradient-value", "adaptive-gradient-clipping")
 OPENING = (
     "replace-activation",

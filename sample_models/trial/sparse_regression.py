@@ -1,6 +1,7 @@
 """Diabetes progression from ten measured features among ninety of pure noise: the truth is sparse. Linear, and with a hidden layer.
 
-Expected: l1 or elastic-net helps most (sparse_regression.py:build_linear, sparse_regression.py:build_mlp)
+Expected: l1 or elastic-net helps most (sparse_regression.py:build_linear);
+any regularization, such as l1, dropout or input-noise, helps (sparse_regression.py:build_mlp)
 """
 
 from __future__ import annotations

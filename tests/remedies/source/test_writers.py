@@ -257,6 +257,30 @@ def test_a_helper_that_draws_the_weights_is_followed() -> None:
     assert "        nn.init.xavier_uniform_(module.weight)\n" in edited and "normal_(0, 3)" not in edited
 
 
+def _biases_set(condition: str = "") -> str:
+    loop = f"        for layer in (self.first, self.second):\n            {condition}nn.init.constant_(layer.bias, -5.0)\n"
+    return HEAD + NET.replace("width, 4)\n", "width, 4)\n" + loop, 1)
+
+
+def test_weights_are_drawn_beside_the_biases() -> None:
+    sheet = Sheet(_biases_set()).layer("first", "nn.Linear(8, width)").layer("second", "nn.Linear(width, 4)").root("Net()")
+    assert changed(sheet, sheet.edited(prescription("he-init", "first", "second", gain=1.4142))) == [
+        '            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")',
+        "            nn.init.zeros_(layer.bias)",
+    ]
+
+
+def test_weights_of_one_layer_are_not_drawn_beside_the_biases_of_several() -> None:
+    sheet = Sheet(_biases_set()).layer("first", "nn.Linear(8, width)").layer("second", "nn.Linear(width, 4)").root("Net()")
+    assert "kaiming_normal_(layer.weight" not in sheet.edited(prescription("he-init", "first", gain=1.4142))
+
+
+def test_weights_are_not_drawn_where_only_some_layers_have_a_bias() -> None:
+    sheet = Sheet(_biases_set("if layer.bias is not None: "))
+    sheet.layer("first", "nn.Linear(8, width)").layer("second", "nn.Linear(width, 4)", parameters=("second.weight",)).root("Net()")
+    assert "apply_gradcheck_fixes" in sheet.edited(prescription("he-init", "first", "second", gain=1.4142))
+
+
 def test_weights_are_drawn_behind_the_creation_of_a_layer_with_a_name() -> None:
     text = (
         HEAD + "def block(a, b):\n    linear = nn.Linear(a, b)\n    return nn.Sequential(linear, nn.ReLU())\n\n\n"

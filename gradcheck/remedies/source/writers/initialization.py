@@ -1,4 +1,4 @@
-"""Initialisation: in the statement that does it today, else behind the creation of the layer, else in the generated function."""
+"""Initialisation: where it is done today, else beside the bias or behind the creation of the layer, else in the generated function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gradcheck.remedies.source.helper import apply_to_model, home
 from gradcheck.remedies.source.imports import original, spelled
 from gradcheck.remedies.source.names import Layers, Reader
 from gradcheck.remedies.source.nodes import dotted, statement_of
-from gradcheck.remedies.source.statements import insert_after
+from gradcheck.remedies.source.statements import insert_after, insert_before
 
 WEIGHTED = ("linear", "conv", "embedding", "recurrent")
 FEW = 4  # layers that are named one by one
@@ -79,6 +79,7 @@ def draw(context: Context, names: Sequence[str], scheme: Scheme, transposed: Seq
     draw_parameters(context, bare, scheme, transposed)
     todo = frozenset(names) - frozenset(bare)
     todo -= _in_place(context, todo, scheme)
+    todo -= _beside_biases(context, todo, scheme)
     if todo:
         todo -= _behind_creation(context, todo, scheme)
     for group in (_stored_inputs_first(context, todo), todo - _stored_inputs_first(context, todo)):
@@ -139,6 +140,22 @@ def _in_place(context: Context, wanted: Layers, scheme: Scheme) -> Layers:
             statement = next(s for s, _, c in drawing(context, draft, "weight") if (c & wanted) - done)
             draft.replace(statement, call)
             done |= covered & wanted
+    return done
+
+
+def _beside_biases(context: Context, wanted: Layers, scheme: Scheme) -> Layers:
+    """Before statements that set the biases of these layers and of no others."""
+    done: Layers = frozenset()
+    for draft in context.all_drafts():
+        for _ in range(len(drawing(context, draft, "bias"))):
+            fitting = [
+                (o, c) for _, o, c in drawing(context, draft, "bias") if c <= wanted - done and all(_has_bias(context, x) for x in c)
+            ]
+            if fitting:
+                owner, covered = fitting[0]
+                call = scheme.call(draft, f"{owner}.weight", inputs_first=bool(_stored_inputs_first(context, covered)))
+                insert_before(draft, next(s for s, _, c in drawing(context, draft, "bias") if c == covered), call)
+                done |= covered
     return done
 
 
@@ -227,10 +244,13 @@ def _write(context: Context, draft: Draft, place: Location, owner: str, scheme: 
     insert_after(draft, draft.at(place), "\n".join(lines))
 
 
+def _has_bias(context: Context, name: str) -> bool:
+    return (f"{name}.bias" if name else "bias") in context.layer(name).parameters
+
+
 def _biased(context: Context, names: Layers | Sequence[str]) -> bool:
     """They have biases, and no statement of the source sets them."""
-    held = [f"{x}.bias" if x else "bias" for x in names]
-    if not any(p in context.layer(x).parameters for x, p in zip(names, held, strict=True)):
+    if not any(_has_bias(context, x) for x in names):
         return False
     set_already: Layers = frozenset().union(*(c for d in context.all_drafts() for _, _, c in drawing(context, d, "bias")))
     return not frozenset(names) <= set_already
