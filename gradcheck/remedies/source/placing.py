@@ -54,11 +54,26 @@ def in_sequence(draft: Draft, node: ast.AST) -> bool:
         above = draft.parent(parent)
         if isinstance(above, ast.Starred):
             return in_sequence(draft, above)
+        if isinstance(above, ast.comprehension):
+            return _runs_through(draft, above)
         if isinstance(above, ast.AugAssign) or (isinstance(above, ast.Call) and called(above) == "extend"):
             return True
         if isinstance(above, (ast.Assign, ast.AnnAssign)) and isinstance(parent, ast.List):
             return _feeds_sequence(draft, above)
     return False
+
+
+def _runs_through(draft: Draft, generator: ast.comprehension) -> bool:
+    """`part for _ in range(n) for part in (...)`, unpacked into a Sequential."""
+    whole, target = draft.parent(generator), generator.target
+    if not isinstance(whole, (ast.ListComp, ast.GeneratorExp)) or whole.generators[-1] is not generator or generator.ifs:
+        return False
+    if not (isinstance(whole.elt, ast.Name) and isinstance(target, ast.Name) and whole.elt.id == target.id):
+        return False
+    above = draft.parent(whole)
+    if isinstance(above, (ast.Assign, ast.AnnAssign)):
+        return _feeds_sequence(draft, above)
+    return isinstance(above, ast.Starred) and in_sequence(draft, above)
 
 
 def _feeds_sequence(draft: Draft, statement: ast.Assign | ast.AnnAssign) -> bool:

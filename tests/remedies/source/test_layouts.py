@@ -137,7 +137,8 @@ def test_clipping_is_inserted_in_front_of_the_step(name: str, seed: int) -> None
     assert model.weight.grad.norm() < 0.0101
 
 
-def test_a_comprehension_over_a_tuple_has_no_room_for_an_item() -> None:
-    layout = layouts(0, MODELS["comprehension"])
-    sheet = sheet_of(layout)
-    assert "no room" in sheet.refused(prescription("insert-normalization", *names_of(sheet, "linear"), kind="LayerNorm"))
+def test_a_comprehension_over_a_tuple_gets_a_further_item() -> None:
+    sheet = sheet_of(layouts(0, MODELS["comprehension"]))
+    assert "(nn.Linear(8, 8), nn.LayerNorm(8), nn.Sigmoid())" in sheet.edited(
+        prescription("insert-normalization", *names_of(sheet, "linear"), kind="LayerNorm")
+    )

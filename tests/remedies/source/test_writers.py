@@ -402,6 +402,25 @@ def test_a_normalization_is_inserted_and_takes_the_bias() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("made", "room"),
+    [
+        ("part for _ in range(2) for part in (nn.Linear(8, 8), nn.Tanh())", True),
+        ("(part) for _ in range(2) for part in [nn.Linear(8, 8), nn.Tanh()]", True),
+        ("part for _ in range(2) for part in (nn.Linear(8, 8), nn.Tanh()) if part", False),
+        ("last for _ in range(2) for (part, last) in [(nn.Linear(8, 8), nn.Linear(8, 8))]", False),
+    ],
+)
+def test_a_comprehension_that_is_unpacked_into_a_sequential_has_room(made: str, room: bool) -> None:
+    for text in (f"model = nn.Sequential(*[{made}])\n", f"parts = [{made}]\nmodel = nn.Sequential(*parts)\n"):
+        sheet = Sheet(HEAD + text).layer("0", "nn.Linear(8, 8)").layer("2", "nn.Linear(8, 8)")
+        p = prescription("insert-normalization", "0", "2", kind="LayerNorm")
+        if room:
+            assert sheet.edited(p) == sheet.text.replace("nn.Linear(8, 8), ", "nn.Linear(8, 8), nn.LayerNorm(8), ")
+        else:
+            assert "no room" in sheet.refused(p)
+
+
 LIST = """class Net(nn.Module):
     def __init__(self):
         super().__init__()
