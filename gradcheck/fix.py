@@ -34,7 +34,7 @@ from gradcheck.target.outputs import own_loss_of
 from gradcheck.target.spec import TargetSpec
 from gradcheck.target.workload import Batch, Workload
 
-LEAST_BUDGET, MOST_BUDGET = 180.0, 300.0  # seconds for treating and proving: enough for
+LEAST_BUDGET, MOST_BUDGET = 180.0, 300.0  # seconds for treating and proving: between them, what so many trainings need
 TRAININGS = 100
 
 
