@@ -15,6 +15,7 @@ EntryStatus = Literal[
     "untreated",
     "helps",  # the interval of the final duel excludes zero, and the difference is large enough to matter
     "promising",  # better in the screening; it was not in the final, or that was cut short
+    "undecided",  # better in the final, by more than a little, though chance may do as much
     "no-difference",
     "worse",
     "diverged",  # in most of its runs

@@ -15,6 +15,7 @@ SIGNS: dict[EntryStatus, tuple[str, str]] = {
     "untreated": (" ", "bold"),
     "helps": ("+", "bold green"),
     "promising": ("?", "cyan"),
+    "undecided": ("?", "cyan"),
     "no-difference": ("=", "dim"),
     "worse": ("-", "red"),
     "diverged": ("!", "red"),

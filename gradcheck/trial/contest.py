@@ -10,7 +10,8 @@ from itertools import zip_longest
 
 from gradcheck.nouns.treatment import STAGES
 from gradcheck.trial.crew import Crew, Job
-from gradcheck.trial.plan import FEWEST_SEEDS, Plan
+from gradcheck.trial.entries import scheduled
+from gradcheck.trial.plan import COSTLIER, FEWEST_SEEDS, Plan, Planner
 from gradcheck.trial.standings import Contestant, Yardstick, gain, shared
 from gradcheck.trial.stopping import stops_early
 from gradcheck.trial.ward import Ward
@@ -22,6 +23,7 @@ ENOUGH_SEEDS = 6  # of the final, rather than more finalists: three seeds give a
 NEXT_TO = 3  # other strengths of a remedy that are tried: those nearest to its best one
 SMALL_FINAL = 3 * ENOUGH_SEEDS  # runs: the untreated model and two remedies
 PROMISING = 0.5  # gain, in smallest differences that count, with which an entry enters the final
+MUCH_LONGER = 1.5  # runs than planned, for which it is worth beginning anew
 TOGETHER = 3  # remedies at most in a combination
 
 # Remedies that take each other's place: one of a group at most is in a combination.
@@ -49,6 +51,7 @@ class Contest:
     crew: Crew
     deadline: float
     tick: Tick = lambda phase, fraction: None
+    planner: Planner | None = None  # where the plan may still be changed
     base: Contestant = field(default_factory=lambda: Contestant("untreated", "untreated"))
     finalists: list[Contestant] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -64,7 +67,9 @@ class Contest:
 
     def hold(self) -> None:
         """All rounds, as far as time allows."""
-        self.round("first round", by_turns([c for c in self.contestants if not c.variant]), list(range(self.plan.first)), self.half_time())
+        self.first_round()
+        if self.replanned():
+            self.first_round()
         better = self.best_of_each(self.contestants)
         half = better[: max(self.plan.finalists, -(-len(better) // 2))]
         screening = self.half_time()
@@ -80,6 +85,23 @@ class Contest:
             self.finalists.pop()  # combinations stand last, and before them the remedies that looked least good
         self.seeds = self.affordable()
         self.round("final", self.finalists, self.fresh, self.deadline)
+
+    def first_round(self) -> None:
+        self.contestants = [scheduled(c, self.plan.steps) for c in self.contestants]
+        self.round("first round", by_turns([c for c in self.contestants if not c.variant]), list(range(self.plan.first)), self.half_time())
+
+    def replanned(self) -> bool:
+        """Whether runs took so much less time than planned that all begins anew with longer ones: the machine had other work before."""
+        if self.planner is None or not self.run_seconds:
+            return False
+        left = self.deadline - time.perf_counter()
+        plan = self.planner.plan(left, self.run_seconds / self.plan.steps / COSTLIER)
+        if plan.steps < MUCH_LONGER * self.plan.steps:
+            return False
+        self.plan = plan
+        for contestant in (self.base, *self.contestants):
+            contestant.results.clear()
+        return True
 
     def half_time(self) -> float:
         """When the screening ends: at its share of the time; earlier where runs take longer than planned, for the sake of the final."""
@@ -116,7 +138,7 @@ class Contest:
         same = [(s, c) for s, c in everyone if c.prescriptions and stops_early(c.prescriptions, only=True)]
         trained = [pair for pair in everyone if pair not in same]
         started, done = time.perf_counter(), 0
-        for i, answer in self.crew.do([Job(s, c.prescriptions, deadline) for s, c in trained]):
+        for i, answer in self.crew.do([Job(s, c.prescriptions, self.plan.steps, deadline) for s, c in trained]):
             seed, contestant = trained[i]
             done += contestant.note(seed, answer)
             self.run_seconds = (time.perf_counter() - started) / max(1, done)

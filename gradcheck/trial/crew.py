@@ -17,7 +17,7 @@ import torch
 
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.protocol import Inapplicable
-from gradcheck.trial.ward import Result, Ward
+from gradcheck.trial.ward import Pace, Result, Ward
 
 MOST_WORKERS = 4
 LARGEST_MODEL = 20_000_000  # parameters with which every process may have a copy
@@ -28,6 +28,7 @@ GRACE = 0.5  # seconds after the deadline that processes get to notice it: a ste
 class Job(NamedTuple):
     seed: int
     prescriptions: tuple[Prescription, ...]
+    steps: int
     deadline: float
 
 
@@ -48,7 +49,7 @@ def work(ward: Ward, job: Job) -> Answer:
     if time.perf_counter() > job.deadline:  # one clock for all processes, where they are forked
         return Answer(None)
     try:
-        return Answer(ward.run(job.seed, job.prescriptions, job.deadline))
+        return Answer(ward.run(job.seed, job.prescriptions, job.steps, job.deadline))
     except Inapplicable as error:
         return Answer(None, str(error), True)
     except Exception as error:  # a treatment met a model that it was not made for, or the user's own code raised
@@ -62,6 +63,12 @@ class Crew:
         self.ward = ward
         self.workers = workers if workers is not None else usual_workers(ward)
         self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.dismiss()
 
     def do(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Answer]]:
         """(position of a job, its answer), as they are done. Jobs that were not begun at their deadline are cut; so are those that
@@ -78,6 +85,13 @@ class Crew:
             if time.perf_counter() > last:
                 self.dismiss()
                 return
+
+    def pace(self, seconds: float) -> Pace:
+        """Of the slowest worker, while all of them are at work."""
+        if self.workers == 1:
+            return self.ward.pace(seconds)
+        pool = self._pool()
+        return max(future.result() for future in [pool.submit(_pace, seconds) for _ in range(self.workers)])
 
     def _pool(self) -> ProcessPoolExecutor:
         if self.pool is None:
@@ -120,6 +134,10 @@ def _begin(ward: Ward) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     _WARDS[:] = [ward]
+
+
+def _pace(seconds: float) -> Pace:
+    return _WARDS[0].pace(seconds)
 
 
 def _work(job: Job) -> Answer:

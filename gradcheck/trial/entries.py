@@ -148,13 +148,13 @@ def neighbours(strength: Strength, now: float, *, both: bool = True) -> list[flo
 
 
 def scheduled(contestant: Contestant, steps: int) -> Contestant:
-    """Schedules that end with the training, at the length of the trial's runs."""
+    """With schedules that end with the training, at the length of the trial's runs."""
     share = {"cosine-schedule": 1.0, "step-schedule": 1 / 3}
     fitted = tuple(
         VOCABULARY[p.treatment].at(p, steps=max(1, round(steps * share[p.treatment]))) if p.treatment in share else p
         for p in contestant.prescriptions
     )
-    return replace(contestant, prescriptions=fitted)
+    return replace(contestant, prescriptions=fitted) if fitted != contestant.prescriptions else contestant
 
 
 def title(treatment: Treatment, prescription: Prescription) -> str:

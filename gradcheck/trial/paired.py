@@ -54,10 +54,16 @@ class Course:
         self.error: str | None = None
         self.seconds = 0.0
         self.validating = 0.0  # of these
+        self.step_times: list[float] = []
 
     @property
     def step(self) -> int:
         return len(self.losses)
+
+    @property
+    def step_seconds(self) -> float:
+        """The median: a machine with other work slows some steps down, and the first ones are slow anywhere."""
+        return median(self.step_times) if self.step_times else 0.0
 
     @property
     def diverged(self) -> bool:
@@ -75,7 +81,9 @@ class Course:
                     break
                 if validate_every and self.step == 0 and not self.validated:
                     self.validate()
+                begun = time.perf_counter()
                 self._one_step()
+                self.step_times.append(time.perf_counter() - begun)
                 if validate_every and self.ended == "done" and (self.step % validate_every == 0 or self.step == steps):
                     self.validate()
                 if self.ended == "done" and enough is not None and enough(self.losses):

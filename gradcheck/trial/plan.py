@@ -9,6 +9,7 @@ ENOUGH_STEPS = 500  # a plan with fewer seeds is taken before runs get shorter t
 FEWEST_STEPS = 30
 COSTLIER = 1.3  # a treated run against an untreated one, with its copy and what cannot be foreseen
 FEWEST_SEEDS = 3
+SPARSE = 15  # steps to a validation, in a run of 300 steps
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,21 @@ SHAPES = (
 )
 
 
-def plan(entries: int, variants: int, seconds: float, step_seconds: float, *, steps: int | None = None, seeds: int | None = None) -> Plan:
-    """The richest shape whose runs are long enough, else the poorest. What the user sets stays: `steps` of a run, `seeds` of the final."""
-    chosen = SHAPES[0]
-    for shape in (replace(shape, seeds=seeds or shape.seeds) for shape in SHAPES):
-        affordable = int(seconds / max(step_seconds * COSTLIER * shape.runs(entries, variants), 1e-9))
-        chosen = replace(shape, steps=steps or max(FEWEST_STEPS, min(MOST_STEPS, affordable)))
-        if affordable >= (steps or ENOUGH_STEPS):
-            break
-    return chosen
+@dataclass(frozen=True)
+class Planner:
+    """Plans for so many entries and other strengths of theirs. `steps` of a run and `seeds` of the final: what the user has set."""
+
+    entries: int
+    variants: int = 0
+    steps: int | None = None
+    seeds: int | None = None
+
+    def plan(self, seconds: float, step_seconds: float) -> Plan:
+        """The richest shape whose runs are long enough, else the poorest. What the user sets stays."""
+        chosen = SHAPES[0]
+        for shape in (replace(shape, seeds=self.seeds or shape.seeds) for shape in SHAPES):
+            affordable = int(seconds / max(step_seconds * COSTLIER * shape.runs(self.entries, self.variants), 1e-9))
+            chosen = replace(shape, steps=self.steps or max(FEWEST_STEPS, min(MOST_STEPS, affordable)))
+            if affordable >= (self.steps or ENOUGH_STEPS):
+                break
+        return chosen

@@ -11,13 +11,13 @@ from gradcheck.nouns.trial import Curve, Entry, EntryStatus, Interaction, Score
 from gradcheck.trial.contest import Contest
 from gradcheck.trial.intervals import CONFIDENCE, paired_interval
 from gradcheck.trial.metrics import LOWER_IS_BETTER
-from gradcheck.trial.standings import Contestant, compare, is_relevant, shared, values
+from gradcheck.trial.standings import Contestant, compare, is_relevant, is_undecided, shared, values
 from gradcheck.trial.ward import Result, spread
 
 FEWEST = 3  # seeds of the final from which an effect is told
 WINDOW = 0.05  # of the steps: a point of the training curve is the mean over so many
 ORDER: tuple[EntryStatus, ...] = (
-    "helps", "promising", "no-difference", "untried", "worse", "diverged", "inapplicable", "failed", "untreated",
+    "helps", "promising", "undecided", "no-difference", "untried", "worse", "diverged", "inapplicable", "failed", "untreated",
 )  # fmt: skip
 
 
@@ -80,7 +80,8 @@ def status_of(contest: Contest, contestant: Contestant, effect: Effect | None, f
     if not is_relevant(effect, contest.stick):
         return "no-difference"
     if final:
-        return "helps" if effect.better else "worse" if bad else "no-difference"
+        undecided = is_undecided(effect, contest.stick)
+        return "helps" if effect.better else "worse" if bad else "undecided" if undecided else "no-difference"
     down = effect.difference < 0 if effect.lower_is_better else effect.difference > 0
     return "promising" if down else "worse" if bad else "no-difference"
 

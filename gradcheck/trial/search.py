@@ -29,6 +29,7 @@ from gradcheck.trial.contest import Contest
 from gradcheck.trial.entries import title, within
 from gradcheck.trial.options import DEFAULT_TRIALS, Options
 from gradcheck.trial.paired import Course
+from gradcheck.trial.plan import Plan
 from gradcheck.trial.standings import Contestant
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def search(contest: Contest, options: Options, measurement: Measurement) -> tupl
     ]
     with _quiet(optuna), _place(options, contest.crew.workers) as place:
         storage = _opened(optuna, place)
-        contest.ward.steps = _agreed_steps(optuna, storage, quests, contest, options)
+        contest.plan = _agreed_plan(optuna, storage, quests, contest, options)
         deadline = time.perf_counter() + SHARE * (contest.deadline - time.perf_counter())
         try:
             _try_all(contest, quests, options, storage, place, deadline)
@@ -136,16 +137,15 @@ def _refuse_other_files(path: Path) -> None:
             raise ValueError("it is no journal of Optuna's")
 
 
-def _agreed_steps(optuna: Any, storage: Any, quests: Sequence[Quest], contest: Contest, options: Options) -> int:
-    """The steps of a run: those of the study that is gone on with, since values after other numbers of steps cannot be compared."""
+def _agreed_plan(optuna: Any, storage: Any, quests: Sequence[Quest], contest: Contest, options: Options) -> Plan:
+    """The contest's, with the steps of the study that is gone on with, since values after other numbers of steps cannot be compared."""
     known = {s.study_name: s.user_attrs.get("steps") for s in optuna.get_all_study_summaries(storage)}
     stored = next((known[q.study] for q in quests if known.get(q.study)), None)
     if stored is None:
-        return contest.plan.steps
+        return contest.plan
     if options.steps is not None and options.steps != stored:
         raise ConfigError(f"the study's runs have {stored} steps, not {options.steps}", hint="leave --steps out, or begin another --study")
-    contest.plan = replace(contest.plan, steps=int(stored))
-    return int(stored)
+    return replace(contest.plan, steps=int(stored))
 
 
 def _try_all(contest: Contest, quests: Sequence[Quest], options: Options, storage: Any, place: str | None, deadline: float) -> None:
@@ -155,7 +155,7 @@ def _try_all(contest: Contest, quests: Sequence[Quest], options: Options, storag
     if "fork" not in multiprocessing.get_all_start_methods():
         raise ConfigError("several workers need a system that can fork processes", hint="leave --workers out; or share a --study URL")
     for quest in quests:  # two processes must not make the same one
-        _study(quest, options, storage, contest.ward.steps)
+        _study(quest, options, storage, contest.plan.steps)
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_work, args=(contest, quests, options, place, deadline, i)) for i in range(contest.crew.workers)]
     try:
@@ -186,7 +186,7 @@ def _try_here(contest: Contest, quests: Sequence[Quest], options: Options, stora
     """Remedy by remedy, each with an equal share of the time that is left."""
     for i, quest in enumerate(quests):
         until = time.perf_counter() + (deadline - time.perf_counter()) / (len(quests) - i)
-        study = _study(quest, options, storage, contest.ward.steps)
+        study = _study(quest, options, storage, contest.plan.steps)
         while _open_trials(study, quest, options) > 0 and time.perf_counter() < until:
             asked = study.ask()
             contest.tick(
@@ -258,7 +258,7 @@ def _answer(contest: Contest, quest: Quest, study: optuna.Study, asked: optuna.T
 
     try:
         for seed in SEEDS:
-            result = contest.ward.run(seed, [quest.at(values)], contest.deadline, watch)
+            result = contest.ward.run(seed, [quest.at(values)], contest.plan.steps, contest.deadline, watch)
             if result.cut:
                 study.tell(asked, state=TrialState.PRUNED)
                 return

@@ -13,6 +13,7 @@ from gradcheck.trial.paired import paired_effect
 from gradcheck.trial.ward import OTHER_LOSS, Result
 
 RELEVANT_SHARE = 0.02  # of the loss at the start, or of the best constant prediction: SCIENCE, fix verification protocol
+HOPEFUL = 2.0  # how much further the interval of an undecided effect reaches to the good side
 RELEVANT_SCORE = 0.02  # of accuracy or R2, where losses cannot be compared
 
 
@@ -130,6 +131,15 @@ def sampling_error(contestant: Contestant, base: Contestant, seeds: Sequence[int
         return 0.0
     spread = [b / fmean(after) - a / fmean(before) for a, b in zip(before, after, strict=True)]
     return stdev(spread) / math.sqrt(len(spread))
+
+
+def is_undecided(effect: Effect, stick: Yardstick) -> bool:
+    """Whether an improvement that would count cannot be told from chance, though the better part of its interval is on the good side."""
+    unit = stick.relevant if effect.lower_is_better else RELEVANT_SCORE
+    low, middle, high = effect.low, effect.difference, effect.high
+    if not effect.lower_is_better:
+        low, middle, high = -high, -middle, -low
+    return middle <= -unit and high >= 0 and -low > HOPEFUL * high
 
 
 def is_relevant(effect: Effect, stick: Yardstick) -> bool:

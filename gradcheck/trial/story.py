@@ -28,23 +28,22 @@ from gradcheck.target.spec import TargetSpec
 from gradcheck.target.workload import Workload
 from gradcheck.trial.contest import NEXT_TO, Contest
 from gradcheck.trial.crew import Crew
-from gradcheck.trial.entries import entries, scheduled, treatment_named
+from gradcheck.trial.entries import entries, treatment_named
 from gradcheck.trial.metrics import require_scikit_learn
 from gradcheck.trial.options import DEFAULT_BUDGET, Options
-from gradcheck.trial.paired import Course
-from gradcheck.trial.plan import plan
+from gradcheck.trial.plan import SPARSE, Planner
 from gradcheck.trial.ranking import base_entry, entry_of, interactions, ranked, recommendation
 from gradcheck.trial.samples import Dealer, dealer
 from gradcheck.trial.standings import RELEVANT_SHARE, Contestant, Yardstick
 from gradcheck.trial.stopping import NAME as EARLY_STOPPING
-from gradcheck.trial.ward import CHECKPOINTS, Ward
+from gradcheck.trial.ward import Ward
 from gradcheck.trial.words import explained, verdict
 
 SCAN_SHARE, LONGEST_SCAN = 0.15, 20.0  # of the budget, and seconds
 CONCLUDING_SHARE, LONGEST_CONCLUDING = 0.03, 4.0  # the same, for the result, its edits and its page
 SCANNED_BATCHES = 32
 BATCHES = 512  # collected of a target's data: a trial trains longer than a scan
-TIMED_STEPS = 20
+TIMING_SHARE = 0.05  # of the time that is left, at most, to see how long a step takes
 SCORES: dict[Task, str] = {
     "classification": "accuracy",
     "binary": "accuracy",
@@ -120,16 +119,15 @@ def trial_workload(
     ward = Ward(workload, dealing)
     task = ward.tell_task()
     found = entries(report, task, options.remedies, variants=options.search is None)
-    contest = _contest(ward, found, report, options, deadline, tick)
     ended: str = "done"
     points: tuple[SearchPoint, ...] = ()
-    try:
-        points = _searched(contest, options, report)
-        contest.hold()
-    except KeyboardInterrupt:
-        ended = "interrupted"
-    finally:
-        contest.crew.dismiss()
+    with Crew(ward, options.workers) as crew:
+        contest = _contest(ward, found, report, options, crew, deadline, tick)
+        try:
+            points = _searched(contest, options, report)
+            contest.hold()
+        except KeyboardInterrupt:
+            ended = "interrupted"
     if ended == "done" and not contest.complete:
         ended = "budget"
     result = concluded(contest, task, ended, points)
@@ -149,35 +147,27 @@ def _scanned(workload: Workload, options: Options, settings: Settings, tick: Pro
     return scan_workload(few, replace(settings, seeds=1, budget=seconds), lambda phase, fraction: tick(f"scanning: {phase}", 0.0))
 
 
-def _contest(ward: Ward, found: list[Contestant], report: Report, options: Options, deadline: float, tick: Progress) -> Contest:
+def _contest(ward: Ward, found: list[Contestant], report: Report, options: Options, crew: Crew, deadline: float, tick: Progress) -> Contest:
     """Times a few steps of the untreated model, and plans with what is left of the budget."""
-    course = Course(ward.base(0), 0, judge=ward.judge(0, ward.base(0)))
-    course.validate()
-    validating = course.validating
-    course.train(TIMED_STEPS, deadline=deadline)
-    step_seconds = course.seconds / max(1, course.step)
+    pace = crew.pace(TIMING_SHARE * (deadline - time.perf_counter()))
     able = [c for c in found if not c.failure]
     others = Counter(c.name for c in able if c.variant)
-    variants, crew = sum(min(NEXT_TO, n) for n in others.values()), Crew(ward, options.workers)
+    variants = sum(min(NEXT_TO, n) for n in others.values())
+    planner = Planner(len(able) - others.total(), variants, options.steps, options.seeds)
     left = crew.workers * max(deadline - time.perf_counter(), 0.0) * (0.6 if options.search is not None else 1.0)
-    cost = step_seconds + validating / 15  # what the validations of a run of 300 steps add to each
-    chosen = plan(len(able) - others.total(), variants, left, cost, steps=options.steps, seeds=options.seeds)
-    chosen = replace(chosen, steps=max(chosen.steps, CHECKPOINTS)) if options.steps is None else chosen
-    ward.steps = chosen.steps
+    chosen = planner.plan(left, pace.step + pace.validating / SPARSE)
     stick = Yardstick(
         ward.metric,
-        _relevant(course, report.measurement.chance),
+        _relevant(pace.start, report.measurement.chance),
         SCORES.get(ward.task),
         ward.dealer.overlap,
         ward.dealer.how in ("given", "time-ordered"),
     )
-    found = [scheduled(c, chosen.steps) for c in found]
-    return Contest(ward, found, stick, chosen, crew, deadline, tick)
+    return Contest(ward, found, stick, chosen, crew, deadline, tick, planner if options.search is None else None)
 
 
-def _relevant(course: Course, chance: float | None) -> float:
+def _relevant(start: float, chance: float | None) -> float:
     """2 % of the untrained model's loss, or of the best constant prediction's if that is less."""
-    start = course.validated[0][1] if course.validated else course.losses[0] if course.losses else math.nan
     known = [abs(x) for x in (start, chance) if x is not None and math.isfinite(x) and x != 0]
     return RELEVANT_SHARE * min(known, default=1.0)
 

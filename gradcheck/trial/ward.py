@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +28,7 @@ from gradcheck.trial.stopping import stopped_early, stops_early
 from gradcheck.trial.units import in_untreated_units
 
 CHECKPOINTS = 20  # of validation in a run
+TIMED_STEPS = 20
 SETTLED = 20  # steps before which gradient norms are not counted: the first ones are larger in healthy trainings, too
 KEPT = 4  # seeds whose untreated patients stay in memory
 # Treatments that change what the loss means: they are compared by accuracy or R2, not by loss.
@@ -53,13 +56,20 @@ class Result:
         return self.run.ended == "budget"
 
 
-class Ward:
-    """Everything that runs of a trial share. `steps`: of every run."""
+class Pace(NamedTuple):
+    """Seconds of a step and of a validation, and the untrained model's loss."""
 
-    def __init__(self, workload: Workload, dealer: Dealer, steps: int = 0) -> None:
+    step: float
+    validating: float
+    start: float
+
+
+class Ward:
+    """Everything that runs of a trial share."""
+
+    def __init__(self, workload: Workload, dealer: Dealer) -> None:
         self.workload = workload
         self.dealer = dealer
-        self.steps = steps
         self._bases: OrderedDict[int, Patient] = OrderedDict()
         self.task: Task = "other"
 
@@ -105,13 +115,26 @@ class Ward:
         return in_untreated_units(judge, base, patient)
 
     def run(
-        self, seed: int, prescriptions: Sequence[Prescription], deadline: float | None = None, watch: Callable[[Course], bool] | None = None
+        self,
+        seed: int,
+        prescriptions: Sequence[Prescription],
+        steps: int,
+        deadline: float | None = None,
+        watch: Callable[[Course], bool] | None = None,
     ) -> Result:
         """Trains this seed's patient. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
         patient = self.treated(seed, prescriptions) if prescriptions else self.base(seed)
         course = Course(patient, seed, judge=self.judge(seed, patient))
-        self.carry_on(course, self.steps, deadline, watch)
+        self.carry_on(course, steps, deadline, watch)
         return self.measured(course)
+
+    def pace(self, seconds: float) -> Pace:
+        """A few steps of the untreated model, for so long at most, and one validation."""
+        course = Course(self.base(0), 0, judge=self.judge(0, self.base(0)))
+        course.validate()
+        course.train(TIMED_STEPS, deadline=time.perf_counter() + seconds)
+        start = course.validated[0][1] if course.validated else course.losses[0] if course.losses else math.nan
+        return Pace(course.step_seconds, course.validating, start)
 
     def carry_on(self, course: Course, steps: int, deadline: float | None, watch: Callable[[Course], bool] | None = None) -> None:
         """To so many steps, with a validation at every checkpoint. Rare ones, as at 0.1, 0.2, ... of the way, keep its cost low."""
@@ -126,7 +149,7 @@ class Ward:
 
     def measured(self, course: Course) -> Result:
         run, patient = course.run(), course.patient
-        seconds = (course.seconds - course.validating) / max(1, course.step)
+        seconds = course.step_seconds
         lost = run.ended in ("non-finite", "raised")
         if lost:
             return Result(run, math.inf, step_seconds=seconds)

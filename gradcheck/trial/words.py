@@ -12,7 +12,6 @@ from gradcheck.report.words import counted, number
 from gradcheck.trial.standings import Yardstick
 
 EVEN = 1.5  # an interval is written with ± when its longer side is no more than this many times the shorter one
-HOPEFUL = 2.0  # how much further the interval of an undecided effect reaches to the good side
 CALM = 3.0  # largest over median gradient norm of a training without spikes: CLIP001's healthy trainings
 REGULARIZING = frozenset(
     "l1 l2 elastic-net dropout early-stopping label-smoothing mixup random-flip random-shift random-crop input-noise token-dropout "
@@ -97,7 +96,7 @@ def verdict(entries: Sequence[Entry], recommended: str, base: Entry, stick: Yard
         more = f" Also better than untreated: {', '.join(e.title for e in others[:4])}." if others else ""
         return f"{chosen.text[:1].upper()}{chosen.text[1:]}.{more}{cut}"
     tested = [e for e in entries if e.effect is not None]
-    hopeful = [e.title for e in entries if e.status == "promising" or is_undecided(e, stick)]
+    hopeful = [e.title for e in entries if e.status in ("promising", "undecided")]
     if not tested:
         return f"Nothing was compared.{cut}"
     if hopeful:
@@ -109,11 +108,3 @@ def verdict(entries: Sequence[Entry], recommended: str, base: Entry, stick: Yard
     return (
         f"No difference: none of {len(tested)} lowers the {stick.metric} by {least} or more beyond chance. Leave the model as it is.{cut}"
     )
-
-
-def is_undecided(entry: Entry, stick: Yardstick) -> bool:
-    """Whether a difference that would count cannot be told from chance, though the better part of its interval is on the good side."""
-    effect = entry.effect
-    if entry.status != "no-difference" or effect is None or not effect.lower_is_better or not entry.fresh:
-        return False
-    return effect.difference <= -stick.relevant and abs(effect.low) > HOPEFUL * abs(effect.high)

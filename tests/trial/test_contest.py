@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from gradcheck.nouns.measurement import Run
-from gradcheck.nouns.treatment import Prescription
+from gradcheck.nouns.treatment import Effect, Prescription
 from gradcheck.remedies.protocol import Inapplicable
 from gradcheck.trial.contest import Contest, by_turns, combinations, rivals, together
 from gradcheck.trial.crew import Crew
-from gradcheck.trial.plan import Plan
+from gradcheck.trial.plan import Plan, Planner
 from gradcheck.trial.ranking import base_entry, best_single, entry_of, interactions, ranked, recommendation
-from gradcheck.trial.standings import Contestant, Yardstick, compare, gain
+from gradcheck.trial.standings import Contestant, Yardstick, compare, gain, is_undecided
 from gradcheck.trial.story import concluded
 from gradcheck.trial.ward import Result
 
@@ -36,7 +36,7 @@ class DrawnWard:
         self.dealer = SimpleNamespace(folds=0)
         self.calls = []
 
-    def run(self, seed, prescriptions, deadline=None, watch=None):
+    def run(self, seed, prescriptions, steps, deadline=None, watch=None):
         names = [p.treatment for p in prescriptions]
         self.calls.append((seed, *names))
         if "broken" in names:
@@ -145,8 +145,8 @@ def test_two_good_remedies_are_tried_together_and_add_up():
 
 def test_a_combination_that_is_no_better_than_its_best_part_is_not_recommended():
     class Ward(DrawnWard):
-        def run(self, seed, prescriptions, deadline=None, watch=None):
-            return super().run(seed, prescriptions[:1], deadline, watch)
+        def run(self, seed, prescriptions, steps, deadline=None, watch=None):
+            return super().run(seed, prescriptions[:1], steps, deadline, watch)
 
     ward = Ward({"one": 0.5, "two": 0.6}, random.Random(1))
     contest = contest_of(ward, ["one", "two"])
@@ -258,3 +258,45 @@ def test_a_diverged_run_counts_as_the_worst_loss_seen():
 def test_every_remedy_enters_once_before_any_at_its_next_strength():
     crowd = [Contestant(name, f"{name} {i}") for name, count in (("l1", 3), ("dropout", 1), ("l2", 2)) for i in range(count)]
     assert [c.title for c in by_turns(crowd)] == ["l1 0", "dropout 0", "l2 0", "l1 1", "l2 1", "l1 2"]
+
+
+class PacedWard(DrawnWard):
+    """A ward whose steps take so many seconds each."""
+
+    step_seconds = 1e-6
+
+    def run(self, seed, prescriptions, steps, deadline=None, watch=None):
+        time.sleep(self.step_seconds * steps)
+        return super().run(seed, prescriptions, steps, deadline, watch)
+
+
+@pytest.mark.parametrize(("step_seconds", "anew"), [(1e-6, True), (1e-4, False)])
+def test_runs_that_are_much_faster_than_planned_are_taken_anew_and_longer(step_seconds, anew):
+    """Planned for a machine with other work, on one that has none any more; and for the machine as it was."""
+    ward = PacedWard({"good": 0.5}, random.Random(0))
+    ward.step_seconds = step_seconds
+    contest = contest_of(ward, ["good", "a", "b"])
+    contest.planner, contest.deadline = Planner(3, steps=None), time.perf_counter() + 3
+    contest.plan = contest.planner.plan(3, 1e-4)
+    planned = contest.plan.steps
+    contest.hold()
+    assert (contest.plan.steps > planned) == anew
+    assert ward.calls.count((0,)) == 1 + anew
+    assert concluded(contest, "regression", "done").recommended == "good"
+
+
+@pytest.mark.parametrize(
+    ("low", "difference", "high", "lower_is_better", "undecided"),
+    [
+        (-0.30, -0.10, 0.05, True, True),
+        (-0.05, 0.10, 0.30, False, True),
+        (-0.30, -0.10, -0.02, True, False),  # it helps
+        (-0.20, -0.10, 0.15, True, False),  # as good as even
+        (-0.03, -0.01, 0.01, True, False),  # too little to count
+        (-0.05, 0.10, 0.30, True, False),  # to the bad side
+        (-math.inf, -math.inf, math.inf, True, False),
+    ],
+)
+def test_what_may_help_but_is_not_proven_is_undecided(low, difference, high, lower_is_better, undecided):
+    effect = Effect("loss", 1.0, 1.0 + difference, difference, low, high, 6, high < 0, lower_is_better)
+    assert is_undecided(effect, STICK) == undecided

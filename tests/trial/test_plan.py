@@ -6,7 +6,7 @@ import pytest
 
 from gradcheck.errors import ConfigError
 from gradcheck.trial.options import Options
-from gradcheck.trial.plan import COSTLIER, ENOUGH_STEPS, FEWEST_STEPS, MOST_STEPS, plan
+from gradcheck.trial.plan import COSTLIER, ENOUGH_STEPS, FEWEST_STEPS, MOST_STEPS, Planner
 
 
 def seconds(chosen, entries, variants, step):
@@ -15,23 +15,23 @@ def seconds(chosen, entries, variants, step):
 
 @pytest.mark.parametrize("budget", [20, 60, 120, 600])
 def test_a_plan_fits_its_budget(budget):
-    chosen = plan(12, 16, budget, 1e-3)
+    chosen = Planner(12, 16).plan(budget, 1e-3)
     assert chosen.steps == FEWEST_STEPS or seconds(chosen, 12, 16, 1e-3) <= budget
 
 
 def test_more_time_is_more_steps_or_more_seeds():
-    plans = [plan(12, 16, budget, 1e-3) for budget in (10, 30, 60, 120, 1000)]
+    plans = [Planner(12, 16).plan(budget, 1e-3) for budget in (10, 30, 60, 120, 1000)]
     assert [p.runs(12, 16) for p in plans] == sorted(p.runs(12, 16) for p in plans)
     assert plans[-1].steps == MOST_STEPS and plans[-1].seeds == 10
     assert all(p.seeds >= 6 for p in plans)
 
 
 def test_seeds_are_given_up_before_runs_get_too_short():
-    assert plan(12, 0, 40, 1e-3).steps >= ENOUGH_STEPS > plan(12, 0, 4, 1e-3).steps
+    assert Planner(12, 0).plan(40, 1e-3).steps >= ENOUGH_STEPS > Planner(12, 0).plan(4, 1e-3).steps
 
 
 def test_what_the_user_sets_stays():
-    chosen = plan(12, 0, 1, 1.0, steps=77, seeds=4)
+    chosen = Planner(12, 0, steps=77, seeds=4).plan(1, 1.0)
     assert (chosen.steps, chosen.seeds) == (77, 4)
 
 

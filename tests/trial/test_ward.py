@@ -28,9 +28,9 @@ def prescription(name, stage="regularization", **settings):
     return Prescription(name, name, stage, "safe", settings)
 
 
-def ward(problem, steps=20):
+def ward(problem):
     workload = problem.workload()
-    found = Ward(workload, dealer(workload), steps)
+    found = Ward(workload, dealer(workload))
     found.tell_task()
     return found
 
@@ -38,7 +38,7 @@ def ward(problem, steps=20):
 def test_seeds_start_from_fresh_weights_where_the_target_can_be_built_anew():
     w = sparse_linear().workload()
     w = replace(w, rebuild=lambda seed: sparse_linear(seed).workload())
-    found = Ward(w, dealer(w), 5)
+    found = Ward(w, dealer(w))
     assert not torch.equal(found.base(0).model.weight, found.base(1).model.weight)
     assert torch.equal(found.base(0).workload.batches[0][0], found.base(1).workload.batches[0][0])  # the data stay those of the target
 
@@ -72,11 +72,11 @@ def test_a_line_is_told_column_by_column_and_only_where_there_is_one():
 
 
 def test_divergence_and_a_step_that_raises_are_results():
-    lost = ward(diverging(), 60).run(0, ())
+    lost = ward(diverging()).run(0, (), 60)
     assert lost.lost and lost.value == math.inf and lost.run.ended == "non-finite"
     broken = sparse_linear().workload()
     broken.training_step = lambda model, batch: 1 / 0
-    result = Ward(broken, dealer(broken), 5).run(0, ())
+    result = Ward(broken, dealer(broken)).run(0, (), 5)
     assert result.lost and "division by zero" in result.run.error
 
 
@@ -108,8 +108,8 @@ def test_zeros_are_counted_in_weights_only():
 
 
 def test_jobs_of_several_processes_have_the_answers_of_one():
-    found = ward(sparse_linear(), 15)
-    jobs = [Job(seed, p, math.inf) for seed in (0, 1) for p in ((), (prescription("no-such-remedy"),))]
+    found = ward(sparse_linear())
+    jobs = [Job(seed, p, 15, math.inf) for seed in (0, 1) for p in ((), (prescription("no-such-remedy"),))]
     alone = dict(Crew(found, 1).do(jobs))
     crew = Crew(found, 2)
     try:
@@ -123,9 +123,9 @@ def test_jobs_of_several_processes_have_the_answers_of_one():
 
 def test_jobs_after_the_deadline_are_not_begun():
     """Time that is up is neither a result nor a failure, and costs nothing: a queue of them ends at once."""
-    found = ward(sparse_linear(), 15)
+    found = ward(sparse_linear())
     base = Contestant("untreated", "untreated")
-    ((_, answer),) = Crew(found, 1).do([Job(0, (), time.perf_counter() - 1)])
+    ((_, answer),) = Crew(found, 1).do([Job(0, (), 15, time.perf_counter() - 1)])
     assert not answer.begun and not base.note(0, answer)
     assert not base.failure and not base.results
 
@@ -133,7 +133,7 @@ def test_jobs_after_the_deadline_are_not_begun():
 def test_a_step_that_outlasts_the_deadline_does_not_hold_up_the_trial():
     slow = sparse_linear().workload()
     slow.training_step = lambda model, batch: (time.sleep(30), model(batch[0]).mean())[1]
-    crew = Crew(Ward(slow, dealer(slow), 5), 2)
+    crew = Crew(Ward(slow, dealer(slow)), 2)
     started = time.perf_counter()
-    assert list(crew.do([Job(seed, (), started + 1) for seed in (0, 1)])) == []
+    assert list(crew.do([Job(seed, (), 5, started + 1) for seed in (0, 1)])) == []
     assert time.perf_counter() - started < 15 and crew.pool is None

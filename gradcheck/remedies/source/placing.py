@@ -58,9 +58,22 @@ def in_sequence(draft: Draft, node: ast.AST) -> bool:
             return _runs_through(draft, above)
         if isinstance(above, ast.AugAssign) or (isinstance(above, ast.Call) and called(above) == "extend"):
             return True
+        if isinstance(above, ast.Return):
+            return _returns_items(draft, above)
         if isinstance(above, (ast.Assign, ast.AnnAssign)) and isinstance(parent, ast.List):
             return _feeds_sequence(draft, above)
     return False
+
+
+def _returns_items(draft: Draft, statement: ast.Return) -> bool:
+    """The function's list is unpacked into a Sequential, or added to the items of one, wherever the file calls it."""
+    function = function_of(draft, statement)
+    if function is None:
+        return False
+    calls = [n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and called(n) == function.name]
+    above = [draft.parent(call) for call in calls]
+    adds = [isinstance(a, ast.AugAssign) or (isinstance(a, ast.Call) and called(a) == "extend") for a in above]
+    return bool(calls) and all(add or (isinstance(a, ast.Starred) and in_sequence(draft, a)) for add, a in zip(adds, above, strict=True))
 
 
 def _runs_through(draft: Draft, generator: ast.comprehension) -> bool:
@@ -77,12 +90,13 @@ def _runs_through(draft: Draft, generator: ast.comprehension) -> bool:
 
 
 def _feeds_sequence(draft: Draft, statement: ast.Assign | ast.AnnAssign) -> bool:
-    """The list that a statement makes is unpacked into a Sequential later."""
+    """The list that a statement makes is unpacked into a Sequential later, here or by the callers."""
     target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
     if not isinstance(target, ast.Name):
         return False
-    stars = [n for n in own(scope_of(draft, statement)) if isinstance(n, ast.Starred)]
-    return any(isinstance(s.value, ast.Name) and s.value.id == target.id and in_sequence(draft, s) for s in stars)
+    uses = [n for n in own(scope_of(draft, statement)) if isinstance(n, (ast.Starred, ast.Return)) and n.value is not None]
+    named = [n for n in uses if isinstance(n.value, ast.Name) and n.value.id == target.id]
+    return any(in_sequence(draft, n) if isinstance(n, ast.Starred) else _returns_items(draft, n) for n in named)
 
 
 def _numbered(context: Context, name: str) -> bool:
@@ -193,11 +207,10 @@ def _as_name(draft: Draft, call: ast.Call, new: New) -> bool:
 
 def _items(draft: Draft, call: ast.Call) -> list[ast.Name]:
     """Where the name of what a call makes is an item."""
-    statement = statement_of(draft, call)
-    if not (isinstance(statement, ast.Assign) and statement.value is call and isinstance(statement.targets[0], ast.Name)):
+    target = _target(draft, call)
+    if not isinstance(target, ast.Name):
         return []
-    name = statement.targets[0].id
-    return [n for n in own(scope_of(draft, call)) if isinstance(n, ast.Name) and n.id == name and in_sequence(draft, n)]
+    return [n for n in own(scope_of(draft, call)) if isinstance(n, ast.Name) and n.id == target.id and in_sequence(draft, n)]
 
 
 def _as_returned(draft: Draft, call: ast.Call, new: New) -> bool:
@@ -293,7 +306,14 @@ def _as_attribute(context: Context, draft: Draft, place: Location, new: New) -> 
 
 
 def attribute_of(draft: Draft, call: ast.expr) -> str | None:
-    """The attribute of self that holds what a call makes, in a tuple of several too."""
+    """The attribute of self that holds what a call makes."""
+    target = _target(draft, call)
+    held = dotted(target) if target is not None else ""
+    return held.removeprefix("self.") if held.count(".") == 1 and held.startswith("self.") else None
+
+
+def _target(draft: Draft, call: ast.expr) -> ast.expr | None:
+    """What an assignment gives the value of a call, in a tuple of several too."""
     statement = statement_of(draft, call)
     if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
         return None
@@ -301,10 +321,7 @@ def attribute_of(draft: Draft, call: ast.expr) -> str | None:
     pairs = [(target, value)]
     if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
         pairs = list(zip(target.elts, value.elts, strict=True))
-    for held, made in pairs:
-        if made is call and dotted(held).count(".") == 1 and dotted(held).startswith("self."):
-            return dotted(held).removeprefix("self.")
-    return None
+    return next((held for held, made in pairs if made is call), None)
 
 
 def _calls(draft: Draft, holder: ast.ClassDef, attribute: str) -> list[ast.Call]:

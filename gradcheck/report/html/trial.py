@@ -20,6 +20,7 @@ WORDS: Mapping[EntryStatus, tuple[str, str]] = {
     "untreated": ("none", "untreated"),
     "helps": ("good", "helps"),
     "promising": ("info", "promising, not proven"),
+    "undecided": ("info", "better, perhaps by chance"),
     "no-difference": ("none", "no difference beyond noise"),
     "worse": ("error", "worse"),
     "diverged": ("error", "diverged"),

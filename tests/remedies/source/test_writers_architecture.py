@@ -83,6 +83,27 @@ def test_a_comprehension_that_is_unpacked_into_a_sequential_has_room(made: str, 
             assert "no room" in sheet.refused(p)
 
 
+@pytest.mark.parametrize(
+    ("returned", "used", "room"),
+    [
+        ("return [first, nn.ReLU(), second]", "nn.Sequential(*stage(), *stage())", True),
+        ("parts = [first, nn.ReLU(), second]\n    return parts", "nn.Sequential(nn.Flatten(), *stage())", True),
+        ("return [first, nn.ReLU(), second]", "nn.Sequential(stage()[0], stage()[2])", False),
+        ("return [first, nn.ReLU(), second]", "nn.ModuleList(stage())", False),
+    ],
+)
+def test_a_list_that_a_function_returns_has_room_where_all_callers_unpack_it(returned: str, used: str, room: bool) -> None:
+    made = "nn.Linear(8, 8, True)", "nn.Linear(8, 8, False)"
+    text = f"def stage():\n    first, second = {made[0]}, {made[1]}\n    {returned}\n\n\nmodel = {used}\n"
+    sheet = Sheet(HEAD + text).layer("0", made[0]).layer("2", made[1])
+    p = prescription("insert-normalization", "0", "2", kind="LayerNorm")
+    if room:
+        expected = sheet.text.replace("[first,", "[first, nn.LayerNorm(8),").replace("second]", "second, nn.LayerNorm(8)]")
+        assert sheet.edited(p) == expected
+    else:
+        assert "no room" in sheet.refused(p)
+
+
 LIST = """class Net(nn.Module):
     def __init__(self):
         super().__init__()
