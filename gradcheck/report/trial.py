@@ -155,5 +155,6 @@ def conditions(result: TrialResult) -> str:
     """`324 steps, 120 samples to train and 322 to validate on; differences of 0.02 count; 58.1 s of 60.`"""
     samples = f", {result.samples[0]} samples to train and {result.samples[1]} to validate on" if any(result.samples) else ""
     least = f"differences in {result.metric} of {number(result.relevant)} or more count"
-    seeds = f"{counted(result.base.seeds, 'seed')} in the final (in brackets: seeds of the screening)"
+    screened = "in brackets: seeds of the screening"
+    seeds = f"{counted(result.base.seeds, 'seed')} in the final ({screened})" if result.base.fresh else f"no final ({screened})"
     return f"{counted(result.steps, 'step')}{samples}; {seeds}; {least}; {result.seconds:.1f} s of {result.budget:g}."

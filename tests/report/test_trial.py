@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Effect, Prescription
 from gradcheck.nouns.trial import Curve, Entry, Interaction, Score, TrialResult
 from gradcheck.report.console import make_console, show
-from gradcheck.report.trial import curve, scale_of
+from gradcheck.report.trial import conditions, curve, scale_of
 from tests.literals import measurement
 
 
@@ -74,6 +75,7 @@ def test_verdict_table_words_interaction_and_edit():
     assert "+new" in shown and "\\x1b[31m" in shown and "\x1b" not in shown
     assert "help: add an L1 penalty (no edit: there is no site)" in shown
     assert "100 steps, 60 samples to train and 20 to validate on; 6 seeds in the final" in shown
+    assert "; no final (in brackets: seeds of the screening)" in conditions(replace(RESULT, base=replace(BASE, fresh=False)))
 
 
 def test_what_was_not_tried_is_named_and_explained_on_request():
