@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 
 from gradcheck.remedies.source.context import Context
-from gradcheck.remedies.source.draft import Draft, Edit, Unwritable
+from gradcheck.remedies.source.draft import Draft, Edit
 from gradcheck.remedies.source.imports import spelled
 from gradcheck.remedies.source.nodes import Function, called, function_of, statement_of
 from gradcheck.remedies.source.placing import HELPER
-from gradcheck.remedies.source.statements import insert_after, insert_before
+from gradcheck.remedies.source.statements import insert_after, insert_before, insert_definition
 
 NAME = HELPER
 
@@ -43,14 +43,7 @@ def _function(draft: Draft) -> Function | None:
 def _create(context: Context, draft: Draft, doc: str) -> None:
     module = spelled(draft, "torch.nn.Module")
     _, expression = context.at(context.root)
-    top = next((a for a in (expression, *draft.ancestors(expression)) if isinstance(draft.parent(a), ast.Module)), None)
-    if top is None:
-        raise Unwritable("there is no place for a function")
-    code = f'def {NAME}(model: {module}) -> {module}:\n    """{doc}"""\n    return model\n\n\n'
-    start = draft.span(top)[0]
-    before = draft.text[:start].rstrip(" \t").replace("\r\n", "\n").replace("\r", "\n")
-    blank = len(before) - len(before.rstrip("\n")) - 1
-    insert_before(draft, top, "\n" * max(0, 2 - blank) + code.rstrip("\n") + "\n\n\n")
+    insert_definition(draft, expression, f'def {NAME}(model: {module}) -> {module}:\n    """{doc}"""\n    return model')
 
 
 def _call(context: Context, draft: Draft) -> None:

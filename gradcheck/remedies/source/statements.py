@@ -23,6 +23,16 @@ def insert_after(draft: Draft, node: ast.AST, code: str) -> None:
     _beside(draft, statement_of(draft, node), code, before=False)
 
 
+def insert_definition(draft: Draft, node: ast.AST, code: str) -> None:
+    """A function or class in front of the top-level statement that holds a node, with two blank lines on either side."""
+    top = next((a for a in (node, *draft.ancestors(node)) if isinstance(draft.parent(a), ast.Module)), None)
+    if top is None:
+        raise Unwritable("there is no place for a definition")
+    before = draft.text[: draft.span(top)[0]].rstrip(" \t").replace("\r\n", "\n").replace("\r", "\n")
+    blank = len(before) - len(before.rstrip("\n")) - 1
+    insert_before(draft, top, "\n" * max(0, 2 - blank) + code.strip("\n") + "\n\n\n")
+
+
 def _beside(draft: Draft, statement: ast.stmt, code: str, *, before: bool) -> None:
     start, end = draft.span(statement)
     block = block_of(draft, statement)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradcheck.remedies.source.context import Writer
 from gradcheck.remedies.source.writers import (
     activation,
+    augmentation,
     clipping,
     data,
     initial_values,
@@ -22,7 +23,9 @@ from gradcheck.remedies.source.writers import (
     recurrence,
     regularization,
     residual,
+    schedule,
     stability,
+    step_hooks,
     wiring,
     zero_derivatives,
 )
@@ -47,7 +50,10 @@ MODULES = (
     residual,
     recurrence,
     optimizer,
+    schedule,
     clipping,
+    step_hooks,
     regularization,
+    augmentation,
 )
 WRITERS: dict[str, Writer] = {name: writer for module in MODULES for name, writer in module.WRITERS.items()}

@@ -163,7 +163,7 @@ def shuffle(p: Prescription, context: Context) -> None:
     """shuffle=True for the loader of the training data."""
     for draft in context.all_drafts():
         for node in ast.walk(draft.tree):
-            if called(node) != "DataLoader" or not isinstance(node, ast.Call) or _is_held_out(draft, node):
+            if called(node) != "DataLoader" or not isinstance(node, ast.Call) or is_held_out(draft, node):
                 continue
             if argument(node, "sampler") is not None or argument(node, "batch_sampler") is not None:
                 raise Unwritable(f"{draft.path}:{node.lineno}: the loader has a sampler of its own")
@@ -176,7 +176,7 @@ def larger_batch(p: Prescription, context: Context) -> None:
     """The loader's batch size, times as many."""
     for draft in context.all_drafts():
         for node in ast.walk(draft.tree):
-            if called(node) != "DataLoader" or not isinstance(node, ast.Call) or _is_held_out(draft, node):
+            if called(node) != "DataLoader" or not isinstance(node, ast.Call) or is_held_out(draft, node):
                 continue
             given = argument(node, "batch_size", 1)
             value = definition(draft, given) or given if given is not None else None
@@ -186,7 +186,7 @@ def larger_batch(p: Prescription, context: Context) -> None:
     raise Unwritable("no DataLoader in your files has its batch size as a number")
 
 
-def _is_held_out(draft: Draft, node: ast.AST) -> bool:
+def is_held_out(draft: Draft, node: ast.AST) -> bool:
     statement = statement_of(draft, node)
     names = [dotted(t).lower() for t in statement.targets] if isinstance(statement, ast.Assign) else []
     return any(word in name for name in names for word in HELD_OUT)

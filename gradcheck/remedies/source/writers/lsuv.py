@@ -9,7 +9,7 @@ from gradcheck.remedies.source.context import Context, Writer
 from gradcheck.remedies.source.draft import Draft, Unwritable
 from gradcheck.remedies.source.helper import apply_to_model, home
 from gradcheck.remedies.source.imports import spelled
-from gradcheck.remedies.source.statements import insert_before
+from gradcheck.remedies.source.statements import insert_definition
 from gradcheck.remedies.source.writers.data import sources
 
 NAME = "scale_to_unit_variance"
@@ -83,12 +83,8 @@ def {NAME}(model: {module}, inputs: {tensor}, names: tuple[str, ...]) -> None:
                 break
             layer.weight.div_(deviation)
         hook.remove()
-
-
 '''
-    _, expression = context.at(context.root)
-    top = next(a for a in (expression, *draft.ancestors(expression)) if isinstance(draft.parent(a), ast.Module))
-    insert_before(draft, top, code.lstrip("\n"))
+    insert_definition(draft, context.at(context.root)[1], code)
 
 
 WRITERS: dict[str, Writer] = {"lsuv-init": rescale}

@@ -8,7 +8,6 @@ from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.source.context import Context, Writer, literal, number
 from gradcheck.remedies.source.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.source.imports import spelled
-from gradcheck.remedies.source.loop import steps
 from gradcheck.remedies.source.nodes import (
     argument,
     assigned,
@@ -153,48 +152,6 @@ def ascent(p: Prescription, context: Context) -> None:
     raise Unwritable("neither maximize=True nor a negative rate is written where the optimizer is created")
 
 
-def warm_up(p: Prescription, context: Context) -> None:
-    """A LinearLR that the loop steps; one that is there already starts lower."""
-    start = literal(number(p, "start", 0.01))
-    if _warmer(context, start):
-        return
-    draft, call = created(context)
-    schedule = spelled(draft, "torch.optim.lr_scheduler.LinearLR")
-    draft, call = created(context)
-    made = statement_of(draft, call)
-    arguments = f"start_factor={start}, total_iters={round(number(p, 'steps'))}"
-    name = named(made, call)
-    inside = next(iter(steps(context)), None)
-    if name is not None and inside is not None and inside[0] is draft:
-        warm = ".".join([*name.split(".")[:-1], "warm_up"])
-        insert_after(draft, inside[1], f"{warm}.step()")
-        insert_after(draft, created(context)[1], f"{warm} = {schedule}({name}, {arguments})")
-        return
-    line = f"{schedule}({name or 'optimizer'}, {arguments})  # stepped by the training loop"
-    if name is not None:
-        insert_after(draft, made, line)
-    elif isinstance(made, ast.Return) and made.value is call:
-        insert_after(draft, made, f"{line}\nreturn optimizer")
-        draft, call = created(context)
-        draft.edit([Edit(draft.span(statement_of(draft, call))[0], draft.span(call)[0], "optimizer = ")])
-    else:
-        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer gets no name there")
-
-
-def _warmer(context: Context, start: str) -> bool:
-    """A LinearLR of the source begins at another share of the rate."""
-    for draft in context.all_drafts():
-        for node in ast.walk(draft.tree):
-            if called(node) == "LinearLR" and isinstance(node, ast.Call):
-                given = argument(node, "start_factor", 1)
-                if given is not None:
-                    set_value(draft, given, start)
-                else:
-                    set_argument(draft, node, "start_factor", start)
-                return True
-    return False
-
-
 def named(statement: ast.stmt, call: ast.Call) -> str | None:
     """The name that a statement gives to what a call makes."""
     if isinstance(statement, ast.Assign) and statement.value is call and len(statement.targets) == 1:
@@ -202,6 +159,24 @@ def named(statement: ast.stmt, call: ast.Call) -> str | None:
     if isinstance(statement, ast.AnnAssign) and statement.value is call:
         return dotted(statement.target) or None
     return None
+
+
+def with_name(context: Context, line: str) -> None:
+    """A line about the optimizer, `{0}` in it, behind its creation; it gets a name where it is returned as it is made.
+
+    Raises Unwritable where it has no name and gets none.
+    """
+    draft, call = created(context)
+    made = statement_of(draft, call)
+    name = named(made, call)
+    if name is not None:
+        insert_after(draft, made, line.format(name))
+    elif isinstance(made, ast.Return) and made.value is call:
+        insert_after(draft, made, f"{line.format('optimizer')}\nreturn optimizer")
+        draft, call = created(context)
+        draft.edit([Edit(draft.span(statement_of(draft, call))[0], draft.span(call)[0], "optimizer = ")])
+    else:
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer gets no name there")
 
 
 def created(context: Context) -> tuple[Draft, ast.Call]:
@@ -242,5 +217,4 @@ WRITERS: dict[str, Writer] = {
     "weaker-weight-decay": decay,
     "decoupled-weight-decay": decoupled,
     "weight-decay-groups": groups,
-    "warm-up": warm_up,
 }

@@ -9,9 +9,8 @@ from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.source.context import Context, Writer, literal, number
 from gradcheck.remedies.source.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.source.imports import spelled
-from gradcheck.remedies.source.nodes import argument, bindings, called, class_of, definition, is_literal, set_argument, statement_of
+from gradcheck.remedies.source.nodes import argument, bindings, called, class_of, definition, is_literal, set_argument
 from gradcheck.remedies.source.placing import New, put_behind
-from gradcheck.remedies.source.statements import insert_after, insert_before
 from gradcheck.remedies.source.writers import loss, optimizer
 
 # Layers of torch that take the rate of the dropouts inside them.
@@ -107,63 +106,9 @@ def ridge(p: Prescription, context: Context) -> None:
     optimizer.keyword(context, "weight_decay", literal(facts.weight_decay + number(p, "weight_decay"), 2))
 
 
-def proximal(p: Prescription, context: Context) -> None:
-    """Soft thresholding behind each step, registered where the optimizer is made."""
-    draft, call = optimizer.created(context)
-    function = "shrink_weights"
-    if any(isinstance(n, ast.FunctionDef) and n.name == function for n in draft.tree.body):
-        raise Unwritable("the source has it already")
-    l1, l2 = number(p, "l1"), number(p, "l2", 0.0)
-    made = statement_of(draft, call)
-    name = optimizer.named(made, call)
-    line = "{0}.register_step_post_hook(" + function + ")"
-    if name is not None:
-        insert_after(draft, made, line.format(name))
-    elif isinstance(made, ast.Return) and made.value is call:
-        insert_after(draft, made, f"{line.format('optimizer')}\nreturn optimizer")
-        draft, call = optimizer.created(context)
-        draft.edit([Edit(draft.span(statement_of(draft, call))[0], draft.span(call)[0], "optimizer = ")])
-    else:
-        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer gets no name there")
-    kind = spelled(draft, "torch.optim.Optimizer")
-    no_grad = spelled(draft, "torch.no_grad")
-    draft, call = optimizer.created(context)
-    top = next(a for a in (call, *draft.ancestors(call)) if isinstance(draft.parent(a), ast.Module))
-    insert_before(draft, top, _shrinking(function, kind, no_grad, l1, l2, context.measurement.optimizer.name))
-
-
-def _shrinking(function: str, kind: str, no_grad: str, l1: float, l2: float, optimizer_name: str) -> str:
-    if optimizer_name.startswith(("Adam", "NAdam", "RAdam")):
-        rate = (
-            "state = optimizer.state[p]\n"
-            '                second = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))\n'
-            '                rate = group["lr"] / (second.sqrt() + group["eps"])'
-        )
-    elif optimizer_name == "SGD":
-        rate = 'rate = group["lr"] * (1 - group["dampening"]) / (1 - group["momentum"])'
-    else:
-        raise Unwritable(f"no proximal step is known for {optimizer_name}")
-    divisor = f" / (1 + rate * {literal(l2, 2)})" if l2 else ""
-    penalty = f"{literal(l1, 2)} * ||w||_1" + (f" + {literal(l2, 2)} / 2 * ||w||^2" if l2 else "")
-    return f'''
-@{no_grad}()
-def {function}(optimizer: {kind}, *_: object) -> None:
-    """The proximal step of the penalty {penalty} on weight matrices; small weights become exactly 0."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.ndim >= 2 and p.grad is not None:
-                {rate}
-                p.copy_(p.sign() * (p.abs() - rate * {literal(l1, 2)}).clamp_min(0){divisor})
-
-
-'''.lstrip("\n")
-
-
 WRITERS: dict[str, Writer] = {
     "lower-dropout": lower_dropout,
     "dropout": dropout,
     "less-regularization": less,
     "l2": ridge,
-    "l1": proximal,
-    "elastic-net": proximal,
 }
