@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,63 @@ def test_batch_normalization_is_replaced_and_put_in_order_with_dropout() -> None
 def test_a_bias_that_other_code_sets_is_kept() -> None:
     sheet = Sheet(HEAD + "first = nn.Linear(8, 64)\nnn.init.zeros_(first.bias)\nmodel = nn.Sequential(first, nn.BatchNorm1d(64))\n")
     assert "bias" in sheet.layer("0", "nn.Linear(8, 64)").refused(prescription("remove-bias", "0"))
+
+
+BLOCK = """class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix, self.feed = nn.MultiheadAttention(8, 2), nn.Linear(8, 8)
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x):
+        x = self.norm1(x + self.mix(x, x, x)[0])
+        return self.norm2(
+            torch.relu(self.feed(x)) + x  # the other way round
+        )
+
+
+model = nn.Sequential(Block(), Block())
+"""
+
+
+def blocks(text: str = BLOCK) -> Sheet:
+    sheet = Sheet(HEAD + text).root("nn.Sequential(Block(), Block())", "Sequential")
+    for index in range(2):
+        sheet.layer(f"{index}", "Block()", index, "container", type="Block")
+        sheet.layer(f"{index}.norm1", "nn.LayerNorm(8)", kind="norm").layer(f"{index}.norm2", "nn.LayerNorm(8)", 1, "norm")
+    return sheet
+
+
+PRE_NORM = prescription("pre-norm", "0.norm1", "0.norm2", "1.norm1", "1.norm2")
+
+
+def test_blocks_of_the_users_own_normalise_in_front_of_their_branches() -> None:
+    sheet = blocks()
+    edited = sheet.edited(PRE_NORM)
+    assert changed(sheet, edited) == [
+        "        normed = self.norm1(x)",
+        "        x = x + self.mix(normed, normed, normed)[0]",
+        "        return (",
+        "            torch.relu(self.feed(self.norm2(x))) + x  # the other way round",
+    ]
+    ast.parse(edited)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("self.norm1(x + self.mix(x, x, x)[0])", "self.norm1(self.mix(x, x, x)[0])", None),
+        ("        x = self.norm1", "        normed = x\n        x = self.norm1", "the name normed is taken"),
+        ("class Block(nn", "class Other(nn", "Block is not a class in your files"),
+        ("def forward(", "def run(", "Block is not a class in your files"),
+    ],
+)
+def test_blocks_that_cannot_be_turned_are_refused(old: str, new: str, why: str | None) -> None:
+    sheet = blocks(BLOCK.replace(old, new))
+    if why is None:  # the other norm can
+        assert changed(sheet, sheet.edited(PRE_NORM)) == [
+            "        return (",
+            "            torch.relu(self.feed(self.norm2(x))) + x  # the other way round",
+        ]
+    else:
+        assert why in sheet.refused(PRE_NORM)

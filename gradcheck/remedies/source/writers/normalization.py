@@ -91,31 +91,6 @@ def move_dropout(p: Prescription, context: Context) -> None:
     insert_after_item(draft, draft.at(places[1]), text)
 
 
-def pre_norm(p: Prescription, context: Context) -> None:
-    """norm_first=True in torch's blocks, and a normalization at the end of their stack."""
-    owners = dict.fromkeys(x.rpartition(".")[0] for x in p.layers)
-    blocks = [x for x in owners if context.layer(x).type in ("TransformerEncoderLayer", "TransformerDecoderLayer")]
-    if len(blocks) != len(owners):
-        raise Unwritable("blocks of your own have to be turned by hand: x + f(norm(x)) in place of norm(x + f(x))")
-    for place in context.sites(blocks):
-        draft, call = context.call_at(place)
-        set_argument(draft, call, "norm_first", "True")
-    stacks = {x.rpartition(".layers.")[0] for x in blocks if ".layers." in x or x.startswith("layers.")}
-    for place in context.sites(sorted(stacks)):
-        draft, call = context.call_at(place)
-        if called(call) in ("TransformerEncoder", "TransformerDecoder") and argument(call, "norm", 2) is None:
-            width = _width(context, blocks)
-            text = f"{spelled(draft, 'torch.nn.LayerNorm')}({width})"
-            draft, call = context.call_at(place)
-            set_argument(draft, call, "norm", text)
-
-
-def _width(context: Context, blocks: list[str]) -> str:
-    draft, call = context.call_at(context.site(blocks[0]))
-    width = argument(call, "d_model", 0)
-    return draft.source(width) if width is not None else str(context.layer(blocks[0]).output_shape[-1])
-
-
 WRITERS: dict[str, Writer] = {
     "insert-normalization": insert,
     "batch-normalization": insert,
@@ -124,5 +99,4 @@ WRITERS: dict[str, Writer] = {
     "batch-free-normalization": batch_free,
     "remove-bias": remove_bias,
     "move-dropout": move_dropout,
-    "pre-norm": pre_norm,
 }

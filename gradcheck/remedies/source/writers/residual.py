@@ -11,7 +11,7 @@ from gradcheck.remedies.source.imports import original, spelled
 from gradcheck.remedies.source.names import Reader
 from gradcheck.remedies.source.nodes import Function, called, dotted, function_of
 from gradcheck.remedies.source.placing import HELPER, PAIRS, wrap
-from gradcheck.remedies.source.statements import insert_before
+from gradcheck.remedies.source.statements import insert_definition
 
 NAME = "Residual"
 
@@ -215,12 +215,9 @@ class {NAME}({module}):
 
     def forward(self, x: {tensor}) -> {tensor}:
         return x + {_factor(scale)}self.block(x)
-
-
 '''
     tops = [n for n in draft.tree.body if isinstance(n, (*Function.__args__, ast.ClassDef))]
-    top = tops[0] if tops else next(a for a in (node, *draft.ancestors(node)) if isinstance(draft.parent(a), ast.Module))
-    insert_before(draft, top, code.lstrip("\n"))
+    insert_definition(draft, tops[0] if tops else node, code)
 
 
 WRITERS: dict[str, Writer] = {"add-residual": add}
