@@ -11,7 +11,7 @@ from torch import nn
 
 from gradcheck.nouns.checks import Attention
 from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
+from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT
 from gradcheck.remedies.normalization import features_of
@@ -196,7 +196,15 @@ def prescribe_query_norm(finding: Finding | None, m: Measurement) -> list[Prescr
         return []
     layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
     text = f"normalise queries and keys of {several(len(layers), 'attention layer')} with LayerNorm before their product"
-    return [QK_NORM.prescription(text, finding, layers=layers)]
+    settings: dict[str, Setting] = {"projections": ",".join(name for owner in layers for name in _projections_of(m, owner))}
+    return [QK_NORM.prescription(text, finding, layers=layers, settings=settings)]
+
+
+def _projections_of(m: Measurement, owner: str) -> list[str]:
+    """Names of the layers that make an attention's queries and its keys."""
+    below = [x.name for x in m.layers if not owner or x.name.startswith(f"{owner}.")]
+    found = [next((x for x in below if x.rpartition(".")[2].lower() in names), None) for names in (QUERIES, KEYS)]
+    return [x for x in found if x is not None]
 
 
 PRE_NORM = Treatment(

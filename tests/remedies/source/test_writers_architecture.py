@@ -240,3 +240,27 @@ def test_blocks_that_cannot_be_turned_are_refused(old: str, new: str, why: str |
         ]
     else:
         assert why in sheet.refused(PRE_NORM)
+
+
+ATTENTION = """class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj = nn.Linear(8, 8)
+        self.k_proj = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(self.q_proj(x), self.k_proj(x), x)
+
+
+model = Attention()
+"""
+
+
+def test_queries_and_keys_are_normalised_behind_their_projections() -> None:
+    sheet = Sheet(HEAD + ATTENTION).root("Attention()").layer("q_proj", "nn.Linear(8, 8)").layer("k_proj", "nn.Linear(8, 8)", 1)
+    assert changed(sheet, sheet.edited(prescription("qk-norm", "", projections="q_proj,k_proj"))) == [
+        "        self.q_proj_norm = nn.LayerNorm(8)",
+        "        self.k_proj_norm = nn.LayerNorm(8)",
+        "        return F.scaled_dot_product_attention(self.q_proj_norm(self.q_proj(x)), self.k_proj_norm(self.k_proj(x)), x)",
+    ]
+    assert "not made by a layer each" in sheet.refused(prescription("qk-norm", "", projections="q_proj"))

@@ -91,7 +91,16 @@ def move_dropout(p: Prescription, context: Context) -> None:
     insert_after_item(draft, draft.at(places[1]), text)
 
 
+def query_norm(p: Prescription, context: Context) -> None:
+    """LayerNorm behind the projections to queries and to keys."""
+    names = [x for x in word(p, "projections").split(",") if x]
+    if len(names) != 2 * len(p.layers):
+        raise Unwritable("queries and keys are not made by a layer each")
+    put_behind(context, names, New(lambda draft, call: _norm(p, context, draft, call, "LayerNorm"), "norm"))
+
+
 WRITERS: dict[str, Writer] = {
+    "qk-norm": query_norm,
     "insert-normalization": insert,
     "batch-normalization": insert,
     "layer-normalization": insert,
