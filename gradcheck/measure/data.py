@@ -12,6 +12,7 @@ from gradcheck.measure import duplicates
 from gradcheck.nouns.measurement import DataFacts, InputFacts, LabelFacts, LayerKind
 
 MOST_FEATURES = 100_000
+MOST_MOMENTS = 64  # features whose moments are kept
 
 
 def data_facts(
@@ -91,7 +92,18 @@ def _input(name: str, tensors: list[torch.Tensor], first: LayerKind | None) -> I
         place,
         constant,
         first,
+        moments=_moments(tensors),
     )
+
+
+def _moments(tensors: list[torch.Tensor]) -> tuple[tuple[float, float], ...]:
+    """Mean and standard deviation of finite entries along axis 1, of tables and images; those of what never varies have std 0."""
+    width = tensors[0].shape[1] if tensors[0].dim() in (2, 4, 5) else 0
+    if not 0 < width <= MOST_MOMENTS or any(t.dim() != tensors[0].dim() or t.shape[1] != width for t in tensors):
+        return ()
+    columns = torch.cat([t.detach().double().movedim(1, -1).reshape(-1, width) for t in tensors]).T
+    finite = [c[torch.isfinite(c)] for c in columns]
+    return tuple((c.mean().item(), c.std(correction=0).item()) for c in finite) if all(len(c) for c in finite) else ()
 
 
 def _features(tensors: list[torch.Tensor]) -> tuple[float | None, float | None, int]:

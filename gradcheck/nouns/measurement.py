@@ -291,6 +291,7 @@ class InputFacts:
     duplicate_samples: int = 0  # samples that are exactly another one; 2-D and larger inputs
     conflicting_samples: int = 0  # of these, those whose twin has another label
     samples: int = 0  # that were compared; 0: they were not
+    moments: tuple[tuple[float, float], ...] = ()  # mean and std of each feature, or channel of images; of no more than 64
 
 
 @dataclass(frozen=True)

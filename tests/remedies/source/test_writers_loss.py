@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from gradcheck.nouns.checks import Difference, Dropout, LossOperation
-from gradcheck.nouns.measurement import BroadcastMix, Regularization
+from gradcheck.nouns.measurement import BroadcastMix, InputFacts, Regularization
 from gradcheck.remedies.source import WRITERS
 from tests import literals
 from tests.remedies.source.examples import changed, stack
@@ -106,6 +108,39 @@ def test_an_expression_gets_a_name_and_targets_their_inverse() -> None:
     assert changed(sheet, sheet.edited(prescription("standardize-target", mean=150.0, std=75.0))) == [
         "y = (y - 150.0) / 75.0  # a prediction is output * 75.0 + 150.0"
     ]
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape", "settings", "moments"),
+    [
+        ("feature", (4, 3), {}, ((1.0, 2.0), (-300.0, 40.0), (5.0, 0.0))),
+        ("channel", (4, 3, 2, 2), {}, ((1.0, 2.0), (-300.0, 40.0), (5.0, 0.0))),
+        ("all", (4, 3, 7), {"mean": 8.0, "std": 2.5}, ()),
+    ],
+)
+def test_inputs_from_elsewhere_are_standardised_by_the_model(
+    axis: str, shape: tuple[int, ...], settings: dict[str, float], moments: tuple[tuple[float, float], ...]
+) -> None:
+    sheet = Sheet(HEAD + "def build():\n    return nn.Identity()\n").root("nn.Identity()", "Identity")
+    sheet.having(data=literals.data(inputs=(literals.input_facts("0", shape=shape, moments=moments),)))
+    names: dict[str, Any] = {}
+    exec(sheet.edited(prescription("standardize-input", axis=axis, **settings)), names)
+    x = torch.randn(shape)
+    mean, std = (torch.tensor(m).view(-1, *(1 for _ in shape[2:])) for m in ([1.0, -300.0, 5.0], [2.0, 40.0, 1.0]))
+    torch.testing.assert_close(names["build"]()(x), (x - 8.0) / 2.5 if axis == "all" else (x - mean) / std)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "why"),
+    [
+        ((literals.input_facts("0"),), "too many features"),
+        ((literals.input_facts("input_ids", moments=((0.0, 1.0),)),), "more than one tensor"),
+        ((literals.input_facts("0"), literals.input_facts("1")), "more than one tensor"),
+    ],
+)
+def test_inputs_from_elsewhere_are_left_where_their_moments_do_not_fit(inputs: tuple[InputFacts, ...], why: str) -> None:
+    sheet = Sheet(HEAD + "model = nn.Identity()\n").root("nn.Identity()", "Identity").having(data=literals.data(inputs=inputs))
+    assert why in sheet.refused(prescription("standardize-input", axis="feature"))
 
 
 def test_the_training_loader_is_shuffled() -> None:

@@ -11,6 +11,7 @@ from gradcheck.remedies.source.draft import Draft, Unwritable
 from gradcheck.remedies.source.imports import spelled
 from gradcheck.remedies.source.nodes import argument, called, definition, dotted, set_argument, statement_of
 from gradcheck.remedies.source.statements import insert_after, insert_before
+from gradcheck.remedies.source.writers.input_hook import in_front_of_model
 
 HELD_OUT = ("val", "test", "eval", "dev", "holdout", "held")
 _AXES = {"feature": "dim=0", "channel": "dim=(0, 2, 3), keepdim=True", "all": ""}
@@ -54,11 +55,14 @@ def _pairs(value: ast.List | ast.ListComp) -> bool:
     return bool(items) and all(isinstance(i, (ast.Tuple, ast.List)) and len(i.elts) == 2 for i in items)
 
 
+def _put_together(context: Context) -> bool:
+    return any(not source.held_out for source in sources(context))
+
+
 def _training(context: Context) -> Source:
-    found = sources(context)
-    if not found or found[0].held_out:
+    if not _put_together(context):
         raise Unwritable("the data are not put together from tensors in your files")
-    return found[0]
+    return sources(context)[0]
 
 
 # -------------------------------------------------------------------------------- standardise
@@ -70,6 +74,9 @@ def inputs(p: Prescription, context: Context) -> None:
     if "," in word(p, "input"):
         raise Unwritable("there are several inputs")
     constant = any(x.constant_features for x in context.measurement.data.inputs)
+    if not _put_together(context):
+        in_front_of_model(p, context, axis)
+        return
     first = _training(context)
     if first.batches:
         _batches(first, p, axis, constant)
