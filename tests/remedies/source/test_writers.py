@@ -92,6 +92,31 @@ def test_biases_and_gains_get_a_group_without_decay() -> None:
     ]
 
 
+def test_each_of_several_groups_is_halved() -> None:
+    groups = '[{"params": a.parameters(), "lr": 0.2, "weight_decay": 0.3}, {"params": b.parameters()}]'
+    for text in (
+        f"optimizer = torch.optim.AdamW({groups}, lr=0.1)\n",
+        f"groups = {groups}\noptimizer = torch.optim.AdamW(groups, lr=0.1)\n",
+    ):
+        sheet = Sheet(HEAD + text)
+        sheet.optimizer(sheet.text[sheet.text.index("torch.optim.AdamW") : -1], "AdamW")
+        assert sheet.edited(prescription("weight-decay-groups")) == sheet.text.replace(
+            groups,
+            '[{"params": [p for p in a.parameters() if p.ndim >= 2], "lr": 0.2, "weight_decay": 0.3}, '
+            '{"params": [p for p in a.parameters() if p.ndim < 2], "lr": 0.2, "weight_decay": 0.0}, '
+            '{"params": [p for p in b.parameters() if p.ndim >= 2]}, '
+            '{"params": [p for p in b.parameters() if p.ndim < 2], "weight_decay": 0.0}]',
+        )
+
+
+@pytest.mark.parametrize("group", ['{"params": weights}', '{**own, "params": a.parameters()}', "group"])
+def test_groups_whose_parameters_are_not_a_modules_are_left(group: str) -> None:
+    sheet = Sheet(HEAD + f"optimizer = torch.optim.AdamW([{group}], lr=0.1)\n")
+    assert "not given the parameters" in sheet.optimizer(sheet.text[sheet.text.index("torch.optim.AdamW") : -1], "AdamW").refused(
+        prescription("weight-decay-groups")
+    )
+
+
 def test_adam_becomes_adamw() -> None:
     sheet = stack()
     text = sheet.edited(prescription("decoupled-weight-decay", weight_decay=0.01))

@@ -119,11 +119,16 @@ def decoupled(p: Prescription, context: Context) -> None:
 
 
 def groups(p: Prescription, context: Context) -> None:
-    """Two groups: weight matrices with the decay, biases and gains without."""
+    """Two groups: weight matrices with the decay, biases and gains without; two for each of those that are there."""
     draft, call = created(context)
     given = call.args[0] if call.args else argument(call, "params")
+    listed = assigned(draft, given) if isinstance(given, ast.Name) else given
+    if isinstance(listed, (ast.List, ast.Tuple)) and listed.elts and all(isinstance(x, ast.Dict) for x in listed.elts):
+        for index in reversed(range(len(listed.elts))):
+            _halve(context, index)
+        return
     if not (isinstance(given, ast.Call) and called(given) == "parameters" and isinstance(given.func, ast.Attribute)):
-        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of one module")
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of modules")
     if context.measurement.optimizer.weight_decay <= 0:
         raise Unwritable("the optimizer has no weight decay of its own")
     taken = {n.id for n in ast.walk(draft.tree) if isinstance(n, ast.Name)} & {"decayed", "spared"}
@@ -136,6 +141,27 @@ def groups(p: Prescription, context: Context) -> None:
         f"spared = [p for p in {owner}.parameters() if p.ndim < 2]  # biases and gains",
     )
     insert_before(draft, created(context)[1], "\n".join(lines))
+
+
+def _halve(context: Context, index: int) -> None:
+    """Two groups in place of one that is written as a dictionary."""
+    draft, call = created(context)
+    given = call.args[0] if call.args else argument(call, "params")
+    listed = assigned(draft, given) if isinstance(given, ast.Name) else given
+    assert isinstance(listed, (ast.List, ast.Tuple))
+    group = listed.elts[index]
+    assert isinstance(group, ast.Dict)
+    items = {k.value: v for k, v in zip(group.keys, group.values, strict=True) if isinstance(k, ast.Constant)}
+    params, decay = items.pop("params", None), items.get("weight_decay")
+    if isinstance(decay, ast.Constant) and decay.value == 0:
+        return
+    if len(items) != len(group.keys) - 1 or called(params or group) != "parameters" or "\n" in draft.source(group):
+        raise Unwritable(f"{draft.path}:{group.lineno}: the group is not given the parameters of one module")
+    assert params is not None
+    rest = {key: f', "{key!s}": {draft.source(value)}' for key, value in items.items()}
+    own = "".join(text for k, text in rest.items() if k != "weight_decay")
+    halves = (("p.ndim >= 2", "".join(rest.values())), ("p.ndim < 2", f'{own}, "weight_decay": 0.0'))
+    draft.replace(group, ", ".join(f'{{"params": [p for p in {draft.source(params)} if {which}]{more}}}' for which, more in halves))
 
 
 def ascent(p: Prescription, context: Context) -> None:
