@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gradcheck import progress
-from gradcheck.judge.layers import head_site
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.judge.layers import head_site, layer_site
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.rules.outputs import REGRESSION_LOSSES, Mismatch, mismatch
+from gradcheck.rules.outputs import Mismatch, mismatch
 from gradcheck.rules.words import BY_VALUE, number
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import LossCall, Measurement, Softmax
+    from gradcheck.nouns.measurement import LossCall, Measurement
     from gradcheck.nouns.places import Location
 
 
@@ -110,7 +110,7 @@ def _mismatched(m: Measurement, call: LossCall, wrong: Mismatch) -> Finding:
         severity,
         f"{wrong.problem}{place}: {meaning}",
         layers=(call.producer_layer,) if call.producer_layer else (),
-        location=call.producer_site or call.site or _site(m, call.producer_layer or "") or head_site(m),
+        location=call.producer_site or call.site or layer_site(m, call.producer_layer or "") or head_site(m),
         evidence=wrong.evidence,
         remedies=wrong.remedies,
         confirmed=BY_VALUE if severity == "error" else "",
@@ -125,7 +125,7 @@ def _constant_outputs(m: Measurement) -> list[Finding]:
         _constant(
             f"{'log_softmax' if s.log else 'softmax'} over axis {s.axis} of shape {list(s.shape)}, which has 1 unit (at least 2 needed)",
             s.layer,
-            s.site or _site(m, s.layer),
+            s.site or layer_site(m, s.layer),
         )
         for s in m.softmaxes
         if s.to_loss and s.axis > 0 and len(s.shape) > s.axis and s.shape[s.axis] == 1 and (constant or unlearned)
@@ -138,12 +138,7 @@ def _constant_outputs(m: Measurement) -> list[Finding]:
         return []
     call, layer = single[0], single[0].producer_layer or ""
     what = f"{call.function} over 1 class (at least 2 needed; output {list(call.input_shape)})"
-    return [_constant(what, layer, call.producer_site or call.site or _site(m, layer))]
-
-
-def _site(m: Measurement, name: str) -> Location | None:
-    layer = m.layer(name)
-    return layer.site if layer else None
+    return [_constant(what, layer, call.producer_site or call.site or layer_site(m, layer))]
 
 
 def _constant(what: str, layer: str, location: Location | None) -> Finding:
@@ -311,199 +306,4 @@ def _pairwise(
     )
 
 
-@rule(
-    "LOSS003",
-    "initial-loss",
-    up_to="warning",
-    needs=("probe", "losses"),
-    limits={
-        "ratio": Limit(
-            3.0,
-            "times chance",
-            "calibration E1 and E2: 0 of 58 healthy architectures are above (largest 1.54); 67 % of nets above fail in 200 steps",
-        ),
-        "strong_ratio": Limit(10.0, "times chance", "calibration E1: most nets above fail with a rate that suits the others"),
-        "near_chance": Limit(1.5, "times chance", "calibration E2: the range of healthy nets at the start"),
-        "steps": Limit(10, "steps", "heuristic: a head that is too loud but harmless is corrected within a few steps"),
-    },
-)
-def initial_loss(m: Measurement, limits: Limits) -> Verdict:
-    """The loss before training is far above that of a constant prediction.
-
-    ## What it finds
-    A first loss of several times "chance": the loss of the best constant prediction, log C for C balanced classes, the
-    variance of the targets for mean squared error.
-
-    ## Why it matters
-    A model that starts out confident and wrong spends its first steps on unlearning that; with large steps it may end up
-    saturated, with dead units.
-
-    ## How it is measured
-    The loss of the first step of the probe over chance, computed from the labels of the scan. Losses that are not known have no chance, and
-    are not judged; nor are targets that a constant predicts almost perfectly.
-
-    ## Limits and their sources
-    `ratio` 3: warning, unless the probe comes within `near_chance` 1.5 times chance in its first `steps` 10; then advice.
-    `strong_ratio` 10: warning in any case. Of 58 healthy architectures none starts above 1.54; MNASNet on 10 classes
-    starts at 3.6 and trains (calibration E1 and E2). Never an error: SGD often recovers. On data that
-    gradcheck made up, a regression loss is advice only.
-
-    ## When to ignore it
-    When the model was trained on other labels before, and when warm-up takes care of it.
-
-    ## Example
-    ```python
-    self.head = nn.Linear(512, 10)
-    nn.init.normal_(self.head.weight, std=1.0)
-    ```
-
-    ## Use instead
-    ```python
-    self.head = nn.Linear(512, 10)
-    nn.init.normal_(self.head.weight, std=0.01)
-    ```
-
-    ## References
-    Karpathy, "A Recipe for Training Neural Networks", 2019 ("verify loss at init").
-    """
-    chance = m.chance
-    if chance is None or chance <= 1e-3:
-        return not_applicable("the loss has no known chance level" if chance is None else "a constant prediction is almost perfect")
-    if not m.probe.losses:
-        return not_measured("the probe took no step")
-    if len(m.losses) == 1 and m.losses[0].uniform is not None:
-        chance = max(chance, m.losses[0].uniform * (m.losses[0].weight_in_total or 1.0))  # imbalanced classes: an even guess is not wrong
-    first = m.probe.losses[0]
-    if not (math.isfinite(first) and first > limits["ratio"] * chance):
-        return []
-    ratio = first / chance
-    start = [x for x in m.probe.losses[: int(limits["steps"]) + 1] if math.isfinite(x)]
-    soon = next((i for i, x in enumerate(start) if x <= limits["near_chance"] * chance), None)
-    made_up = not m.data.given and (not m.loss_given or any(c.function in REGRESSION_LOSSES for c in m.losses))
-    severity: Severity = "info" if made_up or (soon is not None and ratio <= limits["strong_ratio"]) else "warning"
-    course = f"it is near chance after {soon} steps" if soon is not None else f"after {len(start) - 1} steps it is {number(start[-1])}"
-    head = next((x for x in reversed(m.layers) if x.head), None)
-    name = head.name if head else "the last layer"
-    return [
-        found(
-            severity,
-            f"the first loss is {number(first)}, {number(ratio)} times that of a constant prediction "
-            f"({number(chance)}; limit {number(limits['ratio'])} times): the model starts out confident and wrong; {course}",
-            layers=(head.name,) if head else (),
-            location=head.site if head and head.site else next((c.site for c in m.losses if c.site), None),
-            evidence=(Evidence("first loss over that of a constant prediction", ratio, limits["ratio"], ">", "times"),),
-            remedies=(
-                Remedy(
-                    "head-scaling",
-                    f"multiply the initial weights of {name} by about {number(1 / ratio)}; zero its bias",
-                    "safe",
-                ),
-            ),
-        )
-    ]
-
-
-@rule(
-    "LOSS004",
-    "softmax-dimension",
-    up_to="error",
-    needs=("graph", "losses"),
-    explains=("LOSS001", "LOSS003", "LOSS005", "GRAD004", "GRAPH007", "OPT001", "OPT002"),
-)
-def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
-    """A softmax normalises over the batch, or over another axis than the classes.
-
-    ## What it finds
-    softmax and log_softmax over axis 0 where that is the batch (also where `dim` was left out and torch chose it), and over an axis other
-    than the class axis of the loss that takes the result.
-
-    ## Why it matters
-    The probabilities of one sample then depend on which others are in its batch, and do not sum to 1 over the classes: the
-    loss can be lowered without telling classes apart, and a single sample always gets probability 1.
-
-    ## How it is measured
-    The axis and shape of each call, whether its result goes to the loss by shape changes only, and, for `nll_loss` on
-    outputs of more than two axes, how far the classes are from being normalised.
-
-    ## Limits and their sources
-    None: the wrong axis counts. An error on the way to the loss, a warning inside the model, where pooling over samples can be
-    meant. An axis of width 1 is `output-loss-mismatch`. A square similarity matrix that is normalised
-    over both axes (contrastive losses) is silent.
-
-    ## When to ignore it
-    When axis 0 is not the batch: an unbatched model, or a set that is pooled.
-
-    ## Example
-    ```python
-    return nn.functional.log_softmax(logits, dim=0)
-    ```
-
-    ## Use instead
-    ```python
-    return nn.functional.log_softmax(logits, dim=1)
-    ```
-
-    ## References
-    PyTorch documentation: `torch.nn.functional.softmax`.
-    """
-    if not m.softmaxes:
-        return not_applicable("no softmax is called")
-    findings = []
-    for s in m.softmaxes:
-        if s.axis >= len(s.shape) or s.shape[s.axis] <= 1:
-            continue
-        if s.over_batch and not _contrastive(s, m.softmaxes):
-            findings.append(_over_batch(m, s))
-        elif not s.over_batch and (call := _loss_of_other_axis(s, m.losses)) is not None:
-            findings.append(_over_wrong_axis(m, s, call))
-    return findings
-
-
-def _contrastive(s: Softmax, every: Sequence[Softmax]) -> bool:
-    square = len(s.shape) == 2 and s.shape[0] == s.shape[1]
-    return square and any(o.axis == 1 and o.shape == s.shape for o in every)
-
-
-def _loss_of_other_axis(s: Softmax, calls: Sequence[LossCall]) -> LossCall | None:
-    """The nll_loss that takes this result over axis 1 although it is normalised over another."""
-    if not s.to_loss or len(s.shape) < 3 or s.axis == 1:
-        return None
-    return next((c for c in calls if c.function == "nll_loss" and c.input_shape == s.shape and (c.row_logsumexp_error or 0.0) > 0.01), None)
-
-
-def _over_batch(m: Measurement, s: Softmax) -> Finding:
-    name = "log_softmax" if s.log else "softmax"
-    how = "dim was not given, and torch takes axis 0" if s.implicit else "dim=0"
-    error = s.to_loss
-    meaning = (
-        "the outputs of a sample do not sum to 1 over the classes, and depend on the other samples"
-        if error
-        else "samples of a batch influence each other"
-    )
-    last = len(s.shape) - 1
-    return found(
-        "error" if error else "warning",
-        f"{name} on {list(s.shape)} normalises over the {s.shape[0]} samples of the batch ({how}; expected 1 or higher): {meaning}",
-        layers=(s.layer,),
-        location=s.site or _site(m, s.layer),
-        evidence=(Evidence("axis of the softmax", s.axis, 1, "<"),),
-        remedies=(Remedy("fix-softmax-dimension", f"pass dim={1 if last == 1 else -1}", "unsafe"),),
-        confirmed=BY_VALUE if error else "",
-    )
-
-
-def _over_wrong_axis(m: Measurement, s: Softmax, call: LossCall) -> Finding:
-    name = "log_softmax" if s.log else "softmax"
-    return found(
-        "error",
-        f"{name} on {list(s.shape)} normalises over axis {s.axis}, but {call.function} takes the classes from axis 1 (expected 1): "
-        f"log-probabilities do not add up over the {s.shape[1]} classes, and the loss falls without telling them apart",
-        layers=(s.layer,),
-        location=s.site or _site(m, s.layer),
-        evidence=(Evidence("largest distance of a row's logsumexp from 0", call.row_logsumexp_error or 0.0, 0.01, ">"),),
-        remedies=(Remedy("fix-softmax-dimension", "pass dim=1", "unsafe"),),
-        confirmed=BY_VALUE,
-    )
-
-
-RULES = (output_loss_mismatch, loss_domain, initial_loss, softmax_dimension)
+RULES = (output_loss_mismatch, loss_domain)

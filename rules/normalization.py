@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import bias, by_site, names, parameters_by_name
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.rules.words import BY_VALUE, layers_in_words, learns_clearly, number, percent, probe_failure
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from gradcheck.nouns.verdict import Finding, Severity
 
 NO_BATCH_NORM = "the model has no batch normalization"
-TRAINED_BEFORE = "the model was trained before: its statistics were learned"
 CHANCE = Limit(0.9, "of chance", "random networks above it after 50 steps fail: precision 0.89 to 0.94")
 GAP = {
     "evaluation_ratio": Limit(1.5, "times", "1400 digits, momentum 0.01, 75 steps: 5.7 times; momentum 0.1: none"),
@@ -58,6 +56,13 @@ def main_site(norms: Sequence[Norm | Layer]) -> Location | None:
 
 def norm_names(norms: Sequence[Norm]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n.layer for n in norms))
+
+
+def norms_by_site(norms: Sequence[Norm]) -> list[list[Norm]]:
+    groups: dict[Location | None, list[Norm]] = {}
+    for n in norms:
+        groups.setdefault(n.site, []).append(n)
+    return list(groups.values())
 
 
 # ------------------------------------------------------------------------------ batch statistics
@@ -230,16 +235,9 @@ def dropout_before_batchnorm(m: Measurement, limits: Limits) -> Verdict:
     near = [n for n in fed if (n.dropout_shift or 0.0) > limits["shift"]]
     far = [n for n in fed if n.dropout_shift is None and _measured_shift(m, n) > limits["shift"]]
     severity: Severity = "warning" if evaluation_gap(m, limits) else "info"
-    return [_shift_finding(m, group, "warning", limits) for group in _by_site(near)] + [
-        _shift_finding(m, group, severity, limits) for group in _by_site(far)
+    return [_shift_finding(m, group, "warning", limits) for group in norms_by_site(near)] + [
+        _shift_finding(m, group, severity, limits) for group in norms_by_site(far)
     ]
-
-
-def _by_site(norms: Sequence[Norm]) -> list[list[Norm]]:
-    groups: dict[Location | None, list[Norm]] = {}
-    for n in norms:
-        groups.setdefault(n.site, []).append(n)
-    return list(groups.values())
 
 
 def _measured_shift(m: Measurement, norm: Norm) -> float:
@@ -272,241 +270,4 @@ def _shift_finding(m: Measurement, group: list[Norm], severity: Severity, limits
     )
 
 
-@rule(
-    "NORM005",
-    "batchnorm-in-eval",
-    up_to="error",
-    needs=("graph", "probe"),
-    explains=(
-        "GRAD001",
-        "GRAD002",
-        "ACT002",
-        "ACT004",
-        "INIT001",
-        "INIT003",
-        "INIT007",
-        "OPT001",
-        "OPT002",
-        "LOSS003",
-        "GRAPH008",
-        "LOSS005",
-    ),
-)
-def batchnorm_in_eval(m: Measurement, limits: Limits) -> Verdict:
-    """Batch normalization trained from scratch in evaluation mode: it normalises nothing.
-
-    ## What it finds
-    Batch normalizations that use their running statistics during the training step while these are still those
-    of a new layer, mean 0 and variance 1, although the layer or what comes before it is trained. Frozen
-    statistics of a model that was trained before are healthy and are not reported.
-
-    ## Why it matters
-    Dividing by 1 is no normalization: the network trains as if it had none, at rates that were chosen for one
-    that has. The statistics never move, since evaluation mode does not update them.
-
-    ## How it is measured
-    The call of batch normalization in the first training step: whether it takes the batch's statistics, and the
-    running ones that it was given. A model that is handed over in evaluation mode as a whole is trained in
-    training mode.
-
-    ## Limits and their sources
-    None: the statistics are untouched or they are not. An error when the probe training fails, a warning
-    otherwise: a shallow network can learn without normalization.
-
-    ## When to ignore it
-    When the statistics are loaded after the scan.
-
-    ## Example
-    ```python
-    def train(self, mode=True):
-        super().train(mode)
-        self.bn.eval()
-    ```
-
-    ## Use instead
-    ```python
-    model.train()  # and eval() only for evaluation, or for statistics that were trained before
-    ```
-
-    ## References
-    Ioffe and Szegedy 2015, Batch Normalization, section 3.1.
-    """
-    norms = batch_norms(m)
-    if not norms:
-        return not_applicable(NO_BATCH_NORM)
-    if m.pretrained:
-        return not_applicable(TRAINED_BEFORE)
-    failure = probe_failure(m)
-    sick = [n for n in norms if not n.of_batch and n.fresh and n.trains]
-    return [_frozen_finding(group, len(norms), failure) for group in _by_site(sick)]
-
-
-def _frozen_finding(group: list[Norm], total: int, failure: str) -> Finding:
-    message = (
-        f"{layers_in_words(norm_names(group))} ({len(group)} of {total} batch normalizations) run in evaluation mode while training, with "
-        f"running mean 0 and variance 1 as at their creation: they normalise nothing, and never will"
-    )
-    return found(
-        "error" if failure else "warning",
-        message,
-        layers=norm_names(group),
-        location=group[0].site,
-        evidence=(Evidence("untouched running statistics in use", float(len(group)), 0.0, ">", "layers", group[0].layer),),
-        remedies=(Remedy("training-mode", f"leave {group[0].layer or 'the call'} in training mode while training", "safe"),),
-        confirmed=failure,
-    )
-
-
-@rule(
-    "NORM006",
-    "batchnorm-momentum",
-    up_to="warning",
-    needs=("normalization", "graph"),
-    limits={
-        "lowest": Limit(0.01, "weight of the newest batch", "EfficientNet and others train with 0.01"),
-        "highest": Limit(0.9, "weight of the newest batch", "heuristic: other libraries' 0.9 to 0.999 is torch's 0.1 to 0.001"),
-        "chance": CHANCE,
-        "residue": Limit(0.05, "of the initial statistics", "1400 digits, momentum 0.01, 75 steps: 0.47 left, loss 0.41 instead of 0.07"),
-    }
-    | GAP,
-)
-def batchnorm_momentum(m: Measurement, limits: Limits) -> Verdict:
-    """Running statistics that never move, hold the last batch only, or move too slowly for the run.
-
-    ## What it finds
-    Batch normalizations in training mode with momentum 0, with momentum 1 or near it, and with one so small
-    that the running statistics are still close to their initial values.
-
-    ## Why it matters
-    Training does not use the running statistics; evaluation uses nothing else. In torch, momentum is the weight
-    of the newest batch, 0.1 by default. Elsewhere it is the weight of the past: 0.9 or 0.99 there is 0.1 or 0.01
-    here.
-
-    ## How it is measured
-    The momentum that the normalization is called with. After the probe training, the trained copy's loss in
-    evaluation mode against its loss with each batch's own statistics, dropout off.
-
-    ## Limits and their sources
-    0 or 1: a warning. `highest` 0.9 and more: advice; a warning when the loss in evaluation mode is more than
-    `evaluation-ratio` 1.5 times the other, `evaluation-margin` 0.1 of chance above it, and no better than `chance` 0.9
-    of a constant prediction's (three published networks have 0.99 and more, and train). Below `lowest` 0.01, with
-    more than `residue` 5 % of the initial statistics left after the probe: a warning when evaluation mode is 1.5
-    times and 0.1 of chance worse, else advice.
-
-    ## When to ignore it
-    When the statistics are estimated again before evaluation, or when the training is so long that a momentum
-    below 0.01 settles.
-
-    ## Example
-    ```python
-    nn.BatchNorm2d(64, momentum=0.99)  # as in Keras
-    ```
-
-    ## Use instead
-    ```python
-    nn.BatchNorm2d(64, momentum=0.01)
-    ```
-
-    ## References
-    torch.nn.BatchNorm2d, note on momentum; Wu and Johnson 2021, Rethinking "Batch" in BatchNorm.
-    """
-    norms = [n for n in batch_norms(m) if n.of_batch]
-    if not norms:
-        return not_applicable(NO_BATCH_NORM)
-    kept = [n for n in norms if n.tracks and n.momentum is not None]
-    groups = [[n for n in kept if n.momentum == value] for value in dict.fromkeys(n.momentum for n in kept)]
-    return [_momentum_finding(m, group, *said, limits) for group in groups if (said := _momentum(m, group[0], limits))]
-
-
-def _momentum(m: Measurement, norm: Norm, limits: Limits) -> tuple[Severity, str, Evidence] | None:
-    """Severity, what it means, and the number beside its limit; None for a momentum that is fine."""
-    value, gap = norm.momentum or 0.0, evaluation_gap(m, limits)
-    if value <= 0:
-        severity: Severity = "warning" if norm.fresh else "info"
-        return severity, "the running statistics never move", Evidence("momentum", value, 0.0, "<=", "", norm.layer)
-    if value >= limits["highest"]:
-        severity = "warning" if value >= 1 or useless_in_evaluation(m, limits) else "info"
-        means = f"the running statistics are those of the last batch, to {percent(value)}"
-        return severity, means, Evidence("momentum", value, limits["highest"], ">=", "", norm.layer)
-    residue = (1 - value) ** m.steps
-    if value < limits["lowest"] and residue > limits["residue"] and norm.fresh:
-        means = f"after the {m.steps} steps of the probe {percent(residue)} of the initial statistics are left"
-        return "warning" if gap else "info", means, Evidence("momentum", value, limits["lowest"], "<", "", norm.layer)
-    return None
-
-
-def _momentum_finding(m: Measurement, group: list[Norm], severity: Severity, means: str, evidence: Evidence, limits: Limits) -> Finding:
-    value, name = evidence.value, layers_in_words(norm_names(group))
-    gap = f"; {gap_in_words(m)}" if m.normalization is not None else ""
-    message = f"momentum {number(value)} of {name} (limit {number(evidence.limit or 0.0)}): {means}{gap}, and evaluation uses nothing else"
-    swapped = f", or {number(1 - value)} if {number(value)} was meant as the weight of the past" if limits["highest"] <= value < 1 else ""
-    remedy = Remedy("default-momentum", f"set momentum to 0.1, torch's default{swapped}", "advice")
-    return found(severity, message, layers=norm_names(group), location=main_site(group), evidence=(evidence,), remedies=(remedy,))
-
-
-# ------------------------------------------------------------------------------------ neighbours
-
-
-@rule("NORM007", "bias-before-normalization", up_to="info", needs=("graph", "parameters"))
-def bias_before_normalization(m: Measurement, limits: Limits) -> Verdict:
-    """Biases whose effect batch normalization takes away again.
-
-    ## What it finds
-    Linear and conv layers with a trainable bias whose output goes straight into a batch normalization that uses
-    the batch's statistics.
-
-    ## Why it matters
-    The normalization subtracts the mean of each feature, and the bias with it. It gets no gradient but rounding
-    noise, and the normalization's own bias does its work. It costs memory and, with Adam, drifts at random.
-
-    ## How it is measured
-    From the autograd graph of the first step: what the batch normalization takes, moves of entries skipped.
-
-    ## Limits and their sources
-    None: an exact property. It is advice, since the bias does no harm worth mentioning.
-
-    ## When to ignore it
-    When checkpoints need the key, or the layer is to be fused later.
-
-    ## Example
-    ```python
-    nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32))
-    ```
-
-    ## Use instead
-    ```python
-    nn.Sequential(nn.Conv2d(3, 32, 3, bias=False), nn.BatchNorm2d(32))
-    ```
-
-    ## References
-    Ioffe and Szegedy 2015, Batch Normalization, section 3.2.
-    """
-    norms = [n for n in batch_norms(m) if n.of_batch]
-    if not norms:
-        return not_applicable(NO_BATCH_NORM)
-    parameters = parameters_by_name(m)
-    followed = {n.after: n for n in norms if n.after is not None}
-    biased = [x for x in m.layers if x.name in followed and (p := bias(x, parameters)) is not None and p.trainable]
-    return [_bias_finding(group, followed, m) for group in by_site(biased)]
-
-
-def _bias_finding(group: list[Layer], followed: dict[str, Norm], m: Measurement) -> Finding:
-    parameters = parameters_by_name(m)
-    count = sum(p.count for x in group if (p := bias(x, parameters)) is not None)
-    first = group[0]
-    message = (
-        f"the biases of {layers_in_words(names(group))} ({count} numbers) are subtracted again by the batch normalization that follows "
-        f"({followed[first.name].layer}): they have no effect"
-    )
-    remedy = Remedy("remove-bias", f"create {first.name} with bias=False", "unsafe")
-    evidence = (Evidence("biases without effect", float(count), 0.0, ">", "numbers", first.name),)
-    return found("info", message, layers=names(group), location=first.site, evidence=evidence, remedies=(remedy,))
-
-
-RULES = (
-    batchnorm_small_batch,
-    dropout_before_batchnorm,
-    batchnorm_in_eval,
-    batchnorm_momentum,
-    bias_before_normalization,
-)
+RULES = (batchnorm_small_batch, dropout_before_batchnorm)

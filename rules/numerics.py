@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gradcheck import progress
+from gradcheck.judge.layers import layer_site
 from gradcheck.judge.protocol import Limits, Verdict, found, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.rules.words import BY_VALUE, layers_in_words, number
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement, NonFinite, Parameter
-    from gradcheck.nouns.places import Location
 
 # Functions whose derivative is infinite or NaN at a point where their value is finite, and what keeps clear of it.
 # Tried on torch 2.13: norm, std, cdist and atan2 are not among them (their derivative there is set to 0).
@@ -153,7 +153,7 @@ def _forward_event(m: Measurement, events: Sequence[NonFinite]) -> Finding:
         f"{first.operation}{_place(first)}{_on_rank(first.rank)} gives {_kind(first)} at step {first.step}{_inputs(first)}{more}: "
         "it turns the loss and every gradient behind it non-finite, and training ends there",
         layers=(first.layer,) if first.layer else (),
-        location=first.site or _site(m, first.layer),
+        location=first.site or layer_site(m, first.layer),
         evidence=_evidence(first),
         remedies=(Remedy("guard-domain", remedy, "unsafe"),),
         confirmed=confirmed,
@@ -168,7 +168,7 @@ def _poisoned_weights(m: Measurement, parameters: Sequence[Parameter]) -> Findin
         f"the initial weights of {layers_in_words(names)} are not finite ({len(names)} of {len(m.parameters)} parameters; limit 0): "
         "every output behind them is NaN before the first step",
         layers=tuple(dict.fromkeys(p.layer for p in parameters)),
-        location=_site(m, layer),
+        location=layer_site(m, layer),
         evidence=(Evidence("parameters with NaN or infinity at the start", len(names), 0, ">", f"of {len(m.parameters)}"),),
         remedies=(
             Remedy(
@@ -262,7 +262,7 @@ def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
             f"the derivative of {name}{_place(first)} is {_kind(first)} at step {first.step}, "
             f"although its value is finite{_inputs(first)}: {meaning}",
             layers=(first.layer,) if first.layer else (),
-            location=first.site or _site(m, first.layer),
+            location=first.site or layer_site(m, first.layer),
             evidence=_evidence(first),
             remedies=(
                 Remedy(
@@ -298,11 +298,6 @@ def _evidence(event: NonFinite) -> tuple[Evidence, ...]:
     bounds = (("smallest input", event.input_min), ("largest input", event.input_max))
     ranges = [Evidence(what, x, None, "=", "", event.layer or None) for what, x in bounds if x is not None]
     return (Evidence("first step with a non-finite value", event.step, None, "="), *ranges)
-
-
-def _site(m: Measurement, name: str) -> Location | None:
-    layer = m.layer(name)
-    return layer.site if layer else None
 
 
 RULES = (non_finite, singular_derivative)

@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gradcheck.judge.layers import names
 from gradcheck.progress import CLEAR_FALL, any_learned, fall, start_and_end, verdict
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement, Run
+    from gradcheck.nouns.measurement import Layer, Measurement, Run
 
 BY_VALUE = "by the measured value alone"
 SYNTHETIC = "the data were made up by gradcheck"
@@ -53,6 +54,10 @@ def layers_in_words(names: Sequence[str]) -> str:
     if len(texts) <= SHOWN + 1:
         return f"{', '.join(texts[:-1])} and {texts[-1]}"
     return f"{', '.join(texts[:SHOWN])} and {len(texts) - SHOWN} more"
+
+
+def also_in(group: list[Layer]) -> str:
+    return f"; the same in {layers_in_words(names(group))}" if len(group) > 1 else ""
 
 
 def _split_at_index(name: str) -> tuple[str, int, str] | None:

@@ -123,6 +123,12 @@ def settled_step(m: Measurement, least: int = 3) -> int | None:
     return next((step for step in sorted(m.measured_steps) if step >= least), None)
 
 
+def layer_site(m: Measurement, name: str) -> Location | None:
+    """Where a layer is created."""
+    layer = m.layer(name)
+    return layer.site if layer else None
+
+
 def head_site(m: Measurement) -> Location | None:
     """The expression that creates the last head that has a known place."""
     return next((x.site for x in reversed(m.layers) if x.head and x.site), None)

@@ -6,12 +6,11 @@ import math
 
 import pytest
 
-from gradcheck.nouns.checks import Baseline
-from gradcheck.nouns.measurement import BroadcastMix, Measurement, Softmax
-from gradcheck.rules.loss import initial_loss, loss_domain, output_loss_mismatch, softmax_dimension
-from gradcheck.rules.loss_not_falling import loss_not_falling
+from gradcheck.nouns.measurement import BroadcastMix, Measurement
+from gradcheck.rules.loss import loss_domain, output_loss_mismatch
 from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
-from tests.literals import data, diverged, falling, layer, location, loss_call, measurement, optimizer, run, stalled
+from tests.literals import data, layer, location, loss_call, measurement
+from tests.rules.models import softmax
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 
@@ -21,12 +20,6 @@ def calling(function: str = "cross_entropy", *, measured: dict | None = None, **
 
 PROBABILITIES = {"producer": "softmax", "input_min": 0.02, "input_max": 0.4, "row_sum_error": 2e-7, "row_logsumexp_error": 2.4}
 LOG_PROBABILITIES = {"producer": "log_softmax", "input_min": -4.0, "input_max": -0.9, "row_sum_error": 30.0, "row_logsumexp_error": 3e-7}
-
-
-def softmax(**overrides) -> Softmax:
-    values = {"layer": "head:softmax", "site": location(25), "shape": (32, 10), "axis": 1}
-    values |= {"implicit": False, "log": False, "to_loss": True, "over_batch": False}
-    return Softmax(**values | overrides)
 
 
 class TestFloors:
@@ -261,184 +254,3 @@ class TestLossDomain:
         m = calling("binary_cross_entropy", input_min=-1.0, raised="RuntimeError: all elements of input should be between 0 and 1")
         assert findings(loss_domain, m) == []
         assert severities(output_loss_mismatch, m) == ["error"]
-
-
-CHANCE = math.log(10)
-
-
-def starting_at(ratio: float, after: float = 1.6, **overrides) -> Measurement:
-    """A probe that starts at `ratio` times chance and is at `after` times chance from the second step on."""
-    return measurement(probe=run((ratio * CHANCE, *([after * CHANCE] * 50))), **overrides)
-
-
-class TestInitialLoss:
-    @pytest.mark.parametrize(("ratio", "expected"), [(1.54, []), (2.9, []), (3.1, ["warning"])])
-    def test_far_above_chance_is_a_warning(self, ratio, expected):
-        assert severities(initial_loss, starting_at(ratio)) == expected
-
-    @pytest.mark.parametrize(("after", "expected"), [(1.4, ["info"]), (1.6, ["warning"])])
-    def test_what_comes_near_chance_at_once_is_advice(self, after, expected):
-        assert severities(initial_loss, starting_at(3.6, after)) == expected
-
-    @pytest.mark.parametrize(("ratio", "expected"), [(9.0, ["info"]), (11.0, ["warning"])])
-    def test_ten_times_chance_is_a_warning_in_any_case(self, ratio, expected):
-        assert severities(initial_loss, starting_at(ratio, 1.0)) == expected
-
-    @pytest.mark.parametrize(("late", "expected"), [(10, ["info"]), (11, ["warning"])])
-    def test_coming_near_chance_late_does_not_count(self, late, expected):
-        losses = [5 * CHANCE] * late + [CHANCE] * 20
-        assert severities(initial_loss, measurement(probe=run(losses))) == expected
-
-    def test_the_message_names_head_loss_and_chance(self):
-        f = only(initial_loss, starting_at(5.0))
-        assert "first loss is 11.5, 5 times" in f.message and "2.3" in f.message and f.layers == ("fc2",)
-        assert "fc2 by about 0.2" in f.remedies[0].text
-
-    def test_unknown_or_tiny_chance_is_not_judged(self):
-        assert no_verdict(initial_loss, measurement(chance=None)) == "not-applicable"
-        assert no_verdict(initial_loss, measurement(chance=9e-4)) == "not-applicable"
-
-    def test_regression_on_made_up_targets_is_advice(self):
-        assert severities(initial_loss, starting_at(20.0, losses=(loss_call("mse_loss"),), data=data(given=False))) == ["info"]
-
-    def test_a_probe_without_steps_is_not_measured(self):
-        assert no_verdict(initial_loss, measurement(probe=run((1.0,), name="probe").__class__("probe", ()))) == "not-measured"
-
-
-class TestSoftmaxDimension:
-    def test_softmax_over_classes_passes(self):
-        assert findings(softmax_dimension, measurement(softmaxes=(softmax(),))) == []
-
-    def test_no_softmax_is_not_applicable(self):
-        assert no_verdict(softmax_dimension, measurement()) == "not-applicable"
-
-    def test_softmax_over_the_batch_before_the_loss_is_an_error(self):
-        f = only(softmax_dimension, measurement(softmaxes=(softmax(axis=0, over_batch=True, log=True),)))
-        assert f.severity == "error" and "log_softmax on [32, 10]" in f.message and "32 samples" in f.message and f.location == location(25)
-
-    def test_an_implicit_dim_is_said(self):
-        m = measurement(softmaxes=(softmax(axis=0, over_batch=True, implicit=True, shape=(32, 7, 10)),))
-        assert "dim was not given" in only(softmax_dimension, m).message
-
-    def test_softmax_over_the_batch_inside_is_a_warning(self):
-        assert severities(softmax_dimension, measurement(softmaxes=(softmax(axis=0, over_batch=True, to_loss=False),))) == ["warning"]
-
-    def test_axis_zero_that_is_no_batch_passes(self):
-        assert findings(softmax_dimension, measurement(softmaxes=(softmax(axis=0),))) == []
-
-    def test_both_directions_of_a_contrastive_loss_pass(self):
-        both = (softmax(shape=(32, 32), axis=0, over_batch=True), softmax(shape=(32, 32)))
-        assert findings(softmax_dimension, measurement(softmaxes=both)) == []
-
-    def test_one_unit_is_another_rule_s(self):
-        assert findings(softmax_dimension, measurement(softmaxes=(softmax(shape=(1, 10), axis=0, over_batch=True),))) == []
-
-    @pytest.mark.parametrize(("axis", "error", "expected"), [(3, 2.2, ["error"]), (1, 3e-7, []), (3, 3e-7, [])])
-    def test_pixels_normalised_over_another_axis_than_the_classes(self, axis, error, expected):
-        shape = (8, 21, 32, 32)
-        call = loss_call("nll_loss", input_shape=shape, row_logsumexp_error=error, producer="log_softmax")
-        m = measurement(softmaxes=(softmax(shape=shape, axis=axis, log=True),), losses=(call,))
-        assert severities(softmax_dimension, m) == expected
-
-
-def stuck(level: float = 2.3, **overrides) -> Measurement:
-    """A probe and experiments of which none learns."""
-    experiments = (
-        stalled(level, name="rate x0.1", rate_factor=0.1),
-        stalled(level, name="rate x10", rate_factor=10.0),
-        stalled(level, name="adam 0.003 on one batch", batches=1),
-        stalled(level, name="adam 0.001 on one batch", batches=1),
-    )
-    return measurement(**{"probe": stalled(level), "experiments": experiments} | overrides)
-
-
-class TestLossNotFalling:
-    def test_a_probe_that_learns_passes(self):
-        assert findings(loss_not_falling, measurement()) == []
-
-    def test_nothing_learns_is_an_error_that_names_the_plateau(self):
-        f = only(loss_not_falling, stuck(2.3))
-        assert f.severity == "error" and f.confirmed.startswith("by the probe: it stalls with AdamW")
-        assert "adam 0.003, adam 0.001" in f.message and "that is 2.3, the loss of the" in f.message
-
-    def test_the_floor_of_a_softmax_is_recognised(self):
-        assert "softmax outputs" in only(loss_not_falling, stuck(1.461)).message
-
-    @pytest.mark.parametrize(("level", "known"), [(CHANCE * 1.017, True), (CHANCE * 1.023, False)])
-    def test_a_plateau_is_known_within_two_percent(self, level, known):
-        assert (
-            "constant" in only(loss_not_falling, stuck(level)).message or "uniform" in only(loss_not_falling, stuck(level)).message
-        ) == known
-
-    def test_a_probe_that_diverges_counts_too(self):
-        f = only(loss_not_falling, stuck(probe=diverged()))
-        assert f.severity == "error" and "it diverges" in f.confirmed
-
-    @pytest.mark.parametrize("index", range(4))
-    def test_one_experiment_that_learns_makes_it_another_rule_s(self, index):
-        m = stuck()
-        learned = run(falling(), name=m.experiments[index].name, rate_factor=m.experiments[index].rate_factor, batches=1)
-        experiments = (*m.experiments[:index], learned, *m.experiments[index + 1 :])
-        assert findings(loss_not_falling, stuck(experiments=experiments)) == []
-
-    @pytest.mark.parametrize(
-        "doubt", [{"data": data(given=False)}, {"loss_given": False}, {"pretrained": True}, {"chance": 5.0}], ids=lambda d: next(iter(d))
-    )
-    def test_doubts_make_it_a_warning(self, doubt):
-        assert severities(loss_not_falling, stuck(**doubt)) == ["warning"]
-
-    @pytest.mark.parametrize(
-        ("end", "expected"), [(2.30 * 0.91, ["error"]), (2.30 * 0.89, ["warning"]), (2.30 * 0.51, ["warning"]), (2.30 * 0.49, [])]
-    )
-    def test_how_far_one_batch_must_be_fitted(self, end, expected):
-        """A drop at once to a level where the loss stays, as label frequencies give, below the first loss."""
-        one = run((2.30, *([end] * 150)), name="adam 0.003 on one batch", batches=1)
-        assert severities(loss_not_falling, stuck(2.30, experiments=(one,))) == expected
-
-    def test_learning_slowly_beyond_the_label_frequencies_is_advice(self):
-        one = run((2.3, *([1.7] * 150)), name="adam 0.003 on one batch", batches=1, chance=2.0)
-        assert severities(loss_not_falling, stuck(2.30, experiments=(one,))) == ["info"]
-
-    def test_learning_the_frequencies_of_a_few_labels_is_no_fit(self):
-        one = run((2.3, *([1.9] * 150)), name="adam 0.003 on one batch", batches=1, chance=1.9)
-        f = only(loss_not_falling, stuck(experiments=(one,)))
-        assert f.severity == "error" and "best constant prediction (needed: 10 % below)" in f.message
-
-    @pytest.mark.parametrize(("steps", "expected"), [(49, ["warning"]), (50, ["error"])])
-    def test_trainings_that_were_cut_short_are_a_warning(self, steps, expected):
-        one = stalled(steps=steps, name="adam 0.003 on one batch", batches=1, ended="budget")
-        assert severities(loss_not_falling, stuck(experiments=(one,))) == expected
-
-    def test_an_assumed_optimizer_is_no_doubt(self):
-        assert severities(loss_not_falling, stuck(optimizer=optimizer(given=False))) == ["error"]
-
-    def test_without_trainings_on_one_batch_there_is_no_verdict(self):
-        assert no_verdict(loss_not_falling, stuck(experiments=stuck().experiments[:2])) == "not-measured"
-
-    def test_a_short_probe_is_no_verdict(self):
-        assert no_verdict(loss_not_falling, stuck(probe=stalled(steps=4))) == "not-measured"
-
-    def test_non_finite_trainings_are_said(self):
-        bad = diverged(name="adam 0.003 on one batch", batches=1)
-        assert "non-finite" in only(loss_not_falling, stuck(experiments=(bad,))).message
-
-
-class TestBehindALinearModel:
-    """Sixteen samples can be memorised, and nothing of the data is learned."""
-
-    def sick(self, explained: float = 0.5, shuffled: float = 0.0, steps: int = 300, **overrides):
-        memorised = run(falling(2.3, 0.5, 30), "adam 0.003 on one batch", batches=1, chance=2.0, ended="learned")
-        probe = stalled(steps=steps)
-        return measurement(probe=probe, experiments=(memorised,), baseline=Baseline(explained, shuffled, 500, 64), **overrides)
-
-    @pytest.mark.parametrize(
-        ("explained", "shuffled", "expected"), [(0.11, 0.0, ["error"]), (0.09, 0.0, []), (0.15, 0.06, []), (0.1, -3.0, ["error"])]
-    )
-    def test_what_a_linear_model_finds_beyond_chance_decides(self, explained, shuffled, expected):
-        assert severities(loss_not_falling, self.sick(explained, shuffled)) == expected
-
-    def test_a_short_probe_says_nothing(self):
-        assert findings(loss_not_falling, self.sick(steps=200)) == []
-
-    def test_an_assumed_optimizer_is_no_prediction(self):
-        assert severities(loss_not_falling, self.sick(optimizer=optimizer(given=False))) == ["warning"]

@@ -7,24 +7,14 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.rules.normalization import (
-    batchnorm_in_eval,
-    batchnorm_momentum,
-    batchnorm_small_batch,
-    bias_before_normalization,
-    dropout_before_batchnorm,
-)
-from tests.literals import data, diverged, location, measurement, norm, run, stalled, statistics, with_parameter
+from gradcheck.rules.normalization import batchnorm_small_batch, dropout_before_batchnorm
+from gradcheck.rules.normalization_bias import bias_before_normalization
+from gradcheck.rules.normalization_statistics import batchnorm_in_eval, batchnorm_momentum
+from tests.literals import data, diverged, location, measurement, norm, run, stalled, statistics
+from tests.rules.models import FINE, WORSE, having
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 RULES = (batchnorm_small_batch, dropout_before_batchnorm, batchnorm_in_eval, batchnorm_momentum, bias_before_normalization)
-WORSE = statistics(0.76, 0.5)  # beyond 1.5 x 0.5, and 0.23 = 0.1 x chance above it
-FINE = statistics(0.74, 0.5)
-
-
-def having(*norms: Any, **overrides: Any) -> Measurement:
-    return measurement(**{"norms": norms} | overrides)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.code)
@@ -111,62 +101,3 @@ class TestDropout:
 
     def test_without_running_statistics_evaluation_is_as_training(self):
         assert findings(dropout_before_batchnorm, having(self.near(2.0, tracks=False))) == []
-
-
-class TestInEval:
-    sick = norm(of_batch=False)
-
-    @pytest.mark.parametrize(("probe", "expected"), [(run(), ["warning"]), (stalled(), ["error"]), (diverged(), ["error"])])
-    def test_untouched_statistics_in_use(self, probe, expected):
-        assert severities(batchnorm_in_eval, having(self.sick, probe=probe)) == expected
-
-    @pytest.mark.parametrize("changed", [{"of_batch": True}, {"fresh": False}, {"trains": False}])
-    def test_each_condition_is_needed(self, changed):
-        assert findings(batchnorm_in_eval, having(replace(self.sick, **changed), probe=stalled())) == []
-
-    def test_models_that_were_trained_before_are_not_judged(self):
-        assert no_verdict(batchnorm_in_eval, having(self.sick, pretrained=True)) == "not-applicable"
-
-
-class TestMomentum:
-    @pytest.mark.parametrize(
-        ("momentum", "measured", "expected"),
-        [
-            (0.0, FINE, ["warning"]),
-            (1.0, FINE, ["warning"]),
-            (0.99, FINE, ["info"]),
-            (0.99, WORSE, ["info"]),
-            (0.99, statistics(2.0, 0.5), ["info"]),  # 0.9 of chance is 2.07
-            (0.9, statistics(2.2, 0.5), ["warning"]),
-            (0.89, statistics(2.2, 0.5), []),
-            (0.01, WORSE, []),
-            (0.009, WORSE, ["warning"]),  # 0.991 ** 100 = 0.40
-            (0.009, FINE, ["info"]),
-            (None, WORSE, []),
-        ],
-    )
-    def test_values_and_what_they_do(self, momentum, measured, expected):
-        assert severities(batchnorm_momentum, having(norm(momentum=momentum), normalization=measured)) == expected
-
-    def test_a_slow_one_may_settle_in_a_long_run(self):
-        slow = having(norm(momentum=0.009), normalization=WORSE, steps=400)  # 0.991 ** 400 = 0.027
-        assert findings(batchnorm_momentum, slow) == []
-
-    def test_frozen_pretrained_statistics_are_advice(self):
-        assert severities(batchnorm_momentum, having(norm(momentum=0.0, fresh=False))) == ["info"]
-
-    def test_the_remedy_knows_the_other_convention(self):
-        f = only(batchnorm_momentum, having(norm(momentum=0.99), normalization=FINE))
-        assert "or 0.01 if 0.99 was meant as the weight of the past" in f.remedies[0].text
-
-
-class TestBias:
-    def test_a_bias_that_is_subtracted_again(self):
-        f = only(bias_before_normalization, having(norm(after="fc1")))
-        assert f.severity == "info" and "biases of fc1 (64 numbers)" in f.message and f.location == location(10)
-
-    def test_without_a_trained_bias_there_is_nothing_to_say(self):
-        m = having(norm(after="fc1"))
-        assert findings(bias_before_normalization, with_parameter(m, "fc1.bias", trainable=False)) == []
-        assert findings(bias_before_normalization, replace(m, parameters=m.parameters[:1])) == []
-        assert no_verdict(bias_before_normalization, having(norm(after="fc1", of_batch=False))) == "not-applicable"

@@ -1,0 +1,79 @@
+"""ACT004 on literal measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gradcheck.rules.activation_collapse import collapsed_representation
+from tests.literals import STEPS, falling, layer, location, measurement, optimizer, run, snapshots
+from tests.rules.models import FAILS, SHORT
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+
+def similar(
+    samples: float | None = None, tokens: float | None = None, later: float | None = None, first: float | None = 0.3, **overrides: Any
+):
+    """A stack whose first norm sees tokens of cosine `first` and whose head sees features of these cosines."""
+    body = tuple(layer(f"fc.{i}", order=i) for i in range(overrides.pop("depth", 12)))
+
+    def snaps(s: float | None, t: float | None) -> tuple:
+        return tuple(
+            x
+            for step in STEPS
+            for x in snapshots(
+                steps=[step],
+                sample_cosine=s if step < 3 or later is None or s is None else later,
+                token_cosine=t if step < 3 or later is None or t is None else later,
+            )
+        )
+
+    norm = layer("norm", "norm", order=-1, snapshots=snaps(None, first if tokens is not None else None))
+    head = layer("head", order=999, head=True, site=location(40), snapshots=snaps(samples, tokens))
+    return measurement(**{"layers": (norm, *body, head)} | overrides)
+
+
+class TestCollapsedRepresentation:
+    @pytest.mark.parametrize(("cosine", "expected"), [(0.99985, []), (0.99995, ["error"])])
+    def test_samples_at_one_point(self, cosine, expected):
+        assert severities(collapsed_representation, similar(cosine, **FAILS)) == expected
+
+    def test_samples_are_a_warning_unless_the_probe_fails_and_advice_when_it_learns(self):
+        f = only(collapsed_representation, similar(0.99999, **SHORT))
+        assert f.severity == "warning" and "all samples reach head as one point: 1 - cosine is 1e-05 (limit 1e-04)" in f.message
+        assert f.location == location(40)
+        assert severities(collapsed_representation, similar(0.99999)) == ["info"]
+
+    def test_class_tokens_that_mix_later_are_healthy(self):
+        assert findings(collapsed_representation, similar(1.0, later=0.97, **FAILS)) == []
+
+    def test_nothing_is_said_before_step_three(self):
+        assert no_verdict(collapsed_representation, similar(1.0, measured_steps=(0, 1))) == "not-measured"
+
+    @pytest.mark.parametrize(("cosine", "expected"), [(0.985, []), (0.995, ["info"]), (0.9985, ["info"]), (0.9995, ["error"])])
+    def test_tokens(self, cosine, expected):
+        assert severities(collapsed_representation, similar(tokens=cosine, **SHORT)) == expected
+
+    @pytest.mark.parametrize(
+        ("overrides", "expected"),
+        [
+            ({"depth": 12}, "error"),
+            ({"depth": 11}, "warning"),
+            ({"depth": 11, **FAILS}, "error"),
+            ({"first": 0.999}, "warning"),
+            ({"first": None}, "warning"),
+            ({"probe": run()}, "warning"),
+            ({"optimizer": optimizer(given=False), "experiments": (run(falling(), "adam", batches=1),), **FAILS}, "warning"),
+        ],
+    )
+    def test_equal_tokens_are_an_error_only_in_deep_models_that_make_them_so(self, overrides, expected):
+        assert severities(collapsed_representation, similar(tokens=1.0, **SHORT | overrides)) == [expected]
+
+    def test_tokens_come_first_and_one_collapse_is_one_finding(self):
+        f = only(collapsed_representation, similar(1.0, 1.0, **SHORT))
+        assert "mean cosine 1.0000 (limit 0.999)" in f.message
+        assert f.remedies[0].name == "add-residual"
+
+    def test_models_without_such_features_are_not_applicable(self):
+        assert no_verdict(collapsed_representation, measurement()) == "not-applicable"

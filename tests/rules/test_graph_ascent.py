@@ -1,0 +1,61 @@
+"""GRAPH004 on literal measurements."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradcheck.nouns.measurement import Ascent
+from gradcheck.rules.graph_ascent import gradient_ascent
+from tests.literals import diverged, location, loss_call, measurement, optimizer, run
+from tests.rules.verdicts import findings, only, severities
+
+
+class TestGradientAscent:
+    def test_descent_passes(self):
+        assert findings(gradient_ascent, measurement(ascent=Ascent(0.8))) == []
+
+    @pytest.mark.parametrize(("cosine", "expected"), [(-0.04, []), (-0.06, ["error"]), (-1.0, ["error"])])
+    def test_a_step_uphill_is_an_error(self, cosine, expected):
+        assert severities(gradient_ascent, measurement(ascent=Ascent(cosine))) == expected
+
+    def test_the_message_holds_cosine_and_limit(self):
+        f = only(gradient_ascent, measurement(ascent=Ascent(-0.9)))
+        assert "-0.9 (limit -0.05)" in f.message and "AdamW" in f.message
+
+    @pytest.mark.parametrize(("cosine", "expected"), [(-0.4, []), (-0.6, ["error"])])
+    def test_weight_decay_may_turn_the_first_step(self, cosine, expected):
+        assert severities(gradient_ascent, measurement(ascent=Ascent(cosine), optimizer=optimizer(weight_decay=0.1))) == expected
+
+    def test_an_assumed_optimizer_is_never_at_fault(self):
+        assert findings(gradient_ascent, measurement(ascent=Ascent(-1.0), optimizer=optimizer(given=False))) == []
+
+    def test_maximize_with_a_known_loss_is_an_error(self):
+        m = measurement(ascent=Ascent(-0.8), optimizer=optimizer(maximize=True))
+        assert "it raises cross_entropy, from 2.3" in only(gradient_ascent, m).message
+
+    def test_maximize_of_a_negated_loss_is_right(self):
+        m = measurement(ascent=Ascent(-0.8), optimizer=optimizer(maximize=True), losses=(loss_call(weight_in_total=-1.0),))
+        assert findings(gradient_ascent, m) == []
+
+    def test_maximize_of_an_unknown_objective_is_advice(self):
+        m = measurement(ascent=Ascent(-0.8), optimizer=optimizer(maximize=True), losses=())
+        assert severities(gradient_ascent, m) == ["info"]
+
+    def test_a_negated_loss_alone_is_an_error(self):
+        m = measurement(losses=(loss_call(weight_in_total=-1.0),), probe=run((-2.3, -2.4, -3.0)), ascent=Ascent(1.0))
+        f = only(gradient_ascent, m)
+        assert f.severity == "error" and f.location == loss_call().site and "weight -1" in f.message
+
+    def test_a_subtracted_term_beside_others_is_advice_unless_it_runs_away(self):
+        losses = (loss_call(), loss_call(weight_in_total=-0.1, site=location(31)))
+        assert severities(gradient_ascent, measurement(losses=losses)) == ["info"]
+        assert severities(gradient_ascent, measurement(losses=losses, ascent=Ascent(1.0, unbounded=True))) == ["error"]
+
+    def test_a_loss_without_bound_is_an_error_for_itself(self):
+        m = measurement(losses=(), ascent=Ascent(1.0, unbounded=True), probe=run((0.1, -1.0, -40.0, -900.0)))
+        f = only(gradient_ascent, m)
+        assert f.severity == "error" and "-900" in f.message and f.confirmed.startswith("by the probe")
+
+    def test_a_density_may_exceed_one(self):
+        m = measurement(losses=(loss_call("gaussian_nll_loss"),), ascent=Ascent(1.0, unbounded=True), probe=diverged())
+        assert findings(gradient_ascent, m) == []

@@ -1,0 +1,46 @@
+"""LOSS004 on literal measurements."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradcheck.rules.loss_softmax import softmax_dimension
+from tests.literals import location, loss_call, measurement
+from tests.rules.models import softmax
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+
+class TestSoftmaxDimension:
+    def test_softmax_over_classes_passes(self):
+        assert findings(softmax_dimension, measurement(softmaxes=(softmax(),))) == []
+
+    def test_no_softmax_is_not_applicable(self):
+        assert no_verdict(softmax_dimension, measurement()) == "not-applicable"
+
+    def test_softmax_over_the_batch_before_the_loss_is_an_error(self):
+        f = only(softmax_dimension, measurement(softmaxes=(softmax(axis=0, over_batch=True, log=True),)))
+        assert f.severity == "error" and "log_softmax on [32, 10]" in f.message and "32 samples" in f.message and f.location == location(25)
+
+    def test_an_implicit_dim_is_said(self):
+        m = measurement(softmaxes=(softmax(axis=0, over_batch=True, implicit=True, shape=(32, 7, 10)),))
+        assert "dim was not given" in only(softmax_dimension, m).message
+
+    def test_softmax_over_the_batch_inside_is_a_warning(self):
+        assert severities(softmax_dimension, measurement(softmaxes=(softmax(axis=0, over_batch=True, to_loss=False),))) == ["warning"]
+
+    def test_axis_zero_that_is_no_batch_passes(self):
+        assert findings(softmax_dimension, measurement(softmaxes=(softmax(axis=0),))) == []
+
+    def test_both_directions_of_a_contrastive_loss_pass(self):
+        both = (softmax(shape=(32, 32), axis=0, over_batch=True), softmax(shape=(32, 32)))
+        assert findings(softmax_dimension, measurement(softmaxes=both)) == []
+
+    def test_one_unit_is_another_rule_s(self):
+        assert findings(softmax_dimension, measurement(softmaxes=(softmax(shape=(1, 10), axis=0, over_batch=True),))) == []
+
+    @pytest.mark.parametrize(("axis", "error", "expected"), [(3, 2.2, ["error"]), (1, 3e-7, []), (3, 3e-7, [])])
+    def test_pixels_normalised_over_another_axis_than_the_classes(self, axis, error, expected):
+        shape = (8, 21, 32, 32)
+        call = loss_call("nll_loss", input_shape=shape, row_logsumexp_error=error, producer="log_softmax")
+        m = measurement(softmaxes=(softmax(shape=shape, axis=axis, log=True),), losses=(call,))
+        assert severities(softmax_dimension, m) == expected
