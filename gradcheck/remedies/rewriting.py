@@ -46,7 +46,13 @@ def rewrite(patient: Patient, site: Location | None, edit: Edit) -> None:
     """Replaces the expression at a place in a module's code. Raises Inapplicable when it cannot be reached."""
     method = method_at(patient, site)
     assert site is not None
-    finder = _At(span_of(site, method.lines), lambda node: edit(node, method.function))
+
+    def guarded(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
+        if _calls_a_module(node, method):
+            raise Inapplicable(f"it lies in a module that is called at {site}")
+        return edit(node, function)
+
+    finder = _At(span_of(site, method.lines), lambda node: guarded(node, method.function))
     tree = finder.visit(copy.deepcopy(method.tree))
     if not finder.hits:
         raise Inapplicable(f"the expression at {site} is not of a form that can be changed")
@@ -272,6 +278,36 @@ def operand(call: ast.expr, function: types.FunctionType) -> ast.expr | None:
         return call.func.value
     named = next((k.value for k in call.keywords if k.arg in ("input", "x")), None)
     return call.args[0] if call.args else named
+
+
+def _calls_a_module(node: ast.expr, method: Method) -> bool:
+    """Whether an expression runs one of the modules that the method's own one keeps: by its name, or as the variable of a loop."""
+    if not isinstance(node, ast.Call):
+        return False
+    callee = node.func
+    if isinstance(callee, ast.Name):
+        given = (
+            (one.target, one.iter) if isinstance(one, (ast.For, ast.comprehension)) else (one.targets[0], one.value)
+            for one in ast.walk(method.tree)
+            if isinstance(one, (ast.For, ast.comprehension, ast.Assign))
+        )
+        sources = [value for target, value in given if any(isinstance(n, ast.Name) and n.id == callee.id for n in ast.walk(target))]
+        return any(_kept(n, method) for value in sources for n in ast.walk(value) if isinstance(n, ast.Attribute))
+    return _kept(callee.value if isinstance(callee, ast.Subscript) else callee, method)
+
+
+def _kept(node: ast.expr, method: Method) -> bool:
+    """Whether `self.a.b` is a module."""
+    first, *rest = ast.unparse(node).split(".")
+    if method.function.__code__.co_varnames[:1] != (first,):
+        return False
+    for found in method.modules:
+        value: Any = found
+        for name in rest:
+            value = getattr(value, name, None)
+        if isinstance(value, nn.Module):
+            return True
+    return False
 
 
 def _own_function(call: ast.Call, function: types.FunctionType) -> bool:

@@ -13,7 +13,7 @@ from gradcheck.config import Settings
 from gradcheck.judge.signal import gradient_trend
 from gradcheck.remedies.activation import INSERT, REPLACE
 from gradcheck.remedies.output_activation import REMOVE
-from gradcheck.remedies.protocol import Patient, Treatment, admit
+from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment, admit
 from gradcheck.scan import scan_workload
 from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, prescribed, treated, unchanged, workload
 
@@ -60,6 +60,38 @@ def test_dead_units_leak_and_keep_their_weights() -> None:
     assert list(one.model.state_dict()) == list(model.state_dict())
     x = model[:3](one.workload.batches[0][0])
     torch.testing.assert_close(outputs(one), model[4:](F.leaky_relu(x, 0.01)))
+
+
+class Inside(nn.Module):
+    """An activation that torch's own code calls, in a module that this one runs in several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2)])
+        self.stack = nn.TransformerEncoder(self.blocks[0], 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, None]
+        if self.way == "stack":
+            x = self.stack(x)
+        elif self.way == "index":
+            x = self.blocks[0](x)
+        else:
+            for i, block in enumerate(self.blocks):
+                x = block(x) * (i + 1)
+        return self.head(x[:, 0])
+
+
+@pytest.mark.parametrize("way", ["stack", "index", "loop"])
+def test_a_module_is_not_taken_for_the_activation_inside_of_it(way: str) -> None:
+    model = Inside(way)
+    inner = [name for p in REPLACE.prescribe(finding("ACT002"), measured(model)) for name in p.layers if name.endswith(":relu")]
+    assert inner
+    with unchanged(model), pytest.raises(Inapplicable, match="it lies in a module that is called at"):
+        treated(REPLACE, model, finding("ACT002", *inner))
 
 
 def test_gates_and_outputs_stay() -> None:
