@@ -49,6 +49,7 @@ class Search:
     measurement: Measurement
     reference: float
     kept: Plan
+    only_rates: bool = False
     best: Plan = ()
     relative: float = math.inf
     steps: int = 0  # after which the best plan trains; 0: none does
@@ -62,14 +63,14 @@ class Search:
         try:
             self.steps = steps_to_train(self.ward, self.best, self.reference)
             rounds = (self._rates, self._regimens, self._rebuilds, self._first, self._starts, self._pairs, self._builds)
-            for plans in rounds:
+            for plans in rounds[:1] if self.only_rates else rounds:
                 before = self.best
                 if self.steps:
                     return
                 self.tournament(plans(), LATE_RUNGS if plans in (self._regimens, self._rebuilds) else EARLY_RUNGS)
                 if self.best != before and not self.steps:
                     self.steps = steps_to_train(self.ward, self.best, self.reference)
-            if not self.steps:
+            if not self.steps and not self.only_rates:
                 self._longer()
         except TimeUp:
             return

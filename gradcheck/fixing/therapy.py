@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Literal
 
 from gradcheck.errors import GradcheckError
 from gradcheck.fixing.exam import severities, sick, worsened
@@ -20,6 +21,7 @@ from gradcheck.remedies.protocol import Inapplicable
 
 ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what lay behind it
 WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
+ABOUT_RATES = (LOWER, RAISE, "warm-up", "clip-gradient-norm")
 LONG_SHARE = 0.7  # of the budget: what has to be left when long trainings are put aside
 FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8  # of the budget, after which the next phase begins
 
@@ -53,18 +55,22 @@ class Therapy:
     def learns(self) -> bool:
         return verdict(self.base.measurement) == "learns"
 
-    def slow(self) -> bool:
-        """Whether the untreated model has not begun to learn by the end of the probe, whatever the findings say."""
+    def need(self) -> Literal["none", "rate", "everything"]:
+        """What is to be searched, whatever the findings say: everything where the untreated model has not begun to learn; the rate where
+        it learns, does not come far, and the scan has something to say about its rate."""
         m = self.base.measurement
         if m.pretrained or m.optimizer.warming_up or not m.data.given:
-            return False
+            return "none"
         if not self.learns:
-            return True
+            return "everything"
         relative = self.ward.train(()).relative(self.reference)
         if WELL < relative <= SLOW:  # it may begin to learn, and collapse
             relative = self.ward.train((), PATIENCE * self.ward.terms.steps).relative(self.reference)
             self.patient = self.patient or relative > SLOW
-        return relative > SLOW
+        if relative > SLOW:
+            return "everything"
+        hinted = any(r.name in ABOUT_RATES for f in self.base.findings for r in f.remedies)
+        return "rate" if relative > WELL and hinted else "none"
 
     def run(self) -> None:
         """Raises KeyboardInterrupt as it comes: what was kept until then stays."""
@@ -180,17 +186,19 @@ class Therapy:
     # ------------------------------------------------------------- what may help besides
 
     def _in_general(self) -> None:
-        """A search when the model still does not train: it failed before, and is not clearly below chance now."""
-        if not self.slow():
+        """A search when the model still does not train well."""
+        need = self.need()
+        if need == "none":
             return
-        search = Search(self.ward, self.base.measurement, self.reference, self.kept)
+        search = Search(self.ward, self.base.measurement, self.reference, self.kept, only_rates=need == "rate")
         try:
             search.run()
         finally:
-            self.patient = self.patient or max(search.steps, search.horizon) > self.ward.terms.steps
             self.hopeful = search.steps > 0
-            if search.best != self.kept and math.isfinite(search.relative):
-                self._replace(search.best, "the model trains better with others in its place")
+            if self.hopeful or need == "everything":  # another rate alone has to make it train
+                self.patient = self.patient or max(search.steps, search.horizon) > self.ward.terms.steps
+                if search.best != self.kept and math.isfinite(search.relative):
+                    self._replace(search.best, "the model trains better with others in its place")
 
     def again(self) -> bool:
         """A second search, on other seeds, when what is kept did not train in the proof. Whether anything came of it."""

@@ -121,9 +121,24 @@ def test_what_keeps_a_finding_away_is_not_dropped_though_the_training_is_as_good
 
 
 def test_a_training_that_begins_to_learn_and_collapses_is_searched():
-    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)))
-    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7), base).slow() is False
-    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7 if steps <= 100 else 1.0), base).slow() is True
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=())
+    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7), base).need() == "none"
+    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7 if steps <= 100 else 1.0), base).need() == "everything"
+
+
+@pytest.mark.parametrize(("best", "found"), [(0.2, (0.1 * RATE,)), (0.6, ())])
+def test_a_training_that_does_not_come_far_gets_another_rate_where_the_scan_hints_at_it(best, found):
+    """And only if it trains with it; nothing else is tried."""
+    hint = SimpleNamespace(severity="info", code="OPT005", remedies=(SimpleNamespace(name="lower-learning-rate"),))
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=(hint,))
+    ward = made_up(lambda rate, names, steps, seed: best if rate == pytest.approx(0.1 * RATE) else 0.7, also=("lsuv-init",))
+    therapy = Therapy(ward, base)
+    assert therapy.need() == "rate"
+    therapy._in_general()
+    assert tuple(p.settings["lr"] for p in therapy.kept) == pytest.approx(found)
+    assert not any("lsuv-init" in names for _, names, _, _ in ward.trained)
+    base.findings = ()
+    assert Therapy(ward, base).need() == "none"
 
 
 def test_rates_are_tried_around_the_usual_one_of_the_optimizer():
