@@ -131,8 +131,8 @@ val_loader = DataLoader(TensorDataset(images, labels), batch_size=6)
 """
 
 
-def loaded(text: str = LOADER, dtype: str = "float32", kind: str = "values") -> Sheet:
-    inputs = literals.input_facts(shape=(6, 1, 8, 8), dtype=dtype)
+def loaded(text: str = LOADER, kind: str = "values", name: str = "0") -> Sheet:
+    inputs = literals.input_facts(name, shape=(6, 1, 8, 8))
     data = literals.data(inputs=(inputs,))
     return Sheet(HEAD + text).having(data=data, losses=(literals.loss_call("mse_loss", target_kind=kind),))
 
@@ -178,3 +178,7 @@ def test_two_augmentations_share_a_function() -> None:
 )
 def test_an_augmentation_is_refused_where_batches_are_not_plain(text: str, kind: str, wanted: Prescription, why: str) -> None:
     assert why in loaded(text, kind=kind).refused(wanted)
+
+
+def test_batches_that_are_no_pairs_are_not_augmented() -> None:
+    assert "more than an input" in loaded(name="pixel_values").refused(prescription("random-flip"))

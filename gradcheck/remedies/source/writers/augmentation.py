@@ -63,7 +63,7 @@ def _check(context: Context, draft: Draft, loader: ast.Call) -> None:
     if argument(loader, "batch_size", 1) is None and argument(loader, "batch_sampler") is None:
         raise Unwritable(f"{draft.path}:{loader.lineno}: the loader makes no batches")
     datasets = [n for n in ast.walk(draft.tree) if called(n) == "TensorDataset" and isinstance(n, ast.Call)]
-    if any(len(n.args) != 2 for n in datasets) or len(context.measurement.data.inputs) != 1:
+    if any(len(n.args) != 2 for n in datasets) or [x.name for x in context.measurement.data.inputs] != ["0"]:
         raise Unwritable(f"{draft.path}:{loader.lineno}: a batch is more than an input and a target")
 
 
