@@ -50,6 +50,7 @@ class Search:
     reference: float
     kept: Plan
     only_rates: bool = False
+    proposed: tuple[float, ...] = ()  # rates to begin with
     best: Plan = ()
     relative: float = math.inf
     steps: int = 0  # after which the best plan trains; 0: none does
@@ -81,7 +82,11 @@ class Search:
         if not self.rate:
             return []
         # What a finding made of the rate is not always near a good one.
-        wanted = [*self._usual, *(start * factor for start in (self.rate, self.measurement.optimizer.lr) for factor in RATES)]
+        wanted = [
+            *self.proposed,
+            *self._usual,
+            *(start * factor for start in (self.rate, self.measurement.optimizer.lr) for factor in RATES),
+        ]
         chosen = [self.rate]
         for rate in wanted:
             if all(max(rate, other) > ALIKE * min(rate, other) for other in chosen):

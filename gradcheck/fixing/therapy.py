@@ -36,6 +36,7 @@ class Therapy:
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by signature: what was tried and not kept
     interrupted: bool = False
     hopeful: bool = False  # the search found something that trains
+    proposed: list[float] = field(default_factory=list)  # rates that findings ask for, and that the search is to try
     patient: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
 
     @property
@@ -134,6 +135,8 @@ class Therapy:
         try:
             after = self.ward.train(plan)
             gain = self.gain(before, after)
+            if self._left_to_search(prescription, before, after):
+                return self._put_off(prescription)
             if -math.inf < gain < -WORSE and before.comparable:
                 gain = self._later_gain(plan)
             gone = set() if gain < -WORSE else self._gone(plan, prescription.findings)
@@ -149,10 +152,21 @@ class Therapy:
         self._note(_rejected(prescription, before, after, gain, self.reference))
         return set()
 
+    def _left_to_search(self, prescription: Prescription, *results: Result) -> bool:
+        """Whether it is a rate with which nothing begins to learn, in a therapy that will search for others."""
+        is_rate = prescription.treatment in (LOWER, RAISE)
+        return is_rate and min(r.relative(self.reference) for r in results) > SLOW and self.need() == "everything"
+
+    def _put_off(self, prescription: Prescription) -> set[str]:
+        """With this rate the model has not begun to learn either: the search, which begins with rates, will try it beside others."""
+        self.proposed.append(float(prescription.settings["lr"]))
+        self._note(Outcome(prescription, "not-verified", "the model does not begin to learn with it"))
+        return set()
+
     def _with(self, prescription: Prescription) -> Plan:
-        """What is kept and this one. A rate takes the place of an earlier one, for whose findings it then stands, too."""
+        """What is kept and this one. It takes the place of an earlier one of its kind, for whose findings a rate then stands, too."""
         if prescription.treatment not in (LOWER, RAISE):
-            return (*self.kept, prescription)
+            return (*(p for p in self.kept if not _same_kind(p, prescription)), prescription)
         rest = without_rate(self.kept)
         codes = [code for p in self.kept if p not in rest for code in p.findings]
         name = rate_treatment(self.base.measurement.optimizer.lr, float(prescription.settings["lr"]))
@@ -190,7 +204,7 @@ class Therapy:
         need = self.need()
         if need == "none":
             return
-        search = Search(self.ward, self.base.measurement, self.reference, self.kept, only_rates=need == "rate")
+        search = Search(self.ward, self.base.measurement, self.reference, self.kept, need == "rate", tuple(self.proposed))
         try:
             search.run()
         finally:
@@ -262,6 +276,11 @@ class Therapy:
 
     def _note(self, outcome: Outcome) -> None:
         self.outcomes[signature([outcome.prescription])] = outcome
+
+
+def _same_kind(one: Prescription, other: Prescription) -> bool:
+    """Whether only the later one of the two would count: the same treatment of the same layers."""
+    return (one.treatment, one.layers) == (other.treatment, other.layers)
 
 
 def _rejected(prescription: Prescription, before: Result, after: Result, gain: float, reference: float) -> Outcome:

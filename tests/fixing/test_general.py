@@ -211,3 +211,21 @@ def test_what_is_best_in_the_end_is_kept_when_nothing_trains_well():
 
     found, ward = search(losses)
     assert rate_of(found.best) == pytest.approx(0.01) and found.steps == 0 and found.horizon == PATIENCE * ward.terms.steps
+
+
+def test_a_rate_with_which_nothing_begins_to_learn_is_left_to_the_search():
+    """No scan is spent on it; the search begins with it."""
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=())
+    ward = made_up(lambda rate, names, steps, seed: 0.1 if rate == pytest.approx(2e-5) and steps > 100 else 1.0)
+    therapy = Therapy(ward, base)
+    therapy.ward.exam = None
+    assert therapy._attempt(at(2e-5)) == set() and therapy.proposed == [2e-5] and therapy.kept == ()
+    therapy._in_general()
+    assert rate_of(therapy.kept) == pytest.approx(2e-5)
+
+
+def test_a_later_treatment_of_the_same_layers_takes_the_place_of_an_earlier_one():
+    therapy = Therapy(made_up(lambda *anything: 1.0), SimpleNamespace(measurement=None))
+    loose, tight = (VOCABULARY["clip-gradient-norm"].prescription("", settings={"max_norm": x}) for x in (1.0, 0.1))
+    therapy.kept = (at(1e-2), loose)
+    assert therapy._with(tight) == (at(1e-2), tight)
