@@ -162,6 +162,9 @@ def _proved(therapy: Therapy, partial: bool) -> Verdict:
     try:
         therapy.run()
         verdict = prove(therapy)
+        if therapy.second_choice():
+            other = prove(therapy)
+            verdict = other if other.plan or not verdict.plan else verdict
         return prove(therapy) if therapy.again() else verdict
     except KeyboardInterrupt:
         if not partial:

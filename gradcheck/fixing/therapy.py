@@ -22,6 +22,7 @@ from gradcheck.remedies.protocol import Inapplicable
 ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what lay behind it
 WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
 ABOUT_RATES = (LOWER, RAISE, "warm-up", "clip-gradient-norm")
+SPARED = "what it is for is gone without it"
 LONG_SHARE = 0.7  # of the budget: what has to be left when long trainings are put aside
 FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8  # of the budget, after which the next phase begins
 
@@ -36,6 +37,7 @@ class Therapy:
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by signature: what was tried and not kept
     interrupted: bool = False
     hopeful: bool = False  # the search found something that trains
+    dropped: list[Outcome] = field(default_factory=list)  # in the proof
     proposed: list[float] = field(default_factory=list)  # rates that findings ask for, and that the search is to try
     patient: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
 
@@ -120,7 +122,7 @@ class Therapy:
                 continue
             aims = [code for code in prescription.findings if code in ill]
             if not aims:
-                self._note(Outcome(prescription, "not-needed", "what it is for is gone without it"))
+                self._note(Outcome(prescription, "not-needed", SPARED))
                 continue
             try:
                 ill -= self._attempt(prescription)
@@ -214,6 +216,21 @@ class Therapy:
                 if search.best != self.kept and math.isfinite(search.relative):
                     self._replace(search.best, "the model trains better with others in its place")
 
+    def second_choice(self) -> bool:
+        """Tries what was spared because of something that did not hold in the proof. Whether anything came of it."""
+        before = self.kept
+        refuted = {code for o in self.dropped for code in o.prescription.findings}
+        spared = [s for s, o in self.outcomes.items() if o.reason == SPARED and refuted & set(o.prescription.findings)]
+        for key in spared:
+            del self.outcomes[key]
+        self.ward.share = SECOND_SHARE
+        try:
+            if spared:
+                self._by_findings()
+        except TimeUp:
+            pass
+        return self.kept != before
+
     def again(self) -> bool:
         """A second search, on other seeds, when what is kept did not train in the proof. Whether anything came of it."""
         before = self.kept
@@ -272,7 +289,8 @@ class Therapy:
 
     def drop(self, prescription: Prescription, status: OutcomeStatus, reason: str) -> None:
         self.kept = tuple(p for p in self.kept if p is not prescription)
-        self._note(Outcome(prescription, status, reason))
+        self.dropped.append(Outcome(prescription, status, reason))
+        self._note(self.dropped[-1])
 
     def _note(self, outcome: Outcome) -> None:
         self.outcomes[signature([outcome.prescription])] = outcome

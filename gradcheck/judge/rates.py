@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FIRST, LAST = 3, 20  # steps between which the size of an update is judged: after the start, before the decay
 COUPLED_DECAY = 1e-4  # beside gradients that an adaptive optimizer divides by their own size
+USUAL_L2 = 5e-4  # beside the gradients of SGD, which may be small: Krizhevsky et al. 2012; He et al. 2016 have 1e-4
 ADAPTIVE = re.compile("Ada|RMSprop")
 TARGET_RATIO = 0.01  # best at step 10 over 12 networks and 3 optimizers: 0.015 to 0.02, within 0.4 decades
 
@@ -22,10 +23,11 @@ def gentle_decay(m: Measurement, strongest: float) -> float:
     """A tenth of the strongest weight decay, or less: weights shrink by e in ten passes, a thousand steps at least.
 
     Where decay passes through the moments of an adaptive optimizer its time constant is unknown (Loshchilov and Hutter 2019): 1e-4 at most.
+    Added to the gradients of SGD it competes with them: what is usual at most.
     """
     o = m.optimizer
     slow = 1 / (o.lr * max(1000.0, 10.0 * m.data.batches)) if o.lr > 0 else COUPLED_DECAY
-    coupled = COUPLED_DECAY if ADAPTIVE.search(o.name) and not o.decoupled else math.inf
+    coupled = math.inf if o.decoupled else COUPLED_DECAY if ADAPTIVE.search(o.name) else USUAL_L2
     return float(f"{min(slow, coupled, strongest / 10):.1g}")
 
 

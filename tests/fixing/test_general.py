@@ -9,8 +9,9 @@ import pytest
 
 from gradcheck.fixing.candidates import usual_rates
 from gradcheck.fixing.general import PATIENCE, WELL, Search, steps_to_train
-from gradcheck.fixing.therapy import Therapy
+from gradcheck.fixing.therapy import SPARED, Therapy
 from gradcheck.fixing.ward import PROOF_SEED, SEARCH_SEEDS, Terms, TimeUp, Ward
+from gradcheck.nouns.treatment import Outcome
 from gradcheck.remedies.vocabulary import VOCABULARY
 from tests.literals import measurement, optimizer, stalled
 
@@ -229,3 +230,19 @@ def test_a_later_treatment_of_the_same_layers_takes_the_place_of_an_earlier_one(
     loose, tight = (VOCABULARY["clip-gradient-norm"].prescription("", settings={"max_norm": x}) for x in (1.0, 0.1))
     therapy.kept = (at(1e-2), loose)
     assert therapy._with(tight) == (at(1e-2), tight)
+
+
+def test_what_was_spared_for_something_that_does_not_hold_is_tried_after_all():
+    """Two remedies of one finding: the first one is refuted in the proof, the second one was never tried."""
+    ill = SimpleNamespace(code="OPT005", severity="warning", cause=None, remedies=())
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=(ill,))
+    therapy = Therapy(made_up(lambda rate, names, steps, seed: 0.1 if rate < RATE else 0.4), base)
+    therapy.ward.exam = lambda plan, codes=None: SimpleNamespace(findings=(), measurement=base.measurement)
+    first, second = (replace(p, findings=("OPT005",)) for p in (VOCABULARY["warm-up"].prescription(""), at(0.1 * RATE)))
+    therapy._note(Outcome(second, "not-needed", SPARED))
+    assert not therapy.second_choice()  # nothing was refuted
+    therapy.kept = (first,)
+    therapy.drop(first, "worse", "on fresh seeds the training loss is worse with it")
+    therapy._by_findings = lambda: therapy._try_all([first, second], {"OPT005"})
+    assert therapy.second_choice() and therapy.kept == (second,)
+    assert {o.prescription.treatment for o in therapy.outcomes.values()} == {"warm-up"}
