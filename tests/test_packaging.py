@@ -122,7 +122,7 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     scan, test = commands
     assert "-c constraints.txt . &&" in scan
     assert "gradcheck scan sample_models/sick/" in scan
-    assert test.endswith("-c constraints.txt -e '.[test]' && .venv/bin/python -m pytest -q")
+    assert test.endswith("-c constraints.txt -e '.[test]' && .venv/bin/python -m pytest -q -n 2 --dist worksteal")
     sample = scan.split()[-1]
     assert (ROOT / sample).is_file(), f"the README scans {sample}, which does not exist"
     script = (ROOT / ".ci" / "run").read_text()
