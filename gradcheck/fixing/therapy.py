@@ -177,6 +177,8 @@ class Therapy:
     def _replace(self, plan: Plan, reason: str) -> None:
         """Keeps the plan; what is no longer in it was not needed."""
         gone, self.kept = [p for p in self.kept if p not in plan], plan
+        for prescription in plan:  # one that was put off, and came back by the search
+            self.outcomes.pop(signature([prescription]), None)
         for prescription in gone:
             self._note(Outcome(prescription, "not-needed", reason))
 

@@ -223,6 +223,7 @@ def test_a_rate_with_which_nothing_begins_to_learn_is_left_to_the_search():
     assert therapy._attempt(at(2e-5)) == set() and therapy.proposed == [2e-5] and therapy.kept == ()
     therapy._in_general()
     assert rate_of(therapy.kept) == pytest.approx(2e-5)
+    assert not any(o.status == "not-verified" for o in therapy.outcomes.values())  # it is kept, and told once
 
 
 def test_a_later_treatment_of_the_same_layers_takes_the_place_of_an_earlier_one():
