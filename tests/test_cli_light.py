@@ -33,11 +33,12 @@ def command(*words):
     return f"sys.argv = ['gradcheck', *{list(words)!r}]; from gradcheck.cli import main; main()"
 
 
-def cpu_seconds(*arguments):
-    """CPU time of `python ARGUMENTS`, user and system."""
+def cpu_seconds(bytecode, *arguments):
+    """CPU time of `python ARGUMENTS`, user and system, with compiled modules kept in `bytecode`, as installed packages have."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPYCACHEPREFIX": str(bytecode)}
     best = float("inf")
     for _ in range(ATTEMPTS):
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = status
         best = min(best, usage.ru_utime + usage.ru_stime)
@@ -82,13 +83,13 @@ def test_the_check_for_heavy_imports_can_fail():
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="CPU time of a child needs os.wait4")
 @pytest.mark.parametrize("words", [("--help",), ("rule", "vanishing-gradient"), ("--version",)])
-def test_quick_commands_take_little_cpu_time(words):
-    assert cpu_seconds("-m", "gradcheck", *words) < LIMIT
+def test_quick_commands_take_little_cpu_time(words, tmp_path):
+    assert cpu_seconds(tmp_path, "-m", "gradcheck", *words) < LIMIT
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="CPU time of a child needs os.wait4")
-def test_the_check_for_cpu_time_can_fail():
-    assert cpu_seconds("-c", "sum(range(30_000_000))") > LIMIT
+def test_the_check_for_cpu_time_can_fail(tmp_path):
+    assert cpu_seconds(tmp_path, "-c", "sum(range(30_000_000))") > LIMIT
 
 
 def run(*words):
