@@ -28,7 +28,7 @@ class Edit:
 
 @dataclass
 class Draft:
-    """`text` is what the file will be; places of the original are followed through the edits."""
+    """`text` is what the file will be; places of the original, and nodes of trees from before an edit, are followed through the edits."""
 
     document: Document  # as it was measured
     origin: Document = None  # type: ignore[assignment]  # as it is on disk: another one when edits were measured in a copy
@@ -36,6 +36,7 @@ class Draft:
     history: list[tuple[Edit, ...]] = field(default_factory=list)
     _parsed: tuple[str, ast.Module] | None = None
     _parents: dict[ast.AST, ast.AST] = field(default_factory=dict)
+    _seen: dict[ast.AST, tuple[str, int]] = field(default_factory=dict)  # the text that a node is of, and the number of edits behind it
 
     def __post_init__(self) -> None:
         self.text = self.document.text
@@ -67,7 +68,8 @@ class Draft:
         if self._parsed is None or self._parsed[0] != self.text:
             tree = ast.parse(self.text)
             self._parsed = (self.text, tree)
-            self._parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+            self._parents |= {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+            self._seen |= dict.fromkeys(ast.walk(tree), (self.text, len(self.history)))
         return self._parsed[1]
 
     def parent(self, node: ast.AST) -> ast.AST | None:
@@ -82,7 +84,14 @@ class Draft:
             above = self.parent(above)
 
     def span(self, node: ast.AST) -> Span:
-        return span_of(node, line_starts(self.text), self.text)
+        """Where a node of this tree, or of an earlier one, is now. Raises Unwritable when an edit took it away."""
+        text, age = self._seen[node]
+        span: Span | None = span_of(node, line_starts(text), text)
+        for edits in self.history[age:]:
+            span = moved(span, edits) if span is not None else None
+        if span is None:
+            raise Unwritable(f"{self.path}: another change took this place")
+        return span
 
     def source(self, node: ast.AST) -> str:
         start, end = self.span(node)

@@ -52,6 +52,19 @@ def test_a_place_is_found_after_edits_around_it() -> None:
     assert one.source(one.at(target)) == "nn.Linear(3, 3)"
 
 
+def test_a_node_is_found_after_edits_around_it_and_said_to_be_gone() -> None:
+    d = draft(NESTED)
+    condition, last = d.tree.body[0].body[0].test, d.tree.body[1]
+    d.edit([Edit(0, 0, "import torch\n\n\n")])
+    d.edit([Edit(d.text.index("f(3)"), d.text.index("f(3)") + 1, "f(2 or f)")])
+    assert d.source(condition) == "x" and d.source(last) == "y = f(2 or f)(3)"
+    assert d.source(d.parent(condition)) == "if x:\n        return 1"
+    d.edit([Edit(d.text.index("if x:"), d.text.index("    return 2"), "")])
+    with pytest.raises(Unwritable, match="another change took this place"):
+        d.span(condition)
+    assert d.source(last) == "y = f(2 or f)(3)"
+
+
 def test_a_place_that_is_gone_is_said_to_be() -> None:
     one = draft("a = [f(1), g(2)]\n")
     target = place("model.py", one.text, "f(1)")

@@ -109,20 +109,7 @@ def _drop_module(draft: Draft, call: ast.Call) -> None:
         if len(items) > 1:
             remove_item(draft, call, list(items))
             return
-    place = draft.span(call)
-    text = f"{spelled(draft, 'torch.nn.Identity')}()"
-    start = place[0] + (draft.span(_same(draft, call))[0] - place[0])
-    assert start >= 0
-    draft.replace(_same(draft, call), text)
-
-
-def _same(draft: Draft, call: ast.Call) -> ast.Call:
-    """The call in the present tree, after an import may have been added."""
-    wanted = ast.dump(call)
-    return min(
-        (n for n in ast.walk(draft.tree) if isinstance(n, ast.Call) and ast.dump(n) == wanted),
-        key=lambda n: abs(n.lineno - call.lineno),
-    )
+    draft.replace(call, f"{spelled(draft, 'torch.nn.Identity')}()")
 
 
 def _passed_class(draft: Draft, call: ast.Call, place: Location, new: str, p: Prescription) -> None:
