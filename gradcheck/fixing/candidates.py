@@ -34,6 +34,7 @@ REGIMENS: tuple[Names, ...] = (
 )
 REBUILDS: tuple[Names, ...] = (
     (*_GENTLE, "pre-norm", "gated-recurrence", "insert-normalization", "lsuv-init", *_RECURRENT),
+    (*_GENTLE, "adaptive-optimizer", "pre-norm", "gated-recurrence", "insert-normalization", "lsuv-init", *_RECURRENT),
     (*_GENTLE, "replace-activation", "insert-normalization", "lsuv-init"),
     (*_GENTLE, "replace-activation", "add-residual", "insert-normalization", "lsuv-init"),
 )

@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 
 from gradcheck.errors import GradcheckError
-from gradcheck.fixing.candidates import BUILDS, FIRST_BUILDS, FIRST_STARTS, REBUILDS, REGIMENS, STARTS, Names, usual_rates
+from gradcheck.fixing.candidates import (
+    ADAPTIVE_RATE,
+    AROUND,
+    BUILDS,
+    FIRST_BUILDS,
+    FIRST_STARTS,
+    REBUILDS,
+    REGIMENS,
+    STARTS,
+    Names,
+    usual_rates,
+)
 from gradcheck.fixing.performance import WELL
 from gradcheck.fixing.plan import allowed
 from gradcheck.fixing.ward import PATIENCE, Plan, TimeUp, Ward, signature
@@ -38,7 +49,7 @@ CLOSE = (3.0, 10.0, 0.3)  # factors on the best rate at the end of the search
 MOST_LONGER = 6  # plans that are trained for longer when none trains well
 MOST_BEST = 4  # variants that are paired with each other; winners of a tournament that are tried on the second seed
 REPAIRS = ("wiring", "loss", "data")  # stages whose treatments are right whatever else is done
-LOWER, RAISE = "lower-learning-rate", "raise-learning-rate"
+LOWER, RAISE, ADAPTIVE = "lower-learning-rate", "raise-learning-rate", "adaptive-optimizer"
 
 
 @dataclass
@@ -63,7 +74,7 @@ class Search:
         self.best, self.relative = self.kept, self.ward.relative(self.kept, self.reference)
         try:
             self.steps = steps_to_train(self.ward, self.best, self.reference)
-            rounds = (self._rates, self._regimens, self._rebuilds, self._first, self._starts, self._pairs, self._builds)
+            rounds = (self._rates, self._optimizers, self._regimens, self._rebuilds, self._first, self._starts, self._pairs, self._builds)
             for plans in rounds[:1] if self.only_rates else rounds:
                 before = self.best
                 if self.steps:
@@ -84,7 +95,7 @@ class Search:
         # What a finding made of the rate is not always near a good one.
         wanted = [
             *self.proposed,
-            *self._usual,
+            *self._usual(self.kept),
             *(start * factor for start in (self.rate, self.measurement.optimizer.lr) for factor in RATES),
         ]
         chosen = [self.rate]
@@ -93,8 +104,15 @@ class Search:
                 chosen.append(rate)
         return [self.with_rate(self.kept, rate) for rate in chosen[1:]]
 
-    @property
-    def _usual(self) -> tuple[float, ...]:
+    def _optimizers(self) -> list[Plan]:
+        """Another optimizer at its own usual rates."""
+        if not self.ward.terms.unsafe:
+            return []
+        return [self.with_rate(plan, rate) for plan in self.variants((ADAPTIVE,)) for rate in self._usual(plan)]
+
+    def _usual(self, plan: Plan) -> tuple[float, ...]:
+        if adapts(plan):
+            return tuple(factor * ADAPTIVE_RATE for factor in AROUND)
         return usual_rates(self.measurement.optimizer) if self.rate else ()
 
     def _regimens(self) -> list[Plan]:
@@ -105,11 +123,11 @@ class Search:
 
     def _all_of(self, regimens: Iterable[Names]) -> list[Plan]:
         """Each with what fits of it, at the best rate so far and the usual ones; it takes the place of all but true repairs."""
-        plans = [p for p in unique(self._what_fits(names) for names in regimens) if p != self.kept]
-        return [plan for one in plans for plan in (self.at(one, 1.0), *(self.with_rate(one, rate) for rate in self._usual))]
+        plans = [p for p in unique(self._what_fits(names) for names in regimens) if p != self.ground]
+        return [plan for one in plans for plan in (self.at(one, 1.0), *(self.with_rate(one, rate) for rate in self._usual(one)))]
 
     def _what_fits(self, names: Names) -> Plan:
-        plan = tuple(p for p in self.kept if p.stage in REPAIRS)
+        plan = tuple(p for p in self.ground if p.stage in REPAIRS or p.treatment == ADAPTIVE)
         for name in names:
             plan = next((p for extra in self._prescribed((name,), plan) if self._fits(p := (*plan, *extra))), plan)
         return plan
@@ -132,7 +150,7 @@ class Search:
         """The variants that did best, two at a time."""
         singles = self._extras()
         pairs = [(a, b) for a, b in combinations(singles, 2) if not {p.treatment for p in a} & {p.treatment for p in b}]
-        return [plan for a, b in pairs for plan in self.around([(*self.kept, *a, *b)])]
+        return [plan for a, b in pairs for plan in self.around([(*self.ground, *a, *b)])]
 
     def _builds(self) -> list[Plan]:
         if not self.ward.terms.unsafe:
@@ -144,7 +162,7 @@ class Search:
     def _extras(self) -> list[Plan]:
         """What the best finished plans add to the kept ones, each once."""
         ranked = sorted(self.finished, key=lambda entry: entry[0])
-        known = {p.treatment for p in self.kept}
+        known = {p.treatment for p in self.ground}
         extras = unique(tuple(p for p in without_rate(plan) if p.treatment not in known) for _, plan in ranked)
         return [e for e in extras if e][:MOST_BEST]
 
@@ -160,22 +178,30 @@ class Search:
     # ------------------------------------------------------------------- pieces
 
     @property
+    def ground(self) -> Plan:
+        """What the rounds build on: what is kept, and the optimizer of the best plan."""
+        return (*self.kept, *(p for p in self.best if p.treatment == ADAPTIVE and not adapts(self.kept)))
+
+    @property
     def rate(self) -> float:
         """That of the best plan."""
         return self.rate_of(self.best)
 
     def rate_of(self, plan: Plan) -> float:
-        chosen = [float(p.settings["lr"]) for p in plan if p.treatment in (LOWER, RAISE)]
+        chosen = [float(p.settings["lr"]) for p in plan if p.treatment in (LOWER, RAISE, ADAPTIVE)]
         return chosen[-1] if chosen else self.measurement.optimizer.lr
 
     def at(self, plan: Plan, factor: float) -> Plan:
-        """The plan with another rate than the best one's; with none, when that is the user's own."""
-        return self.with_rate(plan, self.rate * factor)
+        """The plan with another rate than the best one's, or its own where the optimizers differ; with none, when that is the user's."""
+        return self.with_rate(plan, factor * (self.rate if adapts(plan) == adapts(self.best) else self.rate_of(plan)))
 
     def with_rate(self, plan: Plan, rate: float) -> Plan:
         """The plan with this rate."""
         now, wanted = self.measurement.optimizer.lr, float(f"{rate:.2g}")
         plan = without_rate(plan)
+        if adapts(plan):
+            adaptive = self.ward.vocabulary[ADAPTIVE]
+            return tuple(adaptive.at(p, lr=wanted) if p.treatment == ADAPTIVE else p for p in plan)
         if math.isclose(wanted, now, rel_tol=0.05):
             return plan
         treatment = self.ward.vocabulary[rate_treatment(now, wanted)]
@@ -186,7 +212,7 @@ class Search:
         return [self.at(plan, factor) for plan in plans for factor in (NEARBY if self.rate else (1.0,))]
 
     def variants(self, names: Names) -> list[Plan]:
-        return [(*self.kept, *extra) for extra in self._prescribed(names, self.kept)]
+        return [(*self.ground, *extra) for extra in self._prescribed(names, self.ground)]
 
     def _prescribed(self, names: Names, onto: Plan) -> list[Plan]:
         """The prescriptions of each name in turn; nothing when one of them does not fit, is not allowed, or is in the plan already."""
@@ -236,11 +262,15 @@ class Search:
         """
         if begun(entries):
             return entries
-        usual = [float(f"{rate:.2g}") for rate in self._usual]
         sane = [e for e in entries if e[0] < BLOWN_UP]
-        common = sorted((e for e in sane if self.rate_of(e[1]) in usual), key=lambda entry: usual.index(self.rate_of(entry[1])))
+        common = sorted((e for e in sane if self._rank(e[1]) is not None), key=lambda entry: self._rank(entry[1]) or 0)
         bold = [] if self.measurement.optimizer.adaptive else sorted(sane, key=lambda entry: -self.rate_of(entry[1]))
         return unique_entries(entry for three in zip_longest(entries, common, bold) for entry in three if entry is not None)
+
+    def _rank(self, plan: Plan) -> int | None:
+        """How usual its rate is: 0 is the most usual one."""
+        usual, rate = [float(f"{rate:.2g}") for rate in self._usual(plan)], self.rate_of(plan)
+        return usual.index(rate) if rate in usual else None
 
     def _relative(self, plan: Plan, steps: int) -> float | None:
         try:
@@ -285,6 +315,11 @@ def begun(entries: Sequence[Entry]) -> bool:
 
 def rate_treatment(now: float, wanted: float) -> str:
     return LOWER if wanted < now else RAISE
+
+
+def adapts(plan: Iterable[Prescription]) -> bool:
+    """Whether the user's optimizer is replaced by an adaptive one."""
+    return any(p.treatment == ADAPTIVE for p in plan)
 
 
 def without_rate(plan: Iterable[Prescription]) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies import (
     activation,
+    adaptive_optimizer,
     augmentation,
     capacity,
     clipping,
@@ -60,6 +61,7 @@ MODULES = (
     residual,
     transformer,
     recurrence,
+    adaptive_optimizer,
     optimizer,
     schedule,
     weight_decay,

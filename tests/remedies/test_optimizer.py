@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -206,3 +207,44 @@ def test_a_penalty_in_the_loss_is_divided() -> None:
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert not any(f.code == "REG001" and f.severity == "error" for f in measured(treated.workload, 60).findings)
+
+
+def test_adam_in_the_place_of_sgd_is_that_of_torch() -> None:
+    """A patient treated from SGD with momentum, after some steps, against AdamW written by hand."""
+    treated = patient(optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.3))
+    model = copy.deepcopy(treated.model)
+    apply(treated, order("adaptive-optimizer", lr=0.003, weight_decay=0.01))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=0.01)
+    x, y = classification()[0]
+    for _ in range(10):
+        step(treated)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    for a, b in zip(treated.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_adam_keeps_the_ratios_of_groups_and_gives_none_a_decay_that_it_had_not() -> None:
+    treated = patient()
+    first, *rest = treated.model.parameters()
+    groups = [{"params": [first], "weight_decay": 0.5}, {"params": rest, "lr": 0.2, "initial_lr": 0.4}]
+    treated.replace_optimizer(torch.optim.SGD(groups, lr=0.1))
+    apply(treated, order("warm-up", steps=100, start=0.5))
+    apply(treated, order("adaptive-optimizer", lr=1e-3, weight_decay=0.01))
+    new = treated.optimizer
+    assert [(g["lr"], g["weight_decay"]) for g in new.param_groups] == [(1e-3, 0.01), (2e-3, 0.0)]
+    assert new.param_groups[1]["initial_lr"] == 4e-3 and len(new._optimizer_step_pre_hooks) == 1
+
+
+def test_adam_is_put_in_the_place_of_sgd_only() -> None:
+    with pytest.raises(Inapplicable, match="Adam is not SGD"):
+        apply(patient(optimizer=torch.optim.Adam), order("adaptive-optimizer", lr=1e-3, weight_decay=0.0))
+    prescribe = VOCABULARY["adaptive-optimizer"].prescribe
+    sgd = OptimizerFacts("SGD", True, False, 0.1)
+    assert prescribe(None, replace(measurement(), optimizer=replace(sgd, name="AdamW"))) == []
+    (plain,), (decayed,) = (
+        prescribe(None, replace(measurement(), optimizer=o, parameters=())) for o in (sgd, replace(sgd, weight_decay=0.3))
+    )
+    assert plain.settings == {"lr": 1e-3, "weight_decay": 0.0} and "train with Adam at rate 0.001" in plain.text
+    assert decayed.settings == {"lr": 1e-3, "weight_decay": 0.01} and decayed.applicability == "unsafe"

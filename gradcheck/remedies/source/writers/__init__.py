@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradcheck.remedies.source.context import Writer
 from gradcheck.remedies.source.writers import (
     activation,
+    adaptive_optimizer,
     augmentation,
     clipping,
     data,
@@ -51,6 +52,7 @@ MODULES = (
     pre_norm,
     residual,
     recurrence,
+    adaptive_optimizer,
     optimizer,
     schedule,
     clipping,

@@ -30,11 +30,11 @@ def rate(p: Prescription, context: Context) -> None:
     new, old = number(p, "lr"), context.measurement.optimizer.lr
     if _peak(draft, call, literal(new)):
         return
-    groups = _own(draft, call, "lr")
+    groups = own_values(draft, call, "lr")
     if groups and old <= 0:
         raise Unwritable("the groups of the optimizer have rates of their own")
     for index in range(len(groups)):
-        value = _own(draft, call, "lr")[index]
+        value = own_values(draft, call, "lr")[index]
         if not isinstance(value, ast.Constant) or not isinstance(value.value, (int, float)):
             raise Unwritable(f"{draft.path}:{value.lineno}: the rate of a group is not a number in the source")
         draft.replace(value, literal(value.value * new / old))
@@ -70,12 +70,12 @@ def decay(p: Prescription, context: Context) -> None:
         return
     draft, call = created(context)
     new = number(p, "weight_decay")
-    for index in range(len(_own(draft, call, "weight_decay"))):
-        value = _own(draft, call, "weight_decay")[index]
+    for index in range(len(own_values(draft, call, "weight_decay"))):
+        value = own_values(draft, call, "weight_decay")[index]
         if isinstance(value, ast.Constant) and isinstance(value.value, (int, float)) and value.value > new:
             draft.replace(value, literal(new))
             draft, call = created(context)
-    if argument(call, "weight_decay") is not None or not _own(draft, call, "weight_decay"):
+    if argument(call, "weight_decay") is not None or not own_values(draft, call, "weight_decay"):
         keyword(context, "weight_decay", literal(new))
 
 
@@ -220,7 +220,7 @@ def keyword(context: Context, name: str, value: str) -> None:
         set_argument(draft, call, name, value)
 
 
-def _own(draft: Draft, call: ast.Call, name: str) -> list[ast.expr]:
+def own_values(draft: Draft, call: ast.Call, name: str) -> list[ast.expr]:
     """The values that parameter groups, written as dictionaries, give to a setting."""
     given: ast.expr | None = call.args[0] if call.args else argument(call, "params")
     if isinstance(given, ast.Name):
