@@ -9,7 +9,7 @@ then the rest of each, alone and in pairs, at the rates around the best one so f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 
@@ -74,8 +74,7 @@ class Search:
         self.best, self.relative = self.kept, self.ward.relative(self.kept, self.reference)
         try:
             self.steps = steps_to_train(self.ward, self.best, self.reference)
-            rounds = (self._rates, self._optimizers, self._regimens, self._rebuilds, self._first, self._starts, self._pairs, self._builds)
-            for plans in rounds[:1] if self.only_rates else rounds:
+            for plans in self._rounds():
                 before = self.best
                 if self.steps:
                     return
@@ -88,6 +87,13 @@ class Search:
             return
 
     # ------------------------------------------------------------------- rounds
+
+    def _rounds(self) -> list[Callable[[], list[Plan]]]:
+        """Attention hardly trains with SGD at any rate (Zhang et al. 2020): there the optimizer comes first."""
+        if self.only_rates:
+            return [self._rates]
+        first = [self._optimizers, self._rates] if self.measurement.attentions else [self._rates, self._optimizers]
+        return [*first, self._regimens, self._rebuilds, self._first, self._starts, self._pairs, self._builds]
 
     def _rates(self) -> list[Plan]:
         if not self.rate:
@@ -299,10 +305,10 @@ def _preference(entry: Entry) -> tuple[bool, bool, int]:
 
 
 def steps_to_train(ward: Ward, plan: Plan, reference: float) -> int:
-    """After how many steps the plan has brought the loss well below chance; 0 when it has not. One on its way there is given more."""
+    """After how many steps the plan has brought the loss well below chance; 0 when it has not. One that has begun to is given more."""
     steps = ward.terms.steps
     relative = ward.relative(plan, reference)
-    if WELL < relative <= SLOW:
+    if WELL < relative < BEGUN:
         steps *= PATIENCE
         relative = ward.relative(plan, reference, steps)
     return steps if relative <= WELL else 0

@@ -18,6 +18,7 @@ from gradcheck.nouns.treatment import Effect, Prescription
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.step import run as forward
 from gradcheck.target.workload import Batch, TrainingStep
+from gradcheck.trial.intervals import CONFIDENCE
 from gradcheck.trial.paired import Course, effect, paired_effect, training_loss
 
 Score = tuple[str, float, float]  # metric, value, value of the best constant prediction
@@ -85,17 +86,17 @@ def _keeps_loss(p: Prescription) -> bool:
     return p.treatment == "flip-sign" and ("maximize" in p.settings or "lr" in p.settings)
 
 
-def compare(base: Sequence[Result], treated: Sequence[Result]) -> Effect:
+def compare(base: Sequence[Result], treated: Sequence[Result], confidence: float = CONFIDENCE) -> Effect:
     """The paired effect: of the training loss, or where that changed of accuracy or explained variance."""
     if all(r.comparable for r in (*base, *treated)):
-        return effect([r.run for r in base], [r.run for r in treated])
+        return effect([r.run for r in base], [r.run for r in treated], confidence=confidence)
     pairs = list(zip(base, treated, strict=True))
     known = [s.metric for pair in pairs for r in pair if (s := r.skill) is not None]
     if known:
         values = [[-math.inf if r.failed or r.skill is None else r.skill.value for r in pair] for pair in pairs]
-        return paired_effect([a for a, _ in values], [b for _, b in values], metric=known[0], lower_is_better=False)
+        return paired_effect([a for a, _ in values], [b for _, b in values], metric=known[0], lower_is_better=False, confidence=confidence)
     falls = [[r.relative(r.run.losses[0]) if r.run.losses else math.inf for r in pair] for pair in pairs]
-    return paired_effect([a for a, _ in falls], [b for _, b in falls], metric="loss relative to its start")
+    return paired_effect([a for a, _ in falls], [b for _, b in falls], metric="loss relative to its start", confidence=confidence)
 
 
 @torch.no_grad()

@@ -17,6 +17,9 @@ from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Effect, Outcome, OutcomeStatus, Prescription, Proof
 from gradcheck.remedies.protocol import Inapplicable
 
+MORE_SEEDS = 2  # where three pairs show a gain and do not rule noise out,
+SECOND_LOOK = 0.975  # at an interval that makes up for looking twice
+
 NO_HELP = "on fresh seeds it helps no more than chance would"
 NO_TIME = "there was time for {done} of {all} pairs of trainings on fresh seeds, which prove nothing; a larger --budget gives it"
 NO_EXAM = "the training is no better with it, and there was no time to see whether its findings are gone; a larger --budget gives it"
@@ -39,18 +42,25 @@ def prove(therapy: Therapy) -> Verdict:
     ward.share = 1.0
     base: list[Result] = []
     while therapy.kept:
-        fresh = _pairs(therapy, therapy.kept, base)
+        fresh = _pairs(therapy, therapy.kept, base, ward.terms.seeds)
         pairs = fresh or [(ward.known(()), ward.known(therapy.kept))]  # what the search trained: it proves nothing
         base = [b for b, _ in pairs]
         treated = [t for _, t in pairs]
         after = _after(therapy)
         gone, new = _codes(therapy.base, after)
         whole = compare(base, treated)
+        if not gone and not new and len(fresh) == ward.terms.seeds and _undecided(therapy, whole, fresh):
+            fresh = _pairs(therapy, therapy.kept, base, ward.terms.seeds + MORE_SEEDS)
+            base, treated = [b for b, _ in fresh], [t for _, t in fresh]
+            whole = compare(base, treated, SECOND_LOOK)
         alone = len(therapy.kept) == 1
         single = {id(p): (whole, base) if alone else _without(therapy, p, treated) for p in therapy.kept}
         spare = [p for p in therapy.kept if not alone and not p.findings and _dispensable(therapy, *single[id(p)], treated)]
         doubt = _doubt(therapy, after, len(fresh))
-        helps = _helps(therapy, whole) or _rescued(therapy, fresh)
+        rescued = _rescued(therapy, fresh)
+        helps = rescued or _helps(therapy, whole)
+        if rescued and after is not None:  # a warning about a training that now works is left to be told
+            new = tuple(code for code in new if severities(after)[code] == "error")
         refuted = _refuted(therapy, whole, helps, gone, new, {k: v[0] for k, v in single.items()}, spare, doubt)
         if not refuted:
             left = tuple(severities(after)) if after is not None else tuple(severities(therapy.base))
@@ -63,10 +73,10 @@ def prove(therapy: Therapy) -> Verdict:
     return Verdict((), tuple(therapy.outcomes.values()), None, therapy.base, None)
 
 
-def _pairs(therapy: Therapy, plan: Plan, base: Sequence[Result]) -> list[tuple[Result, Result]]:
-    """(untreated, treated) for each seed of the proof that there is time for."""
+def _pairs(therapy: Therapy, plan: Plan, base: Sequence[Result], seeds: int) -> list[tuple[Result, Result]]:
+    """(untreated, treated) for each of so many seeds of the proof that there is time for."""
     ward, found = therapy.ward, []
-    for i in range(ward.terms.seeds):
+    for i in range(max(seeds, len(base))):
         try:
             untreated = base[i] if i < len(base) else ward.train((), therapy.steps, ward.proof_seed + i)
             found.append((untreated, ward.train(plan, therapy.steps, ward.proof_seed + i)))
@@ -91,6 +101,11 @@ def _dispensable(therapy: Therapy, own: Effect | None, without: Sequence[Result]
         return False
     now, then = (median(r.relative(therapy.reference) for r in runs) for runs in (treated, without))
     return then <= WELL or then - now < CLEAR
+
+
+def _undecided(therapy: Therapy, effect: Effect, pairs: Sequence[tuple[Result, Result]]) -> bool:
+    """Whether the training is clearly better in the middle, and noise has not been ruled out."""
+    return not _helps(therapy, effect) and not _rescued(therapy, pairs) and -harm(effect) > CLEAR / WORSE * _limit(therapy, effect)
 
 
 def _limit(therapy: Therapy, effect: Effect) -> float:

@@ -23,6 +23,7 @@ ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what
 WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
 ABOUT_RATES = (LOWER, RAISE, "warm-up", "clip-gradient-norm")
 SPARED = "what it is for is gone without it"
+PUT_OFF = "the model does not begin to learn with it"
 LONG_SHARE = 0.7  # of the budget: what has to be left when long trainings are put aside
 FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8  # of the budget, after which the next phase begins
 
@@ -39,6 +40,7 @@ class Therapy:
     hopeful: bool = False  # the search found something that trains
     dropped: list[Outcome] = field(default_factory=list)  # in the proof
     proposed: list[float] = field(default_factory=list)  # rates that findings ask for, and that the search is to try
+    searched: bool = False  # beyond what findings ask for
     patient: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
 
     @property
@@ -156,13 +158,13 @@ class Therapy:
 
     def _left_to_search(self, prescription: Prescription, *results: Result) -> bool:
         """Whether it is a rate with which nothing begins to learn, in a therapy that will search for others."""
-        is_rate = prescription.treatment in (LOWER, RAISE)
+        is_rate = prescription.treatment in (LOWER, RAISE) and not self.searched
         return is_rate and min(r.relative(self.reference) for r in results) > SLOW and self.need() == "everything"
 
     def _put_off(self, prescription: Prescription) -> set[str]:
         """With this rate the model has not begun to learn either: the search, which begins with rates, will try it beside others."""
         self.proposed.append(float(prescription.settings["lr"]))
-        self._note(Outcome(prescription, "not-verified", "the model does not begin to learn with it"))
+        self._note(Outcome(prescription, "not-verified", PUT_OFF))
         return set()
 
     def _with(self, prescription: Prescription) -> Plan:
@@ -212,17 +214,20 @@ class Therapy:
         try:
             search.run()
         finally:
-            self.hopeful = search.steps > 0
+            self.searched, self.hopeful = True, search.steps > 0
             if self.hopeful or need == "everything":  # another rate alone has to make it train
                 self.patient = self.patient or max(search.steps, search.horizon) > self.ward.terms.steps
                 if search.best != self.kept and math.isfinite(search.relative):
                     self._replace(search.best, "the model trains better with others in its place")
 
     def second_choice(self) -> bool:
-        """Tries what was spared because of something that did not hold in the proof. Whether anything came of it."""
+        """Tries what was spared because of something that did not hold in the proof, and rates that were left to a search which came to
+        nothing: training does at least not break up with them. Whether anything came of it."""
         before = self.kept
         refuted = {code for o in self.dropped for code in o.prescription.findings}
+        cured = {code for p in self.kept for code in p.findings}
         spared = [s for s, o in self.outcomes.items() if o.reason == SPARED and refuted & set(o.prescription.findings)]
+        spared += [s for s, o in self.outcomes.items() if o.reason == PUT_OFF and set(o.prescription.findings) - cured]
         for key in spared:
             del self.outcomes[key]
         self.ward.share = SECOND_SHARE

@@ -221,10 +221,10 @@ def validation_loss(run: Run, steps: int | None = None) -> float:
 METRICS: dict[str, Callable[[Run, int | None], float]] = {"training loss": training_loss, "validation loss": validation_loss}
 
 
-def effect(base: Sequence[Run], treated: Sequence[Run], *, metric: str = "training loss") -> Effect:
+def effect(base: Sequence[Run], treated: Sequence[Run], *, metric: str = "training loss", confidence: float = CONFIDENCE) -> Effect:
     """The paired difference of the runs, seed by seed, after as many steps as both of a pair took. Raises ValueError when none are paired.
 
-    `better`: the 95 % interval of the difference lies below zero, or most untreated runs diverged and no treated one did.
+    `better`: the interval of the difference (95 % as a rule) lies below zero, or most untreated runs diverged and no treated one did.
     """
     pairs = list(zip(base, treated, strict=True))
     value = METRICS[metric]
@@ -232,7 +232,7 @@ def effect(base: Sequence[Run], treated: Sequence[Run], *, metric: str = "traini
     common = [min((len(r.losses) for r in pair if r.ended not in lost), default=0) for pair in pairs]
     before = [value(a, n) for (a, _), n in zip(pairs, common, strict=True)]
     after = [value(b, n) for (_, b), n in zip(pairs, common, strict=True)]
-    return paired_effect(before, after, metric=metric)
+    return paired_effect(before, after, metric=metric, confidence=confidence)
 
 
 def paired_effect(
