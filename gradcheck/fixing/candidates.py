@@ -1,26 +1,8 @@
-"""What a search tries: rates, and names of treatments that it tries together, in the order in which it does."""
+"""What a search tries beside rates: names of treatments that it tries together, in the order in which it does."""
 
 from __future__ import annotations
 
-from gradcheck.nouns.measurement import OptimizerFacts
-
 Names = tuple[str, ...]
-
-# Rates that most trainings begin with: the defaults of torch and Keras, and of Karpathy's recipe for Adam.
-ADAPTIVE_RATE, ADAGRAD_RATE, SGD_RATE, MOMENTUM_RATE = 1e-3, 1e-2, 0.1, 0.01
-AROUND = (1.0, 0.3, 3.0, 0.1)  # factors on it
-
-
-def usual_rates(optimizer: OptimizerFacts) -> tuple[float, ...]:
-    """Those around the usual one of such an optimizer; none of a kind that is not known."""
-    if optimizer.adaptive:
-        centre = ADAGRAD_RATE if optimizer.name == "Adagrad" else ADAPTIVE_RATE
-    elif optimizer.name == "SGD":
-        centre = MOMENTUM_RATE if optimizer.momentum else SGD_RATE
-    else:
-        return ()
-    return tuple(factor * centre for factor in AROUND)
-
 
 # Everything at once, for what has several illnesses that hide each other's cures; what does not fit a model is left out of it,
 # and what the others cure without is dropped afterwards.

@@ -14,23 +14,12 @@ from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 
 from gradcheck.errors import GradcheckError
-from gradcheck.fixing.candidates import (
-    ADAPTIVE_RATE,
-    AROUND,
-    BUILDS,
-    FIRST_BUILDS,
-    FIRST_STARTS,
-    REBUILDS,
-    REGIMENS,
-    STARTS,
-    Names,
-    usual_rates,
-)
+from gradcheck.fixing.candidates import BUILDS, FIRST_BUILDS, FIRST_STARTS, REBUILDS, REGIMENS, STARTS, Names
 from gradcheck.fixing.performance import WELL
 from gradcheck.fixing.plan import allowed
+from gradcheck.fixing.rates import ADAPTIVE, adapts, rate_of, usual_rates, with_rate, without_rate
 from gradcheck.fixing.ward import PATIENCE, Plan, TimeUp, Ward, signature
 from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.protocol import Inapplicable
 
 Entry = tuple[float, Plan]  # loss in units of chance
@@ -49,7 +38,6 @@ CLOSE = (3.0, 10.0, 0.3)  # factors on the best rate at the end of the search
 MOST_LONGER = 6  # plans that are trained for longer when none trains well
 MOST_BEST = 4  # variants that are paired with each other; winners of a tournament that are tried on the second seed
 REPAIRS = ("wiring", "loss", "data")  # stages whose treatments are right whatever else is done
-LOWER, RAISE, ADAPTIVE = "lower-learning-rate", "raise-learning-rate", "adaptive-optimizer"
 
 
 @dataclass
@@ -117,9 +105,7 @@ class Search:
         return [self.with_rate(plan, rate) for plan in self.variants((ADAPTIVE,)) for rate in self._usual(plan)]
 
     def _usual(self, plan: Plan) -> tuple[float, ...]:
-        if adapts(plan):
-            return tuple(factor * ADAPTIVE_RATE for factor in AROUND)
-        return usual_rates(self.measurement.optimizer) if self.rate else ()
+        return usual_rates(self.measurement.optimizer, plan) if self.rate else ()
 
     def _regimens(self) -> list[Plan]:
         return self._all_of(REGIMENS)
@@ -194,25 +180,14 @@ class Search:
         return self.rate_of(self.best)
 
     def rate_of(self, plan: Plan) -> float:
-        chosen = [float(p.settings["lr"]) for p in plan if p.treatment in (LOWER, RAISE, ADAPTIVE)]
-        return chosen[-1] if chosen else self.measurement.optimizer.lr
+        return rate_of(plan, self.measurement.optimizer)
 
     def at(self, plan: Plan, factor: float) -> Plan:
         """The plan with another rate than the best one's, or its own where the optimizers differ; with none, when that is the user's."""
         return self.with_rate(plan, factor * (self.rate if adapts(plan) == adapts(self.best) else self.rate_of(plan)))
 
     def with_rate(self, plan: Plan, rate: float) -> Plan:
-        """The plan with this rate."""
-        now, wanted = self.measurement.optimizer.lr, float(f"{rate:.2g}")
-        plan = without_rate(plan)
-        if adapts(plan):
-            adaptive = self.ward.vocabulary[ADAPTIVE]
-            return tuple(adaptive.at(p, lr=wanted) if p.treatment == ADAPTIVE else p for p in plan)
-        if math.isclose(wanted, now, rel_tol=0.05):
-            return plan
-        treatment = self.ward.vocabulary[rate_treatment(now, wanted)]
-        text = f"set the learning rate to {wanted:g} (now {now:g}): the best of those tried"
-        return (*plan, treatment.prescription(text, settings={"lr": wanted}))
+        return with_rate(plan, rate, self.measurement.optimizer, self.ward.vocabulary)
 
     def around(self, plans: Iterable[Plan]) -> list[Plan]:
         return [self.at(plan, factor) for plan in plans for factor in (NEARBY if self.rate else (1.0,))]
@@ -317,19 +292,6 @@ def steps_to_train(ward: Ward, plan: Plan, reference: float) -> int:
 def begun(entries: Sequence[Entry]) -> bool:
     """Whether the first one, which is the best, has begun to learn. Of none there is nothing to wait for."""
     return not entries or entries[0][0] < BEGUN
-
-
-def rate_treatment(now: float, wanted: float) -> str:
-    return LOWER if wanted < now else RAISE
-
-
-def adapts(plan: Iterable[Prescription]) -> bool:
-    """Whether the user's optimizer is replaced by an adaptive one."""
-    return any(p.treatment == ADAPTIVE for p in plan)
-
-
-def without_rate(plan: Iterable[Prescription]) -> Plan:
-    return tuple(p for p in plan if p.treatment not in (LOWER, RAISE))
 
 
 def unique_entries(entries: Iterable[Entry]) -> list[Entry]:

@@ -10,9 +10,10 @@ from typing import Literal
 
 from gradcheck.errors import GradcheckError
 from gradcheck.fixing.exam import severities, sick, worsened
-from gradcheck.fixing.general import CLEAR, LOWER, RAISE, SLOW, Search, rate_treatment, without_rate
+from gradcheck.fixing.general import CLEAR, SLOW, Search
 from gradcheck.fixing.performance import WELL, Result
 from gradcheck.fixing.plan import allowed, prescriptions, refused
+from gradcheck.fixing.rates import LOWER, RAISE, rate_treatment, without_rate
 from gradcheck.fixing.ward import PATIENCE, Plan, TimeUp, Ward, signature
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome, OutcomeStatus, Prescription

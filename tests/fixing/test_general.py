@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradcheck.fixing.candidates import usual_rates
 from gradcheck.fixing.general import PATIENCE, WELL, Search, steps_to_train
-from gradcheck.fixing.therapy import SPARED, Therapy
-from gradcheck.fixing.ward import PROOF_SEED, SEARCH_SEEDS, Terms, TimeUp, Ward
+from gradcheck.fixing.rates import ADAPTIVE_RATE, usual_rates
+from gradcheck.fixing.therapy import PUT_OFF, SPARED, Therapy
+from gradcheck.fixing.ward import PROOF_SEED, SEARCH_SEEDS, Terms, TimeUp, Ward, signature
 from gradcheck.nouns.treatment import Outcome
 from gradcheck.remedies.vocabulary import VOCABULARY
 from tests.literals import measurement, optimizer, stalled
 
 RATE = 1e-3
-MEASUREMENT = SimpleNamespace(optimizer=optimizer(lr=RATE))
+MEASUREMENT = SimpleNamespace(optimizer=optimizer(lr=RATE), attentions=())
 
 
 @dataclass
@@ -34,7 +34,7 @@ class MadeUp(Ward):
         if len(self.trained) >= self.most:
             raise TimeUp
         steps, seed = steps or self.terms.steps, self.seeds[0] if seed is None else seed
-        rate = next((p.settings["lr"] for p in plan if "learning-rate" in p.treatment), RATE)
+        rate = rate_of(plan)
         names = tuple(p.treatment for p in plan if "learning-rate" not in p.treatment)
         self.trained.append((rate, names, steps, seed))
         value = self.losses(rate, names, steps, seed)
@@ -52,15 +52,15 @@ def made_up(losses, unsafe=False, also=(), **more):
     return MadeUp(None, vocabulary, None, Terms(unsafe), lambda what, share: None, losses=losses, **more)
 
 
-def search(losses, kept=(), **more):
+def search(losses, kept=(), measured=MEASUREMENT, **more):
     ward = made_up(losses, **more)
-    found = Search(ward, MEASUREMENT, 1.0, kept)
+    found = Search(ward, measured, 1.0, kept)
     found.run()
     return found, ward
 
 
 def rate_of(plan):
-    return next((p.settings["lr"] for p in plan if "learning-rate" in p.treatment), RATE)
+    return next((p.settings["lr"] for p in plan if "learning-rate" in p.treatment or p.treatment == "adaptive-optimizer"), RATE)
 
 
 def at(rate):
@@ -87,6 +87,13 @@ def test_a_slow_fall_is_given_more_steps_before_anything_else_is_tried():
     found, ward = search(lambda rate, names, steps, seed: 0.4 if steps > 100 else 0.7)
     assert found.best == () and found.steps == PATIENCE * ward.terms.steps
     assert {rate for rate, _, _, _ in ward.trained} == {RATE}
+
+
+def test_what_has_only_begun_to_fall_is_given_more_steps_when_its_round_is_over():
+    losses = lambda rate, names, steps, seed: (0.1 if steps > 100 else 0.92) if rate == pytest.approx(0.01) else 1.0  # noqa: E731
+    found, ward = search(losses, also=("lsuv-init",))
+    assert rate_of(found.best) == pytest.approx(0.01) and found.steps == PATIENCE * ward.terms.steps
+    assert not any(names for _, names, _, _ in ward.trained)
 
 
 def test_a_rate_that_a_finding_set_too_low_does_not_hide_the_good_ones():
@@ -147,6 +154,46 @@ def test_rates_are_tried_around_the_usual_one_of_the_optimizer():
         assert usual_rates(kind)[0] == usual
     assert usual_rates(optimizer(name="SGD", adaptive=False, momentum=0.9))[0] == 0.01
     assert usual_rates(optimizer(name="Own", adaptive=False)) == ()
+    adam = VOCABULARY["adaptive-optimizer"].prescription("", settings={"lr": 0.5})
+    assert usual_rates(SGD, (adam,)) == usual_rates(optimizer())
+
+
+SGD = optimizer(name="SGD", adaptive=False, lr=RATE)
+
+
+def with_adam(losses, attentions=(), **more):
+    return search(losses, measured=SimpleNamespace(optimizer=SGD, attentions=attentions, parameters=()), unsafe=True, **more)
+
+
+def first_tried(ward):
+    return next(names for rate, names, _, _ in ward.trained if rate != RATE or names)
+
+
+def losses_with_adam(rate, names, steps, seed):
+    return 0.1 if "adaptive-optimizer" in names and rate == pytest.approx(0.3 * ADAPTIVE_RATE) else 1.0
+
+
+def test_adam_takes_the_place_of_sgd_when_no_rate_helps_and_only_where_that_is_allowed(monkeypatch):
+    also = {"adaptive-optimizer": VOCABULARY["adaptive-optimizer"]}
+    monkeypatch.setattr("tests.fixing.test_general.fits_any", also.__getitem__)
+    found, ward = with_adam(losses_with_adam, also=also)
+    assert [(p.treatment, p.settings["lr"]) for p in found.best] == [("adaptive-optimizer", pytest.approx(3e-4))]
+    assert first_tried(ward) == ()  # but another rate
+    _, ward = with_adam(losses_with_adam, attentions=("one",), also=also)
+    assert first_tried(ward) == ("adaptive-optimizer",)  # since attention hardly learns with SGD
+    ward = made_up(losses_with_adam, also=also)
+    Search(ward, SimpleNamespace(optimizer=SGD, attentions=(), parameters=()), 1.0, ()).run()
+    assert not any(names for _, names, _, _ in ward.trained)
+
+
+def test_later_rounds_build_on_the_optimizer_that_did_better(monkeypatch):
+    def losses(rate, names, steps, seed):
+        return 1.0 if "adaptive-optimizer" not in names else 0.1 if "lsuv-init" in names and rate < 5e-4 else 0.92
+
+    fits = {"adaptive-optimizer": VOCABULARY["adaptive-optimizer"], "lsuv-init": fits_any("lsuv-init")}
+    monkeypatch.setattr("tests.fixing.test_general.fits_any", fits.__getitem__)
+    found, _ = with_adam(losses, also=fits)
+    assert {p.treatment for p in found.best} == {"adaptive-optimizer", "lsuv-init"} and rate_of(found.best) < 5e-4
 
 
 def test_time_that_is_up_leaves_the_best_so_far():
@@ -247,3 +294,16 @@ def test_what_was_spared_for_something_that_does_not_hold_is_tried_after_all():
     therapy._by_findings = lambda: therapy._try_all([first, second], {"OPT005"})
     assert therapy.second_choice() and therapy.kept == (second,)
     assert {o.prescription.treatment for o in therapy.outcomes.values()} == {"warm-up"}
+
+
+def test_a_rate_that_was_left_to_a_search_which_came_to_nothing_is_kept_where_it_cures():
+    """Nothing learns, but with it the training no longer breaks up."""
+    ill = SimpleNamespace(code="OPT001", severity="error", cause=None, remedies=())
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=(ill,))
+    therapy = Therapy(made_up(lambda rate, names, steps, seed: 1.0 if rate < 1e-5 else float("inf")), base)
+    therapy.ward.exam = lambda plan, codes=None: SimpleNamespace(findings=() if plan else (ill,), measurement=base.measurement)
+    low = replace(at(1e-6), findings=("OPT001",))
+    assert therapy._attempt(low) == set() and therapy.outcomes[signature([low])].reason == PUT_OFF
+    therapy.searched = True
+    therapy._by_findings = lambda: therapy._try_all([low], {"OPT001"})
+    assert therapy.second_choice() and therapy.kept == (low,) and not therapy.outcomes
