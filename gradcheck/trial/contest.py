@@ -31,7 +31,7 @@ RIVALS = (
     ("l1", "l2", "elastic-net", "decoupled-weight-decay", "less-regularization", "weaker-weight-decay"),
     ("he-init", "lecun-init", "xavier-init", "orthogonal-init", "lsuv-init", "residual-scaling"),
     ("clip-gradient-norm", "clip-gradient-value", "adaptive-gradient-clipping"),
-    ("lower-learning-rate", "raise-learning-rate"),
+    ("lower-learning-rate", "raise-learning-rate", "adaptive-optimizer"),
     ("insert-normalization", "batch-normalization", "layer-normalization", "group-normalization", "batch-free-normalization"),
     ("dropout", "lower-dropout", "less-regularization"),
     ("cosine-schedule", "step-schedule"),
