@@ -115,11 +115,14 @@ def set_dropout(patient: Patient, name: str, rate: float, p: Prescription) -> No
 
 
 def prescribe_lower_dropout(finding: Finding | None, m: Measurement) -> list[Prescription]:
-    present = m.regularization.dropouts if m.regularization is not None else ()
-    named = [d for d in present if (finding.layers and d.layer in finding.layers if finding is not None else d.rate > DROPPED)]
+    """What a finding names; without one what drops more than so many in a row should: deep signals drown in its noise
+    (Schoenholz et al. 2017, Deep Information Propagation)."""
+    present = [d for d in m.regularization.dropouts if d.rate > 0] if m.regularization is not None else []
+    named = present if finding is None else [d for d in present if finding.layers and d.layer in finding.layers]
+    rate = _in_a_row(len(named)) if named else 0.0
+    named = [d for d in named if d.rate > rate]
     if not named:
         return []
-    rate = _in_a_row(len(named))
     settings: dict[str, Setting] = {"rate": rate, **places_of(named)}
     layers = tuple(d.layer for d in named)
     text = f"lower the rate of {listed(layers)} from {max(d.rate for d in named):.2g} to {rate:g}"

@@ -204,6 +204,17 @@ def test_dropout_that_is_too_strong_is_lowered_in_calls_and_modules() -> None:
     assert dropped(treated.model) == [0.2]
 
 
+def deep(count: int, rate: float) -> nn.Module:
+    return nn.Sequential(*(layer for _ in range(count) for layer in (nn.Linear(6, 6), nn.Dropout(rate))), nn.Linear(6, 3))
+
+
+def test_many_weak_dropouts_in_a_row_are_lowered_and_few_are_not() -> None:
+    (p,) = VOCABULARY["lower-dropout"].prescribe(None, measured(workload(deep(24, 0.1)), 6).measurement)
+    assert len(p.layers) == 24 and (1 - p.settings["rate"]) ** 24 == pytest.approx(0.8**4, abs=0.02)
+    assert VOCABULARY["lower-dropout"].prescribe(None, measured(workload(deep(4, 0.1)), 6).measurement) == []
+    assert VOCABULARY["lower-dropout"].prescribe(None, measured(workload(deep(4, 0.0)), 6).measurement) == []
+
+
 def test_dropout_inside_attention_and_recurrence() -> None:
     treated = patient(nn.Sequential(nn.Linear(6, 3), nn.Identity()))
     lstm = nn.LSTM(6, 4, num_layers=2, dropout=0.7)
