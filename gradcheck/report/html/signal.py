@@ -113,9 +113,12 @@ def affected(finding: Finding, layers: Sequence[Layer]) -> list[int]:
     if "" in exact:
         return []
     holders = {name.rpartition(".")[0] for name in exact} if not exact & {x.name for x in layers} else set()
-    return [
-        i for i, x in enumerate(layers) if x.name in exact or x.name in holders or any(x.name.startswith((f"{n}.", f"{n}:")) for n in exact)
-    ]
+    return [i for i, x in enumerate(layers) if x.name in exact or x.name in holders or not exact.isdisjoint(_containers(x.name))]
+
+
+def _containers(name: str) -> list[str]:
+    """What a layer is below: "a" and "a.b" for "a.b:1"."""
+    return [name[:i] for i, sign in enumerate(name) if sign in ".:"]
 
 
 def marks(report: Report, layers: Sequence[Layer]) -> dict[int, Finding]:
