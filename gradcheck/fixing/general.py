@@ -244,7 +244,8 @@ class Search:
         if begun(entries):
             return entries
         sane = [e for e in entries if e[0] < BLOWN_UP]
-        common = sorted((e for e in sane if self._rank(e[1]) is not None), key=lambda entry: self._rank(entry[1]) or 0)
+        ranked = [(rank, entry) for entry in sane if (rank := self._rank(entry[1])) is not None]
+        common = [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])]
         bold = [] if self.measurement.optimizer.adaptive else sorted(sane, key=lambda entry: -self.rate_of(entry[1]))
         return unique_entries(entry for three in zip_longest(entries, common, bold) for entry in three if entry is not None)
 

@@ -105,11 +105,11 @@ def _dispensable(therapy: Therapy, own: Effect | None, without: Sequence[Result]
 
 def _undecided(therapy: Therapy, effect: Effect, pairs: Sequence[tuple[Result, Result]]) -> bool:
     """Whether the training is clearly better in the middle, and noise has not been ruled out."""
-    return not _helps(therapy, effect) and not _rescued(therapy, pairs) and -harm(effect) > CLEAR / WORSE * _limit(therapy, effect)
+    return not _helps(therapy, effect) and not _rescued(therapy, pairs) and -harm(effect) > _limit(therapy, effect, CLEAR)
 
 
-def _limit(therapy: Therapy, effect: Effect) -> float:
-    return WORSE * (therapy.reference if effect.metric == "training loss" else 1.0)
+def _limit(therapy: Therapy, effect: Effect, share: float = WORSE) -> float:
+    return share * (therapy.reference if effect.metric == "training loss" else 1.0)
 
 
 def _helps(therapy: Therapy, effect: Effect) -> bool:

@@ -227,16 +227,23 @@ class Therapy:
         before = self.kept
         refuted = {code for o in self.dropped for code in o.prescription.findings}
         cured = {code for p in self.kept for code in p.findings}
-        spared = [s for s, o in self.outcomes.items() if o.reason == SPARED and refuted & set(o.prescription.findings)]
-        spared += [s for s, o in self.outcomes.items() if o.reason == PUT_OFF and set(o.prescription.findings) - cured]
-        for key in spared:
+        asked = {
+            key: o
+            for key, o in self.outcomes.items()
+            if (o.reason == SPARED and refuted & set(o.prescription.findings))
+            or (o.reason == PUT_OFF and not self.hopeful and set(o.prescription.findings) - cured)
+        }
+        for key in asked:
             del self.outcomes[key]
         self.ward.share = SECOND_SHARE
         try:
-            if spared:
+            if asked:
                 self._by_findings()
         except TimeUp:
             pass
+        for key, outcome in asked.items():  # what did not come up again is told as it was
+            if outcome.prescription not in self.kept:
+                self.outcomes.setdefault(key, outcome)
         return self.kept != before
 
     def again(self) -> bool:

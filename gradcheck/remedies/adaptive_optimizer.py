@@ -11,7 +11,6 @@ from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strength, Treatment
 
-NAME = "adaptive-optimizer"
 USUAL_RATE, MOST_DECAY = 1e-3, 0.01  # AdamW's defaults in torch
 
 
@@ -49,7 +48,7 @@ def put_adam(patient: Patient, p: Prescription) -> None:
 
 
 ADAPTIVE = Treatment(
-    NAME,
+    "adaptive-optimizer",
     "Adam in the place of SGD",
     "optimizer",
     "unsafe",

@@ -307,3 +307,14 @@ def test_a_rate_that_was_left_to_a_search_which_came_to_nothing_is_kept_where_it
     therapy.searched = True
     therapy._by_findings = lambda: therapy._try_all([low], {"OPT001"})
     assert therapy.second_choice() and therapy.kept == (low,) and not therapy.outcomes
+
+
+@pytest.mark.parametrize("hopeful", [True, False])
+def test_what_is_asked_again_and_comes_to_nothing_is_still_told(hopeful):
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=())
+    therapy, low = Therapy(made_up(lambda *anything: 1.0), base), replace(at(1e-6), findings=("OPT001",))
+    therapy._note(Outcome(low, "not-verified", PUT_OFF))
+    therapy.searched, therapy.hopeful, asked = True, hopeful, []
+    therapy._by_findings = lambda: asked.append(1)
+    assert not therapy.second_choice() and bool(asked) is not hopeful
+    assert [o.reason for o in therapy.outcomes.values()] == [PUT_OFF]

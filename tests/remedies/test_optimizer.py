@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gradcheck.nouns.measurement import OptimizerFacts, Run
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.optimizer import higher_rate, lower_rate
-from gradcheck.remedies.protocol import Inapplicable, admit
+from gradcheck.remedies.protocol import Inapplicable, Patient, admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.remedies.weight_decay import spare_vectors
 from tests.literals import falling, measurement
@@ -126,13 +126,8 @@ def test_adam_becomes_adamw_with_its_moments_and_hooks() -> None:
     assert {k: v["lr"] for k, v in enumerate(new.param_groups)} == {0: 0.01, 1: 0.01}
 
 
-def test_decoupled_decay_is_that_of_torch() -> None:
-    """A patient treated from Adam, against AdamW written by hand, over ten steps."""
-    treated = patient(optimizer=lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.3))
-    apply(treated, order("decoupled-weight-decay", weight_decay=0.1))
-    model = net()
-    matrices, vectors = [p for p in model.parameters() if p.dim() > 1], [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=0.01)
+def assert_same_training(treated: Patient, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Over ten steps on one batch."""
     x, y = classification()[0]
     for _ in range(10):
         step(treated)
@@ -141,6 +136,16 @@ def test_decoupled_decay_is_that_of_torch() -> None:
         optimizer.step()
     for a, b in zip(treated.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_decoupled_decay_is_that_of_torch() -> None:
+    """A patient treated from Adam, against AdamW written by hand, over ten steps."""
+    treated = patient(optimizer=lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.3))
+    apply(treated, order("decoupled-weight-decay", weight_decay=0.1))
+    model = net()
+    matrices, vectors = [p for p in model.parameters() if p.dim() > 1], [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=0.01)
+    assert_same_training(treated, model, optimizer)
 
 
 def test_sgd_has_no_decoupled_form() -> None:
@@ -215,14 +220,7 @@ def test_adam_in_the_place_of_sgd_is_that_of_torch() -> None:
     model = copy.deepcopy(treated.model)
     apply(treated, order("adaptive-optimizer", lr=0.003, weight_decay=0.01))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=0.01)
-    x, y = classification()[0]
-    for _ in range(10):
-        step(treated)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    for a, b in zip(treated.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+    assert_same_training(treated, model, optimizer)
 
 
 def test_adam_keeps_the_ratios_of_groups_and_gives_none_a_decay_that_it_had_not() -> None:

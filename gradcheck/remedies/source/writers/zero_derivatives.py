@@ -82,7 +82,7 @@ def trainable(p: Prescription, context: Context) -> None:
         found = [draft for draft in context.all_drafts() for _ in _given(draft, kind, local)]
         if len(found) != 1:
             raise Unwritable(f"{kind}.{local} is set {'in several places' if found else 'outside of your files'}")
-        parameter = spelled(found[0], "torch.nn.Parameter")  # before the place is looked up: an import may move it
+        parameter = spelled(found[0], "torch.nn.Parameter")
         _train(found[0], next(_given(found[0], kind, local)), local, parameter)
 
 
