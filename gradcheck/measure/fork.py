@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +12,7 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.nouns.places import Location
-from gradcheck.target.copying import copying, memo_for
+from gradcheck.target.copying import bind_copies, bound, copying, memo_for
 from gradcheck.target.rng import seed_all
 from gradcheck.target.workload import Batch, Clipping, TrainingStep, Workload
 
@@ -49,8 +47,9 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
     with copying():
         model = copy.deepcopy(workload.model, memo)
         optimizer = copy_optimizer(workload.optimizer, memo)
-        step = _rebind(workload.training_step, memo)
-        loss = _rebind(workload.loss, memo)
+        step = bound(workload.training_step, memo)
+        loss = bound(workload.loss, memo)
+        bind_copies(memo)
     _set_training(model)
     seed_all(seed)
     sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
@@ -84,70 +83,3 @@ def copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> to
         twin.__dict__[name] = copy.deepcopy(value, memo)
     twin._patch_step_function()
     return twin
-
-
-def _rebind(value: Any, memo: dict[int, Any]) -> Any:
-    """A callable whose bound object, closure and globals refer to the copies where they referred to copied objects."""
-    if isinstance(value, types.FunctionType):
-        return _rebind_function(value, memo)
-    if isinstance(value, functools.partial):
-        return functools.partial(
-            _rebind(value.func, memo), *(_copied(a, memo) for a in value.args), **{k: _copied(v, memo) for k, v in value.keywords.items()}
-        )
-    return _copied(value, memo)
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, (types.FunctionType, functools.partial)):
-        return _rebind(value, memo)
-    holds_state = isinstance(value, (nn.Module, nn.Parameter, torch.optim.Optimizer, types.MethodType))
-    if holds_state or (hasattr(value, "__dataclass_fields__") and not isinstance(value, type)):
-        return copy.deepcopy(value, memo)
-    if isinstance(value, (list, tuple)) and any(isinstance(v, (nn.Module, nn.Parameter)) for v in value):
-        return copy.deepcopy(value, memo)
-    return value
-
-
-def _rebind_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """A twin of a function that refers to anything copied; else the function itself."""
-    if id(function) in memo:
-        return memo[id(function)]
-    space = dict(function.__globals__)
-    cells = tuple(types.CellType() for _ in function.__closure__ or ())
-    twin = types.FunctionType(function.__code__, space, function.__name__, None, cells or None)
-    twin.__dict__.update(function.__dict__)
-    memo[id(function)] = twin  # a recursive function refers to its own twin
-    changed = False
-    for cell, original in zip(cells, function.__closure__ or (), strict=True):
-        try:
-            content = original.cell_contents
-        except ValueError:  # an empty cell
-            continue
-        cell.cell_contents = _copied(content, memo)
-        changed |= cell.cell_contents is not content and cell.cell_contents is not twin
-    for name in _global_names(function.__code__):
-        content = space.get(name)
-        if content is None or isinstance(content, (types.ModuleType, type)):
-            continue
-        if isinstance(content, types.FunctionType) and content.__globals__ is not function.__globals__:
-            continue
-        space[name] = _copied(content, memo)
-        changed |= space[name] is not content and space[name] is not twin
-    twin.__defaults__ = tuple(_copied(v, memo) for v in function.__defaults__) if function.__defaults__ else None
-    twin.__kwdefaults__ = {k: _copied(v, memo) for k, v in function.__kwdefaults__.items()} if function.__kwdefaults__ else None
-    given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    kept = [*(twin.__defaults__ or ()), *(twin.__kwdefaults__ or {}).values()]
-    changed |= any(a is not b for a, b in zip(given, kept, strict=True))
-    if not changed:
-        memo[id(function)] = function
-    return memo[id(function)]
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
-    return names

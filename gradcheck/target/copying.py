@@ -1,8 +1,15 @@
-"""A copy to try things on, so that the user's objects stay as they are."""
+"""Copies of a user's model that are as good as the original: nothing in them refers to the original any more.
+
+`copy.deepcopy` takes functions as they are, so that a lambda, a closure or a hook that refers to a module goes on calling the original one.
+Here functions are bound to the copies, too, wherever a copied object holds them.
+"""
 
 from __future__ import annotations
 
+import collections
 import copy
+import functools
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,19 +20,35 @@ from torch import nn
 from gradcheck.errors import TargetError
 
 T = TypeVar("T")
+Memo = dict[int, Any]  # id(original) -> its copy, as `copy.deepcopy` keeps it
+
+_CONTAINERS = (list, dict, set, collections.OrderedDict, collections.defaultdict, collections.deque)
+_DEPTH = 3  # of containers in an attribute in which tensors are looked for
+_FEW = 1000  # items: longer containers hold data, not modules
 
 
-def duplicate(value: T, model: nn.Module) -> T:
-    """Deep copy of `value`, a structure that holds `model`. Raises TargetError when something in it cannot be copied."""
-    memo = memo_for(model)
+def duplicate(value: T, model: nn.Module, memo: Memo | None = None) -> T:
+    """A deep copy of `value`, a structure that holds `model`. Raises TargetError when something in it cannot be copied."""
+    memo = {} if memo is None else memo
+    memo |= memo_for(model)
     with copying():
-        return copy.deepcopy(value, memo)
+        twin = copy.deepcopy(value, memo)
+        bind_copies(memo)
+    return twin
 
 
-def memo_for(model: nn.Module) -> dict[int, Any]:
-    """A memo for `copy.deepcopy` with what torch refuses to copy: tensors that are no leaves (old weight_norm keeps one)."""
-    kept = (a for module in model.modules() for a in vars(module).values() if isinstance(a, torch.Tensor) and not a.is_leaf)
-    return {id(a): a.detach().clone() for a in kept}
+def memo_for(model: nn.Module) -> Memo:
+    """A memo with what torch refuses to copy: tensors that are no leaves (old weight_norm keeps one, a recurrent net its state)."""
+    kept = (t for module in model.modules() for value in vars(module).values() for t in _tensors(value, _DEPTH) if not t.is_leaf)
+    return {id(t): t.detach().clone() for t in kept}
+
+
+def _tensors(value: Any, depth: int) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item, depth - 1)
 
 
 @contextmanager
@@ -38,5 +61,164 @@ def copying() -> Iterator[None]:
     except Exception as error:
         raise TargetError(
             f"the model cannot be copied: {type(error).__name__}: {error}",
-            hint="gradcheck measures a copy, so that nothing of yours changes; give the attribute that fails a __deepcopy__",
+            hint="give the attribute that fails a __deepcopy__ method",
         ) from error
+
+
+# ------------------------------------------------------------------------------------------------- functions
+
+
+def bind_copies(memo: Memo) -> None:
+    """Binds the functions that copied objects hold to the copies; what only such functions refer to is copied on the way."""
+    done: set[int] = set()
+    while fresh := [twin for key, twin in memo.items() if key != id(memo) and id(twin) not in done]:
+        for twin in fresh:
+            done.add(id(twin))
+            if not isinstance(twin, (torch.Tensor, types.FunctionType, types.ModuleType, type)):
+                _bind_held(twin, memo)
+
+
+def _bind_held(twin: Any, memo: Memo) -> None:
+    """The functions among the items and attributes of one copied object."""
+    if isinstance(twin, functools.partial):
+        if isinstance(twin.func, types.FunctionType):
+            twin.__setstate__((bound(twin.func, memo), twin.args, twin.keywords, vars(twin)))  # type: ignore[attr-defined]
+        return
+    if isinstance(twin, dict):
+        _bind_items(twin, list(twin.items()), memo)
+    elif isinstance(twin, list):
+        _bind_items(twin, list(enumerate(twin)), memo)
+    attributes = getattr(twin, "__dict__", None)
+    if type(attributes) is dict:
+        _bind_items(attributes, list(attributes.items()), memo)
+
+
+def _bind_items(home: Any, items: list[tuple[Any, Any]], memo: Memo) -> None:
+    for key, value in items:
+        if isinstance(value, types.FunctionType):
+            twin: Any = bound(value, memo)
+        elif type(value) is tuple and any(isinstance(v, types.FunctionType) for v in value):
+            twin = tuple(bound(v, memo) if isinstance(v, types.FunctionType) else v for v in value)
+        else:
+            continue
+        if twin is not value:
+            home[key] = twin
+
+
+def bound(value: Any, memo: Memo) -> Any:
+    """A callable whose bound object, closure and globals refer to the copies where they referred to copied objects."""
+    if isinstance(value, types.FunctionType):
+        return _bound_function(value, memo)
+    if isinstance(value, functools.partial):
+        keywords = {k: _copied(v, memo) for k, v in value.keywords.items()}
+        return functools.partial(bound(value.func, memo), *(_copied(a, memo) for a in value.args), **keywords)
+    return _copied(value, memo)
+
+
+def _copied(value: Any, memo: Memo) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, (types.FunctionType, functools.partial)):
+        return bound(value, memo)
+    if isinstance(value, nn.Module):
+        return duplicate(value, value, memo)
+    holds_state = isinstance(value, (nn.Parameter, torch.optim.Optimizer, types.MethodType))
+    if holds_state or (hasattr(value, "__dataclass_fields__") and not isinstance(value, type)):
+        return copy.deepcopy(value, memo)
+    if type(value) in _CONTAINERS:
+        return _copied_container(value, memo)
+    if isinstance(value, tuple) and any(_is_copied(v, memo) for v in value):
+        return copy.deepcopy(value, memo)
+    return value
+
+
+def _is_copied(value: Any, memo: Memo) -> bool:
+    return isinstance(value, (nn.Module, nn.Parameter)) or id(value) in memo
+
+
+def _copied_container(value: Any, memo: Memo) -> Any:
+    """A container that a function fills or reads: its copy is filled in its place. What it holds stays, unless it is copied, too."""
+    twin = memo[id(value)] = copy.copy(value)
+    memo.setdefault(id(memo), []).append(value)  # as `copy.deepcopy` does: an id in the memo is that of a living object
+    if len(value) > _FEW:
+        return twin
+    if isinstance(twin, dict):
+        twin.update({k: _copied(v, memo) for k, v in value.items()})
+    elif isinstance(twin, (list, collections.deque)):
+        for index, item in enumerate(value):
+            twin[index] = _copied(item, memo)
+    return twin
+
+
+def _bound_function(function: types.FunctionType, memo: Memo) -> types.FunctionType:
+    """A twin of a function that refers to anything copied; else the function itself."""
+    if id(function) in memo:
+        return memo[id(function)]
+    memo.setdefault(id(memo), []).append(function)
+    space = _Globals(function)
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    twin = types.FunctionType(function.__code__, space.own, function.__name__, None, cells or None)
+    twin.__dict__.update(function.__dict__)
+    memo[id(function)] = twin  # a recursive function refers to its own twin
+    changed = _filled(cells, function, twin, memo)
+    for name, content in space.candidates():
+        value = _copied(content, memo)
+        if value is not content and value is not twin:
+            space.own[name] = value
+            changed = True
+        elif value is twin:
+            space.own[name] = twin
+    twin.__defaults__ = tuple(_copied(v, memo) for v in function.__defaults__) if function.__defaults__ else None
+    twin.__kwdefaults__ = {k: _copied(v, memo) for k, v in function.__kwdefaults__.items()} if function.__kwdefaults__ else None
+    given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    kept = [*(twin.__defaults__ or ()), *(twin.__kwdefaults__ or {}).values()]
+    changed |= any(a is not b for a, b in zip(given, kept, strict=True))
+    if changed:
+        space.complete()
+    else:
+        memo[id(function)] = function
+    return memo[id(function)]
+
+
+def _filled(cells: tuple[types.CellType, ...], function: types.FunctionType, twin: types.FunctionType, memo: Memo) -> bool:
+    """Fills the cells of a twin; whether any holds something else than the original's."""
+    changed = False
+    for cell, original in zip(cells, function.__closure__ or (), strict=True):
+        try:
+            content = original.cell_contents
+        except ValueError:  # an empty cell
+            continue
+        cell.cell_contents = _copied(content, memo)
+        changed |= cell.cell_contents is not content and cell.cell_contents is not twin
+    return changed
+
+
+class _Globals:
+    """The names of a module as a twin of one of its functions sees them. Copied whole only for a twin that is kept."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self._function = function
+        self.own: dict[str, Any] = {}
+
+    def candidates(self) -> Iterator[tuple[str, Any]]:
+        """What the function refers to by name, and may have to be copied."""
+        space = self._function.__globals__
+        for name in sorted(_global_names(self._function.__code__)):
+            content = space.get(name)
+            if content is None or isinstance(content, (types.ModuleType, type)):
+                continue
+            if isinstance(content, types.FunctionType) and content.__globals__ is not space:
+                continue
+            yield name, content
+
+    def complete(self) -> None:
+        for name, content in self._function.__globals__.items():
+            self.own.setdefault(name, content)
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _global_names(constant)
+    return names
