@@ -100,6 +100,7 @@ class Recorder(TorchFunctionMode):
     def _register(self, optimizer: Optimizer) -> None:
         found = Watched(optimizer, "", self.sites.get(optimizer))
         self.optimizers[id(optimizer)] = found
+        self.tape.recording = not self.tape.failure  # trainings one after another: the next one is recorded, too
         self._adopt(found)
 
     def _adopt(self, found: Watched) -> None:

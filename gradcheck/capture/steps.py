@@ -129,7 +129,7 @@ class Steps:
         if len(watched.steps) > recorder.taped:
             for found in watched.steps[-1].passes:
                 found.ref = None
-        if all(len(w.steps) >= recorder.taped for w in recorder.optimizers.values() if w.steps):
+        if all(len(w.steps) >= recorder.taped for w in recorder.optimizers.values()):
             recorder.tape.recording = False
 
     def made(self, original: Callable[..., Any]) -> Callable[..., Any]:

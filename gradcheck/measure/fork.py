@@ -14,6 +14,7 @@ from gradcheck.errors import TargetError
 from gradcheck.nouns.places import Location
 from gradcheck.target.copying import bind_copies, bound, copying, memo_for
 from gradcheck.target.rng import seed_all
+from gradcheck.target.training_mode import set_mode
 from gradcheck.target.workload import Batch, Clipping, TrainingStep, Workload
 
 
@@ -59,12 +60,12 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
 def _set_training(model: nn.Module) -> None:
     """Training mode; what was put into evaluation mode on purpose stays there, as a `train` of the user's own says too."""
     if not model.training:
-        model.train()
+        set_mode(model, True)
         return
     resting = [module for module in model.modules() if not module.training]
     for module in list(model.modules()):
         if module.training and type(module).train is not nn.Module.train:
-            module.train()
+            set_mode(module, True)
     for module in resting:
         module.training = False
 

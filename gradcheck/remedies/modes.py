@@ -17,6 +17,7 @@ from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 from gradcheck.remedies.rewriting import Method, bind, own_methods
 from gradcheck.remedies.surgery import module_at, path_now
 from gradcheck.target.rng import preserve_rng
+from gradcheck.target.training_mode import set_mode
 
 MOMENTUM = 0.1  # torch's default: weight of the newest batch
 
@@ -51,7 +52,7 @@ def put_into_training(patient: Patient, p: Prescription) -> None:
 
 def _wake(patient: Patient, names: Sequence[str]) -> None:
     for name in names:
-        module_at(patient, name).train()
+        set_mode(module_at(patient, name), True)
 
 
 def _modes_after_step(patient: Patient) -> dict[str, bool]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from gradcheck.remedies.protocol import Inapplicable, Patient
 from gradcheck.target.rng import preserve_rng
+from gradcheck.target.training_mode import set_mode
 
 
 def path_now(patient: Patient, name: str) -> str:
@@ -56,7 +57,7 @@ def swap(patient: Patient, name: str, new: nn.Module) -> None:
                 parent._modules[key] = new
         for value in vars(parent).values():
             _swap_in_plain(value, old, new)
-    new.train(old.training)
+    set_mode(new, old.training)
     _inherit_site(patient, old, new)
 
 

@@ -17,6 +17,7 @@ from gradcheck.target.placing import place_module, place_optimizer
 from gradcheck.target.rng import preserve_rng
 from gradcheck.target.step import Inputs, call
 from gradcheck.target.synthesize import BATCHES, find_inputs, requested_inputs
+from gradcheck.target.training_mode import set_mode
 from gradcheck.target.trial import Parts, could_not_run, inputs_of, placed
 from gradcheck.target.workload import Batch, Workload
 
@@ -98,7 +99,7 @@ def _initialize_lazy(parts: Parts, data: Data) -> None:
     ):
         return
     modes = {module: module.training for module in parts.model.modules()}
-    parts.model.eval()
+    set_mode(parts.model, False)
     try:
         with torch.no_grad():
             call(parts.model, inputs_of(parts, data, data.batches[0]))

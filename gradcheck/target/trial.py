@@ -17,6 +17,7 @@ from gradcheck.target.importing import failure
 from gradcheck.target.optimizers import Maker
 from gradcheck.target.placing import place_batch
 from gradcheck.target.step import Inputs, Loss, call, forward_of, split
+from gradcheck.target.training_mode import set_mode
 from gradcheck.target.workload import Batch, TrainingStep
 
 
@@ -62,14 +63,15 @@ def forward_once(parts: Parts, data: Data, batch: Batch, own_loss: bool = False)
     """Output of a copy of the model in training mode. Raises TargetError, at the user's line, when it does not run on the batch."""
     model = duplicate(parts.model, parts.model)
     if not model.training:
-        model.train()
+        set_mode(model, True)
     inputs = inputs_of(parts, data, batch, own_loss)
     try:
         return call(model, inputs)
     except ValueError as error:
         if not refuses_the_batch(error):
             raise could_not_run(parts, data, error, inputs) from error
-        return call(model.eval(), inputs)
+        set_mode(model, False)
+        return call(model, inputs)
     except (TargetError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -89,7 +91,7 @@ def try_step(parts: Parts, data: Data, step: TrainingStep) -> None:
     """Runs the user's step on a copy up to the end of the model's first forward pass. What its loss raises is for the rules to judge."""
     model, step = duplicate((parts.model, step), parts.model)
     if not model.training:
-        model.train()
+        set_mode(model, True)
 
     def stop(*_: Any) -> None:
         raise _Stop

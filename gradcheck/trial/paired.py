@@ -21,6 +21,7 @@ from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.treatment import Effect
 from gradcheck.remedies.protocol import Patient
 from gradcheck.target.rng import preserve_rng, reseed
+from gradcheck.target.training_mode import set_mode
 from gradcheck.target.workload import Batch, TrainingStep
 from gradcheck.trial.intervals import CONFIDENCE, paired_interval
 
@@ -135,7 +136,7 @@ class Course:
     def evaluating(self) -> Iterator[nn.Module]:
         """The model in evaluation mode, without gradients; training goes on afterwards as if nothing had been."""
         with preserve_rng(), restored(self.trainee), torch.no_grad():
-            self.trainee.model.eval()
+            set_mode(self.trainee.model, False)
             reseed(self.seed)
             yield self.trainee.model
 

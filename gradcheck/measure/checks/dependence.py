@@ -22,6 +22,7 @@ from gradcheck.nouns.checks import Dependence
 from gradcheck.nouns.places import Location
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.rng import Dice
+from gradcheck.target.training_mode import set_mode
 
 MIXED = 1e-4  # share of the own change below which nothing is looked for
 SMALL_EFFECT = 0.01  # of the output: below, the loss is asked as well
@@ -42,7 +43,7 @@ def _evaluating(trainee: Trainee) -> Iterator[None]:
     """Dropout off and statistics frozen; no fused kernels, which drop padding; everything as before on the way out."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with restored(trainee):
-        trainee.model.eval()
+        set_mode(trainee.model, False)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
@@ -95,13 +96,13 @@ class _Case:
 
     def _effect_in_training(self, before: Inputs, after: Inputs, count: int, replaced: tuple[int, ...]) -> float:
         """The effect of the input in training mode: running statistics that have not settled may drown it. 0 where it is not known."""
-        self.model.train()
+        set_mode(self.model, True)
         try:
             seen = change(self._output(before, count), self._output(after, count), count, replaced)
         except Exception:  # a module that trains on nothing but whole batches
             seen = None
         finally:
-            self.model.eval()
+            set_mode(self.model, False)
         return (_effect(seen) or 0.0) if seen is not None else 0.0
 
     def _output(self, inputs: Inputs, count: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.seen import BATCH_NORMS, named
 from gradcheck.nouns.structure import Statistics
+from gradcheck.target.training_mode import set_mode
 
 BATCHES = 4  # of the probe's, at most
 
@@ -79,7 +80,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, with modes and buffers as they were on the way out."""
     modes = {module: module.training for module in model.modules()}
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    model.eval()
+    set_mode(model, False)
     try:
         yield
     finally:

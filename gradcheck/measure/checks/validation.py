@@ -17,6 +17,7 @@ from gradcheck.measure.fork import Trainee
 from gradcheck.measure.probe import Training
 from gradcheck.nouns.checks import Validation
 from gradcheck.target.rng import seed_all
+from gradcheck.target.training_mode import set_mode
 
 MOST_BATCHES = 16  # of each side
 PARTS = 16  # that each side is cut into at least, where it has the samples: the standard error is that of their mean
@@ -58,7 +59,7 @@ def _lowest(scene: Scene, val: Sequence[Any], end: float) -> tuple[float, int]:
 
 def _losses(trainee: Trainee, parts: Sequence[Any], seed: int) -> list[float]:
     """Loss on each part, in evaluation mode. Raises Unmeasured when the training step gives none there."""
-    trainee.model.eval()
+    set_mode(trainee.model, False)
     seed_all(seed)
     values = []
     with torch.no_grad():
