@@ -21,6 +21,7 @@ from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.protocol import Need
 from gradcheck.judge.select import chosen, needs
+from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.measure.local import is_spread
 from gradcheck.measure.measure import Plan, measure
 from gradcheck.measure.untouched import untouched
@@ -129,6 +130,7 @@ def scan_workload(workload: Workload, settings: Settings, progress: Progress | N
     for seed in range(settings.seeds):
         if seed and workload.rebuild is not None:
             workload = workload.rebuild(seed)
+        ensure_faithful(workload, seed)
         plan = Plan(settings.steps, settings.budget or default_budget(workload.model), seed, needs(rules), settings.profile, settings.fast)
         measured = measure(workload, plan, progress or (lambda phase, fraction: None))
         measurements.append(seen(measured) if seen is not None else measured)

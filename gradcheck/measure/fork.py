@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,22 +11,53 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.nouns.places import Location
+from gradcheck.target.borrowing import Borrowed
 from gradcheck.target.copying import bind_copies, bound, copying, memo_for
 from gradcheck.target.rng import seed_all
 from gradcheck.target.training_mode import set_mode
 from gradcheck.target.workload import Batch, Clipping, TrainingStep, Workload
 
 
-@dataclass
 class Trainee:
-    """A copy of the user's model, optimizer and loss that may be trained and thrown away."""
+    """A model, optimizer and loss that may be trained and thrown away: a copy, or the user's own objects while they are lent.
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    training_step: TrainingStep
-    sites: Mapping[int, Location]  # id(module) -> the expression that constructed its original
-    clip: Clipping | None = None  # `take_step` applies it
-    loss_function: Callable[[Any, Any], torch.Tensor] | None = None  # what `training_step` is made of, where it is
+    Of lent ones only the trainee that was asked for last is in place: `model` and `optimizer` put it there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        training_step: TrainingStep,
+        sites: Mapping[int, Location],
+        clip: Clipping | None = None,
+        loss_function: Callable[[Any, Any], torch.Tensor] | None = None,
+        borrowed: Borrowed | None = None,
+    ) -> None:
+        """`sites`: id(module) -> the expression that constructed its original. `clip`: `take_step` applies it. `loss_function`: what
+        `training_step` is made of, where it is. `borrowed`: the modules are the user's."""
+        self._model, self._optimizer = model, optimizer
+        self.training_step, self.sites, self.clip, self.loss_function = training_step, sites, clip, loss_function
+        self.own = {id(x) for x in (*model.modules(), *model.parameters())}  # what may be trained, by id
+        self._borrowed, self._state = borrowed, borrowed.lend() if borrowed is not None else None
+
+    @property
+    def model(self) -> nn.Module:
+        self._put_in_place()
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        self._put_in_place()
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def _put_in_place(self) -> None:
+        if self._borrowed is not None and self._state is not None:
+            self._borrowed.use(self._state)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The scalar training loss. Raises what the user's code raises, and TargetError when it is no scalar."""
@@ -41,9 +71,12 @@ class Trainee:
 def fork(workload: Workload, *, seed: int = 0) -> Trainee:
     """A fresh copy with the workload's initial weights and optimizer state, in training mode, random state seeded.
 
-    Functions that refer to the model from outside (a penalty over its parameters, say) are made to refer to the copy.
+    Functions that refer to the model from outside (a penalty over its parameters, say) are made to refer to the copy. Where the workload
+    says that no faithful copy can be made, the user's own model is lent, in its initial state.
     Raises TargetError when the model cannot be copied.
     """
+    if workload.borrowed is not None:
+        return lend(workload, workload.borrowed, seed=seed)
     memo = memo_for(workload.model)
     with copying():
         model = copy.deepcopy(workload.model, memo)
@@ -51,10 +84,25 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
         step = bound(workload.training_step, memo)
         loss = bound(workload.loss, memo)
         bind_copies(memo)
-    _set_training(model)
-    seed_all(seed)
     sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
-    return Trainee(model, optimizer, step, sites, workload.clip, loss)
+    trainee = Trainee(model, optimizer, step, sites, workload.clip, loss)
+    trainee.own |= {id(twin) for twin in memo.values() if isinstance(twin, (nn.Module, torch.Tensor))}
+    return _started(trainee, seed)
+
+
+def lend(workload: Workload, borrowed: Borrowed, *, seed: int = 0) -> Trainee:
+    """The workload's own model in its initial state, with a copy of the optimizer that holds its parameters."""
+    with copying():
+        optimizer = copy_optimizer(workload.optimizer, dict(borrowed.tensors))
+    return _started(
+        Trainee(workload.model, optimizer, workload.training_step, workload.sites, workload.clip, workload.loss, borrowed), seed
+    )
+
+
+def _started(trainee: Trainee, seed: int) -> Trainee:
+    _set_training(trainee.model)
+    seed_all(seed)
+    return trainee
 
 
 def _set_training(model: nn.Module) -> None:

@@ -65,7 +65,7 @@ class Plan:
 
 
 def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction: None) -> Measurement:
-    """Measures a workload on copies; nothing of the user's is changed, random state and global flags included.
+    """Measures a workload; nothing of the user's is changed, random state and global flags included.
 
     Raises TargetError when the workload cannot be copied or its training step does not run.
     """
@@ -74,6 +74,8 @@ def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction:
         stack.enter_context(torch.enable_grad())
         if any(type(m).__name__ == "OptimizedModule" for m in workload.model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if workload.borrowed is not None:
+            stack.callback(workload.borrowed.give_back)
         return Session(workload, plan, tick).run()
 
 
@@ -106,6 +108,8 @@ class Session:
         bad = self._locate(probe)
         checked = self._checks(probe)
         profiles = self._profile()
+        if self.workload.borrowed is not None:
+            self.workload.borrowed.give_back()
         self.seconds["total"] = time.perf_counter() - self.started
         return self._measurement(probe, others, bad, checked, profiles)
 

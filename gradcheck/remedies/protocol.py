@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.errors import TargetError
 from gradcheck.measure.fork import fork
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Applicability, Prescription, Setting, Stage
@@ -94,7 +95,9 @@ class Patient:
 
 
 def admit(workload: Workload) -> Patient:
-    """A patient made from a workload, which stays as it is. Raises TargetError when the model cannot be copied."""
+    """A patient made from a workload, which stays as it is. Raises TargetError when the model cannot be copied faithfully."""
+    if workload.borrowed is not None:
+        raise TargetError(f"remedies are tried on copies, and {workload.borrowed.why}", hint="`gradcheck scan` measures the model itself")
     return Patient(_copied(workload))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from gradcheck.errors import TargetError
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.target.batches import Data
-from gradcheck.target.copying import duplicate
+from gradcheck.target.borrowing import stand_in
 from gradcheck.target.objective import decide_objective
 from gradcheck.target.placing import place_module, place_optimizer
 from gradcheck.target.rng import preserve_rng
@@ -77,7 +77,8 @@ def _data(parts: Parts) -> Data:
         parts.said.append(Assumption("data", f"data: {BATCHES} batches of random numbers, {text}", given=True))
     else:
         parts = replace(parts, dtype=parts.dtype or _float_dtype(parts.model))
-        make, text = find_inputs(duplicate(parts.model, parts.model), lambda inputs: placed(parts, inputs), parts.seed)
+        with stand_in(parts.model, parts.model) as model:
+            make, text = find_inputs(model, lambda inputs: placed(parts, inputs), parts.seed)
         parts.said.append(Assumption("data", f"no data given: {BATCHES} batches of random numbers, {text}, which the layers suggest"))
     streams = [torch.Generator().manual_seed(_INPUT_STREAM * (parts.seed + 1) + number) for number in range(BATCHES)]
     batches = [placed(parts, _as_batch(make(stream))) for stream in streams]

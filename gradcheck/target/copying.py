@@ -81,8 +81,8 @@ def bind_copies(memo: Memo) -> None:
 def _bind_held(twin: Any, memo: Memo) -> None:
     """The functions among the items and attributes of one copied object."""
     if isinstance(twin, functools.partial):
-        if isinstance(twin.func, types.FunctionType):
-            twin.__setstate__((bound(twin.func, memo), twin.args, twin.keywords, vars(twin)))  # type: ignore[attr-defined]
+        args = tuple(_bound_if_function(a, memo) for a in twin.args)
+        twin.__setstate__((_bound_if_function(twin.func, memo), args, twin.keywords, vars(twin)))  # type: ignore[attr-defined]
         return
     if isinstance(twin, dict):
         _bind_items(twin, list(twin.items()), memo)
@@ -95,14 +95,16 @@ def _bind_held(twin: Any, memo: Memo) -> None:
 
 def _bind_items(home: Any, items: list[tuple[Any, Any]], memo: Memo) -> None:
     for key, value in items:
-        if isinstance(value, types.FunctionType):
-            twin: Any = bound(value, memo)
-        elif type(value) is tuple and any(isinstance(v, types.FunctionType) for v in value):
-            twin = tuple(bound(v, memo) if isinstance(v, types.FunctionType) else v for v in value)
+        if type(value) is tuple and any(isinstance(v, types.FunctionType) for v in value):
+            twin: Any = tuple(_bound_if_function(v, memo) for v in value)
         else:
-            continue
+            twin = _bound_if_function(value, memo)
         if twin is not value:
             home[key] = twin
+
+
+def _bound_if_function(value: Any, memo: Memo) -> Any:
+    return _bound_function(value, memo) if isinstance(value, types.FunctionType) else value
 
 
 def bound(value: Any, memo: Memo) -> Any:

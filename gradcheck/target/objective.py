@@ -10,7 +10,7 @@ import torch
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.target import infer
 from gradcheck.target.batches import Data, tensors_of
-from gradcheck.target.copying import duplicate
+from gradcheck.target.borrowing import stand_in
 from gradcheck.target.outputs import first_tensor, own_loss_of
 from gradcheck.target.step import Loss, is_class_loss, is_torch_loss, loss_name, make_training_step, takes_only_output
 from gradcheck.target.transformers_inputs import is_transformer, transformer_labels
@@ -92,7 +92,8 @@ def _own_labels(parts: Parts, data: Data, output: Any) -> Objective | None:
         words = made[1]
     step = make_training_step(parts.model, None)
     try:
-        step(duplicate(parts.model, parts.model), batches[0])
+        with stand_in(parts.model, parts.model) as model:
+            step(model, batches[0])
     except Exception:  # the head wants labels of another kind: a loss on its outputs serves
         return None
     said = Assumption("loss", f"loss: the model's own, with {words}", given=data.given)

@@ -23,7 +23,8 @@ def _takes_mode(module: nn.Module) -> bool:
         parameters = list(inspect.signature(module.train).parameters.values())
     except (TypeError, ValueError):
         return False
-    if not parameters or any(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in parameters[1:] if p.kind is not p.VAR_KEYWORD):
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if not parameters or any(p.default is p.empty and p.kind not in optional for p in parameters[1:]):
         return False
     first = parameters[0]
     return first.name == "mode" or isinstance(first.default, bool) or first.kind is first.VAR_POSITIONAL

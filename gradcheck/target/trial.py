@@ -12,7 +12,7 @@ from torch import nn
 from gradcheck.errors import TargetError
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.target.batches import Data, tensors_of
-from gradcheck.target.copying import duplicate
+from gradcheck.target.borrowing import stand_in
 from gradcheck.target.importing import failure
 from gradcheck.target.optimizers import Maker
 from gradcheck.target.placing import place_batch
@@ -61,21 +61,21 @@ def as_tuple(inputs: Inputs) -> tuple[Any, ...]:
 
 def forward_once(parts: Parts, data: Data, batch: Batch, own_loss: bool = False) -> Any:
     """Output of a copy of the model in training mode. Raises TargetError, at the user's line, when it does not run on the batch."""
-    model = duplicate(parts.model, parts.model)
-    if not model.training:
-        set_mode(model, True)
     inputs = inputs_of(parts, data, batch, own_loss)
-    try:
-        return call(model, inputs)
-    except ValueError as error:
-        if not refuses_the_batch(error):
+    with stand_in(parts.model, parts.model) as model:
+        if not model.training:
+            set_mode(model, True)
+        try:
+            return call(model, inputs)
+        except ValueError as error:
+            if not refuses_the_batch(error):
+                raise could_not_run(parts, data, error, inputs) from error
+            set_mode(model, False)
+            return call(model, inputs)
+        except (TargetError, KeyboardInterrupt):
+            raise
+        except Exception as error:
             raise could_not_run(parts, data, error, inputs) from error
-        set_mode(model, False)
-        return call(model, inputs)
-    except (TargetError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise could_not_run(parts, data, error, inputs) from error
 
 
 def refuses_the_batch(error: Exception) -> bool:
@@ -89,17 +89,20 @@ class _Stop(BaseException):
 
 def try_step(parts: Parts, data: Data, step: TrainingStep) -> None:
     """Runs the user's step on a copy up to the end of the model's first forward pass. What its loss raises is for the rules to judge."""
-    model, step = duplicate((parts.model, step), parts.model)
-    if not model.training:
-        set_mode(model, True)
+    with stand_in((parts.model, step), parts.model, unused=(parts.model,)) as (model, twin):
+        if not model.training:
+            set_mode(model, True)
+        _try(parts, data, model, twin)
 
+
+def _try(parts: Parts, data: Data, model: nn.Module, step: TrainingStep) -> None:
     def stop(*_: Any) -> None:
         raise _Stop
 
     try:
         handles = [model.register_forward_hook(stop)]
-        # A step that calls the original by its global name must not run, and change, it.
-        handles.append(parts.model.register_forward_pre_hook(stop, prepend=True))
+        if model is not parts.model:  # a step that calls the original by its global name must not run, and change, it
+            handles.append(parts.model.register_forward_pre_hook(stop, prepend=True))
     except RuntimeError:  # compiled modules take no hooks
         return
     try:

@@ -11,6 +11,7 @@ from torch import nn
 
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.nouns.places import Location
+from gradcheck.target.borrowing import Borrowed
 
 Batch = Any  # a tensor, (inputs, target), (inputs, ..., target), or a dict
 TrainingStep = Callable[[nn.Module, Batch], torch.Tensor]
@@ -28,7 +29,7 @@ class Clipping:
 
 @dataclass
 class Workload:
-    """The user's objects, never changed: measuring works on copies.
+    """The user's objects, never changed: measuring works on copies, or puts everything back.
 
     `training_step(model, batch)` gives the scalar loss and is all that measuring needs. When it is made of
     `loss(output, target)`, that function stays in `loss`, so that it is copied with the model.
@@ -53,3 +54,5 @@ class Workload:
     rebuild: Callable[[int], Workload] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     clip: Clipping | None = None
+    checked: bool = False  # whether it is known that copies of `model` are faithful, or that none is
+    borrowed: Borrowed | None = None  # of `model`, where no faithful copy of it can be made: then the user's own modules are trained

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gradcheck.errors import TargetError
+from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.target.load import load
 from gradcheck.target.spec import TargetSpec
 from tests.target.conftest import HEAD, NET, Loader
@@ -105,9 +106,10 @@ class TestTheModel:
         w = loaded(NET + BATCH + "model = Net()\nnn.init.constant_(model.head.weight, float('nan'))")
         assert w.training_step(w.model, w.batches[0]).isnan()
 
-    def test_it_cannot_be_copied(self, loaded: Loader) -> None:
-        error = error_of(loaded, NET + BATCH + "import threading\nmodel = Net()\nmodel.lock = threading.Lock()")
-        assert "cannot be copied" in error.message
+    def test_one_that_cannot_be_copied_is_borrowed(self, loaded: Loader) -> None:
+        w = loaded(NET + BATCH + "import threading\nmodel = Net()\nmodel.lock = threading.Lock()")
+        ensure_faithful(w)
+        assert w.borrowed is not None and "cannot be copied" in w.borrowed.why
 
 
 class TestTheData:

@@ -50,7 +50,8 @@ def sample_gradients(scene: Scene) -> SampleGradients | None:
     groups = groups_of(batches, DRAWS)
     if scene.late or not groups:
         return single
-    trainee.model.load_state_dict(scene.trained.model.state_dict())
+    trained = {name: value.clone() for name, value in scene.trained.model.state_dict().items()}
+    trainee.model.load_state_dict(trained)
     with deterministic(trainee.model, everything=everything):
         noise = noise_scale(*gram_of(trainee, groups))
     if noise is None:

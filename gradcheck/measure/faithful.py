@@ -1,0 +1,106 @@
+"""Is a copy of the model as good as the model? Asked once, before anything is measured.
+
+A copy is faithful when its first loss equals the original's bit for bit, and when its forward pass calls no module and reaches no parameter
+but its own. Otherwise the user's own model is measured, and everything is put back (`gradcheck.target.borrowing`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from gradcheck.errors import TargetError
+from gradcheck.measure.fork import Trainee, fork, lend
+from gradcheck.measure.structure import upstream_leaves
+from gradcheck.measure.untouched import untouched
+from gradcheck.nouns.measurement import Assumption
+from gradcheck.target.batches import tensors_of
+from gradcheck.target.borrowing import Borrowed, shielded
+from gradcheck.target.rng import seed_all
+from gradcheck.target.workload import Workload
+
+
+@dataclass
+class Look:
+    """What one computation of the first loss showed."""
+
+    loss: float | None  # None: it raised
+    modules: list[nn.Module] = field(default_factory=list)  # called, and not the trainee's own
+    tensors: list[torch.Tensor] = field(default_factory=list)  # reached by the gradient, and not the trainee's own
+
+    @property
+    def strangers(self) -> bool:
+        return bool(self.modules or self.tensors)
+
+    def same(self, other: Look) -> bool:
+        a, b = self.loss, other.loss
+        return a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
+
+
+def ensure_faithful(workload: Workload, seed: int = 0) -> None:
+    """Decides whether copies of the workload's model are measured, or the model itself."""
+    if workload.checked:
+        return
+    workload.checked = True
+    with untouched(), torch.enable_grad():
+        why, outside = _unfaithful(workload, seed)
+    if why:
+        roots = [workload.model, *([workload.loss] if isinstance(workload.loss, nn.Module) else []), *outside.modules]
+        workload.borrowed = Borrowed(roots, outside.tensors, why=why)
+        said = f"the model itself is measured and then put back as it was: {why}"
+        workload.assumptions = [*workload.assumptions, Assumption("model", said)]
+
+
+def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look]:
+    """Why no copy will do ("": one will), and what of the user's it would train."""
+    try:
+        trainee = fork(workload, seed=seed)
+    except TargetError as error:
+        return error.message, _of_original(workload, seed, Look(None))
+    of_copy = _look(trainee, workload, seed)
+    if of_copy.strangers:
+        again = _look(trainee, workload, seed)  # what is made anew in each forward pass is not the user's
+        known = set(map(id, again.modules)), set(map(id, again.tensors))
+        of_copy.modules = [m for m in of_copy.modules if id(m) in known[0]]
+        of_copy.tensors = [t for t in of_copy.tensors if id(t) in known[1]]
+    if of_copy.strangers:
+        names = ", ".join(dict.fromkeys(type(m).__name__ for m in of_copy.modules)) or f"{len(of_copy.tensors)} tensors"
+        return f"its forward pass uses {names} from outside the model, which a copy would share with it", of_copy
+    of_original = _of_original(workload, seed, Look(None))
+    if of_original.loss is None or of_copy.same(of_original):
+        return "", of_copy
+    if not of_original.same(_of_original(workload, seed, Look(None))):
+        return "", of_copy  # it is not the copy: the model computes another loss each time
+    if of_copy.loss is None:
+        return "a copy of it does not run", of_original
+    return f"a copy of it computes another loss ({of_copy.loss:.9g} instead of {of_original.loss:.9g})", of_original
+
+
+def _of_original(workload: Workload, seed: int, outside: Look) -> Look:
+    """The first loss of the model itself, which is put back afterwards."""
+    roots = [workload.model, *([workload.loss] if isinstance(workload.loss, nn.Module) else [])]
+    borrowed = Borrowed([*roots, *outside.modules], outside.tensors)
+    try:
+        return _look(lend(workload, borrowed, seed=seed), workload, seed)
+    except TargetError:
+        return Look(None)
+    finally:
+        borrowed.give_back()
+
+
+def _look(trainee: Trainee, workload: Workload, seed: int) -> Look:
+    look, batch = Look(None), workload.batches[0]
+    seed_all(seed)
+    try:
+        with shielded(trainee.own) as look.modules:
+            loss = trainee.loss(batch)
+    except Exception:  # what keeps the step from running is told when it is measured
+        return look
+    look.loss = float(loss.detach())
+    given = set(map(id, tensors_of(batch)))
+    found = upstream_leaves([loss.grad_fn]) if loss.grad_fn is not None else []
+    look.tensors = [t for t in found if id(t) not in trainee.own | given]
+    return look
