@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,24 +15,14 @@ from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Helpers, Models, Program, Slice, replay
 from gradcheck.capture.schedule import Schedule
 from gradcheck.capture.tape import Owner, Ref
+from gradcheck.capture.twins import Twins, Unfaithful, twins_of
 from gradcheck.measure.fork import copy_optimizer
+from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Assumption
-from gradcheck.target.copying import memo_for
 from gradcheck.target.optimizers import assumed_optimizer, rate_of
 from gradcheck.target.workload import Clipping, Workload
 
-SAME = 1e-3  # relative difference up to which a replayed loss is the recorded one: half precision leaves more than float32
 FEW_BATCHES = 4  # of one pass over a loader; with fewer, those of the next passes are taken too
-
-
-@dataclass
-class Unfaithful(Exception):
-    """The loss could not be computed again; `why` says what stood in the way."""
-
-    why: str
-
-    def __str__(self) -> str:
-        return self.why
 
 
 def workload_of(
@@ -53,17 +41,17 @@ def workload_of(
         raise Unfaithful("the loss comes from no module and no parameter of the script")
     roots = [o.original for o in owners]
     programs = [Program(s, roots) for s in slices]
-    with torch.enable_grad():
-        if steps:
-            _check(programs[0], [o.copy for o in owners], steps[0])
-    memo: dict[int, Any] = {}  # each training has copies of its own: what one trains, the other one freezes
-    for owner in owners:
-        memo |= memo_for(owner.copy)
-    copies = [copy.deepcopy(o.copy, memo) for o in owners]
-    _freeze_others(recorder, watched, owners, memo)
-    model, helpers = _model([o.label for o in owners], copies)
+    others = [o for o in recorder.owners.current.values() if all(o.original is not x.original for x in owners)]
+    with untouched(), torch.enable_grad():
+        twins = twins_of(owners, others, programs[0], steps[0] if steps else ())
+    _freeze_others(recorder, watched, twins)
+    labels = [o.label for o in (*owners, *twins.outside)]
+    model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
     batches = [(*p.entries, p) for p in programs]
-    optimizer, given, said = _optimizer(watched, model, owners, memo)
+    optimizer, given, said = _optimizer(watched, model, twins)
+    assumptions = [Assumption("data", f"data: {_count(len(batches))} that the script trained on", given=True), said]
+    if twins.borrowed is not None:
+        assumptions.append(Assumption("model", f"the script's own modules are measured, since {twins.borrowed.why}", given=True))
     sites = recorder.sites.living()
     if watched is not None and watched.site is not None:
         sites[id(optimizer)] = watched.site
@@ -74,11 +62,13 @@ def workload_of(
         training_step=functools.partial(replay, helpers),
         optimizer=optimizer,
         optimizer_given=given,
-        assumptions=[Assumption("data", f"data: {_count(len(batches))} that the script trained on", given=True), said],
+        assumptions=assumptions,
         sites=sites,
         files=files,
         clip=_clipping(recorder, watched),
         device=next((p.device for p in model.parameters()), torch.device("cpu")),
+        checked=True,
+        borrowed=twins.borrowed,
     )
 
 
@@ -114,48 +104,25 @@ def _owners(slices: Sequence[Slice]) -> list[Owner]:
     return list(found.values())
 
 
-def _model(labels: Sequence[str], copies: Sequence[nn.Module]) -> tuple[nn.Module, Helpers]:
-    if len(copies) == 1:
-        return copies[0], Helpers(())
+def _model(labels: Sequence[str], modules: Sequence[nn.Module], called: int) -> tuple[nn.Module, Helpers]:
+    """One model of them all. The first so many are those that the loop calls."""
+    if len(modules) == 1:
+        return modules[0], Helpers(())
     names = tuple(f"{label}_" if hasattr(nn.Module(), label) else label for label in labels)
-    return Models(dict(zip(names, copies, strict=True))), Helpers(names)
+    return Models(dict(zip(names, modules, strict=True))), Helpers(names[:called])
 
 
-def _check(program: Program, copies: Sequence[nn.Module], passes: Sequence[Pass]) -> None:
-    """Computes the first loss again. Raises Unfaithful when it is another one."""
-    buffers = [(b, b.detach().clone()) for c in copies for b in c.buffers()]
-    try:
-        value = float(program.run(copies, program.entries, random=True).detach().sum())
-    except Exception as error:
-        raise Unfaithful(f"computing it again raises {type(error).__name__}: {error}") from error
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-    wanted = float(sum(float(p.loss.float().sum()) for p in passes))
-    if math.isfinite(wanted) and abs(value - wanted) > SAME * max(abs(wanted), 1e-3):
-        raise Unfaithful(f"computing it again gives {value:.6g} where the script had {wanted:.6g}")
-
-
-def _freeze_others(recorder: Recorder, watched: Watched | None, owners: Sequence[Owner], memo: dict[int, Any]) -> None:
+def _freeze_others(recorder: Recorder, watched: Watched | None, twins: Twins) -> None:
     """Parameters that only other optimizers of the script train are given to this training as they are."""
-    if watched is None:
-        return
-    others = {key for w in recorder.optimizers.values() if w is not watched for key in w.ids} - watched.ids
-    for owner in owners:
-        for key in others & owner.memo.keys():
-            twin = memo.get(id(owner.memo[key]))
-            if isinstance(twin, torch.Tensor):
-                twin.requires_grad_(False)
+    if watched is not None:
+        twins.freeze({key for w in recorder.optimizers.values() if w is not watched for key in w.ids} - watched.ids)
 
 
-def _optimizer(
-    watched: Watched | None, model: nn.Module, owners: Sequence[Owner], memo: dict[int, Any]
-) -> tuple[torch.optim.Optimizer, bool, Assumption]:
+def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple[torch.optim.Optimizer, bool, Assumption]:
     if watched is None:
         made, said = assumed_optimizer(None)(model)
         return made, False, said
-    optimizer = copy_optimizer(watched.copy, memo) if watched.copy is not None else _never_stepped(watched, owners, memo)
+    optimizer = _copied_optimizer(watched, twins)
     text = f"optimizer: {type(optimizer).__name__} `{watched.label or 'optimizer'}` of the script"
     rates = [s.rates for s in watched.steps]
     schedule = Schedule.of(rates)
@@ -170,10 +137,13 @@ def _optimizer(
     return optimizer, True, Assumption("optimizer", text, given=True)
 
 
-def _never_stepped(watched: Watched, owners: Sequence[Owner], memo: dict[int, Any]) -> torch.optim.Optimizer:
-    """An optimizer that took no step is as it was."""
-    originals = {key: memo.get(id(twin), twin) for o in owners for key, twin in o.memo.items()}
-    return copy_optimizer(watched.optimizer, {**memo, **originals})
+def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:
+    """The optimizer as it was before its first step, with the parameters that are trained here. One that took no step is as it was."""
+    if watched.copy is None:
+        return copy_optimizer(watched.optimizer, {**twins.memo, **twins.tensors})
+    held = [p for group in watched.copy.param_groups for p in group["params"]]
+    own = {id(p): twins.tensors[key] for p, key in zip(held, watched.keys, strict=True) if key in twins.tensors}
+    return copy_optimizer(watched.copy, {**twins.memo, **own})
 
 
 def _clipping(recorder: Recorder, watched: Watched | None) -> Clipping | None:

@@ -60,6 +60,7 @@ class Watched:
     label: str
     site: Location | None
     copy: torch.optim.Optimizer | None = None  # as it was before its first step
+    keys: tuple[int, ...] = ()  # ids of its parameters then, in the order of the copy's
     memo: dict[int, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     live: list[Pass] = field(default_factory=list)  # passes whose gradients it has not used

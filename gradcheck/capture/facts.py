@@ -78,7 +78,7 @@ def _differs(weight: Weight) -> bool:
     now = dict(weight.owner.original.named_parameters()).get(weight.name) if held is None else None
     if held is not None:
         now = next((t for t in held if id(t) == weight.key), None)
-    before = weight.owner.copy.get_parameter(weight.name)
+    before = weight.owner.before(weight)
     return now is None or now.shape != before.shape or not torch.equal(now.detach(), before.detach())
 
 

@@ -59,7 +59,7 @@ def _passes(recorder: Recorder, watched: Watched | None) -> list[Pass]:
 
 
 def _parameter(weight: Weight, reached: frozenset[int], held: frozenset[int]) -> Parameter:
-    before = weight.owner.copy.get_parameter(weight.name)
+    before = weight.owner.before(weight)
     values = before.detach().double()
     return Parameter(
         weight.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
@@ -11,10 +10,14 @@ import torch
 from torch import nn
 
 from gradcheck.capture.tape import Owner, Tape, Weight, outside
-from gradcheck.target.copying import copying, memo_for
+from gradcheck.errors import TargetError
+from gradcheck.target.copying import duplicate
 from gradcheck.target.sites import Sites
 
 _NAMED_FRAMES = 30  # how far up the stack variables are looked for
+MOST_COPIES = 20  # of one root, before buffers and plain attributes no longer count as a change of it
+_COMPARED = 200  # items of a container, or attributes of an object, that are compared
+_TABLES = frozenset(vars(nn.Module())) - {"training"}  # of a module: parameters, submodules, hooks
 
 
 class Owners:
@@ -26,16 +29,14 @@ class Owners:
         self.current: dict[int, Owner] = {}  # by id of the root
         self._roots: dict[int, tuple[nn.Module, nn.Module]] = {}  # id(module) -> module, its root
         self._paths: dict[int, dict[int, str]] = {}  # id(root) -> id(module) -> path
-        self._memo: dict[int, Any] = {}
+        self._made: dict[int, int] = {}  # id(root) -> how often it was copied
 
     def of(self, module: nn.Module) -> tuple[Owner, str]:
-        """The owner of a module, and the module's path in it. Raises TargetError when the root cannot be copied."""
+        """The owner of a module, and the module's path in it."""
         root = self._root(module)
         owner = self.current.get(id(root))
-        if owner is None or (self.initial and owner.versions != _versions(root)):
-            if owner is not None:
-                self._memo = {}
-            owner = self._copied(root, owner.label if owner is not None else "")
+        if owner is None or (self.initial and self._changed(owner)):
+            owner = self._renewed(root, owner)
         paths = self._paths.get(id(root), {})
         if id(module) not in paths:
             paths = self._paths[id(root)] = {id(m): name for name, m in root.named_modules(remove_duplicate=False)}
@@ -58,17 +59,37 @@ class Owners:
         self._roots[id(module)] = module, root
         return root
 
-    def _copied(self, root: nn.Module, label: str) -> Owner:
-        memo = {**memo_for(root), **self._memo}
-        with copying(), torch._C.DisableTorchFunction():
-            twin = copy.deepcopy(root, memo)
-        self._memo = memo
-        label = self._free_label(label or variable_of(root) or type(root).__name__.lower(), root)
-        owner = Owner(root, twin, memo, _versions(root), label)
+    def _changed(self, owner: Owner) -> bool:
+        if self._made.get(id(owner.original), 0) < MOST_COPIES:
+            return owner.versions != versions(owner.original)
+        return bool(owner.versions[0] != _tensor_versions(owner.original.parameters()))
+
+    def _renewed(self, root: nn.Module, old: Owner | None) -> Owner:
+        """A copy of what the root is now. Roots that share parameters with it share their copies, unless those have changed since."""
+        self._made[id(root)] = self._made.get(id(root), 0) + 1
+        mine = {id(t) for t in (*root.parameters(), *root.buffers())}
+        memo: dict[int, Any] = {}
+        for other in [o for o in self.current.values() if o.original is not root and mine & o.memo.keys()]:
+            inside = other.memo.keys() & set(map(id, root.modules()))
+            if other.copy is None or id(other.original) in inside or other.versions[0] != _tensor_versions(other.original.parameters()):
+                del self.current[id(other.original)]
+            else:
+                memo |= other.memo
+        owner = self._owner(root, memo, old.label if old is not None else "")
         self.current[id(root)] = owner
         for name, parameter in root.named_parameters():
             self.tape.weights[id(parameter)] = Weight(owner, name, id(parameter))
         return owner
+
+    def _owner(self, root: nn.Module, memo: dict[int, Any], label: str) -> Owner:
+        label = self._free_label(label or variable_of(root) or type(root).__name__.lower(), root)
+        now = versions(root)
+        with torch._C.DisableTorchFunction():
+            try:
+                return Owner(root, duplicate(root, root, memo), memo, now, label)
+            except TargetError as error:
+                kept = {id(t): t.detach().clone().requires_grad_(t.requires_grad) for t in (*root.parameters(), *root.buffers())}
+                return Owner(root, None, kept, now, label, error.message)
 
     def _free_label(self, label: str, root: nn.Module) -> str:
         taken = {o.label for o in self.current.values() if o.original is not root}
@@ -96,6 +117,8 @@ class Owners:
             name = name if name not in dict(twin.named_parameters()) and not hasattr(twin, name) else f"{name}_{index}"
             with torch._C.DisableTorchFunction():
                 value = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+            if isinstance(tensor, nn.Parameter):
+                holder.register_parameter(name, tensor)
             twin.register_parameter(name, value)
             memo[id(tensor)] = value
             self.tape.weights[id(tensor)] = Weight(owner, name, id(tensor))
@@ -106,8 +129,33 @@ def is_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
-def _versions(root: nn.Module) -> tuple[Any, ...]:
-    return tuple((id(p), -1 if p.is_inference() else p._version, p.requires_grad) for p in root.parameters())
+def versions(root: nn.Module) -> tuple[Any, ...]:
+    """What tells whether a model is still what it was: its parameters, buffers, and the plain attributes of its modules."""
+    return _tensor_versions(root.parameters()), _tensor_versions(root.buffers()), tuple(_attributes(m) for m in root.modules())
+
+
+def _tensor_versions(tensors: Iterable[torch.Tensor]) -> tuple[Any, ...]:
+    return tuple((id(t), -1 if t.is_inference() else t._version, t.requires_grad) for t in tensors)
+
+
+def _attributes(module: nn.Module) -> tuple[Any, ...]:
+    return tuple((name, _plain(value, 2)) for name, value in vars(module).items() if name not in _TABLES)
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """A value that can be compared later: numbers and words, in containers and in the attributes of an object (a configuration), too."""
+    if isinstance(value, (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)):
+        return value
+    if isinstance(value, (nn.Module, torch.Tensor)) or not depth:
+        return id(value)
+    if isinstance(value, (list, tuple)):
+        return id(value), len(value), tuple(_plain(v, depth - 1) for v in value[:_COMPARED])
+    if isinstance(value, dict):
+        return id(value), len(value), tuple((id(k), _plain(v, depth - 1)) for k, v in list(value.items())[:_COMPARED])
+    held = getattr(value, "__dict__", None)
+    if type(held) is dict and not isinstance(value, type) and not callable(value):
+        return id(value), tuple((k, _plain(v, depth - 1)) for k, v in list(held.items())[:_COMPARED])
+    return id(value)
 
 
 def variable_of(wanted: Any) -> str:

@@ -147,19 +147,22 @@ class Program:
     # ------------------------------------------------------------------ running
 
     def run(self, modules: Sequence[nn.Module], entries: Sequence[torch.Tensor], *, random: bool = False) -> torch.Tensor:
-        """The loss, a scalar, with `modules` in the place of the roots. `random`: with the random numbers of the recording."""
-        values: list[list[torch.Tensor]] = []
-        inputs = [t.detach().clone().requires_grad_() if i in self._leaves else t for i, t in enumerate(entries)]
-        count = entries[0].shape[0] if entries and entries[0].dim() else self.size
-        losses: list[torch.Tensor] = []
-        scene = _Scene(modules, values, inputs, self.fixed)
-        for instruction in self.instructions:
-            values.append(self._step(instruction, scene, count, random))
-        losses = [values[r.step][r.index] for r in self.results]
+        """The sum of the losses, a scalar, with `modules` in the place of the roots. `random`: with the random numbers of the recording."""
+        losses = self.losses(modules, entries, random=random)
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
         return total
+
+    def losses(self, modules: Sequence[nn.Module], entries: Sequence[torch.Tensor], *, random: bool = False) -> list[torch.Tensor]:
+        """The loss of each backward pass."""
+        values: list[list[torch.Tensor]] = []
+        inputs = [t.detach().clone().requires_grad_() if i in self._leaves else t for i, t in enumerate(entries)]
+        count = entries[0].shape[0] if entries and entries[0].dim() else self.size
+        scene = _Scene(modules, values, inputs, self.fixed)
+        for instruction in self.instructions:
+            values.append(self._step(instruction, scene, count, random))
+        return [values[r.step][r.index] for r in self.results]
 
     def _step(self, instruction: Instruction, scene: _Scene, count: int, random: bool) -> list[torch.Tensor]:
         node = instruction.node

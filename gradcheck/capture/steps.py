@@ -60,6 +60,7 @@ class Steps:
         for owner in recorder.owners.current.values():
             watched.memo |= owner.memo
         try:
+            watched.keys = tuple(map(id, watched.parameters))
             watched.copy = copy_optimizer(watched.optimizer, watched.memo)
         except Exception as error:
             recorder.tape.failure = recorder.tape.failure or f"the optimizer cannot be copied: {type(error).__name__}: {error}"

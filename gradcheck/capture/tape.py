@@ -59,17 +59,22 @@ class Weight:
 
 @dataclass(eq=False)
 class Owner:
-    """A root module of the user, and a copy of it as it was before training."""
+    """A root module of the user, and what it was before training: a copy, or its state where it cannot be copied."""
 
     original: nn.Module
-    copy: nn.Module
-    memo: dict[int, Any]  # id(object of the original) -> its copy
+    copy: nn.Module | None
+    memo: dict[int, Any]  # id(object of the original) -> its copy; of tensors also without a copy of the module
     versions: tuple[Any, ...]
     label: str  # its variable in the script
+    why: str = ""  # there is no copy
 
     def held(self, path: str) -> Iterator[int]:
         """id of each of the user's parameters below a path."""
         return map(id, self.original.get_submodule(path).parameters())
+
+    def before(self, weight: Weight) -> torch.Tensor:
+        """A parameter as it was before training."""
+        return self.memo[weight.key]
 
 
 @dataclass(eq=False)

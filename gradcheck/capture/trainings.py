@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradcheck.capture.build import Unfaithful, workload_of
+from gradcheck.capture.build import workload_of
 from gradcheck.capture.events import Watched
 from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.observed import observed
@@ -15,6 +15,7 @@ from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
 from gradcheck.capture.script import CORRECT, Capture, nothing_seen
 from gradcheck.capture.spec import ScriptSpec
+from gradcheck.capture.twins import Unfaithful
 from gradcheck.errors import TargetError
 from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.measurement import Measurement, NotMeasured

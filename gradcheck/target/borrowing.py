@@ -46,18 +46,27 @@ class Borrowed:
     """Modules of the user's, and which state is in place. `give_back` may be called at any time, and twice."""
 
     def __init__(
-        self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = "", initial: State | None = None
+        self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = ""
     ) -> None:
-        """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user. `initial`: the state that
-        trainings start from; None: the present one."""
+        """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user."""
         self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
         self.why = why
         self.tensors = {id(t): t for t in (*tensors, *_tensors_of(self.modules))}
         self._guards = ExitStack()
         self._theirs = State()
         self._keep(self._theirs)
-        self._initial = initial if initial is not None else self._theirs
-        self._active = self._theirs
+        self._initial = self._active = self._theirs
+
+    def start_from(self, earlier: State, copies: Mapping[int, nn.Module]) -> None:
+        """Trainings start from the data of an earlier state; from the plain attributes of the modules' `copies` of then, by id."""
+        now = self._theirs
+        attributes = [(m, {**held, **_plain_attributes(copies.get(id(m)))}) for m, held in now.attributes]
+        self._initial = State({**now.data, **earlier.data}, {}, {**now.trained, **earlier.trained}, attributes, now.contents)
+
+    def freeze(self, key: int) -> None:
+        """A tensor, by id, is not trained."""
+        initial = self._initial
+        self._initial = State(initial.data, {}, {**initial.trained, key: False}, initial.attributes, initial.contents)
 
     def lend(self) -> State:
         """Puts a fresh copy of the initial state in place."""
@@ -121,6 +130,12 @@ def _fill(container: Any, content: Any) -> None:
         container.update(content)
     else:
         container.extend(content)
+
+
+def _plain_attributes(module: nn.Module | None) -> dict[str, Any]:
+    """Numbers and words; what refers to other objects refers to copies of them."""
+    plain = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain)} if module is not None else {}
 
 
 def _tensors_of(modules: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
