@@ -12,6 +12,7 @@ import torch
 from gradcheck.capture.events import Pass, Step, Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
+from gradcheck.capture.structures import shape_of
 from gradcheck.capture.tape import Weight
 from gradcheck.capture.trace import scale_of
 from gradcheck.nouns.loop import LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
@@ -94,7 +95,7 @@ def _shape(found: Pass) -> tuple[Any, ...]:
     if found.ref is None:
         return ()
     calls = calls_behind(found.ref.node)
-    return tuple((n.path, tuple(c.value.shape[1:] for c in n.constants())) for n in calls)
+    return tuple((n.path, tuple(shape_of(c.value)[1:] for c in n.constants())) for n in calls)
 
 
 def _accumulated(steps: Sequence[Step]) -> int:
@@ -142,7 +143,7 @@ def _batches(recorder: Recorder, steps: Sequence[Step]) -> LoopBatches | None:
         return None
     call = calls_behind(first.ref.node)[0]
     constant = next((c for c in call.constants() if c.value.dim()), None)
-    samples = constant.value.shape[0] if constant is not None else 0
+    samples = shape_of(constant.value)[0] if constant is not None else 0
     from_loader = [n for loader, n in recorder.loaders.values() if n and getattr(loader, "batch_size", None) == samples]
     sizes = [_length(loader) for loader, n in recorder.loaders.values() if n and getattr(loader, "batch_size", None) == samples]
     available = max((n for n in sizes if n), default=None)

@@ -6,6 +6,7 @@ import torch
 
 from gradcheck.capture.events import Pass
 from gradcheck.capture.replay import calls_behind
+from gradcheck.capture.structures import digest_parts, shape_of
 
 MOST_LEAVES = 200_000  # autograd nodes that are walked over for the leaves of one loss
 FINGERPRINT = 4096  # numbers at each end of a tensor that its fingerprint looks at
@@ -36,7 +37,11 @@ def fingerprint(passes: list[Pass]) -> int | None:
 
 
 def _digest(tensor: torch.Tensor) -> int:
-    flat = tensor.reshape(-1)
+    return hash((shape_of(tensor), *map(_bytes, digest_parts(tensor))))
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().reshape(-1)
     if flat.numel() > 2 * FINGERPRINT:
         flat = torch.cat([flat[:FINGERPRINT], flat[-FINGERPRINT:]])
-    return hash((tuple(tensor.shape), flat.cpu().view(torch.uint8).numpy().tobytes() if flat.numel() else b""))
+    return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes() if flat.numel() else b""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.capture.tape import Constant, Node, Owner, Ref, Weight, nodes_behind, tensors_in
+from gradcheck.capture.structures import Packed, is_plain, shape_of, tensors_in
+from gradcheck.capture.tape import Constant, Node, Owner, Ref, Weight, nodes_behind
 
 _RESHAPES = frozenset(("view", "reshape", "expand"))
 
@@ -59,8 +60,7 @@ class Slice:
 
     def __init__(self, results: Sequence[Ref], held: Collection[int]) -> None:
         self.results = list(results)
-        self._held = held
-        self._trained: dict[int, bool] = {}  # id(node) -> whether it depends on a trained parameter
+        self._trained = _trained(nodes_behind(r.node for r in results), held)
         found: dict[int, Node] = {}
         pending = [r.node for r in results]
         while pending:
@@ -72,21 +72,17 @@ class Slice:
         self.owners = owners_in(self.nodes)
 
     def _folds(self, ref: Ref) -> bool:
-        return ref.index == 0 and ref.node.value is not None and not self._is_trained(ref.node)
+        return ref.index == 0 and ref.node.value is not None and id(ref.node) not in self._trained
 
-    def _is_trained(self, node: Node) -> bool:
-        known = self._trained.get(id(node))
-        if known is None:
-            self._trained[id(node)] = False
-            held = node.owner is not None and any(key in self._held for key in node.owner.held(node.path))
-            known = held or any(self._reaches(x) for x in node.inputs())
-            self._trained[id(node)] = known
-        return known
 
-    def _reaches(self, value: Any) -> bool:
-        if isinstance(value, Weight):
-            return value.key in self._held
-        return isinstance(value, Ref) and self._is_trained(value.node)
+def _trained(nodes: Iterable[Node], held: Collection[int]) -> set[int]:
+    """ids of those among the nodes, which are in their order, that depend on a trained parameter."""
+    found: set[int] = set()
+    for node in nodes:
+        depends = any(id(x.node) in found if isinstance(x, Ref) else isinstance(x, Weight) and x.key in held for x in node.inputs())
+        if depends or (node.owner is not None and any(key in held for key in node.owner.held(node.path))):
+            found.add(id(node))
+    return found
 
 
 class Program:
@@ -107,7 +103,7 @@ class Program:
     def _batch_size(self, nodes: Sequence[Node]) -> int:
         calls = sorted(nodes, key=lambda n: n.call is not None)  # modules first: what they are called with is the data
         constants = (x for n in calls for x in n.inputs() if isinstance(x, Constant))
-        return next((c.value.shape[0] for c in constants if c.value.dim()), 1)
+        return next((shape_of(c.value)[0] for c in constants if c.value.dim()), 1)
 
     def _instruction(self, node: Node) -> Instruction:
         root = self._roots[id(node.owner.original)] if node.owner is not None else -1
@@ -126,19 +122,22 @@ class Program:
         if isinstance(value, Weight):
             return _Parameter(self._roots[id(value.owner.original)], value.name)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self._resolved(v) for v in value))
+            return type(value)._make(self._resolved(v) for v in value)  # type: ignore[attr-defined]
         if isinstance(value, (tuple, list)):
             return type(value)(self._resolved(v) for v in value)
         if isinstance(value, Mapping):
             return {k: self._resolved(v) for k, v in value.items()}
+        if isinstance(value, Packed):
+            return value.with_parts(self._resolved(value.parts))
         return value
 
     def _constant(self, key: int, tensor: torch.Tensor, leaf: bool) -> _Entry | _Fixed:
         if key not in self._known:
-            of_samples = (tensor.dim() > 0 and tensor.shape[0] == self.size and self.size > 1) or (tensor.dim() > 1 and self.size == 1)
+            rows = tensor.shape[0] if tensor.dim() and is_plain(tensor) else None
+            of_samples = rows is not None and ((rows == self.size and self.size > 1) or (tensor.dim() > 1 and self.size == 1))
             home = self.entries if of_samples else self.fixed
             place = _Entry(len(home)) if of_samples else _Fixed(len(home))
-            home.append(tensor)
+            home.append(tensor.requires_grad_() if leaf and not of_samples else tensor)
             if leaf and of_samples:
                 self._leaves.add(place.index)
             self._known[key] = place
@@ -207,11 +206,13 @@ class _Scene:
         if isinstance(value, _Parameter):
             return self.modules[value.root].get_parameter(value.name)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self.filled(v) for v in value))
+            return type(value)._make(self.filled(v) for v in value)  # type: ignore[attr-defined]
         if isinstance(value, (tuple, list)):
             return type(value)(self.filled(v) for v in value)
         if isinstance(value, dict):
             return {k: self.filled(v) for k, v in value.items()}
+        if isinstance(value, Packed):
+            return value.with_parts(self.filled(value.parts)).unpacked()
         return value
 
 

@@ -6,7 +6,6 @@ From a loss, the calls that it depends on can be put together to a `Program` tha
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 import weakref
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.capture.structures import Packed, is_plain, pack, tensors_in
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
@@ -111,6 +111,8 @@ def references(value: Any) -> Iterator[Any]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from references(item)
+    elif isinstance(value, Packed):
+        yield from references(value.parts)
 
 
 def nodes_behind(ends: Iterable[Node]) -> list[Node]:
@@ -123,22 +125,6 @@ def nodes_behind(ends: Iterable[Node]) -> list[Node]:
             found[id(node)] = node
             pending += [x.node for x in node.inputs() if isinstance(x, Ref)]
     return sorted(found.values(), key=lambda n: n.serial)
-
-
-def tensors_in(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
-    """The tensors of an output of any structure, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif depth > 0:
-        if isinstance(value, Mapping):
-            for item in value.values():
-                yield from tensors_in(item, depth - 1)
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                yield from tensors_in(item, depth - 1)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            for spec in dataclasses.fields(value):
-                yield from tensors_in(getattr(value, spec.name, None), depth - 1)
 
 
 @dataclass
@@ -187,10 +173,10 @@ class Tape:
         if depth > 0 and type(value) in (tuple, list):
             return type(value)(self.encode(v, depth - 1) for v in value)
         if depth > 0 and isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self.encode(v, depth - 1) for v in value))
+            return type(value)._make(self.encode(v, depth - 1) for v in value)  # type: ignore[attr-defined]
         if depth > 0 and type(value) is dict:
             return {k: self.encode(v, depth - 1) for k, v in value.items()}
-        return value
+        return pack(value, self._encoded)
 
     def _encoded(self, tensor: torch.Tensor) -> Any:
         known = self.ref(tensor) or self.weights.get(id(tensor))
@@ -315,7 +301,7 @@ def _name(function: Any) -> str | None:
 
 def _base_rows(tensor: torch.Tensor) -> int | None:
     """Rows of the tensor that this one is a slice of."""
-    base = tensor._base
+    base = tensor._base if is_plain(tensor) else None
     if base is None or not tensor.dim() or not base.dim() or base.shape[1:] != tensor.shape[1:]:
         return None
     return base.shape[0]

@@ -115,13 +115,12 @@ def _copies(owners: Sequence[Owner]) -> Twins:
 def _with_copies(owners: Sequence[Owner], program: Program, passes: Sequence[Pass]) -> _Repeated:
     copies = [o.copy for o in owners if o.copy is not None]
     own = {id(x) for o in owners for x in o.memo.values()} | {id(x) for m in copies for x in (*m.modules(), *m.parameters())}
-    buffers = [(b, b.detach().clone()) for m in copies for b in m.buffers()]
+    kept = Borrowed(copies)
     try:
+        kept.lend()
         return _repeat(program, copies, passes, own)
     finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        kept.give_back()
 
 
 def _repeat(program: Program, modules: Sequence[nn.Module], passes: Sequence[Pass], own: set[int]) -> _Repeated:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.data import batch_size
+from gradcheck.measure.few import some_samples
 from gradcheck.measure.fork import fork
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.probe import Training
@@ -115,7 +115,7 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
 def one_batch(failure: Failure, chance_of: Callable[[Any], float | None]) -> list[Run]:
     """Adam on a few samples of the first batch, at two rates; until one learns more than their mean."""
     runs = []
-    batch = few_samples(failure.workload.batches[0], ONE_BATCH)
+    batch = some_samples(failure.workload, ONE_BATCH)
     chance = chance_of(batch)
     for i, rate in enumerate(ONE_BATCH_RATES):
         deadline = failure.until(len(ONE_BATCH_RATES) - i)
@@ -139,23 +139,3 @@ def _clearly_fallen(losses: list[float], batches: int, chance: float | None, sha
         return False
     run = Run("", tuple(losses), batches=batches)
     return fall(run, chance) >= share and all(b < losses[0] for b in losses[-WINDOW:])
-
-
-def few_samples(batch: Any, count: int) -> Any:
-    """The first samples of every tensor that has one entry a sample; the batch itself when that cannot be told."""
-    size = batch_size(batch)
-    if size <= count:
-        return batch
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value[:count] if value.dim() and value.shape[0] == size else value
-        if isinstance(value, dict):
-            return {k: cut(v) for k, v in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(cut(v) for v in value))
-        if isinstance(value, (list, tuple)):
-            return type(value)(cut(v) for v in value)
-        return value
-
-    return cut(batch)

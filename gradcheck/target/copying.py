@@ -123,8 +123,8 @@ def _copied(value: Any, memo: Memo) -> Any:
     if isinstance(value, (types.FunctionType, functools.partial)):
         return bound(value, memo)
     if isinstance(value, nn.Module):
-        return duplicate(value, value, memo)
-    holds_state = isinstance(value, (nn.Parameter, torch.optim.Optimizer, types.MethodType))
+        memo |= memo_for(value)
+    holds_state = isinstance(value, (nn.Module, nn.Parameter, torch.optim.Optimizer, types.MethodType))
     if holds_state or (hasattr(value, "__dataclass_fields__") and not isinstance(value, type)):
         return copy.deepcopy(value, memo)
     if type(value) in _CONTAINERS:
@@ -161,7 +161,7 @@ def _bound_function(function: types.FunctionType, memo: Memo) -> types.FunctionT
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     twin = types.FunctionType(function.__code__, space.own, function.__name__, None, cells or None)
     twin.__dict__.update(function.__dict__)
-    memo[id(function)] = twin  # a recursive function refers to its own twin
+    memo[id(function)] = memo[id(twin)] = twin  # a recursive function refers to its own twin; a twin needs none
     changed = _filled(cells, function, twin, memo)
     for name, content in space.candidates():
         value = _copied(content, memo)

@@ -30,6 +30,12 @@ def by_lambda(net: Base) -> None:
     net.use = lambda x: parts["down"](parts["up"](x))
 
 
+def by_lambdas_over_a_new_container(net: Base) -> None:
+    rest = nn.Sequential(net.parts["up"], net.parts["down"])
+    net.run = lambda x: rest(x)  # type: ignore[assignment]
+    net.use = lambda x: net.run(x)  # type: ignore[operator]
+
+
 def by_partial(net: Base) -> None:
     net.use = functools.partial(lambda layer, x: layer(x), net.parts["up"])
 
@@ -105,17 +111,18 @@ def test_a_copy_calls_its_own_parts_only(way: Callable[[Base], None]) -> None:
     torch.manual_seed(0)
     net = Base()
     way(net)
-    twin = duplicate(net, net)
+    once = duplicate(net, net)
+    twin = duplicate(once, once)
     called: list[nn.Module] = []
     handle = register_module_forward_pre_hook(lambda module, _: called.append(module))
     try:
         output = twin(torch.ones(2, 4))
     finally:
         handle.remove()
-    assert {id(m) for m in called} <= {id(m) for m in twin.modules()}
+    assert not {id(m) for m in called} & {id(m) for other in (net, once) for m in other.modules()}
     assert torch.equal(output, net(torch.ones(2, 4)))
     output.sum().backward()
-    assert all(p.grad is None for p in net.parameters())
+    assert all(p.grad is None for m in (net, once) for p in m.parameters())
     assert any(p.grad is not None for p in twin.parameters())
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.data import batch_size
-from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.few import some_samples
 from gradcheck.measure.kinds import NODE_MOVES, node_name
 from gradcheck.measure.taps import Taps, caller
 from gradcheck.nouns.checks import Attention
@@ -54,10 +54,7 @@ class Spread:
 
 def measure(scene: Scene) -> tuple[Attention, ...]:
     """The attention layers of the workload before training, in order of their first call. Raises Unmeasured when it does not run."""
-    batch = scene.workload.batches[0]
-    watcher = _run(scene, few_samples(batch, SAMPLES))
-    if isinstance(watcher, Exception):
-        watcher = _run(scene, batch)  # a model may be made for one batch size
+    watcher = _run(scene, some_samples(scene.workload, SAMPLES))
     if isinstance(watcher, Exception):
         raise Unmeasured(f"the forward pass raised {type(watcher).__name__}: {watcher}")
     return tuple(watcher.found.values())

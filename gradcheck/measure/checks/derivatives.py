@@ -35,7 +35,7 @@ from gradcheck.measure.checks.functions import (
     words_of_gradcheck,
 )
 from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.few import is_divisible, some_samples
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.structure import upstream_leaves
 from gradcheck.measure.taps import caller
@@ -60,7 +60,7 @@ def derivatives(scene: Scene) -> Derivatives:
     """Raises Unmeasured when the training step does not run in float64, or when it would take too long."""
     _affordable(scene)
     trainee = scene.fork()
-    batch = few_samples(scene.workload.batches[0], SAMPLES)
+    batch = some_samples(scene.workload, SAMPLES)
     with in_double():
         widen(trainee.model)
         case = _Case(trainee, widened(batch), scene)
@@ -79,7 +79,8 @@ def _affordable(scene: Scene) -> None:
     steps = max(1, len(scene.probe.losses))
     first = next(iter(scene.workload.batches[:1]), None)
     rows = max((t.shape[0] for t in _tensors(first) if t.dim()), default=1)
-    seconds = PASSES * SLOWER * scene.probe.seconds / steps * min(1.0, SAMPLES / rows)
+    share = min(1.0, SAMPLES / rows) if is_divisible(scene.workload) else 1.0
+    seconds = PASSES * SLOWER * scene.probe.seconds / steps * share
     if seconds > SHARE * max(0.0, scene.deadline - time.perf_counter()):
         own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
         more = "" if own else "; the program has no autograd Function of its own"

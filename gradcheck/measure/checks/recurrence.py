@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from gradcheck.measure.checks import loops
 from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.few import some_samples
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.structure import Graph
 from gradcheck.nouns.checks import Recurrence
@@ -34,7 +34,7 @@ def recurrences(scene: Scene) -> tuple[Recurrence, ...] | None:
     """The recurrences of the model, in the order in which they run; None without any."""
     trainee = scene.fork()
     likely = any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in trainee.model.modules())
-    batch = few_samples(scene.workload.batches[0], SAMPLES if likely else FEW_SAMPLES)
+    batch = some_samples(scene.workload, SAMPLES if likely else FEW_SAMPLES)
     watch = _Watch(trainee.model)
     try:
         loss, leaves = _forward(trainee, batch, watch)

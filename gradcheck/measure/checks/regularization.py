@@ -15,7 +15,7 @@ from torch import nn
 
 from gradcheck.measure.checks.lifted import DECAY, DROPOUT, PENALTY, SMOOTHING, answering, lift, recording, seen_noise, without_weights
 from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.few import some_samples
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.parameters import total_norm
 from gradcheck.measure.probe import Training
@@ -51,7 +51,7 @@ class Strengths:
 
 def regularization(scene: Scene) -> Regularization | None:
     """None when the training step is not regularized at all."""
-    batch = few_samples(scene.workload.batches[0], SAMPLES)
+    batch = some_samples(scene.workload, SAMPLES)
     with restored(scene.trained):
         seed_all(scene.seed)
         dropouts, smoothing = seen_noise(scene.trained, batch, lambda name: scene.sites.get(name))

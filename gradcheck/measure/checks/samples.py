@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from gradcheck.errors import TargetError
 from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.data import batch_size, named_tensors
+from gradcheck.measure.few import is_divisible
 from gradcheck.measure.fork import Trainee
 from gradcheck.nouns.checks import SampleGradients
 
@@ -23,6 +24,7 @@ EXTREME = 3  # of them: with the largest inputs or targets of the batch
 DRAWS = 8  # groups of samples; fewer give no interval
 KEPT = 1_000_000  # gradient entries, evenly spaced, that groups are compared on
 PIECES = 4  # a group is at most this part of a batch: eight of them cost two training steps
+INDIVISIBLE = "the training step does not run on a part of a batch"
 AGREE = 1e-2  # relative: the loss of a batch has to be the mean, or the sum, of its samples' losses
 
 
@@ -36,6 +38,8 @@ def sample_gradients(scene: Scene) -> SampleGradients | None:
     size = sample_count(batches[0])
     if scene.probe.ended in ("non-finite", "raised") or size < 4:
         return None
+    if not is_divisible(scene.workload):
+        raise Unmeasured(INDIVISIBLE)
     trainee, kept = scene.fork(), picked(batches[0], SINGLES)
     some = part(batches[0], kept)
     everything = True

@@ -11,8 +11,8 @@ from torch import nn
 from gradcheck.measure.checks.lifted import recording
 from gradcheck.measure.checks.regularization import restored
 from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.experiments import few_samples
 from gradcheck.measure.facts import is_adaptive
+from gradcheck.measure.few import some_samples
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.probe import Training, needs_closure, take_step
 from gradcheck.nouns.checks import Clip
@@ -36,7 +36,7 @@ def functional_step(scene: Scene) -> float | None:
     if not scene.workload.optimizer_given or not is_adaptive(optimizer) or needs_closure(optimizer):
         return None
     trainee = scene.fork()
-    batch = few_samples(scene.workload.batches[0], SAMPLES)
+    batch = some_samples(scene.workload, SAMPLES)
     seed_all(scene.seed)
     before, loss = _output(trainee, batch)
     trainee.optimizer.zero_grad(set_to_none=True)

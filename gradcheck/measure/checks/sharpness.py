@@ -10,7 +10,7 @@ import torch
 
 from gradcheck.measure.checks.samples import deterministic, norm
 from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.experiments import few_samples
+from gradcheck.measure.few import some_samples
 from gradcheck.measure.fork import Trainee
 from gradcheck.nouns.checks import Sharpness
 from gradcheck.progress import outcome
@@ -35,7 +35,7 @@ def sharpness(scene: Scene) -> Sharpness | None:
     if outcome(scene.probe, scene.chance) == "learns":
         return None
     trainee = scene.fork()
-    batch = few_samples(scene.workload.batches[0], SAMPLES)
+    batch = some_samples(scene.workload, SAMPLES)
     with deterministic(trainee.model, everything=False):
         return largest_eigenvalue(trainee, batch, scene.seed)
 

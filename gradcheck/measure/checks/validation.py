@@ -13,6 +13,7 @@ import torch
 from gradcheck.measure.checks.regularization import restored
 from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.data import batch_size
+from gradcheck.measure.few import is_divisible
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.probe import Training
 from gradcheck.nouns.checks import Validation
@@ -30,7 +31,9 @@ def validation(scene: Scene) -> Validation | None:
     batches = list(scene.workload.val_batches[:MOST_BATCHES])
     if not batches:
         return None
-    train, val = _parts(scene.workload.batches[:MOST_BATCHES]), _parts(batches)
+    train, val = list(scene.workload.batches[:MOST_BATCHES]), batches
+    if is_divisible(scene.workload):
+        train, val = _parts(train), _parts(val)
     with restored(scene.trained):
         on_train, on_val = (_losses(scene.trained, parts, scene.seed) for parts in (train, val))
     before = fmean(_losses(scene.fork(), val, scene.seed))

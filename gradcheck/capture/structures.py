@@ -1,0 +1,112 @@
+"""Tensors in what modules are given and return: containers, and objects of any class (graphs, encodings, batches of a library's own)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+_DEPTH = 4  # of containers
+_MOST = 1000  # objects that are looked into for the tensors of one value
+_NO_DATA = (nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """An object that holds tensors: a copy of it in which empty tensors stand for them, and what they stand for."""
+
+    template: Any
+    places: tuple[torch.Tensor, ...]
+    parts: tuple[Any, ...]
+
+    def with_parts(self, parts: tuple[Any, ...]) -> Packed:
+        return Packed(self.template, self.places, parts)
+
+    def unpacked(self) -> Any:
+        """A new object with the parts, which are tensors now, in their places."""
+        return copy.deepcopy(self.template, {id(place): part for place, part in zip(self.places, self.parts, strict=True)})
+
+
+def pack(value: Any, encode: Callable[[torch.Tensor], Any]) -> Any:
+    """The object with its tensors encoded; itself when it holds none, or cannot be copied."""
+    tensors = list(_inside(value)) if _may_hold(value) else []
+    if not tensors:
+        return value
+    places = tuple(torch.empty(0) for _ in tensors)
+    try:
+        template = copy.deepcopy(value, {id(t): place for t, place in zip(tensors, places, strict=True)})
+    except Exception:  # objects that refer to files, locks, generators
+        return value
+    return Packed(template, places, tuple(encode(t) for t in tensors))
+
+
+def tensors_in(value: Any, depth: int = _DEPTH) -> Iterator[torch.Tensor]:
+    """The tensors of a value of any structure, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth > 0:
+        if isinstance(value, Mapping):
+            for item in value.values():
+                yield from tensors_in(item, depth - 1)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                yield from tensors_in(item, depth - 1)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for spec in dataclasses.fields(value):
+                yield from tensors_in(getattr(value, spec.name, None), depth - 1)
+        elif _may_hold(value):
+            yield from _inside(value)
+
+
+def _may_hold(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, _NO_DATA)
+
+
+def _inside(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors that an object's attributes lead to, each once."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending and len(seen) < _MOST:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        if isinstance(item, torch.Tensor):
+            seen.add(id(item))
+            yield item
+        elif isinstance(item, Mapping):
+            seen.add(id(item))
+            pending += reversed(list(item.values()))
+        elif isinstance(item, (list, tuple)):
+            seen.add(id(item))
+            pending += reversed(item)
+        elif _may_hold(item):
+            seen.add(id(item))
+            pending += reversed(list(vars(item).values()))
+
+
+def digest_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Dense tensors that hold the numbers of a tensor of any layout."""
+    if tensor.is_nested:
+        return tuple(tensor.unbind())
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return tensor.indices(), tensor.values()
+    return (tensor.values(),)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether its rows can be taken one by one."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Of a nested tensor the number of its parts only."""
+    return (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)

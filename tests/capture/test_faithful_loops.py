@@ -1,0 +1,316 @@
+"""Loops of many kinds of models and batches: trained again from what was recorded, they end with the weights of the script."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from gradcheck.measure.fork import fork
+from gradcheck.measure.probe import take_step
+from tests.capture.test_recorder import Loop, batches, recorded, workloads
+
+Tensor = torch.Tensor
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def trained(model: Any, loss: Callable[[Tensor, Tensor], Tensor], *more: nn.Module, extra: Any = ()) -> list[Any]:
+    parts = [m for m in (model, *more) if isinstance(m, nn.Module)]
+    parameters = [p for m in parts for p in m.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam([*parameters, *extra], 0.01)
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss(x, y).backward()
+        optimizer.step()
+    return [*parts, *extra]
+
+
+# ------------------------------------------------------------------------------------------------- models
+
+
+def lambda_over_a_submodule() -> list[Any]:
+    model = mlp()
+    first, rest = model[0], model[1:]
+    model.run = lambda x: rest(first(x))  # type: ignore[assignment]
+    model.forward = lambda x: model.run(x)  # type: ignore[assignment, operator]
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+
+def partial_and_bound_method() -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.first = functools.partial(lambda layer, x: layer(x).tanh(), self.up)
+            self.second = self.down.forward
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    model = Net()
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+
+def hook_that_holds_the_model() -> list[Any]:
+    model = mlp()
+    model[0].register_forward_hook(lambda module, args, output: output * model[3].weight.mean())
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+
+def attribute_set_after_the_first_call() -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.settings = nn.Linear(4, 3), SimpleNamespace(scale=1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.settings.scale * self.body(x)
+
+    model = Net()
+    model(torch.randn(2, 4))
+    model.settings.scale = 3.0
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+
+def adapters_on_a_frozen_base() -> list[Any]:
+    class Adapter(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base_layer, self.a, self.b = base, nn.Linear(4, 2, bias=False), nn.Linear(2, 3, bias=False)
+            base.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base_layer(x) + self.b(self.a(x))
+
+    base = nn.Linear(4, 3)
+    base(torch.randn(2, 4))  # it is used before it is wrapped
+    model = nn.Sequential(Adapter(base))
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+
+def parametrization() -> list[Any]:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 3))
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+
+def module_outside_the_model() -> list[Any]:
+    outside = nn.Linear(4, 8)
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(outside(x).tanh())
+
+    model = Head()
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y), outside)
+
+
+def cannot_be_copied() -> list[Any]:
+    model = mlp()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+
+def free_parameter_inside_a_module() -> list[Any]:
+    scale = nn.Parameter(torch.ones(4))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x * scale)
+
+    model = Net()
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y), extra=[scale])
+
+
+def shared_encoder() -> list[Any]:
+    encoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+    one, two = nn.Sequential(encoder, nn.Linear(8, 3)), nn.Sequential(encoder, nn.Linear(8, 3))
+    return trained(one, lambda x, y: F.cross_entropy(one(x), y) + F.cross_entropy(two(x), y), two[1])
+
+
+def module_that_counts_its_calls() -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.calls = nn.Linear(4, 3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.body(x) / self.calls
+
+    model = Net()
+    return trained(model, lambda x, y: F.cross_entropy(model(x) + model(x), y))
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+def sparse_adjacency() -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+            return torch.sparse.mm(adjacency, self.body(x))
+
+    model, adjacency = Net(), (torch.eye(6) + torch.eye(6).roll(1, 0)).to_sparse()
+    return trained(model, lambda x, y: F.cross_entropy(model(x, adjacency), y))
+
+
+def nested_tensor() -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).to_padded_tensor(0.0).sum(1)
+
+    model = Net()
+    rows = [(0, 1), (1, 4), (4, 6)]
+    return trained(model, lambda x, y: F.cross_entropy(model(torch.nested.nested_tensor([x[a:b] for a, b in rows])), y[:3]))
+
+
+def packed_sequence() -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRU(4, 3)
+
+        def forward(self, packed: PackedSequence) -> Tensor:
+            return self.cell(packed)[1][0]
+
+    model = Net()
+    return trained(model, lambda x, y: F.cross_entropy(model(pack_sequence([x[:3], x[3:5], x[5:]])), y[:3]))
+
+
+@dataclasses.dataclass
+class Sample:
+    x: Tensor
+    y: Tensor
+    name: str = "sample"
+
+
+class Graph:
+    """As a library of graphs hands them out: attributes in a store of its own."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self.__dict__["_store"] = dict(tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["_store"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def takes_an_object(make: Callable[[Tensor, Tensor], Any]) -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 3)
+
+        def forward(self, batch: Any) -> Tensor:
+            x = batch["x"] if isinstance(batch, collections.UserDict) else batch.x
+            return self.body(x)
+
+    model = Net()
+    return trained(model, lambda x, y: F.cross_entropy(model(make(x, y)), y))
+
+
+def dataclass_batch() -> list[Any]:
+    return takes_an_object(Sample)
+
+
+def graph_object() -> list[Any]:
+    return takes_an_object(lambda x, y: Graph(x=x, y=y))
+
+
+def mapping_object() -> list[Any]:
+    return takes_an_object(lambda x, y: collections.UserDict(x=x, y=y))
+
+
+def points_with_gradient() -> list[Any]:
+    """The residual of a differential equation: derivatives by the input, at more points than the boundary has."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        points = x.repeat(2, 1).requires_grad_()
+        slope = torch.autograd.grad(model(points).sum(), points, create_graph=True)[0]
+        return model(x).square().mean() + (slope - 1).square().mean()
+
+    return trained(model, loss)
+
+
+def returns_over_a_long_episode() -> list[Any]:
+    model, steps = nn.Linear(4, 1), 1200
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        states = x.repeat(steps // 6, 1)
+        with torch.no_grad():
+            values, total, returns = model(states)[:, 0], torch.zeros(()), []
+            for t in reversed(range(steps)):
+                total = 0.1 + 0.9 * total + 0.01 * values[t]
+                returns.append(total)
+        return F.mse_loss(model(states)[:, 0], torch.stack(returns[::-1]))
+
+    return trained(model, loss)
+
+
+def all_loops() -> Iterator[Loop]:
+    names = [name for name, value in globals().items() if getattr(value, "__module__", "") == __name__ and not isinstance(value, type)]
+    return (globals()[n] for n in names if n not in ("mlp", "trained", "takes_an_object", "all_loops"))
+
+
+@pytest.mark.parametrize("loop", list(all_loops()), ids=lambda f: f.__name__)
+def test_it_is_trained_again(loop: Loop) -> None:
+    recorder, expected = recorded(loop)
+    (workload,) = workloads(recorder)
+    trainee = fork(workload)
+    for batch in workload.batches:
+        trainee.optimizer.zero_grad()
+        trainee.loss(batch).backward()
+        take_step(trainee, batch)
+    found = sorted((tuple(p.shape), p.detach().sum().item()) for p in trainee.model.parameters() if p.requires_grad)
+    held = {id(p): p for w in recorder.optimizers.values() for p in w.parameters}
+    if workload.borrowed is not None:
+        workload.borrowed.give_back()
+    wanted = sorted((tuple(p.shape), p.detach().sum().item()) for p in held.values())
+    assert [shape for shape, _ in found] == [shape for shape, _ in wanted]
+    assert [value for _, value in found] == pytest.approx([value for _, value in wanted], abs=1e-4)
+    assert expected
+
+
+@pytest.mark.parametrize("loop", [module_outside_the_model, cannot_be_copied, free_parameter_inside_a_module])
+def test_what_no_copy_can_do_is_done_in_place(loop: Loop) -> None:
+    recorder, _ = recorded(loop)
+    (workload,) = workloads(recorder)
+    assert workload.borrowed is not None and workload.borrowed.why
+
+
+@pytest.mark.parametrize("loop", [lambda_over_a_submodule, hook_that_holds_the_model, adapters_on_a_frozen_base, shared_encoder])
+def test_what_a_copy_can_do_is_done_on_one(loop: Loop) -> None:
+    recorder, _ = recorded(loop)
+    (workload,) = workloads(recorder)
+    assert workload.borrowed is None
