@@ -239,6 +239,14 @@ def test_flags_that_the_user_set_are_kept(users: Users) -> None:
         np.seterr(all="warn", under="ignore")
 
 
+def test_a_leaf_of_the_batch_keeps_its_gradient(users: Users) -> None:
+    points = torch.randn(12, 6, requires_grad=True)
+    points.sum().backward()
+    gradient, version = points.grad, points._version
+    gradcheck.scan(users.model, [(points, users.batches[0][1])], loss=loss, optimizer=users.optimizer, steps=12)
+    assert points.grad is gradient and torch.equal(gradient, torch.ones(12, 6)) and points._version == version
+
+
 def test_training_goes_on_as_if_there_had_been_no_scan(users: Users) -> None:
     def train() -> list[float]:
         losses = []

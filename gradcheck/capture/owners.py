@@ -11,6 +11,7 @@ from torch import nn
 
 from gradcheck.capture.tape import Owner, Tape, Weight, outside
 from gradcheck.errors import TargetError
+from gradcheck.target.borrowing import ran_out_of_memory
 from gradcheck.target.copying import duplicate
 from gradcheck.target.sites import Sites
 
@@ -88,8 +89,10 @@ class Owners:
             try:
                 return Owner(root, duplicate(root, root, memo), memo, now, label)
             except TargetError as error:
-                kept = {id(t): t.detach().clone().requires_grad_(t.requires_grad) for t in (*root.parameters(), *root.buffers())}
-                return Owner(root, None, kept, now, label, error.message)
+                place = "cpu" if ran_out_of_memory(error) else None
+                every = (*root.parameters(), *root.buffers())
+                kept = {id(t): t.detach().to(place or t.device, copy=True).requires_grad_(t.requires_grad) for t in every}
+                return Owner(root, None, kept, now, label, error.message, short=place is not None)
 
     def _free_label(self, label: str, root: nn.Module) -> str:
         taken = {o.label for o in self.current.values() if o.original is not root}

@@ -67,6 +67,7 @@ class Owner:
     versions: tuple[Any, ...]
     label: str  # its variable in the script
     why: str = ""  # there is no copy
+    short: bool = False  # for want of memory
 
     def held(self, path: str) -> Iterator[int]:
         """id of each of the user's parameters below a path."""

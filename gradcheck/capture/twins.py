@@ -162,7 +162,7 @@ def _outside(repeated: _Repeated, others: Sequence[Owner]) -> tuple[Owner, ...]:
 def _borrowed(owners: Sequence[Owner], why: str) -> Borrowed:
     """The originals, to be lent as they were before training."""
     free = [t for o in owners for t in getattr(o.original, "held", ())]
-    borrowed = Borrowed([o.original for o in owners], free, why=why)
+    borrowed = Borrowed([o.original for o in owners], free, why=why, spill=any(o.short for o in owners))
     initial = State(attributes=[], contents=[])
     for owner in owners:
         for key, kept in owner.memo.items():

@@ -18,7 +18,7 @@ from gradcheck.measure.structure import upstream_leaves
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.target.batches import tensors_of
-from gradcheck.target.borrowing import Borrowed, shielded
+from gradcheck.target.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.target.rng import seed_all
 from gradcheck.target.workload import Workload
 
@@ -46,20 +46,25 @@ def ensure_faithful(workload: Workload, seed: int = 0) -> None:
         return
     workload.checked = True
     with untouched(), torch.enable_grad():
-        why, outside = _unfaithful(workload, seed)
+        why, outside, spill = _unfaithful(workload, seed)
     if why:
         roots = [workload.model, *([workload.loss] if isinstance(workload.loss, nn.Module) else []), *outside.modules]
-        workload.borrowed = Borrowed(roots, outside.tensors, why=why)
+        workload.borrowed = Borrowed(roots, outside.tensors, why=why, spill=spill)
         said = f"the model itself is measured and then put back as it was: {why}"
         workload.assumptions = [*workload.assumptions, Assumption("model", said)]
 
 
-def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look]:
-    """Why no copy will do ("": one will), and what of the user's it would train."""
+def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
+    """Why no copy will do ("": one will), what of the user's it would train, and whether memory is short."""
     try:
         trainee = fork(workload, seed=seed)
     except TargetError as error:
-        return error.message, _of_original(workload, seed, Look(None))
+        spill = ran_out_of_memory(error)
+        return ("the device has no memory for a copy of it" if spill else error.message), Look(None), spill
+    return *_compared(trainee, workload, seed), False
+
+
+def _compared(trainee: Trainee, workload: Workload, seed: int) -> tuple[str, Look]:
     of_copy = _look(trainee, workload, seed)
     if of_copy.strangers:
         again = _look(trainee, workload, seed)  # what is made anew in each forward pass is not the user's

@@ -1,8 +1,8 @@
 """Training the user's own modules for a while, where no faithful copy of them can be made, and putting everything back.
 
 A `State` holds all that a training changes: tensors by their data, gradients, plain attributes, tables of hooks and submodules. States are
-put into the modules in turn, one at a time; the tensors and modules themselves stay the same objects. The data of the state that is not in
-place stay where they are, or, for a model that is too large to hold twice on its device, go to the CPU's memory.
+put into the modules in turn, one at a time; the tensors and modules themselves stay the same objects. The data of a state that is not in
+place stay where they are, or, of a model that is too large to be held twice by its device, go to the CPU's memory.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class State:
     attributes: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
     contents: list[tuple[Any, Any]] = field(default_factory=list)  # containers in the attributes, with shallow copies
 
-    def copy(self, tensors: Mapping[int, torch.Tensor]) -> State:
-        """Another state that starts out the same, without gradients."""
-        data = {key: value.clone() for key, value in self.data.items() if key in tensors}
+    def copy(self, *, shared: bool) -> State:
+        """Another state that starts out the same, without gradients. `shared`: with the same data, which nobody writes to."""
+        data = self.data if shared else {key: value.clone() for key, value in self.data.items()}
         return State(data, {}, dict(self.trained), self.attributes, self.contents)
 
 
@@ -46,11 +46,12 @@ class Borrowed:
     """Modules of the user's, and which state is in place. `give_back` may be called at any time, and twice."""
 
     def __init__(
-        self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = ""
+        self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = "", spill: bool = False
     ) -> None:
-        """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user."""
+        """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user. `spill`: the device holds
+        the tensors once only, and the CPU's memory holds what is not in place."""
         self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
-        self.why = why
+        self.why, self.spill = why, spill
         self.tensors = {id(t): t for t in (*tensors, *_tensors_of(self.modules))}
         self._guards = ExitStack()
         self._theirs = State()
@@ -70,7 +71,7 @@ class Borrowed:
 
     def lend(self) -> State:
         """Puts a fresh copy of the initial state in place."""
-        state = self._initial.copy(self.tensors)
+        state = self._initial.copy(shared=self.spill)
         self.use(state)
         return state
 
@@ -102,7 +103,7 @@ class Borrowed:
     def _keep(self, state: State) -> None:
         """Notes in `state` what the modules hold now."""
         self.tensors |= {id(t): t for t in _tensors_of(self.modules)}  # a forward pass may have made new buffers
-        state.data = {key: t.data for key, t in self.tensors.items()}
+        state.data = {key: t.data.to("cpu", copy=True) if self.spill else t.data for key, t in self.tensors.items()}
         state.gradients = {key: t.grad for key, t in self.tensors.items() if t.is_leaf}
         state.trained = {key: t.requires_grad for key, t in self.tensors.items() if t.is_leaf}
         state.attributes = [(m, dict(vars(m))) for m in self.modules]
@@ -117,11 +118,20 @@ class Borrowed:
             _fill(container, content)
         for key, data in state.data.items():
             tensor = self.tensors[key]
-            tensor.data = data
+            if not self.spill:
+                tensor.data = data
+            elif tensor.data.shape == data.shape and tensor.data.dtype == data.dtype:
+                tensor.data.copy_(data)
+            else:
+                tensor.data = data.to(tensor.device)
             if tensor.is_leaf:
                 tensor.grad = None
                 tensor.requires_grad_(state.trained.get(key, tensor.requires_grad))
                 tensor.grad = state.gradients.get(key)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error.__cause__ or error, (torch.OutOfMemoryError, MemoryError))
 
 
 def _fill(container: Any, content: Any) -> None:
@@ -179,8 +189,8 @@ def stand_in(value: T, model: nn.Module, *, unused: Collection[nn.Module] = ()) 
     memo: Memo = {}
     try:
         twin = duplicate(value, model, memo)
-    except TargetError:
-        with lent(model):
+    except TargetError as error:
+        with lent(model, spill=ran_out_of_memory(error)):
             yield value
         return
     with shielded({id(x) for x in (*memo.values(), *unused)}):
@@ -188,9 +198,9 @@ def stand_in(value: T, model: nn.Module, *, unused: Collection[nn.Module] = ()) 
 
 
 @contextmanager
-def lent(model: nn.Module) -> Iterator[None]:
+def lent(model: nn.Module, *, spill: bool = False) -> Iterator[None]:
     """The model may be changed meanwhile."""
-    borrowed = Borrowed([model])
+    borrowed = Borrowed([model], spill=spill)
     borrowed.lend()
     try:
         yield

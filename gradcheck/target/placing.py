@@ -56,10 +56,12 @@ def place_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 
 def place_batch(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The batch on the device; with a dtype, its floating-point tensors in it."""
+    """The batch on the device; with a dtype, its floating-point tensors in it. Leaves with gradient are copied, so that theirs stays."""
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor):
+            if item.requires_grad and item.is_leaf:
+                item = item.detach().clone().requires_grad_()
             return item.to(device, dtype) if dtype is not None and item.is_floating_point() else item.to(device)
         return item.to(device) if hasattr(item, "to") and not isinstance(item, type) else item
 

@@ -95,18 +95,33 @@ def test_a_model_that_never_repeats_is_no_reason_against_a_copy() -> None:
 @pytest.mark.parametrize("sample", ["sick/vanishing_gradient.py", "healthy/dropout_too_strong.py"])
 def test_in_place_or_on_a_copy_the_result_is_the_same(sample: str) -> None:
     reports = []
-    for in_place in (False, True):
+    for spill in (None, False, True):
         w = load(TargetSpec(str(README.parent / sample)))
         w.checked = True
-        if in_place:
-            w.borrowed = Borrowed([w.model], why="to compare")
+        if spill is not None:
+            w.borrowed = Borrowed([w.model], why="to compare", spill=spill)
         before = bits(w.model)
         reports.append(scan_workload(w, Settings(steps=12, budget=60.0)))
         assert bits(w.model) == before
-    copied, lent = (r.measurement for r in reports)
-    assert copied.probe.losses == lent.probe.losses
-    assert copied.layers == lent.layers and copied.parameters == lent.parameters
-    assert [(f.code, f.severity, f.message) for f in reports[0].findings] == [(f.code, f.severity, f.message) for f in reports[1].findings]
+    copied = reports[0].measurement
+    for report in reports[1:]:
+        lent = report.measurement
+        assert copied.probe.losses == lent.probe.losses
+        assert copied.layers == lent.layers and copied.parameters == lent.parameters
+        assert [(f.code, f.severity, f.message) for f in reports[0].findings] == [(f.code, f.severity, f.message) for f in report.findings]
+
+
+def test_a_model_that_is_too_large_to_copy_is_borrowed() -> None:
+    class Large(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+    w = workload(nn.Sequential(Large(6, 2)))
+    ensure_faithful(w)
+    assert w.borrowed is not None and w.borrowed.spill and "no memory" in w.borrowed.why
+    before = bits(w.model)
+    assert len(scan_workload(w, Settings(steps=12, budget=20.0)).measurement.probe.losses) >= 12
+    assert bits(w.model) == before
 
 
 def test_states_take_turns() -> None:
