@@ -12,7 +12,7 @@ from torch import nn
 
 from gradcheck.capture.events import Clip, Pass, Watched
 from gradcheck.capture.recorder import Recorder
-from gradcheck.capture.replay import Helpers, Models, Program, Slice, replay
+from gradcheck.capture.replay import Helpers, Models, Program, Slice, kept_for_later, replay
 from gradcheck.capture.schedule import Schedule
 from gradcheck.capture.tape import Owner, Ref
 from gradcheck.capture.twins import Twins, Unfaithful, twins_of
@@ -34,7 +34,8 @@ def workload_of(
     held = watched.ids if watched is not None else frozenset(recorder.tape.weights)
     if recorder.tape.failure:
         raise Unfaithful(recorder.tape.failure)
-    slices = [Slice([p.ref for p in passes if p.ref is not None], held) for passes in steps]
+    kept = _kept(watched)
+    slices = [Slice([p.ref for p in passes if p.ref is not None], held, kept) for passes in steps]
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
     owners = _owners(slices)
     if not owners:
@@ -96,11 +97,22 @@ def _steps(recorder: Recorder, watched: Watched | None) -> list[list[Pass]]:
     return list(different.values())
 
 
+def _kept(watched: Watched | None) -> set[int]:
+    steps = watched.steps if watched is not None else []
+    starts = [0, *(s.serial for s in steps)]
+    return kept_for_later(([p.ref for p in s.passes if p.ref is not None], start) for s, start in zip(steps, starts, strict=False))
+
+
 def _owners(slices: Sequence[Slice]) -> list[Owner]:
+    """Each root as it was when its parameters were last changed before the first loss: by another optimizer, say."""
     found: dict[int, Owner] = {}
     for part in slices:
+        here: dict[int, Owner] = {}
         for owner in part.owners:
-            found.setdefault(id(owner.original), owner)
+            known = here.get(id(owner.original))
+            if known is None or known.versions[:1] != owner.versions[:1]:
+                here[id(owner.original)] = owner
+        found = {**here, **found}
     return list(found.values())
 
 

@@ -49,6 +49,7 @@ class Step:
     evaluated: bool  # the called module was in evaluation mode
     fingerprint: int | None
     epoch: int
+    serial: int = 0  # calls that were recorded before it
     edited: bool = False  # gradients were changed by hand between backward and step
 
 

@@ -27,7 +27,8 @@ def observed(
     reached = frozenset().union(*(p.reached for p in passes)) if passes else frozenset()
     wanted = watched.ids if watched is not None else frozenset(recorder.tape.weights)
     weights = [w for w in recorder.tape.weights.values() if watched is None or w.owner.memo.keys() & wanted]
-    parameters = tuple(_parameter(w, reached, wanted if watched is not None else frozenset()) for w in weights)
+    others = frozenset().union(*(w.ids for w in recorder.optimizers.values())) - wanted if watched is not None else frozenset()
+    parameters = tuple(_parameter(w, reached, wanted if watched is not None else frozenset(), others) for w in weights)
     roots = frozenset(id(w.owner.original) for w in weights)
     cuts = _cuts(recorder, passes, parameters, roots)
     places = [c.site for c in cuts if c.site is not None]
@@ -58,7 +59,8 @@ def _passes(recorder: Recorder, watched: Watched | None) -> list[Pass]:
     return [p for s in watched.steps for p in s.passes] or watched.live or recorder.unclaimed
 
 
-def _parameter(weight: Weight, reached: frozenset[int], held: frozenset[int]) -> Parameter:
+def _parameter(weight: Weight, reached: frozenset[int], held: frozenset[int], others: frozenset[int]) -> Parameter:
+    """`others`: what other optimizers of the script train, which this training takes as it is."""
     before = weight.owner.before(weight)
     values = before.detach().double()
     return Parameter(
@@ -67,7 +69,7 @@ def _parameter(weight: Weight, reached: frozenset[int], held: frozenset[int]) ->
         tuple(before.shape),
         before.numel(),
         str(before.dtype).removeprefix("torch."),
-        before.requires_grad,
+        before.requires_grad and weight.key not in others,
         int(weight.key in held),
         mean=float(values.mean()) if before.numel() else 0.0,
         std=float(values.std(correction=0)) if before.numel() else 0.0,

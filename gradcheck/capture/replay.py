@@ -56,10 +56,11 @@ class Slice:
     """The calls that some values depend on, in their order.
 
     What carries no gradient and depends on no trained parameter is taken as it was. `held`: ids of the user's parameters that are trained.
+    `kept`: ids of calls whose results are taken as they were all the same.
     """
 
-    def __init__(self, results: Sequence[Ref], held: Collection[int]) -> None:
-        self.results = list(results)
+    def __init__(self, results: Sequence[Ref], held: Collection[int], kept: Collection[int] = ()) -> None:
+        self.results, self._kept = list(results), kept
         self._trained = _trained(nodes_behind(r.node for r in results), held)
         found: dict[int, Node] = {}
         pending = [r.node for r in results]
@@ -72,7 +73,15 @@ class Slice:
         self.owners = owners_in(self.nodes)
 
     def _folds(self, ref: Ref) -> bool:
-        return ref.index == 0 and ref.node.value is not None and id(ref.node) not in self._trained
+        return ref.index == 0 and ref.node.value is not None and (id(ref.node) not in self._trained or id(ref.node) in self._kept)
+
+
+def kept_for_later(steps: Iterable[tuple[Sequence[Ref], int]]) -> set[int]:
+    """ids of calls without gradient whose results a later step uses: a rollout, cached features. `steps`: results, and the first serial."""
+    found: set[int] = set()
+    for results, start in steps:
+        found |= {id(n) for n in nodes_behind(r.node for r in results) if n.serial < start and n.value is not None}
+    return found
 
 
 def _trained(nodes: Iterable[Node], held: Collection[int]) -> set[int]:
@@ -249,12 +258,12 @@ def replay(helpers: Helpers, model: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def owners_in(nodes: Iterable[Node]) -> list[Owner]:
-    """The owners of what the nodes call and take, each of the user's modules once, as it was first."""
+    """The owners of what the nodes call and take, each once, in the order of the calls."""
     found: dict[int, Owner] = {}
     for node in nodes:
         for owner in (node.owner, *(x.owner for x in node.inputs() if isinstance(x, Weight))):
             if owner is not None:
-                found.setdefault(id(owner.original), owner)
+                found.setdefault(id(owner), owner)
     return list(found.values())
 
 

@@ -90,6 +90,7 @@ class Steps:
                 evaluated=bool(mine) and all(not m.module.training for m in mine),
                 fingerprint=fingerprint(passes),
                 epoch=sum(count for _, count in recorder.loaders.values()),
+                serial=recorder.tape.length,
                 edited=watched.edited(),
             )
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,7 +35,9 @@ class Packed:
 
 
 def pack(value: Any, encode: Callable[[torch.Tensor], Any]) -> Any:
-    """The object with its tensors encoded; itself when it holds none, or cannot be copied."""
+    """The object with its tensors encoded, an array as it is now; itself when it holds no tensor, or cannot be copied."""
+    if isinstance(value, np.ndarray):
+        return value.copy()  # the script may go on to shuffle it
     tensors = list(_inside(value)) if _may_hold(value) else []
     if not tensors:
         return value

@@ -6,7 +6,6 @@ From a loss, the calls that it depends on can be put together to a `Program` tha
 
 from __future__ import annotations
 
-import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -91,7 +90,7 @@ class Node:
     place: Location | None
     grad: bool
     autocast: tuple[tuple[str, torch.dtype], ...]
-    random: torch.Tensor | None = None  # state of the generator before a module's call
+    random: torch.Tensor | None = None  # state of the generator before a call that draws numbers, or a module's
     in_place: bool = False
     value: torch.Tensor | None = None  # of a result that carries no gradient
 
@@ -151,7 +150,7 @@ class Tape:
     _values: dict[int, tuple[weakref.ref[torch.Tensor], Ref]] = field(default_factory=dict)
     _rows: dict[int, tuple[weakref.ref[torch.Tensor], int]] = field(default_factory=dict)
     _constants: dict[int, tuple[weakref.ref[torch.Tensor], int, Constant]] = field(default_factory=dict)
-    _serials: Iterator[int] = field(default_factory=itertools.count)
+    _count: int = 0
 
     # ------------------------------------------------------------------ values
 
@@ -199,8 +198,17 @@ class Tape:
 
     # ------------------------------------------------------------------- calls
 
+    @property
+    def length(self) -> int:
+        """How many calls have been recorded."""
+        return self._count
+
+    def _serial(self) -> int:
+        self._count += 1
+        return self._count - 1
+
     def module(self, owner: Owner, path: str, args: Any, kwargs: Any, place: Location | None, random: torch.Tensor | None) -> Node:
-        return Node(next(self._serials), None, owner, path, args, kwargs, place, torch.is_grad_enabled(), autocast_state(), random)
+        return Node(self._serial(), None, owner, path, args, kwargs, place, torch.is_grad_enabled(), autocast_state(), random)
 
     def put_out(self, node: Node, output: Any) -> None:
         """Notes the tensors of an output as values of the call."""
@@ -216,6 +224,7 @@ class Tape:
         if name is None:
             return function(*args, **kwargs)
         node = self._safely(self._begun, name, function, args, kwargs)
+        random = torch.get_rng_state() if node is not None else None
         try:
             output = function(*args, **kwargs)
         except Exception as error:
@@ -223,6 +232,8 @@ class Tape:
                 node.place = location_of_frame(outside())
                 self.failed = node, error
             raise
+        if node is not None and random is not None and not torch.equal(random, torch.get_rng_state()):
+            node.random = random
         self._safely(self._ended, name, node, function, args, kwargs, output)
         return output
 
@@ -266,7 +277,7 @@ class Tape:
 
     def _node(self, function: Any, args: Any, kwargs: Any, in_place: bool) -> Node:
         return Node(
-            next(self._serials), function, None, "", args, kwargs, None, torch.is_grad_enabled(), autocast_state(), in_place=in_place
+            self._serial(), function, None, "", args, kwargs, None, torch.is_grad_enabled(), autocast_state(), in_place=in_place
         )
 
     def _cut(self, name: str, carries: bool, output: Any, node: Node) -> None:

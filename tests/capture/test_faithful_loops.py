@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -278,9 +280,66 @@ def returns_over_a_long_episode() -> list[Any]:
     return trained(model, loss)
 
 
+def rows_shuffled_in_place() -> list[Any]:
+    model, order = mlp(), np.arange(6)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        np.random.shuffle(order)
+        return F.cross_entropy(model(x)[order[:4]], y[order[:4]])
+
+    return trained(model, loss)
+
+
+def noise_drawn_in_the_loop() -> list[Any]:
+    """As a variational autoencoder does; the first loss is repeated with the same noise. It is small, so that the weights can be compared."""
+    model = nn.Linear(4, 3)
+    return trained(model, lambda x, y: F.cross_entropy(model(x) + 1e-6 * torch.randn_like(model(x)), y))
+
+
+def rollout() -> list[Any]:
+    """Values that the model gave without gradient are the data of several steps."""
+    policy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.Adam(policy.parameters(), 0.01)
+    (x, _), *_ = batches()
+    with torch.no_grad():
+        before, kept = policy(x).log_softmax(1), torch.zeros(6)
+        actions = torch.multinomial(before.exp(), 1)[:, 0]
+        for i in range(6):
+            kept[i] = before[i, actions[i]]
+    for _ in range(2):
+        for rows in torch.randperm(6).split(2):
+            ratio = (policy(x[rows]).log_softmax(1)[torch.arange(2), actions[rows]] - kept[rows]).exp()
+            optimizer.zero_grad()
+            (-(x[rows, 0] * ratio)).mean().backward()
+            optimizer.step()
+    return [policy]
+
+
+def against_another_that_has_stepped() -> list[Any]:
+    """What one optimizer trains, another one has changed before."""
+    first, second = nn.Linear(4, 4), nn.Linear(4, 3)
+    own, other = torch.optim.SGD(first.parameters(), 0.1), torch.optim.SGD(second.parameters(), 0.0)
+    for x, y in batches():
+        hidden = first(x).tanh()
+        other.zero_grad()
+        F.cross_entropy(second(hidden.detach()), y).backward()
+        with torch.no_grad():
+            second.weight.mul_(1.5)
+        other.step()
+        own.zero_grad()
+        F.cross_entropy(second(hidden), y).backward()
+        own.step()
+        with torch.no_grad():
+            second.weight.div_(1.5)
+    return [first, second]
+
+
+HELPERS = ("mlp", "trained", "takes_an_object", "all_loops", "against_another_that_has_stepped")
+
+
 def all_loops() -> Iterator[Loop]:
     names = [name for name, value in globals().items() if getattr(value, "__module__", "") == __name__ and not isinstance(value, type)]
-    return (globals()[n] for n in names if n not in ("mlp", "trained", "takes_an_object", "all_loops"))
+    return (globals()[n] for n in names if n not in HELPERS)
 
 
 @pytest.mark.parametrize("loop", list(all_loops()), ids=lambda f: f.__name__)
@@ -300,6 +359,12 @@ def test_it_is_trained_again(loop: Loop) -> None:
     assert [shape for shape, _ in found] == [shape for shape, _ in wanted]
     assert [value for _, value in found] == pytest.approx([value for _, value in wanted], abs=1e-4)
     assert expected
+
+
+def test_a_training_starts_from_what_another_one_has_left() -> None:
+    recorder, _ = recorded(against_another_that_has_stepped)
+    for workload in workloads(recorder):
+        assert math.isfinite(fork(workload).loss(workload.batches[0]).item())  # workloads compares the first losses
 
 
 @pytest.mark.parametrize("loop", [module_outside_the_model, cannot_be_copied, free_parameter_inside_a_module])
