@@ -291,7 +291,7 @@ def rows_shuffled_in_place() -> list[Any]:
 
 
 def noise_drawn_in_the_loop() -> list[Any]:
-    """As a variational autoencoder does; the first loss is repeated with the same noise. It is small, so that the weights can be compared."""
+    """As a variational autoencoder does; its first loss is repeated with the same noise, which is too small to move the weights."""
     model = nn.Linear(4, 3)
     return trained(model, lambda x, y: F.cross_entropy(model(x) + 1e-6 * torch.randn_like(model(x)), y))
 
