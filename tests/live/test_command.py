@@ -149,7 +149,7 @@ def test_a_program_on_a_terminal(script: Path) -> None:
             break
         shown += data
     os.close(own)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=100) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     for wanted in ("begin True __main__", "underway", "cleaned up", "to stderr", "steps/s", "loss", "gradient", "No findings"):
         assert wanted in text, text[-2000:]
