@@ -92,7 +92,9 @@ main()
 def test_an_interrupt_shows_what_was_found_and_exits_130(tmp_path):
     words = ["trial", LINEAR, "--remedy", "l1,l2", "--steps", "40", "--budget", "500", "--workers", "2"]
     command = [sys.executable, "-c", ENDLESS, str(tmp_path), *words]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while process.poll() is None and (len(list(tmp_path.glob("run *"))) < 2 or len(list(tmp_path.glob("worker *"))) < 2):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
