@@ -231,36 +231,45 @@ def list_rules(
 
 def _scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool, color: str) -> tuple[list[Report], bool]:
     """Reports of all targets that could be scanned, and whether one could not. A single target's error is raised."""
+    import time
     from contextlib import redirect_stdout
 
-    from gradcheck.capture.spec import ScriptSpec
-    from gradcheck.errors import GradcheckError, TargetError
+    from gradcheck.errors import GradcheckError
     from gradcheck.report.stderr import progress_bar
-    from gradcheck.scan import scan_target
 
-    reports, failed = [], False
+    reports, failed, started = [], False, time.perf_counter()
     for spec, settings in jobs:
         try:
             # stdout carries results only: what the user's code prints goes to stderr
             with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
-                if isinstance(spec, ScriptSpec):
-                    from gradcheck.scan import scan_script
-
-                    reports += scan_script(spec, settings, progress)
-                    continue
-                try:
-                    reports.append(scan_target(spec, settings, progress))
-                except SystemExit as e:
-                    hint = "guard it with `if __name__ == '__main__':`"
-                    raise TargetError(f"{spec.target} ended the program: sys.exit({e.code!r})", hint=hint) from e
+                reports += _scan_one(spec, settings, progress, started)
         except GradcheckError as e:
             if len(jobs) == 1:
                 raise
             failed = True
             say(e, color)
+        started = time.perf_counter()
     if not reports:
         sys.exit(FAILED)
     return reports, failed
+
+
+def _scan_one(spec: TargetSpec | ScriptSpec, settings: Settings, progress: Any, started: float) -> list[Report]:
+    """`started`: the import of torch belongs to the seconds of the first report."""
+    from gradcheck.capture.spec import ScriptSpec
+    from gradcheck.errors import TargetError
+
+    if progress is not None:
+        progress("importing torch", 0.0)
+    from gradcheck.scan import scan_script, scan_target
+
+    if isinstance(spec, ScriptSpec):
+        return scan_script(spec, settings, progress, started)
+    try:
+        return [scan_target(spec, settings, progress, started)]
+    except SystemExit as e:
+        hint = "guard it with `if __name__ == '__main__':`"
+        raise TargetError(f"{spec.target} ended the program: sys.exit({e.code!r})", hint=hint) from e
 
 
 def scan_configured(targets: list[str], settings: Settings, quiet: bool) -> tuple[list[Report], bool]:
