@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import functools
 import io
-import linecache
 import logging
 import os
 import shutil
@@ -16,7 +15,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ import torch
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.checkpoints import keep_checkpoints
 from gradcheck.capture.facts import Ending
+from gradcheck.capture.notebook import code_cells, shell
 from gradcheck.capture.patches import Patches
+from gradcheck.capture.program import start
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
@@ -117,31 +118,37 @@ def captured(spec: ScriptSpec, tick: Tick = lambda phase, fraction: None) -> Ite
 
     Raises KeyboardInterrupt on Ctrl-C. What the script raises is kept.
     """
-    path = Path(spec.path)
-    if not path.is_file():
+    if spec.is_file and not Path(spec.path).is_file():
         raise TargetError(f"there is no file {spec.path}", hint="name the training script")
+    if spec.kind == "notebook":
+        code_cells(spec.path)
     with ExitStack() as stack:
         current = stack.enter_context(session(spec.seed))
-        run = _Run(spec, path.resolve(), stack)
+        run = _Run(spec, stack)
         capture = run.go(current.sites, tick)
-        capture.files = list(dict.fromkeys([display_path(run.file), *current.files]))
+        capture.files = list(dict.fromkeys([*run.own_files(), *current.files]))
         yield capture
 
 
 class _Run:
-    def __init__(self, spec: ScriptSpec, path: Path, stack: ExitStack) -> None:
+    def __init__(self, spec: ScriptSpec, stack: ExitStack) -> None:
         self.spec, self.stack = spec, stack
-        self.folder, self.cwd = path.parent, Path.cwd()
+        self.folder = self.original = spec.folder
+        self.cwd = Path.cwd()
         self.home: Path | None = None
         if spec.sandbox or spec.edits:
             self.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradcheck-")))
-            stack.enter_context(moved(str(self.home), str(path.parent)))
             self.folder = self.home
-            shutil.copytree(path.parent, self.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
-            self._edit(path.parent, self.home)
-        self.file = str(self.folder / path.name)
+            shutil.copytree(self.original, self.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            self._edit(self.original, self.home)
+        stack.enter_context(moved(str(self.folder), str(self.original)))
+        self.file = str(self.folder / Path(spec.path).name) if spec.is_file else ""
         self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
         self.module = types.ModuleType("__main__")
+
+    def own_files(self) -> list[str]:
+        file = self.file or getattr(self.module, "__file__", None)
+        return [display_path(file)] if file and origin_of(file) == "user" else []
 
     def _edit(self, original: Path, home: Path) -> None:
         for name, data in self.spec.edits:
@@ -170,32 +177,22 @@ class _Run:
         return Capture(recorder, _ending(error, clock), error, [], time.monotonic() - clock.began, self.module)
 
     def _run(self) -> None:
-        exec(self._code(), self.module.__dict__)
-
-    def _code(self) -> types.CodeType:
-        source = Path(self.file).read_bytes()
-        linecache.checkcache(self.file)
-        if b"get_ipython" in source:
-            self.module.__dict__["get_ipython"] = _Notebook
-        return compile(source, self.file, "exec", dont_inherit=True)
+        for code in start(self.spec.kind, self.spec.path, self.spec.arguments, self.module, str(self.folder), self.file):
+            exec(code, self.module.__dict__)
 
     @contextmanager
     def _process(self) -> Iterator[None]:
-        """The process as a script expects it: `__main__`, arguments, path, closed input; put back on the way out."""
-        self.module.__dict__.update(__file__=self.file, __builtins__=__builtins__, __spec__=None, __cached__=None)
+        """The process as a script expects it: closed input, no display, the folder it starts in; put back on the way out."""
         before = dict(os.environ)
         state = sys.modules["__main__"], sys.stdin, signal.getsignal(signal.SIGINT), logging.root.handlers[:], logging.root.level
         patches = Patches()
         patches.put(atexit, "register", self._register)
         keep_checkpoints(patches, self.home)
         try:
-            sys.modules["__main__"], sys.stdin = self.module, io.StringIO()
-            sys.argv = [self.spec.path, *self.spec.arguments]
-            sys.path.insert(0, str(self.folder))
+            sys.stdin = io.StringIO()
             os.environ.setdefault("MPLBACKEND", "Agg")
-            if self.home is not None and (self.spec.sandbox or self._inside()):
-                os.chdir(self.home / self.cwd.relative_to(Path(self.spec.path).resolve().parent) if self._inside() else self.home)
-            with torch.compiler.set_stance("force_eager"), self._output():
+            os.chdir(self._starts_in())
+            with self._notebook(), torch.compiler.set_stance("force_eager"), self._output():
                 yield
         finally:
             patches.undo()
@@ -203,14 +200,21 @@ class _Run:
             with contextlib.suppress(TypeError, ValueError):
                 signal.signal(signal.SIGINT, state[2])
             logging.root.handlers[:], logging.root.level = state[3], state[4]
-            if self.home is not None:
-                os.chdir(self.cwd)
+            os.chdir(self.cwd)
             for name in os.environ.keys() - before.keys():
                 del os.environ[name]
             os.environ.update(before)
 
-    def _inside(self) -> bool:
-        return self.cwd.is_relative_to(Path(self.spec.path).resolve().parent)
+    def _starts_in(self) -> Path:
+        """The working directory: a notebook's is its folder; in a copy of the folder, what corresponds to the user's."""
+        if self.spec.kind == "notebook":
+            return self.folder
+        if self.home is not None and self.cwd.is_relative_to(self.original):
+            return self.home / self.cwd.relative_to(self.original)
+        return self.home if self.home is not None and self.spec.sandbox else self.cwd
+
+    def _notebook(self) -> AbstractContextManager[None]:
+        return shell() if self.spec.kind == "notebook" else nullcontext()
 
     @contextmanager
     def _output(self) -> Iterator[None]:
@@ -240,13 +244,6 @@ class _Run:
                 print(f"gradcheck: an exit handler of the script raised {type(error).__name__}: {error}", file=sys.stderr)
 
 
-class _Notebook:
-    """Stands for IPython in a notebook that was exported: its magics do nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
-
-
 def _ending(error: BaseException | None, clock: _Clock) -> Ending:
     if isinstance(error, Stop) or clock.told_at is not None:
         return Ending("budget" if clock.by_time else "stopped")
@@ -260,14 +257,15 @@ def _ending(error: BaseException | None, clock: _Clock) -> Ending:
 
 def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
     """Why a run without any backward pass cannot be judged."""
-    path = spec.path
-    ending, error = capture.ending, capture.error
+    name, ending, error = spec.target, capture.ending, capture.error
+    if spec.kind == "module" and isinstance(error, ModuleNotFoundError) and f"{spec.path}.".startswith(f"{error.name}."):
+        return TargetError(f"there is no module {spec.path}", hint=f"run gradcheck where `python -m {spec.path}` works")
     if ending.how == "raised" and error is not None:
-        return failure(f"{path} failed before its first backward pass", error, hint=CORRECT)
+        return failure(f"{name} failed before its first backward pass", error, hint=CORRECT)
     if ending.how == "exit":
-        hint = f"give it the arguments that it needs: gradcheck scan {spec.path} -- ARGUMENTS"
-        return TargetError(f"{path} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
+        hint = f"give it the arguments that it needs: gradcheck scan {name} -- ARGUMENTS" if spec.kind == "script" else "correct it"
+        return TargetError(f"{name} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
     if ending.how == "budget":
-        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {path}", hint="give it more time with --budget SECONDS")
+        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}", hint="give it more time with --budget SECONDS")
     hint = "the script is to train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
-    return TargetError(f"no training was seen: {spec.path} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
+    return TargetError(f"no training was seen: {name} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
