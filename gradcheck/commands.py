@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
     from gradcheck.config import Settings
     from gradcheck.nouns.report import Report
+    from gradcheck.scan_program import Orders
     from gradcheck.target.spec import TargetSpec
 
 app = typer.Typer(
@@ -74,11 +75,15 @@ class _WithScriptArguments(typer.core.TyperCommand):
         return super().parse_args(ctx, args)
 
 
-@app.command(cls=_WithScriptArguments)
+SCAN_EPILOG = "Example: gradcheck scan --steps 50 -- accelerate launch train.py --epochs 3"
+
+
+@app.command(cls=_WithScriptArguments, epilog=SCAN_EPILOG)
 def scan(
     ctx: typer.Context,
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")
+        list[str] | None,
+        typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS], nb.ipynb."),
     ] = None,
     arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the model's class or factory.")] = None,
     data: Annotated[str | None, typer.Option(metavar="FILE", help="Data: .pt, .safetensors, .npz, .csv, images, or FILE.py:name.")] = None,
@@ -91,7 +96,7 @@ def scan(
     seeds: Annotated[int | None, typer.Option(help="How many seeds; findings are what most of them show [1].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
-    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop measuring after this time.")] = None,
+    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="For all of it, a script's own run included.")] = None,
     script: Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")] = False,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="Run the script in a temporary copy of its folder.")] = False,
     quiet_script: Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")] = False,
@@ -120,12 +125,14 @@ def scan(
 ) -> None:
     """Measure models and judge them. Without TARGET: the targets of [tool.gradcheck.targets].
 
-    A training script is run until it has taken some steps; model, loss, data and optimizer are captured from the run.
+    A training script or notebook is run until it has taken some steps; model, loss, data and optimizer are captured from the run. So is
+    a command behind `--` where no TARGET stands before it: -- python -m package.train ARGUMENTS, -- torchrun ... train.py ARGUMENTS.
     """
     with exits(color):
         from gradcheck.capture.spec import ScriptSpec
         from gradcheck.gate import baseline_path, exit_code, load_known, without_known
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
+        from gradcheck.scan_program import Orders, run_of
 
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
         limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
@@ -133,12 +140,17 @@ def scan(
         settings = settings_of(config, isolated, **chosen, **limits, fail_on=fail_on, max_warnings=max_warnings)
         outputs = parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
-        named = _jobs(targets or [], _arguments(arg or []), flags, settings, steps)
-        forced = script or ctx.obj is not None
-        jobs = _scripts(named, forced, ScriptSpec("", ctx.obj or (), steps, settings.budget, sandbox, quiet_script))
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
+        run = ScriptSpec("", ctx.obj or (), steps, settings.budget, sandbox, quiet_script)
         speaks = processes.reports()  # of the processes of torchrun one does
-        reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet) if fix else _scan_all(jobs, quiet or not speaks, color)
+        if ctx.obj is not None and not targets:
+            _refuse_flags({"--arg": arg, **_named(flags), "--device": device, "--dtype": dtype, "--fix": fix}, "a command after --")
+            orders = Orders(run_of(run), config or [], isolated, {k: v for k, v in (chosen | limits).items() if v and k != "steps"})
+            reports, failed = _scan_program(ctx.obj, orders, quiet), False
+        else:
+            named = _jobs(targets or [], _arguments(arg or []), flags, settings, steps)
+            jobs = _scripts(named, script or ctx.obj is not None, run)
+            reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet) if fix else _scan_all(jobs, quiet or not speaks, color)
         if not speaks:
             sys.exit(FAILED if failed else 0)
         reports = without_known(reports, settings, known)
@@ -249,9 +261,38 @@ def _scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool,
             failed = True
             say(e, color)
         started = time.perf_counter()
-    if not reports:
+    if not reports and processes.reports():
         sys.exit(FAILED)
     return reports, failed
+
+
+def _scan_program(words: tuple[str, ...], orders: Orders, quiet: bool) -> list[Report]:
+    from gradcheck.live.command import check_interpreter, program_of
+    from gradcheck.report.stderr import progress_bar
+    from gradcheck.scan_program import scan_program
+
+    program = program_of(words, "scan")
+    check_interpreter(program)
+    with progress_bar(program.name, quiet=quiet) as progress:
+        found = scan_program(program, orders, progress)
+    if not found:  # another machine's process reports
+        sys.exit(0)
+    return found
+
+
+def _named(flags: dict[str, Any]) -> dict[str, Any]:
+    return {f"--{name.replace('_', '-')}".replace("--inputs", "--input"): value for name, value in flags.items()}
+
+
+def _refuse_flags(given: dict[str, Any], what: str) -> None:
+    """Raises ConfigError for a flag that says what a script has of its own."""
+    from gradcheck.errors import ConfigError
+
+    flag = next((flag for flag, value in given.items() if value), None)
+    if flag == "--fix":
+        raise ConfigError(f"--fix does not go with {what}", hint="gradcheck fix train.py -- ARGUMENTS")
+    if flag is not None:
+        raise ConfigError(f"{flag} does not go with {what}", hint="its own model, data, loss and optimizer are used")
 
 
 def _scan_one(spec: TargetSpec | ScriptSpec, settings: Settings, progress: Any, started: float) -> list[Report]:
@@ -317,9 +358,9 @@ def _scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptS
     found: list[tuple[TargetSpec | ScriptSpec, Settings]] = []
     for spec, settings in jobs:
         named = {"--arg": spec.arguments, "--data": spec.data, "--input": spec.inputs, "--loss": spec.loss, "--optimizer": spec.optimizer}
-        given = [flag for flag, value in named.items() if value]
-        if forced and given:
-            raise ConfigError(f"{given[0]} does not go with a training script", hint="its own model, data, loss and optimizer are used")
+        given = any(named.values())
+        if forced:
+            _refuse_flags(named, "a training script")
         if forced and not spec.target.endswith(".py"):
             raise ConfigError(f"{spec.target} is not a script", hint="arguments after -- are for files that train when they run")
         is_one = forced or (spec.target.endswith(".py") and not given and is_script(spec.target))

@@ -93,22 +93,25 @@ def default_budget(model: nn.Module) -> float:
 def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> list[Report]:
     """The same for a training script: it is run until it has taken some steps; a report for each of its optimizers.
 
+    Of several processes of one training rank 0 reports, the others return nothing.
     Raises TargetError when it trains nothing, or fails for a reason that no finding explains.
     """
     tick = progress or _silent
     began = time.perf_counter()
     with untouched(), captured(spec, tick) as run:
+        if not reports():
+            return []
         tick("reading what was recorded", 0.0)
         trainings = trainings_of(run, spec)
         spent = time.perf_counter() - began
         seconds = _left(settings, spent) / len(trainings)
         before = spent if started is None else time.perf_counter() - started
         try:
-            reports = [scan_training(training, replace(settings, budget=seconds), _measuring(tick)) for training in trainings]
+            found = [scan_training(training, replace(settings, budget=seconds), _measuring(tick)) for training in trainings]
         except TargetError as error:
             raise (nothing_seen(run, spec) if run.error is not None else error) from error
-        explain_ending(run, spec, reports)
-        return [replace(report, seconds=before + report.seconds) for report in reports]
+        explain_ending(run, spec, found)
+        return [replace(report, seconds=before + report.seconds) for report in found]
 
 
 def _measuring(tick: Progress) -> Progress:
