@@ -22,7 +22,9 @@ EPILOG = (
     "Exit 0: nothing at --fail-on is left, and there is nothing to write. 1: findings are left, or edits would be made. 2: could not run."
 )
 
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")]
+Target = Annotated[
+    str | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")
+]
 Unsafe = Annotated[bool, typer.Option("--unsafe-fixes", help="Also what changes the architecture or the checkpoint keys.")]
 TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training [100].")]
 Seeds = Annotated[int, typer.Option(help="Pairs of trainings that prove a cure.")]
@@ -47,7 +49,7 @@ def add_to(app: typer.Typer) -> None:
 
 def fix(
     ctx: typer.Context,
-    target: Target,
+    target: Target = None,
     write: Annotated[bool, typer.Option("--write", help="Write the edits into the source, and scan what was written.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Print the edits as one patch, and nothing else, to stdout.")] = False,
     unsafe_fixes: Unsafe = False,
@@ -92,6 +94,7 @@ def fix(
         from gradcheck.report.browser import open_reports
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
+        target = named(target, ctx)
         if write and diff:
             raise ConfigError("--write and --diff exclude each other", hint="--diff shows what --write would do")
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
@@ -114,6 +117,18 @@ def fix(
             open_reports([f.report for f in treated], outputs)
         _say_tail(treated, write, diff)
         sys.exit(_code(treated, after, settings, exit_zero))
+
+
+def named(target: str | None, ctx: typer.Context) -> str:
+    """Raises ConfigError when there is no target, or a command in its place."""
+    from gradcheck.errors import ConfigError
+
+    if target is not None:
+        return target
+    if ctx.obj is not None:
+        hint = "name the file: gradcheck fix train.py -- ARGUMENTS; `gradcheck scan` and `gradcheck watch` take commands"
+        raise ConfigError("fix takes no command after --", hint=hint)
+    raise ConfigError("no target", hint=f"gradcheck {ctx.info_name} model.py, or model.py:name")
 
 
 def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: Terms, quiet: bool) -> list[Fixed]:
