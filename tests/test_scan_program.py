@@ -118,7 +118,7 @@ def test_an_interrupt_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("end", "raised", "said"),
     [
-        ({"interrupted": True}, KeyboardInterrupt, ""),
+        ({"interrupted": True}, KeyboardInterrupt, None),
         ({"error": "no training was seen", "hint": "x", "location": None}, TargetError, "no training was seen"),
         ({"failure": "ValueError: ours"}, TargetError, "gradcheck failed: ValueError: ours"),
         ({}, TargetError, "ended with exit code 3 before gradcheck could judge it"),
