@@ -354,22 +354,25 @@ def _scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptS
     from gradcheck.capture.detect import is_script
     from gradcheck.config import Settings
     from gradcheck.errors import ConfigError
+    from gradcheck.target.notebook import SUFFIX
 
     found: list[tuple[TargetSpec | ScriptSpec, Settings]] = []
     for spec, settings in jobs:
         named = {"--arg": spec.arguments, "--data": spec.data, "--input": spec.inputs, "--loss": spec.loss, "--optimizer": spec.optimizer}
-        given = any(named.values())
-        if forced:
-            _refuse_flags(named, "a training script")
-        if forced and not spec.target.endswith(".py"):
+        notebook = spec.target.endswith(SUFFIX)
+        if forced and not (notebook or spec.target.endswith(".py")):
             raise ConfigError(f"{spec.target} is not a script", hint="arguments after -- are for files that train when they run")
-        is_one = forced or (spec.target.endswith(".py") and not given and is_script(spec.target))
+        if notebook and run.arguments:
+            raise ConfigError(f"{spec.target} is a notebook: it takes no arguments", hint=f"gradcheck scan {spec.target}")
+        if forced or notebook:
+            _refuse_flags(named, "a notebook" if notebook else "a training script")
+        is_one = forced or notebook or (spec.target.endswith(".py") and not any(named.values()) and is_script(spec.target))
         if not is_one:
             found.append((spec, settings))
             continue
         if run.steps is not None:  # of the script, not of the probe on its copies
             settings = replace(settings, steps=Settings().steps)
-        found.append((replace(run, path=spec.target), settings))
+        found.append((replace(run, path=spec.target, kind="notebook" if notebook else "script"), settings))
     return found
 
 

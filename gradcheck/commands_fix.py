@@ -134,10 +134,14 @@ def named(target: str | None, ctx: typer.Context) -> str:
 def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: Terms, quiet: bool) -> list[Fixed]:
     """stdout carries results only: what the user's code prints goes to stderr."""
     from gradcheck.capture.spec import ScriptSpec
+    from gradcheck.errors import TargetError
     from gradcheck.fix import fix_target
     from gradcheck.fix_script import fix_script
     from gradcheck.report.stderr import progress_bar
 
+    if isinstance(spec, ScriptSpec) and spec.kind == "notebook":
+        hint = f"export it with `jupyter nbconvert --to script {spec.path}` and fix the script; `gradcheck scan` names cell and line"
+        raise TargetError(f"{spec.path} is a notebook, and gradcheck edits none", hint=hint)
     with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
         if isinstance(spec, ScriptSpec):
             return fix_script(spec, settings, terms, progress)

@@ -26,13 +26,13 @@ from gradcheck import processes
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.checkpoints import keep_checkpoints
 from gradcheck.capture.facts import Ending
-from gradcheck.capture.notebook import code_cells, shell
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.program import start
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
 from gradcheck.target.importing import failure, session
+from gradcheck.target.notebook import code_cells, shell
 from gradcheck.target.sites import Sites, display_path, location_of_traceback, moved, origin_of
 
 TAPED = 32  # steps whose computations are kept

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradcheck.capture.notebook import SUFFIX
 from gradcheck.capture.program import Kind
 
 
@@ -34,8 +33,3 @@ class ScriptSpec:
     @property
     def is_file(self) -> bool:
         return self.kind in ("script", "notebook")
-
-
-def spec_of(path: str, **more: object) -> ScriptSpec:
-    """Of a file: a notebook, or else a script."""
-    return ScriptSpec(path, kind="notebook" if path.endswith(SUFFIX) else "script", **more)  # type: ignore[arg-type]

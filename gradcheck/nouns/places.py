@@ -32,6 +32,12 @@ class Location:
     detail: Location | None = None  # the line of an installed package, when `path` is the user's line that led there
     cell: int = 0  # of a notebook, from 1 on, all kinds of cells counted; lines count from the cell's first one
 
+    @classmethod
+    def at(cls, file: str, line: int) -> Location:
+        """The beginning of a line of a file, which may be a cell."""
+        path, cell = path_and_cell(file)
+        return cls(path, line, cell=cell)
+
     @property
     def file(self) -> str:
         """The path, with the cell where it is a notebook: lines are numbered in it."""

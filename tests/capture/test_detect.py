@@ -59,7 +59,7 @@ MODEL_FILES = {
     "a server": "import uvicorn\nmodel = Net()\n" + MAIN + "    uvicorn.run(app)\n",
     "a process that is run": "import subprocess\nfrom torch import nn\nsubprocess.run(['ls'])\nmodel = nn.Linear(2, 2)\n",
     "a clustering": f"from sklearn.cluster import KMeans\n{NET}model = KMeans()\nmodel.fit(X)\n",
-    "a function that is decorated": f"{NET}import torch\nmodel = Net()\ntorch.manual_seed(0)\n@torch.compile\ndef step():\n{indented(LOOP)}",
+    "a function that is decorated": f"{NET}import torch\nmodel = Net()\ntorch.ones(1)\n@torch.compile\ndef step():\n{indented(LOOP)}",
     "functions only": "import torch\n\ndef net():\n    return torch.nn.Linear(2, 2)\n",
     "a target with a function that nobody calls": f"{TARGET}\ndef train():\n{indented(LOOP)}",
     "classes only": "class Net(nn.Module):\n    pass\n",
