@@ -88,9 +88,10 @@ def fix(
     """
     with exits(color):
         from gradcheck.capture.spec import ScriptSpec
-        from gradcheck.commands import _arguments, _color, _jobs, _scripts, _split
+        from gradcheck.commands import _color, _split
         from gradcheck.errors import ConfigError
         from gradcheck.fix import terms_of
+        from gradcheck.jobs import arguments_of, jobs_of, with_scripts
         from gradcheck.report.browser import open_reports
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
@@ -102,9 +103,9 @@ def fix(
         terms = terms_of(unsafe_fixes, steps, seeds, budget)
         outputs = () if diff and not output else parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
-        jobs = _jobs([target], _arguments(arg or []), flags, settings, None)
+        jobs = jobs_of([target], arguments_of(arg or []), flags, settings, None)
         run = ScriptSpec("", ctx.obj or (), None, None, sandbox, quiet_script)
-        (job,) = _scripts(jobs, script or ctx.obj is not None, run)
+        (job,) = with_scripts(jobs, script or ctx.obj is not None, run)
         treated = treat(*job, terms, quiet)
         after: list[Report] | None = None
         if write:

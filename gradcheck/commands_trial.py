@@ -63,8 +63,9 @@ def trial(
     started = time.perf_counter()  # the imports belong to the budget
     with exits(color):
         from gradcheck.capture.detect import is_script
-        from gradcheck.commands import _arguments, _color, _jobs, _split
+        from gradcheck.commands import _color, _split
         from gradcheck.errors import ConfigError
+        from gradcheck.jobs import arguments_of, jobs_of
         from gradcheck.report.browser import open_reports
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
         from gradcheck.trial.options import Options
@@ -77,7 +78,7 @@ def trial(
         settings = settings_of(config, isolated, rule_paths=rules, device=device, dtype=dtype)
         outputs = parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "loss": loss, "optimizer": optimizer, "lr": lr}
-        ((spec, settings),) = _jobs([target], _arguments(arg or []), flags, settings, None)
+        ((spec, settings),) = jobs_of([target], arguments_of(arg or []), flags, settings, None)
         if spec.target.endswith(".py") and not any(flags.values()) and is_script(spec.target):
             hint = "put model, data, loss and optimizer into functions of a module: `gradcheck scan` tells which names it looks for"
             raise ConfigError(f"{spec.target} trains when it is run: a trial needs its parts", hint=hint)
