@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gradcheck import commands_fix, commands_trial, commands_watch, processes
-from gradcheck.answers import FAILED, exits, explain, say, settings_of, version, wants_text
+from gradcheck.answers import FAILED, exits, explain, settings_of, version, wants_text
 from gradcheck.commands_project import add_to
 from gradcheck.completion import format_name, rule_name, rule_words
 
 if TYPE_CHECKING:
-    from gradcheck.capture.spec import ScriptSpec
-    from gradcheck.config import Settings
-    from gradcheck.nouns.report import Report
-    from gradcheck.target.spec import TargetSpec
+    pass
 
 app = typer.Typer(
     rich_markup_mode=None,  # rich help would double the time that --help takes
@@ -74,11 +71,15 @@ class _WithScriptArguments(typer.core.TyperCommand):
         return super().parse_args(ctx, args)
 
 
-@app.command(cls=_WithScriptArguments)
+SCAN_EPILOG = "Example: gradcheck scan --steps 50 -- accelerate launch train.py --epochs 3"
+
+
+@app.command(cls=_WithScriptArguments, epilog=SCAN_EPILOG)
 def scan(
     ctx: typer.Context,
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")
+        list[str] | None,
+        typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS], nb.ipynb."),
     ] = None,
     arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the model's class or factory.")] = None,
     data: Annotated[str | None, typer.Option(metavar="FILE", help="Data: .pt, .safetensors, .npz, .csv, images, or FILE.py:name.")] = None,
@@ -91,7 +92,7 @@ def scan(
     seeds: Annotated[int | None, typer.Option(help="How many seeds; findings are what most of them show [1].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
-    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop measuring after this time.")] = None,
+    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="For all of it, a script's own run included.")] = None,
     script: Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")] = False,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="Run the script in a temporary copy of its folder.")] = False,
     quiet_script: Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")] = False,
@@ -120,12 +121,15 @@ def scan(
 ) -> None:
     """Measure models and judge them. Without TARGET: the targets of [tool.gradcheck.targets].
 
-    A training script is run until it has taken some steps; model, loss, data and optimizer are captured from the run.
+    A training script or notebook is run until it has taken some steps; model, loss, data and optimizer are captured from the run. So is
+    a command behind `--` where no TARGET stands before it: -- python -m package.train ARGUMENTS, -- torchrun ... train.py ARGUMENTS.
     """
     with exits(color):
         from gradcheck.capture.spec import ScriptSpec
         from gradcheck.gate import baseline_path, exit_code, load_known, without_known
+        from gradcheck.jobs import arguments_of, flag_names, jobs_of, refuse_flags, scan_all, scan_command, with_scripts
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
+        from gradcheck.scan_program import Orders, run_of
 
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
         limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
@@ -133,12 +137,17 @@ def scan(
         settings = settings_of(config, isolated, **chosen, **limits, fail_on=fail_on, max_warnings=max_warnings)
         outputs = parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
-        named = _jobs(targets or [], _arguments(arg or []), flags, settings, steps)
-        forced = script or ctx.obj is not None
-        jobs = _scripts(named, forced, ScriptSpec("", ctx.obj or (), steps, settings.budget, sandbox, quiet_script))
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
+        run = ScriptSpec("", ctx.obj or (), steps, settings.budget, sandbox, quiet_script)
         speaks = processes.reports()  # of the processes of torchrun one does
-        reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet) if fix else _scan_all(jobs, quiet or not speaks, color)
+        if ctx.obj is not None and not targets:
+            refuse_flags({"--arg": arg, **flag_names(flags), "--device": device, "--dtype": dtype, "--fix": fix}, "a command after --")
+            orders = Orders(run_of(run), config or [], isolated, {k: v for k, v in (chosen | limits).items() if v and k != "steps"})
+            reports, failed = scan_command(ctx.obj, orders, quiet), False
+        else:
+            named = jobs_of(targets or [], arguments_of(arg or []), flags, settings, steps)
+            jobs = with_scripts(named, script or ctx.obj is not None, run)
+            reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet) if fix else scan_all(jobs, quiet or not speaks, color)
         if not speaks:
             sys.exit(FAILED if failed else 0)
         reports = without_known(reports, settings, known)
@@ -229,112 +238,9 @@ def list_rules(
         print(rule_list(listed) if wants_text(output_format) else json.dumps([rule_facts(r) for r in listed], indent=2))
 
 
-def _scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool, color: str) -> tuple[list[Report], bool]:
-    """Reports of all targets that could be scanned, and whether one could not. A single target's error is raised."""
-    from contextlib import redirect_stdout
-
-    from gradcheck.capture.spec import ScriptSpec
-    from gradcheck.errors import GradcheckError, TargetError
-    from gradcheck.report.stderr import progress_bar
-    from gradcheck.scan import scan_target
-
-    reports, failed = [], False
-    for spec, settings in jobs:
-        try:
-            # stdout carries results only: what the user's code prints goes to stderr
-            with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
-                if isinstance(spec, ScriptSpec):
-                    from gradcheck.scan import scan_script
-
-                    reports += scan_script(spec, settings, progress)
-                    continue
-                try:
-                    reports.append(scan_target(spec, settings, progress))
-                except SystemExit as e:
-                    hint = "guard it with `if __name__ == '__main__':`"
-                    raise TargetError(f"{spec.target} ended the program: sys.exit({e.code!r})", hint=hint) from e
-        except GradcheckError as e:
-            if len(jobs) == 1:
-                raise
-            failed = True
-            say(e, color)
-    if not reports:
-        sys.exit(FAILED)
-    return reports, failed
-
-
-def scan_configured(targets: list[str], settings: Settings, quiet: bool) -> tuple[list[Report], bool]:
-    """Scans targets, or else the configured ones, with nothing but the settings: reports, and whether a target failed."""
-    from gradcheck.capture.spec import ScriptSpec
-
-    jobs = _scripts(_jobs(targets, {}, {}, settings, None), False, ScriptSpec("", budget=settings.budget))
-    return _scan_all(jobs, quiet, "auto")
-
-
-def _jobs(
-    targets: list[str], arguments: dict[str, str], flags: dict[str, Any], settings: Settings, steps: int | None
-) -> list[tuple[TargetSpec, Settings]]:
-    """What to scan: targets of the command line (names of configured ones too), else all configured ones."""
-    from dataclasses import replace
-
-    from gradcheck.config import TargetSettings
-    from gradcheck.errors import ConfigError
-    from gradcheck.target.spec import TargetSpec
-
-    names = targets or list(settings.targets)
-    if not names:
-        raise ConfigError("no target", hint="gradcheck scan model.py, or list targets in [tool.gradcheck.targets.NAME] with model = ...")
-    jobs = []
-    for name in names:
-        own = settings.targets.get(name) or TargetSettings(name)
-        base = {"data": own.data, "val_data": own.val_data, "inputs": own.input, "loss": own.loss, "optimizer": own.optimizer, "lr": own.lr}
-        values = base | {k: v for k, v in flags.items() if v not in (None, ())}
-        spec = TargetSpec(own.target, arguments={**own.args, **arguments}, device=settings.device, dtype=settings.dtype, **values)
-        jobs.append((spec, replace(settings, steps=own.steps) if own.steps and steps is None else settings))
-    return jobs
-
-
-def _scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: ScriptSpec) -> list[tuple[TargetSpec | ScriptSpec, Settings]]:
-    """The jobs, training scripts among them told from model files. Raises ConfigError for what a script cannot be given.
-
-    `run`: how scripts are run. `forced`: all targets are scripts.
-    """
-    from dataclasses import replace
-
-    from gradcheck.capture.detect import is_script
-    from gradcheck.config import Settings
-    from gradcheck.errors import ConfigError
-
-    found: list[tuple[TargetSpec | ScriptSpec, Settings]] = []
-    for spec, settings in jobs:
-        named = {"--arg": spec.arguments, "--data": spec.data, "--input": spec.inputs, "--loss": spec.loss, "--optimizer": spec.optimizer}
-        given = [flag for flag, value in named.items() if value]
-        if forced and given:
-            raise ConfigError(f"{given[0]} does not go with a training script", hint="its own model, data, loss and optimizer are used")
-        if forced and not spec.target.endswith(".py"):
-            raise ConfigError(f"{spec.target} is not a script", hint="arguments after -- are for files that train when they run")
-        is_one = forced or (spec.target.endswith(".py") and not given and is_script(spec.target))
-        if not is_one:
-            found.append((spec, settings))
-            continue
-        if run.steps is not None:  # of the script, not of the probe on its copies
-            settings = replace(settings, steps=Settings().steps)
-        found.append((replace(run, path=spec.target), settings))
-    return found
-
-
 def _split(words: list[str] | None) -> list[str] | None:
     """`--select GRAD,INIT --select dead-units` as one list."""
     return None if words is None else [w.strip() for word in words for w in word.split(",") if w.strip()]
-
-
-def _arguments(texts: list[str]) -> dict[str, str]:
-    from gradcheck.errors import ConfigError
-
-    for text in texts:
-        if not text.partition("=")[0].isidentifier() or "=" not in text:
-            raise ConfigError(f"--arg {text!r} is not KEY=VALUE", hint="--arg depth=12")
-    return {key: value for key, _, value in (text.partition("=") for text in texts)}
 
 
 def _color(color: str) -> Any:

@@ -22,7 +22,9 @@ EPILOG = (
     "Exit 0: nothing at --fail-on is left, and there is nothing to write. 1: findings are left, or edits would be made. 2: could not run."
 )
 
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")]
+Target = Annotated[
+    str | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")
+]
 Unsafe = Annotated[bool, typer.Option("--unsafe-fixes", help="Also what changes the architecture or the checkpoint keys.")]
 TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training [100].")]
 Seeds = Annotated[int, typer.Option(help="Pairs of trainings that prove a cure.")]
@@ -47,7 +49,7 @@ def add_to(app: typer.Typer) -> None:
 
 def fix(
     ctx: typer.Context,
-    target: Target,
+    target: Target = None,
     write: Annotated[bool, typer.Option("--write", help="Write the edits into the source, and scan what was written.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Print the edits as one patch, and nothing else, to stdout.")] = False,
     unsafe_fixes: Unsafe = False,
@@ -86,12 +88,14 @@ def fix(
     """
     with exits(color):
         from gradcheck.capture.spec import ScriptSpec
-        from gradcheck.commands import _arguments, _color, _jobs, _scripts, _split
+        from gradcheck.commands import _color, _split
         from gradcheck.errors import ConfigError
         from gradcheck.fix import terms_of
+        from gradcheck.jobs import arguments_of, jobs_of, with_scripts
         from gradcheck.report.browser import open_reports
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
+        target = named(target, ctx)
         if write and diff:
             raise ConfigError("--write and --diff exclude each other", hint="--diff shows what --write would do")
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
@@ -99,9 +103,9 @@ def fix(
         terms = terms_of(unsafe_fixes, steps, seeds, budget)
         outputs = () if diff and not output else parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
-        jobs = _jobs([target], _arguments(arg or []), flags, settings, None)
+        jobs = jobs_of([target], arguments_of(arg or []), flags, settings, None)
         run = ScriptSpec("", ctx.obj or (), None, None, sandbox, quiet_script)
-        (job,) = _scripts(jobs, script or ctx.obj is not None, run)
+        (job,) = with_scripts(jobs, script or ctx.obj is not None, run)
         treated = treat(*job, terms, quiet)
         after: list[Report] | None = None
         if write:
@@ -116,13 +120,29 @@ def fix(
         sys.exit(_code(treated, after, settings, exit_zero))
 
 
+def named(target: str | None, ctx: typer.Context) -> str:
+    """Raises ConfigError when there is no target, or a command in its place."""
+    from gradcheck.errors import ConfigError
+
+    if target is not None:
+        return target
+    if ctx.obj is not None:
+        hint = "name the file: gradcheck fix train.py -- ARGUMENTS; `gradcheck scan` and `gradcheck watch` take commands"
+        raise ConfigError("fix takes no command after --", hint=hint)
+    raise ConfigError("no target", hint=f"gradcheck {ctx.info_name} model.py, or model.py:name")
+
+
 def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: Terms, quiet: bool) -> list[Fixed]:
     """stdout carries results only: what the user's code prints goes to stderr."""
     from gradcheck.capture.spec import ScriptSpec
+    from gradcheck.errors import TargetError
     from gradcheck.fix import fix_target
     from gradcheck.fix_script import fix_script
     from gradcheck.report.stderr import progress_bar
 
+    if isinstance(spec, ScriptSpec) and spec.kind == "notebook":
+        hint = f"export it with `jupyter nbconvert --to script {spec.path}` and fix the script; `gradcheck scan` names cell and line"
+        raise TargetError(f"{spec.path} is a notebook, and gradcheck edits none", hint=hint)
     with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
         if isinstance(spec, ScriptSpec):
             return fix_script(spec, settings, terms, progress)

@@ -134,7 +134,7 @@ def _reports(runs: list[str] | None, settings: Settings, quiet: bool) -> list[Re
     targets = [word for word in words if not word.endswith(".json")]
     if words and not targets:
         return saved
-    from gradcheck.commands import scan_configured
+    from gradcheck.jobs import scan_configured
 
     reports, failed = scan_configured(targets, settings, quiet)
     if failed:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradcheck.answers import INTERRUPTED, exits, settings_of
-from gradcheck.commands_fix import OpenPage, Target
+from gradcheck.commands_fix import OpenPage, TakesArguments, Target, named
 
 if TYPE_CHECKING:
     from gradcheck.config import Settings
@@ -23,11 +23,12 @@ EPILOG = "Exit 0: the trial was held, whatever it found. 2: could not run. 130: 
 
 def add_to(app: typer.Typer) -> None:
     """Registers the command."""
-    app.command(epilog=EPILOG)(trial)
+    app.command(cls=TakesArguments, epilog=EPILOG)(trial)
 
 
 def trial(
-    target: Target,
+    ctx: typer.Context,
+    target: Target = None,
     remedy: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="Remedies: l2,dropout,... [what the scan proposes].")] = None,
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="For everything, the scan included.")] = 120.0,
     steps: Annotated[int | None, typer.Option(help="Steps of each training [what the budget allows, 1000 at most].")] = None,
@@ -62,18 +63,22 @@ def trial(
     started = time.perf_counter()  # the imports belong to the budget
     with exits(color):
         from gradcheck.capture.detect import is_script
-        from gradcheck.commands import _arguments, _color, _jobs, _split
+        from gradcheck.commands import _color, _split
         from gradcheck.errors import ConfigError
+        from gradcheck.jobs import arguments_of, jobs_of
         from gradcheck.report.browser import open_reports
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
         from gradcheck.trial.options import Options
 
+        if ctx.obj is not None:
+            raise ConfigError("trial takes nothing after --", hint="it needs a model file: gradcheck trial model.py, or model.py:name")
+        target = named(target, ctx)
         names = tuple(_split(remedy) or ())
         options = Options(names, budget, steps, seeds, search, trials, study, workers, folds, time_ordered)
         settings = settings_of(config, isolated, rule_paths=rules, device=device, dtype=dtype)
         outputs = parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "loss": loss, "optimizer": optimizer, "lr": lr}
-        ((spec, settings),) = _jobs([target], _arguments(arg or []), flags, settings, None)
+        ((spec, settings),) = jobs_of([target], arguments_of(arg or []), flags, settings, None)
         if spec.target.endswith(".py") and not any(flags.values()) and is_script(spec.target):
             hint = "put model, data, loss and optimizer into functions of a module: `gradcheck scan` tells which names it looks for"
             raise ConfigError(f"{spec.target} trains when it is run: a trial needs its parts", hint=hint)

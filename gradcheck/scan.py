@@ -35,6 +35,7 @@ from gradcheck.target.workload import Workload
 
 # Seconds a seed: a scan is something that one waits for.
 SCRIPT_BUDGET = 9.0  # seconds for what is measured after the steps of a script, over all its trainings
+LEAST_SHARE = 0.1  # of a budget that the user sets, for measuring, however long the script took to begin to train
 DEFAULT_BUDGET = 60.0
 SMALL_BUDGET = 30.0  # for models with fewer parameters than
 SMALL = 1_000_000
@@ -74,12 +75,14 @@ def scan(
     return report if reports() else replace(report, findings=(), suppressed=(), rules=())
 
 
-def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None = None) -> Report:
-    """The same for a target that is named: a model file or an import path."""
-    if progress is not None:
-        progress("loading", 0.0)
+def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> Report:
+    """The same for a target that is named: a model file or an import path. `started`: when the seconds of the report begin."""
+    started = time.perf_counter() if started is None else started
+    tick = progress or _silent
+    tick("loading", 0.0)
     with untouched():
-        return scan_workload(load(spec), settings, progress)
+        report = scan_workload(load(spec), settings, _measuring(tick))
+        return replace(report, seconds=time.perf_counter() - started)
 
 
 def default_budget(model: nn.Module) -> float:
@@ -87,22 +90,43 @@ def default_budget(model: nn.Module) -> float:
     return SMALL_BUDGET if sum(p.numel() for p in model.parameters()) < SMALL else DEFAULT_BUDGET
 
 
-def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None = None) -> list[Report]:
+def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> list[Report]:
     """The same for a training script: it is run until it has taken some steps; a report for each of its optimizers.
 
+    Of several processes of one training rank 0 reports, the others return nothing.
     Raises TargetError when it trains nothing, or fails for a reason that no finding explains.
     """
-    if progress is not None:
-        progress("running the script", 0.0)
-    with untouched(), captured(spec) as run:
+    tick = progress or _silent
+    began = time.perf_counter()
+    with untouched(), captured(spec, tick) as run:
+        if not reports():
+            return []
+        tick("reading what was recorded", 0.0)
         trainings = trainings_of(run, spec)
-        seconds = (settings.budget or SCRIPT_BUDGET) / len(trainings)
+        spent = time.perf_counter() - began
+        seconds = _left(settings, spent) / len(trainings)
+        before = spent if started is None else time.perf_counter() - started
         try:
-            reports = [scan_training(training, replace(settings, budget=seconds), progress) for training in trainings]
+            found = [scan_training(training, replace(settings, budget=seconds), _measuring(tick)) for training in trainings]
         except TargetError as error:
             raise (nothing_seen(run, spec) if run.error is not None else error) from error
-        explain_ending(run, spec, reports)
-        return reports
+        explain_ending(run, spec, found)
+        return [replace(report, seconds=before + report.seconds) for report in found]
+
+
+def _measuring(tick: Progress) -> Progress:
+    return lambda phase, fraction: tick(f"measuring: {phase}", fraction)
+
+
+def _silent(phase: str, fraction: float) -> None:
+    """Progress that nobody sees."""
+
+
+def _left(settings: Settings, spent: float) -> float:
+    """Seconds for measuring, after those that a script took for its own steps."""
+    if settings.budget is None:
+        return SCRIPT_BUDGET
+    return max(settings.budget - spent, LEAST_SHARE * settings.budget)
 
 
 def scan_training(training: Training, settings: Settings, progress: Progress | None = None) -> Report:
@@ -132,7 +156,7 @@ def scan_workload(workload: Workload, settings: Settings, progress: Progress | N
             workload = workload.rebuild(seed)
         ensure_faithful(workload, seed)
         plan = Plan(settings.steps, settings.budget or default_budget(workload.model), seed, needs(rules), settings.profile, settings.fast)
-        measured = measure(workload, plan, progress or (lambda phase, fraction: None))
+        measured = measure(workload, plan, progress or _silent)
         measurements.append(seen(measured) if seen is not None else measured)
     findings, suppressed, states = judge(measurements, rules, settings)
     seconds = time.perf_counter() - started

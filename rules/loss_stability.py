@@ -101,7 +101,7 @@ def unstable_loss(m: Measurement, limits: Limits) -> Verdict:
     for operation in m.loss_operations:
         finding = _by_form(operation) or _by_value(operation, limits)
         if finding is not None:
-            findings.setdefault((operation.site.path, operation.site.line) if operation.site else None, finding)
+            findings.setdefault((operation.site.file, operation.site.line) if operation.site else None, finding)
     return list(findings.values())
 
 

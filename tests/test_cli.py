@@ -23,7 +23,7 @@ def scanned(tmp_path, monkeypatch):
     """The (spec, settings) of each scan. The scans judge a literal measurement by RULES, in an empty working directory."""
     calls = []
 
-    def scan_target(spec, settings, progress=None):
+    def scan_target(spec, settings, progress=None, started=None):
         calls.append((spec, settings))
         if spec.target == "missing.py":
             raise TargetError("no such file: missing.py", hint="check the path", location=location(61, column=16, scope="forward"))

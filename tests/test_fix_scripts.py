@@ -82,7 +82,7 @@ def test_a_script_that_cannot_be_repeated_and_has_a_healthy_loop_is_one_error() 
 def test_the_command_writes_the_script_and_scans_it_again() -> None:
     sick = SCRIPTS / "sick" / "gradients_not_cleared.py"
     Path("train.py").write_bytes(sick.read_bytes())
-    words = ["fix", "train.py", "--write", "--quiet-script", "--select", "GRAPH006", "--budget", "5", "--seeds", "1"]
+    words = ["fix", "train.py", "--write", "--quiet-script", "--select", "GRAPH006", "--budget", "120", "--seeds", "1"]
     done = subprocess.run([sys.executable, "-m", "gradcheck", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "wrote train.py" in done.stderr and "Applied 1 remedy: cures GRAPH006; nothing is left" in done.stdout

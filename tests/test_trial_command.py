@@ -27,7 +27,7 @@ def run(*words, **more):
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     path = tmp_path_factory.mktemp("trial") / "run.json"
-    words = ("--remedy", "l1,l2", "--steps", "100", "--seeds", "3", "--budget", "90", "--output", "full", "--output", f"json:{path}")
+    words = ("--remedy", "l1,l2", "--steps", "100", "--seeds", "3", "--budget", "600", "--output", "full", "--output", f"json:{path}")
     done = run(LINEAR, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(path.read_text())["trial"]
@@ -64,16 +64,41 @@ def test_bad_input_is_one_clear_error(words, said, monkeypatch):
     assert said in done.stderr and "help:" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_interrupt_shows_what_was_found_and_exits_130():
-    words = [sys.executable, "-m", "gradcheck", "trial", LINEAR, "--remedy", "l1,l2", "--steps", "400", "--budget", "120"]
-    process = subprocess.Popen(words, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    time.sleep(1)
-    deadline = time.time() + 60
-    while time.time() < deadline and not children(process.pid):
-        time.sleep(0.2)
-    time.sleep(2)
+# The command, whose third run and all after it do not end by themselves: an interrupt always comes before the end.
+ENDLESS = """
+import os, sys, time
+from pathlib import Path
+from gradcheck.cli import main
+from gradcheck.trial import crew
+
+begin, work, folder = crew._begin, crew.work, Path(sys.argv.pop(1))
+
+def begins(ward):
+    begin(ward)
+    (folder / f"worker {os.getpid()}").touch()
+
+def works(ward, job):
+    if len(list(folder.glob("run *"))) > 1:
+        time.sleep(600)
+    answer = work(ward, job)
+    (folder / f"run {job.seed} {[p.treatment for p in job.prescriptions]}").touch()
+    return answer
+
+crew._begin, crew.work = begins, works
+main()
+"""
+
+
+def test_an_interrupt_shows_what_was_found_and_exits_130(tmp_path):
+    words = ["trial", LINEAR, "--remedy", "l1,l2", "--steps", "40", "--budget", "500", "--workers", "2"]
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path), *words]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and (len(list(tmp_path.glob("run *"))) < 2 or len(list(tmp_path.glob("worker *"))) < 2):
+        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "It was interrupted" in out and "Traceback" not in err
     assert not children(process.pid)

@@ -1,57 +1,125 @@
 """Is a Python file a training script, or a file that defines a model? Told from its text, without running it.
 
 A script trains when it is run: its top level, or what stands under `if __name__ == "__main__":`, leads to a `backward()`, an
-optimizer's `step()`, or a trainer. Training at the top level makes a script of every file, since importing it would train. Training
-under the guard does so only when the file gives no target by the names that gradcheck looks for: a model, and data, a loss or
-an optimizer beside it.
+optimizer's `step()`, a trainer, or a call of a library that trains. Training at the top level makes a script of every file, since
+importing it would train. Training under the guard does not where the file gives a whole target by the names that gradcheck looks for: a
+model, and its loss and optimizer. Where only a part is given, the script's own loss and optimizer are better than guessed ones.
+What has no model to offer and does something when it is run is a script, too.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MODEL_NAMES = frozenset(("model", "build_model", "make_model", "get_model", "create_model"))
-OTHER_NAMES = frozenset(
-    "batch get_batch make_batch train_loader dataloader train_dataset batches loss_fn criterion compute_loss training_step "
-    "optimizer make_optimizer configure_optimizers".split()
+DATA_NAMES = frozenset("batch get_batch make_batch train_loader dataloader train_dataset batches".split())
+LOSS_NAMES = frozenset(("loss_fn", "criterion", "compute_loss", "training_step"))
+OPTIMIZER_NAMES = frozenset(("optimizer", "make_optimizer", "configure_optimizers"))
+TRAINING_CALLS = frozenset(("backward", "manual_backward", "step", "fit_one_cycle", "fine_tune"))  # methods that do nothing else
+TRAINERS = ("Trainer", "LightningCLI")  # how the names of classes that train end
+# Methods that train where the object is of a library for training; elsewhere they do many things.
+LIBRARY_CALLS = frozenset(("fit", "train", "learn", "run"))
+TRAINED = frozenset("model net network learn learner trainer agent algo estimator engine clf regressor".split())  # names of such objects
+_VERBS = ("train", "fit", "finetune", "cli_main")  # how functions of such libraries begin
+# Packages whose `fit` and `run` train no net, beside those of the standard library.
+OTHER_LIBRARIES = frozenset("sklearn numpy pandas scipy matplotlib PIL tqdm torch torchvision torchaudio wandb datasets tokenizers".split())
+_PREPARES = ("Scaler", "Encoder", "Imputer", "Vectorizer", "Binarizer", "Discretizer", "PCA", "Tokenizer")  # their `fit` looks at data
+# Bases of classes that are no modules.
+_NO_MODULES = frozenset(
+    "object Dataset IterableDataset Sampler Callback LightningDataModule ABC Enum NamedTuple TypedDict Protocol".split()
 )
-TRAINING_CALLS = frozenset(("backward", "step"))
-_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_AT_ONCE = ("__init__", "__post_init__", "__call__", "__enter__", "__iter__")  # methods that run without being named
+_MOST_FILES = 40  # of the modules beside a file that are looked into
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Definition = _Function | ast.ClassDef
 
 
 def is_script(path: str) -> bool:
     """False for what is no readable Python file, too: loading it says what is wrong."""
-    try:
-        tree = ast.parse(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError):
+    file = _read(Path(path))
+    if file is None:
         return False
-    top, guarded = _parts(tree.body)
-    own = {node.name: node for node in tree.body if isinstance(node, _Definition)}
-    definitions = {**_imported(tree, Path(path).parent), **own}
-    if _trains(top, definitions):
+    top, guarded = _parts(file.body)
+    own = {node.name: node for node in file.body if isinstance(node, _Definition)}
+    code = _Code(_Definitions(file, Path(path).parent), _packages(file))
+    if code.trains(top):
         return True
     names = _given(top) | own.keys()
-    is_target = bool(names & MODEL_NAMES) and bool(names & OTHER_NAMES)
-    return not is_target and _trains(guarded, definitions)
+    offers_model = bool(names & MODEL_NAMES)
+    if code.trains(guarded):
+        return not (offers_model and names & LOSS_NAMES and names & OPTIMIZER_NAMES)
+    return not offers_model and not any(map(_may_be_module, own.values())) and any(map(_acts, [*top, *guarded]))
 
 
-def _imported(tree: ast.Module, folder: Path) -> dict[str, _Definition]:
-    """Functions and classes of the modules beside the file that it imports, under their own names."""
-    names: set[str] = set()
+def _read(path: Path) -> ast.Module | None:
+    try:
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+
+
+class _Definitions:
+    """Functions and classes of a file, and of the modules beside it that it imports, under their own names; read when they are needed."""
+
+    def __init__(self, tree: ast.Module, folder: Path) -> None:
+        self.folder = folder
+        self.known: dict[str, _Definition] = {}
+        self.registered: dict[str, list[_Definition]] = {}  # by decorators of an object: commands of an app, handlers of an engine
+        self._places: dict[str, list[Path]] = {}  # imported name -> files that may define it
+        self._read: set[Path] = set()
+        self._add(tree, folder)
+
+    def get(self, name: str) -> _Definition | None:
+        if name not in self.known:
+            for path in self._places.pop(name, ()):
+                tree = _read(path) if path not in self._read and len(self._read) < _MOST_FILES else None
+                self._read.add(path)
+                if tree is not None:
+                    self._add(tree, path.parent)
+        return self.known.get(name)
+
+    def _add(self, tree: ast.Module, home: Path) -> None:
+        own = [node for node in tree.body if isinstance(node, _Definition)]
+        self.known = {node.name: node for node in own} | self.known
+        for node in own:
+            for root in {_root(decorator) for decorator in node.decorator_list} - _packages(tree).keys():
+                self.registered.setdefault(root, []).append(node)
+        for name, paths in _modules(tree, home, self.folder):
+            self._places.setdefault(name, []).extend(paths)
+        self.get("*")
+
+
+def _modules(tree: ast.Module, home: Path, folder: Path) -> Iterator[tuple[str, list[Path]]]:
+    """Imported names, and the files that they may mean: seen from the module's own package, or from the folder of the script."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    found: dict[str, _Definition] = {}
-    for name in names:
-        try:
-            body = ast.parse((folder / (name.replace(".", "/") + ".py")).read_bytes()).body
-        except (OSError, SyntaxError, ValueError):
-            continue
-        found |= {node.name: node for node in body if isinstance(node, _Definition)}
+            for alias in node.names:
+                yield (alias.asname or alias.name).partition(".")[0], _files(folder, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            base = [home, *home.parents][min(node.level - 1, len(home.parents))] if node.level else folder
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}" if node.module else alias.name
+                yield alias.asname or alias.name, _files(base, inner) + _files(base, node.module or "")
+
+
+def _files(base: Path, name: str) -> list[Path]:
+    place = base / name.replace(".", "/")
+    return [p for p in (place.with_name(f"{place.name}.py"), place / "__init__.py") if p.is_file()] if name else []
+
+
+def _packages(tree: ast.Module) -> dict[str, str]:
+    """Imported name -> the package that it comes from."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(a.asname or a.name).partition(".")[0]: a.name.partition(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {a.asname or a.name: node.module.partition(".")[0] for a in node.names}
     return found
 
 
@@ -79,23 +147,118 @@ def _given(body: Iterable[ast.stmt]) -> set[str]:
     return names
 
 
-def _trains(statements: Iterable[ast.AST], definitions: dict[str, _Definition]) -> bool:
-    """Whether running the statements leads to a training call, through the functions and classes of the file."""
-    pending, seen = list(statements), set[str]()
-    while pending:
-        for name, is_method in _calls(pending.pop()):
-            if (is_method and name in TRAINING_CALLS) or name.endswith("Trainer"):
-                return True
-            if name in definitions and name not in seen:
-                seen.add(name)
-                pending.append(definitions[name])
-    return False
+def _may_be_module(node: _Definition) -> bool:
+    return isinstance(node, ast.ClassDef) and any(_last_name(base) not in _NO_MODULES for base in node.bases)
 
 
-def _calls(node: ast.AST) -> Iterator[tuple[str, bool]]:
-    for call in ast.walk(node):
-        if isinstance(call, ast.Call):
-            if isinstance(call.func, ast.Attribute):
-                yield call.func.attr, True
-            elif isinstance(call.func, ast.Name):
-                yield call.func.id, False
+def _acts(statement: ast.stmt) -> bool:
+    """Whether it does more than define, import and compute."""
+    return not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)) and any(
+        isinstance(node, ast.Call) for node in ast.walk(statement)
+    )
+
+
+@dataclass
+class _Code:
+    """What can be reached from a file's statements, through the functions and classes that they name."""
+
+    definitions: _Definitions
+    packages: dict[str, str]
+    _classes: list[ast.ClassDef] = field(default_factory=list)  # that were reached: their methods run when they are called
+    _called: set[str] = field(default_factory=set)  # names of methods
+    _made_by: dict[str, ast.expr] = field(default_factory=dict)  # variable -> what was called to make it
+
+    def trains(self, statements: Iterable[ast.AST]) -> bool:
+        self._classes, self._called, self._made_by = [], set(), {}
+        pending, seen = list(statements), set[str]()
+        calls: list[ast.Call] = []
+        while pending:
+            for node in ast.walk(pending.pop()):
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                    self._made_by |= {t.id: node.value.func for t in node.targets if isinstance(t, ast.Name)}
+                elif isinstance(node, ast.Call):
+                    if self._plainly(node):
+                        return True
+                    calls.append(node)
+                    pending += self._methods_called(node)
+                for name in _referred(node):
+                    found = self.definitions.get(name)
+                    if found is not None and name not in seen:
+                        seen.add(name)
+                        pending += self._entered(found)
+                    pending += self.definitions.registered.pop(name, ())
+        return any(map(self._by_library, calls))
+
+    def _entered(self, definition: _Definition) -> list[ast.AST]:
+        if not isinstance(definition, ast.ClassDef):
+            return [definition]
+        self._classes.append(definition)
+        return [*definition.bases, *(m for m in _methods(definition) if m.name in _AT_ONCE or m.name in self._called)]
+
+    def _methods_called(self, call: ast.Call) -> list[ast.AST]:
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else None
+        if name is None or name in self._called:
+            return []
+        self._called.add(name)
+        return [m for c in self._classes for m in _methods(c) if m.name == name]
+
+    def _plainly(self, call: ast.Call) -> bool:
+        """A call that is training, whatever the object."""
+        if isinstance(call.func, ast.Attribute) and call.func.attr in TRAINING_CALLS:
+            return True
+        name = _last_name(call.func)
+        made = self.definitions.get(name)
+        return name.endswith(TRAINERS) or (isinstance(made, ast.ClassDef) and any(_last_name(b).endswith(TRAINERS) for b in made.bases))
+
+    def _by_library(self, call: ast.Call) -> bool:
+        """A call that trains because of the library that it belongs to."""
+        name = _last_name(call.func)
+        if isinstance(call.func, ast.Name):
+            return name.startswith(_VERBS) and self.definitions.get(name) is None and self._trains_nets(self.packages.get(name))
+        if not isinstance(call.func, ast.Attribute) or name not in LIBRARY_CALLS or _is_mode(call):
+            return False
+        home = call.func.value
+        maker = home.func if isinstance(home, ast.Call) else self._made_by.get(_root(home))
+        if maker is not None and _last_name(maker).endswith(_PREPARES):
+            return False
+        if maker is None:
+            package = self.packages.get(_root(home))
+            return _root(home) in TRAINED if package is None else name != "run" and self._trains_nets(package)
+        if self.definitions.get(_last_name(maker)) is not None:  # a class of the user's: its methods have been looked into
+            return False
+        package = self.packages.get(_root(maker))
+        return _root(home) in TRAINED if package is None else self._trains_nets(package)
+
+    def _trains_nets(self, package: str | None) -> bool:
+        return package is not None and package not in OTHER_LIBRARIES and package not in sys.stdlib_module_names
+
+
+def _methods(node: ast.ClassDef) -> Iterator[_Function]:
+    return (m for m in node.body if isinstance(m, _Function))
+
+
+def _referred(node: ast.AST) -> list[str]:
+    """The names that a node refers to: a variable, called or handed on, and an attribute where it is called."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        return [node.id]
+    return [_root(node.func), node.func.attr] if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else []
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _root(node: ast.expr) -> str:
+    """The variable that an expression begins with."""
+    while isinstance(node, (ast.Attribute, ast.Call, ast.Subscript)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _is_mode(call: ast.Call) -> bool:
+    """`model.train()` sets a mode; a trainer's `train()` trains."""
+    if _last_name(call.func) != "train" or call.keywords or len(call.args) > 1:
+        return False
+    flag = not call.args or (isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, bool))
+    home = _last_name(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    return flag and not home.lower().endswith(("trainer", "learner", "runner", "algo"))

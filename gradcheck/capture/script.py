@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import io
-import linecache
 import logging
 import os
 import shutil
@@ -15,19 +15,24 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gradcheck import processes
+from gradcheck.capture.alarm import GRACE, Alarm, Stop
+from gradcheck.capture.checkpoints import keep_checkpoints
 from gradcheck.capture.facts import Ending
 from gradcheck.capture.patches import Patches
+from gradcheck.capture.program import start
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
 from gradcheck.target.importing import failure, session
+from gradcheck.target.notebook import code_cells, shell
 from gradcheck.target.sites import Sites, display_path, location_of_traceback, moved, origin_of
 
 TAPED = 32  # steps whose computations are kept
@@ -35,8 +40,11 @@ CORRECT = "correct it: gradcheck runs the script as python would"
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
 FOLLOWING = 3.0  # seconds for those beyond the taped ones
 BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
+SCRIPT_SHARE = 0.5  # of a budget that the user sets, for a script that has begun to train
 LEFT_OUT = (".git", "__pycache__", ".venv", "venv")  # of a sandbox
 IDLE = 160  # backward passes without any step, after which none is expected any more
+
+Tick = Callable[[str, float], None]  # phase, fraction done
 
 
 @dataclass
@@ -54,71 +62,96 @@ class Capture:
 _REGISTER = atexit.register
 
 
-class Stop(BaseException):
-    """Ends the script from within. Not an Exception, so that the script does not catch it."""
-
-
 @dataclass
 class _Clock:
-    """When to stop: called by the recorder after each backward pass and step."""
+    """When to stop: called by the recorder after each backward pass and step, and asked by the alarm."""
 
     spec: ScriptSpec
-    started: float = field(default_factory=time.perf_counter)
+    recorder: Recorder
+    tick: Tick
+    began: float = field(default_factory=time.monotonic)
     taped_at: float | None = None
-    over: bool = False
+    told_at: float | None = None  # when the script was told to end
     by_time: bool = False
 
     def __call__(self, recorder: Recorder) -> None:
-        now = time.perf_counter()
-        self.by_time = self.by_time or now - self.started > (self.spec.budget or BUDGET)
-        if self.by_time or self.over or self._enough(recorder, now):
-            self.over = True
+        if self.told_at is not None or self._late() or self._enough(recorder):
+            self.tell()
             raise Stop
 
-    def _enough(self, recorder: Recorder, now: float) -> bool:
+    def tell(self) -> None:
+        """The script is to end."""
+        self.told_at = self.told_at or time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the script is to be ended wherever it is. It is left alone for a while after it was told to end."""
+        if self.told_at is None and self._late():
+            self.tell()
+            return True
+        return self.told_at is not None and time.monotonic() - self.told_at > GRACE
+
+    def _late(self) -> bool:
+        """A script that has begun to train leaves time for measuring; one that has not gets all of it."""
+        budget = self.spec.budget or BUDGET
+        if self.spec.budget is not None and self.recorder.backwards:
+            budget *= SCRIPT_SHARE
+        self.by_time = self.by_time or time.monotonic() - self.began > budget
+        return self.by_time
+
+    def _enough(self, recorder: Recorder) -> bool:
         most = max((len(w.steps) for w in recorder.optimizers.values()), default=0)
-        if not most:
-            return recorder.backwards >= max(IDLE, 2 * (self.spec.steps or 0))
         wanted = self.spec.steps
+        if not most:
+            return recorder.backwards >= max(IDLE, 2 * (wanted or 0))
+        self.tick(f"running the script: step {most}", min(1.0, most / (wanted or FOLLOWED)))
         if wanted is not None:
             return most >= wanted
         if most < TAPED:
             return False
+        if processes.place()[1] > 1:  # by count alone: all processes have to end at the same step
+            return True
+        now = time.perf_counter()
         self.taped_at = self.taped_at or now
         return most >= FOLLOWED or now - self.taped_at > FOLLOWING
 
 
 @contextmanager
-def captured(spec: ScriptSpec) -> Iterator[Capture]:
+def captured(spec: ScriptSpec, tick: Tick = lambda phase, fraction: None) -> Iterator[Capture]:
     """The run of a script, over, with its modules still importable. Raises TargetError when there is no such file.
 
     Raises KeyboardInterrupt on Ctrl-C. What the script raises is kept.
     """
-    path = Path(spec.path)
-    if not path.is_file():
+    if spec.is_file and not Path(spec.path).is_file():
         raise TargetError(f"there is no file {spec.path}", hint="name the training script")
+    if spec.kind == "notebook":
+        code_cells(spec.path)
     with ExitStack() as stack:
         current = stack.enter_context(session(spec.seed))
-        run = _Run(spec, path.resolve(), stack)
-        capture = run.go(current.sites)
-        capture.files = list(dict.fromkeys([display_path(run.file), *current.files]))
+        run = _Run(spec, stack)
+        capture = run.go(current.sites, tick)
+        capture.files = list(dict.fromkeys([*run.own_files(), *current.files]))
         yield capture
 
 
 class _Run:
-    def __init__(self, spec: ScriptSpec, path: Path, stack: ExitStack) -> None:
+    def __init__(self, spec: ScriptSpec, stack: ExitStack) -> None:
         self.spec, self.stack = spec, stack
-        self.folder, self.cwd = path.parent, Path.cwd()
+        self.folder = self.original = spec.folder
+        self.cwd = Path.cwd()
         self.home: Path | None = None
         if spec.sandbox or spec.edits:
             self.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradcheck-")))
-            stack.enter_context(moved(str(self.home), str(path.parent)))
             self.folder = self.home
-            shutil.copytree(path.parent, self.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
-            self._edit(path.parent, self.home)
-        self.file = str(self.folder / path.name)
+            shutil.copytree(self.original, self.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            self._edit(self.original, self.home)
+        stack.enter_context(moved(str(self.folder), str(self.original)))
+        self.file = str(self.folder / Path(spec.path).name) if spec.is_file else ""
         self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
         self.module = types.ModuleType("__main__")
+
+    def own_files(self) -> list[str]:
+        file = self.file or getattr(self.module, "__file__", None)
+        return [display_path(file)] if file and origin_of(file) == "user" else []
 
     def _edit(self, original: Path, home: Path) -> None:
         for name, data in self.spec.edits:
@@ -127,47 +160,42 @@ class _Run:
                 raise TargetError(f"{name} is not in the folder of {self.spec.path}", hint="put the script beside the modules that it uses")
             (home / file.relative_to(original)).write_bytes(data)
 
-    def go(self, sites: Sites) -> Capture:
-        clock = _Clock(self.spec)
-        recorder = Recorder(sites, min(TAPED, self.spec.steps or TAPED), clock)
+    def go(self, sites: Sites, tick: Tick) -> Capture:
+        recorder = Recorder(sites, min(TAPED, self.spec.steps or TAPED))
+        clock = _Clock(self.spec, recorder, tick)
+        recorder.observer = clock
+        alarm = Alarm(clock.due, clock.tell)
         error: BaseException | None = None
-        started = time.perf_counter()
-        with self._process(clock):
+        tick("running the script: no training step yet", 0.0)
+        with self._process(), alarm.running():
             with recorder:
                 try:
-                    exec(self._code(), self.module.__dict__)
-                except (Stop, KeyboardInterrupt, Exception, SystemExit) as caught:
+                    alarm.guarded(self._run)
+                    alarm.guarded(alarm.wait_for_threads)
+                except BaseException as caught:
                     error = caught
-            self._exit()
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-        ending = _ending(error, clock)
-        return Capture(recorder, ending, error, [], time.perf_counter() - started, self.module)
+            self._exit(alarm)
+        if alarm.interrupted or isinstance(error, KeyboardInterrupt):
+            raise error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt
+        return Capture(recorder, _ending(error, clock), error, [], time.monotonic() - clock.began, self.module)
 
-    def _code(self) -> types.CodeType:
-        source = Path(self.file).read_bytes()
-        linecache.checkcache(self.file)
-        if b"get_ipython" in source:
-            self.module.__dict__["get_ipython"] = _Notebook
-        return compile(source, self.file, "exec", dont_inherit=True)
+    def _run(self) -> None:
+        for code in start(self.spec.kind, self.spec.path, self.spec.arguments, self.module, str(self.folder), self.file):
+            exec(code, self.module.__dict__)
 
     @contextmanager
-    def _process(self, clock: _Clock) -> Iterator[None]:
-        """The process as a script expects it: `__main__`, arguments, path, closed input; put back on the way out."""
-        self.module.__dict__.update(__file__=self.file, __builtins__=__builtins__, __spec__=None, __cached__=None)
+    def _process(self) -> Iterator[None]:
+        """The process as a script expects it: closed input, no display, the folder it starts in; put back on the way out."""
         before = dict(os.environ)
         state = sys.modules["__main__"], sys.stdin, signal.getsignal(signal.SIGINT), logging.root.handlers[:], logging.root.level
         patches = Patches()
         patches.put(atexit, "register", self._register)
-        _keep_checkpoints(patches, self.home)
+        keep_checkpoints(patches, self.home)
         try:
-            sys.modules["__main__"], sys.stdin = self.module, io.StringIO()
-            sys.argv = [self.spec.path, *self.spec.arguments]
-            sys.path.insert(0, str(self.folder))
+            sys.stdin = io.StringIO()
             os.environ.setdefault("MPLBACKEND", "Agg")
-            if self.home is not None and (self.spec.sandbox or self._inside()):
-                os.chdir(self.home / self.cwd.relative_to(Path(self.spec.path).resolve().parent) if self._inside() else self.home)
-            with _alarm(clock, self.spec.budget or BUDGET), torch.compiler.set_stance("force_eager"), self._output():
+            os.chdir(self._starts_in())
+            with self._notebook(), torch.compiler.set_stance("force_eager"), self._output():
                 yield
         finally:
             patches.undo()
@@ -175,14 +203,21 @@ class _Run:
             with contextlib.suppress(TypeError, ValueError):
                 signal.signal(signal.SIGINT, state[2])
             logging.root.handlers[:], logging.root.level = state[3], state[4]
-            if self.home is not None:
-                os.chdir(self.cwd)
+            os.chdir(self.cwd)
             for name in os.environ.keys() - before.keys():
                 del os.environ[name]
             os.environ.update(before)
 
-    def _inside(self) -> bool:
-        return self.cwd.is_relative_to(Path(self.spec.path).resolve().parent)
+    def _starts_in(self) -> Path:
+        """The working directory: a notebook's is its folder; in a copy of the folder, what corresponds to the user's."""
+        if self.spec.kind == "notebook":
+            return self.folder
+        if self.home is not None and self.cwd.is_relative_to(self.original):
+            return self.home / self.cwd.relative_to(self.original)
+        return self.home if self.home is not None and self.spec.sandbox else self.cwd
+
+    def _notebook(self) -> AbstractContextManager[None]:
+        return shell() if self.spec.kind == "notebook" else nullcontext()
 
     @contextmanager
     def _output(self) -> Iterator[None]:
@@ -201,80 +236,19 @@ class _Run:
             _REGISTER(function, *args, **kwargs)
         return function
 
-    def _exit(self) -> None:
+    def _exit(self, alarm: Alarm) -> None:
         while self.exits:
             function, args, kwargs = self.exits.pop()
             try:
-                function(*args, **kwargs)
-            except (Exception, SystemExit, Stop) as error:
+                alarm.guarded(functools.partial(function, *args, **kwargs))
+            except Stop:
+                print("gradcheck: an exit handler of the script took too long and was ended", file=sys.stderr)
+            except (Exception, SystemExit) as error:
                 print(f"gradcheck: an exit handler of the script raised {type(error).__name__}: {error}", file=sys.stderr)
 
 
-class _Notebook:
-    """Stands for IPython in a notebook that was exported: its magics do nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
-
-
-@contextmanager
-def _alarm(clock: _Clock, seconds: float) -> Iterator[None]:
-    """Stops a script that comes to no step in time, where the platform has timers."""
-
-    def ring(*_: Any) -> None:
-        clock.over = clock.by_time = True
-        raise Stop
-
-    try:
-        before = signal.signal(signal.SIGALRM, ring)
-    except (AttributeError, ValueError):  # no such signal, or not the main thread
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _keep_checkpoints(patches: Patches, home: Path | None) -> None:
-    """`torch.save` keeps what it is to write in memory, where `torch.load` finds it; in a sandbox it writes."""
-    kept: dict[str, bytes] = {}
-
-    def place(file: Any) -> str | None:
-        if not isinstance(file, (str, os.PathLike)):
-            return None
-        path = os.path.realpath(os.fspath(file))
-        return None if home is not None and Path(path).is_relative_to(home.resolve()) else path
-
-    def save(original: Callable[..., Any]) -> Callable[..., Any]:
-        def saved(value: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
-            path = place(f)
-            if path is None:
-                return original(value, f, *args, **kwargs)
-            if not kept:
-                print("gradcheck: checkpoints are kept in memory and not written (--sandbox writes them to a copy)", file=sys.stderr)
-            buffer = io.BytesIO()
-            result = original(value, buffer, *args, **kwargs)
-            kept[path] = buffer.getvalue()
-            return result
-
-        return saved
-
-    def load(original: Callable[..., Any]) -> Callable[..., Any]:
-        def loaded(f: Any, *args: Any, **kwargs: Any) -> Any:
-            found = kept.get(place(f) or "")
-            return original(io.BytesIO(found) if found is not None else f, *args, **kwargs)
-
-        return loaded
-
-    patches.wrap(torch, "save", save)
-    patches.wrap(torch, "load", load)
-
-
 def _ending(error: BaseException | None, clock: _Clock) -> Ending:
-    if isinstance(error, Stop) or clock.over:
+    if isinstance(error, Stop) or clock.told_at is not None:
         return Ending("budget" if clock.by_time else "stopped")
     if error is None:
         return Ending("end")
@@ -286,14 +260,15 @@ def _ending(error: BaseException | None, clock: _Clock) -> Ending:
 
 def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
     """Why a run without any backward pass cannot be judged."""
-    path = spec.path
-    ending, error = capture.ending, capture.error
+    name, ending, error = spec.target, capture.ending, capture.error
+    if spec.kind == "module" and isinstance(error, ModuleNotFoundError) and f"{spec.path}.".startswith(f"{error.name}."):
+        return TargetError(f"there is no module {spec.path}", hint=f"run gradcheck where `python -m {spec.path}` works")
     if ending.how == "raised" and error is not None:
-        return failure(f"{path} failed before its first backward pass", error, hint=CORRECT)
+        return failure(f"{name} failed before its first backward pass", error, hint=CORRECT)
     if ending.how == "exit":
-        hint = f"give it the arguments that it needs: gradcheck scan {spec.path} -- ARGUMENTS"
-        return TargetError(f"{path} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
+        hint = f"give it the arguments that it needs: gradcheck scan {name} -- ARGUMENTS" if spec.kind == "script" else "correct it"
+        return TargetError(f"{name} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
     if ending.how == "budget":
-        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {path}", hint="give it more time with --budget SECONDS")
+        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}", hint="give it more time with --budget SECONDS")
     hint = "the script is to train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
-    return TargetError(f"no training was seen: {spec.path} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
+    return TargetError(f"no training was seen: {name} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from gradcheck.capture.program import Kind
 
 
 @dataclass(frozen=True)
 class ScriptSpec:
-    path: str
+    path: str  # of the file; of `-m` the name of the module, of `-c` the text
     arguments: tuple[str, ...] = ()  # its own, after `--`
     steps: int | None = None  # optimizer steps that it takes; None: as many as are looked at by default
-    budget: float | None = None  # seconds for its own run
+    budget: float | None = None  # seconds for its run and for measuring what it trains
     sandbox: bool = False  # run in a temporary copy of its folder
     quiet: bool = False  # what it prints is dropped
     seed: int = 0
     edits: tuple[tuple[str, bytes], ...] = ()  # (path, content) of files that read otherwise in the copy, which is made for them
+    kind: Kind = "script"
 
     @property
     def target(self) -> str:
-        return self.path
+        """How reports name it."""
+        return {"module": f"-m {self.path}", "code": "-c ..."}.get(self.kind, self.path)
+
+    @property
+    def folder(self) -> Path:
+        """What `sys.path` holds first, and what a sandbox copies: the folder of the file, else the working directory."""
+        return Path(self.path).resolve().parent if self.is_file else Path.cwd()
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind in ("script", "notebook")

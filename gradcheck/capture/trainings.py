@@ -72,7 +72,7 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
         raise nothing_seen(capture, spec)
     if chosen == [None] and found[0].loop.moved != 0:
         hint = "gradcheck follows torch.optim optimizers; define the model, data and loss in a model file instead"
-        raise TargetError(f"{spec.path} trains without an optimizer of torch", hint=hint, location=recorder.backward_site)
+        raise TargetError(f"{spec.target} trains without an optimizer of torch", hint=hint, location=recorder.backward_site)
     return found
 
 
@@ -86,7 +86,7 @@ def _chosen(recorder: Recorder) -> list[Watched | None]:
 
 def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count: int) -> Training:
     recorder = capture.recorder
-    name = f"{spec.path} ({watched.label or type(watched.optimizer).__name__})" if count > 1 and watched is not None else spec.path
+    name = f"{spec.target} ({watched.label or type(watched.optimizer).__name__})" if count > 1 and watched is not None else spec.target
     loop = loop_facts(recorder, watched, capture.ending)
     training = Training(name, recorder, watched, loop, capture.files, several=count > 1)
     try:
@@ -121,4 +121,4 @@ def explain_ending(capture: Capture, spec: ScriptSpec, reports: Sequence[Report]
         steps = max(r.measurement.loop.steps for r in reports if r.measurement.loop is not None)
         if not capture.recorder.backwards:
             raise nothing_seen(capture, spec) from error
-        raise failure(f"{spec.path} failed after {steps} steps", error, hint=CORRECT) from error
+        raise failure(f"{spec.target} failed after {steps} steps", error, hint=CORRECT) from error

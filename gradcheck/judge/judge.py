@@ -133,8 +133,8 @@ def _sorted(findings: Sequence[Finding], rules: Sequence[Rule]) -> tuple[Finding
     """Most severe first; of one severity headlines before consequences, then in order of rules and places."""
     order = {rule.code: i for i, rule in enumerate(rules)}
 
-    def key(f: Finding) -> tuple[int, bool, int, str, int, int]:
-        place = (f.location.path, f.location.line, f.location.column) if f.location else ("", 0, 0)
+    def key(f: Finding) -> tuple[int, bool, int, str, int, int, int]:
+        place = (f.location.path, f.location.cell, f.location.line, f.location.column) if f.location else ("", 0, 0, 0)
         return (SEVERITIES.index(f.severity), f.cause is not None, order[f.code], *place)
 
     return tuple(sorted(findings, key=key))

@@ -73,7 +73,7 @@ def split_by_comments(findings: Iterable[Finding], ignores: Sequence[Ignore]) ->
     for finding in findings:
         hits = {
             (i.path, i.comment_line, word)
-            for i in (by_path.get(finding.location.path, ()) if finding.location else ())
+            for i in (by_path.get(finding.location.file, ()) if finding.location else ())
             for word in i.names
             if _covers(i, finding.location) and names_rule(word, finding.code, finding.name)
         }
@@ -98,7 +98,7 @@ def without_effect(ignores: Iterable[Ignore], used: Hits, states: Sequence[RuleS
             found(
                 "info",
                 f"nothing to ignore here for {', '.join(words)}: the comment can go, or it would hide the next finding at this line",
-                location=Location(path, line),
+                location=Location.at(path, line),
             ),
             code=unused_ignore.code,
             name=unused_ignore.name,

@@ -1,9 +1,10 @@
-"""The command behind `gradcheck watch --`: which interpreter runs which code. No torch here."""
+"""The command behind `--` of `gradcheck watch` and `gradcheck scan`: which interpreter runs which code. No torch here."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,18 @@ from gradcheck.errors import ConfigError
 
 _PYTHON = re.compile(r"python(\d+(\.\d+)*)?(\.exe)?$", re.IGNORECASE)
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
-LAUNCHER, LAUNCHER_MODULE = "torchrun", "torch.distributed.run"
-EXAMPLE = "gradcheck watch -- python train.py --epochs 3"
-INSIDE = "with another launcher, put `with gradcheck.watch(model, optimizer):` around the loop"
+# How launchers are called: the words behind the command, or behind `python -m`, up to their options.
+_LAUNCHERS = {
+    ("torchrun",): "torchrun",
+    ("torch.distributed.run",): "torchrun",
+    ("accelerate", "launch"): "accelerate launch",
+    ("accelerate-launch",): "accelerate launch",
+    ("accelerate.commands.launch",): "accelerate launch",
+    ("accelerate.commands.accelerate_cli", "launch"): "accelerate launch",
+}
+_LONG_NAME = "'''exec' "  # how installers begin the second line of a script whose interpreter does not fit into the first one
+EXAMPLE = "gradcheck {command} -- python train.py --epochs 3"
+INSIDE = "with another launcher, put gradcheck behind it, or `with gradcheck.watch(model, optimizer):` around the loop"
 
 
 @dataclass(frozen=True)
@@ -27,46 +37,80 @@ class Program:
 
     interpreter: str
     options: tuple[str, ...]  # of the interpreter
-    kind: Literal["script", "module", "code", "torchrun"]
-    what: str  # path, module name, or source text; "torchrun", whose arguments name the program
+    kind: Literal["script", "module", "code"]
+    what: str  # path, module name, or source text; of a launcher nothing: its arguments name the program
     arguments: tuple[str, ...]
+    launcher: str = ""  # torchrun, accelerate launch
 
     @property
     def name(self) -> str:
-        return {"script": self.what, "module": f"-m {self.what}", "code": "-c ...", "torchrun": "torchrun"}[self.kind]
+        return self.launcher or {"script": self.what, "module": f"-m {self.what}", "code": "-c ..."}[self.kind]
 
 
-def program_of(words: Sequence[str]) -> Program:
-    """`python [OPTIONS] train.py ARGUMENTS`, `python -m package.train`, `python -c CODE`, `train.py`, or torchrun.
-
-    Raises ConfigError for others.
+def program_of(words: Sequence[str], command: str = "watch") -> Program:
+    """`python [OPTIONS] train.py ARGUMENTS`, `python -m package.train`, `python -c CODE`, `train.py`, torchrun, `accelerate launch`, or
+    the console script of a package. Raises ConfigError for others.
     """
+    example = EXAMPLE.format(command=command)
     if not words:
-        raise ConfigError("watch needs a command", hint=EXAMPLE)
+        raise ConfigError(f"{command} needs a command", hint=example)
     first = words[0]
     if first.endswith(".py"):
-        return _script(sys.executable, (), first, words[1:])
-    if os.path.basename(first) == LAUNCHER:
-        return _of_launcher(first, words[1:])
-    if not _PYTHON.fullmatch(os.path.basename(first)):
-        raise ConfigError(f"{first} is not a Python program", hint=f"{EXAMPLE}; {INSIDE}")
-    interpreter = shutil.which(first)
-    if interpreter is None:
-        raise ConfigError(f"there is no command {first}", hint=EXAMPLE)
-    return _of_python(_same(interpreter), words[1:])
+        return _script(sys.executable, (), first, words[1:], example)
+    if first.endswith(".ipynb"):
+        raise ConfigError(f"{first} is a notebook, not a command", hint=f"gradcheck scan {first}")
+    path = shutil.which(first)
+    if _PYTHON.fullmatch(os.path.basename(first)):
+        if path is None:
+            raise ConfigError(f"there is no command {first}", hint=example)
+        return _of_python(_same(path), words[1:], example)
+    if path is None and _launcher((os.path.basename(first), *words[1:])) is None:
+        raise ConfigError(f"{first} is not a Python program", hint=f"{example}; {INSIDE}")
+    return _installed(first, path, words[1:], example)
 
 
-def _of_launcher(command: str, words: Sequence[str]) -> Program:
-    """torchrun belongs to the interpreter that its first line names."""
-    path = shutil.which(command)
+def _launcher(words: Sequence[str]) -> tuple[str, int] | None:
+    """The launcher that the words call, and how many of them name it."""
+    return next(((name, len(call)) for call, name in _LAUNCHERS.items() if tuple(words[: len(call)]) == call), None)
+
+
+def _installed(first: str, path: str | None, words: Sequence[str], example: str) -> Program:
+    """The script that an installer wrote for a command, which says in its first lines which interpreter runs it."""
+    found = _launcher((os.path.basename(first), *words))
     if path is None:
-        raise ConfigError(f"there is no command {command}", hint="gradcheck watch -- python -m torch.distributed.run ...")
-    line = Path(path).read_bytes().partition(b"\n")[0].decode(errors="replace")
-    interpreter = line.removeprefix("#!").strip()
-    if not line.startswith("#!") or not os.access(interpreter, os.X_OK):
-        raise ConfigError(f"{path} does not say which Python runs it", hint="gradcheck watch -- python -m torch.distributed.run ...")
-    own = os.path.dirname(os.path.abspath(interpreter)) == os.path.dirname(os.path.abspath(sys.executable))
-    return Program(sys.executable if own else interpreter, (), "torchrun", LAUNCHER, tuple(words))
+        raise ConfigError(f"there is no command {first}", hint="install it, or start it with `python -m`")
+    named = _interpreter(Path(path))
+    if named is None:
+        if found is None:
+            raise ConfigError(f"{first} is not a Python program", hint=f"{example}; {INSIDE}")
+        raise ConfigError(f"{path} does not say which Python runs it", hint="start it with `python -m`")
+    interpreter, options = named
+    if found is None:
+        return Program(interpreter, options, "script", path, tuple(words))
+    return Program(interpreter, options, "module", "", tuple(words[found[1] - 1 :]), found[0])
+
+
+def _interpreter(path: Path) -> tuple[str, tuple[str, ...]] | None:
+    """The Python that a file's first lines name, with its options; None where they name none."""
+    try:
+        with path.open("rb") as file:
+            lines = [file.readline(4096).decode(errors="replace").strip() for _ in range(2)]
+    except OSError:
+        return None
+    if not lines[0].startswith("#!"):
+        return None
+    text = lines[1].removeprefix(_LONG_NAME).replace('"$0" "$@"', "") if lines[1].startswith(_LONG_NAME) else lines[0][2:]
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return None
+    if words and os.path.basename(words[0]) == "env":
+        words = [w for w in words[1:] if w != "-S"]
+    found = shutil.which(words[0]) if words else None
+    if found is None or not _PYTHON.fullmatch(os.path.basename(found)):
+        return None
+    own = os.path.dirname(os.path.abspath(found)) == os.path.dirname(os.path.abspath(sys.executable))
+    return sys.executable if own else found, tuple(words[1:])
 
 
 def _same(interpreter: str) -> str:
@@ -74,28 +118,29 @@ def _same(interpreter: str) -> str:
     return sys.executable if os.path.abspath(interpreter) == os.path.abspath(sys.executable) else interpreter
 
 
-def _of_python(interpreter: str, words: Sequence[str]) -> Program:
+def _of_python(interpreter: str, words: Sequence[str], example: str) -> Program:
     options: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if word in ("-m", "-c"):
             if not rest:
-                raise ConfigError(f"python {word} needs a {'module' if word == '-m' else 'program'}", hint=EXAMPLE)
-            if rest[0] == LAUNCHER_MODULE:
-                return Program(interpreter, tuple(options), "torchrun", LAUNCHER, tuple(rest[1:]))
+                raise ConfigError(f"python {word} needs a {'module' if word == '-m' else 'program'}", hint=example)
+            found = _launcher(rest) if word == "-m" else None
+            if found is not None:
+                return Program(interpreter, tuple(options), "module", "", tuple(rest[found[1] :]), found[0])
             return Program(interpreter, tuple(options), "module" if word == "-m" else "code", rest[0], tuple(rest[1:]))
         if not word.startswith("-") or word == "-":
-            return _script(interpreter, tuple(options), word, rest)
+            return _script(interpreter, tuple(options), word, rest, example)
         options.append(word)
         if word in _WITH_VALUE and rest:
             options.append(rest.pop(0))
-    raise ConfigError("the command names no script", hint=EXAMPLE)
+    raise ConfigError("the command names no script", hint=example)
 
 
-def _script(interpreter: str, options: tuple[str, ...], path: str, arguments: Sequence[str]) -> Program:
+def _script(interpreter: str, options: tuple[str, ...], path: str, arguments: Sequence[str], example: str) -> Program:
     if not Path(path).is_file():
-        raise ConfigError(f"there is no file {path}", hint=EXAMPLE)
+        raise ConfigError(f"there is no file {path}", hint=example)
     return Program(interpreter, options, "script", path, tuple(arguments))
 
 

@@ -1,6 +1,6 @@
-"""torchrun, each of whose processes is watched: `python -m gradcheck.live.launched`, started by `gradcheck watch -- torchrun ...`.
+"""A launcher whose processes run gradcheck: `python -m gradcheck.live.launched`, for `-- torchrun ...` and `-- accelerate launch ...`.
 
-The launcher is torch's own with the options that it was given; what it starts is `gradcheck.live.child`, which runs the program.
+The launcher is the library's own with the options that it was given; what it starts is a module of gradcheck's, which runs the program.
 """
 
 from __future__ import annotations
@@ -8,27 +8,40 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gradcheck.errors import ConfigError
+from gradcheck.live.launch import VARIABLE
 from gradcheck.report.stderr import print_error
-
-VARIABLE = "GRADCHECK_WATCH"
-CHILD = "gradcheck.live.child"
 
 
 def main() -> None:
+    order = json.loads(os.environ[VARIABLE])
+    given: list[str] = order["arguments"]
+    parse, launch = LAUNCHERS[order["launcher"]]()
+    sys.argv[0] = order["launcher"]  # its messages begin so
+    args = parse(given)
+    os.environ[VARIABLE] = json.dumps(order | program(args))
+    launch([*options(given, args.training_script_args), "--module", order["child"]])
+
+
+def _torchrun() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from torch.distributed.run import main as launch
     from torch.distributed.run import parse_args
 
-    order = json.loads(os.environ[VARIABLE])
-    given: list[str] = order["arguments"]
-    sys.argv[0] = "torchrun"  # its messages begin so
-    args = parse_args(given)
-    os.environ[VARIABLE] = json.dumps(order | program(args))
-    launch([*options(given, args.training_script_args), "--module", CHILD])
+    return parse_args, launch
+
+
+def _accelerate() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    parse = launch_command_parser().parse_args
+    return parse, lambda words: launch_command(parse(words))
+
+
+LAUNCHERS = {"torchrun": _torchrun, "accelerate launch": _accelerate}
 
 
 def program(args: Any) -> dict[str, Any]:
@@ -37,9 +50,10 @@ def program(args: Any) -> dict[str, Any]:
     if args.no_python:
         _refuse("--no-python starts no Python program", "put `with gradcheck.watch(model, optimizer):` around the loop")
     if not args.module and not Path(what).is_file():
-        _refuse(f"there is no file {what}", "gradcheck watch -- torchrun --nproc-per-node=2 train.py")
+        _refuse(f"there is no file {what}", "name the script behind the options of the launcher: torchrun --nproc-per-node=2 train.py")
     kind = "module" if args.module else "script"
-    return {"kind": kind, "what": what, "arguments": args.training_script_args, "name": what, "launched": True}
+    name = f"-m {what}" if args.module else what
+    return {"kind": kind, "what": what, "arguments": args.training_script_args, "name": name, "launched": True}
 
 
 def options(given: Sequence[str], behind: Sequence[str]) -> list[str]:

@@ -482,7 +482,7 @@ class Measurement:
     not_measured: tuple[NotMeasured, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     ignores: tuple[Ignore, ...] = ()
-    snippets: dict[str, dict[int, str]] = field(default_factory=dict)  # path -> line number -> text, around sites
+    snippets: dict[str, dict[int, str]] = field(default_factory=dict)  # file -> line number -> text, around sites
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
 
     def layer(self, name: str) -> Layer | None:

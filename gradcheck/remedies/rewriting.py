@@ -154,7 +154,7 @@ def _methods(module: nn.Module) -> Iterator[tuple[str, types.FunctionType]]:
 
 def _covers(function: types.FunctionType, site: Location) -> bool:
     code = function.__code__
-    if code.co_firstlineno > site.line or display_path(code.co_filename) != site.path:
+    if code.co_firstlineno > site.line or display_path(code.co_filename) != site.file:
         return False
     tree = getattr(function, _TREE, None)
     last = tree.end_lineno if tree is not None else max((line or 0 for _, line, *_ in code.co_positions()), default=0)

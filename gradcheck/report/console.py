@@ -123,7 +123,7 @@ class _Page:
             self.labelled("└ follows:", "dim", f"{consequence.name} ({consequence.code}) {consequence.message}", indent=2)
 
     def place(self, location: Location, style: str) -> None:
-        lines = next((m.snippets[location.path] for m in self.report.measurements if location.path in m.snippets), {})
+        lines = next((m.snippets[location.file] for m in self.report.measurements if location.file in m.snippets), {})
         rows = snippet(lines, location, style, self.width)
         margin = " " * (len(rows[0].plain) - 2 if rows else 1)
         scope = f" in {clean(location.scope)}" if location.scope else ""

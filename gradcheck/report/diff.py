@@ -72,7 +72,7 @@ def name_of(change: FindingChange | NumberChange) -> str:
     if isinstance(change, NumberChange):
         return CATEGORIES[change.name][0] if change.name in CATEGORIES else change.name
     place = change.finding.location
-    where = f" at {place.path}:{place.line}" if place else ""
+    where = f" at {place.file}:{place.line}" if place else ""
     return clean(f"{change.finding.name} ({change.finding.code}){where}")
 
 

@@ -24,7 +24,7 @@ def render(reports: Sequence[Report], view: object = None) -> str:
     annotated = [row for severity in SEVERITIES for row in [r for r in listed if r.finding.severity == severity][:MOST]]
     left = [row for row in listed if row not in annotated]
     lines = [_command(row) for row in annotated]
-    lines += [clean(f"{row.place}: {row.title} {row.finding.message}") for row in left]
+    lines += [clean(f"{row.place}: {row.title} {sentences(row)[0]}") for row in left]
     lines += [clean(f"{report.target}: {summary(report)}") for report in reports]
     if left:
         lines.append(f"{len(left)} more not annotated (GitHub shows {MOST} of a level): the lines above name them")

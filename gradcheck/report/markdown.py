@@ -73,15 +73,16 @@ def _row(row: Row) -> str:
     if evidence is not None and evidence.limit is not None:
         unit = f" {evidence.unit}" if evidence.unit else ""
         value = f"{evidence.quantity} {number(evidence.value)}{unit} (limit {number(evidence.limit)})"
-    return f"| {SIGNS[row.finding.severity]} | {escape(row.title)} | {code(f'{row.place.path}:{row.place.line}')} | {escape(value)} |"
+    return f"| {SIGNS[row.finding.severity]} | {escape(row.title)} | {code(row.where)} | {escape(value)} |"
 
 
 def _details(row: Row) -> list[str]:
     finding = row.finding
     lines = ["<details>", f"<summary>{escape(row.title)}: {escape(clean(finding.message))}</summary>", ""]
-    excerpt = next((m.snippets for m in row.report.measurements if finding.location and finding.location.path in m.snippets), None)
+    file = finding.location.file if finding.location is not None else ""
+    excerpt = next((m.snippets for m in row.report.measurements if file in m.snippets), None)
     if finding.location is not None and excerpt is not None:
-        lines += [*_fenced([text.plain for text in snippet(excerpt[finding.location.path], finding.location, "")]), ""]
+        lines += [*_fenced([text.plain for text in snippet(excerpt[file], finding.location, "")]), ""]
     lines += [f"- measured: {escape(line)}" for line in numbers(finding.evidence)]
     if finding.layers:
         lines.append(f"- layers: {', '.join(code(name or '(model)') for name in collapse(finding.layers)[:5])}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradcheck.judge.identity import fingerprint, key, seen_from
-from gradcheck.nouns.places import Location
+from gradcheck.nouns.places import Location, cell_file
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding
 from gradcheck.report.words import clean, measured, tree
@@ -22,7 +22,7 @@ class Row:
     report: Report
     finding: Finding
     below: tuple[Finding, ...]
-    place: Location  # its path is relative to the repository
+    place: Location  # its path is relative to the repository; of a notebook the file as a whole, since no format knows cells
     fingerprint: str
 
     @property
@@ -32,8 +32,14 @@ class Row:
     @property
     def line_text(self) -> str | None:
         """The source line of the place, where it was seen."""
-        path = self.finding.location.path if self.finding.location else ""
-        return next((m.snippets[path].get(self.place.line) for m in self.report.measurements if path in m.snippets), None)
+        place = self.finding.location or self.place
+        return next((m.snippets[place.file].get(place.line) for m in self.report.measurements if place.file in m.snippets), None)
+
+    @property
+    def where(self) -> str:
+        """`path:line`, with the cell of a notebook."""
+        place = self.finding.location or self.place
+        return f"{cell_file(self.place.path, place.cell)}:{place.line}"
 
 
 def rows(reports: Sequence[Report], root: Path | None = None) -> list[Row]:
@@ -67,7 +73,8 @@ def repository() -> Path:
 
 
 def _in_repository(location: Location, root: Path) -> Location:
-    return replace(location, path=clean(seen_from(location.path, root)))
+    path = clean(seen_from(location.path, root))
+    return Location(path, 1) if location.cell else replace(location, path=path)
 
 
 def end_line(location: Location) -> int:
@@ -77,7 +84,9 @@ def end_line(location: Location) -> int:
 def sentences(row: Row) -> list[str]:
     """The finding in lines of plain text: message, confirmation, remedies, consequences."""
     finding = row.finding
-    lines = [finding.message]
+    place = finding.location
+    cell = f"cell {place.cell}, line {place.line}: " if place is not None and place.cell else ""
+    lines = [f"{cell}{finding.message}"]
     if finding.confirmed:
         lines.append(f"confirmed {finding.confirmed}")
     lines += [f"help: {remedy.text}" for remedy in finding.remedies]

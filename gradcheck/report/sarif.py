@@ -112,7 +112,7 @@ def region(place: Location) -> dict[str, int]:
 def _fingerprints(row: Row) -> dict[str, str]:
     own = {"gradcheck/v1": row.fingerprint}
     location = row.finding.location
-    if location is None:
+    if location is None or location.cell:
         return own
     try:
         text = Path(location.path).read_bytes().decode("utf-8", "replace")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tokenize
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
-from gradcheck.nouns.places import Ignore, Location
+from gradcheck.errors import TargetError
+from gradcheck.nouns.places import Ignore, Location, cell_file, path_and_cell
+from gradcheck.target.notebook import SUFFIX, code_cells, python_of
 from gradcheck.target.sites import display_path, readable_path
 
 _IGNORE = re.compile(r"#\s*gradcheck:\s*ignore\[([^\]]*)\]", re.IGNORECASE)
@@ -21,7 +25,27 @@ def ignores(paths: Iterable[str | Path]) -> tuple[Ignore, ...]:
     A comment behind code speaks for its line; one on a line of its own for the whole statement below it.
     Files that cannot be read or are not Python have none.
     """
-    return tuple(found for path in dict.fromkeys(str(p) for p in paths) for found in _of_file(path))
+    files = (file for path in dict.fromkeys(str(p) for p in paths) for file in _files(path))
+    return tuple(found for file in files for found in _of_file(file))
+
+
+def _files(path: str) -> list[str]:
+    """The path; of a notebook, its cells."""
+    if not path.endswith(SUFFIX):
+        return [path]
+    try:
+        return [cell_file(path, cell.number) for cell in code_cells(readable_path(path))]
+    except TargetError:
+        return []
+
+
+def _opened(file: str, magics: bool = True) -> TextIO:
+    """The text of a file, or of a cell, with its magics or without."""
+    path, number = path_and_cell(file)
+    if not number:
+        return tokenize.open(readable_path(path))
+    source = next((cell.source for cell in code_cells(readable_path(path)) if cell.number == number), "")
+    return io.StringIO(source if magics else python_of(source))
 
 
 def _of_file(path: str) -> list[Ignore]:
@@ -30,7 +54,7 @@ def _of_file(path: str) -> list[Ignore]:
     first_line: int | None = None  # of the present statement
     shown = display_path(path)
     try:
-        with tokenize.open(readable_path(path)) as file:
+        with _opened(path, magics=False) as file:
             for token in tokenize.generate_tokens(file.readline):
                 if token.type == tokenize.COMMENT and (names := _names(token.string)):
                     line = token.start[0]
@@ -47,7 +71,7 @@ def _of_file(path: str) -> list[Ignore]:
                     pending, first_line = [], None
                 elif token.type not in _LAYOUT and first_line is None:
                     first_line = token.start[0]
-    except (OSError, SyntaxError, UnicodeDecodeError, tokenize.TokenError):
+    except (OSError, SyntaxError, UnicodeDecodeError, tokenize.TokenError, TargetError):
         return found  # what stands before the broken place still counts
     return found
 
@@ -58,17 +82,17 @@ def _names(comment: str) -> tuple[str, ...]:
 
 
 def snippets(locations: Iterable[Location], context: int = 2) -> dict[str, dict[int, str]]:
-    """path -> line number -> text, for the lines of each location and `context` lines around them."""
+    """`Location.file` -> line number -> text, for the lines of each location and `context` lines around them."""
     wanted: dict[str, set[int]] = {}
     for place in locations:
         last = min(max(place.end_line, place.line), place.line + _LONGEST_SPAN)
-        wanted.setdefault(place.path, set()).update(range(max(1, place.line - context), last + context + 1))
+        wanted.setdefault(place.file, set()).update(range(max(1, place.line - context), last + context + 1))
     return {path: texts for path, lines in wanted.items() if (texts := _lines(path, lines))}
 
 
 def _lines(path: str, wanted: set[int]) -> dict[int, str]:
     try:
-        with tokenize.open(readable_path(path)) as file:
+        with _opened(path) as file:
             return {number: text.rstrip("\r\n") for number, text in enumerate(file, 1) if number in wanted}
-    except (OSError, SyntaxError, UnicodeDecodeError):
+    except (OSError, SyntaxError, UnicodeDecodeError, TargetError):
         return {}

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from gradcheck.errors import TargetError
-from gradcheck.nouns.places import Location
+from gradcheck.nouns.places import Location, path_and_cell
 from gradcheck.target.rng import preserve_rng, seed_all
 from gradcheck.target.sites import Sites, display_path, location_of_traceback, origin_of, record_sites
 
@@ -174,7 +174,8 @@ def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
     place = location_of_traceback(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         column = error.offset or 1
-        place = Location(display_path(error.filename), error.lineno or 1, column, error.end_lineno or 0, error.end_offset or 0)
+        path, cell = path_and_cell(display_path(error.filename))
+        place = Location(path, error.lineno or 1, column, error.end_lineno or 0, error.end_offset or 0, cell=cell)
         hint = hint or "correct the syntax"
     elif isinstance(error, ModuleNotFoundError):
         hint = hint or f"install what provides {error.name} in the environment that gradcheck runs in, or run gradcheck from its folder"

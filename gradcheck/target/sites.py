@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradcheck.nouns.places import Location
+from gradcheck.nouns.places import Location, path_and_cell
 
 Origin = Literal["user", "package", "torch", "tap", "gradcheck", "hidden"]
 
@@ -149,13 +149,15 @@ def _span(code: CodeType, offset: int) -> Location:
     line, end_line, column, end_column = positions[offset // 2] if 0 <= offset // 2 < len(positions) else (None,) * 4
     line = line or code.co_firstlineno
     end_line = end_line or line
+    path, cell = path_and_cell(display_path(code.co_filename))
     return Location(
-        path=display_path(code.co_filename),
+        path=path,
         line=line,
         column=_character(code.co_filename, line, column or 0),
         end_line=end_line,
         end_column=_character(code.co_filename, end_line, end_column) if end_column is not None else 0,
         scope="" if code.co_qualname == "<module>" else code.co_qualname,
+        cell=cell,
     )
 
 

@@ -149,7 +149,7 @@ def test_a_program_on_a_terminal(script: Path) -> None:
             break
         shown += data
     os.close(own)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=100) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     for wanted in ("begin True __main__", "underway", "cleaned up", "to stderr", "steps/s", "loss", "gradient", "No findings"):
         assert wanted in text, text[-2000:]
@@ -174,22 +174,48 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = program_of([python, "-m", "pkg.train", "-m", "b"])
     assert (found.kind, found.what, found.arguments) == ("module", "pkg.train", ("-m", "b"))
     assert program_of([python, "-c", "pass"]).kind == "code"
-    found = program_of([python, "-m", "torch.distributed.run", "--nproc-per-node=2", "t.py", "a"])
-    assert (found.kind, found.interpreter, found.arguments) == ("torchrun", python, ("--nproc-per-node=2", "t.py", "a"))
+    launchers = {
+        "torchrun": ["torch.distributed.run"],
+        "accelerate launch": ["accelerate.commands.launch"],
+        "accelerate launch ": ["accelerate.commands.accelerate_cli", "launch"],
+    }
+    for name, words in launchers.items():
+        found = program_of([python, "-m", *words, "--nproc-per-node=2", "t.py", "a"])
+        assert (found.launcher, found.interpreter, found.arguments) == (name.strip(), python, ("--nproc-per-node=2", "t.py", "a"))
 
 
-def test_torchrun_belongs_to_the_interpreter_of_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launcher = tmp_path / "torchrun"
+HERE = f"#!{sys.executable}\nimport tune\n"
+LONG = f"#!/bin/sh\n'''exec' \"{sys.executable}\" \"$0\" \"$@\"\n' '''\nimport tune\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "launcher", "arguments"),
+    [
+        (("tune", "a", "-b"), HERE, "", ("a", "-b")),
+        (("tune", "a"), LONG, "", ("a",)),
+        (("torchrun", "-n", "t.py"), HERE, "torchrun", ("-n", "t.py")),
+        (("accelerate", "launch", "t.py", "x"), HERE, "accelerate launch", ("t.py", "x")),
+        (("accelerate-launch", "t.py"), LONG, "accelerate launch", ("t.py",)),
+        (("accelerate", "env"), HERE, "", ("env",)),
+    ],
+)
+def test_commands_that_an_installer_wrote(words, text, launcher, arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / words[0]
+    command.write_text(text)
+    command.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="there is no command torchrun"):
-        program_of(["torchrun", "t.py"])
-    launcher.write_text("#!/bin/sh\n")
-    launcher.chmod(0o755)
-    assert program_of(["torchrun", "t.py"]).interpreter == "/bin/sh"
-    launcher.write_text(f"#!{sys.executable}\n")
-    assert program_of([str(launcher), "t.py"]).interpreter == sys.executable
-    launcher.write_bytes(b"\x7fELF")
-    with pytest.raises(ConfigError, match="does not say which Python"):
+    found = program_of(words)
+    assert (found.interpreter, found.options, found.launcher, found.arguments) == (sys.executable, (), launcher, arguments)
+    assert launcher or (found.kind, found.what) == ("script", str(command))
+
+
+@pytest.mark.parametrize(("text", "said"), [("", "there is no command torchrun"), ("\x7fELF", "does not say which Python")])
+def test_a_launcher_that_no_python_runs_is_refused(text, said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if text:
+        (tmp_path / "torchrun").write_text(text)
+        (tmp_path / "torchrun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=said):
         program_of(["torchrun", "t.py"])
 
 
@@ -198,6 +224,8 @@ def test_torchrun_belongs_to_the_interpreter_of_its_first_line(tmp_path: Path, m
     [
         ([], "needs a command"),
         (["ls", "-l"], "ls is not a Python program"),
+        (["no-such-command"], "no-such-command is not a Python program"),
+        (["nb.ipynb"], "nb.ipynb is a notebook"),
         (["nowhere.py"], "there is no file nowhere.py"),
         ([sys.executable], "names no script"),
         ([sys.executable, "-m"], "needs a module"),

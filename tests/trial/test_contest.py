@@ -261,20 +261,22 @@ def test_every_remedy_enters_once_before_any_at_its_next_strength():
 
 
 class PacedWard(DrawnWard):
-    """A ward whose steps take so many seconds each."""
+    """A ward whose steps take so many seconds each, on a clock that stands still otherwise."""
 
     step_seconds = 1e-6
+    now = 0.0
 
     def run(self, seed, prescriptions, steps, deadline=None, watch=None):
-        time.sleep(self.step_seconds * steps)
+        self.now += self.step_seconds * steps
         return super().run(seed, prescriptions, steps, deadline, watch)
 
 
 @pytest.mark.parametrize(("step_seconds", "anew"), [(1e-6, True), (1e-4, False)])
-def test_runs_that_are_much_faster_than_planned_are_taken_anew_and_longer(step_seconds, anew):
+def test_runs_that_are_much_faster_than_planned_are_taken_anew_and_longer(step_seconds, anew, monkeypatch):
     """Planned for a machine with other work, on one that has none any more; and for the machine as it was."""
     ward = PacedWard({"good": 0.5}, random.Random(0))
     ward.step_seconds = step_seconds
+    monkeypatch.setattr(time, "perf_counter", lambda: ward.now)
     contest = contest_of(ward, ["good", "a", "b"])
     contest.planner, contest.deadline = Planner(3, steps=None), time.perf_counter() + 3
     contest.plan = contest.planner.plan(3, 1e-4)

@@ -130,10 +130,10 @@ def test_jobs_after_the_deadline_are_not_begun():
     assert not base.failure and not base.results
 
 
-def test_a_step_that_outlasts_the_deadline_does_not_hold_up_the_trial():
+def test_a_step_that_outlasts_the_deadline_does_not_hold_up_the_trial(wall_clock):
     slow = sparse_linear().workload()
-    slow.training_step = lambda model, batch: (time.sleep(30), model(batch[0]).mean())[1]
+    slow.training_step = lambda model, batch: (time.sleep(600), model(batch[0]).mean())[1]
     crew = Crew(Ward(slow, dealer(slow)), 2)
     started = time.perf_counter()
     assert list(crew.do([Job(seed, (), 5, started + 1) for seed in (0, 1)])) == []
-    assert time.perf_counter() - started < 15 and crew.pool is None
+    assert time.perf_counter() - started < 300 and crew.pool is None

@@ -71,7 +71,7 @@ def source(report: Report, location: Location) -> Markup:
     scope = join(" in ", tag("code", location.scope)) if location.scope else None
     detail = join(tag("br"), "from ", tag("code", str(location.detail))) if location.detail else None
     place = tag("p", tag("code", str(location)), scope, detail, class_="place")
-    lines = next((m.snippets[location.path] for m in report.measurements if location.path in m.snippets), {})
+    lines = next((m.snippets[location.file] for m in report.measurements if location.file in m.snippets), {})
     rows = snippet(lines, location, "caret")
     if not rows:
         return place

@@ -63,7 +63,7 @@ def _row(i: int, x: Layer, parameters: int, moved: Mapping[int, float], finding:
     flow = [g for s in x.snapshots if (g := gradient(s)) is not None]
     dead = 100 * x.dead_units / x.units if x.units and x.dead_units is not None else None
     share = zeros(start) if start else None
-    site = f' title="{text(x.site.path)}:{x.site.line}"' if x.site else ""
+    site = f' title="{text(x.site.file)}:{x.site.line}"' if x.site else ""
     mark = f'<td class="{finding.severity}">{SIGNS[finding.severity]} {text(finding.code)}' if finding else "<td>"
     cells = (
         str(i),
