@@ -119,7 +119,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return _digits(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+        own = {name: _plain(getattr(value, name)) for name in _names(type(value))}
+        return own | {"coverage": _plain(value.coverage)} if isinstance(value, Report) else own  # to be read, not to be loaded
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):

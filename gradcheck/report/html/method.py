@@ -8,6 +8,7 @@ from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.report import Report
 from gradcheck.report.html.markup import Child, Markup, join, tag
 from gradcheck.report.html.rule_text import inline
+from gradcheck.report.in_part import unmeasured
 from gradcheck.report.words import clean, counted, guesses, layer_count, number, scaled
 
 METHOD = (
@@ -52,8 +53,7 @@ def _assumptions(report: Report) -> Markup | None:
 
 
 def _unmeasured(report: Report) -> Markup | None:
-    notes = dict.fromkeys((n.what, n.why) for m in report.measurements for n in m.not_measured)
-    rows = [tag("li", tag("b", what), ": ", why) for what, why in notes]
+    rows = [tag("li", note) for note in unmeasured(report)]
     return join(tag("h4", "What was not measured"), tag("ul", rows)) if rows else None
 
 
