@@ -12,6 +12,8 @@ LOOKS: Mapping[Need, str] = {
     "similarity": "how alike the samples become inside the model",
     "parameters": "the weights, their gradients and their updates",
     "graph": "how the layers are connected up to the loss",
+    "reach": "which parameters the loss reaches",
+    "optimizer": "the settings of the optimizer",
     "losses": "the calls of loss functions",
     "data": "the inputs and targets",
     "probe": "the short training",
