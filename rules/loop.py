@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gradcheck.nouns.loop import LoopClip, LoopEvaluation, LoopFacts
     from gradcheck.nouns.measurement import Measurement
 
+FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line differs by rounding
+
 
 @rule(
     "LOOP001",
@@ -331,7 +333,7 @@ def _exploding(loop: LoopFacts, every: Sequence[float], limits: Limits) -> Findi
         return None
     distinct = list(dict.fromkeys(rates))
     rises = [b - a for a, b in itertools.pairwise(distinct)][-3:]
-    if any(b <= a for a, b in itertools.pairwise(rises)):
+    if any(b <= FASTER * a for a, b in itertools.pairwise(rises)):
         return None
     message = (
         f"the rate of {loop.optimizer or 'the optimizer'} grows from {number(base)} to {number(rates[-1])} within {len(rates)} steps "

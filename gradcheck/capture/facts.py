@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from gradcheck.capture.events import Clip, Pass, Step, Watched
+from gradcheck.capture.events import Pass, Step, Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.structures import shape_of
@@ -66,7 +66,7 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
 
 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:
-    clips = tuple(map(_clip, recorder.clips.values()))
+    clips = tuple(c.noun() for c in recorder.clips.values())
     counts = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedules, "rates": ()}
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
 
@@ -121,11 +121,7 @@ def _weight(steps: Sequence[Step]) -> float | None:
 def _clips(recorder: Recorder, watched: Watched) -> tuple[LoopClip, ...]:
     key = id(watched.optimizer)
     mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
-    return tuple(map(_clip, mine))
-
-
-def _clip(c: Clip) -> LoopClip:
-    return LoopClip(c.kind, c.threshold, c.calls, c.parameters, c.empty, c.foreign, c.late, c.early, c.scaled, c.site)
+    return tuple(c.noun() for c in mine)
 
 
 def _scaler(recorder: Recorder, steps: Sequence[Step]) -> LoopScaler:
