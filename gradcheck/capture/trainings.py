@@ -49,9 +49,7 @@ class Training:
 
         The loss of one of several trainings need not fall. Of accumulated batches the first one stands for all.
         """
-        if self.several and outcome(m.probe, m.chance) in ("stalls", "diverges") and m.probe.ended != "non-finite":
-            why = "the script has several optimizers: the loss of one need not fall while the others stand still"
-            m = replace(m, not_measured=(*m.not_measured, NotMeasured("probe", why)))
+        m = replace(m, probe=replace(m.probe, beside=self.several))
         if _learns(self.loop.losses):  # then the script itself showed what a short probe could not
             m = replace(m, not_measured=tuple(n for n in m.not_measured if (n.what, n.lack) != ("probe", "short")))
         if self.workload is not None and isinstance(self.workload.model, Models):  # what lies between two models is the loop's own affair

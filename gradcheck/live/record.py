@@ -131,6 +131,7 @@ class Record:
             live=True,
             loss_scale=self.scale,
             clipped=self.clipped,
+            beside=self.several,
         )
 
     # -------------------------------------------------------------- the measurement
@@ -196,8 +197,6 @@ class Record:
             return lacking
         if self.steps < FEWEST_STEPS:
             lacking.append(NotMeasured("probe", f"the training took {self.steps} steps, too few to judge", remedy=LONGER))
-        elif self.several:
-            lacking.append(NotMeasured("probe", "several optimizers: the loss of one need not fall while the others train against it"))
         return lacking
 
     def _note_groups(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -357,6 +357,7 @@ class Run:
     live: bool = False  # the user's own run, watched: of any length, on its own schedule; long ones have bins of equally many steps
     loss_scale: float = 1.0  # that the loss was multiplied by; the norms here are divided by it
     clipped: bool = False  # the norms were read after clipping
+    beside: bool = False  # other optimizers of the loop train against it, or beside it: its loss need not fall, and may rise
 
 
 @dataclass(frozen=True)
