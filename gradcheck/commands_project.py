@@ -154,7 +154,7 @@ def _reports(runs: list[str] | None, settings: Settings, quiet: bool) -> list[Re
 def diff(
     base: Annotated[str, typer.Argument(metavar="BASE.json", help="The saved run to compare with.")],
     head: Annotated[str, typer.Argument(metavar="HEAD.json", help="The saved run that is judged.")],
-    fail_on_new: Annotated[bool, typer.Option("--fail-on-new", help="Exit 1 when something is new or worse, 2 when HEAD was judged in part.")] = False,
+    fail_on_new: Annotated[bool, typer.Option("--fail-on-new", help="Exit 1 for what is new or worse, 2 for a HEAD in part.")] = False,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not exit 2 for a HEAD in part.")] = False,
     output_format: Annotated[str, typer.Option("--format", metavar="text|markdown|json|html", help="How to show it.")] = "text",
     tolerance: Annotated[float, typer.Option(metavar="PART", help="Relative change that counts where there is one seed.")] = 0.1,

@@ -127,7 +127,7 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
     if m.loop is None:
         return not_applicable(NO_SCRIPT)
     if m.loop.clips is None:
-        return not_measured("whether the loop clips gradients was not looked at")
+        return not_measured("whether the loop clips gradients cannot be told: it changes them by other means than torch's functions")
     if not m.loop.clips:
         return not_applicable("the script does not clip gradients")
     findings = (_clip(c, m.loop, limits["share"]) for c in m.loop.clips if math.isfinite(c.threshold))

@@ -71,7 +71,8 @@ def scan(path: Path, *arguments: str, **how: object) -> list[Report]:
 
 
 def complaints(reports: list[Report]) -> list[str]:
-    return [f"{f.severity} {f.code}: {f.message}" for r in reports for f in r.findings if f.severity != "info"]
+    found = [f"{f.severity} {f.code}: {f.message}" for r in reports for f in r.findings if f.severity != "info"]
+    return found + [f"judged in part: {r.coverage.reasons}" for r in reports if r.coverage.in_part]
 
 
 def codes(reports: list[Report]) -> set[str]:

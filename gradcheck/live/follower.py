@@ -177,6 +177,7 @@ class Follower:
             self.record.log.lost += self.gradients.cleared()
             if self.watching is None:
                 self.record.clipped = not self.scaling.unscaled and self.gradients.edited()
+                self.record.log.edited |= self.record.clipped
                 self._watch_step()
         if self.record.step_site is None:
             self.record.step_site = location_of_frame(sys._getframe())

@@ -67,10 +67,10 @@ class LoopHooks:
         self._handles = [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
         self._patches.wrap(torch.autograd, "backward", self._backward)
         kinds: tuple[Kind, ...] = ("norm", "value")
-        for kind in kinds:
-            name = f"clip_grad_{kind}_"
-            self._patches.wrap(clip_grad, name, functools.partial(self._clipping, kind))
-            self._patches.put(torch.nn.utils, name, getattr(clip_grad, name))
+        clips = {kind: getattr(clip_grad, f"clip_grad_{kind}_") for kind in kinds}
+        for kind, original in clips.items():
+            self._patches.wrap(clip_grad, f"clip_grad_{kind}_", functools.partial(self._clipping, kind))
+            self._patches.put_for(original, getattr(clip_grad, f"clip_grad_{kind}_"))
         scaler = torch.amp.grad_scaler.GradScaler
         methods = (("scale", self._scaling), ("unscale_", self._unscaling), ("step", self._scaler_step), ("update", self._updating))
         for name, make in methods:
@@ -168,7 +168,6 @@ class LoopHooks:
             return result
 
         return step
-
 
     def _updating(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)

@@ -31,6 +31,7 @@ class LoopLog:
     eval_site: Location | None = None
     scaler: Scaler | None = None
     bare: int = 0  # steps on gradients that were still scaled
+    edited: bool = False  # something that was not seen changed the gradients before a step
     _passes: Counter[int] = field(default_factory=Counter)
     _mixed: bool = False  # steps had passes of several lines, which cannot be counted apart
     _clips: dict[tuple[str, Location | None], Clip] = field(default_factory=dict)
@@ -44,13 +45,13 @@ class LoopLog:
         """Of every step. A rate that lies on a device is not waited for."""
         if self.rates is None or len(self.rates) >= MOST_RATES:
             return
-        values = [g.get("lr") or 0.0 for g in groups]
+        values = [g.get("lr", 0.0) for g in groups]
         if any(isinstance(v, torch.Tensor) and v.device.type != "cpu" for v in values):
             self.rates = None
             return
         if not self.rates and groups:
             self.base_rate = float(groups[0].get("initial_lr") or 0.0)
-        self.rates.append(max(map(float, values), default=0.0))
+        self.rates.append(max((float(v) for v in values if v is not None), default=0.0))
 
     def note_passes(self, passes: int, lines: int) -> None:
         """Backward passes of a step, and the lines that ran them."""
@@ -90,7 +91,9 @@ class LoopLog:
             return None
         return self._passes.most_common(1)[0][0]
 
-    def clips(self) -> tuple[LoopClip, ...]:
+    def clips(self) -> tuple[LoopClip, ...] | None:
+        if self.edited and not self._clips:
+            return None
         return tuple(clip.noun() for clip in self._clips.values())
 
     def scaling(self) -> LoopScaler:

@@ -22,6 +22,7 @@ from gradcheck.report.html.trial import curve_axis, trial
 from gradcheck.report.html.verdict import gauges, sentence, verdict
 from tests.literals import location, measurement
 from tests.report.html.pages import Page, deep, healthy, sick, treated
+from tests.report.reports import FAILED, IN_PART
 
 FAST = measurement(not_measured=(NotMeasured("probe", "left out by --fast", "left-out"),))
 
@@ -43,6 +44,14 @@ def test_the_verdict_is_that_of_the_most_severe_finding_about_the_training():
     assert sentence(left_out) == "No rule came to a verdict"
     unseen = report(rules=(RuleState("GRAD001", "a", "not-measured", "time"),))
     assert sentence(unseen) == "Judged in part: that nothing more was found proves nothing"
+
+
+def test_a_run_in_part_has_a_box_with_why_and_what_to_do():
+    top = tree(verdict(IN_PART, "r0-"))
+    (box,) = top.all(class_="in-part")
+    assert "1 of 3 applicable rules looked" in box.words and "could not repeat the training step" in box.words and "watch it" in box.words
+    assert "predicted to fail" in sentence(FAILED) and tree(verdict(FAILED, "r0-")).all(class_="in-part")
+    assert not tree(verdict(report(), "r0-")).all(class_="in-part")
 
 
 def test_headlines_link_to_their_findings_and_assumptions_are_told():
