@@ -257,7 +257,7 @@ class Session:
         rated = lr_of(self.trainee.optimizer) is not None
         runs = experiments.after(failure, self.watched, self.first.chance_on, rated=rated)
         if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
-            self.not_measured.append(NotMeasured("why the short training failed", "no time was left", remedy=more_time(plan.seconds)))
+            self.not_measured.append(NotMeasured("why the short training failed", LATE, remedy=more_time(plan.seconds)))
         self.seconds["experiments"] = sum(r.seconds for r in runs)
         return tuple(runs)
 

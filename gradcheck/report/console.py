@@ -205,7 +205,7 @@ class _Page:
 
     def in_part(self) -> None:
         part = self.report.coverage
-        self.labelled("Judged in part:", "bold yellow", f"{looked(part)}; silence of the others proves nothing")
+        self.labelled("Judged in part:", "bold yellow", f"{looked(part)}; the silence of the others proves nothing")
         for reason in part.reasons:
             self.labelled("why: ", "bold yellow", reason)
         for remedy in part.remedies:

@@ -130,7 +130,7 @@ def test_a_run_in_part_says_how_many_looked_why_and_what_to_do():
     text = text_of(IN_PART)
     assert text == (
         "not measured: the gradient against finite differences: left out by --fast; wrong-gradient says nothing\n"
-        "Judged in part: 1 of 3 applicable rules looked; silence of the others proves nothing\n"
+        "Judged in part: 1 of 3 applicable rules looked; the silence of the others proves nothing\n"
         "why:  could not repeat the training step\n"
         "help: watch it\n"
         "They found nothing (1 rule passed, 3 not measured).\n"

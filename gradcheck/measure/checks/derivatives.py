@@ -84,7 +84,7 @@ def _affordable(scene: Scene) -> None:
     if seconds > SHARE * max(0.0, scene.deadline - time.perf_counter()):
         own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
         more = "" if own else "; this program has no backward() of its own that could be wrong"
-        raise Unmeasured(f"it would take about {seconds:.0f} s in float64, more than is left{more}")
+        raise Unmeasured(f"it would take about {seconds:.2g} s in float64, more than its part of the time that is left{more}")
 
 
 def _file_of(cls: type) -> str:

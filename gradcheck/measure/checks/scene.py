@@ -15,7 +15,7 @@ from gradcheck.nouns.measurement import Lack, NotMeasured, Run
 from gradcheck.nouns.places import Location
 from gradcheck.target.workload import Workload
 
-LATE = "no time was left"
+LATE = "the time for measuring was over"
 
 
 class Unmeasured(Exception):
@@ -81,7 +81,7 @@ def run(scene: Scene, checks: Collection[Check], tick: Callable[[str, float], No
         except Unmeasured as reason:
             done.not_measured.append(NotMeasured(check.need, str(reason), reason.lack, detail=described(reason.__cause__)))
         except Exception as error:  # the user's code runs here in ways that it was not written for
-            why = "the model or its training step raised an error when this was tried"
+            why = "the model or its training step raised an error when it was run in another way than the training does"
             done.not_measured.append(NotMeasured(check.need, why, detail=described(error)))
         done.seconds[check.need] = time.perf_counter() - started
     return done
