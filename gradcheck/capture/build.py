@@ -33,7 +33,8 @@ def workload_of(
     steps = _steps(recorder, watched) if recorder.backwards or failed is None else []
     held = watched.ids if watched is not None else frozenset(recorder.tape.weights)
     if recorder.tape.failure:
-        raise Unfaithful("not all that its loss is made of could be followed", recorder.tape.failure)
+        copied = not recorder.tape.failure.startswith("the optimizer")
+        raise Unfaithful(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
     slices = [Slice([p.ref for p in passes if p.ref is not None], held) for passes in steps]
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
     owners = _owners(slices)
