@@ -19,7 +19,9 @@ WATCHED = (
     "The training itself was watched. At the measured steps every layer's output and the gradient of the loss with respect to it were "
     "summarised in one pass. "
 )
-SEEN = "The training could not be repeated on a copy. What its own steps showed was noted: the loop, and which parameters the loss reaches. "
+SEEN = (
+    "The training could not be repeated on a copy. What its own steps showed was noted: the loop, and which parameters the loss reaches. "
+)
 METHOD = (
     "Rules compare these numbers with limits, whose sources are on each rule's page. "
     "An error is a prediction that training fails; it is given when the measured value alone leaves no doubt, or when a training "
