@@ -47,13 +47,15 @@ class Outcome:
     info: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)  # of errors and warnings
     crashed_rules: list[str] = field(default_factory=list)
+    in_part: list[str] = field(default_factory=list)  # how many rules looked, and why the others could not, where that is not the verdict
     crash: str = ""
 
     def line(self) -> str:
         if self.crash:
             return f"{self.name:34s} {self.seconds:6.1f} s  CRASH {self.crash}"
         groups = [(word, getattr(self, word)) for word in ("error", "warning", "info")]
-        said = [f"{word}: {' '.join(codes)}" for word, codes in [*groups, ("crashed rules", self.crashed_rules)] if codes]
+        groups += [("crashed rules", self.crashed_rules), ("judged in part", self.in_part)]
+        said = [f"{word}: {' '.join(codes)}" for word, codes in groups if codes]
         return f"{self.name:34s} {self.seconds:6.1f} s  {'; '.join(said) or 'ok'}"
 
 
@@ -78,6 +80,8 @@ def scan(name: str, seed: int, steps: int | None) -> Outcome:
             codes.append(finding.code)
             if finding.severity != "info":
                 outcome.messages.append(f"{finding.code} {finding.message}")
+        part = report.coverage
+        outcome.in_part = [f"{part.looked} of {part.applicable};", "; ".join(part.reasons)] if part.in_part else []
         outcome.crashed_rules = [f"{state.code} ({state.reason})" for state in report.rules if state.status == "crashed"]
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -112,13 +116,14 @@ def summary(outcomes: Iterable[Outcome]) -> tuple[list[str], bool]:
     warned = sum(bool(o.warning) for o in done)
     lines = [
         f"{count} models in {sum(o.seconds for o in done):.0f} s: {crashed} crashed, {wrong} with an error (0 allowed), "
-        f"{warned} with a warning ({MOST_WARNINGS * count:.0f} allowed)"
+        f"{warned} with a warning ({MOST_WARNINGS * count:.0f} allowed), {sum(bool(o.in_part) for o in done)} judged in part (0 allowed)"
     ]
     for severity in ("error", "warning", "info"):
         codes = Counter(code for o in done for code in set(getattr(o, severity)))
         if codes:
             lines.append(f"  models with {severity}: " + ", ".join(f"{code} {number}" for code, number in codes.most_common()))
-    return lines, not crashed and not wrong and warned <= MOST_WARNINGS * count
+    partial = any(o.in_part for o in done)
+    return lines, not crashed and not wrong and not partial and warned <= MOST_WARNINGS * count
 
 
 def arguments() -> argparse.Namespace:

@@ -13,7 +13,8 @@ from gradcheck.commands_project import add_to
 from gradcheck.completion import format_name, rule_name, rule_words
 
 if TYPE_CHECKING:
-    pass
+    from gradcheck.config import Settings
+    from gradcheck.report.outputs import View
 
 app = typer.Typer(
     rich_markup_mode=None,  # rich help would double the time that --help takes
@@ -42,6 +43,7 @@ Outputs = Annotated[
 FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level or above [error].")]
 Open = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
 ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")]
+AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")]
 MaxWarnings = Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")]
 BaselineFile = Annotated[str | None, typer.Option(metavar="FILE", help="Findings that are known [.gradcheck-baseline.json].")]
 NoBaseline = Annotated[bool, typer.Option("--no-baseline", help="Show known findings too.")]
@@ -105,6 +107,7 @@ def scan(
     rules: RulePaths = None,
     fail_on: FailOn = None,
     exit_zero: ExitZero = False,
+    allow_partial: AllowPartial = False,
     max_warnings: MaxWarnings = None,
     baseline: BaselineFile = None,
     no_baseline: NoBaseline = False,
@@ -128,12 +131,12 @@ def scan(
         from gradcheck.capture.spec import ScriptSpec
         from gradcheck.gate import baseline_path, exit_code, load_known, without_known
         from gradcheck.jobs import arguments_of, flag_names, jobs_of, refuse_flags, scan_all, scan_command, with_scripts
-        from gradcheck.report.outputs import View, parse_outputs, write_outputs
+        from gradcheck.report.outputs import parse_outputs, write_outputs
         from gradcheck.scan_program import Orders, run_of
 
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
         limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
-        limits |= {"fast": fast or None, "profile": profile or None}
+        limits |= {"fast": fast or None, "profile": profile or None, "allow_partial": allow_partial or None}
         settings = settings_of(config, isolated, **chosen, **limits, fail_on=fail_on, max_warnings=max_warnings)
         outputs = parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
@@ -151,7 +154,7 @@ def scan(
         if not speaks:
             sys.exit(FAILED if failed else 0)
         reports = without_known(reports, settings, known)
-        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, fail_on=settings.fail_on))
+        write_outputs(reports, outputs, _view(settings, color, profile, show_passed, show_all))
         if open_page:
             from gradcheck.report.browser import open_reports
 
@@ -171,6 +174,7 @@ def report(
     rules: RulePaths = None,
     fail_on: FailOn = None,
     exit_zero: ExitZero = False,
+    allow_partial: AllowPartial = False,
     max_warnings: MaxWarnings = None,
     baseline: BaselineFile = None,
     no_baseline: NoBaseline = False,
@@ -191,14 +195,15 @@ def report(
         from gradcheck.gate import baseline_path, exit_code, load_known, without_known
         from gradcheck.judge.judge import judge_again
         from gradcheck.report.json import load_all
-        from gradcheck.report.outputs import View, parse_outputs, write_outputs
+        from gradcheck.report.outputs import parse_outputs, write_outputs
 
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
-        settings = settings_of(config, isolated, **chosen, fail_on=fail_on, max_warnings=max_warnings)
+        gates = {"fail_on": fail_on, "max_warnings": max_warnings, "allow_partial": allow_partial or None}
+        settings = settings_of(config, isolated, **chosen, **gates)
         outputs = parse_outputs([*([format] if format else []), *(output or ())], opened=open_page)
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
         reports = without_known([judge_again(saved, settings) for saved in load_all(Path(run))], settings, known)
-        write_outputs(reports, outputs, View(_color(color), profile, show_passed, show_all, fail_on=settings.fail_on))
+        write_outputs(reports, outputs, _view(settings, color, profile, show_passed, show_all))
         if open_page:
             from gradcheck.report.browser import open_reports
 
@@ -236,6 +241,12 @@ def list_rules(
         every = load_rules(settings_of(None, False, rule_paths=rules).rule_paths)
         listed = selected(every, _split(select) or ["ALL"])
         print(rule_list(listed) if wants_text(output_format) else json.dumps([rule_facts(r) for r in listed], indent=2))
+
+
+def _view(settings: Settings, color: str, profile: bool, show_passed: bool, show_all: bool) -> View:
+    from gradcheck.report.outputs import View
+
+    return View(_color(color), profile, show_passed, show_all, fail_on=settings.fail_on, allow_partial=settings.allow_partial)
 
 
 def _split(words: list[str] | None) -> list[str] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradcheck.answers import FOUND, INTERRUPTED, exits, settings_of
+from gradcheck.answers import INTERRUPTED, exits, settings_of
 
 if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from gradcheck.target.spec import TargetSpec
 
 EPILOG = (
-    "Exit 0: nothing at --fail-on is left, and there is nothing to write. 1: findings are left, or edits would be made. 2: could not run."
+    "Exit 0: nothing at --fail-on is left, and there is nothing to write. 1: findings are left, or edits would be made. "
+    "2: could not run, or could judge only in part."
 )
 
 Target = Annotated[
@@ -75,6 +76,7 @@ def fix(
     rules: Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")] = None,
     fail_on: Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings left at this level.")] = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when findings are left or edits would be made.")] = False,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")] = False,
     output: Annotated[list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="As for scan. May be repeated.")] = None,
     open_page: OpenPage = False,
     config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
@@ -99,7 +101,7 @@ def fix(
         if write and diff:
             raise ConfigError("--write and --diff exclude each other", hint="--diff shows what --write would do")
         chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
-        settings = settings_of(config, isolated, **chosen, device=device, dtype=dtype, fail_on=fail_on)
+        settings = settings_of(config, isolated, **chosen, device=device, dtype=dtype, fail_on=fail_on, allow_partial=allow_partial or None)
         terms = terms_of(unsafe_fixes, steps, seeds, budget)
         outputs = () if diff and not output else parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
@@ -112,7 +114,7 @@ def fix(
             after = _written(treated, scan_words(ctx, target), allow_dirty)
         if diff:
             print("".join(f.source.diff for f in treated if f.source is not None), end="")
-        view = View(_color(color), fail_on=settings.fail_on, written=after is not None)
+        view = View(_color(color), written=after is not None, fail_on=settings.fail_on, allow_partial=settings.allow_partial)
         write_outputs([f.report for f in treated], outputs, view)
         if open_page:
             open_reports([f.report for f in treated], outputs)
@@ -220,11 +222,11 @@ def _say_tail(treated: list[Fixed], written: bool, only_patch: bool) -> None:
 
 
 def _code(treated: list[Fixed], after: list[Report] | None, settings: Settings, exit_zero: bool) -> int:
+    from gradcheck.gate import code
+
     if any(f.interrupted for f in treated):
         return INTERRUPTED
-    if exit_zero:
-        return 0
-    if after is not None:
-        return FOUND if any(r.exit_code(settings.fail_on) for r in after) else 0
-    edits = any(f.source is not None and f.source.drafts for f in treated)
-    return FOUND if edits or any(f.report.exit_code(settings.fail_on) for f in treated) else 0
+    left = after if after is not None else [f.report for f in treated]
+    edits = after is None and any(f.source is not None and f.source.drafts for f in treated)
+    found = edits or any(r.exit_code(settings.fail_on, allow_partial=True) for r in left)
+    return code(found, left, settings, exit_zero=exit_zero)

@@ -50,7 +50,7 @@ def create(runs: Runs = None, file: File = None, config: ConfigLines = None, iso
         path = _place(settings, file)
         if path.exists():
             raise ConfigError(f"{path} exists", hint="`gradcheck baseline update` brings it up to date")
-        known = entries(_reports(runs, settings, quiet), path.parent, least_severity(settings))
+        known = entries(_told(_reports(runs, settings, quiet)), path.parent, least_severity(settings))
         write(path, known)
         print(f"{path}: {_counted(len(known))}")
 
@@ -66,7 +66,7 @@ def update(runs: Runs = None, file: File = None, config: ConfigLines = None, iso
         settings = settings_of(config, isolated)
         path = _place(settings, file)
         old = read(path)
-        compared = compare_all(_reports(runs, settings, quiet), Known(path, old), settings)
+        compared = compare_all(_told(_reports(runs, settings, quiet)), Known(path, old), settings)
         new = updated(old, compared, path.parent, least_severity(settings))
         write(path, new)
         print(f"{path}: {_counted(len(new))}, {_counted(len(old))} before")
@@ -118,6 +118,15 @@ def _place(settings: Settings, given: str | None) -> Path:
     return path
 
 
+def _told(reports: list[Report]) -> list[Report]:
+    """The reports; on stderr what cannot be in the baseline, since it was not looked at."""
+    from gradcheck.report.in_part import notices
+
+    for notice in notices(reports):
+        print(f"{notice.report.target}: {notice.text}", file=sys.stderr)
+    return reports
+
+
 def _counted(count: int) -> str:
     return f"{count} known {'finding' if count == 1 else 'findings'}"
 
@@ -145,7 +154,8 @@ def _reports(runs: list[str] | None, settings: Settings, quiet: bool) -> list[Re
 def diff(
     base: Annotated[str, typer.Argument(metavar="BASE.json", help="The saved run to compare with.")],
     head: Annotated[str, typer.Argument(metavar="HEAD.json", help="The saved run that is judged.")],
-    fail_on_new: Annotated[bool, typer.Option("--fail-on-new", help="Exit 1 when a warning or an error is new or worse.")] = False,
+    fail_on_new: Annotated[bool, typer.Option("--fail-on-new", help="Exit 1 for what is new or worse, 2 for a HEAD in part.")] = False,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not exit 2 for a HEAD in part.")] = False,
     output_format: Annotated[str, typer.Option("--format", metavar="text|markdown|json|html", help="How to show it.")] = "text",
     tolerance: Annotated[float, typer.Option(metavar="PART", help="Relative change that counts where there is one seed.")] = 0.1,
 ) -> None:
@@ -155,7 +165,7 @@ def diff(
 
         from gradcheck.errors import ConfigError
         from gradcheck.judge.diff import diff as compared
-        from gradcheck.judge.diff import worse_off
+        from gradcheck.judge.diff import unsure, worse_off
         from gradcheck.report import diff as shown
         from gradcheck.report.diff_html import page
         from gradcheck.report.json import load_all
@@ -167,7 +177,9 @@ def diff(
             raise ConfigError(f"--tolerance must be 0 or more; got {tolerance}")
         differences = compared(load_all(Path(base)), load_all(Path(head)), Path.cwd(), tolerance)
         print(renderers[output_format](differences, tolerance), end="")
-        sys.exit(FOUND if fail_on_new and worse_off(differences) else 0)
+        if fail_on_new and worse_off(differences):
+            sys.exit(FOUND)
+        sys.exit(FAILED if fail_on_new and not allow_partial and unsure(differences) else 0)
 
 
 def init(

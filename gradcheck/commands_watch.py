@@ -53,6 +53,7 @@ def watch(
         str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level [error].")
     ] = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")] = False,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")] = False,
     max_warnings: Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")] = None,
     output: Outputs = None,
     config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
@@ -72,7 +73,8 @@ def watch(
         from gradcheck.report.outputs import parse_outputs
 
         flags = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
-        settings = settings_of(config, isolated, **flags, fail_on=fail_on, max_warnings=max_warnings)
+        gates = {"fail_on": fail_on, "max_warnings": max_warnings, "allow_partial": allow_partial or None}
+        settings = settings_of(config, isolated, **flags, **gates)
         outputs = parse_outputs(output or ())
         if stop_on not in (None, "error", "warning"):
             raise ConfigError(f"--stop-on must be error or warning; got {stop_on!r}")
@@ -110,7 +112,7 @@ def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, 
         raise TargetError("no training was seen", hint=hint)
     if place is not None:
         _save(report, place)
-    write_outputs([report], outputs, View(color, fail_on=settings.fail_on))  # type: ignore[arg-type]
+    write_outputs([report], outputs, View(color, fail_on=settings.fail_on, allow_partial=settings.allow_partial))  # type: ignore[arg-type]
 
 
 def _save(report: Report, place: Path) -> None:

@@ -37,6 +37,7 @@ class Settings:
     extend_select: tuple[str, ...] = ()
     fail_on: Severity | Literal["never"] = "error"
     max_warnings: int | None = None
+    allow_partial: bool = False  # a run that was judged in part does not fail
     steps: int = 100  # optimizer steps of the probe training
     seeds: int = 1  # how many: 0, 1, ...
     budget: float | None = None  # seconds for the whole scan

@@ -244,6 +244,7 @@ READERS: Mapping[str, Reader] = {
     "extend-select": _texts,
     "fail-on": _fail_on,
     "max-warnings": _count,
+    "allow-partial": _boolean,
     "steps": _positive,
     "seeds": _positive,
     "budget": _above_zero,

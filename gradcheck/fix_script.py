@@ -72,7 +72,7 @@ def _treated(
     onto = mended.drafts if mended is not None else ()
     able = [t for t in trainings if t.workload is not None]
     if not able and not onto:
-        why = trainings[0].why or "its training cannot be repeated"
+        why = trainings[0].blind.why or "its training cannot be repeated"
         raise TargetError(f"{spec.path} cannot be treated: {why}", hint="`gradcheck scan` says what was seen of it")
     own, fixed = _share(settings, trainings), []
     for training in able or trainings:

@@ -13,7 +13,7 @@ from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import Severity
 from gradcheck.report.baseline_file import NAME, lines, read
 
-FOUND = 1
+FOUND, IN_PART = 1, 2
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,20 @@ def least_severity(settings: Settings) -> Severity:
 
 
 def exit_code(reports: Sequence[Report], settings: Settings, *, exit_zero: bool = False, allow_stale: bool = False) -> int:
-    """1 for findings at `fail-on` or above, for more than `max-warnings`, and for stale entries of the baseline."""
-    if exit_zero:
-        return 0
+    """1 for findings at `fail-on` or above, for more than `max-warnings`, and for stale entries of the baseline, unless `exit_zero`; 2 for
+    what was judged in part, unless `allow-partial`."""
     stale = any(f.code == stale_baseline.code for report in reports for f in report.findings)
     judged = [_without_stale(report) for report in reports]
     many = settings.max_warnings is not None and sum(r.count("warning") for r in judged) > settings.max_warnings
-    failing = any(r.exit_code(settings.fail_on) for r in judged)
-    return FOUND if many or failing or (stale and not allow_stale) else 0
+    failing = any(r.exit_code(settings.fail_on, allow_partial=True) for r in judged)
+    return code(many or failing or (stale and not allow_stale), judged, settings, exit_zero=exit_zero)
+
+
+def code(found: bool, reports: Sequence[Report], settings: Settings, *, exit_zero: bool) -> int:
+    """What was found goes before what was judged in part."""
+    if found and not exit_zero:
+        return FOUND
+    return IN_PART if not settings.allow_partial and any(r.coverage.in_part for r in reports) else 0
 
 
 def _without_stale(report: Report) -> Report:

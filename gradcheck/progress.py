@@ -80,8 +80,11 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
         return "unknown"
     if run.ended == "learned":
         return "learns"
-    if run.live:
-        return _live_outcome(run, chance)
+    found = _live_outcome(run, chance) if run.live else _outcome(run, chance)
+    return "unknown" if run.beside and found in ("stalls", "diverges") else found
+
+
+def _outcome(run: Run, chance: float | None) -> Outcome:
     start, end, error = start_and_end(run)
     relative = fall(run, chance)
     if relative >= CLEAR_FALL:

@@ -16,12 +16,13 @@ from gradcheck.capture.script import captured, nothing_seen
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.trainings import Training, explain_ending, trainings_of
 from gradcheck.config import Settings, settings_from
-from gradcheck.errors import TargetError
+from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.protocol import Need
 from gradcheck.judge.select import chosen, needs
 from gradcheck.measure.faithful import ensure_faithful
+from gradcheck.measure.gaps import described
 from gradcheck.measure.local import is_spread
 from gradcheck.measure.measure import Plan, measure
 from gradcheck.measure.untouched import untouched
@@ -137,7 +138,11 @@ def scan_training(training: Training, settings: Settings, progress: Progress | N
         except TargetError as error:
             if not training.loop.backwards:
                 raise
-            training.why = error.message
+            training.cannot_repeat("it raised an error on a copy of the model", error.message)
+        except GradcheckError:
+            raise
+        except Exception as error:  # a fault of gradcheck's own, which need not keep it from judging what the script showed
+            training.cannot_repeat("gradcheck failed at it: please report this, with the detail of the JSON output", described(error))
     started = time.perf_counter()
     rules = chosen(settings)
     measurement = training.observed(get_args(Need))

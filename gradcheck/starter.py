@@ -18,6 +18,8 @@ CONFIGURATION = """\
 # What fails a run: findings of this severity or above. "error", "warning", "info" or "never".
 fail-on = "error"
 # max-warnings = 0
+# A run that could only be judged in part fails with exit code 2, unless that is allowed.
+# allow-partial = true
 # Rules by name, code or family; `gradcheck rules` lists them.
 # ignore = ["initial-loss", "REG"]
 # With several seeds a finding is what most of them show, and numbers are medians.

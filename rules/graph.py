@@ -35,7 +35,7 @@ IDLE = {"unused-output": "computed but not used in the loss", "not-called": "nev
     "GRAPH001",
     "disconnected-parameters",
     up_to="error",
-    needs=("graph", "parameters"),
+    needs=("reach",),
     explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT002"),
 )
 def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, rule
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_measured, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.rules.words import BY_VALUE, number
 
@@ -89,6 +89,8 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     if negated and not m.optimizer.maximize:
         return [_negated(m, c) for c in negated]
     unbounded = _unbounded(m)
+    if unbounded is None and m.ascent is None:
+        return not_measured("the direction of the first update was not looked at")
     return [unbounded] if unbounded is not None else []
 
 

@@ -102,7 +102,7 @@ def wrong_gradient(m: Measurement, limits: Limits) -> Verdict:
     """
     d = m.derivatives
     if d is None:
-        return not_measured("no derivative in float64")
+        return not_measured("the gradient was not compared with finite differences")
     if not d.deterministic:
         return not_measured("two forward passes with the same random numbers gave different losses")
     if d.error <= limits["advice"]:

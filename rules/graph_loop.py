@@ -78,36 +78,38 @@ def gradients_not_cleared(m: Measurement, limits: Limits) -> Verdict:
     if loop.steps < limits["steps"]:
         return not_measured(f"the script took {loop.steps} steps") if loop.steps else not_applicable("no step was taken")
     least = limits["share"] * loop.steps
-    if loop.lost > least:
-        return [_lost(loop, limits)]
-    return [_left(loop, limits)] if loop.leftover > least else []
+    if loop.lost is not None and loop.lost > least:
+        return [_lost(loop, loop.lost, limits)]
+    if loop.leftover is not None and loop.leftover > least:
+        return [_left(loop, loop.leftover, limits)]
+    return not_measured("the gradients were not looked at between the steps") if None in (loop.lost, loop.leftover) else []
 
 
-def _left(loop: LoopFacts, limits: Limits) -> Finding:
+def _left(loop: LoopFacts, leftover: int, limits: Limits) -> Finding:
     message = (
-        f"nothing clears the gradients of {loop.optimizer or 'the optimizer'}: {loop.leftover} of {loop.steps} steps "
+        f"nothing clears the gradients of {loop.optimizer or 'the optimizer'}: {leftover} of {loop.steps} steps "
         f"(limit {percent(limits['share'])}) still hold those of the steps before: each step follows the sum of all gradients so far"
     )
     return found(
         "error",
         message,
         location=loop.backward_site or loop.step_site,
-        evidence=(Evidence("steps with gradients of earlier steps", loop.leftover, limits["share"] * loop.steps, ">", "steps"),),
+        evidence=(Evidence("steps with gradients of earlier steps", leftover, limits["share"] * loop.steps, ">", "steps"),),
         remedies=(Remedy("clear-gradients", f"call {loop.optimizer or 'optimizer'}.zero_grad() before each backward()"),),
         confirmed=BY_VALUE,
     )
 
 
-def _lost(loop: LoopFacts, limits: Limits) -> Finding:
+def _lost(loop: LoopFacts, lost: int, limits: Limits) -> Finding:
     message = (
-        f"the gradients of {loop.optimizer or 'the optimizer'} are cleared between backward() and step() in {loop.lost} of {loop.steps} "
+        f"the gradients of {loop.optimizer or 'the optimizer'} are cleared between backward() and step() in {lost} of {loop.steps} "
         f"steps (limit {percent(limits['share'])}): the steps have nothing to follow, and the weights stay as they are"
     )
     return found(
         "error",
         message,
         location=loop.clear_site or loop.step_site,
-        evidence=(Evidence("steps without their gradients", loop.lost, limits["share"] * loop.steps, ">", "steps"),),
+        evidence=(Evidence("steps without their gradients", lost, limits["share"] * loop.steps, ">", "steps"),),
         remedies=(Remedy("clear-gradients", "move zero_grad() before backward(), or behind step()"),),
         confirmed=BY_VALUE,
     )

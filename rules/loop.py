@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -14,6 +15,8 @@ from gradcheck.rules.words import BY_VALUE, layers_in_words, number, percent
 if TYPE_CHECKING:
     from gradcheck.nouns.loop import LoopClip, LoopEvaluation, LoopFacts
     from gradcheck.nouns.measurement import Measurement
+
+FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line differs by rounding
 
 
 @rule(
@@ -65,10 +68,8 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable(NO_SCRIPT)
     if loop.steps or loop.moved:
         return []
-    if loop.ended in ("raised", "budget") and loop.backwards < limits["backwards"]:
-        return not_measured(f"the script took {loop.backwards} backward passes before it was stopped")
     if loop.ended != "end" and loop.backwards < limits["backwards"]:
-        return []
+        return not_measured(f"the script took {loop.backwards} backward passes before it was stopped")
     name = loop.optimizer or "optimizer"
     count = f"none of the {loop.parameters} parameters" if loop.parameters else "no parameter"
     message = f"{loop.backwards} backward passes and not one step: {count} of {name} changes, and the model stays what it was"
@@ -125,6 +126,8 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
     """
     if m.loop is None:
         return not_applicable(NO_SCRIPT)
+    if m.loop.clips is None:
+        return not_measured("whether the loop clips gradients cannot be told: it changes them by other means than torch's functions")
     if not m.loop.clips:
         return not_applicable("the script does not clip gradients")
     findings = (_clip(c, m.loop, limits["share"]) for c in m.loop.clips if math.isfinite(c.threshold))
@@ -134,7 +137,7 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
 def _clip(clip: LoopClip, loop: LoopFacts, share: float) -> Finding | None:
     call = f"clip_grad_{clip.kind}_"
     name = loop.optimizer or "the optimizer"
-    factor = f" by {number(loop.scaler.factor)}" if loop.scaler else ""
+    factor = f" by {number(loop.scaler.factor)}" if loop.scaler and loop.scaler.scaled else ""
     cases = (
         (clip.empty, "is given no parameter: an iterator such as parameters() is used up by its first user", "call parameters() anew"),
         (clip.foreign, f"is given {clip.parameters} parameters that no optimizer trains", "pass the parameters that the optimizer holds"),
@@ -211,7 +214,9 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
     if loop is None:
         return not_applicable(NO_SCRIPT)
     seen = loop.evaluation
-    if seen is None or seen.steps < limits["steps"]:
+    if seen is None:
+        return not_measured("the mode of the model in training steps was not looked at")
+    if seen.steps < limits["steps"]:
         return []
     severity: Severity = "error" if seen.trained_before or seen.fresh else "warning"
     since = f"from step {seen.first} on" if seen.trained_before else "from the start"
@@ -299,14 +304,15 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     loop = m.loop
     if loop is None:
         return not_applicable(NO_SCRIPT)
+    if loop.rates is None:
+        return not_measured("the rate was not looked at in each step")
     if len(set(loop.rates)) < 2 and (any(loop.rates) or not loop.base_rate):
         return not_applicable("the rate does not change over the steps of the script")
-    finding = _exploding(loop, limits) or _dying(loop, limits)
+    finding = _exploding(loop, loop.rates, limits) or _dying(loop, loop.rates, limits)
     return [finding] if finding is not None else []
 
 
-def _dying(loop: LoopFacts, limits: Limits) -> Finding | None:
-    rates = loop.rates
+def _dying(loop: LoopFacts, rates: Sequence[float], limits: Limits) -> Finding | None:
     peak, limit = max(rates) or loop.base_rate, limits["share_of_peak"]  # a rate of 0 from the start is a schedule's, too
     after = next((i for i, rate in enumerate(reversed(rates)) if rate >= limit * peak), len(rates))
     before = len(rates) - after
@@ -321,13 +327,13 @@ def _dying(loop: LoopFacts, limits: Limits) -> Finding | None:
     return _schedule(loop, severity, message, Evidence("rate over the highest rate", last / peak, limit, "<", "of the highest rate"))
 
 
-def _exploding(loop: LoopFacts, limits: Limits) -> Finding | None:
-    rates, base = [r for r in loop.rates if math.isfinite(r)], loop.base_rate
+def _exploding(loop: LoopFacts, every: Sequence[float], limits: Limits) -> Finding | None:
+    rates, base = [r for r in every if math.isfinite(r)], loop.base_rate
     if len(rates) < 4 or base <= 0 or rates[-1] < max(rates) or not rates[-1] > limits["explosion"] * base:
         return None
     distinct = list(dict.fromkeys(rates))
     rises = [b - a for a, b in itertools.pairwise(distinct)][-3:]
-    if any(b <= a for a, b in itertools.pairwise(rises)):
+    if any(b <= FASTER * a for a, b in itertools.pairwise(rises)):
         return None
     message = (
         f"the rate of {loop.optimizer or 'the optimizer'} grows from {number(base)} to {number(rates[-1])} within {len(rates)} steps "
@@ -337,10 +343,16 @@ def _exploding(loop: LoopFacts, limits: Limits) -> Finding | None:
     return _schedule(loop, "error", message, evidence)
 
 
-def _schedule(loop: LoopFacts, severity: Severity, message: str, evidence: Evidence) -> Finding:
+def _often(loop: LoopFacts) -> str:
     steps = max(1, loop.steps)
+    if loop.schedules is None:
+        return ""
     often = "after every step" if loop.schedules >= 0.8 * steps else f"{loop.schedules} times in {steps} steps"
-    text = f"the scheduler is stepped {often}: step it once an epoch, or give it a schedule in steps"
+    return f"the scheduler is stepped {often}: "
+
+
+def _schedule(loop: LoopFacts, severity: Severity, message: str, evidence: Evidence) -> Finding:
+    text = f"{_often(loop)}step the scheduler once an epoch, or give it a schedule in steps"
     confirmed = BY_VALUE if severity == "error" else ""
     location = loop.schedule_site or loop.step_site
     return found(

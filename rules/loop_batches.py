@@ -70,7 +70,7 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     if seen is None:
         return not_measured("what the model is called with could not be compared")
     if seen.compared < limits["steps"]:
-        return not_measured(f"{seen.compared} steps were compared")
+        return not_measured(f"the batches of {seen.compared} steps are too few to compare")
     if seen.distinct > 1:
         return []
     part = seen.samples / seen.available if seen.available else 1.0
@@ -140,8 +140,10 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     loop = m.loop
     if loop is None:
         return not_applicable(NO_SCRIPT)
+    if loop.dropped is None or loop.accumulated is None:
+        return not_measured("the backward passes of a step were not told apart")
     if loop.dropped > loop.steps / 2:
-        return [_dropped(loop)]
+        return [_dropped(loop, loop.dropped)]
     if loop.accumulated < 2:
         return not_applicable("each step follows one backward pass")
     if loop.weight is None:
@@ -160,13 +162,13 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     return [found("warning", message, location=loop.backward_site, evidence=evidence, remedies=(Remedy("scale-loss", text),))]
 
 
-def _dropped(loop: LoopFacts) -> Finding:
+def _dropped(loop: LoopFacts, dropped: int) -> Finding:
     message = (
-        f"in {loop.dropped} of {loop.steps} steps (limit {percent(0.5)}) the gradients of some backward passes are cleared before the "
+        f"in {dropped} of {loop.steps} steps (limit {percent(0.5)}) the gradients of some backward passes are cleared before the "
         "step: they are computed for nothing"
     )
     text = f"clear the gradients only after {loop.optimizer or 'optimizer'}.step()"
-    evidence = (Evidence("steps that lose passes", loop.dropped, loop.steps / 2, ">", "steps"),)
+    evidence = (Evidence("steps that lose passes", dropped, loop.steps / 2, ">", "steps"),)
     location = loop.clear_site or loop.step_site
     return found("warning", message, location=location, evidence=evidence, remedies=(Remedy("clear-gradients", text),))
 
@@ -220,9 +222,9 @@ def scaler_misused(m: Measurement, limits: Limits) -> Verdict:
     if loop is None:
         return not_applicable(NO_SCRIPT)
     if loop.scaler is None:
-        return not_applicable("the script uses no GradScaler")
+        return not_measured("whether the loop scales its loss was not looked at")
     if not loop.scaler.scaled and not loop.scaler.steps:
-        return not_applicable("the GradScaler is not used")
+        return not_applicable("the script uses no GradScaler")
     case = _misuse(loop, loop.scaler, limits["share"])
     if case is None:
         return []
@@ -250,7 +252,7 @@ def _misuse(loop: LoopFacts, scaler: LoopScaler, share: float) -> tuple[str, flo
         by = f"{number(scaler.factor)} times too large" if scaler.enabled else "scaled"
         message = f"the loss is scaled and never unscaled: {scaler.bare} of {loop.steps} steps (limit {percent(share)}) use gradients {by}"
         return message, scaler.bare, share * loop.steps, text, True
-    clips = [c for c in loop.clips if c.scaled > share * c.calls]
+    clips = [c for c in loop.clips or () if c.scaled > share * c.calls]
     if clips:
         first = clips[0]
         message = (

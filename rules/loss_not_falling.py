@@ -79,7 +79,7 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     """
     verdict = progress.verdict(m)
     if verdict == "unknown":
-        return not_measured(f"the probe ended after {len(m.probe.losses)} steps{': ' + m.probe.error if m.probe.error else ''}")
+        return not_measured(_undecided(m.probe))
     if verdict == "learns" or progress.best_experiment(m) is not None:
         return []
     overfits = [r for r in m.experiments if r.rate_factor is None and r.batches == 1]
@@ -89,6 +89,15 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     if any(r.ended == "learned" or progress.fall(r, r.chance) >= limits["slow_fall"] for r in tried):
         return _behind_a_linear_model(m, limits)
     return [_not_falling(m, tried, limits)]
+
+
+def _undecided(run: Run) -> str:
+    """Why the course of the loss decides nothing."""
+    if run.beside:
+        return "several optimizers train: the loss of one of them need not fall"
+    if run.live:
+        return "a loss that does not fall in a watched run proves nothing by itself"
+    return f"{len(run.losses)} steps of the short training do not tell whether the loss falls"
 
 
 def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:

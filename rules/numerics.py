@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck import progress
 from gradcheck.judge.layers import layer_site
-from gradcheck.judge.protocol import Limits, Verdict, found, rule
+from gradcheck.judge.protocol import Limits, Verdict, found, not_measured, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.rules.words import BY_VALUE, layers_in_words, number
 
@@ -243,6 +243,8 @@ def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
     """
     backward = sorted((e for e in m.non_finite if e.direction == "backward"), key=lambda e: e.step)
     forward = min((e.step for e in m.non_finite if e.direction != "backward"), default=None)
+    if not m.non_finite and m.probe.live and _harmful(m):
+        return not_measured("where the first NaN or infinity came from was not located")
     if not backward or (forward is not None and forward < backward[0].step and _harmful(m)):
         return []
     first = backward[0]

@@ -132,7 +132,7 @@ def _share(x: float) -> str:
 def not_judged(m: Measurement) -> str:
     if not m.probe.losses:
         return "the probe training took no step"
-    return f"the probe training raised: {m.probe.error}" if m.probe.ended == "raised" else ""
+    return "the short training ended with an error" if m.probe.ended == "raised" else ""
 
 
 @rule(

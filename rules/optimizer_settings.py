@@ -156,7 +156,7 @@ def _shortened(run: Run, steps: int) -> Run:
     "OPT004",
     "coupled-weight-decay",
     up_to="info",
-    needs=("parameters",),
+    needs=("optimizer",),
     limits={"least": Limit(0.0, "weight decay", "any decay inside the moments is coupled")},
 )
 def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:

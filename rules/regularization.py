@@ -169,7 +169,7 @@ def _penalty(m: Measurement, r: Regularization, limit: float) -> list[Finding]:
     "REG002",
     "decay-on-norm-and-bias",
     up_to="info",
-    needs=("parameters",),
+    needs=("optimizer",),
     limits={"least": Limit(0.0, "weight decay", "convention of timm and nanoGPT: none on parameters with one axis")},
 )
 def decay_on_norm_and_bias(m: Measurement, limits: Limits) -> Verdict:

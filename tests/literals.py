@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradcheck.nouns.loop import LoopFacts
+from gradcheck.nouns.loop import NEVER_EVALUATED, NO_SCALER, LoopFacts
 from gradcheck.nouns.measurement import (
     DataFacts,
     Environment,
@@ -57,6 +57,14 @@ def loop(**overrides: Any) -> LoopFacts:
         "losses": falling(steps=40),
         "rates": (1e-3,) * 40,
         "base_rate": 1e-3,
+        "schedules": 0,
+        "leftover": 0,
+        "lost": 0,
+        "accumulated": 1,
+        "dropped": 0,
+        "clips": (),
+        "scaler": NO_SCALER,
+        "evaluation": NEVER_EVALUATED,
         "backward_site": location(80),
         "step_site": location(81),
         "clear_site": location(79),

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
 from gradcheck import cli
+from gradcheck.nouns.measurement import NotMeasured
 from gradcheck.report.baseline_file import NAME
+from gradcheck.report.json import dumps
+from tests.literals import measurement
+from tests.report.reports import IN_PART, SICK, report
+
+BLIND_TO_LOSSES = measurement(not_measured=tuple(NotMeasured(n, "could not repeat the training step") for n in ("losses", "graph")))
 
 CONFIG = """\
 [tool.gradcheck]
@@ -121,3 +128,36 @@ def test_create_does_not_overwrite_and_a_failed_scan_writes_nothing(project, tmp
     (tmp_path / NAME).write_text("mine")
     code, _, err = project(NET, "baseline", "create")
     assert code == 2 and "exists" in err and (tmp_path / NAME).read_text() == "mine"
+
+
+def saved(path, shown):
+    path.write_text(dumps(shown))
+    return str(path)
+
+
+def test_a_run_in_part_exits_2_unless_it_is_allowed(project, tmp_path):
+    run = saved(tmp_path / "run.json", replace(IN_PART, measurements=(BLIND_TO_LOSSES,)))
+    code, out, _ = project(NET, "report", run)
+    assert code == 2 and "Judged in part: 0 of 2 applicable rules looked" in out and "No findings" not in out
+    assert project(NET, "report", run, "--exit-zero")[0] == 2
+    assert project(NET, "report", run, "--allow-partial")[0] == 0
+    assert project(NET, "report", run, "--config", "allow-partial = true")[0] == 0
+    assert project(NET, "report", run, "--select", "META")[0] == 0, "what did not look was not asked for"
+
+
+def test_a_head_in_part_is_no_proof_that_nothing_is_new(project, tmp_path):
+    base, head = saved(tmp_path / "base.json", report(SICK)), saved(tmp_path / "head.json", IN_PART)
+    code, out, _ = project(NET, "diff", base, head, "--fail-on-new")
+    assert code == 2 and "1 unknown." in out
+    assert "head was judged in part: 1 of 3 applicable rules looked; could not repeat the training step" in out
+    assert project(NET, "diff", base, head, "--fail-on-new", "--allow-partial")[0] == 0 and project(NET, "diff", base, head)[0] == 0
+    assert project(NET, "diff", head, base, "--fail-on-new")[0] == 0
+    for shown in ("markdown", "json", "html"):
+        out = project(NET, "diff", base, head, "--format", shown)[1]
+        assert "in part" in out or "in_part" in out
+
+
+def test_a_baseline_of_a_run_in_part_says_what_it_cannot_list(project, tmp_path):
+    run = saved(tmp_path / "run.json", replace(IN_PART, measurements=(BLIND_TO_LOSSES,)))
+    code, _, err = project(NET, "baseline", "create", run)
+    assert code == 0 and "judged in part: 0 of 2 applicable rules looked" in err and "could not repeat" in err

@@ -103,7 +103,8 @@ def scan(path: Path) -> Report:
 
 
 def complaints(report: Report) -> list[str]:
-    return [f"{f.severity} {f.name} ({f.code}): {f.message}" for f in report.findings if f.severity != "info"]
+    found = [f"{f.severity} {f.name} ({f.code}): {f.message}" for f in report.findings if f.severity != "info"]
+    return [*found, "judged in part"] if report.coverage.in_part else found
 
 
 # Twins and their papers

@@ -30,6 +30,14 @@ def test_a_healthy_model_has_no_findings_and_every_rule_has_a_state():
     assert [x.name for x in report.layers] == ["0", "1", "2", ""]
 
 
+def test_a_model_whose_inside_is_not_seen_is_judged_in_part():
+    batches = data()
+    for model, in_part in ((net(), False), (torch.jit.script(net()), True)):
+        report = gradcheck.scan(model, batches, loss=nn.CrossEntropyLoss(), config={"ignore": ["GRAPH005"]})
+        assert report.coverage.in_part is in_part and report.exit_code() == 2 * in_part
+        assert any("torch.jit" in reason for reason in report.coverage.reasons) is in_part
+
+
 def test_selected_rules_measure_only_what_they_need():
     model = net()
     report = gradcheck.scan(model, data(), loss=nn.CrossEntropyLoss(), config={"select": ["LOSS001"]})
@@ -43,7 +51,7 @@ def test_a_layer_that_cannot_be_measured_spoils_nothing_else(monkeypatch):
     monkeypatch.setattr(units, "alive", fails)
     monkeypatch.setattr(units, "saturated_share", fails)
     report = gradcheck.scan(net(), data(), loss=nn.CrossEntropyLoss())
-    assert ("layer 1", "ValueError: no units here") in {(n.what, n.why) for n in report.measurement.not_measured}
+    assert ("layer 1", "ValueError: no units here") in {(n.what, n.detail) for n in report.measurement.not_measured}
     assert report.measurement.steps == 100 and report.measurement.layer("2").at(0).gradient.norm > 0
 
 

@@ -71,7 +71,8 @@ def scan(path: Path, *arguments: str, **how: object) -> list[Report]:
 
 
 def complaints(reports: list[Report]) -> list[str]:
-    return [f"{f.severity} {f.code}: {f.message}" for r in reports for f in r.findings if f.severity != "info"]
+    found = [f"{f.severity} {f.code}: {f.message}" for r in reports for f in r.findings if f.severity != "info"]
+    return found + [f"judged in part: {r.coverage.reasons}" for r in reports if r.coverage.in_part]
 
 
 def codes(reports: list[Report]) -> set[str]:
@@ -115,6 +116,43 @@ def test_every_script_has_its_twin_and_stands_in_the_readme():
     assert {p.name for p in (SCRIPTS / "healthy").glob("*.py")} == {s.path.name for s in SICK}
     text = README.read_text(encoding="utf-8")
     assert all(f"scripts/sick/{s.path.name}" in text for s in SICK) and len(SICK) >= 8
+
+
+# ------------------------------------------------------------ what cannot be repeated
+
+COUNTING = """
+calls = []
+class Counting(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+    def forward(self, x):
+        calls.append(1)
+        return self.inner(x) * (1 + STEP * len(calls))
+model = Counting(model)
+"""
+UNREPEATABLE = {
+    "a gradient is given": LOOP.replace("loss.backward()", "loss.expand(2).backward(torch.full((2,), 0.5))"),
+    "the loss depends on how often it was computed": COUNTING.replace("STEP", "0.1") + LOOP,
+}
+
+
+@pytest.mark.parametrize("name", UNREPEATABLE)
+def test_a_training_that_cannot_be_repeated_is_judged_in_part(tmp_path, name):
+    (report,) = scan(written(tmp_path, DATA + UNREPEATABLE[name]))
+    part = report.coverage
+    assert part.in_part and report.exit_code() == 2 and part.looked < 10 < part.applicable
+    (reason,) = part.reasons
+    assert reason.startswith("could not repeat the training step: ") and "Error" not in reason
+    (remedy,) = part.remedies
+    assert "gradcheck watch -- python " in remedy and str(tmp_path) in remedy
+    assert {s.code for s in report.rules if s.status == "passed"} >= {"GRAPH001", "GRAPH003", "GRAPH006", "LOOP003", "LOOP005"}
+    assert {s.code: s.status for s in report.rules}["GRAPH002"] == "not-measured", "only what the steps showed is passed"
+
+
+def test_the_same_script_that_can_be_repeated_is_judged_in_full(tmp_path):
+    (report,) = scan(written(tmp_path, DATA + COUNTING.replace("STEP", "0") + LOOP))
+    assert not report.coverage.in_part and report.exit_code() == 0
 
 
 # --------------------------------------------------------------- other spellings

@@ -33,13 +33,14 @@ def workload_of(
     steps = _steps(recorder, watched) if recorder.backwards or failed is None else []
     held = watched.ids if watched is not None else frozenset(recorder.tape.weights)
     if recorder.tape.failure:
-        raise Unfaithful(recorder.tape.failure)
+        copied = not recorder.tape.failure.startswith("the optimizer")
+        raise Unfaithful(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
     kept = _kept(watched)
     slices = [Slice([p.ref for p in passes if p.ref is not None], held, kept) for passes in steps]
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
     owners = _owners(slices)
     if not owners:
-        raise Unfaithful("the loss comes from no module and no parameter of the script")
+        raise Unfaithful("its loss depends on no module and no parameter that was seen in use")
     roots = [o.original for o in owners]
     programs = [Program(s, roots) for s in slices]
     others = [o for o in recorder.owners.current.values() if all(o.original is not x.original for x in owners)]
@@ -82,11 +83,11 @@ def _steps(recorder: Recorder, watched: Watched | None) -> list[list[Pass]]:
         found = [(s.passes, s.fingerprint, s.epoch) for s in watched.steps[: recorder.taped] if s.passes]
     found = [f for f in found if all(p.ref is not None for p in f[0])]
     if not found:
-        raise Unfaithful("its loss does not come from a call that was recorded")
+        raise Unfaithful("what backward() is called on was not computed from the model by operations that gradcheck can see")
     if found[0][0][0].unknown:
-        raise Unfaithful("it depends on a result of a function that torch does not show, such as a custom autograd function")
+        raise Unfaithful("its loss depends on a function whose inside torch does not show, such as a custom autograd function")
     if any(p.gradient_given for p in found[0][0]):
-        raise Unfaithful("backward() is called on more than a loss")
+        raise Unfaithful("backward() is given a gradient, so that there is no single loss to compute again")
     first = [f for f in found if f[2] == found[0][2]]
     found = first if len(first) >= FEW_BATCHES else found
     usual = max(len(f[0]) for f in found)

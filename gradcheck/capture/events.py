@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradcheck.capture.tape import Constant, Ref
+from gradcheck.nouns.loop import LoopClip
 from gradcheck.nouns.places import Location
 
 Gradient = Literal["none", "zero", "some"]
@@ -132,6 +133,10 @@ class Clip:
     late: int = 0
     early: int = 0
     scaled: int = 0
+
+    def noun(self) -> LoopClip:
+        counts = self.calls, self.parameters, self.empty, self.foreign, self.late, self.early, self.scaled
+        return LoopClip(self.kind, self.threshold, *counts, site=self.site)
 
 
 @dataclass(eq=False)

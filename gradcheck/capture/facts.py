@@ -15,7 +15,7 @@ from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.structures import shape_of
 from gradcheck.capture.tape import Weight
 from gradcheck.capture.trace import scale_of
-from gradcheck.nouns.loop import LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
+from gradcheck.nouns.loop import NEVER_EVALUATED, NO_SCALER, LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
 from gradcheck.nouns.places import Location
 
 SHOWN_LAYERS = 20
@@ -34,7 +34,7 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
     """The loop as one optimizer saw it; without one, the loop of a script whose optimizers never stepped."""
     base: dict[str, Any] = {"ended": ending.how, "error": ending.error, "error_site": ending.site, "backward_site": recorder.backward_site}
     if watched is None:
-        return LoopFacts("", 0, recorder.backwards, moved=_moved(recorder, None), **base)
+        return LoopFacts("", 0, recorder.backwards, moved=_moved(recorder, None), **base | _without_steps(recorder))
     steps = watched.steps
     every = [p for s in steps for p in s.passes] or watched.live
     site = next((p.place for p in every if p.place is not None), recorder.backward_site)
@@ -63,6 +63,12 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         **base | {"backward_site": site},
     )
     return own
+
+
+def _without_steps(recorder: Recorder) -> dict[str, Any]:
+    clips = tuple(c.noun() for c in recorder.clips.values())
+    counts = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedules, "rates": ()}
+    return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
 
 
 def _moved(recorder: Recorder, watched: Watched | None) -> int | None:
@@ -115,21 +121,21 @@ def _weight(steps: Sequence[Step]) -> float | None:
 def _clips(recorder: Recorder, watched: Watched) -> tuple[LoopClip, ...]:
     key = id(watched.optimizer)
     mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
-    return tuple(LoopClip(c.kind, c.threshold, c.calls, c.parameters, c.empty, c.foreign, c.late, c.early, c.scaled, c.site) for c in mine)
+    return tuple(c.noun() for c in mine)
 
 
-def _scaler(recorder: Recorder, steps: Sequence[Step]) -> LoopScaler | None:
+def _scaler(recorder: Recorder, steps: Sequence[Step]) -> LoopScaler:
     found = next((s for _, s in recorder.scalers.values()), None)
     if found is None:
-        return None
+        return NO_SCALER
     bare = sum(s.bare for s in steps) if found.enabled else sum(not s.by_scaler for s in steps) * bool(found.scaled)
     return LoopScaler(found.enabled, found.factor, found.scaled, found.steps, bare, found.updates, found.step_site, found.scale_site)
 
 
-def _evaluation(recorder: Recorder, steps: Sequence[Step]) -> LoopEvaluation | None:
+def _evaluation(recorder: Recorder, steps: Sequence[Step]) -> LoopEvaluation:
     off = [i for i, s in enumerate(steps) if s.evaluated and (s.off or s.frozen)]
     if not off:
-        return None
+        return NEVER_EVALUATED
     first = steps[off[0]]
     site = next((p for p in recorder.eval_sites.values() if p is not None), None)
     trained = any(not s.evaluated and s.passes for s in steps[: off[0]])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,23 +14,30 @@ from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.tape import Weight
 from gradcheck.measure.facts import environment, optimizer_facts
 from gradcheck.nouns.loop import LoopFacts
-from gradcheck.nouns.measurement import Assumption, Cut, DataFacts, Measurement, NotMeasured, OptimizerFacts, Parameter, Run
+from gradcheck.nouns.measurement import Cut, DataFacts, Measurement, NotMeasured, OptimizerFacts, Parameter, Run
 from gradcheck.nouns.places import Location
 from gradcheck.target.comments import ignores, snippets
 
-SEEN = frozenset(("graph", "parameters", "loop"))  # what the run itself shows
+SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows
 
 
 def observed(
-    recorder: Recorder, watched: Watched | None, loop: LoopFacts, name: str, files: Sequence[str], why: str, needs: Collection[str]
+    recorder: Recorder,
+    watched: Watched | None,
+    loop: LoopFacts,
+    name: str,
+    files: Sequence[str],
+    blind: NotMeasured,
+    needs: Collection[str],
 ) -> Measurement:
-    """`why`: what keeps the loss from being computed again. `needs`: all that rules may ask for."""
+    """`blind`: why the training could not be repeated. `needs`: all that rules may ask for."""
     passes = _passes(recorder, watched)
     reached = frozenset().union(*(p.reached for p in passes)) if passes else frozenset()
+    groups = watched.optimizer.param_groups if watched is not None else []
     wanted = watched.ids if watched is not None else frozenset(recorder.tape.weights)
     weights = [w for w in recorder.tape.weights.values() if watched is None or w.owner.memo.keys() & wanted]
     others = frozenset().union(*(w.ids for w in recorder.optimizers.values())) - wanted if watched is not None else frozenset()
-    parameters = tuple(_parameter(w, reached, wanted if watched is not None else frozenset(), others) for w in weights)
+    parameters = tuple(_parameter(w, reached, groups, others) for w in weights)
     roots = frozenset(id(w.owner.original) for w in weights)
     cuts = _cuts(recorder, passes, parameters, roots)
     places = [c.site for c in cuts if c.site is not None]
@@ -46,8 +55,7 @@ def observed(
         loss_given=True,
         cuts=cuts,
         loop=loop,
-        not_measured=tuple(NotMeasured(need, f"the loss cannot be replayed: {why}") for need in needs if need not in SEEN),
-        assumptions=(Assumption("loss", f"only what the script's own steps showed is judged: {why}"),),
+        not_measured=tuple(replace(blind, what=need) for need in needs if need not in SEEN),
         ignores=ignores(files),
         snippets=snippets(places),
     )
@@ -59,10 +67,11 @@ def _passes(recorder: Recorder, watched: Watched | None) -> list[Pass]:
     return [p for s in watched.steps for p in s.passes] or watched.live or recorder.unclaimed
 
 
-def _parameter(weight: Weight, reached: frozenset[int], held: frozenset[int], others: frozenset[int]) -> Parameter:
+def _parameter(weight: Weight, reached: frozenset[int], groups: Sequence[dict[str, Any]], others: frozenset[int]) -> Parameter:
     """`others`: what other optimizers of the script train, which this training takes as it is."""
     before = weight.owner.before(weight)
     values = before.detach().double()
+    held = [g for g in groups if any(id(p) == weight.key for p in g["params"])]
     return Parameter(
         weight.name,
         weight.name.rpartition(".")[0],
@@ -70,10 +79,11 @@ def _parameter(weight: Weight, reached: frozenset[int], held: frozenset[int], ot
         before.numel(),
         str(before.dtype).removeprefix("torch."),
         before.requires_grad and weight.key not in others,
-        int(weight.key in held),
+        len(held),
         mean=float(values.mean()) if before.numel() else 0.0,
         std=float(values.std(correction=0)) if before.numel() else 0.0,
         used=weight.key in reached,
+        weight_decay=max((float(g.get("weight_decay") or 0.0) for g in held), default=0.0),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,13 @@ class Patches:
         own = name in vars(home)
         self._done.append((home, name, vars(home).get(name), own))
         setattr(home, name, value)
+
+    def put_for(self, original: Any, value: Any) -> None:
+        """Replaces `original` in every module that imported it by name, such as the user's."""
+        for module in list(sys.modules.values()):
+            names = getattr(module, "__dict__", {})
+            for name in [name for name, held in list(names.items()) if held is original]:
+                self.put(module, name, value)
 
     def undo(self) -> None:
         while self._done:

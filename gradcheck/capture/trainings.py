@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,14 +18,17 @@ from gradcheck.capture.script import CORRECT, Capture, nothing_seen
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.twins import Unfaithful
 from gradcheck.errors import TargetError
+from gradcheck.measure.gaps import described
 from gradcheck.nouns.loop import LoopFacts
-from gradcheck.nouns.measurement import Measurement, NotMeasured
+from gradcheck.nouns.measurement import Measurement, NotMeasured, Run
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
 from gradcheck.progress import outcome
 from gradcheck.target.comments import snippets
 from gradcheck.target.importing import failure
 from gradcheck.target.workload import Workload
+
+REPEATED = NotMeasured("probe", "")
 
 
 @dataclass
@@ -37,7 +41,7 @@ class Training:
     loop: LoopFacts
     files: Sequence[str]
     workload: Workload | None = None
-    why: str = ""  # there is no workload
+    blind: NotMeasured = REPEATED  # why it could not be repeated, where there is no workload
     several: bool = False  # other optimizers train against it, or beside it
 
     def seen(self, m: Measurement) -> Measurement:
@@ -45,19 +49,24 @@ class Training:
 
         The loss of one of several trainings need not fall. Of accumulated batches the first one stands for all.
         """
-        if self.several and outcome(m.probe, m.chance) in ("stalls", "diverges") and m.probe.ended != "non-finite":
-            why = "the script has several optimizers: the loss of one need not fall while the others stand still"
-            m = replace(m, not_measured=(*m.not_measured, NotMeasured("probe", why)))
+        m = replace(m, probe=replace(m.probe, beside=self.several))
+        if _learns(self.loop.losses):  # then the script itself showed what a short probe could not
+            m = replace(m, not_measured=tuple(n for n in m.not_measured if (n.what, n.lack) != ("probe", "short")))
         if self.workload is not None and isinstance(self.workload.model, Models):  # what lies between two models is the loop's own affair
             m = replace(m, pairs=tuple(x for x in m.pairs if x.first.partition(".")[0] == x.second.partition(".")[0]))
-        if self.loop.accumulated > 1 and self.workload is not None:
-            own = {str(i) for i in range((len(self.workload.batches[0]) - 1) // self.loop.accumulated)}
+        accumulated = self.loop.accumulated or 1
+        if accumulated > 1 and self.workload is not None:
+            own = {str(i) for i in range((len(self.workload.batches[0]) - 1) // accumulated)}
             m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in own)))
         return with_loop(m, self.loop)
 
+    def cannot_repeat(self, why: str, detail: str = "") -> None:
+        self.workload = None
+        self.blind = replace(self.blind, why=f"could not repeat the training step: {why}", detail=detail)
+
     def observed(self, needs: Collection[str]) -> Measurement:
         """What the run itself showed. `needs`: all that rules may ask for."""
-        return with_loop(observed(self.recorder, self.watched, self.loop, self.name, self.files, self.why, needs), self.loop)
+        return with_loop(observed(self.recorder, self.watched, self.loop, self.name, self.files, self.blind, needs), self.loop)
 
 
 def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
@@ -89,11 +98,20 @@ def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count
     name = f"{spec.target} ({watched.label or type(watched.optimizer).__name__})" if count > 1 and watched is not None else spec.target
     loop = loop_facts(recorder, watched, capture.ending)
     training = Training(name, recorder, watched, loop, capture.files, several=count > 1)
+    command = shlex.join(["python", spec.path, *spec.arguments])
+    training.blind = replace(REPEATED, remedy=f"`gradcheck watch -- {command}` judges the training as it runs, and repeats nothing")
     try:
         training.workload = workload_of(recorder, watched, name, capture.files, capture.error)
     except Unfaithful as reason:
-        training.why = reason.why
+        training.cannot_repeat(reason.why, reason.detail)
+    except Exception as error:  # models are made in more ways than were thought of
+        training.cannot_repeat("the model, its data or its optimizer could not be copied", described(error))
     return training
+
+
+def _learns(losses: Sequence[float]) -> bool:
+    """Whether the script's own steps brought its loss down."""
+    return len(losses) > 1 and outcome(Run("the script", tuple(losses), live=True)) == "learns"
 
 
 def with_loop(m: Measurement, loop: LoopFacts) -> Measurement:

@@ -14,6 +14,7 @@ from torch import nn
 from gradcheck.capture.events import Pass
 from gradcheck.capture.replay import Program
 from gradcheck.capture.tape import Owner
+from gradcheck.measure.gaps import described
 from gradcheck.measure.structure import upstream_leaves
 from gradcheck.target.borrowing import Borrowed, State, shielded
 from gradcheck.target.copying import bind_copies, memo_for
@@ -23,9 +24,10 @@ SAME = 1e-3  # relative difference up to which a loss counts as repeated where a
 
 @dataclass
 class Unfaithful(Exception):
-    """The loss could not be computed again; `why` says what stood in the way."""
+    """The loss could not be computed again; `why` says what stood in the way, in the user's words."""
 
     why: str
+    detail: str = ""  # the exception
 
     def __str__(self) -> str:
         return self.why
@@ -89,7 +91,7 @@ def twins_of(owners: Sequence[Owner], others: Sequence[Owner], program: Program,
 
 
 def _other_loss(repeated: _Repeated, passes: Sequence[Pass]) -> str:
-    return f"computing it again gives {repeated.loss:.6g} where the script had {_recorded(passes):.6g}"
+    return f"its loss was {repeated.loss:.4g}, the script's {_recorded(passes):.4g}"
 
 
 def _copies(owners: Sequence[Owner]) -> Twins:
@@ -129,7 +131,7 @@ def _repeat(program: Program, modules: Sequence[nn.Module], passes: Sequence[Pas
         with shielded(own) as strangers:
             losses = program.losses(modules, program.entries, random=True)
     except Exception as error:
-        raise Unfaithful(f"computing it again raises {type(error).__name__}: {error}") from error
+        raise Unfaithful("it raised an error when it was run again with the weights from before training", described(error)) from error
     reached = upstream_leaves([x.grad_fn for x in losses if x.grad_fn is not None])
     foreign: list[torch.Tensor] = [t for t in reached if id(t) not in own and isinstance(t, nn.Parameter)]
     values = [float(x.detach().float().sum()) for x in losses]
@@ -155,7 +157,7 @@ def _outside(repeated: _Repeated, others: Sequence[Owner]) -> tuple[Owner, ...]:
     strangers = {id(p) for m in repeated.modules for p in m.parameters()} | set(map(id, repeated.tensors))
     found = tuple(o for o in others if strangers & o.memo.keys())
     if strangers - {key for o in found for key in o.memo}:
-        raise Unfaithful("it uses modules that no module of the script holds")
+        raise Unfaithful("it uses modules that are part of no model of the script")
     return found
 
 

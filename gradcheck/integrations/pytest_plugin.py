@@ -29,8 +29,10 @@ MARKER = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gradcheck", "training health of PyTorch models")
     group.addoption("--gradcheck-fail-on", choices=LEVELS, help="severity of findings that fail a test [error]")
+    group.addoption("--gradcheck-allow-partial", action="store_true", help="do not fail a test whose training was judged in part")
     group.addoption("--gradcheck-skip", action="store_true", help="skip the tests that scan a model")
     parser.addini("gradcheck_fail_on", "severity of findings that fail a test: error, warning, info or never", default="")
+    parser.addini("gradcheck_allow_partial", "do not fail a test whose training was judged in part", type="bool", default=False)
     parser.addini("gradcheck_skip", "skip the tests that scan a model", type="bool", default=False)
 
 
@@ -43,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def gradcheck(request: pytest.FixtureRequest) -> Callable[..., Report]:
-    """`gradcheck(model, data, loss=..., optimizer=...)` scans as `gradcheck.scan` does, and fails the test for what it finds.
+    """`gradcheck(model, data, loss=..., optimizer=...)` scans as `gradcheck.scan` does; findings and a verdict in part fail the test.
 
     Returns the report. Settings are those of [tool.gradcheck], with those of the marker over them.
     """
@@ -55,7 +57,7 @@ def gradcheck(request: pytest.FixtureRequest) -> Callable[..., Report]:
         from gradcheck.scan import scan
 
         report = scan(model, data, config=settings, **options)
-        failed = report.exit_code(settings.fail_on) != 0
+        failed = report.exit_code(settings.fail_on, allow_partial=settings.allow_partial) != 0
         request.node.user_properties.append((PROPERTY, _line(report, failed)))
         if failed:
             pytest.fail(_full(report), pytrace=False)
@@ -69,11 +71,12 @@ def _settings(request: pytest.FixtureRequest) -> Settings:
     from gradcheck.config import load
     from gradcheck.errors import GradcheckError
 
+    allowed = request.config.getoption("--gradcheck-allow-partial") or request.config.getini("gradcheck_allow_partial") or None
     level = request.config.getoption("--gradcheck-fail-on") or request.config.getini("gradcheck_fail_on") or None
     marker = request.node.get_closest_marker("gradcheck")
     given: dict[str, Any] = dict(marker.kwargs) if marker is not None else {}
     try:
-        return load(request.config.rootpath).with_flags(**{"fail_on": level} | given)
+        return load(request.config.rootpath).with_flags(**{"fail_on": level, "allow_partial": allowed} | given)
     except GradcheckError as e:
         raise pytest.UsageError(f"gradcheck: {e.message}" + (f" ({e.hint})" if e.hint else "")) from e
 

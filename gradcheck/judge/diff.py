@@ -15,6 +15,7 @@ from gradcheck.judge.identity import key, target_name, telling
 from gradcheck.judge.scores import scores
 from gradcheck.judge.seeds import excess
 from gradcheck.judge.stats import STATS, values
+from gradcheck.nouns.coverage import Coverage
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding
 
@@ -56,6 +57,7 @@ class TargetDiff:
     findings: tuple[FindingChange, ...] = ()
     scores: tuple[NumberChange, ...] = ()
     stats: tuple[NumberChange, ...] = ()
+    in_part: tuple[tuple[Literal["base", "head"], Coverage], ...] = ()  # the sides that were judged in part
 
     def count(self, state: State) -> int:
         return sum(change.state == state for change in self.findings)
@@ -77,7 +79,12 @@ def diff(base: Sequence[Report], head: Sequence[Report], root: Path, tolerance: 
 
 def _one_sided(report: Report, side: Literal["base", "head"], root: Path) -> TargetDiff:
     state: State = "new" if side == "head" else "unknown"
-    return TargetDiff(target_name(report.target, root), side, tuple(_alone(f, state) for f in _headlines(report)))
+    findings = tuple(_alone(f, state) for f in _headlines(report))
+    return TargetDiff(target_name(report.target, root), side, findings, in_part=_in_part((side, report)))
+
+
+def _in_part(*sides: tuple[Literal["base", "head"], Report]) -> tuple[tuple[Literal["base", "head"], Coverage], ...]:
+    return tuple((side, report.coverage) for side, report in sides if report.coverage.in_part)
 
 
 def _alone(finding: Finding, state: State) -> FindingChange:
@@ -104,7 +111,8 @@ def _compared(base: Report, head: Report, root: Path, tolerance: float) -> Targe
             changes.append(_alone(finding, "new" if _decided(finding, base) else "unknown"))
     gone = [_alone(f, "fixed" if _decided(f, head) else "unknown") for rest in left.values() for f in rest]
     ordered = sorted([*changes, *gone], key=lambda c: (STATES.index(c.state), SEVERITIES.index(c.finding.severity)))
-    return TargetDiff(target_name(head.target, root), "", tuple(ordered), _score_changes(base, head), _stat_changes(base, head, tolerance))
+    numbers = _score_changes(base, head), _stat_changes(base, head, tolerance)
+    return TargetDiff(target_name(head.target, root), "", tuple(ordered), *numbers, _in_part(("base", base), ("head", head)))
 
 
 def _like(finding: Finding, left: dict[str, list[Finding]]) -> list[Finding]:
@@ -175,6 +183,11 @@ def _stat_change(name: str, before: Sequence[float], after: Sequence[float], tol
         return NumberChange(name, old, new, "unchanged")
     lower = STATS[name].lower
     return NumberChange(name, old, new, "changed" if lower is None else "better" if (new < old) == lower else "worse")
+
+
+def unsure(differences: Iterable[TargetDiff]) -> bool:
+    """Whether head was judged in part: that it has nothing new proves nothing."""
+    return any(side == "head" for d in differences for side, _ in d.in_part)
 
 
 def worse_off(differences: Iterable[TargetDiff]) -> bool:

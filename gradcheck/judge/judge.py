@@ -9,11 +9,12 @@ from dataclasses import replace
 from gradcheck.config import RuleSettings, Settings
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.causes import fold
+from gradcheck.judge.looks import in_words
 from gradcheck.judge.protocol import NoVerdict, Rule
 from gradcheck.judge.seeds import agree, merge_sites
 from gradcheck.judge.select import chosen, needs
 from gradcheck.judge.suppress import split_by_comments, split_by_layers, unused_ignore, without_effect
-from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.measurement import Measurement, NotMeasured
 from gradcheck.nouns.places import Ignore
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Finding, RuleState, RuleStatus
@@ -70,8 +71,9 @@ def judge_again(report: Report, settings: Settings) -> Report:
 
 
 def _unmeasured(rule: Rule, measured: Collection[str]) -> RuleState:
-    lacking = ", ".join(n for n in rule.needs if n not in measured)
-    return RuleState(rule.code, rule.name, "not-measured", f"the saved run was made without measuring {lacking}")
+    lacking = [n for n in rule.needs if n not in measured]
+    reason = f"the saved run was made without looking at {', '.join(map(in_words, lacking))}"
+    return RuleState(rule.code, rule.name, "not-measured", reason, lacking[0])
 
 
 def _over_seeds(rule: Rule, measurements: Sequence[Measurement], own: RuleSettings) -> tuple[list[Finding], RuleState]:
@@ -90,17 +92,23 @@ def _over_seeds(rule: Rule, measurements: Sequence[Measurement], own: RuleSettin
 
 
 def _outcome(rule: Rule, m: Measurement, own: RuleSettings) -> Outcome:
-    """Findings of one rule on one measurement, or why there is no verdict."""
-    lacking = next((n for n in m.not_measured if n.what in rule.needs), None)
-    if lacking is not None:
-        return RuleState(rule.code, rule.name, "not-measured", f"{lacking.what}: {lacking.why}")
+    """Findings of one rule on one measurement, or why there is no verdict. After too short a look silence is none."""
+    lacking = [n for n in m.not_measured if n.what in rule.needs]
+    blind = next((n for n in lacking if n.lack != "short"), None)
+    if blind is not None:
+        return _silenced(rule, blind)
     try:
         verdict = rule.check(m, _limits(rule, own.limits))
         if isinstance(verdict, NoVerdict):
             return RuleState(rule.code, rule.name, verdict.status, verdict.reason)
-        return merge_sites([_checked(f, rule) for f in verdict])
+        found = merge_sites([_checked(f, rule) for f in verdict])
     except Exception as e:
         return RuleState(rule.code, rule.name, "crashed", _crash(e))
+    return found if found or not lacking else _silenced(rule, lacking[0])
+
+
+def _silenced(rule: Rule, by: NotMeasured) -> RuleState:
+    return RuleState(rule.code, rule.name, "not-measured", f"{in_words(by.what)}: {by.why}", by.what)
 
 
 def _limits(rule: Rule, own: Mapping[str, float]) -> dict[str, float]:

@@ -27,7 +27,9 @@ Need = Literal[
     "units",  # Layer.units, dead_units
     "similarity",  # Snapshot.sample_cosine, token_cosine
     "parameters",  # Parameter: weights, gradients and updates at the measured steps
-    "graph",  # Layer.activation, normalized, residual, head; cuts, hidden, softmaxes, mixes
+    "graph",  # Layer.activation, normalized, residual, head; hidden, softmaxes, mixes, norms, pairs, streams
+    "reach",  # Parameter.used, cuts: which parameters the loss reaches
+    "optimizer",  # OptimizerFacts, and the groups that hold each Parameter
     "losses",  # LossCall
     "data",  # DataFacts
     "probe",  # the short training with the user's optimizer, and the experiments that follow when it fails

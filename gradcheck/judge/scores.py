@@ -8,7 +8,7 @@ and the findings of that severity set the place in it: each one multiplies what 
 factors of ten its measured value lies beyond its limit (the farthest of its numbers; 1 for a finding without a limit, e.g. a
 layer that is wired wrongly). One error right at its limit gives 44, one ten times beyond it 22.
 Consequences count in their category too: a score says whether something is sick there, the findings say why. A category in
-which no rule came to a verdict has no score.
+which no rule came to a verdict, or which was judged in part without a finding, has no score.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gradcheck.nouns.coverage import coverage
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, Severity
 
@@ -38,7 +39,7 @@ VERDICTS = ("passed", "finding", "suppressed")
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one category. `value` None: no rule of it came to a verdict."""
+    """The score of one category. `value` None: its rules did not look, or too few of them."""
 
     name: str
     title: str
@@ -60,12 +61,14 @@ def scores(report: Report) -> tuple[Score, ...]:
 
 
 def _score(name: str, title: str, families: tuple[str, ...], report: Report) -> Score:
-    states = [s.status for s in report.rules if _family(s.code) in families]
+    mine = [s for s in report.rules if _family(s.code) in families]
+    states = [s.status for s in mine]
     findings = tuple(f for f in report.findings if _family(f.code) in families)
     worst = min((f.severity for f in findings), key=SEVERITIES.index, default=None)
     judged = sum(s in VERDICTS for s in states)
     silent = sum(s in ("not-measured", "crashed") for s in states)
-    value = None if not judged and not findings else _value(findings, worst)
+    blind = not judged or coverage(mine, report.measurements).in_part
+    value = None if blind and not findings else _value(findings, worst)
     return Score(name, title, families, value, worst, findings, judged, silent)
 
 

@@ -14,6 +14,7 @@ from gradcheck.live.record import Record
 from gradcheck.live.taps import LiveTracer
 from gradcheck.measure import first_step, links
 from gradcheck.measure.fork import Trainee
+from gradcheck.measure.gaps import described
 from gradcheck.measure.structure import Fate, Graph
 from gradcheck.nouns.measurement import NotMeasured
 from gradcheck.target.workload import Workload
@@ -38,7 +39,8 @@ class FirstPass:
         try:
             record.linked = links.read(graph, taps.calls, taps.seen, self._sites())
         except Exception as error:  # graphs come in more shapes than were thought of
-            record.not_measured.append(NotMeasured("links", f"{type(error).__name__}: {error}"))
+            why = "how the layers are connected could not be read in full"
+            record.not_measured.append(NotMeasured("graph", why, "short", detail=described(error)))
         return fates
 
     def after_backward(self, taps: LiveTracer, loss: torch.Tensor | None) -> None:
@@ -52,7 +54,8 @@ class FirstPass:
         try:
             record.first = first_step.read(taps, self._graph, trainee, record.watched, workload, self._sites(), value)
         except Exception as error:  # the loop is the user's: it may hold anything
-            record.not_measured.append(NotMeasured("losses", f"{type(error).__name__}: {error}"))
+            why = "what the first step showed could not be read"
+            record.not_measured += [NotMeasured(what, why, detail=described(error)) for what in ("graph", "reach", "losses")]
         if self.sharded():
             record.first.hidden = ()  # whole parameters, as they are during a pass, are not those that the model lists
         self._graph = None

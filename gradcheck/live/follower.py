@@ -17,12 +17,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradcheck.capture.events import Scaler
 from gradcheck.live.first import FirstPass
-from gradcheck.live.gradients import Gradients
-from gradcheck.live.hooks import LoopHooks
+from gradcheck.live.gradients import Gradients, is_filled
+from gradcheck.live.hooks import Kind, LoopHooks
 from gradcheck.live.lines import Lines, caller
 from gradcheck.live.losses import Losses
-from gradcheck.live.models import is_compiled, unwrapped
+from gradcheck.live.models import is_compiled, living_optimizers, unwrapped
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.pace import Pace
 from gradcheck.live.ranks import join
@@ -37,7 +38,7 @@ from gradcheck.target.sites import location_of_frame
 
 EARLY = 4  # the first steps, all measured
 ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
-_COMPILED = "compiled by torch.compile: what happens inside it is not seen"
+_COMPILED = "the model is compiled by torch.compile, and what happens inside it is not seen"
 
 
 class Follower:
@@ -172,18 +173,36 @@ class Follower:
         self._closure = closure
         if closure:
             self.losses.set_aside(self.gradients.marks())
-        elif self.measures and self.watching is None:
-            self.record.clipped = not self.scaling.unscaled and self.gradients.edited()
-            self._watch_step()
+        elif self.measures:
+            self.record.log.lost += self.gradients.cleared()
+            if self.watching is None:
+                self.record.clipped = not self.scaling.unscaled and self.gradients.edited()
+                self.record.log.edited |= self.record.clipped
+                self._watch_step()
         if self.record.step_site is None:
             self.record.step_site = location_of_frame(sys._getframe())
 
-    def before_clipping(self, parameters: Sequence[torch.Tensor]) -> None:
-        if not self.measures or self.watching is not None or not self.losses.passes or self.optimizers.main is None:
+    def before_clipping(self, kind: Kind, threshold: float, parameters: Sequence[torch.Tensor]) -> None:
+        if not self.measures or self._closure or self.optimizers.main is None:
             return
+        fault = self._fault_of_clipping(parameters)
+        if fault is not None:
+            self.record.log.note_clip(kind, float(threshold), len(parameters), location_of_frame(sys._getframe()), fault)
         own = {id(w.tensor) for w in self.record.watched}
-        if any(id(p) in own for p in parameters):
+        if self.watching is None and self.losses.passes and any(id(p) in own for p in parameters):
             self._watch_step()
+
+    def _fault_of_clipping(self, parameters: Sequence[torch.Tensor]) -> str | None:
+        """What is wrong with the call, as LoopClip counts it; None when it is about another optimizer's parameters."""
+        if not parameters:
+            return "empty"
+        ids = set(map(id, parameters))
+        if not any(id(p) in ids for p in self.optimizers.parameters()):
+            held = any(id(p) in ids for o in living_optimizers() for g in o.param_groups for p in g["params"])
+            return None if held else "foreign"
+        if not self.losses.passes:
+            return "late" if self.step and any(map(is_filled, parameters)) else "early"
+        return "scaled" if self.scaling.scaler is not None and not self.scaling.unscaled else ""
 
     def _watch_step(self) -> None:
         record = self.record
@@ -200,6 +219,7 @@ class Follower:
             self.optimizers.note_other(optimizer)
             return
         measured = self.watching if self.measures else None
+        self.record.log.note_rate(optimizer.param_groups)
         self.lines.sure |= self.lines.step if self.measures else set()
         self._file_loss()
         if measured is not None and (self.scaling.scaler is None or math.isfinite(measured.total_norm)):
@@ -234,13 +254,24 @@ class Follower:
         watching.after()
         self.optimizers.forget_others()
         self.record.note_step(self.step, watching.total_norm, self.optimizers.rate(), self.gradients.leftover)
+        self._file_loop()
         self.tapping.file(self.step)
         self.record.thin()
+
+    def _file_loop(self) -> None:
+        log = self.record.log
+        if not self._closure:
+            log.note_passes(len(self.losses.passes), len(self.lines.step))
+        log.dropped += self.lines.dropped()
+        if log.scaler is not None:
+            log.scaler.factor = self.record.scale
+        log.bare += self.scaling.in_gradients() != 1.0 and not self.scaling.by_scaler
+        log.note_modes(self.step, self.tapping.modes.take(frozenset(map(id, self.optimizers.parameters()))))
 
     def _clear(self) -> None:
         """What is known of one step only."""
         self.losses.clear()
-        self.lines.step.clear()
+        self.lines.settle()
         self.scaling.clear()
         self._closure = False
 
@@ -248,6 +279,28 @@ class Follower:
 
     def scaled(self, scaler: Any, loss: torch.Tensor) -> None:
         self.scaling.scaled(scaler, loss)
+        seen = self._seen_scaler()
+        seen.scaled += 1
+        seen.scale_site = seen.scale_site or location_of_frame(sys._getframe())
+
+    def _seen_scaler(self) -> Scaler:
+        log = self.record.log
+        log.scaler = log.scaler or Scaler(True)
+        return log.scaler
+
+    def scaler_steps(self, scaler: Any) -> None:
+        self.scaling.by_scaler = True
+        seen = self._seen_scaler()
+        seen.steps += 1
+        seen.step_site = seen.step_site or location_of_frame(sys._getframe())
+
+    def scaler_updated(self) -> None:
+        self._seen_scaler().updates += 1
+
+    def evaluated(self, module: nn.Module) -> None:
+        log = self.record.log
+        if log.eval_site is None and any(m is module for m in self.model.modules()):
+            log.eval_site = location_of_frame(sys._getframe())
 
     def unscaled(self, optimizer: Optimizer) -> None:
         if self.optimizers.is_main(optimizer):

@@ -25,18 +25,18 @@ class Gradients:
 
     def remember(self) -> None:
         """The pass that is measured is over."""
-        self._left = list(itertools.islice(filter(_is_filled, self._optimizers.parameters()), FOLLOWED))
+        self._left = list(itertools.islice(filter(is_filled, self._optimizers.parameters()), FOLLOWED))
 
     def forget(self) -> None:
         self._left = []
 
     def cleared(self) -> bool:
         """Whether the gradients of the measured pass are gone: it was another one's, an adversary's say."""
-        return bool(self._left) and not any(map(_is_filled, self._left))
+        return bool(self._left) and not any(map(is_filled, self._left))
 
     def look_for_leftover(self) -> None:
         """Before the first pass of a step."""
-        self.leftover = bool(self._record.steps) and any(map(_is_filled, self._optimizers.parameters()[:FOLLOWED]))
+        self.leftover = bool(self._record.steps) and any(map(is_filled, self._optimizers.parameters()[:FOLLOWED]))
 
     def marks(self) -> Marks:
         """Of some gradients: which tensors they are, and how often they were written. Reads no value: a device need not be waited for."""
@@ -54,7 +54,7 @@ class Gradients:
         return [w.tensor.grad._version for w in self._record.watched if w.tensor.grad is not None]
 
 
-def _is_filled(parameter: torch.Tensor) -> bool:
+def is_filled(parameter: torch.Tensor) -> bool:
     """Whether it has a gradient that is not zero."""
     if parameter.grad is None:
         return False

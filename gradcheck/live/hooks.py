@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradcheck.capture.patches import Patches
+
+Kind = Literal["norm", "value"]
 
 
 class Listener(Protocol):
@@ -24,12 +28,20 @@ class Listener(Protocol):
 
     def after_step(self, optimizer: Optimizer) -> None: ...
 
-    def before_clipping(self, parameters: Sequence[torch.Tensor]) -> None: ...
+    def before_clipping(self, kind: Kind, threshold: float, parameters: Sequence[torch.Tensor]) -> None: ...
 
     def scaled(self, scaler: Any, loss: torch.Tensor) -> None:
         """`loss` is what was multiplied by the scaler's factor."""
 
     def unscaled(self, optimizer: Optimizer) -> None: ...
+
+    def scaler_steps(self, scaler: Any) -> None:
+        """`scaler.step` begins."""
+
+    def scaler_updated(self) -> None: ...
+
+    def evaluated(self, module: nn.Module) -> None:
+        """`module.eval()` is called."""
 
     def failed(self) -> None:
         """Something of the above raised: nothing is told any more."""
@@ -54,12 +66,16 @@ class LoopHooks:
 
         self._handles = [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
         self._patches.wrap(torch.autograd, "backward", self._backward)
-        for name in ("clip_grad_norm_", "clip_grad_value_"):
-            self._patches.wrap(clip_grad, name, self._clipping)
-            self._patches.put(torch.nn.utils, name, getattr(clip_grad, name))
+        kinds: tuple[Kind, ...] = ("norm", "value")
+        clips = {kind: getattr(clip_grad, f"clip_grad_{kind}_") for kind in kinds}
+        for kind, original in clips.items():
+            self._patches.wrap(clip_grad, f"clip_grad_{kind}_", functools.partial(self._clipping, kind))
+            self._patches.put_for(original, getattr(clip_grad, f"clip_grad_{kind}_"))
         scaler = torch.amp.grad_scaler.GradScaler
-        for name, make in (("scale", self._scaling), ("unscale_", self._unscaling), ("step", self._scaler_step)):
+        methods = (("scale", self._scaling), ("unscale_", self._unscaling), ("step", self._scaler_step), ("update", self._updating))
+        for name, make in methods:
             self._patches.wrap(scaler, name, make)
+        self._patches.wrap(nn.Module, "eval", self._evaluating)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -115,10 +131,12 @@ class LoopHooks:
         if not self._stepping:
             self._tell(self.listener.after_step, optimizer)
 
-    def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _clipping(self, kind: Kind, original: Callable[..., Any]) -> Callable[..., Any]:
+        argument = "max_norm" if kind == "norm" else "clip_value"
+
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             given = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-            self._tell(self.listener.before_clipping, given)
+            self._tell(self.listener.before_clipping, kind, args[0] if args else kwargs.get(argument, math.inf), given)
             return original(given, *args, **kwargs)
 
         return clip
@@ -143,11 +161,30 @@ class LoopHooks:
     def _scaler_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def step(scaler: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            if scaler.is_enabled():
+                self._tell(self.listener.scaler_steps, scaler)
             result = original(scaler, optimizer, *args, **kwargs)
             self._tell(self.listener.scaler_stepped, inner_optimizer(optimizer))
             return result
 
         return step
+
+    def _updating(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(scaler, *args, **kwargs)
+            if scaler.is_enabled():
+                self._tell(self.listener.scaler_updated)
+            return result
+
+        return update
+
+    def _evaluating(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluate(module: nn.Module) -> Any:
+            self._tell(self.listener.evaluated, module)
+            return original(module)
+
+        return evaluate
 
 
 def inner_optimizer(optimizer: Any) -> Any:

@@ -15,6 +15,7 @@ class Lines:
     step: set[Any] = field(default_factory=set)  # whose passes make up this step
     sure: set[Any] = field(default_factory=set)  # whose gradients the optimizer has used
     void: set[Any] = field(default_factory=set)  # whose gradients came to the model, and were cleared before its step
+    cleared: set[Any] = field(default_factory=set)  # of this step's passes, those whose gradients were cleared again
 
     def belongs(self, several: bool) -> bool:
         """Whether a pass counts that was not looked at more closely. `several`: optimizers, each with passes of its own."""
@@ -22,8 +23,18 @@ class Lines:
 
     def discard(self) -> None:
         """The gradients of this step's passes were cleared."""
-        self.void |= self.step - self.sure
+        self.cleared |= self.step
         self.step.clear()
+
+    def dropped(self) -> bool:
+        """Whether a line ran passes for this step of which some were cleared before it."""
+        return bool(self.cleared & self.step)
+
+    def settle(self) -> None:
+        """The step is over: what only ran passes that were cleared is not its."""
+        self.void |= self.cleared - self.step - self.sure
+        self.step.clear()
+        self.cleared.clear()
 
 
 def caller() -> Any:

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from gradcheck.judge.protocol import Need
+from gradcheck.live.loop_log import LoopLog
 from gradcheck.live.series import Series, thinned
 from gradcheck.measure import facts, first_step, links
+from gradcheck.measure.gaps import unread_layers
 from gradcheck.measure.layers import Growing, Layers
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.probe import FINAL_STEPS
@@ -35,8 +37,13 @@ from gradcheck.target.comments import ignores, snippets
 
 FEWEST_STEPS = 4  # before the course of a training is judged at all
 MOST_SNAPSHOTS = 60  # measured steps that are kept
-SEEN: frozenset[Need] = frozenset(("signals", "units", "similarity", "parameters", "graph", "losses", "probe", "numerics", "loop"))
-NEEDS_TAPS: frozenset[Need] = frozenset(("signals", "units", "similarity", "graph", "losses"))
+SEEN: tuple[Need, ...] = (
+    "signals", "units", "similarity", "parameters", "graph", "reach", "optimizer", "losses", "probe", "numerics", "loop",
+)  # fmt: skip
+NEEDS_TAPS: frozenset[Need] = frozenset(("signals", "units", "similarity", "graph", "reach", "losses"))
+NEVER = "watching makes no copies and no experiments; `gradcheck scan` does"
+UNCOMPILED = "watch it once without torch.compile, or scan the script"
+LONGER = "watch a longer run"
 WARM = 0.9  # of the highest rate so far: a first rate below it is one that is being warmed up
 
 
@@ -63,8 +70,7 @@ class Record:
     pretrained: bool = False  # when the run began, as `training`
     training: bool = True
     rates: list[float] = field(default_factory=list)  # largest of the groups, at the measured steps
-    looked: int = 0  # measured steps at which the gradients were looked at before the backward pass
-    leftover: int = 0
+    log: LoopLog = field(default_factory=LoopLog)
     backwards: int = 0
     accumulated: int = 1  # backward passes of the first step, all of one line; 0 when they are of several
     scale: float = 1.0  # of the loss, at the last measured step
@@ -85,9 +91,8 @@ class Record:
 
     def note_step(self, step: int, norm: float, rate: float, leftover: bool) -> None:
         """A measured one. `leftover`: gradients of the step before were still there when it began."""
-        if step:
-            self.looked += 1
-            self.leftover += leftover
+        self.log.steps += 1
+        self.log.leftover += leftover
         self.measured.append(step)
         self.norms.append(norm)
         self.rates.append(rate)
@@ -126,6 +131,7 @@ class Record:
             live=True,
             loss_scale=self.scale,
             clipped=self.clipped,
+            beside=self.several,
         )
 
     # -------------------------------------------------------------- the measurement
@@ -137,7 +143,7 @@ class Record:
         layers = self.layers.nouns(sites, {})
         cuts = self._lasting_cuts()
         first, loop = self.first, self._loop()
-        sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden)
+        sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden, *first.zero_derivatives)
         places = [x.site for x in sited if x.site is not None]
         places += [p for p in (*sites.values(), self.backward_site, self.step_site) if p is not None]
         return Measurement(
@@ -162,6 +168,7 @@ class Record:
             pairs=self.linked.pairs,
             streams=self.linked.streams,
             cuts=cuts,
+            zero_derivatives=first.zero_derivatives,
             hidden=tuple(h for h in first.hidden if h.name),  # tensors of the loop itself are no affair of the model
             non_finite=tuple(self.non_finite),
             loop=loop,
@@ -176,16 +183,20 @@ class Record:
         )
 
     def _failed(self) -> list[NotMeasured]:
-        return [NotMeasured(f"layer {name}", why) for name, why in self.failures.items()]
+        return unread_layers(self.failures)
 
     def _lacking(self) -> list[NotMeasured]:
-        lacking = [NotMeasured(need, "not measured in a live run") for need in get_args(Need) if need not in SEEN]
+        lacking = [NotMeasured(need, NEVER, "left-out") for need in get_args(Need) if need not in SEEN]
         if self.untapped:
-            lacking += [NotMeasured(need, self.untapped) for need in get_args(Need) if need in NEEDS_TAPS]
-        if self.steps < FEWEST_STEPS and not self.broken:
-            lacking.append(NotMeasured("probe", f"{self.steps} steps so far"))
-        elif self.several and not self.broken:
-            lacking.append(NotMeasured("probe", "several optimizers: the loss of one need not fall while the others train against it"))
+            lacking += [NotMeasured(need, self.untapped, remedy=UNCOMPILED) for need in get_args(Need) if need in NEEDS_TAPS]
+        if not self.measured:
+            lacking += [NotMeasured(need, "no step was measured", remedy=LONGER) for need in SEEN]
+        elif self.log.steps < 2:
+            lacking.append(NotMeasured("loop", "a single step was measured", remedy=LONGER))
+        if self.broken:
+            return lacking
+        if self.steps < FEWEST_STEPS:
+            lacking.append(NotMeasured("probe", f"the training took {self.steps} steps, too few to judge", remedy=LONGER))
         return lacking
 
     def _note_groups(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -206,15 +217,25 @@ class Record:
         return replace(said, lr=peak, stale=sum(key not in self.graded for key in outside), warming_up=warming or said.warming_up)
 
     def _loop(self) -> LoopFacts | None:
-        if not self.steps or not self.looked:
+        """What passes and modes would tell is not looked at where the inside of the model is not seen."""
+        log, blind = self.log, bool(self.untapped)
+        if log.steps < 2:
             return None
         return LoopFacts(
             optimizer="",
-            steps=self.looked,
+            steps=log.steps,
             backwards=self.backwards,
             ended="stopped",
             parameters=sum(len(g["params"]) for g in self.optimizer.param_groups) if self.optimizer is not None else 0,
-            leftover=self.leftover,
+            rates=tuple(log.rates) if log.rates is not None else None,
+            base_rate=log.base_rate,
+            leftover=log.leftover,
+            lost=None if blind else log.lost,
+            accumulated=None if blind else log.accumulated,
+            dropped=None if blind else log.dropped,
+            clips=log.clips(),
+            scaler=log.scaling(),
+            evaluation=None if blind else log.evaluation(),
             step_site=self.step_site,
             backward_site=self.backward_site,
         )

@@ -22,6 +22,7 @@ class Scaling:
     loss: torch.Tensor | None = None  # as it was before it was multiplied
     unscaled: bool = False
     factor: float = 1.0
+    by_scaler: bool = False  # the step is taken by `scaler.step`
 
     def scaled(self, scaler: Any, loss: torch.Tensor) -> None:
         self.scaler, self.loss = scaler, loss.detach()
@@ -46,7 +47,7 @@ class Scaling:
 
     def clear(self) -> None:
         self.scaler = self.loss = None
-        self.unscaled, self.factor = False, 1.0
+        self.unscaled, self.factor, self.by_scaler = False, 1.0, False
 
 
 def rescaled(stats: TensorStats, factor: float) -> TensorStats:

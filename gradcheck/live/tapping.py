@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.capture.modes import Modes
 from gradcheck.live.first import FirstPass
 from gradcheck.live.record import Record
 from gradcheck.live.scaling import Scaling
@@ -26,6 +27,7 @@ class Tapping:
         self.model, self.record, self.first = model, record, first
         self.calls: list[Call] | None = None
         self._fates: dict[int, Fate] | None = None
+        self.modes = Modes()  # of the modules that ran since the last step
         self._taps: LiveTaps | None = None
         self._functional = True  # whether functional calls need taps after the first step
 
@@ -37,7 +39,9 @@ class Tapping:
             self._taps = None
         if wanted and not self.record.untapped:
             names = {id(m): name for name, m in self.model.named_modules()}  # a model may change while it trains
-            self._taps = LiveTracer(names) if not self.record.measured else LiveTaps(names, functions=self._functional)
+            self.modes = Modes()
+            first = not self.record.measured
+            self._taps = LiveTracer(names, self.modes) if first else LiveTaps(names, self.modes, functions=self._functional)
             self._taps.start()
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
+from gradcheck.capture.modes import Modes
 from gradcheck.measure.observe import Tracer
 from gradcheck.measure.taps import Call, Taps
 
@@ -46,11 +47,12 @@ def take_out(mode: TorchFunctionMode) -> bool:
 class LiveTaps(Taps):
     """Forward passes without gradient are not looked at. Calls of each forward pass of the model are kept apart."""
 
-    def __init__(self, names: Mapping[int, str], *, functions: bool = True) -> None:
+    def __init__(self, names: Mapping[int, str], modes: Modes, *, functions: bool = True) -> None:
         Taps.__init__(self, names, functions=functions)
-        self._prepare()
+        self._prepare(modes)
 
-    def _prepare(self) -> None:
+    def _prepare(self, modes: Modes) -> None:
+        self.modes = modes
         self.starts: list[int] = []  # index of the first call of each forward pass
         self.inputs: list[Any] = []  # what the first pass was called with
         self.on = False
@@ -80,6 +82,7 @@ class LiveTaps(Taps):
                 return
             if id(module) in self.names:
                 self.starts.append(len(self.calls))
+                self.modes.look(module)
                 if not self.inputs:
                     self.inputs = list(args)
         super()._before(module, args)
@@ -104,9 +107,9 @@ class LiveTaps(Taps):
 class LiveTracer(LiveTaps, Tracer):
     """The same for the first step, which is watched more closely."""
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str], modes: Modes) -> None:
         Tracer.__init__(self, names)
-        self._prepare()
+        self._prepare(modes)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.stack and not torch.is_grad_enabled():

@@ -123,7 +123,7 @@ class Together:
         if not self.leads:
             lacking.append(NotMeasured("ranks", f"this is rank {self.ranks.rank}: rank 0 reports for all"))
         elif self.ranks.why:
-            lacking.append(NotMeasured("ranks", f"not reduced over the ranks from here on: {self.ranks.why}"))
+            lacking.append(NotMeasured("ranks", f"from here on the numbers are those of rank 0 alone: {self.ranks.why}"))
         if self._why:
             lacking.append(NotMeasured("replicas", self._why))
         lacking += [NotMeasured(f"layer {name}", "it does not run on rank 0") for name in sorted(self._elsewhere)]

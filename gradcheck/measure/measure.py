@@ -13,8 +13,9 @@ import torch
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.measure import data, experiments, facts, first_step, links, numerics
 from gradcheck.measure.checks import every
-from gradcheck.measure.checks.scene import Checked, Scene
+from gradcheck.measure.checks.scene import LATE, Checked, Scene
 from gradcheck.measure.fork import Trainee, fork
+from gradcheck.measure.gaps import described, gaps, more_time, unread_layers
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.observe import Tracer
 from gradcheck.measure.parameters import StepWatch, Watched, watch
@@ -61,7 +62,7 @@ class Plan:
     def probe_steps(self) -> int:
         if self.probes:
             return self.steps
-        return min(self.steps, FEW_STEPS if {"signals", "parameters", "units", "similarity"} & set(self.needs or ()) else 1)
+        return min(self.steps, FEW_STEPS if {"signals", "parameters", "units", "similarity", "reach"} & set(self.needs or ()) else 1)
 
 
 def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction: None) -> Measurement:
@@ -111,7 +112,8 @@ class Session:
         if self.workload.borrowed is not None:
             self.workload.borrowed.give_back()
         self.seconds["total"] = time.perf_counter() - self.started
-        return self._measurement(probe, others, bad, checked, profiles)
+        m = self._measurement(probe, others, bad, checked, profiles)
+        return replace(m, not_measured=(*m.not_measured, *gaps(m, self.plan.probe_steps, self.plan.seconds)))
 
     # ----------------------------------------------------------------------- probe
 
@@ -187,7 +189,8 @@ class Session:
         try:
             self.linked = links.read(graph, taps.calls, taps.seen, self.sites)
         except Exception as error:  # graphs come in more shapes than were thought of
-            self.not_measured.append(NotMeasured("links", f"{type(error).__name__}: {error}"))
+            why = "how the layers are connected could not be read in full"
+            self.not_measured.append(NotMeasured("graph", why, "short", detail=described(error)))
 
     # ------------------------------------------------------------- after the probe
 
@@ -219,12 +222,13 @@ class Session:
             raised = first_step.loss_calls(taps, self.sites)[-1]
             self.first.losses = (*(c for c in self.first.losses if c.site != raised.site or c.function != raised.function), raised)
             who, self.training.error = "the loss", raised.raised
-        self.not_measured.append(NotMeasured("probe", f"{who} raised in step {step}"))
+        why = f"{who} raised an error in step {step}, which ended it"
+        self.not_measured.append(NotMeasured("probe", why, detail=described(error)))
         if step == 0:
             self.watched = watch(self.trainee.model, self.trainee.optimizer)
             self.layers.add(0, 0, taps.calls, {})
             self.measured.append(0)
-            self.not_measured.append(NotMeasured("graph", f"{who} raised"))
+            self.not_measured += [NotMeasured(what, why, detail=described(error)) for what in ("graph", "reach")]
 
     def _runs(self, step: int) -> bool:
         """Whether the user's code takes this step when nobody is watching."""
@@ -253,7 +257,7 @@ class Session:
         rated = lr_of(self.trainee.optimizer) is not None
         runs = experiments.after(failure, self.watched, self.first.chance_on, rated=rated)
         if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
-            self.not_measured.append(NotMeasured("experiments", f"the time budget of {plan.seconds:g} s ran out"))
+            self.not_measured.append(NotMeasured("why the short training failed", LATE, remedy=more_time(plan.seconds)))
         self.seconds["experiments"] = sum(r.seconds for r in runs)
         return tuple(runs)
 
@@ -274,7 +278,8 @@ class Session:
         first, half = self.first, self.layers.half
         scene = Scene(self.workload, plan.seed, deadline, self.sites, self.trainee, probe, first.chance, half, first.targets)
         done = every.check(scene, plan.needs, plan.fast, self.tick)
-        self.not_measured += done.not_measured
+        late = more_time(plan.seconds)
+        self.not_measured += [replace(n, remedy=late) if n.why == LATE else n for n in done.not_measured]
         self.seconds |= done.seconds
         return done
 
@@ -347,7 +352,7 @@ class Session:
             ascent=ascent,
             pretrained=facts.pretrained(w.model, w.optimizer),
             training=w.model.training,
-            not_measured=(*self.not_measured, *(NotMeasured(f"layer {name}", why) for name, why in self.failures.items())),
+            not_measured=(*self.not_measured, *unread_layers(self.failures)),
             assumptions=tuple(w.assumptions),
             ignores=ignores(w.files),
             snippets=snippets(places),

@@ -4,6 +4,7 @@
     checks       what the checks beside the probe found: parts of a Measurement
     measurement  Measurement and its parts: what the measuring code hands to the rules
     verdict      Finding, Evidence, Remedy, RuleState: what a rule hands back
+    coverage     Coverage: how many of the rules that apply looked, and whether that is enough for a verdict
     report       Report: what the user gets
 
 All of them survive a round trip through JSON (`gradcheck.report.json`), NaN and infinities included.

@@ -1,4 +1,7 @@
-"""What the user's own training loop did, as it was seen for one optimizer while the script ran."""
+"""What the user's own training loop did, as it was seen for one optimizer while the script ran.
+
+None is what nobody looked at. That there was none of something is a fact, and has a value: 0, (), NO_SCALER, NEVER_EVALUATED.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,9 @@ class LoopScaler:
     scale_site: Location | None = None
 
 
+NO_SCALER = LoopScaler(False, 1.0, 0, 0, 0, 0)
+
+
 @dataclass(frozen=True)
 class LoopEvaluation:
     """Steps whose forward pass ran with the model in evaluation mode."""
@@ -49,6 +55,9 @@ class LoopEvaluation:
     norms: tuple[str, ...] = ()  # normalizations with trained weights that used their running statistics
     fresh: bool = False  # running statistics that had seen no batch
     site: Location | None = None  # of the call of eval()
+
+
+NEVER_EVALUATED = LoopEvaluation(0, 0, False)
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,10 @@ class LoopBatches:
 
 @dataclass(frozen=True)
 class LoopFacts:
-    """The steps of one optimizer in the user's loop."""
+    """The steps of one optimizer in the user's loop. The counts are of the steps that were looked at."""
 
     optimizer: str  # its variable in the script
-    steps: int  # that it took while it was watched
+    steps: int  # that it took while it was looked at
     backwards: int  # backward passes whose gradients were meant for it
     ended: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"  # how the run ended; stopped: by gradcheck
     error: str = ""  # the exception, when the script raised
@@ -76,15 +85,15 @@ class LoopFacts:
     parameters: int = 0  # tensors in its groups
     moved: int | None = None  # of these, how many any step or other code changed; None: not looked at
     losses: tuple[float, ...] = ()  # by step: the sum over its backward passes
-    rates: tuple[float, ...] = ()  # by step: the largest of its groups
+    rates: tuple[float, ...] | None = None  # by step, from the first one on: the largest of its groups
     base_rate: float = 0.0  # that a scheduler works from; the first rate without one
-    schedules: int = 0  # calls of a scheduler's step()
-    leftover: int = 0  # steps whose gradients still held those of the step before
-    lost: int = 0  # steps whose gradients had been cleared between backward and step
-    accumulated: int = 1  # backward passes of one step from the same line, usually
+    schedules: int | None = None  # calls of a scheduler's step()
+    leftover: int | None = None  # steps whose gradients still held those of the step before
+    lost: int | None = None  # steps whose gradients had been cleared between backward and step
+    accumulated: int | None = None  # backward passes of one step from the same line, usually
     weight: float | None = None  # sum over these of the factor on the mean loss of each; None when that cannot be told
-    dropped: int = 0  # steps that lost part of their accumulated passes to a clearing in between
-    clips: tuple[LoopClip, ...] = ()
+    dropped: int | None = None  # steps that lost part of their accumulated passes to a clearing in between
+    clips: tuple[LoopClip, ...] | None = None
     scaler: LoopScaler | None = None
     evaluation: LoopEvaluation | None = None
     batches: LoopBatches | None = None

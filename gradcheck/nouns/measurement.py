@@ -357,6 +357,7 @@ class Run:
     live: bool = False  # the user's own run, watched: of any length, on its own schedule; long ones have bins of equally many steps
     loss_scale: float = 1.0  # that the loss was multiplied by; the norms here are divided by it
     clipped: bool = False  # the norms were read after clipping
+    beside: bool = False  # other optimizers of the loop train against it, or beside it: its loss need not fall, and may rise
 
 
 @dataclass(frozen=True)
@@ -413,12 +414,23 @@ class Assumption:
     given: bool = False  # True: found by convention or by flag, nothing was guessed
 
 
+Lack = Literal[
+    "failed",  # gradcheck tried, and could not: rules that need it say nothing
+    "short",  # looked at, but not for long enough: what rules find stands, their silence proves nothing
+    "unsuited",  # this model, its data or its loop has nothing that the look could be taken at
+    "left-out",  # on purpose: by the user (--fast), or since this kind of run never looks at it
+]
+
+
 @dataclass(frozen=True)
 class NotMeasured:
-    """A quantity, or a layer, that could not be measured, and why."""
+    """A quantity, or a layer, that was not measured. `why` and `remedy` are for the user, `detail` is for a report of a bug."""
 
     what: str
     why: str
+    lack: Lack = "failed"
+    remedy: str = ""  # what the user can do about it
+    detail: str = ""  # the exception
 
 
 @dataclass(frozen=True)

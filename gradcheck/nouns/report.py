@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gradcheck.nouns.coverage import Coverage, coverage
 from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.nouns.treatment import Outcome, Proof
 from gradcheck.nouns.trial import TrialResult
@@ -50,14 +51,19 @@ class Report:
     def count(self, severity: Severity) -> int:
         return sum(f.severity == severity for f in self.findings)
 
-    def exit_code(self, fail_on: Severity | Literal["never"] = "error") -> int:
-        """1 if there is a finding at `fail_on` or above, else 0."""
-        if fail_on == "never":
-            return 0
-        if fail_on not in SEVERITIES:
+    @property
+    def coverage(self) -> Coverage:
+        """How many of the rules that apply could look, and why the others could not."""
+        return coverage(self.rules, self.measurements)
+
+    def exit_code(self, fail_on: Severity | Literal["never"] = "error", *, allow_partial: bool = False) -> int:
+        """1 if there is a finding at `fail_on` or above; 2 if the run was judged in part, unless `allow_partial`; else 0."""
+        if fail_on not in (*SEVERITIES, "never"):
             raise ValueError(f"fail_on must be one of error, warning, info, never; got {fail_on!r}")
-        at_or_above = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-        return int(any(f.severity in at_or_above for f in self.findings))
+        at_or_above = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on != "never" else ()
+        if any(f.severity in at_or_above for f in self.findings):
+            return 1
+        return 2 if self.coverage.in_part and not allow_partial else 0
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The whole report as JSON; written to `path` when one is given. Raises `gradcheck.errors.SavedRunError` when that fails."""

@@ -55,3 +55,4 @@ class RuleState:
     name: str
     status: RuleStatus
     reason: str = ""
+    lacking: str = ""  # quantity that was not measured for it; "" where the rule itself says what is missing

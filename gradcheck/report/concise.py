@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradcheck.nouns.report import Report
+from gradcheck.report.in_part import explained
 from gradcheck.report.rows import place
 from gradcheck.report.words import clean, summary, tree
 
 
 def lines(report: Report) -> list[str]:
-    """One line per headline, then the counts. A finding without a location stands at the line that makes the model."""
+    """One line per headline, then the counts, and why a run was judged in part.
+
+    A finding without a location stands at the line that makes the model.
+    """
     rows = [f"{place(report, f)}: {f.name} ({f.code}) {f.message}" for f, _ in tree(report.findings)]
-    return [clean(row) for row in [*rows, summary(report)]]
+    part = explained(report) if report.coverage.in_part else []
+    return [clean(row) for row in [*rows, summary(report), *part]]
 
 
 def render(reports: Sequence[Report], view: object = None) -> str:

@@ -14,11 +14,11 @@ from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import Finding, Severity
-from gradcheck.report import outcomes, trial
+from gradcheck.report import in_part, outcomes, trial
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import profile_table
-from gradcheck.report.words import clean, collapse, conditions, counted, guesses, measured, number, summary, tree
+from gradcheck.report.words import clean, collapse, conditions, counted, guesses, looked, measured, number, result, summary, tree
 
 Color = Literal["auto", "always", "never"]
 
@@ -27,7 +27,6 @@ SIGNAL_FAMILIES = ("GRAD", "INIT")  # findings that the course of the gradient o
 SIGNAL_CODES = ("ACT003",)
 MOST_LAYERS = 5  # patterns of layer names in a finding
 MOST_UNMEASURED = 3
-MOST_NAMES = 6  # of what was not measured for one reason
 APPLICABILITY = {"safe": "", "unsafe": " (unsafe: changes the architecture or the checkpoint keys)", "advice": ""}
 
 
@@ -182,32 +181,32 @@ class _Page:
 
     def tail(self, written: bool = False) -> None:
         self.blank()
-        by_reason: dict[str, list[str]] = {}
-        for what, why in dict.fromkeys((n.what, n.why) for m in self.report.measurements for n in m.not_measured):
-            by_reason.setdefault(why, []).append(what)
-        notes = [(_listed(what), why) for why, what in by_reason.items()]
-        for names, why in notes[:MOST_UNMEASURED]:
-            self.labelled("not measured:", "bold yellow", f"{names}: {why}")
+        notes = list(in_part.unmeasured(self.report))
+        for note in notes[:MOST_UNMEASURED]:
+            self.labelled("not measured:", "bold yellow", note)
         if len(notes) > MOST_UNMEASURED:
             self.add(f"{len(notes) - MOST_UNMEASURED} more were not measured: they are in the JSON output")
         if self.report.outcomes:
             for line in self.wrapped(clean(outcomes.tail(self.report, written=written)), 0):
                 self.add((line, "bold"))
-        if not self.report.findings:
-            self.labelled("No findings", "bold green", _clean_tail(self.report))
+        if self.report.coverage.in_part:
+            self.in_part()
+        elif not self.report.findings:
+            self.labelled("No findings", "bold green", f"{summary(self.report).removeprefix('No findings ')} {conditions(self.report)}")
             return
-        for line in self.wrapped(clean(summary(self.report)), 0):
+        for line in self.wrapped(clean(result(self.report)), 0):
             self.add(line)
+        if not self.report.findings:
+            self.add(clean(conditions(self.report)))
+            return
         explain = f"   Explain: gradcheck rule {self.report.findings[0].name}"
         for line in self.wrapped(clean(conditions(self.report)) + explain, 0):
             self.add(line)
 
-
-def _listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _clean_tail(report: Report) -> str:
-    return f"{summary(report).removeprefix('No findings ')} {conditions(report)}"
+    def in_part(self) -> None:
+        part = self.report.coverage
+        self.labelled("Judged in part:", "bold yellow", f"{looked(part)}; the silence of the others proves nothing")
+        for reason in part.reasons:
+            self.labelled("why: ", "bold yellow", reason)
+        for remedy in part.remedies:
+            self.labelled("help:", "bold cyan", remedy)

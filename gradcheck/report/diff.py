@@ -10,8 +10,9 @@ from typing import Any
 from gradcheck.judge.diff import STATES, FindingChange, NumberChange, TargetDiff
 from gradcheck.judge.scores import CATEGORIES
 from gradcheck.nouns.verdict import Evidence
+from gradcheck.report.json import as_plain
 from gradcheck.report.markdown import MARKER, code, escape
-from gradcheck.report.words import clean, number
+from gradcheck.report.words import clean, looked, number
 
 SHOWN = ("better", "worse", "changed")  # states of numbers that are worth a line
 
@@ -23,7 +24,7 @@ def text(differences: Sequence[TargetDiff], tolerance: float) -> str:
         rows = [("", "base", "head", ""), *(_number_row(n) for n in changed(difference)), *(_row(c) for c in listed(difference))]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        blocks.append([clean(_heading(difference)), *(table if len(rows) > 1 else []), counts(difference)])
+        blocks.append([clean(_heading(difference)), *(table if len(rows) > 1 else []), counts(difference), *in_part(difference)])
     return "\n\n".join("\n".join(block) for block in blocks) + f"\n{method(tolerance)}\n"
 
 
@@ -31,6 +32,7 @@ def markdown(differences: Sequence[TargetDiff], tolerance: float) -> str:
     lines = [MARKER]
     for difference in differences:
         lines += [f"### gradcheck: {code(difference.target)}{_side(difference)}", "", escape(counts(difference)), ""]
+        lines += [line for text in in_part(difference) for line in (escape(text), "")]
         rows = [*(_number_row(n) for n in changed(difference)), *(_row(c) for c in listed(difference))]
         if rows:
             lines += ["| | base | head | |", "|---|---|---|---|"]
@@ -56,7 +58,14 @@ def method(tolerance: float) -> str:
 
 def counts(difference: TargetDiff) -> str:
     parts = [f"{n} {state}" for state in STATES if (n := difference.count(state))]
-    return f"{', '.join(parts)}." if parts else "No findings on either side."
+    nothing = "Nothing was found on either side." if difference.in_part else "No findings on either side."
+    return f"{', '.join(parts)}." if parts else nothing
+
+
+def in_part(difference: TargetDiff) -> list[str]:
+    """`head was judged in part: 9 of 66 applicable rules looked. Could not repeat ...`"""
+    sides = [(f"{side} was judged in part: {looked(part)}", part.reasons) for side, part in difference.in_part]
+    return [clean("; ".join((text, *reasons))) for text, reasons in sides]
 
 
 def changed(difference: TargetDiff) -> list[NumberChange]:
@@ -97,6 +106,7 @@ def _plain(difference: TargetDiff) -> dict[str, Any]:
     return {
         "target": difference.target,
         "only": difference.only or None,
+        "in_part": {side: as_plain(part) for side, part in difference.in_part},
         "counts": {state: difference.count(state) for state in STATES},
         "findings": [_finding(change) for change in difference.findings],
         "scores": [_number(change) for change in difference.scores],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from gradcheck.judge.diff import STATES, FindingChange, NumberChange, TargetDiff
-from gradcheck.report.diff import changed, counts, listed, method, name_of, severity_of, value_of
+from gradcheck.report.diff import changed, counts, in_part, listed, method, name_of, severity_of, value_of
 from gradcheck.report.html.markup import Markup, join, tag
 from gradcheck.report.html.theme import variables
 
@@ -60,6 +60,7 @@ def page(differences: Sequence[TargetDiff], tolerance: float) -> str:
 def _target(difference: TargetDiff) -> Markup:
     side = tag("span", f" only in {difference.only}", class_="soft") if difference.only else None
     parts = [tag("h2", tag("code", difference.target), side), tag("p", counts(difference))]
+    parts += [tag("p", tag("b", line)) for line in in_part(difference)]
     if rows := [_finding(change) for change in listed(difference)]:
         parts.append(_table("Findings", rows))
     if rows := [_number(change) for change in changed(difference)]:

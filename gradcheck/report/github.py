@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradcheck.errors import SavedRunError
+from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Severity
+from gradcheck.report.in_part import NAME, notices
 from gradcheck.report.rows import Row, end_line, rows, sentences
 from gradcheck.report.words import clean, summary
+
+if TYPE_CHECKING:
+    from gradcheck.report.outputs import View
 
 COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
 MOST = 10  # annotations of each level that GitHub takes from a step; it drops further ones without a word
@@ -18,12 +24,14 @@ MOST_SUMMARY = 1024 * 1024  # bytes of a step's summary; GitHub refuses a larger
 SUMMARY_FILE = "GITHUB_STEP_SUMMARY"
 
 
-def render(reports: Sequence[Report], view: object = None) -> str:
+def render(reports: Sequence[Report], view: View | None = None) -> str:
     """Commands for the most severe findings, plain lines for the rest, the counts, and how many were left out."""
     listed = rows(reports)
     annotated = [row for severity in SEVERITIES for row in [r for r in listed if r.finding.severity == severity][:MOST]]
     left = [row for row in listed if row not in annotated]
     lines = [_command(row) for row in annotated]
+    level = "warning" if view is not None and view.allow_partial else "error"
+    lines += [_annotation(level, notice.place, f"{NAME} {notice.report.target}", notice.text) for notice in notices(reports)]
     lines += [clean(f"{row.place}: {row.title} {sentences(row)[0]}") for row in left]
     lines += [clean(f"{report.target}: {summary(report)}") for report in reports]
     if left:
@@ -32,14 +40,17 @@ def render(reports: Sequence[Report], view: object = None) -> str:
 
 
 def _command(row: Row) -> str:
-    place = row.place
-    properties: dict[str, object] = {"title": row.title, "file": place.path, "line": place.line, "endLine": end_line(place)}
+    return _annotation(COMMANDS[row.finding.severity], row.place, row.title, "\n".join(sentences(row)))
+
+
+def _annotation(level: str, place: Location, title: str, text: str) -> str:
+    properties: dict[str, object] = {"title": clean(title), "file": place.path, "line": place.line, "endLine": end_line(place)}
     if end_line(place) == place.line:  # GitHub takes columns within one line only
         properties["col"] = place.column
         if place.end_column > place.column:
             properties["endColumn"] = place.end_column
     told = ",".join(f"{name}={_property(str(value))}" for name, value in properties.items())
-    return f"::{COMMANDS[row.finding.severity]} {told}::{_data(chr(10).join(sentences(row)))}"
+    return f"::{level} {told}::{_data(text)}"
 
 
 def _data(text: str) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import Severity
+from gradcheck.report.in_part import NAME, notices
 from gradcheck.report.rows import end_line, rows, sentences
+
+if TYPE_CHECKING:
+    from gradcheck.report.outputs import View
 
 SEVERITY: dict[Severity, str] = {"error": "critical", "warning": "major", "info": "info"}
 
 
-def render(reports: Sequence[Report], view: object = None) -> str:
+def render(reports: Sequence[Report], view: View | None = None) -> str:
     """A JSON array. GitLab shows only the first of entries that share a fingerprint: here none do."""
     entries = [
         {
@@ -23,5 +28,15 @@ def render(reports: Sequence[Report], view: object = None) -> str:
             "location": {"path": row.place.path, "lines": {"begin": row.place.line, "end": end_line(row.place)}},
         }
         for row in rows(reports)
+    ]
+    entries += [
+        {
+            "description": " ".join((notice.title, *notice.lines)),
+            "check_name": NAME,
+            "fingerprint": notice.fingerprint,
+            "severity": SEVERITY["warning" if view is not None and view.allow_partial else "error"],
+            "location": {"path": notice.place.path, "lines": {"begin": notice.place.line, "end": end_line(notice.place)}},
+        }
+        for notice in notices(reports)
     ]
     return json.dumps(entries, indent=2) + "\n"

@@ -23,19 +23,19 @@ DIGITS = 6
 
 def dumps(report: Report | TrialResult) -> str:
     """The report, or the result of a trial, as one JSON object; `schema_version` says its shape."""
-    return _text(_plain(report))
+    return _text(as_plain(report))
 
 
 def dumps_all(reports: Sequence[Report]) -> str:
     """One report as `dumps` gives it; several as {"schema_version": ..., "reports": [...]}."""
     if len(reports) == 1:
         return dumps(reports[0])
-    return _text({"schema_version": SCHEMA_VERSION, "reports": [_plain(r) for r in reports]})
+    return _text({"schema_version": SCHEMA_VERSION, "reports": [as_plain(r) for r in reports]})
 
 
 def line(value: Any, **more: str) -> str:
     """A dataclass as one line of JSON, with further members first."""
-    return _text(more | _plain(value))
+    return _text(more | as_plain(value))
 
 
 def render(reports: Sequence[Report], view: object = None) -> str:
@@ -114,16 +114,17 @@ def _text(plain: object) -> str:
     return json.dumps(plain, allow_nan=False, separators=(",", ":")) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """Dataclasses, tuples and floats as what JSON has."""
     if isinstance(value, float):
         return _digits(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+        own = {name: as_plain(getattr(value, name)) for name in _names(type(value))}
+        return own | {"coverage": as_plain(value.coverage)} if isinstance(value, Report) else own  # to be read, not to be loaded
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): as_plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [as_plain(v) for v in value]
     return value
 
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as xml
 
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Finding, RuleState, Severity
+from gradcheck.report.in_part import NAME, Notice, notices
 from gradcheck.report.rows import Row, end_line, numbers, rows, sentences
 from gradcheck.report.words import clean
 
@@ -18,16 +19,17 @@ if TYPE_CHECKING:
 def render(reports: Sequence[Report], view: View) -> str:
     """Failures are the findings that fail the run (`--fail-on`); lesser ones are in the output of a test that passed."""
     failing = SEVERITIES[: SEVERITIES.index(view.fail_on) + 1] if view.fail_on != "never" else ()
-    suites = [_suite(report, failing) for report in reports]
+    suites = [_suite(report, failing, view.allow_partial) for report in reports]
     root = xml.Element("testsuites", {"name": "gradcheck", **_sums(suites), "time": f"{sum(r.seconds for r in reports):.3f}"})
     root.extend(suites)
     xml.indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{xml.tostring(root, encoding="unicode")}\n'
 
 
-def _suite(report: Report, failing: Sequence[Severity]) -> xml.Element:
+def _suite(report: Report, failing: Sequence[Severity], allow_partial: bool) -> xml.Element:
     listed = rows([report])
     cases = [_case(report, state, listed, failing) for state in report.rules]
+    cases += [_in_part(notice, allow_partial) for notice in notices([report])]
     counts = {kind: str(sum(case.find(tag) is not None for case in cases)) for kind, tag in KINDS.items()}
     head = {"name": clean(report.target), "tests": str(len(cases)), **counts, "time": f"{report.seconds:.3f}"}
     suite = xml.Element("testsuite", head)
@@ -55,6 +57,14 @@ def _case(report: Report, state: RuleState, listed: Sequence[Row], failing: Sequ
         xml.SubElement(case, "skipped", message=f"{state.status.replace('-', ' ')}{': ' if reason else ''}{reason}")
     else:
         _findings(case, report, state, mine, failing)
+    return case
+
+
+def _in_part(notice: Notice, allowed: bool) -> xml.Element:
+    """A case of its own, which is there only when it does not pass."""
+    case = xml.Element("testcase", classname=f"gradcheck.{clean(notice.report.target)}", name=NAME)
+    outcome = xml.SubElement(case, "skipped" if allowed else "error", message=notice.title, type=NAME)
+    outcome.text = "\n".join(notice.lines)
     return case
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gradcheck.judge.scores import Score, scores
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import Severity
+from gradcheck.report.in_part import explained
 from gradcheck.report.rows import Row, numbers, rows
 from gradcheck.report.snippet import snippet
 from gradcheck.report.words import clean, collapse, conditions, counted, number, summary
@@ -36,6 +37,8 @@ def document(reports: Sequence[Report], room: int) -> str:
 
 def _report(report: Report, listed: Sequence[Row], most: int, detailed: bool) -> list[str]:
     lines = [f"### {_headline(report, listed)}", "", escape(summary(report)), ""]
+    if report.coverage.in_part:
+        lines += [*(f"- {escape(line)}" for line in explained(report)), ""]
     shown = [score for score in scores(report) if score.value is not None]
     if shown and most:
         lines += [*_scores(shown), ""]
@@ -57,6 +60,8 @@ def _headline(report: Report, listed: Sequence[Row]) -> str:
     said = {"error": "will not train as it is", "warning": "trains, at a cost", "info": "no fault found", None: "no findings"}[worst]
     if worst not in ("error", "warning") and listed and listed[0].finding.severity != "info":
         worst, said = listed[0].finding.severity, "does not pass this project's gate"
+    elif worst != "error" and report.coverage.in_part:
+        worst, said = "warning", f"was judged in part{f', {said}' if worst == 'warning' else ''}"
     sign = SIGNS[worst].split()[0] if worst else "✅"
     return f"{sign} gradcheck: {code(report.target)} {said}"
 

@@ -49,6 +49,7 @@ class View:
     show_all: bool = False
     written: bool = False  # the edits are in the source
     fail_on: Severity | Literal["never"] = "error"  # from which severity on a finding fails the run
+    allow_partial: bool = False  # a run that was judged in part does not fail
 
 
 def parse_outputs(texts: Iterable[str], *, opened: bool = False) -> tuple[Output, ...]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import Severity
+from gradcheck.report.in_part import NAME, notices
 from gradcheck.report.rows import Row, end_line, rows, sentences
+
+if TYPE_CHECKING:
+    from gradcheck.report.outputs import View
 
 SEVERITY: dict[Severity, str] = {"error": "ERROR", "warning": "WARNING", "info": "INFO"}
 
 
-def render(reports: Sequence[Report], view: object = None) -> str:
+def render(reports: Sequence[Report], view: View | None = None) -> str:
     listed = rows(reports)
     diagnostics = [
         {
@@ -23,6 +27,15 @@ def render(reports: Sequence[Report], view: object = None) -> str:
             "code": {"value": row.finding.name},
         }
         for row in listed
+    ]
+    diagnostics += [
+        {
+            "message": notice.text,
+            "location": {"path": notice.place.path, "range": {"start": {"line": notice.place.line, "column": 1}}},
+            "severity": SEVERITY["warning" if view is not None and view.allow_partial else "error"],
+            "code": {"value": NAME},
+        }
+        for notice in notices(reports)
     ]
     return json.dumps({"source": {"name": "gradcheck"}, "diagnostics": diagnostics}, indent=2) + "\n"
 

@@ -50,15 +50,18 @@ def rows(reports: Sequence[Report], root: Path | None = None) -> list[Row]:
     for report in reports:
         for finding, below in tree(report.findings):
             name = f"{report.target}|{key(finding, report.target, root)}"
-            found.append(Row(report, finding, tuple(below), _in_repository(place(report, finding), root), fingerprint(name, seen[name])))
+            found.append(Row(report, finding, tuple(below), in_repository(place(report, finding), root), fingerprint(name, seen[name])))
             seen[name] += 1
     return sorted(found, key=lambda row: SEVERITIES.index(row.finding.severity))
 
 
 def place(report: Report, finding: Finding) -> Location:
-    """Where to show a finding: its own place, else the line that makes the model, else the first line of the target's file."""
-    if finding.location is not None:
-        return finding.location
+    """Where to show a finding: its own place, else that of the report."""
+    return finding.location or home(report)
+
+
+def home(report: Report) -> Location:
+    """Where to show what has no place of its own: the line that makes the model, else the first line of the target's file."""
     site = next((layer.site for layer in report.layers if layer.site is not None), None)
     file = report.target.partition(".py:")[0] + ".py" if ".py:" in report.target else report.target
     return site if site is not None and not file.endswith(".py") else Location(file, 1)
@@ -72,7 +75,7 @@ def repository() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
 
 
-def _in_repository(location: Location, root: Path) -> Location:
+def in_repository(location: Location, root: Path) -> Location:
     path = clean(seen_from(location.path, root))
     return Location(path, 1) if location.cell else replace(location, path=path)
 

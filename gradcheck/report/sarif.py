@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gradcheck import __version__
@@ -17,10 +17,15 @@ from gradcheck.judge.registry import builtin_rules, load_rules
 from gradcheck.judge.scores import CATEGORIES
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Severity
+from gradcheck.nouns.verdict import RuleState, Severity
+from gradcheck.report.in_part import NAME, Notice, notices
 from gradcheck.report.line_hash import line_hash
 from gradcheck.report.page import rule_page
 from gradcheck.report.rows import Row, end_line, rows, sentences
+from gradcheck.report.words import clean
+
+if TYPE_CHECKING:
+    from gradcheck.report.outputs import View
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
@@ -29,7 +34,7 @@ MOST_TEXT = 1024  # characters of a rule's description that GitHub takes
 TAGS = {family: name for name, (_, families) in CATEGORIES.items() for family in families}
 
 
-def render(reports: Sequence[Report], view: object = None) -> str:
+def render(reports: Sequence[Report], view: View | None = None) -> str:
     """One SARIF log. Suppressed and known findings are left out: GitHub would show them as alerts."""
     listed = rows(reports)
     by_code = _rules({row.finding.code for row in listed})
@@ -45,7 +50,7 @@ def render(reports: Sequence[Report], view: object = None) -> str:
             }
         },
         "automationDetails": {"id": "gradcheck/"},
-        "invocations": [_invocation(reports)],
+        "invocations": [_invocation(reports, view is not None and view.allow_partial)],
         "columnKind": "unicodeCodePoints",
         "results": [_result(row, order) for row in listed],
     }
@@ -75,10 +80,28 @@ def _rule(code: str, name: str, rule: Rule | None) -> dict[str, Any]:
     }
 
 
-def _invocation(reports: Sequence[Report]) -> dict[str, Any]:
-    crashed = [(report, state) for report in reports for state in report.rules if state.status == "crashed"]
-    notes = [{"level": "error", "message": {"text": f"{r.target}: rule {s.name} ({s.code}) crashed: {s.reason}"}} for r, s in crashed]
-    return {"executionSuccessful": True} | ({"toolExecutionNotifications": notes} if notes else {})
+def _invocation(reports: Sequence[Report], allowed: bool) -> dict[str, Any]:
+    """A run that was judged in part is not successful, unless that is `allowed`."""
+    part = notices(reports)
+    notes: list[dict[str, Any]] = [_crashed(report, state) for report in reports for state in report.rules if state.status == "crashed"]
+    notes += [_in_part(notice, "warning" if allowed else "error") for notice in part]
+    return {"executionSuccessful": allowed or not part} | ({"toolExecutionNotifications": notes} if notes else {})
+
+
+def _crashed(report: Report, state: RuleState) -> dict[str, Any]:
+    return {"level": "error", "message": {"text": f"{report.target}: rule {state.name} ({state.code}) crashed: {state.reason}"}}
+
+
+def _in_part(notice: Notice, level: str) -> dict[str, Any]:
+    part = notice.report.coverage
+    facts = {"target": notice.report.target, "looked": part.looked, "applicable": part.applicable, "silent": list(part.silent)}
+    return {
+        "level": level,
+        "descriptor": {"id": NAME},
+        "message": {"text": f"{clean(notice.report.target)}: {notice.text}"},
+        "locations": [_physical(notice.place)],
+        "properties": facts,
+    }
 
 
 def _result(row: Row, order: dict[str, int]) -> dict[str, Any]:
@@ -89,10 +112,14 @@ def _result(row: Row, order: dict[str, int]) -> dict[str, Any]:
         "ruleIndex": order[finding.code],
         "level": LEVELS[finding.severity],
         "message": {"text": "\n".join(sentences(row))},
-        "locations": [{"physicalLocation": {"artifactLocation": _artifact(row.place.path), "region": region(row.place)}}],
+        "locations": [_physical(row.place)],
         "partialFingerprints": _fingerprints(row),
         "properties": {"target": row.report.target, "layers": list(finding.layers[:100]), "measured": numbers},
     }
+
+
+def _physical(place: Location) -> dict[str, Any]:
+    return {"physicalLocation": {"artifactLocation": _artifact(place.path), "region": region(place)}}
 
 
 def _artifact(path: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 
+from gradcheck.nouns.coverage import Coverage
 from gradcheck.nouns.measurement import Assumption, Measurement
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, RuleState
@@ -124,14 +125,26 @@ def layer_count(m: Measurement) -> int:
 
 
 def summary(report: Report) -> str:
+    """`Found 2 errors, 1 warning in 100 layers (21 rules passed, 3 not applicable).`, and before it whether that is all of the verdict."""
+    return f"Judged in part: {looked(report.coverage)}. {result(report)}" if report.coverage.in_part else result(report)
+
+
+def looked(part: Coverage) -> str:
+    """`9 of 66 applicable rules looked`."""
+    return f"{part.looked} of {counted(part.applicable, 'applicable rule')} looked"
+
+
+def result(report: Report) -> str:
     """`Found 2 errors, 1 warning in 100 layers (21 rules passed, 3 not applicable).`"""
     rows = tree(report.findings)
     heads = [head for head, _ in rows]
     follow = sum(len(below) for _, below in rows)
     counts = [counted(n, s) for s in SEVERITIES if (n := sum(h.severity == s for h in heads))]
-    found = "Found " + ", ".join(counts) if heads else "No findings"
+    found = "Found " + ", ".join(counts) if heads else "They found nothing" if report.coverage.in_part else "No findings"
     more = f" and {counted(follow, 'consequence')}" if follow else ""
-    return f"{found}{more} in {counted(layer_count(report.measurement), 'layer')} ({rule_counts(report)})."
+    layers = layer_count(report.measurement)
+    where = f" in {counted(layers, 'layer')}" if layers or not report.coverage.in_part else ""
+    return f"{found}{more}{where} ({rule_counts(report)})."
 
 
 def rule_counts(report: Report) -> str:

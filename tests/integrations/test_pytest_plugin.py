@@ -25,7 +25,7 @@ def test_sick(gradcheck):
 """
 LITERAL = """
 import pytest
-from tests.report.reports import SICK, report
+from tests.report.reports import IN_PART, SICK, report
 
 def test_fine(gradcheck):
     assert gradcheck(report(), None).count("error") == 0
@@ -36,6 +36,13 @@ def test_sick(gradcheck):
 @pytest.mark.gradcheck(fail_on="never")
 def test_tolerant(gradcheck):
     assert gradcheck(report(SICK), None).findings[0].code == "GRAD001"
+
+def test_partial(gradcheck):
+    gradcheck(IN_PART, None)
+
+@pytest.mark.gradcheck(allow_partial=True)
+def test_allowed(gradcheck):
+    gradcheck(IN_PART, None)
 
 def test_without(): pass
 """
@@ -86,9 +93,11 @@ def test_a_real_scan_fails_a_test_with_the_report(tmp_path):
 
 def test_findings_fail_tests_and_are_summed_up(tmp_path):
     done = pytest_run(tmp_path)
-    assert done.returncode == 1 and "1 failed, 3 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "2 failed, 4 passed" in done.stdout, done.stdout + done.stderr
     _, _, section = done.stdout.partition("= gradcheck =")
     assert "test_models.py::test_sick: FAILED model.py: Found 1 error" in section
+    assert "test_models.py::test_partial: FAILED model.py: Judged in part: 1 of 3 applicable rules looked" in section
+    assert "why:  could not repeat the training step" in done.stdout and "test_allowed: passed model.py: Judged in part" in section
     assert "test_models.py::test_fine: passed model.py: No findings" in section and "test_without" not in section
 
 
@@ -100,9 +109,14 @@ def test_levels_come_from_the_command_line_the_ini_file_and_the_marker(tmp_path)
     assert bad.returncode == pytest.ExitCode.USAGE_ERROR and "gradcheck_fail_on must be one of" in bad.stderr
 
 
+def test_a_run_in_part_can_be_allowed_on_the_command_line_and_in_the_ini_file(tmp_path):
+    assert "1 passed" in pytest_run(tmp_path, "--gradcheck-allow-partial", "-k", "partial").stdout
+    assert "1 passed" in pytest_run(tmp_path, "-k", "partial", ini="[pytest]\ngradcheck_allow_partial = true\n").stdout
+
+
 def test_scans_can_be_skipped(tmp_path):
     done = pytest_run(tmp_path, "--gradcheck-skip")
-    assert "1 passed, 3 skipped" in done.stdout and "= gradcheck =" not in done.stdout
+    assert "1 passed, 5 skipped" in done.stdout and "= gradcheck =" not in done.stdout
 
 
 def test_a_wrong_setting_of_the_marker_is_said_with_a_hint(tmp_path):

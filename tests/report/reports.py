@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradcheck.nouns.measurement import NotMeasured
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, RuleState, Severity
 from gradcheck.report.outputs import View
@@ -45,4 +46,21 @@ NASTY = finding("ACT002", "warning", line=5, message=HOSTILE, layers=(HOSTILE,),
 
 MIXED = report(INFO, WARNING, SICK, FOLLOWS, states=(PASSED, SKIPPED, CRASHED))
 CLEAN = report(states=(PASSED, SKIPPED))
+
+BLIND = measurement(
+    layers=(),
+    snippets={"model.py": {}},
+    not_measured=(
+        NotMeasured("signals", "could not repeat the training step", remedy="watch it"),
+        NotMeasured("units", "could not repeat the training step", remedy="watch it"),
+        NotMeasured("derivatives", "left out by --fast", "left-out"),
+    ),
+)
+UNSEEN = (
+    RuleState("GRAD001", "vanishing-gradient", "not-measured", "signals: could not repeat", "signals"),
+    RuleState("ACT002", "dead-units", "not-measured", "units: could not repeat", "units"),
+    RuleState("GRAPH005", "wrong-gradient", "not-measured", "derivatives: left out", "derivatives"),
+)
+IN_PART = report(states=(*UNSEEN, PASSED), measurements=(BLIND,))
+FAILED = report(finding("DATA001", "error"), states=(*UNSEEN, PASSED), measurements=(BLIND,))
 FULL_OF_HOSTILITY = report(NASTY, target=HOSTILE)

@@ -14,6 +14,7 @@ from gradcheck.nouns.verdict import Evidence, Finding, Remedy, RuleState
 from gradcheck.report import concise
 from gradcheck.report.console import make_console, show
 from tests.literals import location, measurement, profile, snapshots, stack
+from tests.report.reports import FAILED, IN_PART
 
 SOURCE = {
     39: "        self.layers = nn.ModuleList()",
@@ -123,6 +124,20 @@ def test_what_was_not_measured_for_one_reason_is_one_line():
     left_out = tuple(NotMeasured(f"layer {i}", "scripted") for i in range(9))
     text = text_of(report(SICK, measurements=(replace(report().measurement, not_measured=left_out),)))
     assert "not measured: layer 0, layer 1, layer 2, layer 3, layer 4, layer 5 and 3 more: scripted" in " ".join(text.split())
+
+
+def test_a_run_in_part_says_how_many_looked_why_and_what_to_do():
+    text = text_of(IN_PART)
+    assert text == (
+        "not measured: the gradient against finite differences: left out by --fast; wrong-gradient says nothing\n"
+        "Judged in part: 1 of 3 applicable rules looked; the silence of the others proves nothing\n"
+        "why:  could not repeat the training step\n"
+        "help: watch it\n"
+        "They found nothing (1 rule passed, 3 not measured).\n"
+        "100 steps x 1 seed on cpu, torch 2.13.0, 1.5 s.\n"
+    )
+    assert "Found 1 error (1 rule passed, 3 not measured)." in text_of(FAILED) and "Judged in part" in text_of(FAILED)
+    assert concise.lines(IN_PART)[-2:] == ["why: could not repeat the training step", "help: watch it"]
 
 
 def test_passed_rules_are_shown_on_request():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from gradcheck.report import gitlab, json_lines, rdjson
 from gradcheck.report.outputs import FORMATS, Output, write_outputs
 from tests.literals import location
-from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, MIXED, VIEW, finding, report
+from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, MIXED, VIEW, finding, report
 
-EVERY = [(MIXED,), (CLEAN,), (FULL_OF_HOSTILITY,), (MIXED, MIXED, FULL_OF_HOSTILITY)]
+EVERY = [(MIXED,), (CLEAN,), (FULL_OF_HOSTILITY,), (IN_PART, IN_PART, FAILED), (MIXED, MIXED, FULL_OF_HOSTILITY)]
+ALLOWED = replace(VIEW, allow_partial=True)
 TEXT = {"type": "string", "minLength": 1}
 COUNT = {"type": "integer", "minimum": 1}
 
@@ -84,6 +86,31 @@ def test_json_lines_hold_every_finding():
         ("model.py", "LOSS005", "GRAD001"),
     ]
     assert rows[2]["evidence"][0] | {"value": 0.5, "limit": 0.1} == rows[2]["evidence"][0]
+
+
+def test_a_run_in_part_is_an_entry_of_its_own():
+    (entry,) = json.loads(gitlab.render([IN_PART], VIEW))
+    assert (entry["check_name"], entry["severity"]) == ("judged-in-part", "critical")
+    assert "1 of 3 applicable rules looked" in entry["description"] and "help: watch it" in entry["description"]
+    assert json.loads(gitlab.render([IN_PART], ALLOWED))[0]["severity"] == "major"
+    (diagnostic,) = json.loads(rdjson.render([IN_PART], VIEW))["diagnostics"]
+    assert (diagnostic["code"]["value"], diagnostic["severity"]) == ("judged-in-part", "ERROR")
+    assert json.loads(rdjson.render([IN_PART], ALLOWED))["diagnostics"][0]["severity"] == "WARNING"
+    (row,) = map(json.loads, json_lines.render([IN_PART], VIEW).splitlines())
+    assert (row["name"], row["looked"], row["applicable"]) == ("judged-in-part", 1, 3)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_says_that_a_run_was_judged_in_part(name, tmp_path):
+    def text(shown):
+        write_outputs([shown], [Output(name, tmp_path / "out")], VIEW)
+        return (tmp_path / "out").read_text().replace("_", "-")
+
+    for shown in (IN_PART, FAILED):
+        assert re.search(r"(?i)judged[ -]in[ -]part", text(shown)) or '"in-part":true' in text(shown)
+        assert "could not repeat the training step" in text(shown) and "watch it" in text(shown)
+        assert "No findings" not in text(shown) and "no findings" not in text(shown)
+    assert not re.search(r"(?i)judged[ -]in[ -]part", text(CLEAN).partition("<style>")[0])
 
 
 MACHINE = [name for name in FORMATS if name not in ("full", "html")]

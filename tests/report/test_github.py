@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from gradcheck.errors import SavedRunError
 from gradcheck.report import github
 from gradcheck.report.outputs import Output, write_outputs
 from tests.literals import location
-from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, HOSTILE, MIXED, VIEW, finding, report
+from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, HOSTILE, IN_PART, MIXED, VIEW, finding, report
 
 
 def commands(text):
@@ -29,8 +30,8 @@ def plain(text, properties=False):
     return text.replace("%0D", "\r").replace("%0A", "\n").replace("%25", "%")
 
 
-def rendered(*reports):
-    return github.render(reports, VIEW)
+def rendered(*reports, **view):
+    return github.render(reports, replace(VIEW, **view))
 
 
 def test_levels_places_and_messages():
@@ -67,6 +68,17 @@ def test_at_most_ten_of_a_level_most_severe_first_and_the_rest_is_named():
 
 def test_a_clean_report_has_no_command():
     assert commands(rendered(CLEAN)) == [] and "No findings" in rendered(CLEAN)
+
+
+def test_a_run_in_part_is_an_annotation():
+    ((level, properties, message),) = commands(rendered(IN_PART))
+    assert (level, properties["title"], properties["file"]) == ("error", "judged-in-part model.py", "model.py")
+    assert message.splitlines() == [
+        "judged in part: 1 of 3 applicable rules looked",
+        "why: could not repeat the training step",
+        "help: watch it",
+    ]
+    assert commands(rendered(IN_PART, allow_partial=True))[0][0] == "warning"
 
 
 @pytest.fixture

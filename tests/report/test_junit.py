@@ -7,11 +7,11 @@ from dataclasses import replace
 from junitparser import Error, Failure, JUnitXml, Skipped
 
 from gradcheck.report import junit
-from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, MIXED, VIEW
+from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, IN_PART, MIXED, VIEW
 
 
-def parsed(*reports, fail_on="error"):
-    return JUnitXml.fromstring(junit.render(reports, replace(VIEW, fail_on=fail_on)).encode())
+def parsed(*reports, **view):
+    return JUnitXml.fromstring(junit.render(reports, replace(VIEW, **view)).encode())
 
 
 def cases(xml):
@@ -39,6 +39,15 @@ def test_failures_are_what_fails_the_run():
         return sum(kind == [Failure] for kind in kinds(parsed(MIXED, fail_on=level)).values())
 
     assert [failures(level) for level in ("error", "warning", "info", "never")] == [2, 3, 4, 0]
+
+
+def test_a_run_in_part_is_an_error_unless_that_is_allowed():
+    xml = parsed(IN_PART)
+    assert kinds(xml)["judged-in-part"] == [Error] and xml.errors == 1
+    error = cases(xml)["judged-in-part"].result[0]
+    assert error.message == "judged in part: 1 of 3 applicable rules looked" and "help: watch it" in error.text
+    assert kinds(parsed(IN_PART, allow_partial=True))["judged-in-part"] == [Skipped]
+    assert "judged-in-part" not in kinds(parsed(CLEAN))
 
 
 def test_counts_agree_with_the_cases():

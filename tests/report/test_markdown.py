@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gradcheck.report import markdown
-from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, INFO, MIXED, SICK, VIEW, WARNING, finding, report
+from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, SICK, VIEW, WARNING, finding, report
 
 ALLOWED = {"h3", "p", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "code", "ul", "li", "sub"}
 
@@ -67,6 +67,13 @@ def test_the_headline_is_that_of_the_worst_finding():
         "no fault found",
         "no findings",
     ]
+
+
+def test_a_run_in_part_is_not_called_healthy():
+    lines = markdown.render([IN_PART], VIEW).splitlines()
+    assert lines[1] == "### ⚠️ gradcheck: `model.py` was judged in part"
+    assert "- why: could not repeat the training step" in lines and "- help: watch it" in lines
+    assert "will not train as it is" in markdown.render([FAILED], VIEW).splitlines()[1]
 
 
 def test_a_failed_assertion_says_nothing_about_the_training():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -15,7 +16,7 @@ from gradcheck.nouns.verdict import Evidence
 from gradcheck.report import sarif
 from gradcheck.report.line_hash import line_hash
 from tests.literals import location
-from tests.report.reports import CLEAN, FULL_OF_HOSTILITY, INFO, MIXED, SICK, VIEW, finding, report
+from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, SICK, VIEW, finding, report
 
 
 def exactly(required: dict, **optional: object) -> dict:
@@ -61,6 +62,12 @@ RESULT = exactly(
         "properties": {"type": "object"},
     }
 )
+NOTIFICATION = exactly(
+    {"level": LEVEL, "message": MESSAGE},
+    descriptor=exactly({"id": TEXT}),
+    locations={"type": "array", "minItems": 1, "items": exactly({"physicalLocation": PLACE})},
+    properties={"type": "object"},
+)
 RUN = exactly(
     {
         "tool": exactly(
@@ -71,7 +78,7 @@ RUN = exactly(
             "type": "array",
             "items": exactly(
                 {"executionSuccessful": {"type": "boolean"}},
-                toolExecutionNotifications={"type": "array", "minItems": 1, "items": exactly({"level": LEVEL, "message": MESSAGE})},
+                toolExecutionNotifications={"type": "array", "minItems": 1, "items": NOTIFICATION},
             ),
         },
         "columnKind": {"const": "unicodeCodePoints"},
@@ -81,8 +88,8 @@ RUN = exactly(
 SCHEMA = exactly({"$schema": TEXT, "version": {"const": "2.1.0"}, "runs": {"type": "array", "minItems": 1, "maxItems": 1, "items": RUN}})
 
 
-def log(*reports):
-    text = sarif.render(reports, VIEW)
+def log(*reports, **view):
+    text = sarif.render(reports, replace(VIEW, **view))
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
@@ -90,7 +97,7 @@ def complaints(data):
     return [e.message for e in jsonschema.Draft7Validator(SCHEMA).iter_errors(data)]
 
 
-@pytest.mark.parametrize("reports", [(MIXED,), (CLEAN,), (FULL_OF_HOSTILITY,), (MIXED, CLEAN, FULL_OF_HOSTILITY)])
+@pytest.mark.parametrize("reports", [(MIXED,), (CLEAN,), (FULL_OF_HOSTILITY,), (IN_PART, FAILED), (MIXED, CLEAN, FULL_OF_HOSTILITY)])
 def test_the_log_is_valid(reports):
     assert complaints(log(*reports)) == []
 
@@ -134,6 +141,17 @@ def test_a_rule_of_a_file_that_is_not_here_has_no_page():
 def test_crashed_rules_are_notifications():
     (invocation,) = log(MIXED)["runs"][0]["invocations"]
     assert "uninformative-features (DATA002) crashed: ZeroDivisionError" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+
+
+def test_a_run_in_part_is_a_notification_and_not_successful_unless_that_is_allowed():
+    (invocation,) = log(IN_PART)["runs"][0]["invocations"]
+    (note,) = invocation["toolExecutionNotifications"]
+    assert invocation["executionSuccessful"] is False and (note["level"], note["descriptor"]["id"]) == ("error", "judged-in-part")
+    assert "model.py: judged in part: 1 of 3 applicable rules looked\nwhy: could not repeat" in note["message"]["text"]
+    assert note["properties"] == {"target": "model.py", "looked": 1, "applicable": 3, "silent": ["vanishing-gradient", "dead-units"]}
+    (invocation,) = log(IN_PART, allow_partial=True)["runs"][0]["invocations"]
+    assert invocation["executionSuccessful"] is True and invocation["toolExecutionNotifications"][0]["level"] == "warning"
+    assert log(CLEAN)["runs"][0]["invocations"] == [{"executionSuccessful": True}]
 
 
 def test_the_region_is_the_expression_and_its_end_is_exclusive():

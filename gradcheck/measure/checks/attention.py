@@ -56,7 +56,7 @@ def measure(scene: Scene) -> tuple[Attention, ...]:
     """The attention layers of the workload before training, in order of their first call. Raises Unmeasured when it does not run."""
     watcher = _run(scene, some_samples(scene.workload, SAMPLES))
     if isinstance(watcher, Exception):
-        raise Unmeasured(f"the forward pass raised {type(watcher).__name__}: {watcher}")
+        raise Unmeasured("the forward pass raised an error when it was run again") from watcher
     return tuple(watcher.found.values())
 
 

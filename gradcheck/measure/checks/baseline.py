@@ -30,7 +30,7 @@ def baseline(scene: Scene) -> Baseline | None:
     if outcome(scene.probe, scene.chance) not in ("stalls", "diverges"):
         return None
     if not scene.targets:
-        raise Unmeasured("which tensor of a batch is the target could not be told")
+        raise Unmeasured("the loss takes no tensor of the batch as its target")
     x, y = table(scene.workload.batches, scene.targets)
     generator = torch.Generator().manual_seed(scene.seed)
     order = torch.randperm(len(x), generator=generator)[:MOST_SAMPLES]
@@ -71,13 +71,13 @@ def table(batches: Sequence[object], targets: Sequence[torch.Tensor]) -> tuple[t
         rows.append(_features(inputs, target))
     x, y = torch.cat(rows), torch.cat([_answers(t) for t in targets[: len(rows)]])
     if len(x) != len(y):
-        raise Unmeasured("inputs and targets do not have the same number of samples")
+        raise Unmeasured("inputs and targets differ in their number of samples")
     if y.shape[1] == 1 and not targets[0].is_floating_point():
         classes = int(y.max()) + 1
         known = y[:, 0] >= 0  # negative labels are ignored ones
         x, y = x[known], y[known]
         if not 2 <= classes <= MOST_CLASSES:
-            raise Unmeasured(f"{classes} classes make no table")
+            raise Unmeasured(f"a linear model of {classes} classes says nothing")
         y = F.one_hot(y[:, 0].long(), classes).double()
     if not targets[0].is_floating_point() and targets[0].dim() == 2:
         return _finite(x, y)
@@ -88,7 +88,7 @@ def table(batches: Sequence[object], targets: Sequence[torch.Tensor]) -> tuple[t
 def _finite(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     good = x.isfinite().all(1) & y.isfinite().all(1)
     if int(good.sum()) < FEWEST_SAMPLES:
-        raise Unmeasured(f"fewer than {FEWEST_SAMPLES} different samples")
+        raise Unmeasured(f"the batches hold fewer than {FEWEST_SAMPLES} different samples")
     return x[good], y[good]
 
 
@@ -103,7 +103,7 @@ def _features(inputs: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Ten
         if not tensor.is_floating_point() and not tensor.is_complex():
             low, high = (int(tensor.min()), int(tensor.max())) if tensor.numel() else (0, 0)
             if low < 0 or high >= MOST_VALUES:
-                raise Unmeasured(f"whole numbers up to {high} make no table")
+                raise Unmeasured(f"an input holds whole numbers up to {high}, too many for a linear model")
             tensor = F.one_hot(tensor.long(), MOST_VALUES if high > 64 else 64)
         columns.append(tensor.reshape(-1, *tensor.shape[lead:]).flatten(1) if per_token else tensor.flatten(1))
     if not columns:

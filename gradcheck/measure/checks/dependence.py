@@ -56,9 +56,9 @@ class _Case:
         self.trainee, self.model, self.scene, self.dice = trainee, trainee.model, scene, Dice(scene.seed)
         found = inputs_of(trainee, scene.workload.batches[0], collated=scene.workload.collated)
         if found is None:
-            raise Unmeasured("the training step does not call the model with tensors")
+            raise Unmeasured("the training step does not call the model as a whole with tensors")
         if found.rows < FEWEST:
-            raise Unmeasured(f"a batch of {found.rows} is too small to tell samples apart")
+            raise Unmeasured(f"a batch of {found.rows} has too few samples to compare")
         self.all = found
 
     def result(self) -> Dependence:
@@ -70,7 +70,7 @@ class _Case:
         except Exception as error:  # a batch size that is written into the model, say
             whole = all(axis is not None or not isinstance(x, torch.Tensor) for x, axis in zip(self.all.leaves, self.all.axes, strict=True))
             if count == self.all.rows or self.all.rows > MOST or not whole:
-                raise Unmeasured(f"the model does not run on some samples of a batch: {type(error).__name__}: {error}") from error
+                raise Unmeasured("the model does not run on a part of the batch") from error
             return self._with(self.all.rows)
 
     def _with(self, count: int) -> Dependence:
@@ -79,11 +79,11 @@ class _Case:
         before = self.all.taken(index)
         after = self.all.taken([by[replaced.index(i)] if i in replaced else i for i in index])
         if not after.differ(before):
-            raise Unmeasured("all samples of a batch are alike")
+            raise Unmeasured("all samples of the first batch are alike")
         output = self._output(before, count)
         seen = change(output, self._output(after, count), count, replaced)
         if seen is None:
-            raise Unmeasured("the output has no entry for each sample")
+            raise Unmeasured("the model's output has no entry for each sample")
         effect = _effect(seen)
         found = Dependence(mixed=seen.mixed, input_effect=effect, certain=self.all.known and self.scene.workload.data_given)
         if seen.mixed > MIXED:
@@ -113,7 +113,7 @@ class _Case:
         found = (t for t in (first_tensor(output), *tensors_in(output)) if t.is_floating_point() or t.is_complex())
         rowed = next((t for t in found if as_rows(t, count, range(count))), None)
         if rowed is None:
-            raise Unmeasured("the output has no entry for each sample")
+            raise Unmeasured("the model's output has no entry for each sample")
         return rowed
 
     # -------------------------------------------------------------------- who mixes
@@ -122,7 +122,7 @@ class _Case:
         self, found: Dependence, output: torch.Tensor, before: Inputs, after: Inputs, count: int, replaced: tuple[int, ...], seen: Change
     ) -> Dependence:
         if not torch.equal(self._output(before, count), output):
-            raise Unmeasured("the same samples gave another output the second time")
+            raise Unmeasured("the model gave another output for the same samples and the same random numbers")
         certain = found.certain and not (self.all.per_position and self._independent_along(before, output))
         ordered = self._ordered(before, output, count, seen)
         if sum(size == count for size in output.shape) > 1:

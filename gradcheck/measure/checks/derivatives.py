@@ -69,13 +69,13 @@ def derivatives(scene: Scene) -> Derivatives:
         except Unmeasured:
             raise
         except Exception as error:
-            raise Unmeasured(f"the training step does not run in float64: {type(error).__name__}: {error}") from error
+            raise Unmeasured("the training step raised an error in float64, where derivatives can be compared") from error
         return case.result()
 
 
 def _affordable(scene: Scene) -> None:
     if scene.workload.device.type == "mps":
-        raise Unmeasured("the device has no float64")
+        raise Unmeasured("this device cannot compute in float64, where derivatives can be compared")
     steps = max(1, len(scene.probe.losses))
     first = next(iter(scene.workload.batches[:1]), None)
     rows = max((t.shape[0] for t in _tensors(first) if t.dim()), default=1)
@@ -83,8 +83,8 @@ def _affordable(scene: Scene) -> None:
     seconds = PASSES * SLOWER * scene.probe.seconds / steps * share
     if seconds > SHARE * max(0.0, scene.deadline - time.perf_counter()):
         own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
-        more = "" if own else "; the program has no autograd Function of its own"
-        raise Unmeasured(f"in float64 it would take about {seconds:.0f} s{more}")
+        more = "" if own else "; this program has no backward() of its own that could be wrong"
+        raise Unmeasured(f"it would take about {seconds:.2g} s in float64, more than its part of the time that is left{more}")
 
 
 def _file_of(cls: type) -> str:
@@ -260,7 +260,7 @@ class _Case:
             except Exception:
                 if not jitter:
                     raise
-        raise Unmeasured("the loss is not finite")
+        raise Unmeasured("the loss is NaN or infinite in float64 as well")
 
     def _direction(self) -> list[torch.Tensor]:
         """Normal numbers for every weight, as large as the weights of its tensor."""
@@ -287,7 +287,7 @@ class _Case:
         with self.stack.following(), self.watch, recorder.recording():
             loss = self._loss()
             if not loss.requires_grad:
-                raise Unmeasured("no gradient reaches the loss")
+                raise Unmeasured("the loss has no gradient")
             reached = {id(leaf) for leaf in upstream_leaves([loss.grad_fn])}
             loss.backward()
         self.value, self.calls = float(loss.detach()), recorder.calls
@@ -298,7 +298,7 @@ class _Case:
         self.scales = [self.scales[k] for k in kept]
         self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad.detach().to_dense() for p in self.weights]
         if not self.weights:
-            raise Unmeasured("no gradient reaches a parameter")
+            raise Unmeasured("the loss depends on no parameter")
         return all(bool(torch.isfinite(g).all()) for g in self.gradients)
 
     def _loss(self, direction: Sequence[torch.Tensor] = (), step: float = 0.0) -> torch.Tensor:
@@ -340,7 +340,7 @@ class _Case:
             if error is not None:
                 errors.append(error)
         if len(errors) < (FEWEST_ERRORS if suspects else 1):
-            raise Unmeasured("differences of the loss do not settle as the step gets smaller")
+            raise Unmeasured("the loss is too rough around the weights: its differences do not settle as the step gets smaller")
         error = median(errors)
         return Derivatives(error, len(errors)) if error <= FINE else self._explained(error, len(errors))
 

@@ -37,7 +37,7 @@ CHECKS: tuple[Check, ...] = (
     Check("baseline", "baseline", baseline.baseline),
     Check("sharpness", "sharpness", sharpness.sharpness),
 )
-PROBE_IN_WORDS = "the probe training and its experiments"
+PROBE_IN_WORDS = "the short training and its experiments"
 
 
 def check(scene: Scene, needs: Collection[str] | None, fast: bool, tick: Callable[[str, float], None]) -> Checked:
@@ -47,5 +47,5 @@ def check(scene: Scene, needs: Collection[str] | None, fast: bool, tick: Callabl
         return run(scene, asked, tick)
     done = run(scene, [c for c in asked if c.quick], tick)
     left_out = dict.fromkeys((PROBE_IN_WORDS, *(c.need for c in asked if not c.quick)))
-    done.not_measured += [NotMeasured(what, "left out by --fast") for what in left_out]
+    done.not_measured += [NotMeasured(what, "left out by --fast", "left-out") for what in left_out]
     return done

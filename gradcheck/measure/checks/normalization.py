@@ -69,7 +69,7 @@ def statistics(scene: Scene) -> Statistics | None:
             if scene.late:
                 break
     if not all(map(math.isfinite, batch_wise)):
-        raise Unmeasured("the trained model's loss is not finite")
+        raise Unmeasured("the loss is NaN or infinite after the short training")
     same = len({len(s) for s in shifts}) == 1
     means = tuple(fmean(column) for column in zip(*shifts, strict=True)) if same else ()
     return Statistics(fmean(evaluated), fmean(batch_wise), means)

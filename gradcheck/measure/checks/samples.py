@@ -69,7 +69,7 @@ def sample_count(batch: Any) -> int:
     tensors = [t for _, t in named_tensors(batch) if t.dim()]
     sizes = {t.shape[0] for t in tensors}
     if len(sizes) != 1:
-        raise Unmeasured("the tensors of a batch differ in their first axis: it cannot be cut into samples")
+        raise Unmeasured("the batch cannot be cut into samples: the first axes of its tensors differ")
     return sizes.pop()
 
 
@@ -143,7 +143,7 @@ def single_norms(trainee: Trainee, batch: Any, count: int) -> tuple[float, ...]:
     mean = sum(losses) / count
     scale = max(abs(x) for x in losses)
     if not math.isfinite(mean) or min(abs(together - mean), abs(together / count - mean)) > AGREE * max(scale, 1e-12):
-        raise Unmeasured("the loss of a batch is not the mean of its samples' losses")
+        raise Unmeasured("the loss of a batch is neither the mean nor the sum of its samples' losses")
     return tuple(norms)
 
 

@@ -10,13 +10,20 @@ from typing import Any
 import torch
 
 from gradcheck.measure.fork import Trainee, fork
-from gradcheck.nouns.measurement import NotMeasured, Run
+from gradcheck.measure.gaps import described
+from gradcheck.nouns.measurement import Lack, NotMeasured, Run
 from gradcheck.nouns.places import Location
 from gradcheck.target.workload import Workload
 
+LATE = "the time for measuring was over"
+
 
 class Unmeasured(Exception):
-    """A check could not be made; its text says why."""
+    """A check could not be made. Its text is for the user; where it is raised from another exception, the check itself went wrong."""
+
+    @property
+    def lack(self) -> Lack:
+        return "failed" if self.__cause__ is not None else "unsuited"
 
 
 @dataclass
@@ -63,7 +70,7 @@ def run(scene: Scene, checks: Collection[Check], tick: Callable[[str, float], No
     done = Checked()
     for check in checks:
         if scene.late and not check.quick:
-            done.not_measured.append(NotMeasured(check.need, "the time budget ran out"))
+            done.not_measured.append(NotMeasured(check.need, LATE))
             continue
         tick(check.need, 0.0)
         started = time.perf_counter()
@@ -72,8 +79,9 @@ def run(scene: Scene, checks: Collection[Check], tick: Callable[[str, float], No
             if value is not None:
                 done.values[check.name] = value
         except Unmeasured as reason:
-            done.not_measured.append(NotMeasured(check.need, str(reason)))
+            done.not_measured.append(NotMeasured(check.need, str(reason), reason.lack, detail=described(reason.__cause__)))
         except Exception as error:  # the user's code runs here in ways that it was not written for
-            done.not_measured.append(NotMeasured(check.need, f"{type(error).__name__}: {error}"))
+            why = "the model or its training step raised an error when it was run in another way than the training does"
+            done.not_measured.append(NotMeasured(check.need, why, detail=described(error)))
         done.seconds[check.need] = time.perf_counter() - started
     return done

@@ -57,7 +57,7 @@ def _output(trainee: Trainee, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     found = (t for output in outputs for t in tensors_of(output) if t.is_floating_point() and t.numel() > 1)
     output = next(found, None)
     if output is None:
-        raise Unmeasured("the training step does not call the model, or its output holds no tensor")
+        raise Unmeasured("the training step does not call the model as a whole, or gets no tensor from it")
     return output.float(), loss
 
 
@@ -98,7 +98,7 @@ def _clipped_by_value(trainee: Trainee, batch: Any, threshold: float) -> tuple[f
     trainee.loss(batch).backward()
     gradients = [p.grad.detach().double().reshape(-1) for p in _parameters(trainee.model) if p.grad is not None and not p.grad.is_sparse]
     if not gradients:
-        raise Unmeasured("the loss leaves no dense gradient")
+        raise Unmeasured("all gradients are sparse, or there are none")
     whole = torch.cat(gradients)
     cut = whole.clamp(-threshold, threshold)
     cosine = torch.nn.functional.cosine_similarity(whole, cut, dim=0).item() if bool(whole.any()) else 1.0

@@ -113,7 +113,7 @@ def _power(product: Callable[[Vector], Vector], v: Vector, iterations: int) -> t
         h = product(v)
         value, size = _dot(v, h), norm(h)
         if not math.isfinite(value):
-            raise Unmeasured("the second derivative of the loss is not finite")
+            raise Unmeasured("the second derivative of the loss is NaN or infinite")
         best = max(best, value)
         if size == 0 or (done > 2 and abs(size - before) <= CONVERGED * size):
             return best, done

@@ -70,7 +70,7 @@ def _losses(trainee: Trainee, parts: Sequence[Any], seed: int) -> list[float]:
             try:
                 values.append(float(trainee.loss(part)))
             except Exception as error:
-                raise Unmeasured(f"the loss cannot be had in evaluation mode: {type(error).__name__}: {error}") from error
+                raise Unmeasured("the training step raised an error in evaluation mode") from error
     return values
 
 

@@ -8,20 +8,33 @@ from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.report import Report
 from gradcheck.report.html.markup import Child, Markup, join, tag
 from gradcheck.report.html.rule_text import inline
+from gradcheck.report.in_part import unmeasured
 from gradcheck.report.words import clean, counted, guesses, layer_count, number, scaled
 
-METHOD = (
+TRAINED = (
     "The model was trained for a short time on a copy. At the measured steps every layer's output and the gradient of the loss with "
-    "respect to it were summarised in one pass. Rules compare these numbers with limits, whose sources are on each rule's page. "
-    "An error is a prediction that training fails; it is given when the measured value alone leaves no doubt, or when the short "
-    "training confirmed it. What shows only after hours of training is out of sight."
+    "respect to it were summarised in one pass. "
+)
+WATCHED = (
+    "The training itself was watched. At the measured steps every layer's output and the gradient of the loss with respect to it were "
+    "summarised in one pass. "
+)
+SEEN = (
+    "The training could not be repeated on a copy. What its own steps showed was noted: the loop, and which parameters the loss reaches. "
+)
+METHOD = (
+    "Rules compare these numbers with limits, whose sources are on each rule's page. "
+    "An error is a prediction that training fails; it is given when the measured value alone leaves no doubt, or when a training "
+    "confirmed it. What shows only after hours of training is out of sight."
 )
 MOST_TIMES = 8
 
 
 def method(report: Report) -> Markup:
     rows = [join(tag("dt", key), tag("dd", value)) for key, value in _facts(report)]
-    return join(tag("p", METHOD), tag("dl", rows), _assumptions(report), _unmeasured(report), _times(report))
+    m = report.measurement
+    how = WATCHED if m.probe.live else TRAINED if m.measured_steps else SEEN
+    return join(tag("p", how + METHOD), tag("dl", rows), _assumptions(report), _unmeasured(report), _times(report))
 
 
 def _facts(report: Report) -> Iterator[tuple[str, Child]]:
@@ -52,8 +65,7 @@ def _assumptions(report: Report) -> Markup | None:
 
 
 def _unmeasured(report: Report) -> Markup | None:
-    notes = dict.fromkeys((n.what, n.why) for m in report.measurements for n in m.not_measured)
-    rows = [tag("li", tag("b", what), ": ", why) for what, why in notes]
+    rows = [tag("li", note) for note in unmeasured(report)]
     return join(tag("h4", "What was not measured"), tag("ul", rows)) if rows else None
 
 

@@ -11,7 +11,7 @@ from gradcheck.nouns.verdict import Severity
 from gradcheck.report.html.markup import Markup, join, tag
 from gradcheck.report.html.rule_text import inline
 from gradcheck.report.html.shapes import SIGNS, sign
-from gradcheck.report.words import conditions, counted, guesses, summary, tree
+from gradcheck.report.words import conditions, counted, guesses, looked, summary, tree
 
 RADIUS = 30.0
 SENTENCES: dict[Severity, str] = {
@@ -19,6 +19,7 @@ SENTENCES: dict[Severity, str] = {
     "warning": "This model will train, at a cost",
     "info": "Nothing that was measured keeps this model from training well",
 }
+IN_PART = "Judged in part: that nothing more was found proves nothing"
 LEGEND = "▲ 0-49 an error   ■ 50-89 a warning   ● 90-100 advice at most"
 
 
@@ -30,6 +31,8 @@ def worst(report: Report) -> Severity | None:
 
 def level(report: Report) -> str:
     """The sign that stands for the whole report."""
+    if report.coverage.in_part and worst(report) != "error":
+        return "warning"
     if worst(report) is None and not any(s.status == "passed" for s in report.rules):
         return "none"
     return worst(report) or "good"
@@ -38,6 +41,8 @@ def level(report: Report) -> str:
 def sentence(report: Report) -> str:
     """What the findings mean for the training."""
     severity = worst(report)
+    if report.coverage.in_part and severity in (None, "info"):
+        return IN_PART
     if severity is not None:
         return SENTENCES[severity]
     if level(report) == "none":
@@ -58,9 +63,19 @@ def verdict(report: Report, prefix: str) -> Markup:
     return join(
         tag("h2", sign(level(report)), tag("span", sentence(report)), id=f"{prefix}verdict"),
         tag("p", f"{summary(report)} {conditions(report)}", class_="soft"),
+        _in_part(report),
         tag("ul", links, class_="headlines") if links else None,
         tag("div", tag("p", "Not said, so assumed:"), tag("ul", notes), class_="assumed") if notes else None,
     )
+
+
+def _in_part(report: Report) -> Markup | None:
+    """A box that says why rules could not look, and what to do."""
+    part = report.coverage
+    if not part.in_part:
+        return None
+    rows = [tag("li", inline(text)) for text in part.reasons] + [tag("li", tag("b", "Help: "), inline(text)) for text in part.remedies]
+    return tag("div", tag("p", sign("warning"), f"Judged in part: {looked(part)}"), tag("ul", rows), class_="assumed in-part")
 
 
 def gauges(report: Report) -> Markup:

@@ -204,5 +204,5 @@ def test_a_model_that_does_not_run_is_not_measured():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise ValueError("no")
 
-    with pytest.raises(Unmeasured, match="ValueError: no"):
+    with pytest.raises(Unmeasured, match="the forward pass raised an error"):
         looked_at(nn.Sequential(nn.Linear(WIDTH, 5), Broken()))

@@ -126,7 +126,7 @@ def test_to_html_writes_what_it_returns(tmp_path):
 HOSTILE = "\"'><script>evil()</script></style></title></svg><img src=x onerror=evil()>\u202e\x00\n\t&lt;\\"
 # Strings that are chosen from a list, which a saved run is checked for.
 CLOSED = {"kind", "severity", "status", "comparison", "applicability", "ended", "stage", "task", "target_kind", "code", "cause", "about"}
-CLOSED |= {"findings", "cured", "new", "left", "snippets", "used_by", ("interactions", "verdict"), ("searched", "state")}
+CLOSED |= {"findings", "cured", "new", "left", "snippets", "used_by", "lack", ("interactions", "verdict"), ("searched", "state")}
 
 
 def rewritten(report: Report, word: str, folder: Path) -> Report:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.judge.registry import builtin_rules
-from gradcheck.nouns.measurement import Assumption
+from gradcheck.nouns.measurement import Assumption, NotMeasured
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.trial import Curve
 from gradcheck.nouns.verdict import Evidence, RuleState
@@ -22,6 +22,9 @@ from gradcheck.report.html.trial import curve_axis, trial
 from gradcheck.report.html.verdict import gauges, sentence, verdict
 from tests.literals import location, measurement
 from tests.report.html.pages import Page, deep, healthy, sick, treated
+from tests.report.reports import FAILED, IN_PART
+
+FAST = measurement(not_measured=(NotMeasured("probe", "left out by --fast", "left-out"),))
 
 
 def tree(markup):
@@ -37,7 +40,18 @@ def test_the_verdict_is_that_of_the_most_severe_finding_about_the_training():
     assert "predicted to fail" in sentence(report(sick()))
     assert "at a cost" in sentence(report(sick(severity="warning"), gate))
     assert sentence(report()) == sentence(report(gate)) == "Nothing that was measured keeps this model from training well"
-    assert sentence(report(rules=(RuleState("GRAD001", "a", "not-measured", "time"),))) == "No rule came to a verdict"
+    left_out = replace(report(rules=(RuleState("GRAD001", "a", "not-measured", "--fast", "probe"),)), measurements=(FAST,))
+    assert sentence(left_out) == "No rule came to a verdict"
+    unseen = report(rules=(RuleState("GRAD001", "a", "not-measured", "time"),))
+    assert sentence(unseen) == "Judged in part: that nothing more was found proves nothing"
+
+
+def test_a_run_in_part_has_a_box_with_why_and_what_to_do():
+    top = tree(verdict(IN_PART, "r0-"))
+    (box,) = top.all(class_="in-part")
+    assert "1 of 3 applicable rules looked" in box.words and "could not repeat the training step" in box.words and "watch it" in box.words
+    assert "predicted to fail" in sentence(FAILED) and tree(verdict(FAILED, "r0-")).all(class_="in-part")
+    assert not tree(verdict(report(), "r0-")).all(class_="in-part")
 
 
 def test_headlines_link_to_their_findings_and_assumptions_are_told():
@@ -157,7 +171,8 @@ def test_the_method_names_settings_environment_assumptions_and_times():
     said = tree(method(treated())).words
     for part in ("torch 2.13.0", "cpu, float32, 1 thread", "100; measured at 0, 1, 3", "AdamW at rate 0.001", "4 batches of 32"):
         assert part in said
-    assert "assumed: no loss given" in said and "found: data: 8 batches" in said and "derivatives: time was up" in said
+    assert "assumed: no loss given" in said and "found: data: 8 batches" in said
+    assert "the gradient against finite differences: time was up" in said
     assert "probe1.50 s" in said
 
 

@@ -20,7 +20,7 @@ from gradcheck.remedies.source.writers.loop_steps import CLIPPING, backward_of, 
 
 def clipping(p: Prescription, context: Context) -> None:
     """A call of a clipping function goes in front of the step, gets its parameters anew, or unscaled gradients."""
-    clip = next((c for c in loop_of(context).clips if c.site is not None and c.site == p.location), None)
+    clip = next((c for c in loop_of(context).clips or () if c.site is not None and c.site == p.location), None)
     if clip is None:
         raise Unwritable("the place of the clipping is not known")
     faults = {"given": clip.empty + clip.foreign, "order": clip.late + clip.early, "scaled": clip.scaled}
@@ -54,12 +54,12 @@ def scaler(p: Prescription, context: Context) -> None:
     """The other half of a GradScaler: unscaled clipping, `scaler.step`, `scaler.update`, `scaler.scale`."""
     loop = loop_of(context)
     used = loop.scaler
-    if used is None:
+    if used is None or not (used.scaled or used.steps):
         raise Unwritable("no scaler was seen")
     if used.scaled and used.bare:
         _step_by_scaler(context, _scaler_where_scaled(context))
         return
-    scaled = next((c for c in loop.clips if c.scaled), None)
+    scaled = next((c for c in loop.clips or () if c.scaled), None)
     if scaled is not None:
         _unscale(context, scaled.site)
     elif not used.scaled:
@@ -112,7 +112,7 @@ def average(p: Prescription, context: Context) -> None:
     loop = loop_of(context)
     draft, backward = backward_of(context)
     assert isinstance(backward.func, ast.Attribute)
-    if loop.weight is None or abs(loop.weight - loop.accumulated) > 0.01 * loop.accumulated:
+    if loop.weight is None or loop.accumulated is None or abs(loop.weight - loop.accumulated) > 0.01 * loop.accumulated:
         raise Unwritable(f"{draft.path}:{backward.lineno}: the loss is divided already, by another number")
     number = _count(context, draft, loop.accumulated)
     loss = backward.func.value

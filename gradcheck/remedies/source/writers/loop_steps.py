@@ -45,9 +45,9 @@ def optimizer_of(draft: Draft, step: ast.Call, loop: LoopFacts) -> str:
 def clear(p: Prescription, context: Context) -> None:
     """Gradients are cleared once a step: before the first backward pass, or behind the step where passes are accumulated."""
     loop = loop_of(context)
-    if loop.dropped > loop.steps / 2:
+    if (loop.dropped or 0) > loop.steps / 2:
         _clear_after_step(context)
-    elif loop.lost > loop.leftover:
+    elif (loop.lost or 0) > (loop.leftover or 0):
         _clear_earlier(context)
     else:
         _clear_each_step(context)

@@ -1,0 +1,41 @@
+"""What rules can ask to be measured, in the user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradcheck.judge.protocol import Need
+
+LOOKS: Mapping[Need, str] = {
+    "signals": "the outputs of the layers and the gradients at them",
+    "units": "the activity of the units",
+    "similarity": "how alike the samples become inside the model",
+    "parameters": "the weights, their gradients and their updates",
+    "graph": "how the layers are connected up to the loss",
+    "reach": "which parameters the loss reaches",
+    "optimizer": "the settings of the optimizer",
+    "losses": "the calls of loss functions",
+    "data": "the inputs and targets",
+    "probe": "the short training",
+    "numerics": "where NaN and infinity come from",
+    "derivatives": "the gradient against finite differences",
+    "dependence": "whether the output depends on the input, and on other samples",
+    "recurrence": "the gradient over time steps",
+    "samples": "the gradients of single samples",
+    "attention": "the attention weights",
+    "precision": "gradients that are lost in float16",
+    "validation": "the loss on validation data",
+    "baseline": "what a linear model makes of the data",
+    "sharpness": "the sharpness of the loss",
+    "functional_step": "how far the first update moves the output",
+    "epsilon": "training with the usual epsilon",
+    "clipping": "the effect of gradient clipping",
+    "regularization": "training without regularization",
+    "normalization": "the statistics of batch normalization",
+    "loop": "the training loop",
+}
+
+
+def in_words(what: str) -> str:
+    """Of a need; layers and the like are in words already."""
+    return next((text for need, text in LOOKS.items() if need == what), what)
