@@ -36,7 +36,7 @@ def command(*words):
 
 
 def cpu_time(bytecode, *arguments):
-    """CPU time of `python ARGUMENTS` in units of the reference's, with compiled modules kept in `bytecode`, as installed packages keep theirs."""
+    """CPU time of `python ARGUMENTS` in units of the reference's, with compiled modules kept in `bytecode`, as when installed."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPYCACHEPREFIX": str(bytecode)}
     best = dict.fromkeys([arguments, REFERENCE], float("inf"))
     for _ in range(ATTEMPTS):
