@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,14 +29,17 @@ class Backward:
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             if recorder.busy:
                 return original(tensors, grad_tensors, *args, **kwargs)
-            losses = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+            losses = [tensors] if isinstance(tensors, torch.Tensor) else [t for t in tensors if isinstance(t, torch.Tensor)]
             recorder.busy += 1
             try:
-                passes = [self._pass(t, grad_tensors is not None) for t in losses if isinstance(t, torch.Tensor)]
+                recorder.updates.close()
+                reached = [leaves(t) for t in losses]
+                passes = [self._pass(t, ids, grad_tensors is not None) for t, ids in zip(losses, reached, strict=True)]
                 for watched in recorder.optimizers.values():
                     watched.settle()
                 result = original(tensors, grad_tensors, *args, **kwargs)
                 self._claim(passes)
+                recorder.updates.wait_for(passes, reached)
             finally:
                 recorder.busy -= 1
             recorder.observer(recorder)
@@ -44,7 +47,7 @@ class Backward:
 
         return backward
 
-    def _pass(self, loss: torch.Tensor, given: bool) -> Pass:
+    def _pass(self, loss: torch.Tensor, reached: Iterable[int], given: bool) -> Pass:
         recorder, tape = self.recorder, self.recorder.tape
         recorder.backwards += 1
         place = location_of_frame(outside())
@@ -52,7 +55,7 @@ class Backward:
         factor = getattr(loss, "_gradcheck_factor", 1.0)
         ref = tape.ref(loss) if tape.recording else None
         given = given and loss.dim() > 0
-        return Pass(loss.detach() / factor, ref, place, leaves(loss), factor, given, tape.unknown, len(tape.cuts))
+        return Pass(loss.detach() / factor, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts))
 
     def _claim(self, passes: list[Pass]) -> None:
         recorder = self.recorder

@@ -34,6 +34,8 @@ def workload_of(
     held = watched.ids if watched is not None else frozenset(recorder.tape.weights)
     if recorder.tape.failure:
         raise Unfaithful(recorder.tape.failure)
+    if watched is not None and watched.changes is not None and watched.copy is None:
+        raise Unfaithful("its weights are changed by a rule that gradcheck does not know")
     slices = [Slice([p.ref for p in passes if p.ref is not None], held) for passes in steps]
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
     owners = _owners(slices)
@@ -123,7 +125,7 @@ def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple
         made, said = assumed_optimizer(None)(model)
         return made, False, said
     optimizer = _copied_optimizer(watched, twins)
-    text = f"optimizer: {type(optimizer).__name__} `{watched.label or 'optimizer'}` of the script"
+    text = f"optimizer: {type(optimizer).__name__} {_origin(watched)}"
     rates = [s.rates for s in watched.steps]
     schedule = Schedule.of(rates)
     if schedule is not None:
@@ -135,6 +137,13 @@ def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple
     else:
         text += f", lr {rate_of(optimizer):g}"
     return optimizer, True, Assumption("optimizer", text, given=True)
+
+
+def _origin(watched: Watched) -> str:
+    if watched.changes is None:
+        return f"`{watched.label or 'optimizer'}` of the script"
+    place = f" in line {watched.step_site.line}" if watched.step_site is not None else ""
+    return f"as the script's own update{place} follows it"
 
 
 def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gradcheck.capture.tape import Constant, Ref
+from gradcheck.capture.changes import Changes
+from gradcheck.capture.tape import Constant, Owner, Ref
 from gradcheck.nouns.places import Location
 
 Gradient = Literal["none", "zero", "some"]
@@ -72,6 +73,8 @@ class Watched:
     versioned: nn.Parameter | None = None
     step_site: Location | None = None
     clear_site: Location | None = None
+    changes: Changes | None = None  # of an update that is no optimizer's of torch: `optimizer` only stands in for it
+    free: Owner | None = None  # of its weights that no module holds
     _watch: list[torch.Tensor] = field(default_factory=list)
 
     @property

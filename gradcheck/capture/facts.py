@@ -51,7 +51,7 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         leftover=sum(s.leftover for s in steps),
         lost=sum(s.lost for s in steps),
         accumulated=_accumulated(steps),
-        weight=_weight(steps),
+        weight=_weight(steps) if watched.changes is None else None,
         dropped=sum(s.dropped for s in steps),
         clips=_clips(recorder, watched),
         scaler=_scaler(recorder, steps),

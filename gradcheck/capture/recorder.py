@@ -26,6 +26,7 @@ from gradcheck.capture.scalers import Scalers
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.surroundings import Surroundings
 from gradcheck.capture.tape import Tape
+from gradcheck.capture.updates import Updates
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import Sites
 
@@ -54,8 +55,9 @@ class Recorder(TorchFunctionMode):
         self.modes = Modes()
         self.busy = 0  # inside a backward pass, a step, or gradcheck's own code
         self.depth = 0  # of calls of modules, counted from the outermost that holds something
-        self._clips, self._scalers = Clips(self), Scalers(self)
-        self._points = Points(Forward(self), Backward(self), Steps(self), Surroundings(self), self._clips, self._scalers)
+        self._clips, self._scalers, steps = Clips(self), Scalers(self), Steps(self)
+        self.updates = Updates(self, steps)
+        self._points = Points(Forward(self), Backward(self), steps, Surroundings(self), self._clips, self._scalers)
 
     @property
     def clips(self) -> dict[tuple[str, Location | None], Clip]:
@@ -79,6 +81,7 @@ class Recorder(TorchFunctionMode):
     def __exit__(self, *details: Any) -> None:
         self._remove()
         super().__exit__(*details)
+        self.updates.close()
 
     def _remove(self) -> None:
         self._points.remove()
@@ -86,7 +89,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.busy or self.depth or not self.tape.recording:
+        if self.busy or self.depth or self.updates.writes(function, args, kwargs) or not self.tape.recording:
             return function(*args, **kwargs)
         return self.tape.function(function, args, kwargs)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradcheck.capture.build import workload_of
+from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import Watched
 from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.observed import observed
@@ -63,6 +64,7 @@ class Training:
 def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     """Raises TargetError when no backward pass was seen, or when the script trains without an optimizer of torch."""
     recorder = capture.recorder
+    tell_rules(recorder)
     failed = recorder.tape.failed is not None and recorder.tape.failed[1] is capture.error
     if not recorder.backwards and not failed and not any(w.steps for w in recorder.optimizers.values()):
         raise nothing_seen(capture, spec)
