@@ -31,7 +31,7 @@ def workload_of(
     """The training of one optimizer. `error`: what the script raised; the call that did is its last batch. Raises Unfaithful."""
     failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
     steps = _steps(recorder, watched) if recorder.backwards or failed is None else []
-    held = watched.ids if watched is not None else frozenset(recorder.tape.weights)
+    held = frozenset(w.key for key, w in recorder.tape.weights.items() if watched is None or key in watched.ids)
     if recorder.tape.failure:
         raise Unfaithful(recorder.tape.failure)
     if watched is not None and watched.changes is not None and watched.copy is None:

@@ -33,6 +33,10 @@ class NormalizedSGD(torch.optim.Optimizer):
 
 def tell_rules(recorder: Recorder) -> None:
     """Gives each update by hand the optimizer that it amounts to. Forgets those that turn out to be no training."""
+    for watched in list(recorder.optimizers.values()):
+        if watched.changes is not None and not watched.changes.happened and len(watched.steps) == 1:
+            del recorder.optimizers[id(watched.optimizer)]  # the function that was to change them raised
+            recorder.unclaimed += watched.steps[0].passes
     stepped = [w for w in recorder.optimizers.values() if w.steps]
     most = max((len(w.steps) for w in stepped), default=0)
     by_torch = [w for w in stepped if w.changes is None]
@@ -53,13 +57,17 @@ def _rule(watched: Watched) -> UpdateRule | None:
 
 def _follow(recorder: Recorder, watched: Watched, rule: UpdateRule) -> None:
     assert watched.changes is not None
-    groups: dict[tuple[float, float], list[torch.Tensor]] = {}
+    groups: dict[tuple[float, float], list[int]] = {}
     for key, factor, decay in zip(watched.changes.by_leaf, rule.factors, rule.decays, strict=True):
-        groups.setdefault((factor, decay), []).append(watched.memo[key])
+        groups.setdefault((factor, decay), []).append(key)
     climbs = sum(rule.rates) < 0
     rates = [abs(r) for r in rule.rates]
     first = next((r for r in rates if r), 0.0)
-    given = [{"params": twins, "lr": first * factor, **_decay(rule, decay)} for (factor, decay), twins in groups.items()]
+    given = [
+        {"params": [watched.memo[key] for key in keys], "lr": first * factor, **_decay(rule, decay)}
+        for (factor, decay), keys in groups.items()
+    ]
+    watched.keys = tuple(key for keys in groups.values() for key in keys)
     watched.copy = _class(rule)(given, maximize=climbs, **_settings(rule))
     if rule.clipped is not None:
         clip = Clip("norm", rule.clipped, watched.step_site, {id(watched.optimizer)}, len(watched.steps), len(watched.parameters))

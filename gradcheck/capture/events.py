@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradcheck.capture.changes import Changes
-from gradcheck.capture.tape import Constant, Owner, Ref
+from gradcheck.capture.tape import Constant, Node, Owner, Ref
 from gradcheck.nouns.places import Location
 
 Gradient = Literal["none", "zero", "some"]
@@ -30,6 +30,10 @@ class Pass:
     unknown: bool = False  # something went into it whose origin was not seen
     cuts: int = 0  # cuts on the tape when it ran
     constants: tuple[Constant, ...] = ()
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [self.ref.node] if self.ref is not None else []
 
 
 @dataclass(eq=False)

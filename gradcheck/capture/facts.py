@@ -13,7 +13,7 @@ from gradcheck.capture.events import Pass, Step, Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.structures import shape_of
-from gradcheck.capture.tape import Weight
+from gradcheck.capture.tape import Loose, Weight
 from gradcheck.capture.trace import scale_of
 from gradcheck.nouns.loop import LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
 from gradcheck.nouns.places import Location
@@ -75,10 +75,8 @@ def _moved(recorder: Recorder, watched: Watched | None) -> int | None:
 
 
 def _differs(weight: Weight) -> bool:
-    held = getattr(weight.owner.original, "held", None)
-    now = dict(weight.owner.original.named_parameters()).get(weight.name) if held is None else None
-    if held is not None:
-        now = next((t for t in held if id(t) == weight.key), None)
+    root = weight.owner.original
+    now = root.tensors.get(weight.key) if isinstance(root, Loose) else dict(root.named_parameters()).get(weight.name)
     before = weight.owner.before(weight)
     return now is None or now.shape != before.shape or not torch.equal(now.detach(), before.detach())
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.capture.tape import Owner, Tape, Weight, outside
+from gradcheck.capture.tape import CHANGED, Loose, Owner, Tape, Weight, outside
 from gradcheck.errors import TargetError
 from gradcheck.target.borrowing import ran_out_of_memory
 from gradcheck.target.copying import duplicate
@@ -87,7 +87,9 @@ class Owners:
         now = versions(root)
         with torch._C.DisableTorchFunction():
             try:
-                return Owner(root, duplicate(root, root, memo), memo, now, label)
+                twin = duplicate(root, root, memo)
+                _make_parameters(root, twin, memo)
+                return Owner(root, twin, memo, now, label)
             except TargetError as error:
                 place = "cpu" if ran_out_of_memory(error) else None
                 every = (*root.parameters(), *root.buffers())
@@ -112,26 +114,35 @@ class Owners:
         if not free:
             return owner
         if owner is None:
-            holder = nn.Module()
-            holder.held = []  # type: ignore[assignment]
-            owner = Owner(holder, nn.Module(), {}, (), self._free_label("parameters", holder))
+            holder = Loose()
+            owner = Owner(holder, nn.Module(), {}, CHANGED, self._free_label("parameters", holder))
             self.current[id(holder)] = owner
         for tensor in free:
             self._adopt(tensor, owner)
         return owner
 
     def _adopt(self, tensor: torch.Tensor, owner: Owner) -> None:
-        held: Any = owner.original.held
-        name = variable_of(tensor, outermost=True) or f"p{len(held)}"
-        name = name if not hasattr(owner.copy, name) else f"{name}_{len(held)}"
+        assert isinstance(owner.original, Loose)
+        tensors = owner.original.tensors
+        name = variable_of(tensor, outermost=True) or f"p{len(tensors)}"
+        name = name if not hasattr(owner.copy, name) else f"{name}_{len(tensors)}"
         with torch._C.DisableTorchFunction():
             value = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
         if isinstance(tensor, nn.Parameter):
             owner.original.register_parameter(name, tensor)
         owner.copy.register_parameter(name, value)
         owner.memo[id(tensor)] = value
-        held.append(tensor)
+        tensors[id(tensor)] = tensor
         self.tape.weights[id(tensor)] = Weight(owner, name, id(tensor))
+
+
+def _make_parameters(root: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:
+    """While `torch.func.functional_call` runs a module, plain tensors are in the place of its parameters: in the copy, parameters are."""
+    for original, module in zip(root.modules(), twin.modules(), strict=True):
+        for name, value in module._parameters.items():
+            if value is not None and not isinstance(value, nn.Parameter):
+                parameter = nn.Parameter(value.detach(), value.requires_grad)
+                module._parameters[name] = memo[id(original._parameters[name])] = parameter
 
 
 def is_wrapper(module: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from gradcheck.capture.backward import Backward
 from gradcheck.capture.clips import Clips
 from gradcheck.capture.events import Clip, Pass, Scaler, Watched
 from gradcheck.capture.forward import Forward
+from gradcheck.capture.functional import Functional
 from gradcheck.capture.modes import Modes
 from gradcheck.capture.owners import Owners
 from gradcheck.capture.points import Points
@@ -47,6 +48,7 @@ class Recorder(TorchFunctionMode):
         self.loaders: dict[int, tuple[DataLoader[Any], int]] = {}  # a loader, and how often it was iterated over
         self.backwards = 0
         self.unclaimed: list[Pass] = []  # that reach no known optimizer
+        self.asked: list[Pass] = []  # whose gradients were given back and not left in the parameters, since the last step that used such
         self.connected = False  # some pass reached a parameter of an optimizer
         self.schedules = 0
         self.schedule_site: Location | None = None
@@ -57,7 +59,7 @@ class Recorder(TorchFunctionMode):
         self.depth = 0  # of calls of modules, counted from the outermost that holds something
         self._clips, self._scalers, steps = Clips(self), Scalers(self), Steps(self)
         self.updates = Updates(self, steps)
-        self._points = Points(Forward(self), Backward(self), steps, Surroundings(self), self._clips, self._scalers)
+        self._points = Points(Forward(self), Backward(self), steps, Surroundings(self), Functional(self), self._clips, self._scalers)
 
     @property
     def clips(self) -> dict[tuple[str, Location | None], Clip]:

@@ -69,7 +69,10 @@ class Steps:
     def note(self, watched: Watched) -> None:
         """Files the step that is about to be taken, or, with a closure, that was taken."""
         recorder = self.recorder
-        passes, lost = self._passes(watched)
+        asked = [] if watched.live else [p for p in recorder.asked if p.reached & watched.ids]
+        passes, lost = (asked, False) if asked else self._passes(watched)
+        recorder.asked = [p for p in recorder.asked if not p.reached & watched.ids]
+        recorder.backwards += len(asked)
         mine = recorder.modes.take(watched.ids)
         factor = next((p.factor for p in passes if p.factor != 1), 1.0)
         rates = tuple(float(g.get("lr") or 0.0) for g in watched.optimizer.param_groups)
@@ -80,7 +83,7 @@ class Steps:
                 passes=passes,
                 rate=max(rates, default=0.0),
                 rates=rates,
-                leftover=watched.dirty and bool(watched.steps),
+                leftover=watched.dirty and bool(watched.steps) and not asked,
                 lost=lost,
                 dropped=not lost and any(p.place in same for p in watched.cleared),
                 bare=factor != 1 and not watched.unscaled and scaler is None,

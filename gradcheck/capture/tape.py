@@ -54,7 +54,18 @@ class Weight:
 
     owner: Owner
     name: str
-    key: int  # id of the user's own parameter
+    key: int  # id of the user's own parameter, of the first one where others took its place
+
+
+class Loose(nn.Module):
+    """Stands for the module of weights that no module holds: `tensors`, by key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, torch.Tensor] = {}
+
+
+CHANGED = (None, None, None)  # versions of a root that is not what it was when it was copied
 
 
 @dataclass(eq=False)
@@ -68,6 +79,10 @@ class Owner:
     label: str  # its variable in the script
     why: str = ""  # there is no copy
     short: bool = False  # for want of memory
+
+    @property
+    def is_free(self) -> bool:
+        return isinstance(self.original, Loose)
 
     def held(self, path: str) -> Iterator[int]:
         """id of each of the user's parameters below a path."""
@@ -126,7 +141,7 @@ def replaced(value: Any, old: Any, new: Any) -> Any:
         return type(value)(replaced(v, old, new) for v in value)
     if type(value) is dict:
         return {k: replaced(v, old, new) for k, v in value.items()}
-    return value
+    return value.with_parts(replaced(value.parts, old, new)) if isinstance(value, Packed) else value
 
 
 def nodes_behind(ends: Iterable[Node]) -> list[Node]:
@@ -277,12 +292,22 @@ class Tape:
             self.unowned(leaf)
         return bool(leaves)
 
+    def succeed(self, old: int, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
+        """A leaf is from now on the weight that the one with id `old` was; the calls that `ends` depend on took it as a constant."""
+        weight = self.weights.pop(old)
+        self.weights[id(leaf)] = weight
+        if isinstance(weight.owner.original, Loose):
+            weight.owner.original.tensors[weight.key] = leaf
+        self.promote(leaf, ends)
+
     def promote(self, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
-        """A leaf turns out to be a weight. The calls that `ends` depend on took it as a constant."""
-        entry = self._constants.get(id(leaf))
-        if entry is not None and entry[0]() is leaf:
+        """A leaf turns out to be a weight. The calls that `ends` depend on took it as a constant, or as what it was computed from."""
+        entry, ref = self._constants.get(id(leaf)), self.ref(leaf)
+        known = ref if ref is not None else entry[2] if entry is not None and entry[0]() is leaf else None
+        if known is not None:
             for node in nodes_behind(ends):
-                node.args, node.kwargs = (replaced(x, entry[2], self.weights[id(leaf)]) for x in (node.args, node.kwargs))
+                node.args, node.kwargs = (replaced(x, known, self.weights[id(leaf)]) for x in (node.args, node.kwargs))
+        self._values.pop(id(leaf), None)
 
     def _node(self, function: Any, args: Any, kwargs: Any, in_place: bool) -> Node:
         return Node(
