@@ -133,7 +133,7 @@ def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple
             group["lr"] = rate
         optimizer.register_step_pre_hook(schedule.before)
         optimizer.register_step_post_hook(schedule.after)
-        text += f", its rate as the script's scheduler sets it over {len(rates)} steps, {rate_of(optimizer):g} at most"
+        text += f", its rate as the script sets it over {len(rates)} steps, {rate_of(optimizer):g} at most"
     else:
         text += f", lr {rate_of(optimizer):g}"
     return optimizer, True, Assumption("optimizer", text, given=True)
@@ -143,7 +143,7 @@ def _origin(watched: Watched) -> str:
     if watched.changes is None:
         return f"`{watched.label or 'optimizer'}` of the script"
     place = f" in line {watched.step_site.line}" if watched.step_site is not None else ""
-    return f"as the script's own update{place} follows it"
+    return f"(the rule that the script's update{place} follows)"
 
 
 def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:

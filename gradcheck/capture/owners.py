@@ -122,7 +122,7 @@ class Owners:
         return owner
 
     def _adopt(self, tensor: torch.Tensor, owner: Owner) -> None:
-        assert isinstance(owner.original, Loose)
+        assert isinstance(owner.original, Loose) and owner.copy is not None
         tensors = owner.original.tensors
         name = variable_of(tensor, outermost=True) or f"p{len(tensors)}"
         name = name if not hasattr(owner.copy, name) else f"{name}_{len(tensors)}"

@@ -60,8 +60,8 @@ class _Seen:
     leaf: Tensor  # number of the leaf of each entry
 
     def part(self, steps: slice, entries: slice = slice(None)) -> _Seen:
-        cut = (x[steps, entries] for x in (self.before, self.gradient, self.delta, self.there))
-        return _Seen(*cut, self.noise[entries], self.leaf[entries])
+        before, gradient, delta, there = (x[steps, entries] for x in (self.before, self.gradient, self.delta, self.there))
+        return _Seen(before, gradient, delta, there, self.noise[entries], self.leaf[entries])
 
 
 def recognised(changes: Sequence[Sequence[Change]], epsilons: Sequence[float], norms: Sequence[float]) -> UpdateRule | None:
