@@ -16,6 +16,7 @@ from gradcheck.capture.replay import Helpers, Models, Program, Slice, replay
 from gradcheck.capture.schedule import Schedule
 from gradcheck.capture.tape import Owner, Ref
 from gradcheck.capture.twins import Twins, Unfaithful, twins_of
+from gradcheck.measure.forgetting import Forgetting
 from gradcheck.measure.fork import copy_optimizer
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Assumption
@@ -126,6 +127,9 @@ def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple
         return made, False, said
     optimizer = _copied_optimizer(watched, twins)
     text = f"optimizer: {type(optimizer).__name__} {_origin(watched)}"
+    life = watched.life
+    if life is not None and watched.forgets:
+        Forgetting.attach(optimizer, life)
     rates = [s.rates for s in watched.steps]
     schedule = Schedule.of(rates)
     if schedule is not None:
@@ -159,7 +163,7 @@ def _clipping(recorder: Recorder, watched: Watched | None) -> Clipping | None:
     """The clipping that acts on the gradients of this optimizer's steps."""
     if watched is None:
         return None
-    acting = [c for c in recorder.clips.values() if id(watched.optimizer) in c.owners and _acts(c)]
+    acting = [c for c in recorder.clips.values() if id(watched) in c.owners and _acts(c)]
     found = acting[0] if acting else None
     return Clipping(found.kind, found.threshold, found.site) if found is not None else None
 

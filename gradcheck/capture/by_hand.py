@@ -70,7 +70,7 @@ def _follow(recorder: Recorder, watched: Watched, rule: UpdateRule) -> None:
     watched.keys = tuple(key for keys in groups.values() for key in keys)
     watched.copy = _class(rule)(given, maximize=climbs, **_settings(rule))
     if rule.clipped is not None:
-        clip = Clip("norm", rule.clipped, watched.step_site, {id(watched.optimizer)}, len(watched.steps), len(watched.parameters))
+        clip = Clip("norm", rule.clipped, watched.step_site, {id(watched)}, len(watched.steps), len(watched.parameters))
         recorder.clips["norm", watched.step_site] = clip
     watched.base_rate = first
     watched.site = watched.step_site

@@ -57,12 +57,26 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         scaler=_scaler(recorder, steps),
         evaluation=_evaluation(recorder, steps),
         batches=_batches(recorder, steps),
+        **_schedulers(watched),
+        made=1 + len(watched.renewals),
+        life=watched.life or 0,
+        forgets=watched.forgets,
+        by_hand=watched.changes is not None,
         step_site=watched.step_site,
+        made_site=watched.site if watched.changes is None else None,
         clear_site=watched.clear_site,
         schedule_site=recorder.schedule_site,
         **base | {"backward_site": site},
     )
     return own
+
+
+def _schedulers(watched: Watched) -> dict[str, Any]:
+    """Those of the place where most were made. The last of several is still in use."""
+    place, steps = max(watched.schedulers.items(), key=lambda item: len(item[1]), default=(None, []))
+    finished = sorted(steps[:-1])
+    life = finished[len(finished) // 2] if finished else 0
+    return {"schedules_made": len(steps), "schedule_life": life, "schedule_made_site": place}
 
 
 def _moved(recorder: Recorder, watched: Watched | None) -> int | None:
@@ -111,7 +125,7 @@ def _weight(steps: Sequence[Step]) -> float | None:
 
 
 def _clips(recorder: Recorder, watched: Watched) -> tuple[LoopClip, ...]:
-    key = id(watched.optimizer)
+    key = id(watched)
     mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
     return tuple(LoopClip(c.kind, c.threshold, c.calls, c.parameters, c.empty, c.foreign, c.late, c.early, c.scaled, c.site) for c in mine)
 

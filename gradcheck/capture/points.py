@@ -68,6 +68,7 @@ class Points:
         wrap(Optimizer, "zero_grad", self.steps.clearing)
         wrap(nn.Module, "eval", self.surroundings.evaluating)
         wrap(DataLoader, "__iter__", self.surroundings.iterating)
+        wrap(lr_scheduler.LRScheduler, "__init__", self.surroundings.making)
         kinds = [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]
         for kind_of in kinds:
             wrap(kind_of, "step", self.surroundings.scheduling)

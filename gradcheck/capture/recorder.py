@@ -103,10 +103,22 @@ class Recorder(TorchFunctionMode):
         return self.optimizers[id(optimizer)]
 
     def _register(self, optimizer: Optimizer) -> None:
+        if self._renews(optimizer):
+            return
         found = Watched(optimizer, "", self.sites.get(optimizer))
         self.optimizers[id(optimizer)] = found
         self.tape.recording = not self.tape.failure  # trainings one after another: the next one is recorded, too
         self._adopt(found)
+
+    def _renews(self, optimizer: Optimizer) -> bool:
+        """Whether it takes the place of one that was made by the same expression, for the same parameters."""
+        site, ids = self.sites.get(optimizer), {id(p) for g in optimizer.param_groups for p in g["params"]}
+        for key, watched in self.optimizers.items() if site is not None else ():
+            if watched.site == site and watched.ids == ids and watched.changes is None:
+                watched.renew(optimizer)
+                self.optimizers[id(optimizer)] = self.optimizers.pop(key)
+                return True
+        return False
 
     def _adopt(self, found: Watched) -> None:
         """Parameters that no module holds get an owner."""

@@ -36,6 +36,7 @@ class Steps:
         if watched.copy is None and not watched.steps:
             self._copy(watched)
         watched.step_site = watched.step_site or location_of_frame(outside())
+        watched.starts()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             watched.settle()
