@@ -47,5 +47,6 @@ FAMILIES = (
     "data_targets",
     "loop",
     "loop_batches",
+    "loop_renewal",
     "loop_ranks",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gradcheck import progress
 from gradcheck.judge.layers import head_site
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_measured, rule
+from gradcheck.nouns.measurement import ONE_OPTIMIZER
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.rules.outputs import floor_of_bounded_logits
 from gradcheck.rules.words import number, percent
@@ -82,7 +83,7 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(_undecided(m.probe))
     if verdict == "learns" or progress.best_experiment(m) is not None:
         return []
-    overfits = [r for r in m.experiments if r.rate_factor is None and r.batches == 1]
+    overfits = [r for r in m.experiments if r.rate_factor is None and r.batches == 1 and r.name != ONE_OPTIMIZER]
     tried = [r for r in overfits if progress.experiment_outcome(r, m) != "unknown"]
     if not tried:
         return not_measured("no training on one batch was run" if not overfits else "the trainings on one batch were too short")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder
 
 
+ASKED = 63  # passes whose gradients were asked for and not used yet, before the last one
+
+
 class Backward:
-    """`wrapper` stands around `torch.autograd.backward`."""
+    """`wrapper` stands around `torch.autograd.backward`, `asking` around `torch.autograd.grad`."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -29,14 +33,19 @@ class Backward:
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             if recorder.busy:
                 return original(tensors, grad_tensors, *args, **kwargs)
-            losses = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+            losses = _tensors(tensors)
             recorder.busy += 1
             try:
-                passes = [self._pass(t, grad_tensors is not None) for t in losses if isinstance(t, torch.Tensor)]
+                recorder.updates.close()
+                reached = [leaves(t) for t in losses]
+                passes = [self._pass(t, ids, grad_tensors is not None) for t, ids in zip(losses, reached, strict=True)]
                 for watched in recorder.optimizers.values():
                     watched.settle()
                 result = original(tensors, grad_tensors, *args, **kwargs)
+                recorder.backwards += len(passes)
                 self._claim(passes)
+                for found, mine in zip(passes, reached, strict=True):
+                    recorder.updates.wait_for(found, mine, {key: t.grad for key, t in mine.items() if t.grad is not None})
             finally:
                 recorder.busy -= 1
             recorder.observer(recorder)
@@ -44,15 +53,45 @@ class Backward:
 
         return backward
 
-    def _pass(self, loss: torch.Tensor, given: bool) -> Pass:
+    def asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Gradients that are given back and not left in `.grad`: whether they are used shows later."""
+        recorder, signature = self.recorder, inspect.signature(original)
+
+        def grad(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            losses, inputs = _tensors(given["outputs"]), _tensors(given["inputs"])
+            if recorder.busy or given.get("create_graph") or given.get("is_grads_batched"):
+                return original(*args, **kwargs)
+            recorder.busy += 1
+            try:
+                recorder.updates.close()
+                reached = {key: leaf for t in losses for key, leaf in leaves(t).items()}
+                asked = {id(t): t for t in inputs if t.is_leaf and id(t) in reached and self._is_weight(t, reached)}
+                passes = [self._pass(t, asked, given.get("grad_outputs") is not None) for t in losses] if asked else []
+                result = original(*args, **kwargs)
+                gradients = {id(t): g for t, g in zip(inputs, result, strict=True) if id(t) in asked and g is not None}
+                recorder.asked = [*recorder.asked[-ASKED:], *passes]
+                for found in passes[-1:]:
+                    recorder.updates.wait_for(found, {**reached, **asked}, gradients)
+            finally:
+                recorder.busy -= 1
+            recorder.observer(recorder)
+            return result
+
+        return grad
+
+    def _is_weight(self, tensor: torch.Tensor, reached: Mapping[int, torch.Tensor]) -> bool:
+        key = id(tensor)
+        return any(key in w.ids for w in self.recorder.optimizers.values()) or key in self.recorder.updates.trainable(reached)
+
+    def _pass(self, loss: torch.Tensor, reached: Iterable[int], given: bool) -> Pass:
         recorder, tape = self.recorder, self.recorder.tape
-        recorder.backwards += 1
         place = location_of_frame(outside())
         recorder.backward_site = recorder.backward_site or place
         factor = getattr(loss, "_gradcheck_factor", 1.0)
         ref = tape.ref(loss) if tape.recording else None
         given = given and loss.dim() > 0
-        return Pass(loss.detach() / factor, ref, place, leaves(loss), factor, given, tape.unknown, len(tape.cuts))
+        return Pass(loss.detach() / factor, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts))
 
     def _claim(self, passes: list[Pass]) -> None:
         recorder = self.recorder
@@ -66,3 +105,7 @@ class Backward:
             recorder.connected = recorder.connected or bool(wanted)
             if not wanted:
                 recorder.unclaimed = [*recorder.unclaimed[-63:], found]
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else [t for t in value if isinstance(t, torch.Tensor)]

@@ -16,6 +16,7 @@ from gradcheck.capture.replay import Helpers, Models, Program, Slice, kept_for_l
 from gradcheck.capture.schedule import Schedule
 from gradcheck.capture.tape import Owner, Ref
 from gradcheck.capture.twins import Twins, Unfaithful, twins_of
+from gradcheck.measure.forgetting import Forgetting
 from gradcheck.measure.fork import copy_optimizer
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Assumption
@@ -31,10 +32,12 @@ def workload_of(
     """The training of one optimizer. `error`: what the script raised; the call that did is its last batch. Raises Unfaithful."""
     failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
     steps = _steps(recorder, watched) if recorder.backwards or failed is None else []
-    held = watched.ids if watched is not None else frozenset(recorder.tape.weights)
+    held = frozenset(w.key for key, w in recorder.tape.weights.items() if watched is None or key in watched.ids)
     if recorder.tape.failure:
         copied = not recorder.tape.failure.startswith("the optimizer")
         raise Unfaithful(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
+    if watched is not None and watched.changes is not None and watched.copy is None:
+        raise Unfaithful("its weights are changed by a rule that gradcheck does not know")
     kept = _kept(watched)
     slices = [Slice([p.ref for p in passes if p.ref is not None], held, kept) for passes in steps]
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
@@ -136,7 +139,10 @@ def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple
         made, said = assumed_optimizer(None)(model)
         return made, False, said
     optimizer = _copied_optimizer(watched, twins)
-    text = f"optimizer: {type(optimizer).__name__} `{watched.label or 'optimizer'}` of the script"
+    text = f"optimizer: {type(optimizer).__name__} {_origin(watched)}"
+    life = watched.life
+    if life is not None and watched.forgets:
+        Forgetting.attach(optimizer, life)
     rates = [s.rates for s in watched.steps]
     schedule = Schedule.of(rates)
     if schedule is not None:
@@ -144,10 +150,17 @@ def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple
             group["lr"] = rate
         optimizer.register_step_pre_hook(schedule.before)
         optimizer.register_step_post_hook(schedule.after)
-        text += f", its rate as the script's scheduler sets it over {len(rates)} steps, {rate_of(optimizer):g} at most"
+        text += f", its rate as the script sets it over {len(rates)} steps, {rate_of(optimizer):g} at most"
     else:
         text += f", lr {rate_of(optimizer):g}"
     return optimizer, True, Assumption("optimizer", text, given=True)
+
+
+def _origin(watched: Watched) -> str:
+    if watched.changes is None:
+        return f"`{watched.label or 'optimizer'}` of the script"
+    place = f" in line {watched.step_site.line}" if watched.step_site is not None else ""
+    return f"(the rule that the script's update{place} follows)"
 
 
 def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:
@@ -163,7 +176,7 @@ def _clipping(recorder: Recorder, watched: Watched | None) -> Clipping | None:
     """The clipping that acts on the gradients of this optimizer's steps."""
     if watched is None:
         return None
-    acting = [c for c in recorder.clips.values() if id(watched.optimizer) in c.owners and _acts(c)]
+    acting = [c for c in recorder.clips.values() if id(watched) in c.owners and _acts(c)]
     found = acting[0] if acting else None
     return Clipping(found.kind, found.threshold, found.site) if found is not None else None
 

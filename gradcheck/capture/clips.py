@@ -49,7 +49,7 @@ class Clips:
         touched = [w for w in self.recorder.optimizers.values() if w.ids & ids]
         for watched in touched:
             watched.settle()
-        clip.owners |= {id(w.optimizer) for w in touched}
+        clip.owners |= {id(w) for w in touched}
         clip.calls += 1
         clip.threshold, clip.parameters = threshold, len(given)
         if not given:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gradcheck.capture.tape import Constant, Ref
+from gradcheck.capture.changes import Changes
+from gradcheck.capture.tape import Constant, Node, Owner, Ref
 from gradcheck.nouns.loop import LoopClip
 from gradcheck.nouns.places import Location
 
@@ -30,6 +31,10 @@ class Pass:
     unknown: bool = False  # something went into it whose origin was not seen
     cuts: int = 0  # cuts on the tape when it ran
     constants: tuple[Constant, ...] = ()
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [self.ref.node] if self.ref is not None else []
 
 
 @dataclass(eq=False)
@@ -55,8 +60,17 @@ class Step:
 
 
 @dataclass(eq=False)
+class Renewal:
+    """An optimizer was made anew, for the same parameters and at the same place."""
+
+    step: int  # that the new one takes first
+    had_state: bool
+    lost: bool = False  # the new one began without state
+
+
+@dataclass(eq=False)
 class Watched:
-    """An optimizer of the user, and what became of its steps."""
+    """An optimizer of the user, or several made one after another for the same parameters, and what became of its steps."""
 
     optimizer: torch.optim.Optimizer
     label: str
@@ -74,6 +88,10 @@ class Watched:
     versioned: nn.Parameter | None = None
     step_site: Location | None = None
     clear_site: Location | None = None
+    schedulers: dict[Location | None, list[int]] = field(default_factory=dict)  # by place: of each that was made there, its steps
+    renewals: list[Renewal] = field(default_factory=list)  # another optimizer was made in the place of this one
+    changes: Changes | None = None  # of an update that is no optimizer's of torch: `optimizer` only stands in for it
+    free: Owner | None = None  # of its weights that no module holds
     _watch: list[torch.Tensor] = field(default_factory=list)
 
     @property
@@ -83,6 +101,28 @@ class Watched:
     @property
     def ids(self) -> frozenset[int]:
         return frozenset(map(id, self.parameters))
+
+    def renew(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.renewals or self.renewals[-1].step < len(self.steps):
+            self.renewals.append(Renewal(len(self.steps), holds_state(self.optimizer)))
+        self.optimizer = optimizer
+
+    @property
+    def life(self) -> int | None:
+        """Steps that an optimizer takes before another one is made in its place, usually."""
+        starts = [0, *(r.step for r in self.renewals)]
+        lives = sorted(b - a for a, b in itertools.pairwise(starts) if b > a)
+        return lives[len(lives) // 2] if lives else None
+
+    @property
+    def forgets(self) -> bool:
+        """Whether what its steps leave in an optimizer is lost with it, mostly."""
+        return 2 * sum(r.lost for r in self.renewals) > len(self.renewals)
+
+    def starts(self) -> None:
+        """Before a step: whether the state of an optimizer before this one is lost."""
+        if self.renewals and self.renewals[-1].step == len(self.steps):
+            self.renewals[-1].lost = self.renewals[-1].had_state and not holds_state(self.optimizer)
 
     def gradient(self) -> Gradient:
         """What is in the gradients, told by a few of those that the last backward pass left."""
@@ -114,6 +154,12 @@ class Watched:
         return gradient is not None and self.version is not None and gradient._version != self.version
 
 
+def holds_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its steps have left anything in it that the next ones use."""
+    values = (v for state in optimizer.state.values() if isinstance(state, dict) for name, v in state.items() if name != "step")
+    return any(isinstance(v, torch.Tensor) and bool(v.any()) for v in values)
+
+
 def _is_some(gradient: torch.Tensor) -> bool:
     return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
 
@@ -125,7 +171,7 @@ class Clip:
     kind: Literal["norm", "value"]
     threshold: float
     site: Location | None
-    owners: set[int] = field(default_factory=set)  # ids of the optimizers whose parameters it was given
+    owners: set[int] = field(default_factory=set)  # ids of the Watched whose parameters it was given
     calls: int = 0
     parameters: int = 0
     empty: int = 0

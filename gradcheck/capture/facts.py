@@ -13,7 +13,7 @@ from gradcheck.capture.events import Pass, Step, Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.structures import shape_of
-from gradcheck.capture.tape import Weight
+from gradcheck.capture.tape import Loose, Weight
 from gradcheck.capture.trace import scale_of
 from gradcheck.nouns.loop import NEVER_EVALUATED, NO_SCALER, LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
 from gradcheck.nouns.places import Location
@@ -51,13 +51,19 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         leftover=sum(s.leftover for s in steps),
         lost=sum(s.lost for s in steps),
         accumulated=_accumulated(steps),
-        weight=_weight(steps),
+        weight=_weight(steps) if watched.changes is None else None,
         dropped=sum(s.dropped for s in steps),
         clips=_clips(recorder, watched),
         scaler=_scaler(recorder, steps),
         evaluation=_evaluation(recorder, steps),
         batches=_batches(recorder, steps),
+        **_schedulers(watched),
+        made=1 + len(watched.renewals),
+        life=watched.life or 0,
+        forgets=watched.forgets,
+        by_hand=watched.changes is not None,
         step_site=watched.step_site,
+        made_site=watched.site if watched.changes is None else None,
         clear_site=watched.clear_site,
         schedule_site=recorder.schedule_site,
         **base | {"backward_site": site},
@@ -71,6 +77,14 @@ def _without_steps(recorder: Recorder) -> dict[str, Any]:
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
 
 
+def _schedulers(watched: Watched) -> dict[str, Any]:
+    """Those of the place where most were made. The last of several is still in use."""
+    place, steps = max(watched.schedulers.items(), key=lambda item: len(item[1]), default=(None, []))
+    finished = sorted(steps[:-1])
+    life = finished[len(finished) // 2] if finished else 0
+    return {"schedules_made": len(steps), "schedule_life": life, "schedule_made_site": place}
+
+
 def _moved(recorder: Recorder, watched: Watched | None) -> int | None:
     """Parameters that are no longer what they were before training."""
     wanted = watched.ids if watched is not None else None
@@ -81,10 +95,8 @@ def _moved(recorder: Recorder, watched: Watched | None) -> int | None:
 
 
 def _differs(weight: Weight) -> bool:
-    held = getattr(weight.owner.original, "held", None)
-    now = dict(weight.owner.original.named_parameters()).get(weight.name) if held is None else None
-    if held is not None:
-        now = next((t for t in held if id(t) == weight.key), None)
+    root = weight.owner.original
+    now = root.tensors.get(weight.key) if isinstance(root, Loose) else dict(root.named_parameters()).get(weight.name)
     before = weight.owner.before(weight)
     return now is None or now.shape != before.shape or not torch.equal(now.detach(), before.detach())
 
@@ -119,7 +131,7 @@ def _weight(steps: Sequence[Step]) -> float | None:
 
 
 def _clips(recorder: Recorder, watched: Watched) -> tuple[LoopClip, ...]:
-    key = id(watched.optimizer)
+    key = id(watched)
     mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
     return tuple(c.noun() for c in mine)
 

@@ -51,6 +51,7 @@ class Forward:
         if top:
             recorder.busy += 1
             try:
+                recorder.updates.close_seen()
                 node = self._called(module, args)
             except Exception as error:  # the user's module is not to fail for being watched
                 tape.failure = tape.failure or f"{type(error).__name__}: {error}"

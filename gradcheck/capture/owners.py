@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.capture.tape import Owner, Tape, Weight, outside
+from gradcheck.capture.tape import CHANGED, Loose, Owner, Tape, Weight, outside
 from gradcheck.errors import TargetError
 from gradcheck.target.borrowing import ran_out_of_memory
 from gradcheck.target.copying import duplicate
@@ -87,7 +87,9 @@ class Owners:
         now = versions(root)
         with torch._C.DisableTorchFunction():
             try:
-                return Owner(root, duplicate(root, root, memo), memo, now, label)
+                twin = duplicate(root, root, memo)
+                _make_parameters(root, twin, memo)
+                return Owner(root, twin, memo, now, label)
             except TargetError as error:
                 place = "cpu" if ran_out_of_memory(error) else None
                 every = (*root.parameters(), *root.buffers())
@@ -106,26 +108,41 @@ class Owners:
             if any(id(p) in missing for p in module._parameters.values() if p is not None):
                 missing -= {id(p) for p in self.of(module)[0].original.parameters()}
 
-    def adopt(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Makes an owner for parameters that no module holds."""
+    def adopt(self, tensors: Iterable[torch.Tensor], owner: Owner | None = None) -> Owner | None:
+        """Gives parameters that no module holds to an owner: a new one, or one that this method has made."""
         free = list(tensors)
         if not free:
-            return
-        holder, twin = nn.Module(), nn.Module()
-        memo: dict[int, Any] = {}
-        holder.held = free  # type: ignore[assignment]
-        owner = Owner(holder, twin, memo, (), self._free_label("parameters", holder))
-        for index, tensor in enumerate(free):
-            name = variable_of(tensor) or f"p{index}"
-            name = name if name not in dict(twin.named_parameters()) and not hasattr(twin, name) else f"{name}_{index}"
-            with torch._C.DisableTorchFunction():
-                value = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
-            if isinstance(tensor, nn.Parameter):
-                holder.register_parameter(name, tensor)
-            twin.register_parameter(name, value)
-            memo[id(tensor)] = value
-            self.tape.weights[id(tensor)] = Weight(owner, name, id(tensor))
-        self.current[id(holder)] = owner
+            return owner
+        if owner is None:
+            holder = Loose()
+            owner = Owner(holder, nn.Module(), {}, CHANGED, self._free_label("parameters", holder))
+            self.current[id(holder)] = owner
+        for tensor in free:
+            self._adopt(tensor, owner)
+        return owner
+
+    def _adopt(self, tensor: torch.Tensor, owner: Owner) -> None:
+        assert isinstance(owner.original, Loose) and owner.copy is not None
+        tensors = owner.original.tensors
+        name = variable_of(tensor, outermost=True) or f"p{len(tensors)}"
+        name = name if not hasattr(owner.copy, name) else f"{name}_{len(tensors)}"
+        with torch._C.DisableTorchFunction():
+            value = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        if isinstance(tensor, nn.Parameter):
+            owner.original.register_parameter(name, tensor)
+        owner.copy.register_parameter(name, value)
+        owner.memo[id(tensor)] = value
+        tensors[id(tensor)] = tensor
+        self.tape.weights[id(tensor)] = Weight(owner, name, id(tensor))
+
+
+def _make_parameters(root: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:
+    """While `torch.func.functional_call` runs a module, plain tensors are in the place of its parameters: in the copy, parameters are."""
+    for original, module in zip(root.modules(), twin.modules(), strict=True):
+        for name, value in module._parameters.items():
+            if value is not None and not isinstance(value, nn.Parameter):
+                parameter = nn.Parameter(value.detach(), value.requires_grad)
+                module._parameters[name] = memo[id(original._parameters[name])] = parameter
 
 
 def is_wrapper(module: nn.Module) -> bool:
@@ -161,18 +178,21 @@ def _plain(value: Any, depth: int) -> Any:
     return id(value)
 
 
-def variable_of(wanted: Any) -> str:
-    """The name under which the running user's code knows an object; "" when it is not found."""
+def variable_of(wanted: Any, *, outermost: bool = False) -> str:
+    """The name under which the running user's code knows an object, the function that runs first, or last; "" when it is not found."""
     frame: FrameType | None = outside()
+    found = ""
     for _ in range(_NAMED_FRAMES):
-        if frame is None:
-            return ""
-        for name, value in _variables(frame):
-            inner = value._modules.values() if isinstance(value, nn.Module) and is_wrapper(value) else ()
-            if value is wanted or any(v is wanted for v in inner):
-                return name
+        if frame is None or (found and not outermost):
+            break
+        found = next((name for name, value in _variables(frame) if _is(value, wanted)), found)
         frame = frame.f_back
-    return ""
+    return found
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    inner = value._modules.values() if isinstance(value, nn.Module) and is_wrapper(value) else ()
+    return value is wanted or any(v is wanted for v in inner)
 
 
 def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:

@@ -12,22 +12,22 @@ MOST_LEAVES = 200_000  # autograd nodes that are walked over for the leaves of o
 FINGERPRINT = 4096  # numbers at each end of a tensor that its fingerprint looks at
 
 
-def leaves(loss: torch.Tensor) -> frozenset[int]:
-    """ids of the leaves that a loss sends gradient to."""
+def leaves(loss: torch.Tensor) -> dict[int, torch.Tensor]:
+    """The leaves that a loss sends gradient to, by id."""
     if loss.grad_fn is None:
-        return frozenset((id(loss),)) if loss.requires_grad else frozenset()
-    found: set[int] = set()
+        return {id(loss): loss} if loss.requires_grad else {}
+    found: dict[int, torch.Tensor] = {}
     seen, pending = {loss.grad_fn}, [loss.grad_fn]
     while pending and len(seen) < MOST_LEAVES:
         node = pending.pop()
         variable = getattr(node, "variable", None)
         if variable is not None:
-            found.add(id(variable))
+            found[id(variable)] = variable
         for parent, _ in node.next_functions:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 pending.append(parent)
-    return frozenset(found)
+    return found
 
 
 def fingerprint(passes: list[Pass]) -> int | None:

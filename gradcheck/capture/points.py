@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from gradcheck.capture.backward import Backward
 from gradcheck.capture.clips import Clips
 from gradcheck.capture.forward import Forward
+from gradcheck.capture.functional import Functional
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.scalers import Scalers
 from gradcheck.capture.steps import Steps
@@ -33,6 +34,7 @@ class Points:
     backward: Backward
     steps: Steps
     surroundings: Surroundings
+    functional: Functional
     clips: Clips
     scalers: Scalers
     _patches: Patches = field(default_factory=Patches)
@@ -50,6 +52,9 @@ class Points:
         ]
         wrap = self._patches.wrap
         wrap(torch.autograd, "backward", self.backward.wrapper)
+        wrap(torch.autograd, "grad", self.backward.asking)
+        for name, make in self.functional.wrappers():
+            wrap(torch.func, name, make)
         for kind in ("norm", "value"):
             name = f"clip_grad_{kind}_"
             wrap(clip_grad, name, functools.partial(self.clips.wrapper, kind))
@@ -63,6 +68,7 @@ class Points:
         wrap(Optimizer, "zero_grad", self.steps.clearing)
         wrap(nn.Module, "eval", self.surroundings.evaluating)
         wrap(DataLoader, "__iter__", self.surroundings.iterating)
+        wrap(lr_scheduler.LRScheduler, "__init__", self.surroundings.making)
         kinds = [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]
         for kind_of in kinds:
             wrap(kind_of, "step", self.surroundings.scheduling)

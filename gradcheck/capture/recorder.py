@@ -19,6 +19,7 @@ from gradcheck.capture.backward import Backward
 from gradcheck.capture.clips import Clips
 from gradcheck.capture.events import Clip, Pass, Scaler, Watched
 from gradcheck.capture.forward import Forward
+from gradcheck.capture.functional import Functional
 from gradcheck.capture.modes import Modes
 from gradcheck.capture.owners import Owners
 from gradcheck.capture.points import Points
@@ -26,6 +27,7 @@ from gradcheck.capture.scalers import Scalers
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.surroundings import Surroundings
 from gradcheck.capture.tape import Tape
+from gradcheck.capture.updates import Updates
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import Sites
 
@@ -46,6 +48,7 @@ class Recorder(TorchFunctionMode):
         self.loaders: dict[int, tuple[DataLoader[Any], int]] = {}  # a loader, and how often it was iterated over
         self.backwards = 0
         self.unclaimed: list[Pass] = []  # that reach no known optimizer
+        self.asked: list[Pass] = []  # whose gradients were given back and not left in the parameters, since the last step that used such
         self.connected = False  # some pass reached a parameter of an optimizer
         self.schedules = 0
         self.schedule_site: Location | None = None
@@ -54,8 +57,9 @@ class Recorder(TorchFunctionMode):
         self.modes = Modes()
         self.busy = 0  # inside a backward pass, a step, or gradcheck's own code
         self.depth = 0  # of calls of modules, counted from the outermost that holds something
-        self._clips, self._scalers = Clips(self), Scalers(self)
-        self._points = Points(Forward(self), Backward(self), Steps(self), Surroundings(self), self._clips, self._scalers)
+        self._clips, self._scalers, steps = Clips(self), Scalers(self), Steps(self)
+        self.updates = Updates(self, steps)
+        self._points = Points(Forward(self), Backward(self), steps, Surroundings(self), Functional(self), self._clips, self._scalers)
 
     @property
     def clips(self) -> dict[tuple[str, Location | None], Clip]:
@@ -79,6 +83,7 @@ class Recorder(TorchFunctionMode):
     def __exit__(self, *details: Any) -> None:
         self._remove()
         super().__exit__(*details)
+        self.updates.close()
 
     def _remove(self) -> None:
         self._points.remove()
@@ -86,7 +91,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.busy or self.depth or not self.tape.recording:
+        if self.busy or self.depth or self.updates.writes(function, args, kwargs) or not self.tape.recording:
             return function(*args, **kwargs)
         return self.tape.function(function, args, kwargs)
 
@@ -98,10 +103,22 @@ class Recorder(TorchFunctionMode):
         return self.optimizers[id(optimizer)]
 
     def _register(self, optimizer: Optimizer) -> None:
+        if self._renews(optimizer):
+            return
         found = Watched(optimizer, "", self.sites.get(optimizer))
         self.optimizers[id(optimizer)] = found
         self.tape.recording = not self.tape.failure  # trainings one after another: the next one is recorded, too
         self._adopt(found)
+
+    def _renews(self, optimizer: Optimizer) -> bool:
+        """Whether it takes the place of one that was made by the same expression, for the same parameters."""
+        site, ids = self.sites.get(optimizer), {id(p) for g in optimizer.param_groups for p in g["params"]}
+        for key, watched in self.optimizers.items() if site is not None else ():
+            if watched.site == site and watched.ids == ids and watched.changes is None:
+                watched.renew(optimizer)
+                self.optimizers[id(optimizer)] = self.optimizers.pop(key)
+                return True
+        return False
 
     def _adopt(self, found: Watched) -> None:
         """Parameters that no module holds get an owner."""

@@ -30,15 +30,17 @@ class Steps:
         if type(optimizer).__module__.startswith("accelerate") or recorder.busy:
             return None
         recorder.busy += 1
+        recorder.updates.close()
         self._stepping.append(id(optimizer))
         watched = recorder.watched(optimizer)
         if watched.copy is None and not watched.steps:
             self._copy(watched)
         watched.step_site = watched.step_site or location_of_frame(outside())
+        watched.starts()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             watched.settle()
-            self._note(watched)
+            self.note(watched)
             return None
         return _with_closure(args, kwargs, self._watching(closure))
 
@@ -65,10 +67,13 @@ class Steps:
         except Exception as error:
             recorder.tape.failure = recorder.tape.failure or f"the optimizer cannot be copied: {type(error).__name__}: {error}"
 
-    def _note(self, watched: Watched) -> None:
+    def note(self, watched: Watched) -> None:
         """Files the step that is about to be taken, or, with a closure, that was taken."""
         recorder = self.recorder
-        passes, lost = self._passes(watched)
+        asked = [] if watched.live else [p for p in recorder.asked if p.reached & watched.ids]
+        passes, lost = (asked, False) if asked else self._passes(watched)
+        recorder.asked = [p for p in recorder.asked if not p.reached & watched.ids]
+        recorder.backwards += len(asked)
         mine = recorder.modes.take(watched.ids)
         factor = next((p.factor for p in passes if p.factor != 1), 1.0)
         rates = tuple(float(g.get("lr") or 0.0) for g in watched.optimizer.param_groups)
@@ -79,7 +84,7 @@ class Steps:
                 passes=passes,
                 rate=max(rates, default=0.0),
                 rates=rates,
-                leftover=watched.dirty and bool(watched.steps),
+                leftover=watched.dirty and bool(watched.steps) and not asked,
                 lost=lost,
                 dropped=not lost and any(p.place in same for p in watched.cleared),
                 bare=factor != 1 and not watched.unscaled and scaler is None,
@@ -115,15 +120,20 @@ class Steps:
         if callable(closure):
             evaluated = [*watched.cleared, *watched.live]
             watched.live, watched.cleared = evaluated[:1], []
-            self._note(watched)
+            self.note(watched)
         recorder.busy -= 1
-        watched.dirty = True
         watched.keep_watch()
-        stepped = [w for w in recorder.optimizers.values() if w.steps]
-        if len(stepped) == len(recorder.optimizers) or any(len(w.steps) > 1 for w in stepped):
+        self.taken(watched)
+        recorder.observer(recorder)
+
+    def taken(self, watched: Watched) -> None:
+        """After a step that was noted."""
+        recorder = self.recorder
+        watched.dirty = True
+        known = recorder.optimizers.values()  # of those that are no optimizers of torch, as many as have stepped
+        if all(w.steps and w.changes is None for w in known) or any(len(w.steps) > 1 for w in known):
             recorder.owners.initial = False
         self._release(watched)
-        recorder.observer(recorder)
 
     def _release(self, watched: Watched) -> None:
         """Keeps the computations of the first steps only."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.optim.optimizer import Optimizer
 from torch.utils.data import DataLoader
 
 from gradcheck.capture.tape import outside
@@ -27,9 +28,27 @@ class Surroundings:
             if frame is not None and origin_of(frame.f_code.co_filename) not in ("torch", "hidden"):
                 self.recorder.schedules += 1
                 self.recorder.schedule_site = self.recorder.schedule_site or location_of_frame(frame)
+                self._count(scheduler)
             return original(scheduler, *args, **kwargs)
 
         return step
+
+    def _count(self, scheduler: Any) -> None:
+        """A step of the last scheduler that was made at its place."""
+        optimizer = getattr(scheduler, "optimizer", None)
+        watched = self.recorder.optimizers.get(id(optimizer))
+        made = watched.schedulers.get(getattr(scheduler, "_gradcheck_made", None)) if watched is not None else None
+        if made:
+            made[-1] += 1
+
+    def making(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def made(scheduler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+            original(scheduler, optimizer, *args, **kwargs)
+            if isinstance(optimizer, Optimizer) and not self.recorder.busy:
+                scheduler._gradcheck_made = place = location_of_frame(outside())
+                self.recorder.watched(optimizer).schedulers.setdefault(place, []).append(0)
+
+        return made
 
     def evaluating(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate(module: nn.Module) -> Any:

@@ -53,7 +53,18 @@ class Weight:
 
     owner: Owner
     name: str
-    key: int  # id of the user's own parameter
+    key: int  # id of the user's own parameter, of the first one where others took its place
+
+
+class Loose(nn.Module):
+    """Stands for the module of weights that no module holds: `tensors`, by key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, torch.Tensor] = {}
+
+
+CHANGED = (None, None, None)  # versions of a root that is not what it was when it was copied
 
 
 @dataclass(eq=False)
@@ -67,6 +78,10 @@ class Owner:
     label: str  # its variable in the script
     why: str = ""  # there is no copy
     short: bool = False  # for want of memory
+
+    @property
+    def is_free(self) -> bool:
+        return isinstance(self.original, Loose)
 
     def held(self, path: str) -> Iterator[int]:
         """id of each of the user's parameters below a path."""
@@ -113,6 +128,19 @@ def references(value: Any) -> Iterator[Any]:
             yield from references(item)
     elif isinstance(value, Packed):
         yield from references(value.parts)
+
+
+def replaced(value: Any, old: Any, new: Any) -> Any:
+    """The arguments of a call with one of them in the place of another."""
+    if value is old:
+        return new
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(replaced(v, old, new) for v in value))
+    if type(value) in (tuple, list):
+        return type(value)(replaced(v, old, new) for v in value)
+    if type(value) is dict:
+        return {k: replaced(v, old, new) for k, v in value.items()}
+    return value.with_parts(replaced(value.parts, old, new)) if isinstance(value, Packed) else value
 
 
 def nodes_behind(ends: Iterable[Node]) -> list[Node]:
@@ -249,14 +277,14 @@ class Tape:
     def _begun(self, name: str, function: Any, args: Any, kwargs: Any) -> Node | None:
         if not self.is_live((args, kwargs)):
             return None
-        in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-        if in_place and args and isinstance(args[0], torch.Tensor) and id(args[0]) in self.weights:
+        changes = is_in_place(name)
+        if changes and args and isinstance(args[0], torch.Tensor) and id(args[0]) in self.weights:
             return None  # an update of the weights by hand
-        return self._node(function, self.encode(args), self.encode(kwargs), in_place)
+        return self._node(function, self.encode(args), self.encode(kwargs), changes)
 
     def _ended(self, name: str, node: Node | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         if node is None:
-            if torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and self._owned(args, kwargs):
+            if torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and self._takes_leaf(args, kwargs):
                 node = self._node(function, self.encode(args), self.encode(kwargs), False)
             elif name in _SOURCES and isinstance(output, torch.Tensor) and isinstance(args[0], torch.Tensor) and args[0].dim():
                 self._rows[id(output)] = weakref.ref(output, _forget(self._rows, id(output))), args[0].shape[0]
@@ -268,12 +296,29 @@ class Tape:
             node.place = location_of_frame(outside())
             self.put_out(node, results)
 
-    def _owned(self, args: Any, kwargs: Any) -> bool:
-        """Whether an owner is found for parameters that are used before the module that holds them has run."""
-        for tensor in tensors_in((args, kwargs)):
-            if tensor.requires_grad and tensor.is_leaf:
-                self.unowned(tensor)
-        return self.is_live((args, kwargs))
+    def _takes_leaf(self, args: Any, kwargs: Any) -> bool:
+        """Whether a gradient starts here. An owner is found for parameters that are used before the module that holds them has run."""
+        leaves = [t for t in tensors_in((args, kwargs)) if t.requires_grad and t.is_leaf]
+        for leaf in leaves:
+            self.unowned(leaf)
+        return bool(leaves)
+
+    def succeed(self, old: int, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
+        """A leaf is from now on the weight that the one with id `old` was; the calls that `ends` depend on took it as a constant."""
+        weight = self.weights.pop(old)
+        self.weights[id(leaf)] = weight
+        if isinstance(weight.owner.original, Loose):
+            weight.owner.original.tensors[weight.key] = leaf
+        self.promote(leaf, ends)
+
+    def promote(self, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
+        """A leaf turns out to be a weight. The calls that `ends` depend on took it as a constant, or as what it was computed from."""
+        entry, ref = self._constants.get(id(leaf)), self.ref(leaf)
+        known = ref if ref is not None else entry[2] if entry is not None and entry[0]() is leaf else None
+        if known is not None:
+            for node in nodes_behind(ends):
+                node.args, node.kwargs = (replaced(x, known, self.weights[id(leaf)]) for x in (node.args, node.kwargs))
+        self._values.pop(id(leaf), None)
 
     def _node(self, function: Any, args: Any, kwargs: Any, in_place: bool) -> Node:
         return Node(
@@ -298,6 +343,11 @@ def _forget(table: dict[int, Any], key: int) -> Callable[[Any], None]:
             del table[key]
 
     return forget
+
+
+def is_in_place(name: str) -> bool:
+    """Whether a function of torch by this name changes its first argument."""
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 def _name(function: Any) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradcheck.capture.build import workload_of
+from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import Watched
 from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.observed import observed
@@ -72,6 +73,7 @@ class Training:
 def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     """Raises TargetError when no backward pass was seen, or when the script trains without an optimizer of torch."""
     recorder = capture.recorder
+    tell_rules(recorder)
     failed = recorder.tape.failed is not None and recorder.tape.failed[1] is capture.error
     if not recorder.backwards and not failed and not any(w.steps for w in recorder.optimizers.values()):
         raise nothing_seen(capture, spec)
@@ -80,8 +82,11 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     if not recorder.backwards and found[0].workload is None:
         raise nothing_seen(capture, spec)
     if chosen == [None] and found[0].loop.moved != 0:
-        hint = "gradcheck follows torch.optim optimizers; define the model, data and loss in a model file instead"
-        raise TargetError(f"{spec.target} trains without an optimizer of torch", hint=hint, location=recorder.backward_site)
+        explain_failure(capture, spec, 0)
+        hint = (
+            "gradcheck follows optimizers of torch, and updates of the tensors that backward() or torch.autograd.grad() gives gradients to"
+        )
+        raise TargetError(f"{spec.target} changes its weights in a way that cannot be followed", hint=hint, location=recorder.backward_site)
     return found
 
 
@@ -134,9 +139,13 @@ def places(value: Any) -> Iterator[Location]:
 
 def explain_ending(capture: Capture, spec: ScriptSpec, reports: Sequence[Report]) -> None:
     """Raises the script's own exception as a TargetError, unless a finding at error level tells what is wrong."""
+    if not any(r.count("error") for r in reports):
+        explain_failure(capture, spec, max(r.measurement.loop.steps for r in reports if r.measurement.loop is not None))
+
+
+def explain_failure(capture: Capture, spec: ScriptSpec, steps: int) -> None:
     error = capture.error
-    if capture.ending.how == "raised" and error is not None and not any(r.count("error") for r in reports):
-        steps = max(r.measurement.loop.steps for r in reports if r.measurement.loop is not None)
+    if capture.ending.how == "raised" and error is not None:
         if not capture.recorder.backwards:
             raise nothing_seen(capture, spec) from error
-        raise failure(f"{spec.target} failed after {steps} steps", error, hint=CORRECT) from error
+        raise failure(f"{spec.target} failed after {steps} step{'s' if steps != 1 else ''}", error, hint=CORRECT) from error

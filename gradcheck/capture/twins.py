@@ -13,7 +13,7 @@ from torch import nn
 
 from gradcheck.capture.events import Pass
 from gradcheck.capture.replay import Program
-from gradcheck.capture.tape import Owner
+from gradcheck.capture.tape import Loose, Owner
 from gradcheck.measure.gaps import described
 from gradcheck.measure.structure import upstream_leaves
 from gradcheck.target.borrowing import Borrowed, State, shielded
@@ -163,7 +163,7 @@ def _outside(repeated: _Repeated, others: Sequence[Owner]) -> tuple[Owner, ...]:
 
 def _borrowed(owners: Sequence[Owner], why: str) -> Borrowed:
     """The originals, to be lent as they were before training."""
-    free = [t for o in owners for t in getattr(o.original, "held", ())]
+    free = [t for o in owners if isinstance(o.original, Loose) for t in o.original.tensors.values()]
     borrowed = Borrowed([o.original for o in owners], free, why=why, spill=any(o.short for o in owners))
     initial = State(attributes=[], contents=[])
     for owner in owners:

@@ -1,4 +1,4 @@
-"""What is tried when the probe did not learn: another order, other rates of the user's optimizer, one small batch with Adam.
+"""What is tried when the probe did not learn: state that is kept, another order, other rates of the optimizer, one small batch with Adam.
 
 They separate bad luck from a wrong learning rate, and that from a model that cannot learn. Nothing here runs on a workload that learns.
 """
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from gradcheck.measure.few import some_samples
+from gradcheck.measure.forgetting import forgettings
 from gradcheck.measure.fork import fork
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.probe import Training
-from gradcheck.nouns.measurement import Run
+from gradcheck.nouns.measurement import ONE_OPTIMIZER, Run
 from gradcheck.progress import CLEAR_FALL, fall, outcome
 from gradcheck.target.workload import Workload
 
@@ -70,13 +71,29 @@ class Failure:
 def after(failure: Failure, watched: Sequence[Watched], chance_of: Callable[[Any], float | None], *, rated: bool) -> list[Run]:
     """Other rates of the user's optimizer (when it has one: `rated`) until one learns, another order, and one batch when none did."""
     factors = rate_factors(failure.probe, failure.chance, watched) if rated else ()
+    kept = state_kept(failure)
     runs = other_rates(failure, factors)
     learned = any(map(failure.learns, runs))
     again = other_order(failure, runs_left=1 if learned else 2)
     runs += again
-    if not learned and not any(map(failure.learns, again)):
+    if not learned and not any(map(failure.learns, [*kept, *again])):
         runs += one_batch(failure, chance_of)
-    return runs
+    return [*kept, *runs]
+
+
+def state_kept(failure: Failure) -> list[Run]:
+    """The probe again with one optimizer, where the script makes it anew again and again."""
+    deadline = failure.until(3)
+    if not forgettings(failure.workload.optimizer) or time.perf_counter() > deadline:
+        return []
+    failure.tick(ONE_OPTIMIZER)
+    trainee = fork(failure.workload, seed=failure.seed)
+    for hook in forgettings(trainee.optimizer):
+        hook.steps = 0
+    training = Training(trainee, failure.workload.batches)
+    enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance)  # noqa: E731
+    training.run(failure.steps, deadline, norms=False, enough=enough)
+    return [training.noun(ONE_OPTIMIZER, chance=failure.chance)]
 
 
 def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:

@@ -338,6 +338,9 @@ class OptimizerFacts:
     decoupled: bool = False  # weight decay shrinks the weights themselves and is not added to the gradient
 
 
+ONE_OPTIMIZER = "one optimizer for all steps"  # an experiment
+
+
 @dataclass(frozen=True)
 class Run:
     """A short training of a copy of the model. Losses are before each step, in training mode."""

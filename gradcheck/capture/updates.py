@@ -1,0 +1,203 @@
+"""Steps that no optimizer of torch takes: weights that are changed by hand, or by an optimizer of another kind.
+
+A leaf that a backward pass gave a gradient to, that no optimizer of torch holds, and that is written to before the next pass: that is a
+step. What is written through torch's functions is seen at once, and where; what is not, by the values at the next pass. A leaf may also be
+replaced by another one, as functional code does. Leaves that are changed in one step are one training: a `Watched` whose optimizer stands
+in for the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradcheck.capture.changes import Changes, Waiting, chosen_entries, successors
+from gradcheck.capture.events import Pass, Watched
+from gradcheck.capture.structures import tensors_in
+from gradcheck.capture.tape import CHANGED, is_in_place, outside
+from gradcheck.measure.local import is_spread
+from gradcheck.nouns.places import Location
+from gradcheck.target.sites import location_of_frame
+
+if TYPE_CHECKING:
+    from gradcheck.capture.recorder import Recorder
+    from gradcheck.capture.steps import Steps
+
+PASSES = 63  # of one step, before the last one
+_NO_VALUES = frozenset("requires_grad_ detach_ rename_ share_memory_".split())  # in-place methods that leave the values as they are
+
+Tensor = torch.Tensor
+
+
+class Updates:
+    """`wait_for` after a pass, `writes` before each function of torch, `close` before the next pass: then a step is over."""
+
+    def __init__(self, recorder: Recorder, steps: Steps) -> None:
+        self.recorder, self.steps = recorder, steps
+        self._waiting: dict[int, Waiting] = {}  # by id of the leaf
+        self._storages: dict[int, int] = {}  # address of a leaf's memory -> id of the leaf
+        self._entries: dict[int, tuple[int, Tensor]] = {}  # id of a leaf -> its size, the entries that are looked at in all steps
+        self._passes: list[Pass] = []  # since the last step
+        self._stepping: list[Watched] = []  # in the step that is being taken
+        self._trainings: dict[int, Watched] = {}  # by id of the leaf
+        self._read: Location | None = None  # where a leaf was used first after the last pass
+
+    # ------------------------------------------------------------------ before
+
+    def wait_for(self, found: Pass, leaves: Mapping[int, Tensor], gradients: Mapping[int, Tensor]) -> None:
+        """A pass that is over, the leaves that it reached, and what it gave them."""
+        free = {key: leaf for key, leaf in self.trainable(leaves).items() if key in gradients and _is_plain(leaf)}
+        self._succeed(found, free)
+        self._passes = [*self._passes[-PASSES:], found]
+        self._read = None
+        for key, leaf in free.items():
+            known = self._waiting.get(key)
+            if known is not None and known.leaf is leaf:
+                known.take(gradients[key])
+                continue
+            self._waiting[key] = Waiting.of(leaf, gradients[key], self._entries_of(leaf, gradients[key], len(free)))
+            self._storages[leaf.untyped_storage().data_ptr()] = key
+
+    def trainable(self, leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Those that no optimizer of torch holds. A tensor of no module is an input where the parameters of one take part."""
+        weights = self.recorder.tape.weights
+        held = frozenset[int]().union(*(w.ids for w in self.recorder.optimizers.values() if w.changes is None))
+        of_modules = any(key in held or (key in weights and not weights[key].owner.is_free) for key in leaves)
+        return {key: leaf for key, leaf in leaves.items() if key not in held and (key in weights or not of_modules)}
+
+    def _entries_of(self, leaf: Tensor, gradient: Tensor, leaves: int) -> Tensor:
+        size, entries = self._entries.get(id(leaf), (-1, gradient))
+        if size != leaf.numel():
+            entries = chosen_entries(gradient, leaves)
+            self._entries[id(leaf)] = leaf.numel(), entries
+        return entries
+
+    def _succeed(self, found: Pass, free: Mapping[int, Tensor]) -> None:
+        """Leaves that waited have others in their place in this pass: the step was taken in between."""
+        pairs = successors(self._waiting, free)
+        for key in pairs:
+            self._write(key, self._read)
+        self._end({key: self._waiting[key].moved(leaf) for key, leaf in pairs.items()})
+        for key, leaf in pairs.items():
+            watched = self._trainings[id(leaf)] = self._trainings.pop(key)
+            parameters = watched.optimizer.param_groups[0]["params"]
+            parameters[[id(p) for p in parameters].index(key)] = leaf
+            self._entries[id(leaf)] = self._entries.pop(key)
+            self.recorder.tape.succeed(key, leaf, found.nodes)
+        if found not in self.recorder.asked:
+            for watched in dict.fromkeys(self._trainings[id(leaf)] for leaf in pairs.values()):
+                watched.live.append(found)
+
+    # ------------------------------------------------------------------ during
+
+    def writes(self, function: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a function is about to change leaves that wait; notes which."""
+        if not self._waiting:
+            return False
+        if self._read is None and any(self._key(t) is not None for t in tensors_in(args, 2)):
+            self._read = location_of_frame(outside())
+        found = [key for tensor in _targets(function, args, kwargs) if (key := self._key(tensor)) is not None]
+        for key in found:
+            self._write(key)
+        return bool(found)
+
+    def _key(self, tensor: Tensor) -> int | None:
+        if id(tensor) in self._waiting:
+            return id(tensor)
+        try:
+            return self._storages.get(tensor.untyped_storage().data_ptr())
+        except (RuntimeError, NotImplementedError):  # it has none
+            return None
+
+    def _write(self, key: int, site: Location | None = None) -> None:
+        """A leaf is written to: its training takes a step."""
+        waiting = self._waiting[key]
+        if waiting.written:
+            return
+        waiting.written = True
+        self.recorder.busy += 1
+        try:
+            if waiting.leaf.grad is not None:
+                waiting.take(waiting.leaf.grad)
+            watched = self._training_of(waiting.leaf)
+            weight = self.recorder.tape.weights[key]
+            weight.owner.versions = CHANGED  # `p.data` does not count its changes
+            watched.memo.setdefault(weight.key, weight.owner.memo[weight.key])
+            if watched not in self._stepping:
+                self._stepping.append(watched)
+                watched.step_site = watched.step_site or site or location_of_frame(outside())
+                watched.settle()
+                watched.keep_watch()
+                self.steps.note(watched)
+        finally:
+            self.recorder.busy -= 1
+
+    # --------------------------------------------------------------- trainings
+
+    def _training_of(self, leaf: Tensor) -> Watched:
+        recorder, key = self.recorder, id(leaf)
+        if key in self._trainings:
+            return self._trainings[key]
+        watched = self._trainings[key] = self._stepping[0] if self._stepping else self._founded()
+        watched.optimizer.param_groups[0]["params"].append(leaf)
+        mine = [p for p in self._passes if key in p.reached and p not in watched.live]
+        watched.live += [] if watched in self._stepping else mine
+        recorder.unclaimed = [p for p in recorder.unclaimed if p not in mine]
+        if key not in recorder.tape.weights:
+            watched.free = recorder.owners.adopt([leaf], watched.free)
+            for found in self._passes:
+                recorder.tape.promote(leaf, found.nodes)
+        return watched
+
+    def _founded(self) -> Watched:
+        """A training that was not known."""
+        recorder = self.recorder
+        stand_in = torch.optim.SGD([torch.zeros(())], lr=0.0)
+        stand_in.param_groups[0]["params"].clear()
+        recorder.connected = True
+        watched = recorder.optimizers[id(stand_in)] = Watched(stand_in, "", None, changes=Changes())
+        return watched
+
+    # ------------------------------------------------------------------- after
+
+    def close_seen(self) -> None:
+        """The end of a step, where one was seen to begin."""
+        if self._stepping:
+            self.close()
+
+    def close(self) -> None:
+        """The end of a step, if one was taken since the last backward pass."""
+        deltas = {key: waiting.moved(waiting.leaf) for key, waiting in self._waiting.items()}
+        moved = {key: delta for key, delta in deltas.items() if self._waiting[key].written or bool(delta.any())}
+        for key in moved:
+            self._write(key)  # where nobody saw it happen
+        self._end(moved)
+
+    def _end(self, moved: Mapping[int, Tensor]) -> None:
+        if not self._stepping:
+            return
+        weights = self.recorder.tape.weights
+        for watched in self._stepping:
+            assert watched.changes is not None
+            mine = {weights[k].key: (self._waiting[k], delta) for k, delta in moved.items() if self._trainings[k] is watched}
+            watched.changes.add(len(watched.steps) - 1, mine)
+            self.steps.taken(watched)
+        self._stepping, self._passes = [], []
+        self._waiting, self._storages = {}, {}
+
+
+def _is_plain(leaf: Tensor) -> bool:
+    return leaf.layout is torch.strided and not is_spread(leaf)
+
+
+def _targets(function: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors that a call of a function changes."""
+    name = getattr(function, "__name__", "")
+    if name == "__set__" and getattr(getattr(function, "__self__", None), "__name__", "") == "data":
+        yield args[0]
+    elif is_in_place(name) and name not in _NO_VALUES and args:
+        yield from tensors_in(args[0], 1)
+    if kwargs.get("out") is not None:
+        yield from tensors_in(kwargs["out"], 1)
