@@ -15,14 +15,17 @@ from gradcheck.fixing.exam import sick
 from gradcheck.fixing.loop import Mended, mend, wanted
 from gradcheck.fixing.plan import allowed, prescriptions
 from gradcheck.fixing.script_outcomes import outcomes_of, proof_of
-from gradcheck.fixing.script_plan import Edit, ScriptTrials, in_order
+from gradcheck.fixing.script_plan import TOGETHER, Edit, ScriptTrials, in_order
 from gradcheck.fixing.script_proof import Bench
 from gradcheck.fixing.script_run import ScriptRun, noted, run_script, scanned, share
 from gradcheck.fixing.ward import Terms
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.report import Report
+from gradcheck.nouns.treatment import Outcome
 from gradcheck.remedies.vocabulary import VOCABULARY
 from gradcheck.scan import Progress
+
+INTERRUPTED = "it holds on a copy; interrupted before the script was run with it"
 
 
 def fix_script(spec: ScriptSpec, settings: Settings, terms: Terms, progress: Progress | None = None) -> list[Fixed]:
@@ -58,7 +61,7 @@ class _Work:
         mended = mend(self.spec, seen, bench, self.progress) if loop else Mended(self.spec, seen)
         now = self._treated_after(mended) if loop else seen
         trials = self._tried(mended, now, bench)
-        if mended.undecided and not trials.state.plan:
+        if not self._settled(mended, seen, trials):
             mended, trials = self._without_undecided(mended, seen, trials)
         return [self._fixed(report, mended, trials, last=report is seen.reports[-1]) for report in seen.reports]
 
@@ -92,6 +95,9 @@ class _Work:
         """What held on copies, and what could not be tried there, in the script."""
         trials = ScriptTrials(mended, now, bench)
         kept = [Edit(name, p) for name, done in self.treated.items() for p in done.verdict.plan]
+        if any(done.interrupted for done in self.treated.values()):
+            trials.outcomes |= {e: Outcome(e.prescription, "untried", INTERRUPTED) for e in kept}
+            return trials
         trials.prove(in_order(kept))
         for edit in in_order(self._untried(now)):
             if trials.left(edit.target).intersection(edit.prescription.findings):
@@ -99,14 +105,26 @@ class _Work:
                 trials.attempt(edit)
         return trials
 
+    def _settled(self, mended: Mended, seen: ScriptRun, trials: ScriptTrials) -> bool:
+        """Whether the script with all edits speaks for those of its loop that did no good by themselves."""
+        state = trials.state
+        for target, outcome in mended.undecided:
+            others = [e.prescription for e in state.plan if e.target == target]
+            versions = (self.spec, seen), (state.spec, state.run)
+            (judged,) = trials.bench.judge([outcome.prescription], seen.report_of(target), *versions, beside=others)
+            if not others or judged.settled().status != "kept":
+                return False
+        return True
+
     def _without_undecided(self, old: Mended, seen: ScriptRun, trials: ScriptTrials) -> tuple[Mended, ScriptTrials]:
-        """What does no good by itself might have done some beside other remedies; there are none, and it goes."""
-        mended = mend(self.spec, seen, trials.bench, self.progress, refused=old.undecided)
-        for target, outcome in old.outcomes:
-            if outcome.prescription.treatment in old.undecided:
-                mended.outcomes.append((target, replace(outcome, status="not-verified", cured=())))
+        """What did no good by itself might have done some beside other remedies; it did not, and goes."""
+        refused = [outcome.prescription.treatment for _, outcome in old.undecided]
+        mended = mend(self.spec, seen, trials.bench, self.progress, refused)
+        mended.outcomes += old.undecided
         now = run_script(mended.spec, lambda trainings: scanned(trainings, self.settings)) if mended.drafts else seen
-        return mended, ScriptTrials(mended, now, trials.bench, trials.outcomes)
+        why = TOGETHER.format(names=", ".join(refused))
+        told = {e: o if o.status != "kept" else Outcome(e.prescription, "not-verified", why) for e, o in trials.outcomes.items()}
+        return mended, ScriptTrials(mended, now, trials.bench, told)
 
     def _fixed(self, report: Report, mended: Mended, trials: ScriptTrials, *, last: bool) -> Fixed:
         """The result for one training. The edits, which go together, are in the last one."""

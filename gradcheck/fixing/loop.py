@@ -30,7 +30,7 @@ class Mended:
     run: ScriptRun  # of the same
     drafts: tuple[Draft, ...] = ()
     outcomes: list[tuple[str, Outcome]] = field(default_factory=list)  # with the training that the finding was about
-    undecided: list[str] = field(default_factory=list)  # remedies that do no harm, and no good that could be seen
+    undecided: list[tuple[str, Outcome]] = field(default_factory=list)  # what becomes of outcomes when nothing else speaks for them
 
     def of(self, target: str) -> tuple[Outcome, ...]:
         return tuple(outcome for name, outcome in self.outcomes if name == target)
@@ -69,7 +69,7 @@ def mend(spec: ScriptSpec, seen: ScriptRun, bench: Bench, progress: Progress, re
             tried.add((report.target, finding.code, prescription.treatment))
         else:
             mended.run, mended.drafts, mended.spec = trial.run, trial.drafts, trial.spec
-            mended.undecided += [prescription.treatment] if trial.undecided else []
+            mended.undecided += [(report.target, trial.otherwise)] if trial.otherwise is not None else []
     return mended
 
 
@@ -79,7 +79,7 @@ class _Trial:
     spec: ScriptSpec
     drafts: tuple[Draft, ...] = ()
     run: ScriptRun | None = None  # None: the edit is not kept
-    undecided: bool = False
+    otherwise: Outcome | None = None  # what becomes of the edit when nothing else speaks for it
 
 
 def _try(mended: Mended, report: Report, prescription: Prescription, bench: Bench) -> _Trial:
@@ -100,7 +100,8 @@ def _try(mended: Mended, report: Report, prescription: Prescription, bench: Benc
         return _Trial(Outcome(prescription, "failed", not_run(error)), mended.spec)
     outcome = replace(judged.outcome, diff=plan.own_diff)
     drafts = tuple(d.settled() for d in plan.drafts)
-    return _Trial(outcome, spec, drafts, after if outcome.status == "kept" else None, judged.undecided)
+    otherwise = judged.settled() if judged.otherwise is not None else None
+    return _Trial(outcome, spec, drafts, after if outcome.status == "kept" else None, otherwise)
 
 
 def edited(spec: ScriptSpec, plan: SourcePlan) -> ScriptSpec:

@@ -30,6 +30,7 @@ class Standing:
     numbers: str  # in words for the user
     alone: bool = False  # nothing was compared: the loss measures something else than before
     share: float = 1.0  # of how far the loss of the script as it is fell: how far that of the edited one did
+    learns: bool = False  # the loss of the edited script falls
 
     def text(self, *, hoped: bool = False) -> str:
         """What there is to say of the edited script. `hoped`: it was to train better."""
@@ -67,17 +68,25 @@ def compare(before: Losses, after: Losses, *, ended: bool = False) -> Standing:
     text = f"its own loss is {number(fmean(b))} instead of {number(fmean(a))} over the last {last} of {steps} steps"
     same = abs(gap.mean) <= CLEAR * scale or gap.low <= 0 <= gap.high
     share = (start - fmean(b)) / (start - fmean(a)) if start > fmean(a) else 1.0
-    return Standing("same" if same else "better" if gap.mean < 0 else "worse", text, share=share)
+    kind = "same" if same else "better" if gap.mean < 0 else "worse"
+    return Standing(kind, text, share=share, learns=_outcome(after) == "learns")
 
 
 def alone(after: Losses) -> Standing:
     """Of a loss that measures something else than that of the script as it is: whether it falls."""
     if not _finite(after):
         return Standing("worse", f"its loss is {number(after[_first_bad(after)])} at step {_first_bad(after)}", alone=True)
-    run = Run("the edited script", after, batches=max(1, len(after) // 20))
-    start, end, _ = start_and_end(run)
+    start, end, _ = start_and_end(_as_run(after))
     text = f"its loss, which measures something else now, goes from {number(start)} to {number(end)} in {len(after)} steps"
-    return Standing(_KINDS[outcome(run)], text, alone=True)
+    return Standing(_KINDS[_outcome(after)], text, alone=True)
+
+
+def _as_run(losses: Losses) -> Run:
+    return Run("the edited script", losses, batches=max(1, len(losses) // 20))
+
+
+def _outcome(losses: Losses) -> Outcome:
+    return outcome(_as_run(losses))
 
 
 def _blocks(losses: Losses) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import GradcheckError
@@ -79,7 +79,7 @@ class ScriptTrials:
     def _holds(self, before: State, after: State, plan: Sequence[Edit]) -> bool:
         judged = {e: j for target in dict.fromkeys(e.target for e in plan) for e, j in self._judged(before, after, target, plan)}
         for edit, found in judged.items():
-            self.outcomes[edit] = _settled(found)
+            self.outcomes[edit] = found.settled()
         return all(self.outcomes[e].status == "kept" for e in plan)
 
     def _needed(self, start: State, whole: State, edit: Edit) -> bool:
@@ -88,7 +88,7 @@ class ScriptTrials:
         if rest is None:
             return True
         ((_, found),) = self._judged(rest, whole, edit.target, [edit])
-        settled = _settled(found)
+        settled = found.settled()
         if settled.status != "kept":
             self.outcomes[edit] = settled
         return settled.status == "kept"
@@ -112,7 +112,7 @@ class ScriptTrials:
         if after is None:
             return
         ((_, found),) = self._judged(self.state, after, edit.target, [edit])
-        self.outcomes[edit] = _settled(found)
+        self.outcomes[edit] = found.settled()
         if self.outcomes[edit].status == "kept":
             self.state = after
 
@@ -174,13 +174,6 @@ class ScriptTrials:
     def _note(self, edits: Iterable[Edit], status: str, reason: str) -> None:
         for edit in edits:
             self.outcomes[edit] = Outcome(edit.prescription, status, reason)  # type: ignore[arg-type]
-
-
-def _settled(judged: Judged) -> Outcome:
-    """What is undecided is not proved."""
-    if judged.undecided:
-        return replace(judged.outcome, status="not-verified", cured=())
-    return judged.outcome
 
 
 def in_order(edits: Iterable[Edit]) -> list[Edit]:

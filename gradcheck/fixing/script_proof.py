@@ -14,7 +14,7 @@ from gradcheck.fixing.performance import changes_loss
 from gradcheck.fixing.script_run import LOOP_ALONE, ScriptRun, loops_judged, run_script, standing
 from gradcheck.judge.select import chosen
 from gradcheck.nouns.report import Report
-from gradcheck.nouns.treatment import Outcome, Prescription
+from gradcheck.nouns.treatment import Outcome, OutcomeStatus, Prescription
 
 # The losses are of other batches, or of the model in another mode.
 OTHER_CONDITIONS = ("next-batch", "restore-training-mode")
@@ -35,10 +35,13 @@ Version = tuple[ScriptSpec, ScriptRun]  # the script with some edits, and a run 
 
 @dataclass(frozen=True)
 class Judged:
-    """`undecided`: the edit does no harm, and no good that could be seen."""
+    """`otherwise`: what the edit is when nothing else speaks for it; it does no harm then, and no good that could be seen."""
 
     outcome: Outcome
-    undecided: bool = False
+    otherwise: OutcomeStatus | None = None
+
+    def settled(self) -> Outcome:
+        return replace(self.outcome, status=self.otherwise, cured=()) if self.otherwise is not None else self.outcome
 
 
 def same_loss(prescriptions: Sequence[Prescription]) -> bool:
@@ -67,16 +70,24 @@ class Bench:
         """A run that is judged by the rules about its loop; trainings in `whole` by all rules."""
         return run_script(spec, lambda trainings: loops_judged(trainings, self.settings, whole))
 
-    def judge(self, prescriptions: Sequence[Prescription], report: Report, before: Version, after: Version) -> list[Judged]:
-        """What the edited script shows of prescriptions for one training, which was told of in `report`."""
+    def judge(
+        self,
+        prescriptions: Sequence[Prescription],
+        report: Report,
+        before: Version,
+        after: Version,
+        beside: Sequence[Prescription] = (),
+    ) -> list[Judged]:
+        """What the edited script shows of prescriptions for one training, which was told of in `report`. `beside`: its other edits."""
         found = [self._seen(p, report, before[1], after[1]) for p in prescriptions]
         failed = [f for f in found if f.outcome.status != "kept"]
         if failed:
             return found
-        trained = standing(before[1], after[1], report.target, same_loss=same_loss(prescriptions))
+        same = same_loss([*prescriptions, *beside])
+        trained = standing(before[1], after[1], report.target, same_loss=same)
         if trained.kind in ("same", "unknown") or (trained.kind == "worse" and not after[1].several):
             longer = self._longer(before[0], before[1]), self._longer(after[0], after[1])
-            trained = standing(*longer, report.target, same_loss=same_loss(prescriptions))
+            trained = standing(*longer, report.target, same_loss=same)
         return [self._trained(f.outcome, report, trained, after[1]) for f in found]
 
     def _longer(self, spec: ScriptSpec, short: ScriptRun) -> ScriptRun:
@@ -108,15 +119,22 @@ class Bench:
     def _trained(self, outcome: Outcome, report: Report, trained: Standing, after: ScriptRun) -> Judged:
         """What the losses say, where the rules say that it is a cure."""
         several = after.several and trained.kind != "unknown"  # of trainings in turns each one's loss may rise
-        if trained.kind == "worse" and outcome.prescription.treatment in SLOWER and trained.share >= KEPT_SHARE:
-            why = f"the edited script was run: it trains, in steps that are smaller, as they are meant to be: {trained.numbers}"
-            return Judged(replace(outcome, reason=why))
         if trained.kind == "worse" and not several:
-            return Judged(replace(outcome, status="worse", reason=f"run as edited, {trained.text()}", cured=()))
+            return self._slower(outcome, trained)
         if trained.kind == "better" or several or (trained.kind == "same" and _is_to_do_no_harm(outcome.prescription, report)):
             return Judged(replace(outcome, reason=f"the edited script was run: {trained.text()}"))
         gone = "its finding is gone, but " if outcome.prescription.findings else ""
-        return Judged(replace(outcome, reason=f"{gone}run as edited, {trained.text(hoped=True)}"), undecided=True)
+        return Judged(replace(outcome, reason=f"{gone}run as edited, {trained.text(hoped=True)}"), "not-verified")
+
+    def _slower(self, outcome: Outcome, trained: Standing) -> Judged:
+        """What makes the steps as small as they are meant to be may make them too small for the rate."""
+        told = replace(outcome, reason=f"run as edited, {trained.text()}")
+        if outcome.prescription.treatment not in SLOWER or not trained.learns:
+            return Judged(replace(told, status="worse", cured=()))
+        if trained.share < KEPT_SHARE:
+            return Judged(told, "worse")
+        why = f"the edited script was run: it trains, in steps that are smaller, as they are meant to be: {trained.numbers}"
+        return Judged(replace(outcome, reason=why))
 
 
 def _is_to_do_no_harm(prescription: Prescription, report: Report) -> bool:
