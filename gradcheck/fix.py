@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome
 from gradcheck.remedies.protocol import Patient
 from gradcheck.remedies.source import SourcePlan, plan_edits
-from gradcheck.remedies.source.draft import Draft
 from gradcheck.remedies.vocabulary import VOCABULARY
 from gradcheck.scan import Progress, scan_workload
 from gradcheck.target.load import load
@@ -50,7 +49,7 @@ class Fixed:
         fixed.optimizer.step()
     """
 
-    patient: Patient | None  # None: of a script whose training cannot be repeated its loop was mended, and no more
+    patient: Patient | None  # None: a script was treated, and runs by itself
     report: Report  # of the untreated workload, with the outcomes
     after: Report | None  # a scan of the treated one; None: nothing was prescribed, or there was no time
     source: SourcePlan | None  # the edits; None: the model was made of objects that have no file, or nothing was prescribed
@@ -65,8 +64,7 @@ class Fixed:
     def treated(self) -> Patient:
         """Raises TargetError when there is no treated copy."""
         if self.patient is None:
-            why = "the training of the script cannot be repeated: there is no treated copy"
-            raise TargetError(why, hint="write the edits, and run the script")
+            raise TargetError("of a script there is no treated copy", hint="write the edits, and run the script")
         return self.patient
 
     @property
@@ -128,32 +126,44 @@ def fix_target(spec: TargetSpec, settings: Settings, terms: Terms, progress: Pro
 
 
 def fix_workload(
+    workload: Workload, settings: Settings, terms: Terms, progress: Progress | None = None, partial: bool = False
+) -> Fixed:
+    """Scan, treat, prove, plan the edits. `partial`: Ctrl-C while treating leaves what was found by then, instead of nothing."""
+    report = scan_workload(workload, settings, progress)
+    done = treat(workload, report, settings, terms, progress, partial=partial)
+    source, why = _edits(done.verdict, workload)
+    left = {f.code for f in sick(done.verdict.after or report)}
+    outcomes = (*_with_diffs(done.verdict, workload, source), *advice(report.findings, report.measurement, VOCABULARY, left))
+    treated = replace(report, outcomes=outcomes, proof=done.verdict.proof)
+    return Fixed(done.ward.patient(done.verdict.plan), treated, done.verdict.after, source, why, done.interrupted)
+
+
+@dataclass
+class Treated:
+    """What came of remedies on copies of a workload."""
+
+    ward: Ward
+    verdict: Verdict
+    interrupted: bool
+
+
+def treat(
     workload: Workload,
+    report: Report,
     settings: Settings,
     terms: Terms,
     progress: Progress | None = None,
     seen: Seen | None = None,
     partial: bool = False,
-    onto: Sequence[Draft] = (),
-) -> Fixed:
-    """Scan, treat, prove, plan the edits. `partial`: Ctrl-C while treating leaves what was found by then, instead of nothing.
-
-    `onto`: files that the workload was made from as they are edited so far; the edits go on in them.
-    """
-    tick = progress or (lambda phase, fraction: None)
-    report = scan_workload(workload, settings, progress, seen)
+) -> Treated:
+    """Tries what the findings of a scan ask for, and what may help besides, on copies; what is left is proved."""
     probe = report.measurement.probe
     if probe.losses and probe.seconds < SMALL_STEP * len(probe.losses):
         torch.set_num_threads(1)
+    tick = progress or (lambda phase, fraction: None)
     ward = Ward(workload, VOCABULARY, settings, _with_budget(terms, probe), tick, seen)
     therapy = Therapy(ward, report)
-    verdict = _proved(therapy, partial)
-    fresh = [Draft(d.document, d.origin) for d in onto]
-    source, why = _edits(verdict, workload, onto)
-    left = {f.code for f in sick(verdict.after or report)}
-    outcomes = (*_with_diffs(verdict, workload, source, fresh), *advice(report.findings, report.measurement, VOCABULARY, left))
-    treated = replace(report, outcomes=outcomes, proof=verdict.proof)
-    return Fixed(ward.patient(verdict.plan), treated, verdict.after, source, why, therapy.interrupted)
+    return Treated(ward, _proved(therapy, partial), therapy.interrupted)
 
 
 def _proved(therapy: Therapy, partial: bool) -> Verdict:
@@ -192,23 +202,22 @@ def _with_budget(terms: Terms, probe: Run) -> Terms:
     return replace(terms, budget=min(MOST_BUDGET, max(LEAST_BUDGET, needed)))
 
 
-def _edits(verdict: Verdict, workload: Workload, onto: Sequence[Draft]) -> tuple[SourcePlan | None, str]:
+def _edits(verdict: Verdict, workload: Workload) -> tuple[SourcePlan | None, str]:
     """The plan as edits of the user's files; with None, why there are none."""
     if not verdict.plan:
         return None, ""
     if not workload.files:
         return None, "the model does not come from a file"
     try:
-        return _written_together(verdict, workload, onto), ""
+        return _written_together(verdict, workload), ""
     except GradcheckError as error:
         return None, error.message
 
 
-def _written_together(verdict: Verdict, workload: Workload, onto: Sequence[Draft]) -> SourcePlan:
+def _written_together(verdict: Verdict, workload: Workload) -> SourcePlan:
     """The edits. What no finding asked for was chosen for the treated model: without the cure of an error it stays out of the source."""
     measurement, files = verdict.before.measurement, list(workload.files)
-    fresh = [Draft(d.document, d.origin) for d in onto]
-    source = plan_edits(verdict.plan, measurement, files, onto)
+    source = plan_edits(verdict.plan, measurement, files)
     errors = {f.code for f in sick(verdict.before) if f.severity == "error"}
     missing = dict.fromkeys(p.treatment for p, _ in source.unwritten if errors.intersection(p.findings))
     extras = [p for p in source.written if not p.findings]
@@ -216,19 +225,18 @@ def _written_together(verdict: Verdict, workload: Workload, onto: Sequence[Draft
         return source
     why = f"it was chosen together with {', '.join(missing)}, which is not in the source"
     rest = [p for p in verdict.plan if p not in extras]
-    alone = plan_edits(rest, measurement, files, fresh)
+    alone = plan_edits(rest, measurement, files)
     return replace(alone, unwritten=(*alone.unwritten, *((p, why) for p in extras)))
 
 
-def _with_diffs(verdict: Verdict, workload: Workload, source: SourcePlan | None, onto: Sequence[Draft]) -> list[Outcome]:
+def _with_diffs(verdict: Verdict, workload: Workload, source: SourcePlan | None) -> list[Outcome]:
     """The outcomes, each kept one with its own part of the edits, or the reason why it has none."""
     if source is None:
         return list(verdict.outcomes)
     done = []
     for outcome in verdict.outcomes:
         if outcome.status == "kept":
-            own = [Draft(d.document, d.origin) for d in onto]
-            alone = plan_edits([outcome.prescription], verdict.before.measurement, list(workload.files), own)
+            alone = plan_edits([outcome.prescription], verdict.before.measurement, list(workload.files))
             why = next((why for p, why in source.unwritten if p.treatment == outcome.prescription.treatment), "")
             note = f"not written: {why}" if why else ""
             diff = "" if why else alone.own_diff

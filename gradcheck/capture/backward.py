@@ -91,7 +91,9 @@ class Backward:
         factor = getattr(loss, "_gradcheck_factor", 1.0)
         ref = tape.ref(loss) if tape.recording else None
         given = given and loss.dim() > 0
-        return Pass(loss.detach() / factor, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts))
+        value = loss.detach() / factor
+        recorder.losses.append((place, value))
+        return Pass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts))
 
     def _claim(self, passes: list[Pass]) -> None:
         recorder = self.recorder

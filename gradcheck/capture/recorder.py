@@ -49,6 +49,7 @@ class Recorder(TorchFunctionMode):
         self.backwards = 0
         self.unclaimed: list[Pass] = []  # that reach no known optimizer
         self.asked: list[Pass] = []  # whose gradients were given back and not left in the parameters, since the last step that used such
+        self.losses: list[tuple[Location | None, torch.Tensor]] = []  # of every pass, with the place of its backward()
         self.connected = False  # some pass reached a parameter of an optimizer
         self.schedules = 0
         self.schedule_site: Location | None = None

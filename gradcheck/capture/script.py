@@ -8,7 +8,6 @@ import functools
 import io
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from gradcheck import processes
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.checkpoints import keep_checkpoints
 from gradcheck.capture.facts import Ending
+from gradcheck.capture.mirror import Mirror
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.program import start
 from gradcheck.capture.recorder import Recorder
@@ -41,7 +41,6 @@ FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and 
 FOLLOWING = 3.0  # seconds for those beyond the taped ones
 BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
 SCRIPT_SHARE = 0.5  # of a budget that the user sets, for a script that has begun to train
-LEFT_OUT = (".git", "__pycache__", ".venv", "venv")  # of a sandbox
 IDLE = 160  # backward passes without any step, after which none is expected any more
 
 Tick = Callable[[str, float], None]  # phase, fraction done
@@ -129,6 +128,7 @@ def captured(spec: ScriptSpec, tick: Tick = lambda phase, fraction: None) -> Ite
         current = stack.enter_context(session(spec.seed))
         run = _Run(spec, stack)
         capture = run.go(current.sites, tick)
+        current.note_files()
         capture.files = list(dict.fromkeys([*run.own_files(), *current.files]))
         yield capture
 
@@ -138,27 +138,21 @@ class _Run:
         self.spec, self.stack = spec, stack
         self.folder = self.original = spec.folder
         self.cwd = Path.cwd()
-        self.home: Path | None = None
+        self.mirror: Mirror | None = None
         if spec.sandbox or spec.edits:
-            self.home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradcheck-")))
-            self.folder = self.home
-            shutil.copytree(self.original, self.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
-            self._edit(self.original, self.home)
-        stack.enter_context(moved(str(self.folder), str(self.original)))
-        self.file = str(self.folder / Path(spec.path).name) if spec.is_file else ""
+            home = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradcheck-", ignore_cleanup_errors=True))
+            self.mirror = Mirror(Path(home), (self.original, self.cwd), {Path(name).resolve(): data for name, data in spec.edits})
+            self.folder = self.mirror.path(self.original)
+            stack.enter_context(moved(home, self.original.anchor))
+        else:
+            stack.enter_context(moved(str(self.folder), str(self.original)))
+        self.file = str(self.folder / Path(spec.path).resolve().name) if spec.is_file else ""
         self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
         self.module = types.ModuleType("__main__")
 
     def own_files(self) -> list[str]:
         file = self.file or getattr(self.module, "__file__", None)
         return [display_path(file)] if file and origin_of(file) == "user" else []
-
-    def _edit(self, original: Path, home: Path) -> None:
-        for name, data in self.spec.edits:
-            file = Path(name).resolve()
-            if not file.is_relative_to(original):
-                raise TargetError(f"{name} is not in the folder of {self.spec.path}", hint="put the script beside the modules that it uses")
-            (home / file.relative_to(original)).write_bytes(data)
 
     def go(self, sites: Sites, tick: Tick) -> Capture:
         recorder = Recorder(sites, min(TAPED, self.spec.steps or TAPED))
@@ -190,12 +184,12 @@ class _Run:
         state = sys.modules["__main__"], sys.stdin, signal.getsignal(signal.SIGINT), logging.root.handlers[:], logging.root.level
         patches = Patches()
         patches.put(atexit, "register", self._register)
-        keep_checkpoints(patches, self.home)
+        keep_checkpoints(patches, self.mirror.home if self.mirror is not None else None)
         try:
             sys.stdin = io.StringIO()
             os.environ.setdefault("MPLBACKEND", "Agg")
             os.chdir(self._starts_in())
-            with self._notebook(), torch.compiler.set_stance("force_eager"), self._output():
+            with self._guarded(), self._notebook(), torch.compiler.set_stance("force_eager"), self._output():
                 yield
         finally:
             patches.undo()
@@ -209,12 +203,20 @@ class _Run:
             os.environ.update(before)
 
     def _starts_in(self) -> Path:
-        """The working directory: a notebook's is its folder; in a copy of the folder, what corresponds to the user's."""
+        """The working directory: a notebook's is its folder; in a mirror, what corresponds to the user's."""
         if self.spec.kind == "notebook":
             return self.folder
-        if self.home is not None and self.cwd.is_relative_to(self.original):
-            return self.home / self.cwd.relative_to(self.original)
-        return self.home if self.home is not None and self.spec.sandbox else self.cwd
+        return self.mirror.path(self.cwd) if self.mirror is not None else self.cwd
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Edited modules are imported from the mirror, and what the script writes stays there."""
+        if self.mirror is None:
+            yield
+            return
+        sys.path[:] = [self.mirror.of_edited(self.cwd / name) or name for name in sys.path]
+        with self.mirror.guarded():
+            yield
 
     def _notebook(self) -> AbstractContextManager[None]:
         return shell() if self.spec.kind == "notebook" else nullcontext()

@@ -20,6 +20,7 @@ from gradcheck.remedies.prescribing import (
     body_activations,
     body_layers,
     feeders,
+    is_tuned,
     listed,
     made_with,
     several,
@@ -136,7 +137,7 @@ def _instead(finding: Finding | None, m: Measurement, layers: list[Layer], new: 
         settings["sites"] = sites
     text = f"replace {old} by {_TITLES[new]} in {several(len(layers), 'place')}"
     names, transposed = weight_names(m, list({x.name: x for y in layers for x in feeders(m, y)}.values()))
-    if initialize and names and not m.pretrained:
+    if initialize and names and not is_tuned(m):
         settings |= {"init": "he-init", "gain": round(2**0.5, 4), "activation": new, "initialized": listed(list(dict.fromkeys(names)))}
         if transposed:
             settings["transposed"] = listed(transposed)

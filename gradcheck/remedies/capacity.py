@@ -14,6 +14,7 @@ from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.batches import joined
+from gradcheck.remedies.prescribing import is_tuned
 from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Treatment
 from gradcheck.remedies.surgery import rewired, swap
 from gradcheck.target.outputs import first_tensor
@@ -27,7 +28,7 @@ PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Prescription]:
     weighted = [x for x in m.layers if x.kind in ("linear", "conv")]
-    if len(weighted) < 2 or m.pretrained:
+    if len(weighted) < 2 or is_tuned(m):
         return []
     settings: dict[str, Setting] = {"width": WIDTH}
     return [SMALLER.prescription(_width_words(settings), finding, settings=settings)]
@@ -136,7 +137,7 @@ _MAKERS: tuple[tuple[Any, Callable[..., nn.Module]], ...] = (
 
 
 def prescribe_shallower(finding: Finding | None, m: Measurement) -> list[Prescription]:
-    if sum(x.kind in ("linear", "conv", "recurrent", "attention") for x in m.layers) < 4 or m.pretrained:
+    if sum(x.kind in ("linear", "conv", "recurrent", "attention") for x in m.layers) < 4 or is_tuned(m):
         return []
     return [SHALLOWER.prescription("leave out every second of the blocks that repeat", finding)]
 

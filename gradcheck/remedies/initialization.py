@@ -15,7 +15,7 @@ from gradcheck.judge.signal import GAINS
 from gradcheck.nouns.measurement import Layer, Measurement, Parameter
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.prescribing import DEEP, listed, number, several, usual_activation, weight_names, weighted_layers, whole
+from gradcheck.remedies.prescribing import DEEP, is_tuned, listed, number, several, usual_activation, weight_names, weighted_layers, whole
 from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 from gradcheck.remedies.surgery import module_at, parameter_at
 
@@ -151,7 +151,7 @@ def gain_for(m: Measurement, activation: str | None) -> float:
 
 def prescribe_draw(treatment: Treatment, finding: Finding | None, m: Measurement) -> list[Prescription]:
     """New weights for the sick layers. Never for a model that was trained before."""
-    if m.pretrained:
+    if is_tuned(m):
         return []
     layers = _to_draw(finding, m)
     embeddings = [x for x in layers if x.kind == "embedding"]

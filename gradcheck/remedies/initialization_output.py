@@ -13,7 +13,7 @@ from gradcheck.nouns.measurement import Layer, LossCall, Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT, weights_of
-from gradcheck.remedies.prescribing import number
+from gradcheck.remedies.prescribing import is_tuned, number
 from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 from gradcheck.remedies.surgery import module_at
 
@@ -42,7 +42,7 @@ def scale_head(patient: Patient, prescription: Prescription) -> None:
 def prescribe_scale(finding: Finding | None, m: Measurement) -> list[Prescription]:
     """So that logits start with a standard deviation of 1, values with that of the targets. Large outputs only."""
     wanted = wanted_std(m)
-    if m.pretrained or wanted is None:
+    if is_tuned(m) or wanted is None:
         return []
     made = []
     for head in heads(m):
@@ -101,7 +101,7 @@ def prescribe_prior(finding: Finding | None, m: Measurement) -> list[Prescriptio
     """The constant prediction that is best: log frequencies of classes, log odds, or the mean of the targets."""
     call = next((c for c in m.losses if c.value is not None), None)
     head = next((x for x in reversed(heads(m)) if bias(x, parameters_by_name(m)) is not None), None)
-    if m.pretrained or not m.data.given or call is None or head is None:
+    if is_tuned(m) or not m.data.given or call is None or head is None:
         return []
     found = best_constant(m, call)
     if found is None or len(found) not in (1, head.output_shape[1 if head.kind == "conv" else -1]):

@@ -16,7 +16,7 @@ from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT
-from gradcheck.remedies.prescribing import several
+from gradcheck.remedies.prescribing import is_tuned, several
 from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 from gradcheck.remedies.surgery import module_at
 
@@ -102,14 +102,14 @@ def orthogonal_recurrent(patient: Patient, prescription: Prescription) -> None:
 
 def _recurrences(finding: Finding | None, m: Measurement) -> list[Recurrence]:
     found = [r for r in m.recurrences if finding is None or not finding.layers or r.layer in finding.layers]
-    return [] if m.pretrained else found
+    return [] if is_tuned(m) else found
 
 
 def _fused(finding: Finding | None, m: Measurement, kinds: tuple[str, ...]) -> list[str]:
     """Recurrent modules of these kinds that the finding is about."""
     named = {r.layer for r in _recurrences(finding, m)} | set(finding.layers if finding is not None else ())
     layers = [x for x in m.of_kind("recurrent") if x.type.removesuffix("Cell") in kinds]
-    return [] if m.pretrained else [x.name for x in layers if finding is None or x.name in named]
+    return [] if is_tuned(m) else [x.name for x in layers if finding is None or x.name in named]
 
 
 def prescribe_forget(finding: Finding | None, m: Measurement) -> list[Prescription]:

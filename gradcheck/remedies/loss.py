@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import math
+import types
 from typing import Any
 
 import torch
@@ -15,19 +17,24 @@ from gradcheck.nouns.measurement import LossCall, Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.batches import replaced, target_index, tensor_at
-from gradcheck.remedies.outputs import Map, map_output
+from gradcheck.remedies.outputs import Map, edit_code, map_output
 from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Treatment
+from gradcheck.remedies.rewriting import operand, torch_function
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.step import classes_are_last
 from gradcheck.target.workload import Batch
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss")
+LOG_LOSSES = ("kl_div", "ctc_loss")  # of log-probabilities, with nothing to take in their place
+_LOGARITHMS = {"softmax": "log_softmax", "sigmoid": "logsigmoid"}
 
 
 def prescribe_loss(finding: Finding | None, m: Measurement) -> list[Prescription]:
     for call in m.losses:
         settings = _fitting(call) or (_coerced(call) if call.raised else None)
         if settings is not None and (finding is None or finding.location in (None, call.site, call.producer_site) or len(m.losses) == 1):
+            if call.producer in _LOGARITHMS and not call.producer_layer:
+                settings["in_code"] = True  # in the forward method or the loop, not in a layer
             return [REPLACE.prescription(_loss_words(settings), finding, settings=settings)]
     return []
 
@@ -35,6 +42,8 @@ def prescribe_loss(finding: Finding | None, m: Measurement) -> list[Prescription
 def _fitting(call: LossCall) -> dict[str, Setting] | None:
     """What the loss is, what it is to be, and what of the output's activation it sees."""
     loss, producer = call.function, call.producer or ""
+    if loss in LOG_LOSSES:
+        return {"old": loss, "new": loss, "function": producer if producer in _LOGARITHMS else ""}
     new: str | None = None
     if loss in CLASS_LOSSES and call.classes == 1:
         new = "binary_cross_entropy_with_logits"
@@ -74,6 +83,9 @@ def _loss_words(s: Settings) -> str:
         return f"give {s['old']} targets of the output's type and shape"
     if s["old"] == "cross_entropy" and s["new"] == "nll_loss":
         return "take log_softmax in place of softmax, and nll_loss in place of cross_entropy"
+    if s["old"] == s["new"]:
+        instead = f"{_LOGARITHMS[str(s['function'])]} in place of {s['function']}" if s["function"] else "log_softmax of the output"
+        return f"{s['old']} takes log-probabilities: hand it {instead}"
     without = f", without the {s['function']}" if s["function"] == "softmax" else ""
     return f"use {s['new']} in place of {s['old']}{without}"
 
@@ -87,6 +99,12 @@ def replace_loss(patient: Patient, p: Prescription) -> None:
         return
     if old in CLASS_LOSSES and new == "binary_cross_entropy_with_logits":
         patient.replace_loss(_binary)
+        return
+    if s.get("in_code"):
+        edit_code(patient, p.location, _with_logarithm if s["function"] == "softmax" or old == new else operand)
+        return
+    if old == new:
+        map_output(patient, _logarithm if s["function"] else _last_log_softmax)
         return
     other = counterpart(patient.workload.loss, new)
     if other is not None:
@@ -117,6 +135,18 @@ def counterpart(loss: Any, new: str) -> Any:
     return made(**{name: getattr(loss, name) for name in shared if name in known and hasattr(loss, name)})
 
 
+def _with_logarithm(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
+    """log_softmax(x) for softmax(x), the other arguments as they are."""
+    named = node.func if isinstance(node, ast.Call) else None
+    name = named.attr if isinstance(named, ast.Attribute) else named.id if isinstance(named, ast.Name) else ""
+    x = operand(node, function)
+    if not isinstance(node, ast.Call) or x is None or name not in _LOGARITHMS:
+        return None
+    call = torch_function(f"nn.functional.{_LOGARITHMS[name]}", x, *(a for a in node.args if a is not x))
+    call.keywords = [k for k in node.keywords if k.value is not x]
+    return call
+
+
 def _logarithm(output: torch.Tensor, _: Any) -> torch.Tensor:
     return output.clamp_min(torch.finfo(output.dtype).tiny).log()
 
@@ -139,6 +169,10 @@ def _sigmoid(output: torch.Tensor, _: Any) -> torch.Tensor:
 
 def _logit(output: torch.Tensor, _: Any) -> torch.Tensor:
     return torch.logit(output, eps=1e-6)
+
+
+def _last_log_softmax(output: torch.Tensor, _: Any) -> torch.Tensor:
+    return F.log_softmax(output, -1)
 
 
 _MAPS: dict[str, Map] = {"binary_cross_entropy": _sigmoid, "binary_cross_entropy_with_logits": _logit}

@@ -15,7 +15,7 @@ from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT, Weight, fill, orthogonal, weights_of
-from gradcheck.remedies.prescribing import SATURATING, body_layers, listed, several, usual_activation, weight_names
+from gradcheck.remedies.prescribing import SATURATING, body_layers, is_tuned, listed, several, usual_activation, weight_names
 from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 from gradcheck.target.rng import preserve_rng
 
@@ -95,7 +95,7 @@ def output_std(twin: Patient, parameter: nn.Parameter) -> float | None:
 
 def prescribe(finding: Finding | None, m: Measurement) -> list[Prescription]:
     """All body layers: what one of them gives is what the next one takes."""
-    if m.pretrained or usual_activation(body_layers(m)) in SATURATING:
+    if is_tuned(m) or usual_activation(body_layers(m)) in SATURATING:
         return []
     known = parameters_by_name(m)
     layers = [x for x in body_layers(m) if not (x.residual and (p := weight(x, known)) is not None and constant_at_start(p))]

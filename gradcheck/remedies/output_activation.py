@@ -6,12 +6,17 @@ from gradcheck.nouns.measurement import LossCall, Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.activation import replace_one
+from gradcheck.remedies.outputs import edit_code
 from gradcheck.remedies.protocol import Patient, Treatment
+from gradcheck.remedies.rewriting import operand
 from gradcheck.remedies.surgery import rewired
 
 
 def remove_activation(patient: Patient, prescription: Prescription) -> None:
     """Takes the activation away, or puts a sigmoid in its place."""
+    if not prescription.layers:
+        edit_code(patient, prescription.location, operand)
+        return
     with rewired(patient):
         for name in prescription.layers:
             replace_one(patient, name, prescription.location, str(prescription.settings.get("new", "identity")))
@@ -21,6 +26,8 @@ def prescribe_removal(finding: Finding | None, m: Measurement) -> list[Prescript
     """Nothing between last layer and loss; a sigmoid for one unit whose loss takes probabilities."""
     call = _call_of(finding, m)
     layer = m.layer(call.producer_layer) if call is not None and call.producer_layer is not None else None
+    if call is None and finding is not None:
+        return _in_code(finding, m)
     if call is None or layer is None or layer.calls > 1:
         return []  # called more than once, it is a hidden layer's activation too
     function = str(call.producer)
@@ -30,6 +37,15 @@ def prescribe_removal(finding: Finding | None, m: Measurement) -> list[Prescript
         settings["new"] = "sigmoid"
         text = f"put a sigmoid in the place of {function} over one unit"
     return [REMOVE.prescription(text, finding, layers=(layer.name,), settings=settings)]
+
+
+def _in_code(finding: Finding, m: Measurement) -> list[Prescription]:
+    """A function that no layer calls: the forward method of the model does, or the loop."""
+    call = next((c for c in m.losses if c.producer in _ACTIVATIONS and not c.producer_layer and c.producer_site == finding.location), None)
+    if call is None or finding.location is None:
+        return []
+    text = f"hand the loss the values before {call.producer}; apply {call.producer} only where predictions are read"
+    return [REMOVE.prescription(text, finding, settings={"function": str(call.producer)})]
 
 
 def _call_of(finding: Finding | None, m: Measurement) -> LossCall | None:

@@ -17,6 +17,17 @@ SATURATING = ("sigmoid", "hardsigmoid", "softplus", "logsigmoid", "softsign")
 MATRIX_PRODUCTS = ("matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "__matmul__")  # with the weight on the right: [in, out]
 
 
+def is_tuned(m: Measurement) -> bool:
+    """Whether it is a trained model that is tuned: its statistics say so, or most of it is frozen beside what is trained."""
+    if m.pretrained:
+        return True
+    several = next((x.type for x in m.layers if x.name == ""), "") == "Models"  # of a script: each has its own name in front
+    home = {p.name: p.name.partition(".")[0] if several else "" for p in m.parameters}
+    trained = {home[p.name] for p in m.parameters if p.trainable}
+    inside = [p for p in m.parameters if home[p.name] in trained]
+    return 2 * sum(p.count for p in inside if not p.trainable) > sum(p.count for p in inside)
+
+
 def whole(finding: Finding | None) -> bool:
     return finding is None or finding.code in WHOLE_SIGNAL
 

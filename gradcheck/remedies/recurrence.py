@@ -12,7 +12,7 @@ from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization_recurrent import FORGET_BIAS, remember
-from gradcheck.remedies.prescribing import made_with
+from gradcheck.remedies.prescribing import is_tuned, made_with
 from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 from gradcheck.remedies.surgery import like, module_at, rewired, swap
 from gradcheck.target.outputs import first_tensor
@@ -87,7 +87,7 @@ def _shape(output: object) -> Shape | None:
 
 def prescribe(finding: Finding | None, m: Measurement) -> list[Prescription]:
     """For the Elman layers that the finding names, else for all: first an LSTM, then a GRU, whose state is a tensor as theirs is."""
-    elman = [] if m.pretrained else [x for x in m.of_kind("recurrent") if x.type == "RNN"]
+    elman = [] if is_tuned(m) else [x for x in m.of_kind("recurrent") if x.type == "RNN"]
     named = [x for x in elman if finding is not None and x.name in finding.layers]
     names = tuple(x.name for x in made_with(m, named or elman) if x.type == "RNN")
     if not names:

@@ -14,7 +14,7 @@ from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT
-from gradcheck.remedies.prescribing import SATURATING, body_layers, number, several, usual_activation
+from gradcheck.remedies.prescribing import SATURATING, body_layers, is_tuned, number, several, usual_activation
 from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 from gradcheck.remedies.surgery import module_at, rewired, wrap
 from gradcheck.target.rng import preserve_rng
@@ -165,7 +165,7 @@ def branch_ends(m: Measurement) -> list[tuple[Layer, bool]]:
 
 def prescribe_scaling(finding: Finding | None, m: Measurement) -> list[Prescription]:
     ends = [x.name for x, _ in branch_ends(m)]
-    if m.pretrained or len(ends) < 2:
+    if is_tuned(m) or len(ends) < 2:
         return []
     scale = len(ends) ** -0.5
     text = f"multiply the last weights of each of the {len(ends)} residual branches by {number(scale)} = 1 / sqrt({len(ends)})"
@@ -174,7 +174,7 @@ def prescribe_scaling(finding: Finding | None, m: Measurement) -> list[Prescript
 
 def prescribe_zero(finding: Finding | None, m: Measurement) -> list[Prescription]:
     ends = branch_ends(m)
-    if m.pretrained or len(ends) < 2 or any(shut for _, shut in ends):
+    if is_tuned(m) or len(ends) < 2 or any(shut for _, shut in ends):
         return []  # behind a zero a ReLU passes no gradient: such a branch would never start to learn
     text = f"start the last weights of each of the {len(ends)} residual branches at zero"
     return [ZERO_BRANCH.prescription(text, finding, layers=tuple(x.name for x, _ in ends))]

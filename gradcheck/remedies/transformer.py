@@ -15,7 +15,7 @@ from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT
 from gradcheck.remedies.normalization import features_of
-from gradcheck.remedies.prescribing import number, several
+from gradcheck.remedies.prescribing import is_tuned, number, several
 from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
 from gradcheck.remedies.rewriting import bind, method_of
 from gradcheck.remedies.surgery import follow, like, module_at, rewired
@@ -168,7 +168,7 @@ def _sharp(finding: Finding | None, m: Measurement) -> list[Attention]:
 def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Prescription]:
     """Both by 1 / sqrt(std), so that the logits start with a standard deviation of 1."""
     hit = [a for a in _sharp(finding, m) if a.logit_std is not None and a.logit_std > 1]
-    if m.pretrained or not hit:
+    if is_tuned(m) or not hit:
         return []
     factor = max(a.logit_std or 1.0 for a in hit) ** -0.5
     text = f"multiply the weights of queries and keys by {number(factor)} each: their logits then start with standard deviation 1"

@@ -32,6 +32,7 @@ class Session:
     sites: Sites
     files: list[str] = field(default_factory=list)
     replaced: dict[str, ModuleType] = field(default_factory=dict)  # other modules of the process that had the same name
+    before: frozenset[str] = frozenset()  # names of modules that are none of this load
     _modules: dict[str, ModuleType] = field(default_factory=dict)  # by absolute path
 
     def open(self, name: str) -> ModuleType:
@@ -87,6 +88,13 @@ class Session:
             self.files.append(display_path(str(module.__file__)))
         return module
 
+    def note_files(self) -> None:
+        """Adds the files of the user's modules that were imported by now."""
+        for name in [n for n in sys.modules if n not in self.before]:
+            if _is_users(sys.modules[name]):
+                self.files.append(display_path(str(sys.modules[name].__file__)))
+        self.files[:] = dict.fromkeys(self.files)
+
     def attribute(self, reference: str, default: str | None = None) -> tuple[Any, ModuleType, str]:
         """(object, its module, its name) of "FILE.py:name" or "module:name". Raises TargetError."""
         home, name = split_reference(reference)
@@ -102,16 +110,16 @@ def session(seed: int) -> Iterator[Session]:
         if sys.modules.get(name) is module:
             del sys.modules[name]
     _loaded.clear()
-    before, current = set(sys.modules), None
+    before, current = frozenset(sys.modules), None
     path, argv, folder, bytecode = list(sys.path), list(sys.argv), os.getcwd(), sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     sys.argv = ["gradcheck"]  # a file that reads its command line must not read ours
     try:
         with preserve_rng(), contextlib.redirect_stdout(sys.stderr), record_sites() as sites:
             seed_all(seed)
-            current = Session(sites)
+            current = Session(sites, before=before)
             yield current
-            _note_files(current, before)
+            current.note_files()
     finally:
         sys.path[:], sys.argv, sys.dont_write_bytecode = path, argv, bytecode
         if os.getcwd() != folder:
@@ -119,13 +127,6 @@ def session(seed: int) -> Iterator[Session]:
         if current is not None:
             sys.modules.update(current.replaced)
         _loaded.update((n, m) for n, m in list(sys.modules.items()) if n not in before and _is_users(m))
-
-
-def _note_files(current: Session, before: set[str]) -> None:
-    for name in [n for n in sys.modules if n not in before]:
-        if _is_users(sys.modules[name]):
-            current.files.append(display_path(str(sys.modules[name].__file__)))
-    current.files[:] = dict.fromkeys(current.files)
 
 
 def _is_users(module: ModuleType) -> bool:

@@ -83,12 +83,16 @@ _copies: list[tuple[str, str, str]] = []
 @contextmanager
 def moved(copy: str, original: str) -> Iterator[None]:
     """While active, files of one folder are shown as those of the folder that it was copied from."""
-    _copies.append((os.path.realpath(copy) + os.sep, os.path.realpath(original) + os.sep, os.path.realpath(os.getcwd())))
+    _copies.append((_folder(copy), _folder(original), os.path.realpath(os.getcwd())))
     origin_of.cache_clear()
     try:
         yield
     finally:
         _copies.pop()
+
+
+def _folder(path: str) -> str:
+    return os.path.realpath(path).rstrip(os.sep) + os.sep
 
 
 def display_path(path: str | Path) -> str:

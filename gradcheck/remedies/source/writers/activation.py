@@ -75,7 +75,7 @@ def put_in_place(context: Context, place: Location, new: str, p: Prescription) -
             text = module(draft, new, p)
             draft.replace(draft.at(place), text)
         return
-    operand = _operand(draft, call)
+    operand = operand_of(draft, call)
     if operand is None:
         _passed_class(draft, call, place, new, p)
         return
@@ -83,7 +83,7 @@ def put_in_place(context: Context, place: Location, new: str, p: Prescription) -
     draft.replace(call_at_or_above(draft, draft.at(place)), text)
 
 
-def _operand(draft: Draft, call: ast.Call) -> ast.expr | None:
+def operand_of(draft: Draft, call: ast.Call) -> ast.expr | None:
     """x in `torch.relu(x)`, `F.relu(x)` and `x.relu()`; None for anything else."""
     if called(call).rstrip("_") not in {*CLASSES, "softmax", "log_softmax", "relu6", "hardtanh", "hardsigmoid", "logsigmoid"}:
         return None
@@ -136,7 +136,8 @@ def insert(p: Prescription, context: Context) -> None:
 
 
 def remove_from_output(p: Prescription, context: Context) -> None:
-    for place in context.sites(p.layers):
+    here = [p.location] if p.location is not None and not p.layers else []
+    for place in here or context.sites(p.layers):
         put_in_place(context, place, word(p, "new", "identity"), p)
 
 

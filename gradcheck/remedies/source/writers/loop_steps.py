@@ -57,6 +57,8 @@ def _clear_each_step(context: Context) -> None:
     loop = loop_of(context)
     draft, step = step_of(context)
     name = optimizer_of(draft, step, loop)
+    if _called(draft, step, f"{name}.zero_grad"):
+        return
     first = _first_backward(context, draft, step)
     if first is not None:
         insert_before(draft, first, f"{name}.zero_grad()")
@@ -65,6 +67,17 @@ def _clear_each_step(context: Context) -> None:
         insert_before(draft, backward, f"{name}.zero_grad()")
     else:
         insert_after(draft, _step_end(draft, step), f"{name}.zero_grad()")
+
+
+def _called(draft: Draft, node: ast.AST, method: str) -> bool:
+    """Gives a method that is named and not called, in a statement of the loop or function around a node, its brackets."""
+    around = loops(draft, node)
+    scope = around[-1] if around else scope_of(draft, node)
+    bare = (n.value for n in ast.walk(scope) if isinstance(n, ast.Expr) and dotted(n.value) == method)
+    found = next(bare, None)
+    if found is not None:
+        draft.replace(found, f"{method}()")
+    return found is not None
 
 
 def _first_backward(context: Context, draft: Draft, step: ast.Call) -> ast.stmt | None:
@@ -139,6 +152,8 @@ def step(p: Prescription, context: Context) -> None:
     loop = loop_of(context)
     draft, backward = backward_of(context)
     name = _optimizer(context, draft, backward)
+    if _called(draft, backward, f"{name}.step"):
+        return
     scaler = _scaler(context, draft, backward)
     text = f"{scaler}.step({name})\n{scaler}.update()" if scaler else f"{name}.step()"
     clearing = _clearing_behind(draft, backward, name) if loop.clear_site is not None else None

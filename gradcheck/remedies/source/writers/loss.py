@@ -22,7 +22,7 @@ from gradcheck.remedies.source.nodes import (
     statement_of,
 )
 from gradcheck.remedies.source.writers import optimizer
-from gradcheck.remedies.source.writers.activation import put_in_place
+from gradcheck.remedies.source.writers.activation import operand_of, put_in_place
 
 CLASSES = {
     "cross_entropy": "CrossEntropyLoss",
@@ -35,6 +35,9 @@ CLASSES = {
     "huber_loss": "HuberLoss",
     "kl_div": "KLDivLoss",
 }
+
+
+LOGARITHMS = {"softmax": "log_softmax", "Softmax": "LogSoftmax", "Sigmoid": "LogSigmoid", "sigmoid": "logsigmoid"}
 
 
 def uses(context: Context, function: str) -> list[tuple[Draft, ast.Call]]:
@@ -77,8 +80,11 @@ def replace(p: Prescription, context: Context) -> None:
     if old in ("cross_entropy", "nll_loss") and new == "binary_cross_entropy_with_logits":
         _binary(context, old)
         return
+    if old == new:
+        _logarithmic(context, old, function)
+        return
     if old == "cross_entropy" and new == "nll_loss":
-        _logarithmic(context, old)
+        _logarithmic(context, old, function)
     elif function == "softmax":
         _without_activation(context, old, p)
     draft, call = the_use(context, old)
@@ -111,15 +117,23 @@ def _without_activation(context: Context, loss: str, p: Prescription) -> None:
     put_in_place(context, _producer(context, loss), "identity", p)
 
 
-def _logarithmic(context: Context, loss: str) -> None:
-    """log_softmax where softmax is."""
+def _logarithmic(context: Context, loss: str, function: str) -> None:
+    """log_softmax where softmax is; around the output, where there is neither."""
+    if not function:
+        draft, call = the_use(context, loss)
+        _with_operands(context, draft, call, loss, f"{spelled(draft, 'torch.nn.functional.log_softmax')}({{0}}, dim=-1)", "{1}", loss)
+        return
     draft, node = context.at(_producer(context, loss))
     call = call_at_or_above(draft, node)
     name = called(call)
-    if name not in ("softmax", "Softmax"):
-        raise Unwritable("the softmax in front of the loss is not written there")
+    if name not in LOGARITHMS:
+        raise Unwritable(f"the {function} in front of the loss is not written there")
+    operand = operand_of(draft, call)
+    if name == "sigmoid" and operand is not None and not original(draft, dotted(call.func)).startswith("torch.nn.functional."):
+        draft.replace(call, f"{spelled(draft, 'torch.nn.functional.logsigmoid')}({draft.source(operand)})")
+        return
     end = draft.span(call.func)[1]
-    draft.edit([Edit(end - len(name), end, "log_softmax" if name == "softmax" else "LogSoftmax")])
+    draft.edit([Edit(end - len(name), end, LOGARITHMS[name])])
 
 
 def _binary(context: Context, old: str) -> None:
