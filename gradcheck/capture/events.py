@@ -49,6 +49,7 @@ class Step:
     evaluated: bool  # the called module was in evaluation mode
     fingerprint: int | None
     epoch: int
+    since: int = -1  # the last call on the tape before the step before it
     edited: bool = False  # gradients were changed by hand between backward and step
 
 
@@ -81,6 +82,11 @@ class Watched:
     @property
     def ids(self) -> frozenset[int]:
         return frozenset(map(id, self.parameters))
+
+    def last_call(self) -> int:
+        """The last call on the tape that the steps so far depend on; -1 for none."""
+        step = self.steps[-1] if self.steps else None
+        return max([step.since, *(p.ref.node.serial for p in step.passes if p.ref is not None)]) if step is not None else -1
 
     def gradient(self) -> Gradient:
         """What is in the gradients, told by a few of those that the last backward pass left."""
