@@ -125,6 +125,8 @@ class Layer:
     snapshots: tuple[Snapshot, ...] = ()
     profile: Profile | None = None
     dtype: str = ""  # of its output: "float32", "float16", ...
+    depth: int | None = None  # layers with weights on the longest way from the input up to it
+    nets: tuple[int, ...] = ()  # of several nets side by side, such as actor and critic, those that it is part of
 
     def at(self, step: int) -> Snapshot | None:
         """The snapshot of the given step; negative numbers count from the last one, as in a list."""
