@@ -1,14 +1,16 @@
 """Does a short training run learn? Pure functions of a Run, shared by the measuring code and the rules.
 
 The loss is compared with the better of two references: where it started, and what the best constant prediction
-costs ("chance"). A classifier whose loss falls from 40 to log(classes) has learned nothing about its inputs.
+costs ("chance"). A classifier whose loss falls from 40 to log(classes) and stays there has learned nothing about its inputs; one that is
+still on its way there is not judged. Nor is one whose level means nothing, unless it falls clearly: losses below zero, whose constant
+is arbitrary, and those of which `Run.surrogate` says so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean, pstdev, stdev
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # rules import this module, and `gradcheck rule` has to be quick
@@ -22,17 +24,22 @@ STANDARD_ERRORS = 3.0  # what a fall between the two must exceed,
 # and in fewer steps than these: of the random workloads whose loss falls by 2 to 10 % in 300, more fail than train.
 PATIENCE = 250
 DIVERGED = 1.5  # the loss ends this many times above its reference
+FIRST_BATCHES = 8  # whose first losses are those of the start: many more, and the run has learned meanwhile
 SETTLED_VISITS = 10  # losses that the end of a run is averaged over, at least, where it is four times as long
 # Fewer steps say nothing about a run that did not fall: a healthy eca_nfnet_l0 rises from 2.2 to 3.4 in its first 25.
 FEWEST_STEPS = 40
 BLOWN_UP = 100.0  # unless the loss is this many times above its reference
+CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
+FAR = 2.0  # times chance: well above the plateau of models that learn nothing of their inputs
+REACH = 10.0  # runs this many times as long as the probe are usual
 
 
 def start_and_end(run: Run) -> tuple[float, float, float]:
-    """Mean loss over the first and over the last visits of the batches, and the standard error of the latter.
+    """Mean loss at the start and over the last visits of the batches, and the standard error of the latter.
 
-    Both cover every batch equally often when the run cycled through them, so that harder batches do not pass for
-    progress; the error is then estimated from how much the loss of a batch differs from one visit to the next.
+    The end covers every batch equally often when the run cycled through them, and the start is the end plus what the first batches
+    lost since, so that harder batches do not pass for progress; the error is then estimated from how much the loss of a batch differs
+    from one visit to the next.
     """
     losses, batches, n = run.losses, max(1, run.batches), len(run.losses)
     if n < 2:
@@ -42,10 +49,19 @@ def start_and_end(run: Run) -> tuple[float, float, float]:
     if n < 2 * batches:
         quarter = max(1, n // 4)
         return fmean(losses[:quarter]), fmean(losses[-quarter:]), _standard_error(losses[-quarter:])
-    window = batches * max(1, min(n // (4 * batches), -(-SETTLED_VISITS // batches)))
+    window = _end_window(n, batches)
     last = losses[-window:]
+    start = fmean(losses[:batches])
+    if batches > FIRST_BATCHES and all(map(math.isfinite, losses)):
+        visits = [fmean(last[(i - n + window) % batches :: batches]) for i in range(FIRST_BATCHES)]
+        start = fmean(last) + fmean(losses[:FIRST_BATCHES]) - fmean(visits)
     changes = [b - a for a, b in zip(losses[-window - batches : -batches], last, strict=True)] if n >= window + batches else last
-    return fmean(losses[:batches]), fmean(last), _standard_error(changes) / 2**0.5
+    return start, fmean(last), _standard_error(changes) / 2**0.5
+
+
+def _end_window(n: int, batches: int) -> int:
+    """How many losses the end of a run is averaged over: whole rounds of the batches."""
+    return batches * max(1, min(n // (4 * batches), -(-SETTLED_VISITS // batches)))
 
 
 def _ends_of_live(losses: Sequence[float]) -> tuple[float, float, float]:
@@ -65,10 +81,58 @@ def fall(run: Run, chance: float | None = None) -> float:
     start, end, _ = start_and_end(run)
     if not math.isfinite(end) or run.ended == "non-finite":
         return -math.inf
-    reference = min(start, chance) if chance is not None and chance > 0 and math.isfinite(start) else start
+    reference = _reference(start, chance)
     if not math.isfinite(reference):
         return 1.0
-    return (reference - end) / max(abs(reference), 1e-12)
+    return (reference - end) / max(_scale(run, reference, chance), 1e-12)
+
+
+def _reference(start: float, chance: float | None) -> float:
+    return min(start, chance) if chance is not None and chance > 0 and math.isfinite(start) else start
+
+
+def _scale(run: Run, reference: float, chance: float | None) -> float:
+    """What a fall is measured by: the loss itself; where its level means nothing, no less than it differs from batch to batch."""
+    first = run.losses[: max(1, run.batches)]
+    varies = len(first) > 1 and not levelled(run, chance) and all(map(math.isfinite, first))
+    return max(abs(reference), pstdev(first) if varies else 0.0)
+
+
+def levelled(run: Run, chance: float | None = None) -> bool:
+    """Whether the level of the loss says how well the model does."""
+    return not run.surrogate and (chance is not None or min(run.losses, default=0.0) >= 0)
+
+
+def on_its_way(run: Run, chance: float | None = None) -> bool:
+    """Whether the loss has left its start, keeps falling, and leads to where it counts as learning.
+
+    Far above chance, a fall that goes on is enough. Near it, where models stay that learn nothing of their inputs, the fall must also
+    last: continued as it slowed down over the last quarters of the run, it gets there.
+    """
+    chance = run.chance if run.chance is not None else chance
+    start, end, error = start_and_end(run)
+    if run.live or run.ended in ("non-finite", "raised") or not math.isfinite(start) or not math.isfinite(end):
+        return False
+    goal = _reference(start, chance) * (1 - CLEAR_FALL)
+    n, batches = len(run.losses), max(1, run.batches)
+    quarter = n / 4
+    ahead = quarter - _end_window(n, batches) / 2 if n >= 2 * batches else n / 8  # from the third quarter to the middle of the end
+    half, last = _loss_at(run, 0.5), _loss_at(run, 0.75)
+    before, now = half - last, (last - end) * quarter / max(ahead, 1.0)
+    if end <= goal or start - end < CRAWL * abs(start) or last - end <= STANDARD_ERRORS * error or before <= 0:
+        return False
+    if chance is not None and chance > 0 and end > FAR * chance:
+        return True
+    slowed = min(now / before, 1 - 1 / (4 * REACH))
+    return end - now * slowed / (1 - slowed) <= goal
+
+
+def _loss_at(run: Run, share: float) -> float:
+    """Mean loss around a place in the run, over whole rounds of the batches where there are some."""
+    n, batches = len(run.losses), max(1, run.batches)
+    window = batches * max(1, n // (8 * batches)) if n >= 4 * batches else max(1, n // 8)
+    first = max(0, min(n - window, round(share * n) - window // 2))
+    return fmean(run.losses[first : first + window])
 
 
 def outcome(run: Run, chance: float | None = None) -> Outcome:
@@ -89,6 +153,8 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
     relative = fall(run, chance)
     if relative >= CLEAR_FALL:
         return "learns"
+    if not levelled(run, chance):
+        return "unknown"
     reference = start if chance is None or chance <= 0 else max(start, chance)
     if len(run.losses) < FEWEST_STEPS:
         return "diverges" if end > BLOWN_UP * max(abs(reference), 1e-12) else "unknown"
@@ -98,7 +164,7 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
     if relative >= LEAST_FALL and relative * scale > STANDARD_ERRORS * error and len(run.losses) < PATIENCE:
         return "learns"
     cut_off = run.ended == "budget" and run.batches > 1 and len(run.losses) < PATIENCE  # on a plateau that it may yet leave
-    return "unknown" if cut_off else "stalls"
+    return "unknown" if cut_off or on_its_way(run, chance) else "stalls"
 
 
 def _live_outcome(run: Run, chance: float | None) -> Outcome:

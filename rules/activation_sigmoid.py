@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.layers import BODY_KINDS, body, gate_makers, in_order, names
+from gradcheck.judge.nets import over_nets
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
 from gradcheck.judge.signal import gradient_trend
 from gradcheck.nouns.verdict import Evidence
@@ -22,12 +23,13 @@ def sigmoid_stacks(m: Measurement) -> list[list[Layer]]:
     """Hidden sigmoid-like activations in a row, a layer with weights before each, without normalization or bypass between."""
     hidden = hidden_activations(m, cures.SIGMOID_LIKE)
     stacks: list[list[Layer]] = [[]]
-    weighted = False
+    weighted, depth = False, 0
     for x in in_order(m):
-        if x.kind == "norm" or x.normalized or x.residual:
+        beside = x.kind in BODY_KINDS and x.depth is not None and x.depth <= depth  # the first of another branch
+        if x.kind == "norm" or x.normalized or x.residual or beside:
             stacks.append([])
         if x.kind in BODY_KINDS:
-            weighted = True
+            weighted, depth = True, x.depth or 0
         elif weighted and x in hidden:
             stacks[-1].append(x)
             weighted = False
@@ -94,6 +96,10 @@ def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Glorot and Bengio 2010; Schoenholz et al. 2016.
     """
+    return over_nets(m, lambda net: _stacked(net, limits))
+
+
+def _stacked(m: Measurement, limits: Limits) -> Verdict:
     if not hidden_activations(m, cures.SIGMOID_LIKE):
         return not_applicable("no hidden sigmoid-like layer")
     stack = max(sigmoid_stacks(m), key=len)

@@ -104,7 +104,7 @@ def _targets(m: Measurement) -> list[Targets]:
     by_torch = [
         Targets(c.function, c.site, math.prod(c.target_shape), c.input_mean, c.input_std, c.target_mean, c.target_std)
         for c in m.losses
-        if c.function in REGRESSION_LOSSES and c.target_mean is not None and c.target_std is not None
+        if c.function in REGRESSION_LOSSES and not c.target_made and c.target_mean is not None and c.target_std is not None
     ]
     by_hand = [
         Targets("the loss", d.site, math.prod(d.shape), d.output_mean, d.output_std, d.target_mean, d.target_std) for d in m.differences

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.layers import BODY_KINDS, body, in_order, names, settled_step
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.judge.nets import over_nets
+from gradcheck.judge.protocol import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.judge.signal import Trend, forward_trend, gradient_norms, gradient_trend, steepest
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.progress import any_learned, verdict
@@ -14,7 +15,6 @@ from gradcheck.rules import cures
 from gradcheck.rules.words import BY_VALUE, learns_clearly, number, probe_failure
 
 if TYPE_CHECKING:
-    from gradcheck.judge.protocol import NoVerdict
     from gradcheck.nouns.measurement import Layer, Measurement
     from gradcheck.nouns.places import Location
     from gradcheck.nouns.verdict import Finding, Severity
@@ -123,8 +123,9 @@ def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     In training mode, before the first step and again after three: the 2-norm of dL/dh for the output h of each
-    linear, conv and recurrent layer before the head. A line through log10 of the norms over execution order
-    gives the slope; slope times number of layers is the total. Ratios of weight gradients are not used: forward
+    linear, conv and recurrent layer before the head. A line through log10 of the norms over depth, the number of such layers
+    on the longest way from the input, gives the slope; slope times depth is the total. Nets side by side, such as actor and critic,
+    are judged one by one. Ratios of weight gradients are not used: forward
     and backward decay cancel in them. Layers whose gradient is exactly zero at the start (behind
     zero-initialised branches) are left to the later measurement. Both the slope and the total must be beyond
     their limits, both times.
@@ -155,6 +156,10 @@ def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Glorot and Bengio 2010; He et al. 2015; Schoenholz et al. 2016, Deep Information Propagation.
     """
+    return over_nets(m, lambda net: _vanishing(net, limits))
+
+
+def _vanishing(m: Measurement, limits: Limits) -> Verdict:
     least = int(limits["layers"])
     if len(body(m)) < least:
         return not_applicable(FEW_LAYERS.format(least))
@@ -301,17 +306,21 @@ def exploding_gradient(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Glorot and Bengio 2010; Yang et al. 2019, A Mean Field Theory of Batch Normalization; Pascanu et al. 2013.
     """
+    growth = over_nets(m, lambda net: _growing(net, limits))
+    ratio = initial_loss_ratio(m)
+    if ratio is not None and math.isfinite(ratio) and ratio > limits["initial_loss"] and (isinstance(growth, NoVerdict) or not growth):
+        return [huge_loss_finding(m, ratio, limits)]
+    return growth
+
+
+def _growing(m: Measurement, limits: Limits) -> Verdict:
     least = int(limits["layers"])
     if (spill := overflow(m, limits)) is not None:
         return [overflow_finding(m, spill, limits)]
-    ratio = initial_loss_ratio(m)
-    huge = ratio is not None and math.isfinite(ratio) and ratio > limits["initial_loss"]
     trend = lasting_trend(m, least) if len(body(m)) >= least else not_applicable(FEW_LAYERS.format(least))
     if isinstance(trend, Trend) and trend.slope < 0 and trend.beyond(limits["slope"], limits["total"]):
         outcome = "no rate fits the first and the last layers"
         return [trend_finding(m, trend, limits, "grows", outcome, explosion_remedies(m, body(m)))]
-    if ratio is not None and huge:
-        return [huge_loss_finding(m, ratio, limits)]
     return [] if isinstance(trend, Trend) else trend
 
 

@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.layers import body, by_site, constant_at_start, gain, in_order, names, parameters_by_name, weight
+from gradcheck.judge.nets import over_nets
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
 from gradcheck.judge.signal import GAINS, Trend, forward_trend, gradient_trend
 from gradcheck.nouns.verdict import Evidence, Remedy
@@ -92,6 +93,10 @@ def signal_gain(m: Measurement, limits: Limits) -> Verdict:
     """
     if m.pretrained:
         return not_applicable(TRAINED_BEFORE)
+    return over_nets(m, lambda net: _misfitting(net, limits))
+
+
+def _misfitting(m: Measurement, limits: Limits) -> Verdict:
     gains = body_gains(m)
     if not gains:
         return not_applicable(NO_GAINS)

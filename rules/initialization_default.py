@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, names
+from gradcheck.judge.layers import body, depths, names
+from gradcheck.judge.nets import over_nets
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
 from gradcheck.judge.signal import DEFAULT_GAIN, GAINS, Trend, gradient_trend
 from gradcheck.nouns.verdict import Evidence
@@ -77,8 +78,12 @@ def default_initialization(m: Measurement, limits: Limits) -> Verdict:
     """
     if m.pretrained:
         return not_applicable(TRAINED_BEFORE)
+    return over_nets(m, lambda net: _untouched(net, limits))
+
+
+def _untouched(m: Measurement, limits: Limits) -> Verdict:
     layers = [x for x in body(m) if x.kind != "recurrent"]
-    if len(layers) < limits["layers"]:
+    if len(set(depths(layers))) < limits["layers"]:
         return not_applicable(f"fewer than {number(limits['layers'])} linear or conv layers before the head")
     if any(m.of_kind("norm")) or any(x.normalized or x.residual for x in layers):
         return not_applicable("the model has normalization or residual connections")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck import progress
 from gradcheck.judge.layers import head_site
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_measured, rule
+from gradcheck.judge.protocol import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.nouns.measurement import ONE_OPTIMIZER
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.rules.outputs import floor_of_bounded_logits
@@ -16,6 +16,8 @@ from gradcheck.rules.words import number, percent
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement, Run
+
+FEW_SAMPLES = 16  # that a training on one batch takes
 
 
 @rule(
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     limits={
         "explained": Limit(0.1, "of the variance", "heuristic: what a linear model finds beyond this is no accident of the split"),
         "fall": Limit(0.1, "of the loss", "calibration E16: 12 of 12 healthy nets lose 95 % within 155 steps"),
-        "slow_fall": Limit(0.5, "of the loss", "calibration E16, halfway: the frequencies of a few labels alone give 10 to 30 %"),
+        "share": Limit(0.5, "of what a linear model explains", "heuristic: a model that finds half as much is on its way to the rest"),
         "steps": Limit(50, "steps", "calibration E16: at the better of the two rates, 11 of 12 healthy nets are through by then"),
         "plateau": Limit(0.02, "relative", "heuristic: less than 2 % of the initial loss is no change"),
     },
@@ -47,18 +49,19 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     The probe, and the experiments that follow when it fails. The level where the loss stays is compared with known ones:
     the uniform prediction, the best constant prediction, the floor of a softmax before `cross_entropy`. The linear model is a
-    ridge regression of the targets on the flattened inputs, judged on a fifth of the samples that it was not fitted on.
+    ridge regression of the targets on the flattened inputs, judged on a fifth of the samples that it was not fitted on. A loss
+    that has left its start and still falls is not judged, nor one whose level says nothing, as that of a policy gradient; nor is a
+    model with fewer weights than the batch has targets expected to memorise them.
 
     ## Limits and their sources
     The probe, and a run at another rate, learns when its loss falls by 10 %, or by 2 % beyond its noise. On one
     batch, the fall is taken below the first loss or below the batch's best constant prediction, whichever is lower.
-    `fall` 0.1: less is an error. `slow_fall` 0.5: less is a warning, or advice where it is known to be more than
-    label frequencies alone give. Calibration E16: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial
+    `fall` 0.1: less is an error. Calibration E16: 12 of 12 healthy nets take 9 to 155 steps to 5 % of the initial
     loss, so a miss at both rates is a fault. `steps` 50: shorter runs (a spent time budget) make it a warning.
     `explained` 0.1: from this share of the targets' variance on, beyond what shuffled targets give, the data hold
-    something. `plateau` 0.02: the loss is said to be at a known level when it is this close to it. It is a warning,
-    too, on data or a loss that gradcheck assumed, for a model that was trained before, and for one that starts
-    below half of chance.
+    something, and `share` 0.5 of it is what the model has to find. `plateau` 0.02: the loss is said to be at a known level when it is
+    this close to it. It is a warning, too, on data or a loss that gradcheck assumed, for a model that was trained before, and for one
+    that starts below half of chance.
 
     ## When to ignore it
     When equal inputs carry different labels, and when the loss cannot fall by design (an adversary's, at its balance).
@@ -79,32 +82,55 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     Karpathy, "A Recipe for Training Neural Networks", 2019 ("overfit one batch").
     """
     verdict = progress.verdict(m)
+    if verdict == "learns" or progress.on_its_way(m.probe, m.chance):
+        return []
     if verdict == "unknown":
-        return not_measured(_undecided(m.probe))
-    if verdict == "learns" or progress.best_experiment(m) is not None:
+        return _not_judged(m)
+    if progress.best_experiment(m) is not None:
         return []
     overfits = [r for r in m.experiments if r.rate_factor is None and r.batches == 1 and r.name != ONE_OPTIMIZER]
     tried = [r for r in overfits if progress.experiment_outcome(r, m) != "unknown"]
-    if not tried:
+    falling = any(progress.on_its_way(r, r.chance) for r in overfits)
+    if not tried and not falling:
         return not_measured("no training on one batch was run" if not overfits else "the trainings on one batch were too short")
-    if any(r.ended == "learned" or progress.fall(r, r.chance) >= limits["slow_fall"] for r in tried):
+    if falling or any(r.ended == "learned" or progress.fall(r, r.chance) >= limits["fall"] for r in tried):
         return _behind_a_linear_model(m, limits)
+    if weights_for_targets(m) < 1:
+        return not_applicable(f"the model has fewer weights than {FEW_SAMPLES} samples have targets: it cannot memorise them")
     return [_not_falling(m, tried, limits)]
 
 
-def _undecided(run: Run) -> str:
-    """Why the course of the loss decides nothing."""
-    if run.beside:
-        return "several optimizers train: the loss of one of them need not fall"
-    if run.live:
-        return "a loss that does not fall in a watched run proves nothing by itself"
-    return f"{len(run.losses)} steps of the short training do not tell whether the loss falls"
+def _not_judged(m: Measurement) -> NoVerdict:
+    """Why the course of the loss has no verdict."""
+    if m.probe.beside:
+        return not_measured("several optimizers train: the loss of one of them need not fall")
+    if m.probe.live:
+        return not_measured("a loss that does not fall in a watched run proves nothing by itself")
+    if m.probe.error or len(m.probe.losses) < progress.FEWEST_STEPS:
+        return not_measured(f"the short training ended after {len(m.probe.losses)} steps{': ' + m.probe.error if m.probe.error else ''}")
+    if m.probe.surrogate:
+        return not_applicable(f"the level of this loss does not say how well the model does: {m.probe.surrogate}")
+    if not progress.levelled(m.probe, m.chance):
+        return not_applicable("the level of a loss that may be below zero does not say how well the model does")
+    return not_measured(f"{len(m.probe.losses)} steps of the short training do not tell whether the loss falls")
+
+
+def weights_for_targets(m: Measurement) -> float:
+    """Trained weights for each number that a model would have to memorise of a few samples; infinite where that is not known."""
+    call = m.losses[0] if len(m.losses) == 1 else None
+    shape = call.target_shape if call is not None else ()
+    if not shape or not m.data.batch_size or shape[0] % m.data.batch_size:
+        return math.inf
+    samples = min(FEW_SAMPLES, m.data.batch_size)
+    return sum(p.count for p in m.parameters if p.trainable) / (samples * math.prod(shape) / m.data.batch_size)
 
 
 def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
     """The model can memorise a few samples, and learns nothing of data in which a linear model finds something."""
     b, sure = m.baseline, m.data.given and m.loss_given and not m.pretrained and m.optimizer.given
     if b is None or b.explained - max(0.0, b.shuffled) < limits["explained"] or len(m.probe.losses) < progress.PATIENCE:
+        return []
+    if m.chance and 1 - progress.start_and_end(m.probe)[1] / m.chance >= limits["share"] * b.explained:
         return []
     course = f"{len(m.probe.losses)} steps with {m.optimizer.name} bring the loss no clear way below chance"
     tried = ", nor does any other rate that was tried" if any(r.rate_factor not in (None, 1) for r in m.experiments) else ""
@@ -130,9 +156,8 @@ def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Findin
     below = m.chance is not None and 0 < m.probe.losses[0] < 0.5 * m.chance
     long = any(len(r.losses) >= limits["steps"] or r.ended == "non-finite" for r in tried)
     sure = m.data.given and m.loss_given and not m.pretrained and not below and long and fall < limits["fall"]
-    limit = limits["fall"] if sure else limits["slow_fall"]
-    beyond_frequencies = best.chance is not None and fall >= limits["fall"]  # slow, as a head on a frozen body is, but it learns
-    severity: Severity = "error" if sure else "info" if beyond_frequencies else "warning"
+    limit = limits["fall"]
+    severity: Severity = "error" if sure else "warning"
     rates = ", ".join(r.name.removesuffix(" on one batch") for r in tried)
     course = f"{len(best.losses)} steps move it from {number(start)} to {number(end)}" if math.isfinite(fall) else "it becomes non-finite"
     over = "the best constant prediction" if best.chance is not None and best.chance < start else "the first loss"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, names
+from gradcheck.judge.layers import body, depths, names
+from gradcheck.judge.nets import over_nets
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.judge.signal import Trend, gradient_trend
 from gradcheck.nouns.verdict import Evidence, Remedy
@@ -72,8 +73,12 @@ def missing_normalization(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Ioffe and Szegedy 2015, Batch Normalization; Schoenholz et al. 2016, Deep Information Propagation.
     """
+    return over_nets(m, lambda net: _missing(net, limits))
+
+
+def _missing(m: Measurement, limits: Limits) -> Verdict:
     layers, least = body(m), limits["layers"]
-    if len(layers) < least:
+    if len(set(depths(layers))) < least:
         return not_applicable(f"fewer than {number(least)} linear, conv or recurrent layers before the head")
     if m.norms or any(m.of_kind("norm")) or any(x.normalized or x.residual for x in layers):
         return not_applicable("the model has normalization or residual connections")
@@ -140,6 +145,10 @@ def deep_batchnorm_without_skips(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Yang et al. 2019, A Mean Field Theory of Batch Normalization.
     """
+    return over_nets(m, lambda net: _without_skips(net, limits))
+
+
+def _without_skips(m: Measurement, limits: Limits) -> Verdict:
     norms, layers = [n for n in batch_norms(m) if n.of_batch], body(m)
     if len(norms) < limits["layers"]:
         return not_applicable(f"fewer than {number(limits['layers'])} batch normalizations")

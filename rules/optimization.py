@@ -20,8 +20,10 @@ RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"
 
 
 def best_rate(m: Measurement, *, higher: bool) -> Run | None:
-    """The experiment at a higher, or lower, rate that learned best; None unless it beat the best one on the other side."""
-    learned = [r for r in m.experiments if r.rate_factor is not None and r.rate_factor != 1 and experiment_outcome(r, m) == "learns"]
+    """The experiment at a higher, or lower, rate that learned best, clearly better than the probe; None unless it beat the other side's."""
+    enough = fall(m.probe, m.chance) + CLEAR_FALL
+    rated = [r for r in m.experiments if r.rate_factor is not None and r.rate_factor != 1 and experiment_outcome(r, m) == "learns"]
+    learned = [r for r in rated if r.ended == "learned" or fall(r, m.chance) >= enough]
     best = max(learned, key=lambda r: fall(r, m.chance), default=None)
     return best if best is not None and ((best.rate_factor or 1) > 1) == higher else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -19,12 +20,29 @@ def noisy(start: float, end: float, steps: int = 100, noise: float = 0.02, batch
     return Run("probe", tuple(losses), batches=batches)
 
 
+def settling(start: float, level: float, pace: float = 10.0, steps: int = 300) -> Run:
+    """A loss that falls to a level and stays there."""
+    return Run("probe", tuple(level + (start - level) * math.exp(-t / pace) for t in range(steps)))
+
+
 @pytest.mark.parametrize(
     ("run", "chance", "expected"),
     [
         (noisy(2.3, 1.0), 2.3, "learns"),
         (noisy(2.3, 2.3), 2.3, "stalls"),
-        (noisy(40.0, 2.3, noise=0.01), 2.3, "stalls"),  # down to chance only
+        (settling(40.0, 2.3), 2.3, "stalls"),  # down to chance only
+        (settling(40.0, 2.3, 1000), 2.3, "unknown"),  # on its way there
+        (noisy(40.0, 2.3, noise=0.01), 2.3, "unknown"),  # or beyond
+        (noisy(99.0, 80.0, 300), 0.04, "unknown"),  # targets far from zero
+        (noisy(99.0, 95.0, 300), 0.04, "stalls"),  # has hardly left its start
+        (noisy(2.3, 2.18, 300, noise=0.005), 2.3, "stalls"),  # 5 %: a rate that is too low
+        (noisy(2.3, 2.14, 300, noise=0.001), 2.3, "unknown"),  # 7 %, and it goes on
+        (settling(2.5, 2.14, 60), 2.3, "stalls"),  # 7 % below chance, and no further
+        (noisy(0.004, 0.15, noise=0.0), None, "diverges"),
+        (replace(noisy(0.004, 0.15, noise=0.0), surrogate="it weighs"), None, "unknown"),
+        (replace(noisy(2.3, 1.0), surrogate="it weighs"), None, "learns"),
+        (noisy(-0.01, 0.1), None, "unknown"),  # below zero at first: the level says nothing
+        (noisy(-0.01, -0.02, noise=0.1), None, "unknown"),  # a fall that is lost in how batches differ
         (noisy(40.0, 2.3, noise=0.01), None, "learns"),  # where chance is not known, a fall is a fall
         (noisy(2.3, 2.2, noise=0.005), 2.3, "learns"),  # small, but far beyond the noise
         (noisy(2.3, 2.2, noise=0.5), 2.3, "stalls"),  # the same, lost in the noise

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import WeightedRandomSampler
 
 from gradcheck.capture.events import Clip, Pass, Watched
 from gradcheck.capture.recorder import Recorder
-from gradcheck.capture.replay import Helpers, Models, Program, Slice, kept_for_later, replay
+from gradcheck.capture.replay import Helpers, Models, Program, replay
 from gradcheck.capture.schedule import Schedule
+from gradcheck.capture.slices import Slice, slices_of
 from gradcheck.capture.tape import Owner, Ref
 from gradcheck.capture.twins import Twins, Unfaithful, twins_of
 from gradcheck.measure.forgetting import Forgetting
@@ -26,20 +29,31 @@ from gradcheck.target.workload import Clipping, Workload
 FEW_BATCHES = 4  # of one pass over a loader; with fewer, those of the next passes are taken too
 
 
+@dataclass
+class Taken:
+    """The taped steps that a workload repeats: the passes of each, and the last call on the tape before it."""
+
+    passes: list[list[Pass]] = field(default_factory=list)
+    since: list[int] = field(default_factory=list)
+    one_pass: bool = False  # over a loader that hands out each sample once
+
+    def slices(self, held: Collection[int]) -> list[Slice]:
+        return slices_of([[p.ref for p in passes if p.ref is not None] for passes in self.passes], self.since, held)
+
+
 def workload_of(
     recorder: Recorder, watched: Watched | None, name: str, files: Sequence[str], error: BaseException | None = None
 ) -> Workload:
     """The training of one optimizer. `error`: what the script raised; the call that did is its last batch. Raises Unfaithful."""
     failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
-    steps = _steps(recorder, watched) if recorder.backwards or failed is None else []
+    taken = _steps(recorder, watched) if recorder.backwards or failed is None else Taken()
     held = frozenset(w.key for key, w in recorder.tape.weights.items() if watched is None or key in watched.ids)
     if recorder.tape.failure:
         copied = not recorder.tape.failure.startswith("the optimizer")
         raise Unfaithful(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
     if watched is not None and watched.changes is not None and watched.copy is None:
         raise Unfaithful("its weights are changed by a rule that gradcheck does not know")
-    kept = _kept(watched)
-    slices = [Slice([p.ref for p in passes if p.ref is not None], held, kept) for passes in steps]
+    slices = taken.slices(held)
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
     owners = _owners(slices)
     if not owners:
@@ -48,7 +62,7 @@ def workload_of(
     programs = [Program(s, roots) for s in slices]
     others = [o for o in recorder.owners.current.values() if all(o.original is not x.original for x in owners)]
     with untouched(), torch.enable_grad():
-        twins = twins_of(owners, others, programs[0], steps[0] if steps else ())
+        twins = twins_of(owners, others, programs[0], taken.passes[0] if taken.passes else ())
     _freeze_others(recorder, watched, twins)
     labels = [o.label for o in (*owners, *twins.outside)]
     model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
@@ -64,6 +78,10 @@ def workload_of(
         name=name,
         model=model,
         batches=batches,
+        inputs=frozenset(programs[0].data),
+        made=frozenset(programs[0].made),
+        one_pass=taken.one_pass,
+        own_past=any(s.uses_own_past() for s in slices[-2:]),
         training_step=functools.partial(replay, helpers),
         optimizer=optimizer,
         optimizer_given=given,
@@ -77,13 +95,13 @@ def workload_of(
     )
 
 
-def _steps(recorder: Recorder, watched: Watched | None) -> list[list[Pass]]:
-    """The passes of each taped step; of one pass over the data, where there are enough."""
+def _steps(recorder: Recorder, watched: Watched | None) -> Taken:
+    """The taped steps; of one pass over the data, where there are enough."""
     if watched is None or not watched.steps:
         passes = [p for p in (watched.live if watched is not None else recorder.unclaimed) if p.ref is not None]
-        found: list[tuple[list[Pass], int | None, int]] = [([p], None, 0) for p in passes[: recorder.taped]]
+        found: list[tuple[list[Pass], int | None, int, int]] = [([p], None, 0, -1) for p in passes[: recorder.taped]]
     else:
-        found = [(s.passes, s.fingerprint, s.epoch) for s in watched.steps[: recorder.taped] if s.passes]
+        found = [(s.passes, s.fingerprint, s.epoch, s.since) for s in watched.steps[: recorder.taped] if s.passes]
     found = [f for f in found if all(p.ref is not None for p in f[0])]
     if not found:
         raise Unfaithful("what backward() is called on was not computed from the model by operations that gradcheck can see")
@@ -94,17 +112,18 @@ def _steps(recorder: Recorder, watched: Watched | None) -> list[list[Pass]]:
     first = [f for f in found if f[2] == found[0][2]]
     found = first if len(first) >= FEW_BATCHES else found
     usual = max(len(f[0]) for f in found)
-    different: dict[Any, list[Pass]] = {}
-    for number, (passes, fingerprint, _) in enumerate(found):
+    different: dict[Any, tuple[list[Pass], int]] = {}
+    for number, (passes, fingerprint, _, since) in enumerate(found):
         if len(passes) == usual or not number:
-            different.setdefault(fingerprint if fingerprint is not None else (number,), passes)
-    return list(different.values())
+            different.setdefault(fingerprint if fingerprint is not None else (number,), (passes, since))
+    loaders = [loader for loader, count in recorder.loaders.values() if count]
+    one_pass = 0 < found[0][2] == found[-1][2] and all(map(_hands_out_once, loaders))
+    return Taken([passes for passes, _ in different.values()], [since for _, since in different.values()], one_pass)
 
 
-def _kept(watched: Watched | None) -> set[int]:
-    steps = watched.steps if watched is not None else []
-    starts = [0, *(s.serial for s in steps)]
-    return kept_for_later(([p.ref for p in s.passes if p.ref is not None], start) for s, start in zip(steps, starts, strict=False))
+def _hands_out_once(loader: Any) -> bool:
+    sampler = getattr(loader, "sampler", None)
+    return not (isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False))
 
 
 def _owners(slices: Sequence[Slice]) -> list[Owner]:

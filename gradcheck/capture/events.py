@@ -55,7 +55,7 @@ class Step:
     evaluated: bool  # the called module was in evaluation mode
     fingerprint: int | None
     epoch: int
-    serial: int = 0  # calls that were recorded before it
+    since: int = -1  # the last call on the tape before the step before it
     edited: bool = False  # gradients were changed by hand between backward and step
 
 
@@ -101,6 +101,11 @@ class Watched:
     @property
     def ids(self) -> frozenset[int]:
         return frozenset(map(id, self.parameters))
+
+    def last_call(self) -> int:
+        """The last call on the tape that the steps so far depend on; -1 for none."""
+        step = self.steps[-1] if self.steps else None
+        return max([step.since, *(p.ref.node.serial for p in step.passes if p.ref is not None)]) if step is not None else -1
 
     def renew(self, optimizer: torch.optim.Optimizer) -> None:
         if not self.renewals or self.renewals[-1].step < len(self.steps):

@@ -156,10 +156,10 @@ def _evaluation(recorder: Recorder, steps: Sequence[Step]) -> LoopEvaluation:
 
 def _batches(recorder: Recorder, steps: Sequence[Step]) -> LoopBatches | None:
     seen = [s.fingerprint for s in steps if s.fingerprint is not None]
-    first = next((p for s in steps for p in s.passes if p.ref is not None), None)
+    first, since = next(((p, s.since) for s in steps for p in s.passes if p.ref is not None), (None, -1))
     if not seen or first is None or first.ref is None:
         return None
-    call = calls_behind(first.ref.node)[0]
+    call = calls_behind(first.ref.node, since)[0]
     constant = next((c for c in call.constants() if c.value.dim()), None)
     samples = shape_of(constant.value)[0] if constant is not None else 0
     from_loader = [n for loader, n in recorder.loaders.values() if n and getattr(loader, "batch_size", None) == samples]

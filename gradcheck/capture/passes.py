@@ -30,9 +30,9 @@ def leaves(loss: torch.Tensor) -> dict[int, torch.Tensor]:
     return found
 
 
-def fingerprint(passes: list[Pass]) -> int | None:
-    """Of the tensors that the modules were called with."""
-    inputs = [c.value for p in passes if p.ref is not None for n in calls_behind(p.ref.node) for c in n.constants()]
+def fingerprint(passes: list[Pass], since: int) -> int | None:
+    """Of the tensors that the modules were called with after the call `since`."""
+    inputs = [c.value for p in passes if p.ref is not None for n in calls_behind(p.ref.node, since) for c in n.constants()]
     return hash(tuple(map(_digest, inputs))) if inputs else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.capture.inputs import data_in
+from gradcheck.capture.slices import Slice
 from gradcheck.capture.structures import Packed, is_plain, shape_of, tensors_in
-from gradcheck.capture.tape import Constant, Node, Owner, Ref, Weight, nodes_behind
+from gradcheck.capture.tape import Constant, Node, Ref, Weight, nodes_behind
 
 _RESHAPES = frozenset(("view", "reshape", "expand"))
 
@@ -52,48 +54,6 @@ class Instruction:
     kwargs: Any
 
 
-class Slice:
-    """The calls that some values depend on, in their order.
-
-    What carries no gradient and depends on no trained parameter is taken as it was. `held`: ids of the user's parameters that are trained.
-    `kept`: ids of calls whose results are taken as they were all the same.
-    """
-
-    def __init__(self, results: Sequence[Ref], held: Collection[int], kept: Collection[int] = ()) -> None:
-        self.results, self._kept = list(results), kept
-        self._trained = _trained(nodes_behind(r.node for r in results), held)
-        found: dict[int, Node] = {}
-        pending = [r.node for r in results]
-        while pending:
-            node = pending.pop()
-            if id(node) not in found:
-                found[id(node)] = node
-                pending += [x.node for x in node.inputs() if isinstance(x, Ref) and not self._folds(x)]
-        self.nodes = sorted(found.values(), key=lambda n: n.serial)
-        self.owners = owners_in(self.nodes)
-
-    def _folds(self, ref: Ref) -> bool:
-        return ref.index == 0 and ref.node.value is not None and (id(ref.node) not in self._trained or id(ref.node) in self._kept)
-
-
-def kept_for_later(steps: Iterable[tuple[Sequence[Ref], int]]) -> set[int]:
-    """ids of calls without gradient whose results a later step uses: a rollout, cached features. `steps`: results, and the first serial."""
-    found: set[int] = set()
-    for results, start in steps:
-        found |= {id(n) for n in nodes_behind(r.node for r in results) if n.serial < start and n.value is not None}
-    return found
-
-
-def _trained(nodes: Iterable[Node], held: Collection[int]) -> set[int]:
-    """ids of those among the nodes, which are in their order, that depend on a trained parameter."""
-    found: set[int] = set()
-    for node in nodes:
-        depends = any(id(x.node) in found if isinstance(x, Ref) else isinstance(x, Weight) and x.key in held for x in node.inputs())
-        if depends or (node.owner is not None and any(key in held for key in node.owner.held(node.path))):
-            found.add(id(node))
-    return found
-
-
 class Program:
     """The losses of the backward passes of one step, summed."""
 
@@ -103,16 +63,25 @@ class Program:
         self.entries: list[torch.Tensor] = []
         self.fixed: list[torch.Tensor] = []
         self._leaves: set[int] = set()
-        self._known: dict[int, _Entry | _Fixed] = {}  # id(constant) -> where it went
+        self._known: dict[tuple[int, int], _Entry | _Fixed] = {}  # id(constant), or id(call) and position -> where it went
         self._steps: dict[int, int] = {}  # id(node) -> instruction
+        self._data = data_in(needed.nodes)
+        self.data: set[str] = set()  # names of the entries that the script hands to its modules
+        self.made: set[str] = set()  # names of those that a recorded call made
         self.size = self._batch_size(needed.nodes)
         self.instructions = [self._instruction(node) for node in needed.nodes]
         self.results = [_Value(self._steps[id(r.node)], r.index) for r in needed.results]
 
     def _batch_size(self, nodes: Sequence[Node]) -> int:
-        calls = sorted(nodes, key=lambda n: n.call is not None)  # modules first: what they are called with is the data
-        constants = (x for n in calls for x in n.inputs() if isinstance(x, Constant))
-        return next((shape_of(c.value)[0] for c in constants if c.value.dim()), 1)
+        """Of the first tensor that is given. Modules come first: what they are called with is the data."""
+        made = {id(n) for n in nodes}
+        for node in sorted(nodes, key=lambda n: n.call is not None):
+            for x in node.inputs():
+                given = x.value if isinstance(x, Constant) else x.node.values.get(x.index) if isinstance(x, Ref) else None
+                if given is not None and given.dim() and not (isinstance(x, Ref) and id(x.node) in made):
+                    single = node.call is None and given.dim() == 1 and given.is_floating_point()  # one sample without a batch axis
+                    return 1 if single else shape_of(given)[0]
+        return 1
 
     def _instruction(self, node: Node) -> Instruction:
         root = self._roots[id(node.owner.original)] if node.owner is not None else -1
@@ -124,10 +93,15 @@ class Program:
         if isinstance(value, Ref):
             if id(value.node) in self._steps:
                 return _Value(self._steps[id(value.node)], value.index)
-            assert value.node.value is not None
-            return self._constant(id(value.node), value.node.value, False)
+            place = self._constant((id(value.node), value.index), value.node.values[value.index], False)
+            if isinstance(place, _Entry):
+                self.made.add(str(place.index))
+            return place
         if isinstance(value, Constant):
-            return self._constant(id(value), value.value, value.leaf)
+            place = self._constant((id(value), 0), value.value, value.leaf)
+            if id(value) in self._data and isinstance(place, _Entry):
+                self.data.add(str(place.index))
+            return place
         if isinstance(value, Weight):
             return _Parameter(self._roots[id(value.owner.original)], value.name)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -140,7 +114,7 @@ class Program:
             return value.with_parts(self._resolved(value.parts))
         return value
 
-    def _constant(self, key: int, tensor: torch.Tensor, leaf: bool) -> _Entry | _Fixed:
+    def _constant(self, key: tuple[int, int], tensor: torch.Tensor, leaf: bool) -> _Entry | _Fixed:
         if key not in self._known:
             rows = tensor.shape[0] if tensor.dim() and is_plain(tensor) else None
             of_samples = rows is not None and ((rows == self.size and self.size > 1) or (tensor.dim() > 1 and self.size == 1))
@@ -257,17 +231,8 @@ def replay(helpers: Helpers, model: nn.Module, batch: Any) -> torch.Tensor:
     return program.run(modules, entries)
 
 
-def owners_in(nodes: Iterable[Node]) -> list[Owner]:
-    """The owners of what the nodes call and take, each once, in the order of the calls."""
-    found: dict[int, Owner] = {}
-    for node in nodes:
-        for owner in (node.owner, *(x.owner for x in node.inputs() if isinstance(x, Weight))):
-            if owner is not None:
-                found.setdefault(id(owner), owner)
-    return list(found.values())
-
-
-def calls_behind(end: Node) -> list[Node]:
-    """The calls of modules among them; all, when there is none."""
-    every = nodes_behind([end])
-    return [n for n in every if n.call is None] or every
+def calls_behind(end: Node, since: int = -1) -> list[Node]:
+    """The calls of modules among them; all, when there is none. Those that carry gradient, where some do, and after the call `since`."""
+    every = [n for n in nodes_behind([end]) if n.serial > since]
+    calls = [n for n in every if n.call is None] or every
+    return [n for n in calls if n.grad] or calls

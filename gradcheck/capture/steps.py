@@ -79,6 +79,7 @@ class Steps:
         rates = tuple(float(g.get("lr") or 0.0) for g in watched.optimizer.param_groups)
         scaler = next((s for o, s in recorder.scalers.values() if getattr(o, "_gradcheck_stepping", False)), None)
         same = {p.place for p in passes}
+        since = watched.last_call()
         watched.steps.append(
             Step(
                 passes=passes,
@@ -93,9 +94,9 @@ class Steps:
                 frozen=tuple(name for m in mine for name in m.norms),
                 fresh=any(m.fresh for m in mine),
                 evaluated=bool(mine) and all(not m.module.training for m in mine),
-                fingerprint=fingerprint(passes),
+                fingerprint=fingerprint(passes, since),
+                since=since,
                 epoch=sum(count for _, count in recorder.loaders.values()),
-                serial=recorder.tape.length,
                 edited=watched.edited(),
             )
         )

@@ -28,6 +28,10 @@ _IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv m
     "__setitem__"
 }
 _SOURCES = frozenset(("__getitem__", "index_select", "narrow"))
+_READ = frozenset("item tolist numpy __array__ __float__ __int__ __index__ __bool__".split())  # they hand values to Python
+_MOVES = "detach cpu to long int float double bool clone contiguous squeeze unsqueeze view reshape flatten data __getitem__".split()
+_COMPARES = "eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__".split()
+_SAME_VALUES = frozenset((*_MOVES, *_COMPARES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +111,8 @@ class Node:
     autocast: tuple[tuple[str, torch.dtype], ...]
     random: torch.Tensor | None = None  # state of the generator before a call that draws numbers, or a module's
     in_place: bool = False
-    value: torch.Tensor | None = None  # of a result that carries no gradient
+    values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
+    read: bool = False  # the loop took its values out of torch: what it made of them fits no others
 
     def inputs(self) -> Iterator[Any]:
         return references((self.args, self.kwargs))
@@ -226,11 +231,6 @@ class Tape:
 
     # ------------------------------------------------------------------- calls
 
-    @property
-    def length(self) -> int:
-        """How many calls have been recorded."""
-        return self._count
-
     def _serial(self) -> int:
         self._count += 1
         return self._count - 1
@@ -242,9 +242,9 @@ class Tape:
         """Notes the tensors of an output as values of the call."""
         for index, tensor in enumerate(tensors_in(output)):
             self.alias(tensor, Ref(node, index))
-            if not tensor.requires_grad and index == 0:
+            if not tensor.requires_grad:
                 with torch._C.DisableTorchFunction():
-                    node.value = tensor.detach().clone()
+                    node.values[index] = tensor.detach().clone()
 
     def function(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a torch function, and records the call when it takes something live."""
@@ -290,6 +290,8 @@ class Tape:
                 self._rows[id(output)] = weakref.ref(output, _forget(self._rows, id(output))), args[0].shape[0]
         if node is None:
             return
+        if name in _READ:
+            mark_read(node)
         self._cut(name, any(t.requires_grad and not t.is_leaf for t in tensors_in((args, kwargs))), output, node)
         results = [args[0]] if name == "__setitem__" else list(tensors_in(output, 2))
         if results:
@@ -334,6 +336,17 @@ class Tape:
         if operation is not None and len(self.cuts) < 1000:
             owners = frozenset(id(n.owner.original) for n in nodes_behind([node]) if n.owner is not None)
             self.cuts.append(SeenCut(operation, location_of_frame(outside()), owners))
+
+
+def mark_read(reader: Node) -> None:
+    """Marks the calls whose values a reading call hands to Python, behind others that move, cut or compare them at most."""
+    node = reader
+    while (source := next((x.node for x in node.inputs() if isinstance(x, Ref)), None)) is not None:
+        if source.read or not source.values:
+            return
+        source.read, node = True, source
+        if getattr(source.call, "__name__", "") not in _SAME_VALUES:
+            return
 
 
 def _forget(table: dict[int, Any], key: int) -> Callable[[Any], None]:

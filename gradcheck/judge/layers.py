@@ -23,6 +23,14 @@ def body(m: Measurement) -> list[Layer]:
     return [x for x in in_order(m) if x.kind in BODY_KINDS and not x.head and x.trained and x.name not in aside]
 
 
+def depths(layers: Sequence[Layer]) -> list[int]:
+    """Their places on the way from the input, from 0 on; layers side by side share one. In the given order where that is not known."""
+    if any(x.depth is None for x in layers):
+        return list(range(len(layers)))
+    rank = {depth: i for i, depth in enumerate(sorted({x.depth or 0 for x in layers}))}
+    return [rank[x.depth or 0] for x in layers]
+
+
 def gate_makers(m: Measurement) -> frozenset[str]:
     """Layers that only make the factor of a sigmoid gate: [reduce, activation,] expand in squeeze-and-excitation.
 

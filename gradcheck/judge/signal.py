@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body
+from gradcheck.judge.layers import body, depths
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Layer, Measurement
@@ -51,12 +51,12 @@ class Trend:
     """A line through (depth, log10 size)."""
 
     slope: float = 0.0  # decades per layer
-    n: int = 0  # layers that it was fitted on
+    n: int = 0  # layers that it was fitted on, those side by side counted once
     skipped: int = 0  # layers left out: no measurable size
 
     @property
     def total(self) -> float:
-        """Decades over all fitted layers."""
+        """Decades over the whole depth."""
         return self.slope * self.n
 
     def beyond(self, slope: float, total: float) -> bool:
@@ -75,21 +75,20 @@ class Drop:
 
 def trend(points: Sequence[tuple[float, float]], skipped: int = 0) -> Trend:
     """Least-squares line through (depth, log10 size); slope 0 for fewer than two depths."""
-    n = len(points)
-    if n < 2:
-        return Trend(0.0, n, skipped)
+    n, levels = len(points), len({x for x, _ in points})
+    if levels < 2:
+        return Trend(0.0, levels, skipped)
     mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
     spread = sum((x - mean_x) ** 2 for x, _ in points)
-    if spread == 0:
-        return Trend(0.0, n, skipped)
-    return Trend(sum((x - mean_x) * (y - mean_y) for x, y in points) / spread, n, skipped)
+    return Trend(sum((x - mean_x) * (y - mean_y) for x, y in points) / spread, levels, skipped)
 
 
-def log_sizes(sizes: Sequence[float | None], negligible: float = 0.0) -> list[tuple[float, float]]:
+def log_sizes(sizes: Sequence[float | None], negligible: float = 0.0, depth: Sequence[int] | None = None) -> list[tuple[float, float]]:
     """(depth, log10 size) of the sizes that can be judged: present, finite, and above that share of the largest."""
     usable = [x for x in sizes if x is not None and math.isfinite(x) and x > 0]
     least = negligible * max(usable, default=0.0)
-    return [(float(i), math.log10(x)) for i, x in enumerate(sizes) if x is not None and math.isfinite(x) and x > least]
+    places = range(len(sizes)) if depth is None else depth
+    return [(float(i), math.log10(x)) for i, x in zip(places, sizes, strict=True) if x is not None and math.isfinite(x) and x > least]
 
 
 def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | None]]:
@@ -103,27 +102,27 @@ def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | N
 
 
 def gradient_trend(m: Measurement, step: int = 0) -> Trend:
-    """Trend of log10 ||dL/dh_l|| over the body layers in execution order."""
+    """Trend of log10 ||dL/dh_l|| over the depth of the body layers."""
     sizes = [size for _, size in gradient_norms(m, step)]
-    points = log_sizes(sizes, NEGLIGIBLE)
+    points = log_sizes(sizes, NEGLIGIBLE, depths(body(m)))
     return trend(points, len(sizes) - len(points))
 
 
 def forward_trend(m: Measurement, step: int = 0) -> Trend:
-    """Trend of log10 rms of the body layers' outputs in execution order; positive: the signal grows with depth."""
+    """Trend of log10 rms of the body layers' outputs over their depth; positive: the signal grows with depth."""
     sizes: list[float | None] = []
     for layer in body(m):
         snapshot = layer.at(step)
         stats = snapshot.output if snapshot else None
         sizes.append(stats.rms if stats and stats.finite else None)
-    points = log_sizes(sizes)
+    points = log_sizes(sizes, depth=depths(body(m)))
     return trend(points, len(sizes) - len(points))
 
 
 def steepest(sizes: Sequence[tuple[Layer, float | None]], rising: bool) -> Drop | None:
     """The steepest change of that sign between neighbours, in order of execution; None when there is none."""
     usable = [(layer, math.log10(x)) for layer, x in sizes if x is not None and math.isfinite(x) and x > 0]
-    drops = [Drop(a, b, y - x) for (a, x), (b, y) in pairwise(usable)]
+    drops = [Drop(a, b, y - x) for (a, x), (b, y) in pairwise(usable) if a.depth is None or b.depth is None or a.depth < b.depth]
     sign = 1 if rising else -1
     best = max(drops, key=lambda d: sign * d.decades, default=None)
     return best if best is not None and sign * best.decades > 0 else None

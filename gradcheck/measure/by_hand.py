@@ -6,7 +6,7 @@ The first pass notes the calls; what an operation is applied to is read from the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,9 +109,9 @@ def difference(args: Any, output: Any, site: Callable[[], Location | None]) -> S
 
 
 @torch.no_grad()
-def differences(seen: Sequence[SeenDifference], batch: Any) -> tuple[Difference, ...]:
-    """Those whose other side is a tensor of the batch."""
-    known = [t for _, t in named_tensors(batch) if t.is_floating_point()]
+def differences(seen: Sequence[SeenDifference], batch: Any, made: Collection[str] = ()) -> tuple[Difference, ...]:
+    """Those whose other side is a tensor of the batch. `made`: names of those that a model made."""
+    known = [t for name, t in named_tensors(batch) if t.is_floating_point() and name not in made]
     return tuple(_difference(d) for d in seen if any(_same(d.target, t) for t in known))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,20 +24,25 @@ def data_facts(
     classes: int | None,
     ignore_index: int,
     first: LayerKind | None,
+    inputs: Collection[str] | None = None,
+    one_pass: bool = True,
 ) -> DataFacts:
-    """`targets`: the target tensor of each batch, where it is known; they are not inputs. `first`: kind of the first layer."""
-    skipped = {id(t) for t in targets}
+    """`targets`: the target tensor of each batch, where it is known; they are not inputs. `first`: kind of the first layer.
+
+    `inputs`: names of the tensors that are data, where that is known. `one_pass`: each sample of the data is there once at most.
+    """
+    skipped = {id(t) for t in targets} if inputs is None else set()
     columns: dict[str, list[torch.Tensor]] = {}
     for batch in batches:
         for name, tensor in named_tensors(batch):
-            if id(tensor) not in skipped:
+            if id(tensor) not in skipped and (inputs is None or name in inputs):
                 columns.setdefault(name, []).append(tensor)
     present = {name: tensors for name, tensors in columns.items() if tensors[0].numel()}
     whole = sum(t[0].dim() > 1 and t[0][0].numel() > 1 for t in present.values()) == 1  # a sample is one input's row
-    inputs = tuple(duplicates.facts(_input(name, tensors, first), tensors, targets, whole) for name, tensors in present.items())
+    facts = tuple(duplicates.facts(_input(n, t, first), t, targets, whole and one_pass) for n, t in present.items())
     labels = _labels(targets, classes, ignore_index)
     size = batch_size(batches[0]) if batches else 0
-    return DataFacts(given, len(batches), size, inputs, labels, repeated=len(batches) < steps)
+    return DataFacts(given, len(batches), size, facts, labels, repeated=len(batches) < steps)
 
 
 def named_tensors(value: Any, name: str = "input") -> Iterator[tuple[str, torch.Tensor]]:

@@ -19,12 +19,13 @@ from gradcheck.measure.fork import fork
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.probe import Training
 from gradcheck.nouns.measurement import ONE_OPTIMIZER, Run
-from gradcheck.progress import CLEAR_FALL, fall, outcome
+from gradcheck.progress import CLEAR_FALL, fall, on_its_way, outcome
 from gradcheck.target.workload import Workload
 
 BEST_UPDATE = 0.01  # update ratio that suits most nets, whatever the optimizer (calibration E3: 1.5e-2, sd 0.4 decades)
 ONE_BATCH = 16  # samples
 ONE_BATCH_STEPS = 200  # a healthy net needs 9 to 155 (calibration E16)
+ONE_BATCH_MOST = 1000  # while the loss still falls: targets far from zero take long to be reached
 ONE_BATCH_RATES = (3e-3, 1e-3)
 WINDOW = 5  # last losses that must all have fallen before a run is stopped as learned
 
@@ -104,7 +105,7 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
         return []
     failure.tick("other order")
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
-    training = Training(fork(failure.workload, seed=seed), [batches[i] for i in order])
+    training = Training(fork(failure.workload, seed=seed), [batches[i] for i in order], surrogate=failure.probe.surrogate)
     training.run(failure.steps, deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, len(batches), failure.chance))
     return [training.noun("other order", rate_factor=1.0)]
 
@@ -120,7 +121,7 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
         trainee = fork(workload, seed=failure.seed)
         for group in trainee.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
-        training = Training(trainee, workload.batches)
+        training = Training(trainee, workload.batches, surrogate=failure.probe.surrogate)
         enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance)  # noqa: E731
         training.run(failure.steps, deadline, norms=False, enough=enough)
         runs.append(training.noun(f"rate x{factor:g}", rate_factor=factor))
@@ -141,8 +142,11 @@ def one_batch(failure: Failure, chance_of: Callable[[Any], float | None]) -> lis
         failure.tick(f"one batch, Adam {rate:g}")
         trainee = fork(failure.workload, seed=failure.seed)
         trainee.optimizer = torch.optim.Adam([p for p in trainee.model.parameters() if p.requires_grad], lr=rate)
-        training = Training(trainee, [batch])
-        training.run(ONE_BATCH_STEPS, deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, 1, chance, 0.5))
+        training = Training(trainee, [batch], surrogate=failure.probe.surrogate)
+        fallen = lambda losses: _clearly_fallen(losses, 1, chance, 0.5)  # noqa: E731
+        training.run(ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
+        while training.ended == "done" and training.step < ONE_BATCH_MOST and on_its_way(Run("", tuple(training.losses), chance=chance)):
+            training.run(training.step + ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
         runs.append(training.noun(f"adam {rate:g} on one batch", chance=chance))
         if outcome(runs[-1]) == "learns":
             break

@@ -85,7 +85,7 @@ def read(
         softmaxes=tuple(_softmax(seen, taps, data.batch_size(batch)) for seen in taps.softmaxes),
         mixes=tuple(taps.mixes),
         loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
-        differences=by_hand.differences(taps.differences, batch),
+        differences=by_hand.differences(taps.differences, batch, workload.made),
         cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained),
         hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
@@ -120,9 +120,11 @@ def _targets(said: FirstStep, taps: Tracer, workload: Workload, loss: float) -> 
     total = known = 0.0
     for seen, call in zip(taps.losses, said.losses, strict=True):
         weight = call.weight_in_total
-        if seen.target is None or weight is None or call.value is None:
+        if seen.target is None or seen.target_made or weight is None or call.value is None:
             continue
         name = _name_in(workload.batches[0], seen.target)
+        if name in workload.made:
+            continue
         targets = _entries(workload.batches, name) if name is not None else []
         chance, _ = losses.chance_level(call.function, call.classes, targets or [seen.target], seen.options)
         if name is not None and targets and not said.targets:

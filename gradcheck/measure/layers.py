@@ -59,6 +59,10 @@ class Layers:
             self._units(layer, same)
 
     @property
+    def _several(self) -> bool:
+        return len(frozenset().union(*(x.fate.nets for x in self.layers.values()))) > 1
+
+    @property
     def half(self) -> bool:
         """Whether some layer computes in float16."""
         return any(layer.first.dtype == "float16" for layer in self.layers.values())
@@ -112,6 +116,8 @@ class Layers:
             tuple(layer.snapshots),
             profiles.get(name),
             first.dtype,
+            fate.depth,
+            tuple(sorted(fate.nets)) if self._several else (),
         )
 
 
@@ -126,6 +132,8 @@ def _joined(fates: list[Fate]) -> Fate:
         any(f.gate for f in fates),
         any(f.head for f in fates),
         any(f.trained for f in fates),
+        min((f.depth for f in fates if f.depth is not None), default=None),
+        frozenset().union(*(f.nets for f in fates)),
     )
 
 

@@ -35,6 +35,7 @@ class SeenLoss:
     target: torch.Tensor | None
     site: Location | None
     options: dict[str, Any]
+    target_made: bool = False  # the model made the target itself
     value: float | None = None
     raised: str | None = None
     weights: list[float] = field(default_factory=list)  # d(total)/d(this), one entry a backward pass
@@ -80,6 +81,7 @@ def facts(seen_loss: SeenLoss, producer: str | None, layer: str | None, site: Lo
     if target is not None:
         values |= _target_facts(seen_loss, x, target.detach())
     chance, uniform = chance_level(seen_loss.function, values.get("classes"), [target] if target is not None else [], seen_loss.options)
+    chance = None if seen_loss.target_made else chance
     return LossCall(
         seen_loss.function,
         seen_loss.site,
@@ -93,6 +95,7 @@ def facts(seen_loss: SeenLoss, producer: str | None, layer: str | None, site: Lo
         label_smoothing=float(seen_loss.options.get("label_smoothing") or 0.0),
         weight_in_total=sum(seen_loss.weights) if seen_loss.weights else None,
         raised=seen_loss.raised,
+        target_made=seen_loss.target_made,
         **values,
     )
 

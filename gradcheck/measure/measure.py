@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gradcheck.errors import GradcheckError, TargetError
-from gradcheck.measure import data, experiments, facts, first_step, links, numerics
+from gradcheck.measure import data, experiments, facts, first_step, links, numerics, surrogate
 from gradcheck.measure.checks import every
 from gradcheck.measure.checks.scene import LATE, Checked, Scene
 from gradcheck.measure.fork import Trainee, fork
@@ -26,7 +26,7 @@ from gradcheck.measure.taps import Taps
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Ascent, Cut, Measurement, NonFinite, NotMeasured, Profile, Run
 from gradcheck.nouns.places import Location
-from gradcheck.progress import CLEAR_FALL, fall, outcome, unsettled
+from gradcheck.progress import CLEAR_FALL, fall, on_its_way, outcome, unsettled
 from gradcheck.target.comments import ignores, snippets
 from gradcheck.target.sites import location_of_traceback
 from gradcheck.target.workload import Workload
@@ -34,6 +34,9 @@ from gradcheck.target.workload import Workload
 Tick = Callable[[str, float], None]  # phase, fraction done
 
 LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
+FURTHER = 30  # and one that has left its start, and still falls, this many times
+FURTHER_SECONDS = 4.0  # at most
+CHECKED = 50  # steps after which it is looked at again
 PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments
 CHECK_SHARE = 0.2  # of the time budget, for the checks when the experiments have used up theirs
 FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule asks for the probe itself
@@ -136,6 +139,12 @@ class Session:
             longer = LONGER * steps - FINAL_STEPS
             run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longer)
             training.run(longer, deadline, enough=lambda _: not self._doubtful(2 * CLEAR_FALL), **run)
+        if self.plan.probes and training.ended == "done" and self._on_its_way():
+            longest = FURTHER * steps
+            run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longest)
+            deadline = min(deadline, time.perf_counter() + FURTHER_SECONDS)
+            training.run(longest, deadline, enough=lambda losses: len(losses) % CHECKED == 0 and not self._on_its_way(), **run)
+            training.ended = "done" if training.ended in ("budget", "learned") else training.ended
         if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
             ended = "budget" if training.ended == "budget" else "done"
             training.ended = "done"
@@ -148,8 +157,11 @@ class Session:
         run, chance = self._so_far(), self.first.chance
         return fall(run, chance) < clear or unsettled(run, chance)
 
+    def _on_its_way(self) -> bool:
+        return on_its_way(self._so_far(), self.first.chance)
+
     def _so_far(self) -> Run:
-        return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches))
+        return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches), surrogate=self.training.surrogate)
 
     def observe(self, step: int, batch: Any) -> float:
         """One measured step. Returns the loss before it."""
@@ -163,6 +175,7 @@ class Session:
         if first:
             self.watched = watch(trainee.model, trainee.optimizer)
             fates = graph.fates(taps.calls) if graph is not None else {}
+            self.training.surrogate = surrogate.why(graph, taps.calls, own_past=self.workload.own_past)
             self._link(taps, graph)
         value = float(loss.detach())
         if loss.requires_grad:
@@ -314,7 +327,7 @@ class Session:
         places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
         creation = w.sites.get(id(w.optimizer))
         optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)
-        ascent = None if self.cosine is None else Ascent(self.cosine, facts.unbounded(probe.losses))
+        ascent = None if self.cosine is None else Ascent(self.cosine, not probe.surrogate and facts.unbounded(probe.losses))
         return Measurement(
             target=w.name,
             seed=self.plan.seed,
@@ -332,8 +345,10 @@ class Session:
                 classes=first.classes,
                 ignore_index=first.ignore_index,
                 first=first.first_kind,
+                inputs=w.inputs,
+                one_pass=w.one_pass,
             ),
-            probe=probe,
+            probe=surrogate.noted(probe, checked.values.get("derivatives")),
             experiments=others,
             losses=first.losses,
             loss_given=w.loss_given,

@@ -79,6 +79,7 @@ class Tracer(Taps):
         self.differences: list[by_hand.SeenDifference] = []
         self.zeros: list[zero_derivatives.SeenZero] = []
         self._in_loss = False
+        self._made: dict[int, torch.Tensor] = {}  # tensors without gradient that were computed from weights, by their id
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -96,7 +97,16 @@ class Tracer(Taps):
         zero = zero_derivatives.seen(function, args, output, module, self.module_name, lambda: location_of_frame(caller()))
         self.zeros += [zero] if zero is not None else []
         self._cut(function, args, kwargs, output)
+        self._note_made(function, args, kwargs, output)
         return output
+
+    def _note_made(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+        made = [t for t in tensors_in(output, 2) if not t.requires_grad]
+        if made and getattr(function, "__name__", "") not in _SHAPE_ONLY and any(map(self._is_made, tensors_in((args, kwargs), 2))):
+            self._made |= {id(t): t for t in made}
+
+    def _is_made(self, tensor: torch.Tensor) -> bool:
+        return tensor.requires_grad or id(tensor) in self._made
 
     def _watched(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """The call itself; what `seen` knows of it is noted, an exception with it."""
@@ -132,6 +142,7 @@ class Tracer(Taps):
     def _loss(self, function: Any, args: Any, kwargs: Any) -> Any:
         seen = losses.seen(losses.LOSSES[function], args, kwargs, location_of_frame(caller()))
         if seen is not None:
+            seen.target_made = seen.target is not None and self._is_made(seen.target)
             self.losses.append(seen)
         try:
             output = function(*args, **kwargs)

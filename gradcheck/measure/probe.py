@@ -32,6 +32,7 @@ class Training:
     error: str | None = None
     exception: Exception | None = None
     started: float = field(default_factory=time.perf_counter)
+    surrogate: str = ""  # see Run
 
     @property
     def step(self) -> int:
@@ -90,6 +91,7 @@ class Training:
             lr_of(self.trainee.optimizer),
             ended=self.ended,  # type: ignore[arg-type]
             error=self.error,
+            surrogate=self.surrogate,
             seconds=time.perf_counter() - self.started,
             **more,
         )

@@ -12,6 +12,7 @@ from gradcheck.measure import kinds
 from gradcheck.measure.taps import Call
 
 Node = Any
+MOST_HEADS = 64  # that nets are told apart by
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Fate:
     gate: bool = False
     head: bool = False
     trained: bool = False
+    depth: int | None = None
+    nets: frozenset[int] = frozenset()
 
 
 class Graph:
@@ -57,15 +60,60 @@ class Graph:
         below: dict[Node, bool] = {}  # a weighted layer lies between the node and the loss
         for node in self.order:
             below[node] = any(c in weighted or below[c] for c in self.consumers[node])
-        return {id(call): self._fate(call, by_input, weighted, below) for call in calls}
+        depth, nets = self._depths(weighted), self._nets(calls, below)
 
-    def _fate(self, call: Call, by_input: dict[Node, list[Call]], weighted: set[Node], below: dict[Node, bool]) -> Fate:
-        start = call.output_node
-        if start is None or start not in self:
-            return Fate()
-        walk = _Walk(self, call, by_input, weighted)
-        walk.run(start)
-        return Fate(walk.activation, walk.normalized, walk.residual, walk.gate, not below[start], True)
+        def fate(call: Call) -> Fate:
+            start = call.output_node
+            if start is None or start not in self:
+                return Fate()
+            walk = _Walk(self, call, by_input, weighted)
+            walk.run(start)
+            return Fate(walk.activation, walk.normalized, walk.residual, walk.gate, not below[start], True, depth[start], nets[start])
+
+        return {id(call): fate(call) for call in calls}
+
+    def _depths(self, weighted: set[Node]) -> dict[Node, int]:
+        """Weighted layers on the longest way from the input to each node, itself included."""
+        depth: dict[Node, int] = {}
+        for node in reversed(self.order):
+            depth[node] = max((depth[p] for p in parents(node)), default=0) + (node in weighted)
+        return depth
+
+    def _nets(self, calls: Iterable[Call], below: dict[Node, bool]) -> dict[Node, frozenset[int]]:
+        """The nets that each node is part of: all that lies before one head, where no other head's holds the same and more.
+
+        Actor and critic, the towers of a retrieval model and the members of an ensemble are nets of their own. A trunk is part of
+        several. What comes after the heads is part of those that it depends on.
+        """
+        layers = {c.output_node: c.name for c in calls if c.kind in kinds.WEIGHTED_KINDS and c.output_node in self}
+        heads = {name: i for i, name in enumerate(dict.fromkeys(layers[n] for n in layers if not below[n]))}
+        if len(heads) > MOST_HEADS:
+            return dict.fromkeys(self.order, frozenset())
+        own = {node: 1 << heads[layers[node]] for node in layers if not below[node]}
+        ahead: dict[Node, int] = {}
+        for node in self.order:
+            ahead[node] = own.get(node, 0)
+            for consumer in self.consumers[node]:
+                ahead[node] |= ahead[consumer]
+        behind: dict[Node, int] = {}
+        for node in reversed(self.order):
+            behind[node] = own.get(node, 0)
+            for parent in parents(node):
+                behind[node] |= behind[parent]
+        inside = [{layers[n] for n in layers if below[n] and ahead[n] >> i & 1} for i in range(len(heads))]
+        net = _numbered(inside)
+        known: dict[int, frozenset[int]] = {}
+        for node in self.order:
+            mask = ahead[node] or behind[node]
+            if mask not in known:
+                known[mask] = frozenset(net[i] for i in range(len(heads)) if mask >> i & 1)
+        return {node: known[ahead[node] or behind[node]] for node in self.order}
+
+
+def _numbered(sets: list[set[str]]) -> list[int]:
+    """For each set, the number of the largest one that holds all of it; of equal ones, the first."""
+    largest = sorted(range(len(sets)), key=lambda i: (-len(sets[i]), i))
+    return [next(j for j in largest if sets[i] <= sets[j]) for i in range(len(sets))]
 
 
 class _Walk:

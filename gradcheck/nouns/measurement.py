@@ -125,6 +125,8 @@ class Layer:
     snapshots: tuple[Snapshot, ...] = ()
     profile: Profile | None = None
     dtype: str = ""  # of its output: "float32", "float16", ...
+    depth: int | None = None  # layers with weights on the longest way from the input up to it
+    nets: tuple[int, ...] = ()  # of several nets side by side, such as actor and critic, those that it is part of
 
     def at(self, step: int) -> Snapshot | None:
         """The snapshot of the given step; negative numbers count from the last one, as in a list."""
@@ -243,6 +245,7 @@ class LossCall:
     label_smoothing: float = 0.0
     weight_in_total: float | None = None  # d(total loss) / d(this loss): negative means that it is maximised
     raised: str | None = None  # the exception that the call raised
+    target_made: bool = False  # the model made the target itself, as in temporal differences: it moves with the weights
 
 
 @dataclass(frozen=True)
@@ -354,6 +357,7 @@ class Run:
     ended: Literal["done", "budget", "non-finite", "learned", "raised"] = "done"
     error: str | None = None  # the exception, when it raised
     chance: float | None = None  # loss of the best constant prediction on its batches, where they are not those of the probe
+    surrogate: str = ""  # why the level of its loss does not say how well the model does; "": it does
     seconds: float = 0.0
     lifted: tuple[str, ...] = ()  # what of the user's regularization was taken away: see Regularization.kinds
     validated: tuple[tuple[int, float], ...] = ()  # (steps taken, loss on the validation batches in evaluation mode)

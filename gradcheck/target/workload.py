@@ -43,6 +43,10 @@ class Workload:
     loss: Callable[[Any, Any], torch.Tensor] | None = None
     val_batches: Sequence[Batch] = ()
     data_given: bool = True
+    inputs: frozenset[str] | None = None  # names of the tensors of a batch that are data; None: all but the target
+    made: frozenset[str] = frozenset()  # names of those that a model made: actions, returns, the fakes of a generator
+    own_past: bool = False  # the loss takes what the model did in earlier steps, such as actions and their probabilities
+    one_pass: bool = True  # the batches hold each sample of the data once
     collated: bool = False  # batches are single samples that torch stacked: samples are on the first axis
     loss_given: bool = True
     optimizer_given: bool = True

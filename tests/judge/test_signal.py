@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_silent_layers_are_skipped_and_counted():
 
 def test_the_forward_trend_spans_many_decades():
     assert forward_trend(stacked([1.0] * 5, [1.0, 1e5, 1e10, 1e15, 1e18])).total > 20
+
+
+def test_layers_side_by_side_share_a_depth():
+    """Two towers that run one after the other and meet: what one has less of is no trend."""
+    m = stacked([1e-5, 1e-4, 1e-1, 1.0, 1e-2])
+    towers = tuple(replace(x, depth=d) for x, d in zip(m.layers[:5], (1, 2, 1, 2, 5), strict=True))
+    beside = replace(m, layers=(*towers, *m.layers[5:]))
+    assert gradient_trend(m).total > 4 and gradient_trend(m).n == 5
+    assert gradient_trend(beside).total < 3 and gradient_trend(beside).n == 3
+    chain, apart = steepest(gradient_norms(m), rising=True), steepest(gradient_norms(beside), rising=True)
+    assert chain is not None and (chain.before.name, chain.after.name) == ("fc.1", "fc.2")
+    assert apart is not None and apart.decades == pytest.approx(1.0)
 
 
 def test_the_steepest_neighbours():

@@ -64,6 +64,40 @@ def test_only_the_last_layer_with_weights_is_the_head():
     assert {name: fate.head for name, fate in found.items() if name in ("0", "1.1", "2")} == {"0": False, "1.1": False, "2": True}
 
 
+class Wired(nn.Module):
+    """Layers a to f and how they are put together."""
+
+    def __init__(self, wiring) -> None:
+        super().__init__()
+        self.wiring = wiring
+        for name in "abcdef":
+            self.add_module(name, nn.Linear(6, 6))
+
+    def forward(self, x):
+        return self.wiring(self, x)
+
+
+@pytest.mark.parametrize(
+    ("wiring", "depths", "nets"),
+    [
+        (lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))), "a1 b2 c3", ["abc"]),
+        (lambda m, x: torch.cat([m.b(F.relu(m.a(x))), m.d(F.relu(m.c(x)))]), "a1 b2 c1 d2", ["ab", "cd"]),  # actor and critic
+        (lambda m, x: m.b(F.relu(m.a(x))) - m.b(F.relu(m.a(x + 1))), "a1 b2", ["ab"]),  # siamese
+        (lambda m, x: m.e(F.relu(m.b(m.a(x))) * F.relu(m.d(m.c(x)))), "a1 b2 c1 d2 e3", ["abcde"]),  # towers that meet
+        (lambda m, x: torch.cat([m.c(F.relu(m.b(h := F.relu(m.a(x))))), m.e(F.relu(m.d(h)))]), "a1 b2 c3 d2 e3", ["abc", "ade"]),
+        (lambda m, x: torch.cat([m.b(h := F.relu(m.a(x))), m.c(h)]), "a1 b2 c2", ["abc"]),  # two heads of one body
+        (lambda m, x: torch.cat([m.c(F.relu(m.b(h := F.relu(m.a(x))))), m.d(h)]), "a1 b2 c3 d2", ["abcd"]),  # an early exit
+        (lambda m, x: m.e(torch.tanh(m.a(x)) @ m.b(x).T @ m.c(x)), "a1 b1 c1 e2", ["abce"]),  # query, key and value
+        (lambda m, x: (h := m.a(x)) + m.b(F.relu(h)), "a1 b2", ["ab"]),
+    ],
+)
+def test_depth_follows_the_graph_and_each_net_is_its_own(wiring, depths, nets):
+    found = {n: f for n, f in fates(Wired(wiring), torch.randn(4, 6)).items() if n in set("abcdef")}
+    assert " ".join(f"{n}{found[n].depth}" for n in sorted(found)) == depths
+    numbers = sorted({i for f in found.values() for i in f.nets})
+    assert sorted("".join(sorted(n for n, f in found.items() if i in f.nets)) for i in numbers) == nets
+
+
 def test_a_layer_that_the_loss_does_not_depend_on_is_not_trained():
     class Unused(nn.Module):
         def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -31,7 +31,7 @@ def baseline(scene: Scene) -> Baseline | None:
         return None
     if not scene.targets:
         raise Unmeasured("the loss takes no tensor of the batch as its target")
-    x, y = table(scene.workload.batches, scene.targets)
+    x, y = table(scene.workload.batches, scene.targets, scene.workload.inputs)
     generator = torch.Generator().manual_seed(scene.seed)
     order = torch.randperm(len(x), generator=generator)[:MOST_SAMPLES]
     x, y = x[order], y[order]
@@ -62,12 +62,15 @@ def _skill(predicted: torch.Tensor, y: torch.Tensor) -> float:
     return float(1 - (predicted - y).square().sum() / (y - y.mean(0)).square().sum().clamp_min(1e-12))
 
 
-def table(batches: Sequence[object], targets: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x [N, F], y [N, K]) in float64, equal samples once. A label for each token makes each token a sample."""
+def table(
+    batches: Sequence[object], targets: Sequence[torch.Tensor], names: Collection[str] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x [N, F], y [N, K]) in float64, equal samples once. A label for each token makes each token a sample. `names`: of the inputs."""
     places = {id(t) for t in targets}
     rows: list[torch.Tensor] = []
     for batch, target in zip(batches, targets, strict=False):
-        inputs = [t for _, t in named_tensors(batch) if id(t) not in places] or [target]
+        given = [(name, t) for name, t in named_tensors(batch) if names is None or name in names]
+        inputs = [t for _, t in given if id(t) not in places] or [target]
         rows.append(_features(inputs, target))
     x, y = torch.cat(rows), torch.cat([_answers(t) for t in targets[: len(rows)]])
     if len(x) != len(y):

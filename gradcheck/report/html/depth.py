@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, takewhile
 
 from gradcheck.judge.layers import BODY_KINDS
+from gradcheck.judge.nets import nets
 from gradcheck.judge.signal import gradient_trend
 from gradcheck.nouns.measurement import Layer
 from gradcheck.nouns.report import Report
@@ -192,8 +193,9 @@ def _described(report: Report, layers: Sequence[Layer]) -> str:
     (first, start), (last, end) = known[0], known[-1]
     text = f"Over {len(layers)} layers the gradient norm goes from {number(start)} at {clean(first.name) or 'the model'} "
     text += f"to {number(end)} at {clean(last.name) or 'the model'} at the first measured step."
-    trend = gradient_trend(report.measurement)
-    if trend.n > 2:
+    several = nets(report.measurement)
+    trend = gradient_trend(several[0])
+    if trend.n > 2 and len(several) == 1:
         way = "shrinks" if trend.slope > 0 else "grows"
         text += f" From the output to the input it {way} by {number(abs(trend.slope))} decades per layer, {number(abs(trend.total))} in all"
         text += f" (limit of the rules: {number(allowed_decades(report))})."

@@ -1,0 +1,48 @@
+"""Which tensors of a recorded step are data: what goes into its modules. What only meets their outputs belongs to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gradcheck.capture.tape import Constant, Node, Ref, Weight, references
+from gradcheck.target.step import TARGET_NAMES, forward_of
+
+
+def data_in(nodes: Sequence[Node]) -> frozenset[int]:
+    """ids of the Constants that are handed to a module, or to a function with a matrix of weights, or mixed into what is.
+
+    Tensors that the script computes from these after a module has run (tolerances, masks), labels, and all that another
+    recorded call made (the fakes of a generator, a target network's values) are none.
+    """
+    return frozenset(id(x) for node in feeding(nodes) for x in _inputs(node) if isinstance(x, Constant))
+
+
+def feeding(nodes: Sequence[Node]) -> list[Node]:
+    """The calls that take weights, and those whose values go into them. All others are the loss's."""
+    found: list[Node] = []
+    wanted: set[int] = set()
+    for node in sorted(nodes, key=lambda n: n.serial, reverse=True):
+        if id(node) in wanted or _takes_weights(node):
+            found.append(node)
+            wanted |= {id(x.node) for x in _inputs(node) if isinstance(x, Ref)}
+    return found
+
+
+def _takes_weights(node: Node) -> bool:
+    weights = (x for x in node.inputs() if isinstance(x, Weight))
+    return node.call is None or any((w.owner.copy or w.owner.original).get_parameter(w.name).dim() > 1 for w in weights)
+
+
+def _inputs(node: Node) -> Iterator[Any]:
+    """What a call takes; of a module's, not what its forward method calls a target."""
+    if node.call is not None or node.owner is None:
+        yield from node.inputs()
+        return
+    names = forward_of(node.owner.original.get_submodule(node.path)).positional
+    for i, value in enumerate(node.args):
+        if i >= len(names) or names[i] not in TARGET_NAMES:
+            yield from references(value)
+    for name, value in node.kwargs.items():
+        if name not in TARGET_NAMES:
+            yield from references(value)
