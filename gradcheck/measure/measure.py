@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +69,13 @@ def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction:
 
     Raises TargetError when the workload cannot be copied or its training step does not run.
     """
+    with on_copies(workload):
+        return Session(workload, plan, tick).run()
+
+
+@contextmanager
+def on_copies(workload: Workload) -> Iterator[None]:
+    """What trainings of copies run under: gradients on, compiled modules run eagerly, and the process left as it was."""
     with ExitStack() as stack:
         stack.enter_context(untouched())
         stack.enter_context(torch.enable_grad())
@@ -76,7 +83,7 @@ def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if workload.borrowed is not None:
             stack.callback(workload.borrowed.give_back)
-        return Session(workload, plan, tick).run()
+        yield
 
 
 class Session:

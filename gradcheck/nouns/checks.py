@@ -185,3 +185,23 @@ class HalfGradients:
     entries: int
     layer: str = ""  # the one with the largest share,
     layer_flushed: float = 0.0  # and its share
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the training loses by the cause of a finding: trained as it is, and with the finding's remedy, on the same batches and noise.
+
+    Losses are those of the data: dropout off, labels not smoothed, no penalty on the weights. Of several pairs, the one that shows least.
+    """
+
+    code: str  # of the finding,
+    layers: tuple[str, ...]  # with its layers
+    location: Location | None  # and its place
+    remedy: str  # what the other training had: a treatment's name
+    steps: int
+    start: float  # loss before training
+    loss: float  # after these steps, trained as it is
+    treated: float  # and with the remedy
+    chance: float | None = None  # loss of the best constant prediction
+    pairs: int = 1  # of trainings, each with its own order of the batches
+    validation: bool = False  # the losses are on validation batches
