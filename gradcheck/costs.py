@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gradcheck.config import Settings
-from gradcheck.judge.costs import GAP, comparable, is_costly, learns_slowly, may_fail_later, relative, saved
+from gradcheck.judge.costs import comparable, is_costly, learns_slowly, may_fail_later, saved, trains
 from gradcheck.judge.judge import judge
 from gradcheck.judge.protocol import Rule
 from gradcheck.measure.checks.lifted import DROPOUT, SMOOTHING, Noise, lift, without_penalty
@@ -29,7 +29,9 @@ from gradcheck.target.rng import seed_all
 from gradcheck.target.workload import Workload
 from gradcheck.trial.paired import Course, sample_mean
 
-LONGER = 3  # times the probe's steps: long enough for what learns at first and fails later
+LONGER = 3  # times the probe's steps
+LATEST = 10  # for steps or a decay whose harm may come late, as far as that takes no more than
+SECONDS = 3.0
 PAIRS = 2  # that have to agree
 MOST_BATCHES = 8  # that a loss is taken over
 MOST_CHANGES = 2  # that are tried for one finding
@@ -100,7 +102,7 @@ def _changes(finding: Finding, m: Measurement) -> Iterator[Change]:
     for remedy in finding.remedies:
         treatment = VOCABULARY.get(remedy.name)
         if treatment is not None and treatment.apply is not None and treatment.name not in UNFAIR:
-            yield from (Change(p.treatment, p) for p in treatment.prescribe(finding, m)[:1] if not changes_loss([p]))
+            yield from (Change(f"with {p.treatment}", p) for p in treatment.prescribe(finding, m)[:1] if not changes_loss([p]))
 
 
 class Trained:
@@ -144,7 +146,11 @@ class Lab:
 
     def costs(self, suspects: Sequence[Suspect]) -> Iterator[Cost]:
         """Of each finding that could be compared, with the change that saves most."""
-        if not self._begun() or self._trains():
+        base = self._begun(any(may_fail_later(s.finding) for s in suspects))
+        if base is None:
+            return
+        if trains(base.losses[0], self.m.chance, base.loss(self.fewest), base.loss(self.steps)):
+            yield from (self._compared(s.finding, "", base, base, 1) for s in suspects)
             return
         for suspect in suspects:
             found: list[Cost] = []
@@ -156,20 +162,16 @@ class Lab:
             if found:
                 yield max(found, key=saved)
 
-    def _begun(self) -> bool:
-        """Trains as it is, as far as the probe went; how long that takes says how many steps there is time for."""
+    def _begun(self, late: bool) -> Trained | None:
+        """Trains as it is, as far as the probe went; how long that takes says how many steps there is time for. None: for too few."""
         started, base = time.perf_counter(), self._training(AS_IT_IS, 0)
         if base is None or math.isnan(base.loss(self.fewest)):
-            return False
+            return None
         self.step_seconds = (time.perf_counter() - started) / self.fewest
         affordable = self.fewest + int((self.deadline - time.perf_counter()) / self.step_seconds) // 2  # of the first pair
-        self.steps = min(LONGER * self.fewest, affordable)
-        return self.steps >= self.fewest
-
-    def _trains(self) -> bool:
-        """Whether the loss ends so low that no change could make a difference."""
-        base = self.trained[AS_IT_IS.key, 0]
-        return 0 <= relative(base.losses[0], self.m.chance, base.loss(self.steps)) < GAP.value
+        wanted = min(LATEST * self.fewest, int(SECONDS / self.step_seconds)) if late else 0
+        self.steps = min(max(LONGER * self.fewest, wanted), affordable)
+        return base if self.steps >= self.fewest and not math.isnan(base.loss(self.steps)) else None
 
     def _cost(self, finding: Finding, change: Change) -> Cost | None:
         """Of the pairs the one that shows least; the first alone when it shows nothing. None when none could be trained."""
@@ -185,14 +187,14 @@ class Lab:
 
     def _pair(self, finding: Finding, change: Change, seed: int) -> Cost | None:
         base, other = self._training(AS_IT_IS, seed), self._training(change, seed)
-        if base is None or other is None:
+        if base is None or other is None or math.isnan(base.loss(self.steps)) or math.isnan(other.loss(self.steps)):
             return None
+        return self._compared(finding, change.name, base, other, seed + 1)
 
-        losses = base.losses[0], base.loss(self.steps), other.loss(self.steps)
-        if any(map(math.isnan, losses)):
-            return None
-        where, validated = (finding.code, finding.layers, finding.location), bool(self.workload.val_batches)
-        return Cost(*where, change.name, self.steps, *losses, self.m.chance, seed + 1, validated)
+    def _compared(self, finding: Finding, change: str, base: Trained, other: Trained, pairs: int) -> Cost:
+        losses = base.losses[0], base.loss(self.fewest), base.loss(self.steps), other.loss(self.steps)
+        chance, validated = self.m.chance, bool(self.workload.val_batches)
+        return Cost(finding.code, finding.layers, finding.location, change, self.steps, *losses, chance, pairs, validated)
 
     def _training(self, change: Change, seed: int) -> Trained | None:
         """None when it cannot be made, or when there is no time for it."""

@@ -25,7 +25,7 @@ from gradcheck.measure.taps import Taps
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Ascent, Cut, Measurement, NonFinite, NotMeasured, Profile, Run
 from gradcheck.nouns.places import Location
-from gradcheck.progress import CLEAR_FALL, fall, outcome, unsettled
+from gradcheck.progress import CLEAR_FALL, fall, outcome, relapse, unsettled
 from gradcheck.target.comments import ignores, snippets
 from gradcheck.target.sites import location_of_traceback
 from gradcheck.target.workload import Workload
@@ -151,7 +151,7 @@ class Session:
 
     def _doubtful(self, clear: float = CLEAR_FALL) -> bool:
         run, chance = self._so_far(), self.first.chance
-        return fall(run, chance) < clear or unsettled(run, chance)
+        return fall(run, chance) < clear or unsettled(run, chance) or relapse(run, chance) is not None
 
     def _so_far(self) -> Run:
         return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches))

@@ -45,9 +45,7 @@ class State:
 class Borrowed:
     """Modules of the user's, and which state is in place. `give_back` may be called at any time, and twice."""
 
-    def __init__(
-        self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = "", spill: bool = False
-    ) -> None:
+    def __init__(self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = "", spill: bool = False) -> None:
         """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user. `spill`: the device holds
         the tensors once only, and the CPU's memory holds what is not in place."""
         self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
