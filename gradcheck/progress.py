@@ -28,6 +28,7 @@ FIRST_BATCHES = 8  # whose first losses are those of the start: many more, and t
 SETTLED_VISITS = 10  # losses that the end of a run is averaged over, at least, where it is four times as long
 # Fewer steps say nothing about a run that did not fall: a healthy eca_nfnet_l0 rises from 2.2 to 3.4 in its first 25.
 FEWEST_STEPS = 40
+RELAPSED = 0.5  # of a fall that is lost again (definition)
 BLOWN_UP = 100.0  # unless the loss is this many times above its reference
 CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
 FAR = 2.0  # times chance: well above the plateau of models that learn nothing of their inputs
@@ -190,6 +191,21 @@ def unsettled(run: Run, chance: float | None = None) -> bool:
     start = start_and_end(run)[0]
     reference = start if chance is None or chance <= 0 else max(start, chance)
     return max(run.losses[n // 2 :]) - reference > (DIVERGED - 1) * max(abs(reference), 1e-12)
+
+
+def relapse(run: Run, chance: float | None = None) -> tuple[float, int] | None:
+    """The lowest level of a loss that had fallen clearly and is half way back or more, and the step where it was reached; else None."""
+    n, start = len(run.losses), start_and_end(run)[0]
+    window = max(SETTLED_VISITS, run.batches if run.batches <= n // 4 else 0)
+    if n < max(FEWEST_STEPS, 3 * window) or not all(map(math.isfinite, run.losses)):
+        return None
+    levels = [fmean(run.losses[t : t + window]) for t in range(n - window + 1)]
+    reference = start if chance is None or chance <= 0 else min(start, chance)
+    lowest = min(levels)
+    fell = reference - lowest
+    if fell < 2 * CLEAR_FALL * max(abs(reference), 1e-12) or levels[-1] - lowest < RELAPSED * fell:
+        return None
+    return lowest, levels.index(lowest) + window
 
 
 def verdict(m: Measurement) -> Outcome:

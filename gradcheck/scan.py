@@ -16,6 +16,7 @@ from gradcheck.capture.script import captured, nothing_seen
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.trainings import Training, explain_ending, trainings_of
 from gradcheck.config import Settings, settings_from
+from gradcheck.costs import with_costs
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
@@ -151,8 +152,10 @@ def scan_training(training: Training, settings: Settings, progress: Progress | N
     return asserted(report, settings)
 
 
-def scan_workload(workload: Workload, settings: Settings, progress: Progress | None = None, seen: Seen | None = None) -> Report:
-    """Measure, judge, report. `seen` adds to a measurement what was seen of the user's own loop."""
+def scan_workload(
+    workload: Workload, settings: Settings, progress: Progress | None = None, seen: Seen | None = None, *, costs: bool = True
+) -> Report:
+    """Measure, judge, report. `seen` adds to a measurement what was seen of the user's own loop; `costs`: say what findings cost."""
     started = time.perf_counter()
     rules = chosen(settings)
     measurements = []
@@ -161,8 +164,10 @@ def scan_workload(workload: Workload, settings: Settings, progress: Progress | N
             workload = workload.rebuild(seed)
         ensure_faithful(workload, seed)
         plan = Plan(settings.steps, settings.budget or default_budget(workload.model), seed, needs(rules), settings.profile, settings.fast)
-        measured = measure(workload, plan, progress or _silent)
-        measurements.append(seen(measured) if seen is not None else measured)
+        began, tick = time.perf_counter(), progress or _silent
+        measured = measure(workload, plan, tick)
+        measured = seen(measured) if seen is not None else measured
+        measurements.append(with_costs(measured, workload, plan, began, rules, settings, tick) if costs else measured)
     findings, suppressed, states = judge(measurements, rules, settings)
     seconds = time.perf_counter() - started
     report = Report(measurements[0].target, findings, states, tuple(measurements), suppressed, seconds, __version__)

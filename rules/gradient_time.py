@@ -53,6 +53,10 @@ def remedies(m: Measurement, r: Recurrence) -> tuple[Remedy, ...]:
     kind = r.type.removesuffix("Cell")
     where = r.layer or "the loop"
     made: list[Remedy] = []
+    longest = max(2, r.steps - 1)
+    if kind == "GRU":
+        text = f"to reach all {r.steps} steps draw the update gate's bias of {where} as log(uniform(1, {longest}))"
+        made.append(Remedy("chrono-init", text, "safe"))
     if kind == "LSTM":
         now = f" (now {number(r.forget_bias)})" if r.forget_bias is not None else ""
         made.append(
@@ -63,7 +67,7 @@ def remedies(m: Measurement, r: Recurrence) -> tuple[Remedy, ...]:
         made.append(
             Remedy(
                 "chrono-init",
-                f"to reach all {r.steps} steps draw the forget bias as log(uniform(1, {max(2, r.steps - 1)})), the input bias as minus it",
+                f"to reach all {r.steps} steps draw the forget bias as log(uniform(1, {longest})), the input bias as minus it",
                 "safe",
             )
         )

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.judge.rates import TARGET_RATIO, update_ratio
 from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import CLEAR_FALL, any_learned, depends_on_order, experiment_outcome, fall, verdict
+from gradcheck.progress import (
+    CLEAR_FALL,
+    RELAPSED,
+    any_learned,
+    depends_on_order,
+    experiment_outcome,
+    fall,
+    relapse,
+    start_and_end,
+    verdict,
+)
 from gradcheck.rules.words import number, optimizer_in_words, percent, run_in_words
 
 if TYPE_CHECKING:
@@ -88,6 +98,20 @@ def diverging(m: Measurement, limits: Limits) -> Finding:
     severity = at_most_info(m, "error")
     confirmed = f"by the probe: {run_in_words(m.probe)}" if severity == "error" else ""
     return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
+
+
+def relapsing(m: Measurement, lowest: float, step: int) -> Finding:
+    """The loss had fallen, and loses what it had won."""
+    start, end = start_and_end(m.probe)[:2]
+    message = (
+        f"what is learned is lost again: with {optimizer_in_words(m)} the loss had fallen to {number(lowest)} by step {step}, "
+        f"and is {number(end)} after {len(m.probe.losses)}: steps of this size undo what earlier ones did"
+    )
+    won = (start if m.chance is None else min(start, m.chance)) - lowest
+    evidence = (Evidence("share of the fall that is lost again", (end - lowest) / max(won, 1e-12), RELAPSED, ">", "of the fall"),)
+    remedies = (Remedy("lower-learning-rate", f"try a tenth of the rate: {number(m.optimizer.lr / 10)}", "safe"),)
+    severity = at_most_info(m, "info" if m.chance is None else "warning")
+    return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
 
 
 def order_finding(m: Measurement) -> Finding:
@@ -208,9 +232,12 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
             return [rate_finding(m, run, "error", "high", "lower-learning-rate", step_evidence(m, limits))]
     if depends_on_order(m):
         return [order_finding(m)]
-    ran_away = outcome == "diverges" and m.probe.ended != "non-finite"
-    if ran_away and not any_learned(m) and fall(m.probe, m.chance) < -limits["rise"]:
+    ran_away = outcome == "diverges" and m.probe.ended != "non-finite" and fall(m.probe, m.chance) < -limits["rise"]
+    lapsed = relapse(m.probe, m.chance)
+    if not learns and (ran_away or lapsed is not None) and not any_learned(m):
         return [diverging(m, limits)]
+    if lapsed is not None:
+        return [relapsing(m, *lapsed)]
     if ratio is None or ratio <= limits["update_ratio_info"] or (learns and ratio <= limits["update_ratio_warning"]):
         return []
     large = ratio > limits["update_ratio_warning"]

@@ -282,11 +282,8 @@ def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
     evidence = [Evidence("change of the output by the first update", step, limits["functional_step"], ">", "of its spread")]
     if math.isfinite(spike):
         evidence.append(Evidence("largest loss of the first steps", spike, limits["spike"], ">", "of the loss at the start"))
-    remedies = [Remedy("warm-up", text, "safe")]
-    if spike > limits["spike"]:
-        remedies.append(
-            Remedy("lower-learning-rate", f"or lower the rate from {number(o.lr)}, if it is too high after a warm-up too", "safe")
-        )
+    slower = Remedy("lower-learning-rate", f"or lower the rate from {number(o.lr)}, if it is too high after a warm-up too", "safe")
+    remedies = (Remedy("warm-up", text, "safe"), slower)
     return [found("warning" if bad else "info", message, location=o.site, evidence=evidence, remedies=remedies)]
 
 

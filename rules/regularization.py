@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gradcheck.judge.costs import costs_nothing, learns_slowly
+from gradcheck.judge.layers import is_matrix
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.judge.rates import gentle_decay
 from gradcheck.nouns.verdict import Evidence, Remedy
@@ -51,6 +53,7 @@ def decay_steps(m: Measurement) -> float | None:
     limits={
         "epochs": Limit(0.5, "epochs", "Wang and Aitchison 2024: the best time scale lies between one epoch and all of them"),
         "steps": Limit(50, "steps", "heuristic: the default rate and decay of AdamW take 100,000"),
+        "suspect_steps": Limit(500, "steps", "own trainings of digits: 200 and 400 steps cost half the fall, 2000 nothing"),
         "penalty": Limit(10.0, "of the data's loss", "L1 and L2 searched on synthetic data: from 3 to 10 nothing was learned any more"),
     },
     explains=(
@@ -115,21 +118,25 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     if r.penalty is not None:
         findings += _penalty(m, r, limits["penalty"])
     if not findings and steps is not None and m.optimizer.given:
-        findings += _decay(m, r, steps, max(limits["steps"], limits["epochs"] * m.data.batches))
+        findings += _decay(m, r, steps, limits)
     return findings
 
 
-def _decay(m: Measurement, r: Regularization, steps: float, fewest: float) -> list[Finding]:
-    """`steps` shrink the weights by e; fewer than `fewest` are few."""
+def _decay(m: Measurement, r: Regularization, steps: float, limits: Limits) -> list[Finding]:
+    """`steps` shrink the weights by e."""
     run = recovered(r, DECAY) if failed(m, r) else None
+    fewest = max(limits["steps"], limits["epochs"] * m.data.batches)
     short = m.data.given and steps < fewest
     if run is None and not short:
-        return []
-    severity: Severity = "error" if run is not None else "info" if learns_clearly(m) else "warning"
+        fewest = limits["suspect_steps"]
+        if not steps < fewest or not m.data.given or costs_nothing(m, "REG001"):
+            return []
+    severity: Severity = "error" if run is not None else "warning" if short and not learns_clearly(m) else "info"
     strongest = max(p.weight_decay for p in m.parameters)
+    faster = ", faster than they learn" if severity != "info" else ""
     message = (
-        f"weight decay {number(strongest)} at rate {number(m.optimizer.lr)} shrinks the weights by e in {number(steps)} steps, "
-        f"faster than they learn: {run_in_words(m.probe)}"
+        f"weight decay {number(strongest)} at rate {number(m.optimizer.lr)} shrinks the weights by e in {number(steps)} steps "
+        f"(limit {number(fewest)}){faster}{_bound(m)}: {run_in_words(m.probe)}"
     )
     if run is not None:
         message += f"; {run.name}, {run_in_words(run)}"
@@ -138,6 +145,17 @@ def _decay(m: Measurement, r: Regularization, steps: float, fewest: float) -> li
     remedies = (Remedy("weaker-weight-decay", text, "safe"),)
     confirmed = confirmation(m, run) if run is not None else ""
     return [found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+
+
+def _bound(m: Measurement) -> str:
+    """What decoupled decay leaves of the weights of an adaptive optimizer: no more than 1 / decay each, once it has had its time."""
+    matrices = [p for p in m.parameters if p.trainable and is_matrix(p) and p.weight_decay > 0 and p.std > 0]
+    if not (m.optimizer.adaptive and m.optimizer.decoupled and matrices):
+        return ""
+    p = min(matrices, key=lambda p: 1 / (p.weight_decay * p.std))
+    if p.weight_decay * p.std <= 1:
+        return ""
+    return f", to {number(1 / p.weight_decay)} each at most, where those of {p.name} start at {number(p.std)}"
 
 
 def _penalty(m: Measurement, r: Regularization, limit: float) -> list[Finding]:
@@ -284,7 +302,7 @@ def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
     run = next((x for x in r.runs if x.lifted == (DROPOUT,) and outcome(x, r.chance) == "learns"), None)
     strongest = max(r.dropouts, key=lambda d: d.rate)
     if run is None or outcome(m.probe, m.chance) not in ("stalls", "diverges"):
-        return _loud(strongest, limits["advice"])
+        return _loud(strongest, limits["advice"]) or _many(m, r, limits)
     limit = limits["rate"]
     severity = _severity(m, r, run, strongest, limits)
     if severity is None:
@@ -310,6 +328,22 @@ def _loud(strongest: Dropout, limit: float) -> list[Finding]:
     evidence = (Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer),)
     remedies = (Remedy("lower-dropout", f"lower the rate of {strongest.layer} to between 0.1 and 0.5", "safe"),)
     return [found("info", message, layers=(strongest.layer,), location=strongest.site, evidence=evidence, remedies=remedies)]
+
+
+def _many(m: Measurement, r: Regularization, limits: Limits) -> list[Finding]:
+    """Advice about dropouts that together leave little of a signal, in a training that is slow and was not seen to be none the worse."""
+    loud = [d for d in r.dropouts if d.rate >= limits["rate"] and not d.attention]
+    if len(loud) < limits["count"] or not learns_slowly(m) or costs_nothing(m, "REG003"):
+        return []
+    names, rate = layers_in_words([d.layer for d in loud]), max(d.rate for d in loud)
+    message = (
+        f"{len(loud)} layers ({names}) drop {percent(rate)} of the values (limit {number(limits['count'])} layers), "
+        f"and the training is slow: {run_in_words(m.probe)}"
+    )
+    evidence = (Evidence("layers that drop as much", float(len(loud)), limits["count"], ">=", "layers"),)
+    remedies = (Remedy("lower-dropout", f"lower the rate of {names} from {number(rate)} to 0.2", "safe"),)
+    layers = [d.layer for d in loud]
+    return [found("info", message, layers=layers, location=loud[0].site, evidence=evidence, remedies=remedies)]
 
 
 def _severity(m: Measurement, r: Regularization, run: Run, strongest: Dropout, limits: Limits) -> Severity | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.layers import names
-from gradcheck.progress import CLEAR_FALL, any_learned, fall, start_and_end, verdict
+from gradcheck.progress import CLEAR_FALL, any_learned, fall, relapse, start_and_end, verdict
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Layer, Measurement, Run
@@ -84,7 +84,9 @@ def run_in_words(run: Run) -> str:
     if run.ended == "non-finite":
         return f"the loss is not finite after {steps}"
     start, end = start_and_end(run)[:2]
-    return f"{steps} moved the loss from {number(start)} to {number(end)}"
+    lapsed = relapse(run, run.chance)
+    between = f", after {number(lapsed[0])} by step {lapsed[1]}" if lapsed is not None else ""
+    return f"{steps} moved the loss from {number(start)} to {number(end)}{between}"
 
 
 def probe_failure(m: Measurement) -> str:

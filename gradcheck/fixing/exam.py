@@ -35,7 +35,7 @@ def examine(patient: Patient, settings: Settings, seconds: float, seen: Seen | N
     own = replace(settings, seeds=1, budget=max(seconds, 1.0), profile=False)
     if codes is not None:
         own = replace(own, select=tuple(codes), extend_select=())
-    return scan_workload(patient.workload, own, None, seen)
+    return scan_workload(patient.workload, own, None, seen, costs=False)
 
 
 def worsened(before: dict[str, Severity], after: dict[str, Severity]) -> tuple[str, ...]:

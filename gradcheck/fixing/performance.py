@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.measure.losses import LOSSES, SeenLoss, seen
 from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.treatment import Effect, Prescription
+from gradcheck.remedies.protocol import changes_loss
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.step import run as forward
 from gradcheck.target.workload import Batch, TrainingStep
@@ -23,8 +24,6 @@ from gradcheck.trial.paired import Course, effect, paired_effect, training_loss
 
 Score = tuple[str, float, float]  # metric, value, value of the best constant prediction
 
-# Treatments after which the loss measures something else: it cannot be compared with the untreated one's.
-OTHER_LOSS = ("standardize-target", "label-smoothing", "l1", "elastic-net", "mixup")
 MOST_BATCHES = 8  # that accuracy and explained variance are taken over
 WELL = 0.5  # loss in units of chance: the model trains, and no more is looked for (as in benchmarks/predictions.py)
 
@@ -75,15 +74,6 @@ def result_of(course: Course, applied: Sequence[Prescription]) -> Result:
     comparable = not changes_loss(applied)
     workload = course.patient.workload
     return Result(course.run(), comparable, skill(course.trainee.model, workload.batches, workload.training_step))
-
-
-def changes_loss(applied: Sequence[Prescription]) -> bool:
-    return any((p.stage == "loss" and not _keeps_loss(p)) or p.treatment in OTHER_LOSS for p in applied)
-
-
-def _keeps_loss(p: Prescription) -> bool:
-    """Descent in place of ascent, where the optimizer was told to ascend."""
-    return p.treatment == "flip-sign" and ("maximize" in p.settings or "lr" in p.settings)
 
 
 def compare(base: Sequence[Result], treated: Sequence[Result], confidence: float = CONFIDENCE) -> Effect:

@@ -10,11 +10,11 @@ from gradcheck.config import Settings
 from gradcheck.fixing.changes import changes
 from gradcheck.fixing.exam import severities, worsened
 from gradcheck.fixing.own_losses import Standing
-from gradcheck.fixing.performance import changes_loss
 from gradcheck.fixing.script_run import LOOP_ALONE, ScriptRun, loops_judged, run_script, standing
 from gradcheck.judge.select import chosen
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome, OutcomeStatus, Prescription
+from gradcheck.remedies.protocol import changes_loss
 
 # The losses are of other batches, or of the model in another mode.
 OTHER_CONDITIONS = ("next-batch", "restore-training-mode")

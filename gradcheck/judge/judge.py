@@ -9,6 +9,7 @@ from dataclasses import replace
 from gradcheck.config import RuleSettings, Settings
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.causes import fold
+from gradcheck.judge.costs import with_cost
 from gradcheck.judge.looks import in_words
 from gradcheck.judge.protocol import NoVerdict, Rule
 from gradcheck.judge.seeds import agree, merge_sites
@@ -101,7 +102,7 @@ def _outcome(rule: Rule, m: Measurement, own: RuleSettings) -> Outcome:
         verdict = rule.check(m, _limits(rule, own.limits))
         if isinstance(verdict, NoVerdict):
             return RuleState(rule.code, rule.name, verdict.status, verdict.reason)
-        found = merge_sites([_checked(f, rule) for f in verdict])
+        found = [with_cost(f, m, rule.up_to) for f in merge_sites([_checked(f, rule) for f in verdict])]
     except Exception as e:
         return RuleState(rule.code, rule.name, "crashed", _crash(e))
     return found if found or not lacking else _silenced(rule, lacking[0])

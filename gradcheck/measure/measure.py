@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from gradcheck.measure.taps import Taps
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Ascent, Cut, Measurement, NonFinite, NotMeasured, Profile, Run
 from gradcheck.nouns.places import Location
-from gradcheck.progress import CLEAR_FALL, fall, on_its_way, outcome, unsettled
+from gradcheck.progress import CLEAR_FALL, fall, on_its_way, outcome, relapse, unsettled
 from gradcheck.target.comments import ignores, snippets
 from gradcheck.target.sites import location_of_traceback
 from gradcheck.target.workload import Workload
@@ -73,6 +73,13 @@ def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction:
 
     Raises TargetError when the workload cannot be copied or its training step does not run.
     """
+    with on_copies(workload):
+        return Session(workload, plan, tick).run()
+
+
+@contextmanager
+def on_copies(workload: Workload) -> Iterator[None]:
+    """What trainings of copies run under: gradients on, compiled modules run eagerly, and the process left as it was."""
     with ExitStack() as stack:
         stack.enter_context(untouched())
         stack.enter_context(torch.enable_grad())
@@ -80,7 +87,7 @@ def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if workload.borrowed is not None:
             stack.callback(workload.borrowed.give_back)
-        return Session(workload, plan, tick).run()
+        yield
 
 
 class Session:
@@ -155,7 +162,7 @@ class Session:
 
     def _doubtful(self, clear: float = CLEAR_FALL) -> bool:
         run, chance = self._so_far(), self.first.chance
-        return fall(run, chance) < clear or unsettled(run, chance)
+        return fall(run, chance) < clear or unsettled(run, chance) or relapse(run, chance) is not None
 
     def _on_its_way(self) -> bool:
         return on_its_way(self._so_far(), self.first.chance)

@@ -185,3 +185,25 @@ class HalfGradients:
     entries: int
     layer: str = ""  # the one with the largest share,
     layer_flushed: float = 0.0  # and its share
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the training loses by the cause of a finding: trained as it is, and with a change, on the same batches and random numbers.
+
+    Losses are those of the data in evaluation mode: dropout off, labels not smoothed, no penalty on the weights. Of several pairs of
+    trainings, those of the pair that shows least.
+    """
+
+    code: str  # of the finding,
+    layers: tuple[str, ...]  # with its layers
+    location: Location | None  # and its place
+    change: str  # what the other training had or lacked: "with forget-bias", "without dropout"; "": no change could make a difference
+    steps: int
+    start: float  # loss before training
+    early: float  # trained as it is, after as many steps as the probe may take,
+    loss: float  # and at the end; infinite when it diverged
+    changed: float  # trained with the change
+    chance: float | None = None  # loss of the best constant prediction
+    pairs: int = 1  # of trainings, each with its own order of the batches
+    validation: bool = False  # the losses are on validation batches

@@ -10,6 +10,7 @@ from gradcheck.nouns.checks import (
     Attention,
     Baseline,
     Clip,
+    Cost,
     Dependence,
     Derivatives,
     Difference,
@@ -494,6 +495,7 @@ class Measurement:
     pairs: tuple[LinearPair, ...] = ()
     streams: tuple[Stream, ...] = ()
     normalization: Statistics | None = None
+    costs: tuple[Cost, ...] = ()  # of findings, where the probe learned slowly
     loop: LoopFacts | None = None  # the user's own training loop; None: none was seen
     ranks: RankFacts | None = None  # of a distributed training that was watched
     pretrained: bool = False  # weights or normalization statistics show that the model was trained before

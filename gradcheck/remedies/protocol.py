@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,9 @@ from gradcheck.target.workload import Batch, Workload
 
 Prepare = Callable[[Batch], Batch]
 Augment = Callable[[Batch, torch.Generator], Batch]
+
+# Treatments after which the loss measures something else: it cannot be compared with the untreated one's.
+OTHER_LOSS = ("standardize-target", "label-smoothing", "l1", "elastic-net", "mixup")
 
 
 class Inapplicable(Exception):
@@ -184,3 +187,12 @@ class Treatment:
             self.checkpoint,
             self.citation,
         )
+
+
+def changes_loss(applied: Sequence[Prescription]) -> bool:
+    return any((p.stage == "loss" and not _keeps_loss(p)) or p.treatment in OTHER_LOSS for p in applied)
+
+
+def _keeps_loss(p: Prescription) -> bool:
+    """Descent in place of ascent, where the optimizer was told to ascend."""
+    return p.treatment == "flip-sign" and ("maximize" in p.settings or "lr" in p.settings)

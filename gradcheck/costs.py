@@ -1,0 +1,210 @@
+"""What findings cost: where the probe learned slowly, the user's training is run against itself with a finding's remedy.
+
+Both start from the same weights and take the same steps on the same batches with the same random numbers. Nothing is run where nothing
+was found, where the loss fell well, or where an error says already that it will not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from gradcheck.config import Settings
+from gradcheck.judge.costs import comparable, is_costly, learns_slowly, may_fail_later, saved, trains
+from gradcheck.judge.judge import judge
+from gradcheck.judge.protocol import Rule
+from gradcheck.measure.checks.lifted import DROPOUT, SMOOTHING, Noise, lift, without_penalty
+from gradcheck.measure.measure import SMALL_STEP, Plan, on_copies
+from gradcheck.nouns.checks import Cost
+from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.treatment import Prescription
+from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.protocol import admit, changes_loss
+from gradcheck.remedies.vocabulary import VOCABULARY, apply
+from gradcheck.target.rng import seed_all
+from gradcheck.target.workload import Workload
+from gradcheck.trial.paired import Course, sample_mean
+
+LONGER = 3  # times the probe's steps
+LATEST = 10  # for steps or a decay whose harm may come late, as far as that takes no more than
+SECONDS = 3.0
+PAIRS = 2  # that have to agree
+MOST_BATCHES = 8  # that a loss is taken over
+MOST_CHANGES = 2  # that are tried for one finding
+UNFAIR = ("larger-batch", "early-stopping", "shuffle-data")  # the pair would not see the same batches
+
+Tick = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the other training of a pair has or lacks: a remedy, or kinds of regularization taken away."""
+
+    name: str = ""  # none: the training as it is
+    remedy: Prescription | None = None
+    lifted: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        p = self.remedy
+        return self.name if p is None else f"{p.treatment}{sorted(p.settings.items())}{p.layers}"
+
+
+AS_IT_IS = Change()
+# Findings whose remedies keep the cause, or are not to be applied by gradcheck: the pair is trained without the cause.
+CAUSES = {"NORM004": Change("without dropout", lifted=(DROPOUT,))}
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A finding, and the changes that the training is compared with, the least invasive first."""
+
+    finding: Finding
+    changes: tuple[Change, ...]
+
+
+def with_costs(
+    m: Measurement, workload: Workload, plan: Plan, began: float, rules: Sequence[Rule], settings: Settings, tick: Tick
+) -> Measurement:
+    """The measurement with what its findings cost, as far as the time of `plan` reaches, which `began` at that perf_counter()."""
+    if plan.fast or not plan.probes or workload.borrowed is not None or not comparable(m):
+        return m
+    suspects = _suspects(m, rules, settings)
+    if not suspects:
+        return m
+    lab = Lab(workload, m, plan.steps, began + plan.seconds, tick)
+    with on_copies(workload):
+        if m.seconds.get("probe", 0.0) < SMALL_STEP * len(m.probe.losses):
+            torch.set_num_threads(1)
+        started = time.perf_counter()
+        costs = tuple(lab.costs(suspects))
+    return replace(m, costs=costs, seconds={**m.seconds, "costs": time.perf_counter() - started})
+
+
+def _suspects(m: Measurement, rules: Sequence[Rule], settings: Settings) -> list[Suspect]:
+    """Findings that may be made a warning of, with remedies that can be tried; none beside an error."""
+    findings = judge([m], rules, settings)[0]
+    if any(f.severity == "error" for f in findings):
+        return []
+    limited = {rule.code for rule in rules if rule.up_to == "info"}
+    heads = [f for f in findings if f.cause is None and f.code not in limited and (learns_slowly(m) or may_fail_later(f))]
+    return [Suspect(f, changes) for f in heads if (changes := tuple(_changes(f, m))[:MOST_CHANGES])]
+
+
+def _changes(finding: Finding, m: Measurement) -> Iterator[Change]:
+    if finding.code in CAUSES:
+        yield CAUSES[finding.code]
+        return
+    for remedy in finding.remedies:
+        treatment = VOCABULARY.get(remedy.name)
+        if treatment is not None and treatment.apply is not None and treatment.name not in UNFAIR:
+            yield from (Change(f"with {p.treatment}", p) for p in treatment.prescribe(finding, m)[:1] if not changes_loss([p]))
+
+
+class Trained:
+    """A copy in training, with a change or as it is, and its losses on the way."""
+
+    def __init__(self, workload: Workload, change: Change, seed: int, penalized: bool) -> None:
+        patient = admit(workload)
+        if change.remedy is not None:
+            seed_all(seed)
+            apply(patient, change.remedy)
+        self.course = Course(patient, seed)
+        lift(self.course.trainee, change.lifted)
+        treated = self.course.patient.workload
+        self.batches = (treated.val_batches or treated.batches)[:MOST_BATCHES]
+        self.step = without_penalty(treated.training_step) if penalized else treated.training_step
+        self.losses = {0: self._evaluated()}
+
+    def loss(self, steps: int) -> float:
+        """Of the data after so many steps in all, in evaluation mode; infinite when it diverged, NaN when a step raised."""
+        if steps not in self.losses:
+            self.course.train(steps)
+            failed = {"non-finite": math.inf, "raised": math.nan}
+            self.losses[steps] = failed[self.course.ended] if self.course.ended in failed else self._evaluated()
+        return self.losses[steps]
+
+    def _evaluated(self) -> float:
+        with self.course.evaluating() as model, Noise((SMOOTHING,)):
+            return sample_mean([float(self.step(model, batch)) for batch in self.batches], self.batches)
+
+
+class Lab:
+    """Runs the pairs of trainings, as long as there is time, and trains nothing twice."""
+
+    def __init__(self, workload: Workload, m: Measurement, steps: int, deadline: float, tick: Tick) -> None:
+        """`steps`: of the probe; fewer make no comparison."""
+        self.workload, self.m, self.deadline, self.tick = workload, m, deadline, tick
+        self.penalized = m.regularization is not None and m.regularization.penalty is not None
+        self.fewest = self.steps = steps
+        self.step_seconds = 0.0
+        self.trained: dict[tuple[str, int], Trained] = {}
+
+    def costs(self, suspects: Sequence[Suspect]) -> Iterator[Cost]:
+        """Of each finding that could be compared, with the change that saves most."""
+        base = self._begun(any(may_fail_later(s.finding) for s in suspects))
+        if base is None:
+            return
+        if trains(base.losses[0], self.m.chance, base.loss(self.fewest), base.loss(self.steps)):
+            yield from (self._compared(s.finding, "", base, base, 1) for s in suspects)
+            return
+        for suspect in suspects:
+            found: list[Cost] = []
+            for change in suspect.changes:
+                cost = self._cost(suspect.finding, change)
+                found += [cost] if cost is not None else []
+                if cost is not None and is_costly(cost):
+                    break
+            if found:
+                yield max(found, key=saved)
+
+    def _begun(self, late: bool) -> Trained | None:
+        """Trains as it is, as far as the probe went; how long that takes says how many steps there is time for. None: for too few."""
+        started, base = time.perf_counter(), self._training(AS_IT_IS, 0)
+        if base is None or math.isnan(base.loss(self.fewest)):
+            return None
+        self.step_seconds = (time.perf_counter() - started) / self.fewest
+        affordable = self.fewest + int((self.deadline - time.perf_counter()) / self.step_seconds) // 2  # of the first pair
+        wanted = min(LATEST * self.fewest, int(SECONDS / self.step_seconds)) if late else 0
+        self.steps = min(max(LONGER * self.fewest, wanted), affordable)
+        return base if self.steps >= self.fewest and not math.isnan(base.loss(self.steps)) else None
+
+    def _cost(self, finding: Finding, change: Change) -> Cost | None:
+        """Of the pairs the one that shows least; the first alone when it shows nothing. None when none could be trained."""
+        found: Cost | None = None
+        for seed in range(PAIRS):
+            cost = self._pair(finding, change, seed)
+            if cost is None:
+                break
+            found = cost if found is None or saved(cost) < saved(found) else replace(found, pairs=seed + 1)
+            if not is_costly(cost):
+                break
+        return found
+
+    def _pair(self, finding: Finding, change: Change, seed: int) -> Cost | None:
+        base, other = self._training(AS_IT_IS, seed), self._training(change, seed)
+        if base is None or other is None or math.isnan(base.loss(self.steps)) or math.isnan(other.loss(self.steps)):
+            return None
+        return self._compared(finding, change.name, base, other, seed + 1)
+
+    def _compared(self, finding: Finding, change: str, base: Trained, other: Trained, pairs: int) -> Cost:
+        losses = base.losses[0], base.loss(self.fewest), base.loss(self.steps), other.loss(self.steps)
+        chance, validated = self.m.chance, bool(self.workload.val_batches)
+        return Cost(finding.code, finding.layers, finding.location, change, self.steps, *losses, chance, pairs, validated)
+
+    def _training(self, change: Change, seed: int) -> Trained | None:
+        """None when it cannot be made, or when there is no time for it."""
+        key = change.key, seed
+        if key not in self.trained:
+            self.tick(f"what it costs: {change.name or 'the training as it is'}", 0.0)
+            if time.perf_counter() + self.steps * self.step_seconds > self.deadline:
+                return None
+            try:
+                self.trained[key] = Trained(self.workload, change, seed, self.penalized)
+            except Exception:  # the user's code runs here, and a remedy on a model that nobody thought of
+                return None
+        return self.trained[key]
