@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gradcheck.capture.events import Clip, Pass, Watched
+from gradcheck.capture.layout import first_given, samples_axis, time_first_calls
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Helpers, Models, Program, Slice, replay
 from gradcheck.capture.schedule import Schedule
@@ -42,8 +43,12 @@ def workload_of(
     roots = [o.original for o in owners]
     programs = [Program(s, roots) for s in slices]
     others = [o for o in recorder.owners.current.values() if all(o.original is not x.original for x in owners)]
-    with untouched(), torch.enable_grad():
+    data = first_given(slices[0].nodes)
+    with untouched(), torch.enable_grad(), time_first_calls() as calls:
         twins = twins_of(owners, others, programs[0], steps[0] if steps else ())
+    axis = samples_axis(slices[0].nodes, calls)
+    if axis:
+        programs = [Program(s, roots, axis) for s in slices]
     _freeze_others(recorder, watched, twins)
     labels = [o.label for o in (*owners, *twins.outside)]
     model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
@@ -60,6 +65,7 @@ def workload_of(
         model=model,
         batches=batches,
         training_step=functools.partial(replay, helpers),
+        collated=data is not None and data.chosen,
         optimizer=optimizer,
         optimizer_given=given,
         assumptions=assumptions,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from gradcheck.capture.backward import Backward
 from gradcheck.capture.clips import Clips
@@ -63,6 +64,7 @@ class Points:
         wrap(Optimizer, "zero_grad", self.steps.clearing)
         wrap(nn.Module, "eval", self.surroundings.evaluating)
         wrap(DataLoader, "__iter__", self.surroundings.iterating)
+        wrap(_BaseDataLoaderIter, "__next__", self.surroundings.fetching)
         kinds = [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]
         for kind_of in kinds:
             wrap(kind_of, "step", self.surroundings.scheduling)

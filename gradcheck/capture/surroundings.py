@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
-from gradcheck.capture.tape import outside
+from gradcheck.capture.tape import outside, tensors_in
 from gradcheck.target.sites import location_of_frame, origin_of
 
 if TYPE_CHECKING:
@@ -46,3 +46,17 @@ class Surroundings:
             return original(loader)
 
         return iterate
+
+    def fetching(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Around `__next__` of what iterates over a loader: torch stacks single samples on the first axis."""
+
+        def fetch(iterator: Any) -> Any:
+            batch = original(iterator)
+            if self.recorder.tape.recording and iterator._auto_collation and iterator._collate_fn is default_collate:
+                rows = len(iterator._dataset) if hasattr(iterator._dataset, "__len__") else 0
+                for tensor in tensors_in(batch):
+                    if tensor.dim():
+                        self.recorder.tape.note_rows(tensor, rows, chosen=True)
+            return batch
+
+        return fetch

@@ -304,6 +304,7 @@ class Session:
             *first.zero_derivatives,
             *bad,
             *checked.values.get("attentions", ()),
+            *(v for name in ("dependence", "derivatives") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
         places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
