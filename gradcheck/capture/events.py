@@ -50,6 +50,7 @@ class Step:
     fingerprint: int | None
     epoch: int
     edited: bool = False  # gradients were changed by hand between backward and step
+    near: Pass | None = None  # of a step without passes: the last one before it, after every other step
 
 
 @dataclass(eq=False)
@@ -101,6 +102,12 @@ class Watched:
         self.dirty = False
         self.cleared += self.live
         self.live = []
+
+    def claim_near(self) -> None:
+        """Of an optimizer that no loss reaches: the losses right before its steps are those that it was to follow."""
+        if not any(s.passes for s in self.steps):
+            for step in self.steps:
+                step.passes = [step.near] if step.near is not None else []
 
     def note_version(self) -> None:
         self.versioned = next((p for p in self.parameters if p.grad is not None), None)  # type: ignore[assignment]

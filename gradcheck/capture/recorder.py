@@ -46,6 +46,7 @@ class Recorder(TorchFunctionMode):
         self.loaders: dict[int, tuple[DataLoader[Any], int]] = {}  # a loader, and how often it was iterated over
         self.backwards = 0
         self.unclaimed: list[Pass] = []  # that reach no known optimizer
+        self.newest: Pass | None = None  # since the last step of any optimizer
         self.connected = False  # some pass reached a parameter of an optimizer
         self.schedules = 0
         self.schedule_site: Location | None = None

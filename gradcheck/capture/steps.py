@@ -91,6 +91,7 @@ class Steps:
                 fingerprint=fingerprint(passes),
                 epoch=sum(count for _, count in recorder.loaders.values()),
                 edited=watched.edited(),
+                near=recorder.newest if not passes and len(watched.steps) < recorder.taped else None,
             )
         )
         watched.live, watched.cleared, watched.unscaled = [], [], False
@@ -116,6 +117,7 @@ class Steps:
             watched.live, watched.cleared = evaluated[:1], []
             self._note(watched)
         recorder.busy -= 1
+        recorder.newest = None
         watched.dirty = True
         watched.keep_watch()
         stepped = [w for w in recorder.optimizers.values() if w.steps]

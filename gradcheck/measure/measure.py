@@ -156,6 +156,8 @@ class Session:
         taps: Taps = Tracer(self.names) if first else Taps(self.names, functions=self.functional)
         with taps:
             loss = trainee.loss(batch)
+        if isinstance(taps, Tracer):
+            taps.ends_in(loss)
         fates: Mapping[int, Fate] | None = None
         graph = Graph(loss.grad_fn) if first and loss.grad_fn is not None else None
         if first:
