@@ -25,7 +25,10 @@ DIVERGED = 1.5  # the loss ends this many times above its reference
 SETTLED_VISITS = 10  # losses that the end of a run is averaged over, at least, where it is four times as long
 # Fewer steps say nothing about a run that did not fall: a healthy eca_nfnet_l0 rises from 2.2 to 3.4 in its first 25.
 FEWEST_STEPS = 40
-BLOWN_UP = 100.0  # unless the loss is this many times above its reference
+BLOWN_UP = 100.0  # unless the loss is this many times above its reference,
+BLOWN_UP_ABOVE_CHANCE = 10.0  # or, all the time at its end, this many times above both its first value and chance
+FEWEST_VISIBLE = 6  # steps that show a loss blow up
+NEGLIGIBLE = 1e-3  # losses that start below it start at their optimum, as distances to a copy of the model do: any later one is a rise
 
 
 def start_and_end(run: Run) -> tuple[float, float, float]:
@@ -71,6 +74,26 @@ def fall(run: Run, chance: float | None = None) -> float:
     return (reference - end) / max(abs(reference), 1e-12)
 
 
+def ran_away(run: Run, chance: float | None = None) -> bool:
+    """Whether the loss went up from what it was before any step, and stayed there to the end of the run.
+
+    The first loss is the only one that no step has changed. It is one batch's, so that with more than one the batch must show the
+    rise itself when it comes round again.
+    """
+    n, batches = len(run.losses), max(1, run.batches)
+    if n < FEWEST_VISIBLE or not math.isfinite(run.losses[0]):
+        return False
+    known, first = chance is not None and chance > 0, run.losses[0]
+    if not known and first < NEGLIGIBLE:
+        return False
+    reference = max(first, chance or 0.0)
+    least = min(run.losses[-max(3, n // 4) :])
+    if n < FEWEST_STEPS:
+        return least > (BLOWN_UP_ABOVE_CHANCE if known else BLOWN_UP) * reference
+    again = run.losses[(n - 1) // batches * batches] if n >= 2 * batches else math.inf if known else 0.0
+    return min(least, again) > DIVERGED * reference
+
+
 def outcome(run: Run, chance: float | None = None) -> Outcome:
     """What became of a run. `chance` is the probe's; a run on other batches brings its own."""
     chance = run.chance if run.chance is not None else chance
@@ -82,6 +105,8 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
         return "learns"
     if run.live:
         return _live_outcome(run, chance)
+    if ran_away(run, chance):
+        return "diverges"
     start, end, error = start_and_end(run)
     relative = fall(run, chance)
     if relative >= CLEAR_FALL:
@@ -101,13 +126,15 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
 def _live_outcome(run: Run, chance: float | None) -> Outcome:
     """Of the user's own run. It may be resumed, fine-tuned, or led by rewards: a loss that stays, or rises a little, proves nothing.
 
-    It diverges where the loss stays well above both its start and chance; where chance is not known, far above its start.
+    It diverges where the loss stays well above both its start and chance; where chance is not known, or few steps are, far above.
     """
     if fall(run, chance) >= CLEAR_FALL:
         return "learns"
     start, last = start_and_end(run)[0], run.losses[-SETTLED_VISITS:]
     if chance is not None and chance > 0 and len(run.losses) >= FEWEST_STEPS:
         limit = DIVERGED * max(min(run.losses[0], start), chance)
+    elif chance is not None and chance > 0:
+        limit = BLOWN_UP_ABOVE_CHANCE * max(min(run.losses[0], start), chance)
     else:
         limit = BLOWN_UP * max(abs(start), 1e-12)
     return "diverges" if len(last) == SETTLED_VISITS and min(last) > limit else "unknown"

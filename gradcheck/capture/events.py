@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from gradcheck.capture.loops import Loop
 from gradcheck.capture.tape import Constant, Ref
 from gradcheck.nouns.places import Location
 
@@ -73,6 +74,7 @@ class Watched:
     versioned: nn.Parameter | None = None
     step_site: Location | None = None
     clear_site: Location | None = None
+    loops: tuple[Loop, ...] = ()  # around its first step
     _watch: list[torch.Tensor] = field(default_factory=list)
 
     @property

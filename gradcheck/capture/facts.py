@@ -46,7 +46,7 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         losses=tuple(float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in steps if s.passes),
         rates=tuple(s.rate for s in steps),
         base_rate=watched.base_rate or 0.0,
-        schedules=recorder.schedules,
+        schedules=recorder.schedulers.calls,
         leftover=sum(s.leftover for s in steps),
         lost=sum(s.lost for s in steps),
         accumulated=_accumulated(steps),
@@ -58,7 +58,8 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         batches=_batches(recorder, steps),
         step_site=watched.step_site,
         clear_site=watched.clear_site,
-        schedule_site=recorder.schedule_site,
+        schedulers=recorder.schedulers.facts(watched),
+        schedule_site=recorder.schedulers.step_site,
         **base | {"backward_site": site},
     )
     return own

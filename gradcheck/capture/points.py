@@ -19,6 +19,7 @@ from gradcheck.capture.clips import Clips
 from gradcheck.capture.forward import Forward
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.scalers import Scalers
+from gradcheck.capture.schedulers import Schedulers
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.surroundings import Surroundings
 
@@ -36,6 +37,7 @@ class Points:
     surroundings: Surroundings
     clips: Clips
     scalers: Scalers
+    schedulers: Schedulers
     _patches: Patches = field(default_factory=Patches)
     _handles: list[Any] = field(default_factory=list)
 
@@ -67,7 +69,8 @@ class Points:
         wrap(_BaseDataLoaderIter, "__next__", self.surroundings.fetching)
         kinds = [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]
         for kind_of in kinds:
-            wrap(kind_of, "step", self.surroundings.scheduling)
+            wrap(kind_of, "step", self.schedulers.stepping)
+        wrap(lr_scheduler.LRScheduler, "__init__", self.schedulers.making)
 
     def remove(self) -> None:
         for handle in self._handles:

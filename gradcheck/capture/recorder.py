@@ -23,6 +23,7 @@ from gradcheck.capture.modes import Modes
 from gradcheck.capture.owners import Owners
 from gradcheck.capture.points import Points
 from gradcheck.capture.scalers import Scalers
+from gradcheck.capture.schedulers import Schedulers
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.surroundings import Surroundings
 from gradcheck.capture.tape import Tape
@@ -48,15 +49,14 @@ class Recorder(TorchFunctionMode):
         self.unclaimed: list[Pass] = []  # that reach no known optimizer
         self.newest: Pass | None = None  # since the last step of any optimizer
         self.connected = False  # some pass reached a parameter of an optimizer
-        self.schedules = 0
-        self.schedule_site: Location | None = None
+        self.schedulers = Schedulers(self)
         self.backward_site: Location | None = None
         self.eval_sites: dict[int, Location | None] = {}
         self.modes = Modes()
         self.busy = 0  # inside a backward pass, a step, or gradcheck's own code
         self.depth = 0  # of calls of modules, counted from the outermost that holds something
         self._clips, self._scalers = Clips(self), Scalers(self)
-        self._points = Points(Forward(self), Backward(self), Steps(self), Surroundings(self), self._clips, self._scalers)
+        self._points = Points(Forward(self), Backward(self), Steps(self), Surroundings(self), self._clips, self._scalers, self.schedulers)
 
     @property
     def clips(self) -> dict[tuple[str, Location | None], Clip]:

@@ -1,4 +1,4 @@
-"""What else a loop does: schedules of the learning rate, evaluation, passes over the data."""
+"""What else a loop does: evaluation, passes over the data."""
 
 from __future__ import annotations
 
@@ -9,27 +9,17 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from gradcheck.capture.tape import outside, tensors_in
-from gradcheck.target.sites import location_of_frame, origin_of
+from gradcheck.target.sites import location_of_frame
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder
 
 
 class Surroundings:
-    """Each method stands around one of torch's: a scheduler's `step`, a module's `eval`, a loader's `__iter__`."""
+    """Each method stands around one of torch's: a module's `eval`, a loader's `__iter__`."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-
-    def scheduling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            frame = outside()
-            if frame is not None and origin_of(frame.f_code.co_filename) not in ("torch", "hidden"):
-                self.recorder.schedules += 1
-                self.recorder.schedule_site = self.recorder.schedule_site or location_of_frame(frame)
-            return original(scheduler, *args, **kwargs)
-
-        return step
 
     def evaluating(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate(module: nn.Module) -> Any:

@@ -64,6 +64,21 @@ class LoopBatches:
 
 
 @dataclass(frozen=True)
+class LoopSchedule:
+    """A scheduler of the learning rate: what it was built for, and how the script's loops step it."""
+
+    kind: str  # class name
+    length: int | None  # calls of step() that it is laid out for: total_steps, T_max, step_size, ...; None: not known
+    decay: float | None  # factor on the rate for as many calls, where it goes on falling for ever
+    calls: int  # of step(), by the loop
+    stepped: Literal["step", "epoch", ""]  # after each step of the optimizer, or once in an outer loop; "": not known
+    epochs: int | None = None  # turns of the outer loop over the whole training
+    epoch_steps: int | None = None  # steps of the optimizer in one of them
+    site: Location | None = None  # where it is created
+    step_site: Location | None = None
+
+
+@dataclass(frozen=True)
 class LoopFacts:
     """The steps of one optimizer in the user's loop."""
 
@@ -88,6 +103,7 @@ class LoopFacts:
     scaler: LoopScaler | None = None
     evaluation: LoopEvaluation | None = None
     batches: LoopBatches | None = None
+    schedulers: tuple[LoopSchedule, ...] = ()
     step_site: Location | None = None
     backward_site: Location | None = None
     clear_site: Location | None = None

@@ -30,7 +30,7 @@ Origin = Literal["user", "package", "torch", "tap", "gradcheck", "hidden"]
 
 _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
-_RECORDING = ("recorder", "forward", "backward", "steps", "clips", "scalers", "surroundings", "modes", "passes", "tape", "patches")
+_RECORDING = tuple("recorder forward backward steps clips scalers surroundings schedulers modes passes tape patches".split())
 _TAPS = (
     _GRADCHECK + "measure" + os.sep,
     _GRADCHECK + "live" + os.sep,
