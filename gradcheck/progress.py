@@ -29,7 +29,10 @@ SETTLED_VISITS = 10  # losses that the end of a run is averaged over, at least, 
 # Fewer steps say nothing about a run that did not fall: a healthy eca_nfnet_l0 rises from 2.2 to 3.4 in its first 25.
 FEWEST_STEPS = 40
 RELAPSED = 0.5  # of a fall that is lost again (definition)
-BLOWN_UP = 100.0  # unless the loss is this many times above its reference
+BLOWN_UP = 100.0  # unless the loss is this many times above its reference,
+BLOWN_UP_ABOVE_CHANCE = 10.0  # or, all the time at its end, this many times above both its first value and chance
+FEWEST_VISIBLE = 6  # steps that show a loss blow up
+NEGLIGIBLE = 1e-3  # losses that start below it start at their optimum, as distances to a copy of the model do: any later one is a rise
 CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
 FAR = 2.0  # times chance: well above the plateau of models that learn nothing of their inputs
 REACH = 10.0  # runs this many times as long as the probe are usual
@@ -136,6 +139,26 @@ def _loss_at(run: Run, share: float) -> float:
     return fmean(run.losses[first : first + window])
 
 
+def ran_away(run: Run, chance: float | None = None) -> bool:
+    """Whether the loss went up from what it was before any step, and stayed there to the end of the run.
+
+    The first loss is the only one that no step has changed. It is one batch's, so that with more than one the batch must show the
+    rise itself when it comes round again.
+    """
+    n, batches = len(run.losses), max(1, run.batches)
+    if n < FEWEST_VISIBLE or not math.isfinite(run.losses[0]):
+        return False
+    known, first = chance is not None and chance > 0, run.losses[0]
+    if not known and first < NEGLIGIBLE:
+        return False
+    reference = max(first, chance or 0.0)
+    least = min(run.losses[-max(3, n // 4) :])
+    if n < FEWEST_STEPS:
+        return least > (BLOWN_UP_ABOVE_CHANCE if known else BLOWN_UP) * reference
+    again = run.losses[(n - 1) // batches * batches] if n >= 2 * batches else math.inf if known else 0.0
+    return min(least, again) > DIVERGED * reference
+
+
 def outcome(run: Run, chance: float | None = None) -> Outcome:
     """What became of a run. `chance` is the probe's; a run on other batches brings its own."""
     chance = run.chance if run.chance is not None else chance
@@ -150,6 +173,8 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
 
 
 def _outcome(run: Run, chance: float | None) -> Outcome:
+    if ran_away(run, chance):
+        return "diverges"
     start, end, error = start_and_end(run)
     relative = fall(run, chance)
     if relative >= CLEAR_FALL:
@@ -171,13 +196,15 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
 def _live_outcome(run: Run, chance: float | None) -> Outcome:
     """Of the user's own run. It may be resumed, fine-tuned, or led by rewards: a loss that stays, or rises a little, proves nothing.
 
-    It diverges where the loss stays well above both its start and chance; where chance is not known, far above its start.
+    It diverges where the loss stays well above both its start and chance; where chance is not known, or few steps are, far above.
     """
     if fall(run, chance) >= CLEAR_FALL:
         return "learns"
     start, last = start_and_end(run)[0], run.losses[-SETTLED_VISITS:]
     if chance is not None and chance > 0 and len(run.losses) >= FEWEST_STEPS:
         limit = DIVERGED * max(min(run.losses[0], start), chance)
+    elif chance is not None and chance > 0:
+        limit = BLOWN_UP_ABOVE_CHANCE * max(min(run.losses[0], start), chance)
     else:
         limit = BLOWN_UP * max(abs(start), 1e-12)
     return "diverges" if len(last) == SETTLED_VISITS and min(last) > limit else "unknown"

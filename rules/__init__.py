@@ -46,6 +46,7 @@ FAMILIES = (
     "data",
     "data_targets",
     "loop",
+    "loop_schedule",
     "loop_batches",
     "loop_renewal",
     "loop_ranks",

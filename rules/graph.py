@@ -52,7 +52,9 @@ def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     The autograd graph of the loss is walked over all batches of the scan; a parameter that no batch reaches is
-    disconnected. The cut is where an output no longer requires a gradient although parameters before it do.
+    disconnected. The cut is where an output no longer requires a gradient although parameters before it do; of several
+    cuts, one whose result goes on to the loss. An optimizer of a script that no loss reaches is judged by the loss whose
+    backward pass ran right before its steps.
 
     ## Limits and their sources
     None: one disconnected parameter that is trainable and in the optimizer counts (calibration E2: in 58

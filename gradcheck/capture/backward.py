@@ -98,6 +98,7 @@ class Backward:
     def _claim(self, passes: list[Pass]) -> None:
         recorder = self.recorder
         for found in passes:
+            recorder.newest = found
             wanted = [w for w in recorder.optimizers.values() if w.ids & found.reached]
             for watched in wanted:
                 watched.label = watched.label or variable_of(watched.optimizer)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
 from gradcheck.capture.events import Clip, Pass, Watched
+from gradcheck.capture.layout import first_given, samples_axis, time_first_calls
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Helpers, Models, Program, replay
 from gradcheck.capture.schedule import Schedule
@@ -61,8 +62,12 @@ def workload_of(
     roots = [o.original for o in owners]
     programs = [Program(s, roots) for s in slices]
     others = [o for o in recorder.owners.current.values() if all(o.original is not x.original for x in owners)]
-    with untouched(), torch.enable_grad():
+    data = first_given(slices[0].nodes)
+    with untouched(), torch.enable_grad(), time_first_calls() as calls:
         twins = twins_of(owners, others, programs[0], taken.passes[0] if taken.passes else ())
+    axis = samples_axis(slices[0].nodes, calls)
+    if axis:
+        programs = [Program(s, roots, axis) for s in slices]
     _freeze_others(recorder, watched, twins)
     labels = [o.label for o in (*owners, *twins.outside)]
     model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
@@ -83,6 +88,7 @@ def workload_of(
         one_pass=taken.one_pass,
         own_past=any(s.uses_own_past() for s in slices[-2:]),
         training_step=functools.partial(replay, helpers),
+        collated=data is not None and data.chosen,
         optimizer=optimizer,
         optimizer_given=given,
         assumptions=assumptions,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradcheck.capture.changes import Changes
+from gradcheck.capture.loops import Loop
 from gradcheck.capture.tape import Constant, Node, Owner, Ref
 from gradcheck.nouns.loop import LoopClip
 from gradcheck.nouns.places import Location
@@ -57,6 +58,7 @@ class Step:
     epoch: int
     since: int = -1  # the last call on the tape before the step before it
     edited: bool = False  # gradients were changed by hand between backward and step
+    near: Pass | None = None  # of a step without passes: the last one before it, after every other step
 
 
 @dataclass(eq=False)
@@ -92,6 +94,7 @@ class Watched:
     renewals: list[Renewal] = field(default_factory=list)  # another optimizer was made in the place of this one
     changes: Changes | None = None  # of an update that is no optimizer's of torch: `optimizer` only stands in for it
     free: Owner | None = None  # of its weights that no module holds
+    loops: tuple[Loop, ...] = ()  # around its first step
     _watch: list[torch.Tensor] = field(default_factory=list)
 
     @property
@@ -148,6 +151,12 @@ class Watched:
         self.dirty = False
         self.cleared += self.live
         self.live = []
+
+    def claim_near(self) -> None:
+        """Of an optimizer that no loss reaches: the losses right before its steps are those that it was to follow."""
+        if not any(s.passes for s in self.steps):
+            for step in self.steps:
+                step.passes = [step.near] if step.near is not None else []
 
     def note_version(self) -> None:
         self.versioned = next((p for p in self.parameters if p.grad is not None), None)  # type: ignore[assignment]

@@ -47,7 +47,7 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         losses=tuple(float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in steps if s.passes),
         rates=tuple(s.rate for s in steps),
         base_rate=watched.base_rate or 0.0,
-        schedules=recorder.schedules,
+        schedules=recorder.schedulers.calls,
         leftover=sum(s.leftover for s in steps),
         lost=sum(s.lost for s in steps),
         accumulated=_accumulated(steps),
@@ -65,7 +65,8 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         step_site=watched.step_site,
         made_site=watched.site if watched.changes is None else None,
         clear_site=watched.clear_site,
-        schedule_site=recorder.schedule_site,
+        schedulers=recorder.schedulers.facts(watched),
+        schedule_site=recorder.schedulers.step_site,
         **base | {"backward_site": site},
     )
     return own
@@ -73,7 +74,7 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:
     clips = tuple(c.noun() for c in recorder.clips.values())
-    counts = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedules, "rates": ()}
+    counts = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedulers.calls, "rates": ()}
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from gradcheck.capture.backward import Backward
 from gradcheck.capture.clips import Clips
@@ -19,6 +20,7 @@ from gradcheck.capture.forward import Forward
 from gradcheck.capture.functional import Functional
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.scalers import Scalers
+from gradcheck.capture.schedulers import Schedulers
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.surroundings import Surroundings
 
@@ -37,6 +39,7 @@ class Points:
     functional: Functional
     clips: Clips
     scalers: Scalers
+    schedulers: Schedulers
     _patches: Patches = field(default_factory=Patches)
     _handles: list[Any] = field(default_factory=list)
 
@@ -68,10 +71,11 @@ class Points:
         wrap(Optimizer, "zero_grad", self.steps.clearing)
         wrap(nn.Module, "eval", self.surroundings.evaluating)
         wrap(DataLoader, "__iter__", self.surroundings.iterating)
-        wrap(lr_scheduler.LRScheduler, "__init__", self.surroundings.making)
+        wrap(_BaseDataLoaderIter, "__next__", self.surroundings.fetching)
         kinds = [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]
         for kind_of in kinds:
-            wrap(kind_of, "step", self.surroundings.scheduling)
+            wrap(kind_of, "step", self.schedulers.stepping)
+        wrap(lr_scheduler.LRScheduler, "__init__", self.schedulers.making)
 
     def remove(self) -> None:
         for handle in self._handles:

@@ -24,6 +24,7 @@ from gradcheck.capture.modes import Modes
 from gradcheck.capture.owners import Owners
 from gradcheck.capture.points import Points
 from gradcheck.capture.scalers import Scalers
+from gradcheck.capture.schedulers import Schedulers
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.surroundings import Surroundings
 from gradcheck.capture.tape import Tape
@@ -50,9 +51,9 @@ class Recorder(TorchFunctionMode):
         self.unclaimed: list[Pass] = []  # that reach no known optimizer
         self.asked: list[Pass] = []  # whose gradients were given back and not left in the parameters, since the last step that used such
         self.losses: list[tuple[Location | None, torch.Tensor]] = []  # of every pass, with the place of its backward()
+        self.newest: Pass | None = None  # since the last step of any optimizer
         self.connected = False  # some pass reached a parameter of an optimizer
-        self.schedules = 0
-        self.schedule_site: Location | None = None
+        self.schedulers = Schedulers(self)
         self.backward_site: Location | None = None
         self.eval_sites: dict[int, Location | None] = {}
         self.modes = Modes()
@@ -60,7 +61,8 @@ class Recorder(TorchFunctionMode):
         self.depth = 0  # of calls of modules, counted from the outermost that holds something
         self._clips, self._scalers, steps = Clips(self), Scalers(self), Steps(self)
         self.updates = Updates(self, steps)
-        self._points = Points(Forward(self), Backward(self), steps, Surroundings(self), Functional(self), self._clips, self._scalers)
+        places = Surroundings(self), Functional(self), self._clips, self._scalers, self.schedulers
+        self._points = Points(Forward(self), Backward(self), steps, *places)
 
     @property
     def clips(self) -> dict[tuple[str, Location | None], Clip]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from gradcheck.capture.inputs import data_in
+from gradcheck.capture.layout import Layout
+from gradcheck.capture.resizing import counter, resized
 from gradcheck.capture.slices import Slice
-from gradcheck.capture.structures import Packed, is_plain, shape_of, tensors_in
+from gradcheck.capture.structures import Packed, tensors_in
 from gradcheck.capture.tape import Constant, Node, Ref, Weight, nodes_behind
-
-_RESHAPES = frozenset(("view", "reshape", "expand"))
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class _Fixed:
 
 
 @dataclass(frozen=True)
+class _Counter:
+    """A tensor that counts samples: made anew for the number that there is."""
+
+    make: Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class _Parameter:
     root: int
     name: str
@@ -57,73 +64,95 @@ class Instruction:
 class Program:
     """The losses of the backward passes of one step, summed."""
 
-    def __init__(self, needed: Slice, roots: Sequence[nn.Module]) -> None:
-        """`roots`: the user's modules, in the order of the modules that `run` is given."""
+    def __init__(self, needed: Slice, roots: Sequence[nn.Module], axis: int = 0) -> None:
+        """`roots`: the user's modules, in the order of the modules that `run` is given. `axis`: of the samples."""
         self._roots = {id(root): i for i, root in enumerate(roots)}
-        self.entries: list[torch.Tensor] = []
+        self.entries: list[torch.Tensor] = []  # with the samples on their first axis
+        self._axes: list[int] = []  # where the recorded ones have them
         self.fixed: list[torch.Tensor] = []
         self._leaves: set[int] = set()
-        self._known: dict[tuple[int, int], _Entry | _Fixed] = {}  # id(constant), or id(call) and position -> where it went
+        self._known: dict[tuple[int, int], _Entry | _Fixed | _Counter] = {}  # id(constant), or id(call) and position -> where it went
         self._steps: dict[int, int] = {}  # id(node) -> instruction
+        self._shaping: set[int] = set()  # instructions that give constants their shape
         self._data = data_in(needed.nodes)
         self.data: set[str] = set()  # names of the entries that the script hands to its modules
         self.made: set[str] = set()  # names of those that a recorded call made
-        self.size = self._batch_size(needed.nodes)
-        self.instructions = [self._instruction(node) for node in needed.nodes]
+        self.layout = Layout.of(needed.nodes, axis)
+        self.instructions: list[Instruction] = []
+        for node in needed.nodes:
+            self._add(node)
         self.results = [_Value(self._steps[id(r.node)], r.index) for r in needed.results]
 
-    def _batch_size(self, nodes: Sequence[Node]) -> int:
-        """Of the first tensor that is given. Modules come first: what they are called with is the data."""
-        made = {id(n) for n in nodes}
-        for node in sorted(nodes, key=lambda n: n.call is not None):
-            for x in node.inputs():
-                given = x.value if isinstance(x, Constant) else x.node.values.get(x.index) if isinstance(x, Ref) else None
-                if given is not None and given.dim() and not (isinstance(x, Ref) and id(x.node) in made):
-                    single = node.call is None and given.dim() == 1 and given.is_floating_point()  # one sample without a batch axis
-                    return 1 if single else shape_of(given)[0]
-        return 1
+    @property
+    def size(self) -> int:
+        """Samples in the recorded batch."""
+        return self.layout.size
 
-    def _instruction(self, node: Node) -> Instruction:
+    def _add(self, node: Node) -> None:
         root = self._roots[id(node.owner.original)] if node.owner is not None else -1
-        args, kwargs = self._resolved(node.args), self._resolved(node.kwargs)
-        self._steps[id(node)] = len(self._steps)
-        return Instruction(node, root, args, kwargs)
+        args, kwargs = self._resolved(node.args, node.call is None), self._resolved(node.kwargs, node.call is None)
+        self._steps[id(node)] = len(self.instructions)
+        self.instructions.append(Instruction(node, root, args, kwargs))
 
-    def _resolved(self, value: Any) -> Any:
+    def _resolved(self, value: Any, given: bool) -> Any:
+        """`given`: to a module, as data."""
         if isinstance(value, Ref):
             if id(value.node) in self._steps:
                 return _Value(self._steps[id(value.node)], value.index)
-            place = self._constant((id(value.node), value.index), value.node.values[value.index], False)
+            place = self._constant((id(value.node), value.index), value.node.values[value.index], False, given)
             if isinstance(place, _Entry):
                 self.made.add(str(place.index))
             return place
         if isinstance(value, Constant):
-            place = self._constant((id(value), 0), value.value, value.leaf)
-            if id(value) in self._data and isinstance(place, _Entry):
-                self.data.add(str(place.index))
-            return place
+            return self._moved(value) if self._is_moved(value) else self._own(value, given)
         if isinstance(value, Weight):
             return _Parameter(self._roots[id(value.owner.original)], value.name)
+        if isinstance(value, range) and value == range(self.size) and self.size > 1:
+            return _Counter(torch.arange)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)._make(self._resolved(v) for v in value)  # type: ignore[attr-defined]
+            return type(value)._make(self._resolved(v, given) for v in value)  # type: ignore[attr-defined]
         if isinstance(value, (tuple, list)):
-            return type(value)(self._resolved(v) for v in value)
+            return type(value)(self._resolved(v, given) for v in value)
         if isinstance(value, Mapping):
-            return {k: self._resolved(v) for k, v in value.items()}
+            return {k: self._resolved(v, given) for k, v in value.items()}
         if isinstance(value, Packed):
-            return value.with_parts(self._resolved(value.parts))
+            return value.with_parts(self._resolved(value.parts, given))
         return value
 
-    def _constant(self, key: tuple[int, int], tensor: torch.Tensor, leaf: bool) -> _Entry | _Fixed:
+    def _own(self, constant: Constant, given: bool) -> _Entry | _Fixed | _Counter:
+        place = self._constant((id(constant), 0), constant.value, constant.leaf, given)
+        if id(constant) in self._data and isinstance(place, _Entry):
+            self.data.add(str(place.index))
+        return place
+
+    def _is_moved(self, constant: Constant) -> bool:
+        """Whether its first axis is no longer the samples', which the constant that it was made from has."""
+        if constant.origin is None or (self.layout.axis_of(constant.value) is not None and not self.layout.behind(constant)):
+            return False
+        source = constant.origin.args[0]
+        return isinstance(source, Constant) and (self.layout.axis_of(source.value) is not None or self._is_moved(source))
+
+    def _moved(self, constant: Constant) -> _Value:
+        assert constant.origin is not None
+        if id(constant.origin) not in self._steps:
+            self._add(constant.origin)
+            self._shaping.add(self._steps[id(constant.origin)])
+        return _Value(self._steps[id(constant.origin)], 0)
+
+    def _constant(self, key: tuple[int, int], tensor: torch.Tensor, leaf: bool, given: bool) -> _Entry | _Fixed | _Counter:
         if key not in self._known:
-            rows = tensor.shape[0] if tensor.dim() and is_plain(tensor) else None
-            of_samples = rows is not None and ((rows == self.size and self.size > 1) or (tensor.dim() > 1 and self.size == 1))
-            home = self.entries if of_samples else self.fixed
-            place = _Entry(len(home)) if of_samples else _Fixed(len(home))
-            home.append(tensor.requires_grad_() if leaf and not of_samples else tensor)
-            if leaf and of_samples:
-                self._leaves.add(place.index)
-            self._known[key] = place
+            axis = self.layout.axis_of(tensor)
+            make = counter(tensor, self.size) if axis is not None and not given else None
+            if make is not None:
+                self._known[key] = _Counter(make)
+            elif axis is not None:
+                self._known[key] = _Entry(len(self.entries))
+                self._leaves |= {len(self.entries)} if leaf else set()
+                self._axes.append(axis)
+                self.entries.append(tensor.movedim(axis, 0) if axis else tensor)
+            else:
+                self._known[key] = _Fixed(len(self.fixed))
+                self.fixed.append(tensor.requires_grad_() if leaf else tensor)
         return self._known[key]
 
     # ------------------------------------------------------------------ running
@@ -139,9 +168,10 @@ class Program:
     def losses(self, modules: Sequence[nn.Module], entries: Sequence[torch.Tensor], *, random: bool = False) -> list[torch.Tensor]:
         """The loss of each backward pass."""
         values: list[list[torch.Tensor]] = []
-        inputs = [t.detach().clone().requires_grad_() if i in self._leaves else t for i, t in enumerate(entries)]
+        inputs = [t.movedim(0, a) if a else t for t, a in zip(entries, self._axes, strict=True)]
+        inputs = [t.detach().clone().requires_grad_() if i in self._leaves else t for i, t in enumerate(inputs)]
         count = entries[0].shape[0] if entries and entries[0].dim() else self.size
-        scene = _Scene(modules, values, inputs, self.fixed)
+        scene = _Scene(modules, values, inputs, self.fixed, count)
         for instruction in self.instructions:
             values.append(self._step(instruction, scene, count, random))
         return [values[r.step][r.index] for r in self.results]
@@ -150,9 +180,8 @@ class Program:
         node = instruction.node
         args, kwargs = scene.filled(instruction.args), scene.filled(instruction.kwargs)
         function: Any = node.call if node.call is not None else scene.modules[instruction.root].get_submodule(node.path)
-        if count != self.size and getattr(function, "__name__", "") in _RESHAPES:
-            args = _resized(args, self.size, count)
-        if node.in_place and isinstance(instruction.args[0], (_Entry, _Fixed)):
+        args = resized(getattr(function, "__name__", ""), args, self.size, count)
+        if node.in_place and self._is_constant(instruction.args[0]):
             args = (args[0].clone(), *args[1:])
         if random and node.random is not None:
             torch.set_rng_state(node.random)
@@ -166,6 +195,9 @@ class Program:
             return [args[0]]
         return list(tensors_in(output))
 
+    def _is_constant(self, value: Any) -> bool:
+        return isinstance(value, (_Entry, _Fixed)) or (isinstance(value, _Value) and value.step in self._shaping)
+
 
 def _call(function: Any, args: Any, kwargs: Any, node: Node) -> Any:
     recorded_place = node.place  # noqa: F841  where the user calls it: gradcheck.target.sites reads it from this frame
@@ -178,12 +210,15 @@ class _Scene:
     values: list[list[torch.Tensor]]
     entries: Sequence[torch.Tensor]
     fixed: Sequence[torch.Tensor]
+    count: int  # of samples
 
     def filled(self, value: Any) -> Any:
         if isinstance(value, _Value):
             return self.values[value.step][value.index]
         if isinstance(value, _Entry):
             return self.entries[value.index]
+        if isinstance(value, _Counter):
+            return value.make(self.count)
         if isinstance(value, _Fixed):
             return self.fixed[value.index]
         if isinstance(value, _Parameter):
@@ -197,14 +232,6 @@ class _Scene:
         if isinstance(value, Packed):
             return value.with_parts(self.filled(value.parts)).unpacked()
         return value
-
-
-def _resized(args: Any, size: int, count: int) -> Any:
-    """Arguments of a reshape for another number of samples: its first number is a multiple of them."""
-    flat = list(args[1]) if len(args) == 2 and isinstance(args[1], (tuple, list)) else list(args[1:])
-    if flat and isinstance(flat[0], int) and flat[0] > 0 and flat[0] % size == 0:
-        flat[0] = flat[0] // size * count
-    return (args[0], *flat)
 
 
 class Models(nn.Module):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.optimizer import Optimizer
 
 from gradcheck.capture.events import Pass, Step, Watched
+from gradcheck.capture.loops import loops_around
 from gradcheck.capture.owners import variable_of
 from gradcheck.capture.passes import fingerprint
 from gradcheck.capture.tape import outside
@@ -35,7 +36,9 @@ class Steps:
         watched = recorder.watched(optimizer)
         if watched.copy is None and not watched.steps:
             self._copy(watched)
-        watched.step_site = watched.step_site or location_of_frame(outside())
+        if watched.step_site is None:
+            watched.step_site, watched.loops = location_of_frame(outside()), loops_around(outside())
+            recorder.schedulers.name(watched)
         watched.starts()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
@@ -98,6 +101,7 @@ class Steps:
                 since=since,
                 epoch=sum(count for _, count in recorder.loaders.values()),
                 edited=watched.edited(),
+                near=recorder.newest if not passes and len(watched.steps) < recorder.taped else None,
             )
         )
         watched.live, watched.cleared, watched.unscaled = [], [], False
@@ -123,6 +127,7 @@ class Steps:
             watched.live, watched.cleared = evaluated[:1], []
             self.note(watched)
         recorder.busy -= 1
+        recorder.newest = None
         watched.keep_watch()
         self.taken(watched)
         recorder.observer(recorder)

@@ -1,4 +1,4 @@
-"""What else a loop does: schedules of the learning rate, evaluation, passes over the data."""
+"""What else a loop does: evaluation, passes over the data."""
 
 from __future__ import annotations
 
@@ -6,49 +6,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.optim.optimizer import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
+from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.tape import outside
-from gradcheck.target.sites import location_of_frame, origin_of
+from gradcheck.target.sites import location_of_frame
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder
 
 
 class Surroundings:
-    """Each method stands around one of torch's: a scheduler's `step`, a module's `eval`, a loader's `__iter__`."""
+    """Each method stands around one of torch's: a module's `eval`, a loader's `__iter__`."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-
-    def scheduling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            frame = outside()
-            if frame is not None and origin_of(frame.f_code.co_filename) not in ("torch", "hidden"):
-                self.recorder.schedules += 1
-                self.recorder.schedule_site = self.recorder.schedule_site or location_of_frame(frame)
-                self._count(scheduler)
-            return original(scheduler, *args, **kwargs)
-
-        return step
-
-    def _count(self, scheduler: Any) -> None:
-        """A step of the last scheduler that was made at its place."""
-        optimizer = getattr(scheduler, "optimizer", None)
-        watched = self.recorder.optimizers.get(id(optimizer))
-        made = watched.schedulers.get(getattr(scheduler, "_gradcheck_made", None)) if watched is not None else None
-        if made:
-            made[-1] += 1
-
-    def making(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def made(scheduler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-            original(scheduler, optimizer, *args, **kwargs)
-            if isinstance(optimizer, Optimizer) and not self.recorder.busy:
-                scheduler._gradcheck_made = place = location_of_frame(outside())
-                self.recorder.watched(optimizer).schedulers.setdefault(place, []).append(0)
-
-        return made
 
     def evaluating(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate(module: nn.Module) -> Any:
@@ -65,3 +37,17 @@ class Surroundings:
             return original(loader)
 
         return iterate
+
+    def fetching(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Around `__next__` of what iterates over a loader: torch stacks single samples on the first axis."""
+
+        def fetch(iterator: Any) -> Any:
+            batch = original(iterator)
+            if self.recorder.tape.recording and iterator._auto_collation and iterator._collate_fn is default_collate:
+                rows = len(iterator._dataset) if hasattr(iterator._dataset, "__len__") else 0
+                for tensor in tensors_in(batch):
+                    if tensor.dim():
+                        self.recorder.tape.note_rows(tensor, rows, chosen=True)
+            return batch
+
+        return fetch

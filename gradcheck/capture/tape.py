@@ -32,6 +32,11 @@ _READ = frozenset("item tolist numpy __array__ __float__ __int__ __index__ __boo
 _MOVES = "detach cpu to long int float double bool clone contiguous squeeze unsqueeze view reshape flatten data __getitem__".split()
 _COMPARES = "eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__".split()
 _SAME_VALUES = frozenset((*_MOVES, *_COMPARES))
+# What keeps every entry of a tensor, in other axes or of another dtype.
+_SAME_ENTRIES = frozenset(
+    "view reshape flatten unflatten permute transpose swapaxes movedim t T mT contiguous clone detach to type long int float double half "
+    "bfloat16 bool cpu cuda squeeze unsqueeze".split()
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,8 @@ class Constant:
     value: torch.Tensor
     leaf: bool  # gradients with respect to it are asked for
     rows: int | None = None  # entries of the tensor that it was cut out of, where that is known
+    chosen: bool = False  # its rows were picked or stacked one by one: they are samples
+    origin: Node | None = None  # the call that made its first axis out of the axes of another constant
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +167,17 @@ def nodes_behind(ends: Iterable[Node]) -> list[Node]:
     return sorted(found.values(), key=lambda n: n.serial)
 
 
+@dataclass(frozen=True, eq=False)
+class _Moved:
+    """How a constant came from another one that holds the same entries."""
+
+    function: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    version: int  # of the other one
+    rows: bool  # the first axis is another one than some constant's before it
+
+
 @dataclass
 class SeenCut:
     """A call whose arguments carry gradient and whose result does not."""
@@ -181,7 +199,8 @@ class Tape:
     failure: str = ""  # why the recording ended early
     unknown: bool = False  # a tensor with gradient whose origin was not seen went into a recorded call
     _values: dict[int, tuple[weakref.ref[torch.Tensor], Ref]] = field(default_factory=dict)
-    _rows: dict[int, tuple[weakref.ref[torch.Tensor], int]] = field(default_factory=dict)
+    _rows: dict[int, tuple[weakref.ref[torch.Tensor], int, bool]] = field(default_factory=dict)
+    _moved: dict[int, tuple[weakref.ref[torch.Tensor], _Moved]] = field(default_factory=dict)
     _constants: dict[int, tuple[weakref.ref[torch.Tensor], int, Constant]] = field(default_factory=dict)
     _count: int = 0
 
@@ -222,12 +241,27 @@ class Tape:
             return entry[2]
         if tensor.grad_fn is not None:
             self.unknown = True
-        rows = self._rows.get(id(tensor))
+        entry_rows = self._rows.get(id(tensor))
+        rows, chosen = entry_rows[1:] if entry_rows and entry_rows[0]() is tensor else (_base_rows(tensor), False)
+        origin = self._origin(tensor)
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            source = rows[1] if rows and rows[0]() is tensor else _base_rows(tensor)
-            constant = Constant(tensor.detach().clone(), tensor.requires_grad, source)
+            constant = Constant(tensor.detach().clone(), tensor.requires_grad, rows, chosen, origin)
         self._constants[id(tensor)] = weakref.ref(tensor, _forget(self._constants, id(tensor))), tensor._version, constant
         return constant
+
+    def _origin(self, tensor: torch.Tensor) -> Node | None:
+        moved = self._way(tensor)
+        if moved is None or not moved.rows or moved.args[0]._version != moved.version:
+            return None
+        return self._node(moved.function, self.encode(moved.args), self.encode(moved.kwargs), False)
+
+    def _way(self, tensor: torch.Tensor) -> _Moved | None:
+        entry = self._moved.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def note_rows(self, tensor: torch.Tensor, rows: int, *, chosen: bool) -> None:
+        """The first axis of `tensor` holds some of `rows` entries; `chosen`: one by one."""
+        self._rows[id(tensor)] = weakref.ref(tensor, _forget(self._rows, id(tensor))), rows, chosen
 
     # ------------------------------------------------------------------- calls
 
@@ -286,8 +320,8 @@ class Tape:
         if node is None:
             if torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and self._takes_leaf(args, kwargs):
                 node = self._node(function, self.encode(args), self.encode(kwargs), False)
-            elif name in _SOURCES and isinstance(output, torch.Tensor) and isinstance(args[0], torch.Tensor) and args[0].dim():
-                self._rows[id(output)] = weakref.ref(output, _forget(self._rows, id(output))), args[0].shape[0]
+            elif isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor) and args[0].dim():
+                self._follow(name, function, args, kwargs, output)
         if node is None:
             return
         if name in _READ:
@@ -321,6 +355,21 @@ class Tape:
             for node in nodes_behind(ends):
                 node.args, node.kwargs = (replaced(x, known, self.weights[id(leaf)]) for x in (node.args, node.kwargs))
         self._values.pop(id(leaf), None)
+
+    def _follow(self, name: str, function: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        """Notes where the rows of a constant come from."""
+        source = args[0]
+        whole = name == "__getitem__" and _keeps_rows(args[1])
+        if name in _SOURCES and not whole:
+            self.note_rows(output, source.shape[0], chosen=_picks(name, args, kwargs))
+        elif (whole or name in _SAME_ENTRIES) and output is not source:
+            before = self._way(source)
+            rows = output.shape[:1] != source.shape[:1] or name in ("permute", "transpose", "swapaxes", "movedim", "t", "T")
+            moved = _Moved(function, args, kwargs, source._version, rows or (before is not None and before.rows))
+            self._moved[id(output)] = weakref.ref(output, _forget(self._moved, id(output))), moved
+            known = self._rows.get(id(source))
+            if known is not None and known[0]() is source and not rows:
+                self.note_rows(output, known[1], chosen=known[2])
 
     def _node(self, function: Any, args: Any, kwargs: Any, in_place: bool) -> Node:
         return Node(
@@ -372,6 +421,19 @@ def _name(function: Any) -> str | None:
     if getattr(function, "__module__", None) == "torch.nn.init":
         return None
     return None if name in _SILENT or name in ("__set__", "__len__", "size", "dim", "numel") else name
+
+
+def _keeps_rows(index: Any) -> bool:
+    first = index[0] if isinstance(index, tuple) and index else index
+    return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
+
+
+def _picks(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether rows are picked one by one, rather than cut out as a stretch."""
+    if name == "__getitem__":
+        index = args[1]
+        return isinstance(index, list) or (hasattr(index, "shape") and len(index.shape) == 1)
+    return name == "index_select" and (args[1] if len(args) > 1 else kwargs.get("dim")) == 0
 
 
 def _base_rows(tensor: torch.Tensor) -> int | None:

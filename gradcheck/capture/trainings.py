@@ -100,6 +100,8 @@ def _chosen(recorder: Recorder) -> list[Watched | None]:
 
 def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count: int) -> Training:
     recorder = capture.recorder
+    if watched is not None:
+        watched.claim_near()
     name = f"{spec.target} ({watched.label or type(watched.optimizer).__name__})" if count > 1 and watched is not None else spec.target
     loop = loop_facts(recorder, watched, capture.ending)
     training = Training(name, recorder, watched, loop, capture.files, several=count > 1)

@@ -14,6 +14,8 @@ from gradcheck.measure.taps import tensors_in
 from gradcheck.nouns.measurement import Cut, HiddenTensor
 from gradcheck.nouns.places import Location
 
+CHOICES = ("int-cast", "bool", "argmax")  # results that choose among values, as an index does
+
 
 def cuts(
     unreached: Mapping[int, str],  # id(parameter) -> name: trainable, and no gradient arrives
@@ -22,10 +24,13 @@ def cuts(
     holder: Mapping[str, str],  # parameter name -> module that holds it
     sites: Mapping[str, Location | None],  # module name -> where it is created
 ) -> tuple[Cut, ...]:
-    """For each unreached parameter the first place on its way where the gradient is cut; then the ones with no such place."""
+    """For each unreached parameter the first place on its way to the loss where the gradient is cut; then the ones with no such place.
+
+    Cuts whose result was not seen to go on to the loss stand back: a copy for a log. Numbers that leave torch cannot be followed.
+    """
     left = dict(unreached)
     found: list[Cut] = []
-    for cut in seen:
+    for cut in sorted(seen, key=lambda c: (not c.reaches, c.operation in CHOICES)):
         if not left:
             break
         leaves = [*cut.leaves, *upstream_leaves(cut.nodes)]

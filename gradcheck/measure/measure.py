@@ -177,6 +177,8 @@ class Session:
         taps: Taps = Tracer(self.names) if first else Taps(self.names, functions=self.functional)
         with taps:
             loss = trainee.loss(batch)
+        if isinstance(taps, Tracer):
+            taps.ends_in(loss)
         fates: Mapping[int, Fate] | None = None
         graph = Graph(loss.grad_fn) if first and loss.grad_fn is not None else None
         if first:
@@ -329,6 +331,7 @@ class Session:
             *first.zero_derivatives,
             *bad,
             *checked.values.get("attentions", ()),
+            *(v for name in ("dependence", "derivatives") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
         places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from gradcheck.measure import by_hand, losses, seen, zero_derivatives
+from gradcheck.measure.flow import Flow
 from gradcheck.measure.taps import Taps, caller, tensors_in
 from gradcheck.nouns.measurement import BroadcastMix
 from gradcheck.nouns.places import Location
@@ -63,6 +64,7 @@ class SeenCut:
     site: Location | None
     nodes: list[Any] = field(default_factory=list)
     leaves: list[torch.Tensor] = field(default_factory=list)
+    reaches: bool = False  # the loss was computed from the results
 
 
 class Tracer(Taps):
@@ -78,7 +80,7 @@ class Tracer(Taps):
         self.operations: list[by_hand.SeenOperation] = []
         self.differences: list[by_hand.SeenDifference] = []
         self.zeros: list[zero_derivatives.SeenZero] = []
-        self._in_loss = False
+        self._flow = Flow()
         self._made: dict[int, torch.Tensor] = {}  # tensors without gradient that were computed from weights, by their id
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,7 +98,8 @@ class Tracer(Taps):
         module = self.stack[-1][0] if self.stack else None
         zero = zero_derivatives.seen(function, args, output, module, self.module_name, lambda: location_of_frame(caller()))
         self.zeros += [zero] if zero is not None else []
-        self._cut(function, args, kwargs, output)
+        cut = self._cut(function, args, kwargs, output)
+        self._flow.follow((args, kwargs), output, id(cut) if cut is not None else None)
         self._note_made(function, args, kwargs, output)
         return output
 
@@ -152,6 +155,7 @@ class Tracer(Taps):
             raise
         if seen is not None and isinstance(output, torch.Tensor):
             seen.watch(output)
+        self._flow.follow((args, kwargs), output)
         return output
 
     def _softmax(self, function: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
@@ -179,20 +183,26 @@ class Tracer(Taps):
             site = location_of_frame(caller())
             self.mixes.append(BroadcastMix(_ARITHMETIC[function].strip("_"), site, shapes[0], shapes[1], tuple(output.shape)))
 
-    def _cut(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def ends_in(self, loss: torch.Tensor) -> None:
+        """Tells the cuts that the loss was computed from."""
+        marks = self._flow.of([loss])
+        for cut in self.cuts.values():
+            cut.reaches = id(cut) in marks
+
+    def _cut(self, function: Any, args: Any, kwargs: Any, output: Any) -> SeenCut | None:
         name = getattr(function, "__name__", "")
         if name == "__get__":
             name = getattr(getattr(function, "__self__", None), "__name__", "")
             if name != "data":
-                return
+                return None
         if name in _SHAPE_ONLY:
-            return
+            return None
         carries = isinstance(output, (torch.Tensor, float)) or name in ("numpy", "item", "tolist", "__bool__", "__int__", "__float__")
         if not carries or any(t.requires_grad for t in tensors_in(output, 2)):
-            return
+            return None
         sources = [t for t in tensors_in((args, kwargs), 2) if t.requires_grad]
         if not sources:
-            return
+            return None
         operation = _CUT_NAMES.get(name, name)
         if not torch.is_grad_enabled():
             operation = "no_grad"
@@ -203,3 +213,4 @@ class Tracer(Taps):
         if len(cut.nodes) + len(cut.leaves) < _MOST_SOURCES:
             cut.nodes.extend(t.grad_fn for t in sources if t.grad_fn is not None)
             cut.leaves.extend(t for t in sources if t.is_leaf)
+        return cut

@@ -73,6 +73,21 @@ class LoopBatches:
 
 
 @dataclass(frozen=True)
+class LoopSchedule:
+    """A scheduler of the learning rate: what it was built for, and how the script's loops step it."""
+
+    kind: str  # class name
+    length: int | None  # calls of step() that it is laid out for: total_steps, T_max, step_size, ...; None: not known
+    decay: float | None  # factor on the rate for as many calls, where it goes on falling for ever
+    calls: int  # of step(), by the loop
+    stepped: Literal["step", "epoch", ""]  # after each step of the optimizer, or once in an outer loop; "": not known
+    epochs: int | None = None  # turns of the outer loop over the whole training
+    epoch_steps: int | None = None  # steps of the optimizer in one of them
+    site: Location | None = None  # where it is created
+    step_site: Location | None = None
+
+
+@dataclass(frozen=True)
 class LoopFacts:
     """The steps of one optimizer in the user's loop. The counts are of the steps that were looked at."""
 
@@ -103,6 +118,7 @@ class LoopFacts:
     forgets: bool = False  # what the steps of one leave in it is lost with it
     schedules_made: int = 0  # schedulers of this optimizer that were made at the same place
     schedule_life: int = 0  # calls of step() of each of them, usually
+    schedulers: tuple[LoopSchedule, ...] = ()
     step_site: Location | None = None
     backward_site: Location | None = None
     clear_site: Location | None = None

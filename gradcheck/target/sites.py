@@ -30,20 +30,8 @@ Origin = Literal["user", "package", "torch", "tap", "gradcheck", "hidden"]
 
 _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
-_RECORDING = (
-    "recorder",
-    "forward",
-    "backward",
-    "steps",
-    "clips",
-    "scalers",
-    "surroundings",
-    "modes",
-    "passes",
-    "tape",
-    "patches",
-    "updates",
-    "functional",
+_RECORDING = tuple(
+    "recorder forward backward steps clips scalers surroundings schedulers modes passes tape patches updates functional".split()
 )
 _TAPS = (
     _GRADCHECK + "measure" + os.sep,

@@ -1,0 +1,107 @@
+"""Which axis of the recorded tensors holds the samples, and how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from gradcheck.capture.structures import is_plain, shape_of
+from gradcheck.capture.tape import Constant, Node, Ref
+
+_SEQUENCES = (nn.RNNBase, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class Layout:
+    size: int  # samples in the batch
+    axis: int = 0  # of the samples in what the first module is called with
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node], axis: int = 0) -> Layout:
+        given = first_given(nodes)
+        stacked = _stacked(given) if given is not None else None
+        if stacked is not None:
+            return cls(stacked.value.shape[0])
+        for node, tensor in _handed_in(nodes):
+            single = node.call is None and tensor.dim() == 1 and tensor.is_floating_point()  # one sample without a batch axis
+            return cls(1) if single else cls(shape_of(tensor)[axis if is_plain(tensor) else 0], axis)
+        return cls(1)
+
+    def axis_of(self, tensor: torch.Tensor) -> int | None:
+        """The axis of the samples in a tensor; None when it holds none, or its rows cannot be taken one by one."""
+        if not is_plain(tensor):
+            return None
+        if self.size == 1:
+            return 0 if tensor.dim() > 1 else None
+        axes = (self.axis, 0) if tensor.dim() > 1 else (0,)
+        return next((a for a in axes if tensor.dim() > a and tensor.shape[a] == self.size), None)
+
+    @staticmethod
+    def behind(constant: Constant) -> bool:
+        """Whether its samples are known to lie on the first axis of a constant that it was made from, and not on its own."""
+        return not constant.chosen and constant.origin is not None and _stacked(constant) is not None
+
+
+def first_given(nodes: Sequence[Node]) -> Constant | None:
+    """The first constant that a module is called with, or, without a module, a function: the data."""
+    calls = sorted(nodes, key=lambda n: n.call is not None)
+    return next((x for n in calls for x in n.inputs() if isinstance(x, Constant) and x.value.dim()), None)
+
+
+def _handed_in(nodes: Sequence[Node]) -> Iterator[tuple[Node, torch.Tensor]]:
+    """Tensors that none of the calls made, with the call that takes each. Modules come first: what they are called with is the data."""
+    made = {id(n) for n in nodes}
+    for node in sorted(nodes, key=lambda n: n.call is not None):
+        for x in node.inputs():
+            kept = x.node.values.get(x.index) if isinstance(x, Ref) and id(x.node) not in made else None
+            tensor = x.value if isinstance(x, Constant) else kept
+            if tensor is not None and tensor.dim():
+                yield node, tensor
+
+
+def _stacked(constant: Constant) -> Constant | None:
+    """The constant that it was made from, or itself, whose rows are known to be samples."""
+    found: Any = constant
+    while isinstance(found, Constant):
+        if found.chosen:
+            return found
+        found = found.origin.args[0] if found.origin is not None else None
+    return None
+
+
+@contextmanager
+def time_first_calls() -> Iterator[list[tuple[int, int]]]:
+    """The first two axes of what layers are called with that take time first, while active."""
+    shapes: list[tuple[int, int]] = []
+
+    def look(module: nn.Module, args: Any) -> None:
+        if isinstance(module, _SEQUENCES) and not module.batch_first and args and isinstance(args[0], torch.Tensor) and args[0].dim() == 3:
+            shapes.append((args[0].shape[0], args[0].shape[1]))
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        yield shapes
+    finally:
+        handle.remove()
+
+
+def samples_axis(nodes: Sequence[Node], calls: Sequence[tuple[int, int]]) -> int:
+    """0, or 1 where the data go time first into layers that take them so, and nothing says that samples are on the first axis.
+
+    `calls`: of `time_first_calls`. What says so: rows that were picked or stacked one by one, and a target with as many rows.
+    """
+    given = first_given(nodes)
+    if given is None or not is_plain(given.value) or given.value.dim() < 2 or _stacked(given) is not None:
+        return 0
+    time, samples = given.value.shape[:2]
+    if time == samples or (time, samples) not in calls:
+        return 0
+    others = [x.value for n in nodes for x in n.inputs() if isinstance(x, Constant) and x is not given]
+    rows = {t.shape[0] for t in others if t.dim() and is_plain(t) if t.dim() == 1 or tuple(t.shape[:2]) != (time, samples)}
+    return int(samples in rows or time not in rows)

@@ -1,0 +1,173 @@
+"""The `for` and `while` statements of the user's code around a call, and how often each turns, as far as the running frames tell."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import linecache
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from gradcheck.target.sites import origin_of
+
+_WRAPPERS = frozenset(("enumerate", "tqdm", "track", "list", "tuple", "sorted", "reversed", "iter", "prefetch"))
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+_Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_Loop = ast.For | ast.AsyncFor | ast.While
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop that runs. Two are the same when they stand at the same place."""
+
+    file: str
+    function: int  # first line of the function that it stands in; 0: none
+    line: int
+    turns: int | None  # None: not known
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A loop in the text of a file, and the lines of its body."""
+
+    node: _Loop
+    function: int
+    first: int
+    last: int
+
+
+def loops_around(frame: FrameType | None) -> tuple[Loop, ...]:
+    """Of all functions of the user's that are running at or above `frame`, the outermost loop first."""
+    found: list[Loop] = []
+    while frame is not None:
+        code = frame.f_code
+        if origin_of(code.co_filename) == "user":
+            function = 0 if code.co_name == "<module>" else code.co_firstlineno
+            inner = [p for p in _loops_of(code.co_filename) if p.function == function and p.first <= frame.f_lineno <= p.last]
+            found = [Loop(code.co_filename, function, p.node.lineno, _turns(p.node, frame)) for p in inner] + found
+        frame = frame.f_back
+    return tuple(found)
+
+
+def loops_at_call(name: str, method: str, around: Sequence[Loop]) -> tuple[Loop, ...] | None:
+    """The loops around the one place in the files of `around` that calls `name.method()`, if it stands in functions that run them.
+
+    `around`: the loops around another call. None when there is no such place, or more than one.
+    """
+    for file, function in dict.fromkeys((x.file, x.function) for x in reversed(around)):
+        lines = [line for line, home in _calls_of(file, name, method) if home == function]
+        if len(lines) == 1:
+            bodies = {p.node.lineno: (p.first, p.last) for p in _loops_of(file) if p.function == function}
+            own = [x for x in around if (x.file, x.function) == (file, function)]
+            above = around[: around.index(own[0])]
+            return (*above, *(x for x in own if bodies[x.line][0] <= lines[0] <= bodies[x.line][1]))
+        if lines:
+            return None
+    return None
+
+
+def product(loops: Sequence[Loop]) -> int | None:
+    """How often what stands in all of them runs; None when that is not known, or when there is none."""
+    turns = [x.turns for x in loops]
+    return math.prod(t for t in turns if t is not None) if turns and None not in turns else None
+
+
+# ------------------------------------------------------------------------------------------- the text of a file
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> ast.Module | None:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _nodes(file: str) -> Iterator[tuple[ast.AST, int]]:
+    """Every node of a file with the first line of its function."""
+    tree = _parsed("".join(linecache.getlines(file)))
+    pending: list[tuple[ast.AST, int]] = [(tree, 0)] if tree is not None else []
+    while pending:
+        node, function = pending.pop()
+        yield node, function
+        inside = function
+        if isinstance(node, _Function):
+            decorators = getattr(node, "decorator_list", [])
+            inside = min([node.lineno, *(d.lineno for d in decorators)])
+        pending += [(child, inside) for child in ast.iter_child_nodes(node)]
+
+
+def _loops_of(file: str) -> list[_Place]:
+    """From the outermost inwards."""
+    found = [
+        _Place(node, function, node.body[0].lineno, node.body[-1].end_lineno or node.body[-1].lineno)
+        for node, function in _nodes(file)
+        if isinstance(node, _Loop)
+    ]
+    return sorted(found, key=lambda p: (p.node.lineno, -p.last))
+
+
+def _calls_of(file: str, name: str, method: str) -> list[tuple[int, int]]:
+    """Lines of calls `name.method()` and `self.name.method()`, and the first lines of their functions."""
+    found = []
+    for node, function in _nodes(file):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method:
+            home = node.func.value
+            called = home.id if isinstance(home, ast.Name) else home.attr if isinstance(home, ast.Attribute) else ""
+            if called == name:
+                found.append((node.lineno, function))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------- how often it turns
+
+
+class _Unknown(Exception):
+    """An expression that is not looked into, lest evaluating it does something."""
+
+
+def _turns(node: _Loop, frame: FrameType) -> int | None:
+    if isinstance(node, ast.While):
+        return None
+    with contextlib.suppress(Exception):  # the user's objects are asked here
+        return _length(node.iter, frame)
+    return None
+
+
+def _length(node: ast.expr, frame: FrameType) -> int:
+    if isinstance(node, ast.Call):
+        name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        if name in ("range", "trange"):
+            return len(range(*(_value(a, frame) for a in node.args)))
+        if name == "islice":
+            return min(_length(node.args[0], frame), *(_value(a, frame) for a in node.args[1:2]))
+        if name == "zip":
+            return min(_length(a, frame) for a in node.args)
+        if name in _WRAPPERS and node.args:
+            return _length(node.args[0], frame)
+        raise _Unknown
+    return len(_value(node, frame))
+
+
+def _value(node: ast.expr, frame: FrameType) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        return frame.f_locals[node.id] if node.id in frame.f_locals else frame.f_globals[node.id]
+    if isinstance(node, ast.Attribute):
+        return getattr(_value(node.value, frame), node.attr)
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        return _ARITHMETIC[type(node.op)](_value(node.left, frame), _value(node.right, frame))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("len", "int") and len(node.args) == 1:
+        return _length(node.args[0], frame) if node.func.id == "len" else int(_value(node.args[0], frame))
+    raise _Unknown

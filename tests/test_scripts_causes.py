@@ -1,0 +1,121 @@
+"""Scripts with one fault each, scanned for it: the finding stands at the line of the cause, and the cured script is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradcheck.capture.spec import ScriptSpec
+from gradcheck.config import Settings
+from gradcheck.nouns.verdict import Finding
+from gradcheck.scan import scan_script
+from tests.test_scripts import written
+
+START = """
+import copy
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def findings(folder: Path, text: str, *select: str, steps: int = 12) -> list[Finding]:
+    """What the selected rules say of a script; none of them may crash or go unmeasured."""
+    path = written(folder, START + text)
+    reports = scan_script(ScriptSpec(str(path), quiet=True, steps=steps), Settings(select=select))
+    assert not [s for r in reports for s in r.rules if s.status == "crashed"]
+    return [f for r in reports for f in r.findings if f.severity != "info"]
+
+
+def marked(text: str) -> int:
+    """The line of the script that bears the mark."""
+    return next(n for n, line in enumerate((START + text).splitlines(), 1) if "# here" in line)
+
+
+def check(folder: Path, faulty: str, cured: str, code: str, severity: str, *select: str, **how: int) -> Finding:
+    found = findings(folder, faulty, *(select or (code,)), **how)
+    assert [(f.code, f.severity) for f in found] == [(code, severity)]
+    assert found[0].location is not None and found[0].location.line == marked(faulty)
+    assert findings(folder, cured, *(select or (code,)), **how) == []
+    return found[0]
+
+
+GAN = """
+G, D = nn.Linear(4, 2), nn.Linear(2, 1)
+og, od = torch.optim.Adam(G.parameters()), torch.optim.Adam(D.parameters())
+for step in range(20):
+    fake = G(torch.randn(16, 4))
+    loss = F.softplus(D(fake.detach())).mean() + F.softplus(-D(torch.randn(16, 2))).mean()
+    od.zero_grad()
+    loss.backward()
+    od.step()
+    loss = F.softplus(-D(fake.detach())).mean()  # here
+    og.zero_grad()
+    loss.backward()
+    og.step()
+"""
+
+
+def test_of_several_detach_the_one_between_the_parameters_and_their_loss(tmp_path):
+    check(tmp_path, GAN, GAN.replace("-D(fake.detach())", "-D(fake)"), "GRAPH001", "error")
+
+
+ACTOR = """
+actor, critic = nn.Linear(6, 3), nn.Linear(6, 1)
+oa, oc = torch.optim.Adam(actor.parameters()), torch.optim.Adam(critic.parameters())
+for step in range(20):
+    s = torch.randn(16, 6)
+    dist = torch.distributions.Categorical(logits=actor(s))
+    action = dist.sample()
+    value = critic(s).squeeze(1)
+    advantage = (action == s[:, :3].argmax(1)).float() - value.detach()
+    loss = (value - s[:, 0]).square().mean()
+    oc.zero_grad()
+    loss.backward()
+    oc.step()
+    loss = -(dist.log_prob(action).detach() * advantage).mean() + 0.01 * critic(s).square().mean()  # here
+    oa.zero_grad()
+    loss.backward()
+    oa.step()
+"""
+
+
+def test_a_sampled_action_is_no_cut(tmp_path):
+    check(tmp_path, ACTOR, ACTOR.replace("(action).detach()", "(action)"), "GRAPH001", "error")
+
+
+LOGGED = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+    def forward(self, x):
+        h = self.encoder(x)
+        self.norm = h.detach().norm()
+        h = h.data  # here
+        return self.head(h.relu())
+net = Net()
+optimizer = torch.optim.Adam(net.parameters())
+for step in range(20):
+    loss = F.cross_entropy(net(torch.randn(16, 8)), torch.randint(3, (16,)))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_copy_for_a_log_is_not_blamed(tmp_path):
+    check(tmp_path, LOGGED, LOGGED.replace("h = h.data", "h = h"), "GRAPH001", "error")
