@@ -53,9 +53,13 @@ def wanted(seen: ScriptRun) -> Iterator[tuple[Report, Finding, Prescription]]:
 
 
 def mend(spec: ScriptSpec, seen: ScriptRun, bench: Bench, progress: Progress, refused: Collection[str] = ()) -> Mended:
-    """Tries the loop's remedies one after another, each on what the ones before it made of the script. `refused`: those that are not."""
+    """Tries the loop's remedies one after another, each on what the ones before it made of the script. `refused`: those that are not.
+
+    What is not kept is tried again when another one is: two faults may hide each other's cures.
+    """
     mended = Mended(spec, seen)
     tried: set[tuple[str, str, str]] = set()
+    failed: dict[tuple[str, str, str], Outcome] = {}
     for number in range(TRIES):
         untried = ((r, f, p) for r, f, p in wanted(mended.run) if (r.target, f.code, p.treatment) not in tried)
         options = ((r, f, p) for r, f, p in untried if p.treatment not in refused)
@@ -64,12 +68,17 @@ def mend(spec: ScriptSpec, seen: ScriptRun, bench: Bench, progress: Progress, re
             break
         progress(f"running the script with {prescription.treatment}", number / TRIES)
         trial = _try(mended, report, prescription, bench)
-        mended.outcomes.append((report.target, trial.outcome))
+        key = report.target, finding.code, prescription.treatment
+        failed.pop(key, None)
         if trial.run is None:
-            tried.add((report.target, finding.code, prescription.treatment))
+            tried.add(key)
+            failed[key] = trial.outcome
         else:
+            tried.clear()
+            mended.outcomes.append((report.target, trial.outcome))
             mended.run, mended.drafts, mended.spec = trial.run, trial.drafts, trial.spec
             mended.undecided += [(report.target, trial.otherwise)] if trial.otherwise is not None else []
+    mended.outcomes += [(target, outcome) for (target, _, _), outcome in failed.items()]
     return mended
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.capture.trainings import trainings_of
 from gradcheck.config import Settings
-from gradcheck.fixing.loop import Mended, look, mend
+from gradcheck.fixing.loop import Mended, mend
+from gradcheck.fixing.script_proof import Bench
+from gradcheck.fixing.script_run import loops_judged, run_script
 from gradcheck.measure.untouched import untouched
 
 HEAD = """
@@ -34,9 +34,8 @@ def mended(text: str) -> Mended:
     Path("train.py").write_text(HEAD + textwrap.dedent(text))
     spec, settings = ScriptSpec("train.py", steps=60, quiet=True), Settings()
     with untouched():
-        with captured(spec) as run:
-            seen = look(run, trainings_of(run, spec), settings)
-        return mend(spec, seen, settings, lambda phase, fraction: None)
+        seen = run_script(spec, lambda trainings: loops_judged(trainings, settings, ()))
+        return mend(spec, seen, Bench(settings), lambda phase, fraction: None)
 
 
 def edited(result: Mended) -> str:
