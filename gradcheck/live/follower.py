@@ -23,7 +23,7 @@ from gradcheck.live.gradients import Gradients, is_filled
 from gradcheck.live.hooks import Kind, LoopHooks
 from gradcheck.live.lines import Lines, caller
 from gradcheck.live.losses import Losses
-from gradcheck.live.models import is_compiled, living_optimizers, unwrapped
+from gradcheck.live.models import is_compiled, unwrapped
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.pace import Pace
 from gradcheck.live.ranks import join
@@ -198,8 +198,7 @@ class Follower:
             return "empty"
         ids = set(map(id, parameters))
         if not any(id(p) in ids for p in self.optimizers.parameters()):
-            held = any(id(p) in ids for o in living_optimizers() for g in o.param_groups for p in g["params"])
-            return None if held else "foreign"
+            return None if self.optimizers.trains_any(ids) else "foreign"
         if not self.losses.passes:
             return "late" if self.step and any(map(is_filled, parameters)) else "early"
         return "scaled" if self.scaling.scaler is not None and not self.scaling.unscaled else ""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradcheck.live.models import living_optimizers
 from gradcheck.live.record import Record
 from gradcheck.measure.parameters import watch
 
@@ -19,6 +20,7 @@ class Optimizers:
     def __init__(self, model: nn.Module, main: Optimizer | None, record: Record, sharded: Callable[[], bool]) -> None:
         self.model, self.main, self.record, self.sharded = model, main, record, sharded
         self._seen: dict[int, Optimizer] = {}  # that stepped
+        self._strangers: set[int] = set()  # ids of tensors that no optimizer holds
 
     @property
     def several(self) -> bool:
@@ -46,6 +48,16 @@ class Optimizers:
     def _trains(self, optimizer: Optimizer) -> bool:
         own = {id(p) for p in self.model.parameters()}
         return any(id(p) in own for g in optimizer.param_groups for p in g["params"])
+
+    def trains_any(self, ids: set[int]) -> bool:
+        """Whether an optimizer of the process holds one of these tensors. To look through all of them is slow, and done once."""
+        if any(id(p) in ids for o in self._seen.values() for g in o.param_groups for p in g["params"]):
+            return True
+        if ids - self._strangers:
+            if any(id(p) in ids for o in living_optimizers() for g in o.param_groups for p in g["params"]):
+                return True
+            self._strangers |= ids
+        return False
 
     def parameters(self) -> list[torch.Tensor]:
         """Of the main one."""
