@@ -210,7 +210,7 @@ def _looked_at_enough(x: Layer, limits: Limits) -> bool:
 
 def _dead_severity(m: Measurement, group: list[Layer], limits: Limits) -> tuple[Severity, str]:
     severe = max(map(dead_share, group)) >= limits["error_share"]
-    if verdict(m) == "learns":
+    if verdict(m) == "learns" or (verdict(m) == "unknown" and not severe):
         return ("warning" if severe else "info"), ""
     if not severe:
         return "warning", ""

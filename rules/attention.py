@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.rules.words import layers_in_words, learns_clearly, number, percent, probe_failure
+from gradcheck.rules.words import falls_short, layers_in_words, number, percent, probe_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ def _judged(m: Measurement, a: Attention, limits: Limits) -> tuple[Evidence, Sev
     open_to_all = a.entropy >= limits["entropy"]
     failing = bool(probe_failure(m))
     strong: Severity = "error" if failing else "warning"
-    weak: Severity = "info" if learns_clearly(m) else "warning"
+    weak: Severity = "warning" if falls_short(m) else "info"
     largest = a.logit_max or 0.0
     std = a.logit_std or 0.0
     if a.entropy < limits["entropy_error"]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from gradcheck.nouns.verdict import Finding
 
 
+GROWTH = 10.0  # of the noise scale during training
+
+
 def interval(s: SampleGradients) -> str:
     """ "26 samples (17 to 58, 8 draws)"."""
     high = number(s.noise_high) if s.noise_high is not None and math.isfinite(s.noise_high) else "any number"
@@ -34,8 +37,8 @@ def size_finding(s: SampleGradients, limit: float, *, large: bool) -> Finding:
     )
     evidence = (Evidence("batch over gradient noise scale", s.batch / scale, limit, ">" if large else "<", "times"),)
     if large:
-        wanted = 2 ** max(0, round(math.log2(max(scale, 1.0))))
-        text = f"try batches of {wanted} to {min(4 * wanted, s.batch)} samples if time, not memory, is short"
+        wanted = 2 ** round(math.log2(GROWTH * max(scale, 1.0)))
+        text = f"try batches of about {min(wanted, s.batch // 2)} samples if time, not memory, is short"
         cure = Remedy("smaller-batch", text, "advice")
     else:
         cure = Remedy("larger-batch", f"accumulate the gradients of {math.ceil(limit * scale / s.batch)} batches per step", "advice")
@@ -48,7 +51,8 @@ def size_finding(s: SampleGradients, limit: float, *, large: bool) -> Finding:
     up_to="info",
     needs=("samples", "probe"),
     limits={
-        "wasteful": Limit(4.0, "noise scales", "heuristic from McCandlish et al.: beyond a few noise scales steps gain little"),
+        "wasteful": Limit(40.0, "noise scales", "McCandlish et al.: beyond a few, steps gain little, and it grows tenfold in training"),
+        "least": Limit(8.0, "samples", "healthy small networks have 9 to 735; below, all samples still ask for the same, as an offset"),
         "noisy": Limit(1 / 30, "noise scales", "heuristic; healthy small networks have noise scales from 9 to 735 samples"),
     },
 )
@@ -71,10 +75,10 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     snapshot of the first steps.
 
     ## Limits and their sources
-    `wasteful` 4: advice when the batch is more than this many times the upper end of the interval (two
-    standard errors). `noisy` 1/30: advice when the batch is less than this share of the lower end, which few
-    measurements of this size can show. Both are heuristics. Measured on small networks: 9 to 165 samples
-    before training, 50 to 735 after 50 steps.
+    `wasteful` 40: advice when the batch is more than this many times the upper end of the interval (two standard errors): a few noise
+    scales, and their growth during training. Not below `least` 8 samples, where all of them still ask for the same. `noisy` 1/30:
+    advice when the batch is less than this share of the lower end, which few measurements of this size can show. All are heuristics.
+    Measured on small networks: 9 to 165 samples before training, 50 to 735 after 50 steps.
 
     ## When to ignore it
     When the hardware is idle otherwise, and late in training, when the noise scale is larger.
@@ -97,7 +101,7 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     s = m.samples
     if s is None or s.noise_scale is None or s.noise_low is None or s.noise_high is None:
         return not_measured("the gradient noise scale could not be told from 8 groups of samples")
-    if s.batch > limits["wasteful"] * s.noise_high:
+    if s.batch > limits["wasteful"] * s.noise_high and s.noise_low >= limits["least"]:
         return [size_finding(s, limits["wasteful"], large=True)]
     if s.batch < limits["noisy"] * s.noise_low:
         return [size_finding(s, limits["noisy"], large=False)]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import verdict
-from gradcheck.rules.words import learns_clearly, number, optimizer_in_words, percent, run_in_words
+from gradcheck.progress import levelled, verdict
+from gradcheck.rules.words import falls_short, number, optimizer_in_words, percent, run_in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gradcheck.nouns.measurement import Measurement
     from gradcheck.nouns.verdict import Severity
 
@@ -21,6 +23,7 @@ FEWEST = 40  # steps without which nothing is
 BESIDE = 10  # steps on either side that a norm is compared with: norms that fall with the loss are no spikes
 AFTER = 3  # steps within which a spike shows in the loss
 SUDDEN = 5.0  # times the usual norm: where a training breaks down that was fine until then
+BY_CHANCE = 0.01  # trainings in which chance alone gives a note
 TIGHT = 10.0  # times the threshold: then clipping sets the size of nearly every step
 
 
@@ -38,22 +41,45 @@ class Spike:
         return self.norm / self.usual
 
 
+def beside_neighbours(norms: Sequence[float]) -> dict[int, float]:
+    """By step: the median of the norms around it, where both are finite and positive."""
+    found = {}
+    for t in range(SETTLED, len(norms)):
+        usual = median(norms[max(0, t - BESIDE) : t] + norms[t + 1 : t + 1 + BESIDE])
+        if 0 < usual < math.inf and 0 < norms[t] < math.inf:
+            found[t] = usual
+    return found
+
+
 def largest_spike(m: Measurement) -> Spike | None:
     """Against the median of the steps around it. Norms below what was usual at the start are left out: they can do no harm."""
     norms, losses = m.probe.gradient_norms, m.probe.losses
     if len(norms) < FEWEST:
         return None
     least = median(norms[:SETTLED])
-    best: Spike | None = None
-    for t in range(SETTLED, len(norms)):
-        around = norms[max(0, t - BESIDE) : t] + norms[t + 1 : t + 1 + BESIDE]
-        usual = median(around)
-        if not math.isfinite(norms[t]) or norms[t] < least or usual <= 0 or (best is not None and norms[t] / usual <= best.ratio):
-            continue
-        before = median(losses[max(0, t - BESIDE) : t + 1])
-        after = max(losses[t + 1 : t + 1 + AFTER], default=before)
-        best = Spike(t, norms[t], usual, (after - before) / max(abs(losses[0]), 1e-12))
-    return best
+    usual = {t: x for t, x in beside_neighbours(norms).items() if norms[t] >= least}
+    if not usual:
+        return None
+    t = max(usual, key=lambda step: norms[step] / usual[step])
+    before = median(losses[max(0, t - BESIDE) : t + 1])
+    after = max(losses[t + 1 : t + 1 + AFTER], default=before)
+    scale = max(abs(losses[0]), 0.0 if levelled(m.probe, m.chance) else pstdev(losses[:SETTLED]))
+    return Spike(t, norms[t], usual[t], (after - before) / max(scale, 1e-12))
+
+
+def expected_largest(norms: Sequence[float]) -> float:
+    """The largest norm over its neighbours' median that chance alone exceeds once in a hundred trainings of this length.
+
+    The largest of many grows with their number. The logarithms of the ratios above the third quartile are taken to be
+    distributed exponentially, which is wider than a normal distribution; the largest one itself is left out.
+    """
+    ratios = sorted(math.log(norms[t] / usual) for t, usual in beside_neighbours(norms).items())[:-1]
+    if len(ratios) < SETTLED:
+        return 1.0
+    quartile = ratios[3 * len(ratios) // 4]
+    above = [x - quartile for x in ratios if x > quartile]
+    width = fmean(above) if above else 0.0
+    return math.exp(quartile + width * math.log(len(above) / BY_CHANCE)) if above else math.exp(quartile)
 
 
 def breakdown(m: Measurement) -> Spike | None:
@@ -101,7 +127,8 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     Norms below the median of the first 20 steps do not count.
 
     ## Limits and their sources
-    A note above `spike-info` 3, the largest ratio of healthy trainings. A warning above `spike-warning` 5 when the loss
+    A note above `spike-info` 3, the largest ratio of healthy trainings of a hundred steps, and above what is to be expected by chance
+    of the largest of so many steps, whose norms vary as these do. A warning above `spike-warning` 5 when the loss
     then rises by `jump` 25 % of its start or stops being finite, or when the probe does not learn clearly. While it learns clearly,
     and where the loss does not rise, the spike must be above `spike-learning` 10.
 
@@ -129,15 +156,18 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     if spike is None and len(m.probe.gradient_norms) < FEWEST:
         return not_measured(f"fewer than {FEWEST} steps have a gradient norm")
     spike = spike or largest_spike(m)
+    by_chance = expected_largest(m.probe.gradient_norms)
     if spike is None or not spike.ratio > limits["spike_info"]:
         return []
     if m.clip is not None and (m.clip.kind != "norm" or m.clip.threshold < spike.norm):
         return []
     jumps = spike.jump > limits["jump"]
-    breaks = verdict(m) == "diverges" or (jumps and not learns_clearly(m))
+    breaks = verdict(m) == "diverges" or (jumps and falls_short(m))
     least = limits["spike_warning" if breaks else "spike_learning"]
-    severity: Severity = "warning" if spike.ratio > least and (jumps or not learns_clearly(m)) else "info"
-    limit = least if severity == "warning" else limits["spike_info"]
+    severity: Severity = "warning" if spike.ratio > least and (jumps or falls_short(m)) else "info"
+    limit = least if severity == "warning" else max(limits["spike_info"], by_chance)
+    if spike.ratio <= limit:
+        return []
     threshold = percentile([n for n in m.probe.gradient_norms if math.isfinite(n)], 0.9)
     message = (
         f"the gradient's norm is {number(spike.norm)} at step {spike.step}, {number(spike.ratio)} times that of the steps around it "
@@ -216,9 +246,9 @@ def clipping_too_tight(m: Measurement, limits: Limits) -> Verdict:
     usual, optimizer = median(norms), m.optimizer
     if optimizer.adaptive:
         count = sum(p.count for p in m.parameters if p.trainable) or 1
-        bad = optimizer.eps is not None and clip.threshold / count**0.5 < 10 * optimizer.eps and not learns_clearly(m)
+        bad = optimizer.eps is not None and clip.threshold / count**0.5 < 10 * optimizer.eps and falls_short(m)
     else:
-        bad = usual > TIGHT * clip.threshold or not learns_clearly(m)
+        bad = usual > TIGHT * clip.threshold or falls_short(m)
     severity: Severity = "warning" if bad and optimizer.given else "info"
     rate = optimizer.lr * clip.threshold / usual
     message = (

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gradcheck.judge.layers import in_order
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.rules.words import BY_VALUE, SYNTHETIC, number, percent
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import InputFacts, LossCall, Measurement
+    from gradcheck.nouns.measurement import InputFacts, Layer, LossCall, Measurement
     from gradcheck.nouns.places import Location
 
 FLOATING = ("float", "bfloat", "half", "double")
 WEIGHTED = ("linear", "conv", "recurrent")
+RECTIFIERS = ("relu", "leaky_relu", "prelu")  # what they put out is as large as what they are given
 RESCALED = 20.0  # an output this many times too quiet for the input: trained filters are within 10
 
 
@@ -52,7 +54,9 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     differ by more than `feature_std_ratio` 1000 while the input's own is above `loud_std` 3; a mean beyond `offset` 3
     standard deviations and beyond `large_mean` 10. Advice: the ratio or the offset alone. These are heuristics
     (heuristics). Integers, inputs of embeddings and normalisations, values within [0, 1], and sparse
-    counts are exempt; inputs that the model rescales before its first layer get advice only.
+    counts are exempt; inputs that the model rescales before its first layer get advice only. A large scale is no finding where a
+    normalization takes the first layer's output, directly or behind a ReLU, nor is an offset where it is a batch normalization:
+    digits times 100 then train to the same loss. Tiny values and features of different scale remain, which it does not mend.
 
     ## When to ignore it
     When the model was trained on inputs like these before, or scales them itself.
@@ -91,12 +95,17 @@ def _unscaled(m: Measurement, x: InputFacts, limits: Limits) -> Finding | None:
         evidence = Evidence("largest over smallest standard deviation of a feature", ratio, limits["feature_std_ratio"], ">")
         severity = "warning" if x.std > limits["loud_std"] else "info"
     elif x.std > limits["largest_std"]:
+        if _normalization_after(m, x) is not None:
+            return None
         what = f"its standard deviation is {number(x.std)} (limit {number(limits['largest_std'])})"
         evidence = Evidence("standard deviation of the input", x.std, limits["largest_std"], ">")
     elif x.std < limits["smallest_std"] and max(abs(x.min), abs(x.max)) < 10 * limits["smallest_std"]:
         what = f"its standard deviation is {number(x.std)} (limit {number(limits['smallest_std'])})"
         evidence = Evidence("standard deviation of the input", x.std, limits["smallest_std"], "<")
     elif offset > limits["offset"] and not unit:
+        norm = _normalization_after(m, x)
+        if norm is not None and any(n.layer == norm.name and n.batch and n.of_batch for n in m.norms):
+            return None
         what = f"its mean {number(x.mean)} is {number(offset)} standard deviations from 0 (limit {number(limits['offset'])})"
         evidence = Evidence("mean of the input over its standard deviation", offset, limits["offset"], ">")
         severity = "warning" if abs(x.mean) > limits["large_mean"] else "info"
@@ -130,6 +139,20 @@ def _arrives_unscaled(m: Measurement, x: InputFacts) -> bool:
         return True
     expected = (layer.fan_in**0.5) * weight.std * math.hypot(x.mean, x.std)
     return not snapshot.output.rms < expected / RESCALED
+
+
+def _normalization_after(m: Measurement, x: InputFacts) -> Layer | None:
+    """The normalization that takes what the first layer makes of an input, as it is or through a rectifier: it divides the scale out."""
+    layers = in_order(m)
+    first = next((i for i, y in enumerate(layers) if y.kind == x.used_by), None)
+    if first is None or not (layers[first].normalized or layers[first].activation in RECTIFIERS):
+        return None
+    for y in layers[first + 1 :]:
+        if y.kind == "norm":
+            return y
+        if y.kind in (*WEIGHTED, "embedding", "attention") or (y.kind == "activation" and y.function not in RECTIFIERS):
+            return None
+    return None
 
 
 def _standardize(x: InputFacts, by_feature: bool) -> Remedy:
@@ -306,10 +329,15 @@ def uninformative_features(m: Measurement, limits: Limits) -> Verdict:
     judged = [x for x in m.data.inputs if x.dtype.removeprefix("torch.").startswith(FLOATING) and len(x.shape) > 1]
     if not judged:
         return not_applicable("no input of floating dtype with features")
-    return [f for x in judged if (f := _uninformative(x, limits)) is not None]
+    alike: dict[tuple[int, ...], list[InputFacts]] = {}
+    for x in judged:
+        alike.setdefault(x.shape, []).append(x)
+    return [f for group in alike.values() if (f := _uninformative(group, limits)) is not None]
 
 
-def _uninformative(x: InputFacts, limits: Limits) -> Finding | None:
+def _uninformative(group: list[InputFacts], limits: Limits) -> Finding | None:
+    """Inputs of one shape, such as both images of a pair, come from one source: what is true of all of them is said once."""
+    x = min(group, key=lambda one: one.constant_features + one.duplicate_features)
     share = x.duplicate_samples / x.samples if x.samples else 0.0
     texts, evidence, cures = [], [], []
     if x.constant_features:
@@ -331,7 +359,7 @@ def _uninformative(x: InputFacts, limits: Limits) -> Finding | None:
         return None
     return found(
         "info",
-        f"input {x.name} {list(x.shape)}: {'; '.join(texts)}: they add nothing to what can be learned",
+        f"input {' and '.join(one.name for one in group)} {list(x.shape)}: {'; '.join(texts)}: they add nothing to what can be learned",
         evidence=evidence,
         remedies=cures,
     )

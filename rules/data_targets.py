@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.progress import start_and_end
+from gradcheck.progress import on_its_way, start_and_end, verdict
 from gradcheck.rules.outputs import REGRESSION_LOSSES
 from gradcheck.rules.words import BY_VALUE, SYNTHETIC, learns_clearly, number
 
@@ -128,7 +128,9 @@ def _below_chance(m: Measurement, t: Targets) -> bool:
 
 def _unscaled_target(m: Measurement, t: Targets, limits: Limits) -> Finding | None:
     offset = abs(t.mean) / t.std
-    severity: Severity = "info" if learns_clearly(m) and (m.chance is not None or _below_chance(m, t)) else "warning"
+    arrived = learns_clearly(m) and (m.chance is not None or _below_chance(m, t))
+    unknown = verdict(m) == "unknown" and not on_its_way(m.probe, m.chance)
+    severity: Severity = "info" if arrived or unknown else "warning"
     if t.std > limits["largest_std"]:
         what = f"their standard deviation is {number(t.std)} (limit {number(limits['largest_std'])})"
         evidence = Evidence("standard deviation of the targets", t.std, limits["largest_std"], ">")

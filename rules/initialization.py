@@ -12,7 +12,7 @@ from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicab
 from gradcheck.judge.signal import GAINS, Trend, forward_trend, gradient_trend
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.rules import cures
-from gradcheck.rules.words import also_in, learns_clearly, number
+from gradcheck.rules.words import also_in, falls_short, number
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Layer, Measurement
@@ -101,7 +101,7 @@ def _misfitting(m: Measurement, limits: Limits) -> Verdict:
     if not gains:
         return not_applicable(NO_GAINS)
     forward, backward = forward_trend(m), gradient_trend(m)
-    if learns_clearly(m):
+    if not falls_short(m):
         shows = backward.beyond(limits["slope"], limits["total_learning"])
     else:
         ahead = forward.beyond(limits["forward_slope"], limits["forward_total"])

@@ -11,7 +11,7 @@ from gradcheck.judge.signal import DEFAULT_GAIN, GAINS, Trend, gradient_trend
 from gradcheck.nouns.verdict import Evidence
 from gradcheck.rules import cures
 from gradcheck.rules.initialization import TRAINED_BEFORE, body_gains
-from gradcheck.rules.words import learns_clearly, number
+from gradcheck.rules.words import falls_short, number
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Layer, Measurement
@@ -92,7 +92,7 @@ def _untouched(m: Measurement, limits: Limits) -> Verdict:
     share = len(untouched) / len(layers)
     if share < limits["share"] or not trend.beyond(limits["slope"], limits["total"]):
         return []
-    mild = learns_clearly(m) and abs(trend.total) < limits["total_learning"]
+    mild = not falls_short(m) and abs(trend.total) < limits["total_learning"]
     severity: Severity = "info" if mild else "warning"
     return [_default_finding(m, untouched, share, trend, severity, limits)]
 

@@ -81,6 +81,7 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
     up_to="error",
     needs=("loop",),
     limits={"share": Limit(0.5, "of the calls", "heuristic: a misplaced call is misplaced every time")},
+    explains=("OPT001", "CLIP001", "GRAD002"),
 )
 def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
     """Gradient clipping stands where it has no effect, or the wrong one.

@@ -43,7 +43,8 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     The loss of the first step of the probe over chance, computed from the labels of the scan. Losses that are not known have no chance, and
-    are not judged; nor are targets that a constant predicts almost perfectly.
+    are not judged; nor are targets that a constant predicts almost perfectly. A regression whose targets are far from an output of usual
+    size is left to `unscaled-target`: no scaling of the head helps it.
 
     ## Limits and their sources
     `ratio` 3: warning, unless the probe comes within `near_chance` 1.5 times chance in its first `steps` 10; then advice.
@@ -77,7 +78,7 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     if len(m.losses) == 1 and m.losses[0].uniform is not None:
         chance = max(chance, m.losses[0].uniform * (m.losses[0].weight_in_total or 1.0))  # imbalanced classes: an even guess is not wrong
     first = m.probe.losses[0]
-    if not (math.isfinite(first) and first > limits["ratio"] * chance):
+    if not (math.isfinite(first) and first > limits["ratio"] * chance) or _owed_to_the_targets(m, chance, limits["ratio"]):
         return []
     ratio = first / chance
     start = [x for x in m.probe.losses[: int(limits["steps"]) + 1] if math.isfinite(x)]
@@ -104,6 +105,16 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
             ),
         )
     ]
+
+
+def _owed_to_the_targets(m: Measurement, chance: float, ratio: float) -> bool:
+    """Whether the outputs of a regression, by their own size, cost no more than the limit: it is the targets that are far away."""
+    call = m.losses[0] if len(m.losses) == 1 else None
+    if call is None or call.function not in REGRESSION_LOSSES or call.target_mean is None:
+        return False
+    size = math.hypot(call.input_mean, call.input_std)
+    own = (size**2 if call.function == "mse_loss" else size) * (call.weight_in_total or 1.0)
+    return own <= (ratio - 1) * chance
 
 
 RULES = (initial_loss,)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
 from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.rules.words import BY_VALUE, layers_in_words, learns_clearly, number, percent, probe_failure
+from gradcheck.rules.words import BY_VALUE, falls_short, layers_in_words, number, percent, probe_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +136,7 @@ def batchnorm_small_batch(m: Measurement, limits: Limits) -> Verdict:
 def _few_severity(m: Measurement, values: float, limits: Limits) -> tuple[Severity, str]:
     gap = evaluation_gap(m, limits)
     if values >= limits["error_values"]:
-        return ("warning" if gap or not learns_clearly(m) else "info"), ""
+        return ("warning" if gap or falls_short(m) else "info"), ""
     if failure := probe_failure(m):
         return "error", failure
     return ("error", f"by the trained copy: {gap_in_words(m)}") if useless_in_evaluation(m, limits) else ("warning", "")

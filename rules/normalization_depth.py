@@ -12,7 +12,7 @@ from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.progress import verdict
 from gradcheck.rules import cures
 from gradcheck.rules.normalization import batch_norms, main_site, norm_names
-from gradcheck.rules.words import learns_clearly, number, optimizer_in_words
+from gradcheck.rules.words import falls_short, learns_clearly, number, optimizer_in_words
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement
@@ -83,7 +83,7 @@ def _missing(m: Measurement, limits: Limits) -> Verdict:
     if m.norms or any(m.of_kind("norm")) or any(x.normalized or x.residual for x in layers):
         return not_applicable("the model has normalization or residual connections")
     trend = gradient_trend(m)
-    if not trend.beyond(limits["slope"], limits["total"]) or verdict(m) == "learns":
+    if not trend.beyond(limits["slope"], limits["total"]) or verdict(m) not in ("stalls", "diverges"):
         return []
     way = "shrinks" if trend.slope > 0 else "grows"
     message = (
@@ -157,8 +157,8 @@ def _without_skips(m: Measurement, limits: Limits) -> Verdict:
     trend = gradient_trend(m)
     if trend.slope > -limits["slope"] or trend.total > -limits["total"]:
         return []
-    mild = learns_clearly(m)
-    means = "the probe training learns all the same" if mild else "no one rate fits both ends"
+    mild = not falls_short(m)
+    means = "the probe training learns all the same" if learns_clearly(m) else "no one rate fits both ends"
     message = (
         f"{len(norms)} batch normalizations in a row without a bypass: the gradient grows by {number(abs(trend.slope))} decades per layer "
         f"towards the input, {number(abs(trend.total))} in all (limit {number(limits['total'])}): {means}"

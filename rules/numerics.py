@@ -57,6 +57,7 @@ DOMAIN = {
     up_to="error",
     needs=("numerics", "parameters"),
     explains=("NUM002", "LOSS003", "LOSS005", "GRAD001", "GRAD002", "GRAD004", "ACT001", "ACT002", "ACT004", "OPT002"),
+    explains_here=("LOSS006",),
 )
 def non_finite(m: Measurement, limits: Limits) -> Verdict:
     """An operation in the forward pass or in the loss gives NaN or infinity.

@@ -8,9 +8,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.judge.rates import decay_matters
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.progress import experiment_outcome, fall
-from gradcheck.rules.words import learns_clearly, number, optimizer_in_words, percent, run_in_words
+from gradcheck.rules.words import falls_short, learns_clearly, number, optimizer_in_words, percent, run_in_words
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement, Parameter, Run
@@ -110,7 +111,7 @@ def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
     better = _gain(m)
     helps = better is not None and better > limits["gain"] and better > _own_fall(m)
     excused = not m.optimizer.given or (has_small_gains(m) and eps <= USUAL_EPSILON)
-    severity: Severity = "warning" if not excused and (helps or (not learns_clearly(m) and better is None)) else "info"
+    severity: Severity = "warning" if not excused and (helps or (falls_short(m) and better is None)) else "info"
     kept = typical / (typical + eps)
     message = (
         f"{percent(share)} of the weights have gradients of about {number(typical)}, under {number(limits['multiple'])} times the epsilon "
@@ -174,7 +175,7 @@ def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     The optimizer's class and the settings of its parameter groups.
 
     ## Limits and their sources
-    Decay above `least` 0. Loshchilov and Hutter 2019.
+    Decay above `least` 0 that makes a hundredth of some parameter's gradient. Loshchilov and Hutter 2019.
 
     ## When to ignore it
     When a published recipe asks for it, or the strength was tuned as it is.
@@ -195,7 +196,8 @@ def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     o = m.optimizer
     if not o.given or o.name not in COUPLED:
         return not_applicable("the optimizer is none that couples weight decay with its moments, or was assumed")
-    if o.decoupled or o.weight_decay <= limits["least"]:
+    decayed = [p for p in m.parameters if p.weight_decay > 0]
+    if o.decoupled or o.weight_decay <= limits["least"] or (decayed and not any(decay_matters(m, p) for p in decayed)):
         return []
     message = (
         f"weight decay {number(o.weight_decay)} is added to the gradient inside {o.name}, whose moments divide it away: "

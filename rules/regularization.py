@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from gradcheck.judge.costs import costs_nothing, learns_slowly
 from gradcheck.judge.layers import is_matrix
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.judge.rates import gentle_decay
+from gradcheck.judge.rates import decay_matters, gentle_decay
 from gradcheck.nouns.verdict import Evidence, Remedy
 from gradcheck.progress import CLEAR_FALL, data_fall, fall, outcome, verdict
-from gradcheck.rules.words import layers_in_words, learns_clearly, number, optimizer_in_words, percent, run_in_words
+from gradcheck.rules.words import falls_short, layers_in_words, number, optimizer_in_words, percent, run_in_words
 
 if TYPE_CHECKING:
     from gradcheck.nouns.checks import Dropout
@@ -131,7 +131,7 @@ def _decay(m: Measurement, r: Regularization, steps: float, limits: Limits) -> l
         fewest = limits["suspect_steps"]
         if not steps < fewest or not m.data.given or costs_nothing(m, "REG001"):
             return []
-    severity: Severity = "error" if run is not None else "warning" if short and not learns_clearly(m) else "info"
+    severity: Severity = "error" if run is not None else "warning" if short and falls_short(m) else "info"
     strongest = max(p.weight_decay for p in m.parameters)
     faster = ", faster than they learn" if severity != "info" else ""
     message = (
@@ -204,7 +204,8 @@ def decay_on_norm_and_bias(m: Measurement, limits: Limits) -> Verdict:
     The settings of the optimizer's parameter groups and the shapes of the parameters in them.
 
     ## Limits and their sources
-    Decay above `least` 0 on any of them. A convention (timm, nanoGPT), not a measured limit.
+    Decay above `least` 0 on any of them. A convention (timm, nanoGPT), not a measured limit. Not a decay that takes less than a
+    hundredth of a parameter in 100 000 steps, or of the gradient to which an adaptive optimizer adds it.
 
     ## When to ignore it
     The effect is small when the decay is.
@@ -230,7 +231,7 @@ def decay_on_norm_and_bias(m: Measurement, limits: Limits) -> Verdict:
     if not decayed:
         return not_applicable("no weight decay")
     vectors = [p for p in decayed if len(p.shape) <= 1]
-    if not vectors:
+    if not any(decay_matters(m, p) for p in vectors):
         return []
     strongest = max(p.weight_decay for p in vectors)
     message = (

@@ -108,5 +108,10 @@ def learns_clearly(m: Measurement) -> bool:
     return verdict(m) == "learns" and (m.probe.ended == "learned" or fall(m.probe, m.chance) >= CLEAR_FALL)
 
 
+def falls_short(m: Measurement) -> bool:
+    """Whether the probe fails, or learns only a little; not where it has no verdict, which speaks against nothing."""
+    return verdict(m) != "unknown" and not learns_clearly(m)
+
+
 def optimizer_in_words(m: Measurement) -> str:
     return f"{m.optimizer.name} at rate {number(m.optimizer.lr)}"

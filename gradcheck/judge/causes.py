@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradcheck.judge.protocol import Rule
+from gradcheck.nouns.places import Location
 from gradcheck.nouns.verdict import SEVERITIES, Finding
 
 
 def fold(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:
     """The findings, with `cause` the code of the root cause where there is one.
 
-    A rule's finding explains those of the rules that it names in `explains`, when it is at least as severe. Chains lead
-    to their top; of rules that explain each other, the one that is registered first is the cause.
+    A rule's finding explains those of the rules that it names in `explains`, and of those in `explains_here` when they point at the
+    same expression, where it is at least as severe. Chains lead to their top; of rules that explain each other, the one that is
+    registered first is the cause.
     """
     explains = {r.code: frozenset(r.explains) for r in rules}
+    here = {r.code: frozenset(r.explains_here) for r in rules}
+    places: dict[str, set[tuple[str, int, int]]] = {}
+    for finding in findings:
+        if finding.location is not None:
+            places.setdefault(finding.code, set()).add(_place(finding.location))
     order = {r.code: i for i, r in enumerate(rules)}
     worst: dict[str, Finding] = {}
     for finding in findings:
@@ -23,10 +30,14 @@ def fold(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:
             worst[finding.code] = finding
     ranked = sorted(worst, key=lambda code: (_rank(worst[code]), order.get(code, len(order))))
 
+    def explained(finding: Finding, code: str) -> bool:
+        if finding.code in here.get(code, ()) and finding.location is not None:
+            return _place(finding.location) in places.get(code, ())
+        return finding.code in explains.get(code, ())
+
     def direct(finding: Finding) -> str | None:
-        return next(
-            (c for c in ranked if c != finding.code and finding.code in explains.get(c, ()) and _rank(worst[c]) <= _rank(finding)), None
-        )
+        causes = (c for c in ranked if c != finding.code and explained(finding, c) and _rank(worst[c]) <= _rank(finding))
+        return next(causes, None)
 
     def top(code: str) -> str:
         path = [code]
@@ -41,6 +52,10 @@ def fold(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:
         return None if cause is None or top(cause) == finding.code else top(cause)
 
     return [replace(f, cause=root(f)) for f in findings]
+
+
+def _place(location: Location) -> tuple[str, int, int]:
+    return location.path, location.line, location.column
 
 
 def _rank(finding: Finding) -> int:

@@ -119,6 +119,7 @@ class Rule:
     explains: tuple[str, ...] = ()  # codes that are consequences when this rule fires with at least their severity
     wants: tuple[Need, ...] = ()  # measured for it as well; the rule judges without when that failed
     origin: str = "gradcheck"  # distribution or file that brought it
+    explains_here: tuple[str, ...] = ()  # codes that are consequences when they point at the same expression
 
     @property
     def family(self) -> str:
@@ -144,10 +145,12 @@ def rule(
     limits: Mapping[str, Limit] | None = None,
     explains: Sequence[str] = (),
     wants: Sequence[Need] = (),
+    explains_here: Sequence[str] = (),
 ) -> Callable[[Callable[[Measurement, Limits], Verdict]], Rule]:
     """Makes a rule of a function. List the result in its module's `RULES`."""
 
     def wrap(check: Callable[[Measurement, Limits], Verdict]) -> Rule:
-        return Rule(code, name, up_to, check, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants))
+        here = tuple(explains_here)
+        return Rule(code, name, up_to, check, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants), explains_here=here)
 
     return wrap

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gradcheck.judge.causes import fold
 from tests.judge.rules import finding, rule_that
+from tests.literals import location
 
 
 def causes(*rows):
@@ -41,6 +44,13 @@ def test_of_rules_that_explain_each_other_the_first_is_the_cause():
 def test_a_cycle_of_three_has_one_head():
     ring = causes(("A001", "error", ("B001",)), ("B001", "error", ("C001",)), ("C001", "error", ("A001",)))
     assert ring == {"A001": None, "B001": "A001", "C001": "A001"}
+
+
+@pytest.mark.parametrize(("column", "cause"), [(4, "A001"), (5, None)])
+def test_what_points_at_the_same_expression_is_one_cause(column, cause):
+    rules = [rule_that([], "A001", "a", explains_here=("B001",)), rule_that([], "B001", "b")]
+    one, other = (replace(finding(location=location(7, column=c)), code=code) for code, c in (("A001", 4), ("B001", column)))
+    assert [f.cause for f in fold([one, other], rules)] == [None, cause]
 
 
 def test_the_more_severe_of_two_causes_is_taken():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.judge.rates import gentle_decay
-from tests.literals import measurement, optimizer
+from gradcheck.judge.rates import decay_matters, gentle_decay
+from tests.literals import measurement, optimizer, parameter
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,20 @@ from tests.literals import measurement, optimizer
 )
 def test_a_gentle_decay_is_usual_and_slow(facts, strongest, decay):
     assert gentle_decay(measurement(optimizer=facts), strongest) == pytest.approx(decay)
+
+
+@pytest.mark.parametrize(
+    ("name", "decoupled", "decay", "matters"),
+    [
+        ("AdamW", True, 0.01, True),
+        ("AdamW", True, 1.1e-4, True),  # 1 % in 100 000 steps at 0.001
+        ("AdamW", True, 0.9e-4, False),
+        ("SGD", False, 1e-8, False),
+        ("Adam", False, 2.1e-4, True),  # 5 of weight beside 0.1 of gradient: 1 % of it
+        ("Adam", False, 1.9e-4, False),
+        ("Adam", False, 1e-8, False),
+    ],
+)
+def test_a_decay_that_does_nothing_does_not_matter(name, decoupled, decay, matters):
+    m = measurement(optimizer=optimizer(name, adaptive=name != "SGD", decoupled=decoupled, lr=1e-3))
+    assert decay_matters(m, parameter("fc1.bias", weight_decay=decay)) is matters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.rules.verdicts import findings, no_verdict, only, severities
 
 
 def with_norms(norms: list[float], **overrides: Any) -> Measurement:
-    probe = overrides.pop("probe", None) or run(gradient_norms=tuple(norms))
+    probe = overrides.pop("probe", None) or run(falling(steps=len(norms)), gradient_norms=tuple(norms))
     return measurement(probe=probe, **overrides)
 
 
@@ -65,6 +66,26 @@ class TestClippingNeeded:
         norms[50] = 8.0
         f = only(clipping_needed, with_norms(norms))
         assert "clip_grad_norm_(model.parameters(), 1.09)" in f.remedies[0].text
+
+    @pytest.mark.parametrize(("width", "height", "expected"), [(0.02, 3.1, ["info"]), (0.3, 4.0, []), (0.3, 9.0, ["info"])])
+    def test_the_largest_of_many_norms_that_vary_is_no_spike(self, width, height, expected):
+        rng = random.Random(0)
+        norms = [math.exp(rng.gauss(0, width)) for _ in range(300)]
+        norms[150] = height
+        assert severities(clipping_needed, with_norms(norms)) == expected
+
+    @pytest.mark.parametrize("count", [100, 300, 3000])
+    def test_chance_alone_hardly_ever_gives_a_note(self, count):
+        """Log-normal norms without any spike, whatever the length of the run."""
+        rng = random.Random(count)
+        notes = sum(bool(findings(clipping_needed, with_norms([math.exp(rng.gauss(0, 0.4)) for _ in range(count)]))) for _ in range(20))
+        assert notes <= 1
+
+    def test_a_loss_around_zero_does_not_jump_by_its_own_size(self):
+        losses = [0.5 * (-1) ** i - 0.001 for i in range(100)]
+        losses[0] = 0.001
+        m = measurement(probe=run(losses, gradient_norms=one_spike(12.0).gradient_norms), chance=None)
+        assert severities(clipping_needed, m) == ["info"]
 
     def test_a_training_that_breaks_down_suddenly(self):
         norms = (*[1.0] * 15, 30.0, 1e5)

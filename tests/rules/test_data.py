@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.data import non_finite_input, uninformative_features, unscaled_input
-from tests.literals import data, input_facts, layer, location, loss_call, measurement, parameter, run, snapshots
+from tests.literals import data, input_facts, layer, location, loss_call, measurement, norm, parameter, run, snapshots
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 
@@ -69,6 +70,29 @@ class TestUnscaledInput:
 
     def test_sparse_counts_are_advice_at_most(self):
         assert severities(unscaled_input, fed(mean=1.0, std=20.0, min=0.0, max=900.0)) == ["info"]
+
+    @pytest.mark.parametrize(
+        ("facts", "after", "batch", "expected"),
+        [
+            ({"std": 100.0}, "norm", True, []),
+            ({"std": 100.0}, "norm", False, []),
+            ({"std": 100.0}, "relu", True, []),
+            ({"std": 100.0}, "tanh", True, ["warning"]),
+            ({"std": 100.0}, "conv", True, ["warning"]),
+            ({"mean": 30.0}, "norm", True, []),
+            ({"mean": 30.0}, "norm", False, ["warning"]),  # a layer normalization of what all samples share
+            ({"std": 0.5e-3, "min": -2e-3, "max": 2e-3}, "norm", True, ["warning"]),  # its epsilon is larger
+            ({"std": 5.0, "feature_std_ratio": 2e3}, "norm", True, ["warning"]),
+        ],
+    )
+    def test_a_normalization_after_the_first_layer_divides_the_scale_out(self, facts, after, batch, expected):
+        m = fed(**{"min": -500.0, "max": 500.0} | facts)
+        first = replace(m.layers[0], normalized=after == "norm", activation=after if after in ("relu", "tanh") else None)
+        between = {"relu": [layer("act", "activation", function="relu")], "tanh": [layer("act", "activation", function="tanh")]}
+        between |= {"conv": [layer("conv", "conv")]}
+        rest = [*between.get(after, []), layer("bn", "norm")]
+        layers = (first, *(replace(x, order=i) for i, x in enumerate(rest, 1)))
+        assert severities(unscaled_input, replace(m, layers=layers, norms=(norm("bn", batch=batch),))) == expected
 
     def test_an_input_that_the_model_rescales_is_advice(self):
         facts = input_facts(**PIXELS | {"mean": 120.0, "std": 65.0, "min": 0.0, "max": 255.0})
@@ -138,6 +162,11 @@ class TestUninformativeFeatures:
         f = only(uninformative_features, measurement(data=data(inputs=(input_facts(constant_features=3, duplicate_features=2),))))
         assert f.severity == "info" and "3 of its 64 features never change" in f.message and "2 of its 64 features repeat" in f.message
         assert [r.name for r in f.remedies] == ["drop-features", "drop-features"]
+
+    def test_inputs_of_one_source_are_one_finding(self):
+        one, other = input_facts("0", constant_features=3), input_facts("1", constant_features=4)
+        f = only(uninformative_features, measurement(data=data(inputs=(one, other))))
+        assert f.message.startswith("input 0 and 1 [32, 64]: 3 of its 64 features never change")
 
     @pytest.mark.parametrize(("same", "count"), [(50, 0), (51, 1)])
     def test_repeated_samples_count_from_a_share_on(self, same, count):

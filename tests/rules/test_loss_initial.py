@@ -46,5 +46,13 @@ class TestInitialLoss:
     def test_regression_on_made_up_targets_is_advice(self):
         assert severities(initial_loss, starting_at(20.0, losses=(loss_call("mse_loss"),), data=data(given=False))) == ["info"]
 
+    @pytest.mark.parametrize(
+        ("function", "size", "expected"), [("mse_loss", 1.9, []), ("mse_loss", 2.2, ["warning"]), ("l1_loss", 4.4, [])]
+    )
+    def test_targets_that_are_far_away_are_no_fault_of_the_head(self, function, size, expected):
+        """Outputs of this size cost (ratio - 1) times chance, 4.6, by themselves from 2.15 on (squared) or 4.6 (absolute)."""
+        call = loss_call(function, input_mean=0.0, input_std=size, target_mean=30.0, target_std=1.5, target_kind="values")
+        assert severities(initial_loss, starting_at(20.0, losses=(call,))) == expected
+
     def test_a_probe_without_steps_is_not_measured(self):
         assert no_verdict(initial_loss, measurement(probe=run((1.0,), name="probe").__class__("probe", ()))) == "not-measured"

@@ -81,6 +81,12 @@ class TestCoupledWeightDecay:
     def test_decay_inside_the_moments(self, name, decay, expected):
         assert severities(coupled_weight_decay, measurement(optimizer=optimizer(name, weight_decay=decay))) == expected
 
+    @pytest.mark.parametrize(("decay", "expected"), [(2.1e-4, ["info"]), (1e-8, [])])
+    def test_a_decay_that_does_nothing_is_no_matter(self, decay, expected):
+        weights = (parameter("fc1.weight", weight_decay=decay),)
+        m = measurement(optimizer=optimizer("Adam", weight_decay=decay), parameters=weights)
+        assert severities(coupled_weight_decay, m) == expected
+
     def test_decoupled_decay_passes(self):
         assert findings(coupled_weight_decay, measurement(optimizer=optimizer("NAdam", weight_decay=0.1, decoupled=True))) == []
 

@@ -102,6 +102,7 @@ class TestDecayOnNormAndBias:
 
     def test_matrices_only(self):
         assert findings(decay_on_norm_and_bias, measurement(parameters=(parameter("fc1.weight", weight_decay=0.1),))) == []
+        assert findings(decay_on_norm_and_bias, measurement(parameters=(parameter("fc1.bias", weight_decay=1e-8),))) == []
         assert no_verdict(decay_on_norm_and_bias, measurement()) == "not-applicable"
 
 

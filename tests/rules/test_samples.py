@@ -43,17 +43,21 @@ class TestGradientOutliers:
 
 
 class TestBatchSize:
-    @pytest.mark.parametrize(("high", "expected"), [(15.9, ["info"]), (16.1, []), (math.inf, [])])
+    @pytest.mark.parametrize(("high", "expected"), [(24.9, ["info"]), (25.1, []), (math.inf, [])])
     def test_wasteful_only_when_the_upper_end_says_so(self, high, expected):
-        assert severities(batch_size, noisy(5.0, 10.0, high)) == expected
+        assert severities(batch_size, noisy(10.0, 15.0, high, batch=1000)) == expected
+
+    @pytest.mark.parametrize(("low", "expected"), [(7.9, []), (8.1, ["info"])])
+    def test_samples_that_all_ask_for_the_same_give_no_advice(self, low, expected):
+        assert severities(batch_size, noisy(low, 9.0, 10.0, batch=1000)) == expected
 
     @pytest.mark.parametrize(("low", "expected"), [(1919.0, []), (1921.0, ["info"])])
     def test_noisy_only_when_the_lower_end_says_so(self, low, expected):
         assert severities(batch_size, noisy(low, 4000.0, math.inf)) == expected
 
     def test_the_interval_is_in_the_message(self):
-        f = only(batch_size, noisy(5.0, 8.0, 12.0))
-        assert "8 samples (5 to 12, 8 draws)" in f.message and "batches of 8 to 32 samples" in f.remedies[0].text
+        f = only(batch_size, noisy(9.0, 13.0, 18.0, batch=1000))
+        assert "13 samples (9 to 18, 8 draws)" in f.message and "batches of about 128 samples" in f.remedies[0].text
         f = only(batch_size, noisy(2000.0, 4000.0, math.inf))
         assert "(2000 to any number, 8 draws)" in f.message
 
