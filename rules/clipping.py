@@ -45,7 +45,7 @@ def beside_neighbours(norms: Sequence[float]) -> dict[int, float]:
     """By step: the median of the norms around it, where both are finite and positive."""
     found = {}
     for t in range(SETTLED, len(norms)):
-        usual = median(norms[max(0, t - BESIDE) : t] + norms[t + 1 : t + 1 + BESIDE])
+        usual = median([*norms[max(0, t - BESIDE) : t], *norms[t + 1 : t + 1 + BESIDE]])
         if 0 < usual < math.inf and 0 < norms[t] < math.inf:
             found[t] = usual
     return found
