@@ -28,9 +28,9 @@ def test_what_no_finding_asked_for_is_not_written_without_the_cure_of_an_error(
     report = Report("model.py", (finding("GRAPH003", severity),), (), (measurement,))
     kept = tuple(Outcome(p, "kept") for p in (CURE, RATE))
     verdict, workload = Verdict((CURE, RATE), kept, None, report, None), SimpleNamespace(files=("model.py",))
-    source, why = _edits(verdict, workload, ())
+    source, why = _edits(verdict, workload)
     assert source is not None and not why and bool(source.drafts) is written
-    cure, rate = _with_diffs(verdict, workload, source, ())
+    cure, rate = _with_diffs(verdict, workload, source)
     assert not cure.diff and "not written" in cure.reason
     assert bool(rate.diff) is written
     assert ("chosen together with add-to-optimizer, which is not in the source" in rate.reason) is not written
