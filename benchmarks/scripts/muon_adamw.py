@@ -1,10 +1,10 @@
 # Muon for the matrices beside AdamW for the rest, on a small transformer that copies.
 # healthy: accuracy > 0.95
-# fault: the positions and the gains of the norms are in neither optimizer
+# fault: AdamW gets the vectors only: embedding, positions and head are in neither optimizer
 # codes: GRAPH003
-# at: AdamW( | Muon( | self.positions | nn.LayerNorm | others =
+# at: AdamW( | others = | self.positions = | self.embed = | self.head =
 # -     others = [p for p in model.parameters() if id(p) not in ids]
-# +     others = [p for p in model.parameters() if id(p) not in ids and p.ndim == 2 and len(p) > 24]
+# +     others = [p for p in model.parameters() if p.ndim < 2]
 import torch
 import torch.nn as nn
 import torch.nn.functional as F

@@ -1,5 +1,5 @@
 # Sharpness-aware minimization as the popular class does it: first_step, second_step, two backward passes.
-# healthy: accuracy > 0.95
+# healthy: accuracy > 0.9
 # fault: the gradients of the first pass are kept for the second
 # codes: GRAPH006 LOOP006
 # at: .backward() | first_step( | second_step(
