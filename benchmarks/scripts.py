@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import signal
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -81,23 +81,17 @@ def environment(folder: Path) -> dict[str, str]:
 def run(command: Sequence[str], folder: Path, venv: Path, limit: float) -> tuple[int, str, str, float]:
     """Exit code, stdout, stderr and seconds of CPU, children included."""
     with (folder / "stdout").open("w+") as out, (folder / "stderr").open("w+") as err:
-        process = subprocess.Popen(command, cwd=folder, env=environment(venv), stdout=out, stderr=err, stdin=subprocess.DEVNULL)
-        end = time.monotonic() + limit
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > end:
-                process.kill()
-            time.sleep(0.1)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(venv), stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        alarm = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))
+        alarm.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        alarm.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        return process.returncode, out.read(), err.read(), _cpu(usage)
-
-
-def _cpu(usage: resource.struct_rusage) -> float:
-    return usage.ru_utime + usage.ru_stime
+        return process.returncode, out.read(), err.read(), usage.ru_utime + usage.ru_stime
 
 
 def scan(case: Case, variant: str, venv: Path) -> Outcome:
@@ -118,6 +112,8 @@ def scan(case: Case, variant: str, venv: Path) -> Outcome:
         outcome.judged, outcome.said = "refused", "taken for a model file: its training was not run"
         return outcome
     outcome.judged = "in part" if any(_in_part(r) for r in reports) else "in full"
+    if crashed := [f"{rule['name']}: {rule['reason']}" for r in reports for rule in r["rules"] if rule["status"] == "crashed"]:
+        outcome.judged, outcome.said = "crashed", "; ".join(crashed)
     outcome.scan_seconds = sum(r["seconds"] for r in reports)
     outcome.findings = [_finding(f) for r in reports for f in r["findings"]]
     outcome.named = named(case, [f for r in reports for f in r["findings"]]) if variant == "faulty" else ""

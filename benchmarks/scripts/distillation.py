@@ -1,5 +1,5 @@
 # Knowledge distillation: a frozen teacher that was trained before, a small student, temperature and hard labels.
-# healthy: student_accuracy > 0.9
+# healthy: student_accuracy > 0.85
 # fault: kl_div is given probabilities
 # codes: LOSS001 LOSS002
 # at: F.softmax(student_logits | F.kl_div(

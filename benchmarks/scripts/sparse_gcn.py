@@ -1,10 +1,10 @@
 # A graph convolution with a sparse adjacency matrix, as in Kipf's pygcn: full batch, dropout, weight decay.
 # healthy: test_accuracy > 0.75
-# fault: the softmax goes over the nodes
-# codes: LOSS004 GRAPH007
-# at: F.log_softmax(
-# -         return F.log_softmax(self.gc2(x, adj), dim=1)
-# +         return F.log_softmax(self.gc2(x, adj), dim=0)
+# fault: a weight decay of 5e-1, where 5e-4 was meant
+# codes: REG001
+# at: optim.Adam( | "--weight_decay"
+# -     parser.add_argument("--weight_decay", type=float, default=5e-4)
+# +     parser.add_argument("--weight_decay", type=float, default=5e-1)
 import argparse
 import math
 
