@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -37,7 +37,6 @@ VARIANTS = ("healthy", "faulty")
 SCAN_LIMIT = 300  # seconds for one scan, with the script's own steps and its imports
 RUN_LIMIT = 900  # seconds for one whole run
 BEGIN, END = "<!-- scripts -->\n", "<!-- end of scripts -->\n"
-IN_PART = "only what the script's own steps showed"
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Outcome:
     scan_seconds: float = 0.0  # the scan's own word
     findings: list[tuple[str, str, int | None, str]] = field(default_factory=list)  # severity, code, line, message
     named: str = ""  # of a faulty one: "line", "cause" (at another line), or "" (not named)
-    said: str = ""  # the end of stderr, where there is no verdict
+    said: str = ""  # why there is no verdict, or one in part
 
     def of(self, severity: str) -> list[str]:
         return [code for s, code, _, _ in self.findings if s == severity]
@@ -111,29 +110,28 @@ def scan(case: Case, variant: str, venv: Path) -> Outcome:
     if any(m["loop"] is None for r in reports for m in r["measurements"]):
         outcome.judged, outcome.said = "refused", "taken for a model file: its training was not run"
         return outcome
-    outcome.judged = "in part" if any(_in_part(r) for r in reports) else "in full"
+    parts = [r["coverage"] for r in reports if r["coverage"]["in_part"]]
+    outcome.judged = "in part" if parts else "in full"
+    outcome.said = "; ".join(reason for part in parts for reason in part["reasons"])
     if crashed := [f"{rule['name']}: {rule['reason']}" for r in reports for rule in r["rules"] if rule["status"] == "crashed"]:
         outcome.judged, outcome.said = "crashed", "; ".join(crashed)
     outcome.scan_seconds = sum(r["seconds"] for r in reports)
-    outcome.findings = [_finding(f) for r in reports for f in r["findings"]]
+    outcome.findings = [_finding(case, variant, f) for r in reports for f in r["findings"]]
     outcome.named = named(case, [f for r in reports for f in r["findings"]]) if variant == "faulty" else ""
     return outcome
 
 
-def _in_part(report: dict) -> bool:
-    return any(IN_PART in a["text"] for m in report["measurements"] for a in m["assumptions"])
-
-
-def _finding(finding: dict) -> tuple[str, str, int | None, str]:
+def _finding(case: Case, variant: str, finding: dict[str, Any]) -> tuple[str, str, int | None, str]:
     location = finding["location"]
-    return finding["severity"], finding["code"], location and location["line"], finding["message"]
+    return finding["severity"], finding["code"], location and case.line(variant, location), finding["message"]
 
 
-def named(case: Case, findings: Sequence[dict]) -> str:
+def named(case: Case, findings: Sequence[dict[str, Any]]) -> str:
     """Whether an error or a warning names the fault, and whether it does so at its line."""
     right = [f for f in findings if f["severity"] != "info" and f["code"] in case.codes]
     places = [f["location"] for f in right if f["location"] and f["location"]["path"].endswith(case.file)]
-    if any(place["line"] <= line <= (place["end_line"] or place["line"]) for place in places for line in case.lines):
+    spans = [(case.line("faulty", place), case.line("faulty", place, end=True)) for place in places]
+    if any(first <= line <= last for first, last in spans for line in case.lines):
         return "line"
     return "cause" if right else ""
 

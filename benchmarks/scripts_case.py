@@ -26,6 +26,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent / "scripts"
 COMPARISONS = {"<": operator.lt, ">": operator.gt}
@@ -80,6 +81,14 @@ class Case:
         if "{notebook}" in self.run:
             path.with_suffix(".ipynb").write_text(json.dumps(notebook(self.source(variant))))
         return path
+
+    def line(self, variant: str, location: dict[str, Any], end: bool = False) -> int:
+        """The line of the script's text that a finding's location means: in a notebook it counts from the top of a cell."""
+        line: int = (end and location["end_line"]) or location["line"]
+        if not location.get("cell"):
+            return line
+        tops = [i for i, text in enumerate(self.source(variant).splitlines(), 1) if text.startswith("# %%")]
+        return tops[location["cell"] - 1] + line
 
     def scan_arguments(self) -> list[str]:
         """What stands behind `gradcheck scan`."""

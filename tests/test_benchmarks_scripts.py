@@ -108,10 +108,11 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, change: tuple[str
 
 
 def test_cells_become_a_notebook(tmp_path: Path) -> None:
-    case = case_of(SCRIPT.replace("# fault", "# run: {notebook}\n# fault").replace("\nstep", "\n# %%\nstep"), tmp_path)
+    case = case_of(SCRIPT.replace("# fault", "# run: {notebook}\n# fault").replace("lr = 1\nstep", "# %%\nlr = 1\n# %%\nstep"), tmp_path)
     case.write("faulty", tmp_path)
     cells = json.loads((tmp_path / "name.ipynb").read_text())["cells"]
     assert [cell["source"] for cell in cells] == [["lr = 2"], ["step(lr)"]]
+    assert case.line("faulty", {"line": 1, "end_line": None, "cell": 2}) == 4
 
 
 def test_the_last_value_of_the_metric_counts() -> None:
@@ -163,7 +164,7 @@ def scanned(case: object, variant: str, folder: Path) -> list[Report]:
 def test_a_healthy_script_is_judged_in_full_and_without_complaint(name: str, tmp_path: Path, one_thread: None) -> None:
     reports = scanned(CASES[name], "healthy", tmp_path)
     assert not [f for r in reports for f in r.findings if f.severity != "info"]
-    assert not [a for r in reports for m in r.measurements for a in m.assumptions if scripts.IN_PART in a.text]
+    assert not any(r.coverage.in_part for r in reports)
 
 
 @pytest.mark.parametrize("name", QUICK)
