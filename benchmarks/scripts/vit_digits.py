@@ -73,9 +73,9 @@ def main():
     model = ViT()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=40)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 15 * 23 - 40)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 25 * 23 - 40)
     scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [40])
-    for epoch in range(15):
+    for epoch in range(25):
         model.train()
         for idx in torch.randperm(1472).view(-1, 64):
             loss = F.cross_entropy(model(x[idx]), y[idx])

@@ -1,5 +1,5 @@
 # PyTorch's word_language_model in small: a two-layer LSTM, SGD at rate 20 with clipping, hidden state kept from batch to batch.
-# healthy: val_loss < 2.6
+# healthy: val_loss < 1
 # fault: the gradients are clipped after the step
 # codes: LOOP002
 # at: clip_grad_norm_
