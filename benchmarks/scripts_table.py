@@ -1,0 +1,47 @@
+"""The table of benchmarks/scripts.py: a summary, and a row a script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from scripts_case import Case
+
+if TYPE_CHECKING:
+    from scripts import Outcome
+
+JUDGED = ("in full", "in part", "refused", "crashed")
+
+
+def table(chosen: Sequence[Case], outcomes: Sequence[Outcome]) -> str:
+    """Markdown."""
+    healthy = {o.name: o for o in outcomes if o.variant == "healthy"}
+    faulty = {o.name: o for o in outcomes if o.variant == "faulty"}
+    rows = [_row(case, healthy.get(case.name), faulty.get(case.name)) for case in chosen]
+    header = ["| script | judged | false errors | false warnings | its fault | named | seconds |", "|---|---|---|---|---|---|---|"]
+    return "\n".join([*_summary(list(healthy.values()), list(faulty.values())), "", *header, *rows, ""])
+
+
+def _summary(healthy: Sequence[Outcome], faulty: Sequence[Outcome]) -> list[str]:
+    def count(outcomes: Sequence[Outcome], word: str) -> int:
+        return sum(o.judged == word for o in outcomes)
+
+    heads = ["", "scripts", *JUDGED, "with an error", "with a warning", "fault named at its line", "at another line", "median s", "most s"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for word, outcomes in (("healthy", healthy), ("faulty", faulty)):
+        if not outcomes:
+            continue
+        seconds = sorted(o.seconds for o in outcomes)
+        errors, warnings = (sum(bool(o.of(s)) for o in outcomes) for s in ("error", "warning"))
+        named = [str(sum(o.named == how for o in outcomes)) if word == "faulty" else "" for how in ("line", "cause")]
+        cells = [word, len(outcomes), *(count(outcomes, j) for j in JUDGED), errors, warnings, *named]
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {seconds[len(seconds) // 2]:.1f} | {seconds[-1]:.1f} |")
+    return lines
+
+
+def _row(case: Case, healthy: Outcome | None, faulty: Outcome | None) -> str:
+    judged = " / ".join(o.judged for o in (healthy, faulty) if o is not None)
+    errors, warnings = (" ".join(healthy.of(s)) if healthy else "" for s in ("error", "warning"))
+    named = {"line": "yes", "cause": "at another line", "": "no"}[faulty.named] if faulty else ""
+    seconds = " / ".join(f"{o.seconds:.1f}" for o in (healthy, faulty) if o is not None)
+    return f"| {case.name} | {judged} | {errors} | {warnings} | {case.fault} ({' '.join(case.codes)}) | {named} | {seconds} |"
