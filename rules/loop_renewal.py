@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.nouns.measurement import ONE_OPTIMIZER
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.progress import experiment_outcome, verdict
@@ -75,6 +75,8 @@ def optimizer_recreated(m: Measurement, limits: Limits) -> Verdict:
     loop = m.loop
     if loop is None:
         return not_applicable(NO_SCRIPT)
+    if loop.made is None or loop.schedules_made is None:
+        return not_measured("whether the optimizer and its scheduler are made again was not looked at")
     findings = []
     if loop.forgets and loop.made >= limits["made"] and 0 < loop.life < limits["life"]:
         findings.append(_forgetting(m, loop, limits))

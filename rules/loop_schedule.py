@@ -196,6 +196,8 @@ def schedule_misplaced(m: Measurement, limits: Limits) -> Verdict:
     """
     if m.loop is None:
         return not_applicable(NO_SCRIPT)
+    if m.loop.schedulers is None:
+        return not_measured("what the schedulers were built for was not looked at")
     if not m.loop.schedulers:
         return not_applicable("the script has no scheduler")
     known = [s for s in m.loop.schedulers if s.length is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -49,6 +50,8 @@ def test_what_the_user_left_out_and_what_the_model_has_not_is_no_failure(lack, i
 
 def test_rules_that_say_so_themselves_and_crashed_ones_did_not_look():
     assert coverage(states(2, 1, lacking=""), [measurement()]).in_part
+    assert not coverage(states(2, 1, lacking=""), [measurement(probe=run(live=True))]).in_part, "watching sees no more"
+    assert coverage(states(2, 1), [replace(lacking(), probe=run(live=True))]).in_part
     crashed = tuple(RuleState(f"C{i}", f"broken-{i}", "crashed", "ValueError") for i in range(2))
     found = coverage((*states(5, 0), *crashed), [measurement()])
     assert found.in_part and found.reasons == ("2 rules crashed: broken-0, broken-1",)

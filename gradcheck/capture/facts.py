@@ -74,7 +74,8 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:
     clips = tuple(c.noun() for c in recorder.clips.values())
-    counts = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedulers.calls, "rates": ()}
+    counts: dict[str, Any] = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedulers.calls, "rates": ()}
+    counts |= {"made": 1, "schedules_made": 0, "schedulers": ()}
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
 
 

@@ -30,12 +30,14 @@ class Coverage:
 def coverage(states: Sequence[RuleState], measurements: Sequence[Measurement]) -> Coverage:
     """A rule fails to look when what it needs could not be measured, was measured for too short a time, or when the rule crashed.
 
-    What the user left out (--fast, --select) is no failure, and neither is a look for which this model has nothing to offer.
+    What the user left out (--fast, --select) is no failure, and neither is a look for which this model has nothing to offer, nor what a
+    rule itself cannot tell from a watched run: watching sees no more.
     """
     notes = [n for m in measurements for n in m.not_measured if n.lack in ("failed", "short")]
     lacking = {n.what for n in notes}
+    watched = any(m.probe.live for m in measurements)
     mine = [s for s in states if not s.code.startswith(UNRELATED)]
-    missed = [s for s in mine if _failed(s, lacking)]
+    missed = [s for s in mine if _failed(s, lacking, watched)]
     looked = sum(s.status in LOOKED for s in mine)
     applicable = looked + len(missed)
     told = _telling(missed, notes)
@@ -49,8 +51,10 @@ def coverage(states: Sequence[RuleState], measurements: Sequence[Measurement]) -
     )
 
 
-def _failed(state: RuleState, lacking: set[str]) -> bool:
-    return state.status == "crashed" or (state.status == "not-measured" and (not state.lacking or state.lacking in lacking))
+def _failed(state: RuleState, lacking: set[str], watched: bool) -> bool:
+    if state.status != "not-measured":
+        return state.status == "crashed"
+    return state.lacking in lacking if state.lacking else not watched
 
 
 def _telling(missed: Sequence[RuleState], notes: Sequence[NotMeasured]) -> list[NotMeasured]:

@@ -113,12 +113,12 @@ class LoopFacts:
     evaluation: LoopEvaluation | None = None
     batches: LoopBatches | None = None
     by_hand: bool = False  # the updates are no optimizer's of torch
-    made: int = 1  # optimizers that were made one after another, for the same parameters and at the same place
+    made: int | None = None  # optimizers that were made one after another, for the same parameters and at the same place
     life: int = 0  # steps that each of them took, usually; 0: there was but one
     forgets: bool = False  # what the steps of one leave in it is lost with it
-    schedules_made: int = 0  # schedulers of this optimizer that were made at the same place
+    schedules_made: int | None = None  # schedulers of this optimizer that were made at the same place
     schedule_life: int = 0  # calls of step() of each of them, usually
-    schedulers: tuple[LoopSchedule, ...] = ()
+    schedulers: tuple[LoopSchedule, ...] | None = None
     step_site: Location | None = None
     backward_site: Location | None = None
     clear_site: Location | None = None
