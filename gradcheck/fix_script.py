@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from gradcheck.capture.script import Capture, captured, nothing_seen
+from gradcheck.capture.script import Capture, captured
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.trainings import Training, explain_ending, trainings_of
+from gradcheck.capture.unseen import nothing_seen
 from gradcheck.config import Settings
 from gradcheck.errors import TargetError
 from gradcheck.fix import Fixed, Treated, treat

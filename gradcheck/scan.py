@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from gradcheck import __version__
-from gradcheck.capture.script import captured, nothing_seen
+from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.trainings import Training, explain_ending, trainings_of
+from gradcheck.capture.unseen import nothing_seen
 from gradcheck.config import Settings, settings_from
 from gradcheck.costs import with_costs
 from gradcheck.errors import GradcheckError, TargetError

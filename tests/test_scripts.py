@@ -380,6 +380,27 @@ def test_a_script_that_trains_nothing_in_time_is_stopped(tmp_path):
         scan(written(tmp_path, "import time\ntime.sleep(30)\n"), budget=0.3)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "import multiprocessing as mp\ndef train(): pass\np = mp.get_context('fork').Process(target=train)\np.start(); p.join()",
+            "(train)",
+        ),
+        ("import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'pass'])", "(python -c pass)"),
+        ("from .data import batch\n", "gradcheck scan -- python -m train"),
+        ("import sys\nsys.exit('usage: train.py DATA')\n", "gradcheck scan train.py -- ARGUMENTS"),
+        ("print('done')\n", "does it need arguments"),
+    ],
+)
+def test_the_next_step_fits_what_kept_the_training_from_being_seen(text, hint, tmp_path, monkeypatch):
+    written(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TargetError) as raised:
+        scan(Path("train.py"))
+    assert hint in raised.value.hint
+
+
 def test_ctrl_c_goes_through(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         scan(written(tmp_path, "raise KeyboardInterrupt\n"))

@@ -30,17 +30,18 @@ from gradcheck.capture.patches import Patches
 from gradcheck.capture.program import start
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
+from gradcheck.capture.unseen import note_processes
 from gradcheck.errors import TargetError
-from gradcheck.target.importing import failure, session
+from gradcheck.target.importing import session
 from gradcheck.target.notebook import code_cells, shell
 from gradcheck.target.sites import Sites, display_path, location_of_traceback, moved, origin_of
 
 TAPED = 32  # steps whose computations are kept
-CORRECT = "correct it: gradcheck runs the script as python would"
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
 FOLLOWING = 3.0  # seconds for those beyond the taped ones
 BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
 SCRIPT_SHARE = 0.5  # of a budget that the user sets, for a script that has begun to train
+BEGUN = 8  # backward passes without any step, after which a script counts as one that trains
 IDLE = 160  # backward passes without any step, after which none is expected any more
 
 Tick = Callable[[str, float], None]  # phase, fraction done
@@ -56,6 +57,7 @@ class Capture:
     files: list[str]
     seconds: float
     module: types.ModuleType  # the script's names, kept alive for the functions that use them
+    started: list[str] = field(default_factory=list)  # Python processes that the script started
 
 
 _REGISTER = atexit.register
@@ -92,14 +94,16 @@ class _Clock:
     def _late(self) -> bool:
         """A script that has begun to train leaves time for measuring; one that has not gets all of it."""
         budget = self.spec.budget or BUDGET
-        if self.spec.budget is not None and self.recorder.backwards:
+        if self.spec.budget is not None and (self._steps() or self.recorder.backwards >= BEGUN):
             budget *= SCRIPT_SHARE
         self.by_time = self.by_time or time.monotonic() - self.began > budget
         return self.by_time
 
+    def _steps(self) -> int:
+        return max((len(w.steps) for w in list(self.recorder.optimizers.values())), default=0)
+
     def _enough(self, recorder: Recorder) -> bool:
-        most = max((len(w.steps) for w in recorder.optimizers.values()), default=0)
-        wanted = self.spec.steps
+        most, wanted = self._steps(), self.spec.steps
         if not most:
             return recorder.backwards >= max(IDLE, 2 * (wanted or 0))
         self.tick(f"running the script: step {most}", min(1.0, most / (wanted or FOLLOWED)))
@@ -148,6 +152,7 @@ class _Run:
             stack.enter_context(moved(str(self.folder), str(self.original)))
         self.file = str(self.folder / Path(spec.path).resolve().name) if spec.is_file else ""
         self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
+        self.started: list[str] = []
         self.module = types.ModuleType("__main__")
 
     def own_files(self) -> list[str]:
@@ -171,7 +176,7 @@ class _Run:
             self._exit(alarm)
         if alarm.interrupted or isinstance(error, KeyboardInterrupt):
             raise error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt
-        return Capture(recorder, _ending(error, clock), error, [], time.monotonic() - clock.began, self.module)
+        return Capture(recorder, _ending(error, clock), error, [], time.monotonic() - clock.began, self.module, self.started)
 
     def _run(self) -> None:
         for code in start(self.spec.kind, self.spec.path, self.spec.arguments, self.module, str(self.folder), self.file):
@@ -184,6 +189,7 @@ class _Run:
         state = sys.modules["__main__"], sys.stdin, signal.getsignal(signal.SIGINT), logging.root.handlers[:], logging.root.level
         patches = Patches()
         patches.put(atexit, "register", self._register)
+        note_processes(patches, self.started)
         keep_checkpoints(patches, self.mirror.home if self.mirror is not None else None)
         try:
             sys.stdin = io.StringIO()
@@ -258,19 +264,3 @@ def _ending(error: BaseException | None, clock: _Clock) -> Ending:
     if isinstance(error, SystemExit):
         return Ending("exit", f"sys.exit({error.code!r})", site)
     return Ending("raised", f"{type(error).__name__}: {error}", site)
-
-
-def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
-    """Why a run without any backward pass cannot be judged."""
-    name, ending, error = spec.target, capture.ending, capture.error
-    if spec.kind == "module" and isinstance(error, ModuleNotFoundError) and f"{spec.path}.".startswith(f"{error.name}."):
-        return TargetError(f"there is no module {spec.path}", hint=f"run gradcheck where `python -m {spec.path}` works")
-    if ending.how == "raised" and error is not None:
-        return failure(f"{name} failed before its first backward pass", error, hint=CORRECT)
-    if ending.how == "exit":
-        hint = f"give it the arguments that it needs: gradcheck scan {name} -- ARGUMENTS" if spec.kind == "script" else "correct it"
-        return TargetError(f"{name} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
-    if ending.how == "budget":
-        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}", hint="give it more time with --budget SECONDS")
-    hint = "the script is to train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
-    return TargetError(f"no training was seen: {name} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)

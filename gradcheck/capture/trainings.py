@@ -15,9 +15,10 @@ from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.observed import observed
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
-from gradcheck.capture.script import CORRECT, Capture, nothing_seen
+from gradcheck.capture.script import Capture
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.twins import Unfaithful
+from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.errors import TargetError
 from gradcheck.measure.gaps import described
 from gradcheck.nouns.loop import LoopFacts

@@ -1,0 +1,81 @@
+"""Why a run showed no training, and what to do: arguments that it lacks, processes that it starts, another way to start it."""
+
+from __future__ import annotations
+
+import multiprocessing.process
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradcheck.capture.patches import Patches
+from gradcheck.capture.spec import ScriptSpec
+from gradcheck.errors import TargetError
+from gradcheck.target.importing import failure
+
+if TYPE_CHECKING:
+    from gradcheck.capture.script import Capture
+
+CORRECT = "correct it: gradcheck runs the script as python would"
+
+
+def note_processes(patches: Patches, started: list[str]) -> None:
+    """While the patches hold, the Python processes that the script starts are noted; those of data loaders are none."""
+
+    def of_command(original: Callable[..., Any]) -> Callable[..., Any]:
+        def popen(self: Any, args: Any, *more: Any, **named: Any) -> Any:
+            words = args.split() if isinstance(args, str) else [str(a) for a in args] if isinstance(args, (list, tuple)) else []
+            if words and ("python" in Path(words[0]).name or words[0].endswith(".py")):
+                started.append(" ".join(["python", *words[1:3]]))
+            return original(self, args, *more, **named)
+
+        return popen
+
+    def of_function(original: Callable[..., Any]) -> Callable[..., Any]:
+        def start(self: Any) -> Any:
+            name = getattr(getattr(self, "_target", None), "__name__", "")
+            if name != "_worker_loop":
+                started.append(name or type(self).__name__)
+            return original(self)
+
+        return start
+
+    patches.wrap(subprocess.Popen, "__init__", of_command)
+    patches.wrap(multiprocessing.process.BaseProcess, "start", of_function)
+
+
+def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
+    """Why a run without any backward pass cannot be judged."""
+    name, ending, error = spec.target, capture.ending, capture.error
+    if spec.kind == "module" and isinstance(error, ModuleNotFoundError) and f"{spec.path}.".startswith(f"{error.name}."):
+        return TargetError(f"there is no module {spec.path}", hint=f"run gradcheck where `python -m {spec.path}` works")
+    if ending.how == "raised" and error is not None:
+        return failure(f"{name} failed before its first backward pass", error, hint=_correct(spec, error))
+    if ending.how == "exit":
+        command = {"script": name, "module": f"-- python {name}"}.get(spec.kind)
+        hint = f"give it the arguments that it needs: gradcheck scan {_with_arguments(command)}" if command else "correct it"
+        return TargetError(f"{name} ended itself before its first backward pass: {ending.error}", hint=hint, location=ending.site)
+    elsewhere = _elsewhere(capture.started)
+    if ending.how == "budget":
+        hint = elsewhere or "give it more time with --budget SECONDS"
+        return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}", hint=hint)
+    hint = elsewhere or "it is to train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
+    return TargetError(f"no training was seen: {name} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
+
+
+def _with_arguments(command: str) -> str:
+    return f"{command} ARGUMENTS" if command.startswith("-- ") else f"{command} -- ARGUMENTS"
+
+
+def _correct(spec: ScriptSpec, error: BaseException) -> str:
+    if spec.kind == "script" and isinstance(error, ImportError) and "relative import" in str(error):
+        parts = [p for p in Path(spec.path).with_suffix("").parts if p not in (".", "/")]
+        return f"it is a module of a package: gradcheck scan -- python -m {'.'.join(parts)}"
+    return CORRECT
+
+
+def _elsewhere(started: list[str]) -> str:
+    """The next step, where other processes train."""
+    if not started:
+        return ""
+    return f"it starts processes ({started[0]}), in which nothing is seen: scan what they run, or start it so that one process trains"
