@@ -31,6 +31,9 @@ FEWEST_STEPS = 40
 RELAPSED = 0.5  # of a fall that is lost again (definition)
 BLOWN_UP = 100.0  # unless the loss is this many times above its reference,
 BLOWN_UP_ABOVE_CHANCE = 10.0  # or, all the time at its end, this many times above both its first value and chance
+# A small GPT at rates that it recovers from had fallen by 5 % after so many steps; at a rate at which it never learned, not at all.
+FEWEST_HELD_UP = 30
+FEWEST_COMPARED = 8  # steps after which two runs are compared step by step
 FEWEST_VISIBLE = 6  # steps that show a loss blow up
 NEGLIGIBLE = 1e-3  # losses that start below it start at their optimum, as distances to a copy of the model do: any later one is a rise
 CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
@@ -193,6 +196,24 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
     return "unknown" if cut_off or on_its_way(run, chance) else "stalls"
 
 
+def held_up(run: Run, chance: float | None = None) -> bool:
+    """Whether a run that was cut off on a plateau has not fallen at all: it may yet leave it, and is worth comparing with other rates."""
+    cut_off = run.ended == "budget" and len(run.losses) >= FEWEST_HELD_UP
+    return cut_off and outcome(run, chance) == "unknown" and fall(run, chance) < LEAST_FALL
+
+
+def sooner(run: Run, probe: Run) -> bool:
+    """Whether a run that was cut off lies clearly below both its start and the probe, after the same steps on the same batches."""
+    n = len(run.losses)
+    if run.ended != "budget" or not FEWEST_COMPARED <= n <= len(probe.losses):
+        return False
+    last = slice(n - max(3, n // 3), n)
+    here, there = run.losses[last], probe.losses[last]
+    if not all(map(math.isfinite, (*here, *there))):
+        return False
+    return fmean(here) < min(run.losses[0], fmean(there)) - CLEAR_FALL * abs(run.losses[0])
+
+
 def _live_outcome(run: Run, chance: float | None) -> Outcome:
     """Of the user's own run. It may be resumed, fine-tuned, or led by rewards: a loss that stays, or rises a little, proves nothing.
 
@@ -267,6 +288,8 @@ def depends_on_order(m: Measurement) -> bool:
 
 def experiment_outcome(run: Run, m: Measurement) -> Outcome:
     """Outcome of an experiment. On one batch the chance level of the whole data says nothing; the run has its own."""
+    if run.rate_factor not in (None, 1) and sooner(run, m.probe):
+        return "learns"
     return outcome(run, m.chance if run.rate_factor is not None else None)
 
 

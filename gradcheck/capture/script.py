@@ -31,6 +31,7 @@ from gradcheck.capture.program import start
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
+from gradcheck.progress import FEWEST_STEPS
 from gradcheck.target.importing import failure, session
 from gradcheck.target.notebook import code_cells, shell
 from gradcheck.target.sites import Sites, display_path, location_of_traceback, moved, origin_of
@@ -38,7 +39,7 @@ from gradcheck.target.sites import Sites, display_path, location_of_traceback, m
 TAPED = 32  # steps whose computations are kept
 CORRECT = "correct it: gradcheck runs the script as python would"
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
-FOLLOWING = 3.0  # seconds for those beyond the taped ones
+FOLLOWING = 3.0  # seconds for those beyond the taped ones, and beyond as many as can be judged by themselves
 BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
 SCRIPT_SHARE = 0.5  # of a budget that the user sets, for a script that has begun to train
 IDLE = 160  # backward passes without any step, after which none is expected any more
@@ -111,7 +112,7 @@ class _Clock:
             return True
         now = time.perf_counter()
         self.taped_at = self.taped_at or now
-        return most >= FOLLOWED or now - self.taped_at > FOLLOWING
+        return most >= FOLLOWED or (most >= FEWEST_STEPS and now - self.taped_at > FOLLOWING)
 
 
 @contextmanager

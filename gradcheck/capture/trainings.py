@@ -108,7 +108,8 @@ def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count
     command = shlex.join(["python", spec.path, *spec.arguments])
     training.blind = replace(REPEATED, remedy=f"`gradcheck watch -- {command}` judges the training as it runs, and repeats nothing")
     try:
-        training.workload = workload_of(recorder, watched, name, capture.files, capture.error)
+        workload = workload_of(recorder, watched, name, capture.files, capture.error)
+        training.workload = replace(workload, own_losses=loop.losses)
     except Unfaithful as reason:
         training.cannot_repeat(reason.why, reason.detail)
     except Exception as error:  # models are made in more ways than were thought of
