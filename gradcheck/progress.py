@@ -176,7 +176,7 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
 
 
 def _outcome(run: Run, chance: float | None) -> Outcome:
-    if ran_away(run, chance):
+    if levelled(run, chance) and ran_away(run, chance):
         return "diverges"
     start, end, error = start_and_end(run)
     relative = fall(run, chance)
@@ -198,7 +198,7 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
 
 def held_up(run: Run, chance: float | None = None) -> bool:
     """Whether a run that was cut off on a plateau has not fallen at all: it may yet leave it, and is worth comparing with other rates."""
-    cut_off = run.ended == "budget" and len(run.losses) >= FEWEST_HELD_UP
+    cut_off = run.ended == "budget" and len(run.losses) >= FEWEST_HELD_UP and levelled(run, chance)
     return cut_off and outcome(run, chance) == "unknown" and fall(run, chance) < LEAST_FALL
 
 
