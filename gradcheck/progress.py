@@ -260,8 +260,13 @@ def verdict(m: Measurement) -> Outcome:
     """Outcome of the probe training with the user's own optimizer.
 
     One that fails, and learns in another order, learns; and so does one that has learned the data behind the noise of its dropout.
+    One that was cut off without having fallen stalls where a lower rate brings the loss down.
     """
-    return "learns" if depends_on_order(m) or learns_behind_noise(m) else outcome(m.probe, m.chance)
+    if depends_on_order(m) or learns_behind_noise(m):
+        return "learns"
+    if held_up(m.probe, m.chance) and any(0 < (r.rate_factor or 1) < 1 and experiment_outcome(r, m) == "learns" for r in m.experiments):
+        return "stalls"
+    return outcome(m.probe, m.chance)
 
 
 def data_fall(r: Regularization) -> float:

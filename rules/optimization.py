@@ -16,7 +16,6 @@ from gradcheck.progress import (
     depends_on_order,
     experiment_outcome,
     fall,
-    held_up,
     relapse,
     start_and_end,
     verdict,
@@ -227,7 +226,7 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(reason)
     outcome, ratio = verdict(m), update_ratio(m)
     learns = outcome == "learns"
-    if outcome in ("diverges", "stalls") or held_up(m.probe, m.chance):
+    if outcome in ("diverges", "stalls"):
         run = best_rate(m, higher=False) or finite_at_lower_rate(m)
         if run is not None:
             return [rate_finding(m, run, "error", "high", "lower-learning-rate", step_evidence(m, limits))]
