@@ -31,6 +31,9 @@ FEWEST_STEPS = 40
 RELAPSED = 0.5  # of a fall that is lost again (definition)
 BLOWN_UP = 100.0  # unless the loss is this many times above its reference,
 BLOWN_UP_ABOVE_CHANCE = 10.0  # or, all the time at its end, this many times above both its first value and chance
+# A small GPT at rates that it recovers from had fallen by 5 % after so many steps; at a rate at which it never learned, not at all.
+FEWEST_HELD_UP = 30
+FEWEST_COMPARED = 8  # steps after which two runs are compared step by step
 FEWEST_VISIBLE = 6  # steps that show a loss blow up
 NEGLIGIBLE = 1e-3  # losses that start below it start at their optimum, as distances to a copy of the model do: any later one is a rise
 CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
@@ -173,7 +176,7 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
 
 
 def _outcome(run: Run, chance: float | None) -> Outcome:
-    if ran_away(run, chance):
+    if levelled(run, chance) and ran_away(run, chance):
         return "diverges"
     start, end, error = start_and_end(run)
     relative = fall(run, chance)
@@ -191,6 +194,24 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
         return "learns"
     cut_off = run.ended == "budget" and run.batches > 1 and len(run.losses) < PATIENCE  # on a plateau that it may yet leave
     return "unknown" if cut_off or on_its_way(run, chance) else "stalls"
+
+
+def held_up(run: Run, chance: float | None = None) -> bool:
+    """Whether a run that was cut off on a plateau has not fallen at all: it may yet leave it, and is worth comparing with other rates."""
+    cut_off = run.ended == "budget" and len(run.losses) >= FEWEST_HELD_UP and levelled(run, chance)
+    return cut_off and outcome(run, chance) == "unknown" and fall(run, chance) < LEAST_FALL
+
+
+def sooner(run: Run, probe: Run) -> bool:
+    """Whether a run that was cut off lies clearly below both its start and the probe, after the same steps on the same batches."""
+    n = len(run.losses)
+    if run.ended != "budget" or not FEWEST_COMPARED <= n <= len(probe.losses):
+        return False
+    last = slice(n - max(3, n // 3), n)
+    here, there = run.losses[last], probe.losses[last]
+    if not all(map(math.isfinite, (*here, *there))):
+        return False
+    return fmean(here) < min(run.losses[0], fmean(there)) - CLEAR_FALL * abs(run.losses[0])
 
 
 def _live_outcome(run: Run, chance: float | None) -> Outcome:
@@ -239,8 +260,13 @@ def verdict(m: Measurement) -> Outcome:
     """Outcome of the probe training with the user's own optimizer.
 
     One that fails, and learns in another order, learns; and so does one that has learned the data behind the noise of its dropout.
+    One that was cut off without having fallen stalls where a lower rate brings the loss down.
     """
-    return "learns" if depends_on_order(m) or learns_behind_noise(m) else outcome(m.probe, m.chance)
+    if depends_on_order(m) or learns_behind_noise(m):
+        return "learns"
+    if held_up(m.probe, m.chance) and any(0 < (r.rate_factor or 1) < 1 and experiment_outcome(r, m) == "learns" for r in m.experiments):
+        return "stalls"
+    return outcome(m.probe, m.chance)
 
 
 def data_fall(r: Regularization) -> float:
@@ -267,6 +293,8 @@ def depends_on_order(m: Measurement) -> bool:
 
 def experiment_outcome(run: Run, m: Measurement) -> Outcome:
     """Outcome of an experiment. On one batch the chance level of the whole data says nothing; the run has its own."""
+    if run.rate_factor not in (None, 1) and sooner(run, m.probe):
+        return "learns"
     return outcome(run, m.chance if run.rate_factor is not None else None)
 
 

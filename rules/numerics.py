@@ -55,7 +55,8 @@ DOMAIN = {
     "NUM001",
     "non-finite",
     up_to="error",
-    needs=("numerics", "parameters"),
+    needs=("optimizer",),
+    wants=("numerics", "parameters"),
     explains=("NUM002", "LOSS003", "LOSS005", "GRAD001", "GRAD002", "GRAD004", "ACT001", "ACT002", "ACT004", "OPT002"),
     explains_here=("LOSS006",),
 )
@@ -99,7 +100,8 @@ def non_finite(m: Measurement, limits: Limits) -> Verdict:
     if poisoned:
         return [_poisoned_weights(m, poisoned)]
     if not _harmful(m):
-        return []
+        lacking = next((n for n in m.not_measured if n.what in ("numerics", "parameters")), None)
+        return not_measured(lacking.why) if lacking is not None else []
     forward = sorted((e for e in m.non_finite if e.direction != "backward"), key=lambda e: e.step)
     backward = min((e.step for e in m.non_finite if e.direction == "backward"), default=None)
     if forward and (backward is None or forward[0].step <= backward):

@@ -84,6 +84,7 @@ def run_in_words(run: Run) -> str:
     if run.ended == "non-finite":
         return f"the loss is not finite after {steps}"
     start, end = start_and_end(run)[:2]
+    start = min(start, run.losses[0]) if run.losses and run.losses[0] < end else start  # of a rise, from what no step had changed
     lapsed = relapse(run, run.chance)
     between = f", after {number(lapsed[0])} by step {lapsed[1]}" if lapsed is not None else ""
     return f"{steps} moved the loss from {number(start)} to {number(end)}{between}"

@@ -51,7 +51,7 @@ def observed(
         parameters=parameters,
         optimizer=_optimizer(watched),
         data=DataFacts(True, 0, 0),
-        probe=Run("the script's own steps", tuple(x for x in loop.losses if math.isfinite(x))),
+        probe=own_run(loop),
         loss_given=True,
         cuts=cuts,
         loop=loop,
@@ -59,6 +59,15 @@ def observed(
         ignores=ignores(files),
         snippets=snippets(places),
     )
+
+
+def own_run(loop: LoopFacts) -> Run:
+    """The script's own steps as a run. Losses that are not finite end it where none that is finite follows; else the loop skips them."""
+    finite = [math.isfinite(x) for x in loop.losses]
+    last = max((i for i, good in enumerate(finite) if good), default=-1)
+    kept = tuple(x for x, good in zip(loop.losses[: last + 1], finite, strict=False) if good)
+    broken = loop.losses[last + 1 : last + 2]
+    return Run("the script's own steps", (*kept, *broken), live=True, ended="non-finite" if broken else "done")
 
 
 def _passes(recorder: Recorder, watched: Watched | None) -> list[Pass]:

@@ -32,13 +32,14 @@ from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.unseen import note_processes
 from gradcheck.errors import TargetError
+from gradcheck.progress import FEWEST_STEPS
 from gradcheck.target.importing import session
 from gradcheck.target.notebook import code_cells, shell
 from gradcheck.target.sites import Sites, display_path, location_of_traceback, moved, origin_of
 
 TAPED = 32  # steps whose computations are kept
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
-FOLLOWING = 3.0  # seconds for those beyond the taped ones
+FOLLOWING = 3.0  # seconds for those beyond the taped ones, and beyond as many as can be judged by themselves
 BUDGET = 120.0  # seconds for the script, before it is stopped wherever it is
 SCRIPT_SHARE = 0.5  # of a budget that the user sets, for a script that has begun to train
 BEGUN = 8  # backward passes without any step, after which a script counts as one that trains
@@ -115,7 +116,7 @@ class _Clock:
             return True
         now = time.perf_counter()
         self.taped_at = self.taped_at or now
-        return most >= FOLLOWED or now - self.taped_at > FOLLOWING
+        return most >= FOLLOWED or (most >= FEWEST_STEPS and now - self.taped_at > FOLLOWING)
 
 
 @contextmanager

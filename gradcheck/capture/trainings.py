@@ -12,7 +12,7 @@ from gradcheck.capture.build import workload_of
 from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import Watched
 from gradcheck.capture.facts import loop_facts
-from gradcheck.capture.observed import observed
+from gradcheck.capture.observed import observed, own_run
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
 from gradcheck.capture.script import Capture
@@ -51,6 +51,9 @@ class Training:
 
         The loss of one of several trainings need not fall. Of accumulated batches the first one stands for all.
         """
+        own = own_run(self.loop)
+        if outcome(own, m.chance) == "diverges" and outcome(m.probe, m.chance) != "diverges":
+            m = replace(m, probe=own)  # on other data, or later, than the probe
         m = replace(m, probe=replace(m.probe, beside=self.several))
         if _learns(self.loop.losses):  # then the script itself showed what a short probe could not
             m = replace(m, not_measured=tuple(n for n in m.not_measured if (n.what, n.lack) != ("probe", "short")))
@@ -109,7 +112,8 @@ def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count
     command = shlex.join(["python", spec.path, *spec.arguments])
     training.blind = replace(REPEATED, remedy=f"`gradcheck watch -- {command}` judges the training as it runs, and repeats nothing")
     try:
-        training.workload = workload_of(recorder, watched, name, capture.files, capture.error)
+        workload = workload_of(recorder, watched, name, capture.files, capture.error)
+        training.workload = replace(workload, own_losses=loop.losses)
     except Unfaithful as reason:
         training.cannot_repeat(reason.why, reason.detail)
     except Exception as error:  # models are made in more ways than were thought of

@@ -19,7 +19,7 @@ from gradcheck.measure.fork import fork
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.probe import Training
 from gradcheck.nouns.measurement import ONE_OPTIMIZER, Run
-from gradcheck.progress import CLEAR_FALL, fall, on_its_way, outcome
+from gradcheck.progress import CLEAR_FALL, FEWEST_COMPARED, fall, held_up, on_its_way, outcome, sooner
 from gradcheck.target.workload import Workload
 
 BEST_UPDATE = 0.01  # update ratio that suits most nets, whatever the optimizer (calibration E3: 1.5e-2, sd 0.4 decades)
@@ -27,11 +27,17 @@ ONE_BATCH = 16  # samples
 ONE_BATCH_STEPS = 200  # a healthy net needs 9 to 155 (calibration E16)
 ONE_BATCH_MOST = 1000  # while the loss still falls: targets far from zero take long to be reached
 ONE_BATCH_RATES = (3e-3, 1e-3)
+LONGEST_COMPARISON = 6.0  # seconds beyond the deadline, for the first other rate after a probe that was cut off
 WINDOW = 5  # last losses that must all have fallen before a run is stopped as learned
 
 
 def rate_factors(probe: Run, chance: float | None, watched: Sequence[Watched]) -> tuple[float, ...]:
-    """Factors on the user's rate that are worth a try, the most promising first."""
+    """Factors on the user's rate that are worth a try, the most promising first.
+
+    Of a probe that the budget cut off, the first must show within few steps that the rate is what holds it up.
+    """
+    if held_up(probe, chance):
+        return (0.01, 0.1)
     ratios = sorted(s.update_ratio for w in watched if w.tensor.dim() >= 2 for s in w.steps[:3] if s.update_ratio)
     typical = ratios[len(ratios) * 3 // 4] if ratios else None  # upper quartile: layers that hardly move say nothing about the rate
     if outcome(probe, chance) == "diverges" or typical is None or not math.isfinite(typical):
@@ -59,6 +65,12 @@ class Failure:
     chance: float | None  # loss of the best constant prediction over the batches
     deadline: float  # for all runs together
     tick: Callable[[str], None]
+    step_seconds: float = 0.0  # that one step took in the probe
+
+    def until_compared(self, runs_left: int) -> float:
+        """The same, but time enough to compare a run with a probe that was cut off, where that takes no long time."""
+        least = FEWEST_COMPARED * self.step_seconds if held_up(self.probe, self.chance) else 0.0
+        return max(self.until(runs_left), time.perf_counter() + min(least, LONGEST_COMPARISON))
 
     def until(self, runs_left: int) -> float:
         """The deadline of the next of so many runs: half of what time is left, the last one all of it. The most promising come first."""
@@ -66,7 +78,7 @@ class Failure:
         return now + max(0.0, self.deadline - now) / min(2, max(1, runs_left))
 
     def learns(self, run: Run) -> bool:
-        return outcome(run, self.chance) == "learns"
+        return outcome(run, self.chance) == "learns" or (run.rate_factor != 1 and sooner(run, self.probe))
 
 
 def after(failure: Failure, watched: Sequence[Watched], chance_of: Callable[[Any], float | None], *, rated: bool) -> list[Run]:
@@ -114,7 +126,7 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
     """The probe again, from the same weights and batches, at other rates; until one learns."""
     workload, runs = failure.workload, []
     for i, factor in enumerate(factors):
-        deadline = failure.until(len(factors) - i + 1)
+        deadline = failure.until(len(factors) - i + 1) if i else failure.until_compared(len(factors) + 1)
         if time.perf_counter() >= deadline:
             break
         failure.tick(f"rate x{factor:g}")

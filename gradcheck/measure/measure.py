@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from gradcheck.measure.taps import Taps
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Ascent, Cut, Measurement, NonFinite, NotMeasured, Profile, Run
 from gradcheck.nouns.places import Location
-from gradcheck.progress import CLEAR_FALL, fall, on_its_way, outcome, relapse, unsettled
+from gradcheck.progress import CLEAR_FALL, FEWEST_STEPS, fall, held_up, on_its_way, outcome, relapse, unsettled
 from gradcheck.target.comments import ignores, snippets
 from gradcheck.target.sites import location_of_traceback
 from gradcheck.target.workload import Workload
@@ -114,10 +115,11 @@ class Session:
     def run(self) -> Measurement:
         self._probe()
         self._explain_exception()
-        probe = self.training.noun("probe")
+        taken = self.training.noun("probe")
+        probe = self._longest(taken)
         others = self._experiments(probe)
-        bad = self._locate(probe)
-        checked = self._checks(probe)
+        bad = self._locate(taken)
+        checked = self._checks(taken)
         profiles = self._profile()
         if self.workload.borrowed is not None:
             self.workload.borrowed.give_back()
@@ -166,6 +168,13 @@ class Session:
 
     def _on_its_way(self) -> bool:
         return on_its_way(self._so_far(), self.first.chance)
+
+    def _longest(self, probe: Run) -> Run:
+        """The script's own steps, where a probe cut off by the budget is too short to be judged and they are more."""
+        own = tuple(self.workload.own_losses)
+        if probe.ended != "budget" or len(probe.losses) >= FEWEST_STEPS or len(own) <= len(probe.losses) or not all(map(math.isfinite, own)):
+            return probe
+        return replace(probe, name="the script's own steps", losses=own, gradient_norms=(), batches=len(own))
 
     def _so_far(self) -> Run:
         return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches), surrogate=self.training.surrogate)
@@ -269,13 +278,15 @@ class Session:
 
     def _experiments(self, probe: Run) -> tuple[Run, ...]:
         chance, plan, w = self.first.chance, self.plan, self.workload
-        if not plan.probes or probe.ended == "raised" or outcome(probe, chance) not in ("stalls", "diverges"):
+        failed = outcome(probe, chance) in ("stalls", "diverges") or held_up(probe, chance)
+        if not plan.probes or probe.ended == "raised" or not failed:
             return ()
         if len(probe.losses) < 2 and probe.ended == "non-finite":
             return ()
         deadline = self.started + plan.seconds
         steps = max(plan.steps, len(probe.losses))
-        failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, lambda what: self.tick(f"experiment: {what}", 0.0))
+        each = self.seconds["probe"] / max(1, self.training.step)
+        failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, lambda what: self.tick(f"experiment: {what}", 0.0), each)
         rated = lr_of(self.trainee.optimizer) is not None
         runs = experiments.after(failure, self.watched, self.first.chance_on, rated=rated)
         if time.perf_counter() > deadline and not any(map(failure.learns, runs)):

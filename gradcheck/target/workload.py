@@ -59,5 +59,6 @@ class Workload:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     clip: Clipping | None = None
     divisible: bool | None = None  # whether the step runs on a part of a batch; None: not known yet
+    own_losses: Sequence[float] = ()  # of a script's own steps, by step, from the same start
     checked: bool = False  # whether it is known that copies of `model` are faithful, or that none is
     borrowed: Borrowed | None = None  # of `model`, where no faithful copy of it can be made: then the user's own modules are trained
