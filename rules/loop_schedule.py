@@ -220,7 +220,7 @@ def _too_seldom(s: LoopSchedule, limits: Limits) -> Finding | None:
     )
     evidence = Evidence("length of the schedule", length, limits["share"] * epochs * steps, ">=", "calls of step()")
     text = f"call step() after each step of the optimizer, inside the loop over the batches, or lay {s.kind} out for {epochs} epochs"
-    return _misplaced(s, message, evidence, text)
+    return _misplaced(s, message, evidence, Remedy("step-schedule-per-batch", text))
 
 
 def _too_often(s: LoopSchedule, limits: Limits) -> Finding | None:
@@ -229,6 +229,7 @@ def _too_often(s: LoopSchedule, limits: Limits) -> Finding | None:
         return None
     calls = epochs * steps
     text = f"call step() once an epoch, outside the loop over the batches, or lay {s.kind} out for {calls} steps"
+    remedy = Remedy("step-schedule-per-epoch", text)
     if s.decay is not None:
         left, meant = (_power(s.decay, calls / length), _power(s.decay, epochs / length))
         if not left < limits["rest"] or meant < 10 * limits["rest"]:
@@ -239,22 +240,22 @@ def _too_often(s: LoopSchedule, limits: Limits) -> Finding | None:
             f"steps of an epoch: {epochs} epochs leave {number(left)} of the rate (limit {number(limits['rest'])}); stepped once an "
             f"epoch, {number(meant)}"
         )
-        return _misplaced(s, message, Evidence("rate that the schedule leaves", left, limits["rest"], "<", "of the rate"), text)
+        return _misplaced(s, message, Evidence("rate that the schedule leaves", left, limits["rest"], "<", "of the rate"), remedy)
     if s.kind not in WHOLE or length > limits["epochs"] * epochs:
         return None
     message = (
         f"{s.kind} is laid out for {length} calls of step() and stepped after each of the {steps} steps of an epoch: of {epochs} epochs "
         f"(limit {number(limits['epochs'])} times as many calls) it covers {percent(length / calls)}"
     )
-    return _misplaced(s, message, Evidence("length of the schedule", length, limits["epochs"] * epochs, "<=", "calls of step()"), text)
+    return _misplaced(s, message, Evidence("length of the schedule", length, limits["epochs"] * epochs, "<=", "calls of step()"), remedy)
 
 
 def _power(factor: float, times: float) -> float:
     return factor**times if factor > 0 else 0.0
 
 
-def _misplaced(s: LoopSchedule, message: str, evidence: Evidence, text: str) -> Finding:
-    return found("warning", message, location=s.step_site or s.site, evidence=(evidence,), remedies=(Remedy("change-schedule", text),))
+def _misplaced(s: LoopSchedule, message: str, evidence: Evidence, remedy: Remedy) -> Finding:
+    return found("warning", message, location=s.step_site or s.site, evidence=(evidence,), remedies=(remedy,))
 
 
 RULES = (schedule_kills_rate, schedule_misplaced)

@@ -73,6 +73,98 @@ def test_loop_and_model_are_edited_together() -> None:
     assert Path("train.py").read_text() == expected
 
 
+HEAD = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+torch.manual_seed(0)
+x = torch.randn(256, 8)
+y = (x @ torch.randn(8, 3)).argmax(1)
+net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+opt = torch.optim.SGD(net.parameters(), lr=0.3)
+"""
+UNCLEARED = """
+for _ in range(30):
+    for rows in torch.randperm(256).split(32):
+        loss = F.cross_entropy(net(x[rows]), y[rows])
+        loss.backward()
+        opt.step()
+"""
+
+
+def fixed_of(text: str, *, select: tuple[str, ...], unsafe: bool = True) -> list[Fixed]:
+    Path("train.py").write_text(text)
+    settings = Settings(budget=2.0, fast=True, select=select)
+    return fix_script(ScriptSpec("train.py", quiet=True), settings, terms_of(unsafe, 20, 1, 3.0))
+
+
+def kept(results: list[Fixed]) -> dict[str, str]:
+    """By treatment, the lines that its edit adds."""
+    return {
+        o.prescription.treatment: "".join(x[1:] for x in o.diff.splitlines(keepends=True) if x.startswith("+") and not x.startswith("+++"))
+        for fixed in results
+        for o in fixed.outcomes
+        if o.status == "kept"
+    }
+
+
+def test_the_edited_script_runs_where_its_data_are_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is run from its project: data outside, a module beside it, files that are written, a folder that must be new."""
+    project = tmp_path / "project"
+    (project / "package").mkdir(parents=True)
+    (tmp_path / "rates").mkdir()
+    (tmp_path / "rates" / "rate.txt").write_text("0.3")
+    (project / "log.csv").write_text("precious")
+    (project / "package" / "steps.py").write_text("def update(opt, loss):\n    loss.backward()\n    opt.step()\n")
+    outside = 'import os, steps\nrate = float(open("../rates/rate.txt").read())\nos.makedirs("new")\nlog = open("log.csv", "w")\n'
+    loop = UNCLEARED.replace("        loss.backward()\n        opt.step()\n", '        steps.update(opt, loss)\n        log.write("x")\n')
+    (project / "package" / "train.py").write_text(outside + HEAD.replace("lr=0.3", "lr=rate") + loop)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.chdir(project)
+    results = fix_script(
+        ScriptSpec("package/train.py", quiet=True),
+        Settings(budget=1.0, fast=True, select=("LOOP", "GRAPH006")),
+        terms_of(False, 20, 1, 3.0),
+    )
+    assert kept(results) == {"clear-gradients": "    opt.zero_grad()\n"}
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before and not (project / "new").exists()
+    assert results[0].source is not None and list(results[0].source.diffs) == ["package/steps.py"]
+
+
+def test_an_activation_in_the_loop_is_tried_in_the_script() -> None:
+    loop = UNCLEARED.replace("        loss =", "        opt.zero_grad()\n        p = F.softmax(net(x[rows]), dim=1)\n        loss =")
+    results = fixed_of(HEAD + loop.replace("F.cross_entropy(net(x[rows])", "F.nll_loss(p"), select=("LOSS001",))
+    assert kept(results) == {"replace-loss": "        p = net(x[rows])\n        loss = F.cross_entropy(p, y[rows])\n"}
+    assert results[0].report.proof is not None and results[0].report.proof.cured == ("LOSS001",)
+
+
+def test_a_divergence_gets_log_probabilities() -> None:
+    loop = UNCLEARED.replace("        loss =", "        opt.zero_grad()\n        p = net(x[rows]).softmax(1)\n        loss =")
+    text = HEAD + loop.replace("F.cross_entropy(net(x[rows]), y[rows])", "F.kl_div(p, F.one_hot(y[rows], 3).float(), reduction='sum')")
+    assert kept(fixed_of(text, select=("LOSS001",))) == {"replace-loss": "        p = net(x[rows]).log_softmax(1)\n"}
+
+
+def test_a_finding_of_a_training_that_cannot_be_repeated_is_told() -> None:
+    """Of two trainings one is healthy, and the other one's gradient never arrives."""
+    text = (
+        HEAD
+        + "head = nn.Linear(3, 3)\nother = torch.optim.SGD(head.parameters(), lr=0.1)\n"
+        + UNCLEARED.replace("        loss =", "        opt.zero_grad()\n        other.zero_grad()\n        loss =")
+        + "        F.cross_entropy(head(net(x[rows])).detach(), y[rows]).requires_grad_().backward()\n        other.step()\n"
+    )
+    results = fixed_of(text, select=("GRAPH001",), unsafe=False)
+    assert [f.code for r in results for f in r.report.findings] == ["GRAPH001"]
+    assert "keep-tensor" in kept(results) and "detach" not in kept(results)["keep-tensor"]
+
+
+def test_a_healthy_script_has_nothing_to_fix_and_a_failing_one_says_so() -> None:
+    (fixed,) = fixed_of(HEAD + UNCLEARED.replace("        loss =", "        opt.zero_grad()\n        loss ="), select=("LOOP", "GRAPH006"))
+    assert fixed.outcomes == () and fixed.source is None
+    with pytest.raises(TargetError, match="failed after 8 steps: ZeroDivisionError"):
+        fixed_of(HEAD + UNCLEARED.replace("        loss =", "        opt.zero_grad()\n        loss =") + "    1 / 0\n", select=("LOOP",))
+
+
 def test_a_script_that_cannot_be_repeated_and_has_a_healthy_loop_is_one_error() -> None:
     Path("train.py").write_text("print('nothing to train')\n")
     with pytest.raises(TargetError, match="no training was seen"):

@@ -102,8 +102,7 @@ def _try(mended: Mended, report: Report, prescription: Prescription, bench: Benc
         return _Trial(Outcome(prescription, "inapplicable", plan.unwritten[0][1]), mended.spec)
     spec = edited(mended.spec, plan)
     try:
-        whole = () if bench.judges_alone(prescription.findings) else (report.target,)
-        after = bench.run(spec, (*seen.unrepeatable, *whole))
+        after = bench.run(spec, seen.unrepeatable if bench.judges_alone(prescription.findings) else None)
         (judged,) = bench.judge([prescription], report, (mended.spec, seen), (spec, after))
     except GradcheckError as error:
         return _Trial(Outcome(prescription, "failed", not_run(error)), mended.spec)

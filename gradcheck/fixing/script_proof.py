@@ -66,8 +66,8 @@ class Bench:
         """Whether all of these are codes of rules about the loop alone."""
         return set(codes) <= {r.code for r in chosen(self.settings) if r.needs == LOOP_ALONE}
 
-    def run(self, spec: ScriptSpec, whole: Collection[str]) -> ScriptRun:
-        """A run that is judged by the rules about its loop; trainings in `whole` by all rules."""
+    def run(self, spec: ScriptSpec, whole: Collection[str] | None) -> ScriptRun:
+        """A run that is judged by the rules about its loop; trainings in `whole` by all rules; None: all are."""
         return run_script(spec, lambda trainings: loops_judged(trainings, self.settings, whole))
 
     def judge(

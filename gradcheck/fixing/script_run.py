@@ -96,13 +96,13 @@ def scanned(trainings: Sequence[Training], settings: Settings, progress: Progres
 LOOP_ALONE = ("loop",)  # what the rules about the loop alone need
 
 
-def loops_judged(trainings: Sequence[Training], settings: Settings, whole: Collection[str]) -> list[Report]:
-    """What the rules about the loop alone say. `whole`: trainings that are judged by all rules."""
+def loops_judged(trainings: Sequence[Training], settings: Settings, whole: Collection[str] | None) -> list[Report]:
+    """What the rules about the loop alone say. `whole`: trainings that are judged by all rules; None: all."""
     rules = [r for r in chosen(settings) if r.needs == LOOP_ALONE]
     quick = replace(share(settings, trainings), fast=True, profile=False, seeds=1)
     reports = []
     for training in trainings:
-        if training.workload is None or training.name in whole:
+        if training.workload is None or whole is None or training.name in whole:
             reports.append(scan_training(training, quick))
             continue
         measurement = training.observed(get_args(Need))

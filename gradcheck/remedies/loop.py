@@ -29,5 +29,11 @@ TREATMENTS = (
     _treatment("restore-training-mode", "training mode after an evaluation", "PyTorch documentation, torch.nn.Module.eval"),
     _treatment("keep-tensor", "the tensor in place of its numbers", "PyTorch documentation, Autograd mechanics"),
     _treatment("next-batch", "a new batch for each step", "PyTorch documentation, torch.utils.data.DataLoader"),
+    _treatment(
+        "step-schedule-per-batch", "a schedule stepped with each batch", "PyTorch documentation, torch.optim.lr_scheduler.OneCycleLR"
+    ),
+    _treatment(
+        "step-schedule-per-epoch", "a schedule stepped once an epoch", "PyTorch documentation, torch.optim, How to adjust learning rate"
+    ),
     _treatment("change-schedule", "a schedule over epochs", "PyTorch documentation, torch.optim, How to adjust learning rate"),
 )

@@ -316,6 +316,42 @@ LOOPS = {
             schedule.step()
         """,
     ),
+    "a schedule over all batches, stepped by epochs": (
+        """
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, epochs=4, steps_per_epoch=len(loader), div_factor=1000)
+        for _ in range(4):
+            for x, y in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+            schedule.step()
+        """,
+        """
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, epochs=4, steps_per_epoch=len(loader), div_factor=1000)
+        for _ in range(4):
+            for x, y in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                schedule.step()
+        """,
+    ),
+    "cleared by a method that is named and not called": (
+        """
+        for _ in range(4):
+            for x, y in loader:
+                optimizer.zero_grad
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        """,
+        """
+        for _ in range(4):
+            for x, y in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        """,
+    ),
     "a loss that is made anew": (
         """
         for _ in range(4):

@@ -8,9 +8,19 @@ from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.source.block import Loop, call_of, calls, code_of, loops, owner_of, plain, remove
 from gradcheck.remedies.source.context import Context, Writer
 from gradcheck.remedies.source.draft import Draft, Unwritable
-from gradcheck.remedies.source.nodes import argument, assigned, called, dotted, function_of, scope_of, set_argument, statement_of
+from gradcheck.remedies.source.nodes import (
+    argument,
+    assigned,
+    called,
+    class_of,
+    dotted,
+    function_of,
+    scope_of,
+    set_argument,
+    statement_of,
+)
 from gradcheck.remedies.source.statements import block_of, insert_after, insert_before, remove_statement
-from gradcheck.remedies.source.writers.loop_steps import backward_of, loop_of
+from gradcheck.remedies.source.writers.loop_steps import backward_of, loop_of, step_end, step_of
 
 # ---------------------------------------------------------------------- restore-training-mode
 
@@ -70,12 +80,12 @@ def _evaluating(draft: Draft, loop: Loop, home: Draft, evaluation: ast.Call) -> 
     return statement_of(draft, made) if made is not None else None
 
 
-# ---------------------------------------------------------------------------- change-schedule
+# ---------------------------------------------------- change-schedule, step-schedule-per-epoch, -per-batch
 
 
-def schedule(p: Prescription, context: Context) -> None:
+def per_epoch(p: Prescription, context: Context) -> None:
     """`scheduler.step()` goes from the loop over the batches to the end of the loop over the epochs around it."""
-    site = loop_of(context).schedule_site
+    site = p.location or loop_of(context).schedule_site
     draft, call = call_of(context, site, ("step",), "the schedule's step")
     around = loops(draft, call)
     if len(around) < 2:
@@ -86,6 +96,29 @@ def schedule(p: Prescription, context: Context) -> None:
     insert_after(draft, around[0], code_of(draft, statement))
     assert site is not None
     remove(draft, site)
+
+
+def per_batch(p: Prescription, context: Context) -> None:
+    """`scheduler.step()` goes from the end of an epoch behind the optimizer's step."""
+    site = p.location or loop_of(context).schedule_site
+    draft, call = call_of(context, site, ("step",), "the schedule's step")
+    home, step = step_of(context)
+    statement = plain(draft, call)
+    if call.args or call.keywords or isinstance(draft.parent(statement), ast.If):
+        raise Unwritable(f"{draft.path}:{call.lineno}: it depends on more than the epoch")
+    if home is not draft or not _known_there(draft, call, step):
+        raise Unwritable(f"{draft.path}:{call.lineno}: the schedule has no name where the optimizer steps")
+    insert_after(draft, step_end(draft, step), code_of(draft, statement))
+    assert site is not None
+    remove(draft, site)
+
+
+def _known_there(draft: Draft, call: ast.Call, step: ast.Call) -> bool:
+    """Whether what a method is called on has the same name where the optimizer steps."""
+    here, there = scope_of(draft, call), scope_of(draft, step)
+    if here is there or here is draft.tree:
+        return bool(owner_of(call))
+    return owner_of(call).startswith("self.") and class_of(draft, call) is class_of(draft, step)
 
 
 # --------------------------------------------------------------------------------- next-batch
@@ -143,4 +176,10 @@ def _into(draft: Draft, loop: Loop, taken: ast.AST) -> None:
     remove_statement(draft, old)
 
 
-WRITERS: dict[str, Writer] = {"restore-training-mode": mode, "change-schedule": schedule, "next-batch": batch}
+WRITERS: dict[str, Writer] = {
+    "restore-training-mode": mode,
+    "change-schedule": per_epoch,
+    "step-schedule-per-epoch": per_epoch,
+    "step-schedule-per-batch": per_batch,
+    "next-batch": batch,
+}

@@ -66,7 +66,7 @@ def _clear_each_step(context: Context) -> None:
         _, backward = backward_of(context)
         insert_before(draft, backward, f"{name}.zero_grad()")
     else:
-        insert_after(draft, _step_end(draft, step), f"{name}.zero_grad()")
+        insert_after(draft, step_end(draft, step), f"{name}.zero_grad()")
 
 
 def _called(draft: Draft, node: ast.AST, method: str) -> bool:
@@ -100,7 +100,7 @@ def _forward_of(draft: Draft, block: list[ast.stmt], backward: ast.stmt) -> ast.
     return block[0] if isinstance(parent, (ast.For, ast.While)) and parent.body[0] is block[0] else backward
 
 
-def _step_end(draft: Draft, step: ast.Call) -> ast.stmt:
+def step_end(draft: Draft, step: ast.Call) -> ast.stmt:
     """The step, or the update of the scaler that follows it."""
     behind = following(draft, step)
     return behind[0] if behind and next(calls(behind[0], "update"), None) is not None else statement_of(draft, step)
@@ -139,7 +139,7 @@ def _clear_after_step(context: Context) -> None:
     home, step = step_of(context)
     if home is not draft or scope_of(draft, clearing) is not scope_of(draft, step):
         raise Unwritable(f"{draft.path}:{clearing.lineno}: gradients are cleared in another function than the step")
-    insert_after(draft, _step_end(draft, step), text)
+    insert_after(draft, step_end(draft, step), text)
     assert loop.clear_site is not None
     remove(draft, loop.clear_site)
 
