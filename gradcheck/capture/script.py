@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from gradcheck.capture.events import taken_alike
 from gradcheck.capture.facts import Ending
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.recorder import Recorder
@@ -76,7 +77,7 @@ class _Clock:
             raise Stop
 
     def _enough(self, recorder: Recorder, now: float) -> bool:
-        most = max((len(w.steps) for w in recorder.optimizers.values()), default=0)
+        most = taken_alike(recorder.optimizers.values())
         if not most:
             return recorder.backwards >= max(IDLE, 2 * (self.spec.steps or 0))
         wanted = self.spec.steps
