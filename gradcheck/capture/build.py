@@ -19,6 +19,7 @@ from gradcheck.capture.replay import Helpers, Models, Program, replay
 from gradcheck.capture.schedule import Schedule
 from gradcheck.capture.slices import Slice, slices_of
 from gradcheck.capture.tape import Owner, Ref
+from gradcheck.capture.together import as_one
 from gradcheck.capture.twins import Twins, Unfaithful, twins_of
 from gradcheck.measure.forgetting import Forgetting
 from gradcheck.measure.fork import copy_optimizer
@@ -52,7 +53,7 @@ def workload_of(
     if recorder.tape.failure:
         copied = not recorder.tape.failure.startswith("the optimizer")
         raise Unfaithful(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
-    if watched is not None and watched.changes is not None and watched.copy is None:
+    if watched is not None and any(w.changes is not None and w.copy is None for w in watched.members):
         raise Unfaithful("its weights are changed by a rule that gradcheck does not know")
     slices = taken.slices(held)
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
@@ -156,29 +157,34 @@ def _model(labels: Sequence[str], modules: Sequence[nn.Module], called: int) -> 
 def _freeze_others(recorder: Recorder, watched: Watched | None, twins: Twins) -> None:
     """Parameters that only other optimizers of the script train are given to this training as they are."""
     if watched is not None:
-        twins.freeze({key for w in recorder.optimizers.values() if w is not watched for key in w.ids} - watched.ids)
+        twins.freeze({key for w in recorder.optimizers.values() if w not in watched.members for key in w.ids} - watched.ids)
 
 
 def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple[torch.optim.Optimizer, bool, Assumption]:
     if watched is None:
-        made, said = assumed_optimizer(None)(model)
-        return made, False, said
+        assumed, said = assumed_optimizer(None)(model)
+        return assumed, False, said
+    made = [_as_the_script_uses_it(w, twins) for w in watched.members]
+    text = ", and ".join(words for _, words in made)
+    return as_one([optimizer for optimizer, _ in made]), True, Assumption("optimizer", f"optimizer: {text}", given=True)
+
+
+def _as_the_script_uses_it(watched: Watched, twins: Twins) -> tuple[torch.optim.Optimizer, str]:
+    """A copy with the rates and the state that the script lets it have, and what it is."""
     optimizer = _copied_optimizer(watched, twins)
-    text = f"optimizer: {type(optimizer).__name__} {_origin(watched)}"
+    text = f"{type(optimizer).__name__} {_origin(watched)}"
     life = watched.life
     if life is not None and watched.forgets:
         Forgetting.attach(optimizer, life)
     rates = [s.rates for s in watched.steps]
     schedule = Schedule.of(rates)
-    if schedule is not None:
-        for group, rate in zip(optimizer.param_groups, schedule.peaks, strict=True):
-            group["lr"] = rate
-        optimizer.register_step_pre_hook(schedule.before)
-        optimizer.register_step_post_hook(schedule.after)
-        text += f", its rate as the script sets it over {len(rates)} steps, {rate_of(optimizer):g} at most"
-    else:
-        text += f", lr {rate_of(optimizer):g}"
-    return optimizer, True, Assumption("optimizer", text, given=True)
+    if schedule is None:
+        return optimizer, f"{text}, lr {rate_of(optimizer):g}"
+    for group, rate in zip(optimizer.param_groups, schedule.peaks, strict=True):
+        group["lr"] = rate
+    optimizer.register_step_pre_hook(schedule.before)
+    optimizer.register_step_post_hook(schedule.after)
+    return optimizer, f"{text}, its rate as the script sets it over {len(rates)} steps, {rate_of(optimizer):g} at most"
 
 
 def _origin(watched: Watched) -> str:
@@ -201,7 +207,7 @@ def _clipping(recorder: Recorder, watched: Watched | None) -> Clipping | None:
     """The clipping that acts on the gradients of this optimizer's steps."""
     if watched is None:
         return None
-    acting = [c for c in recorder.clips.values() if id(watched) in c.owners and _acts(c)]
+    acting = [c for c in recorder.clips.values() if {id(w) for w in watched.members} & c.owners and _acts(c)]
     found = acting[0] if acting else None
     return Clipping(found.kind, found.threshold, found.site) if found is not None else None
 

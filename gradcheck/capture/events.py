@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -57,6 +59,7 @@ class Step:
     fingerprint: int | None
     epoch: int
     since: int = -1  # the last call on the tape before the step before it
+    number: int = 0  # among the steps of all optimizers
     edited: bool = False  # gradients were changed by hand between backward and step
     near: Pass | None = None  # of a step without passes: the last one before it, after every other step
 
@@ -93,13 +96,18 @@ class Watched:
     schedulers: dict[Location | None, list[int]] = field(default_factory=dict)  # by place: of each that was made there, its steps
     renewals: list[Renewal] = field(default_factory=list)  # another optimizer was made in the place of this one
     changes: Changes | None = None  # of an update that is no optimizer's of torch: `optimizer` only stands in for it
+    parts: tuple[Watched, ...] = ()  # it stands for several that step together
     free: Owner | None = None  # of its weights that no module holds
     loops: tuple[Loop, ...] = ()  # around its first step
     _watch: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        return [p for watched in self.members for group in watched.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def members(self) -> tuple[Watched, ...]:
+        return self.parts or (self,)
 
     @property
     def ids(self) -> frozenset[int]:
@@ -176,6 +184,14 @@ def holds_state(optimizer: torch.optim.Optimizer) -> bool:
 
 def _is_some(gradient: torch.Tensor) -> bool:
     return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
+
+
+def taken_alike(every: Iterable[Watched]) -> int:
+    """The most steps that were taken by optimizers made at one place: those of folds, tasks and members of an ensemble count together."""
+    counts: Counter[Any] = Counter()
+    for watched in every:
+        counts[watched.site or id(watched)] += len(watched.steps)
+    return max(counts.values(), default=0)
 
 
 @dataclass(eq=False)

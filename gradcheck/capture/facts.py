@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -31,7 +31,17 @@ class Ending:
 
 
 def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> LoopFacts:
-    """The loop as one optimizer saw it; without one, the loop of a script whose optimizers never stepped."""
+    """The loop as one optimizer saw it; without one, the loop of a script whose optimizers never stepped.
+
+    Of several that step together, the one whose gradients or rates the loop deals with worst tells it.
+    """
+    if watched is not None and watched.parts:
+        told = [loop_facts(recorder, w, ending) for w in watched.parts]
+        worst = max(told, key=_trouble)
+        clips = tuple(dict.fromkeys(clip for facts in told for clip in facts.clips or ()))
+        moved = sum(facts.moved or 0 for facts in told)
+        label = worst.optimizer if _trouble(worst) else watched.label
+        return replace(worst, optimizer=label, parameters=len(watched.parameters), moved=moved, clips=clips)
     base: dict[str, Any] = {"ended": ending.how, "error": ending.error, "error_site": ending.site, "backward_site": recorder.backward_site}
     if watched is None:
         return LoopFacts("", 0, recorder.backwards, moved=_moved(recorder, None), **base | _without_steps(recorder))
@@ -77,6 +87,14 @@ def _without_steps(recorder: Recorder) -> dict[str, Any]:
     counts: dict[str, Any] = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedulers.calls, "rates": ()}
     counts |= {"made": 1, "schedules_made": 0, "schedulers": ()}
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
+
+
+def _trouble(facts: LoopFacts) -> float:
+    """How much of what the loop does to an optimizer is out of the ordinary, as a number to compare them by."""
+    rates = facts.rates or ()
+    peak = max(rates, default=0.0)
+    fallen = 1 - rates[-1] / peak if peak else float(bool(rates))
+    return 2 * ((facts.leftover or 0) + (facts.lost or 0)) / max(1, facts.steps) + bool(facts.forgets) + round(fallen, 2)
 
 
 def _schedulers(watched: Watched) -> dict[str, Any]:

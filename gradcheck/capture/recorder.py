@@ -48,6 +48,8 @@ class Recorder(TorchFunctionMode):
         self.optimizers: dict[int, Watched] = {}
         self.loaders: dict[int, tuple[DataLoader[Any], int]] = {}  # a loader, and how often it was iterated over
         self.backwards = 0
+        self.steps = 0  # of all optimizers
+        self.beginning: list[Watched] = []  # what is about to be trained for the first time
         self.unclaimed: list[Pass] = []  # that reach no known optimizer
         self.asked: list[Pass] = []  # whose gradients were given back and not left in the parameters, since the last step that used such
         self.losses: list[tuple[Location | None, torch.Tensor]] = []  # of every pass, with the place of its backward()
@@ -109,6 +111,9 @@ class Recorder(TorchFunctionMode):
         if self._renews(optimizer):
             return
         found = Watched(optimizer, "", self.sites.get(optimizer))
+        if any(w.steps for w in self.optimizers.values()):  # another training begins, with weights that are no longer the first ones
+            self.beginning, self.owners.initial = [], True
+        self.beginning.append(found)
         self.optimizers[id(optimizer)] = found
         self.tape.recording = not self.tape.failure  # trainings one after another: the next one is recorded, too
         self._adopt(found)

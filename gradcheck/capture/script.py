@@ -24,6 +24,7 @@ import torch
 from gradcheck import processes
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.checkpoints import keep_checkpoints
+from gradcheck.capture.events import taken_alike
 from gradcheck.capture.facts import Ending
 from gradcheck.capture.mirror import Mirror
 from gradcheck.capture.patches import Patches
@@ -101,7 +102,7 @@ class _Clock:
         return self.by_time
 
     def _steps(self) -> int:
-        return max((len(w.steps) for w in list(self.recorder.optimizers.values())), default=0)
+        return taken_alike(list(self.recorder.optimizers.values()))
 
     def _enough(self, recorder: Recorder) -> bool:
         most, wanted = self._steps(), self.spec.steps

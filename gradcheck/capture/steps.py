@@ -100,10 +100,12 @@ class Steps:
                 fingerprint=fingerprint(passes, since),
                 since=since,
                 epoch=sum(count for _, count in recorder.loaders.values()),
+                number=recorder.steps,
                 edited=watched.edited(),
                 near=recorder.newest if not passes and len(watched.steps) < recorder.taped else None,
             )
         )
+        recorder.steps += 1
         watched.live, watched.cleared, watched.unscaled = [], [], False
 
     def _passes(self, watched: Watched) -> tuple[list[Pass], bool]:
@@ -136,8 +138,8 @@ class Steps:
         """After a step that was noted."""
         recorder = self.recorder
         watched.dirty = True
-        known = recorder.optimizers.values()  # of those that are no optimizers of torch, as many as have stepped
-        if all(w.steps and w.changes is None for w in known) or any(len(w.steps) > 1 for w in known):
+        begun = recorder.beginning  # of those that are no optimizers of torch, as many as have stepped
+        if all(w.steps and w.changes is None for w in begun) or any(len(w.steps) > 1 for w in begun):
             recorder.owners.initial = False
         self._release(watched)
 

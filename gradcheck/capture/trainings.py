@@ -10,13 +10,14 @@ from typing import Any
 
 from gradcheck.capture.build import workload_of
 from gradcheck.capture.by_hand import tell_rules
-from gradcheck.capture.events import Watched
+from gradcheck.capture.events import Watched, taken_alike
 from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.observed import observed, own_run
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
 from gradcheck.capture.script import Capture
 from gradcheck.capture.spec import ScriptSpec
+from gradcheck.capture.together import joined
 from gradcheck.capture.twins import Unfaithful
 from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.errors import TargetError
@@ -25,7 +26,7 @@ from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.measurement import Measurement, NotMeasured, Run
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
-from gradcheck.progress import outcome
+from gradcheck.progress import FEWEST_STEPS, outcome
 from gradcheck.target.comments import snippets
 from gradcheck.target.importing import failure
 from gradcheck.target.workload import Workload
@@ -45,6 +46,7 @@ class Training:
     workload: Workload | None = None
     blind: NotMeasured = REPEATED  # why it could not be repeated, where there is no workload
     several: bool = False  # other optimizers train against it, or beside it
+    brief: bool = False  # it is one of many alike, each of a few steps
 
     def seen(self, m: Measurement) -> Measurement:
         """A measurement of the workload, with the loop.
@@ -54,15 +56,15 @@ class Training:
         own = own_run(self.loop)
         if outcome(own, m.chance) == "diverges" and outcome(m.probe, m.chance) != "diverges":
             m = replace(m, probe=own)  # on other data, or later, than the probe
-        m = replace(m, probe=replace(m.probe, beside=self.several))
+        m = replace(m, probe=replace(m.probe, beside=self.several or self.brief))
         if _learns(self.loop.losses):  # then the script itself showed what a short probe could not
             m = replace(m, not_measured=tuple(n for n in m.not_measured if (n.what, n.lack) != ("probe", "short")))
         if self.workload is not None and isinstance(self.workload.model, Models):  # what lies between two models is the loop's own affair
             m = replace(m, pairs=tuple(x for x in m.pairs if x.first.partition(".")[0] == x.second.partition(".")[0]))
         accumulated = self.loop.accumulated or 1
         if accumulated > 1 and self.workload is not None:
-            own = {str(i) for i in range((len(self.workload.batches[0]) - 1) // accumulated)}
-            m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in own)))
+            of_one = {str(i) for i in range((len(self.workload.batches[0]) - 1) // accumulated)}
+            m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in of_one)))
         return with_loop(m, self.loop)
 
     def cannot_repeat(self, why: str, detail: str = "") -> None:
@@ -83,6 +85,8 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
         raise nothing_seen(capture, spec)
     chosen = _chosen(recorder)
     found = [_training(capture, spec, w, len(chosen)) for w in chosen]
+    for training in found:
+        training.brief = training.loop.steps < FEWEST_STEPS and training.loop.steps < taken_alike(recorder.optimizers.values())
     if not recorder.backwards and found[0].workload is None:
         raise nothing_seen(capture, spec)
     if chosen == [None] and found[0].loop.moved != 0:
@@ -97,9 +101,22 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
 def _chosen(recorder: Recorder) -> list[Watched | None]:
     stepped = [w for w in recorder.optimizers.values() if w.steps]
     if stepped:
-        return list(stepped)
+        return list(joined(_first_of_their_kind(stepped)))
     waiting = [w for w in recorder.optimizers.values() if w.live or w.cleared]
     return list(waiting[:1]) or [next(iter(recorder.optimizers.values()), None)]
+
+
+def _first_of_their_kind(stepped: Sequence[Watched]) -> list[Watched]:
+    """Of trainings one after another that are alike, as those of folds, tasks or members of an ensemble are, the first."""
+    kept: list[Watched] = []
+    last: dict[Any, Watched] = {}
+    for watched in sorted(stepped, key=lambda w: w.steps[0].number):
+        kind = watched.site, type(watched.optimizer), tuple(p.shape for p in watched.parameters)
+        before = last.get(kind) if watched.site is not None else None
+        last[kind] = watched
+        if before is None or before.steps[-1].number > watched.steps[0].number:
+            kept.append(watched)
+    return [w for w in stepped if w in kept]
 
 
 def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count: int) -> Training:

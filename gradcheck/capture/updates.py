@@ -158,6 +158,7 @@ class Updates:
         stand_in.param_groups[0]["params"].clear()
         recorder.connected = True
         watched = recorder.optimizers[id(stand_in)] = Watched(stand_in, "", None, changes=Changes())
+        recorder.beginning.append(watched)
         return watched
 
     # ------------------------------------------------------------------- after
