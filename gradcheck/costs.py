@@ -32,12 +32,16 @@ from gradcheck.trial.paired import Course, sample_mean
 LONGER = 3  # times the probe's steps
 LATEST = 10  # for steps or a decay whose harm may come late, as far as that takes no more than
 SECONDS = 3.0
+SHARE = 1 / 3  # of the time budget, at most
 PAIRS = 2  # that have to agree
 MOST_BATCHES = 8  # that a loss is taken over
 MOST_CHANGES = 2  # that are tried for one finding
 UNFAIR = ("larger-batch", "early-stopping", "shuffle-data")  # the pair would not see the same batches
 
+HELD_OUT = 4  # of so many batches one is not trained on, where there are no validation batches
+
 Tick = Callable[[str, float], None]
+Losses = tuple[float, float]  # on batches that are trained on, and on others; NaN without any
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Change:
     name: str = ""  # none: the training as it is
     remedy: Prescription | None = None
     lifted: tuple[str, ...] = ()
+
+    @property
+    def regularizes(self) -> bool:
+        """Whether it changes how much the training is held back on purpose."""
+        return bool(self.lifted) or (self.remedy is not None and self.remedy.stage == "regularization")
 
     @property
     def key(self) -> str:
@@ -76,7 +85,7 @@ def with_costs(
     suspects = _suspects(m, rules, settings)
     if not suspects:
         return m
-    lab = Lab(workload, m, plan.steps, began + plan.seconds, tick)
+    lab = Lab(workload, m, plan.steps, min(began + plan.seconds, time.perf_counter() + SHARE * plan.seconds), tick)
     with on_copies(workload):
         if m.seconds.get("probe", 0.0) < SMALL_STEP * len(m.probe.losses):
             torch.set_num_threads(1)
@@ -106,7 +115,7 @@ def _changes(finding: Finding, m: Measurement) -> Iterator[Change]:
 
 
 class Trained:
-    """A copy in training, with a change or as it is, and its losses on the way."""
+    """A copy in training, with a change or as it is, and its losses on the way: on the batches that it is trained on, and on others."""
 
     def __init__(self, workload: Workload, change: Change, seed: int, penalized: bool) -> None:
         patient = admit(workload)
@@ -116,25 +125,29 @@ class Trained:
         self.course = Course(patient, seed)
         lift(self.course.trainee, change.lifted)
         treated = self.course.patient.workload
-        self.batches = (treated.val_batches or treated.batches)[:MOST_BATCHES]
         self.step = without_penalty(treated.training_step) if penalized else treated.training_step
-        self.losses = {0: self._evaluated()}
+        self.known = {0: self._evaluated()}
 
-    def loss(self, steps: int) -> float:
-        """Of the data after so many steps in all, in evaluation mode; infinite when it diverged, NaN when a step raised."""
-        if steps not in self.losses:
+    def losses(self, steps: int) -> Losses:
+        """After so many steps in all, in evaluation mode; infinite when it diverged, NaN when a step raised."""
+        if steps not in self.known:
             self.course.train(steps)
-            failed = {"non-finite": math.inf, "raised": math.nan}
-            self.losses[steps] = failed[self.course.ended] if self.course.ended in failed else self._evaluated()
-        return self.losses[steps]
+            failed = {"non-finite": math.inf, "raised": math.nan}.get(self.course.ended)
+            self.known[steps] = self._evaluated() if failed is None else (failed, failed)
+        return self.known[steps]
 
-    def _evaluated(self) -> float:
+    def _evaluated(self) -> Losses:
+        w = self.course.patient.workload
         with self.course.evaluating() as model, Noise((SMOOTHING,)):
-            return sample_mean([float(self.step(model, batch)) for batch in self.batches], self.batches)
+            seen, unseen = ([float(self.step(model, batch)) for batch in batches[:MOST_BATCHES]] for batches in (w.batches, w.val_batches))
+        return sample_mean(seen, w.batches[:MOST_BATCHES]), sample_mean(unseen, w.val_batches[:MOST_BATCHES]) if unseen else math.nan
 
 
 class Lab:
-    """Runs the pairs of trainings, as long as there is time, and trains nothing twice."""
+    """Runs the pairs of trainings, as long as there is time, and trains nothing twice.
+
+    What regularizes less fits the training batches better in any case: that is judged on batches that are not trained on.
+    """
 
     def __init__(self, workload: Workload, m: Measurement, steps: int, deadline: float, tick: Tick) -> None:
         """`steps`: of the probe; fewer make no comparison."""
@@ -146,11 +159,13 @@ class Lab:
 
     def costs(self, suspects: Sequence[Suspect]) -> Iterator[Cost]:
         """Of each finding that could be compared, with the change that saves most."""
+        self._hold_out([change for s in suspects for change in s.changes])
         base = self._begun(any(may_fail_later(s.finding) for s in suspects))
         if base is None:
             return
-        if trains(base.losses[0], self.m.chance, base.loss(self.fewest), base.loss(self.steps)):
-            yield from (self._compared(s.finding, "", base, base, 1) for s in suspects)
+        nothing = [self._compared(s.finding, AS_IT_IS, base, base, 1) for s in suspects]
+        if trains(nothing[0]):
+            yield from nothing
             return
         for suspect in suspects:
             found: list[Cost] = []
@@ -162,16 +177,23 @@ class Lab:
             if found:
                 yield max(found, key=saved)
 
+    def _hold_out(self, changes: Sequence[Change]) -> None:
+        """Keeps some batches from the training where a change of the regularization asks for it, and there are enough of them."""
+        batches = self.workload.batches
+        count = min(len(batches) // HELD_OUT, MOST_BATCHES)
+        if count and not self.workload.val_batches and any(c.regularizes for c in changes):
+            self.workload = replace(self.workload, batches=batches[:-count], val_batches=batches[-count:])
+
     def _begun(self, late: bool) -> Trained | None:
         """Trains as it is, as far as the probe went; how long that takes says how many steps there is time for. None: for too few."""
         started, base = time.perf_counter(), self._training(AS_IT_IS, 0)
-        if base is None or math.isnan(base.loss(self.fewest)):
+        if base is None or math.isnan(base.losses(self.fewest)[0]):
             return None
         self.step_seconds = (time.perf_counter() - started) / self.fewest
         affordable = self.fewest + int((self.deadline - time.perf_counter()) / self.step_seconds) // 2  # of the first pair
         wanted = min(LATEST * self.fewest, int(SECONDS / self.step_seconds)) if late else 0
         self.steps = min(max(LONGER * self.fewest, wanted), affordable)
-        return base if self.steps >= self.fewest and not math.isnan(base.loss(self.steps)) else None
+        return base if self.steps >= self.fewest and not math.isnan(base.losses(self.steps)[0]) else None
 
     def _cost(self, finding: Finding, change: Change) -> Cost | None:
         """Of the pairs the one that shows least; the first alone when it shows nothing. None when none could be trained."""
@@ -187,14 +209,18 @@ class Lab:
 
     def _pair(self, finding: Finding, change: Change, seed: int) -> Cost | None:
         base, other = self._training(AS_IT_IS, seed), self._training(change, seed)
-        if base is None or other is None or math.isnan(base.loss(self.steps)) or math.isnan(other.loss(self.steps)):
+        if base is None or other is None:
             return None
-        return self._compared(finding, change.name, base, other, seed + 1)
+        cost = self._compared(finding, change, base, other, seed + 1)
+        return None if math.isnan(cost.loss) or math.isnan(cost.changed) else cost
 
-    def _compared(self, finding: Finding, change: str, base: Trained, other: Trained, pairs: int) -> Cost:
-        losses = base.losses[0], base.loss(self.fewest), base.loss(self.steps), other.loss(self.steps)
-        chance, validated = self.m.chance, bool(self.workload.val_batches)
-        return Cost(finding.code, finding.layers, finding.location, change, self.steps, *losses, chance, pairs, validated)
+    def _compared(self, finding: Finding, change: Change, base: Trained, other: Trained, pairs: int) -> Cost:
+        held_out, steps = change.regularizes, self.steps
+        start, early, loss, changed = (
+            run.losses(at)[held_out] for run, at in ((base, 0), (base, self.fewest), (base, steps), (other, steps))
+        )
+        where = finding.code, finding.layers, finding.location
+        return Cost(*where, change.name, steps, start, early, loss, changed, self.m.chance, pairs, held_out)
 
     def _training(self, change: Change, seed: int) -> Trained | None:
         """None when it cannot be made, or when there is no time for it."""

@@ -40,9 +40,13 @@ def confirmation(m: Measurement, run: Run) -> str:
 
 
 def decay_steps(m: Measurement) -> float | None:
-    """Steps in which weight decay alone shrinks a weight by e: 1 / (rate x decay), for the parameters that decay fastest."""
+    """Steps in which weight decay alone shrinks a weight by e, for the parameters that decay fastest.
+
+    1 / (rate x decay); momentum makes decay that is added to the gradient act 1 / (1 - momentum) times.
+    """
     speeds = [p.lr * p.weight_decay for p in m.parameters if p.trainable and p.lr and p.weight_decay > 0]
-    return 1 / max(speeds) if speeds else None
+    again = 1.0 if m.optimizer.decoupled or m.optimizer.adaptive else max(1 - m.optimizer.momentum, 1e-3)
+    return again / max(speeds) if speeds else None
 
 
 @rule(

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 SLOW = Limit(0.5, "of the loss", "benchmarks/predictions.py: a training that falls this far trains, and nothing has to be explained")
 FAR = Limit(0.5, "of the fall with the change", "definition: it comes less than half as far")
-RATIO = Limit(0.25, "of the loss", "definition: four times the loss; two orders of the same batches differ by less than twice")
+RATIO = Limit(1 / 3, "of the loss", "TODO")
 GAP = Limit(0.3, "of chance", "TODO")
 LOST = Limit(0.1, "of chance", "what counts as learning, where the loss has risen since the probe's last step")
 LEAST_FALL = 2 * CLEAR_FALL  # with the change: a training that hardly learns either proves nothing
 LATE = ("OPT001", "OPT005", "REG001")  # steps or a decay whose harm may show after the probe only
-# Rules whose warning says that the training is slow or fails: one that does neither takes it back.
-ABOUT_SPEED = ("GRAD", "INIT", "OPT", "CLIP", "REG001", "REG003")
+# Rules that predict what becomes of the training, or of evaluation: one that comes far all the same takes their warning back.
+PREDICTIONS = (*LATE, "NORM004")
 
 
 def comparable(m: Measurement) -> bool:
@@ -54,10 +54,10 @@ def relative(start: float, chance: float | None, loss: float) -> float:
     return loss / reference(start, chance)
 
 
-def trains(start: float, chance: float | None, early: float, loss: float) -> bool:
-    """Whether a loss ends so low that no change could make a difference."""
-    limit = LOST if loss > early else GAP
-    return 0 <= relative(start, chance, loss) < limit.value
+def trains(cost: Cost) -> bool:
+    """Whether the loss ends so low that no change could make a difference."""
+    limit = LOST if cost.loss > cost.early else GAP
+    return 0 <= relative(cost.start, cost.chance, cost.loss) < limit.value
 
 
 def share_of_fall(cost: Cost) -> float:
@@ -106,7 +106,7 @@ def with_cost(finding: Finding, m: Measurement, up_to: Severity) -> Finding:
 
 def _costless(finding: Finding, cost: Cost) -> Finding:
     """A finding about a training that was seen to come far enough as it is."""
-    if finding.severity == "info" or not finding.code.startswith(ABOUT_SPEED):
+    if finding.severity == "info" or finding.code not in PREDICTIONS:
         return finding
     message = f"{finding.message}; all the same the loss is {number(cost.loss)} after {cost.steps} steps"
     return replace(finding, severity="info", message=message)
@@ -115,12 +115,12 @@ def _costless(finding: Finding, cost: Cost) -> Finding:
 def in_words(cost: Cost) -> str:
     """`costs: 0.47 instead of 1.89 after 300 steps (with forget-bias)`."""
     before = f", {number(cost.early)} before" if cost.loss > cost.early else ""
-    what = "validation loss " if cost.validation else ""
+    what = "held-out loss " if cost.held_out else ""
     return f"costs: {what}{number(cost.changed)} instead of {number(cost.loss)} after {cost.steps} steps ({cost.change}{before})"
 
 
 def _evidence(cost: Cost) -> Evidence:
-    what = f"{'validation ' if cost.validation else ''}loss after {cost.steps} steps"
+    what = f"{'held-out ' if cost.held_out else ''}loss after {cost.steps} steps"
     if share_of_fall(cost) < FAR.value:
         return Evidence(f"fall of the {what}, of that {cost.change}", share_of_fall(cost), FAR.value, "<", "times")
     limit = LOST if cost.loss > cost.early else GAP

@@ -206,4 +206,4 @@ class Cost:
     changed: float  # trained with the change
     chance: float | None = None  # loss of the best constant prediction
     pairs: int = 1  # of trainings, each with its own order of the batches
-    validation: bool = False  # the losses are on validation batches
+    held_out: bool = False  # the losses are on batches that were not trained on: of a change that regularizes less
