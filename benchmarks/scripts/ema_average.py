@@ -1,7 +1,7 @@
 # An exponential average of the whole state beside a net with batch normalization; the average is what is evaluated.
 # healthy: accuracy > 0.95
 # fault: the average follows the parameters, not the running statistics
-# codes: LOOP012
+# codes: LOOP012 NORM005 NORM006
 # at: zip(self.module.parameters() | EMA(model | copy.deepcopy | average.lerp_ | ema.update(
 # -         for average, value in zip(self.module.state_dict().values(), model.state_dict().values()):
 # +         for average, value in zip(self.module.parameters(), model.parameters()):
