@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ from gradcheck.target.sites import Sites
 
 _NAMED_FRAMES = 30  # how far up the stack variables are looked for
 MOST_COPIES = 20  # of one root, before buffers and plain attributes no longer count as a change of it
+MOST_SECONDS = 2.0  # for them, likewise
 _COMPARED = 200  # items of a container, or attributes of an object, that are compared
 _TABLES = frozenset(vars(nn.Module())) - {"training"}  # of a module: parameters, submodules, hooks
 
@@ -31,6 +33,7 @@ class Owners:
         self._roots: dict[int, tuple[nn.Module, nn.Module]] = {}  # id(module) -> module, its root
         self._paths: dict[int, dict[int, str]] = {}  # id(root) -> id(module) -> path
         self._made: dict[int, int] = {}  # id(root) -> how often it was copied
+        self._spent: dict[int, float] = {}  # id(root) -> seconds that its copies took
 
     def of(self, module: nn.Module) -> tuple[Owner, str]:
         """The owner of a module, and the module's path in it."""
@@ -61,7 +64,8 @@ class Owners:
         return root
 
     def _changed(self, owner: Owner) -> bool:
-        if self._made.get(id(owner.original), 0) < MOST_COPIES:
+        root = id(owner.original)
+        if self._made.get(root, 0) < MOST_COPIES and self._spent.get(root, 0.0) < MOST_SECONDS:
             return owner.versions != versions(owner.original)
         return bool(owner.versions[0] != _tensor_versions(owner.original.parameters()))
 
@@ -76,7 +80,9 @@ class Owners:
                 del self.current[id(other.original)]
             else:
                 memo |= other.memo
+        started = time.perf_counter()
         owner = self._owner(root, memo, old.label if old is not None else "")
+        self._spent[id(root)] = self._spent.get(id(root), 0.0) + time.perf_counter() - started
         self.current[id(root)] = owner
         for name, parameter in root.named_parameters():
             self.tape.weights[id(parameter)] = Weight(owner, name, id(parameter))
