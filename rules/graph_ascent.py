@@ -122,14 +122,18 @@ def _maximizing(m: Measurement) -> Finding | None:
     if known and all((c.weight_in_total or 0.0) < 0 for c in known):
         return None
     severity: Severity = "error" if known else "info"
+    by_hand = m.loop is not None and m.loop.by_hand
+    how = "the update adds the gradient to the weights (a loss needs it subtracted)"
+    if not by_hand:
+        how = f"the optimizer {m.optimizer.name} has maximize=True (a loss needs False)"
     start = f", from {number(m.probe.losses[0])} at the first step" if m.probe.losses else ""
     what = f"it raises {known[0].function}{start}" if known else f"it raises the objective{start}; right only if that is meant to grow"
     return found(
         severity,
-        f"the optimizer {m.optimizer.name} has maximize=True (a loss needs False): {what}",
+        f"{how}: {what}",
         location=m.optimizer.site or (known[0].site if known else None),
         evidence=(Evidence("maximize", 1, 0, ">"),),
-        remedies=(Remedy("flip-sign", "drop maximize=True", "safe"),),
+        remedies=(Remedy("flip-sign", "subtract the gradient" if by_hand else "drop maximize=True", "safe"),),
         confirmed=BY_VALUE if known else "",
     )
 

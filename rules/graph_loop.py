@@ -86,8 +86,10 @@ def gradients_not_cleared(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _left(loop: LoopFacts, leftover: int, limits: Limits) -> Finding:
+    whose = "" if loop.by_hand else f" of {loop.optimizer or 'the optimizer'}"
+    call = "model.zero_grad()" if loop.by_hand else f"{loop.optimizer or 'optimizer'}.zero_grad()"
     message = (
-        f"nothing clears the gradients of {loop.optimizer or 'the optimizer'}: {leftover} of {loop.steps} steps "
+        f"nothing clears the gradients{whose}: {leftover} of {loop.steps} steps "
         f"(limit {percent(limits['share'])}) still hold those of the steps before: each step follows the sum of all gradients so far"
     )
     return found(
@@ -95,14 +97,16 @@ def _left(loop: LoopFacts, leftover: int, limits: Limits) -> Finding:
         message,
         location=loop.backward_site or loop.step_site,
         evidence=(Evidence("steps with gradients of earlier steps", leftover, limits["share"] * loop.steps, ">", "steps"),),
-        remedies=(Remedy("clear-gradients", f"call {loop.optimizer or 'optimizer'}.zero_grad() before each backward()"),),
+        remedies=(Remedy("clear-gradients", f"call {call} before each backward()"),),
         confirmed=BY_VALUE,
     )
 
 
 def _lost(loop: LoopFacts, lost: int, limits: Limits) -> Finding:
+    whose = "" if loop.by_hand else f" of {loop.optimizer or 'the optimizer'}"
+    step = "the update" if loop.by_hand else "step()"
     message = (
-        f"the gradients of {loop.optimizer or 'the optimizer'} are cleared between backward() and step() in {lost} of {loop.steps} "
+        f"the gradients{whose} are cleared between backward() and {step} in {lost} of {loop.steps} "
         f"steps (limit {percent(limits['share'])}): the steps have nothing to follow, and the weights stay as they are"
     )
     return found(
@@ -110,7 +114,7 @@ def _lost(loop: LoopFacts, lost: int, limits: Limits) -> Finding:
         message,
         location=loop.clear_site or loop.step_site,
         evidence=(Evidence("steps without their gradients", lost, limits["share"] * loop.steps, ">", "steps"),),
-        remedies=(Remedy("clear-gradients", "move zero_grad() before backward(), or behind step()"),),
+        remedies=(Remedy("clear-gradients", f"move zero_grad() before backward(), or behind {step}"),),
         confirmed=BY_VALUE,
     )
 

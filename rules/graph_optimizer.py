@@ -72,7 +72,7 @@ def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
     owners = owners_of(missing)
     return found(
         severity,
-        f"{count_in_words(m, missing)} are in no group of the optimizer {m.optimizer.name}, from {layers_in_words(owners)}: "
+        f"{count_in_words(m, missing)} are {_left_out(m)}, from {layers_in_words(owners)}: "
         f"they keep their initial values{why}{stale}",
         layers=owners,
         location=site_of(m, owners) or m.optimizer.site,
@@ -84,11 +84,22 @@ def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
     )
 
 
+def _is_by_hand(m: Measurement) -> bool:
+    return m.loop is not None and m.loop.by_hand
+
+
+def _left_out(m: Measurement) -> str:
+    return "left out of the update" if _is_by_hand(m) else f"in no group of the optimizer {m.optimizer.name}"
+
+
 def _rebuild(m: Measurement, owners: Sequence[str]) -> Remedy:
     if not any(p.groups for p in m.parameters):
         return Remedy("add-to-optimizer", "give the optimizer the parameters of the model: it holds none of them", "safe")
     if m.optimizer.stale:
         return Remedy("add-to-optimizer", "build the optimizer after the last change of the model", "safe")
+    if _is_by_hand(m):
+        text = f"update the parameters of {layers_in_words(owners)}, too, or freeze them with requires_grad_(False)"
+        return Remedy("add-to-optimizer", text)
     return Remedy(
         "add-to-optimizer",
         f"add the parameters of {layers_in_words(owners)} to a group of the optimizer, or freeze them with requires_grad_(False)",

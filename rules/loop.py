@@ -67,10 +67,11 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
     if loop.ended != "end" and loop.backwards < limits["backwards"]:
         return not_measured(f"the script took {loop.backwards} backward passes before it was stopped")
     name = loop.optimizer or "optimizer"
-    count = f"none of the {loop.parameters} parameters" if loop.parameters else "no parameter"
-    message = f"{loop.backwards} backward passes and not one step: {count} of {name} changes, and the model stays what it was"
+    count = f"none of the {loop.parameters} parameters of {name}" if loop.parameters else "no parameter"
+    message = f"{loop.backwards} backward passes and not one step: {count} changes, and the model stays what it was"
     evidence = (Evidence("steps of the optimizer", 0, 1, "<", f"in {loop.backwards} backward passes"),)
-    remedies = (Remedy("call-step", f"call {name}.step() after backward()"),)
+    by_hand = "" if loop.parameters else ", or change the parameters themselves in place: `p = p - ...` makes another tensor"
+    remedies = (Remedy("call-step", f"call {name}.step() after backward(){by_hand}"),)
     return [found("error", message, location=loop.backward_site, evidence=evidence, remedies=remedies, confirmed=BY_VALUE)]
 
 
@@ -133,13 +134,14 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
 
 def _clip(clip: LoopClip, loop: LoopFacts, share: float) -> Finding | None:
     call = f"clip_grad_{clip.kind}_"
-    name = loop.optimizer or "the optimizer"
+    step = "the update" if loop.by_hand else f"the step of {loop.optimizer or 'the optimizer'}"
+    between = f"call it between backward() and {'the update' if loop.by_hand else 'step()'}"
     factor = f" by {number(loop.scaler.factor)}" if loop.scaler and loop.scaler.scaled else ""
     cases = (
         (clip.empty, "is given no parameter: an iterator such as parameters() is used up by its first user", "call parameters() anew"),
         (clip.foreign, f"is given {clip.parameters} parameters that no optimizer trains", "pass the parameters that the optimizer holds"),
-        (clip.late, f"comes after the step of {name} that used the gradients", "call it between backward() and step()"),
-        (clip.early, "comes before the backward pass: there is no gradient yet", "call it between backward() and step()"),
+        (clip.late, f"comes after {step} that used the gradients", between),
+        (clip.early, "comes before the backward pass: there is no gradient yet", between),
         (clip.scaled, f"acts on gradients that are still scaled{factor}", "call scaler.unscale_(optimizer) before it"),
     )
     count, what, cure = max(cases, key=lambda case: case[0])

@@ -167,7 +167,7 @@ def _dropped(loop: LoopFacts, dropped: int) -> Finding:
         f"in {dropped} of {loop.steps} steps (limit {percent(0.5)}) the gradients of some backward passes are cleared before the "
         "step: they are computed for nothing"
     )
-    text = f"clear the gradients only after {loop.optimizer or 'optimizer'}.step()"
+    text = f"clear the gradients only after {'the update' if loop.by_hand else (loop.optimizer or 'optimizer') + '.step()'}"
     evidence = (Evidence("steps that lose passes", dropped, loop.steps / 2, ">", "steps"),)
     location = loop.clear_site or loop.step_site
     return found("warning", message, location=location, evidence=evidence, remedies=(Remedy("clear-gradients", text),))

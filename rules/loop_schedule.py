@@ -95,7 +95,7 @@ def _dying(loop: LoopFacts, rates: Sequence[float], limits: Limits) -> Finding |
     severity: Severity = "error" if before <= limits["early"] else "warning"
     last = rates[-1]
     message = (
-        f"the rate of {loop.optimizer or 'the optimizer'} falls from {number(peak)} to {number(rates[before])} within {before} steps, and "
+        f"the rate of {_whose(loop)} falls from {number(peak)} to {number(rates[before])} within {before} steps, and "
         f"to {number(last)} at step {len(rates)} (limit {number(limit)} of the highest): the training goes on, and nothing moves any more"
     )
     return _schedule(loop, severity, message, Evidence("rate over the highest rate", last / peak, limit, "<", "of the highest rate"))
@@ -110,7 +110,7 @@ def _exploding(loop: LoopFacts, every: Sequence[float], limits: Limits) -> Findi
     if any(b <= FASTER * a for a, b in itertools.pairwise(rises)):
         return None
     message = (
-        f"the rate of {loop.optimizer or 'the optimizer'} grows from {number(base)} to {number(rates[-1])} within {len(rates)} steps "
+        f"the rate of {_whose(loop)} grows from {number(base)} to {number(rates[-1])} within {len(rates)} steps "
         f"({number(rates[-1] / base)} times, limit {number(limits['explosion'])}), faster and faster: the weights go with it"
     )
     evidence = Evidence("rate over the base rate", rates[-1] / base, limits["explosion"], ">", "times")
@@ -125,8 +125,14 @@ def _often(loop: LoopFacts) -> str:
     return f"the scheduler is stepped {often}: "
 
 
+def _whose(loop: LoopFacts) -> str:
+    return "the update" if loop.by_hand else loop.optimizer or "the optimizer"
+
+
 def _schedule(loop: LoopFacts, severity: Severity, message: str, evidence: Evidence) -> Finding:
     text = f"{_often(loop)}step the scheduler once an epoch, or give it a schedule in steps"
+    if loop.schedules == 0:
+        text = "let the rate change over the whole training"
     confirmed = BY_VALUE if severity == "error" else ""
     location = loop.schedule_site or loop.step_site
     return found(

@@ -172,4 +172,15 @@ def explain_failure(capture: Capture, spec: ScriptSpec, steps: int) -> None:
     if capture.ending.how == "raised" and error is not None:
         if not capture.recorder.backwards:
             raise nothing_seen(capture, spec) from error
-        raise failure(f"{spec.target} failed after {steps} step{'s' if steps != 1 else ''}", error, hint=CORRECT) from error
+        hint = _advice(error, capture.recorder.updates.computed)
+        raise failure(f"{spec.target} failed after {steps} step{'s' if steps != 1 else ''}", error, hint=hint) from error
+
+
+def _advice(error: BaseException, computed: Location | None) -> str:
+    """`computed`: where new weights may have been computed with gradients recorded."""
+    if "a leaf Variable that requires grad" in str(error):
+        return "update weights under `with torch.no_grad():`"
+    if computed is not None and "NoneType" in str(error):
+        line = f"line {computed.line} puts the result of a computation in the place of a weight"
+        return f"{line}: backward() leaves it no .grad. Update the weight in place, under `with torch.no_grad():`"
+    return CORRECT

@@ -42,6 +42,7 @@ class Updates:
         self._passes: list[Pass] = []  # since the last step
         self._stepping: list[Watched] = []  # in the step that is being taken
         self._trainings: dict[int, Watched] = {}  # by id of the leaf
+        self.computed: Location | None = None  # where something was computed from a leaf after its pass, with gradients recorded
         self._read: Location | None = None  # where a leaf was used first after the last pass
 
     # ------------------------------------------------------------------ before
@@ -98,6 +99,7 @@ class Updates:
             return False
         if self._read is None and any(self._key(t) is not None for t in tensors_in(args, 2)):
             self._read = location_of_frame(outside())
+            self.computed = self._read if torch.is_grad_enabled() else self.computed
         found = [key for tensor in _targets(function, args, kwargs) if (key := self._key(tensor)) is not None]
         for key in found:
             self._write(key)
