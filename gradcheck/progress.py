@@ -62,6 +62,8 @@ def start_and_end(run: Run) -> tuple[float, float, float]:
     if batches > FIRST_BATCHES and all(map(math.isfinite, losses)):
         visits = [fmean(last[(i - n + window) % batches :: batches]) for i in range(FIRST_BATCHES)]
         start = fmean(last) + fmean(losses[:FIRST_BATCHES]) - fmean(visits)
+        before = fmean(last) + losses[0] - visits[0]  # any step: the first ones may have thrown the loss up
+        start = before if 0 < DIVERGED * before < start else start
     changes = [b - a for a, b in zip(losses[-window - batches : -batches], last, strict=True)] if n >= window + batches else last
     return start, fmean(last), _standard_error(changes) / 2**0.5
 
@@ -162,6 +164,11 @@ def ran_away(run: Run, chance: float | None = None) -> bool:
     return min(least, again) > DIVERGED * reference
 
 
+def _beyond_all_measure(run: Run) -> bool:
+    """Whether even a loss whose level says nothing went so far up, and stayed there, that it speaks."""
+    return min(run.losses[-max(3, len(run.losses) // 4) :]) > BLOWN_UP**3 * max(abs(run.losses[0]), NEGLIGIBLE)
+
+
 def outcome(run: Run, chance: float | None = None) -> Outcome:
     """What became of a run. `chance` is the probe's; a run on other batches brings its own."""
     chance = run.chance if run.chance is not None else chance
@@ -176,7 +183,7 @@ def outcome(run: Run, chance: float | None = None) -> Outcome:
 
 
 def _outcome(run: Run, chance: float | None) -> Outcome:
-    if levelled(run, chance) and ran_away(run, chance):
+    if ran_away(run, chance) and (levelled(run, chance) or _beyond_all_measure(run)):
         return "diverges"
     start, end, error = start_and_end(run)
     relative = fall(run, chance)

@@ -42,6 +42,9 @@ def settling(start: float, level: float, pace: float = 10.0, steps: int = 300) -
         (replace(noisy(0.004, 0.15, noise=0.0), surrogate="it weighs"), None, "unknown"),
         (replace(noisy(2.3, 1.0), surrogate="it weighs"), None, "learns"),
         (noisy(-0.01, 0.1), None, "unknown"),  # below zero at first: the level says nothing
+        (replace(noisy(0.5, 2e9), surrogate="it weighs"), None, "diverges"),  # beyond all measure
+        (replace(noisy(0.5, 300.0), surrogate="it weighs"), None, "unknown"),
+        (Run("probe", (0.5, *[1e9] * 10, *[0.495] * 89), batches=32), None, "stalls"),  # thrown up at once, and dead
         (noisy(-0.01, -0.02, noise=0.1), None, "unknown"),  # a fall that is lost in how batches differ
         (noisy(40.0, 2.3, noise=0.01), None, "learns"),  # where chance is not known, a fall is a fall
         (noisy(2.3, 2.2, noise=0.005), 2.3, "learns"),  # small, but far beyond the noise

@@ -34,7 +34,7 @@ CHECKS: tuple[Check, ...] = (
     Check("samples", "samples", samples.sample_gradients),
     Check("attention", "attentions", attention.measure),
     Check("precision", "half", half.measure),
-    Check("baseline", "baseline", baseline.baseline),
+    Check("baseline", "baseline", baseline.baseline, quick=True),
     Check("sharpness", "sharpness", sharpness.sharpness),
 )
 PROBE_IN_WORDS = "the short training and its experiments"
