@@ -1,7 +1,7 @@
 # A neural ODE on a spiral, with a Runge-Kutta step of one's own.
 # healthy: error < 0.3
 # fault: weights that start too large: the solution leaves every bound within a batch
-# codes: NUM001 GRAD002 INIT002
+# codes: NUM001 GRAD002 INIT002 ACT001
 # at: nn.init.normal_( | k1 = | k2 = | k3 = | k4 = | self.net(
 # -                 nn.init.normal_(m.weight, mean=0, std=0.1)
 # +                 nn.init.normal_(m.weight, mean=0, std=5.0)
