@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement
 
 
-
 @rule(
     "LOOP001",
     "optimizer-never-steps",

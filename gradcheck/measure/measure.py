@@ -172,7 +172,12 @@ class Session:
     def _longest(self, probe: Run) -> Run:
         """The script's own steps, where a probe cut off by the budget is too short to be judged and they are more."""
         own = tuple(self.workload.own_losses)
-        if probe.ended != "budget" or len(probe.losses) >= FEWEST_STEPS or len(own) <= len(probe.losses) or not all(map(math.isfinite, own)):
+        if (
+            probe.ended != "budget"
+            or len(probe.losses) >= FEWEST_STEPS
+            or len(own) <= len(probe.losses)
+            or not all(map(math.isfinite, own))
+        ):
             return probe
         return replace(probe, name="the script's own steps", losses=own, gradient_norms=(), batches=len(own))
 
@@ -286,7 +291,9 @@ class Session:
         deadline = self.started + plan.seconds
         steps = max(plan.steps, len(probe.losses))
         each = self.seconds["probe"] / max(1, self.training.step)
-        failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, lambda what: self.tick(f"experiment: {what}", 0.0), each)
+        failure = experiments.Failure(
+            w, probe, steps, plan.seed, chance, deadline, lambda what: self.tick(f"experiment: {what}", 0.0), each
+        )
         rated = lr_of(self.trainee.optimizer) is not None
         runs = experiments.after(failure, self.watched, self.first.chance_on, rated=rated)
         if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
