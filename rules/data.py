@@ -226,6 +226,8 @@ def non_finite_input(m: Measurement, limits: Limits) -> Verdict:
     """
     if not m.data.given:
         return not_applicable(SYNTHETIC)
+    if any(e.direction == "loop" for e in m.non_finite):
+        return []  # the loop made them: non-finite says where
     findings = [_non_finite(m, x) for x in m.data.inputs if x.non_finite]
     known = {x.shape for x in m.data.inputs if x.non_finite}
     return findings + [_non_finite_target(c) for c in m.losses if _is_non_finite(c) and c.target_shape not in known]

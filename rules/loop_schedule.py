@@ -221,11 +221,11 @@ def _too_seldom(s: LoopSchedule, limits: Limits) -> Finding | None:
     if s.stepped != "epoch" or steps < limits["epoch_steps"] or s.decay is not None or length < limits["share"] * epochs * steps:
         return None
     message = (
-        f"{s.kind} is laid out for {length} steps and stepped once an epoch of {steps} steps: after all {epochs} epochs it has gone "
+        f"the {s.kind} is laid out for {length} steps and stepped once an epoch of {steps} steps: after all {epochs} epochs it has gone "
         f"{percent(epochs / length)} of its way, and the rate has stayed near its start"
     )
     evidence = Evidence("length of the schedule", length, limits["share"] * epochs * steps, ">=", "calls of step()")
-    text = f"call step() after each step of the optimizer, inside the loop over the batches, or lay {s.kind} out for {epochs} epochs"
+    text = f"call step() after each step of the optimizer, inside the loop over the batches, or lay the {s.kind} out for {epochs} epochs"
     return _misplaced(s, message, evidence, Remedy("step-schedule-per-batch", text))
 
 
@@ -234,7 +234,7 @@ def _too_often(s: LoopSchedule, limits: Limits) -> Finding | None:
     if s.stepped != "step" or steps < limits["epoch_steps"] or epochs < 1:
         return None
     calls = epochs * steps
-    text = f"call step() once an epoch, outside the loop over the batches, or lay {s.kind} out for {calls} steps"
+    text = f"call step() once an epoch, outside the loop over the batches, or lay the {s.kind} out for {calls} steps"
     remedy = Remedy("step-schedule-per-epoch", text)
     if s.decay is not None:
         left, meant = (_power(s.decay, calls / length), _power(s.decay, epochs / length))
@@ -242,7 +242,7 @@ def _too_often(s: LoopSchedule, limits: Limits) -> Finding | None:
             return None
         period = f"every {length} calls of step()" if length > 1 else "with each call of step()"
         message = (
-            f"{s.kind} multiplies the rate by {number(s.decay)} {period} and is stepped after each of the {steps} "
+            f"the {s.kind} multiplies the rate by {number(s.decay)} {period} and is stepped after each of the {steps} "
             f"steps of an epoch: {epochs} epochs leave {number(left)} of the rate (limit {number(limits['rest'])}); stepped once an "
             f"epoch, {number(meant)}"
         )
@@ -250,7 +250,7 @@ def _too_often(s: LoopSchedule, limits: Limits) -> Finding | None:
     if s.kind not in WHOLE or length > limits["epochs"] * epochs:
         return None
     message = (
-        f"{s.kind} is laid out for {length} calls of step() and stepped after each of the {steps} steps of an epoch: of {epochs} epochs "
+        f"the {s.kind} is laid out for {length} calls of step() and stepped after each of the {steps} steps of an epoch: of {epochs} epochs "
         f"(limit {number(limits['epochs'])} times as many calls) it covers {percent(length / calls)}"
     )
     return _misplaced(s, message, Evidence("length of the schedule", length, limits["epochs"] * epochs, "<=", "calls of step()"), remedy)

@@ -50,6 +50,26 @@ DOMAIN = {
     "std": "more than one value for each std, or var(correction=0)",
 }
 
+# What about the arguments made the result NaN or infinite (measure/domain.py): in words, and what keeps clear of it.
+REASONS = {
+    "zero denominators": (
+        "the denominator is 0 in {count} of {of} entries",
+        "keep the denominator away from 0 with clamp(min=1e-8), or cancel it where the numerator is 0 too",
+    ),
+    "not above zero": ("its argument is not above 0 in {count} of {of} entries", "log(clamp(x, min=1e-8))"),
+    "masked rows": (
+        "every key is masked in {count} of {of} rows of the mask",
+        "leave each row of the mask at least one key: a sample of padding only keeps its first position, or is taken out",
+    ),
+    "long targets": (
+        "the target of {count} of {of} samples is longer than its input, counting a blank between equal labels",
+        "leave these samples out, give them longer inputs (less downsampling), or pass zero_infinity=True",
+    ),
+    "no target": ("all {count} targets are ignored", "leave out batches in which every target is ignore_index"),
+    "empty": ("it is taken over no entry at all", "skip the term where its mask selects nothing, or divide a sum by clamp(count, min=1)"),
+    "one value": ("it is taken over a single value", "std over more than one value, or correction=0"),
+}
+
 
 @rule(
     "NUM001",
@@ -72,7 +92,10 @@ def non_finite(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     Every operation's result is checked while the step that gave a non-finite loss is run again. Infinities that never
-    reach the loss or a gradient, as in attention masks, do not count.
+    reach the loss or a gradient, as in attention masks, do not count. What a script computes without gradient is checked while
+    it runs: weights, targets and normalised data whose NaN comes from a division or logarithm are traced back to its line.
+    The arguments of the operation say why: denominators of 0, rows of a mask without any key, targets that are longer
+    than their input, a mean over nothing. The script's own losses count too.
 
     ## Limits and their sources
     None: one value is enough. At the first step it is an error by the value alone. Later in the probe it is an error
@@ -138,22 +161,22 @@ def _severity(m: Measurement, step: int) -> tuple[Severity, str]:
         return "error", BY_VALUE
     if not m.optimizer.given:
         return "warning", ""
-    return "error", f"by the probe: finite until step {step} with {m.optimizer.name} at rate {number(m.optimizer.lr)}"
+    whose = "script's own steps" if m.probe.live else "probe"
+    return "error", f"by the {whose}: finite until step {step} with {m.optimizer.name} at rate {number(m.optimizer.lr)}"
 
 
 def _forward_event(m: Measurement, events: Sequence[NonFinite]) -> Finding:
     first = events[0]
     severity, confirmed = _severity(m, first.step)
     more = f"; {len(events) - 1} more operations do" if len(events) > 1 else ""
+    name = _plain(first.operation)
     guard = _cure(DOMAIN, first.operation)
-    remedy = (
-        f"keep {first.operation} inside its domain: {guard}"
-        if guard
-        else f"bound what reaches {first.operation}: normalise before it, or lower the scale of the weights"
-    )
+    remedy = f"keep {name} inside its domain: {guard}" if guard else f"bound what reaches {name}, or lower the scale of the weights"
+    if first.reason is not None:
+        remedy = REASONS[first.reason[0]][1]
     return found(
         severity,
-        f"{first.operation}{_place(first)}{_on_rank(first.rank)} gives {_kind(first)} at step {first.step}{_inputs(first)}{more}: "
+        f"{name}{_place(first)}{_on_rank(first.rank)} gives {_kind(first)} at step {first.step}{_because(first)}{more}: "
         "it turns the loss and every gradient behind it non-finite, and training ends there",
         layers=(first.layer,) if first.layer else (),
         location=first.site or layer_site(m, first.layer),
@@ -187,11 +210,12 @@ def _poisoned_weights(m: Measurement, parameters: Sequence[Parameter]) -> Findin
 def _unlocated(m: Measurement, step: int) -> Finding:
     severity, confirmed = _severity(m, step)
     loss = m.probe.losses[step]
+    site = next((c.site for c in m.losses if c.site), None) or (m.loop.backward_site if m.loop is not None else None)
     return found(
         severity,
         f"the loss is {number(loss)} at step {step}{_on_rank(_rank_of_loss(m, step))} (it must be finite); "
         "no single operation was seen to cause it: training ends there",
-        location=next((c.site for c in m.losses if c.site), None),
+        location=site,
         evidence=(Evidence("loss", loss, None, "=", f"at step {step}"),),
         remedies=(Remedy("guard-domain", "run the step under torch.autograd.detect_anomaly() to find the operation", "advice"),),
         confirmed=confirmed,
@@ -283,6 +307,25 @@ def _cure(cures: Mapping[str, str], operation: str) -> str | None:
     """What keeps clear of the fault; the operation may be spelled "sqrt", "sqrt_", "__truediv__" or "SqrtBackward0"."""
     name = re.sub(r"backward\d*$", "", operation.lower()).strip("_").replace("truediv", "div").removeprefix("linalg_")
     return cures.get(name)
+
+
+def _plain(operation: str) -> str:
+    """How a program writes it: "a division", not "__truediv__"."""
+    name = operation.strip("_")
+    return {
+        "div": "a division",
+        "truediv": "a division",
+        "rtruediv": "a division",
+        "itruediv": "a division",
+        "matmul": "a matrix product",
+    }.get(name, name)
+
+
+def _because(event: NonFinite) -> str:
+    if event.reason is None:
+        return _inputs(event)
+    what, count, of = event.reason
+    return f" ({REASONS[what][0].format(count=count, of=of)})"
 
 
 def _place(event: NonFinite) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.nouns.measurement import Run
-from gradcheck.progress import PATIENCE, depends_on_order, fall, outcome, start_and_end, unsettled, verdict
+from gradcheck.progress import PATIENCE, depends_on_order, fall, held_up, outcome, ran_away, sooner, start_and_end, unsettled, verdict
 from tests.literals import measurement, stalled
 
 
@@ -106,3 +106,35 @@ def test_a_probe_that_learns_clearly_in_another_order_learns(end, expected):
     again = Run("other order", tuple([2.3] * 50 + [end] * 250), rate_factor=1.0)
     m = measurement(probe=stalled(steps=300), experiments=(again,))
     assert verdict(m) == expected and depends_on_order(m) == (expected == "learns")
+
+
+@pytest.mark.parametrize(
+    ("losses", "batches", "chance", "expected"),
+    [
+        ((9.0, 50.0, *[1500.0] * 7), 9, 8.5, True),  # AdamW at rate 20: nine steps
+        ((9.0, 50.0, *[89.0] * 7), 9, 8.5, False),  # few steps must show a rise by ten times
+        ((9.0, 50.0, *[899.0] * 7), 9, None, False),  # and by a hundred where chance is not known
+        ((9.0, 50.0, *[901.0] * 7), 9, None, True),
+        ((9.0, *[300.0] * 8, *[14.0] * 45), 9, 8.5, True),  # the first round of the batches is high already
+        ((9.0, *[300.0] * 8, *[13.0] * 45), 9, 8.5, False),
+        (tuple([1.0, 3.0, 3.0, 3.0] * 15), 4, None, False),  # the first batch is an easy one
+        ((1e-5, *[0.01] * 60), 1, None, False),  # a distance to a copy starts at 0
+    ],
+)
+def test_a_rise_is_told_from_the_first_loss(losses, batches, chance, expected):
+    assert ran_away(Run("probe", tuple(losses), batches=batches), chance) is expected
+
+
+def test_a_run_that_was_cut_off_is_held_up_where_it_has_not_fallen():
+    flat = Run("probe", (4.2,) * 30, batches=30, ended="budget")
+    assert held_up(flat, 4.2) and not held_up(Run("probe", (4.2,) * 29, batches=29, ended="budget"), 4.2)
+    assert not held_up(noisy(4.2, 3.9, steps=30, noise=0.0, batches=30), 4.2)
+
+
+def test_a_lower_rate_is_compared_over_the_same_steps():
+    probe = Run("probe", (4.2,) * 30, batches=30, ended="budget")
+    lower = Run("rate x0.01", (4.2, 4.0, 3.9, 3.8, 3.7, 3.6, 3.5, 3.4), batches=30, ended="budget", rate_factor=0.01)
+    assert sooner(lower, probe) and not sooner(Run("rate x0.01", lower.losses[:7], batches=30, ended="budget"), probe)
+    assert not sooner(Run("rate x0.01", (4.2, *[3.9] * 9), batches=30, ended="budget"), probe)
+    m = measurement(probe=probe, chance=4.2)
+    assert verdict(m) == "unknown" and verdict(replace(m, experiments=(lower,))) == "stalls"

@@ -119,3 +119,42 @@ for step in range(20):
 
 def test_a_copy_for_a_log_is_not_blamed(tmp_path):
     check(tmp_path, LOGGED, LOGGED.replace("h = h.data", "h = h"), "GRAPH001", "error")
+
+
+SUPERVISED = """
+net = nn.Linear(8, 3)
+optimizer = torch.optim.SGD(net.parameters(), 0.1)
+def train(make):
+    for step in range(20):
+        x, y = torch.randn(16, 8), torch.randint(3, (16,))
+        loss = make(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+BORN = {
+    "a weight that is 0 / 0": (
+        "    count = (y == 5).float()\n    w = count / count.sum()  # here\n    return (F.cross_entropy(net(x), y, reduction='none') * w).sum()",
+        ("count.sum()", "count.sum().clamp(min=1)"),
+    ),
+    "data normalised by a spread of 0": (
+        "    x[:, 2] = 1.0\n    x = (x - x.mean(0)) / x.std(0)  # here\n    return F.cross_entropy(net(x), y)",
+        ("x.std(0)", "(x.std(0) + 1e-6)"),
+    ),
+    "the logarithm of no prior": (
+        "    prior = torch.bincount(y * 0, minlength=3) / len(y)\n    shift = prior.log()  # here\n    return F.cross_entropy(net(x) + shift, y)",
+        ("prior.log()", "prior.clamp(min=1e-3).log()"),
+    ),
+    "a mean over an empty mask": (
+        "    return F.cross_entropy(net(x), y) + net(x)[y == 7].mean()  # here",
+        ("net(x)[y == 7].mean()", "net(x)[y == 7].sum()"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BORN)
+def test_numbers_that_are_not_finite_are_told_where_the_loop_makes_them(name, tmp_path):
+    body, (old, new) = BORN[name]
+    text = f"{SUPERVISED}def make(x, y):\n{body}\ntrain(make)\n"
+    found = check(tmp_path, text, text.replace(old, new), "NUM001", "error", "NUM001", "DATA002")
+    assert "normalise before" not in found.remedies[0].text

@@ -47,7 +47,7 @@ class Surroundings:
                 rows = len(iterator._dataset) if hasattr(iterator._dataset, "__len__") else 0
                 for tensor in tensors_in(batch):
                     if tensor.dim():
-                        self.recorder.tape.note_rows(tensor, rows, chosen=True)
+                        self.recorder.tape.rows.note(tensor, rows, chosen=True)
             return batch
 
         return fetch

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.capture.structures import Packed, is_plain, pack, tensors_in
+from gradcheck.capture.births import Births
+from gradcheck.capture.rows import Rows, forget_in
+from gradcheck.capture.structures import Packed, pack, tensors_in
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
@@ -27,16 +29,12 @@ CUTS = {"item": "item", "tolist": "item", "__float__": "item", "__int__": "item"
 _IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split()) | {
     "__setitem__"
 }
-_SOURCES = frozenset(("__getitem__", "index_select", "narrow"))
+
+
 _READ = frozenset("item tolist numpy __array__ __float__ __int__ __index__ __bool__".split())  # they hand values to Python
 _MOVES = "detach cpu to long int float double bool clone contiguous squeeze unsqueeze view reshape flatten data __getitem__".split()
 _COMPARES = "eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__".split()
 _SAME_VALUES = frozenset((*_MOVES, *_COMPARES))
-# What keeps every entry of a tensor, in other axes or of another dtype.
-_SAME_ENTRIES = frozenset(
-    "view reshape flatten unflatten permute transpose swapaxes movedim t T mT contiguous clone detach to type long int float double half "
-    "bfloat16 bool cpu cuda squeeze unsqueeze".split()
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,17 +165,6 @@ def nodes_behind(ends: Iterable[Node]) -> list[Node]:
     return sorted(found.values(), key=lambda n: n.serial)
 
 
-@dataclass(frozen=True, eq=False)
-class _Moved:
-    """How a constant came from another one that holds the same entries."""
-
-    function: Callable[..., Any]
-    args: Any
-    kwargs: Any
-    version: int  # of the other one
-    rows: bool  # the first axis is another one than some constant's before it
-
-
 @dataclass
 class SeenCut:
     """A call whose arguments carry gradient and whose result does not."""
@@ -194,13 +181,13 @@ class Tape:
     recording: bool = True
     weights: dict[int, Weight] = field(default_factory=dict)
     cuts: list[SeenCut] = field(default_factory=list)
+    births: Births = field(default_factory=Births)
+    rows: Rows = field(default_factory=Rows)
     unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them
     failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
     failure: str = ""  # why the recording ended early
     unknown: bool = False  # a tensor with gradient whose origin was not seen went into a recorded call
     _values: dict[int, tuple[weakref.ref[torch.Tensor], Ref]] = field(default_factory=dict)
-    _rows: dict[int, tuple[weakref.ref[torch.Tensor], int, bool]] = field(default_factory=dict)
-    _moved: dict[int, tuple[weakref.ref[torch.Tensor], _Moved]] = field(default_factory=dict)
     _constants: dict[int, tuple[weakref.ref[torch.Tensor], int, Constant]] = field(default_factory=dict)
     _count: int = 0
 
@@ -213,7 +200,7 @@ class Tape:
     def alias(self, tensor: torch.Tensor, ref: Ref | None) -> None:
         """`tensor` stands for the value of `ref`."""
         if ref is not None:
-            self._values[id(tensor)] = weakref.ref(tensor, _forget(self._values, id(tensor))), ref
+            self._values[id(tensor)] = weakref.ref(tensor, forget_in(self._values, id(tensor))), ref
 
     def is_live(self, value: Any) -> bool:
         return any(self.ref(t) is not None or id(t) in self.weights for t in tensors_in(value))
@@ -241,27 +228,20 @@ class Tape:
             return entry[2]
         if tensor.grad_fn is not None:
             self.unknown = True
-        entry_rows = self._rows.get(id(tensor))
-        rows, chosen = entry_rows[1:] if entry_rows and entry_rows[0]() is tensor else (_base_rows(tensor), False)
+        rows, chosen = self.rows.of(tensor)
         origin = self._origin(tensor)
         with torch._C.DisableTorchFunction(), torch.no_grad():
             constant = Constant(tensor.detach().clone(), tensor.requires_grad, rows, chosen, origin)
-        self._constants[id(tensor)] = weakref.ref(tensor, _forget(self._constants, id(tensor))), tensor._version, constant
+        self.births.note(constant, tensor)
+        self._constants[id(tensor)] = weakref.ref(tensor, forget_in(self._constants, id(tensor))), tensor._version, constant
         return constant
 
     def _origin(self, tensor: torch.Tensor) -> Node | None:
-        moved = self._way(tensor)
+        """The call that made the first axis of a constant out of another constant's axes."""
+        moved = self.rows.way(tensor)
         if moved is None or not moved.rows or moved.args[0]._version != moved.version:
             return None
         return self._node(moved.function, self.encode(moved.args), self.encode(moved.kwargs), False)
-
-    def _way(self, tensor: torch.Tensor) -> _Moved | None:
-        entry = self._moved.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def note_rows(self, tensor: torch.Tensor, rows: int, *, chosen: bool) -> None:
-        """The first axis of `tensor` holds some of `rows` entries; `chosen`: one by one."""
-        self._rows[id(tensor)] = weakref.ref(tensor, _forget(self._rows, id(tensor))), rows, chosen
 
     # ------------------------------------------------------------------- calls
 
@@ -279,6 +259,7 @@ class Tape:
             if not tensor.requires_grad:
                 with torch._C.DisableTorchFunction():
                     node.values[index] = tensor.detach().clone()
+                self.births.note(node, tensor)
 
     def function(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a torch function, and records the call when it takes something live."""
@@ -317,11 +298,12 @@ class Tape:
         return self._node(function, self.encode(args), self.encode(kwargs), changes)
 
     def _ended(self, name: str, node: Node | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+        self.births.look(name, args, kwargs, output, lambda: location_of_frame(outside()))
         if node is None:
             if torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and self._takes_leaf(args, kwargs):
                 node = self._node(function, self.encode(args), self.encode(kwargs), False)
             elif isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor) and args[0].dim():
-                self._follow(name, function, args, kwargs, output)
+                self.rows.follow(name, function, args, kwargs, output)
         if node is None:
             return
         if name in _READ:
@@ -356,25 +338,8 @@ class Tape:
                 node.args, node.kwargs = (replaced(x, known, self.weights[id(leaf)]) for x in (node.args, node.kwargs))
         self._values.pop(id(leaf), None)
 
-    def _follow(self, name: str, function: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-        """Notes where the rows of a constant come from."""
-        source = args[0]
-        whole = name == "__getitem__" and _keeps_rows(args[1])
-        if name in _SOURCES and not whole:
-            self.note_rows(output, source.shape[0], chosen=_picks(name, args, kwargs))
-        elif (whole or name in _SAME_ENTRIES) and output is not source:
-            before = self._way(source)
-            rows = output.shape[:1] != source.shape[:1] or name in ("permute", "transpose", "swapaxes", "movedim", "t", "T")
-            moved = _Moved(function, args, kwargs, source._version, rows or (before is not None and before.rows))
-            self._moved[id(output)] = weakref.ref(output, _forget(self._moved, id(output))), moved
-            known = self._rows.get(id(source))
-            if known is not None and known[0]() is source and not rows:
-                self.note_rows(output, known[1], chosen=known[2])
-
     def _node(self, function: Any, args: Any, kwargs: Any, in_place: bool) -> Node:
-        return Node(
-            self._serial(), function, None, "", args, kwargs, None, torch.is_grad_enabled(), autocast_state(), in_place=in_place
-        )
+        return Node(self._serial(), function, None, "", args, kwargs, None, torch.is_grad_enabled(), autocast_state(), in_place=in_place)
 
     def _cut(self, name: str, carries: bool, output: Any, node: Node) -> None:
         if not carries or any(t.requires_grad for t in tensors_in(output, 2)):
@@ -398,15 +363,6 @@ def mark_read(reader: Node) -> None:
             return
 
 
-def _forget(table: dict[int, Any], key: int) -> Callable[[Any], None]:
-    def forget(reference: Any) -> None:
-        entry = table.get(key)
-        if entry is not None and entry[0] is reference:
-            del table[key]
-
-    return forget
-
-
 def is_in_place(name: str) -> bool:
     """Whether a function of torch by this name changes its first argument."""
     return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
@@ -421,27 +377,6 @@ def _name(function: Any) -> str | None:
     if getattr(function, "__module__", None) == "torch.nn.init":
         return None
     return None if name in _SILENT or name in ("__set__", "__len__", "size", "dim", "numel") else name
-
-
-def _keeps_rows(index: Any) -> bool:
-    first = index[0] if isinstance(index, tuple) and index else index
-    return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
-
-
-def _picks(name: str, args: Any, kwargs: Any) -> bool:
-    """Whether rows are picked one by one, rather than cut out as a stretch."""
-    if name == "__getitem__":
-        index = args[1]
-        return isinstance(index, list) or (hasattr(index, "shape") and len(index.shape) == 1)
-    return name == "index_select" and (args[1] if len(args) > 1 else kwargs.get("dim")) == 0
-
-
-def _base_rows(tensor: torch.Tensor) -> int | None:
-    """Rows of the tensor that this one is a slice of."""
-    base = tensor._base if is_plain(tensor) else None
-    if base is None or not tensor.dim() or not base.dim() or base.shape[1:] != tensor.shape[1:]:
-        return None
-    return base.shape[0]
 
 
 def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:

@@ -17,6 +17,7 @@ from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
 from gradcheck.capture.script import Capture
 from gradcheck.capture.spec import ScriptSpec
+from gradcheck.capture.tape import nodes_behind
 from gradcheck.capture.together import joined
 from gradcheck.capture.twins import Unfaithful
 from gradcheck.capture.unseen import CORRECT, nothing_seen
@@ -57,6 +58,7 @@ class Training:
         if outcome(own, m.chance) == "diverges" and outcome(m.probe, m.chance) != "diverges":
             m = replace(m, probe=own)  # on other data, or later, than the probe
         m = replace(m, probe=replace(m.probe, beside=self.several or self.brief))
+        m = self._with_births(m)
         if _learns(self.loop.losses):  # then the script itself showed what a short probe could not
             m = replace(m, not_measured=tuple(n for n in m.not_measured if (n.what, n.lack) != ("probe", "short")))
         if self.workload is not None and isinstance(self.workload.model, Models):  # what lies between two models is the loop's own affair
@@ -67,13 +69,26 @@ class Training:
             m = replace(m, data=replace(m.data, inputs=tuple(x for x in m.data.inputs if x.name in of_one)))
         return with_loop(m, self.loop)
 
+    def _with_births(self, m: Measurement) -> Measurement:
+        """Where no operation of the repeated step made the first number that is not finite, the loop did before it."""
+        if m.probe.ended != "non-finite" or self.watched is None or any(e.direction != "backward" for e in m.non_finite):
+            return m
+        step = max(0, len(m.probe.losses) - 1)
+        refs = [p.ref for s in self.watched.steps for p in s.passes if p.ref is not None]
+        nodes = nodes_behind([r.node for r in refs])
+        births = self.recorder.tape.births.of([x for n in nodes for x in (n, *n.constants())])
+        found = tuple(replace(b, step=step) for b in sorted(births, key=lambda b: b.kind != "nan")[:1])
+        texts = snippets([b.site for b in found if b.site is not None])
+        return replace(m, non_finite=(*m.non_finite, *found), snippets={**texts, **m.snippets})
+
     def cannot_repeat(self, why: str, detail: str = "") -> None:
         self.workload = None
         self.blind = replace(self.blind, why=f"could not repeat the training step: {why}", detail=detail)
 
     def observed(self, needs: Collection[str]) -> Measurement:
         """What the run itself showed. `needs`: all that rules may ask for."""
-        return with_loop(observed(self.recorder, self.watched, self.loop, self.name, self.files, self.blind, needs), self.loop)
+        m = observed(self.recorder, self.watched, self.loop, self.name, self.files, self.blind, needs)
+        return with_loop(self._with_births(m), self.loop)
 
 
 def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from gradcheck.measure.domain import Reason, reason
 from gradcheck.measure.taps import Taps, caller, tensors_in
 from gradcheck.nouns.measurement import NonFinite
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
 # Masks are filled with -inf on purpose; what makes such a fill is not where a number went wrong.
-_FILLS = frozenset(
+FILLS = frozenset(
     "masked_fill masked_fill_ fill_ full full_like new_full where tensor triu tril zeros ones empty __setitem__ expand clone to".split()
 )
 
@@ -29,6 +30,7 @@ class _Operation:
     high: float
     in_model: bool
     dtype: str = ""  # of its results
+    reason: Reason | None = None
     outputs_finite: bool = True  # gradient of its outputs
 
 
@@ -48,11 +50,13 @@ class Locator(Taps):
         if not self.recording or name in ("__get__", "backward", "register_hook", "isfinite", "isnan"):
             return output
         results = [t for t in tensors_in(output, 2) if t.is_floating_point() and t.numel()]
-        inputs = [t for t in tensors_in((args, kwargs), 2) if t.is_floating_point() and t.numel()]
+        inputs = [t for t in tensors_in((args, kwargs), 2) if t.is_floating_point()]
         if not results or not inputs:
             return output
         operation = _Operation(name, self.module_name, location_of_frame(caller()), *_range(inputs), self.in_model, _dtype(results))
         self._look_forward(operation, inputs, results)
+        if self.forward_fault is not None and self.forward_fault[0] is operation:
+            operation.reason = reason(name, args, kwargs)
         self._look_backward(operation, inputs, results)
         return output
 
@@ -62,7 +66,7 @@ class Locator(Taps):
             return
         for kind, test in (("nan", torch.isnan), ("inf", torch.isinf)):
             made = any(_any(test, t) and (kind == "nan" or t.requires_grad) for t in results)
-            if made and not any(_any(test, t) for t in inputs) and not (kind == "inf" and operation.name in _FILLS):
+            if made and not any(_any(test, t) for t in inputs) and not (kind == "inf" and operation.name in FILLS):
                 self.forward_fault = (operation, kind)
                 return
 
@@ -125,4 +129,6 @@ def locate(trainee: Any, batch: Any, step: int, names: Mapping[int, str]) -> tup
 
 def _noun(operation: _Operation, direction: Any, step: int, kind: Any) -> NonFinite:
     low, high = operation.low, operation.high
-    return NonFinite(direction, operation.name, operation.layer, operation.site, step, kind, low, high, operation.dtype)
+    return NonFinite(
+        direction, operation.name, operation.layer, operation.site, step, kind, low, high, operation.dtype, reason=operation.reason
+    )

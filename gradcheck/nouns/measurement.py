@@ -390,7 +390,7 @@ class Regularization:
 class NonFinite:
     """The first operation whose inputs were finite and whose result was not."""
 
-    direction: Literal["forward", "backward", "loss"]
+    direction: Literal["forward", "backward", "loss", "loop"]  # loop: without gradient, outside the model
     operation: str
     layer: str
     site: Location | None
@@ -400,6 +400,8 @@ class NonFinite:
     input_max: float | None = None
     dtype: str = ""  # of the result
     rank: int | None = None  # process of a distributed training
+    # What about its arguments made it so, in how many entries, rows or samples, and of how many; see measure/domain.py.
+    reason: tuple[str, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement, NonFinite
+from gradcheck.nouns.measurement import Measurement, NonFinite, NotMeasured
 from gradcheck.rules.numerics import non_finite, singular_derivative
 from tests.literals import data, location, loss_call, measurement, optimizer, parameter_steps, run, stalled, with_parameter
-from tests.rules.verdicts import findings, only, severities
+from tests.rules.verdicts import findings, no_verdict, only, severities
 
 
 def event(direction="forward", operation="log", **overrides) -> NonFinite:
@@ -39,6 +39,29 @@ class TestNonFinite:
         assert f.severity == "error" and f.confirmed == "by the measured value alone" and f.location == location(21)
         assert "log in fc2 gives NaN at step 0" in f.message and "-0.5 to 1" in f.message
         assert "clamp(x, min=1e-8)" in f.remedies[0].text
+
+    @pytest.mark.parametrize(
+        ("reason", "says", "cure"),
+        [
+            (("masked rows", 1, 64), "every key is masked in 1 of 64 rows", "at least one key"),
+            (("long targets", 3, 8), "the target of 3 of 8 samples is longer", "zero_infinity"),
+            (("zero denominators", 2, 64), "the denominator is 0 in 2 of 64 entries", "clamp(min=1e-8)"),
+            (("empty", 0, 0), "over no entry at all", "clamp(count, min=1)"),
+            (("no target", 4, 4), "all 4 targets are ignored", "ignore_index"),
+        ],
+    )
+    def test_what_about_the_arguments_is_told_with_its_own_cure(self, reason, says, cure):
+        f = only(non_finite, breaking(event(operation="softmax", reason=reason)))
+        assert says in f.message and cure in f.remedies[0].text and "normalise" not in f.remedies[0].text
+
+    def test_what_the_loop_made_itself_is_told_at_its_line(self):
+        f = only(non_finite, breaking(event("loop", "__truediv__", layer="", step=11), at=11))
+        assert f.location == location(21) and "a division gives NaN at step 11" in f.message
+
+    def test_without_a_look_at_the_operations_only_the_losses_can_tell(self):
+        blind = (NotMeasured("numerics", "could not repeat the training step"),)
+        assert no_verdict(non_finite, measurement(not_measured=blind)) == "not-measured"
+        assert only(non_finite, breaking(not_measured=blind, at=3)).severity == "error"
 
     def test_later_in_the_probe_the_optimizer_must_be_the_user_s(self):
         assert severities(non_finite, breaking(event(step=7), at=7)) == ["error"]

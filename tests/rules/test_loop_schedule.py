@@ -1,0 +1,60 @@
+"""LOOP013 on literal measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gradcheck.nouns.loop import LoopSchedule
+from gradcheck.rules.loop_schedule import schedule_misplaced
+from tests.literals import location, loop, measurement
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+
+def schedule(**overrides: Any) -> LoopSchedule:
+    """One-cycle over 10 epochs of 30 steps, stepped once an epoch."""
+    values: dict[str, Any] = {"kind": "OneCycleLR", "length": 300, "decay": None, "calls": 6, "stepped": "epoch", "epochs": 10}
+    return LoopSchedule(**values | {"epoch_steps": 30, "site": location(5), "step_site": location(9)} | overrides)
+
+
+def seen(**overrides: Any) -> Any:
+    return measurement(loop=loop(schedulers=(schedule(**overrides),)))
+
+
+class TestScheduleMisplaced:
+    @pytest.mark.parametrize(("length", "expected"), [(300, ["warning"]), (240, ["warning"]), (239, []), (10, [])])
+    def test_laid_out_for_all_steps_and_stepped_once_an_epoch(self, length, expected):
+        assert severities(schedule_misplaced, seen(length=length)) == expected
+
+    @pytest.mark.parametrize(("steps", "expected"), [(4, ["warning"]), (3, [])])
+    def test_short_epochs_say_nothing(self, steps, expected):
+        assert severities(schedule_misplaced, seen(epoch_steps=steps, length=10 * steps)) == expected
+
+    @pytest.mark.parametrize(("length", "expected"), [(10, ["warning"]), (20, ["warning"]), (21, []), (300, [])])
+    def test_laid_out_for_epochs_and_stepped_after_each_step(self, length, expected):
+        assert severities(schedule_misplaced, seen(kind="CosineAnnealingLR", length=length, stepped="step")) == expected
+
+    @pytest.mark.parametrize("kind", ["LinearLR", "ConstantLR"])
+    def test_a_warm_up_may_be_short(self, kind):
+        assert findings(schedule_misplaced, seen(kind=kind, length=10, stepped="step")) == []
+        assert severities(schedule_misplaced, seen(kind=kind)) == ["warning"]
+
+    @pytest.mark.parametrize(("decay", "expected"), [(0.96, ["warning"]), (0.97, []), (0.3, [])])
+    def test_a_decay_that_leaves_nothing_when_it_is_stepped_too_often(self, decay, expected):
+        """Over 300 steps 0.96 leaves 5e-6 and 0.97 1e-4; 0.3 leaves 6e-6 over 10 epochs, too."""
+        assert severities(schedule_misplaced, seen(kind="ExponentialLR", length=1, decay=decay, stepped="step")) == expected
+
+    def test_it_points_at_the_call_or_else_at_the_scheduler(self):
+        assert only(schedule_misplaced, seen()).location == location(9)
+        assert only(schedule_misplaced, seen(step_site=None)).location == location(5)
+
+    @pytest.mark.parametrize("unknown", [{"stepped": ""}, {"epochs": None}, {"epoch_steps": None}])
+    def test_what_is_not_known_is_not_judged(self, unknown):
+        assert findings(schedule_misplaced, seen(**unknown)) == []
+        assert no_verdict(schedule_misplaced, seen(calls=0, **unknown)) == "not-measured"
+
+    def test_without_a_length_there_is_nothing_to_judge(self):
+        assert no_verdict(schedule_misplaced, seen(length=None)) == "not-applicable"
+        assert no_verdict(schedule_misplaced, measurement(loop=loop())) == "not-applicable"
+        assert no_verdict(schedule_misplaced, measurement()) == "not-applicable"
