@@ -40,6 +40,7 @@ FAMILIES = (
     "optimization",
     "batch_size",
     "optimizer_settings",
+    "optimizer_momentum",
     "clipping",
     "regularization",
     "regularization_fit",

@@ -14,6 +14,7 @@ from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strengt
 BEST_RATIO = 0.02  # update over weight at step 10; the same for SGD, momentum and Adam (calibration E3: 0.019 to 0.023)
 LARGEST_RATIO = 1.0  # updates as large as the weights: it is breaking up, and larger ones say no more about the rate
 USUAL_EPSILON, SMALL_EPSILON = 1e-8, 1e-12
+USUAL_MOMENTUM = 0.9
 
 
 def rounded(value: float) -> float:
@@ -86,6 +87,21 @@ def set_epsilon(patient: Patient, p: Prescription) -> None:
         group["eps"] = float(p.settings["eps"])
 
 
+def prescribe_momentum(finding: Finding | None, m: Measurement) -> list[Prescription]:
+    if m.optimizer.adaptive or m.optimizer.momentum <= USUAL_MOMENTUM:
+        return []
+    text = f"set the momentum to {USUAL_MOMENTUM} (now {m.optimizer.momentum:g})"
+    return [MOMENTUM.prescription(text, finding, settings={"momentum": USUAL_MOMENTUM})]
+
+
+def set_momentum(patient: Patient, p: Prescription) -> None:
+    groups = [g for g in patient.optimizer.param_groups if g.get("momentum")]
+    if not groups:
+        raise Inapplicable(f"{type(patient.optimizer).__name__} has no momentum")
+    for group in groups:
+        group["momentum"] = float(p.settings["momentum"])
+
+
 _RATE = (Strength("lr", 1e-3, 1e-5, 1.0),)
 LOWER = Treatment(
     "lower-learning-rate",
@@ -119,4 +135,13 @@ EPSILON = Treatment(
     set_epsilon,
 )
 
-TREATMENTS = (LOWER, RAISE, EPSILON)
+MOMENTUM = Treatment(
+    "lower-momentum",
+    "shorter momentum",
+    "optimizer",
+    "safe",
+    "Sutskever et al. 2013, On the importance of initialization and momentum in deep learning",
+    prescribe_momentum,
+    set_momentum,
+)
+TREATMENTS = (LOWER, RAISE, EPSILON, MOMENTUM)

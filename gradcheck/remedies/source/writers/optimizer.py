@@ -63,6 +63,10 @@ def epsilon(p: Prescription, context: Context) -> None:
     keyword(context, "eps", literal(number(p, "eps")))
 
 
+def momentum(p: Prescription, context: Context) -> None:
+    keyword(context, "momentum", literal(number(p, "momentum")))
+
+
 def decay(p: Prescription, context: Context) -> None:
     """Weight decay of the optimizer and of its groups; of a penalty in the loss, its factor."""
     if "divisor" in p.settings:
@@ -240,6 +244,7 @@ WRITERS: dict[str, Writer] = {
     "lower-learning-rate": rate,
     "raise-learning-rate": rate,
     "adam-epsilon": epsilon,
+    "lower-momentum": momentum,
     "weaker-weight-decay": decay,
     "decoupled-weight-decay": decoupled,
     "weight-decay-groups": groups,
