@@ -17,7 +17,7 @@ _SPREADS = frozenset("std var std_mean var_mean".split())
 
 class Reason(NamedTuple):
     what: What
-    count: int  # entries, rows or samples that it is about
+    number: int  # entries, rows or samples that it is about
     of: int
 
 
