@@ -138,7 +138,7 @@ def test_after_too_short_a_look_findings_stand_and_silence_is_no_verdict():
     assert len(found) == 1 and state.status == "finding"
     found, state = verdict_of([], "short")
     assert not found and (state.status, state.lacking) == ("not-measured", "probe")
-    assert state.reason == "the short training: why"
+    assert state.reason == "the course of the training: why"
     assert verdict_of([finding()], "failed")[1].status == "not-measured"
     assert verdict_of([], "short", "data")[1].status == "passed"
 

@@ -16,7 +16,7 @@ LOOKS: Mapping[Need, str] = {
     "optimizer": "the settings of the optimizer",
     "losses": "the calls of loss functions",
     "data": "the inputs and targets",
-    "probe": "the short training",
+    "probe": "the course of the training",
     "numerics": "where NaN and infinity come from",
     "derivatives": "the gradient against finite differences",
     "dependence": "whether the output depends on the input, and on other samples",

@@ -196,7 +196,7 @@ class Record:
         if self.broken:
             return lacking
         if self.steps < FEWEST_STEPS:
-            lacking.append(NotMeasured("probe", f"the training took {self.steps} steps, too few to judge", remedy=LONGER))
+            lacking.append(NotMeasured("probe", f"fewer than {FEWEST_STEPS} steps were taken ({self.steps})", remedy=LONGER))
         return lacking
 
     def _note_groups(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:

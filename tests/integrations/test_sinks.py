@@ -79,7 +79,8 @@ def test_the_numbers_are_those_of_the_report() -> None:
         update = weight.at(step) if weight is not None else None
         assert update is not None and row["gradcheck/update/4"] == update.update_ratio
     assert kept.rows[0]["gradcheck/findings/error"] == 0
-    assert kept.rows[0]["gradcheck/score/numerics"] == 100
+    assert "gradcheck/score/numerics" not in kept.rows[0], "after one step most of its rules cannot look yet"
+    assert kept.rows[5]["gradcheck/score/numerics"] == 100
 
 
 def test_few_layers_by_default_the_same_all_the_way_and_those_of_findings_beside_them() -> None:

@@ -61,7 +61,10 @@ def test_a_rule_that_exceeds_its_severity_has_crashed_and_others_have_not():
 def test_what_was_not_measured_is_not_passed():
     m = measurement(not_measured=(NotMeasured("probe", "the budget was spent"), NotMeasured("layer x", "scripted")))
     rules = [rule_that([], "A001", "needs-probe", needs=("probe",)), rule_that([], "A002", "needs-data", needs=("data",))]
-    assert states(rules, [m]) == {"needs-probe": ("not-measured", "the short training: the budget was spent"), "needs-data": ("passed", "")}
+    assert states(rules, [m]) == {
+        "needs-probe": ("not-measured", "the course of the training: the budget was spent"),
+        "needs-data": ("passed", ""),
+    }
 
 
 def test_limits_and_severity_follow_the_settings():
@@ -236,7 +239,7 @@ def test_judging_again_does_not_pass_rules_whose_quantities_were_not_measured(mo
         monkeypatch.setattr(f"gradcheck.judge.{module}.load_rules", lambda paths: rules)
     again = judge_again(saved(rules[:1]), Settings())
     assert {s.name: s.status for s in again.rules} == {"old": "passed", "new": "not-measured", "able": "passed"}
-    assert "without looking at the short training" in again.rules[1].reason
+    assert "without looking at the course of the training" in again.rules[1].reason
 
 
 def test_the_judge_changes_no_measurement():
