@@ -114,7 +114,7 @@ def cases() -> list[Case]:
 def read(path: Path) -> Case:
     """Raises ValueError where the header does not fit the script."""
     text = path.read_text()
-    header = re.match(r"(?:#.*\n)+", text)
+    header = re.match(r"(?:#(?! %%).*\n)+", text)
     if header is None:
         raise ValueError(f"{path.name} has no header")
     healthy = text[header.end() :].lstrip("\n")

@@ -2,7 +2,7 @@
 # healthy: accuracy > 0.95
 # fault: not packed, and the last place of each row is read: mostly padding
 # codes: SEQ004 GRAD003
-# at: self.gru( | out[:, -1]
+# at: self.gru( | out[:, -1] | nn.GRU(
 # -         packed = pack_padded_sequence(self.embed(x), lengths, batch_first=True, enforce_sorted=False)
 # -         _, h = self.gru(packed)
 # -         return self.fc(h[-1])
