@@ -372,9 +372,7 @@ class Tape:
                 self.note_rows(output, known[1], chosen=known[2])
 
     def _node(self, function: Any, args: Any, kwargs: Any, in_place: bool) -> Node:
-        return Node(
-            self._serial(), function, None, "", args, kwargs, None, torch.is_grad_enabled(), autocast_state(), in_place=in_place
-        )
+        return Node(self._serial(), function, None, "", args, kwargs, None, torch.is_grad_enabled(), autocast_state(), in_place=in_place)
 
     def _cut(self, name: str, carries: bool, output: Any, node: Node) -> None:
         if not carries or any(t.requires_grad for t in tensors_in(output, 2)):
