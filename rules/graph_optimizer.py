@@ -72,8 +72,7 @@ def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
     owners = owners_of(missing)
     return found(
         severity,
-        f"{count_in_words(m, missing)} are {_left_out(m)}, from {layers_in_words(owners)}: "
-        f"they keep their initial values{why}{stale}",
+        f"{count_in_words(m, missing)} are {_left_out(m)}, from {layers_in_words(owners)}: they keep their initial values{why}{stale}",
         layers=owners,
         location=site_of(m, owners) or m.optimizer.site,
         evidence=(

@@ -220,6 +220,28 @@ FAULTY = {
         "LOSS002",
         "model[3] = nn.Linear(64, 9); optimizer = torch.optim.Adam(model.parameters(), 2e-3)" + LOOP,
     ),
+    "an update by hand at a rate of two hundred": (
+        "OPT001",
+        LOOP.replace("optimizer.zero_grad()", "model.zero_grad()").replace(
+            "optimizer.step()", "for p in model.parameters(): p.data.add_(p.grad, alpha=-200.0)"
+        ),
+    ),
+    "an update by hand with the wrong sign": (
+        "GRAPH004",
+        LOOP.replace("optimizer.zero_grad()", "model.zero_grad()").replace(
+            "optimizer.step()", "for p in model.parameters(): p.data += 0.1 * p.grad"
+        ),
+    ),
+    "an update by hand of gradients that are never cleared": (
+        "GRAPH006",
+        LOOP.replace("        optimizer.zero_grad()\n", "").replace(
+            "optimizer.step()", "for p in model.parameters(): p.data.add_(p.grad, alpha=-0.05)"
+        ),
+    ),
+    "an optimizer made in the loop": (
+        "LOOP009",
+        LOOP.replace("optimizer.zero_grad()", "optimizer = torch.optim.Adam(model.parameters(), 2e-3); optimizer.zero_grad()"),
+    ),
     "a rate of a hundred": ("OPT001", "optimizer = torch.optim.SGD(model.parameters(), 100.0)" + LOOP),
 }
 
@@ -272,6 +294,18 @@ HEALTHY = {
         def closure():
             optimizer.zero_grad(); loss = F.cross_entropy(model(inputs), labels); loss.backward(); return loss
         for step in range(10): optimizer.step(closure)
+        """,
+    "an update by hand": LOOP.replace("        optimizer.zero_grad()", "        model.zero_grad()").replace(
+        "optimizer.step()", "for p in model.parameters(): p.data.add_(p.grad, alpha=-0.2)"
+    ),
+    "tensors of no module": """
+        w = torch.zeros(32, 10, requires_grad=True)
+        for step in range(200):
+            loss = F.cross_entropy(inputs @ w, labels)
+            loss.backward()
+            with torch.no_grad():
+                w -= 0.5 * w.grad
+                w.grad.zero_()
         """,
     "compiled, with workers": "model = torch.compile(model)\nloader = DataLoader(TensorDataset(inputs, labels), 64, True, num_workers=1)"
     + LOOP,
@@ -362,9 +396,15 @@ def test_a_sandbox_is_a_copy_of_the_folder(tmp_path, monkeypatch):
         (DATA + LOOP + "    1 / 0\n", "failed after 8 steps: ZeroDivisionError", 26),
         (
             "import torch\nw = torch.ones(3, requires_grad=True)\nfor _ in range(20):\n    (w ** 2).sum().backward()\n"
-            "    with torch.no_grad(): w -= 0.1 * w.grad; w.grad = None\n",
-            "without an optimizer of torch",
-            4,
+            "    w -= 0.1 * w.grad\n",
+            "a leaf Variable that requires grad",
+            5,
+        ),
+        (
+            "import torch\nw = torch.ones(3, requires_grad=True)\nfor _ in range(20):\n    (w ** 2).sum().backward()\n"
+            "    w = w - 0.1 * w.grad\n",
+            "failed after 0 steps: TypeError",
+            5,
         ),
     ],
 )

@@ -40,6 +40,7 @@ class Steps:
             watched.step_site, watched.loops = location_of_frame(outside()), loops_around(outside())
             recorder.schedulers.name(watched)
         watched.starts()
+        recorder.updates.leave_to(watched)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             watched.settle()

@@ -62,9 +62,9 @@ class Updates:
             self._storages[leaf.untyped_storage().data_ptr()] = key
 
     def trainable(self, leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Those that no optimizer of torch holds. A tensor of no module is an input where the parameters of one take part."""
+        """Those that no optimizer of torch has moved. A tensor of no module is an input where the parameters of one take part."""
         weights = self.recorder.tape.weights
-        held = frozenset[int]().union(*(w.ids for w in self.recorder.optimizers.values() if w.changes is None))
+        held = frozenset[int]().union(*(w.ids for w in self.recorder.optimizers.values() if w.changes is None and w.steps))
         of_modules = any(key in held or (key in weights and not weights[key].owner.is_free) for key in leaves)
         return {key: leaf for key, leaf in leaves.items() if key not in held and (key in weights or not of_modules)}
 
@@ -109,9 +109,10 @@ class Updates:
         if id(tensor) in self._waiting:
             return id(tensor)
         try:
-            return self._storages.get(tensor.untyped_storage().data_ptr())
+            key = self._storages.get(tensor.untyped_storage().data_ptr())
         except (RuntimeError, NotImplementedError):  # it has none
             return None
+        return key if key in self._waiting else None
 
     def _write(self, key: int, site: Location | None = None) -> None:
         """A leaf is written to: its training takes a step."""
@@ -164,6 +165,11 @@ class Updates:
         return watched
 
     # ------------------------------------------------------------------- after
+
+    def leave_to(self, watched: Watched) -> None:
+        """An optimizer of torch is about to move these weights."""
+        for key in watched.ids & self._waiting.keys():
+            del self._waiting[key]
 
     def close_seen(self) -> None:
         """The end of a step, where one was seen to begin."""
