@@ -134,7 +134,8 @@ def train(make):
 """
 BORN = {
     "a weight that is 0 / 0": (
-        "    count = (y == 5).float()\n    w = count / count.sum()  # here\n    return (F.cross_entropy(net(x), y, reduction='none') * w).sum()",
+        "    count = (y == 5).float()\n    w = count / count.sum()  # here\n"
+        "    return (F.cross_entropy(net(x), y, reduction='none') * w).sum()",
         ("count.sum()", "count.sum().clamp(min=1)"),
     ),
     "data normalised by a spread of 0": (
@@ -142,7 +143,8 @@ BORN = {
         ("x.std(0)", "(x.std(0) + 1e-6)"),
     ),
     "the logarithm of no prior": (
-        "    prior = torch.bincount(y * 0, minlength=3) / len(y)\n    shift = prior.log()  # here\n    return F.cross_entropy(net(x) + shift, y)",
+        "    prior = torch.bincount(y * 0, minlength=3) / len(y)\n    shift = prior.log()  # here\n"
+        "    return F.cross_entropy(net(x) + shift, y)",
         ("prior.log()", "prior.clamp(min=1e-3).log()"),
     ),
     "a mean over an empty mask": (

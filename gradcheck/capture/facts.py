@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -111,13 +111,14 @@ def _moved(recorder: Recorder, watched: Watched | None) -> int | None:
     weights = [w for key, w in recorder.tape.weights.items() if wanted is None or key in wanted]
     if not weights:
         return None
-    return sum(_differs(w) for w in weights)
+    first = watched.memo if watched is not None else {}  # the root may have been copied again since, for another training
+    return sum(_differs(w, first) for w in weights)
 
 
-def _differs(weight: Weight) -> bool:
+def _differs(weight: Weight, first: Mapping[int, Any]) -> bool:
     root = weight.owner.original
     now = root.tensors.get(weight.key) if isinstance(root, Loose) else dict(root.named_parameters()).get(weight.name)
-    before = weight.owner.before(weight)
+    before = first[weight.key] if weight.key in first else weight.owner.before(weight)
     return now is None or now.shape != before.shape or not torch.equal(now.detach(), before.detach())
 
 

@@ -18,6 +18,8 @@ from gradcheck.target.sites import location_of_frame
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder
 
+AWAITED = 10  # steps of one optimizer in which another one may still begin, as a generator does after several steps of its critic
+
 
 class Steps:
     """`before` and `after` are global hooks of optimizers, `made` and `clearing` stand around their `__init__` and `zero_grad`."""
@@ -140,7 +142,8 @@ class Steps:
         recorder = self.recorder
         watched.dirty = True
         begun = recorder.beginning  # of those that are no optimizers of torch, as many as have stepped
-        if all(w.steps and w.changes is None for w in begun) or any(len(w.steps) > 1 for w in begun):
+        late = any(len(w.steps) > (1 if w.changes is not None else AWAITED) for w in begun)
+        if late or all(w.steps and w.changes is None for w in begun):
             recorder.owners.initial = False
         self._release(watched)
 
