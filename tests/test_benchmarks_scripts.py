@@ -108,8 +108,8 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, change: tuple[str
 
 
 def test_cells_become_a_notebook(tmp_path: Path) -> None:
-    cells = SCRIPT.replace("\n\nlr = 1\nstep", "\n# %%\nlr = 1\n# %%\nstep")
-    case = case_of(cells.replace("# fault", "# run: {notebook}\n# fault"), tmp_path)
+    text = SCRIPT.replace("\n\nlr = 1\nstep", "\n# %%\nlr = 1\n# %%\nstep")
+    case = case_of(text.replace("# fault", "# run: {notebook}\n# fault"), tmp_path)
     case.write("faulty", tmp_path)
     cells = json.loads((tmp_path / "name.ipynb").read_text())["cells"]
     assert [cell["source"] for cell in cells] == [["lr = 2"], ["step(lr)"]]
