@@ -18,7 +18,8 @@ from gradcheck.target.sites import location_of_frame
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder
 
-AWAITED = 10  # steps of one optimizer in which another one may still begin, as a generator does after several steps of its critic
+
+AHEAD = 12  # steps of one optimizer, a critic's say, after which the first step of another one is no longer waited for
 
 
 class Steps:
@@ -26,7 +27,7 @@ class Steps:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self._stepping: list[int] = []  # ids of optimizers inside their step
+        self.stepping: list[int] = []  # ids of optimizers inside their step
 
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         recorder = self.recorder
@@ -34,7 +35,7 @@ class Steps:
             return None
         recorder.busy += 1
         recorder.updates.close()
-        self._stepping.append(id(optimizer))
+        self.stepping.append(id(optimizer))
         watched = recorder.watched(optimizer)
         if watched.copy is None and not watched.steps:
             self._copy(watched)
@@ -122,9 +123,9 @@ class Steps:
 
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         recorder = self.recorder
-        if not self._stepping or self._stepping[-1] != id(optimizer):
+        if not self.stepping or self.stepping[-1] != id(optimizer):
             return  # one inside another one's step
-        self._stepping.pop()
+        self.stepping.pop()
         watched = recorder.optimizers[id(optimizer)]
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if callable(closure):
@@ -142,8 +143,7 @@ class Steps:
         recorder = self.recorder
         watched.dirty = True
         begun = recorder.beginning  # of those that are no optimizers of torch, as many as have stepped
-        late = any(len(w.steps) > (1 if w.changes is not None else AWAITED) for w in begun)
-        if late or all(w.steps and w.changes is None for w in begun):
+        if all(w.steps and w.changes is None for w in begun) or any(len(w.steps) > (AHEAD if w.changes is None else 1) for w in begun):
             recorder.owners.initial = False
         self._release(watched)
 

@@ -329,6 +329,13 @@ class Tape:
             weight.owner.original.tensors[weight.key] = leaf
         self.promote(leaf, ends)
 
+    def changed(self, tensor: torch.Tensor) -> None:
+        """Notes on its owner that a weight is written to by way of `.data` or `detach()`, which count no versions."""
+        ref = self.ref(tensor)
+        for value in (self.weights.get(id(tensor)), *(ref.node.args if ref is not None and _shares_memory(ref.node) else ())):
+            if isinstance(value, Weight):
+                value.owner.versions = CHANGED
+
     def promote(self, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
         """A leaf turns out to be a weight. The calls that `ends` depend on took it as a constant, or as what it was computed from."""
         entry, ref = self._constants.get(id(leaf)), self.ref(leaf)
@@ -366,6 +373,12 @@ def mark_read(reader: Node) -> None:
 def is_in_place(name: str) -> bool:
     """Whether a function of torch by this name changes its first argument."""
     return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def _shares_memory(node: Node) -> bool:
+    function = node.call
+    name = getattr(function, "__name__", "")
+    return name in ("detach", "view", "reshape") or (name == "__get__" and _name(function) == "data")
 
 
 def _name(function: Any) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder
     from gradcheck.capture.steps import Steps
 
+BESIDE = 2  # steps by hand, before the first one of an optimizer that holds the weights: a perturbation, as SAM makes, and its undoing
 PASSES = 63  # of one step, before the last one
 _NO_VALUES = frozenset("requires_grad_ detach_ rename_ share_memory_".split())  # in-place methods that leave the values as they are
 
@@ -64,7 +65,8 @@ class Updates:
     def trainable(self, leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Those that no optimizer of torch has moved. A tensor of no module is an input where the parameters of one take part."""
         weights = self.recorder.tape.weights
-        held = frozenset[int]().union(*(w.ids for w in self.recorder.optimizers.values() if w.changes is None and w.steps))
+        moving = [w for w in self.recorder.optimizers.values() if w.changes is None and (w.steps or id(w.optimizer) in self.steps.stepping)]
+        held = frozenset[int]().union(*(w.ids for w in moving))
         of_modules = any(key in held or (key in weights and not weights[key].owner.is_free) for key in leaves)
         return {key: leaf for key, leaf in leaves.items() if key not in held and (key in weights or not of_modules)}
 
@@ -95,6 +97,9 @@ class Updates:
 
     def writes(self, function: Any, args: Any, kwargs: Any) -> bool:
         """Whether a function is about to change leaves that wait; notes which."""
+        if self.recorder.owners.initial:
+            for tensor in _targets(function, args, kwargs):
+                self.recorder.tape.changed(tensor)
         if not self._waiting:
             return False
         if self._read is None and any(self._key(t) is not None for t in tensors_in(args, 2)):
@@ -170,6 +175,13 @@ class Updates:
         """An optimizer of torch is about to move these weights."""
         for key in watched.ids & self._waiting.keys():
             del self._waiting[key]
+        if watched.steps:
+            return
+        for other in {id(w): w for key in watched.ids if (w := self._trainings.get(key)) is not None}.values():
+            if len(other.steps) <= BESIDE and other.ids <= watched.ids:  # what the loop did to them was no training
+                self.recorder.optimizers.pop(id(other.optimizer), None)
+                self.recorder.beginning = [w for w in self.recorder.beginning if w is not other]
+                self._trainings = {key: w for key, w in self._trainings.items() if w is not other}
 
     def close_seen(self) -> None:
         """The end of a step, where one was seen to begin."""
