@@ -9,7 +9,19 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.nouns.measurement import Run
-from gradcheck.progress import PATIENCE, depends_on_order, fall, held_up, outcome, ran_away, sooner, start_and_end, unsettled, verdict
+from gradcheck.progress import (
+    PATIENCE,
+    depends_on_order,
+    fall,
+    held_up,
+    outcome,
+    ran_away,
+    relapse,
+    sooner,
+    start_and_end,
+    unsettled,
+    verdict,
+)
 from tests.literals import measurement, stalled
 
 
@@ -138,3 +150,15 @@ def test_a_lower_rate_is_compared_over_the_same_steps():
     assert not sooner(Run("rate x0.01", (4.2, *[3.9] * 9), batches=30, ended="budget"), probe)
     m = measurement(probe=probe, chance=4.2)
     assert verdict(m) == "unknown" and verdict(replace(m, experiments=(lower,))) == "stalls"
+
+
+@pytest.mark.parametrize(("end", "expected"), [(1.1, None), (1.3, (0.2, 50)), (2.3, (0.2, 50))])
+def test_a_loss_that_is_half_way_back_has_relapsed(end, expected):
+    losses = (*(2.3 - 2.1 * t / 40 for t in range(40)), *(0.2,) * 10, *(end,) * 50)
+    assert relapse(Run("probe", losses, batches=4), 2.3) == (expected if expected is None else (pytest.approx(expected[0]), expected[1]))
+
+
+def test_noise_and_a_fall_of_little_are_no_relapse():
+    assert relapse(noisy(2.3, 0.5, noise=0.1), 2.3) is None
+    assert relapse(Run("probe", (*(2.3,) * 40, *(2.0,) * 20, *(2.3,) * 40)), 2.3) is None
+    assert relapse(Run("probe", (2.3, 0.1, 2.3) * 10), 2.3) is None  # too short

@@ -108,6 +108,17 @@ def test_epsilon_becomes_the_usual_one_or_a_smaller_one() -> None:
         apply(patient(), order("adam-epsilon", eps=1e-8))
 
 
+def test_momentum_becomes_the_usual_one() -> None:
+    facts = replace(measurement().optimizer, name="SGD", adaptive=False, momentum=0.999)
+    assert VOCABULARY["lower-momentum"].prescribe(None, replace(measurement(), optimizer=facts))[0].settings == {"momentum": 0.9}
+    assert VOCABULARY["lower-momentum"].prescribe(None, replace(measurement(), optimizer=replace(facts, momentum=0.9))) == []
+    treated = patient(optimizer=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.999))
+    apply(treated, order("lower-momentum", momentum=0.9))
+    assert treated.optimizer.param_groups[0]["momentum"] == 0.9
+    with pytest.raises(Inapplicable, match="Adam has no momentum"):
+        apply(patient(optimizer=torch.optim.Adam), order("lower-momentum", momentum=0.9))
+
+
 def test_adam_becomes_adamw_with_its_moments_and_hooks() -> None:
     treated = patient(optimizer=lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.3))
     apply(treated, order("warm-up", steps=100, start=0.5))

@@ -106,6 +106,17 @@ class TestLearningRateTooHigh:
         assert severities(learning_rate_too_high, measurement(probe=diverged(), experiments=(at(0.1),), optimizer=ASSUMED)) == ["info"]
         assert severities(learning_rate_too_high, moving(0.4, probe=stalled(), optimizer=ASSUMED)) == ["info"]
 
+    @pytest.mark.parametrize(("end", "expected"), [(1.1, []), (1.4, ["warning"])])
+    def test_what_is_learned_and_lost_again_is_a_warning(self, end, expected):
+        losses = (*falling(2.3, 0.2, 50), *(0.2,) * 10, *(end,) * 40)
+        assert severities(learning_rate_too_high, measurement(probe=run(losses))) == expected
+        assert severities(learning_rate_too_high, measurement(probe=run(losses), optimizer=ASSUMED)) == (["info"] if expected else [])
+
+    def test_and_an_error_when_all_of_it_is_lost(self):
+        m = measurement(probe=run((*falling(2.3, 0.2, 50), *(3.8,) * 50)))
+        assert severities(learning_rate_too_high, m) == ["error"]
+        assert "after 0.2" in only(learning_rate_too_high, m).message
+
     def test_a_probe_that_raised_is_not_judged(self):
         assert no_verdict(learning_rate_too_high, measurement(probe=run((2.3,), ended="raised", error="ValueError: x"))) == "not-measured"
         assert no_verdict(learning_rate_too_low, measurement(probe=Run("probe", ()))) == "not-measured"

@@ -12,7 +12,7 @@ from gradcheck.nouns.checks import Dropout, Penalty
 from gradcheck.nouns.measurement import Measurement, Regularization, Run
 from gradcheck.progress import data_fall, verdict
 from gradcheck.rules.regularization import decay_on_norm_and_bias, decay_steps, decay_too_strong, dropout_too_strong
-from tests.literals import cost, data, diverged, location, measurement, optimizer, parameter, run, stalled
+from tests.literals import cost, data, diverged, falling, location, measurement, optimizer, parameter, run, stalled
 from tests.rules.models import regularization, without
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
@@ -128,6 +128,21 @@ class TestDecayOnNormAndBias:
         assert findings(decay_on_norm_and_bias, measurement(parameters=(parameter("fc1.weight", weight_decay=0.1),))) == []
         assert findings(decay_on_norm_and_bias, measurement(parameters=(parameter("fc1.bias", weight_decay=1e-8),))) == []
         assert no_verdict(decay_on_norm_and_bias, measurement()) == "not-applicable"
+
+
+class TestManyDropouts:
+    def slow(self, count: int, rate: float = 0.5, end: float = 1.9, **overrides: Any) -> Measurement:
+        dropouts = tuple(Dropout(f"drop{i}", rate) for i in range(count))
+        return measurement(probe=run(falling(2.3, end)), regularization=Regularization(dropouts), **overrides)
+
+    @pytest.mark.parametrize(
+        ("count", "rate", "end", "expected"), [(3, 0.5, 1.9, ["info"]), (2, 0.5, 1.9, []), (3, 0.49, 1.9, []), (3, 0.5, 0.5, [])]
+    )
+    def test_three_that_drop_half_in_a_slow_training(self, count, rate, end, expected):
+        assert severities(dropout_too_strong, self.slow(count, rate, end)) == expected
+
+    def test_not_when_less_of_it_was_seen_to_be_no_better(self):
+        assert findings(dropout_too_strong, self.slow(3, costs=(cost("REG003", 1.9, 1.8),))) == []
 
 
 class TestDropoutTooStrong:
