@@ -241,8 +241,8 @@ def _too_often(s: LoopSchedule, limits: Limits) -> Finding | None:
     if s.kind not in WHOLE or length > limits["epochs"] * epochs:
         return None
     message = (
-        f"the {s.kind} is laid out for {length} calls of step() and stepped after each of the {steps} steps of an epoch: of {epochs} epochs "
-        f"(limit {number(limits['epochs'])} times as many calls) it covers {percent(length / calls)}"
+        f"the {s.kind} is laid out for {length} calls of step() and stepped after each of the {steps} steps of an epoch: "
+        f"of {epochs} epochs (limit {number(limits['epochs'])} times as many calls) it covers {percent(length / calls)}"
     )
     return _misplaced(s, message, Evidence("length of the schedule", length, limits["epochs"] * epochs, "<=", "calls of step()"), text)
 

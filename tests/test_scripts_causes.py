@@ -158,3 +158,28 @@ def test_numbers_that_are_not_finite_are_told_where_the_loop_makes_them(name, tm
     text = f"{SUPERVISED}def make(x, y):\n{body}\ntrain(make)\n"
     found = check(tmp_path, text, text.replace(old, new), "NUM001", "error", "NUM001", "DATA002")
     assert "normalise before" not in found.remedies[0].text
+
+
+ADAPTER = """
+class Adapter(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.a = nn.Parameter(torch.zeros(2, 8))  # here
+        self.b = nn.Parameter(torch.zeros(3, 2))
+    def forward(self, x):
+        return self.base(x) + x @ self.a.T @ self.b.T
+net = Adapter(nn.Linear(8, 3))
+optimizer = torch.optim.Adam([net.a, net.b], 1e-2)
+for step in range(20):
+    x = torch.randn(16, 8)
+    loss = F.cross_entropy(net(x), x[:, :3].argmax(1))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_two_factors_of_zero_are_named_where_the_first_is_made(tmp_path):
+    found = check(tmp_path, ADAPTER, ADAPTER.replace("zeros(2, 8)", "randn(2, 8)"), "GRAD004", "error")
+    assert "a and b are multiplied with each other and both 0" in found.message and found.remedies[0].name == "break-symmetry"
