@@ -50,4 +50,5 @@ FAMILIES = (
     "loop_batches",
     "loop_renewal",
     "loop_ranks",
+    "loop_average",
 )

@@ -32,6 +32,7 @@ class Steps:
             return None
         recorder.busy += 1
         recorder.updates.close()
+        recorder.averages.before_step()
         self._stepping.append(id(optimizer))
         watched = recorder.watched(optimizer)
         if watched.copy is None and not watched.steps:
@@ -126,6 +127,7 @@ class Steps:
             evaluated = [*watched.cleared, *watched.live]
             watched.live, watched.cleared = evaluated[:1], []
             self.note(watched)
+        recorder.averages.after_step()
         recorder.busy -= 1
         recorder.newest = None
         watched.keep_watch()

@@ -29,5 +29,6 @@ TREATMENTS = (
     _treatment("restore-training-mode", "training mode after an evaluation", "PyTorch documentation, torch.nn.Module.eval"),
     _treatment("keep-tensor", "the tensor in place of its numbers", "PyTorch documentation, Autograd mechanics"),
     _treatment("next-batch", "a new batch for each step", "PyTorch documentation, torch.utils.data.DataLoader"),
+    _treatment("follow-buffers", "buffers that follow as the weights do", "Tarvainen and Valpola 2017, Mean teachers"),
     _treatment("change-schedule", "a schedule over epochs", "PyTorch documentation, torch.optim, How to adjust learning rate"),
 )
