@@ -51,4 +51,5 @@ FAMILIES = (
     "loop_batches",
     "loop_renewal",
     "loop_ranks",
+    "loop_average",
 )

@@ -71,7 +71,8 @@ def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     The 2-norm of each weight's gradient at the measured steps, and the places of the first pass whose derivative is zero:
-    torch.sign, round, floor, ceil, trunc, and products with a tensor of zeros that is not trained. Zero at the start alone is healthy:
+    torch.sign, round, floor, ceil, trunc, products with a tensor of zeros that is not trained, and products of two trained
+    factors that are both zero (an adapter with both of its matrices at 0). Zero at the start alone is healthy:
     zero-initialised heads, residual branches, adapters and gates open after the first steps. Embeddings,
     biases, gains, sigmoid gates, and layers that were handed no rows (idle experts) are exempt. Parameters that
     the autograd graph does not reach are `disconnected-parameters`.
@@ -141,15 +142,25 @@ def blocking(m: Measurement, stuck: frozenset[str]) -> list[ZeroDerivative]:
 
 def _cause(blocks: Sequence[ZeroDerivative]) -> str:
     first = blocks[0]
+    if first.operation == "zeros":
+        factors = layers_in_words(_factors(blocks))
+        return f"{factors} are multiplied with each other and both 0, and the gradient of each is a product with the other"
     if first.factor:
         return f"{layers_in_words([b.factor for b in blocks])}, which they are multiplied by, is 0 and is not trained"
     return f"torch.{first.operation} after them has the derivative 0"
+
+
+def _factors(blocks: Sequence[ZeroDerivative]) -> list[str]:
+    return [name for i in (0, 1) for name in dict.fromkeys(b.parameters[i] for b in blocks)]
 
 
 def _remedies(blocks: Sequence[ZeroDerivative], last: str) -> tuple[Remedy, ...]:
     if not blocks:
         text = f"look for what has a zero derivative after {last}: rounding, a comparison, a clamp, dead units"
         return (Remedy("remove-detach", text, "advice"),)
+    if blocks[0].operation == "zeros":
+        text = f"initialise one of the two at random, {layers_in_words([b.parameters[0] for b in blocks])}, and leave the other at 0"
+        return (Remedy("break-symmetry", text, "safe"),)
     if blocks[0].factor:
         text = f"make {layers_in_words([b.factor for b in blocks])} an nn.Parameter, which starts at 0 and learns"
         return (Remedy("trainable-scale", text, "unsafe"),)

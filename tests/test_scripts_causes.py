@@ -160,3 +160,76 @@ def test_numbers_that_are_not_finite_are_told_where_the_loop_makes_them(name, tm
     text = f"{SUPERVISED}def make(x, y):\n{body}\ntrain(make)\n"
     found = check(tmp_path, text, text.replace(old, new), "NUM001", "error", "NUM001", "DATA002")
     assert "normalise before" not in found.remedies[0].text
+
+
+ADAPTER = """
+class Adapter(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.a = nn.Parameter(torch.zeros(2, 8))  # here
+        self.b = nn.Parameter(torch.zeros(3, 2))
+    def forward(self, x):
+        return self.base(x) + x @ self.a.T @ self.b.T
+net = Adapter(nn.Linear(8, 3))
+optimizer = torch.optim.Adam([net.a, net.b], 1e-2)
+for step in range(20):
+    x = torch.randn(16, 8)
+    loss = F.cross_entropy(net(x), x[:, :3].argmax(1))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_two_factors_of_zero_are_named_where_the_first_is_made(tmp_path):
+    found = check(tmp_path, ADAPTER, ADAPTER.replace("zeros(2, 8)", "randn(2, 8)"), "GRAD004", "error")
+    assert "a and b are multiplied with each other and both 0" in found.message and found.remedies[0].name == "break-symmetry"
+
+
+TEACHER = """
+student = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+teacher = copy.deepcopy(student).requires_grad_(False).eval()
+optimizer = torch.optim.Adam(student.parameters(), 1e-3)
+for step in range(20):
+    x, y = torch.randn(16, 8) * 3 + 2, torch.randint(3, (16,))
+    aim = teacher(x)  # here
+    loss = F.cross_entropy(student(x), y) + F.mse_loss(student(x), aim)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    for t, s in zip(teacher.FOLLOWED, student.FOLLOWED):
+        t.data = 0.9 * t.data + (0.1 * s.data).to(t.dtype)
+"""
+
+
+def test_a_teacher_whose_buffers_stay(tmp_path):
+    check(tmp_path, TEACHER.replace("FOLLOWED", "parameters()"), TEACHER.replace("FOLLOWED", "state_dict().values()"), "LOOP012", "warning")
+
+
+SCHEDULED = """
+model = nn.Linear(8, 3)
+loader = DataLoader(TensorDataset(torch.randn(48, 8), torch.randint(3, (48,))), batch_size=8)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+EPOCHS = 5
+scheduler = MADE
+def train_one_epoch():
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        INNER
+for epoch in range(EPOCHS):
+    train_one_epoch()
+    OUTER
+"""
+CYCLE, COSINE = "OneCycleLR(optimizer, 0.1, total_steps=EPOCHS * len(loader))", "CosineAnnealingLR(optimizer, T_max=EPOCHS)"
+
+
+@pytest.mark.parametrize(("made", "wrong"), [(CYCLE, "OUTER"), (COSINE, "INNER")])
+def test_a_schedule_that_is_stepped_in_the_wrong_loop(made, wrong, tmp_path):
+    text = SCHEDULED.replace("MADE", f"torch.optim.lr_scheduler.{made}")
+    right = "INNER" if wrong == "OUTER" else "OUTER"
+    faulty = text.replace(wrong, "scheduler.step()  # here").replace(right, "pass")
+    check(tmp_path, faulty, text.replace(right, "scheduler.step()").replace(wrong, "pass"), "LOOP013", "warning", "LOOP013", "LOOP004")

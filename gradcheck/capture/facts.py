@@ -76,6 +76,7 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         made_site=watched.site if watched.changes is None else None,
         clear_site=watched.clear_site,
         schedulers=recorder.schedulers.facts(watched),
+        averages=recorder.averages.facts(watched),
         schedule_site=recorder.schedulers.step_site,
         **base | {"backward_site": site},
     )

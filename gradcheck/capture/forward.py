@@ -65,6 +65,8 @@ class Forward:
         """A module is called from outside all others."""
         recorder, tape = self.recorder, self.recorder.tape
         trained = any(p.requires_grad for p in module.parameters())
+        if not module.training and id(module) not in recorder.averages.called:
+            recorder.averages.called[id(module)] = location_of_frame(outside())
         if torch.is_grad_enabled() and trained:
             recorder.modes.look(module)
         if not tape.recording:

@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
+from gradcheck.capture.averages import Averages
 from gradcheck.capture.backward import Backward
 from gradcheck.capture.clips import Clips
 from gradcheck.capture.events import Clip, Pass, Scaler, Watched
@@ -56,6 +57,7 @@ class Recorder(TorchFunctionMode):
         self.newest: Pass | None = None  # since the last step of any optimizer
         self.connected = False  # some pass reached a parameter of an optimizer
         self.schedulers = Schedulers(self)
+        self.averages = Averages(self)
         self.backward_site: Location | None = None
         self.eval_sites: dict[int, Location | None] = {}
         self.modes = Modes()

@@ -35,6 +35,7 @@ class Steps:
             return None
         recorder.busy += 1
         recorder.updates.close()
+        recorder.averages.before_step()
         self.stepping.append(id(optimizer))
         watched = recorder.watched(optimizer)
         if watched.copy is None and not watched.steps:
@@ -132,6 +133,7 @@ class Steps:
             evaluated = [*watched.cleared, *watched.live]
             watched.live, watched.cleared = evaluated[:1], []
             self.note(watched)
+        recorder.averages.after_step()
         recorder.busy -= 1
         recorder.newest = None
         watched.keep_watch()

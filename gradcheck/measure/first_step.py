@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradcheck.measure import by_hand, data, disconnected, losses, zero_derivatives
 from gradcheck.measure.fork import Trainee
@@ -17,6 +19,7 @@ from gradcheck.measure.structure import Graph, producer
 from gradcheck.nouns.checks import Difference, LossOperation
 from gradcheck.nouns.measurement import BroadcastMix, Cut, HiddenTensor, LayerKind, LossCall, Softmax, ZeroDerivative
 from gradcheck.nouns.places import Location
+from gradcheck.target.assignments import assignment_of
 from gradcheck.target.workload import Workload
 
 _FIRST_KINDS = ("linear", "conv", "recurrent", "embedding", "norm")
@@ -87,12 +90,18 @@ def read(
         loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=by_hand.differences(taps.differences, batch, workload.made),
         cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
-        zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained),
+        zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, trainee.model, sites)),
         hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
         first_kind=first,
     )
     _targets(said, taps, workload, loss)
     return said
+
+
+def _made(model: nn.Module, sites: Mapping[str, Location | None], parameter: str) -> Location | None:
+    """Where a parameter is made: in the class of the user's module that holds it, or with the layer of torch's that does."""
+    path, _, name = parameter.rpartition(".")
+    return assignment_of(model.get_submodule(path), name) or sites.get(path)
 
 
 def loss_calls(taps: Tracer, sites: Mapping[str, Location | None]) -> tuple[LossCall, ...]:

@@ -88,6 +88,18 @@ class LoopSchedule:
 
 
 @dataclass(frozen=True)
+class LoopAverage:
+    """A model whose weights follow those of another one, which an optimizer trains."""
+
+    name: str  # variables of the script; "" when they are not known
+    leader: str
+    stale: tuple[str, ...] = ()  # buffers that stayed as they were, while the leader's changed
+    evaluated: bool = False  # it was called in evaluation mode, which uses them
+    graded: int = 0  # parameters of it that the loss sends gradient to
+    site: Location | None = None  # where it is called in evaluation mode, or made
+
+
+@dataclass(frozen=True)
 class LoopFacts:
     """The steps of one optimizer in the user's loop. The counts are of the steps that were looked at."""
 
@@ -119,6 +131,7 @@ class LoopFacts:
     schedules_made: int | None = None  # schedulers of this optimizer that were made at the same place
     schedule_life: int = 0  # calls of step() of each of them, usually
     schedulers: tuple[LoopSchedule, ...] | None = None
+    averages: tuple[LoopAverage, ...] | None = None  # None: not looked at
     step_site: Location | None = None
     backward_site: Location | None = None
     clear_site: Location | None = None

@@ -193,12 +193,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class ZeroDerivative:
-    """A place that gradients go through and come out of as zeros: a step function, or a product with a fixed tensor of zeros."""
+    """A place that gradients go through and come out of as zeros: a step function, a product with fixed zeros, or one of two zeros."""
 
-    operation: str  # "sign", "round", "floor", "ceil", "trunc", "product"
+    operation: str  # "sign", "round", "floor", "ceil", "trunc", "product", "zeros"
     layer: str  # module whose code it is in; "" for the root
     site: Location | None
-    parameters: tuple[str, ...]  # trainable parameters before it
+    parameters: tuple[str, ...]  # trainable parameters before it; of "zeros" the two that are multiplied
     factor: str = ""  # of a product: path of the buffer, frozen parameter or plain attribute that is zero: "blocks.0.scale"
 
 

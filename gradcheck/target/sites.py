@@ -31,7 +31,10 @@ Origin = Literal["user", "package", "torch", "tap", "gradcheck", "hidden"]
 _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
 _RECORDING = tuple(
-    "recorder forward backward steps clips scalers surroundings schedulers births rows modes passes tape patches updates functional".split()
+    (
+        "recorder forward backward steps clips scalers surroundings schedulers averages births rows modes passes tape patches updates "
+        "functional"
+    ).split()
 )
 _TAPS = (
     _GRADCHECK + "measure" + os.sep,

@@ -1,0 +1,138 @@
+"""Models whose weights follow those of another one, as a teacher's or a target network's do: whether their buffers follow too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gradcheck.capture.events import Watched
+from gradcheck.capture.owners import is_wrapper, variable_of
+from gradcheck.nouns.loop import LoopAverage
+from gradcheck.nouns.places import Location
+
+if TYPE_CHECKING:
+    from gradcheck.capture.recorder import Recorder
+
+SAMPLE = 4096  # entries of one weight that are compared
+FOLLOWS = 0.999  # cosine of what changed in the one weight with the difference to the other, from which on it follows it
+LOOKED_AT = 8  # steps
+MOVED = 1e-6  # relative change of a buffer, which rounding in the script's own arithmetic may make
+
+
+@dataclass(eq=False)
+class _Pair:
+    """`follower` is made like `leader`. The samples are taken right after a step of the leader's optimizer."""
+
+    follower: nn.Module
+    shell: nn.Module  # what the loop calls: the follower, or a module that does nothing but hold it
+    leader: nn.Module
+    name: str  # variables of the script
+    leader_name: str
+    buffers: dict[str, tuple[torch.Tensor, torch.Tensor]]  # of the follower and the leader, as they were when the pair was found
+    follows: bool = False
+    sample: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = list(zip(self.follower.parameters(), self.leader.parameters(), strict=True))
+        mine, other = max(pairs, key=lambda p: (p[0].dim() > 1, p[0].numel()))
+        return _sampled(mine), _sampled(other)
+
+    def look(self) -> None:
+        """Before the next step: what changed since the last one was done by hand."""
+        if self.sample is None or self.follows:
+            return
+        before, other = self.sample
+        change, way = self.weights()[0] - before, other - before
+        size = float(change.norm() * way.norm())
+        if size > 0 and float(change @ way) > FOLLOWS * size and float(change.norm()) <= 1.001 * float(way.norm()):
+            self.follows = True
+
+
+def _sampled(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().reshape(-1)[:SAMPLE].double().cpu().clone()
+
+
+@dataclass
+class Averages:
+    recorder: Recorder
+    called: dict[int, Location | None] = field(default_factory=dict)  # id(module), in evaluation mode -> where it was called first
+    _pairs: list[_Pair] | None = None
+    _steps: int = 0
+
+    def before_step(self) -> None:
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            for pair in self._pairs or ():
+                pair.look()
+
+    def after_step(self) -> None:
+        self._steps += 1
+        if self._steps > LOOKED_AT:
+            return
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            if self._pairs is None:
+                self._pairs = self._found()
+            for pair in self._pairs:
+                pair.sample = pair.weights()
+
+    def _found(self) -> list[_Pair]:
+        """Models that are made alike, of which one is trained by an optimizer and the other one is not."""
+        trained = frozenset().union(*(w.ids for w in self.recorder.optimizers.values()))
+        alike: dict[Any, list[tuple[nn.Module, nn.Module]]] = {}
+        for shell in _roots(self.recorder.sites.modules()):
+            for module in dict.fromkeys((shell, _inside(shell))):
+                alike.setdefault(_signature(module), []).append((module, shell))
+        found = []
+        for models in alike.values():
+            leaders = [m for m, _ in models if any(id(p) in trained for p in m.parameters())]
+            others = [(m, shell) for m, shell in models if m not in leaders]
+            found += [self._pair(m, shell, leaders[0]) for m, shell in others if len(leaders) == 1]
+        return found
+
+    def _pair(self, follower: nn.Module, shell: nn.Module, leader: nn.Module) -> _Pair:
+        other = dict(leader.named_buffers())
+        buffers = {n: (b.detach().clone(), other[n].detach().clone()) for n, b in follower.named_buffers() if n in other}
+        return _Pair(follower, shell, leader, variable_of(shell), variable_of(leader), buffers)
+
+    def facts(self, watched: Watched) -> tuple[LoopAverage, ...]:
+        mine = [p for p in self._pairs or () if p.follows and any(id(x) in watched.ids for x in p.leader.parameters())]
+        reached = frozenset().union(*(p.reached for s in watched.steps for p in s.passes)) if mine else frozenset()
+        return tuple(self._fact(p, reached) for p in mine)
+
+    def _fact(self, pair: _Pair, reached: frozenset[int]) -> LoopAverage:
+        mine, other = dict(pair.follower.named_buffers()), dict(pair.leader.named_buffers())
+        floating = [n for n, (b, _) in pair.buffers.items() if b.is_floating_point() and n in mine and n in other]
+        stale = tuple(n for n in floating if not _moved(pair.buffers[n][0], mine[n]) and _moved(pair.buffers[n][1], other[n]))
+        graded = sum(id(p) in reached for p in pair.follower.parameters())
+        return LoopAverage(
+            pair.name,
+            pair.leader_name,
+            stale,
+            id(pair.shell) in self.called,
+            graded,
+            self.called.get(id(pair.shell)) or self.recorder.sites.get(pair.shell),
+        )
+
+
+def _moved(before: torch.Tensor, now: torch.Tensor) -> bool:
+    return before.shape != now.shape or bool((now - before).abs().max() > MOVED * before.abs().max().clamp_min(1.0))
+
+
+def _roots(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Modules with weights that no other one holds, wrappers left out."""
+    living = [m for m in modules if not is_wrapper(m)]
+    held = {id(child) for m in living for child in m._modules.values()}
+    return [m for m in living if id(m) not in held and next(m.parameters(), None) is not None]
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """The only child of a module without weights of its own, as an AveragedModel is; else the module."""
+    children = [c for c in module._modules.values() if c is not None]
+    return children[0] if len(children) == 1 and not any(p is not None for p in module._parameters.values()) else module
+
+
+def _signature(module: nn.Module) -> Any:
+    return type(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())

@@ -1,0 +1,46 @@
+"""Where in its class a module gets an attribute: parameters are made by no constructor that could be watched."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from types import FunctionType
+
+from torch import nn
+
+from gradcheck.nouns.places import Location
+from gradcheck.target.sites import display_path, origin_of
+
+
+def assignment_of(module: nn.Module, name: str) -> Location | None:
+    """The expression that a method of the module's class first sets `self.name` to, in code of the user's; None when there is none."""
+    for kind in type(module).__mro__:
+        for method in vars(kind).values():
+            if isinstance(method, FunctionType) and origin_of(method.__code__.co_filename) == "user":
+                node = _set_in(method, name)
+                if node is not None:
+                    file, end = display_path(method.__code__.co_filename), node.end_lineno or node.lineno
+                    return Location(file, node.lineno, node.col_offset + 1, end, (node.end_col_offset or 0) + 1, method.__qualname__)
+    return None
+
+
+def _set_in(method: FunctionType, name: str) -> ast.expr | None:
+    """What a method assigns to an attribute of that name, or registers under it."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(method.__code__.co_filename)))
+    except (SyntaxError, ValueError):
+        return None
+    first = method.__code__.co_firstlineno
+    functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == method.__name__)
+    function = next((f for f in functions if min([f.lineno, *(d.lineno for d in f.decorator_list)]) == first), None)
+    found = [value for node in ast.walk(function) if (value := _value_for(node, name)) is not None] if function is not None else []
+    return min(found, key=lambda n: n.lineno, default=None)
+
+
+def _value_for(node: ast.AST, name: str) -> ast.expr | None:
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return node.value if any(isinstance(t, ast.Attribute) and t.attr == name for t in targets) else None
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "register_parameter":
+        return None
+    return node if node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == name else None

@@ -1,0 +1,42 @@
+"""LOOP012 on literal measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gradcheck.nouns.loop import LoopAverage
+from gradcheck.rules.loop_average import average_incomplete
+from tests.literals import location, loop, measurement
+from tests.rules.verdicts import findings, no_verdict, only, severities
+
+
+def seen(**overrides: Any) -> Any:
+    values: dict[str, Any] = {"stale": ("1.running_mean",), "evaluated": True, "site": location(40)}
+    return measurement(loop=loop(averages=(LoopAverage("teacher", "student", **values | overrides),)))
+
+
+class TestAverageIncomplete:
+    @pytest.mark.parametrize(
+        ("facts", "expected"),
+        [
+            ({}, ["warning"]),
+            ({"stale": ()}, []),
+            ({"evaluated": False}, []),  # its statistics may be taken later
+            ({"stale": (), "graded": 4}, ["info"]),
+            ({"graded": 4}, ["warning"]),
+        ],
+    )
+    def test_buffers_that_evaluation_mode_uses_must_follow(self, facts, expected):
+        assert severities(average_incomplete, seen(**facts)) == expected
+
+    def test_it_names_both_models_and_points_at_the_call(self):
+        f = only(average_incomplete, seen())
+        assert f.location == location(40) and f.message.startswith("teacher follows the weights of student, not its buffers: 1 of them")
+
+    def test_without_a_follower_there_is_nothing_to_judge(self):
+        assert no_verdict(average_incomplete, measurement()) == "not-applicable"
+        assert no_verdict(average_incomplete, measurement(loop=loop(averages=()))) == "not-applicable"
+        assert no_verdict(average_incomplete, measurement(loop=loop(averages=None))) == "not-measured"
+        assert findings(average_incomplete, seen(stale=(), evaluated=False)) == []
