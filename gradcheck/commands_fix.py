@@ -111,7 +111,8 @@ def fix(
         treated = treat(*job, terms, quiet)
         after: list[Report] | None = None
         if write:
-            after = _written(treated, scan_words(ctx, target), allow_dirty)
+            apart = ["--sandbox"] if isinstance(job[0], ScriptSpec) and not sandbox else []
+            after = _written(treated, [*apart, *scan_words(ctx, target)], allow_dirty)
         if diff:
             print("".join(f.source.diff for f in treated if f.source is not None), end="")
         view = View(_color(color), written=after is not None, fail_on=settings.fail_on, allow_partial=settings.allow_partial)
@@ -191,19 +192,17 @@ def scan_words(ctx: typer.Context, target: str) -> list[str]:
 
 def _written(treated: list[Fixed], words: list[str], allow_dirty: bool) -> list[Report] | None:
     """A scan of the written files; None when there was nothing to write."""
-    from gradcheck.errors import ConfigError
     from gradcheck.fixing.writing import promises, write_and_scan
 
-    plans = [f for f in treated if f.source is not None and f.source.drafts]
-    if not plans:
+    source = next((f.source for f in treated if f.source is not None and f.source.drafts), None)
+    if source is None:
         return None
-    if len(plans) > 1:
-        raise ConfigError("the script has several trainings with edits", hint="write the edits that --diff shows by hand, one at a time")
-    fixed = plans[0]
-    assert fixed.source is not None
-    cured = fixed.report.proof.cured if fixed.report.proof is not None else ()
-    kept = [o.prescription for o in fixed.outcomes if o.status == "kept"]
-    return write_and_scan(fixed.source, fixed.report, promises(fixed.source, cured, kept), words, allow_dirty)
+    promised = []
+    for fixed in treated:
+        cured = fixed.report.proof.cured if fixed.report.proof is not None else ()
+        kept = [o.prescription for o in fixed.outcomes if o.status == "kept"]
+        promised.append((fixed.report, promises(source, cured, kept)))
+    return write_and_scan(source, promised, words, allow_dirty)
 
 
 def _say_tail(treated: list[Fixed], written: bool, only_patch: bool) -> None:

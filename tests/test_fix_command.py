@@ -106,7 +106,7 @@ def test_a_file_whose_scan_still_finds_it_is_restored(folder, monkeypatch):
     fixed = fix_target(TargetSpec("model.py"), Settings(), terms_of(False, 50, 3, None))
     monkeypatch.setattr(writing, "_scanned", lambda words: [fixed.report])
     with pytest.raises(writing.WriteError, match="OPT001 would still be found"):
-        writing.write_and_scan(fixed.source, fixed.report, ["OPT001"], ["model.py"], False)
+        writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
     assert (folder / "model.py").read_bytes() == before
 
 
@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_scanned_after_writing_is_restored(folder, monkeyp
     before = (folder / "model.py").read_bytes()
     fixed = fix_target(TargetSpec("model.py"), Settings(), terms_of(False, 50, 3, None))
     with pytest.raises(writing.WriteError, match="cannot be scanned: error: there is no file"):
-        writing.write_and_scan(fixed.source, fixed.report, ["OPT001"], ["missing.py"], False)
+        writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["missing.py"], False)
     assert (folder / "model.py").read_bytes() == before
 
 

@@ -16,13 +16,15 @@ from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.source import SourcePlan
 from gradcheck.report.json import load_all
 
+Promise = tuple[Report, Sequence[str]]  # what was found before, and which codes of it have to be gone
+
 
 class WriteError(GradcheckError):
     """The written files do not do what was proved on the copy; the originals are back in place."""
 
 
-def write_and_scan(source: SourcePlan, before: Report, promised: Sequence[str], words: Sequence[str], allow_dirty: bool) -> list[Report]:
-    """Writes the files and returns a scan of them. `promised`: codes that have to be gone; `words`: arguments of `gradcheck scan`.
+def write_and_scan(source: SourcePlan, promised: Sequence[Promise], words: Sequence[str], allow_dirty: bool) -> list[Report]:
+    """Writes the files and returns a scan of them. `promised`: of each training; `words`: arguments of `gradcheck scan`.
 
     Raises WriteError, with the original files restored, when the scan fails, a promised code is still there, or an error is new;
     and what `SourcePlan.write` raises when nothing may be written.
@@ -30,7 +32,8 @@ def write_and_scan(source: SourcePlan, before: Report, promised: Sequence[str], 
     source.write(allow_dirty=allow_dirty)
     try:
         reports = _scanned(words)
-        _check(before, promised, reports)
+        for before, codes in promised:
+            _check(before, codes, reports)
     except BaseException:  # Ctrl-C too: a half-checked file is not left behind
         source.restore()
         raise
