@@ -81,7 +81,7 @@ def _zero_parameter(operand: torch.Tensor, parameters: Mapping[int, str]) -> str
     """The nearest parameter behind a factor that is zero itself; "" for none."""
     if id(operand) in parameters:
         return parameters[id(operand)]
-    queue, seen_nodes = [operand.grad_fn], 0
+    queue, seen_nodes = [node for node in (operand.grad_fn,) if node is not None], 0
     while queue and seen_nodes < NEAR:
         node = queue.pop(0)
         seen_nodes += 1
