@@ -152,7 +152,7 @@ FAULTY: dict[str, tuple[str, str, Callable[[], Program]]] = {
     "small steps in bfloat16": ("NUM005", "warning", lambda: stored(torch.bfloat16, 1e-3)),
     "small steps in float16": ("NUM005", "warning", lambda: stored(torch.float16, 1e-4)),
     "rare positives": ("INIT008", "info", lambda: program(Net(1), rare, F.binary_cross_entropy_with_logits)),
-    "targets in the hundreds": ("DATA003", "warning", lambda: program(Net(1), values(150, 75), F.mse_loss)),
+    "targets in the hundreds": ("DATA003", "warning", lambda: program(Net(1), values(500, 250), F.mse_loss)),
     "the same by hand": ("DATA003", "warning", lambda: program(Net(1), values(150, 75), lambda o, t: ((t - o) ** 2).mean())),
     "a column twice": (
         "DATA005",

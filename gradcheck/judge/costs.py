@@ -23,7 +23,8 @@ FAR = Limit(0.5, "of the fall with the change", "definition: it comes less than 
 RATIO = Limit(1 / 3, "of the loss", "digits and recall tasks: 17 faults end at 0.3 of the loss and less with their remedy")
 GAP = Limit(0.3, "of chance", "two orders of the batches differ by 0.15 (sd) at most; in 46 healthy trainings a remedy saved 0.03 at most")
 LOST = Limit(0.1, "of chance", "what counts as learning, where the loss has risen since the probe's last step")
-LEAST_FALL = 2 * CLEAR_FALL  # with the change: a training that hardly learns either proves nothing
+LEAST_FALL = 2 * CLEAR_FALL  # with the change: a training that hardly learns either proves nothing,
+ALL = 1.0  # of chance: unless the change takes off as much as a constant prediction leaves
 LATE = ("OPT001", "OPT005", "OPT008", "REG001")  # steps or a decay whose harm may show after the probe only
 # Rules that predict what becomes of the training, or of evaluation: one that comes far all the same takes their warning back.
 PREDICTIONS = (*LATE, "NORM004")
@@ -77,7 +78,8 @@ def is_costly(cost: Cost) -> bool:
 
     Where the loss has risen since the probe, less is clear: nothing of it is for want of time.
     """
-    if not math.isfinite(cost.changed) or 1 - relative(cost.start, cost.chance, cost.changed) < LEAST_FALL:
+    proves = 1 - relative(cost.start, cost.chance, cost.changed) >= LEAST_FALL or saved(cost) >= ALL
+    if not math.isfinite(cost.changed) or not proves:
         return False
     limit = LOST if cost.loss > cost.early else GAP
     much_higher = cost.changed <= RATIO.value * cost.loss and saved(cost) >= limit.value

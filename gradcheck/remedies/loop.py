@@ -35,6 +35,5 @@ TREATMENTS = (
     _treatment(
         "step-schedule-per-epoch", "a schedule stepped once an epoch", "PyTorch documentation, torch.optim, How to adjust learning rate"
     ),
-    _treatment("follow-buffers", "buffers that follow as the weights do", "Tarvainen and Valpola 2017, Mean teachers"),
     _treatment("change-schedule", "a schedule over epochs", "PyTorch documentation, torch.optim, How to adjust learning rate"),
 )

@@ -10,8 +10,8 @@ FEATURES, CLASSES = 32, 10
 
 generator = torch.Generator().manual_seed(0)
 means = torch.randn(CLASSES, FEATURES, generator=generator)
-labels = torch.randint(CLASSES, (1024,), generator=generator)
-inputs = means[labels] + torch.randn(1024, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (4096,), generator=generator)
+inputs = means[labels] + torch.randn(4096, FEATURES, generator=generator)
 train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
 loss_fn = nn.CrossEntropyLoss()
 
@@ -21,4 +21,4 @@ def build_model() -> nn.Module:
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=1e-3)
+    return torch.optim.Adam(model.parameters(), lr=1.5e-3)

@@ -1,7 +1,7 @@
 """A plain net of 28 layers, each with batch normalisation.
 
 Sick: batch normalisation keeps the signal at size 1 and multiplies the gradient by 1.2 in each layer, towards the input.
-Expected: deep-batchnorm-without-skips (NORM002) info
+Expected: deep-batchnorm-without-skips (NORM002) warning
 Cure: add a bypass: `x = x + block(x)`
 """
 

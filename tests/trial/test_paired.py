@@ -72,16 +72,22 @@ def test_patient_and_random_states_stay_as_they_are():
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
 
 
+class Called:
+    """Of a class, where the copies of a hook see the same: what a closure holds is copied with it."""
+
+    optimizers: list[int] = []  # noqa: RUF012
+
+
 def test_the_patients_clipping_and_hooks_are_in_force():
     one = patient(lr=5.0)
     assert train(one, steps=60, seed=0).ended == "non-finite"
     one.workload.clip = Clipping("norm", 0.01)
     assert train(one, steps=60, seed=0).ended == "done"
-    calls = []
+    Called.optimizers = []
     two = patient()
-    two.optimizer.register_step_post_hook(lambda optimizer, args, kwargs: calls.append(id(optimizer)))
+    two.optimizer.register_step_post_hook(lambda optimizer, args, kwargs: Called.optimizers.append(id(optimizer)))
     train(two, steps=3, seed=0)
-    assert len(calls) == 3 and id(two.optimizer) not in calls
+    assert len(Called.optimizers) == 3 and id(two.optimizer) not in Called.optimizers
 
 
 def test_a_step_that_raises_ends_the_run_with_its_error():
