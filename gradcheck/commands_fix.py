@@ -68,7 +68,7 @@ def fix(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
     script: Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")] = False,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="Run the script in a temporary copy of its folder.")] = False,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Scripts always run in a mirror of their folder; kept for `scan`.")] = False,
     quiet_script: Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")] = False,
     select: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run: names, codes, families or ALL.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to leave out.")] = None,

@@ -14,7 +14,7 @@ class ScriptSpec:
     arguments: tuple[str, ...] = ()  # its own, after `--`
     steps: int | None = None  # optimizer steps that it takes; None: as many as are looked at by default
     budget: float | None = None  # seconds for its run and for measuring what it trains
-    sandbox: bool = False  # run in a temporary copy of its folder
+    sandbox: bool = False  # run in a mirror of its folder, which keeps what it writes
     quiet: bool = False  # what it prints is dropped
     seed: int = 0
     edits: tuple[tuple[str, bytes], ...] = ()  # (path, content) of files that read otherwise in the copy, which is made for them

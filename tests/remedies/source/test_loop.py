@@ -352,6 +352,27 @@ LOOPS = {
                 optimizer.step()
         """,
     ),
+    "never cleared, updated by hand": (
+        """
+        net = nn.Linear(8, 4)
+        for _ in range(4):
+            for x, y in loader:
+                F.cross_entropy(net(x), y).backward()
+                with torch.no_grad():
+                    for p in net.parameters():
+                        p -= 0.05 * p.grad
+        """,
+        """
+        net = nn.Linear(8, 4)
+        for _ in range(4):
+            for x, y in loader:
+                F.cross_entropy(net(x), y).backward()
+                with torch.no_grad():
+                    for p in net.parameters():
+                        p -= 0.05 * p.grad
+                        p.grad = None
+        """,
+    ),
     "a loss that is made anew": (
         """
         for _ in range(4):

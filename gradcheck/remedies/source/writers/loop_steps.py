@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 
 from gradcheck.nouns.loop import LoopFacts
+from gradcheck.nouns.places import Location
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.source.block import call_of, calls, common, following, loops, owner_of, plain, remove
 from gradcheck.remedies.source.context import Context, Writer
 from gradcheck.remedies.source.draft import Draft, Unwritable
 from gradcheck.remedies.source.nodes import dotted, scope_of, statement_of
-from gradcheck.remedies.source.statements import insert_after, insert_before, remove_statement
+from gradcheck.remedies.source.statements import block_of, insert_after, insert_before, remove_statement
 
 CLEARING = ("zero_grad",)
 CLIPPING = ("clip_grad_norm_", "clip_grad_value_")
@@ -55,6 +56,8 @@ def clear(p: Prescription, context: Context) -> None:
 
 def _clear_each_step(context: Context) -> None:
     loop = loop_of(context)
+    if _clear_by_hand(context, loop.step_site):
+        return
     draft, step = step_of(context)
     name = optimizer_of(draft, step, loop)
     if _called(draft, step, f"{name}.zero_grad"):
@@ -67,6 +70,38 @@ def _clear_each_step(context: Context) -> None:
         insert_before(draft, backward, f"{name}.zero_grad()")
     else:
         insert_after(draft, step_end(draft, step), f"{name}.zero_grad()")
+
+
+def _clear_by_hand(context: Context, site: Location | None) -> bool:
+    """`w.grad = None` behind each `w -= rate * w.grad` of a block; False where an optimizer takes the step."""
+    draft = context.draft(site.path) if site is not None and site.detail is None else None
+    span = draft.where(site) if draft is not None and site is not None else None
+    if draft is None or span is None:
+        return False
+    around = [s for s in ast.walk(draft.tree) if isinstance(s, ast.stmt) and draft.span(s)[0] <= span[0] and span[1] <= draft.span(s)[1]]
+    update = min(around, key=lambda s: draft.span(s)[1] - draft.span(s)[0], default=None)
+    if update is None or not _updated_by_hand(update):
+        return False
+    for statement in [s for s in block_of(draft, update) if _updated_by_hand(s)]:
+        insert_after(draft, statement, f"{_updated_by_hand(statement)}.grad = None")
+    return True
+
+
+def _updated_by_hand(statement: ast.stmt) -> str:
+    """The name of `w` in `w -= rate * w.grad`, `w.data.sub_(rate * w.grad)` and the like; "" for any other statement."""
+    if not isinstance(statement, (ast.AugAssign, ast.Expr, ast.Assign)):
+        return ""
+    read = (n for n in ast.walk(statement) if isinstance(n, ast.Attribute) and n.attr == "grad" and isinstance(n.ctx, ast.Load))
+    names = {dotted(n.value).removesuffix(".data") for n in read}
+    changed: ast.expr | None = None
+    if isinstance(statement, ast.AugAssign):
+        changed = statement.target
+    elif isinstance(statement, ast.Assign):
+        changed = statement.targets[0] if len(statement.targets) == 1 else None
+    elif isinstance(statement.value, ast.Call) and isinstance(statement.value.func, ast.Attribute):
+        changed = statement.value.func.value
+    name = dotted(changed).removesuffix(".data") if changed is not None else ""
+    return name if name in names else ""
 
 
 def _called(draft: Draft, node: ast.AST, method: str) -> bool:
