@@ -96,7 +96,7 @@ def scan(
     dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
     budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="For all of it, a script's own run included.")] = None,
     script: Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")] = False,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="Run the script in a mirror of its folder, which keeps what it writes.")] = False,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Run the script in a mirror of its folder, which keeps its output.")] = False,
     quiet_script: Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")] = False,
     fix: Annotated[bool, typer.Option("--fix", help="Try remedies too, and show the edits; `gradcheck fix --write` writes them.")] = False,
     unsafe_fixes: commands_fix.Unsafe = False,

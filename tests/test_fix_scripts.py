@@ -141,7 +141,8 @@ def test_an_activation_in_the_loop_is_tried_in_the_script() -> None:
 
 def test_a_divergence_gets_log_probabilities() -> None:
     loop = UNCLEARED.replace("        loss =", "        opt.zero_grad()\n        p = net(x[rows]).softmax(1)\n        loss =")
-    text = HEAD + loop.replace("F.cross_entropy(net(x[rows]), y[rows])", "F.kl_div(p, F.one_hot(y[rows], 3).float(), reduction='sum')")
+    loss = "F.kl_div(p, F.one_hot(y[rows], 3).float(), reduction='batchmean')"
+    text = HEAD + loop.replace("F.cross_entropy(net(x[rows]), y[rows])", loss)
     assert kept(fixed_of(text, select=("LOSS001",))) == {"replace-loss": "        p = net(x[rows]).log_softmax(1)\n"}
 
 
