@@ -71,7 +71,7 @@ def _text(source: Any) -> str:
 
 def start(path: str, names: dict[str, Any]) -> Iterator[CodeType]:
     """The code of each cell, compiled when the ones before it have run. `names`: of the notebook."""
-    names.update(get_ipython=Shell, display=_nothing, In=[], Out={})
+    names.update(get_ipython=Shell, display=_Nothing(), In=[], Out={})
     absolute = os.path.abspath(path)
     for cell in code_cells(path):
         file = cell_file(absolute, cell.number)
@@ -135,15 +135,26 @@ def _complete(text: str) -> bool:
     return True
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Stands for what shows something in a notebook."""
+class _Nothing:
+    """Does nothing when it is called, and so do its attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> _Nothing:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing()
 
 
 class Shell:
-    """Stands for IPython: its magics do nothing."""
+    """Stands for IPython: its magics do nothing. It is false, so that libraries do not hook into it (matplotlib's drawing does)."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return (lambda *args, **kwargs: []) if name in ("getoutput", "user_ns") else _nothing
+        return (lambda *args, **kwargs: []) if name in ("getoutput", "user_ns") else _Nothing()
+
+    def __bool__(self) -> bool:
+        return False
 
 
 class _Display(ModuleType):
@@ -152,7 +163,8 @@ class _Display(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return Shell if name == "get_ipython" else _nothing
+        known: dict[str, Any] = {"get_ipython": Shell, "version_info": (9, 0, 0, "")}  # as matplotlib asks for
+        return known.get(name) or _Nothing()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from gradcheck import cli
 from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
-from gradcheck.target.notebook import code_cells, python_of
+from gradcheck.target.notebook import code_cells, python_of, shell
 from gradcheck.target.sites import location_of_traceback
 
 TRAIN = (
@@ -180,3 +180,14 @@ def test_what_does_not_go_with_a_notebook(words, message, tmp_path: Path, monkey
     assert scan(monkeypatch, *words) == 2
     said = capsys.readouterr().err
     assert message in said and "help:" in said
+
+
+def test_libraries_do_not_hook_into_the_stand_in_for_ipython() -> None:
+    """As matplotlib does: it asks for IPython's shell, and registers its drawing there."""
+    with shell():
+        from IPython import get_ipython, version_info
+        from IPython.display import HTML
+
+        found = get_ipython()
+        assert not found and found.events.register("post_execute", print) is None and found.getoutput("ls") == []
+        assert HTML("<b>") is None and version_info[:2] >= (8, 24)
