@@ -100,12 +100,13 @@ def samples_axis(nodes: Sequence[Node], calls: Sequence[tuple[int, int]]) -> int
     else has as many as the first. `calls`: of `time_first_calls`.
     """
     given = first_given(nodes)
-    if given is None or given.value.dim() < 2 or _stacked(given) is not None:
+    if given is None or not is_plain(given.value) or given.value.dim() < 2 or _stacked(given) is not None:
         return 0
     first, second = given.value.shape[:2]
     if first == second:
         return 0
-    others = [x.value for n in nodes for x in n.inputs() if isinstance(x, Constant) and x is not given and x.value.dim()]
+    constants = (x.value for n in nodes for x in n.inputs() if isinstance(x, Constant) and x is not given)
+    others = [t for t in constants if is_plain(t) and t.dim()]
     rows = {t.shape[0] for t in others if t.dim() == 1 or tuple(t.shape[:2]) != (first, second)}
     if (first, second) in calls:
         return int(second in rows or first not in rows)
