@@ -25,21 +25,21 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
     """A softmax normalises over the batch, or over another axis than the classes.
 
     ## What it finds
-    softmax and log_softmax over axis 0 where that is the batch (also where `dim` was left out and torch chose it), and over an axis other
-    than the class axis of the loss that takes the result.
+    softmax and log_softmax over the samples of the batch: axis 0, also where `dim` was left out and torch chose it, or axis 1 of
+    [views, samples, classes]; and over an axis other than the class axis of the loss that takes the result, such as time.
 
     ## Why it matters
     The probabilities of one sample then depend on which others are in its batch, and do not sum to 1 over the classes: the
     loss can be lowered without telling classes apart, and a single sample always gets probability 1.
 
     ## How it is measured
-    The axis and shape of each call, whether its result goes to the loss by shape changes only, and, for `nll_loss` on
-    outputs of more than two axes, how far the classes are from being normalised.
+    The axis and shape of each call, whether its result goes to the loss by shape changes only, and how far the
+    classes that `nll_loss` and `kl_div` take are from being normalised.
 
     ## Limits and their sources
     None: the wrong axis counts. An error on the way to the loss, a warning inside the model, where pooling over samples can be
-    meant. An axis of width 1 is `output-loss-mismatch`. A square similarity matrix that is normalised
-    over both axes (contrastive losses) is silent.
+    meant, and where torch chose axis 0 of three for want of a `dim`. An axis of width 1 is `output-loss-mismatch`.
+    A square similarity matrix that is normalised over both axes (contrastive losses) is silent.
 
     ## When to ignore it
     When axis 0 is not the batch: an unbatched model, or a set that is pooled.
@@ -67,6 +67,8 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
             findings.append(_over_batch(m, s))
         elif not s.over_batch and (call := _loss_of_other_axis(s, m.losses)) is not None:
             findings.append(_over_wrong_axis(m, s, call))
+        elif not s.over_batch and s.implicit and s.axis == 0:
+            findings.append(_chosen_by_torch(m, s))
     return findings
 
 
@@ -76,15 +78,17 @@ def _contrastive(s: Softmax, every: Sequence[Softmax]) -> bool:
 
 
 def _loss_of_other_axis(s: Softmax, calls: Sequence[LossCall]) -> LossCall | None:
-    """The nll_loss that takes this result over axis 1 although it is normalised over another."""
-    if not s.to_loss or len(s.shape) < 3 or s.axis == 1:
+    """The loss that takes this result as log-probabilities of its classes although it is normalised over another axis."""
+    if not s.to_loss or not s.log or len(s.shape) < 3:
         return None
-    return next((c for c in calls if c.function == "nll_loss" and c.input_shape == s.shape and (c.row_logsumexp_error or 0.0) > 0.01), None)
+    takers = (c for c in calls if c.function in ("nll_loss", "kl_div") and (c.row_logsumexp_error or 0.0) > 0.01)
+    return next((c for c in takers if c.input_shape == s.shape or (c.producer == "log_softmax" and c.producer_site == s.site)), None)
 
 
 def _over_batch(m: Measurement, s: Softmax) -> Finding:
     name = "log_softmax" if s.log else "softmax"
-    how = "dim was not given, and torch takes axis 0" if s.implicit else "dim=0"
+    how = "dim was not given, and torch takes axis 0" if s.implicit else f"dim={s.axis}"
+    wanted = "another axis" if s.axis else "1 or higher"
     error = s.to_loss
     meaning = (
         "the outputs of a sample do not sum to 1 over the classes, and depend on the other samples"
@@ -94,25 +98,40 @@ def _over_batch(m: Measurement, s: Softmax) -> Finding:
     last = len(s.shape) - 1
     return found(
         "error" if error else "warning",
-        f"{name} on {list(s.shape)} normalises over the {s.shape[0]} samples of the batch ({how}; expected 1 or higher): {meaning}",
+        f"{name} on {list(s.shape)} normalises over the {s.shape[0]} samples of the batch ({how}; expected {wanted}): {meaning}",
         layers=(s.layer,),
         location=s.site or layer_site(m, s.layer),
-        evidence=(Evidence("axis of the softmax", s.axis, 1, "<"),),
+        evidence=(Evidence("axis of the softmax", s.axis, s.axis + 1, "<"),),
         remedies=(Remedy("fix-softmax-dimension", f"pass dim={1 if last == 1 else -1}", "unsafe"),),
         confirmed=BY_VALUE if error else "",
     )
 
 
-def _over_wrong_axis(m: Measurement, s: Softmax, call: LossCall) -> Finding:
+def _chosen_by_torch(m: Measurement, s: Softmax) -> Finding:
     name = "log_softmax" if s.log else "softmax"
     return found(
+        "warning",
+        f"{name} on {list(s.shape)} is given no dim, and torch takes axis 0 for three axes (expected 1 or higher): classes or keys are "
+        "hardly there",
+        layers=(s.layer,),
+        location=s.site or layer_site(m, s.layer),
+        evidence=(Evidence("axis of the softmax", s.axis, 1, "<"),),
+        remedies=(Remedy("fix-softmax-dimension", "pass dim=-1", "unsafe"),),
+    )
+
+
+def _over_wrong_axis(m: Measurement, s: Softmax, call: LossCall) -> Finding:
+    name = "log_softmax" if s.log else "softmax"
+    axis = 1 if call.input_shape == s.shape and call.function == "nll_loss" else len(s.shape) - 1
+    return found(
         "error",
-        f"{name} on {list(s.shape)} normalises over axis {s.axis}, but {call.function} takes the classes from axis 1 (expected 1): "
-        f"log-probabilities do not add up over the {s.shape[1]} classes, and the loss falls without telling them apart",
+        f"{name} on {list(s.shape)} normalises over axis {s.axis}, but {call.function} takes the classes from axis {axis} "
+        f"(expected {axis}): log-probabilities do not add up over the {s.shape[axis]} classes, and the loss falls without telling "
+        "them apart",
         layers=(s.layer,),
         location=s.site or layer_site(m, s.layer),
         evidence=(Evidence("largest distance of a row's logsumexp from 0", call.row_logsumexp_error or 0.0, 0.01, ">"),),
-        remedies=(Remedy("fix-softmax-dimension", "pass dim=1", "unsafe"),),
+        remedies=(Remedy("fix-softmax-dimension", f"pass dim={axis}", "unsafe"),),
         confirmed=BY_VALUE,
     )
 

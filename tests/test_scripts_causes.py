@@ -233,3 +233,37 @@ def test_a_schedule_that_is_stepped_in_the_wrong_loop(made, wrong, tmp_path):
     right = "INNER" if wrong == "OUTER" else "OUTER"
     faulty = text.replace(wrong, "scheduler.step()  # here").replace(right, "pass")
     check(tmp_path, faulty, text.replace(right, "scheduler.step()").replace(wrong, "pass"), "LOOP013", "warning", "LOOP013", "LOOP004")
+
+
+VIEWS = """
+net = nn.Linear(8, 3)
+optimizer = torch.optim.Adam(net.parameters())
+for step in range(20):
+    x, y = torch.randn(16, 8), torch.randint(3, (16,))
+    out = net(torch.stack([x, x + 0.1 * torch.randn(16, 8)]))
+    logp = F.log_softmax(out, dim=1)  # here
+    loss = F.nll_loss(logp.reshape(-1, 3), y.repeat(2)) - logp[0, torch.arange(16), y].mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+TIMES = """
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 3)
+    def forward(self, x):
+        return F.log_softmax(self.out(self.rnn(x)[0]), dim=1)  # here
+net = Tagger()
+optimizer = torch.optim.Adam(net.parameters())
+for step in range(20):
+    loss = F.nll_loss(net(torch.randn(16, 5, 4)).reshape(-1, 3), torch.randint(3, (16, 5)).reshape(-1))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("text", [VIEWS, TIMES], ids=["views", "time"])
+def test_a_softmax_over_another_axis_than_the_classes(text, tmp_path):
+    check(tmp_path, text, text.replace("dim=1", "dim=-1"), "LOSS004", "error")

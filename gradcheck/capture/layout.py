@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from gradcheck.capture.resizing import counter
 from gradcheck.capture.structures import is_plain, shape_of
 from gradcheck.capture.tape import Constant, Node, Ref
 
@@ -92,16 +93,27 @@ def time_first_calls() -> Iterator[list[tuple[int, int]]]:
 
 
 def samples_axis(nodes: Sequence[Node], calls: Sequence[tuple[int, int]]) -> int:
-    """0, or 1 where the data go time first into layers that take them so, and nothing says that samples are on the first axis.
+    """0, or 1 where the samples are known to lie there: [time, samples, ...] and [views, samples, ...].
 
-    `calls`: of `time_first_calls`. What says so: rows that were picked or stacked one by one, and a target with as many rows.
+    Known is it where the data go into layers that take time first, and nothing says that samples are on the first axis: rows that
+    were picked or stacked one by one, a target with as many rows. And where labels have as many rows as the second axis, and nothing
+    else has as many as the first. `calls`: of `time_first_calls`.
     """
     given = first_given(nodes)
     if given is None or not is_plain(given.value) or given.value.dim() < 2 or _stacked(given) is not None:
         return 0
-    time, samples = given.value.shape[:2]
-    if time == samples or (time, samples) not in calls:
+    first, second = given.value.shape[:2]
+    if first == second:
         return 0
-    others = [x.value for n in nodes for x in n.inputs() if isinstance(x, Constant) and x is not given]
-    rows = {t.shape[0] for t in others if t.dim() and is_plain(t) if t.dim() == 1 or tuple(t.shape[:2]) != (time, samples)}
-    return int(samples in rows or time not in rows)
+    constants = (x.value for n in nodes for x in n.inputs() if isinstance(x, Constant) and x is not given)
+    others = [t for t in constants if is_plain(t) and t.dim()]
+    rows = {t.shape[0] for t in others if t.dim() == 1 or tuple(t.shape[:2]) != (first, second)}
+    if (first, second) in calls:
+        return int(second in rows or first not in rows)
+    return int(given.value.dim() > 2 and first not in rows and any(_labels(t, second) for t in others))
+
+
+def _labels(tensor: torch.Tensor, count: int) -> bool:
+    """Whether a tensor holds an integer for each of so many samples, and does not just count them."""
+    whole = tensor.dim() == 1 and not (tensor.is_floating_point() or tensor.dtype == torch.bool)
+    return whole and tensor.shape[0] == count and counter(tensor, count) is None

@@ -119,7 +119,9 @@ def _loss_call(seen: losses.SeenLoss, taps: Tracer, sites: Mapping[str, Location
 
 def _softmax(seen: SeenSoftmax, taps: Tracer, size: int) -> Softmax:
     ends = {producer(call.input)[1] for call in taps.losses}
-    over_batch = seen.axis == 0 and len(seen.shape) >= 2 and seen.shape[0] == size > 1
+    first = seen.axis == 0 and len(seen.shape) >= 2
+    second = seen.axis == 1 and len(seen.shape) >= 3 and seen.shape[0] != size  # views or time before the samples
+    over_batch = (first or second) and seen.shape[seen.axis] == size > 1
     to_loss = seen.node is not None and seen.node in ends
     return Softmax(seen.layer, seen.site, seen.shape, seen.axis, seen.implicit, seen.log, to_loss, over_batch)
 

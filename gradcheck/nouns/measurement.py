@@ -260,7 +260,7 @@ class Softmax:
     implicit: bool  # dim was not given
     log: bool
     to_loss: bool  # nothing but shape changes lies between it and the model's output or the loss function
-    over_batch: bool  # axis 0 is the batch axis and the softmax goes over it
+    over_batch: bool  # it goes over the axis of the samples: the first, or the second where another one comes before them
 
 
 @dataclass(frozen=True)

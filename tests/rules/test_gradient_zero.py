@@ -97,3 +97,10 @@ class TestZeroGradient:
             parameters=(parameter("embedding.weight", steps=still), parameter("expert.weight", steps=still), parameter("fc.weight")),
         )
         assert findings(zero_gradient, m) == []
+
+
+def test_two_factors_of_zero_are_named_with_their_cure():
+    pairs = [ZeroDerivative("zeros", f"layers.{i}", location(7), (f"layers.{i}.weight", f"layers.{i}.other")) for i in range(2)]
+    f = only(zero_gradient, weights([True, True, False, False], zero_derivatives=tuple(pairs)))
+    assert f.location == location(7) and [(r.name, r.applicability) for r in f.remedies] == [("break-symmetry", "safe")]
+    assert "are multiplied with each other and both 0" in f.message and "at random" in f.remedies[0].text

@@ -44,3 +44,18 @@ class TestSoftmaxDimension:
         call = loss_call("nll_loss", input_shape=shape, row_logsumexp_error=error, producer="log_softmax")
         m = measurement(softmaxes=(softmax(shape=shape, axis=axis, log=True),), losses=(call,))
         assert severities(softmax_dimension, m) == expected
+
+    def test_samples_on_the_second_axis(self):
+        views = softmax(shape=(2, 32, 10), axis=1, over_batch=True)
+        assert "dim=1; expected another axis" in only(softmax_dimension, measurement(softmaxes=(views,))).message
+
+    @pytest.mark.parametrize(("error", "expected"), [(1.6, ["error"]), (3e-7, [])])
+    def test_time_normalised_before_the_positions_are_flattened(self, error, expected):
+        call = loss_call("nll_loss", input_shape=(160, 10), row_logsumexp_error=error, producer="log_softmax", producer_site=location(25))
+        m = measurement(softmaxes=(softmax(shape=(32, 5, 10), axis=1, log=True),), losses=(call,))
+        assert severities(softmax_dimension, m) == expected
+
+    @pytest.mark.parametrize(("implicit", "expected"), [(True, ["warning"]), (False, [])])
+    def test_an_axis_that_torch_chose_is_a_warning(self, implicit, expected):
+        m = measurement(softmaxes=(softmax(shape=(2, 32, 10), axis=0, implicit=implicit),))
+        assert severities(softmax_dimension, m) == expected
