@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SLOW = Limit(0.5, "of the loss", "benchmarks/predictions.py: a training that falls this far trains, and nothing has to be explained")
 FAR = Limit(0.5, "of the fall with the change", "definition: it comes less than half as far")
-RATIO = Limit(1 / 3, "of the loss", "digits and recall tasks: 17 faults end at 0.3 of the loss and less with their remedy")
-GAP = Limit(0.3, "of chance", "two orders of the batches differ by 0.15 (sd) at most; in 46 healthy trainings a remedy saved 0.03 at most")
+RATIO = Limit(1 / 3, "of the loss", "heuristic: most faults on digits and recall tasks end at 0.3 of the loss and less")
+GAP = Limit(0.3, "of chance", "heuristic: twice what two orders of the batches differ by (sd 0.15 at most)")
 LOST = Limit(0.1, "of chance", "what counts as learning, where the loss has risen since the probe's last step")
 LEAST_FALL = 2 * CLEAR_FALL  # with the change: a training that hardly learns either proves nothing,
 ALL = 1.0  # of chance: unless the change takes off as much as a constant prediction leaves
