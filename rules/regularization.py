@@ -57,7 +57,7 @@ def decay_steps(m: Measurement) -> float | None:
     limits={
         "epochs": Limit(0.5, "epochs", "Wang and Aitchison 2024: the best time scale lies between one epoch and all of them"),
         "steps": Limit(50, "steps", "heuristic: the default rate and decay of AdamW take 100,000"),
-        "suspect_steps": Limit(500, "steps", "heuristic: 17 and 20 steps cost a third of chance and more; 40 to 333 nothing within 1000 steps"),
+        "suspect_steps": Limit(500, "steps", "heuristic: 17 and 20 steps cost a third of chance and more; 40 to 333 nothing in 1000"),
         "penalty": Limit(10.0, "of the data's loss", "L1 and L2 searched on synthetic data: from 3 to 10 nothing was learned any more"),
     },
     explains=(
