@@ -233,8 +233,10 @@ def _live_outcome(run: Run, chance: float | None) -> Outcome:
         limit = DIVERGED * max(min(run.losses[0], start), chance)
     elif chance is not None and chance > 0:
         limit = BLOWN_UP_ABOVE_CHANCE * max(min(run.losses[0], start), chance)
+    elif levelled(run, chance):
+        limit = BLOWN_UP * max(abs(start), NEGLIGIBLE)
     else:
-        limit = BLOWN_UP * max(abs(start), 1e-12)
+        limit = BLOWN_UP**3 * max(abs(start), NEGLIGIBLE)  # heuristic: its level says nothing, short of numbers that run away
     return "diverges" if len(last) == SETTLED_VISITS and min(last) > limit else "unknown"
 
 

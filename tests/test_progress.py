@@ -162,3 +162,17 @@ def test_noise_and_a_fall_of_little_are_no_relapse():
     assert relapse(noisy(2.3, 0.5, noise=0.1), 2.3) is None
     assert relapse(Run("probe", (*(2.3,) * 40, *(2.0,) * 20, *(2.3,) * 40)), 2.3) is None
     assert relapse(Run("probe", (2.3, 0.1, 2.3) * 10), 2.3) is None  # too short
+
+
+@pytest.mark.parametrize(
+    ("losses", "surrogate", "expected"),
+    [
+        ((*[0.0] * 12, *[0.06] * 60), "", "unknown"),  # a distance to a copy of the model, or a policy gradient: it starts at its optimum
+        ((*[0.0] * 12, *[9e9] * 60), "", "diverges"),
+        ((*[1.0] * 12, *[500.0] * 60), "", "diverges"),
+        ((*[1.0] * 12, *[500.0] * 60), "it weighs", "unknown"),
+        ((*[-0.5] * 12, *[500.0] * 60), "", "unknown"),  # below zero at first: its level says nothing
+    ],
+)
+def test_the_users_own_run_diverges_only_where_its_level_says_so(losses, surrogate, expected):
+    assert outcome(Run("the script", losses, live=True, surrogate=surrogate)) == expected
