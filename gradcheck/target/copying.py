@@ -39,7 +39,7 @@ def duplicate(value: T, model: nn.Module, memo: Memo | None = None) -> T:
 
 
 def require_parts(model: nn.Module, memo: Memo) -> None:
-    """Raises TargetError where it is not known which weight of the copy is which: a model may make its copies by itself, from a configuration."""
+    """Raises TargetError where it is not known which weight of the copy is which: a model may make copies from its configuration."""
     if any(id(p) not in memo for p in model.parameters()):
         raise TargetError("it makes its copies by itself, without saying which weight of a copy is which")
 
