@@ -19,6 +19,7 @@ from torch import nn
 from gradcheck.capture.births import Births
 from gradcheck.capture.rows import Rows, forget_in
 from gradcheck.capture.structures import Packed, pack, tensors_in
+from gradcheck.capture.writing import is_in_place, written
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
 
@@ -26,11 +27,6 @@ _VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # 
 # They give no new values, or values that stand for themselves.
 _SILENT = frozenset("backward register_hook retain_grad register_post_accumulate_grad_hook __deepcopy__ __reduce_ex__".split())
 CUTS = {"item": "item", "tolist": "item", "__float__": "item", "__int__": "item", "numpy": "numpy", "detach": "detach", "detach_": "detach"}
-_IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split()) | {
-    "__setitem__"
-}
-
-
 _READ = frozenset("item tolist numpy __array__ __float__ __int__ __index__ __bool__".split())  # they hand values to Python
 _MOVES = "detach cpu to long int float double bool clone contiguous squeeze unsqueeze view reshape flatten data __getitem__".split()
 _COMPARES = "eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__".split()
@@ -313,6 +309,20 @@ class Tape:
         if results:
             node.place = location_of_frame(outside())
             self.put_out(node, results)
+        if node.in_place and results:
+            self._write_through(results[0])
+
+    def _write_through(self, part: torch.Tensor) -> None:
+        """What was written to a part of a tensor stands in the tensor."""
+        base = part._base
+        if base is None or id(base) in self.weights or (base.is_leaf and base.requires_grad):
+            return
+        with torch._C.DisableTorchFunction():
+            place = tuple(part.size()), part.stride(), part.storage_offset() - base.storage_offset()
+            before = base if self.ref(base) is not None else base.detach()
+        node = self._node(written, self.encode((before, part, *place)), {}, False)
+        node.place = location_of_frame(outside())
+        self.put_out(node, [base])
 
     def _takes_leaf(self, args: Any, kwargs: Any) -> bool:
         """Whether a gradient starts here. An owner is found for parameters that are used before the module that holds them has run."""
@@ -368,11 +378,6 @@ def mark_read(reader: Node) -> None:
         source.read, node = True, source
         if getattr(source.call, "__name__", "") not in _SAME_VALUES:
             return
-
-
-def is_in_place(name: str) -> bool:
-    """Whether a function of torch by this name changes its first argument."""
-    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 def _shares_memory(node: Node) -> bool:

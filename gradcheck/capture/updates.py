@@ -16,7 +16,8 @@ import torch
 from gradcheck.capture.changes import Changes, Waiting, chosen_entries, successors
 from gradcheck.capture.events import Pass, Watched
 from gradcheck.capture.structures import tensors_in
-from gradcheck.capture.tape import CHANGED, is_in_place, outside
+from gradcheck.capture.tape import CHANGED, outside
+from gradcheck.capture.writing import is_in_place
 from gradcheck.measure.local import is_spread
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame

@@ -163,6 +163,38 @@ def a_tensor_of_another_kind() -> list[Any]:
     return trained(model, lambda x, y: F.cross_entropy(model(x).as_subclass(Labelled) * 2, y.as_subclass(Labelled)))
 
 
+def targets_written_row_by_row() -> list[Any]:
+    """In place, into views of what a model gave without gradient, and into views of a constant."""
+    model, teacher = mlp(), mlp()
+    teacher.requires_grad_(False)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            given = teacher(x).softmax(1)
+            wanted, kept = torch.zeros_like(given), torch.zeros(len(x), 3)
+            for i in range(len(x)):
+                wanted[i].index_add_(0, y[i : i + 1], given[i, :1])
+                kept[i].copy_(given[i])
+                kept[i, 1:].mul_(2)
+        return -((wanted + kept) * model(x).log_softmax(1)).sum()
+
+    return trained(model, loss)
+
+
+def results_written_column_by_column() -> list[Any]:
+    """With gradient."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        out = torch.ones(len(x), 3)
+        for i in range(3):
+            out[:, i].mul_(model(x)[:, i])
+            out[:, i] += 1
+        return F.cross_entropy(out, y)
+
+    return trained(model, loss)
+
+
 def free_parameter_inside_a_module() -> list[Any]:
     scale = nn.Parameter(torch.ones(4))
 

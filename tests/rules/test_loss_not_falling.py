@@ -66,6 +66,13 @@ class TestLossNotFalling:
         one = run((2.30, *([end] * 150)), name="adam 0.003 on one batch", batches=1)
         assert severities(loss_not_falling, stuck(2.30, experiments=(one,))) == expected
 
+    @pytest.mark.parametrize(("end", "expected"), [(4.615 * 0.97, "not-measured"), (4.615 * 0.99, "error")])
+    def test_a_loss_that_may_end_near_its_start_by_design(self, end, expected):
+        """Cross-entropy of soft targets, written out: nothing tells how far it can fall."""
+        one = run((*falling(4.615, end, 100), *([end] * 100)), name="adam 0.003 on one batch", batches=1)
+        m = stuck(4.615, experiments=(one,), chance=None, losses=())
+        assert (no_verdict(loss_not_falling, m) if expected == "not-measured" else only(loss_not_falling, m).severity) == expected
+
     def test_learning_slowly_beyond_the_label_frequencies_is_learning(self):
         one = run((2.3, *([1.7] * 150)), name="adam 0.003 on one batch", batches=1, chance=2.0)
         assert findings(loss_not_falling, stuck(2.30, experiments=(one,))) == []
