@@ -294,8 +294,12 @@ def learns_behind_noise(m: Measurement) -> bool:
 
 
 def depends_on_order(m: Measurement) -> bool:
-    """Whether the probe failed, and learned clearly with its batches in another order."""
-    repeated = [r for r in m.experiments if r.rate_factor == 1]
+    """Whether the probe failed, and learned clearly with its batches in another order.
+
+    A probe that had fallen as clearly before it came back shows that such a fall need not last: the other order must outlast its lowest level.
+    """
+    lost = relapse(m.probe, m.chance)
+    repeated = [r for r in m.experiments if r.rate_factor == 1 and (lost is None or len(r.losses) > 2 * lost[1])]
     learned = any(r.ended == "learned" or fall(r, m.chance) >= CLEAR_FALL for r in repeated)
     return learned and outcome(m.probe, m.chance) in ("stalls", "diverges")
 

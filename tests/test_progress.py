@@ -120,6 +120,16 @@ def test_a_probe_that_learns_clearly_in_another_order_learns(end, expected):
     assert verdict(m) == expected and depends_on_order(m) == (expected == "learns")
 
 
+@pytest.mark.parametrize(("steps", "lasts"), [(16, False), (250, True)])
+def test_a_dip_in_another_order_is_no_learning_where_the_probe_had_one_as_deep(steps: int, lasts: bool) -> None:
+    """Decay that outlasts the gradient: 0.4 after 25 steps, and back at chance (0.66) for good."""
+    probe = Run("probe", tuple([0.75 - 0.35 * t / 30 for t in range(30)] + [0.67] * 270))
+    again = Run("other order", tuple([0.78 - 0.35 * t / steps for t in range(steps)]), rate_factor=1.0, ended="learned")
+    m = measurement(probe=probe, chance=0.66, experiments=(again,))
+    assert relapse(m.probe, m.chance) is not None
+    assert depends_on_order(m) == lasts and verdict(m) == ("learns" if lasts else "stalls")
+
+
 @pytest.mark.parametrize(
     ("losses", "batches", "chance", "expected"),
     [
