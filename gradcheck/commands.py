@@ -150,7 +150,10 @@ def scan(
         else:
             named = jobs_of(targets or [], arguments_of(arg or []), flags, settings, steps)
             jobs = with_scripts(named, script or ctx.obj is not None, run)
-            reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet) if fix else scan_all(jobs, quiet or not speaks, color)
+            if fix:
+                reports, failed = commands_fix.treat_all(jobs, unsafe_fixes, quiet)
+            else:
+                reports, failed = scan_all(jobs, run, quiet or not speaks, color)
         if not speaks:
             sys.exit(FAILED if failed else 0)
         reports = without_known(reports, settings, known)

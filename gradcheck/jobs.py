@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from gradcheck.target.spec import TargetSpec
 
 
-def scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool, color: str) -> tuple[list[Report], bool]:
-    """Reports of all targets that could be scanned, and whether one could not. A single target's error is raised."""
+def scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], run: ScriptSpec, quiet: bool, color: str) -> tuple[list[Report], bool]:
+    """Reports of all targets that could be scanned, and whether one could not. A single target's error is raised.
+
+    `run`: how scripts are run, for what turns out to be one.
+    """
     import time
     from contextlib import redirect_stdout
 
@@ -29,7 +32,7 @@ def scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], quiet: bool, 
         try:
             # stdout carries results only: what the user's code prints goes to stderr
             with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
-                reports += _scan_one(spec, settings, progress, started)
+                reports += _scan_one(spec, settings, run, progress, started)
         except GradcheckError as e:
             if len(jobs) == 1:
                 raise
@@ -70,7 +73,7 @@ def refuse_flags(given: dict[str, Any], what: str) -> None:
         raise ConfigError(f"{flag} does not go with {what}", hint="its own model, data, loss and optimizer are used")
 
 
-def _scan_one(spec: TargetSpec | ScriptSpec, settings: Settings, progress: Any, started: float) -> list[Report]:
+def _scan_one(spec: TargetSpec | ScriptSpec, settings: Settings, run: ScriptSpec, progress: Any, started: float) -> list[Report]:
     """`started`: the import of torch belongs to the seconds of the first report."""
     from gradcheck.capture.spec import ScriptSpec
     from gradcheck.errors import TargetError
@@ -82,9 +85,14 @@ def _scan_one(spec: TargetSpec | ScriptSpec, settings: Settings, progress: Any, 
 
         return scan_script(spec, settings, progress, started)
     from gradcheck.scan import scan_target
+    from gradcheck.target.no_training import TrainsWhenImported
 
     try:
         return [scan_target(spec, settings, progress, started)]
+    except TrainsWhenImported:
+        if not spec.target.endswith(".py"):
+            raise
+        return _scan_one(*with_scripts([(spec, settings)], True, run)[0], run, progress, started)
     except SystemExit as e:
         hint = "guard it with `if __name__ == '__main__':`"
         raise TargetError(f"{spec.target} ended the program: sys.exit({e.code!r})", hint=hint) from e
@@ -94,8 +102,8 @@ def scan_configured(targets: list[str], settings: Settings, quiet: bool) -> tupl
     """Scans targets, or else the configured ones, with nothing but the settings: reports, and whether a target failed."""
     from gradcheck.capture.spec import ScriptSpec
 
-    jobs = with_scripts(jobs_of(targets, {}, {}, settings, None), False, ScriptSpec("", budget=settings.budget))
-    return scan_all(jobs, quiet, "auto")
+    run = ScriptSpec("", budget=settings.budget)
+    return scan_all(with_scripts(jobs_of(targets, {}, {}, settings, None), False, run), run, quiet, "auto")
 
 
 def jobs_of(

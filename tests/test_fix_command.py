@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +106,17 @@ def test_a_file_whose_scan_still_finds_it_is_restored(folder, monkeypatch):
     fixed = fix_target(TargetSpec("model.py"), Settings(), terms_of(False, 50, 3, None))
     monkeypatch.setattr(writing, "_scanned", lambda words: [fixed.report])
     with pytest.raises(writing.WriteError, match="OPT001 would still be found"):
+        writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
+    assert (folder / "model.py").read_bytes() == before
+
+
+def test_a_file_whose_scan_cannot_look_for_it_is_restored(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = (folder / "model.py").read_bytes()
+    fixed = fix_target(TargetSpec("model.py"), Settings(), terms_of(False, 50, 3, None))
+    states = tuple(replace(s, status="not-measured") if s.code == "OPT001" else s for s in fixed.report.rules)
+    monkeypatch.setattr(writing, "_scanned", lambda words: [replace(fixed.report, findings=(), rules=states)])
+    with pytest.raises(writing.WriteError, match="OPT001 could not be looked for"):
         writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
     assert (folder / "model.py").read_bytes() == before
 

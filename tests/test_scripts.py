@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import optimizer
 
+from gradcheck.capture.detect import is_script
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.config import Settings
 from gradcheck.errors import TargetError
 from gradcheck.nouns.report import Report
+from gradcheck.target.load import load
+from gradcheck.target.no_training import TrainsWhenImported
+from gradcheck.target.spec import TargetSpec
 from sample_models.catalogue import README, Sample, read
 from tests.test_sample_models import changed_lines
 
@@ -468,6 +473,22 @@ def test_the_command_takes_a_script_and_its_arguments(tmp_path, monkeypatch, cap
     assert "arguments ['--fail-on', 'never']" in err
     code, out, err = gradcheck(monkeypatch, capsys, "scan", path.name, "--steps", "20", "--quiet-script", "--exit-zero")
     assert code == 0 and "arguments" not in err
+
+
+def test_a_file_that_trains_while_it_is_imported_is_run_as_a_script(tmp_path, monkeypatch, capsys):
+    """Its text does not tell: it might be a library's training, of which only the import shows anything."""
+    hidden = LOOP.replace("loss.backward()", "getattr(loss, 'back' + 'ward')()")
+    hidden = hidden.replace("optimizer.step()", "getattr(optimizer, 'st' + 'ep')()")
+    path = written(tmp_path, DATA + hidden)
+    assert not is_script(str(path)) and "backward()" not in hidden and ".step()" not in hidden
+    code, out, _ = gradcheck(monkeypatch, capsys, "scan", str(path))
+    assert code == 0 and "No findings" in out and "synthetic" not in out
+    code, _, err = gradcheck(monkeypatch, capsys, "scan", str(path), "--loss", "mse_loss")
+    assert code == 2 and "--loss does not go with a training script" in err
+    backward, hooks = torch.autograd.backward, dict(optimizer._global_optimizer_pre_hooks)
+    with pytest.raises(TrainsWhenImported):
+        load(TargetSpec(str(path)))
+    assert torch.autograd.backward is backward and dict(optimizer._global_optimizer_pre_hooks) == hooks
 
 
 def test_a_saved_run_holds_the_loop(tmp_path, monkeypatch, capsys):

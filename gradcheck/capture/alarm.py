@@ -8,6 +8,7 @@ therefore the signal is sent again and again, and after a Stop that was lost the
 from __future__ import annotations
 
 import ctypes
+import logging
 import signal
 import sys
 import threading
@@ -154,9 +155,14 @@ class Alarm:
         return [t for t in threading.enumerate() if t not in self._threads and not t.daemon and t is not threading.current_thread()]
 
     def _end_threads(self) -> None:
+        logging.getLogger("concurrent.futures").addFilter(_is_no_stop)  # whose workers log what ends them
         for thread in self._own_threads():
             if thread.ident is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Stop))
         end = time.monotonic() + LAST
         while self._own_threads() and time.monotonic() < end:  # join() does not wait for one whose join() was interrupted
             time.sleep(0.001)
+
+
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], Stop))

@@ -52,4 +52,9 @@ class Births:
 
 
 def _finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or tensor.layout is not torch.strided or bool(torch.isfinite(tensor).all())
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+        return True
+    try:
+        return bool(torch.isfinite(tensor).all())
+    except RuntimeError:  # it has no numbers to look at: on the meta device, or inside vmap
+        return True

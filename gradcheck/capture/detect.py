@@ -51,7 +51,7 @@ def is_script(path: str) -> bool:
         return True
     names = _given(top) | own.keys()
     offers_model = bool(names & MODEL_NAMES)
-    if code.trains(guarded):
+    if code.trains(guarded, after=top):
         return not (offers_model and names & LOSS_NAMES and names & OPTIMIZER_NAMES)
     return not offers_model and not any(map(_may_be_module, own.values())) and any(map(_acts, [*top, *guarded]))
 
@@ -166,17 +166,19 @@ class _Code:
     packages: dict[str, str]
     _classes: list[ast.ClassDef] = field(default_factory=list)  # that were reached: their methods run when they are called
     _called: set[str] = field(default_factory=set)  # names of methods
-    _made_by: dict[str, ast.expr] = field(default_factory=dict)  # variable -> what was called to make it
+    _made_from: dict[str, ast.Call] = field(default_factory=dict)  # variable -> the call that made it
 
-    def trains(self, statements: Iterable[ast.AST]) -> bool:
-        self._classes, self._called, self._made_by = [], set(), {}
+    def trains(self, statements: Iterable[ast.AST], after: Iterable[ast.AST] = ()) -> bool:
+        """`after`: statements that run before them."""
+        self._classes, self._called, self._made_from = [], set(), {}
+        for node in (n for statement in after for n in ast.walk(statement)):
+            self._note_made(node)
         pending, seen = list(statements), set[str]()
         calls: list[ast.Call] = []
         while pending:
             for node in ast.walk(pending.pop()):
-                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                    self._made_by |= {t.id: node.value.func for t in node.targets if isinstance(t, ast.Name)}
-                elif isinstance(node, ast.Call):
+                self._note_made(node)
+                if isinstance(node, ast.Call):
                     if self._plainly(node):
                         return True
                     calls.append(node)
@@ -188,6 +190,10 @@ class _Code:
                         pending += self._entered(found)
                     pending += self.definitions.registered.pop(name, ())
         return any(map(self._by_library, calls))
+
+    def _note_made(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            self._made_from |= {t.id: node.value for t in node.targets if isinstance(t, ast.Name)}
 
     def _entered(self, definition: _Definition) -> list[ast.AST]:
         if not isinstance(definition, ast.ClassDef):
@@ -218,7 +224,8 @@ class _Code:
         if not isinstance(call.func, ast.Attribute) or name not in LIBRARY_CALLS or _is_mode(call):
             return False
         home = call.func.value
-        maker = home.func if isinstance(home, ast.Call) else self._made_by.get(_root(home))
+        made = home if isinstance(home, ast.Call) else self._made_from.get(_root(home))
+        maker = made.func if made is not None else None
         if maker is not None and _last_name(maker).endswith(_PREPARES):
             return False
         if maker is None:
@@ -227,7 +234,20 @@ class _Code:
         if self.definitions.get(_last_name(maker)) is not None:  # a class of the user's: its methods have been looked into
             return False
         package = self.packages.get(_root(maker))
-        return _root(home) in TRAINED if package is None else self._trains_nets(package)
+        return _root(home) in TRAINED if package is None else self._trains_nets(package) or self._holds_net(home)
+
+    def _holds_net(self, made: ast.expr) -> bool:
+        """Whether an object was made with the help of a library that trains nets: a net in a pipeline, or in a search over its settings."""
+        pending: list[ast.expr] = [made]
+        seen: set[str] = set()
+        while pending:
+            for node in ast.walk(pending.pop()):
+                if isinstance(node, ast.Call) and self._trains_nets(self.packages.get(_root(node.func))):
+                    return True
+                if isinstance(node, ast.Name) and node.id not in seen:
+                    seen.add(node.id)
+                    pending += [self._made_from[node.id]] if node.id in self._made_from else []
+        return False
 
     def _trains_nets(self, package: str | None) -> bool:
         return package is not None and package not in OTHER_LIBRARIES and package not in sys.stdlib_module_names

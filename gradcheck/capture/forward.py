@@ -41,6 +41,17 @@ class Forward:
 
         return apply
 
+    def retyping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The same values as another kind of tensor: torch does not show that to modes either."""
+        recorder = self.recorder
+
+        def as_subclass(tensor: torch.Tensor, kind: Any) -> Any:
+            if recorder.busy or recorder.depth or not recorder.tape.recording:
+                return original(tensor, kind)
+            return recorder.tape.function(original, (tensor, kind), {})
+
+        return as_subclass
+
     def before(self, module: nn.Module, args: Any) -> None:
         recorder, tape = self.recorder, self.recorder.tape
         if is_wrapper(module):

@@ -67,6 +67,7 @@ class Points:
             wrap(scaler, name, make)
         applied = vars(torch.autograd.Function)["apply"].__func__
         self._patches.put(torch.autograd.Function, "apply", classmethod(self.forward.applying(applied)))
+        wrap(torch.Tensor, "as_subclass", self.forward.retyping)
         wrap(Optimizer, "__init__", self.steps.made)
         wrap(Optimizer, "zero_grad", self.steps.clearing)
         wrap(nn.Module, "eval", self.surroundings.evaluating)

@@ -13,6 +13,7 @@ from gradcheck.remedies.protocol import Patient
 from gradcheck.scan import scan_workload
 
 TREATED: tuple[Severity, ...] = ("error", "warning")  # what is treated; information is left to the user
+UNSEEN = ("not-measured", "crashed")  # states of a rule that says nothing
 
 Seen = Callable[[Measurement], Measurement]
 
@@ -28,6 +29,11 @@ def severities(report: Report) -> dict[str, Severity]:
         now = worst.get(f.code)
         worst[f.code] = f.severity if now is None or SEVERITIES.index(f.severity) < SEVERITIES.index(now) else now
     return worst
+
+
+def looked_at(report: Report) -> frozenset[str]:
+    """Codes of the rules that came to a verdict."""
+    return frozenset(s.code for s in report.rules if s.status not in UNSEEN)
 
 
 def examine(patient: Patient, settings: Settings, seconds: float, seen: Seen | None, codes: Collection[str] | None = None) -> Report:

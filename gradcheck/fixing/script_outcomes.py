@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gradcheck.fixing.exam import severities, sick
+from gradcheck.fixing.exam import looked_at, severities, sick
 from gradcheck.fixing.loop import Mended
 from gradcheck.fixing.plan import advice, prescriptions, refused
 from gradcheck.fixing.proof import Verdict
 from gradcheck.fixing.script_plan import Edit, ScriptTrials
-from gradcheck.fixing.script_proof import looked_at
 from gradcheck.fixing.ward import signature
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome, Proof

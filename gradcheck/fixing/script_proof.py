@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.config import Settings
 from gradcheck.fixing.changes import changes
-from gradcheck.fixing.exam import severities, worsened
+from gradcheck.fixing.exam import looked_at, severities, worsened
 from gradcheck.fixing.own_losses import Standing
 from gradcheck.fixing.script_run import LOOP_ALONE, ScriptRun, loops_judged, run_script, standing
 from gradcheck.judge.select import chosen
@@ -25,7 +25,6 @@ HARMLESS = ("move-clipping", "complete-scaler", "scale-loss", *OTHER_CONDITIONS)
 # of how far the loss falls.
 SLOWER = ("clear-gradients", "scale-loss")
 KEPT_SHARE = 0.75
-UNSEEN = ("not-measured", "crashed")  # states of a rule that says nothing
 LONGER = 4  # times the steps, where the first ones show no difference
 LONG_SECONDS = 30.0  # for such a run
 
@@ -48,11 +47,6 @@ def same_loss(prescriptions: Sequence[Prescription]) -> bool:
     """Whether the losses of the script with and without these measure the same."""
     others = [p for p in prescriptions if p.treatment not in SAME_VALUE]
     return not changes_loss(others) and not any(p.treatment in OTHER_CONDITIONS for p in prescriptions)
-
-
-def looked_at(report: Report) -> frozenset[str]:
-    """Codes of the rules that came to a verdict."""
-    return frozenset(s.code for s in report.rules if s.status not in UNSEEN)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradcheck.errors import GradcheckError, SavedRunError
-from gradcheck.fixing.exam import severities
+from gradcheck.fixing.exam import looked_at, severities
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies.source import SourcePlan
@@ -71,7 +71,11 @@ def _check(before: Report, promised: Sequence[str], reports: Sequence[Report]) -
     now = {code: severity for r in same for code, severity in severities(r).items()}
     stays = [code for code in promised if code in now and (now[code] == "error" or old.get(code) == "warning")]
     new = [code for code, severity in now.items() if severity == "error" and old.get(code) != "error"]
+    looked = frozenset[str]().union(*map(looked_at, same))
+    unseen = [code for code in promised if code not in looked and code not in stays]
     problem = f"{', '.join(stays)} would still be found" if stays else f"{', '.join(new)} would come up" if new else ""
+    if unseen and not problem:
+        problem = f"{', '.join(unseen)} could not be looked for"
     if problem:
         raise WriteError(f"nothing was written: after the edits {problem}", hint="the original files are back; `--diff` shows the edits")
 

@@ -55,7 +55,7 @@ def is_adaptive(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def environment(model: nn.Module) -> Environment:
-    p = next(model.parameters(), None)
+    p = next((p for p in model.parameters() if p.is_floating_point()), None)
     dtype = str(p.dtype).removeprefix("torch.") if p is not None else "float32"
     device = str(p.device) if p is not None else "cpu"
     return Environment(platform.python_version(), torch.__version__, platform.platform(), device, dtype, torch.get_num_threads())

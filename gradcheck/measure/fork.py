@@ -12,7 +12,7 @@ from torch import nn
 from gradcheck.errors import TargetError
 from gradcheck.nouns.places import Location
 from gradcheck.target.borrowing import Borrowed
-from gradcheck.target.copying import bind_copies, bound, copying, memo_for
+from gradcheck.target.copying import bind_copies, bound, copying, memo_for, require_parts
 from gradcheck.target.rng import seed_all
 from gradcheck.target.training_mode import set_mode
 from gradcheck.target.workload import Batch, Clipping, TrainingStep, Workload
@@ -80,6 +80,7 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
     memo = memo_for(workload.model)
     with copying():
         model = copy.deepcopy(workload.model, memo)
+        require_parts(workload.model, memo)
         optimizer = copy_optimizer(workload.optimizer, memo)
         step = bound(workload.training_step, memo)
         loss = bound(workload.loss, memo)

@@ -33,8 +33,15 @@ def duplicate(value: T, model: nn.Module, memo: Memo | None = None) -> T:
     memo |= memo_for(model)
     with copying():
         twin = copy.deepcopy(value, memo)
+        require_parts(model, memo)
         bind_copies(memo)
     return twin
+
+
+def require_parts(model: nn.Module, memo: Memo) -> None:
+    """Raises TargetError where it is not known which weight of the copy is which: a model may make copies from its configuration."""
+    if any(id(p) not in memo for p in model.parameters()):
+        raise TargetError("it makes its copies by itself, without saying which weight of a copy is which")
 
 
 def memo_for(model: nn.Module) -> Memo:

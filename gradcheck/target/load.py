@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from gradcheck.target.data_files import SUFFIXES, read_data
 from gradcheck.target.importing import Session, session, split_reference
 from gradcheck.target.losses import loss_by_name
 from gradcheck.target.models import FoundModel, find_model, unwrapped
+from gradcheck.target.no_training import no_training
 from gradcheck.target.placing import choose_device, choose_dtype
 from gradcheck.target.rng import seed_all
 from gradcheck.target.spec import TargetSpec
@@ -41,7 +43,8 @@ def load(spec: TargetSpec) -> Workload:
     device, dtype = choose_device(spec.device), choose_dtype(spec.dtype)
     home, name = split_reference(spec.target)
     with session(spec.seed) as current:
-        module = current.open(home)
+        with nullcontext() if name else no_training(home):
+            module = current.open(home)
         found = find_model(module, home, name, spec.arguments, spec.seed)
         model, wrappers = unwrapped(found.model)
         said = [found.said, *wrappers]

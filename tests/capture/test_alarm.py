@@ -170,6 +170,15 @@ def test_training_in_a_thread_ends_with_the_script(tmp_path: Path) -> None:
     assert state() == before
 
 
+def test_a_pool_of_threads_ends_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pool = "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(2)\npool.submit(int).result()\n"
+    (tmp_path / "train.py").write_text(TRAIN + pool + "while True: step()")
+    with captured(ScriptSpec(str(tmp_path / "train.py"), steps=10)) as capture:
+        assert steps_of(capture) == 10
+        capture.module.pool.shutdown()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("caught", ["pass", "raise", "spin(600)"])
 def test_ctrl_c_ends_gradcheck_whatever_the_script_makes_of_it(caught: str, tmp_path: Path) -> None:
     before = state()

@@ -38,6 +38,14 @@ SCRIPTS = {
     "the cli_main of a package": f"from package.cli import cli_main\n\n{MAIN}    cli_main()\n",
     "Fabric": f"{NET}fabric.launch()\nfor x in loader:\n    fabric.backward(model(x).sum())\n",
     "skorch": f"from skorch import NeuralNetClassifier\n{NET}net = NeuralNetClassifier(Net, max_epochs=3)\nnet.fit(X, y)\n",
+    "a pipeline that ends in a net": (
+        "from skorch import Net as Trained\nfrom sklearn.pipeline import Pipeline\n"
+        f"{NET}net = Trained(Net)\npipe = Pipeline([('scale', StandardScaler()), ('net', net)])\n{MAIN}    pipe.fit(X, y)\n"
+    ),
+    "a search over a net made in its place": (
+        "from skorch import Net as Trained\nfrom sklearn.model_selection import GridSearchCV\n"
+        f"{NET}GridSearchCV(Trained(Net), {{}}).fit(X, y)\n"
+    ),
     "fastai": f"from fastai.vision.all import *\n{NET}learn = Learner(dls, Net())\nlearn.fit_one_cycle(3)\n",
     "fastai, plain": f"from fastai.vision.all import *\n{NET}learn = Learner(dls, Net())\nlearn.fit(3)\n",
     "Keras": "import keras\nmodel = keras.Sequential([])\nmodel.compile(optimizer='adam')\nmodel.fit(x, y, epochs=3)\n",
@@ -59,6 +67,7 @@ MODEL_FILES = {
     "a server": "import uvicorn\nmodel = Net()\n" + MAIN + "    uvicorn.run(app)\n",
     "a process that is run": "import subprocess\nfrom torch import nn\nsubprocess.run(['ls'])\nmodel = nn.Linear(2, 2)\n",
     "a clustering": f"from sklearn.cluster import KMeans\n{NET}model = KMeans()\nmodel.fit(X)\n",
+    "a pipeline without a net": f"from sklearn.pipeline import Pipeline\n{NET}pipe = Pipeline([('s', StandardScaler())])\npipe.fit(X)\n",
     "a function that is decorated": f"{NET}import torch\nmodel = Net()\ntorch.ones(1)\n@torch.compile\ndef step():\n{indented(LOOP)}",
     "functions only": "import torch\n\ndef net():\n    return torch.nn.Linear(2, 2)\n",
     "a target with a function that nobody calls": f"{TARGET}\ndef train():\n{indented(LOOP)}",

@@ -129,6 +129,40 @@ def cannot_be_copied() -> list[Any]:
     return trained(model, lambda x, y: F.cross_entropy(model(x), y))
 
 
+def makes_its_copies_itself() -> list[Any]:
+    class FromConfiguration(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.width, self.body = width, nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> FromConfiguration:
+            twin = FromConfiguration(self.width)
+            twin.load_state_dict(self.state_dict())
+            return twin
+
+    model = FromConfiguration(8)
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+
+def shapes_told_on_the_meta_device() -> list[Any]:
+    """Numbers that are not there are looked at for what is not finite."""
+    model = mlp()
+    told = torch.empty(5, 4, device="meta") * 2
+    return trained(model, lambda x, y: F.cross_entropy(model(x), y) + (told.sum() / told.sum()).numel() - 1)
+
+
+class Labelled(Tensor):
+    """A kind of tensor that keeps its kind in what is computed from it."""
+
+
+def a_tensor_of_another_kind() -> list[Any]:
+    model = mlp()
+    return trained(model, lambda x, y: F.cross_entropy(model(x).as_subclass(Labelled) * 2, y.as_subclass(Labelled)))
+
+
 def free_parameter_inside_a_module() -> list[Any]:
     scale = nn.Parameter(torch.ones(4))
 
@@ -367,7 +401,7 @@ def test_a_training_starts_from_what_another_one_has_left() -> None:
         assert math.isfinite(fork(workload).loss(workload.batches[0]).item())  # workloads compares the first losses
 
 
-@pytest.mark.parametrize("loop", [module_outside_the_model, cannot_be_copied, free_parameter_inside_a_module])
+@pytest.mark.parametrize("loop", [module_outside_the_model, cannot_be_copied, makes_its_copies_itself, free_parameter_inside_a_module])
 def test_what_no_copy_can_do_is_done_in_place(loop: Loop) -> None:
     recorder, _ = recorded(loop)
     (workload,) = workloads(recorder)
