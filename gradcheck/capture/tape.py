@@ -117,6 +117,7 @@ class Node:
     random: torch.Tensor | None = None  # state of the generator before a call that draws numbers, or a module's
     in_place: bool = False
     values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
+    counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results
     read: bool = False  # the loop took its values out of torch: what it made of them fits no others
 
     def inputs(self) -> Iterator[Any]:
@@ -256,6 +257,7 @@ class Tape:
         """Notes the tensors of an output as values of the call."""
         for index, tensor in enumerate(tensors_in(output)):
             self.alias(tensor, Ref(node, index))
+            node.counts[index] = tensor.numel()
             if not tensor.requires_grad:
                 with torch._C.DisableTorchFunction():
                     node.values[index] = tensor.detach().clone()
@@ -300,7 +302,8 @@ class Tape:
     def _ended(self, name: str, node: Node | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         self.births.look(name, args, kwargs, output, lambda: location_of_frame(outside()))
         if node is None:
-            if torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and self._takes_leaf(args, kwargs):
+            starts = torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad
+            if starts and name != "requires_grad_" and self._takes_leaf(args, kwargs):
                 node = self._node(function, self.encode(args), self.encode(kwargs), False)
             elif isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor) and args[0].dim():
                 self.rows.follow(name, function, args, kwargs, output)
@@ -336,10 +339,15 @@ class Tape:
             if isinstance(value, Weight):
                 value.owner.versions = CHANGED
 
+    def constant(self, tensor: torch.Tensor) -> Constant | None:
+        """What stands for a tensor that calls took as it is."""
+        entry = self._constants.get(id(tensor))
+        return entry[2] if entry is not None and entry[0]() is tensor else None
+
     def promote(self, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
         """A leaf turns out to be a weight. The calls that `ends` depend on took it as a constant, or as what it was computed from."""
-        entry, ref = self._constants.get(id(leaf)), self.ref(leaf)
-        known = ref if ref is not None else entry[2] if entry is not None and entry[0]() is leaf else None
+        ref = self.ref(leaf)
+        known = ref if ref is not None else self.constant(leaf)
         if known is not None:
             for node in nodes_behind(ends):
                 node.args, node.kwargs = (replaced(x, known, self.weights[id(leaf)]) for x in (node.args, node.kwargs))

@@ -170,6 +170,7 @@ class Parameter:
     steps: tuple[ParameterStep, ...] = ()
     lr: float | None = None  # of its parameter group
     weight_decay: float = 0.0  # of its parameter group
+    site: Location | None = None  # where the script makes it, of a tensor that no module holds
 
     def at(self, step: int) -> ParameterStep | None:
         if step < 0:
