@@ -18,6 +18,7 @@ from torch import nn
 
 from gradcheck.capture.births import Births
 from gradcheck.capture.rows import Rows, forget_in
+from gradcheck.capture.silent import Silent
 from gradcheck.capture.structures import Packed, pack, tensors_in
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
@@ -184,6 +185,7 @@ class Tape:
     cuts: list[SeenCut] = field(default_factory=list)
     births: Births = field(default_factory=Births)
     rows: Rows = field(default_factory=Rows)
+    silent: Silent = field(default_factory=Silent)
     unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them
     failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
     failure: str = ""  # why the recording ended early
@@ -234,6 +236,7 @@ class Tape:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             constant = Constant(tensor.detach().clone(), tensor.requires_grad, rows, chosen, origin)
         self.births.note(constant, tensor)
+        self.silent.note(constant, tensor)
         self._constants[id(tensor)] = weakref.ref(tensor, forget_in(self._constants, id(tensor))), tensor._version, constant
         return constant
 
@@ -262,6 +265,7 @@ class Tape:
                 with torch._C.DisableTorchFunction():
                     node.values[index] = tensor.detach().clone()
                 self.births.note(node, tensor)
+                self.silent.note(node, tensor)
 
     def function(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a torch function, and records the call when it takes something live."""
@@ -301,6 +305,7 @@ class Tape:
 
     def _ended(self, name: str, node: Node | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         self.births.look(name, args, kwargs, output, lambda: location_of_frame(outside()))
+        self.silent.look(name, function, args, output, lambda: location_of_frame(outside()))
         if node is None:
             starts = torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad
             if starts and name != "requires_grad_" and self._takes_leaf(args, kwargs):

@@ -344,6 +344,7 @@ class Session:
             *first.zero_derivatives,
             *bad,
             *checked.values.get("attentions", ()),
+            *checked.values.get("idle_terms", ()),
             *(v for name in ("dependence", "derivatives") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
