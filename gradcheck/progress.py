@@ -252,6 +252,8 @@ def unsettled(run: Run, chance: float | None = None) -> bool:
 
 def relapse(run: Run, chance: float | None = None) -> tuple[float, int] | None:
     """The lowest level of a loss that had fallen clearly and is half way back or more, and the step where it was reached; else None."""
+    if run.surrogate:  # of actions that are those of a policy long gone, it goes up and down
+        return None
     n, start = len(run.losses), start_and_end(run)[0]
     window = max(SETTLED_VISITS, run.batches if run.batches <= n // 4 else 0)
     if n < max(FEWEST_STEPS, 3 * window) or not all(map(math.isfinite, run.losses)):

@@ -35,6 +35,8 @@ FAMILIES = (
     "loss_softmax",
     "loss_not_falling",
     "loss_stability",
+    "loss_signal",
+    "loss_terms",
     "half_precision",
     "numerics",
     "optimization",

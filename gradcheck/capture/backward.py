@@ -46,6 +46,7 @@ class Backward:
                 self._claim(passes)
                 for found, mine in zip(passes, reached, strict=True):
                     recorder.updates.wait_for(found, mine, {key: t.grad for key, t in mine.items() if t.grad is not None})
+                    recorder.forgotten.look(found, mine)
             finally:
                 recorder.busy -= 1
             recorder.observer(recorder)
@@ -60,6 +61,8 @@ class Backward:
         def grad(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             losses, inputs = _tensors(given["outputs"]), _tensors(given["inputs"])
+            if not recorder.busy:
+                recorder.forgotten.ask(inputs)
             if recorder.busy or given.get("create_graph") or given.get("is_grads_batched"):
                 return original(*args, **kwargs)
             recorder.busy += 1
@@ -73,6 +76,7 @@ class Backward:
                 recorder.asked = [*recorder.asked[-ASKED:], *passes]
                 for found in passes[-1:]:
                     recorder.updates.wait_for(found, {**reached, **asked}, gradients)
+                    recorder.forgotten.look(found, reached)
             finally:
                 recorder.busy -= 1
             recorder.observer(recorder)

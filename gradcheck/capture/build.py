@@ -78,6 +78,7 @@ def workload_of(
     if twins.borrowed is not None:
         assumptions.append(Assumption("model", f"the script's own modules are measured, since {twins.borrowed.why}", given=True))
     sites = recorder.sites.living()
+    sites |= {id(twins.tensors[key]): place for key, place in recorder.forgotten.places.items() if key in twins.tensors}
     if watched is not None and watched.site is not None:
         sites[id(optimizer)] = watched.site
     return Workload(

@@ -18,6 +18,7 @@ from torch import nn
 
 from gradcheck.capture.births import Births
 from gradcheck.capture.rows import Rows, forget_in
+from gradcheck.capture.silent import Silent
 from gradcheck.capture.structures import Packed, pack, tensors_in
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
@@ -117,6 +118,7 @@ class Node:
     random: torch.Tensor | None = None  # state of the generator before a call that draws numbers, or a module's
     in_place: bool = False
     values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
+    counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results
     read: bool = False  # the loop took its values out of torch: what it made of them fits no others
 
     def inputs(self) -> Iterator[Any]:
@@ -183,6 +185,7 @@ class Tape:
     cuts: list[SeenCut] = field(default_factory=list)
     births: Births = field(default_factory=Births)
     rows: Rows = field(default_factory=Rows)
+    silent: Silent = field(default_factory=Silent)
     unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them
     failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
     failure: str = ""  # why the recording ended early
@@ -233,6 +236,7 @@ class Tape:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             constant = Constant(tensor.detach().clone(), tensor.requires_grad, rows, chosen, origin)
         self.births.note(constant, tensor)
+        self.silent.note(constant, tensor)
         self._constants[id(tensor)] = weakref.ref(tensor, forget_in(self._constants, id(tensor))), tensor._version, constant
         return constant
 
@@ -256,10 +260,12 @@ class Tape:
         """Notes the tensors of an output as values of the call."""
         for index, tensor in enumerate(tensors_in(output)):
             self.alias(tensor, Ref(node, index))
+            node.counts[index] = tensor.numel()
             if not tensor.requires_grad:
                 with torch._C.DisableTorchFunction():
                     node.values[index] = tensor.detach().clone()
                 self.births.note(node, tensor)
+                self.silent.note(node, tensor)
 
     def function(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a torch function, and records the call when it takes something live."""
@@ -299,8 +305,10 @@ class Tape:
 
     def _ended(self, name: str, node: Node | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         self.births.look(name, args, kwargs, output, lambda: location_of_frame(outside()))
+        self.silent.look(name, function, args, output, lambda: location_of_frame(outside()))
         if node is None:
-            if torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and self._takes_leaf(args, kwargs):
+            starts = torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad
+            if starts and name != "requires_grad_" and self._takes_leaf(args, kwargs):
                 node = self._node(function, self.encode(args), self.encode(kwargs), False)
             elif isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor) and args[0].dim():
                 self.rows.follow(name, function, args, kwargs, output)
@@ -336,10 +344,15 @@ class Tape:
             if isinstance(value, Weight):
                 value.owner.versions = CHANGED
 
+    def constant(self, tensor: torch.Tensor) -> Constant | None:
+        """What stands for a tensor that calls took as it is."""
+        entry = self._constants.get(id(tensor))
+        return entry[2] if entry is not None and entry[0]() is tensor else None
+
     def promote(self, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
         """A leaf turns out to be a weight. The calls that `ends` depend on took it as a constant, or as what it was computed from."""
-        entry, ref = self._constants.get(id(leaf)), self.ref(leaf)
-        known = ref if ref is not None else entry[2] if entry is not None and entry[0]() is leaf else None
+        ref = self.ref(leaf)
+        known = ref if ref is not None else self.constant(leaf)
         if known is not None:
             for node in nodes_behind(ends):
                 node.args, node.kwargs = (replaced(x, known, self.weights[id(leaf)]) for x in (node.args, node.kwargs))

@@ -27,6 +27,7 @@ LOOKS: Mapping[Need, str] = {
     "validation": "the loss on validation data",
     "baseline": "what a linear model makes of the data",
     "sharpness": "the sharpness of the loss",
+    "terms": "what the loss is a sum of",
     "functional_step": "how far the first update moves the output",
     "epsilon": "training with the usual epsilon",
     "clipping": "the effect of gradient clipping",

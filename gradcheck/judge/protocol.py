@@ -43,6 +43,7 @@ Need = Literal[
     "validation",
     "baseline",
     "sharpness",
+    "terms",  # IdleTerm
     "functional_step",
     "epsilon",  # small_epsilon
     "clipping",  # Clip

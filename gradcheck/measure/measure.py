@@ -19,7 +19,7 @@ from gradcheck.measure.fork import Trainee, fork
 from gradcheck.measure.gaps import described, gaps, more_time, unread_layers
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.observe import Tracer
-from gradcheck.measure.parameters import StepWatch, Watched, watch
+from gradcheck.measure.parameters import StepWatch, Watched, nouns, watch
 from gradcheck.measure.probe import EARLY, FINAL_STEPS, Training, lr_of, take_step
 from gradcheck.measure.profile import profile
 from gradcheck.measure.structure import Fate, Graph
@@ -344,9 +344,11 @@ class Session:
             *first.zero_derivatives,
             *bad,
             *checked.values.get("attentions", ()),
+            *checked.values.get("idle_terms", ()),
             *(v for name in ("dependence", "derivatives") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
+        places += [w.sites[id(p)] for p in w.model.parameters() if id(p) in w.sites]
         places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
         creation = w.sites.get(id(w.optimizer))
         optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)
@@ -358,7 +360,7 @@ class Session:
             measured_steps=tuple(self.measured),
             environment=facts.environment(w.model),
             layers=layers,
-            parameters=tuple(p.noun() for p in self.watched),
+            parameters=nouns(self.watched, w.model, w.sites),
             optimizer=optimizer,
             data=data.data_facts(
                 w.batches,

@@ -16,6 +16,7 @@ from gradcheck.nouns.checks import (
     Difference,
     Dropout,
     HalfGradients,
+    IdleTerm,
     LossOperation,
     Penalty,
     Recurrence,
@@ -170,6 +171,7 @@ class Parameter:
     steps: tuple[ParameterStep, ...] = ()
     lr: float | None = None  # of its parameter group
     weight_decay: float = 0.0  # of its parameter group
+    site: Location | None = None  # where the script makes it, of a tensor that no module holds
 
     def at(self, step: int) -> ParameterStep | None:
         if step < 0:
@@ -489,6 +491,7 @@ class Measurement:
     baseline: Baseline | None = None
     validation: Validation | None = None
     sharpness: Sharpness | None = None
+    idle_terms: tuple[IdleTerm, ...] = ()  # parts of the loss that train nothing
     clip: Clip | None = None
     functional_step: float | None = None  # rms change of the output by the first update / its std (at least 0.1); adaptive optimizers only
     small_epsilon: Run | None = None  # the probe again with Adam's usual epsilon, where the user's is much larger

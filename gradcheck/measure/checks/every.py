@@ -16,6 +16,7 @@ from gradcheck.measure.checks import (
     samples,
     settings,
     sharpness,
+    terms,
     validation,
 )
 from gradcheck.measure.checks.scene import Check, Checked, Scene, run
@@ -35,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     Check("attention", "attentions", attention.measure),
     Check("precision", "half", half.measure),
     Check("baseline", "baseline", baseline.baseline, quick=True),
+    Check("terms", "idle_terms", terms.idle_terms),
     Check("sharpness", "sharpness", sharpness.sharpness),
 )
 PROBE_IN_WORDS = "the short training and its experiments"
