@@ -46,6 +46,7 @@ FAMILIES = (
     "regularization_fit",
     "data",
     "data_targets",
+    "sequence",
     "loop",
     "loop_schedule",
     "loop_batches",

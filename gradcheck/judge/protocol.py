@@ -36,6 +36,7 @@ Need = Literal[
     "numerics",  # NonFinite
     "derivatives",  # Derivatives, and the following as in nouns/checks.py
     "dependence",
+    "sequence",  # SequenceFacts
     "recurrence",
     "samples",
     "attention",

@@ -14,6 +14,7 @@ from gradcheck.measure.checks import (
     recurrence,
     regularization,
     samples,
+    sequence,
     settings,
     sharpness,
     validation,
@@ -23,6 +24,7 @@ from gradcheck.nouns.measurement import NotMeasured
 
 CHECKS: tuple[Check, ...] = (
     Check("dependence", "dependence", dependence.dependence, quick=True),
+    Check("sequence", "sequence", sequence.sequence, quick=True),
     Check("derivatives", "derivatives", derivatives.derivatives),
     Check("normalization", "normalization", normalization.statistics, quick=True),
     Check("functional_step", "functional_step", settings.functional_step),
