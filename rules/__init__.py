@@ -47,6 +47,7 @@ FAMILIES = (
     "data",
     "data_targets",
     "sequence",
+    "sequence_padding",
     "loop",
     "loop_schedule",
     "loop_batches",

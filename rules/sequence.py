@@ -228,7 +228,7 @@ def _misplaced(s: TokenStream, limits: Limits) -> Finding:
     else:
         message = (
             f"the target is the token that the model is given: at {share} of {s.places} places (limit {percent(limits['same_token'])}) it "
-            f"is the one that {s.layer} reads there, and the output depends on it. Copying brings the loss to 0, and nothing else is learned"
+            f"is the one that {s.layer} reads there, and the output depends on it. Copying brings the loss to 0; nothing else is learned"
         )
         text = "shift the labels by one: feed tokens[:, :-1] and ask for tokens[:, 1:]; to a decoder give the labels shifted to the right"
         cure = Remedy("shift-labels", text)

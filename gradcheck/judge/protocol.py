@@ -37,6 +37,7 @@ Need = Literal[
     "derivatives",  # Derivatives, and the following as in nouns/checks.py
     "dependence",
     "sequence",  # SequenceFacts
+    "padding",
     "recurrence",
     "samples",
     "attention",

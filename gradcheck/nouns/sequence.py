@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gradcheck.nouns.places import Location
 
@@ -53,3 +54,30 @@ class Supervision:
 class SequenceFacts:
     streams: tuple[TokenStream, ...] = ()
     supervision: tuple[Supervision, ...] = ()
+
+    @property
+    def sites(self) -> tuple[Location | None, ...]:
+        return (*(p for s in self.streams for p in (s.site, s.loss_site, s.read_site)), *(s.site for s in self.supervision))
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What padding does to the output: sequences of a batch as they are, against the same ones cut to their own length.
+
+    In evaluation mode, each sequence by itself.
+    """
+
+    told: Literal["mask", "lengths", "index"]  # what tells the model, or its embedding, which places are padding
+    share: float  # of the places of the first batch that are padding
+    varies: bool | None  # whether batches differ in length, so that a sequence's padding depends on its neighbours; None: not known
+    sequences: int  # that were compared
+    change: float  # root mean square change of the output at real places, or of an output for the whole sequence,
+    spread: float  # and how far outputs differ from each other: root mean square distance from their mean
+    pooled: bool  # the output is one for the whole sequence
+    at: str = ""  # layer in which padding first meets what is real,
+    operation: str = ""  # the function there,
+    site: Location | None = None  # and its place
+
+    @property
+    def effect(self) -> float:
+        return self.change / self.spread if self.spread else float("inf") if self.change else 0.0

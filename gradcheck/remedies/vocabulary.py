@@ -99,6 +99,7 @@ ADVICE_ONLY: dict[str, str] = {
     "keep-or-remove": _MEANING,
     "keep-scheduler": "where it is to be made follows from the loop",
     "loss-scaling": "a GradScaler has to scale, unscale and step in the user's loop; bfloat16 needs none",
+    "mask-padding": "how padding is left out follows from what the places are put together by",
     "pool-over-time": "what the loss sees of a sequence is part of the task",
     "remove-hook": _MEANING,
     "remove-unused-modules": "an unused module may be used elsewhere",

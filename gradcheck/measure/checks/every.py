@@ -11,6 +11,7 @@ from gradcheck.measure.checks import (
     derivatives,
     half,
     normalization,
+    padding,
     recurrence,
     regularization,
     samples,
@@ -25,6 +26,7 @@ from gradcheck.nouns.measurement import NotMeasured
 CHECKS: tuple[Check, ...] = (
     Check("dependence", "dependence", dependence.dependence, quick=True),
     Check("sequence", "sequence", sequence.sequence, quick=True),
+    Check("padding", "padding", padding.padding, quick=True),
     Check("derivatives", "derivatives", derivatives.derivatives),
     Check("normalization", "normalization", normalization.statistics, quick=True),
     Check("functional_step", "functional_step", settings.functional_step),

@@ -1,16 +1,18 @@
-"""Which operation lets places of a sequence see later ones: two passes that differ after a place, compared operation by operation."""
+"""Which operation lets places of a sequence see later ones: two passes that differ after a place, compared operation by operation.
+
+They differ in the tokens there, or in how many places there are at all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from gradcheck.measure.checks.mixing import ROUNDING, Seen
-from gradcheck.measure.checks.reading import Reading
 from gradcheck.measure.taps import caller, tensors_in
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
@@ -39,19 +41,19 @@ class _Print:
 
 
 class _Printing(Seen):
-    """Takes the prints of every operation's results; `length` places, of which those after `last` differ between passes."""
+    """Takes the prints of every operation's results, with `length` places, of which the first `alike` are the same in both passes."""
 
-    def __init__(self, names: Mapping[int, str], length: int, last: int) -> None:
+    def __init__(self, names: Mapping[int, str], length: int, alike: int) -> None:
         super().__init__(names)
-        self.length, self.last = length, last
+        self.length, self.alike = length, alike
 
     def prints(self, output: Any) -> list[_Print]:
-        return [_print(t.detach(), self.length, self.last + 1) for t in tensors_in(output)]
+        return [_print(t.detach(), self.length, self.alike) for t in tensors_in(output)]
 
 
 class _Remembering(_Printing):
-    def __init__(self, names: Mapping[int, str], length: int, last: int) -> None:
-        super().__init__(names, length, last)
+    def __init__(self, names: Mapping[int, str], length: int, alike: int) -> None:
+        super().__init__(names, length, alike)
         self.results: list[tuple[str, list[_Print]]] = []
 
     def seen_operation(self, name: str, given: Any, output: Any) -> None:
@@ -59,9 +61,11 @@ class _Remembering(_Printing):
 
 
 class _Comparing(_Printing):
-    def __init__(self, names: Mapping[int, str], length: int, last: int, before: list[tuple[str, list[_Print]]]) -> None:
-        super().__init__(names, length, last)
-        self.before, self.index = before, 0
+    """`pooling`: what has no places has to be the same, too, where it is used."""
+
+    def __init__(self, names: Mapping[int, str], length: int, alike: int, before: list[tuple[str, list[_Print]]], pooling: bool) -> None:
+        super().__init__(names, length, alike)
+        self.before, self.index, self.pooling = before, 0, pooling
         self.pooled: dict[int, tuple[torch.Tensor, Opening]] = {}
         self.found: Opening | None = None
         self.lost = False  # the passes took different ways
@@ -72,10 +76,13 @@ class _Comparing(_Printing):
         expected = self.before[self.index] if self.index < len(self.before) else ("", [])
         self.index += 1
         now = self.prints(output)
-        self.lost = expected[0] != name or [p.shape for p in expected[1]] != [p.shape for p in now]
+        self.lost = expected[0] != name or [len(p.shape) for p in expected[1]] != [len(p.shape) for p in now]
         if self.lost:
             return
         origin = next((self.pooled[id(t)][1] for t in tensors_in(given) if id(t) in self.pooled), None)
+        if origin is not None and self.pooling and now:
+            self.found = origin
+            return
         for tensor, old, new in zip(tensors_in(output), expected[1], now, strict=True):
             state = _state(old, new)
             if state in ("same", "own"):
@@ -116,25 +123,35 @@ def _sums(x: torch.Tensor) -> torch.Tensor:
 def _state(old: _Print, new: _Print) -> State:
     if _alike(old.whole, new.whole):
         return "same"
-    if not old.parts:
+    if not old.parts or not new.parts:
         return "without places"
-    return "own" if any(_alike(a, b) for a, b in zip(old.parts, new.parts, strict=True)) else "seen"
+    pairs = ((a, b) for a in old.parts for b in new.parts if a.shape == b.shape)  # other axes may be as long by chance
+    return "own" if any(_alike(a, b) for a, b in pairs) else "seen"
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(((a - b).abs() <= ROUNDING * a[1].abs().max().clamp_min(1e-30)).all())
 
 
-def opening(step: Callable[[], Any], names: Mapping[int, str], length: int, last: int, before: Reading, after: Reading) -> Opening | None:
-    """The first operation whose result up to place `last` depends on later ones. `before`, `after`: taps with the tokens of each pass."""
-    remembering = _Remembering(names, length, last)
-    with ExitStack() as stack:
-        stack.enter_context(remembering)
-        stack.enter_context(before)
-        step()
-    comparing = _Comparing(names, length, last, remembering.results)
-    with ExitStack() as stack:
-        stack.enter_context(comparing)
-        stack.enter_context(after)
-        step()
+def opening(
+    step: Callable[[bool], Any], names: Mapping[int, str], lengths: tuple[int, int], alike: int, *, pooling: bool = False
+) -> Opening | None:
+    """The first operation whose result in the first `alike` places depends on later ones.
+
+    `step(changed)` makes a pass; `lengths`: places in it as it is, and changed. With `pooling` results without places count as well.
+    """
+    remembering = _Remembering(names, lengths[0], alike)
+    with remembering:
+        step(False)
+    comparing = _Comparing(names, lengths[1], alike, remembering.results, pooling)
+    with comparing:
+        step(True)
     return comparing.found
+
+
+def site_of(place: Opening, model: nn.Module, sites: Mapping[str, Location | None]) -> Location | None:
+    """Where a module of torch's is created, if that decides what its places see; else, as for attention with its mask, the call."""
+    module = dict(model.named_modules()).get(place.layer)
+    called = isinstance(module, (nn.MultiheadAttention, nn.Transformer))
+    built = module is not None and type(module).__module__.startswith("torch.nn.modules") and not called
+    return (sites.get(place.layer) if built else None) or place.site

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from gradcheck.measure.checks.alignment import Alignment, align
 from gradcheck.measure.checks.dependence import evaluating
-from gradcheck.measure.checks.futures import opening
+from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Asked, Reading
 from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.fork import Trainee
@@ -136,22 +135,14 @@ class _Case:
         if other is None:
             return found
 
-        def step() -> None:
-            self.dice.throw()
-            self.trainee.loss(start.batch)
+        def step(changed: bool) -> None:
+            self._pass(start.batch, {read: other} if changed else None)
 
         length = a.tokens(tokens).shape[1]
-        place = opening(step, self.names, length, t, Reading(self.names), Reading(self.names, {read: other}))
+        place = opening(step, self.names, (length, length), t + 1)
         if place is None:
             return found
-        module = dict(self.trainee.model.named_modules()).get(place.layer)
-        made = self.scene.sites.get(place.layer) if isinstance(module, nn.Module) and _is_built(module) else None
-        return replace(found, at=place.layer, operation=place.operation, site=made or place.site)
-
-
-def _is_built(module: nn.Module) -> bool:
-    """Whether what a module of torch lets its places see is decided where it is created: not so of attention, which gets its mask later."""
-    return type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, (nn.MultiheadAttention, nn.Transformer))
+        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.trainee.model, self.scene.sites))
 
 
 def _places(supervised: torch.Tensor) -> list[int]:
