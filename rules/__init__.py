@@ -48,6 +48,8 @@ FAMILIES = (
     "regularization_fit",
     "data",
     "data_targets",
+    "sequence",
+    "sequence_padding",
     "loop",
     "loop_schedule",
     "loop_batches",

@@ -20,6 +20,8 @@ LOOKS: Mapping[Need, str] = {
     "numerics": "where NaN and infinity come from",
     "derivatives": "the gradient against finite differences",
     "dependence": "whether the output depends on the input, and on other samples",
+    "sequence": "what of a sequence is predicted from what",
+    "padding": "what padding changes in the output",
     "recurrence": "the gradient over time steps",
     "samples": "the gradients of single samples",
     "attention": "the attention weights",

@@ -36,6 +36,8 @@ Need = Literal[
     "numerics",  # NonFinite
     "derivatives",  # Derivatives, and the following as in nouns/checks.py
     "dependence",
+    "sequence",  # SequenceFacts
+    "padding",
     "recurrence",
     "samples",
     "attention",

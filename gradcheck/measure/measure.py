@@ -345,10 +345,11 @@ class Session:
             *bad,
             *checked.values.get("attentions", ()),
             *checked.values.get("idle_terms", ()),
-            *(v for name in ("dependence", "derivatives") if (v := checked.values.get(name)) is not None),
+            *(v for name in ("dependence", "derivatives", "padding") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
         places += [w.sites[id(p)] for p in w.model.parameters() if id(p) in w.sites]
+        places += [s for s in read.sites if s is not None] if (read := checked.values.get("sequence")) is not None else []
         places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
         creation = w.sites.get(id(w.optimizer))
         optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)

@@ -27,6 +27,7 @@ from gradcheck.nouns.checks import (
 from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.places import Ignore, Location
 from gradcheck.nouns.ranks import RankFacts
+from gradcheck.nouns.sequence import Padding, SequenceFacts
 from gradcheck.nouns.structure import LinearPair, Norm, Statistics, Stream
 
 LayerKind = Literal[
@@ -484,6 +485,8 @@ class Measurement:
     ascent: Ascent | None = None
     derivatives: Derivatives | None = None
     dependence: Dependence | None = None
+    sequence: SequenceFacts | None = None
+    padding: Padding | None = None
     recurrences: tuple[Recurrence, ...] = ()
     samples: SampleGradients | None = None
     attentions: tuple[Attention, ...] = ()

@@ -11,9 +11,11 @@ from gradcheck.measure.checks import (
     derivatives,
     half,
     normalization,
+    padding,
     recurrence,
     regularization,
     samples,
+    sequence,
     settings,
     sharpness,
     terms,
@@ -24,6 +26,8 @@ from gradcheck.nouns.measurement import NotMeasured
 
 CHECKS: tuple[Check, ...] = (
     Check("dependence", "dependence", dependence.dependence, quick=True),
+    Check("sequence", "sequence", sequence.sequence, quick=True),
+    Check("padding", "padding", padding.padding, quick=True),
     Check("derivatives", "derivatives", derivatives.derivatives),
     Check("normalization", "normalization", normalization.statistics, quick=True),
     Check("functional_step", "functional_step", settings.functional_step),
