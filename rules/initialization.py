@@ -140,7 +140,7 @@ def _gain_finding(m: Measurement, group: list[Layer], gains: dict[str, float], f
 @rule(
     "INIT002",
     "weight-scale",
-    up_to="warning",
+    up_to="error",
     needs=("parameters", "graph", "losses", "probe"),
     limits={
         "lowest": Limit(0.01, "gain", "two decades below the lowest recommended gain; healthy architectures have 0.1 and more"),
@@ -150,7 +150,7 @@ def _gain_finding(m: Measurement, group: list[Layer], gains: dict[str, float], f
         "embedding_lowest": Limit(1e-4, "standard deviation", "heuristic; 0.02 to 1 are usual"),
         "embedding_highest": Limit(10.0, "standard deviation", "heuristic; 0.02 to 1 are usual"),
     },
-    explains=("INIT001", "ACT001", "LOSS003"),
+    explains=("INIT001", "ACT001", "LOSS003", "LOSS005", "OPT001", "OPT002", "GRAD001", "GRAD002", "CLIP001", "GRAPH008", "NUM001"),
 )
 def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     """Weights that are orders of magnitude off what the number of inputs calls for.
@@ -172,7 +172,7 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     Gain below `lowest` 0.01 or above `highest` 10. `peers` 30 times off the median of at least four layers of
     the same kind (small ones: from a fan-in of 16). Head: gain above `highest` and an initial loss above
     `head-loss` 3 times chance. Embedding: standard deviation below `embedding-lowest` 0.0001 or above
-    `embedding-highest` 10.
+    `embedding-highest` 10. An error when the probe fails, and a paired training with the remedy alone learns.
 
     ## When to ignore it
     When another factor undoes the scale.
