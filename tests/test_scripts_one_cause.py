@@ -137,3 +137,45 @@ for step in range(480):
 
 def test_losses_that_are_summed_are_the_error_where_their_mean_would_learn(tmp_path):
     check(tmp_path, SUMMED, "LOOP006", "OPT001")
+
+
+REBUILT = """
+net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+for step in range(20):
+    x = torch.randn(16, 8)
+    output = net(x)
+    loss = F.cross_entropy(output, x[:, :3].argmax(1))
+    MADE  # here
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    shown = f"{loss.item():.3f}"
+"""
+
+
+MADE = "torch.tensor(loss.item(), requires_grad=True)"
+
+
+@pytest.mark.parametrize("made", [f"loss = {MADE}", f"loss = {MADE} + {MADE.replace('loss', 'output.square().mean()')}"])
+def test_a_loss_that_is_made_anew_is_no_weight_that_is_updated_by_hand(made, tmp_path):
+    check(tmp_path, REBUILT.replace("MADE", made), "GRAPH001")
+
+
+SOFT = """
+teacher, net = nn.Linear(20, 10), nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10))
+inputs = torch.randn(600, 20)
+targets = torch.softmax(teacher(inputs).detach() / 4, 1)
+optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+for epoch in range(8):
+    for x, y in DataLoader(TensorDataset(inputs, targets), batch_size=50, shuffle=True):
+        loss = F.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_soft_targets_leave_a_loss_that_no_training_takes_away(tmp_path):
+    """A student that ends 1 % below chance has come nearly all the way to the entropy of its teacher's answers."""
+    assert heads(tmp_path, SOFT)[0] == []
