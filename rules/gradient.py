@@ -123,10 +123,10 @@ def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     In training mode, before the first step and again after three: the 2-norm of dL/dh for the output h of each
-    linear, conv and recurrent layer before the head, up to the last one that the optimizer trains. A line through log10 of the norms over depth, the number of such layers
-    on the longest way from the input, gives the slope; slope times depth is the total. Nets side by side, such as actor and critic,
-    are judged one by one. Ratios of weight gradients are not used: forward
-    and backward decay cancel in them. Layers whose gradient is exactly zero at the start (behind
+    linear, conv and recurrent layer before the head, up to the last one that the optimizer trains. A line through log10
+    of the norms over depth, the number of such layers on the longest way from the input, gives the slope; slope times
+    depth is the total. Nets side by side, such as actor and critic, are judged one by one. Ratios of weight gradients are
+    not used: forward and backward decay cancel in them. Layers whose gradient is exactly zero at the start (behind
     zero-initialised branches) are left to the later measurement. Both the slope and the total must be beyond
     their limits, both times.
 
