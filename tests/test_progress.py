@@ -62,6 +62,9 @@ def settling(start: float, level: float, pace: float = 10.0, steps: int = 300) -
         (noisy(2.3, 2.2, noise=0.005), 2.3, "learns"),  # small, but far beyond the noise
         (noisy(2.3, 2.2, noise=0.5), 2.3, "stalls"),  # the same, lost in the noise
         (noisy(2.3, 2.29, noise=0.0001), 2.3, "stalls"),  # sure, but nothing
+        (replace(noisy(2.3, 2.29, noise=0.0001), floor=2.25), 2.3, "learns"),  # a fifth of the way down to it
+        (replace(noisy(2.3, 2.299, noise=0.0001), floor=2.25), 2.3, "stalls"),
+        (replace(noisy(2.3, 2.29, noise=0.1), floor=2.25), 2.3, "stalls"),  # lost in the noise
         (noisy(2.3, 8.0), 2.3, "diverges"),
         (noisy(2.3, 2.3, hardness=1.0), None, "stalls"),  # the order of the batches is no progress
         (noisy(-1.0, -9.0), None, "learns"),  # losses below zero

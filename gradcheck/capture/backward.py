@@ -44,7 +44,8 @@ class Backward:
                 result = original(tensors, grad_tensors, *args, **kwargs)
                 recorder.backwards += len(passes)
                 self._claim(passes)
-                for found, mine in zip(passes, reached, strict=True):
+                for loss, found, mine in zip(losses, passes, reached, strict=True):
+                    mine.pop(id(loss), None)  # a loss that is a leaf itself was made anew from numbers, and is no weight
                     recorder.updates.wait_for(found, mine, {key: t.grad for key, t in mine.items() if t.grad is not None})
                     recorder.forgotten.look(found, mine)
             finally:
@@ -97,7 +98,7 @@ class Backward:
         given = given and loss.dim() > 0
         value = loss.detach() / factor
         recorder.losses.append((place, value))
-        return Pass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts))
+        return Pass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts), dict(recorder.unfollowed))
 
     def _claim(self, passes: list[Pass]) -> None:
         recorder = self.recorder

@@ -201,6 +201,8 @@ def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:
         return copy_optimizer(watched.optimizer, {**twins.memo, **twins.tensors})
     held = [p for group in watched.copy.param_groups for p in group["params"]]
     own = {id(p): twins.tensors[key] for p, key in zip(held, watched.keys, strict=True) if key in twins.tensors}
+    if held and not own and not any(id(p) in twins.memo for p in held):
+        raise Unfaithful("its loss depends on nothing that the optimizer trains")
     return copy_optimizer(watched.copy, {**twins.memo, **own})
 
 

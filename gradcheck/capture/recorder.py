@@ -62,6 +62,7 @@ class Recorder(TorchFunctionMode):
         self.backward_site: Location | None = None
         self.eval_sites: dict[int, Location | None] = {}
         self.modes = Modes()
+        self.unfollowed: dict[int, Location | None] = {}  # by id of a module whose last call was without gradients: where that was
         self.busy = 0  # inside a backward pass, a step, or gradcheck's own code
         self.depth = 0  # of calls of modules, counted from the outermost that holds something
         self._clips, self._scalers, steps = Clips(self), Scalers(self), Steps(self)

@@ -174,6 +174,7 @@ class SeenCut:
     operation: str
     site: Location | None
     owners: frozenset[int]  # ids of the roots that its arguments come from
+    serial: int  # of the call
 
 
 @dataclass
@@ -369,7 +370,7 @@ class Tape:
             operation = "no_grad" if isinstance(output, torch.Tensor) else None
         if operation is not None and len(self.cuts) < 1000:
             owners = frozenset(id(n.owner.original) for n in nodes_behind([node]) if n.owner is not None)
-            self.cuts.append(SeenCut(operation, location_of_frame(outside()), owners))
+            self.cuts.append(SeenCut(operation, location_of_frame(outside()), owners, node.serial))
 
 
 def mark_read(reader: Node) -> None:

@@ -178,7 +178,13 @@ class Session:
         return replace(probe, name="the script's own steps", losses=own, gradient_norms=(), batches=len(own))
 
     def _so_far(self) -> Run:
-        return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches), surrogate=self.training.surrogate)
+        return Run(
+            "probe",
+            tuple(self.training.losses),
+            batches=len(self.workload.batches),
+            surrogate=self.training.surrogate,
+            floor=self.first.floor,
+        )
 
     def observe(self, step: int, batch: Any) -> float:
         """One measured step. Returns the loss before it."""
@@ -202,6 +208,7 @@ class Session:
         taps.settle()
         if isinstance(taps, Tracer):
             self.first = first_step.read(taps, graph, trainee, self.watched, self.workload, self.sites, value)
+            self.training.floor = self.first.floor
             self.functional = any(c.module is None for c in taps.calls)
         watching = StepWatch(self.watched, step, look_at_rows=first or step >= 3)
         self.training.norms.append(watching.total_norm)
@@ -290,7 +297,7 @@ class Session:
         tell: Callable[[str], None] = lambda what: self.tick(f"experiment: {what}", 0.0)  # noqa: E731
         failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, tell, each)
         rated = lr_of(self.trainee.optimizer) is not None
-        runs = experiments.after(failure, self.watched, self.first.chance_on, rated=rated)
+        runs = experiments.after(failure, self.watched, self.first.levels_on, rated=rated)
         if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
             self.not_measured.append(NotMeasured("why the short training failed", LATE, remedy=more_time(plan.seconds)))
         self.seconds["experiments"] = sum(r.seconds for r in runs)

@@ -207,6 +207,7 @@ class Cost:
     chance: float | None = None  # loss of the best constant prediction
     pairs: int = 1  # of trainings, each with its own order of the batches
     held_out: bool = False  # the losses are on batches that were not trained on: of a change that regularizes less
+    errors: tuple[str, ...] = ()  # codes of those that the training has as it is, and that this may be the cause of
 
 
 @dataclass(frozen=True)

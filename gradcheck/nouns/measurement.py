@@ -361,6 +361,7 @@ class Run:
     ended: Literal["done", "budget", "non-finite", "learned", "raised"] = "done"
     error: str | None = None  # the exception, when it raised
     chance: float | None = None  # loss of the best constant prediction on its batches, where they are not those of the probe
+    floor: float = 0.0  # loss of the best prediction there is: soft targets leave some, as smoothed labels do
     surrogate: str = ""  # why the level of its loss does not say how well the model does; "": it does
     seconds: float = 0.0
     lifted: tuple[str, ...] = ()  # what of the user's regularization was taken away: see Regularization.kinds
