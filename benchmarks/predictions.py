@@ -5,7 +5,8 @@
 A workload *trains* when 300 steps bring its training loss below 0.5 of the best constant prediction's, and is *between* when
 they leave it below 0.9. One that they leave above (or not finite) is trained ten times as long: it is *slow* when it gets below
 0.9 then, and *hopeless* otherwise. Reported are the share of hopeless workloads with an `error` (recall), the shares of
-slow and training ones with an `error` (false errors), the same for warnings, and for each rule how often what it said came true. Seeds below 1000 are for tuning, from 1000 on for reporting. Peers on the same workloads: peers.py.
+slow and training ones with an `error` (false errors), the same for warnings, and for each rule how often what it said came true.
+Seeds below 1000 are for tuning, from 1000 on for reporting. Peers on the same workloads: peers.py.
 """
 
 from __future__ import annotations
@@ -142,9 +143,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="save the reports into this folder")
     arguments = parser.parse_args()
     first, end = map(int, arguments.seeds.split(":"))
+    options = (arguments.steps, arguments.longer, arguments.budget, arguments.keep)
     rows = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        futures = [pool.submit(judge, seed, arguments.steps, arguments.longer, arguments.budget, arguments.keep) for seed in range(first, end)]
+        futures = [pool.submit(judge, seed, *options) for seed in range(first, end)]
         for future in futures:
             rows.append(future.result())
             print(rows[-1].line(), flush=True)

@@ -305,7 +305,7 @@ def learns_behind_noise(m: Measurement) -> bool:
 def depends_on_order(m: Measurement) -> bool:
     """Whether the probe failed, and learned clearly with its batches in another order.
 
-    A probe that had fallen as clearly before it came back shows that such a fall need not last: the other order must outlast its lowest level.
+    A probe that had fallen as clearly, and came back, shows that such a fall need not last: the other order must outlast the probe's.
     """
     lost = relapse(m.probe, m.chance)
     repeated = [r for r in m.experiments if r.rate_factor == 1 and (lost is None or len(r.losses) > 2 * lost[1])]
