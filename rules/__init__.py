@@ -50,6 +50,7 @@ FAMILIES = (
     "data_targets",
     "sequence",
     "sequence_padding",
+    "experts",
     "loop",
     "loop_schedule",
     "loop_batches",

@@ -22,6 +22,7 @@ LOOKS: Mapping[Need, str] = {
     "dependence": "whether the output depends on the input, and on other samples",
     "sequence": "what of a sequence is predicted from what",
     "padding": "what padding changes in the output",
+    "routing": "which experts a router chooses",
     "recurrence": "the gradient over time steps",
     "samples": "the gradients of single samples",
     "attention": "the attention weights",

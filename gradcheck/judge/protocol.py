@@ -38,6 +38,7 @@ Need = Literal[
     "dependence",
     "sequence",  # SequenceFacts
     "padding",
+    "routing",  # Router
     "recurrence",
     "samples",
     "attention",

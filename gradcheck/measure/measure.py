@@ -352,6 +352,7 @@ class Session:
             *bad,
             *checked.values.get("attentions", ()),
             *checked.values.get("idle_terms", ()),
+            *(checked.values.get("routers") or ()),
             *(v for name in ("dependence", "derivatives", "padding") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]

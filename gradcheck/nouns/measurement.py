@@ -27,6 +27,7 @@ from gradcheck.nouns.checks import (
 from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.places import Ignore, Location
 from gradcheck.nouns.ranks import RankFacts
+from gradcheck.nouns.routing import Router
 from gradcheck.nouns.sequence import Padding, SequenceFacts
 from gradcheck.nouns.structure import LinearPair, Norm, Statistics, Stream
 
@@ -488,6 +489,7 @@ class Measurement:
     dependence: Dependence | None = None
     sequence: SequenceFacts | None = None
     padding: Padding | None = None
+    routers: tuple[Router, ...] | None = None  # None: nothing that could be experts
     recurrences: tuple[Recurrence, ...] = ()
     samples: SampleGradients | None = None
     attentions: tuple[Attention, ...] = ()

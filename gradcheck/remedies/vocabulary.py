@@ -82,6 +82,7 @@ _MEANING = "which one is meant cannot be read from the numbers"
 # Remedies that rules name and no treatment applies, and why.
 ADVICE_ONLY: dict[str, str] = {
     "balance-classes": "how classes are to count depends on what mistakes cost",
+    "balance-experts": "the balancing term is one of the loss, which is the user's",
     "causal-mask": "where places are kept from seeing later ones is written differently in each model",
     "check-data-path": _MEANING,
     "check-extensions": "it is an installation that fails, not the model",
