@@ -2,10 +2,11 @@
 
     python benchmarks/predictions.py --seeds 1000:1200 --jobs 2
 
-A workload *fails* when 300 steps leave its training loss at 0.9 of the best constant prediction's or above (or not
-finite), *trains* when it falls below 0.5, and is *between* otherwise. Reported are the share of failing workloads with an
-`error` (recall), the share of training ones with an `error` (false errors), the same for warnings, and for each rule how
-often what it said came true. Seeds below 1000 are for tuning, from 1000 on for reporting. Peers on the same workloads: peers.py.
+A workload *trains* when 300 steps bring its training loss below 0.5 of the best constant prediction's, and is *between* when
+they leave it below 0.9. One that they leave above (or not finite) is trained ten times as long: it is *slow* when it gets below
+0.9 then, and *hopeless* otherwise. Reported are the share of hopeless workloads with an `error` (recall), the shares of
+slow and training ones with an `error` (false errors), the same for warnings, and for each rule how often what it said came true.
+Seeds below 1000 are for tuning, from 1000 on for reporting. Peers on the same workloads: peers.py.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from workloads import draw, train
+from workloads import Case, draw, train
 
 import gradcheck
 
 FAILS, TRAINS = 0.9, 0.5
-LABELS = ("fails", "between", "trains")
+LABELS = ("hopeless", "slow", "between", "trains")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Row:
     label: str
     seconds: float  # of the scan
     findings: tuple[tuple[str, str, str | None], ...] = ()  # code, severity, code of the cause
+    later: float | None = None  # `relative` after a longer training, of one that had failed
 
     def says(self, severity: str) -> bool:
         return any(s == severity for _, s, _ in self.findings)
@@ -47,14 +49,30 @@ class Row:
     def line(self) -> str:
         codes = {word: [c for c, s, _ in self.findings if s == word] for word in ("error", "warning")}
         said = "  ".join(f"{word}: {' '.join(found)}" for word, found in codes.items() if found)
-        return f"{self.seed:5} {self.label:8} {self.relative:9.3g} {self.seconds:5.1f} s  {self.words}  {said or '-'}"
+        later = "" if self.later is None else f" -> {self.later:.3g}"
+        return f"{self.seed:5} {self.label:8} {self.relative:9.3g}{later} {self.seconds:5.1f} s  {self.words}  {said or '-'}"
 
 
 def label(relative: float) -> str:
     return "fails" if not relative < FAILS else "trains" if relative < TRAINS else "between"
 
 
-def judge(seed: int, steps: int, budget: float | None, keep: Path | None) -> Row:
+def lasting(relative: float, later: float | None) -> str:
+    """The label, where what fails is told apart by a longer training."""
+    if label(relative) != "fails":
+        return label(relative)
+    return "slow" if later is not None and later < FAILS else "hopeless"
+
+
+def fate(case: Case, steps: int, longer: int) -> tuple[float, float | None]:
+    """The loss in units of chance after some steps, and, where that fails, after `longer` times as many."""
+    relative = train(case, steps)
+    if relative < FAILS or longer <= 1 or not math.isfinite(relative):
+        return relative, None
+    return relative, train(case, steps * (longer - 1), order=case.seed + 2)
+
+
+def judge(seed: int, steps: int, longer: int, budget: float | None, keep: Path | None) -> Row:
     """Scans the workload of a seed, then trains it."""
     torch.set_num_threads(1)
     case = draw(seed)
@@ -64,9 +82,9 @@ def judge(seed: int, steps: int, budget: float | None, keep: Path | None) -> Row
     seconds = time.perf_counter() - started
     if keep is not None:
         report.to_json(keep / f"{seed}.json")
-    relative = train(copy.copy(case), steps)
+    relative, later = fate(copy.copy(case), steps, longer)
     findings = tuple((f.code, f.severity, f.cause) for f in report.findings)
-    return Row(seed, case.words, relative, label(relative), seconds, findings)
+    return Row(seed, case.words, relative, lasting(relative, later), seconds, findings, later)
 
 
 def interval(count: int, n: int) -> tuple[float, float]:
@@ -103,8 +121,8 @@ def calibration(rows: Sequence[Row]) -> list[str]:
     for (code, severity), found in sorted(counts.items()):
         total = sum(found.values())
         cells = " | ".join(str(found[name]) for name in LABELS)
-        lines.append(f"| {code} | {severity} | {cells} | {found['fails'] / total:.2f} |")
-    return ["| rule | severity | fails | between | trains | share that fails |", "|---|---|---|---|---|---|", *lines]
+        lines.append(f"| {code} | {severity} | {cells} | {found['hopeless'] / total:.2f} |")
+    return [f"| rule | severity | {' | '.join(LABELS)} | share that is hopeless |", "|---|---|---|---|---|---|---|", *lines]
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -118,15 +136,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:100", help="FIRST:END")
     parser.add_argument("--steps", type=int, default=300, help="training steps behind a label")
+    parser.add_argument("--longer", type=int, default=10, help="times as many steps for what fails, to tell slow from hopeless")
     parser.add_argument("--budget", type=float, help="seconds that a scan may take (default: gradcheck's own)")
     parser.add_argument("--jobs", type=int, default=1, help="workloads at the same time, one thread each")
     parser.add_argument("--json", type=Path, help="append one line per workload to this file")
     parser.add_argument("--keep", type=Path, help="save the reports into this folder")
     arguments = parser.parse_args()
     first, end = map(int, arguments.seeds.split(":"))
+    options = (arguments.steps, arguments.longer, arguments.budget, arguments.keep)
     rows = []
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        futures = [pool.submit(judge, seed, arguments.steps, arguments.budget, arguments.keep) for seed in range(first, end)]
+        futures = [pool.submit(judge, seed, *options) for seed in range(first, end)]
         for future in futures:
             rows.append(future.result())
             print(rows[-1].line(), flush=True)

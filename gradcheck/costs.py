@@ -1,7 +1,8 @@
 """What findings cost: where the probe learned slowly, the user's training is run against itself with a finding's remedy.
 
 Both start from the same weights and take the same steps on the same batches with the same random numbers. Nothing is run where nothing
-was found, where the loss fell well, or where an error says already that it will not.
+was found, or where the loss fell well. Where an error says already that it will not, only lesser findings that may be its cause are
+tried: one whose remedy alone lets the training learn is what has to be told.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gradcheck.config import Settings
-from gradcheck.judge.costs import comparable, is_costly, learns_slowly, may_fail_later, saved, trains
+from gradcheck.judge.costs import comparable, failed, is_costly, learns_slowly, may_fail_later, saved, trains
 from gradcheck.judge.judge import judge
 from gradcheck.judge.protocol import Rule
 from gradcheck.measure.checks.lifted import DROPOUT, SMOOTHING, Noise, lift, without_penalty
@@ -36,6 +37,7 @@ SHARE = 1 / 3  # of the time budget, at most
 PAIRS = 2  # that have to agree
 MOST_BATCHES = 8  # that a loss is taken over
 MOST_CHANGES = 2  # that are tried for one finding
+MOST_CAUSES = 2  # that are tried beside an error
 UNFAIR = ("larger-batch", "early-stopping", "shuffle-data")  # the pair would not see the same batches
 
 HELD_OUT = 4  # of so many batches one is not trained on, where there are no validation batches
@@ -74,6 +76,7 @@ class Suspect:
 
     finding: Finding
     changes: tuple[Change, ...]
+    errors: tuple[str, ...] = ()  # that it may be the cause of
 
 
 def with_costs(
@@ -95,13 +98,16 @@ def with_costs(
 
 
 def _suspects(m: Measurement, rules: Sequence[Rule], settings: Settings) -> list[Suspect]:
-    """Findings that may be made a warning of, with remedies that can be tried; none beside an error."""
+    """Findings that may be made a warning of, with remedies that can be tried; beside errors, those that may be their cause."""
     findings = judge([m], rules, settings)[0]
-    if any(f.severity == "error" for f in findings):
-        return []
-    limited = {rule.code for rule in rules if rule.up_to == "info"}
-    heads = [f for f in findings if f.cause is None and f.code not in limited and (learns_slowly(m) or may_fail_later(f))]
-    return [Suspect(f, changes) for f in heads if (changes := tuple(_changes(f, m))[:MOST_CHANGES])]
+    errors = tuple(dict.fromkeys(f.code for f in findings if f.severity == "error" and f.cause is None))
+    if errors:
+        able = {rule.code for rule in rules if rule.up_to == "error" and set(rule.explains).issuperset(errors)}
+        heads = [f for f in findings if f.code in able and f.severity == "warning"][:MOST_CAUSES] if failed(m) else []
+    else:
+        limited = {rule.code for rule in rules if rule.up_to == "info"}
+        heads = [f for f in findings if f.cause is None and f.code not in limited and (learns_slowly(m) or may_fail_later(f))]
+    return [Suspect(f, changes, errors) for f in heads if (changes := tuple(_changes(f, m))[:MOST_CHANGES])]
 
 
 def _changes(finding: Finding, m: Measurement) -> Iterator[Change]:
@@ -160,7 +166,8 @@ class Lab:
     def costs(self, suspects: Sequence[Suspect]) -> Iterator[Cost]:
         """Of each finding that could be compared, with the change that saves most."""
         self._hold_out([change for s in suspects for change in s.changes])
-        base = self._begun(any(may_fail_later(s.finding) for s in suspects))
+        errors = suspects[0].errors
+        base = self._begun(any(may_fail_later(s.finding) for s in suspects), longer=not errors)
         if base is None:
             return
         nothing = [self._compared(s.finding, AS_IT_IS, base, base, 1) for s in suspects]
@@ -175,7 +182,7 @@ class Lab:
                 if cost is not None and is_costly(cost):
                     break
             if found:
-                yield max(found, key=saved)
+                yield replace(max(found, key=saved), errors=errors)
 
     def _hold_out(self, changes: Sequence[Change]) -> None:
         """Keeps some batches from the training where a change of the regularization asks for it, and there are enough of them."""
@@ -184,15 +191,18 @@ class Lab:
         if count and not self.workload.val_batches and any(c.regularizes for c in changes):
             self.workload = replace(self.workload, batches=batches[:-count], val_batches=batches[-count:])
 
-    def _begun(self, late: bool) -> Trained | None:
-        """Trains as it is, as far as the probe went; how long that takes says how many steps there is time for. None: for too few."""
+    def _begun(self, late: bool, longer: bool) -> Trained | None:
+        """Trains as it is, as far as the probe went; how long that takes says how many steps there is time for. None: for too few.
+
+        `longer`: what the probe did not show may show after it.
+        """
         started, base = time.perf_counter(), self._training(AS_IT_IS, 0)
         if base is None or math.isnan(base.losses(self.fewest)[0]):
             return None
-        self.step_seconds = (time.perf_counter() - started) / self.fewest
+        self.step_seconds = (time.perf_counter() - started) / max(1, base.course.step)
         affordable = self.fewest + int((self.deadline - time.perf_counter()) / self.step_seconds) // 2  # of the first pair
         wanted = min(LATEST * self.fewest, int(SECONDS / self.step_seconds)) if late else 0
-        self.steps = min(max(LONGER * self.fewest, wanted), affordable)
+        self.steps = min(max(LONGER * self.fewest, wanted), affordable) if longer else min(self.fewest, affordable)
         return base if self.steps >= self.fewest and not math.isnan(base.losses(self.steps)[0]) else None
 
     def _cost(self, finding: Finding, change: Change) -> Cost | None:

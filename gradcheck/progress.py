@@ -36,6 +36,7 @@ FEWEST_HELD_UP = 30
 FEWEST_COMPARED = 8  # steps after which two runs are compared step by step
 FEWEST_VISIBLE = 6  # steps that show a loss blow up
 NEGLIGIBLE = 1e-3  # losses that start below it start at their optimum, as distances to a copy of the model do: any later one is a rise
+LEAST_REACH = 1e-4  # of the loss: what is closer to its floor at the start is no measure
 CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
 FAR = 2.0  # times chance: well above the plateau of models that learn nothing of their inputs
 REACH = 10.0  # runs this many times as long as the probe are usual
@@ -85,7 +86,7 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def fall(run: Run, chance: float | None = None) -> float:
-    """How far the loss fell below its reference, relative to it: 1 is all the way to zero, negative is a rise."""
+    """How far the loss fell below its reference, relative to it: 1 is all the way to its floor, negative is a rise."""
     chance = run.chance if run.chance is not None else chance
     start, end, _ = start_and_end(run)
     if not math.isfinite(end) or run.ended == "non-finite":
@@ -104,7 +105,12 @@ def _scale(run: Run, reference: float, chance: float | None) -> float:
     """What a fall is measured by: the loss itself; where its level means nothing, no less than it differs from batch to batch."""
     first = run.losses[: max(1, run.batches)]
     varies = len(first) > 1 and not levelled(run, chance) and all(map(math.isfinite, first))
-    return max(abs(reference), pstdev(first) if varies else 0.0)
+    return max(_reach(run, reference), pstdev(first) if varies else 0.0)
+
+
+def _reach(run: Run, reference: float) -> float:
+    """How far a loss can fall: to zero, or to what soft targets leave of it."""
+    return max(abs(reference) - run.floor, LEAST_REACH * abs(reference))
 
 
 def levelled(run: Run, chance: float | None = None) -> bool:
@@ -122,7 +128,8 @@ def on_its_way(run: Run, chance: float | None = None) -> bool:
     start, end, error = start_and_end(run)
     if run.live or run.ended in ("non-finite", "raised") or not math.isfinite(start) or not math.isfinite(end):
         return False
-    goal = _reference(start, chance) * (1 - CLEAR_FALL)
+    reference = _reference(start, chance)
+    goal = reference - CLEAR_FALL * (_reach(run, reference) if reference > 0 else reference)
     n, batches = len(run.losses), max(1, run.batches)
     quarter = n / 4
     ahead = quarter - _end_window(n, batches) / 2 if n >= 2 * batches else n / 8  # from the third quarter to the middle of the end
@@ -187,7 +194,7 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
         return "diverges"
     start, end, error = start_and_end(run)
     relative = fall(run, chance)
-    if relative >= CLEAR_FALL:
+    if relative >= CLEAR_FALL and (not run.floor or relative * _reach(run, _reference(start, chance)) > STANDARD_ERRORS * error):
         return "learns"
     if not levelled(run, chance):
         return "unknown"
@@ -196,7 +203,7 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
         return "diverges" if end > BLOWN_UP * max(abs(reference), 1e-12) else "unknown"
     if end - reference > (DIVERGED - 1) * max(abs(reference), 1e-12):
         return "diverges"
-    scale = max(abs(start), 1e-12) if chance is None or chance <= 0 else max(min(abs(start), chance), 1e-12)
+    scale = max(_reach(run, abs(start) if chance is None or chance <= 0 else min(abs(start), chance)), 1e-12)
     if relative >= LEAST_FALL and relative * scale > STANDARD_ERRORS * error and len(run.losses) < PATIENCE:
         return "learns"
     cut_off = run.ended == "budget" and run.batches > 1 and len(run.losses) < PATIENCE  # on a plateau that it may yet leave
@@ -218,7 +225,7 @@ def sooner(run: Run, probe: Run) -> bool:
     here, there = run.losses[last], probe.losses[last]
     if not all(map(math.isfinite, (*here, *there))):
         return False
-    return fmean(here) < min(run.losses[0], fmean(there)) - CLEAR_FALL * abs(run.losses[0])
+    return fmean(here) < min(run.losses[0], fmean(there)) - CLEAR_FALL * _reach(run, run.losses[0])
 
 
 def _live_outcome(run: Run, chance: float | None) -> Outcome:
@@ -252,6 +259,8 @@ def unsettled(run: Run, chance: float | None = None) -> bool:
 
 def relapse(run: Run, chance: float | None = None) -> tuple[float, int] | None:
     """The lowest level of a loss that had fallen clearly and is half way back or more, and the step where it was reached; else None."""
+    if run.surrogate:  # of actions that are those of a policy long gone, it goes up and down
+        return None
     n, start = len(run.losses), start_and_end(run)[0]
     window = max(SETTLED_VISITS, run.batches if run.batches <= n // 4 else 0)
     if n < max(FEWEST_STEPS, 3 * window) or not all(map(math.isfinite, run.losses)):
@@ -294,8 +303,12 @@ def learns_behind_noise(m: Measurement) -> bool:
 
 
 def depends_on_order(m: Measurement) -> bool:
-    """Whether the probe failed, and learned clearly with its batches in another order."""
-    repeated = [r for r in m.experiments if r.rate_factor == 1]
+    """Whether the probe failed, and learned clearly with its batches in another order.
+
+    A probe that had fallen as clearly, and came back, shows that such a fall need not last: the other order must outlast the probe's.
+    """
+    lost = relapse(m.probe, m.chance)
+    repeated = [r for r in m.experiments if r.rate_factor == 1 and (lost is None or len(r.losses) > 2 * lost[1])]
     learned = any(r.ended == "learned" or fall(r, m.chance) >= CLEAR_FALL for r in repeated)
     return learned and outcome(m.probe, m.chance) in ("stalls", "diverges")
 

@@ -49,7 +49,7 @@ def saturation(layer: Layer) -> float | None:
             0.9, "of the entries", "heuristic: a tenth of the gradient is left per layer; an error only if the probe fails"
         ),
     },
-    explains=("GRAD001", "OPT002", "GRAPH008", "LOSS005"),
+    explains=("GRAD001", "OPT002", "GRAPH008", "LOSS005", "CLIP001"),
 )
 def saturated_activation(m: Measurement, limits: Limits) -> Verdict:
     """Hidden sigmoid or tanh layers whose outputs sit at their bounds.

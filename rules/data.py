@@ -23,7 +23,7 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
 @rule(
     "DATA001",
     "unscaled-input",
-    up_to="warning",
+    up_to="error",
     needs=("data",),
     limits={
         "largest_std": Limit(10.0, "", "calibration E2: inputs x100 raise the first loss 6 to 8 times without normalisation"),
@@ -33,7 +33,20 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
         "offset": Limit(3.0, "times the std", "heuristic"),
         "large_mean": Limit(10.0, "", "heuristic: log-spectrograms (mean -4) are healthy"),
     },
-    explains=("GRAPH008", "LOSS003", "ACT001", "INIT001"),
+    explains=(
+        "GRAPH008",
+        "LOSS003",
+        "LOSS005",
+        "ACT001",
+        "ACT002",
+        "INIT001",
+        "OPT001",
+        "OPT002",
+        "GRAD002",
+        "GRAD004",
+        "CLIP001",
+        "NUM001",
+    ),
 )
 def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     """Inputs reach the first layer far from zero mean and unit scale.
@@ -57,6 +70,7 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     counts are exempt; inputs that the model rescales before its first layer get advice only. A large scale is no finding where a
     normalization takes the first layer's output, directly or behind a ReLU, nor is an offset where it is a batch normalization:
     digits times 100 then train to the same loss. Tiny values and features of different scale remain, which it does not mend.
+    An error when the probe fails, and a paired training with standardized inputs learns.
 
     ## When to ignore it
     When the model was trained on inputs like these before, or scales them itself.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import BODY_KINDS, body, in_order, names, settled_step
+from gradcheck.judge.layers import BODY_KINDS, body, in_order, names, settled_step, trained_body
 from gradcheck.judge.nets import over_nets
 from gradcheck.judge.protocol import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.judge.signal import Trend, forward_trend, gradient_norms, gradient_trend, steepest
@@ -87,7 +87,7 @@ def trend_evidence(trend: Trend, limits: Limits, layer: str) -> tuple[Evidence, 
 
 
 def trend_finding(m: Measurement, trend: Trend, limits: Limits, verb: str, outcome: str, remedies: tuple[Remedy, ...]) -> Finding:
-    layers = body(m)
+    layers = trained_body(m)
     severity, confirmed = trend_severity(m, abs(trend.total), limits)
     culprit, where = one_place(m, trend)
     if severity == "info":
@@ -123,10 +123,10 @@ def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     In training mode, before the first step and again after three: the 2-norm of dL/dh for the output h of each
-    linear, conv and recurrent layer before the head. A line through log10 of the norms over depth, the number of such layers
-    on the longest way from the input, gives the slope; slope times depth is the total. Nets side by side, such as actor and critic,
-    are judged one by one. Ratios of weight gradients are not used: forward
-    and backward decay cancel in them. Layers whose gradient is exactly zero at the start (behind
+    linear, conv and recurrent layer before the head, up to the last one that the optimizer trains. A line through log10
+    of the norms over depth, the number of such layers on the longest way from the input, gives the slope; slope times
+    depth is the total. Nets side by side, such as actor and critic, are judged one by one. Ratios of weight gradients are
+    not used: forward and backward decay cancel in them. Layers whose gradient is exactly zero at the start (behind
     zero-initialised branches) are left to the later measurement. Both the slope and the total must be beyond
     their limits, both times.
 
@@ -161,14 +161,14 @@ def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
 
 def _vanishing(m: Measurement, limits: Limits) -> Verdict:
     least = int(limits["layers"])
-    if len(body(m)) < least:
+    if len(trained_body(m)) < least:
         return not_applicable(FEW_LAYERS.format(least))
     trend = lasting_trend(m, least)
     if not isinstance(trend, Trend):
         return trend
     if trend.slope <= 0 or not trend.beyond(limits["slope"], limits["total"]):
         return []
-    layers = body(m)
+    layers = trained_body(m)
     activation = cures.usual_activation(layers)
     swap = (cures.other_activation(activation),) if activation in cures.SIGMOID_LIKE else ()
     remedies = (*swap, *cures.reinitialise(m, layers), *cures.rescale(m), *cures.bypass(layers), *cures.normalise(m, layers))

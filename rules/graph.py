@@ -291,9 +291,15 @@ def _registration(tensor: HiddenTensor) -> Remedy:
 
 def _holders(tensors: Sequence[HiddenTensor]) -> list[str]:
     """The hidden modules, or the tensors where none holds them, in natural order; "self.a[2]" as "self.a.2"."""
-    names = {t.name if t.owner in ("Parameter", "Tensor") else t.name.rpartition(".")[0] for t in tensors if t.name}
+    names = {t.name if t.owner in ("Parameter", "Tensor") else _module_of(t.name) for t in tensors if t.name}
     dotted = {re.sub(r"\[(\d+)\]", r".\1", name) for name in names}
     return sorted(dotted, key=lambda name: [int(x) if x.isdigit() else -1 for x in name.split(".")])
+
+
+def _module_of(name: str) -> str:
+    """The item of a container that a tensor lies in; without one the module that holds it."""
+    item, bracket, _ = name.rpartition("]")
+    return item + bracket or name.rpartition(".")[0]
 
 
 RULES = (disconnected_parameters, unregistered_modules)

@@ -12,6 +12,7 @@ from gradcheck.rules.words import BY_VALUE, layers_in_words
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Measurement, Parameter
+    from gradcheck.nouns.places import Location
 
 
 @rule("GRAPH003", "parameters-not-in-optimizer", up_to="error", needs=("optimizer", "reach"), explains=("LOSS005", "OPT001", "OPT002"))
@@ -27,7 +28,10 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     A parameter outside the optimizer keeps its initial value. One in two groups is updated twice per step.
 
     ## How it is measured
-    The tensors of the optimizer's groups are compared, by identity, with the model's parameters.
+    The tensors of the optimizer's groups are compared, by identity, with the model's parameters. In a script a tensor that
+    no module holds counts as a parameter when it is an `nn.Parameter`, or when what is computed uses it as a weight (a
+    factor of activations, a shift of all rows, a table that is looked up), the losses of four steps send gradient to it and
+    its values stay what they were.
 
     ## Limits and their sources
     None: one parameter counts (a matter of definition). It is a warning when only biases and other vectors are missing, when
@@ -72,15 +76,24 @@ def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
     owners = owners_of(missing)
     return found(
         severity,
-        f"{count_in_words(m, missing)} are {_left_out(m)}, from {layers_in_words(owners)}: they keep their initial values{why}{stale}",
+        f"{count_in_words(m, missing)} are {_left_out(m)}, {_which(missing, owners, 'from ')}: they keep their initial values{why}{stale}",
         layers=owners,
-        location=site_of(m, owners) or m.optimizer.site,
+        location=_first_made(missing) or site_of(m, owners) or m.optimizer.site,
         evidence=(
             Evidence("trainable parameters outside the optimizer", len(missing), 0, ">", f"of {sum(p.trainable for p in m.parameters)}"),
         ),
-        remedies=(_rebuild(m, owners),),
+        remedies=(_rebuild(m, missing, owners),),
         confirmed=BY_VALUE if severity == "error" else "",
     )
+
+
+def _first_made(missing: Sequence[Parameter]) -> Location | None:
+    return min((p.site for p in missing if p.site is not None), key=lambda s: (s.path, s.line), default=None)
+
+
+def _which(missing: Sequence[Parameter], owners: Sequence[str], of_layers: str) -> str:
+    """The layers that hold them, or, of tensors that no layer holds, their names."""
+    return of_layers + layers_in_words(owners) if any(owners) else layers_in_words([p.name for p in missing])
 
 
 def _is_by_hand(m: Measurement) -> bool:
@@ -91,17 +104,18 @@ def _left_out(m: Measurement) -> str:
     return "left out of the update" if _is_by_hand(m) else f"in no group of the optimizer {m.optimizer.name}"
 
 
-def _rebuild(m: Measurement, owners: Sequence[str]) -> Remedy:
+def _rebuild(m: Measurement, missing: Sequence[Parameter], owners: Sequence[str]) -> Remedy:
     if not any(p.groups for p in m.parameters):
         return Remedy("add-to-optimizer", "give the optimizer the parameters of the model: it holds none of them", "safe")
     if m.optimizer.stale:
         return Remedy("add-to-optimizer", "build the optimizer after the last change of the model", "safe")
+    held = _which(missing, owners, "the parameters of ")
     if _is_by_hand(m):
-        text = f"update the parameters of {layers_in_words(owners)}, too, or freeze them with requires_grad_(False)"
+        text = f"update {held}, too, or freeze them with requires_grad_(False)"
         return Remedy("add-to-optimizer", text)
     return Remedy(
         "add-to-optimizer",
-        f"add the parameters of {layers_in_words(owners)} to a group of the optimizer, or freeze them with requires_grad_(False)",
+        f"add {held} to a group of the optimizer, or freeze them with requires_grad_(False)",
         "safe",
     )
 

@@ -15,7 +15,9 @@ from gradcheck.rules import cures
 from gradcheck.rules.words import also_in, falls_short, number
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Layer, Measurement
+    from collections.abc import Mapping
+
+    from gradcheck.nouns.measurement import Layer, Measurement, Parameter
     from gradcheck.nouns.verdict import Finding
 
 TRAINED_BEFORE = "the model was trained before: its weights were learned"
@@ -31,10 +33,24 @@ def body_gains(m: Measurement) -> dict[str, float]:
 # ------------------------------------------------------------------------------ signal gain
 
 
-def misfit(value: float, activation: str | None) -> float:
-    """How many times the gain is outside of what the activation calls for: 1 inside, 2 for half or twice, ..."""
+def misfit(value: float, activation: str | None, backward: float | None = None) -> float:
+    """How many times the gain is outside of what the activation calls for: 1 inside, 2 for half or twice, ...
+
+    `backward`: the same with the outputs in place of the inputs. Either may fit, and so may what lies between them: their ratios
+    cancel over the depth of a network (He et al. 2015, section 2.2). A tall orthogonal matrix keeps the norm, not the rms.
+    """
     low, high = GAINS.get(activation or "linear", (0.0, math.inf))
-    return max(1.0, low / value, value / high)
+    least, most = min(value, backward or value), max(value, backward or value)
+    return max(1.0, low / most, least / high)
+
+
+def backward_gain(layer: Layer, value: float, parameters: Mapping[str, Parameter]) -> float:
+    """Gain of a layer by its fan-out, the factor on the rms of the gradient, from the one by its fan-in."""
+    p = weight(layer, parameters)
+    if p is None or not layer.fan_in:
+        return value
+    kernel = math.prod(p.shape[2:])
+    return value * math.sqrt(p.shape[0] * p.shape[1] * kernel**2) / layer.fan_in
 
 
 @rule(
@@ -65,9 +81,9 @@ def signal_gain(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     Standard deviation of each weight before the first step, against a table: ReLU 1.41, GELU 1.5, SiLU 1.65,
-    tanh 1.05 to 1.67, SELU 0.75 to 1, none 1. Layers followed by a normalization, the ends of residual branches
-    and weights that were trained before are exempt. The forward trend is that of log10 rms over the layers; it
-    corroborates only, and only while the probe training does not learn.
+    tanh 1.05 to 1.67, SELU 0.75 to 1, none 1. With the fan-out in place of the fan-in the gain may fit as well. Layers
+    followed by a normalization, the ends of residual branches and weights that were trained before are exempt. The forward
+    trend is that of log10 rms over the layers; it corroborates only, and only while the probe training does not learn.
 
     ## Limits and their sources
     `misfit` 2 times, together with a forward trend of at least `forward-slope` 0.1 decades per layer and
@@ -108,14 +124,18 @@ def _misfitting(m: Measurement, limits: Limits) -> Verdict:
         shows = ahead or backward.beyond(limits["slope"], limits["total"])
     if not shows:
         return []
+    parameters = parameters_by_name(m)
     plain = [x for x in body(m) if x.name in gains and not x.normalized and not x.residual and x.groups == 1]
-    sick = [x for x in plain if misfit(gains[x.name], x.activation) > limits["misfit"]]
-    return [_gain_finding(m, group, gains, forward, backward, limits) for group in by_site(sick)]
+    off = {x.name: misfit(gains[x.name], x.activation, backward_gain(x, gains[x.name], parameters)) for x in plain}
+    sick = [x for x in plain if off[x.name] > limits["misfit"]]
+    return [_gain_finding(m, group, gains, off, forward, backward, limits) for group in by_site(sick)]
 
 
-def _gain_finding(m: Measurement, group: list[Layer], gains: dict[str, float], forward: Trend, backward: Trend, limits: Limits) -> Finding:
-    worst = max(group, key=lambda x: misfit(gains[x.name], x.activation))
-    times = misfit(gains[worst.name], worst.activation)
+def _gain_finding(
+    m: Measurement, group: list[Layer], gains: dict[str, float], off: dict[str, float], forward: Trend, backward: Trend, limits: Limits
+) -> Finding:
+    worst = max(group, key=lambda x: off[x.name])
+    times = off[worst.name]
     low, high = GAINS.get(worst.activation or "linear", (1.0, 1.0))
     wanted = number(low) if low == high else f"{number(low)} to {number(high)}"
     after = f"{worst.activation} after it" if worst.activation else "no activation after it"
@@ -140,7 +160,7 @@ def _gain_finding(m: Measurement, group: list[Layer], gains: dict[str, float], f
 @rule(
     "INIT002",
     "weight-scale",
-    up_to="warning",
+    up_to="error",
     needs=("parameters", "graph", "losses", "probe"),
     limits={
         "lowest": Limit(0.01, "gain", "two decades below the lowest recommended gain; healthy architectures have 0.1 and more"),
@@ -150,7 +170,7 @@ def _gain_finding(m: Measurement, group: list[Layer], gains: dict[str, float], f
         "embedding_lowest": Limit(1e-4, "standard deviation", "heuristic; 0.02 to 1 are usual"),
         "embedding_highest": Limit(10.0, "standard deviation", "heuristic; 0.02 to 1 are usual"),
     },
-    explains=("INIT001", "ACT001", "LOSS003"),
+    explains=("INIT001", "ACT001", "LOSS003", "LOSS005", "OPT001", "OPT002", "GRAD001", "GRAD002", "CLIP001", "GRAPH008", "NUM001"),
 )
 def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     """Weights that are orders of magnitude off what the number of inputs calls for.
@@ -172,7 +192,7 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     Gain below `lowest` 0.01 or above `highest` 10. `peers` 30 times off the median of at least four layers of
     the same kind (small ones: from a fan-in of 16). Head: gain above `highest` and an initial loss above
     `head-loss` 3 times chance. Embedding: standard deviation below `embedding-lowest` 0.0001 or above
-    `embedding-highest` 10.
+    `embedding-highest` 10. An error when the probe fails, and a paired training with the remedy alone learns.
 
     ## When to ignore it
     When another factor undoes the scale.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @rule(
     "INIT007",
     "default-initialization",
-    up_to="warning",
+    up_to="error",
     needs=("signals", "parameters", "graph", "probe"),
     limits={
         "share": Limit(0.7, "of the layers", "some layers are commonly set apart: the first, the last, projections"),
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         "GRAPH008",
         "NORM001",
         "INIT001",
+        "LOSS005",
+        "OPT001",
+        "OPT002",
     ),
 )
 def default_initialization(m: Measurement, limits: Limits) -> Verdict:
@@ -56,7 +59,8 @@ def default_initialization(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `share` 70 % of the layers within `tolerance` 3 % of the gain 0.577, at least `layers` 8, and a gradient
     trend of at least `slope` 0.075 decades per layer and `total` 1.5 decades. Advice only when the probe
-    training learns clearly and the trend is below `total-learning` 4 decades.
+    training learns clearly and the trend is below `total-learning` 4 decades. An error when the probe fails, and a paired
+    training with another initialisation alone learns.
 
     ## When to ignore it
     When the network trains as fast as you need.

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.progress import verdict
 from gradcheck.rules.graph_loop import NO_SCRIPT
-from gradcheck.rules.words import BY_VALUE, number, percent
+from gradcheck.rules.optimization import best_rate
+from gradcheck.rules.words import BY_VALUE, number, percent, run_in_words
 
 if TYPE_CHECKING:
     from gradcheck.nouns.loop import LoopFacts, LoopScaler
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.nouns.measurement import Measurement, Run
 
 
 @rule(
@@ -87,12 +89,15 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
 @rule(
     "LOOP006",
     "accumulation-unscaled",
-    up_to="warning",
+    up_to="error",
     needs=("loop",),
+    wants=("probe",),
     limits={
         "too_large": Limit(1.5, "times one mean loss", "heuristic: half way to a second batch"),
         "too_small": Limit(0.67, "times one mean loss", "heuristic: the inverse"),
+        "same_rate": Limit(3.0, "times", "heuristic: half a decade; the rates that are tried lie about one apart"),
     },
+    explains=("OPT001", "CLIP001", "CLIP002", "GRAD002", "LOSS005", "NUM001", "ACT001", "ACT002"),
 )
 def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     """The gradients of several batches are added up without dividing by their number, or by a wrong one.
@@ -111,7 +116,9 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     by hand before the step are left out.
 
     ## Limits and their sources
-    The factors of a step's passes sum to more than `too-large` 1.5 or less than `too-small` 0.67 (heuristic; 1 is a mean).
+    The factors of a step's passes sum to more than `too-large` 1.5 or less than `too-small` 0.67 (heuristic; 1 is a mean). An
+    error when the probe fails, and SGD or its kin learns at the rate that a mean would make of the user's, to a factor of
+    `same-rate` 3, or at a higher one that is still below the user's.
 
     ## When to ignore it
     When the rate was chosen for the sum.
@@ -159,7 +166,25 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     )
     text = f"divide the loss by {loop.accumulated} before backward()"
     evidence = (Evidence("sum of the factors on the mean losses", loop.weight, limit, ">" if large else "<", "times one mean loss"),)
-    return [found("warning", message, location=loop.backward_site, evidence=evidence, remedies=(Remedy("scale-loss", text),))]
+    run = _learns_as_a_mean(m, loop.weight, limits["same_rate"])
+    return [
+        found(
+            "warning" if run is None else "error",
+            message,
+            location=loop.backward_site,
+            evidence=evidence,
+            remedies=(Remedy("scale-loss", text),),
+            confirmed=""
+            if run is None
+            else f"by the probe: {run_in_words(m.probe)}; at {number(run.rate_factor or 1)} of the rate, {run_in_words(run)}",
+        )
+    ]
+
+
+def _learns_as_a_mean(m: Measurement, weight: float, within: float) -> Run | None:
+    """The experiment that shows what a mean would do for an optimizer whose steps are as large as its gradients."""
+    run = best_rate(m, higher=False) if verdict(m) in ("stalls", "diverges") and not m.optimizer.adaptive else None
+    return run if run is not None and (run.rate_factor or 1) * weight * within >= 1 else None
 
 
 def _dropped(loop: LoopFacts, dropped: int) -> Finding:

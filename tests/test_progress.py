@@ -62,6 +62,9 @@ def settling(start: float, level: float, pace: float = 10.0, steps: int = 300) -
         (noisy(2.3, 2.2, noise=0.005), 2.3, "learns"),  # small, but far beyond the noise
         (noisy(2.3, 2.2, noise=0.5), 2.3, "stalls"),  # the same, lost in the noise
         (noisy(2.3, 2.29, noise=0.0001), 2.3, "stalls"),  # sure, but nothing
+        (replace(noisy(2.3, 2.29, noise=0.0001), floor=2.25), 2.3, "learns"),  # a fifth of the way down to it
+        (replace(noisy(2.3, 2.299, noise=0.0001), floor=2.25), 2.3, "stalls"),
+        (replace(noisy(2.3, 2.29, noise=0.1), floor=2.25), 2.3, "stalls"),  # lost in the noise
         (noisy(2.3, 8.0), 2.3, "diverges"),
         (noisy(2.3, 2.3, hardness=1.0), None, "stalls"),  # the order of the batches is no progress
         (noisy(-1.0, -9.0), None, "learns"),  # losses below zero
@@ -118,6 +121,16 @@ def test_a_probe_that_learns_clearly_in_another_order_learns(end, expected):
     again = Run("other order", tuple([2.3] * 50 + [end] * 250), rate_factor=1.0)
     m = measurement(probe=stalled(steps=300), experiments=(again,))
     assert verdict(m) == expected and depends_on_order(m) == (expected == "learns")
+
+
+@pytest.mark.parametrize(("steps", "lasts"), [(16, False), (250, True)])
+def test_a_dip_in_another_order_is_no_learning_where_the_probe_had_one_as_deep(steps: int, lasts: bool) -> None:
+    """Decay that outlasts the gradient: 0.4 after 25 steps, and back at chance (0.66) for good."""
+    probe = Run("probe", tuple([0.75 - 0.35 * t / 30 for t in range(30)] + [0.67] * 270))
+    again = Run("other order", tuple([0.78 - 0.35 * t / steps for t in range(steps)]), rate_factor=1.0, ended="learned")
+    m = measurement(probe=probe, chance=0.66, experiments=(again,))
+    assert relapse(m.probe, m.chance) is not None
+    assert depends_on_order(m) == lasts and verdict(m) == ("learns" if lasts else "stalls")
 
 
 @pytest.mark.parametrize(

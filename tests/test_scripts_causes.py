@@ -73,6 +73,17 @@ def test_of_several_detach_the_one_between_the_parameters_and_their_loss(tmp_pat
     check(tmp_path, GAN, GAN.replace("-D(fake.detach())", "-D(fake)"), "GRAPH001", "error")
 
 
+UNFOLLOWED = GAN.replace("  # here", "").replace(
+    "    loss = F.softplus(-D(fake.detach())).mean()",
+    "    with torch.no_grad():\n        fake = G(torch.randn(16, 4))  # here\n    loss = F.softplus(-D(fake)).mean()",
+)
+
+
+def test_a_model_that_is_called_without_gradients_not_a_detach_of_another_step(tmp_path):
+    cured = UNFOLLOWED.replace("with torch.no_grad()", "if True")
+    check(tmp_path, UNFOLLOWED, cured, "GRAPH001", "error")
+
+
 ACTOR = """
 actor, critic = nn.Linear(6, 3), nn.Linear(6, 1)
 oa, oc = torch.optim.Adam(actor.parameters()), torch.optim.Adam(critic.parameters())

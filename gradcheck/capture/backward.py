@@ -44,8 +44,10 @@ class Backward:
                 result = original(tensors, grad_tensors, *args, **kwargs)
                 recorder.backwards += len(passes)
                 self._claim(passes)
-                for found, mine in zip(passes, reached, strict=True):
+                for loss, found, mine in zip(losses, passes, reached, strict=True):
+                    mine.pop(id(loss), None)  # a loss that is a leaf itself was made anew from numbers, and is no weight
                     recorder.updates.wait_for(found, mine, {key: t.grad for key, t in mine.items() if t.grad is not None})
+                    recorder.forgotten.look(found, mine)
             finally:
                 recorder.busy -= 1
             recorder.observer(recorder)
@@ -60,6 +62,8 @@ class Backward:
         def grad(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             losses, inputs = _tensors(given["outputs"]), _tensors(given["inputs"])
+            if not recorder.busy:
+                recorder.forgotten.ask(inputs)
             if recorder.busy or given.get("create_graph") or given.get("is_grads_batched"):
                 return original(*args, **kwargs)
             recorder.busy += 1
@@ -73,6 +77,7 @@ class Backward:
                 recorder.asked = [*recorder.asked[-ASKED:], *passes]
                 for found in passes[-1:]:
                     recorder.updates.wait_for(found, {**reached, **asked}, gradients)
+                    recorder.forgotten.look(found, reached)
             finally:
                 recorder.busy -= 1
             recorder.observer(recorder)
@@ -93,7 +98,7 @@ class Backward:
         given = given and loss.dim() > 0
         value = loss.detach() / factor
         recorder.losses.append((place, value))
-        return Pass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts))
+        return Pass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts), dict(recorder.unfollowed))
 
     def _claim(self, passes: list[Pass]) -> None:
         recorder = self.recorder

@@ -78,6 +78,7 @@ def workload_of(
     if twins.borrowed is not None:
         assumptions.append(Assumption("model", f"the script's own modules are measured, since {twins.borrowed.why}", given=True))
     sites = recorder.sites.living()
+    sites |= {id(twins.tensors[key]): place for key, place in recorder.forgotten.places.items() if key in twins.tensors}
     if watched is not None and watched.site is not None:
         sites[id(optimizer)] = watched.site
     return Workload(
@@ -200,6 +201,8 @@ def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:
         return copy_optimizer(watched.optimizer, {**twins.memo, **twins.tensors})
     held = [p for group in watched.copy.param_groups for p in group["params"]]
     own = {id(p): twins.tensors[key] for p, key in zip(held, watched.keys, strict=True) if key in twins.tensors}
+    if held and not own and not any(id(p) in twins.memo for p in held):
+        raise Unfaithful("its loss depends on nothing that the optimizer trains")
     return copy_optimizer(watched.copy, {**twins.memo, **own})
 
 

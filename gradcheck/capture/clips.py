@@ -57,7 +57,7 @@ class Clips:
         elif not touched:
             clip.foreign += bool(self.recorder.optimizers)
         elif all(p.grad is None or not bool(p.grad.coalesce().values().any() if p.grad.is_sparse else p.grad.any()) for p in given):
-            clip.early += not any(w.live for w in touched)
+            clip.early += not any(w.live or w.cleared for w in touched)  # those that were cleared are a finding of their own
         elif not any(w.live for w in touched):
             clip.late += any(w.steps for w in touched)
         elif any(p.factor != 1 for w in touched if not w.unscaled for p in w.live):

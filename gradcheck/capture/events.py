@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Pass:
     gradient_given: bool = False
     unknown: bool = False  # something went into it whose origin was not seen
     cuts: int = 0  # cuts on the tape when it ran
+    unfollowed: Mapping[int, Location | None] = field(default_factory=dict)  # by id of a module, where it was called without gradients last
     constants: tuple[Constant, ...] = ()
 
     @property

@@ -12,6 +12,7 @@ import torch
 from gradcheck.capture.events import Pass, Step, Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
+from gradcheck.capture.silent_terms import silent_terms
 from gradcheck.capture.structures import shape_of
 from gradcheck.capture.tape import Loose, Weight
 from gradcheck.capture.trace import scale_of
@@ -77,6 +78,7 @@ def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> L
         clear_site=watched.clear_site,
         schedulers=recorder.schedulers.facts(watched),
         averages=recorder.averages.facts(watched),
+        silent=silent_terms(recorder.tape.silent, every),
         schedule_site=recorder.schedulers.step_site,
         **base | {"backward_site": site},
     )

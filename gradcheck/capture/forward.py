@@ -82,6 +82,9 @@ class Forward:
             recorder.modes.look(module)
         if not tape.recording:
             return None
+        recorder.unfollowed.pop(id(module), None)
+        if trained and not torch.is_grad_enabled():
+            recorder.unfollowed[id(module)] = location_of_frame(outside())
         if not (trained and (torch.is_grad_enabled() or not recorder.connected)) and not tape.is_live(args):
             return None
         owner, path = recorder.owners.of(module)

@@ -11,7 +11,7 @@ import torch
 
 from gradcheck.capture.events import Pass, Watched
 from gradcheck.capture.recorder import Recorder
-from gradcheck.capture.tape import Weight
+from gradcheck.capture.tape import Weight, nodes_behind
 from gradcheck.measure.facts import environment, optimizer_facts
 from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.measurement import Cut, DataFacts, Measurement, NotMeasured, OptimizerFacts, Parameter, Run
@@ -38,8 +38,7 @@ def observed(
     weights = [w for w in recorder.tape.weights.values() if watched is None or w.owner.memo.keys() & wanted]
     others = frozenset().union(*(w.ids for w in recorder.optimizers.values())) - wanted if watched is not None else frozenset()
     parameters = tuple(_parameter(w, reached, groups, others) for w in weights)
-    roots = frozenset(id(w.owner.original) for w in weights)
-    cuts = _cuts(recorder, passes, parameters, roots)
+    cuts = _cuts(recorder, passes, parameters, [w.owner.original for w in weights])
     places = [c.site for c in cuts if c.site is not None]
     return Measurement(
         target=name,
@@ -96,14 +95,26 @@ def _parameter(weight: Weight, reached: frozenset[int], groups: Sequence[dict[st
     )
 
 
-def _cuts(recorder: Recorder, passes: Sequence[Pass], parameters: Sequence[Parameter], roots: frozenset[int]) -> tuple[Cut, ...]:
-    """Where a loss that reaches nothing lost its gradient: the last cut before it, or the first behind the model, of id in `roots`."""
+def _cuts(
+    recorder: Recorder, passes: Sequence[Pass], parameters: Sequence[Parameter], models: Sequence[torch.nn.Module]
+) -> tuple[Cut, ...]:
+    """Where a loss that reaches nothing lost its gradient: on the way to it from the models, where that is known.
+
+    Else at the last cut before it, or the first behind the model.
+    """
     names = tuple(p.name for p in parameters if p.trainable and not p.used)
     if len(names) < sum(p.trainable for p in parameters):
         return ()
+    roots, modules = frozenset(map(id, models)), {id(m) for model in models for m in model.modules()}
     before = recorder.tape.cuts[: passes[0].cuts] if passes else []
     mine = [c for c in recorder.tape.cuts if c.owners & roots]
-    cut = before[-1] if before else mine[0] if mine else None
+    behind = nodes_behind([passes[0].ref.node]) if passes and passes[0].ref is not None else []
+    way = {n.serial for n in behind}
+    on_way = [c for c in mine if c.serial in way]
+    calls = [place for key, place in passes[0].unfollowed.items() if key in modules] if passes else []
+    if calls and not on_way:
+        return (Cut("no_grad", "", calls[-1], names),)
+    cut = next(reversed([*mine[:1], *before[-1:], *on_way]), None)
     return (Cut(cut.operation, "", cut.site, names),) if cut is not None else ()
 
 

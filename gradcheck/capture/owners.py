@@ -12,6 +12,8 @@ from torch import nn
 
 from gradcheck.capture.tape import CHANGED, Loose, Owner, Tape, Weight, outside
 from gradcheck.errors import TargetError
+from gradcheck.nouns.places import Location
+from gradcheck.target.assignments import first_assignment
 from gradcheck.target.borrowing import ran_out_of_memory
 from gradcheck.target.copying import duplicate
 from gradcheck.target.sites import Sites
@@ -192,6 +194,20 @@ def variable_of(wanted: Any, *, outermost: bool = False) -> str:
         if frame is None or (found and not outermost):
             break
         found = next((name for name, value in _variables(frame) if _is(value, wanted)), found)
+        frame = frame.f_back
+    return found
+
+
+def place_of_variable(wanted: torch.Tensor) -> Location | None:
+    """Where the running user's code first gives a variable that holds a tensor its value."""
+    frame: FrameType | None = outside()
+    found = None
+    for _ in range(_NAMED_FRAMES):
+        if frame is None:
+            break
+        names = [name for name, value in _variables(frame) if value is wanted]
+        places = (first_assignment(frame.f_code.co_filename, name) for name in names)
+        found = next((p for p in places if p is not None), found)
         frame = frame.f_back
     return found
 

@@ -19,6 +19,7 @@ from gradcheck.capture.averages import Averages
 from gradcheck.capture.backward import Backward
 from gradcheck.capture.clips import Clips
 from gradcheck.capture.events import Clip, Pass, Scaler, Watched
+from gradcheck.capture.forgotten import Forgotten
 from gradcheck.capture.forward import Forward
 from gradcheck.capture.functional import Functional
 from gradcheck.capture.modes import Modes
@@ -61,10 +62,12 @@ class Recorder(TorchFunctionMode):
         self.backward_site: Location | None = None
         self.eval_sites: dict[int, Location | None] = {}
         self.modes = Modes()
+        self.unfollowed: dict[int, Location | None] = {}  # by id of a module whose last call was without gradients: where that was
         self.busy = 0  # inside a backward pass, a step, or gradcheck's own code
         self.depth = 0  # of calls of modules, counted from the outermost that holds something
         self._clips, self._scalers, steps = Clips(self), Scalers(self), Steps(self)
         self.updates = Updates(self, steps)
+        self.forgotten = Forgotten(self)
         places = Surroundings(self), Functional(self), self._clips, self._scalers, self.schedulers
         self._points = Points(Forward(self), Backward(self), steps, *places)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from gradcheck.capture.births import Births
 from gradcheck.capture.rows import Rows, forget_in
+from gradcheck.capture.silent import Silent
 from gradcheck.capture.structures import Packed, pack, tensors_in
 from gradcheck.capture.writing import is_in_place, written
 from gradcheck.nouns.places import Location
@@ -113,6 +114,7 @@ class Node:
     random: torch.Tensor | None = None  # state of the generator before a call that draws numbers, or a module's
     in_place: bool = False
     values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
+    counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results
     read: bool = False  # the loop took its values out of torch: what it made of them fits no others
 
     def inputs(self) -> Iterator[Any]:
@@ -168,6 +170,7 @@ class SeenCut:
     operation: str
     site: Location | None
     owners: frozenset[int]  # ids of the roots that its arguments come from
+    serial: int  # of the call
 
 
 @dataclass
@@ -179,6 +182,7 @@ class Tape:
     cuts: list[SeenCut] = field(default_factory=list)
     births: Births = field(default_factory=Births)
     rows: Rows = field(default_factory=Rows)
+    silent: Silent = field(default_factory=Silent)
     unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them
     failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
     failure: str = ""  # why the recording ended early
@@ -229,6 +233,7 @@ class Tape:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             constant = Constant(tensor.detach().clone(), tensor.requires_grad, rows, chosen, origin)
         self.births.note(constant, tensor)
+        self.silent.note(constant, tensor)
         self._constants[id(tensor)] = weakref.ref(tensor, forget_in(self._constants, id(tensor))), tensor._version, constant
         return constant
 
@@ -252,10 +257,12 @@ class Tape:
         """Notes the tensors of an output as values of the call."""
         for index, tensor in enumerate(tensors_in(output)):
             self.alias(tensor, Ref(node, index))
+            node.counts[index] = tensor.numel()
             if not tensor.requires_grad:
                 with torch._C.DisableTorchFunction():
                     node.values[index] = tensor.detach().clone()
                 self.births.note(node, tensor)
+                self.silent.note(node, tensor)
 
     def function(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a torch function, and records the call when it takes something live."""
@@ -295,8 +302,10 @@ class Tape:
 
     def _ended(self, name: str, node: Node | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         self.births.look(name, args, kwargs, output, lambda: location_of_frame(outside()))
+        self.silent.look(name, function, args, output, lambda: location_of_frame(outside()))
         if node is None:
-            if torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and self._takes_leaf(args, kwargs):
+            starts = torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad
+            if starts and name != "requires_grad_" and self._takes_leaf(args, kwargs):
                 node = self._node(function, self.encode(args), self.encode(kwargs), False)
             elif isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor) and args[0].dim():
                 self.rows.follow(name, function, args, kwargs, output)
@@ -346,10 +355,15 @@ class Tape:
             if isinstance(value, Weight):
                 value.owner.versions = CHANGED
 
+    def constant(self, tensor: torch.Tensor) -> Constant | None:
+        """What stands for a tensor that calls took as it is."""
+        entry = self._constants.get(id(tensor))
+        return entry[2] if entry is not None and entry[0]() is tensor else None
+
     def promote(self, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
         """A leaf turns out to be a weight. The calls that `ends` depend on took it as a constant, or as what it was computed from."""
-        entry, ref = self._constants.get(id(leaf)), self.ref(leaf)
-        known = ref if ref is not None else entry[2] if entry is not None and entry[0]() is leaf else None
+        ref = self.ref(leaf)
+        known = ref if ref is not None else self.constant(leaf)
         if known is not None:
             for node in nodes_behind(ends):
                 node.args, node.kwargs = (replaced(x, known, self.weights[id(leaf)]) for x in (node.args, node.kwargs))
@@ -366,7 +380,7 @@ class Tape:
             operation = "no_grad" if isinstance(output, torch.Tensor) else None
         if operation is not None and len(self.cuts) < 1000:
             owners = frozenset(id(n.owner.original) for n in nodes_behind([node]) if n.owner is not None)
-            self.cuts.append(SeenCut(operation, location_of_frame(outside()), owners))
+            self.cuts.append(SeenCut(operation, location_of_frame(outside()), owners, node.serial))
 
 
 def mark_read(reader: Node) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 BESIDE = 2  # steps by hand, before the first one of an optimizer that holds the weights: a perturbation, as SAM makes, and its undoing
 PASSES = 63  # of one step, before the last one
+_NUMBERS = frozenset(
+    "item tolist numpy __float__ __int__ __bool__ __format__ __repr__".split()
+)  # that leave torch: no weight comes of them
 _NO_VALUES = frozenset("requires_grad_ detach_ rename_ share_memory_".split())  # in-place methods that leave the values as they are
 
 Tensor = torch.Tensor
@@ -80,7 +83,7 @@ class Updates:
 
     def _succeed(self, found: Pass, free: Mapping[int, Tensor]) -> None:
         """Leaves that waited have others in their place in this pass: the step was taken in between."""
-        pairs = successors(self._waiting, free)
+        pairs = successors(self._waiting, free) if self._read is not None else {}  # what is in their place was computed from them
         for key in pairs:
             self._write(key, self._read)
         self._end({key: self._waiting[key].moved(leaf) for key, leaf in pairs.items()})
@@ -103,7 +106,8 @@ class Updates:
                 self.recorder.tape.changed(tensor)
         if not self._waiting:
             return False
-        if self._read is None and any(self._key(t) is not None for t in tensors_in(args, 2)):
+        name = getattr(function, "__name__", "")
+        if self._read is None and name not in _NUMBERS and any(self._key(t) is not None for t in tensors_in(args, 2)):
             self._read = location_of_frame(outside())
             self.computed = self._read if torch.is_grad_enabled() else self.computed
         found = [key for tensor in _targets(function, args, kwargs) if (key := self._key(tensor)) is not None]

@@ -1,6 +1,7 @@
 """What findings cost, and what that makes of their severity: between a note and a warning the measured cost decides.
 
-A paired training never makes an error, and takes none back: what learns less than it could still learns.
+A paired training takes no error back, and makes none of a training that learns: what learns less than it could still learns. Of one
+that fails, and learns with a finding's remedy alone, that finding is the error.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.judge.protocol import Limit
 from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, Severity
-from gradcheck.progress import CLEAR_FALL, fall, levelled
+from gradcheck.progress import CLEAR_FALL, fall, levelled, verdict
 from gradcheck.rules.words import number
 
 if TYPE_CHECKING:
@@ -33,8 +34,13 @@ PREDICTIONS = (*LATE, "NORM004")
 def comparable(m: Measurement) -> bool:
     """Whether the probe ran with the user's own data and optimizer, and its loss can be told from chance."""
     known = m.data.given and m.optimizer.given and m.loss_given and not any(n.what == "probe" for n in m.not_measured)
-    ran = bool(m.probe.losses) and m.probe.ended not in ("raised", "non-finite")
-    return known and ran and levelled(m.probe, m.chance) and min(m.probe.losses) > 0
+    losses = [x for x in m.probe.losses if math.isfinite(x)]
+    return known and bool(losses) and m.probe.ended != "raised" and levelled(m.probe, m.chance) and min(losses) > 0
+
+
+def failed(m: Measurement) -> bool:
+    """Whether the probe did not learn."""
+    return verdict(m) in ("stalls", "diverges")
 
 
 def learns_slowly(m: Measurement) -> bool:
@@ -86,6 +92,11 @@ def is_costly(cost: Cost) -> bool:
     return share_of_fall(cost) < FAR.value or much_higher
 
 
+def is_cause(cost: Cost) -> bool:
+    """Whether the change alone makes a training learn that fails as it is."""
+    return bool(cost.errors) and is_costly(cost) and 1 - relative(cost.start, cost.chance, cost.loss) < CLEAR_FALL
+
+
 def costs_nothing(m: Measurement, code: str) -> bool:
     """Whether a rule's suspicion was followed up by paired trainings, and nothing speaks for it."""
     followed = [c for c in m.costs if c.code == code]
@@ -103,6 +114,11 @@ def with_cost(finding: Finding, m: Measurement, up_to: Severity) -> Finding:
     message = f"{finding.message}; {in_words(cost)}"
     if not is_costly(cost):
         return replace(finding, message=message)
+    if up_to == "error" and is_cause(cost):
+        confirmed = f"by the probe: it fails as it is, and learns {cost.change} alone"
+        remedies = tuple(sorted(finding.remedies, key=lambda r: cost.change != f"with {r.name}"))  # the one that was tried leads
+        evidence = (*finding.evidence, _evidence(cost))
+        return replace(finding, severity="error", message=message, evidence=evidence, remedies=remedies, confirmed=confirmed)
     severity = "warning" if SEVERITIES.index(up_to) <= SEVERITIES.index("warning") else finding.severity
     return replace(finding, severity=severity, message=message, evidence=(*finding.evidence, _evidence(cost)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,16 @@ def body(m: Measurement) -> list[Layer]:
     """
     aside = gate_makers(m)
     return [x for x in in_order(m) if x.kind in BODY_KINDS and not x.head and x.trained and x.name not in aside]
+
+
+def trained_body(m: Measurement) -> list[Layer]:
+    """The same, up to the last layer with weights that the optimizer holds.
+
+    What comes after it, as a critic does after the generator, scales the gradient of all of them alike.
+    """
+    held = {name for p in m.parameters if p.groups for name in (p.name, *p.aliases)}
+    last = max((x.order for x in m.layers if not held.isdisjoint(x.parameters)), default=math.inf)
+    return [x for x in body(m) if x.order <= last]
 
 
 def depths(layers: Sequence[Layer]) -> list[int]:

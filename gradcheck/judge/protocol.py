@@ -36,6 +36,9 @@ Need = Literal[
     "numerics",  # NonFinite
     "derivatives",  # Derivatives, and the following as in nouns/checks.py
     "dependence",
+    "sequence",  # SequenceFacts
+    "padding",
+    "routing",  # Router
     "recurrence",
     "samples",
     "attention",
@@ -43,6 +46,7 @@ Need = Literal[
     "validation",
     "baseline",
     "sharpness",
+    "terms",  # IdleTerm
     "functional_step",
     "epsilon",  # small_epsilon
     "clipping",  # Clip

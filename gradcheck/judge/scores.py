@@ -25,7 +25,7 @@ from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, Severity
 CATEGORIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "gradients": ("Gradient flow", ("GRAD", "CLIP")),
     "signal": ("Weights and activations", ("INIT", "ACT", "NORM")),
-    "wiring": ("Wiring", ("GRAPH", "LOOP")),
+    "wiring": ("Wiring", ("GRAPH", "LOOP", "SEQ", "MOE")),
     "data": ("Data and loss", ("DATA", "LOSS")),
     "optimization": ("Optimization", ("OPT", "REG")),
     "numerics": ("Numerics", ("NUM",)),

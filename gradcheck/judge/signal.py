@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, depths
+from gradcheck.judge.layers import body, depths, trained_body
 
 if TYPE_CHECKING:
     from gradcheck.nouns.measurement import Layer, Measurement
@@ -92,9 +92,9 @@ def log_sizes(sizes: Sequence[float | None], negligible: float = 0.0, depth: Seq
 
 
 def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | None]]:
-    """Norm of dL/d(output) of each body layer, in order; None where it was not measured or is not finite."""
+    """Norm of dL/d(output) of each body layer that the gradient is for, in order; None where it was not measured or is not finite."""
     result: list[tuple[Layer, float | None]] = []
-    for layer in body(m):
+    for layer in trained_body(m):
         snapshot = layer.at(step)
         stats = snapshot.gradient if snapshot else None
         result.append((layer, stats.norm if stats and stats.finite else None))
@@ -102,9 +102,9 @@ def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | N
 
 
 def gradient_trend(m: Measurement, step: int = 0) -> Trend:
-    """Trend of log10 ||dL/dh_l|| over the depth of the body layers."""
+    """Trend of log10 ||dL/dh_l|| over the depth of the body layers that the gradient is for."""
     sizes = [size for _, size in gradient_norms(m, step)]
-    points = log_sizes(sizes, NEGLIGIBLE, depths(body(m)))
+    points = log_sizes(sizes, NEGLIGIBLE, depths(trained_body(m)))
     return trend(points, len(sizes) - len(points))
 
 

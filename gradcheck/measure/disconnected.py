@@ -73,36 +73,39 @@ def hidden(
     candidates |= {id(p): p for m in ran for p in m.parameters() if p.requires_grad and id(p) not in listed}
     result = []
     for key, tensor in candidates.items():
-        name, owner, holder = places.get(key, ("", None, None))
+        name, owner, holder, item = places.get(key, ("", None, None, None))
         if not name and key in owners:
             local, owner = owners[key]
             name = f"{type(owner).__name__}.{local}"
         if not name and not isinstance(tensor, nn.Parameter):
             continue  # made anew in each pass, like an initial state
-        kind = type(owner).__name__ if owner is not None else "Parameter"
-        site = sites.get(id(owner)) or sites.get(id(holder))
+        kind = type(item or owner).__name__ if owner is not None else "Parameter"
+        site = sites.get(id(item)) or sites.get(id(owner)) or sites.get(id(holder))
         result.append(HiddenTensor(name, kind, tuple(tensor.shape), site, key in optimized))
     return tuple(result)
 
 
-def _attributes(model: nn.Module) -> Iterator[tuple[int, tuple[str, nn.Module | None, nn.Module]]]:
-    """id(tensor) -> (expression, hidden module that holds it, listed module that holds that), for what lies in plain attributes."""
+Place = tuple[str, nn.Module | None, nn.Module | None]  # expression, hidden module that holds it, the one kept in the attribute
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[int, tuple[str, nn.Module | None, nn.Module, nn.Module | None]]]:
+    """id(tensor) -> (expression, module that holds it, listed module with the attribute, module in it), for plain attributes."""
     for path, module in model.named_modules():
         prefix = f"{path}." if path else "self."
         for name, value in vars(module).items():
             if name in ("_parameters", "_buffers", "_modules") or name.startswith(("_forward", "_backward")):
                 continue
-            for key, (expression, owner) in _inside(f"{prefix}{name}", value, 3):
-                yield key, (expression, owner, module)
+            for key, (expression, owner, item) in _inside(f"{prefix}{name}", value, 3):
+                yield key, (expression, owner, module, item)
 
 
-def _inside(name: str, value: Any, depth: int) -> Iterator[tuple[int, tuple[str, nn.Module | None]]]:
+def _inside(name: str, value: Any, depth: int) -> Iterator[tuple[int, Place]]:
     if isinstance(value, nn.Module):
         for path, parameter in value.named_parameters():
             holder = value.get_submodule(path.rpartition(".")[0])
-            yield id(parameter), (f"{name}.{path}", holder)
+            yield id(parameter), (f"{name}.{path}", holder, value)
     elif isinstance(value, torch.Tensor):
-        yield id(value), (name, None)
+        yield id(value), (name, None, None)
     elif depth > 0 and isinstance(value, Mapping):
         for key, item in value.items():
             yield from _inside(f"{name}[{key!r}]", item, depth - 1)

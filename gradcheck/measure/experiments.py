@@ -31,6 +31,9 @@ LONGEST_COMPARISON = 6.0  # seconds beyond the deadline, for the first other rat
 WINDOW = 5  # last losses that must all have fallen before a run is stopped as learned
 
 
+Levels = Callable[[Any], tuple[float | None, float]]  # of the best constant prediction on a batch, and of the best there is
+
+
 def rate_factors(probe: Run, chance: float | None, watched: Sequence[Watched]) -> tuple[float, ...]:
     """Factors on the user's rate that are worth a try, the most promising first.
 
@@ -67,6 +70,11 @@ class Failure:
     tick: Callable[[str], None]
     step_seconds: float = 0.0  # that one step took in the probe
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is known of the loss, whatever the rate."""
+        return {"surrogate": self.probe.surrogate, "floor": self.probe.floor}
+
     def until_compared(self, runs_left: int) -> float:
         """The same, but time enough to compare a run with a probe that was cut off, where that takes no long time."""
         least = FEWEST_COMPARED * self.step_seconds if held_up(self.probe, self.chance) else 0.0
@@ -81,7 +89,7 @@ class Failure:
         return outcome(run, self.chance) == "learns" or (run.rate_factor != 1 and sooner(run, self.probe))
 
 
-def after(failure: Failure, watched: Sequence[Watched], chance_of: Callable[[Any], float | None], *, rated: bool) -> list[Run]:
+def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, rated: bool) -> list[Run]:
     """Other rates of the user's optimizer (when it has one: `rated`) until one learns, another order, and one batch when none did."""
     factors = rate_factors(failure.probe, failure.chance, watched) if rated else ()
     kept = state_kept(failure)
@@ -90,7 +98,7 @@ def after(failure: Failure, watched: Sequence[Watched], chance_of: Callable[[Any
     again = other_order(failure, runs_left=1 if learned else 2)
     runs += again
     if not learned and not any(map(failure.learns, [*kept, *again])):
-        runs += one_batch(failure, chance_of)
+        runs += one_batch(failure, levels_of)
     return [*kept, *runs]
 
 
@@ -103,8 +111,8 @@ def state_kept(failure: Failure) -> list[Run]:
     trainee = fork(failure.workload, seed=failure.seed)
     for hook in forgettings(trainee.optimizer):
         hook.steps = 0
-    training = Training(trainee, failure.workload.batches)
-    enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance)  # noqa: E731
+    training = Training(trainee, failure.workload.batches, floor=failure.probe.floor)
+    enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
     training.run(failure.steps, deadline, norms=False, enough=enough)
     return [training.noun(ONE_OPTIMIZER, chance=failure.chance)]
 
@@ -117,8 +125,13 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
         return []
     failure.tick("other order")
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
-    training = Training(fork(failure.workload, seed=seed), [batches[i] for i in order], surrogate=failure.probe.surrogate)
-    training.run(failure.steps, deadline, norms=False, enough=lambda losses: _clearly_fallen(losses, len(batches), failure.chance))
+    training = Training(fork(failure.workload, seed=seed), [batches[i] for i in order], **failure.told)
+    training.run(
+        failure.steps,
+        deadline,
+        norms=False,
+        enough=lambda losses: _clearly_fallen(losses, len(batches), failure.chance, failure.probe.floor),
+    )
     return [training.noun("other order", rate_factor=1.0)]
 
 
@@ -133,8 +146,8 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
         trainee = fork(workload, seed=failure.seed)
         for group in trainee.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
-        training = Training(trainee, workload.batches, surrogate=failure.probe.surrogate)
-        enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance)  # noqa: E731
+        training = Training(trainee, workload.batches, **failure.told)
+        enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
         training.run(failure.steps, deadline, norms=False, enough=enough)
         runs.append(training.noun(f"rate x{factor:g}", rate_factor=factor))
         if failure.learns(runs[-1]):
@@ -142,11 +155,11 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
     return runs
 
 
-def one_batch(failure: Failure, chance_of: Callable[[Any], float | None]) -> list[Run]:
+def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:
     """Adam on a few samples of the first batch, at two rates; until one learns more than their mean."""
     runs = []
     batch = some_samples(failure.workload, ONE_BATCH)
-    chance = chance_of(batch)
+    chance, floor = levels_of(batch)
     for i, rate in enumerate(ONE_BATCH_RATES):
         deadline = failure.until(len(ONE_BATCH_RATES) - i)
         if time.perf_counter() >= deadline:
@@ -154,10 +167,14 @@ def one_batch(failure: Failure, chance_of: Callable[[Any], float | None]) -> lis
         failure.tick(f"one batch, Adam {rate:g}")
         trainee = fork(failure.workload, seed=failure.seed)
         trainee.optimizer = torch.optim.Adam([p for p in trainee.model.parameters() if p.requires_grad], lr=rate)
-        training = Training(trainee, [batch], surrogate=failure.probe.surrogate)
-        fallen = lambda losses: _clearly_fallen(losses, 1, chance, 0.5)  # noqa: E731
+        training = Training(trainee, [batch], surrogate=failure.probe.surrogate, floor=floor)
+        fallen = lambda losses: _clearly_fallen(losses, 1, chance, floor, 0.5)  # noqa: E731
         training.run(ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
-        while training.ended == "done" and training.step < ONE_BATCH_MOST and on_its_way(Run("", tuple(training.losses), chance=chance)):
+        while (
+            training.ended == "done"
+            and training.step < ONE_BATCH_MOST
+            and on_its_way(Run("", tuple(training.losses), chance=chance, floor=floor))
+        ):
             training.run(training.step + ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
         runs.append(training.noun(f"adam {rate:g} on one batch", chance=chance))
         if outcome(runs[-1]) == "learns":
@@ -165,10 +182,10 @@ def one_batch(failure: Failure, chance_of: Callable[[Any], float | None]) -> lis
     return runs
 
 
-def _clearly_fallen(losses: list[float], batches: int, chance: float | None, share: float = 2 * CLEAR_FALL) -> bool:
+def _clearly_fallen(losses: list[float], batches: int, chance: float | None, floor: float, share: float = 2 * CLEAR_FALL) -> bool:
     """A fall by `share` of the reference that holds over a whole round of batches, twice what counts as learning."""
     window = max(WINDOW, batches)
     if len(losses) < 2 * window:
         return False
-    run = Run("", tuple(losses), batches=batches)
+    run = Run("", tuple(losses), batches=batches, floor=floor)
     return fall(run, chance) >= share and all(b < losses[0] for b in losses[-WINDOW:])

@@ -22,6 +22,7 @@ from gradcheck.nouns.places import Location
 from gradcheck.target.assignments import assignment_of
 from gradcheck.target.workload import Workload
 
+REST = 0.2  # of the loss, beside those that are known: a penalty
 _FIRST_KINDS = ("linear", "conv", "recurrent", "embedding", "norm")
 
 
@@ -50,17 +51,19 @@ class FirstStep:
     classes: int | None = None
     ignore_index: int = IGNORED
     chance: float | None = None
+    floor: float = 0.0
     main: MainLoss | None = None
 
-    def chance_on(self, batch: Any) -> float | None:
-        """Loss of the best constant prediction on one small batch; None unless the loss is a single known one."""
+    def levels_on(self, batch: Any) -> tuple[float | None, float]:
+        """Loss of the best constant prediction on one small batch, and of the best there is; None unless the loss is a single known one."""
         if self.main is None or self.chance is None or len(self.losses) != 1:
-            return None
+            return None, 0.0
         target = dict(data.named_tensors(batch)).get(self.main.target)
         if target is None:
-            return None
-        chance, _ = losses.chance_level(self.main.function, self.classes, [target], self.main.options, fewest_labels=0)
-        return self.main.weight * chance if chance else None
+            return None, 0.0
+        known = self.main.function, self.classes, [target], self.main.options
+        chance, _ = losses.chance_level(*known, fewest_labels=0)
+        return self.main.weight * chance if chance else None, self.main.weight * losses.floor_level(*known)
 
 
 def read(
@@ -127,16 +130,22 @@ def _softmax(seen: SeenSoftmax, taps: Tracer, size: int) -> Softmax:
 
 
 def _targets(said: FirstStep, taps: Tracer, workload: Workload, loss: float) -> None:
-    """Finds the target of the loss in every batch, and from all of them the chance level of the whole loss."""
-    total = known = 0.0
+    """Finds the target of the loss in every batch, and from all of them the chance level of the whole loss, and its floor.
+
+    A target that the loop makes itself has a floor as well, which that of the first step stands for.
+    """
+    total = known = floor = whole = 0.0
     for seen, call in zip(taps.losses, said.losses, strict=True):
         weight = call.weight_in_total
-        if seen.target is None or seen.target_made or weight is None or call.value is None:
+        if seen.target is None or weight is None or call.value is None:
             continue
         name = _name_in(workload.batches[0], seen.target)
-        if name in workload.made:
+        made = seen.target_made or name in workload.made
+        targets = _entries(workload.batches, name) if name is not None and not made else []
+        whole += weight * call.value
+        floor += weight * losses.floor_level(call.function, call.classes, targets or [seen.target.detach()], seen.options)
+        if made:
             continue
-        targets = _entries(workload.batches, name) if name is not None else []
         chance, _ = losses.chance_level(call.function, call.classes, targets or [seen.target], seen.options)
         if name is not None and targets and not said.targets:
             said.targets, said.classes = targets, call.classes
@@ -145,8 +154,10 @@ def _targets(said: FirstStep, taps: Tracer, workload: Workload, loss: float) -> 
         if chance is not None:
             total += weight * chance
             known += weight * call.value
+    if abs(loss - whole) <= REST * abs(loss):
+        said.floor = floor
     rest = loss - known
-    if known > 0 and total > 0 and abs(rest) <= 0.2 * abs(loss):  # a penalty beside the known losses stays what it is
+    if known > 0 and total > 0 and abs(rest) <= REST * abs(loss):  # a penalty beside the known losses stays what it is
         said.chance = total + max(0.0, rest)
 
 

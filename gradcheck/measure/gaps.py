@@ -28,7 +28,8 @@ def gaps(m: Measurement, steps: int, seconds: float) -> Iterator[NotMeasured]:
     if not taken and not any(n.what == "probe" for n in m.not_measured):
         yield NotMeasured("probe", "the short training took no step")
     elif m.probe.ended == "budget" and verdict(m) == "unknown":
-        why = f"the short training was cut off after {taken} of {steps} steps, before it could be told whether its loss falls"
+        of = f" of {steps}" if taken < steps else ""  # it goes on for longer where it has not fallen by then
+        why = f"the short training was cut off after {taken}{of} steps, before it could be told whether its loss falls"
         yield NotMeasured("probe", why, "short", more_time(seconds))
     if _saw_nothing_inside(m):
         why = "none of the model's own modules was seen to run, as in models that torch.jit has compiled"

@@ -55,7 +55,7 @@ def seen(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], site: Loc
     if not isinstance(source, torch.Tensor):
         return None
     options: dict[str, Any] = {
-        k: kwargs[k] for k in ("ignore_index", "label_smoothing", "weight", "reduction", "log_target") if k in kwargs
+        k: kwargs[k] for k in ("ignore_index", "label_smoothing", "weight", "pos_weight", "reduction", "log_target") if k in kwargs
     }
     return SeenLoss(function, source, target if isinstance(target, torch.Tensor) else None, site, options)
 
@@ -138,26 +138,63 @@ def ignored(options: Mapping[str, Any]) -> int:
 
 
 @torch.no_grad()
+def floor_level(function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any]) -> float:
+    """Loss of a prediction that equals the targets: the entropy of soft or smoothed ones; 0 where it is none, or is not known."""
+    if options.get("reduction") == "sum" or options.get("weight") is not None or options.get("pos_weight") is not None:
+        return 0.0
+    soft = [t.detach().double() for t in targets if _is_soft(t)]
+    if function.startswith("binary_cross_entropy"):
+        values = torch.cat([t.reshape(-1) for t in soft]) if soft else torch.empty(0)
+        return (_entropy(values) + _entropy(1 - values)).mean().item() if values.numel() else 0.0
+    if function != "cross_entropy" or not classes or classes < 2:
+        return 0.0
+    shares = _rows(soft, classes) if soft else torch.eye(classes, dtype=torch.double)[:1]  # labels: all have the same entropy
+    return _entropy(_smoothed(shares, options)).sum(-1).mean().item()
+
+
+def _is_soft(target: torch.Tensor) -> bool:
+    return target.is_floating_point() and target.numel() > 0 and bool(((target >= 0) & (target <= 1)).all())
+
+
+def _rows(targets: Sequence[torch.Tensor], classes: int) -> torch.Tensor:
+    """Soft targets of cross entropy, a row of shares each."""
+    return torch.cat([t.reshape(1, -1) if t.dim() == 1 else t.movedim(1, -1).reshape(-1, classes) for t in targets])
+
+
+def _smoothed(shares: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
+    smoothing = float(options.get("label_smoothing") or 0.0)
+    return shares * (1 - smoothing) + smoothing / shares.shape[-1]
+
+
+def _entropy(share: torch.Tensor) -> torch.Tensor:
+    return -torch.special.xlogy(share, share)
+
+
+@torch.no_grad()
 def chance_level(
     function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any], *, fewest_labels: int = 10
 ) -> tuple[float | None, float | None]:
     """Loss of the best constant prediction for the targets, and of the uniform one.
 
     Cross entropy: the entropy of the class frequencies when there are at least `fewest_labels` labels a class, else
-    log(classes): the entropy of a few labels among many classes says little. Squared error: the variance; absolute error: the mean
-    distance from the median. None for losses without such a level, and for sums over the batch.
+    log(classes): the entropy of a few labels among many classes says little; of soft targets that of their mean.
+    Squared error: the variance; absolute error: the mean distance from the median. None for losses without such a
+    level, and for sums over the batch.
     """
     if options.get("reduction") == "sum":
         return None, None
     if function in ("cross_entropy", "nll_loss") and classes and classes > 1:
         uniform = math.log(classes)
+        soft = [t.detach().double() for t in targets if _is_soft(t)] if function == "cross_entropy" else []
+        if soft and options.get("weight") is None:
+            return _entropy(_smoothed(_rows(soft, classes).mean(0), options)).sum().item(), uniform
         labels = [t.reshape(-1)[t.reshape(-1) != ignored(options)] for t in targets if not t.is_floating_point()]
         joined = torch.cat(labels) if labels else torch.empty(0, dtype=torch.long)
         joined = joined[(joined >= 0) & (joined < classes)]
         if joined.numel() < max(1, fewest_labels * classes) or options.get("weight") is not None:
             return uniform, uniform
         share = torch.bincount(joined.long(), minlength=classes).double() / joined.numel()
-        return -(share * share.clamp_min(1e-300).log()).sum().item(), uniform
+        return _entropy(_smoothed(share, options)).sum().item(), uniform
     values = [t.detach().double().reshape(-1) for t in targets]
     if not values:
         return None, None

@@ -19,7 +19,7 @@ from gradcheck.measure.fork import Trainee, fork
 from gradcheck.measure.gaps import described, gaps, more_time, unread_layers
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.observe import Tracer
-from gradcheck.measure.parameters import StepWatch, Watched, watch
+from gradcheck.measure.parameters import StepWatch, Watched, nouns, watch
 from gradcheck.measure.probe import EARLY, FINAL_STEPS, Training, lr_of, take_step
 from gradcheck.measure.profile import profile
 from gradcheck.measure.structure import Fate, Graph
@@ -178,7 +178,13 @@ class Session:
         return replace(probe, name="the script's own steps", losses=own, gradient_norms=(), batches=len(own))
 
     def _so_far(self) -> Run:
-        return Run("probe", tuple(self.training.losses), batches=len(self.workload.batches), surrogate=self.training.surrogate)
+        return Run(
+            "probe",
+            tuple(self.training.losses),
+            batches=len(self.workload.batches),
+            surrogate=self.training.surrogate,
+            floor=self.first.floor,
+        )
 
     def observe(self, step: int, batch: Any) -> float:
         """One measured step. Returns the loss before it."""
@@ -202,6 +208,7 @@ class Session:
         taps.settle()
         if isinstance(taps, Tracer):
             self.first = first_step.read(taps, graph, trainee, self.watched, self.workload, self.sites, value)
+            self.training.floor = self.first.floor
             self.functional = any(c.module is None for c in taps.calls)
         watching = StepWatch(self.watched, step, look_at_rows=first or step >= 3)
         self.training.norms.append(watching.total_norm)
@@ -290,7 +297,7 @@ class Session:
         tell: Callable[[str], None] = lambda what: self.tick(f"experiment: {what}", 0.0)  # noqa: E731
         failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, tell, each)
         rated = lr_of(self.trainee.optimizer) is not None
-        runs = experiments.after(failure, self.watched, self.first.chance_on, rated=rated)
+        runs = experiments.after(failure, self.watched, self.first.levels_on, rated=rated)
         if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
             self.not_measured.append(NotMeasured("why the short training failed", LATE, remedy=more_time(plan.seconds)))
         self.seconds["experiments"] = sum(r.seconds for r in runs)
@@ -344,9 +351,13 @@ class Session:
             *first.zero_derivatives,
             *bad,
             *checked.values.get("attentions", ()),
-            *(v for name in ("dependence", "derivatives") if (v := checked.values.get(name)) is not None),
+            *checked.values.get("idle_terms", ()),
+            *(checked.values.get("routers") or ()),
+            *(v for name in ("dependence", "derivatives", "padding") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
+        places += [w.sites[id(p)] for p in w.model.parameters() if id(p) in w.sites]
+        places += [s for s in read.sites if s is not None] if (read := checked.values.get("sequence")) is not None else []
         places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
         creation = w.sites.get(id(w.optimizer))
         optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)
@@ -358,7 +369,7 @@ class Session:
             measured_steps=tuple(self.measured),
             environment=facts.environment(w.model),
             layers=layers,
-            parameters=tuple(p.noun() for p in self.watched),
+            parameters=nouns(self.watched, w.model, w.sites),
             optimizer=optimizer,
             data=data.data_facts(
                 w.batches,

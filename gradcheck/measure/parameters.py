@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 from gradcheck.measure.local import local
 from gradcheck.measure.statistics import spread
 from gradcheck.nouns.measurement import Parameter, ParameterStep
+from gradcheck.nouns.places import Location
 
 SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step
 BLOCK = 16  # entries side by side in that sample: each place in memory costs a cache line
@@ -94,6 +95,12 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
             watched.mean = values.mean().item()
             watched.std = values.std(correction=0).item()
     return list(found.values())
+
+
+def nouns(watched: Iterable[Watched], model: nn.Module, sites: Mapping[int, Location]) -> tuple[Parameter, ...]:
+    """`model`: the user's, whose parameters have these places."""
+    places = {name: sites.get(id(p)) for name, p in model.named_parameters()}
+    return tuple(replace(w.noun(), site=places.get(w.name)) for w in watched)
 
 
 class StepWatch:

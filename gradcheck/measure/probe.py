@@ -33,6 +33,7 @@ class Training:
     exception: Exception | None = None
     started: float = field(default_factory=time.perf_counter)
     surrogate: str = ""  # see Run
+    floor: float = 0.0
 
     @property
     def step(self) -> int:
@@ -92,6 +93,7 @@ class Training:
             ended=self.ended,  # type: ignore[arg-type]
             error=self.error,
             surrogate=self.surrogate,
+            floor=self.floor,
             seconds=time.perf_counter() - self.started,
             **more,
         )

@@ -207,3 +207,18 @@ class Cost:
     chance: float | None = None  # loss of the best constant prediction
     pairs: int = 1  # of trainings, each with its own order of the batches
     held_out: bool = False  # the losses are on batches that were not trained on: of a change that regularizes less
+    errors: tuple[str, ...] = ()  # codes of those that the training has as it is, and that this may be the cause of
+
+
+@dataclass(frozen=True)
+class IdleTerm:
+    """A part of the loss that trains nothing, neither before training nor after the probe."""
+
+    # zero: its gradient is; cut: it was cut off from what carries gradient; no-weights: a loss of what no trained weight makes;
+    # derivative: of the model, zero everywhere; equals: a difference of two numbers that are always equal.
+    kind: Literal["zero", "cut", "no-weights", "derivative", "equals"]
+    operation: str
+    site: Location | None
+    value: float
+    loss: float  # |the whole loss|
+    order: int = 0  # of a derivative

@@ -100,6 +100,18 @@ class LoopAverage:
 
 
 @dataclass(frozen=True)
+class SilentTerm:
+    """A part of the loss that says nothing in any pass that was looked at, by what the loop computed without gradient."""
+
+    kind: Literal["equals", "no-weights"]  # a factor that is the difference of equal numbers; a loss that no trained weight has a part in
+    operation: str
+    site: Location | None
+    passes: int
+    low: float = 0.0  # of the numbers that are equal, over all passes
+    high: float = 0.0
+
+
+@dataclass(frozen=True)
 class LoopFacts:
     """The steps of one optimizer in the user's loop. The counts are of the steps that were looked at."""
 
@@ -132,6 +144,7 @@ class LoopFacts:
     schedule_life: int = 0  # calls of step() of each of them, usually
     schedulers: tuple[LoopSchedule, ...] | None = None
     averages: tuple[LoopAverage, ...] | None = None  # None: not looked at
+    silent: tuple[SilentTerm, ...] | None = None
     step_site: Location | None = None
     backward_site: Location | None = None
     clear_site: Location | None = None

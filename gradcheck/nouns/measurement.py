@@ -16,6 +16,7 @@ from gradcheck.nouns.checks import (
     Difference,
     Dropout,
     HalfGradients,
+    IdleTerm,
     LossOperation,
     Penalty,
     Recurrence,
@@ -26,6 +27,8 @@ from gradcheck.nouns.checks import (
 from gradcheck.nouns.loop import LoopFacts
 from gradcheck.nouns.places import Ignore, Location
 from gradcheck.nouns.ranks import RankFacts
+from gradcheck.nouns.routing import Router
+from gradcheck.nouns.sequence import Padding, SequenceFacts
 from gradcheck.nouns.structure import LinearPair, Norm, Statistics, Stream
 
 LayerKind = Literal[
@@ -170,6 +173,7 @@ class Parameter:
     steps: tuple[ParameterStep, ...] = ()
     lr: float | None = None  # of its parameter group
     weight_decay: float = 0.0  # of its parameter group
+    site: Location | None = None  # where the script makes it, of a tensor that no module holds
 
     def at(self, step: int) -> ParameterStep | None:
         if step < 0:
@@ -358,6 +362,7 @@ class Run:
     ended: Literal["done", "budget", "non-finite", "learned", "raised"] = "done"
     error: str | None = None  # the exception, when it raised
     chance: float | None = None  # loss of the best constant prediction on its batches, where they are not those of the probe
+    floor: float = 0.0  # loss of the best prediction there is: soft targets leave some, as smoothed labels do
     surrogate: str = ""  # why the level of its loss does not say how well the model does; "": it does
     seconds: float = 0.0
     lifted: tuple[str, ...] = ()  # what of the user's regularization was taken away: see Regularization.kinds
@@ -482,6 +487,9 @@ class Measurement:
     ascent: Ascent | None = None
     derivatives: Derivatives | None = None
     dependence: Dependence | None = None
+    sequence: SequenceFacts | None = None
+    padding: Padding | None = None
+    routers: tuple[Router, ...] | None = None  # None: nothing that could be experts
     recurrences: tuple[Recurrence, ...] = ()
     samples: SampleGradients | None = None
     attentions: tuple[Attention, ...] = ()
@@ -489,6 +497,7 @@ class Measurement:
     baseline: Baseline | None = None
     validation: Validation | None = None
     sharpness: Sharpness | None = None
+    idle_terms: tuple[IdleTerm, ...] = ()  # parts of the loss that train nothing
     clip: Clip | None = None
     functional_step: float | None = None  # rms change of the output by the first update / its std (at least 0.1); adaptive optimizers only
     small_epsilon: Run | None = None  # the probe again with Adam's usual epsilon, where the user's is much larger

@@ -82,6 +82,8 @@ _MEANING = "which one is meant cannot be read from the numbers"
 # Remedies that rules name and no treatment applies, and why.
 ADVICE_ONLY: dict[str, str] = {
     "balance-classes": "how classes are to count depends on what mistakes cost",
+    "balance-experts": "the balancing term is one of the loss, which is the user's",
+    "causal-mask": "where places are kept from seeing later ones is written differently in each model",
     "check-data-path": _MEANING,
     "check-extensions": "it is an installation that fails, not the model",
     "drop-duplicates": "repeated samples may be weights on purpose",
@@ -98,11 +100,14 @@ ADVICE_ONLY: dict[str, str] = {
     "keep-or-remove": _MEANING,
     "keep-scheduler": "where it is to be made follows from the loop",
     "loss-scaling": "a GradScaler has to scale, unscale and step in the user's loop; bfloat16 needs none",
+    "mask-padding": "how padding is left out follows from what the places are put together by",
     "pool-over-time": "what the loss sees of a sequence is part of the task",
     "remove-hook": _MEANING,
     "remove-unused-modules": "an unused module may be used elsewhere",
     "scale-attention": "where the scores are scaled is written differently in each attention",
+    "shift-labels": "whether the script or the model shifts them is the author's to say",
     "smaller-batch": "batches come from the user's loader",
+    "supervise-targets": "what is to be predicted is part of the task",
     "synchronise-ranks": "how a training is spread over processes is decided where it is launched",
 }
 

@@ -33,7 +33,7 @@ _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 _RECORDING = tuple(
     (
         "recorder forward backward steps clips scalers surroundings schedulers averages births rows modes passes tape patches updates "
-        "functional"
+        "functional forgotten silent"
     ).split()
 )
 _TAPS = (

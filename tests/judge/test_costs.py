@@ -9,7 +9,7 @@ import pytest
 
 from gradcheck.judge.costs import comparable, costs_nothing, in_words, is_costly, learns_slowly, trains, with_cost
 from gradcheck.nouns.measurement import NotMeasured
-from gradcheck.nouns.verdict import Finding
+from gradcheck.nouns.verdict import Finding, Remedy
 from tests.literals import cost, data, measurement, optimizer, run, stalled
 
 
@@ -66,6 +66,23 @@ class TestSeverity:
     def test_it_never_makes_an_error_and_takes_none_back(self):
         assert self.judged("warning", loss=math.inf, changed=0.1).severity == "warning"
         assert self.judged("error", loss=1.8, changed=1.7) == finding("error")
+
+    def test_what_alone_lets_a_failing_training_learn_is_the_error(self):
+        costs = {"errors": ("OPT001",), "change": "with lecun-init"}
+        remedies = Remedy("standardize-input", "scale it"), Remedy("lecun-init", "start smaller")
+        warning = replace(finding("warning"), remedies=remedies)
+
+        def judged(up_to="error", **more):
+            return with_cost(warning, measurement(costs=(cost("GRAD003", **costs | more),)), up_to)
+
+        f = judged(loss=2.29, changed=0.5)
+        assert f.severity == "error" and f.confirmed == "by the probe: it fails as it is, and learns with lecun-init alone"
+        assert [r.name for r in f.remedies] == ["lecun-init", "standardize-input"]
+        assert judged(loss=math.inf, changed=0.5).severity == "error"
+        assert judged(loss=2.0, changed=0.5).severity == "warning"  # it learns a little as it is
+        assert judged(loss=2.29, changed=2.0).severity == "warning"  # and hardly more with the change
+        assert judged(up_to="warning", loss=2.29, changed=0.5).severity == "warning"
+        assert judged(errors=(), loss=2.29, changed=0.5).severity == "warning"
 
     def test_a_rule_that_only_advises_goes_on_advising(self):
         assert self.judged(loss=1.89, changed=0.47, up_to="info").severity == "info"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.literals import (
     location,
     measurement,
     optimizer,
+    parameter,
     run,
     snapshots,
     stack,
@@ -122,6 +124,13 @@ class TestVanishingGradient:
     def test_layers_without_gradient_path_do_not_count(self):
         layers = with_gradients({t: [1e-9] * 6 for t in STEPS}, trained=False)
         assert no_verdict(vanishing_gradient, measurement(layers=layers)) == "not-applicable"
+
+    @pytest.mark.parametrize(("groups", "expected"), [(1, 1), (0, 0)])
+    def test_layers_behind_the_last_trained_one_scale_all_gradients_alike(self, groups, expected):
+        layers = with_gradients({t: [1e-4] * 10 + [10 ** (0.4 * i - 4) for i in range(1, 11)] for t in STEPS})
+        layers = tuple(replace(x, parameters=(f"{x.name}.weight",)) for x in layers)
+        held = tuple(parameter(f"{x.name}.weight", groups=1 if i < 10 else groups) for i, x in enumerate(layers))
+        assert len(findings(vanishing_gradient, measurement(layers=layers, parameters=held, **FAILS))) == expected
 
     def test_a_pretrained_model_is_not_told_to_reinitialise(self):
         f = only(vanishing_gradient, sloped(0.2, 20, pretrained=True, **FAILS))

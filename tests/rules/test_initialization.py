@@ -33,6 +33,12 @@ class TestSignalGain:
         m = with_gains([gain] * 20, backward=0.2, activation=activation, **FAILS)
         assert len(findings(signal_gain, m)) == expected
 
+    @pytest.mark.parametrize(("rows", "expected"), [(64, 1), (127, 1), (129, 0), (512, 0)])
+    def test_the_fan_out_may_be_what_fits(self, rows, expected):
+        m = with_gains([0.5] * 20, backward=0.2, activation="relu", **FAILS)
+        m = replace(m, parameters=tuple(replace(p, shape=(rows, 64)) for p in m.parameters))
+        assert len(findings(signal_gain, m)) == expected
+
     def test_the_message_compares_with_the_table(self):
         f = only(signal_gain, with_gains([0.5] * 20, backward=0.2, activation="relu", **FAILS))
         assert "weights of layers.0 have gain 0.5, 2.83 times off the 1.41 for relu after it (limit 2 times)" in f.message

@@ -12,7 +12,7 @@ from gradcheck.rules.graph_loop import gradients_not_cleared
 from gradcheck.rules.loop import clipping_misplaced, evaluation_mode_in_training, optimizer_never_steps
 from gradcheck.rules.loop_batches import accumulation_unscaled, same_batch_every_step, scaler_misused
 from gradcheck.rules.loop_schedule import schedule_kills_rate
-from tests.literals import location, loop, measurement, optimizer
+from tests.literals import location, loop, measurement, optimizer, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 RULES = (
@@ -188,6 +188,15 @@ class TestAccumulation:
     def test_what_it_means_depends_on_the_optimizer(self):
         adam, sgd = (measurement(loop=loop(accumulated=4, weight=4.0), optimizer=optimizer(name)) for name in ("AdamW", "SGD"))
         assert "Adam-like" in only(accumulation_unscaled, adam).message and "so is every step" in only(accumulation_unscaled, sgd).message
+
+    @pytest.mark.parametrize(
+        ("factor", "optimizer_name", "severity"), [(0.1, "SGD", "error"), (0.08, "SGD", "warning"), (0.1, "Adam", "warning")]
+    )
+    def test_an_error_where_the_rate_of_a_mean_learns(self, factor, optimizer_name, severity):
+        learned = run(name="rate", rate_factor=factor)
+        facts = {"loop": loop(accumulated=4, weight=4.0), "optimizer": optimizer(optimizer_name, adaptive=optimizer_name == "Adam")}
+        m = measurement(probe=stalled(), experiments=(learned,), chance=2.3, **facts)
+        assert severities(accumulation_unscaled, m) == [severity]
 
     @pytest.mark.parametrize(("dropped", "count"), [(21, 1), (20, 0)])
     def test_passes_that_are_cleared_before_the_step(self, dropped, count):

@@ -34,12 +34,12 @@ NOT_THE_SAME = 0.05  # of the change in other samples: what equivariance to thei
 def dependence(scene: Scene) -> Dependence:
     """Raises Unmeasured when samples cannot be told apart in what goes into the model or comes out of it."""
     trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
-    with _evaluating(trainee):
+    with evaluating(trainee):
         return _Case(trainee, scene).result()
 
 
 @contextmanager
-def _evaluating(trainee: Trainee) -> Iterator[None]:
+def evaluating(trainee: Trainee) -> Iterator[None]:
     """Dropout off and statistics frozen; no fused kernels, which drop padding; everything as before on the way out."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with restored(trainee):

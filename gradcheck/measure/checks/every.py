@@ -11,11 +11,15 @@ from gradcheck.measure.checks import (
     derivatives,
     half,
     normalization,
+    padding,
     recurrence,
     regularization,
+    routing,
     samples,
+    sequence,
     settings,
     sharpness,
+    terms,
     validation,
 )
 from gradcheck.measure.checks.scene import Check, Checked, Scene, run
@@ -23,6 +27,9 @@ from gradcheck.nouns.measurement import NotMeasured
 
 CHECKS: tuple[Check, ...] = (
     Check("dependence", "dependence", dependence.dependence, quick=True),
+    Check("sequence", "sequence", sequence.sequence, quick=True),
+    Check("padding", "padding", padding.padding, quick=True),
+    Check("routing", "routers", routing.routers, quick=True),
     Check("derivatives", "derivatives", derivatives.derivatives),
     Check("normalization", "normalization", normalization.statistics, quick=True),
     Check("functional_step", "functional_step", settings.functional_step),
@@ -35,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     Check("attention", "attentions", attention.measure),
     Check("precision", "half", half.measure),
     Check("baseline", "baseline", baseline.baseline, quick=True),
+    Check("terms", "idle_terms", terms.idle_terms),
     Check("sharpness", "sharpness", sharpness.sharpness),
 )
 PROBE_IN_WORDS = "the short training and its experiments"

@@ -54,7 +54,7 @@ class Culprit:
         return "routing" if name in RANKS or not self.floating or not self.carries else None
 
 
-class _Seen(Taps, ABC):
+class Seen(Taps, ABC):
     """Sees every operation and the module that it runs in; takes no statistics."""
 
     def _module_call(self, *details: Any) -> None:
@@ -72,7 +72,7 @@ class _Seen(Taps, ABC):
         """An operation has run: its name, its arguments, its result."""
 
 
-class _Remembering(_Seen):
+class _Remembering(Seen):
     """The results of every operation, in order."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -83,7 +83,7 @@ class _Remembering(_Seen):
         self.results.append((name, [t.detach().clone() for t in tensors_in(output)]))
 
 
-class _Comparing(_Seen):
+class _Comparing(Seen):
     """Holds the results against those of another pass, up to the first in which samples have met."""
 
     def __init__(

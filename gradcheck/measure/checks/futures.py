@@ -1,0 +1,157 @@
+"""Which operation lets places of a sequence see later ones: two passes that differ after a place, compared operation by operation.
+
+They differ in the tokens there, or in how many places there are at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from gradcheck.measure.checks.mixing import ROUNDING, Seen
+from gradcheck.measure.taps import caller, tensors_in
+from gradcheck.nouns.places import Location
+from gradcheck.target.sites import location_of_frame
+
+State = Literal["same", "own", "seen", "without places"]
+# In "own" what lies up to the place is as it was, in "seen" it has changed along every axis that may hold the places.
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where later places are first seen."""
+
+    layer: str
+    operation: str
+    site: Location | None
+
+
+@dataclass(frozen=True)
+class _Print:
+    """Sums that tell whether a tensor has changed: as a whole, and up to a place, for each axis that may hold the places."""
+
+    shape: tuple[int, ...]
+    whole: torch.Tensor
+    parts: tuple[torch.Tensor, ...]
+    longer: bool  # some axis holds the places and more: padded at its ends, or beside other tokens
+
+
+class _Printing(Seen):
+    """Takes the prints of every operation's results, with `length` places, of which the first `alike` are the same in both passes."""
+
+    def __init__(self, names: Mapping[int, str], length: int, alike: int) -> None:
+        super().__init__(names)
+        self.length, self.alike = length, alike
+
+    def prints(self, output: Any) -> list[_Print]:
+        return [_print(t.detach(), self.length, self.alike) for t in tensors_in(output)]
+
+
+class _Remembering(_Printing):
+    def __init__(self, names: Mapping[int, str], length: int, alike: int) -> None:
+        super().__init__(names, length, alike)
+        self.results: list[tuple[str, list[_Print]]] = []
+
+    def seen_operation(self, name: str, given: Any, output: Any) -> None:
+        self.results.append((name, self.prints(output)))
+
+
+class _Comparing(_Printing):
+    """`pooling`: what has no places has to be the same, too, where it is used."""
+
+    def __init__(self, names: Mapping[int, str], length: int, alike: int, before: list[tuple[str, list[_Print]]], pooling: bool) -> None:
+        super().__init__(names, length, alike)
+        self.before, self.index, self.pooling = before, 0, pooling
+        self.pooled: dict[int, tuple[torch.Tensor, Opening]] = {}
+        self.found: Opening | None = None
+        self.lost = False  # the passes took different ways
+
+    def seen_operation(self, name: str, given: Any, output: Any) -> None:
+        if self.lost or self.found is not None:
+            return
+        expected = self.before[self.index] if self.index < len(self.before) else ("", [])
+        self.index += 1
+        now = self.prints(output)
+        self.lost = expected[0] != name or [len(p.shape) for p in expected[1]] != [len(p.shape) for p in now]
+        if self.lost:
+            return
+        origin = next((self.pooled[id(t)][1] for t in tensors_in(given) if id(t) in self.pooled), None)
+        if origin is not None and self.pooling and now:
+            self.found = origin
+            return
+        for tensor, old, new in zip(tensors_in(output), expected[1], now, strict=True):
+            state = _state(old, new)
+            if state in ("same", "own"):
+                continue
+            blamed = origin or Opening(self.module_name, name, location_of_frame(caller()))
+            if state == "seen":
+                self.found = blamed
+                return
+            if not new.longer:
+                self.pooled[id(tensor)] = (tensor, blamed)
+
+
+def _print(x: torch.Tensor, length: int, upto: int) -> _Print:
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    with torch._C.DisableTorchFunction():
+        x = torch.nan_to_num(x.double(), posinf=0.0, neginf=0.0)
+        axes = [k for k, size in enumerate(x.shape) if size == length]
+        parts = [_sums(x.narrow(k, 0, upto).movedim(k, 0)) for k in axes]
+        if len(axes) > 1:  # places against places: what is made of those that came later decides
+            block = x
+            for k in axes:
+                block = block.narrow(k, 0, upto)
+            parts.append(_sums(block.movedim(axes[0], 0)))
+        if not axes and x.dim() and x.shape[0] and x.shape[0] % length == 0:
+            inner = x.shape[0] // length
+            parts.append(_sums(x.reshape(inner, length, -1)[:, :upto].transpose(0, 1)))
+            parts.append(_sums(x.reshape(length, inner, -1)[:upto]))
+        return _Print(tuple(x.shape), _sums(x.reshape(1, -1)), tuple(parts), any(length < s <= 2 * length for s in x.shape))
+
+
+def _sums(x: torch.Tensor) -> torch.Tensor:
+    """The sum of each row, and that of the magnitudes."""
+    flat = x.reshape(len(x), -1)
+    return torch.stack((flat.sum(1), flat.abs().sum(1)))
+
+
+def _state(old: _Print, new: _Print) -> State:
+    if _alike(old.whole, new.whole):
+        return "same"
+    if not old.parts or not new.parts:
+        return "without places"
+    pairs = ((a, b) for a in old.parts for b in new.parts if a.shape == b.shape)  # other axes may be as long by chance
+    return "own" if any(_alike(a, b) for a, b in pairs) else "seen"
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(((a - b).abs() <= ROUNDING * a[1].abs().max().clamp_min(1e-30)).all())
+
+
+def opening(
+    step: Callable[[bool], Any], names: Mapping[int, str], lengths: tuple[int, int], alike: int, *, pooling: bool = False
+) -> Opening | None:
+    """The first operation whose result in the first `alike` places depends on later ones.
+
+    `step(changed)` makes a pass; `lengths`: places in it as it is, and changed. With `pooling` results without places count as well.
+    """
+    remembering = _Remembering(names, lengths[0], alike)
+    with remembering:
+        step(False)
+    comparing = _Comparing(names, lengths[1], alike, remembering.results, pooling)
+    with comparing:
+        step(True)
+    return comparing.found
+
+
+def site_of(place: Opening, model: nn.Module, sites: Mapping[str, Location | None]) -> Location | None:
+    """Where a module of torch's is created, if that decides what its places see; else, as for attention with its mask, the call."""
+    module = dict(model.named_modules()).get(place.layer)
+    called = isinstance(module, (nn.MultiheadAttention, nn.Transformer))
+    built = module is not None and type(module).__module__.startswith("torch.nn.modules") and not called
+    return (sites.get(place.layer) if built else None) or place.site

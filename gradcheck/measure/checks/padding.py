@@ -1,0 +1,195 @@
+"""Padding: sequences of a batch as the model gets them, and cut to their own length: the output must be the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from gradcheck.measure.checks.dependence import evaluating
+from gradcheck.measure.checks.futures import opening, site_of
+from gradcheck.measure.checks.reading import Reading
+from gradcheck.measure.checks.rows import Inputs, inputs_of
+from gradcheck.measure.checks.scene import Scene, Unmeasured
+from gradcheck.measure.fork import Trainee
+from gradcheck.nouns.sequence import Padding
+from gradcheck.target.outputs import first_tensor
+from gradcheck.target.rng import Dice
+
+SEQUENCES = 4  # that are compared
+SHORTEST = 2  # real places of a sequence that is compared
+BATCHES = 4  # whose length is looked at
+ROUNDING = 1e-5  # of the output: changes that float32 explains
+LOOKED_INTO = 1e-2  # of the spread: changes whose origin is looked for
+Told = Literal["mask", "lengths", "index"]
+
+
+def padding(scene: Scene) -> Padding | None:
+    """None where nothing tells of padding at the end of the sequences. Raises Unmeasured when sequences cannot be cut."""
+    trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
+    with evaluating(trainee), torch.no_grad():
+        inputs = inputs_of(trainee, scene.workload.batches[0], collated=scene.workload.collated)
+        found = _padded(trainee, inputs, scene) if inputs is not None else None
+        if inputs is None or found is None:
+            return None
+        return _Case(scene, trainee, inputs, found).result()
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """`lengths[i]` of `length` places of sequence i are real; the rest follow them."""
+
+    told: Told
+    lengths: list[int]
+    length: int
+
+
+def _padded(trainee: Trainee, inputs: Inputs, scene: Scene) -> _Padded | None:
+    """What the arguments, or the embedding that reads them, say of padding."""
+    held = [(x, a) for x, a in zip(inputs.leaves, inputs.axes, strict=True) if isinstance(x, torch.Tensor) and a is not None]
+    tensors = [x.movedim(a, 0) for x, a in held]
+    sequences = [x for x in tensors if x.dim() == (3 if x.is_floating_point() else 2) and x.dtype != torch.bool]
+    if not sequences or sequences[0].shape[1] == inputs.rows:
+        return None
+    first = sequences[0]
+    length = first.shape[1]
+    by_index = _index(trainee, inputs, first, scene)
+    for told, mask in _told([x for x in tensors if x is not first], first.shape[0], length, by_index):
+        return _Padded(told, mask.sum(1).tolist(), length)
+    return None
+
+
+def _told(others: list[torch.Tensor], rows: int, length: int, by_index: torch.Tensor | None) -> Iterator[tuple[Told, torch.Tensor]]:
+    """[sequences, places] bool: which places are real."""
+    for x in others:
+        if x.shape == (rows, length) and bool(((x == 0) | (x == 1)).all()):
+            for mask in (x == 1, ~x) if x.dtype == torch.bool else (x == 1,):
+                if _at_the_end(mask) and (by_index is None or torch.equal(mask, by_index)):
+                    yield "mask", mask
+    places = torch.arange(length)
+    for x in others:
+        if x.shape == (rows,) and not x.is_floating_point() and x.dtype != torch.bool:
+            mask = places[None] < x.cpu()[:, None]
+            fits = 1 <= int(x.min()) < length == int(x.max())
+            if fits if by_index is None else torch.equal(mask, by_index.cpu()):
+                yield "lengths", mask
+    if by_index is not None:
+        yield "index", by_index
+
+
+def _index(trainee: Trainee, inputs: Inputs, tokens: torch.Tensor, scene: Scene) -> torch.Tensor | None:
+    """Real places by the padding index of the embedding that reads the tokens."""
+    if tokens.is_floating_point():
+        return None
+    seen = Reading({id(m): name for name, m in trainee.model.named_modules()})
+    Dice(scene.seed).throw()
+    with seen:
+        inputs.run(trainee.model)
+    shapes = (tokens.shape, tokens.T.shape)
+    index = next((r.padding for r in seen.reads if r.padding is not None and r.tokens.shape in shapes), None)
+    mask = tokens != index if index is not None else None
+    return mask if mask is not None and _at_the_end(mask) else None
+
+
+def _at_the_end(real: torch.Tensor) -> bool:
+    """Whether what is not real follows what is, in every sequence, and there is some."""
+    real = real.int()
+    return bool((real[:, 1:] <= real[:, :-1]).all()) and bool((real[:, 0] == 1).all()) and bool((real == 0).any())
+
+
+class _Case:
+    def __init__(self, scene: Scene, trainee: Trainee, inputs: Inputs, padded: _Padded) -> None:
+        self.scene, self.trainee, self.inputs, self.padded, self.dice = scene, trainee, inputs, padded, Dice(scene.seed)
+
+    def result(self) -> Padding | None:
+        chosen = self._chosen()
+        if not chosen:
+            return None
+        whole = self._output(self.inputs)
+        try:
+            pairs = [self._pair(i) for i in chosen]
+        except Unmeasured:
+            raise
+        except Exception as error:
+            raise Unmeasured("the model does not run on a single sequence, or on a shorter one") from error
+        pooled = pairs[0][0].shape == pairs[0][1].shape
+        changes = [(_cut(a, b.shape) - b).double() for a, b in pairs]
+        change = float(torch.cat([c.reshape(-1) for c in changes]).square().mean().sqrt())
+        size = float(torch.cat([b.reshape(-1) for _, b in pairs]).double().square().mean().sqrt())
+        rows = whole.double().reshape(-1, whole.shape[-1]) if whole.dim() > 1 else whole.double()[:, None]
+        spread = float((rows - rows.mean(0)).square().mean().sqrt())
+        lengths, length = self.padded.lengths, self.padded.length
+        found = Padding(
+            self.padded.told,
+            1 - sum(lengths) / (len(lengths) * length),
+            self._varies(),
+            len(chosen),
+            change if change > ROUNDING * size else 0.0,
+            spread,
+            pooled,
+        )
+        return self._located(found, chosen[0]) if found.effect > LOOKED_INTO else found
+
+    def _chosen(self) -> list[int]:
+        """Some sequences of different lengths, the shortest first."""
+        lengths = self.padded.lengths
+        order = sorted((i for i, n in enumerate(lengths) if SHORTEST <= n < self.padded.length), key=lambda i: lengths[i])
+        different = list({lengths[i]: i for i in reversed(order)}.values())[::-1]
+        return [different[len(different) * k // SEQUENCES] for k in range(SEQUENCES)] if len(different) > SEQUENCES else different
+
+    def _pair(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        full = self._output(self._alone(row, self.padded.length))
+        cut = self._output(self._alone(row, self.padded.lengths[row]))
+        fits = full.dim() == cut.dim() and all(
+            a == b or (a, b) == (self.padded.length, self.padded.lengths[row]) for a, b in zip(full.shape, cut.shape, strict=True)
+        )
+        if not fits or not bool(torch.isfinite(full).all()):
+            raise Unmeasured("the output has no entry for each sequence, or is not finite")
+        return full, cut
+
+    def _alone(self, row: int, places: int) -> Inputs:
+        """A sequence by itself, with so many of its places; twice, since not every model takes a batch of one."""
+        taken = self.inputs.taken([row, row])
+        leaves = [_shortened(x, self.padded.length, places, axis) for x, axis in zip(taken.leaves, taken.axes, strict=True)]
+        return replace(taken, leaves=tuple(leaves))
+
+    def _output(self, inputs: Inputs) -> torch.Tensor:
+        self.dice.throw()
+        return first_tensor(inputs.run(self.trainee.model)).detach()
+
+    def _varies(self) -> bool | None:
+        found = []
+        for batch in self.scene.workload.batches[:BATCHES]:
+            inputs = inputs_of(self.trainee, batch, collated=self.scene.workload.collated)
+            found.append(inputs.leaves[inputs.first].shape if inputs is not None else None)
+        return len({s[1 - (self.inputs.axes[self.inputs.first] or 0)] for s in found if s}) > 1 if len(found) > 1 else None
+
+    def _located(self, found: Padding, row: int) -> Padding:
+        names = {id(m): name for name, m in self.trainee.model.named_modules()}
+        places = self.padded.lengths[row]
+
+        def step(changed: bool) -> Any:
+            return self._output(self._alone(row, places if changed else self.padded.length))
+
+        place = opening(step, names, (self.padded.length, places), places, pooling=True)
+        if place is None:
+            return found
+        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.trainee.model, self.scene.sites))
+
+
+def _shortened(leaf: Any, length: int, places: int, axis: int | None) -> Any:
+    """Without the last places, along every axis that has as many as the sequences, the samples' own excepted."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    for k, size in enumerate(leaf.shape):
+        if size == length and k != axis:
+            leaf = leaf.narrow(k, 0, places)
+    return leaf
+
+
+def _cut(full: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    for k, size in enumerate(shape):
+        full = full.narrow(k, 0, size)
+    return full

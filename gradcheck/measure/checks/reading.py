@@ -1,0 +1,80 @@
+"""One training step seen as reading and answering: the tokens that embeddings read, and the classes that losses ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from gradcheck.measure.taps import Taps, caller
+from gradcheck.nouns.places import Location
+from gradcheck.target.sites import location_of_frame
+
+LOSSES = frozenset((F.cross_entropy, F.nll_loss))
+_IGNORED = -100  # torch's own choice
+
+
+@dataclass(frozen=True)
+class Read:
+    """A call of an embedding."""
+
+    layer: str
+    tokens: torch.Tensor
+    padding: int | None
+    site: Location | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call of a loss over classes. Row i of `logits` is for entry i of `target`."""
+
+    function: str
+    logits: torch.Tensor
+    target: torch.Tensor
+    ignored: int
+    value: torch.Tensor
+    site: Location | None
+
+
+class Reading(Taps):
+    """Sees embeddings and losses over classes. `instead`: other tokens for some of the embedding's calls, by their number."""
+
+    def __init__(self, names: Mapping[int, str], instead: Mapping[int, torch.Tensor] | None = None) -> None:
+        super().__init__(names)
+        self.instead = instead or {}
+        self.reads: list[Read] = []
+        self.asked: list[Asked] = []
+
+    def _module_call(self, *details: Any) -> None:
+        """Modules are only followed."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if not self.recording or (function is not F.embedding and function not in LOSSES):
+            return function(*args, **kwargs)
+        if function is F.embedding:
+            tokens = args[0] if args else kwargs.pop("input")
+            args = (self._read(tokens, args[1:], kwargs), *args[1:])
+            return function(*args, **kwargs)
+        output = function(*args, **kwargs)
+        self._ask(function.__name__, args, kwargs, output)
+        return output
+
+    def _read(self, tokens: torch.Tensor, rest: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+        padding = rest[1] if len(rest) > 1 else kwargs.get("padding_idx")
+        number = len(self.reads)
+        self.reads.append(Read(self.module_name, tokens.detach(), padding, location_of_frame(caller())))
+        return self.instead.get(number, tokens)
+
+    def _ask(self, function: str, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        logits = args[0] if args else kwargs["input"]
+        target = args[1] if len(args) > 1 else kwargs["target"]
+        if target.is_floating_point() or logits.dim() not in (target.dim(), target.dim() + 1):
+            return
+        ignored = args[4] if len(args) > 4 else kwargs.get("ignore_index", _IGNORED)
+        rows = (logits.movedim(1, -1) if logits.dim() > 1 else logits).detach()
+        rows = rows.reshape(-1, rows.shape[-1])
+        self.asked.append(Asked(function, rows, target.detach(), ignored, output.detach(), location_of_frame(caller())))

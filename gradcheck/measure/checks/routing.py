@@ -1,0 +1,169 @@
+"""Routers: choices by a top-k or argmax among as many modules that are alike, or slices of one weight, and what each of these gets."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.measure.checks.regularization import restored
+from gradcheck.measure.checks.scene import Scene
+from gradcheck.measure.fork import Trainee
+from gradcheck.measure.taps import Taps, caller, tensors_in
+from gradcheck.nouns.places import Location
+from gradcheck.nouns.routing import Router
+from gradcheck.target.rng import Dice
+from gradcheck.target.sites import location_of_frame
+
+BATCHES = 4
+CHOICES = frozenset(("topk", "argmax", "max"))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Experts: the children of a container, or the slices of a weight (`members` empty)."""
+
+    owner: str  # module that holds them
+    count: int
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Choice:
+    layer: str
+    scores: torch.Tensor  # [tokens, experts]
+    index: torch.Tensor  # [tokens, chosen]
+    site: Location | None
+
+
+def routers(scene: Scene) -> tuple[Router, ...] | None:
+    """None where no module holds anything that could be experts."""
+    trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
+    groups = _groups(trainee.model)
+    if not groups:
+        return None
+    after = _chosen(scene, trainee, groups)
+    if not after:
+        return ()
+    before = _chosen(scene, scene.fork(), groups) if trainee is scene.trained else after
+    return tuple(_router(layer, after[layer], before.get(layer, after[layer])) for layer in after)
+
+
+def _groups(model: nn.Module) -> list[_Group]:
+    found = []
+    for name, module in model.named_modules():
+        owner = name.rpartition(".")[0]
+        children = list(module.named_children())
+        if len(children) > 1 and len({_form(c) for _, c in children}) == 1 and _form(children[0][1])[1]:
+            found.append(_Group(owner, len(children), tuple(f"{name}.{n}" if name else n for n, _ in children)))
+        stacked = {p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3 and p.shape[0] > 1}
+        found += [_Group(owner, count) for count in stacked]
+    return found
+
+
+def _form(module: nn.Module) -> tuple[type, tuple[torch.Size, ...]]:
+    return type(module), tuple(p.shape for p in module.parameters())
+
+
+class _Watching(Taps):
+    """Sees choices inside the model, and how many rows each expert gets."""
+
+    def __init__(self, names: Mapping[int, str], groups: Sequence[_Group]) -> None:
+        super().__init__(names)
+        self.counts = {g.count for g in groups}
+        self.experts = {m for g in groups for m in g.members}
+        self.choices: list[_Choice] = []
+        self.rows: dict[str, int] = defaultdict(int)
+        self.given: dict[str, set[int]] = defaultdict(set)  # what experts are called with
+        self.kept: list[torch.Tensor] = []
+        self.scored: dict[int, Location | None] = {}  # by the number of scores: where a layer was last called that gives so many
+
+    def _module_call(self, module: nn.Module, name: str, role: Any, inputs: list[torch.Tensor], tensor: torch.Tensor) -> None:
+        if name in self.experts and inputs:
+            self.rows[name] += inputs[0].numel() // max(1, inputs[0].shape[-1])
+            self.given[name].add(id(inputs[0]))
+            self.kept.append(inputs[0])  # so that no other tensor gets its id
+        elif role.kind == "linear" and tensor.shape[-1] in self.counts:
+            self.scored[tensor.shape[-1]] = location_of_frame(caller())
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if self.recording and self.stack and getattr(function, "__name__", "") in CHOICES:
+            self._choice(args, kwargs or {}, output)
+        return output
+
+    def _choice(self, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        scores = args[0] if args else kwargs.get("input")
+        index = next((t for t in tensors_in(output) if t.dtype == torch.int64), None)
+        if not isinstance(scores, torch.Tensor) or index is None or not scores.requires_grad or scores.dim() < 2:
+            return
+        count = scores.shape[-1]
+        along = index.shape[:-1] == scores.shape[:-1] if index.dim() == scores.dim() else index.shape == scores.shape[:-1]
+        if count not in self.counts or not along or int(index.max()) >= count:
+            return
+        scores = scores.detach().reshape(-1, count)
+        site = self.scored.get(count) or location_of_frame(caller())
+        self.choices.append(_Choice(self.module_name, scores, index.reshape(len(scores), -1), site))
+
+    def is_routing(self, choice: _Choice, groups: Sequence[_Group]) -> bool:
+        return any(g.count == choice.scores.shape[1] and _near(g.owner, choice.layer) and self._follows(choice, g) for g in groups)
+
+    def _follows(self, choice: _Choice, group: _Group) -> bool:
+        """Whether the experts get the rows that are chosen for them, or all of them the same."""
+        if not group.members:
+            return True
+        loads = torch.bincount(choice.index.reshape(-1), minlength=group.count).tolist()
+        rows = [self.rows[m] for m in group.members]
+        if sum(rows) and all(r <= load for r, load in zip(rows, loads, strict=True)):
+            return True
+        return len({frozenset(self.given[m]) for m in group.members}) == 1 and bool(rows[0])
+
+
+def _near(owner: str, layer: str) -> bool:
+    """Whether a choice is made where the experts are held, or in a module beside them."""
+    return owner in (layer, layer.rpartition(".")[0])
+
+
+def _chosen(scene: Scene, trainee: Trainee, groups: Sequence[_Group]) -> dict[str, list[_Choice]]:
+    """Choices by layer, over some batches."""
+    names = {id(m): name for name, m in trainee.model.named_modules()}
+    found: dict[str, list[_Choice]] = defaultdict(list)
+    Dice(scene.seed).throw()
+    with restored(trainee):
+        for batch in scene.workload.batches[:BATCHES]:
+            watching = _Watching(names, groups)
+            with watching:
+                trainee.loss(batch)
+            for choice in watching.choices:
+                if watching.is_routing(choice, groups):
+                    found[choice.layer].append(choice)
+            if not found:
+                break
+    return found
+
+
+def _router(layer: str, after: Sequence[_Choice], before: Sequence[_Choice]) -> Router:
+    experts, chosen = after[0].scores.shape[1], after[0].index.shape[1]
+    probabilities = torch.cat([_distribution(c.scores) for c in after])
+    entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1).mean()
+    tokens = sum(len(c.index) for c in after)
+    return Router(layer, experts, chosen, tokens, _loads(after), _loads(before), float(entropy) / math.log(experts), after[0].site)
+
+
+def _distribution(scores: torch.Tensor) -> torch.Tensor:
+    scores = scores.double()
+    if bool((scores >= 0).all()) and torch.allclose(scores.sum(-1), torch.ones(len(scores), dtype=torch.float64), atol=1e-3):
+        return scores
+    return scores.softmax(-1)
+
+
+def _loads(choices: Sequence[_Choice]) -> tuple[float, ...]:
+    experts = choices[0].scores.shape[1]
+    counts = sum(torch.bincount(c.index.reshape(-1), minlength=experts) for c in choices)
+    assert isinstance(counts, torch.Tensor)
+    return tuple((counts / counts.sum()).tolist())

@@ -1,0 +1,163 @@
+"""Sequences: whether the target of a place is the next token, whether places see later ones, and how many targets count.
+
+Tokens are changed where an embedding reads them, so that masks and lengths, which a script makes of them, stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gradcheck.measure.checks.alignment import Alignment, align
+from gradcheck.measure.checks.dependence import evaluating
+from gradcheck.measure.checks.futures import opening, site_of
+from gradcheck.measure.checks.reading import Asked, Reading
+from gradcheck.measure.checks.scene import Scene, Unmeasured
+from gradcheck.measure.fork import Trainee
+from gradcheck.nouns.sequence import SequenceFacts, Supervision, TokenStream
+from gradcheck.target.rng import Dice
+
+PLACES = 3  # after which tokens are changed, one after another
+BATCHES = 4  # whose targets are looked at, where some do not count
+ROUNDING = 1e-5  # of the logits: changes that float32 explains
+TRACE = 1e-4  # of the effect on later places: leaks from which their origin is looked for
+
+
+def sequence(scene: Scene) -> SequenceFacts:
+    """Raises Unmeasured where two passes over the same tokens differ."""
+    trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
+    with evaluating(trainee), torch.no_grad():
+        return _Case(scene, trainee).facts()
+
+
+@dataclass(frozen=True)
+class _Pass:
+    batch: Any
+    seen: Reading
+    finite: bool  # the loss of the step
+
+
+class _Case:
+    def __init__(self, scene: Scene, trainee: Trainee) -> None:
+        self.scene, self.trainee, self.dice = scene, trainee, Dice(scene.seed)
+        self.names = {id(m): name for name, m in trainee.model.named_modules()}
+
+    def facts(self) -> SequenceFacts:
+        batches = self.scene.workload.batches
+        passes = [self._pass(batches[0])]
+        if not passes[0].seen.asked:
+            return SequenceFacts()
+        passes += [self._pass(batches[i]) for i in self._others(passes[0].seen.asked)]
+        passes = [p for p in passes if len(p.seen.asked) == len(passes[0].seen.asked)]
+        telling = max(passes, key=lambda p: sum(int((a.target != a.ignored).sum()) for a in p.seen.asked))
+        aligned = {(i, j): a for i, j, a in self._alignments(telling.seen)}
+        supervision = [self._supervision(j, passes, aligned) for j in range(len(passes[0].seen.asked))]
+        streams = [self._stream(telling, i, j, a) for (i, j), a in aligned.items()]
+        return SequenceFacts(tuple(streams), tuple(supervision))
+
+    def _pass(self, batch: Any, instead: Mapping[int, torch.Tensor] | None = None) -> _Pass:
+        self.dice.throw()
+        seen = Reading(self.names, instead)
+        with seen:
+            loss = self.trainee.loss(batch)
+        return _Pass(batch, seen, bool(torch.isfinite(loss)))
+
+    def _others(self, asked: Sequence[Asked]) -> list[int]:
+        """Further batches whose targets are looked at: where some do not count, or where the probe met a loss that is no number."""
+        count, probe = len(self.scene.workload.batches), self.scene.probe
+        broke = [(len(probe.losses) - 1) % count] if probe.ended == "non-finite" else []
+        empty = [i for i, t in enumerate(self.scene.targets) if t.numel() and any(bool((t == a.ignored).all()) for a in asked)]
+        few = range(1, count) if any(bool((a.target == a.ignored).any()) for a in asked) else ()
+        return [i for i in dict.fromkeys((*broke, *empty, *few)) if i][: BATCHES - 1]
+
+    @staticmethod
+    def _alignments(seen: Reading) -> list[tuple[int, int, Alignment]]:
+        found = ((i, j, align(r.tokens, a.target, a.ignored)) for j, a in enumerate(seen.asked) for i, r in enumerate(seen.reads))
+        return [(i, j, a) for i, j, a in found if a is not None]
+
+    def _supervision(self, loss: int, passes: Sequence[_Pass], aligned: Mapping[tuple[int, int], Alignment]) -> Supervision:
+        asked = [p.seen.asked[loss] for p in passes]
+        empty = [not bool((a.target != a.ignored).any()) for a in asked]
+        layout = next((a for (_, j), a in aligned.items() if j == loss and a.ahead == 1), None)
+        rows = [layout.rows((a.target != a.ignored).reshape(-1)) for a in asked if layout and a.target.numel() % layout.samples == 0]
+        return Supervision(
+            asked[0].function,
+            len(asked),
+            sum(empty),
+            asked[0].ignored,
+            all(p.finite for p, nothing in zip(passes, empty, strict=True) if nothing),
+            sum(len(r) for r in rows),
+            sum(int((~r.any(1)).sum()) for r in rows),
+            asked[0].target.numel(),
+            asked[0].site,
+        )
+
+    # ---------------------------------------------------------------------- effects
+
+    def _stream(self, start: _Pass, read: int, loss: int, a: Alignment) -> TokenStream:
+        tokens, asked = start.seen.reads[read], start.seen.asked[loss]
+        found = TokenStream(tokens.layer, loss, a.ahead, a.agreement, a.places, loss_site=asked.site, read_site=tokens.site)
+        base = a.rows(asked.logits).double()
+        size = float(base[torch.isfinite(base)].square().mean().sqrt())
+        effects = [self._effect(start, read, loss, a, base, t) for t in _places(a.supervised)]
+        measured = [e for e in effects if e is not None]
+        if not measured:
+            return found
+        later, following, before = (max(e[k] for e in measured) for k in range(3))
+        found = replace(found, later=later, next=following, before=before if before > ROUNDING * size else 0.0)
+        if not found.leak or found.leak < TRACE:
+            return found
+        again = self._pass(start.batch)
+        if not torch.equal(again.seen.asked[loss].logits, asked.logits):
+            raise Unmeasured("the model gave other outputs for the same tokens and the same random numbers")
+        return self._located(found, start, read, a)
+
+    def _effect(self, start: _Pass, read: int, loss: int, a: Alignment, base: torch.Tensor, t: int) -> tuple[float, float, float] | None:
+        """Of other tokens after place t: on the places after it, on the next one, and the largest on one that counts up to it."""
+        other = _swapped(start, read, a, t)
+        if other is None:
+            return None
+        asked = self._pass(start.batch, {read: other}).seen.asked
+        if len(asked) <= loss or asked[loss].logits.shape != start.seen.asked[loss].logits.shape:
+            return None
+        change = torch.nan_to_num(a.rows(asked[loss].logits).double() - base).square().mean(-1)
+        upto = change[:, : t + 1][a.supervised[:, : t + 1]]
+        later = float(change[:, t + 1 :].mean().sqrt())
+        return later, float(change[:, t + 1].mean().sqrt()), float(upto.max().sqrt())
+
+    def _located(self, found: TokenStream, start: _Pass, read: int, a: Alignment) -> TokenStream:
+        tokens = start.seen.reads[read].tokens
+        t = _places(a.supervised)[-1]
+        other = _swapped(start, read, a, t)
+        if other is None:
+            return found
+
+        def step(changed: bool) -> None:
+            self._pass(start.batch, {read: other} if changed else None)
+
+        length = a.tokens(tokens).shape[1]
+        place = opening(step, self.names, (length, length), t + 1)
+        if place is None:
+            return found
+        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.trainee.model, self.scene.sites))
+
+
+def _places(supervised: torch.Tensor) -> list[int]:
+    """Some places up to which something counts, and after which there are more."""
+    length = supervised.shape[1]
+    possible = [t for t in range(length - 1) if bool(supervised[:, : t + 1].any())]
+    return sorted({possible[len(possible) * k // (PLACES + 1)] for k in range(1, PLACES + 1)}) if possible else []
+
+
+def _swapped(start: _Pass, read: int, a: Alignment, t: int) -> torch.Tensor | None:
+    """The tokens, with others after place t: each is replaced by the next one that occurs. None when there is only one kind."""
+    read_tokens = start.seen.reads[read].tokens
+    kinds, index = torch.unique(read_tokens, return_inverse=True)
+    if len(kinds) < 2:
+        return None
+    other = kinds[(index + 1) % len(kinds)]
+    tokens, other = a.tokens(read_tokens), a.tokens(other)
+    return a.as_read(torch.cat((tokens[:, : t + 1], other[:, t + 1 :]), 1), read_tokens)

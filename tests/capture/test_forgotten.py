@@ -1,0 +1,133 @@
+"""Tensors that get a gradient in every step and are in no list of those that are updated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_scripts import codes, complaints, scan, written
+
+DATA = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+torch.manual_seed(0)
+means = torch.randn(10, 32)
+y = torch.randint(10, (512,))
+x = means[y] + torch.randn(512, 32)
+"""
+RAW = (
+    DATA
+    + """
+W1 = torch.randn(32, 64) * 0.2
+b1 = torch.zeros(64)
+W2 = torch.randn(64, 10) * 0.1
+for p in [W1, b1, W2]:
+    p.requires_grad = True
+parameters = [W1, b1, W2]
+for step in range(60):
+    i = torch.randint(512, (64,))
+    loss = F.cross_entropy(torch.relu(x[i] @ W1 + b1) @ W2, y[i])
+    for p in parameters:
+        p.grad = None
+    loss.backward()
+    for p in parameters:
+        p.data -= 0.3 * p.grad
+"""
+)
+OPTIMIZER = (
+    DATA
+    + """
+table = torch.randn(32, 64).mul(0.2).requires_grad_()
+W2 = (torch.randn(64, 10) * 0.1).requires_grad_()
+optimizer = torch.optim.Adam([table, W2], lr=1e-2)
+for step in range(60):
+    i = torch.randint(512, (64,))
+    loss = F.cross_entropy(F.linear(torch.relu(x[i] @ table), W2.t()), y[i])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+)
+BESIDE = (
+    DATA
+    + """
+net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64))
+head = nn.Parameter(torch.randn(64, 10) * 0.1)
+optimizer = torch.optim.Adam([*net.parameters(), head], lr=3e-3)
+for step in range(60):
+    i = torch.randint(512, (64,))
+    loss = F.cross_entropy(net(x[i]) @ head, y[i])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+)
+
+
+def by_hand(data: str) -> str:
+    """A linear regression whose data ask for gradients, too, as first programs do."""
+    return f"""
+import torch
+
+torch.manual_seed(0)
+{data}
+y = x.detach() @ torch.tensor([[1.0], [2.0], [3.0]]) + 0.5
+w = torch.randn(3, 1, requires_grad=True)
+b = torch.zeros(1, requires_grad=True)
+for step in range(100):
+    loss = ((x @ w + b - y) ** 2).mean()
+    loss.backward()
+    with torch.no_grad():
+        w -= 0.1 * w.grad
+        b -= 0.1 * b.grad
+        w.grad = None
+        b.grad = None
+"""
+
+
+DERIVATIVE = """
+import torch
+
+torch.manual_seed(0)
+t = torch.linspace(0, 1, 50).view(-1, 1).requires_grad_()
+W1 = torch.randn(1, 32, requires_grad=True)
+b1 = torch.zeros(32, requires_grad=True)
+W2 = (torch.randn(32, 1) * 0.2).requires_grad_()
+optimizer = torch.optim.Adam([W1, b1, W2], lr=1e-2)
+for step in range(100):
+    u = torch.tanh(t @ W1 + b1) @ W2
+    du = torch.autograd.grad(u.sum(), t, create_graph=True)[0]
+    loss = ((du + 2 * u) ** 2).mean() + (u[0] - 1).pow(2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "line", "names"),
+    [
+        (RAW, ("parameters = [W1, b1, W2]", "parameters = [W2]"), "W1 = ", ("W1", "b1")),
+        (OPTIMIZER, ("Adam([table, W2]", "Adam([W2]"), "table = ", ("table",)),
+        (BESIDE, ("Adam([*net.parameters(), head]", "Adam(net.parameters()"), "head = ", ()),
+    ],
+)
+def test_weights_that_no_update_knows_are_told_where_they_are_made(text, change, line, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "GRAPH003" not in codes(scan(written(tmp_path, text)))
+    path = written(tmp_path, text.replace(*change))
+    finding = next(f for r in scan(path) for f in r.findings if f.code == "GRAPH003")
+    assert finding.severity == "error"
+    assert Path(path).read_text().splitlines()[finding.location.line - 1].startswith(line)
+    assert all(name in finding.message for name in names)
+
+
+@pytest.mark.parametrize("text", [by_hand("x = torch.randn(64, 3, requires_grad=True)"), DERIVATIVE])
+def test_data_that_ask_for_gradients_are_no_weights(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reports = scan(written(tmp_path, text))
+    assert not {"GRAPH003", "GRAPH001"} & codes(reports)
+    assert complaints(reports) == []

@@ -1,0 +1,94 @@
+"""What a loss is a sum of, and which of it trains nothing: scripts in which only that differs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gradcheck.measure.checks.terms import _Listing, terms_of
+from tests.test_scripts import DATA, codes, complaints, scan, written
+
+# Each has a loss `x` terms of which train nothing, and one in which they do.
+SUPERVISED = (
+    DATA.replace("nn.Dropout(0.1), ", "")
+    + """
+teacher = net().eval()
+for epoch in range(8):
+    for x, y in loader:
+        logits = model(x)
+        with torch.no_grad():
+            soft, other = teacher(x), teacher(x + 0.1 * torch.randn_like(x))
+        loss = F.cross_entropy(logits, y)
+        TERM
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+)
+DISTILLED = "loss = 0.5 * loss + 0.5 * 4 * F.kl_div(F.log_softmax(STUDENT / 2, 1), F.softmax(soft / 2, 1), reduction='batchmean')"
+PER_SAMPLE = "loss = (F.cross_entropy(logits, y, reduction='none') + 0.01 * SQUARES).mean()"
+RANKED = "loss = loss - F.logsigmoid(logits[:, 0] - logits[:, OTHER]).mean()"
+PINN = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(1, 32), nn.ACT(), nn.Linear(32, 32), nn.ACT(), nn.Linear(32, 1))
+optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+for step in range(100):
+    t = torch.rand(64, 1, requires_grad=True)
+    u = model(t)
+    du = torch.autograd.grad(u.sum(), t, create_graph=True)[0]
+    ddu = torch.autograd.grad(du.sum(), t, create_graph=True)[0]
+    loss = (ddu + 0.5 * du + 9 * u).pow(2).mean() + (model(torch.zeros(1, 1)) - 1).pow(2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "sick", "healthy", "code", "line"),
+    [
+        (SUPERVISED, DISTILLED.replace("STUDENT", "other"), DISTILLED.replace("STUDENT", "logits"), "LOSS009", "F.kl_div"),
+        (
+            SUPERVISED,
+            PER_SAMPLE.replace("SQUARES", "logits.detach().square().sum(1)"),
+            PER_SAMPLE.replace("SQUARES", "logits.square().sum(1)"),
+            "LOSS009",
+            "detach()",
+        ),
+        (SUPERVISED, RANKED.replace("OTHER", "0"), RANKED.replace("OTHER", "1"), "LOSS009", "logsigmoid"),
+        (PINN, "ReLU", "Tanh", "LOSS009", "ddu = "),
+    ],
+    ids=["teacher of itself", "detached, by sample", "differences of equals", "second derivative"],
+)
+def test_scripts_in_which_a_part_of_the_loss_trains_nothing(text, sick, healthy, code, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reports = scan(written(tmp_path, text.replace("TERM", healthy).replace("ACT", healthy)))
+    assert code not in codes(reports) and complaints(reports) == []
+    path = written(tmp_path, text.replace("TERM", sick).replace("ACT", sick))
+    finding = next(f for r in scan(path) for f in r.findings if f.code == code)
+    assert finding.severity == "warning" and line in path.read_text().splitlines()[finding.location.line - 1]
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "m = logits.detach().amax(1); loss = (m + (logits - m[:, None]).exp().sum(1).log() - logits[range(len(y)), y]).mean()",
+        "other = logits.abs().mean(); loss = loss + (other - loss).detach()",
+        "loss = loss + 0.0 * logits.sum().detach() + F.relu(logits.abs().mean() - 1e6)",
+        "loss = loss + logits.square().mean().clamp(min=1e6)",
+    ],
+    ids=["stable logarithm", "straight through", "nothing added", "a bound"],
+)
+def test_detached_values_that_are_meant(term, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not {"LOSS008", "LOSS009"} & codes(scan(written(tmp_path, SUPERVISED.replace("TERM", term))))
+
+
+def test_a_loss_is_taken_apart_with_the_factors_of_its_terms():
+    a, b, c = (torch.tensor(x, requires_grad=True) for x in (1.0, 2.0, 3.0))
+    with _Listing() as listing:
+        parts = torch.stack([a.exp() / 2, 3 * b.exp()]).sum() - 0.5 * (c.exp() * 4)
+    assert {round(call.tensor.log().item()): abs(factor) for call, factor in terms_of(listing.of(parts))} == {1: 0.5, 2: 3.0, 3: 2.0}
