@@ -115,6 +115,25 @@ class Reversal(Function):
         return -0.1 * gradient
 
 
+class Assigned(Function):
+    """Writes to what it is given behind autograd's back, where nobody reads what was there before."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, value: Tensor) -> Tensor:
+        memory.data[..., 0] = value
+        return memory
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient[..., 0]
+
+
+class Remembering(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        left_over = 3 * x.detach()
+        return Assigned.apply(torch.stack([left_over, x.sin()], -1), x).sum(-1)
+
+
 class Sine(Function):
     """A right one."""
 
@@ -252,6 +271,7 @@ FAULTY: dict[str, tuple[str, Callable[[], gradcheck.Report]]] = {
 
 HEALTHY: dict[str, Callable[[], gradcheck.Report]] = {
     "right Function": lambda: scan(Net(Sine.apply)),
+    "memory that is written to": lambda: scan(Net(Remembering())),
     "spikes": lambda: scan(Net(Spike.apply)),
     "gradient reversal": lambda: scan(Adversarial()),
     "gradients clipped by a hook": lambda: scan(Net(hooked(lambda g: g.clamp(-0.01, 0.01)))),

@@ -9,13 +9,17 @@ from gradcheck.capture.tape import Constant, Node, Ref, Weight, references
 from gradcheck.target.step import TARGET_NAMES, forward_of
 
 
+# What they put beside a value that the model gave is its scale (a tolerance, a mask, a step size), not what it is to see.
+_SCALING = frozenset("mul div mul_ div_ multiply divide __mul__ __rmul__ __truediv__ __rtruediv__ __imul__ __itruediv__".split())
+
+
 def data_in(nodes: Sequence[Node]) -> frozenset[int]:
     """ids of the Constants that are handed to a module, or to a function with a matrix of weights, or mixed into what is.
 
     Tensors that the script computes from these after a module has run (tolerances, masks), labels, and all that another
     recorded call made (the fakes of a generator, a target network's values) are none.
     """
-    return frozenset(id(x) for node in feeding(nodes) for x in _inputs(node) if isinstance(x, Constant))
+    return frozenset(id(x) for node in feeding(nodes) if not _scales(node) for x in _inputs(node) if isinstance(x, Constant))
 
 
 def feeding(nodes: Sequence[Node]) -> list[Node]:
@@ -27,6 +31,11 @@ def feeding(nodes: Sequence[Node]) -> list[Node]:
             found.append(node)
             wanted |= {id(x.node) for x in _inputs(node) if isinstance(x, Ref)}
     return found
+
+
+def _scales(node: Node) -> bool:
+    """Whether a call scales what came out of the model."""
+    return getattr(node.call, "__name__", "") in _SCALING and any(isinstance(x, Ref) for x in node.inputs())
 
 
 def _takes_weights(node: Node) -> bool:

@@ -170,11 +170,17 @@ class Program:
         values: list[list[torch.Tensor]] = []
         inputs = [t.movedim(0, a) if a else t for t, a in zip(entries, self._axes, strict=True)]
         inputs = [t.detach().clone().requires_grad_() if i in self._leaves else t for i, t in enumerate(inputs)]
-        count = entries[0].shape[0] if entries and entries[0].dim() else self.size
+        count = self._count(entries)
         scene = _Scene(modules, values, inputs, self.fixed, count)
         for instruction in self.instructions:
             values.append(self._step(instruction, scene, count, random))
         return [values[r.step][r.index] for r in self.results]
+
+    def _count(self, entries: Sequence[torch.Tensor]) -> int:
+        """How many samples these are. A single sample's tensors have no axis of samples, and may have any number of rows."""
+        if not entries or not entries[0].dim() or entries[0].shape[0] == self.entries[0].shape[0]:
+            return self.size
+        return entries[0].shape[0]
 
     def _step(self, instruction: Instruction, scene: _Scene, count: int, random: bool) -> list[torch.Tensor]:
         node = instruction.node

@@ -195,6 +195,18 @@ def results_written_column_by_column() -> list[Any]:
     return trained(model, loss)
 
 
+def a_state_that_is_laid_out_flat() -> list[Any]:
+    """As solvers of equations hand it to a module: one vector, which the loop cuts into its parts again, by shapes with a 1 in them."""
+    model = nn.Sequential(nn.Linear(9, 9), nn.Tanh())
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        state = torch.cat([x[:2].reshape(-1), torch.ones(1)])
+        after = state + (torch.arange(45.0).view(5, 9) / 45 * model(state)).sum(0)
+        return after[:8].view(-1, 1, 2).square().sum() + after[8:].view(1, 1).sum()
+
+    return trained(model, loss)
+
+
 def free_parameter_inside_a_module() -> list[Any]:
     scale = nn.Parameter(torch.ones(4))
 

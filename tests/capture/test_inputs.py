@@ -42,6 +42,11 @@ def mixed(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return (model(torch.cat([x[:, :2], model(x)[:, :2]], 1)) - torch.ones(SHAPE)).square().mean()
 
 
+def fed_back(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A value of the model's goes back into it, by a step whose size has a tolerance in it, as solvers of equations take them."""
+    return model(x + model(x) / (1e7 + x.abs())).square().mean()
+
+
 def matrix(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(x @ next(model.parameters()), torch.ones(SHAPE))
 
@@ -61,8 +66,8 @@ def labelled(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("loss", "data", "others"),
-    [(tolerance, 1, 1), (mask, 1, 2), (mixed, 2, 1), (matrix, 1, 1), (labelled, 1, 1)],
-    ids=["tolerance", "mask", "mixed into the input", "a matrix of weights", "labels of the model's own loss"],
+    [(tolerance, 1, 1), (mask, 1, 2), (mixed, 2, 1), (fed_back, 1, 1), (matrix, 1, 1), (labelled, 1, 1)],
+    ids=["tolerance", "mask", "mixed into the input", "a step's size", "a matrix of weights", "labels of the model's own loss"],
 )
 def test_what_goes_into_a_module_is_data_and_the_rest_belongs_to_the_loss(loss, data, others):
     recorder, _ = recorded(loop_of(loss, Labelled if loss is labelled else lambda: nn.Linear(4, 4)))

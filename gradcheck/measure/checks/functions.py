@@ -114,6 +114,7 @@ class Recorder:
     def __init__(self, layer: Callable[[], str]) -> None:
         self.layer = layer
         self.calls: list[Call] = []
+        self.sneaking: set[str] = set()  # Functions that write to their arguments and do not say so: what gradient is due is not known
         self.depth = 0  # Functions that are running
 
     @contextmanager
@@ -137,23 +138,39 @@ class Recorder:
         separate = cls.setup_context is not Function.setup_context  # then forward does not get the context
 
         def watched(*args: Any, **kwargs: Any) -> Any:
+            given, call = args if separate else args[1:], None
             with suppress(Exception):  # what cannot be kept is not looked at
-                self._note(cls, args if separate else args[1:])
+                call = self._note(cls, given)
             self.depth += 1
             try:
                 return forward(*args, **kwargs)
             finally:
                 self.depth -= 1
+                said = () if separate else getattr(args[0], "dirty_tensors", None) or ()
+                if call is not None and any(_changed(a, b) for a, b in zip(given, call.args, strict=True) if all(a is not s for s in said)):
+                    self.sneaking.add(cls.__qualname__)
+                    self.calls = [c for c in self.calls if c.cls.__qualname__ != cls.__qualname__]
 
         return watched
 
-    def _note(self, cls: type[Function], args: tuple[Any, ...]) -> None:
+    def _note(self, cls: type[Function], args: tuple[Any, ...]) -> Call | None:
         layer = self.layer()
-        if len(self.calls) >= MOST_CALLS or sum(c.cls.__qualname__ == cls.__qualname__ and c.layer == layer for c in self.calls) >= CALLS:
-            return
+        if cls.__qualname__ in self.sneaking or len(self.calls) >= MOST_CALLS:
+            return None
+        if sum(c.cls.__qualname__ == cls.__qualname__ and c.layer == layer for c in self.calls) >= CALLS:
+            return None
         needs = tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         kept = tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args)
-        self.calls.append(Call(cls, layer, location_of_frame(sys._getframe(2)), kept, needs))
+        call = Call(cls, layer, location_of_frame(sys._getframe(2)), kept, needs)
+        self.calls.append(call)
+        return call
+
+
+def _changed(argument: Any, before: Any) -> bool:
+    if not isinstance(argument, torch.Tensor):
+        return False
+    now = argument.detach()
+    return now.shape != before.shape or not bool(((now == before) | ((now != now) & (before != before))).all())
 
 
 @contextmanager
