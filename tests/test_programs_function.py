@@ -150,12 +150,12 @@ class Sine(Function):
 class Adversarial(Net):
     """Its features are trained against a second head, too."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, middle: Any = same) -> None:
+        super().__init__(middle)
         self.domain = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x)).mean(1)
+        h = self.middle(torch.tanh(self.first(x))).mean(1)
         return self.head(h) + 0.1 * self.domain(Reversal.apply(h))
 
 
@@ -271,7 +271,7 @@ FAULTY: dict[str, tuple[str, Callable[[], gradcheck.Report]]] = {
 
 HEALTHY: dict[str, Callable[[], gradcheck.Report]] = {
     "right Function": lambda: scan(Net(Sine.apply)),
-    "memory that is written to": lambda: scan(Net(Remembering())),
+    "memory that is written to": lambda: scan(Adversarial(Remembering())),
     "spikes": lambda: scan(Net(Spike.apply)),
     "gradient reversal": lambda: scan(Adversarial()),
     "gradients clipped by a hook": lambda: scan(Net(hooked(lambda g: g.clamp(-0.01, 0.01)))),
