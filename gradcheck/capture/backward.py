@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +33,7 @@ class Backward:
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             if recorder.busy:
                 return original(tensors, grad_tensors, *args, **kwargs)
+            tensors = _kept(tensors)
             losses = _tensors(tensors)
             recorder.busy += 1
             try:
@@ -60,19 +61,21 @@ class Backward:
         recorder, signature = self.recorder, inspect.signature(original)
 
         def grad(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
+            given = bound.arguments
+            given |= {name: _kept(given[name]) for name in ("outputs", "inputs")}
             losses, inputs = _tensors(given["outputs"]), _tensors(given["inputs"])
             if not recorder.busy:
                 recorder.forgotten.ask(inputs)
             if recorder.busy or given.get("create_graph") or given.get("is_grads_batched"):
-                return original(*args, **kwargs)
+                return original(*bound.args, **bound.kwargs)
             recorder.busy += 1
             try:
                 recorder.updates.close()
                 reached = {key: leaf for t in losses for key, leaf in leaves(t).items()}
                 asked = {id(t): t for t in inputs if t.is_leaf and id(t) in reached and self._is_weight(t, reached)}
                 passes = [self._pass(t, asked, given.get("grad_outputs") is not None) for t in losses] if asked else []
-                result = original(*args, **kwargs)
+                result = original(*bound.args, **bound.kwargs)
                 gradients = {id(t): g for t, g in zip(inputs, result, strict=True) if id(t) in asked and g is not None}
                 recorder.asked = [*recorder.asked[-ASKED:], *passes]
                 for found in passes[-1:]:
@@ -113,6 +116,11 @@ class Backward:
             recorder.connected = recorder.connected or bool(wanted)
             if not wanted:
                 recorder.unclaimed = [*recorder.unclaimed[-63:], found]
+
+
+def _kept(value: Any) -> Any:
+    """What can be gone through more than once: `model.parameters()` cannot."""
+    return tuple(value) if isinstance(value, Iterator) else value
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

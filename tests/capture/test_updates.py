@@ -220,3 +220,14 @@ def test_optimizers_that_step_on_one_loss_are_one_training_and_opposed_ones_are_
     workload.optimizer.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, workload.model.parameters(), strict=True))
     assert len(joined(trained(recorded(opposed)[0]))) == 2
+
+
+def test_what_is_handed_over_as_a_generator_is_there_for_torch() -> None:
+    model, (x, y) = net(), batches()[0]
+    wanted = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+    with record_sites() as sites, Recorder(sites, taped=8):
+        found = torch.autograd.grad(F.cross_entropy(model(x), y), model.parameters())
+        through = torch.autograd.grad(F.cross_entropy(model(x), y), model.parameters(), create_graph=True)
+        torch.autograd.backward(iter([F.cross_entropy(model(x), y)]))
+    given = [p.grad for p in model.parameters()]
+    assert all(torch.equal(a, b) for those in (found, through, given) for a, b in zip(wanted, those, strict=True))
