@@ -17,6 +17,7 @@ from gradcheck.measure.parameters import total_norm
 from gradcheck.nouns.measurement import Run
 
 EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last ones
+FEWEST = 3  # steps of a training whose time is over
 FINAL_STEPS = 4  # measured steps at the end: dead units are told by what several batches never wake
 
 
@@ -52,7 +53,7 @@ class Training:
     ) -> None:
         """Takes steps until `steps` are done, time is up, a number is not finite, a step raises, or `enough(losses)`."""
         while self.step < steps and self.ended == "done":
-            if self.step >= 3 and time.perf_counter() > deadline:
+            if self._is_late(deadline):
                 self.ended = "budget"
                 return
             t = self.step
@@ -69,6 +70,11 @@ class Training:
                 self.ended = "learned"
             if tick is not None:
                 tick(t)
+
+    def _is_late(self, deadline: float) -> bool:
+        """Three steps are taken in any case, but of those of which one takes as long as all were to."""
+        over, given = time.perf_counter() - deadline, deadline - self.started
+        return over > 0 and self.step >= (1 if 0 < given < over else FEWEST)
 
     def bare_step(self, batch: Any, norms: bool = True) -> float:
         """One step as the user would take it. Returns the loss before it."""
