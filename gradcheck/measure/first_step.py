@@ -17,7 +17,7 @@ from gradcheck.measure.observe import SeenSoftmax, Tracer
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.structure import Graph, producer
 from gradcheck.nouns.checks import Difference, LossOperation
-from gradcheck.nouns.measurement import BroadcastMix, Cut, HiddenTensor, LayerKind, LossCall, Softmax, ZeroDerivative
+from gradcheck.nouns.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Softmax, ZeroDerivative
 from gradcheck.nouns.places import Location
 from gradcheck.target.assignments import assignment_of
 from gradcheck.target.workload import Workload
@@ -43,6 +43,7 @@ class FirstStep:
     mixes: tuple[BroadcastMix, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
+    entering: tuple[Entering, ...] = ()
     cuts: tuple[Cut, ...] = ()
     zero_derivatives: tuple[ZeroDerivative, ...] = ()
     hidden: tuple[HiddenTensor, ...] = ()
@@ -92,6 +93,7 @@ def read(
         mixes=tuple(taps.mixes),
         loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=by_hand.differences(taps.differences, batch, workload.made),
+        entering=tuple(taps.entrances.found.values()),
         cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, trainee.model, sites)),
         hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),

@@ -347,13 +347,14 @@ class Session:
             *first.mixes,
             *first.loss_operations,
             *first.differences,
+            *first.entering,
             *first.hidden,
             *first.zero_derivatives,
             *bad,
             *checked.values.get("attentions", ()),
             *checked.values.get("idle_terms", ()),
             *(checked.values.get("routers") or ()),
-            *(v for name in ("dependence", "derivatives", "padding") if (v := checked.values.get(name)) is not None),
+            *(v for name in ("dependence", "derivatives", "padding", "embeddings") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
         places += [w.sites[id(p)] for p in w.model.parameters() if id(p) in w.sites]
@@ -391,6 +392,7 @@ class Session:
             mixes=first.mixes,
             loss_operations=first.loss_operations,
             differences=first.differences,
+            entering=first.entering,
             norms=self.linked.norms,
             pairs=self.linked.pairs,
             streams=self.linked.streams,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure import by_hand, losses, seen, zero_derivatives
+from gradcheck.measure import by_hand, entering, losses, seen, zero_derivatives
 from gradcheck.measure.flow import Flow
 from gradcheck.measure.taps import Taps, caller, tensors_in
 from gradcheck.nouns.measurement import BroadcastMix
@@ -80,6 +80,7 @@ class Tracer(Taps):
         self.operations: list[by_hand.SeenOperation] = []
         self.differences: list[by_hand.SeenDifference] = []
         self.zeros: list[zero_derivatives.SeenZero] = []
+        self.entrances = entering.Entrances()
         self._flow = Flow()
         self._made: dict[int, torch.Tensor] = {}  # tensors without gradient that were computed from weights, by their id
 
@@ -89,6 +90,8 @@ class Tracer(Taps):
             return function(*args, **kwargs)
         if function in losses.LOSSES:
             return self._loss(function, args, kwargs)
+        if function in entering.TAKERS:
+            self.entrances.look(function, args, self.module_name, lambda: location_of_frame(caller()))
         output = self._watched(function, types, args, kwargs)
         if function in _SOFTMAX:
             self._softmax(function, args, kwargs, output)

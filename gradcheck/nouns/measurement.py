@@ -15,6 +15,7 @@ from gradcheck.nouns.checks import (
     Derivatives,
     Difference,
     Dropout,
+    Embeddings,
     HalfGradients,
     IdleTerm,
     LossOperation,
@@ -303,6 +304,20 @@ class InputFacts:
 
 
 @dataclass(frozen=True)
+class Entering:
+    """What a trained layer is given that no trained layer has made: its loudest feature."""
+
+    layer: str
+    site: Location | None  # of the call
+    shape: tuple[int, ...]
+    std: float
+    mean: float
+    min: float
+    max: float
+    share: float  # of the features, those that are no less than a tenth as loud
+
+
+@dataclass(frozen=True)
 class LabelFacts:
     """Class labels over the batches of the scan."""
 
@@ -480,6 +495,7 @@ class Measurement:
     mixes: tuple[BroadcastMix, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
+    entering: tuple[Entering, ...] = ()
     cuts: tuple[Cut, ...] = ()
     zero_derivatives: tuple[ZeroDerivative, ...] = ()
     hidden: tuple[HiddenTensor, ...] = ()
@@ -497,6 +513,7 @@ class Measurement:
     baseline: Baseline | None = None
     validation: Validation | None = None
     sharpness: Sharpness | None = None
+    embeddings: Embeddings | None = None  # where the loss compares them with each other only
     idle_terms: tuple[IdleTerm, ...] = ()  # parts of the loss that train nothing
     clip: Clip | None = None
     functional_step: float | None = None  # rms change of the output by the first update / its std (at least 0.1); adaptive optimizers only
