@@ -158,8 +158,8 @@ def _entering(m: Measurement, limits: Limits) -> list[Finding]:
         return []
     message = (
         f"{e.layer or 'the first layer'} is given unscaled numbers: {percent(e.share)} of its {e.shape[-1]} inputs have a standard "
-        f"deviation of about {number(e.std)} (limit {number(limits['largest_std'])}) and span {number(e.min)} to {number(e.max)}, while initial "
-        "weights and common learning rates assume about zero mean and unit scale"
+        f"deviation of about {number(e.std)} (limit {number(limits['largest_std'])}) and span {number(e.min)} to {number(e.max)}, while "
+        "initial weights and common learning rates assume about zero mean and unit scale"
     )
     evidence = (Evidence("standard deviation of the loudest input", e.std, limits["largest_std"], ">", "", e.layer),)
     text = f"scale them before the layer: divide by {number(max(abs(e.min), abs(e.max)))}, or embed them (sine and cosine, nn.Embedding)"

@@ -82,6 +82,7 @@ def read(
     for w in watched:
         w.used = id(w.tensor) in reached
     unreached = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad and w.tensor.grad is None}
+    zero = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad and w.tensor.grad is not None and not w.tensor.grad.any()}
     trained = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad}
     called = {c.name for c in taps.calls}
     batch = workload.batches[0]
@@ -94,7 +95,7 @@ def read(
         loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=by_hand.differences(taps.differences, batch, workload.made),
         entering=tuple(taps.entrances.found.values()),
-        cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
+        cuts=disconnected.cuts(unreached, zero, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, trainee.model, sites)),
         hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
         first_kind=first,

@@ -412,8 +412,11 @@ class Session:
         )
 
     def _lasting_cuts(self) -> tuple[Cut, ...]:
-        """Cuts of the first step, without the parameters that a later batch did reach (conditional branches, experts)."""
-        reached = {p.name for p in self.watched if p.used}
+        """Cuts of the first step, without the parameters that a later batch did reach (conditional branches, experts).
+
+        A gradient of zeros at every measured step does not reach them.
+        """
+        reached = {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)}
         left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in self.first.cuts)
         return tuple(c for c in left if c.parameters)
 
