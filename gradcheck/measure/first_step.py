@@ -17,7 +17,7 @@ from gradcheck.measure.observe import SeenSoftmax, Tracer
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.structure import Graph, producer
 from gradcheck.nouns.checks import Difference, LossOperation
-from gradcheck.nouns.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Softmax, ZeroDerivative
+from gradcheck.nouns.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Similarity, Softmax, ZeroDerivative
 from gradcheck.nouns.places import Location
 from gradcheck.target.assignments import assignment_of
 from gradcheck.target.workload import Workload
@@ -40,6 +40,7 @@ class MainLoss:
 class FirstStep:
     losses: tuple[LossCall, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
+    similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
@@ -91,6 +92,7 @@ def read(
     said = FirstStep(
         losses=loss_calls(taps, sites),
         softmaxes=tuple(_softmax(seen, taps, data.batch_size(batch)) for seen in taps.softmaxes),
+        similarities=tuple(dict.fromkeys(taps.similarities.found)),
         mixes=tuple(taps.mixes),
         loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=by_hand.differences(taps.differences, batch, workload.made),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure import by_hand, entering, losses, seen, zero_derivatives
+from gradcheck.measure import by_hand, entering, losses, seen, similarities, zero_derivatives
 from gradcheck.measure.flow import Flow
 from gradcheck.measure.taps import Taps, caller, tensors_in
 from gradcheck.nouns.measurement import BroadcastMix
@@ -81,6 +81,7 @@ class Tracer(Taps):
         self.differences: list[by_hand.SeenDifference] = []
         self.zeros: list[zero_derivatives.SeenZero] = []
         self.entrances = entering.Entrances()
+        self.similarities = similarities.Similarities()
         self._flow = Flow()
         self._made: dict[int, torch.Tensor] = {}  # tensors without gradient that were computed from weights, by their id
 
@@ -98,6 +99,7 @@ class Tracer(Taps):
         elif function in _ARITHMETIC and not self.stack:
             self._mix(function, args, output)
         self._by_hand(function, args, output)
+        self.similarities.look(function, args, kwargs, output, lambda: location_of_frame(caller()))
         module = self.stack[-1][0] if self.stack else None
         zero = zero_derivatives.seen(function, args, output, module, self.module_name, lambda: location_of_frame(caller()))
         self.zeros += [zero] if zero is not None else []

@@ -269,6 +269,15 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class Similarity:
+    """A product that compares the rows of two matrices whose columns, and not their rows, were normalised."""
+
+    site: Location | None  # of the normalization
+    shape: tuple[int, ...]  # of the matrix: rows, features
+    result: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class BroadcastMix:
     """Arithmetic outside the model between tensors [N, 1] and [N] (or alike) that silently gave [N, N]."""
 
@@ -492,6 +501,7 @@ class Measurement:
     loss_given: bool = False
     chance: float | None = None  # loss of the best constant prediction over the batches; None when the loss is not a known one
     softmaxes: tuple[Softmax, ...] = ()
+    similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
