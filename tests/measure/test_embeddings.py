@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
+import gradcheck
 from tests.test_scripts import codes, complaints, scan, written
 
 SCRIPT = """
@@ -97,3 +101,21 @@ def test_something_does(loss, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reports = scan(written(tmp_path, script(loss)))
     assert "ACT004" not in codes(reports) and complaints(reports) == []
+
+
+@pytest.mark.parametrize(("predicted", "expected"), [(False, 1), (True, 0)])
+def test_a_training_step_of_views(predicted, expected):
+    """With a predictor on one side and the gradient stopped on the other, or with neither."""
+    torch.manual_seed(0)
+    layers = nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8)
+    model = nn.ModuleDict({"encoder": nn.Sequential(*layers), "predictor": nn.Linear(8, 8)})
+    means = torch.randn(6, 16)
+
+    def step(model, x):
+        a, b = (model["encoder"](x + 0.3 * torch.randn_like(x)) for _ in range(2))
+        return 1 - F.cosine_similarity(*((model["predictor"](a), b.detach()) if predicted else (a, b))).mean()
+
+    data = [means[torch.randint(6, (64,))] + 0.2 * torch.randn(64, 16) for _ in range(8)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    report = gradcheck.scan(model, data, training_step=step, optimizer=optimizer)
+    assert len([f for f in report.findings if f.code == "ACT004"]) == expected

@@ -38,7 +38,8 @@ def embeddings(scene: Scene) -> Embeddings | None:
     """None where the loss takes anything but what the model makes of its inputs, or where there are no embeddings."""
     batch, workload = scene.workload.batches[0], scene.workload
     names = {name for name, _ in named_tensors(batch)}
-    if scene.targets or workload.loss is not None or workload.inputs is None or names - workload.inputs - workload.made:
+    inputs = workload.inputs if workload.inputs is not None else names if len(names) == 1 else frozenset()
+    if scene.targets or workload.loss is not None or names - inputs - workload.made:
         return None
     late = _taken(scene.trained, batch)
     if not late.outputs or (len(late.outputs) > 1 and late.stopped) or late.place is None:
@@ -74,7 +75,10 @@ def _taken(trainee: Trainee, batch: Any) -> _Pass:
     found.loss = float(loss.detach())
     whole = listing.of(loss)
     if whole is not None:
-        found.place, found.stopped = whole.place, found.stopped or _has_cut(whole)
+        found.stopped = found.stopped or _has_cut(whole)
+    while whole is not None and whole.place is None:  # what gradcheck itself does to the loss
+        whole = next((c for c in whole.calls if c.live), None)
+    found.place = whole.place if whole is not None else None
     return found
 
 
