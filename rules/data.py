@@ -11,6 +11,8 @@ from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
 from gradcheck.rules.words import BY_VALUE, SYNTHETIC, number, percent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gradcheck.nouns.measurement import InputFacts, Layer, LossCall, Measurement
     from gradcheck.nouns.places import Location
 
@@ -60,7 +62,8 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     learning rate; next to a feature of scale 1000, one of scale 1 is hardly learned at all.
 
     ## How it is measured
-    Mean and standard deviation of each input over all batches of the scan, for tables also by feature.
+    Mean and standard deviation of each input over all batches of the scan, for tables also by feature. What the model makes of its
+    inputs by itself, such as the number of a step as a float, is looked at where the first trained layers take it, feature by feature.
 
     ## Limits and their sources
     A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.001; features whose standard deviations
@@ -92,10 +95,11 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     if not m.data.given:
         return not_applicable(SYNTHETIC)
     judged = [x for x in m.data.inputs if x.dtype.removeprefix("torch.").startswith(FLOATING) and len(x.shape) > 1]
-    if not judged:
+    if not judged and not m.entering:
         return not_applicable("no input of floating dtype with features")
-    findings = [_unscaled(m, x, limits) for x in judged if x.used_by not in ("embedding", "norm") and x.std > 0 and math.isfinite(x.std)]
-    return [f for f in findings if f is not None]
+    seen = [_unscaled(m, x, limits) for x in judged if x.used_by not in ("embedding", "norm") and x.std > 0 and math.isfinite(x.std)]
+    findings = [f for f in seen if f is not None]
+    return findings if any(f.severity != "info" for f in findings) else [*findings, *_entering(m, limits)]
 
 
 def _unscaled(m: Measurement, x: InputFacts, limits: Limits) -> Finding | None:
@@ -141,6 +145,28 @@ def _unscaled(m: Measurement, x: InputFacts, limits: Limits) -> Finding | None:
     )
 
 
+def _entering(m: Measurement, limits: Limits) -> list[Finding]:
+    """What the model makes of its inputs before the first trained layer: a step's number, a position, an index as a float."""
+    known = {x.std for x in m.data.inputs}
+    loud = [e for e in m.entering if e.std > limits["largest_std"] and e.std not in known and not (e.min == 0 and e.mean < 0.2 * e.std)]
+    e = max(loud, key=lambda e: e.std, default=None)
+    if e is None or any(e.max <= x.max and x.min <= e.min and x.dtype.startswith(FLOATING) for x in m.data.inputs):
+        return []
+    layers = in_order(m)
+    first = next((i for i, y in enumerate(layers) if y.name == e.layer), None)
+    if first is None or _normalization_behind(layers, first) is not None:
+        return []
+    message = (
+        f"{e.layer or 'the first layer'} is given unscaled numbers: {percent(e.share)} of its {e.shape[-1]} inputs have a standard "
+        f"deviation of about {number(e.std)} (limit {number(limits['largest_std'])}) and span {number(e.min)} to {number(e.max)}, while "
+        "initial weights and common learning rates assume about zero mean and unit scale"
+    )
+    evidence = (Evidence("standard deviation of the loudest input", e.std, limits["largest_std"], ">", "", e.layer),)
+    text = f"scale them before the layer: divide by {number(max(abs(e.min), abs(e.max)))}, or embed them (sine and cosine, nn.Embedding)"
+    cure = Remedy("standardize-input", text, "safe")
+    return [found("warning", message, layers=[e.layer], location=layers[first].site or e.site, evidence=evidence, remedies=(cure,))]
+
+
 def _arrives_unscaled(m: Measurement, x: InputFacts) -> bool:
     """Whether the first layer answers as random weights would to this input; far less means that the model rescales it first.
 
@@ -159,7 +185,11 @@ def _normalization_after(m: Measurement, x: InputFacts) -> Layer | None:
     """The normalization that takes what the first layer makes of an input, as it is or through a rectifier: it divides the scale out."""
     layers = in_order(m)
     first = next((i for i, y in enumerate(layers) if y.kind == x.used_by), None)
-    if first is None or not (layers[first].normalized or layers[first].activation in RECTIFIERS):
+    return _normalization_behind(layers, first) if first is not None else None
+
+
+def _normalization_behind(layers: Sequence[Layer], first: int) -> Layer | None:
+    if not (layers[first].normalized or layers[first].activation in RECTIFIERS):
         return None
     for y in layers[first + 1 :]:
         if y.kind == "norm":

@@ -221,7 +221,7 @@ def half_underflow(m: Measurement, limits: Limits) -> Verdict:
     needs=("parameters", "probe"),
     limits={
         "unchanged": Limit(0.5, "of the entries", "heuristic: bfloat16 keeps 8 bits, so that a change below 1/512 of a weight is lost"),
-        "unchanged_learning": Limit(0.8, "of the entries", "heuristic: a small net in bfloat16 learns while half of its updates are lost"),
+        "unchanged_learning": Limit(0.6, "of the entries", "measured: from here on 5 times the loss of a float32 twin, see the page"),
     },
     explains=("OPT002", "LOSS005"),
 )
@@ -241,9 +241,10 @@ def lost_updates(m: Measurement, limits: Limits) -> Verdict:
     the step left unchanged. The median over steps, averaged over the parameters by their size.
 
     ## Limits and their sources
-    Above `unchanged` 0.5 it is a warning; when the probe learns clearly, or was too short to tell, from `unchanged-learning` 0.8 on,
-    and advice below.
-    Both are heuristics.
+    Above `unchanged` 0.5 it is a warning; when the probe learns clearly, or was too short to tell, from `unchanged-learning` 0.6 on,
+    and advice below. Measured on a regression of 4 inputs by a residual net in bfloat16, with AdamW: at rates whose steps leave 0.6
+    to 0.8 unchanged the loss after 1500 steps is 5 times that of a float32 twin, although the first 300 hardly differ; where 0.4
+    stay, 1.6 times.
 
     ## When to ignore it
     When the optimizer rounds stochastically, or keeps the lost part (Kahan summation).

@@ -11,7 +11,7 @@ from gradcheck.nouns.verdict import Evidence, Finding, Remedy
 from gradcheck.rules.words import BY_VALUE
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import LossCall, Measurement, Softmax
+    from gradcheck.nouns.measurement import LossCall, Measurement, Similarity, Softmax
 
 
 @rule(
@@ -26,7 +26,8 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     softmax and log_softmax over the samples of the batch: axis 0, also where `dim` was left out and torch chose it, or axis 1 of
-    [views, samples, classes]; and over an axis other than the class axis of the loss that takes the result, such as time.
+    [views, samples, classes]; and over an axis other than the class axis of the loss that takes the result, such as time. Embeddings
+    whose features are normalised over the samples, and which are then compared sample by sample.
 
     ## Why it matters
     The probabilities of one sample then depend on which others are in its batch, and do not sum to 1 over the classes: the
@@ -34,11 +35,13 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     The axis and shape of each call, whether its result goes to the loss by shape changes only, and how far the
-    classes that `nll_loss` and `kl_div` take are from being normalised.
+    classes that `nll_loss` and `kl_div` take are from being normalised. Of products of two matrices that `normalize`, or a division
+    by their norms, gave lengths of 1: whether the rows that are compared have these lengths, or the columns.
 
     ## Limits and their sources
     None: the wrong axis counts. An error on the way to the loss, a warning inside the model, where pooling over samples can be
-    meant, and where torch chose axis 0 of three for want of a `dim`. An axis of width 1 is `output-loss-mismatch`.
+    meant, where torch chose axis 0 of three for want of a `dim`, and for similarities, whose loss still falls. An axis of width 1
+    is `output-loss-mismatch`.
     A square similarity matrix that is normalised over both axes (contrastive losses) is silent.
 
     ## When to ignore it
@@ -57,9 +60,9 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.nn.functional.softmax`.
     """
-    if not m.softmaxes:
+    if not m.softmaxes and not m.similarities:
         return not_applicable("no softmax is called")
-    findings = []
+    findings = [_similarity(s) for s in m.similarities]
     for s in m.softmaxes:
         if s.axis >= len(s.shape) or s.shape[s.axis] <= 1:
             continue
@@ -70,6 +73,18 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
         elif not s.over_batch and s.implicit and s.axis == 0:
             findings.append(_chosen_by_torch(m, s))
     return findings
+
+
+def _similarity(s: Similarity) -> Finding:
+    rows, width = s.shape
+    return found(
+        "warning",
+        f"embeddings of shape {list(s.shape)} are normalised over their {rows} rows (dim=0; expected 1), and then compared row by row: the "
+        f"similarities are no cosines, and each of the {width} features of a sample depends on the other samples of the batch",
+        location=s.site,
+        evidence=(Evidence("axis of the normalization", 0, 1, "<"),),
+        remedies=(Remedy("fix-softmax-dimension", "pass dim=1", "unsafe"),),
+    )
 
 
 def _contrastive(s: Softmax, every: Sequence[Softmax]) -> bool:

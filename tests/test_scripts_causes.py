@@ -278,3 +278,24 @@ for step in range(20):
 @pytest.mark.parametrize("text", [VIEWS, TIMES], ids=["views", "time"])
 def test_a_softmax_over_another_axis_than_the_classes(text, tmp_path):
     check(tmp_path, text, text.replace("dim=1", "dim=-1"), "LOSS004", "error")
+
+
+MASKED = """
+G, D = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), nn.Linear(2, 1)
+og, od = torch.optim.Adam(G.parameters()), torch.optim.Adam(D.parameters())
+for step in range(20):
+    z = torch.randn(16, 4)
+    fake = G(z)
+    loss = F.softplus(D(fake.detach())).mean() + F.softplus(-D(torch.randn(16, 2))).mean()
+    od.zero_grad()
+    loss.backward()
+    od.step()
+    loss = F.softplus(-D(FAKE)).mean() + 0.0 * G(z).square().mean()  # here
+    og.zero_grad()
+    loss.backward()
+    og.step()
+"""
+
+
+def test_a_cut_behind_which_only_zeros_arrive(tmp_path):
+    check(tmp_path, MASKED.replace("FAKE", "fake.detach()"), MASKED.replace("FAKE", "G(z)"), "GRAPH001", "error")

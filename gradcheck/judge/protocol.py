@@ -47,6 +47,7 @@ Need = Literal[
     "baseline",
     "sharpness",
     "terms",  # IdleTerm
+    "embeddings",
     "functional_step",
     "epsilon",  # small_epsilon
     "clipping",  # Clip

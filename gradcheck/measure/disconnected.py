@@ -19,6 +19,7 @@ CHOICES = ("int-cast", "bool", "argmax")  # results that choose among values, as
 
 def cuts(
     unreached: Mapping[int, str],  # id(parameter) -> name: trainable, and no gradient arrives
+    zero: Mapping[int, str],  # likewise, and the gradient that arrives is exactly 0
     seen: Iterable[SeenCut],
     called: set[str],  # names of the modules that ran
     holder: Mapping[str, str],  # parameter name -> module that holds it
@@ -38,13 +39,23 @@ def cuts(
         if names:
             in_package = cut.site is None or cut.site.detail is not None
             found.append(Cut(cut.operation, holder.get(names[0], cut.layer), cut.site, names, in_package))
-    found = _joined(found)
+    found = _joined([*found, *_hiding(dict(zero), seen, holder)])
     for operation, ran in (("unused-output", True), ("not-called", False)):
         names = tuple(name for name in left.values() if (holder.get(name, "") in called) == ran)
         if names:
             first = holder.get(names[0], "")
             found.append(Cut(operation, first, sites.get(first), names))
     return tuple(found)
+
+
+def _hiding(zero: dict[int, str], seen: Iterable[SeenCut], holder: Mapping[str, str]) -> Iterator[Cut]:
+    """Cuts behind which parameters lie that get a gradient of nothing but zeros on another way: one that was multiplied by 0, say."""
+    for cut in [c for c in seen if c.reaches and zero]:
+        leaves = [*cut.leaves, *upstream_leaves(cut.nodes)]
+        names = tuple(dict.fromkeys(zero.pop(id(leaf)) for leaf in leaves if id(leaf) in zero))
+        if names:
+            in_package = cut.site is None or cut.site.detail is not None
+            yield Cut(cut.operation, holder.get(names[0], cut.layer), cut.site, names, in_package)
 
 
 def _joined(found: list[Cut]) -> list[Cut]:

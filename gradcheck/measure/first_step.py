@@ -17,7 +17,7 @@ from gradcheck.measure.observe import SeenSoftmax, Tracer
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.structure import Graph, producer
 from gradcheck.nouns.checks import Difference, LossOperation
-from gradcheck.nouns.measurement import BroadcastMix, Cut, HiddenTensor, LayerKind, LossCall, Softmax, ZeroDerivative
+from gradcheck.nouns.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Similarity, Softmax, ZeroDerivative
 from gradcheck.nouns.places import Location
 from gradcheck.target.assignments import assignment_of
 from gradcheck.target.workload import Workload
@@ -40,9 +40,11 @@ class MainLoss:
 class FirstStep:
     losses: tuple[LossCall, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
+    similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
+    entering: tuple[Entering, ...] = ()
     cuts: tuple[Cut, ...] = ()
     zero_derivatives: tuple[ZeroDerivative, ...] = ()
     hidden: tuple[HiddenTensor, ...] = ()
@@ -81,6 +83,7 @@ def read(
     for w in watched:
         w.used = id(w.tensor) in reached
     unreached = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad and w.tensor.grad is None}
+    zero = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad and w.tensor.grad is not None and not w.tensor.grad.any()}
     trained = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad}
     called = {c.name for c in taps.calls}
     batch = workload.batches[0]
@@ -89,10 +92,12 @@ def read(
     said = FirstStep(
         losses=loss_calls(taps, sites),
         softmaxes=tuple(_softmax(seen, taps, data.batch_size(batch)) for seen in taps.softmaxes),
+        similarities=tuple(dict.fromkeys(taps.similarities.found)),
         mixes=tuple(taps.mixes),
         loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=by_hand.differences(taps.differences, batch, workload.made),
-        cuts=disconnected.cuts(unreached, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
+        entering=tuple(taps.entrances.found.values()),
+        cuts=disconnected.cuts(unreached, zero, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, trainee.model, sites)),
         hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
         first_kind=first,

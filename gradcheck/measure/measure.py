@@ -344,16 +344,18 @@ class Session:
             *cuts,
             *first.losses,
             *first.softmaxes,
+            *first.similarities,
             *first.mixes,
             *first.loss_operations,
             *first.differences,
+            *first.entering,
             *first.hidden,
             *first.zero_derivatives,
             *bad,
             *checked.values.get("attentions", ()),
             *checked.values.get("idle_terms", ()),
             *(checked.values.get("routers") or ()),
-            *(v for name in ("dependence", "derivatives", "padding") if (v := checked.values.get(name)) is not None),
+            *(v for name in ("dependence", "derivatives", "padding", "embeddings") if (v := checked.values.get(name)) is not None),
         )
         places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
         places += [w.sites[id(p)] for p in w.model.parameters() if id(p) in w.sites]
@@ -388,9 +390,11 @@ class Session:
             loss_given=w.loss_given,
             chance=first.chance,
             softmaxes=first.softmaxes,
+            similarities=first.similarities,
             mixes=first.mixes,
             loss_operations=first.loss_operations,
             differences=first.differences,
+            entering=first.entering,
             norms=self.linked.norms,
             pairs=self.linked.pairs,
             streams=self.linked.streams,
@@ -410,8 +414,11 @@ class Session:
         )
 
     def _lasting_cuts(self) -> tuple[Cut, ...]:
-        """Cuts of the first step, without the parameters that a later batch did reach (conditional branches, experts)."""
-        reached = {p.name for p in self.watched if p.used}
+        """Cuts of the first step, without the parameters that a later batch did reach (conditional branches, experts).
+
+        A gradient of zeros at every measured step does not reach them.
+        """
+        reached = {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)}
         left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in self.first.cuts)
         return tuple(c for c in left if c.parameters)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure import by_hand, losses, seen, zero_derivatives
+from gradcheck.measure import by_hand, entering, losses, seen, similarities, zero_derivatives
 from gradcheck.measure.flow import Flow
 from gradcheck.measure.taps import Taps, caller, tensors_in
 from gradcheck.nouns.measurement import BroadcastMix
@@ -80,6 +80,8 @@ class Tracer(Taps):
         self.operations: list[by_hand.SeenOperation] = []
         self.differences: list[by_hand.SeenDifference] = []
         self.zeros: list[zero_derivatives.SeenZero] = []
+        self.entrances = entering.Entrances()
+        self.similarities = similarities.Similarities()
         self._flow = Flow()
         self._made: dict[int, torch.Tensor] = {}  # tensors without gradient that were computed from weights, by their id
 
@@ -89,12 +91,15 @@ class Tracer(Taps):
             return function(*args, **kwargs)
         if function in losses.LOSSES:
             return self._loss(function, args, kwargs)
+        if function in entering.TAKERS:
+            self.entrances.look(function, args, self.module_name, lambda: location_of_frame(caller()))
         output = self._watched(function, types, args, kwargs)
         if function in _SOFTMAX:
             self._softmax(function, args, kwargs, output)
         elif function in _ARITHMETIC and not self.stack:
             self._mix(function, args, output)
         self._by_hand(function, args, output)
+        self.similarities.look(function, args, kwargs, output, lambda: location_of_frame(caller()))
         module = self.stack[-1][0] if self.stack else None
         zero = zero_derivatives.seen(function, args, output, module, self.module_name, lambda: location_of_frame(caller()))
         self.zeros += [zero] if zero is not None else []

@@ -222,3 +222,16 @@ class IdleTerm:
     value: float
     loss: float  # |the whole loss|
     order: int = 0  # of a derivative
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of a loss that compares them with each other only. The spread: 1 for points all around, 0 for one point."""
+
+    start: float  # spread before training,
+    end: float  # and after the probe
+    start_loss: float
+    loss: float
+    constant_loss: float  # with one point, any, in the place of all of them
+    stopped: bool  # gradient is stopped on one side
+    site: Location | None = None  # of the loss

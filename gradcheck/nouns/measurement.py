@@ -15,6 +15,7 @@ from gradcheck.nouns.checks import (
     Derivatives,
     Difference,
     Dropout,
+    Embeddings,
     HalfGradients,
     IdleTerm,
     LossOperation,
@@ -268,6 +269,15 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class Similarity:
+    """A product that compares the rows of two matrices whose columns, and not their rows, were normalised."""
+
+    site: Location | None  # of the normalization
+    shape: tuple[int, ...]  # of the matrix: rows, features
+    result: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class BroadcastMix:
     """Arithmetic outside the model between tensors [N, 1] and [N] (or alike) that silently gave [N, N]."""
 
@@ -300,6 +310,20 @@ class InputFacts:
     conflicting_samples: int = 0  # of these, those whose twin has another label
     samples: int = 0  # that were compared; 0: they were not
     moments: tuple[tuple[float, float], ...] = ()  # mean and std of each feature, or channel of images; of no more than 64
+
+
+@dataclass(frozen=True)
+class Entering:
+    """What a trained layer is given that no trained layer has made: its loudest feature."""
+
+    layer: str
+    site: Location | None  # of the call
+    shape: tuple[int, ...]
+    std: float
+    mean: float
+    min: float
+    max: float
+    share: float  # of the features, those that are no less than a tenth as loud
 
 
 @dataclass(frozen=True)
@@ -477,9 +501,11 @@ class Measurement:
     loss_given: bool = False
     chance: float | None = None  # loss of the best constant prediction over the batches; None when the loss is not a known one
     softmaxes: tuple[Softmax, ...] = ()
+    similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
+    entering: tuple[Entering, ...] = ()
     cuts: tuple[Cut, ...] = ()
     zero_derivatives: tuple[ZeroDerivative, ...] = ()
     hidden: tuple[HiddenTensor, ...] = ()
@@ -497,6 +523,7 @@ class Measurement:
     baseline: Baseline | None = None
     validation: Validation | None = None
     sharpness: Sharpness | None = None
+    embeddings: Embeddings | None = None  # where the loss compares them with each other only
     idle_terms: tuple[IdleTerm, ...] = ()  # parts of the loss that train nothing
     clip: Clip | None = None
     functional_step: float | None = None  # rms change of the output by the first update / its std (at least 0.1); adaptive optimizers only

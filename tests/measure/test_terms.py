@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradcheck.measure.checks.terms import _Listing, terms_of
+from gradcheck.measure.checks.terms import Listing, terms_of
 from tests.test_scripts import DATA, codes, complaints, scan, written
 
 # Each has a loss `x` terms of which train nothing, and one in which they do.
@@ -89,6 +89,6 @@ def test_detached_values_that_are_meant(term, tmp_path, monkeypatch):
 
 def test_a_loss_is_taken_apart_with_the_factors_of_its_terms():
     a, b, c = (torch.tensor(x, requires_grad=True) for x in (1.0, 2.0, 3.0))
-    with _Listing() as listing:
+    with Listing() as listing:
         parts = torch.stack([a.exp() / 2, 3 * b.exp()]).sum() - 0.5 * (c.exp() * 4)
     assert {round(call.tensor.log().item()): abs(factor) for call, factor in terms_of(listing.of(parts))} == {1: 0.5, 2: 3.0, 3: 2.0}

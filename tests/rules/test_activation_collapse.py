@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gradcheck.nouns.checks import Embeddings
 from gradcheck.rules.activation_collapse import collapsed_representation
 from tests.literals import STEPS, falling, layer, location, measurement, optimizer, run, snapshots
 from tests.rules.models import FAILS, SHORT
@@ -77,3 +78,29 @@ class TestCollapsedRepresentation:
 
     def test_models_without_such_features_are_not_applicable(self):
         assert no_verdict(collapsed_representation, measurement()) == "not-applicable"
+
+
+def embedded(**overrides):
+    values = {"start": 0.6, "end": 0.1, "start_loss": 1.0, "loss": 0.1, "constant_loss": 0.0, "stopped": True, "site": location(40)}
+    return measurement(embeddings=Embeddings(**values | overrides))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ["error"]),
+        ({"end": 0.19}, ["error"]),
+        ({"end": 0.21}, []),
+        ({"constant_loss": 0.105}, ["error"]),
+        ({"constant_loss": 0.12}, []),
+        ({"loss": 1.1}, []),
+    ],
+    ids=["collapsed", "just", "spread", "as good", "one point does not do", "nothing learned"],
+)
+def test_embeddings_that_nothing_holds_apart(change, expected):
+    assert severities(collapsed_representation, embedded(**change)) == expected
+
+
+def test_what_embeddings_lack():
+    assert "no predictor" in only(collapsed_representation, embedded()).message
+    assert "both sides" in only(collapsed_representation, embedded(stopped=False)).message

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
+from gradcheck.nouns.measurement import Entering, Measurement
 from gradcheck.rules.data import non_finite_input, uninformative_features, unscaled_input
 from tests.literals import data, input_facts, layer, location, loss_call, measurement, norm, parameter, run, snapshots
 from tests.rules.verdicts import findings, no_verdict, only, severities
@@ -177,3 +178,20 @@ class TestUninformativeFeatures:
     def test_made_up_data_are_not_judged(self):
         facts = data(given=False, inputs=(input_facts(constant_features=3),))
         assert no_verdict(uninformative_features, measurement(data=facts)) == "not-applicable"
+
+
+class TestWhatTheModelMakesOfItsInputs:
+    def entering(self, std: float = 286.0, **overrides: Any) -> Measurement:
+        values: dict[str, Any] = {"mean": 500.0, "min": 0.0, "max": 993.0, "share": 0.94}
+        return measurement(entering=(Entering("fc1", location(20), (64, 34), std, **values | overrides),))
+
+    @pytest.mark.parametrize(("std", "expected"), [(9.9, []), (10.1, ["warning"])])
+    def test_a_feature_that_is_loud(self, std, expected):
+        assert severities(unscaled_input, self.entering(std)) == expected
+
+    def test_it_names_the_layer(self):
+        f = only(unscaled_input, self.entering())
+        assert "94 % of its 34 inputs" in f.message and f.layers == ("fc1",)
+
+    def test_counts_that_are_rare_are_no_scale(self):
+        assert severities(unscaled_input, self.entering(mean=20.0)) == []

@@ -90,7 +90,7 @@ def stored(unchanged: float | None, dtype: str = "bfloat16", probe: Any = None, 
 class TestLostUpdates:
     @pytest.mark.parametrize(
         ("share", "stuck", "learning"),
-        [(0.49, [], []), (0.51, ["warning"], ["info"]), (0.79, ["warning"], ["info"]), (0.81, ["warning"], ["warning"])],
+        [(0.49, [], []), (0.51, ["warning"], ["info"]), (0.59, ["warning"], ["info"]), (0.61, ["warning"], ["warning"])],
     )
     def test_limits(self, share, stuck, learning):
         assert severities(lost_updates, stored(share)) == stuck

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gradcheck.nouns.measurement import Similarity
 from gradcheck.rules.loss_softmax import softmax_dimension
 from tests.literals import location, loss_call, measurement
 from tests.rules.models import softmax
@@ -59,3 +60,8 @@ class TestSoftmaxDimension:
     def test_an_axis_that_torch_chose_is_a_warning(self, implicit, expected):
         m = measurement(softmaxes=(softmax(shape=(2, 32, 10), axis=0, implicit=implicit),))
         assert severities(softmax_dimension, m) == expected
+
+
+def test_embeddings_that_are_normalised_over_the_samples():
+    f = only(softmax_dimension, measurement(similarities=(Similarity(location(30), (256, 64), (256, 256)),)))
+    assert f.severity == "warning" and "256 rows" in f.message and f.location == location(30)

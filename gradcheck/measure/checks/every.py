@@ -9,6 +9,7 @@ from gradcheck.measure.checks import (
     baseline,
     dependence,
     derivatives,
+    embeddings,
     half,
     normalization,
     padding,
@@ -42,6 +43,7 @@ CHECKS: tuple[Check, ...] = (
     Check("attention", "attentions", attention.measure),
     Check("precision", "half", half.measure),
     Check("baseline", "baseline", baseline.baseline, quick=True),
+    Check("embeddings", "embeddings", embeddings.embeddings),
     Check("terms", "idle_terms", terms.idle_terms),
     Check("sharpness", "sharpness", sharpness.sharpness),
 )

@@ -40,7 +40,7 @@ _NO_VALUES = frozenset("zeros_like ones_like empty_like rand_like randn_like ful
 
 
 @dataclass(eq=False)
-class _Call:
+class Call:
     """The result of a function of torch, and what it was computed from."""
 
     name: str
@@ -50,25 +50,25 @@ class _Call:
     made: bool  # it does not, and was computed from what does
     is_loss: bool
     given: list[torch.Tensor] = field(default_factory=list)
-    sources: list[_Call | None] = field(default_factory=list)
+    sources: list[Call | None] = field(default_factory=list)
     factor: float = 1.0  # of the loss before it: what it makes of the mean of what it is given
     uses: int = 0
 
     @property
-    def calls(self) -> list[_Call]:
+    def calls(self) -> list[Call]:
         return [x for x in self.sources if x is not None]
 
 
-class _Listing(TorchFunctionMode):
+class Listing(TorchFunctionMode):
     """Every call of a function while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: dict[int, tuple[weakref.ref[torch.Tensor], _Call]] = {}
-        self.derivatives: list[_Call] = []
-        self.differences: list[_Call] = []
+        self.known: dict[int, tuple[weakref.ref[torch.Tensor], Call]] = {}
+        self.derivatives: list[Call] = []
+        self.differences: list[Call] = []
 
-    def of(self, tensor: torch.Tensor) -> _Call | None:
+    def of(self, tensor: torch.Tensor) -> Call | None:
         entry = self.known.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
@@ -86,7 +86,7 @@ class _Listing(TorchFunctionMode):
         place = location_of_frame(caller()) if results else None
         for tensor in results:
             from_live = any(t.requires_grad for t in given) or any(c.made for c in sources if c is not None)
-            call = _Call(
+            call = Call(
                 name, tensor, place, tensor.requires_grad, from_live and not tensor.requires_grad, function in LOSSES, given, sources
             )
             call.factor = _factor(name, args, tensor)
@@ -101,7 +101,7 @@ class _Listing(TorchFunctionMode):
         return output
 
 
-def terms_of(call: _Call) -> Iterator[tuple[_Call, float]]:
+def terms_of(call: Call) -> Iterator[tuple[Call, float]]:
     """What a loss is a sum of, each with its factor."""
     pending = [(call, 1.0)]
     for _ in range(DEEP):
@@ -116,7 +116,7 @@ def terms_of(call: _Call) -> Iterator[tuple[_Call, float]]:
             pending += [(source, factor * here.factor * share)] if source is not None else []
 
 
-def _parts(call: _Call) -> list[tuple[torch.Tensor, _Call | None]]:
+def _parts(call: Call) -> list[tuple[torch.Tensor, Call | None]]:
     """The summands, or the one tensor that a call scales or averages; none where it does something else."""
     pairs = list(zip(call.given, call.sources, strict=True))
     if call.name in _SUMS or call.name in _SAME:
@@ -168,7 +168,7 @@ def idle_terms(scene: Scene) -> tuple[IdleTerm, ...]:
 
 
 def _look(trainee: Trainee, batch: Any) -> _Look:
-    look, listing = _Look(), _Listing()
+    look, listing = _Look(), Listing()
     parameters = [p for group in trainee.optimizer.param_groups for p in group["params"] if p.requires_grad]
     with torch.enable_grad(), listing:
         loss = trainee.loss(batch)
@@ -187,7 +187,7 @@ def _look(trainee: Trainee, batch: Any) -> _Look:
     return look
 
 
-def _silent(look: _Look, terms: Mapping[_Call, float], total: float) -> None:
+def _silent(look: _Look, terms: Mapping[Call, float], total: float) -> None:
     """Terms that carry no gradient, though they were computed from what does, or by a loss function."""
     for term, factor in terms.items():
         if term.live or not (term.made or term.is_loss) or term.uses > 1 or _through(term, terms):
@@ -198,7 +198,7 @@ def _silent(look: _Look, terms: Mapping[_Call, float], total: float) -> None:
             look.add(IdleTerm("cut" if term.made else "no-weights", cut.name.strip("_"), cut.place, value, total))
 
 
-def _through(term: _Call, terms: Iterable[_Call]) -> bool:
+def _through(term: Call, terms: Iterable[Call]) -> bool:
     """Whether it was computed from another term: then it only changes what the loss reads, as a straight-through estimator does."""
     others = {id(t) for t in terms if t is not term and t.live}
     seen: set[int] = set()
@@ -213,7 +213,7 @@ def _through(term: _Call, terms: Iterable[_Call]) -> bool:
     return False
 
 
-def _cut_in(term: _Call) -> _Call:
+def _cut_in(term: Call) -> Call:
     """The call behind which the gradient ends; of a loss function, its own."""
     call = term
     for _ in range(DEEP):
@@ -226,7 +226,7 @@ def _cut_in(term: _Call) -> _Call:
     return term
 
 
-def _zero(look: _Look, terms: Mapping[_Call, float], parameters: Sequence[torch.Tensor], total: float) -> None:
+def _zero(look: _Look, terms: Mapping[Call, float], parameters: Sequence[torch.Tensor], total: float) -> None:
     """Terms whose gradient is zero for every trained weight, where none keeps to a bound."""
     for term, factor in [x for x in terms.items() if x[0].live][:MOST_TERMS]:
         value = factor * float(term.tensor.detach().float().mean())
@@ -234,7 +234,7 @@ def _zero(look: _Look, terms: Mapping[_Call, float], parameters: Sequence[torch.
             look.add(IdleTerm("zero", term.name.strip("_"), term.place, value, total))
 
 
-def _bounded(term: _Call) -> bool:
+def _bounded(term: Call) -> bool:
     """Whether a bound was put on it after the last weights."""
     pending, left = [term], DEEP
     while pending and left:
@@ -253,7 +253,7 @@ def _norm(tensor: torch.Tensor, parameters: Sequence[torch.Tensor], weights: tor
     return float(sum(float(g.detach().double().norm()) ** 2 for g in found if g is not None)) ** 0.5
 
 
-def _order(derivative: _Call) -> int:
+def _order(derivative: Call) -> int:
     """Of what it is a derivative: 1 of the model's output, 2 of a first derivative."""
     order, pending, left = 1, list(derivative.calls), DEEP
     while pending and left:
@@ -266,7 +266,7 @@ def _order(derivative: _Call) -> int:
     return order
 
 
-def _cancelled(look: _Look, differences: Sequence[_Call], loss: torch.Tensor, parameters: Sequence[torch.Tensor], total: float) -> None:
+def _cancelled(look: _Look, differences: Sequence[Call], loss: torch.Tensor, parameters: Sequence[torch.Tensor], total: float) -> None:
     """Differences of two equal numbers that the loss is made of, so that what one sends back the other takes away."""
     for call in differences[-MOST_TERMS:]:
         one, other = call.given

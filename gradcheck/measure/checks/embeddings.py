@@ -1,0 +1,146 @@
+"""Embeddings that are compared with each other and with nothing else: whether one point for all of them is all that the loss asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from gradcheck.measure.checks.scene import Scene
+from gradcheck.measure.checks.terms import Call, Listing
+from gradcheck.measure.data import named_tensors
+from gradcheck.measure.fork import Trainee
+from gradcheck.nouns.checks import Embeddings
+from gradcheck.nouns.places import Location
+
+SAMPLES = 8  # that a spread is taken over, at least,
+FEATURES = 4  # and so many features: fewer are no embedding
+POINTS = 3  # constants that are put in the place of the embeddings: their mean, and others of the same size
+
+
+@dataclass
+class _Pass:
+    """The outputs of the outermost modules in one pass, by the path of each."""
+
+    outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    stopped: bool = False  # some value of a module goes into the loss without gradient
+    loss: float = 0.0
+    place: Location | None = None
+
+
+def embeddings(scene: Scene) -> Embeddings | None:
+    """None where the loss takes anything but what the model makes of its inputs, or where there are no embeddings."""
+    batch, workload = scene.workload.batches[0], scene.workload
+    names = {name for name, _ in named_tensors(batch)}
+    inputs = workload.inputs if workload.inputs is not None else names if len(names) == 1 else frozenset()
+    if scene.targets or workload.loss is not None or names - inputs - workload.made:
+        return None
+    late = _taken(scene.trained, batch)
+    if not late.outputs or (len(late.outputs) > 1 and late.stopped) or late.place is None:
+        return None
+    fresh = scene.fork()
+    early = _taken(fresh, batch)
+    if early.outputs.keys() != late.outputs.keys():
+        return None
+    start, end = (min(_spread(torch.cat(x)) for x in found.outputs.values()) for found in (early, late))
+    constant = max(_with_constant(scene.trained, batch, late, seed) for seed in range(POINTS))
+    return Embeddings(start, end, early.loss, late.loss, constant, len(late.outputs) == 1 and late.stopped, late.place)
+
+
+def _spread(outputs: torch.Tensor) -> float:
+    """Standard deviation of the normalised embeddings over the samples, times sqrt(features): 1 for points all around, 0 for one."""
+    centre = F.normalize(outputs.detach().float(), dim=1).mean(0)
+    return float((1 - centre.square().sum()).clamp(min=0).sqrt())
+
+
+def _taken(trainee: Trainee, batch: Any) -> _Pass:
+    found = _Pass()
+    paths = {id(m): name for name, m in trainee.model.named_modules()}
+
+    def note(module: nn.Module, output: Any) -> Any:
+        if _is_embedding(output):
+            found.outputs.setdefault(paths.get(id(module), ""), []).append(output)
+            found.stopped = found.stopped or not output.requires_grad
+        return output
+
+    listing = Listing()
+    with torch.enable_grad(), _outermost(note), listing:
+        loss = trainee.loss(batch)
+    found.loss = float(loss.detach())
+    whole = listing.of(loss)
+    if whole is not None:
+        found.stopped = found.stopped or _has_cut(whole)
+    while whole is not None and whole.place is None:  # what gradcheck itself does to the loss
+        whole = next((c for c in whole.calls if c.live), None)
+    found.place = whole.place if whole is not None else None
+    return found
+
+
+def _is_embedding(output: Any) -> bool:
+    plain = isinstance(output, torch.Tensor) and output.is_floating_point() and output.dim() == 2
+    return plain and output.shape[0] >= SAMPLES and output.shape[1] >= FEATURES
+
+
+def _has_cut(whole: Call) -> bool:
+    seen: set[int] = set()
+    pending = [whole]
+    while pending:
+        call = pending.pop()
+        if call.made:
+            return True
+        if id(call) not in seen:
+            seen.add(id(call))
+            pending += call.calls
+    return False
+
+
+def _with_constant(trainee: Trainee, batch: Any, found: _Pass, seed: int) -> float:
+    """The loss with one point for all samples in the place of each module's embeddings."""
+    generator = torch.Generator().manual_seed(seed)
+    points: Mapping[str, torch.Tensor] = {name: torch.cat(x).detach().mean(0) for name, x in found.outputs.items()}
+    first = next(iter(points.values()))
+    if seed:  # one for all modules: any point would do
+        other = torch.randn(first.shape, generator=generator).to(first)
+        size = torch.cat(next(iter(found.outputs.values()))).detach().norm(dim=1).mean()
+        points = dict.fromkeys(points, other / other.norm() * size)
+    paths = {id(m): name for name, m in trainee.model.named_modules()}
+
+    def replace(module: nn.Module, output: Any) -> Any:
+        point = points.get(paths.get(id(module), ""))
+        fits = _is_embedding(output) and point is not None and point.shape == output.shape[1:]
+        return point.expand_as(output) + 0 * output if fits and point is not None else output
+
+    with torch.no_grad(), _outermost(replace):
+        return float(trainee.loss(batch))
+
+
+@contextmanager
+def _outermost(look: Any) -> Iterator[None]:
+    """While active, `look(module, output)` gives what modules put out that are called from outside all others and hold weights."""
+    depth = 0
+
+    def before(module: nn.Module, args: Any) -> None:
+        nonlocal depth
+        depth += _holds_weights(module)
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        nonlocal depth
+        depth -= _holds_weights(module)
+        return look(module, output) if depth == 0 and _holds_weights(module) else None
+
+    handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
