@@ -79,7 +79,8 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     severity: Severity = "warning" if part < limits["share"] else "info"
     limit = percent(limits["share"])
     known = f"{percent(part)} of the {seen.available} that there are (limit {limit})" if seen.available else "all that is known of"
-    message = f"{seen.compared} steps see the same {seen.samples} samples, {known}"
+    batch = f"the same {seen.samples} samples" if seen.samples else "one batch"
+    message = f"{seen.compared} steps see {batch}, {known}"
     message += ": the model learns these by heart" if severity == "warning" else ": fine when these are all the data"
     text = "take the next batch in each step: iterate over the loader, with shuffle=True, instead of taking its first batch"
     evidence = (Evidence("different batches", seen.distinct, 2, "<", f"in {seen.compared} steps"),)

@@ -99,3 +99,24 @@ def test_momentum_that_remembers_too_long_is_found_beyond_the_probe():
     model = perceptron()
     report = scan(model, clusters(), torch.optim.SGD(model.parameters(), 0.01, momentum=0.999), steps=60)
     assert worst(report).get("OPT008") == "warning"
+
+
+def loud(batches):
+    return [(300 * x, y) for x, y in batches]
+
+
+def test_beside_an_error_its_cause_is_looked_for():
+    torch.manual_seed(0)
+    model = perceptron()
+    report = scan(model, loud(clusters()), torch.optim.SGD(model.parameters(), 0.1), steps=50)
+    first = report.findings[0]
+    assert (first.code, first.severity, first.cause) == ("DATA001", "error", None)
+    assert {f.cause for f in report.findings if f.severity == "error"} == {None, "DATA001"}
+    assert report.measurement.costs[0].errors
+
+
+def test_an_error_that_nothing_else_explains_is_not_followed_up():
+    torch.manual_seed(0)
+    model = nn.Sequential(*perceptron(), nn.Softmax(1))
+    report = scan(model, loud(clusters()), torch.optim.SGD(model.parameters(), 0.1), steps=50)
+    assert worst(report)["LOSS001"] == "error" and worst(report)["DATA001"] == "warning" and report.measurement.costs == ()

@@ -70,6 +70,8 @@ def workload_of(
     if axis:
         programs = [Program(s, roots, axis) for s in slices]
     _freeze_others(recorder, watched, twins)
+    if twins.tensors and not any(t.requires_grad for t in twins.tensors.values()):
+        raise Unfaithful("its loss depends on nothing that the optimizer trains")
     labels = [o.label for o in (*owners, *twins.outside)]
     model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
     batches = [(*p.entries, p) for p in programs]
@@ -201,8 +203,6 @@ def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:
         return copy_optimizer(watched.optimizer, {**twins.memo, **twins.tensors})
     held = [p for group in watched.copy.param_groups for p in group["params"]]
     own = {id(p): twins.tensors[key] for p, key in zip(held, watched.keys, strict=True) if key in twins.tensors}
-    if held and not own and not any(id(p) in twins.memo for p in held):
-        raise Unfaithful("its loss depends on nothing that the optimizer trains")
     return copy_optimizer(watched.copy, {**twins.memo, **own})
 
 

@@ -147,26 +147,28 @@ def _source(s: SeenOperation, outputs: set[Any]) -> Source | None:
     """What the argument is; None when something keeps it in the domain."""
     if s.operation == "exp":
         return "other"
-    guarded = summed = False
+    guarded = summed = added = False
     for node, name in _walk(s.argument, outputs):
         if node in outputs:
             crosses_zero = s.operation == "log" or s.low < 0 < s.high
             return None if guarded else "output" if crosses_zero and not summed else "other"
         if name == "Exp":
-            return "sum of exponentials" if _overflows(node, outputs) and (s.operation == "log" or summed) else None if guarded else "other"
+            joined = summed or (added and s.operation == "log")  # log(exp(z)) alone is the scale of a distribution: no logit, z stays small
+            return "sum of exponentials" if joined and _overflows(node, outputs) else None if guarded else "other"
         if name in _PROBABILITIES:
             return None if guarded else _PROBABILITIES[name] if s.operation == "log" else "other"
+        added |= name == "Add"
         guarded |= name in _GUARDS or name == "Add"
         summed |= name == "Sum"
     return None if guarded else "other"
 
 
 def _overflows(exponential: Any, outputs: set[Any]) -> bool:
-    """Whether an exponential takes a layer's output as it is, up to a factor: nothing was subtracted from it."""
+    """Whether an exponential takes a layer's output as it is, up to a factor: nothing was subtracted from it, or bounds it."""
     for node, name in _walk(parents(exponential)[0] if parents(exponential) else None, outputs):
         if node in outputs:
             return True
-        if name in ("Sub", "Sum", "Rsub"):
+        if name in ("Sub", "Sum", "Rsub") or name in _GUARDS:
             return False
     return False
 

@@ -118,6 +118,18 @@ def closures() -> list[Any]:
     return [model]
 
 
+def image() -> list[Any]:
+    """An image is trained, made in place of a copy; the network that sees it is not."""
+    features = nn.Conv2d(1, 4, 3).requires_grad_(False)
+    picture = torch.rand(1, 1, 8, 8).clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([picture], 0.05)
+    for _ in range(8):
+        optimizer.zero_grad()
+        F.mse_loss(features(picture), features(torch.rand(1, 1, 8, 8))).backward()
+        optimizer.step()
+    return [features, picture]
+
+
 class Double(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -198,6 +210,7 @@ LOOPS: tuple[Loop, ...] = (
     closures,
     custom_function,
     two_parts,
+    image,
     penalised_gradient,
     method,
     no_module,

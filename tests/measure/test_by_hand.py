@@ -72,6 +72,8 @@ STABLE: dict[str, Loss] = {
     "largest subtracted": lambda o, t: (torch.exp(o - o.amax(1, keepdim=True)).sum(1).log() + o.amax(1) - o[:, 0]).mean(),
     "poisson": lambda o, t: (o.exp() - o).mean(),
     "gaussian": lambda o, t: ((o - 1).square() / o.exp() + o).mean(),
+    "scale of a distribution": lambda o, t: -torch.distributions.Normal(0.0, o.exp()).log_prob(torch.ones_like(o)).mean(),
+    "bounded exponent": lambda o, t: (1 + o.clamp(-20, 20).exp()).log().mean(),
     "temperature": lambda o, t: F.cross_entropy(o / 0.1, t),
     "distribution": lambda o, t: -torch.distributions.Categorical(probs=o.softmax(1)).log_prob(t).mean(),
     "unit vectors": lambda o, t: F.cross_entropy(o / o.norm(dim=1, keepdim=True), t),
