@@ -53,12 +53,12 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     is to look the next token up, and where there is none, as in generation, it fails.
 
     ## How it is measured
-    First, whether the next token is wanted: the targets of a cross entropy are laid beside the tokens that each embedding of the
-    model reads. Where the target is the token one place further, in evaluation mode, after the short training, other
-    tokens are put in after a place, for three places. Masks and lengths stay as they are: tokens are changed where the embedding
-    reads them. Looked at are the logits at supervised places up to that one, against those after it. Where they change,
-    the two passes are compared operation by operation. A target may be the next token of two inputs, as in a translation to the
-    same language: one that does not leak is enough.
+    First, whether the next token is wanted: the targets of a cross entropy, or the tokens whose scores are gathered, are laid beside
+    the tokens that each embedding of the model reads. Where the target is the token one place further, in evaluation mode, after the
+    short training, other tokens are put in after a place, for three places. Masks and lengths stay as they are: tokens are changed
+    where the embedding reads them. Looked at are the logits at supervised places up to that one, against those after it. Where
+    they change, the two passes are compared operation by operation. A target may be the next token of two inputs, as in a
+    translation to the same language: one that does not leak is enough.
 
     Silent, since the next token is not wanted: masked language models, taggers, denoising, auto-encoders. In prefix language models
     only places count that are supervised.

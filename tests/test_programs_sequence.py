@@ -200,6 +200,11 @@ def hidden_tokens(all_asked: bool) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
+def written_by_hand() -> list[tuple[Tensor, Tensor, None]]:
+    """Next tokens, for a loss without cross entropy."""
+    return [(x, y, None) for x, y in next_tokens()]
+
+
 def time_first() -> list[tuple[Tensor, Tensor]]:
     return [(x.T.contiguous(), y.T.contiguous()) for x, y in next_tokens()]
 
@@ -218,6 +223,11 @@ def loss_of(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.reshape(-1, VOCABULARY), target.reshape(-1))
 
 
+def by_hand(model: nn.Module, batch: Any) -> Tensor:
+    tokens, target, _ = batch
+    return -model(tokens).log_softmax(-1).gather(-1, target[..., None]).mean()
+
+
 def translated(model: nn.Module, batch: Any) -> Tensor:
     source, given, target = batch
     return loss_of(model(source, given), target)
@@ -226,7 +236,8 @@ def translated(model: nn.Module, batch: Any) -> Tensor:
 def scan(model: Callable[[], nn.Module], data: Callable[[], list[Any]]) -> Report:
     torch.manual_seed(0)
     batches = data()
-    how: dict[str, Any] = {"loss": loss_of} if len(batches[0]) == 2 else {"training_step": translated}
+    own = by_hand if data is written_by_hand else translated
+    how: dict[str, Any] = {"loss": loss_of} if len(batches[0]) == 2 else {"training_step": own}
     return gradcheck.scan(model(), batches, steps=8, config={"select": ["SEQ"]}, **how)
 
 
@@ -245,6 +256,7 @@ HEALTHY: dict[str, Program] = {
     "state space": (lm(Scan), next_tokens),
     "long convolution": (lm(Long), next_tokens),
     "running mean": (lm(lambda: Mean(True)), next_tokens),
+    "a loss by hand": (lm(lambda: Attention(causal)), written_by_hand),
     "prefix": (lm(lambda: Attention(prefixed)), after_a_prefix),
     "masked tokens": (lm(lambda: Attention(everything)), lambda: hidden_tokens(False)),
     "denoising": (lm(lambda: Attention(everything)), lambda: hidden_tokens(True)),
@@ -256,6 +268,7 @@ HEALTHY: dict[str, Program] = {
 }
 SICK: dict[str, tuple[str, str, Program]] = {
     "no mask": ("SEQ001", "matmul", (lm(lambda: Attention(everything)), next_tokens)),
+    "a loss by hand": ("SEQ001", "matmul", (lm(lambda: Attention(everything)), written_by_hand)),
     "a mask that is too wide": ("SEQ001", "matmul", (lm(lambda: Attention(too_wide)), next_tokens)),
     "heads merged as they are": ("SEQ001", "reshape", (lm(lambda: Attention(causal, lambda y: y)), next_tokens)),
     "fused attention": (

@@ -54,7 +54,8 @@ class _Case:
         passes = [p for p in passes if len(p.seen.asked) == len(passes[0].seen.asked)]
         telling = max(passes, key=lambda p: sum(int((a.target != a.ignored).sum()) for a in p.seen.asked))
         aligned = {(i, j): a for i, j, a in self._alignments(telling.seen)}
-        supervision = [self._supervision(j, passes, aligned) for j in range(len(passes[0].seen.asked))]
+        losses = [j for j, asked in enumerate(passes[0].seen.asked) if not asked.picked]
+        supervision = [self._supervision(j, passes, aligned) for j in losses]
         streams = [self._stream(telling, i, j, a) for (i, j), a in aligned.items()]
         return SequenceFacts(tuple(streams), tuple(supervision))
 
