@@ -134,14 +134,15 @@ def _sees(s: TokenStream, limits: Limits) -> Finding:
 
 
 def _cure(s: TokenStream) -> Remedy:
-    name = s.operation.strip("_")
     if s.operation == "scaled_dot_product_attention":
         text = "let each place attend to itself and to earlier ones only: is_causal=True, or a mask that is lower triangular"
-    elif s.operation in ATTENTIONS or s.operation in PRODUCTS:
-        text = "mask the scores of later places with -inf before the softmax: torch.ones(T, T, dtype=torch.bool).triu(1)"
-    elif s.operation in SHAPES:
+        return Remedy("causal-attention", text, "safe")
+    if s.operation in SHAPES:
         text = "move the axis of the places back before the heads are merged: y.transpose(1, 2).reshape(B, T, C)"
-    elif name.startswith("conv"):
+        return Remedy("merge-heads", text, "safe")
+    if s.operation in ATTENTIONS or s.operation in PRODUCTS:
+        text = "mask the scores of later places with -inf before the softmax: torch.ones(T, T, dtype=torch.bool).triu(1)"
+    elif s.operation.startswith("conv"):
         text = "pad on the left only, by (kernel_size - 1) * dilation, and set the convolution's own padding to 0"
     elif s.operation in RECURRENT:
         text = "use one direction: bidirectional=False"
