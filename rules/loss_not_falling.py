@@ -99,7 +99,9 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     if weights_for_targets(m) < 1:
         return not_applicable(f"the model has fewer weights than {FEW_SAMPLES} samples have targets: it cannot memorise them")
     if m.chance is None and any(r.chance is None and progress.fall(r) >= progress.LEAST_FALL for r in tried):
-        return not_measured("on one batch the loss falls a little, and how far it could fall is not known: the loss is none that gradcheck knows")
+        return not_measured(
+            "on one batch the loss falls a little, and how far it could fall is not known: the loss is none that gradcheck knows"
+        )
     return [_not_falling(m, tried, limits)]
 
 

@@ -28,6 +28,7 @@ ATTENTIONS = ("scaled_dot_product_attention", "multi_head_attention_forward", "_
 PRODUCTS = ("matmul", "__matmul__", "bmm", "einsum", "baddbmm")
 SHAPES = ("reshape", "view", "flatten", "unflatten")
 NORMS = ("layer_norm", "group_norm", "instance_norm", "batch_norm", "rms_norm")
+SUMMARY = ", in a summary of the whole sequence, such as auto-encoders have on purpose"
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -73,6 +74,9 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     1.4, bidirectional 0.64, mean over places 0.44, normalization over places 0.15. `next_token` 0.99: share of the supervised
     places at which the target is the next token; at 16 of them or more it must differ from the token itself.
 
+    A warning where later tokens come by way of a summary without places, as the latent vector of an auto-encoder is whose decoder
+    is fed the tokens; an error else.
+
     ## When to ignore it
     When looking ahead is part of the task although its targets are the next tokens, as in a correction of the input's order.
 
@@ -117,11 +121,11 @@ def _sees(s: TokenStream, limits: Limits) -> Finding:
     where = f"{s.at or 'the model'} ({s.operation})" if s.operation else s.at or "the model"
     message = (
         f"the target is the next token, and the model sees it: other tokens after a place change its output there and before by "
-        f"{number(leak)} of what they change after it (limit {number(limits['leak'])}); later tokens are first seen in {where}. "
-        "The loss falls by looking the answer up, which generation cannot do"
+        f"{number(leak)} of what they change after it (limit {number(limits['leak'])}); later tokens are first seen in {where}"
+        f"{SUMMARY if s.pooled else ''}. The loss falls by looking the answer up, which generation cannot do"
     )
     return found(
-        "error",
+        "warning" if s.pooled else "error",
         message,
         layers=[s.at] if s.at else [],
         location=s.site or s.loss_site,
@@ -129,7 +133,7 @@ def _sees(s: TokenStream, limits: Limits) -> Finding:
             Evidence("change at or before the place where the tokens change", leak, limits["leak"], ">", "of that after it", s.at or None)
         ],
         remedies=[_cure(s)],
-        confirmed=BY_VALUE,
+        confirmed="" if s.pooled else BY_VALUE,
     )
 
 
@@ -210,6 +214,8 @@ def labels_misaligned(m: Measurement, limits: Limits) -> Verdict:
     if any(s.ahead == 1 for s in streams):
         return []
     causal = [s for s in streams if s.leak is not None and s.leak <= limits["own_effect"]]
+    if len({s.ahead for s in causal}) > 1:
+        return []  # several heads, each for a token further ahead
     return [_misplaced(mine[0], limits) for mine in _by_loss([s for s in causal if s.ahead or _own(s) > limits["own_effect"]])]
 
 

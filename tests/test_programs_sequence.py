@@ -169,6 +169,19 @@ class Bottleneck(nn.Module):
         return self.head(self.decoder(fed.contiguous(), state if self.forced else None)[0])
 
 
+class Latent(nn.Module):
+    """An auto-encoder with one embedding for what it encodes, in both directions, and what its decoder is fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+        self.encoder, self.decoder = nn.GRU(WIDTH, WIDTH, batch_first=True, bidirectional=True), nn.GRU(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(self.decoder(x, self.encoder(x)[1][:1])[0])
+
+
 class TimeFirst(nn.Module):
     def __init__(self, bidirectional: bool) -> None:
         super().__init__()
@@ -279,7 +292,7 @@ SICK: dict[str, tuple[str, str, Program]] = {
     "convolution": ("SEQ001", "conv1d", (lm(lambda: Convolution(1, 1)), next_tokens)),
     "both directions": ("SEQ001", "lstm", (lm(lambda: Recurrent(nn.LSTM, True)), next_tokens)),
     "both directions, time first": ("SEQ001", "lstm", (lambda: TimeFirst(True), time_first)),
-    "mean": ("SEQ001", "expand_as", (lm(lambda: Mean(False)), next_tokens)),
+    "mean": ("SEQ001", "mean", (lm(lambda: Mean(False)), next_tokens)),
     "norm over places": ("SEQ001", "layer_norm", (lm(lambda: Attention(causal), norm=nn.LayerNorm([LENGTH, WIDTH])), next_tokens)),
     "decoder that repeats": ("SEQ001", "multi_head_attention_forward", (lambda: Translator(False), same_language)),
     "not shifted": ("SEQ002", "", (lm(lambda: Attention(causal)), lambda: [(x[:, :LENGTH],) * 2 for x in text()])),
@@ -293,6 +306,11 @@ SICK: dict[str, tuple[str, str, Program]] = {
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_sequences_are_left_in_peace(name):
     assert scan(*HEALTHY[name]).findings == ()
+
+
+def test_a_summary_of_the_sequence_may_be_meant():
+    """It is told from a layer whose places see each other, although it has such outputs as well."""
+    assert [(f.code, f.severity) for f in scan(Latent, next_tokens).findings] == [("SEQ001", "warning")]
 
 
 @pytest.mark.parametrize("name", SICK)

@@ -143,7 +143,8 @@ class _Case:
         place = opening(step, self.names, (length, length), t + 1)
         if place is None:
             return found
-        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.trainee.model, self.scene.sites))
+        site = site_of(place, self.trainee.model, self.scene.sites)
+        return replace(found, at=place.layer, operation=place.operation, site=site, pooled=place.pooled)
 
 
 def _places(supervised: torch.Tensor) -> list[int]:
