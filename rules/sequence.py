@@ -70,10 +70,10 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     positions, ALiBi and a window, linear attention, causal and dilated convolutions, LSTM, GRU, a state-space scan, a long
     convolution by FFT, `nn.TransformerEncoderLayer`, `nn.MultiheadAttention`, running means, `nn.Transformer` that copies and one that
     reverses, a prefix language model, an auto-encoder with a teacher-forced decoder; and, after 8 steps, 46 causal language models of
-    Transformers (attention of every kind, Mamba, RWKV, mixtures of experts) and 11 encoder-decoders: 0. Faulty: no mask 1.5, a mask that is one place
-    too wide 1.5, transposed 1.2, -1 for minus infinity 0.85, set after the softmax 0.31, merged heads 1.6, convolution on both sides
-    1.4, bidirectional 0.64, mean over places 0.44, normalization over places 0.15. `next_token` 0.99: share of the supervised
-    places at which the target is the next token; at 16 of them or more it must differ from the token itself.
+    Transformers (attention of every kind, Mamba, RWKV, mixtures of experts) and 11 encoder-decoders: 0. Faulty: no mask 1.5, a mask
+    that is one place too wide 1.5, transposed 1.2, -1 for minus infinity 0.85, set after the softmax 0.31, merged heads 1.6, convolution
+    on both sides 1.4, bidirectional 0.64, mean over places 0.44, normalization over places 0.15. `next_token` 0.99: share of the
+    supervised places at which the target is the next token; at 16 of them or more it must differ from the token itself.
 
     A warning where later tokens come by way of a summary without places, as the latent vector of an auto-encoder is whose decoder
     is fed the tokens; an error else.
