@@ -308,6 +308,23 @@ def test_healthy_sequences_are_left_in_peace(name):
     assert scan(*HEALTHY[name]).findings == ()
 
 
+class Detector(nn.Module):
+    """A loss in training mode, and no tensor in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor | None:
+        return F.cross_entropy(self.head(x), y) if self.training else None
+
+
+def test_a_step_without_a_loss_in_evaluation_mode_is_no_failure():
+    batches = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    report = gradcheck.scan(Detector(), batches, training_step=lambda m, b: m(*b), steps=8, config={"select": ["SEQ", "MOE"]})
+    assert not [n for n in report.measurement.not_measured if n.lack == "failed"] and report.findings == ()
+
+
 def test_a_summary_of_the_sequence_may_be_meant():
     """It is told from a layer whose places see each other, although it has such outputs as well."""
     assert [(f.code, f.severity) for f in scan(Latent, next_tokens).findings] == [("SEQ001", "warning")]
