@@ -146,6 +146,53 @@ def test_a_divergence_gets_log_probabilities() -> None:
     assert kept(fixed_of(text, select=("LOSS001",))) == {"replace-loss": "        p = net(x[rows]).log_softmax(1)\n"}
 
 
+LANGUAGE_MODEL = """import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+torch.manual_seed(0)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.place = nn.Embedding(12, 16), nn.Embedding(10, 16)
+        self.qkv, self.head = nn.Linear(16, 48), nn.Linear(16, 12)
+
+    def forward(self, tokens):
+        x = self.embed(tokens) + self.place.weight[: tokens.shape[1]]
+        b, t, d = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        y = ATTENTION
+        return self.head(x + MERGED)
+
+
+net = Net()
+opt = torch.optim.Adam(net.parameters(), lr=0.01)
+text = torch.randint(12, (64, 1)) + torch.arange(11)
+for step in range(60):
+    rows = text[torch.randint(64, (16,))] % 12
+    loss = F.cross_entropy(net(rows[:, :-1]).transpose(1, 2), rows[:, 1:])
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
+"""
+CAUSAL, TURNED = "F.scaled_dot_product_attention(q, k, v, is_causal=True)", "y.transpose(1, 2).reshape(b, t, d)"
+
+
+@pytest.mark.parametrize(
+    ("attention", "merged", "cure"),
+    [
+        (CAUSAL.replace(", is_causal=True", ""), TURNED, {"causal-attention": f"        y = {CAUSAL}\n"}),
+        (CAUSAL, "y.reshape(b, t, d)", {"merge-heads": f"        return self.head(x + {TURNED})\n"}),
+    ],
+)
+def test_a_model_that_sees_the_answer_no_longer_does(attention: str, merged: str, cure: dict[str, str]) -> None:
+    """Its loss is higher without the answer, which is no reason to keep it."""
+    text = LANGUAGE_MODEL.replace("ATTENTION", attention).replace("MERGED", merged)
+    assert kept(fixed_of(text, select=("SEQ001",), unsafe=False)) == cure
+
+
 def test_a_finding_of_a_training_that_cannot_be_repeated_is_told() -> None:
     """Of two trainings one is healthy, and the other one's gradient never arrives."""
     text = (

@@ -16,8 +16,8 @@ from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome, OutcomeStatus, Prescription
 from gradcheck.remedies.protocol import changes_loss
 
-# The losses are of other batches, or of the model in another mode.
-OTHER_CONDITIONS = ("next-batch", "restore-training-mode")
+# The losses are of other batches, of the model in another mode, or no longer of a model that sees the answer.
+OTHER_CONDITIONS = ("next-batch", "restore-training-mode", "causal-attention", "merge-heads")
 SAME_VALUE = ("stable-loss", "guard-domain")  # the loss is the same where it can be computed
 # What is wrong without them need not show in the losses of the first steps: they are to do no harm.
 HARMLESS = ("move-clipping", "complete-scaler", "scale-loss", *OTHER_CONDITIONS)

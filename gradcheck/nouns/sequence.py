@@ -26,6 +26,7 @@ class TokenStream:
     at: str = ""  # layer in which tokens after t first reach places up to t,
     operation: str = ""  # the function there,
     site: Location | None = None  # and its place
+    pooled: bool = False  # they do by way of a summary of the whole sequence
     loss_site: Location | None = None
     read_site: Location | None = None  # where the model is given these tokens
 

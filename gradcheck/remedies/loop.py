@@ -35,5 +35,7 @@ TREATMENTS = (
     _treatment(
         "step-schedule-per-epoch", "a schedule stepped once an epoch", "PyTorch documentation, torch.optim, How to adjust learning rate"
     ),
+    _treatment("causal-attention", "a causal mask", "PyTorch documentation, torch.nn.functional.scaled_dot_product_attention"),
+    _treatment("merge-heads", "heads merged place by place", "Vaswani et al. 2017, Attention is all you need, section 3.2.2"),
     _treatment("change-schedule", "a schedule over epochs", "PyTorch documentation, torch.optim, How to adjust learning rate"),
 )

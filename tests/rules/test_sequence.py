@@ -66,6 +66,9 @@ class TestFutureLeak:
         assert (f.location, f.layers) == (location(20), ("mixer",)) and operation in f.message
         assert words in f.remedies[0].text
 
+    def test_a_summary_of_the_sequence_may_be_meant(self):
+        assert severities(future_leak, reading(stream(before=2.0, pooled=True))) == ["warning"]
+
     def test_nothing_is_said_of_what_was_not_measured(self):
         assert no_verdict(future_leak, measurement()) == "not-applicable"
         assert no_verdict(future_leak, reading(stream(later=None, next=None, before=None))) == "not-measured"
@@ -88,6 +91,9 @@ class TestLabelsMisaligned:
 
     def test_next_tokens_excuse_all_other_targets(self):
         assert findings(labels_misaligned, reading(stream(ahead=2, loss=1), stream())) == []
+
+    def test_heads_that_look_further_ahead_are_meant(self):
+        assert findings(labels_misaligned, reading(stream(ahead=2), stream(ahead=3, loss=1))) == []
 
     def test_it_points_at_the_loss(self):
         f = only(labels_misaligned, reading(stream(ahead=2)))

@@ -28,6 +28,7 @@ class Opening:
     layer: str
     operation: str
     site: Location | None
+    pooled: bool  # by way of something without places: a summary of the sequence
 
 
 @dataclass(frozen=True)
@@ -61,38 +62,35 @@ class _Remembering(_Printing):
 
 
 class _Comparing(_Printing):
-    """`pooling`: what has no places has to be the same, too, where it is used."""
+    """Follows what has changed from operation to operation. `pooling`: what has no places has to be the same, too."""
 
     def __init__(self, names: Mapping[int, str], length: int, alike: int, before: list[tuple[str, list[_Print]]], pooling: bool) -> None:
         super().__init__(names, length, alike)
         self.before, self.index, self.pooling = before, 0, pooling
-        self.pooled: dict[int, tuple[torch.Tensor, Opening]] = {}
-        self.found: Opening | None = None
+        self.changed: dict[int, tuple[torch.Tensor, Opening]] = {}  # results, and where their change comes from
+        self.found: Opening | None = None  # of the last one, which is on the way to the output
         self.lost = False  # the passes took different ways
 
     def seen_operation(self, name: str, given: Any, output: Any) -> None:
-        if self.lost or self.found is not None:
-            return
         expected = self.before[self.index] if self.index < len(self.before) else ("", [])
         self.index += 1
-        now = self.prints(output)
-        self.lost = expected[0] != name or [len(p.shape) for p in expected[1]] != [len(p.shape) for p in now]
+        now = self.prints(output) if not self.lost else []
+        self.lost = self.lost or expected[0] != name or [len(p.shape) for p in expected[1]] != [len(p.shape) for p in now]
         if self.lost:
             return
-        origin = next((self.pooled[id(t)][1] for t in tensors_in(given) if id(t) in self.pooled), None)
-        if origin is not None and self.pooling and now:
-            self.found = origin
-            return
+        origins = [self.changed[id(t)][1] for t in tensors_in(given) if id(t) in self.changed]
+        origin = min(origins, key=lambda o: o.pooled, default=None)
+        most = max((t.numel() for t in tensors_in(given)), default=0)
         for tensor, old, new in zip(tensors_in(output), expected[1], now, strict=True):
             state = _state(old, new)
-            if state in ("same", "own"):
+            padded = state == "without places" and new.longer and tensor.numel() >= most
+            if state in ("same", "own") or (origin is None and padded):
                 continue
-            blamed = origin or Opening(self.module_name, name, location_of_frame(caller()))
-            if state == "seen":
+            pooled = state == "without places"
+            blamed = origin or Opening(self.module_name, name, location_of_frame(caller()), pooled)
+            self.changed[id(tensor)] = (tensor, blamed)
+            if self.pooling or not pooled:
                 self.found = blamed
-                return
-            if not new.longer:
-                self.pooled[id(tensor)] = (tensor, blamed)
 
 
 def _print(x: torch.Tensor, length: int, upto: int) -> _Print:

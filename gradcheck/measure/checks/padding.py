@@ -108,6 +108,8 @@ class _Case:
         if not chosen:
             return None
         whole = self._output(self.inputs)
+        if whole.dim() < 2:
+            raise Unmeasured("the output has no entry for each sequence")
         try:
             pairs = [self._pair(i) for i in chosen]
         except Unmeasured:
@@ -118,7 +120,7 @@ class _Case:
         changes = [(_cut(a, b.shape) - b).double() for a, b in pairs]
         change = float(torch.cat([c.reshape(-1) for c in changes]).square().mean().sqrt())
         size = float(torch.cat([b.reshape(-1) for _, b in pairs]).double().square().mean().sqrt())
-        rows = whole.double().reshape(-1, whole.shape[-1]) if whole.dim() > 1 else whole.double()[:, None]
+        rows = whole.double().reshape(-1, whole.shape[-1])
         spread = float((rows - rows.mean(0)).square().mean().sqrt())
         lengths, length = self.padded.lengths, self.padded.length
         found = Padding(

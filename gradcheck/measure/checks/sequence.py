@@ -47,14 +47,18 @@ class _Case:
 
     def facts(self) -> SequenceFacts:
         batches = self.scene.workload.batches
-        passes = [self._pass(batches[0])]
+        try:
+            passes = [self._pass(batches[0])]
+        except Exception:  # detectors give boxes in evaluation mode, and no loss
+            raise Unmeasured("the training step does not run in evaluation mode") from None
         if not passes[0].seen.asked:
             return SequenceFacts()
         passes += [self._pass(batches[i]) for i in self._others(passes[0].seen.asked)]
         passes = [p for p in passes if len(p.seen.asked) == len(passes[0].seen.asked)]
         telling = max(passes, key=lambda p: sum(int((a.target != a.ignored).sum()) for a in p.seen.asked))
         aligned = {(i, j): a for i, j, a in self._alignments(telling.seen)}
-        supervision = [self._supervision(j, passes, aligned) for j in range(len(passes[0].seen.asked))]
+        losses = [j for j, asked in enumerate(passes[0].seen.asked) if not asked.picked]
+        supervision = [self._supervision(j, passes, aligned) for j in losses]
         streams = [self._stream(telling, i, j, a) for (i, j), a in aligned.items()]
         return SequenceFacts(tuple(streams), tuple(supervision))
 
@@ -142,7 +146,8 @@ class _Case:
         place = opening(step, self.names, (length, length), t + 1)
         if place is None:
             return found
-        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.trainee.model, self.scene.sites))
+        site = site_of(place, self.trainee.model, self.scene.sites)
+        return replace(found, at=place.layer, operation=place.operation, site=site, pooled=place.pooled)
 
 
 def _places(supervised: torch.Tensor) -> list[int]:
