@@ -81,11 +81,16 @@ _MEANING = "which one is meant cannot be read from the numbers"
 
 # Remedies that rules name and no treatment applies, and why.
 ADVICE_ONLY: dict[str, str] = {
+    "asymmetric-sides": "what is to hold embeddings apart is the author's choice",
     "balance-classes": "how classes are to count depends on what mistakes cost",
     "balance-experts": "the balancing term is one of the loss, which is the user's",
     "causal-mask": "where places are kept from seeing later ones is written differently in each model",
+    "check-arguments": _MEANING,
     "check-data-path": _MEANING,
     "check-extensions": "it is an installation that fails, not the model",
+    "check-pairs": "the data that are compared come from the user's script",
+    "check-reward": "what a reward looks at is part of the task",
+    "check-term": _MEANING,
     "drop-duplicates": "repeated samples may be weights on purpose",
     "drop-features": "a feature that is constant here may vary in other data",
     "drop-last": "batches come from the user's loader",
@@ -106,6 +111,7 @@ ADVICE_ONLY: dict[str, str] = {
     "remove-unused-modules": "an unused module may be used elsewhere",
     "scale-attention": "where the scores are scaled is written differently in each attention",
     "shift-labels": "whether the script or the model shifts them is the author's to say",
+    "smooth-activation": "which derivatives the equation takes is part of the task",
     "smaller-batch": "batches come from the user's loader",
     "supervise-targets": "what is to be predicted is part of the task",
     "synchronise-ranks": "how a training is spread over processes is decided where it is launched",
