@@ -78,8 +78,8 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     loop = m.loop
     if loop is None:
         return not_applicable(NO_SCRIPT)
-    if loop.rates is None:
-        return not_measured("the rate was not looked at in each step")
+    if not loop.rates:
+        return not_measured("the rate was not looked at in each step" if loop.rates is None else "the script took no step")
     if len(set(loop.rates)) < 2 and (any(loop.rates) or not loop.base_rate):
         return not_applicable("the rate does not change over the steps of the script")
     finding = _exploding(loop, loop.rates, limits) or _dying(loop, loop.rates, limits)

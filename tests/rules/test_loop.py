@@ -120,6 +120,9 @@ class TestEvaluationMode:
 
 
 class TestScheduleKillsRate:
+    def test_a_script_that_took_no_step_shows_no_schedule(self):
+        assert no_verdict(schedule_kills_rate, seen(rates=(), steps=0, base_rate=0.1)) == "not-measured"
+
     @pytest.mark.parametrize(
         ("rates", "expected"),
         [
