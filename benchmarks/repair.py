@@ -33,8 +33,8 @@ from gradcheck.config import Settings
 from gradcheck.fix import Fixed, fix_target, terms_of
 from gradcheck.fixing.exam import severities
 from gradcheck.fixing.ward import Terms, Ward
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
-from gradcheck.remedies.protocol import Inapplicable, Patient
 from gradcheck.remedies.vocabulary import VOCABULARY
 from gradcheck.target.objects import from_objects
 from gradcheck.target.spec import TargetSpec

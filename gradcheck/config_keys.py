@@ -220,7 +220,7 @@ def _assertions(value: object, place: Place) -> tuple[Assertion, ...]:
 
 def _assertion(name: str, value: object, place: Place) -> Assertion:
     """`{ max = 1.8 }` or `["warning", { max = 1.8 }]`."""
-    from gradcheck.judge.assertions import known_names
+    from gradcheck.judge.stats import known_names
 
     kind = name.partition(":")[0]
     if kind not in ("stat", "score") or (kind == "stat" and name not in known_names()):

@@ -20,11 +20,12 @@ from gradcheck.judge.judge import judge
 from gradcheck.judge.protocol import Rule
 from gradcheck.measure.checks.lifted import DROPOUT, SMOOTHING, Noise, lift, without_penalty
 from gradcheck.measure.measure import SMALL_STEP, Plan, on_copies
+from gradcheck.measure.treated import admit
 from gradcheck.nouns.checks import Cost
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import admit, changes_loss
+from gradcheck.remedies.protocol import changes_loss
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.target.rng import seed_all
 from gradcheck.target.workload import Workload

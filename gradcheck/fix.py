@@ -19,11 +19,11 @@ from gradcheck.fixing.therapy import Therapy
 from gradcheck.fixing.ward import Terms, Ward
 from gradcheck.measure.clip import clip_gradients
 from gradcheck.measure.measure import SMALL_STEP
+from gradcheck.measure.treated import Patient
 from gradcheck.measure.untouched import untouched
 from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome
-from gradcheck.remedies.protocol import Patient
 from gradcheck.remedies.source import SourcePlan, plan_edits
 from gradcheck.remedies.vocabulary import VOCABULARY
 from gradcheck.scan import Progress, scan_workload

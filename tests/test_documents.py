@@ -60,8 +60,7 @@ def test_the_index_of_the_guides_names_them_all() -> None:
 
 
 def test_the_guide_for_ci_names_every_format_statistic_and_score() -> None:
-    from gradcheck.judge.scores import CATEGORIES
-    from gradcheck.judge.stats import STATS
+    from gradcheck.judge.stats import CATEGORIES, STATS
     from gradcheck.report.outputs import FORMATS
 
     guide = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")

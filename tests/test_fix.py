@@ -14,7 +14,7 @@ from gradcheck.config import Settings
 from gradcheck.errors import ConfigError
 from gradcheck.fix import Fixed, fix_workload, terms_of
 from gradcheck.fixing.ward import Ward
-from gradcheck.remedies.protocol import admit
+from gradcheck.measure.treated import admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.target.objects import from_objects
 from tests.test_no_trace import loss, process_state, users

@@ -11,7 +11,7 @@ import torch
 
 from gradcheck.capture.events import Watched
 from gradcheck.measure.fork import copy_optimizer
-from gradcheck.measure.probe import needs_closure
+from gradcheck.measure.stepping import needs_closure
 
 SHARED = 0.8  # of the steps: the others may be the first or the last of a loop
 

@@ -29,7 +29,7 @@ from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
 from gradcheck.progress import FEWEST_STEPS, outcome
 from gradcheck.target.comments import snippets
-from gradcheck.target.importing import failure
+from gradcheck.target.failure import failure
 from gradcheck.target.workload import Workload
 
 REPEATED = NotMeasured("probe", "")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gradcheck.config import Settings
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Finding, Severity
-from gradcheck.remedies.protocol import Patient
 from gradcheck.scan import scan_workload
 
 TREATED: tuple[Severity, ...] = ("error", "warning")  # what is treated; information is left to the user

@@ -19,8 +19,8 @@ from gradcheck.fixing.performance import WELL
 from gradcheck.fixing.plan import allowed
 from gradcheck.fixing.rates import ADAPTIVE, adapts, rate_of, usual_rates, with_rate, without_rate
 from gradcheck.fixing.ward import PATIENCE, Plan, TimeUp, Ward, signature
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.nouns.measurement import Measurement
-from gradcheck.remedies.protocol import Inapplicable
 
 Entry = tuple[float, Plan]  # loss in units of chance
 

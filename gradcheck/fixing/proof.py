@@ -13,9 +13,9 @@ from gradcheck.fixing.general import CLEAR, SLOW
 from gradcheck.fixing.performance import WELL, Result, compare
 from gradcheck.fixing.therapy import WORSE, Therapy
 from gradcheck.fixing.ward import Plan, TimeUp
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Effect, Outcome, OutcomeStatus, Prescription, Proof
-from gradcheck.remedies.protocol import Inapplicable
 
 MORE_SEEDS = 2  # where three pairs show a gain and do not rule noise out,
 SECOND_LOOK = 0.975  # at an interval that makes up for looking twice

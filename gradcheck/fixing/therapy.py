@@ -15,10 +15,10 @@ from gradcheck.fixing.performance import WELL, Result
 from gradcheck.fixing.plan import allowed, prescriptions, refused
 from gradcheck.fixing.rates import LOWER, RAISE, rate_treatment, without_rate
 from gradcheck.fixing.ward import PATIENCE, Plan, TimeUp, Ward, signature
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Outcome, OutcomeStatus, Prescription
 from gradcheck.progress import verdict
-from gradcheck.remedies.protocol import Inapplicable
 
 ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what lay behind it
 WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)

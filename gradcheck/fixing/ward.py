@@ -10,9 +10,10 @@ from gradcheck.config import Settings
 from gradcheck.errors import GradcheckError
 from gradcheck.fixing.exam import Seen, examine
 from gradcheck.fixing.performance import WELL, Result, result_of
+from gradcheck.measure.treated import Inapplicable, Patient, admit
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.treatment import Prescription
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment, admit
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.target.rng import preserve_rng, seed_all
 from gradcheck.target.workload import Workload
 from gradcheck.trial.paired import FEWEST_STEPS, Course

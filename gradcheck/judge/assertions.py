@@ -10,8 +10,8 @@ from gradcheck.config_keys import Assertion
 from gradcheck.errors import ConfigError
 from gradcheck.judge.gate_rules import failed_assertion
 from gradcheck.judge.protocol import found
-from gradcheck.judge.scores import CATEGORIES, scores
-from gradcheck.judge.stats import STATS, aggregated, values
+from gradcheck.judge.scores import scores
+from gradcheck.judge.stats import CATEGORIES, aggregated, values
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding
 
@@ -66,8 +66,3 @@ def _value(assertion: Assertion, report: Report, lower: bool) -> tuple[float | N
         raise ConfigError(f"unknown score {name!r} in {assertion.name!r}", hint=f"scores: {', '.join(every)}", location=assertion.location)
     value = every.get(name)
     return (None if value is None else float(value)), "of 100"
-
-
-def known_names() -> tuple[str, ...]:
-    """What can be asserted, as far as it does not depend on rule packs."""
-    return (*(f"stat:{name}" for name in STATS), *(f"score:{name}" for name in CATEGORIES))

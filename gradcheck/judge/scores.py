@@ -17,19 +17,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gradcheck.judge.stats import CATEGORIES
 from gradcheck.nouns.coverage import coverage
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, Severity
 
-# Name in assertions -> title, families of rules. Families of other packs get a category of their own; META is about comments.
-CATEGORIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "gradients": ("Gradient flow", ("GRAD", "CLIP")),
-    "signal": ("Weights and activations", ("INIT", "ACT", "NORM")),
-    "wiring": ("Wiring", ("GRAPH", "LOOP", "SEQ", "MOE")),
-    "data": ("Data and loss", ("DATA", "LOSS")),
-    "optimization": ("Optimization", ("OPT", "REG")),
-    "numerics": ("Numerics", ("NUM",)),
-}
 UNSCORED = ("META",)
 BANDS: Mapping[Severity, tuple[int, int]] = {"error": (0, 49), "warning": (50, 89), "info": (90, 99)}
 AT_LIMIT = 0.9  # what one finding right at its limit leaves of the band

@@ -6,10 +6,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.progress import start_and_end
+
+if TYPE_CHECKING:
+    pass
+
+# Name in assertions -> title, families of rules. Families of other packs get a category of their own; META is about comments.
+CATEGORIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "gradients": ("Gradient flow", ("GRAD", "CLIP")),
+    "signal": ("Weights and activations", ("INIT", "ACT", "NORM")),
+    "wiring": ("Wiring", ("GRAPH", "LOOP", "SEQ", "MOE")),
+    "data": ("Data and loss", ("DATA", "LOSS")),
+    "optimization": ("Optimization", ("OPT", "REG")),
+    "numerics": ("Numerics", ("NUM",)),
+}
 
 Aggregate = Literal["median", "optimistic", "pessimistic"]
 AGGREGATES: tuple[Aggregate, ...] = ("median", "optimistic", "pessimistic")
@@ -89,3 +102,8 @@ def aggregated(numbers: Sequence[float], aggregate: Aggregate, *, lower: bool) -
     if aggregate == "median":
         return median(finite)
     return min(finite) if (aggregate == "optimistic") == lower else max(finite)
+
+
+def known_names() -> tuple[str, ...]:
+    """What can be asserted, as far as it does not depend on rule packs."""
+    return (*(f"stat:{name}" for name in STATS), *(f"score:{name}" for name in CATEGORIES))

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 
 from gradcheck.measure import kinds
-from gradcheck.measure.data import named_tensors
 from gradcheck.measure.structure import Graph, parents
 from gradcheck.measure.taps import Call
 from gradcheck.nouns.checks import Difference, LossOperation
 from gradcheck.nouns.places import Location
+from gradcheck.target.tensors import named_tensors
 
 Operation = Literal["log", "exp", "division"]
 Source = Literal["softmax", "sigmoid", "sum of exponentials", "output", "other"]

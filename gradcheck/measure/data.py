@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from gradcheck.measure import duplicates
 from gradcheck.nouns.measurement import DataFacts, InputFacts, LabelFacts, LayerKind
+from gradcheck.target.tensors import batch_size, named_tensors
 
 MOST_FEATURES = 100_000
 MOST_MOMENTS = 64  # features whose moments are kept
@@ -43,23 +44,6 @@ def data_facts(
     labels = _labels(targets, classes, ignore_index)
     size = batch_size(batches[0]) if batches else 0
     return DataFacts(given, len(batches), size, facts, labels, repeated=len(batches) < steps)
-
-
-def named_tensors(value: Any, name: str = "input") -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors of a batch with their path in it: "input_ids", "0", "1.2"."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from named_tensors(item, str(key))
-    elif isinstance(value, (tuple, list)):
-        for i, item in enumerate(value):
-            yield from named_tensors(item, str(i) if name == "input" else f"{name}.{i}")
-
-
-def batch_size(batch: Any) -> int:
-    first = next((t for _, t in named_tensors(batch) if t.dim()), None)
-    return first.shape[0] if first is not None else 1
 
 
 @torch.no_grad()

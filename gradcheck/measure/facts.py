@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.probe import lr_of
+from gradcheck.measure.stepping import lr_of
 from gradcheck.nouns.measurement import Environment, OptimizerFacts
 from gradcheck.nouns.places import Location
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.data import batch_size
 from gradcheck.measure.fork import fork
+from gradcheck.target.tensors import batch_size
 from gradcheck.target.workload import Workload
 
 TRIED = 8  # samples with which it is found out whether batches can be cut

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure import by_hand, data, disconnected, losses, zero_derivatives
+from gradcheck.measure import by_hand, disconnected, losses, zero_derivatives
 from gradcheck.measure.fork import Trainee
 from gradcheck.measure.losses import IGNORED
 from gradcheck.measure.observe import SeenSoftmax, Tracer
@@ -20,6 +20,7 @@ from gradcheck.nouns.checks import Difference, LossOperation
 from gradcheck.nouns.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Similarity, Softmax, ZeroDerivative
 from gradcheck.nouns.places import Location
 from gradcheck.target.assignments import assignment_of
+from gradcheck.target.tensors import batch_size, named_tensors
 from gradcheck.target.workload import Workload
 
 REST = 0.2  # of the loss, beside those that are known: a penalty
@@ -60,7 +61,7 @@ class FirstStep:
         """Loss of the best constant prediction on one small batch, and of the best there is; None unless the loss is a single known one."""
         if self.main is None or self.chance is None or len(self.losses) != 1:
             return None, 0.0
-        target = dict(data.named_tensors(batch)).get(self.main.target)
+        target = dict(named_tensors(batch)).get(self.main.target)
         if target is None:
             return None, 0.0
         known = self.main.function, self.classes, [target], self.main.options
@@ -91,7 +92,7 @@ def read(
     first = next((c.kind for c in taps.calls if c.kind in _FIRST_KINDS), None)
     said = FirstStep(
         losses=loss_calls(taps, sites),
-        softmaxes=tuple(_softmax(seen, taps, data.batch_size(batch)) for seen in taps.softmaxes),
+        softmaxes=tuple(_softmax(seen, taps, batch_size(batch)) for seen in taps.softmaxes),
         similarities=tuple(dict.fromkeys(taps.similarities.found)),
         mixes=tuple(taps.mixes),
         loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
@@ -169,9 +170,9 @@ def _targets(said: FirstStep, taps: Tracer, workload: Workload, loss: float) -> 
 def _name_in(batch: Any, target: torch.Tensor) -> str | None:
     """Name of the batch's own tensor that the target is, or is a view of."""
     place = (target.data_ptr(), target.numel())
-    return next((name for name, t in data.named_tensors(batch) if t is target or (t.data_ptr(), t.numel()) == place), None)
+    return next((name for name, t in named_tensors(batch) if t is target or (t.data_ptr(), t.numel()) == place), None)
 
 
 def _entries(batches: Sequence[Any], name: str) -> list[torch.Tensor]:
-    found = [dict(data.named_tensors(b)).get(name) for b in batches]
+    found = [dict(named_tensors(b)).get(name) for b in batches]
     return [t for t in found if t is not None]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -133,3 +134,23 @@ def copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> to
         twin.__dict__[name] = copy.deepcopy(value, memo)
     twin._patch_step_function()
     return twin
+
+
+@contextmanager
+def restored(trainee: Trainee) -> Iterator[None]:
+    """Puts back what running the model without steps changes: buffers, modes and gradients."""
+    buffers = [(b, b.detach().clone()) for b in trainee.model.buffers()]
+    modes = [(m, m.training) for m in trainee.model.modules()]
+    gradients = [(p, p.grad) for p in trainee.model.parameters()]
+    for p, _ in gradients:
+        p.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in buffers:
+                buffer.copy_(values)
+        for module, mode in modes:
+            module.training = mode
+        for p, gradient in gradients:
+            p.grad = gradient

@@ -20,8 +20,9 @@ from gradcheck.measure.gaps import described, gaps, more_time, unread_layers
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.observe import Tracer
 from gradcheck.measure.parameters import StepWatch, Watched, nouns, watch
-from gradcheck.measure.probe import EARLY, FINAL_STEPS, Training, lr_of, take_step
+from gradcheck.measure.probe import EARLY, FINAL_STEPS, Training
 from gradcheck.measure.profile import profile
+from gradcheck.measure.stepping import lr_of, take_step
 from gradcheck.measure.structure import Fate, Graph
 from gradcheck.measure.taps import Taps
 from gradcheck.measure.untouched import untouched

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from gradcheck.measure.local import local
+from gradcheck.measure.norms import as_numbers, as_real, gradient_of, norms_of
 from gradcheck.measure.statistics import spread
 from gradcheck.nouns.measurement import Parameter, ParameterStep
 from gradcheck.nouns.places import Location
@@ -90,7 +91,7 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
         if groups and groups[0].get("lr") is not None:
             watched.lr = float(groups[0]["lr"])
         watched.weight_decay = max((float(g.get("weight_decay") or 0.0) for g in groups), default=0.0)
-        values = _plain(p.detach())
+        values = as_real(p.detach())
         if values.numel():
             watched.mean = values.mean().item()
             watched.std = values.std(correction=0).item()
@@ -111,9 +112,9 @@ class StepWatch:
         self.watched = sorted((w for w in watched if _count(w.tensor)), key=lambda w: _count(w.tensor) > SAMPLE)
         self.step = step
         self.rows = look_at_rows
-        self.gradients = [_gradient(w.tensor) for w in self.watched]
+        self.gradients = [gradient_of(w.tensor) for w in self.watched]
         present = [g for g in self.gradients if g is not None and g.numel()]
-        norms = _norms([*(_plain(w.tensor) for w in self.watched), *present])
+        norms = norms_of([*(as_real(w.tensor) for w in self.watched), *present])
         self.norms, found = norms[: len(self.watched)], iter(norms[len(self.watched) :])
         self.total_norm = math.sqrt(math.fsum(n * n for n in norms[len(self.watched) :]))  # of all gradients together
         self.gradient_norms = [None if g is None else next(found) if g.numel() else 0.0 for g in self.gradients]
@@ -209,7 +210,7 @@ def equal_rows(weight: torch.Tensor, gradient: torch.Tensor | None) -> tuple[flo
     side, where they are compared entry by entry.
     """
     weight = local(weight.detach())
-    rows = _plain(weight).reshape(weight.shape[0], -1)
+    rows = as_real(weight).reshape(weight.shape[0], -1)
     low, high = torch.aminmax(rows) if rows.numel() else (torch.zeros(()), torch.zeros(()))
     constant = bool(low == high) and rows.numel() > 1
     if rows.shape[0] < 2 or rows.shape[1] < 2:
@@ -238,57 +239,17 @@ def _has_twin(rows: torch.Tensor) -> torch.Tensor:
     return twin
 
 
-def total_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """2-norm of all gradients together."""
-    gradients = [g for p in parameters if (g := _gradient(p)) is not None and g.numel()]
-    return math.sqrt(math.fsum(n * n for n in _norms(gradients)))
-
-
-def _norms(tensors: Sequence[torch.Tensor]) -> list[float]:
-    """2-norms in one batched call; in float64 where float32 underflows or overflows."""
-    if not tensors:
-        return []
-    found = _listed(torch._foreach_norm(list(tensors)))
-    for i, (value, tensor) in enumerate(zip(found, tensors, strict=True)):
-        if not 1e-15 < value < 1e18:
-            found[i] = tensor.double().norm().item()
-    return found
-
-
 def _largest(tensors: Sequence[torch.Tensor]) -> list[float]:
     """Largest |x| of each. One pass: torch's infinity norm is ten times as slow as its minimum and maximum together."""
     pairs = [torch.aminmax(t) for t in tensors]
-    lows, highs = _listed([p.min for p in pairs]), _listed([p.max for p in pairs])
+    lows, highs = as_numbers([p.min for p in pairs]), as_numbers([p.max for p in pairs])
     return [max(-low, high) if low == low else low for low, high in zip(lows, highs, strict=True)]
-
-
-def _listed(scalars: Sequence[torch.Tensor]) -> list[float]:
-    """0-d tensors as numbers, with one transfer from each device."""
-    if not scalars:
-        return []
-    devices = {t.device for t in scalars}
-    return torch.stack([t.double().cpu() for t in scalars] if len(devices) > 1 else [t.float() for t in scalars]).tolist()
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """As real float32 or float64; of a DTensor the local part, here and below."""
-    tensor = local(tensor)
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def _count(tensor: torch.Tensor) -> int:
     """Real numbers in it."""
     tensor = local(tensor)
     return tensor.numel() * (2 if tensor.is_complex() else 1)
-
-
-def _gradient(p: torch.Tensor) -> torch.Tensor | None:
-    if p.grad is None:
-        return None
-    gradient = local(p.grad.detach())
-    return _plain(gradient.coalesce().values() if gradient.is_sparse else gradient)
 
 
 def _sampled(tensor: torch.Tensor) -> torch.Tensor:

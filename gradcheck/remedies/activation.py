@@ -10,6 +10,7 @@ from dataclasses import replace
 from torch import nn
 
 from gradcheck.judge.layers import in_order
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.treatment import Prescription, Setting
@@ -27,7 +28,7 @@ from gradcheck.remedies.prescribing import (
     usual_activation,
     weight_names,
 )
-from gradcheck.remedies.protocol import Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import operand, rewrite, torch_function
 from gradcheck.remedies.surgery import follow, rewired, swap
 

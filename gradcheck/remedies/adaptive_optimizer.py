@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strength, Treatment
+from gradcheck.remedies.protocol import Settings, Strength, Treatment
 
 USUAL_RATE, MOST_DECAY = 1e-3, 0.01  # AdamW's defaults in torch
 

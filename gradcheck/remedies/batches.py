@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.data import named_tensors
-from gradcheck.remedies.protocol import Inapplicable
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.target.batches import map_structure, tensors_of
 from gradcheck.target.step import split
+from gradcheck.target.tensors import named_tensors
 from gradcheck.target.workload import Batch
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from gradcheck.measure.checks.lifted import void
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.batches import joined
 from gradcheck.remedies.prescribing import is_tuned
-from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Treatment
+from gradcheck.remedies.protocol import Settings, Treatment
 from gradcheck.remedies.surgery import rewired, swap
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.rng import preserve_rng

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.progress import verdict
-from gradcheck.remedies.protocol import Patient, Settings, Strength, Treatment
+from gradcheck.remedies.protocol import Settings, Strength, Treatment
 from gradcheck.remedies.surgery import path_now
 from gradcheck.target.workload import Clipping
 

@@ -9,13 +9,14 @@ from typing import Literal
 
 import torch
 
-from gradcheck.measure.data import batch_size
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import InputFacts, LossCall, Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.batches import input_indices, joined, picked, replaced, target_index, tensor_at
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.target.batches import tensors_of
+from gradcheck.target.tensors import batch_size
 from gradcheck.target.workload import Batch
 
 Axis = Literal["feature", "channel", "all"]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gradcheck.measure.checks.lifted import RATES
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.checks import Dropout
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.places import Location
@@ -17,7 +18,7 @@ from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.activation import placed, places, sites_of
 from gradcheck.remedies.prescribing import body_activations, listed
-from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strength, Treatment
+from gradcheck.remedies.protocol import Settings, Strength, Treatment
 from gradcheck.remedies.rewriting import rewrite, rewrite_method, torch_function
 from gradcheck.remedies.surgery import follow, module_at
 

@@ -12,11 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.judge.layers import body, constant_at_start, gain, parameters_by_name
 from gradcheck.judge.signal import GAINS
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Layer, Measurement, Parameter
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.prescribing import DEEP, is_tuned, listed, number, several, usual_activation, weight_names, weighted_layers, whole
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.surgery import module_at, parameter_at
 
 CHECKPOINT = "saved checkpoints still load; initial weights matter only for training from scratch"

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from gradcheck.judge.layers import bias, in_order, parameters_by_name
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Layer, LossCall, Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT, weights_of
 from gradcheck.remedies.prescribing import is_tuned, number
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.surgery import module_at
 
 SMALLEST_FACTOR = 1e-3

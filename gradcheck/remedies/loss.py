@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import LossCall, Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.batches import replaced, target_index, tensor_at
 from gradcheck.remedies.outputs import Map, edit_code, map_output
-from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Treatment
+from gradcheck.remedies.protocol import Settings, Treatment
 from gradcheck.remedies.rewriting import operand, torch_function
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.step import classes_are_last

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.batches import replaced, target_index, tensor_at
 from gradcheck.remedies.outputs import edit_code, map_output
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.target.outputs import as_scalar
 from gradcheck.target.step import apply_loss
 from gradcheck.target.workload import Batch, TrainingStep

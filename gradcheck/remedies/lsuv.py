@@ -11,12 +11,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from gradcheck.judge.layers import constant_at_start, parameters_by_name, weight
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT, Weight, fill, orthogonal, weights_of
 from gradcheck.remedies.prescribing import SATURATING, body_layers, is_tuned, listed, several, usual_activation, weight_names
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.target.rng import preserve_rng
 
 TOLERANCE = 0.05  # of the standard deviation, around 1

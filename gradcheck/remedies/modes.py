@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.prescribing import listed
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import Method, bind, own_methods
 from gradcheck.remedies.surgery import module_at, path_now
 from gradcheck.target.rng import preserve_rng

@@ -11,11 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.judge.layers import usual_normalization
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.prescribing import body_layers, several, weighted_layers
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import follow, like, module_at, path_now, rewired, swap
 

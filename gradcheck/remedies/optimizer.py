@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from gradcheck.judge.rates import update_ratio
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.progress import DIVERGED, best_experiment, depends_on_order, verdict
-from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strength, Treatment
+from gradcheck.remedies.protocol import Settings, Strength, Treatment
 
 BEST_RATIO = 0.02  # update over weight at step 10; the same for SGD, momentum and Adam (calibration E3: 0.019 to 0.023)
 LARGEST_RATIO = 1.0  # updates as large as the weights: it is breaking up, and larger ones say no more about the rate

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import LossCall, Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.activation import replace_one
 from gradcheck.remedies.outputs import edit_code
-from gradcheck.remedies.protocol import Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import operand
 from gradcheck.remedies.surgery import rewired
 

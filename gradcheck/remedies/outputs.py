@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.places import Location
-from gradcheck.remedies.protocol import Inapplicable, Patient
 from gradcheck.remedies.rewriting import Edit, TreeEdit, bind, own_methods, rewrite, rewritten, transformed
 from gradcheck.remedies.surgery import require_running
 from gradcheck.target.outputs import as_scalar

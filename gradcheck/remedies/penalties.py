@@ -10,11 +10,12 @@ import math
 import torch
 from torch import nn
 
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Measurement, Parameter
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.hooks import Penalty, Proximal
-from gradcheck.remedies.protocol import Patient, Settings, Strength, Treatment
+from gradcheck.remedies.protocol import Settings, Strength, Treatment
 from gradcheck.remedies.weight_decay import spare_vectors
 
 MEAN_OVER_RMS = 0.8  # of |w|, for normal weights; 0.87 for uniform ones

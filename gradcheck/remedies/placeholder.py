@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import bind, own_methods
 from gradcheck.remedies.surgery import require_running
 

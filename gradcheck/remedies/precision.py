@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.outputs import edit_all_code
-from gradcheck.remedies.protocol import Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import expression
 
 

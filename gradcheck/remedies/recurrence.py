@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization_recurrent import FORGET_BIAS, remember
 from gradcheck.remedies.prescribing import is_tuned, made_with
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.surgery import like, module_at, rewired, swap
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.rng import preserve_rng

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.dropout import lower_dropout, places_of
 from gradcheck.remedies.label_smoothing import set_smoothing
-from gradcheck.remedies.protocol import Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.weight_decay import weaken_penalty
 
 LOW_DROPPED = 0.1

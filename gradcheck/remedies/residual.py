@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from gradcheck.judge.layers import in_order, parameters_by_name
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT
 from gradcheck.remedies.prescribing import SATURATING, body_layers, is_tuned, number, several, usual_activation
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.surgery import module_at, rewired, wrap
 from gradcheck.target.rng import preserve_rng
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.places import Location
-from gradcheck.remedies.protocol import Inapplicable, Patient
 from gradcheck.target.sites import display_path
 
 # An expression of a function to what replaces it; None: it is not the one that is meant.

@@ -7,10 +7,11 @@ import types
 
 from torch import nn
 
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Measurement, Softmax
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import expression, operand, rewrite
 from gradcheck.remedies.surgery import module_at
 

@@ -7,11 +7,12 @@ import functools
 import types
 from collections.abc import Callable
 
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.outputs import edit_code
-from gradcheck.remedies.protocol import Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import torch_function
 
 SMALL, SHIFT, LARGEST = 1e-8, 1e-6, 20.0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.protocol import Inapplicable, Patient
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.target.rng import preserve_rng
 from gradcheck.target.training_mode import set_mode
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.checks import Attention
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
@@ -16,7 +17,7 @@ from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.initialization import CHECKPOINT
 from gradcheck.remedies.normalization import features_of
 from gradcheck.remedies.prescribing import is_tuned, number, several
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import bind, method_of
 from gradcheck.remedies.surgery import follow, like, module_at, rewired
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies import (
     activation,
@@ -37,7 +38,7 @@ from gradcheck.remedies import (
     wiring,
     zero_derivatives,
 )
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 
 MODULES = (
     loop,

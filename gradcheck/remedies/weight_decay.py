@@ -9,10 +9,11 @@ from torch import nn
 
 from gradcheck.judge.rates import gentle_decay
 from gradcheck.measure.checks.lifted import without_penalty
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Inapplicable, Patient, Settings, Strength, Treatment
+from gradcheck.remedies.protocol import Settings, Strength, Treatment
 
 USUAL_DECAY = 0.01  # AdamW's default
 COUPLED = ("Adam", "NAdam", "RAdam")  # those of torch that can decouple their decay

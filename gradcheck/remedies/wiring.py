@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Cut, Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.prescribing import several
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import operand, rewrite, rewrite_method
 from gradcheck.remedies.surgery import join, module_at, remove_parameters, rewired
 from gradcheck.target.rng import preserve_rng

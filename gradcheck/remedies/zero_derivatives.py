@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.measurement import Measurement, ZeroDerivative
 from gradcheck.nouns.treatment import Prescription, Setting
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.prescribing import listed, several
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import join, module_at, rewired
 

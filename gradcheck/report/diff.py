@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradcheck.judge.diff import STATES, FindingChange, NumberChange, TargetDiff
-from gradcheck.judge.scores import CATEGORIES
+from gradcheck.judge.stats import CATEGORIES
 from gradcheck.nouns.verdict import Evidence
 from gradcheck.report.json import as_plain
 from gradcheck.report.markdown import MARKER, code, escape

@@ -14,7 +14,7 @@ from gradcheck import __version__
 from gradcheck.errors import ConfigError
 from gradcheck.judge.protocol import Rule
 from gradcheck.judge.registry import builtin_rules, load_rules
-from gradcheck.judge.scores import CATEGORIES
+from gradcheck.judge.stats import CATEGORIES
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import RuleState, Severity

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from gradcheck.errors import TargetError
-from gradcheck.target.importing import failure
+from gradcheck.target.failure import failure
 from gradcheck.target.workload import Batch
 
 BATCH_SIZE = 32

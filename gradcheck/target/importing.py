@@ -17,9 +17,9 @@ from types import ModuleType
 from typing import Any
 
 from gradcheck.errors import TargetError
-from gradcheck.nouns.places import Location, path_and_cell
+from gradcheck.target.failure import failure
 from gradcheck.target.rng import preserve_rng, seed_all
-from gradcheck.target.sites import Sites, display_path, location_of_traceback, origin_of, record_sites
+from gradcheck.target.sites import Sites, display_path, origin_of, record_sites
 
 # The user's modules of the latest load. They stay importable (a forward method may import late) until the next load runs them afresh.
 _loaded: dict[str, ModuleType] = {}
@@ -168,25 +168,6 @@ def _failures(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise failure(what, error) from error
-
-
-def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
-    """A TargetError for an exception out of the user's code, at the user's innermost line."""
-    place = location_of_traceback(error.__traceback__)
-    if isinstance(error, SyntaxError) and error.filename:
-        column = error.offset or 1
-        path, cell = path_and_cell(display_path(error.filename))
-        place = Location(path, error.lineno or 1, column, error.end_lineno or 0, error.end_offset or 0, cell=cell)
-        hint = hint or "correct the syntax"
-    elif isinstance(error, ModuleNotFoundError):
-        hint = hint or f"install what provides {error.name} in the environment that gradcheck runs in, or run gradcheck from its folder"
-    elif isinstance(error, SystemExit):
-        message = f"{what}: it exits by itself (SystemExit: {error.code})"
-        next_step = "gradcheck imports the file: put what runs under `if __name__ == '__main__':`, so that importing only builds the model"
-        return TargetError(message, hint=hint or next_step, location=place)
-    text = str(error).strip()
-    first = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return TargetError(f"{what}: {first}", hint=hint or "correct it, or name another target", location=place)
 
 
 def required_arguments(function: Any) -> list[str]:

@@ -26,7 +26,7 @@ from gradcheck.target.placing import choose_device, choose_dtype
 from gradcheck.target.rng import seed_all
 from gradcheck.target.spec import TargetSpec
 from gradcheck.target.step import Loss, make_method_step, make_user_step
-from gradcheck.target.trial import Parts
+from gradcheck.target.trial import Maker, Parts
 from gradcheck.target.workload import TrainingStep, Workload
 
 DATA_NAMES = ("batch", "get_batch", "make_batch", "train_loader", "dataloader", "train_dataset", "batches")
@@ -173,7 +173,7 @@ def _takes_model(function: Callable[..., Any], name: str) -> bool:
 
 def _optimizer(
     spec: TargetSpec, current: Session, module: ModuleType, found: FoundModel, model: nn.Module, home: str
-) -> tuple[optimizers.Maker, bool]:
+) -> tuple[Maker, bool]:
     """(maker, whether the user said which optimizer)."""
     if spec.optimizer is not None:
         if ":" not in spec.optimizer:

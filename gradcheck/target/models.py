@@ -14,7 +14,8 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.nouns.measurement import Assumption
-from gradcheck.target.importing import failure, get_attribute, required_arguments
+from gradcheck.target.failure import failure
+from gradcheck.target.importing import get_attribute, required_arguments
 from gradcheck.target.rng import seed_all
 
 FACTORIES = ("build_model", "make_model", "get_model", "create_model")

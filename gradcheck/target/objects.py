@@ -22,7 +22,7 @@ from gradcheck.target.placing import choose_device, choose_dtype
 from gradcheck.target.rng import preserve_rng
 from gradcheck.target.sites import display_path, origin_of
 from gradcheck.target.step import make_user_step
-from gradcheck.target.trial import Parts
+from gradcheck.target.trial import Maker, Parts
 from gradcheck.target.workload import Batch, Workload
 
 
@@ -81,7 +81,7 @@ def from_objects(
     return workload
 
 
-def _maker(optimizer: torch.optim.Optimizer | None) -> optimizers.Maker:
+def _maker(optimizer: torch.optim.Optimizer | None) -> Maker:
     if optimizer is None:
         return optimizers.assumed_optimizer(None)
     if not isinstance(optimizer, torch.optim.Optimizer):

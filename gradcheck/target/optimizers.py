@@ -12,11 +12,10 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.nouns.measurement import Assumption
-from gradcheck.target.importing import failure
+from gradcheck.target.failure import failure
+from gradcheck.target.trial import Maker
 
 Optimizer = torch.optim.Optimizer
-# Builds the optimizer for the model that is measured; also says what it did.
-Maker = Callable[[nn.Module], tuple[Optimizer, Assumption]]
 
 
 def optimizer_by_name(name: str, lr: float | None) -> Maker:

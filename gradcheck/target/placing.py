@@ -9,7 +9,20 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.target.batches import map_structure
-from gradcheck.target.synthesize import FLOATS
+
+FLOATS = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "fp32": torch.float32,
+    "float64": torch.float64,
+    "double": torch.float64,
+    "fp64": torch.float64,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
 
 
 def choose_device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.target.batches import tensors_of
+from gradcheck.target.placing import FLOATS
 from gradcheck.target.step import Forward, Inputs, call, forward_of
 from gradcheck.target.transformers_inputs import is_transformer, transformer_inputs
 
@@ -26,19 +27,6 @@ _INTEGERS = {
     "int8": torch.int8,
     "uint8": torch.uint8,
     "long": torch.int64,
-}
-FLOATS = {
-    "float32": torch.float32,
-    "float": torch.float32,
-    "fp32": torch.float32,
-    "float64": torch.float64,
-    "double": torch.float64,
-    "fp64": torch.float64,
-    "float16": torch.float16,
-    "half": torch.float16,
-    "fp16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
 }
 _OTHERS = {"bool": torch.bool, "complex64": torch.complex64, "complex128": torch.complex128}
 # Without a bound, whole numbers for a model without embeddings are below this.

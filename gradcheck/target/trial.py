@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,14 @@ from gradcheck.errors import TargetError
 from gradcheck.nouns.measurement import Assumption
 from gradcheck.target.batches import Data, tensors_of
 from gradcheck.target.borrowing import stand_in
-from gradcheck.target.importing import failure
-from gradcheck.target.optimizers import Maker
+from gradcheck.target.failure import failure
 from gradcheck.target.placing import place_batch
 from gradcheck.target.step import Inputs, Loss, call, forward_of, split
 from gradcheck.target.training_mode import set_mode
 from gradcheck.target.workload import Batch, TrainingStep
+
+# Builds the optimizer for the model that is measured; also says what it did.
+Maker = Callable[[nn.Module], tuple[torch.optim.Optimizer, Assumption]]
 
 
 @dataclass

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.nouns.treatment import Prescription
-from gradcheck.remedies.protocol import Inapplicable
 from gradcheck.trial.ward import Pace, Result, Ward
 
 MOST_WORKERS = 4

@@ -12,15 +12,14 @@ from statistics import fmean, median
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.regularization import restored
-from gradcheck.measure.data import batch_size
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.parameters import total_norm
-from gradcheck.measure.probe import lr_of, take_step
+from gradcheck.measure.fork import Trainee, restored
+from gradcheck.measure.norms import total_norm
+from gradcheck.measure.stepping import lr_of, take_step
+from gradcheck.measure.treated import Patient
 from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.treatment import Effect
-from gradcheck.remedies.protocol import Patient
 from gradcheck.target.rng import preserve_rng, reseed
+from gradcheck.target.tensors import batch_size
 from gradcheck.target.training_mode import set_mode
 from gradcheck.target.workload import Batch, TrainingStep
 from gradcheck.trial.intervals import CONFIDENCE, paired_interval

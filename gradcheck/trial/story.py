@@ -235,7 +235,7 @@ def with_edits(result: TrialResult, report: Report, workload: Workload) -> Trial
 
 
 def _sample_counts(ward: Ward) -> tuple[int, int]:
-    from gradcheck.measure.data import batch_size
+    from gradcheck.target.tensors import batch_size
 
     w = ward.base(0).workload
     return sum(map(batch_size, w.batches)), sum(map(batch_size, w.val_batches))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from gradcheck.measure.treated import Patient
 from gradcheck.remedies.batches import replaced, target_index, tensor_at
-from gradcheck.remedies.protocol import Patient
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.step import call, split
 from gradcheck.target.workload import Batch, TrainingStep

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 
 from gradcheck.errors import TargetError
+from gradcheck.measure.treated import Patient, admit
 from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.trial import Task
-from gradcheck.remedies.protocol import Patient, admit
 from gradcheck.remedies.vocabulary import apply
 from gradcheck.target.rng import preserve_rng, seed_all
 from gradcheck.target.step import make_training_step

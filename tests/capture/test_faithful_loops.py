@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from gradcheck.measure.fork import fork
-from gradcheck.measure.probe import take_step
+from gradcheck.measure.stepping import take_step
 from tests.capture.test_recorder import Loop, batches, recorded, workloads
 
 Tensor = torch.Tensor

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gradcheck.judge.registry import builtin_rules
-from gradcheck.judge.scores import BANDS, CATEGORIES, UNSCORED, scores
+from gradcheck.judge.scores import BANDS, UNSCORED, scores
+from gradcheck.judge.stats import CATEGORIES
 from gradcheck.nouns.report import Report
 from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, RuleState
 from tests.literals import measurement

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gradcheck.errors import TargetError
 from gradcheck.measure.fork import Trainee, fork
-from gradcheck.measure.probe import take_step
+from gradcheck.measure.stepping import take_step
 from gradcheck.target.workload import Workload
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
 

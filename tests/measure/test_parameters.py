@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.parameters import SAMPLE, StepWatch, equal_rows, total_norm, watch
+from gradcheck.measure.norms import total_norm
+from gradcheck.measure.parameters import SAMPLE, StepWatch, equal_rows, watch
 from gradcheck.nouns.measurement import ParameterStep
 
 

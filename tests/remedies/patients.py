@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.config import Settings
+from gradcheck.measure.treated import Patient, admit
 from gradcheck.nouns.measurement import Measurement
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Patient, Treatment, admit
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.scan import scan_workload
 from gradcheck.target.objects import from_objects
 from gradcheck.target.workload import Workload

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from gradcheck.config import Settings
+from gradcheck.measure.treated import Patient, admit
 from gradcheck.nouns.treatment import Prescription
-from gradcheck.remedies.protocol import Patient, admit
 from gradcheck.remedies.vocabulary import VOCABULARY
 from gradcheck.scan import scan_workload
 from gradcheck.target.objects import from_objects

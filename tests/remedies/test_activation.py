@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from gradcheck.config import Settings
 from gradcheck.judge.signal import gradient_trend
+from gradcheck.measure.treated import Inapplicable, Patient, admit
 from gradcheck.remedies.activation import INSERT, REPLACE
 from gradcheck.remedies.output_activation import REMOVE
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment, admit
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.scan import scan_workload
 from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, prescribed, treated, unchanged, workload
 

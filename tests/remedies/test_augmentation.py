@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.treated import Inapplicable, admit
 from gradcheck.remedies.draws import Mixed, crop, drop_tokens, flip, mix, mixed_loss, noise, shift
-from gradcheck.remedies.protocol import Inapplicable, admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from tests.remedies.recipes import measured, net, order, patient, regression, workload
 

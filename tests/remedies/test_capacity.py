@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.remedies.protocol import Inapplicable, admit
+from gradcheck.measure.treated import Inapplicable, admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload
 

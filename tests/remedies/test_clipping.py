@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gradcheck.measure.treated import admit
 from gradcheck.nouns.measurement import Run
 from gradcheck.remedies.clipping import norm_threshold, percentile
-from gradcheck.remedies.protocol import admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.trial.paired import train
 from tests.literals import falling, measurement, optimizer

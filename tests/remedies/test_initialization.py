@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from gradcheck.judge.signal import gradient_trend
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies import initialization as init
 from gradcheck.remedies.lsuv import TREATMENTS as LSUV
-from gradcheck.remedies.protocol import Inapplicable, Patient
 from gradcheck.target.workload import Workload
 from tests.remedies.patients import finding, losses, measured, patient, plain, prescribed, treated, unchanged
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.config import Settings
+from gradcheck.measure.treated import Inapplicable, admit
 from gradcheck.remedies import initialization_output as output
 from gradcheck.remedies import initialization_recurrent as recurrent
-from gradcheck.remedies.protocol import Inapplicable, admit
 from gradcheck.scan import scan_workload
 from tests.remedies.patients import batches, finding, losses, measured, outputs, patient, plain, prescribed, treated, unchanged, workload
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.protocol import Inapplicable, admit
+from gradcheck.measure.treated import Inapplicable, admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from tests.remedies.recipes import classification, measured, net, order, patient, regression, workload
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradcheck.config import Settings
-from gradcheck.remedies.protocol import Inapplicable, Patient
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.scan import scan_workload
 from tests.remedies.patients import patient, unchanged, workload

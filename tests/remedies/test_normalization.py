@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.judge.signal import gradient_trend
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.checks import Dropout
 from gradcheck.nouns.measurement import Regularization
 from gradcheck.remedies import normalization as norm
-from gradcheck.remedies.protocol import Inapplicable, Patient
 from gradcheck.remedies.surgery import module_at
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
 

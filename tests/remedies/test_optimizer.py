@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.treated import Inapplicable, Patient, admit
 from gradcheck.nouns.measurement import OptimizerFacts, Run
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.optimizer import higher_rate, lower_rate
-from gradcheck.remedies.protocol import Inapplicable, Patient, admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.remedies.weight_decay import spare_vectors
 from tests.literals import falling, measurement

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.remedies.protocol import Inapplicable
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.remedies.vocabulary import apply
 from tests.remedies.patients import losses, patient, plain, unchanged
 from tests.remedies.recipes import order

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.remedies.precision import in_bfloat16
-from gradcheck.remedies.protocol import Inapplicable
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from tests.remedies.recipes import measured, order, patient, step, workload
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.remedies.protocol import admit
+from gradcheck.measure.treated import admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.target.load import load
 from gradcheck.target.spec import TargetSpec

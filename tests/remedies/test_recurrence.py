@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies import recurrence
-from gradcheck.remedies.protocol import Inapplicable, Patient
 from gradcheck.remedies.vocabulary import VOCABULARY
 from tests import literals
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, treated, unchanged

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.treated import Inapplicable, admit
 from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.penalties import penalised, units
-from gradcheck.remedies.protocol import Inapplicable, admit
 from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload
 

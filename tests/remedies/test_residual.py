@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gradcheck.judge.signal import gradient_trend
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.remedies import residual
-from gradcheck.remedies.protocol import Inapplicable
 from gradcheck.remedies.surgery import module_at
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
 

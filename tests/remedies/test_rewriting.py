@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gradcheck.measure.treated import Inapplicable, Patient
 from gradcheck.nouns.places import Location
-from gradcheck.remedies.protocol import Inapplicable, Patient
 from gradcheck.remedies.rewriting import operand, rewrite, torch_function
 from tests.remedies.patients import measured, outputs, patient, unchanged
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.remedies import surgery
-from gradcheck.remedies.protocol import Inapplicable
 from gradcheck.remedies.vocabulary import VOCABULARY
 from tests.literals import location
 from tests.remedies.patients import finding, held, losses, measured, patient, plain, unchanged

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.nouns.treatment import STAGES
 from gradcheck.remedies import vocabulary
-from gradcheck.remedies.protocol import Inapplicable, Treatment
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.source import WRITERS
 from gradcheck.remedies.vocabulary import ADVICE_ONLY, VOCABULARY, apply
 from tests.literals import measurement

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.config import Settings
+from gradcheck.measure.treated import Inapplicable, Patient, admit
 from gradcheck.remedies import softmax_axis, wiring
-from gradcheck.remedies.protocol import Inapplicable, Patient, Treatment, admit
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.scan import scan_workload
 from gradcheck.target.workload import Workload
 from tests.remedies.patients import batches, finding, held, losses, patient, plain, unchanged, workload

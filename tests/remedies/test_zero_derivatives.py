@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from gradcheck.config import Settings
+from gradcheck.measure.treated import Patient, admit
 from gradcheck.remedies import zero_derivatives
-from gradcheck.remedies.protocol import Patient, Treatment, admit
+from gradcheck.remedies.protocol import Treatment
 from gradcheck.scan import scan_workload
 from tests.remedies.patients import losses, outputs, unchanged, workload
 

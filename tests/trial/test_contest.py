@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from gradcheck.measure.treated import Inapplicable
 from gradcheck.nouns.measurement import Run
 from gradcheck.nouns.treatment import Effect, Prescription
-from gradcheck.remedies.protocol import Inapplicable
 from gradcheck.trial.contest import Contest, by_turns, combinations, rivals, together
 from gradcheck.trial.crew import Crew
 from gradcheck.trial.plan import Plan, Planner

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.treated import Patient, admit
 from gradcheck.nouns.measurement import Run
-from gradcheck.remedies.protocol import Patient, admit
 from gradcheck.target.objects import from_objects
 from gradcheck.target.workload import Clipping
 from gradcheck.trial.paired import batch_at, effect, paired_effect, train, training_loss

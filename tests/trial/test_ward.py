@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.treated import admit
 from gradcheck.nouns.treatment import Prescription
-from gradcheck.remedies.protocol import admit
 from gradcheck.target.objects import from_objects
 from gradcheck.trial.crew import Crew, Job
 from gradcheck.trial.samples import dealer

@@ -16,13 +16,13 @@ import torch
 from torch.nn import functional as F
 
 from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.data import batch_size
 from gradcheck.measure.few import some_samples
 from gradcheck.measure.kinds import NODE_MOVES, node_name
 from gradcheck.measure.taps import Taps, caller
 from gradcheck.nouns.checks import Attention
 from gradcheck.nouns.places import Location
 from gradcheck.target.sites import location_of_frame
+from gradcheck.target.tensors import batch_size
 
 SAMPLES = 4
 FEWEST_KEYS = 4  # fewer are a choice among a few branches, not attention

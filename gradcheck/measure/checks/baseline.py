@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.data import named_tensors
 from gradcheck.nouns.checks import Baseline
 from gradcheck.progress import outcome
+from gradcheck.target.tensors import named_tensors
 
 MOST_SAMPLES = 1200
 FEWEST_SAMPLES = 100

@@ -12,16 +12,15 @@ from typing import Any
 import torch
 
 from gradcheck.measure.checks import mixing
-from gradcheck.measure.checks.regularization import restored
 from gradcheck.measure.checks.rows import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
 from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.data import batch_size
-from gradcheck.measure.fork import Trainee
+from gradcheck.measure.fork import Trainee, restored
 from gradcheck.measure.taps import tensors_in
 from gradcheck.nouns.checks import Dependence
 from gradcheck.nouns.places import Location
 from gradcheck.target.outputs import first_tensor
 from gradcheck.target.rng import Dice
+from gradcheck.target.tensors import batch_size
 from gradcheck.target.training_mode import set_mode
 
 MIXED = 1e-4  # share of the own change below which nothing is looked for

@@ -14,10 +14,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from gradcheck.measure.checks.scene import Scene
 from gradcheck.measure.checks.terms import Call, Listing
-from gradcheck.measure.data import named_tensors
 from gradcheck.measure.fork import Trainee
 from gradcheck.nouns.checks import Embeddings
 from gradcheck.nouns.places import Location
+from gradcheck.target.tensors import named_tensors
 
 SAMPLES = 8  # that a spread is taken over, at least,
 FEATURES = 4  # and so many features: fewer are no embedding

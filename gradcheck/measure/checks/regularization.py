@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -16,8 +15,8 @@ from torch import nn
 from gradcheck.measure.checks.lifted import DECAY, DROPOUT, PENALTY, SMOOTHING, answering, lift, recording, seen_noise, without_weights
 from gradcheck.measure.checks.scene import Scene
 from gradcheck.measure.few import some_samples
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.parameters import total_norm
+from gradcheck.measure.fork import Trainee, restored
+from gradcheck.measure.norms import total_norm
 from gradcheck.measure.probe import Training
 from gradcheck.nouns.checks import Dropout, Penalty
 from gradcheck.nouns.measurement import Regularization, Run
@@ -83,26 +82,6 @@ def regularization(scene: Scene) -> Regularization | None:
             return replace(result, runs=(_without(scene, (DROPOUT,), chance),))
         return result
     return replace(result, runs=tuple(_runs(scene, kinds, chance)))
-
-
-@contextmanager
-def restored(trainee: Trainee) -> Iterator[None]:
-    """Puts back what running the model without steps changes: buffers, modes and gradients."""
-    buffers = [(b, b.detach().clone()) for b in trainee.model.buffers()]
-    modes = [(m, m.training) for m in trainee.model.modules()]
-    gradients = [(p, p.grad) for p in trainee.model.parameters()]
-    for p, _ in gradients:
-        p.grad = None
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, values in buffers:
-                buffer.copy_(values)
-        for module, mode in modes:
-            module.training = mode
-        for p, gradient in gradients:
-            p.grad = gradient
 
 
 # ------------------------------------------------------------------- what there is

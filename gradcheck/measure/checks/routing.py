@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.regularization import restored
 from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.fork import Trainee
+from gradcheck.measure.fork import Trainee, restored
 from gradcheck.measure.taps import Taps, caller, tensors_in
 from gradcheck.nouns.places import Location
 from gradcheck.nouns.routing import Router

@@ -14,10 +14,10 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradcheck.errors import TargetError
 from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.data import batch_size, named_tensors
 from gradcheck.measure.few import is_divisible
 from gradcheck.measure.fork import Trainee
 from gradcheck.nouns.checks import SampleGradients
+from gradcheck.target.tensors import batch_size, named_tensors
 
 SINGLES = 8
 EXTREME = 3  # of them: with the largest inputs or targets of the batch

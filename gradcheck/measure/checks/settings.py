@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from gradcheck.measure.checks.lifted import recording
-from gradcheck.measure.checks.regularization import restored
 from gradcheck.measure.checks.scene import Scene, Unmeasured
 from gradcheck.measure.facts import is_adaptive
 from gradcheck.measure.few import some_samples
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.probe import Training, needs_closure, take_step
+from gradcheck.measure.fork import Trainee, restored
+from gradcheck.measure.probe import Training
+from gradcheck.measure.stepping import needs_closure, take_step
 from gradcheck.nouns.checks import Clip
 from gradcheck.nouns.measurement import Run
 from gradcheck.target.batches import tensors_of

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks.regularization import restored
 from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.data import batch_size
 from gradcheck.measure.few import is_divisible
-from gradcheck.measure.fork import Trainee
+from gradcheck.measure.fork import Trainee, restored
 from gradcheck.measure.probe import Training
 from gradcheck.nouns.checks import Validation
 from gradcheck.target.rng import seed_all
+from gradcheck.target.tensors import batch_size
 from gradcheck.target.training_mode import set_mode
 
 MOST_BATCHES = 16  # of each side
