@@ -30,8 +30,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure import measure as measuring
-from gradcheck.target.workload import Workload
+from gradcheck.measure import session as measuring
+from gradcheck.workload.workload import Workload
 from sample_models.gpt import GPT, LENGTH, VOCABULARY
 from sample_models.resnet import ResNet
 

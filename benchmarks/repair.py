@@ -29,15 +29,15 @@ from predictions import FAILS, TRAINS, label, share
 from workloads import Case, Task, draw, train
 
 import gradcheck
-from gradcheck.config import Settings
-from gradcheck.fix import Fixed, fix_target, terms_of
-from gradcheck.fixing.exam import severities
-from gradcheck.fixing.ward import Terms, Ward
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.remedies.vocabulary import VOCABULARY
-from gradcheck.target.objects import from_objects
-from gradcheck.target.spec import TargetSpec
+from gradcheck.config.settings import Settings
+from gradcheck.loading.objects import from_objects
+from gradcheck.loading.spec import TargetSpec
+from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.repair.lab import Terms, Ward
+from gradcheck.repair.rescan import severities
+from gradcheck.repair.story import Fixed, fix_target, terms_of
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_models" / "sick"
 HELD_OUT = 7919  # added to a seed: the order of samples after treatment

@@ -19,11 +19,11 @@ import torch
 
 import gradcheck
 from benchmarks.trial_tasks import CLIPPING, OPENING, REGULARIZING, TASKS
-from gradcheck.config import settings_from
-from gradcheck.nouns.trial import TrialResult
-from gradcheck.target.spec import TargetSpec
-from gradcheck.trial.options import Options
-from gradcheck.trial.story import trial_target
+from gradcheck.config.settings import settings_from
+from gradcheck.loading.spec import TargetSpec
+from gradcheck.trials.options import Options
+from gradcheck.trials.run import trial_target
+from gradcheck.types.trial import TrialResult
 
 ROOT = Path(__file__).resolve().parents[1]
 # What may be on top (nothing: no remedy may be said to help), and from what to what its median effect on the validation loss may be.

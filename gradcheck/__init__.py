@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradcheck.errors import ConfigError, GradcheckError, SavedRunError, TargetError, TrainingStopped
-    from gradcheck.fix import Fixed, fix
     from gradcheck.live.watch import Board, watch
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.report import Report
-    from gradcheck.nouns.trial import TrialResult
-    from gradcheck.nouns.verdict import Evidence, Finding, Remedy
-    from gradcheck.scan import scan
-    from gradcheck.trial.story import trial
+    from gradcheck.pipeline import scan
+    from gradcheck.repair.story import Fixed, fix
+    from gradcheck.trials.run import trial
+    from gradcheck.types.finding import Evidence, Finding, Remedy
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.report import Report
+    from gradcheck.types.trial import TrialResult
 
 __version__ = "0.1.0"
 
@@ -56,12 +56,12 @@ _HOMES = {
     "Board": "gradcheck.live.watch",
     "Fixed": "gradcheck.fix",
     "watch": "gradcheck.live.watch",
-    "Measurement": "gradcheck.nouns.measurement",
-    "Report": "gradcheck.nouns.report",
-    "TrialResult": "gradcheck.nouns.trial",
-    "Evidence": "gradcheck.nouns.verdict",
-    "Finding": "gradcheck.nouns.verdict",
-    "Remedy": "gradcheck.nouns.verdict",
+    "Measurement": "gradcheck.types.measurement",
+    "Report": "gradcheck.types.report",
+    "TrialResult": "gradcheck.types.trial",
+    "Evidence": "gradcheck.types.finding",
+    "Finding": "gradcheck.types.finding",
+    "Remedy": "gradcheck.types.finding",
 }
 
 
@@ -85,7 +85,7 @@ class _Package(ModuleType):
 
     @scan.setter
     def scan(self, module: ModuleType) -> None:
-        """What the import system does when it has loaded gradcheck/scan.py: nothing to do."""
+        """What the import system does when it has loaded gradcheck/pipeline.py: nothing to do."""
 
     @property
     def fix(self) -> Any:
@@ -97,7 +97,7 @@ class _Package(ModuleType):
 
     @property
     def trial(self) -> Any:
-        return importlib.import_module("gradcheck.trial.story").trial
+        return importlib.import_module("gradcheck.trials.run").trial
 
     @trial.setter
     def trial(self, package: ModuleType) -> None:

@@ -10,8 +10,8 @@ TrainingStopped      not an error of gradcheck's: `watch(stop_on=...)` ends the 
 
 from __future__ import annotations
 
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.verdict import Finding
+from gradcheck.types.finding import Finding
+from gradcheck.types.location import Location
 
 
 class GradcheckError(Exception):

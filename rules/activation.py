@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import by_site, gate_makers, in_order, names, output_side
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import any_learned, verdict
+from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.layer_groups import by_site, gate_makers, in_order, names, output_side
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure
 from gradcheck.rules import cures
-from gradcheck.rules.words import BY_VALUE, layers_in_words, number, percent, probe_failure
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import Layer, Measurement
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.measurement import Layer, Measurement
 
 BOUNDED = ("sigmoid", "tanh", "hardsigmoid", "softsign", "hardtanh")
 

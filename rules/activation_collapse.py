@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, in_order
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import any_learned, verdict
+from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.layer_groups import body, in_order
+from gradcheck.analysis.wording import BY_VALUE, number, probe_failure
 from gradcheck.rules import cures
-from gradcheck.rules.words import BY_VALUE, number, probe_failure
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gradcheck.nouns.checks import Embeddings
-    from gradcheck.nouns.measurement import Layer, Measurement, Snapshot
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.checks import Embeddings
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.measurement import Layer, Measurement, Snapshot
 
 
 SAME = 1e-2  # of the fall of the loss: as low as it (heuristic)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import BODY_KINDS, body, by_site, gate_makers, in_order, names
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.rules.words import number
+from gradcheck.analysis.layer_groups import BODY_KINDS, body, by_site, gate_makers, in_order, names
+from gradcheck.analysis.wording import number
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Layer, Measurement
-    from gradcheck.nouns.structure import LinearPair
-    from gradcheck.nouns.verdict import Finding
+    from gradcheck.types.finding import Finding
+    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.structure import LinearPair
 
 # What follows the second layer: these choose or weigh, and no hidden activation is missing before them.
 WEIGHING = ("softmax", "sigmoid", "hardsigmoid")

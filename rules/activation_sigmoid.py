@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import BODY_KINDS, body, gate_makers, in_order, names
-from gradcheck.judge.nets import over_nets
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.judge.signal import gradient_trend
-from gradcheck.nouns.verdict import Evidence
-from gradcheck.progress import any_learned, verdict
+from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.depth import gradient_trend
+from gradcheck.analysis.layer_groups import BODY_KINDS, body, gate_makers, in_order, names
+from gradcheck.analysis.parallel_nets import over_nets
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, probe_failure
 from gradcheck.rules import cures
 from gradcheck.rules.activation import hidden_activations
-from gradcheck.rules.words import BY_VALUE, layers_in_words, number, probe_failure
+from gradcheck.types.finding import Evidence
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Layer, Measurement
-    from gradcheck.nouns.verdict import Severity
+    from gradcheck.types.finding import Severity
+    from gradcheck.types.measurement import Layer, Measurement
 
 
 def sigmoid_stacks(m: Measurement) -> list[list[Layer]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.rules.words import falls_short, layers_in_words, number, percent, probe_failure
+from gradcheck.analysis.wording import falls_short, layers_in_words, number, percent, probe_failure
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.checks import Attention
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.places import Location
+    from gradcheck.types.checks import Attention
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

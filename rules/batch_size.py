@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.rules.words import number
+from gradcheck.analysis.wording import number
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.checks import SampleGradients
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.verdict import Finding
+    from gradcheck.types.checks import SampleGradients
+    from gradcheck.types.finding import Finding
+    from gradcheck.types.measurement import Measurement
 
 
 GROWTH = 10.0  # of the noise scale during training

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import levelled, verdict
-from gradcheck.rules.words import falls_short, number, optimizer_in_words, percent, run_in_words
+from gradcheck.analysis.convergence import levelled, verdict
+from gradcheck.analysis.wording import falls_short, number, optimizer_in_words, percent, run_in_words
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.verdict import Severity
+    from gradcheck.types.finding import Severity
+    from gradcheck.types.measurement import Measurement
 
 SETTLED = 20  # steps before which norms are not judged
 FEWEST = 40  # steps without which nothing is

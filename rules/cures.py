@@ -6,15 +6,15 @@ from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, gain, parameters_by_name, usual_normalization
-from gradcheck.judge.signal import GAINS
-from gradcheck.nouns.verdict import Remedy
-from gradcheck.rules.words import number
+from gradcheck.analysis.depth import GAINS
+from gradcheck.analysis.layer_groups import body, gain, parameters_by_name, usual_normalization
+from gradcheck.analysis.wording import number
+from gradcheck.types.finding import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import Layer, Measurement
+    from gradcheck.types.measurement import Layer, Measurement
 
 SIGMOID_LIKE = ("sigmoid", "softplus", "hardsigmoid", "logsigmoid")
 RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import in_order
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.rules.words import BY_VALUE, SYNTHETIC, number, percent
+from gradcheck.analysis.layer_groups import in_order
+from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import InputFacts, Layer, LossCall, Measurement
-    from gradcheck.nouns.places import Location
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import InputFacts, Layer, LossCall, Measurement
 
 FLOATING = ("float", "bfloat", "half", "double")
 WEIGHTED = ("linear", "conv", "recurrent")

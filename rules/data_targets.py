@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.progress import on_its_way, start_and_end, verdict
+from gradcheck.analysis.convergence import on_its_way, start_and_end, verdict
+from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, learns_clearly, number
 from gradcheck.rules.outputs import REGRESSION_LOSSES
-from gradcheck.rules.words import BY_VALUE, SYNTHETIC, learns_clearly, number
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import LabelFacts, Measurement
-    from gradcheck.nouns.places import Location
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import LabelFacts, Measurement
 
 MET = (0.1, 10.0)  # spread of such an output, in the targets' standard deviations
 FEWEST_TARGETS = 8

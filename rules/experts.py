@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
-from gradcheck.rules.words import BY_VALUE, number, percent
+from gradcheck.analysis.wording import BY_VALUE, number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.routing import Router
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.routing import Router
 
 FEWEST_CHOICES = 50  # for each expert, on average: SCIENCE, section 1 (an expert without tokens says nothing before)
 FEWEST_STEPS = 50  # after which a router had time to leave a bad start

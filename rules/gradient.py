@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import BODY_KINDS, body, in_order, names, settled_step, trained_body
-from gradcheck.judge.nets import over_nets
-from gradcheck.judge.protocol import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.judge.signal import Trend, forward_trend, gradient_norms, gradient_trend, steepest
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import any_learned, verdict
+from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.depth import Trend, forward_trend, gradient_norms, gradient_trend, steepest
+from gradcheck.analysis.layer_groups import BODY_KINDS, body, in_order, names, settled_step, trained_body
+from gradcheck.analysis.parallel_nets import over_nets
+from gradcheck.analysis.wording import BY_VALUE, learns_clearly, number, probe_failure
 from gradcheck.rules import cures
-from gradcheck.rules.words import BY_VALUE, learns_clearly, number, probe_failure
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Layer, Measurement
-    from gradcheck.nouns.places import Location
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import Layer, Measurement
 
 CALIBRATION = "507 random networks, 66 held-out ones and a zoo of 58 healthy architectures: no healthy one is beyond both limits"
 TREND_LIMITS = {

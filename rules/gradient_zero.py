@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import gate_makers, holders, is_matrix, settled_step
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import any_learned, verdict
-from gradcheck.rules.words import BY_VALUE, layers_in_words, number, percent, probe_failure
+from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.layer_groups import gate_makers, holders, is_matrix, settled_step
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import Layer, Measurement, Parameter, ZeroDerivative
-    from gradcheck.nouns.verdict import Severity
+    from gradcheck.types.finding import Severity
+    from gradcheck.types.measurement import Layer, Measurement, Parameter, ZeroDerivative
 
 
 def never_moved(p: Parameter, holder: Layer) -> bool:

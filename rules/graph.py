@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.rules.words import BY_VALUE, layers_in_words, number, percent
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Cut, HiddenTensor, Measurement, Parameter
-    from gradcheck.nouns.places import Location
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import Cut, HiddenTensor, Measurement, Parameter
 
 # How each cutting operation is written in a program.
 OPERATIONS = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.rules.words import BY_VALUE, number
+from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import LossCall, Measurement
+    from gradcheck.types.measurement import LossCall, Measurement
 
 # Losses that are never negative, so that a program that lowers minus one of them is lowering something without a bound.
 NON_NEGATIVE_LOSSES = frozenset(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
-from gradcheck.rules.words import BY_VALUE, learns_clearly, number, percent, probe_failure
+from gradcheck.analysis.wording import BY_VALUE, learns_clearly, number, percent, probe_failure
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.checks import Dependence, Derivatives
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.verdict import Severity
+    from gradcheck.types.checks import Dependence, Derivatives
+    from gradcheck.types.finding import Severity
+    from gradcheck.types.measurement import Measurement
 
 # What a mismatch that is meant looks like, and what it says about the gradient.
 INTENDED = {

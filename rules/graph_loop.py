@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
-from gradcheck.rules.words import BY_VALUE, percent
+from gradcheck.analysis.wording import BY_VALUE, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.loop import LoopFacts
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.loop import LoopFacts
+    from gradcheck.types.measurement import Measurement
 
 NO_SCRIPT = "no training script was run"
 

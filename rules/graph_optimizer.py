@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words
 from gradcheck.rules.graph import count_in_words, owners_of, site_of
-from gradcheck.rules.words import BY_VALUE, layers_in_words
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement, Parameter
-    from gradcheck.nouns.places import Location
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import Measurement, Parameter
 
 
 @rule("GRAPH003", "parameters-not-in-optimizer", up_to="error", needs=("optimizer", "reach"), explains=("LOSS005", "OPT001", "OPT002"))

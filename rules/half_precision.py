@@ -6,15 +6,15 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.progress import verdict
-from gradcheck.rules.words import BY_VALUE, layers_in_words, learns_clearly, number, optimizer_in_words, percent
+from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words, learns_clearly, number, optimizer_in_words, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import Layer, Measurement, NonFinite, Parameter, TensorStats
+    from gradcheck.types.measurement import Layer, Measurement, NonFinite, Parameter, TensorStats
 
 LARGEST = 65504.0  # the largest float16
 HALVES = ("float16", "bfloat16")

@@ -6,19 +6,19 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, by_site, constant_at_start, gain, in_order, names, parameters_by_name, weight
-from gradcheck.judge.nets import over_nets
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.judge.signal import GAINS, Trend, forward_trend, gradient_trend
-from gradcheck.nouns.verdict import Evidence, Remedy
+from gradcheck.analysis.depth import GAINS, Trend, forward_trend, gradient_trend
+from gradcheck.analysis.layer_groups import body, by_site, constant_at_start, gain, in_order, names, parameters_by_name, weight
+from gradcheck.analysis.parallel_nets import over_nets
+from gradcheck.analysis.wording import also_in, falls_short, number
 from gradcheck.rules import cures
-from gradcheck.rules.words import also_in, falls_short, number
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gradcheck.nouns.measurement import Layer, Measurement, Parameter
-    from gradcheck.nouns.verdict import Finding
+    from gradcheck.types.finding import Finding
+    from gradcheck.types.measurement import Layer, Measurement, Parameter
 
 TRAINED_BEFORE = "the model was trained before: its weights were learned"
 NO_GAINS = "no linear or conv layer of the body has weights whose scale can be judged"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, depths, names
-from gradcheck.judge.nets import over_nets
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.judge.signal import DEFAULT_GAIN, GAINS, Trend, gradient_trend
-from gradcheck.nouns.verdict import Evidence
+from gradcheck.analysis.depth import DEFAULT_GAIN, GAINS, Trend, gradient_trend
+from gradcheck.analysis.layer_groups import body, depths, names
+from gradcheck.analysis.parallel_nets import over_nets
+from gradcheck.analysis.wording import falls_short, number
 from gradcheck.rules import cures
 from gradcheck.rules.initialization import TRAINED_BEFORE, body_gains
-from gradcheck.rules.words import falls_short, number
+from gradcheck.types.finding import Evidence
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Layer, Measurement
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.measurement import Layer, Measurement
 
 
 @rule(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import (
+from gradcheck.analysis.layer_groups import (
     BODY_KINDS,
     bias,
     body,
@@ -16,13 +16,13 @@ from gradcheck.judge.layers import (
     names,
     parameters_by_name,
 )
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.rules.words import BY_VALUE, also_in, number, percent, probe_failure
+from gradcheck.analysis.wording import BY_VALUE, also_in, number, percent, probe_failure
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Layer, Measurement, Parameter
-    from gradcheck.nouns.verdict import Finding
+    from gradcheck.types.finding import Finding
+    from gradcheck.types.measurement import Layer, Measurement, Parameter
 
 
 def hidden_weights(m: Measurement, trained_for: int) -> list[tuple[Parameter, Layer]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.rules.words import number, percent
+from gradcheck.analysis.wording import number, percent
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import LossCall, Measurement
-    from gradcheck.nouns.places import Location
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import LossCall, Measurement
 
 SHOWN = 4  # classes whose bias is written out
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
+from gradcheck.analysis.wording import number
 from gradcheck.rules.gradient_time import decay, hinders
-from gradcheck.rules.words import number
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.checks import Recurrence
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.checks import Recurrence
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.measurement import Measurement
 
 
 def radius_finding(m: Measurement, r: Recurrence, limits: Limits) -> Finding | None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import verdict
-from gradcheck.rules.words import layers_in_words, number
+from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.wording import layers_in_words, number
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.structure import Stream
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.structure import Stream
 
 
 @rule(

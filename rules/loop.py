@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent
 from gradcheck.rules.graph_loop import NO_SCRIPT
-from gradcheck.rules.words import BY_VALUE, layers_in_words, number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.loop import LoopClip, LoopEvaluation, LoopFacts
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.loop import LoopClip, LoopEvaluation, LoopFacts
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

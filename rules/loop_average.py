@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
+from gradcheck.analysis.wording import layers_in_words
 from gradcheck.rules.graph_loop import NO_SCRIPT
-from gradcheck.rules.words import layers_in_words
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.loop import LoopAverage
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.loop import LoopAverage
+    from gradcheck.types.measurement import Measurement
 
 
 @rule("LOOP012", "average-incomplete", up_to="warning", needs=("loop",))

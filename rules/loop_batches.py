@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.progress import verdict
+from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.wording import BY_VALUE, number, percent, run_in_words
 from gradcheck.rules.graph_loop import NO_SCRIPT
 from gradcheck.rules.optimization import best_rate
-from gradcheck.rules.words import BY_VALUE, number, percent, run_in_words
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.loop import LoopFacts, LoopScaler
-    from gradcheck.nouns.measurement import Measurement, Run
+    from gradcheck.types.loop import LoopFacts, LoopScaler
+    from gradcheck.types.measurement import Measurement, Run
 
 
 @rule(

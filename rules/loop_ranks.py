@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
-from gradcheck.rules.words import BY_VALUE, number, percent
+from gradcheck.analysis.wording import BY_VALUE, number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.ranks import RankFacts, RankStep
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.ranks import RankFacts, RankStep
 
 WRAP = "wrap the model in DistributedDataParallel, and call that: it copies rank 0's parameters, and averages gradients in backward()"
 SYNC = "leave no_sync() for the last backward pass before step(), and call the DistributedDataParallel module, not the model inside it"

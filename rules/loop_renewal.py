@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.measurement import ONE_OPTIMIZER
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.progress import experiment_outcome, verdict
+from gradcheck.analysis.convergence import experiment_outcome, verdict
+from gradcheck.analysis.wording import number, run_in_words
 from gradcheck.rules.graph_loop import NO_SCRIPT
-from gradcheck.rules.words import number, run_in_words
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import ONE_OPTIMIZER
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.loop import LoopFacts
-    from gradcheck.nouns.measurement import Measurement, Run
+    from gradcheck.types.loop import LoopFacts
+    from gradcheck.types.measurement import Measurement, Run
 
 
 @rule(

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.rules.graph_loop import NO_SCRIPT
-from gradcheck.rules.words import BY_VALUE, number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.loop import LoopFacts, LoopSchedule
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.loop import LoopFacts, LoopSchedule
+    from gradcheck.types.measurement import Measurement
 
 FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line differs by rounding
 # Schedules that go back, or to nothing, or nowhere at all after the length that they are laid out for. A warm-up may be short.

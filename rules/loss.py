@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gradcheck import progress
-from gradcheck.judge.layers import head_site, layer_site
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.analysis import convergence
+from gradcheck.analysis.layer_groups import head_site, layer_site
+from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.rules.outputs import Mismatch, mismatch
-from gradcheck.rules.words import BY_VALUE, number
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import LossCall, Measurement
-    from gradcheck.nouns.places import Location
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import LossCall, Measurement
 
 
 @rule(
@@ -120,7 +120,7 @@ def _mismatched(m: Measurement, call: LossCall, wrong: Mismatch) -> Finding:
 def _constant_outputs(m: Measurement) -> list[Finding]:
     """Softmax over an axis of width 1 just before the loss, and cross entropy over one class."""
     constant = [c for c in m.losses if c.input_min == c.input_max and c.producer in ("softmax", "log_softmax", None)]
-    unlearned = not m.losses and progress.verdict(m) in ("stalls", "unknown")
+    unlearned = not m.losses and convergence.verdict(m) in ("stalls", "unknown")
     findings = [
         _constant(
             f"{'log_softmax' if s.log else 'softmax'} over axis {s.axis} of shape {list(s.shape)}, which has 1 unit (at least 2 needed)",

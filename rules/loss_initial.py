@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Remedy, Severity
+from gradcheck.analysis.wording import number
 from gradcheck.rules.outputs import REGRESSION_LOSSES
-from gradcheck.rules.words import number
+from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck import progress
-from gradcheck.judge.layers import head_site
-from gradcheck.judge.protocol import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.measurement import ONE_OPTIMIZER
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
+from gradcheck.analysis import convergence
+from gradcheck.analysis.layer_groups import head_site
+from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.outputs import floor_of_bounded_logits
-from gradcheck.rules.words import number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import ONE_OPTIMIZER
+from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement, Run
+    from gradcheck.types.measurement import Measurement, Run
 
 FEW_SAMPLES = 16  # that a training on one batch takes
 
@@ -82,23 +82,23 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Karpathy, "A Recipe for Training Neural Networks", 2019 ("overfit one batch").
     """
-    verdict = progress.verdict(m)
-    if verdict == "learns" or progress.on_its_way(m.probe, m.chance):
+    verdict = convergence.verdict(m)
+    if verdict == "learns" or convergence.on_its_way(m.probe, m.chance):
         return []
     if verdict == "unknown":
         return _not_judged(m)
-    if progress.best_experiment(m) is not None:
+    if convergence.best_experiment(m) is not None:
         return []
     overfits = [r for r in m.experiments if r.rate_factor is None and r.batches == 1 and r.name != ONE_OPTIMIZER]
-    tried = [r for r in overfits if progress.experiment_outcome(r, m) != "unknown"]
-    falling = any(progress.on_its_way(r, r.chance) for r in overfits)
+    tried = [r for r in overfits if convergence.experiment_outcome(r, m) != "unknown"]
+    falling = any(convergence.on_its_way(r, r.chance) for r in overfits)
     if not tried and not falling:
         return not_measured("no training on one batch was run" if not overfits else "the trainings on one batch were too short")
-    if falling or any(r.ended == "learned" or progress.fall(r, r.chance) >= limits["fall"] for r in tried):
+    if falling or any(r.ended == "learned" or convergence.fall(r, r.chance) >= limits["fall"] for r in tried):
         return _behind_a_linear_model(m, limits)
     if weights_for_targets(m) < 1:
         return not_applicable(f"the model has fewer weights than {FEW_SAMPLES} samples have targets: it cannot memorise them")
-    if m.chance is None and any(r.chance is None and progress.fall(r) >= progress.LEAST_FALL for r in tried):
+    if m.chance is None and any(r.chance is None and convergence.fall(r) >= convergence.LEAST_FALL for r in tried):
         return not_measured("on one batch the loss falls a little; how far it could fall is not known: it is no loss that gradcheck knows")
     return [_not_falling(m, tried, limits)]
 
@@ -109,11 +109,11 @@ def _not_judged(m: Measurement) -> NoVerdict:
         return not_measured("several optimizers train: the loss of one of them need not fall")
     if m.probe.live:
         return not_measured("a loss that does not fall in a watched run proves nothing by itself")
-    if m.probe.error or len(m.probe.losses) < progress.FEWEST_STEPS:
+    if m.probe.error or len(m.probe.losses) < convergence.FEWEST_STEPS:
         return not_measured(f"the short training ended after {len(m.probe.losses)} steps{': ' + m.probe.error if m.probe.error else ''}")
     if m.probe.surrogate:
         return not_applicable(f"the level of this loss does not say how well the model does: {m.probe.surrogate}")
-    if not progress.levelled(m.probe, m.chance):
+    if not convergence.levelled(m.probe, m.chance):
         return not_applicable("the level of a loss that may be below zero does not say how well the model does")
     return not_measured(f"{len(m.probe.losses)} steps of the short training do not tell whether the loss falls")
 
@@ -131,9 +131,9 @@ def weights_for_targets(m: Measurement) -> float:
 def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
     """The model can memorise a few samples, and learns nothing of data in which a linear model finds something."""
     b, sure = m.baseline, m.data.given and m.loss_given and not m.pretrained and m.optimizer.given
-    if b is None or b.explained - max(0.0, b.shuffled) < limits["explained"] or len(m.probe.losses) < progress.PATIENCE:
+    if b is None or b.explained - max(0.0, b.shuffled) < limits["explained"] or len(m.probe.losses) < convergence.PATIENCE:
         return []
-    if m.chance and 1 - progress.start_and_end(m.probe)[1] / m.chance >= limits["share"] * b.explained:
+    if m.chance and 1 - convergence.start_and_end(m.probe)[1] / m.chance >= limits["share"] * b.explained:
         return []
     course = f"{len(m.probe.losses)} steps with {m.optimizer.name} bring the loss no clear way below chance"
     tried = ", nor does any other rate that was tried" if any(r.rate_factor not in (None, 1) for r in m.experiments) else ""
@@ -142,7 +142,7 @@ def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
         f"{percent(b.explained)} of the targets' variance on held-out samples ({percent(max(0.0, b.shuffled))} when they are shuffled)"
     )
     evidence = (
-        Evidence("relative fall of the loss in the probe", progress.fall(m.probe, m.chance), progress.CLEAR_FALL, "<"),
+        Evidence("relative fall of the loss in the probe", convergence.fall(m.probe, m.chance), convergence.CLEAR_FALL, "<"),
         Evidence("explained by a linear model on held-out samples", b.explained, limits["explained"], ">=", "of the variance"),
     )
     text = "start from a smaller model that learns, and add to it what keeps it learning"
@@ -153,9 +153,9 @@ def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
 
 
 def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Finding:
-    best = max(tried, key=lambda r: progress.fall(r, r.chance))
-    start, end, _ = progress.start_and_end(best)
-    fall = progress.fall(best, best.chance)
+    best = max(tried, key=lambda r: convergence.fall(r, r.chance))
+    start, end, _ = convergence.start_and_end(best)
+    fall = convergence.fall(best, best.chance)
     below = m.chance is not None and 0 < m.probe.losses[0] < 0.5 * m.chance
     long = any(len(r.losses) >= limits["steps"] or r.ended == "non-finite" for r in tried)
     sure = m.data.given and m.loss_given and not m.pretrained and not below and long and fall < limits["fall"]
@@ -170,7 +170,7 @@ def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Findin
         else ""
     )
     plateau = _known_level(m, best, end, limits["plateau"])
-    probe = "diverges" if progress.verdict(m) == "diverges" else "stalls"
+    probe = "diverges" if convergence.verdict(m) == "diverges" else "stalls"
     return found(
         severity,
         f"the loss does not fall at any learning rate tried, not even on one small batch: at best ({rates}) {course}{fallen}"

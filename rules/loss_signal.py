@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.rules.words import BY_VALUE, number
+from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.checks import IdleTerm
-    from gradcheck.nouns.loop import SilentTerm
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.checks import IdleTerm
+    from gradcheck.types.loop import SilentTerm
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import layer_site
-from gradcheck.judge.protocol import Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
-from gradcheck.rules.words import BY_VALUE
+from gradcheck.analysis.layer_groups import layer_site
+from gradcheck.analysis.wording import BY_VALUE
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import LossCall, Measurement, Similarity, Softmax
+    from gradcheck.types.measurement import LossCall, Measurement, Similarity, Softmax
 
 
 @rule(

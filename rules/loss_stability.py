@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
-from gradcheck.rules.words import number
+from gradcheck.analysis.wording import number
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.checks import LossOperation
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.checks import LossOperation
+    from gradcheck.types.measurement import Measurement
 
 # What is wrong, and what to write instead, for operations that are unstable whatever their numbers are today.
 UNSTABLE = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
+from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.graph import OPERATIONS
-from gradcheck.rules.words import number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.checks import IdleTerm
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.checks import IdleTerm
+    from gradcheck.types.measurement import Measurement
 
 ORDERS = {1: "a derivative", 2: "a second derivative", 3: "a third derivative"}
 PIECEWISE_LINEAR = ("relu", "leaky_relu", "relu6", "hardtanh", "prelu", "rrelu", "threshold")

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.rules.words import BY_VALUE, falls_short, layers_in_words, number, percent, probe_failure
+from gradcheck.analysis.wording import BY_VALUE, falls_short, layers_in_words, number, percent, probe_failure
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import Layer, Measurement
-    from gradcheck.nouns.places import Location
-    from gradcheck.nouns.structure import Norm
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.structure import Norm
 
 NO_BATCH_NORM = "the model has no batch normalization"
 CHANCE = Limit(0.9, "of chance", "random networks above it after 50 steps fail: precision 0.89 to 0.94")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import bias, by_site, names, parameters_by_name
-from gradcheck.judge.protocol import Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
+from gradcheck.analysis.layer_groups import bias, by_site, names, parameters_by_name
+from gradcheck.analysis.wording import layers_in_words
 from gradcheck.rules.normalization import NO_BATCH_NORM, batch_norms
-from gradcheck.rules.words import layers_in_words
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Layer, Measurement
-    from gradcheck.nouns.structure import Norm
-    from gradcheck.nouns.verdict import Finding
+    from gradcheck.types.finding import Finding
+    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.structure import Norm
 
 
 @rule("NORM007", "bias-before-normalization", up_to="info", needs=("graph", "parameters"))

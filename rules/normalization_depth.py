@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.layers import body, depths, names
-from gradcheck.judge.nets import over_nets
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.judge.signal import Trend, gradient_trend
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import verdict
+from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.depth import Trend, gradient_trend
+from gradcheck.analysis.layer_groups import body, depths, names
+from gradcheck.analysis.parallel_nets import over_nets
+from gradcheck.analysis.wording import falls_short, learns_clearly, number, optimizer_in_words
 from gradcheck.rules import cures
 from gradcheck.rules.normalization import batch_norms, main_site, norm_names
-from gradcheck.rules.words import falls_short, learns_clearly, number, optimizer_in_words
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.verdict import Severity
+    from gradcheck.types.finding import Severity
+    from gradcheck.types.measurement import Measurement
 
 
 def trend_evidence(trend: Trend, limits: Limits, layer: str) -> tuple[Evidence, ...]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
+from gradcheck.analysis.wording import layers_in_words, number, percent, probe_failure
 from gradcheck.rules.normalization import (
     CHANCE,
     GAP,
@@ -18,12 +17,13 @@ from gradcheck.rules.normalization import (
     norms_by_site,
     useless_in_evaluation,
 )
-from gradcheck.rules.words import layers_in_words, number, percent, probe_failure
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.structure import Norm
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.structure import Norm
 
 TRAINED_BEFORE = "the model was trained before: its statistics were learned"
 

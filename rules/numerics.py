@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck import progress
-from gradcheck.judge.layers import layer_site
-from gradcheck.judge.protocol import Limits, Verdict, found, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, Severity
-from gradcheck.rules.words import BY_VALUE, layers_in_words, number
+from gradcheck.analysis import convergence
+from gradcheck.analysis.layer_groups import layer_site
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limits, Verdict, found, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement, NonFinite, Parameter
+    from gradcheck.types.measurement import Measurement, NonFinite, Parameter
 
 # Functions whose derivative is infinite or NaN at a point where their value is finite, and what keeps clear of it.
 # Tried on torch 2.13: norm, std, cdist and atan2 are not among them (their derivative there is set to 0).
@@ -277,7 +277,7 @@ def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
     first = backward[0]
     name = first.operation
     guard = _cure(SINGULAR, name)
-    if guard is None and first.step > 0 and progress.any_learned(m):
+    if guard is None and first.step > 0 and convergence.any_learned(m):
         return []  # an overflow, and the learning rate's
     severity, confirmed = _severity(m, first.step)
     meaning = "the next step makes the weights non-finite too"

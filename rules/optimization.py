@@ -6,10 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.judge.rates import TARGET_RATIO, update_ratio
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import (
+from gradcheck.analysis.convergence import (
     CLEAR_FALL,
     RELAPSED,
     any_learned,
@@ -20,11 +17,14 @@ from gradcheck.progress import (
     start_and_end,
     verdict,
 )
-from gradcheck.rules.words import number, optimizer_in_words, percent, run_in_words
+from gradcheck.analysis.update_sizes import TARGET_RATIO, update_ratio
+from gradcheck.analysis.wording import number, optimizer_in_words, percent, run_in_words
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement, Run
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.measurement import Measurement, Run
 
 RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"
 

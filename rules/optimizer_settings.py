@@ -7,15 +7,15 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.judge.rates import decay_matters
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import experiment_outcome, fall
-from gradcheck.rules.words import falls_short, learns_clearly, number, optimizer_in_words, percent, run_in_words
+from gradcheck.analysis.convergence import experiment_outcome, fall
+from gradcheck.analysis.update_sizes import decay_matters
+from gradcheck.analysis.wording import falls_short, learns_clearly, number, optimizer_in_words, percent, run_in_words
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement, Parameter, Run
-    from gradcheck.nouns.verdict import Severity
+    from gradcheck.types.finding import Severity
+    from gradcheck.types.measurement import Measurement, Parameter, Run
 
 EPSILON_BESIDE_ROOT = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "SparseAdam", "AdaBelief", "Lamb", "LAMB", "Yogi")
 COUPLED = ("Adam", "NAdam", "RAdam", "RMSprop", "Adamax")

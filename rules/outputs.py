@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradcheck.nouns.verdict import Evidence, Remedy, Severity
-from gradcheck.rules.words import number, percent
+from gradcheck.analysis.wording import number, percent
+from gradcheck.types.finding import Evidence, Remedy, Severity
 
 if TYPE_CHECKING:
-    from gradcheck.judge.protocol import Limits
-    from gradcheck.nouns.measurement import LossCall
+    from gradcheck.types.measurement import LossCall
+    from gradcheck.types.rule import Limits
 
 # The range of each function's values.
 BOUNDS: Mapping[str, tuple[float, float]] = {

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.costs import costs_nothing, learns_slowly
-from gradcheck.judge.layers import is_matrix
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.judge.rates import decay_matters, gentle_decay
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import CLEAR_FALL, data_fall, fall, outcome, verdict
-from gradcheck.rules.words import falls_short, layers_in_words, number, optimizer_in_words, percent, run_in_words
+from gradcheck.analysis.convergence import CLEAR_FALL, data_fall, fall, outcome, verdict
+from gradcheck.analysis.costs import costs_nothing, learns_slowly
+from gradcheck.analysis.layer_groups import is_matrix
+from gradcheck.analysis.update_sizes import decay_matters, gentle_decay
+from gradcheck.analysis.wording import falls_short, layers_in_words, number, optimizer_in_words, percent, run_in_words
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.checks import Dropout
-    from gradcheck.nouns.measurement import Measurement, Regularization, Run
-    from gradcheck.nouns.verdict import Finding, Severity
+    from gradcheck.types.checks import Dropout
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.measurement import Measurement, Regularization, Run
 
 DROPOUT, DECAY, PENALTY = "dropout", "weight decay", "penalty"
 

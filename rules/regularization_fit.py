@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Remedy
-from gradcheck.progress import fall, verdict
+from gradcheck.analysis.convergence import fall, verdict
+from gradcheck.analysis.wording import number, run_in_words
 from gradcheck.rules.regularization import DECAY, DROPOUT, PENALTY, failed, recovered
-from gradcheck.rules.words import number, run_in_words
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.verdict import Severity
+    from gradcheck.types.finding import Severity
+    from gradcheck.types.measurement import Measurement
 
 FULL = 32  # batches: as many as a scan collects unless told otherwise; there may be more of them
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
-from gradcheck.rules.words import BY_VALUE, number, percent
+from gradcheck.analysis.wording import BY_VALUE, number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.sequence import Supervision, TokenStream
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.sequence import Supervision, TokenStream
 
 NEXT_TOKEN = Limit(
     0.99,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limit, Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy
+from gradcheck.analysis.wording import number, percent, probe_failure
 from gradcheck.rules.sequence import ATTENTIONS, PRODUCTS, RECURRENT
-from gradcheck.rules.words import number, percent, probe_failure
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
-    from gradcheck.nouns.sequence import Padding
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.sequence import Padding
 
 TOLD = {
     "mask": "the model is given a mask of it",

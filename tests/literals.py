@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradcheck.nouns.checks import Cost
-from gradcheck.nouns.loop import NEVER_EVALUATED, NO_SCALER, LoopFacts
-from gradcheck.nouns.measurement import (
+from gradcheck.types.checks import Cost
+from gradcheck.types.location import Location
+from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopFacts
+from gradcheck.types.measurement import (
     DataFacts,
     Environment,
     InputFacts,
@@ -28,8 +29,7 @@ from gradcheck.nouns.measurement import (
     Snapshot,
     TensorStats,
 )
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.structure import LinearPair, Norm, Statistics, Stream
+from gradcheck.types.structure import LinearPair, Norm, Statistics, Stream
 
 STEPS = (0, 1, 3, 10, 30, 99)  # the measured steps of a default scan
 

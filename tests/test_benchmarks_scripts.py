@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
 from gradcheck.judge.registry import builtin_rules
-from gradcheck.nouns.report import Report
+from gradcheck.types.report import Report
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 QUICK = ["mlp_regression", "gan_ring"]  # no extra library, a second each
@@ -156,7 +156,7 @@ def one_thread() -> Iterator[None]:
 
 
 def scanned(case: object, variant: str, folder: Path) -> list[Report]:
-    from gradcheck.scan import scan_script
+    from gradcheck.pipeline import scan_script
 
     return scan_script(ScriptSpec(str(case.write(variant, folder)), (), quiet=True), Settings())
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.nouns.report import Report
 from gradcheck.report.json import dumps
 from gradcheck.report.outputs import FORMATS
+from gradcheck.types.report import Report
 from tests.literals import measurement
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ def modules_after(code, cwd=ROOT):
 
 
 def command(*words):
-    return f"sys.argv = ['gradcheck', *{list(words)!r}]; from gradcheck.cli import main; main()"
+    return f"sys.argv = ['gradcheck', *{list(words)!r}]; from gradcheck.cli.main import main; main()"
 
 
 def cpu_time(bytecode, *arguments):

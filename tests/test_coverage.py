@@ -8,19 +8,19 @@ from typing import get_args
 
 import pytest
 
-from gradcheck.config import Settings, settings_from
+from gradcheck.analysis.gaps import gaps
+from gradcheck.cli.gate import exit_code
+from gradcheck.config.settings import Settings, settings_from
 from gradcheck.errors import ConfigError
-from gradcheck.gate import exit_code
 from gradcheck.judge.judge import judge, judge_again
 from gradcheck.judge.looks import LOOKS
-from gradcheck.judge.protocol import Need
 from gradcheck.judge.scores import scores
-from gradcheck.measure.gaps import gaps
-from gradcheck.nouns.coverage import coverage
-from gradcheck.nouns.measurement import Lack, NotMeasured
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import RuleState
 from gradcheck.report.json import dumps, load
+from gradcheck.types.coverage import coverage
+from gradcheck.types.finding import RuleState
+from gradcheck.types.measurement import Lack, NotMeasured
+from gradcheck.types.report import Report
+from gradcheck.types.rule import Need
 from tests.judge.rules import finding, rule_that
 from tests.literals import healthy_layers, layer, measurement, parameter, run
 from tests.report.reports import FAILED, IN_PART, SICK, WARNING, report

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gradcheck.judge.protocol import PAGE_HEADINGS, NoVerdict, Rule
-from gradcheck.nouns.measurement import Snapshot
+from gradcheck.types.measurement import Snapshot
+from gradcheck.types.rule import PAGE_HEADINGS, NoVerdict, Rule
 from tests.literals import layer, measurement, stats
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def test_the_index_of_the_guides_names_them_all() -> None:
 
 
 def test_the_guide_for_ci_names_every_format_statistic_and_score() -> None:
-    from gradcheck.judge.stats import CATEGORIES, STATS
+    from gradcheck.analysis.statistics import CATEGORIES, STATS
     from gradcheck.report.outputs import FORMATS
 
     guide = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck import cli
-from gradcheck.config import Settings
-from gradcheck.fix import fix_target, terms_of
-from gradcheck.fixing import writing
-from gradcheck.target.spec import TargetSpec
+from gradcheck.cli import main
+from gradcheck.config.settings import Settings
+from gradcheck.loading.spec import TargetSpec
+from gradcheck.repair import writing
+from gradcheck.repair.story import fix_target, terms_of
 
 SICK = Path(__file__).parent.parent / "sample_models" / "sick" / "learning_rate_too_high.py"
 HEALTHY = SICK.parent.parent / "healthy" / SICK.name
@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["gradcheck", *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ending:
-            cli.main()
+            main.main()
         out, err = capsys.readouterr()
         assert "Traceback" not in err, err
         return Done(int(ending.value.code or 0), out, err)

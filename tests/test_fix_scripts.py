@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
-from gradcheck.fix import Fixed, terms_of
-from gradcheck.fix_script import fix_script
+from gradcheck.repair.script import fix_script
+from gradcheck.repair.story import Fixed, terms_of
 
 SCRIPTS = Path(__file__).parent.parent / "sample_models" / "scripts"
 # Sample -> lines of the written code that its healthy twin does not have: where there are two ways to say the same.

@@ -11,69 +11,69 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 TENSORS = ("torch", "numpy")
-MEASURING = ("gradcheck.measure", "gradcheck.target", "gradcheck.capture", "gradcheck.live.follower")
+MEASURING = ("gradcheck.measure", "gradcheck.loading", "gradcheck.capture", "gradcheck.live.loop_monitor")
 JUDGING = ("gradcheck.judge", "gradcheck.rules")
-SHOWING = ("gradcheck.report", "gradcheck.scan", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers")
+SHOWING = ("gradcheck.report", "gradcheck.scan", "gradcheck.cli.main", "gradcheck.cli.app", "gradcheck.cli.exit")
 
 # Module or package -> what it must not import, at any depth and in any function.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
-    "gradcheck.nouns": (*TENSORS, "gradcheck"),
+    "gradcheck.types": (*TENSORS, "gradcheck"),
     "gradcheck.errors": (*TENSORS, *MEASURING, *JUDGING, *SHOWING),
-    "gradcheck.progress": (*TENSORS, *MEASURING, *JUDGING, *SHOWING),
-    "gradcheck.config": (*TENSORS, *MEASURING, "gradcheck.report", "gradcheck.cli"),
+    "gradcheck.analysis.convergence": (*TENSORS, *MEASURING, *JUDGING, *SHOWING),
+    "gradcheck.config.settings": (*TENSORS, *MEASURING, "gradcheck.report", "gradcheck.cli.main"),
     "gradcheck.rules": (*TENSORS, *MEASURING, *SHOWING),
     "gradcheck.judge": (*TENSORS, *MEASURING, *SHOWING),
-    "gradcheck.report": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli"),
+    "gradcheck.report": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli.main"),
     "gradcheck.capture": (*JUDGING, *SHOWING),
-    "gradcheck.live": ("gradcheck.scan", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
+    "gradcheck.live": ("gradcheck.scan", "gradcheck.cli.main", "gradcheck.cli.app", "gradcheck.cli.exit"),
     "gradcheck.live.command": TENSORS,
     "gradcheck.live.parent": TENSORS,
     "gradcheck.live.launch": TENSORS,
     "gradcheck.capture.program": TENSORS,
-    "gradcheck.target.notebook": TENSORS,
-    "gradcheck.processes": (*TENSORS, "gradcheck"),
+    "gradcheck.workload.notebook": TENSORS,
+    "gradcheck.rank": (*TENSORS, "gradcheck"),
     "gradcheck.live.screen": TENSORS,
     "gradcheck.measure": (*JUDGING, *SHOWING),
-    "gradcheck.target": (*JUDGING, *SHOWING),
+    "gradcheck.loading": (*JUDGING, *SHOWING),
     "gradcheck.remedies": ("gradcheck.rules", *SHOWING),
-    "gradcheck.remedies.source": (*TENSORS, *MEASURING, *JUDGING),
-    "gradcheck.fixing": (
+    "gradcheck.remedies.editing": (*TENSORS, *MEASURING, *JUDGING),
+    "gradcheck.repair": (
         "gradcheck.rules",
         "gradcheck.fix",
         "gradcheck.report.console",
-        "gradcheck.cli",
-        "gradcheck.commands",
-        "gradcheck.answers",
+        "gradcheck.cli.main",
+        "gradcheck.cli.app",
+        "gradcheck.cli.exit",
     ),
-    "gradcheck.fix": ("gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
-    "gradcheck.commands_fix": (*TENSORS, "gradcheck.cli"),
+    "gradcheck.fix": ("gradcheck.cli.main", "gradcheck.cli.app", "gradcheck.cli.exit"),
+    "gradcheck.cli.fix": (*TENSORS, "gradcheck.cli.main"),
     "gradcheck.trial": (
         "gradcheck.rules",
         "gradcheck.fix",
         "gradcheck.report.console",
-        "gradcheck.cli",
-        "gradcheck.commands",
-        "gradcheck.answers",
+        "gradcheck.cli.main",
+        "gradcheck.cli.app",
+        "gradcheck.cli.exit",
     ),
-    "gradcheck.trial.options": (*TENSORS, *MEASURING, *JUDGING, *SHOWING),
-    "gradcheck.commands_trial": (*TENSORS, "gradcheck.cli"),
-    "gradcheck.scan": ("gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
-    "gradcheck.answers": (*TENSORS, "gradcheck.cli", "gradcheck.commands"),
-    "gradcheck.commands": (*TENSORS, "gradcheck.cli"),
-    "gradcheck.jobs": (*TENSORS, "gradcheck.cli", "gradcheck.commands"),
-    "gradcheck.scan_program": (*TENSORS, "gradcheck.cli", "gradcheck.commands"),
-    "gradcheck.commands_project": (*TENSORS, "gradcheck.cli"),
-    "gradcheck.gate": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli", "gradcheck.commands"),
-    "gradcheck.starter": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli", "gradcheck.commands"),
-    "gradcheck.integrations": ("gradcheck.rules", "gradcheck.cli", "gradcheck.commands", "gradcheck.answers"),
-    "gradcheck.integrations.pytest_plugin": (*TENSORS, *MEASURING, "gradcheck.cli", "gradcheck.commands"),
-    "gradcheck.cli": TENSORS,
+    "gradcheck.trials.options": (*TENSORS, *MEASURING, *JUDGING, *SHOWING),
+    "gradcheck.cli.trial": (*TENSORS, "gradcheck.cli.main"),
+    "gradcheck.scan": ("gradcheck.cli.main", "gradcheck.cli.app", "gradcheck.cli.exit"),
+    "gradcheck.cli.exit": (*TENSORS, "gradcheck.cli.main", "gradcheck.cli.app"),
+    "gradcheck.cli.app": (*TENSORS, "gradcheck.cli.main"),
+    "gradcheck.cli.jobs": (*TENSORS, "gradcheck.cli.main", "gradcheck.cli.app"),
+    "gradcheck.cli.program": (*TENSORS, "gradcheck.cli.main", "gradcheck.cli.app"),
+    "gradcheck.cli.project": (*TENSORS, "gradcheck.cli.main"),
+    "gradcheck.cli.gate": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli.main", "gradcheck.cli.app"),
+    "gradcheck.cli.init": (*TENSORS, *MEASURING, "gradcheck.scan", "gradcheck.cli.main", "gradcheck.cli.app"),
+    "gradcheck.integrations": ("gradcheck.rules", "gradcheck.cli.main", "gradcheck.cli.app", "gradcheck.cli.exit"),
+    "gradcheck.integrations.pytest_plugin": (*TENSORS, *MEASURING, "gradcheck.cli.main", "gradcheck.cli.app"),
+    "gradcheck.cli.main": TENSORS,
 }
 # What is allowed all the same: Report.to_json and Report.load, conveniences that import the writer when they are called.
 ALLOWED = {
-    ("gradcheck.nouns.report", "gradcheck.report.json"),
-    ("gradcheck.nouns.report", "gradcheck.report.html"),
-    ("gradcheck.nouns.trial", "gradcheck.report.json"),
+    ("gradcheck.types.report", "gradcheck.report.json"),
+    ("gradcheck.types.report", "gradcheck.report.html"),
+    ("gradcheck.types.trial", "gradcheck.report.json"),
 }
 
 
@@ -131,15 +131,15 @@ def test_the_arrows_are_of_packages_that_exist() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("gradcheck.nouns.report", "from gradcheck.errors import GradcheckError"),
+        ("gradcheck.types.report", "from gradcheck.errors import GradcheckError"),
         ("gradcheck.rules.gradient", "import torch.nn as nn"),
         ("gradcheck.rules.gradient", "def check(m):\n    from numpy import median"),
         ("gradcheck.judge.judge", "from gradcheck import measure"),
         ("gradcheck.judge.judge", "from ..target import workload"),
-        ("gradcheck.progress", "from gradcheck.target.workload import Workload"),
+        ("gradcheck.analysis.convergence", "from gradcheck.workload.workload import Workload"),
         ("gradcheck.report.console", "if TYPE_CHECKING:\n    import torch"),
-        ("gradcheck.measure.taps", "from gradcheck.judge.protocol import Rule"),
-        ("gradcheck.target.load", "import gradcheck.cli"),
+        ("gradcheck.instrument.activation_recorder", "from gradcheck.types.rule import Rule"),
+        ("gradcheck.loading.load", "import gradcheck.cli.main"),
     ],
 )
 def test_the_check_catches_a_violation(module: str, source: str) -> None:
@@ -149,9 +149,9 @@ def test_the_check_catches_a_violation(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("gradcheck.nouns.report", "from gradcheck.nouns.places import Location"),
-        ("gradcheck.rules.gradient", "from gradcheck.rules.words import number\nfrom gradcheck.judge.protocol import rule"),
-        ("gradcheck.measure.taps", "import torch\nfrom gradcheck.nouns.measurement import Layer"),
+        ("gradcheck.types.report", "from gradcheck.types.location import Location"),
+        ("gradcheck.rules.gradient", "from gradcheck.analysis.wording import number\nfrom gradcheck.types.rule import rule"),
+        ("gradcheck.instrument.activation_recorder", "import torch\nfrom gradcheck.types.measurement import Layer"),
         ("gradcheck.judge.judge", "import numpylike, torchmetrics_like"),
     ],
 )

@@ -19,8 +19,8 @@ from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 import gradcheck
-from gradcheck.measure.measure import Plan, measure
-from gradcheck.target.workload import Workload
+from gradcheck.measure.session import Plan, measure
+from gradcheck.workload.workload import Workload
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradcheck
-from gradcheck.nouns.report import Report
+from gradcheck.types.report import Report
 
 Tensor = torch.Tensor
 WIDTH, EXPERTS = 16, 4

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 import gradcheck
-from gradcheck.nouns.report import Report
+from gradcheck.types.report import Report
 
 Tensor = torch.Tensor
 VOCABULARY, WIDTH, SAMPLES, CLASSES = 20, 16, 24, 2

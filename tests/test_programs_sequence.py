@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradcheck
-from gradcheck.nouns.report import Report
+from gradcheck.types.report import Report
 
 Tensor = torch.Tensor
 VOCABULARY, LENGTH, WIDTH, SAMPLES, HEADS = 17, 14, 16, 16, 2

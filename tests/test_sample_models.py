@@ -16,7 +16,7 @@ import torch
 from sample_models.catalogue import README, Sample, healthy_classics, sick_samples, with_table
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.report import Report
+    from gradcheck.types.report import Report
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")  # the illness of loss_domain
 
@@ -95,9 +95,9 @@ def losses(path: Path, steps: int, seed: int = 0) -> list[float]:
 
 
 def scan(path: Path) -> Report:
-    from gradcheck.config import Settings
-    from gradcheck.scan import scan_target
-    from gradcheck.target.spec import TargetSpec
+    from gradcheck.config.settings import Settings
+    from gradcheck.loading.spec import TargetSpec
+    from gradcheck.pipeline import scan_target
 
     return scan_target(TargetSpec(target=str(path)), Settings())
 

@@ -14,12 +14,12 @@ from torch.optim import optimizer
 
 from gradcheck.capture.detect import is_script
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
-from gradcheck.nouns.report import Report
-from gradcheck.target.load import load
-from gradcheck.target.no_training import TrainsWhenImported
-from gradcheck.target.spec import TargetSpec
+from gradcheck.loading.load import load
+from gradcheck.loading.no_training import TrainsWhenImported
+from gradcheck.loading.spec import TargetSpec
+from gradcheck.types.report import Report
 from sample_models.catalogue import README, Sample, read
 from tests.test_sample_models import changed_lines
 
@@ -70,7 +70,7 @@ def twin(sample: Sample) -> Path:
 
 
 def scan(path: Path, *arguments: str, **how: object) -> list[Report]:
-    from gradcheck.scan import scan_script
+    from gradcheck.pipeline import scan_script
 
     return scan_script(ScriptSpec(str(path), arguments, **how), Settings())  # type: ignore[arg-type]
 
@@ -455,11 +455,11 @@ def test_ctrl_c_goes_through(tmp_path):
 
 
 def gradcheck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    from gradcheck import cli
+    from gradcheck.cli import main
 
     monkeypatch.setattr(sys, "argv", ["gradcheck", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     captured = capsys.readouterr()
     return int(ended.value.code or 0), captured.out, captured.err
 

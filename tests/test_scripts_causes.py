@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.config import Settings
-from gradcheck.nouns.verdict import Finding
-from gradcheck.scan import scan_script
+from gradcheck.config.settings import Settings
+from gradcheck.pipeline import scan_script
+from gradcheck.types.finding import Finding
 from tests.test_scripts import written
 
 START = """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gradcheck.commands import app
+from gradcheck.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 LINEAR = "sample_models/trial/sparse_regression.py:build_linear"
@@ -68,7 +68,7 @@ def test_bad_input_is_one_clear_error(words, said, monkeypatch):
 ENDLESS = """
 import os, sys, time
 from pathlib import Path
-from gradcheck.cli import main
+from gradcheck.cli.main import main
 from gradcheck.trial import crew
 
 begin, work, folder = crew._begin, crew.work, Path(sys.argv.pop(1))

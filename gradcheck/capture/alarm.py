@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from gradcheck.capture.patches import Patches
-from gradcheck.target.sites import origin_of
+from gradcheck.workload.source_sites import origin_of
 
 LOOKS = 0.05  # seconds between two looks at the clock
 GRACE = 2.0  # seconds that a script has for its own cleaning up, before it is told again

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from gradcheck.capture.events import Watched
-from gradcheck.capture.owners import is_wrapper, variable_of
-from gradcheck.nouns.loop import LoopAverage
-from gradcheck.nouns.places import Location
+from gradcheck.capture.root_modules import is_wrapper, variable_of
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopAverage
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradcheck.capture.events import Pass
-from gradcheck.capture.owners import variable_of
 from gradcheck.capture.passes import leaves
+from gradcheck.capture.root_modules import variable_of
 from gradcheck.capture.tape import outside
-from gradcheck.target.sites import location_of_frame
+from gradcheck.workload.source_sites import location_of_frame
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

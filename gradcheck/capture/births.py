@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.domain import reason
-from gradcheck.measure.numerics import FILLS
-from gradcheck.measure.taps import tensors_in
-from gradcheck.nouns.measurement import NonFinite
-from gradcheck.nouns.places import Location
+from gradcheck.instrument.activation_recorder import tensors_in
+from gradcheck.instrument.domain import reason
+from gradcheck.measure.non_finite import FILLS
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import NonFinite
 
 
 class Births:

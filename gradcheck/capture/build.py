@@ -21,12 +21,12 @@ from gradcheck.capture.slices import Slice, slices_of
 from gradcheck.capture.tape import Owner, Ref
 from gradcheck.capture.together import as_one
 from gradcheck.capture.twins import Twins, Unfaithful, twins_of
+from gradcheck.loading.optimizers import assumed_optimizer, rate_of
 from gradcheck.measure.forgetting import Forgetting
-from gradcheck.measure.fork import copy_optimizer
-from gradcheck.measure.untouched import untouched
-from gradcheck.nouns.measurement import Assumption
-from gradcheck.target.optimizers import assumed_optimizer, rate_of
-from gradcheck.target.workload import Clipping, Workload
+from gradcheck.types.measurement import Assumption
+from gradcheck.workload.process_state import untouched
+from gradcheck.workload.training_copy import copy_optimizer
+from gradcheck.workload.workload import Clipping, Workload
 
 FEW_BATCHES = 4  # of one pass over a loader; with fewer, those of the next passes are taken too
 

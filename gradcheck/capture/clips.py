@@ -9,8 +9,8 @@ import torch
 
 from gradcheck.capture.events import Clip, Watched
 from gradcheck.capture.tape import outside
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import location_of_frame
+from gradcheck.types.location import Location
+from gradcheck.workload.source_sites import location_of_frame
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

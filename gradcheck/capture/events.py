@@ -14,8 +14,8 @@ from torch import nn
 from gradcheck.capture.changes import Changes
 from gradcheck.capture.loops import Loop
 from gradcheck.capture.tape import Constant, Node, Owner, Ref
-from gradcheck.nouns.loop import LoopClip
-from gradcheck.nouns.places import Location
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopClip
 
 Gradient = Literal["none", "zero", "some"]
 WATCHED_GRADIENTS = 4  # tensors whose gradients tell whether they were cleared

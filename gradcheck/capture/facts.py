@@ -16,8 +16,8 @@ from gradcheck.capture.silent_terms import silent_terms
 from gradcheck.capture.structures import shape_of
 from gradcheck.capture.tape import Loose, Weight
 from gradcheck.capture.trace import scale_of
-from gradcheck.nouns.loop import NEVER_EVALUATED, NO_SCALER, LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
-from gradcheck.nouns.places import Location
+from gradcheck.types.location import Location
+from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
 
 SHOWN_LAYERS = 20
 

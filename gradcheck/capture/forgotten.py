@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from gradcheck.capture.events import Pass
-from gradcheck.capture.owners import place_of_variable
+from gradcheck.capture.root_modules import place_of_variable
 from gradcheck.capture.tape import Constant, Node, Ref, nodes_behind
-from gradcheck.nouns.places import Location
+from gradcheck.types.location import Location
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradcheck.capture.owners import is_wrapper
+from gradcheck.capture.root_modules import is_wrapper
 from gradcheck.capture.tape import Node, outside
-from gradcheck.target.sites import location_of_frame
+from gradcheck.workload.source_sites import location_of_frame
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gradcheck.capture.tape import Constant, Node, Ref, Weight, references
-from gradcheck.target.step import TARGET_NAMES, forward_of
+from gradcheck.workload.step import TARGET_NAMES, forward_of
 
 # What they put beside a value that the model gave is its scale (a tolerance, a mask, a step size), not what it is to see.
 _SCALING = frozenset("mul div mul_ div_ multiply divide __mul__ __rmul__ __truediv__ __rtruediv__ __imul__ __itruediv__".split())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from gradcheck.target.sites import origin_of
+from gradcheck.workload.source_sites import origin_of
 
 _WRAPPERS = frozenset(("enumerate", "tqdm", "track", "list", "tuple", "sorted", "reversed", "iter", "prefetch"))
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {

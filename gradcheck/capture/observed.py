@@ -13,10 +13,10 @@ from gradcheck.capture.events import Pass, Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.tape import Weight, nodes_behind
 from gradcheck.measure.facts import environment, optimizer_facts
-from gradcheck.nouns.loop import LoopFacts
-from gradcheck.nouns.measurement import Cut, DataFacts, Measurement, NotMeasured, OptimizerFacts, Parameter, Run
-from gradcheck.nouns.places import Location
-from gradcheck.target.comments import ignores, snippets
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopFacts
+from gradcheck.types.measurement import Cut, DataFacts, Measurement, NotMeasured, OptimizerFacts, Parameter, Run
+from gradcheck.workload.comments import ignores, snippets
 
 SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Literal
 
-from gradcheck.target import notebook
+from gradcheck.workload import notebook
 
 Kind = Literal["script", "module", "code", "notebook"]
 

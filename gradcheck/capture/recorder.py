@@ -22,17 +22,17 @@ from gradcheck.capture.events import Clip, Pass, Scaler, Watched
 from gradcheck.capture.forgotten import Forgotten
 from gradcheck.capture.forward import Forward
 from gradcheck.capture.functional import Functional
+from gradcheck.capture.installation import Points
 from gradcheck.capture.modes import Modes
-from gradcheck.capture.owners import Owners
-from gradcheck.capture.points import Points
+from gradcheck.capture.root_modules import Owners
 from gradcheck.capture.scalers import Scalers
 from gradcheck.capture.schedulers import Schedulers
+from gradcheck.capture.schedulers_and_loaders import Surroundings
 from gradcheck.capture.steps import Steps
-from gradcheck.capture.surroundings import Surroundings
 from gradcheck.capture.tape import Tape
 from gradcheck.capture.updates import Updates
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import Sites
+from gradcheck.types.location import Location
+from gradcheck.workload.source_sites import Sites
 
 
 class Recorder(TorchFunctionMode):

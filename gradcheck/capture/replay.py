@@ -206,7 +206,7 @@ class Program:
 
 
 def _call(function: Any, args: Any, kwargs: Any, node: Node) -> Any:
-    recorded_place = node.place  # noqa: F841  where the user calls it: gradcheck.target.sites reads it from this frame
+    recorded_place = node.place  # noqa: F841  where the user calls it: gradcheck.workload.source_sites reads it from this frame
     return function(*args, **kwargs)
 
 

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from gradcheck.capture.events import Scaler
 from gradcheck.capture.tape import outside
-from gradcheck.target.sites import location_of_frame
+from gradcheck.workload.source_sites import location_of_frame
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

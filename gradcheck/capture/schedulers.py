@@ -13,11 +13,11 @@ from torch.optim.optimizer import Optimizer
 
 from gradcheck.capture.events import Watched
 from gradcheck.capture.loops import Loop, loops_around, loops_at_call, product
-from gradcheck.capture.owners import variable_of
+from gradcheck.capture.root_modules import variable_of
 from gradcheck.capture.tape import outside
-from gradcheck.nouns.loop import LoopSchedule
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import location_of_frame, origin_of
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopSchedule
+from gradcheck.workload.source_sites import location_of_frame, origin_of
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from gradcheck import processes
+from gradcheck import rank
+from gradcheck.analysis.convergence import FEWEST_STEPS
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.checkpoints import keep_checkpoints
 from gradcheck.capture.events import taken_alike
@@ -33,10 +34,9 @@ from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.unseen import note_processes
 from gradcheck.errors import TargetError
-from gradcheck.progress import FEWEST_STEPS
-from gradcheck.target.importing import session
-from gradcheck.target.notebook import code_cells, shell
-from gradcheck.target.sites import Sites, display_path, location_of_traceback, moved, origin_of
+from gradcheck.loading.importing import session
+from gradcheck.workload.notebook import code_cells, shell
+from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, moved, origin_of
 
 TAPED = 32  # steps whose computations are kept
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
@@ -113,7 +113,7 @@ class _Clock:
             return most >= wanted
         if most < TAPED:
             return False
-        if processes.place()[1] > 1:  # by count alone: all processes have to end at the same step
+        if rank.place()[1] > 1:  # by count alone: all processes have to end at the same step
             return True
         now = time.perf_counter()
         self.taped_at = self.taped_at or now

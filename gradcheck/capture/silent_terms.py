@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from gradcheck.capture.events import Pass
 from gradcheck.capture.silent import PRODUCTS, Mark, Silent
 from gradcheck.capture.tape import Constant, Node, Ref, nodes_behind
-from gradcheck.nouns.loop import SilentTerm
-from gradcheck.nouns.places import Location
+from gradcheck.types.location import Location
+from gradcheck.types.loop import SilentTerm
 
 PASSES = 8  # that have to agree
 _SUMS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__".split())

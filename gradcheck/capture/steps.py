@@ -9,11 +9,11 @@ from torch.optim.optimizer import Optimizer
 
 from gradcheck.capture.events import Pass, Step, Watched
 from gradcheck.capture.loops import loops_around
-from gradcheck.capture.owners import variable_of
 from gradcheck.capture.passes import fingerprint
+from gradcheck.capture.root_modules import variable_of
 from gradcheck.capture.tape import outside
-from gradcheck.measure.fork import copy_optimizer
-from gradcheck.target.sites import location_of_frame
+from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.training_copy import copy_optimizer
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

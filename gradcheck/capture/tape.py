@@ -21,8 +21,8 @@ from gradcheck.capture.rows import Rows, forget_in
 from gradcheck.capture.silent import Silent
 from gradcheck.capture.structures import Packed, pack, tensors_in
 from gradcheck.capture.writing import is_in_place, written
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import location_of_frame
+from gradcheck.types.location import Location
+from gradcheck.workload.source_sites import location_of_frame
 
 _VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # properties whose values are the tensor's own
 # They give no new values, or values that stand for themselves.

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from gradcheck.capture.events import Watched
-from gradcheck.measure.fork import copy_optimizer
-from gradcheck.measure.stepping import needs_closure
+from gradcheck.training.steps import needs_closure
+from gradcheck.workload.training_copy import copy_optimizer
 
 SHARED = 0.8  # of the steps: the others may be the first or the last of a loop
 

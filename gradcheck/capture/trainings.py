@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gradcheck.analysis.convergence import FEWEST_STEPS, outcome
+from gradcheck.analysis.gaps import described
 from gradcheck.capture.build import workload_of
 from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import Watched, taken_alike
@@ -22,15 +24,13 @@ from gradcheck.capture.together import joined
 from gradcheck.capture.twins import Unfaithful
 from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.errors import TargetError
-from gradcheck.measure.gaps import described
-from gradcheck.nouns.loop import LoopFacts
-from gradcheck.nouns.measurement import Measurement, NotMeasured, Run
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.report import Report
-from gradcheck.progress import FEWEST_STEPS, outcome
-from gradcheck.target.comments import snippets
-from gradcheck.target.failure import failure
-from gradcheck.target.workload import Workload
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopFacts
+from gradcheck.types.measurement import Measurement, NotMeasured, Run
+from gradcheck.types.report import Report
+from gradcheck.workload.comments import snippets
+from gradcheck.workload.failure import failure
+from gradcheck.workload.workload import Workload
 
 REPEATED = NotMeasured("probe", "")
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.analysis.gaps import described
 from gradcheck.capture.events import Pass
 from gradcheck.capture.replay import Program
 from gradcheck.capture.tape import Loose, Owner
-from gradcheck.measure.gaps import described
-from gradcheck.measure.structure import upstream_leaves
-from gradcheck.target.borrowing import Borrowed, State, shielded
-from gradcheck.target.copying import bind_copies, memo_for
+from gradcheck.instrument.graph_structure import upstream_leaves
+from gradcheck.workload.borrowing import Borrowed, State, shielded
+from gradcheck.workload.copying import bind_copies, memo_for
 
 SAME = 1e-3  # relative difference up to which a loss counts as repeated where arithmetic of low precision does not repeat its bits
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
-from gradcheck.target.failure import failure
+from gradcheck.workload.failure import failure
 
 if TYPE_CHECKING:
     from gradcheck.capture.script import Capture

@@ -18,9 +18,9 @@ from gradcheck.capture.events import Pass, Watched
 from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.tape import CHANGED, outside
 from gradcheck.capture.writing import is_in_place
-from gradcheck.measure.local import is_spread
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import location_of_frame
+from gradcheck.types.location import Location
+from gradcheck.workload.dtensor import is_spread
+from gradcheck.workload.source_sites import location_of_frame
 
 if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
 from gradcheck.errors import ConfigError
 from gradcheck.integrations.monitor import Monitor
 from gradcheck.live.sinks import Sink
 from gradcheck.live.watch import EVERY
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Finding, Severity
+from gradcheck.types.finding import Finding, Severity
+from gradcheck.types.report import Report
 
 
 def _loaded() -> Any:

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError
-from gradcheck.judge.identity import key
-from gradcheck.live.follower import EARLY
+from gradcheck.judge.finding_key import key
+from gradcheck.live.live_judge import at_least
+from gradcheck.live.loop_monitor import EARLY
 from gradcheck.live.sinks import Sink
-from gradcheck.live.verdicts import at_least
 from gradcheck.live.watch import EVERY, Board, watch
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Finding, Severity
-from gradcheck.report.words import summary
+from gradcheck.report.formatting import summary
+from gradcheck.types.finding import Finding, Severity
+from gradcheck.types.report import Report
 
 FILE = "gradcheck.json"
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from gradcheck.config import Settings
-    from gradcheck.nouns.report import Report
+    from gradcheck.config.settings import Settings
+    from gradcheck.types.report import Report
 
 LEVELS = ("error", "warning", "info", "never")
 PROPERTY = "gradcheck"  # of a test: what its scan found. It reaches JUnit files, and the main process of pytest-xdist
@@ -54,7 +54,7 @@ def gradcheck(request: pytest.FixtureRequest) -> Callable[..., Report]:
     settings = _settings(request)
 
     def check(model: Any, data: Any, **options: Any) -> Report:
-        from gradcheck.scan import scan
+        from gradcheck.pipeline import scan
 
         report = scan(model, data, config=settings, **options)
         failed = report.exit_code(settings.fail_on, allow_partial=settings.allow_partial) != 0
@@ -68,7 +68,7 @@ def gradcheck(request: pytest.FixtureRequest) -> Callable[..., Report]:
 
 def _settings(request: pytest.FixtureRequest) -> Settings:
     """The configuration at pytest's root, then the ini file, the command line and the marker, the last one winning."""
-    from gradcheck.config import load
+    from gradcheck.config.settings import load
     from gradcheck.errors import GradcheckError
 
     allowed = request.config.getoption("--gradcheck-allow-partial") or request.config.getini("gradcheck_allow_partial") or None
@@ -82,7 +82,7 @@ def _settings(request: pytest.FixtureRequest) -> Settings:
 
 
 def _line(report: Report, failed: bool) -> str:
-    from gradcheck.report.words import summary
+    from gradcheck.report.formatting import summary
 
     return f"{'FAILED' if failed else 'passed'} {report.target}: {summary(report)}"
 
@@ -91,7 +91,7 @@ def _full(report: Report) -> str:
     import io
 
     from gradcheck.report.console import make_console, show
-    from gradcheck.report.words import summary
+    from gradcheck.report.formatting import summary
 
     text = io.StringIO()
     show(report, make_console(text, "never"))

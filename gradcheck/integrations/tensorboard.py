@@ -11,8 +11,8 @@ from typing import Any
 
 from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, Sink
-from gradcheck.nouns.live import Magnitudes
-from gradcheck.nouns.report import Report
+from gradcheck.types.live import Magnitudes
+from gradcheck.types.report import Report
 
 
 class TensorBoard(Sink):

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
 from gradcheck.errors import ConfigError
 from gradcheck.integrations.monitor import Monitor
 from gradcheck.live.sinks import Sink
 from gradcheck.live.watch import EVERY
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Finding, Severity
+from gradcheck.types.finding import Finding, Severity
+from gradcheck.types.report import Report
 
 try:
     from transformers import TrainerCallback

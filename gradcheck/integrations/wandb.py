@@ -13,8 +13,8 @@ from typing import Any
 
 from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, PREFIX, Sink
-from gradcheck.nouns.live import Magnitudes
-from gradcheck.nouns.report import Report
+from gradcheck.types.live import Magnitudes
+from gradcheck.types.report import Report
 
 try:
     import wandb

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from gradcheck.config_keys import Assertion
+from gradcheck.analysis.statistics import CATEGORIES, aggregated, values
+from gradcheck.config.keys import Assertion
 from gradcheck.errors import ConfigError
 from gradcheck.judge.gate_rules import failed_assertion
-from gradcheck.judge.protocol import found
 from gradcheck.judge.scores import scores
-from gradcheck.judge.stats import CATEGORIES, aggregated, values
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding
+from gradcheck.types.report import Report
+from gradcheck.types.rule import found
 
 if TYPE_CHECKING:
-    from gradcheck.config import Settings
+    from gradcheck.config.settings import Settings
 
 
 def asserted(report: Report, settings: Settings) -> Report:

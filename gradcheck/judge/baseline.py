@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradcheck.judge.assertions import with_findings
+from gradcheck.judge.consensus import excess
+from gradcheck.judge.finding_key import key, target_name, telling
 from gradcheck.judge.gate_rules import stale_baseline
-from gradcheck.judge.identity import key, target_name, telling
-from gradcheck.judge.protocol import found
-from gradcheck.judge.seeds import excess
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, Severity
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.report import Report
+from gradcheck.types.rule import found
 
 # Part of the stored value by which a number may get worse before its finding counts as new. Over three seeds of every fourth sick
 # sample model (26 findings with a number), no seed was farther from the median than this, and three were by more than a quarter.

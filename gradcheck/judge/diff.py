@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from gradcheck.analysis.statistics import STATS, values
 from gradcheck.judge.baseline import DECIDED
-from gradcheck.judge.identity import key, target_name, telling
+from gradcheck.judge.consensus import excess
+from gradcheck.judge.finding_key import key, target_name, telling
 from gradcheck.judge.scores import scores
-from gradcheck.judge.seeds import excess
-from gradcheck.judge.stats import STATS, values
-from gradcheck.nouns.coverage import Coverage
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding
+from gradcheck.types.coverage import Coverage
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding
+from gradcheck.types.report import Report
 
 NOISE = 0.1  # relative difference of two numbers that is called a change, where no spread over seeds is known
 NOISE_SCORE = 5  # the same for scores, in points

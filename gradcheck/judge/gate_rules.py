@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limits, Verdict, not_applicable, rule
+from gradcheck.types.rule import Limits, Verdict, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.measurement import Measurement
 
 
 @rule("META002", "failed-assertion", up_to="error")

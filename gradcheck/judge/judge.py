@@ -6,19 +6,19 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from gradcheck.config import RuleSettings, Settings
+from gradcheck.analysis.costs import with_cost
+from gradcheck.config.settings import RuleSettings, Settings
 from gradcheck.judge.assertions import asserted
-from gradcheck.judge.causes import fold
-from gradcheck.judge.costs import with_cost
+from gradcheck.judge.consensus import agree, merge_sites
 from gradcheck.judge.looks import in_words
-from gradcheck.judge.protocol import NoVerdict, Rule
-from gradcheck.judge.seeds import agree, merge_sites
+from gradcheck.judge.root_causes import fold
 from gradcheck.judge.select import chosen, needs
 from gradcheck.judge.suppress import split_by_comments, split_by_layers, unused_ignore, without_effect
-from gradcheck.nouns.measurement import Measurement, NotMeasured
-from gradcheck.nouns.places import Ignore
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Finding, RuleState, RuleStatus
+from gradcheck.types.finding import SEVERITIES, Finding, RuleState, RuleStatus
+from gradcheck.types.location import Ignore
+from gradcheck.types.measurement import Measurement, NotMeasured
+from gradcheck.types.report import Report
+from gradcheck.types.rule import NoVerdict, Rule
 
 Judged = tuple[tuple[Finding, ...], tuple[Finding, ...], tuple[RuleState, ...]]
 Outcome = list[Finding] | RuleState  # of one rule on one measurement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradcheck.judge.protocol import Need
+from gradcheck.types.rule import Need
 
 LOOKS: Mapping[Need, str] = {
     "signals": "the outputs of the layers and the gradients at them",

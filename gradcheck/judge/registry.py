@@ -12,8 +12,8 @@ from types import ModuleType
 
 from gradcheck.errors import ConfigError
 from gradcheck.judge.gate_rules import failed_assertion, stale_baseline
-from gradcheck.judge.protocol import Rule
 from gradcheck.judge.suppress import unused_ignore
+from gradcheck.types.rule import Rule
 
 ENTRY_POINTS = "gradcheck.rules"  # group; a value is a module with RULES, or a callable that returns rules
 CODE = re.compile(r"[A-Z]+[0-9]{3}")
@@ -100,7 +100,7 @@ def _rules_of(loaded: object, where: str, origin: str) -> list[Rule]:
         raise ConfigError(f"{where} has no RULES", hint="list its rules in a tuple RULES at the top level of the module")
     rules = tuple(given) if isinstance(given, Iterable) else ()
     if not isinstance(given, Iterable) or not all(isinstance(r, Rule) for r in rules):
-        raise ConfigError(f"{where}: RULES holds something that is not a rule", hint="make rules with `gradcheck.judge.protocol.rule`")
+        raise ConfigError(f"{where}: RULES holds something that is not a rule", hint="make rules with `gradcheck.types.rule.rule`")
     return [replace(_well_named(r, where), origin=origin) for r in rules]
 
 

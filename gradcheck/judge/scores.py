@@ -17,10 +17,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gradcheck.judge.stats import CATEGORIES
-from gradcheck.nouns.coverage import coverage
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, Severity
+from gradcheck.analysis.statistics import CATEGORIES
+from gradcheck.types.coverage import coverage
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Severity
+from gradcheck.types.report import Report
 
 UNSCORED = ("META",)
 BANDS: Mapping[Severity, tuple[int, int]] = {"error": (0, 49), "warning": (50, 89), "info": (90, 99)}

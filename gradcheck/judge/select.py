@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
 from gradcheck.errors import ConfigError
-from gradcheck.judge.protocol import Need, Rule
 from gradcheck.judge.registry import find_rule, load_rules
+from gradcheck.types.rule import Need, Rule
 
 
 def chosen(settings: Settings) -> tuple[Rule, ...]:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from gradcheck.judge.protocol import Limits, Verdict, found, not_applicable, rule
-from gradcheck.nouns.places import Ignore, Location
-from gradcheck.nouns.verdict import Finding, RuleState
+from gradcheck.types.finding import Finding, RuleState
+from gradcheck.types.location import Ignore, Location
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.measurement import Measurement
+    from gradcheck.types.measurement import Measurement
 
 RAN = ("finding", "passed", "not-applicable", "suppressed")
 

@@ -16,16 +16,16 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from gradcheck.capture.owners import is_wrapper, variable_of
-from gradcheck.config import Settings, load
+from gradcheck.capture.root_modules import is_wrapper, variable_of
+from gradcheck.config.settings import Settings, load
 from gradcheck.errors import TrainingStopped
 from gradcheck.live.child import send
 from gradcheck.live.frames import frame
+from gradcheck.live.live_judge import SHARE
 from gradcheck.live.models import living_optimizers, unwrapped
-from gradcheck.live.verdicts import SHARE
 from gradcheck.live.watch import Board, watch
-from gradcheck.nouns.report import Report
-from gradcheck.target.sites import Sites, display_path, location_of_traceback, origin_of, record_sites
+from gradcheck.types.report import Report
+from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, origin_of, record_sites
 
 FRAME_EVERY = 0.2  # seconds between what is told to the parent, at least
 

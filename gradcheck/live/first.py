@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.analysis.gaps import described
+from gradcheck.instrument import data_flow
+from gradcheck.instrument.graph_structure import Fate, Graph
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.record import Record
 from gradcheck.live.taps import LiveTracer
-from gradcheck.measure import first_step, links
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.gaps import described
-from gradcheck.measure.structure import Fate, Graph
-from gradcheck.nouns.measurement import NotMeasured
-from gradcheck.target.workload import Workload
+from gradcheck.measure import first_step
+from gradcheck.types.measurement import NotMeasured
+from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.workload import Workload
 
 
 class FirstPass:
@@ -37,7 +38,7 @@ class FirstPass:
         fates = graph.fates(taps.calls)
         self._graph = graph
         try:
-            record.linked = links.read(graph, taps.calls, taps.seen, self._sites())
+            record.linked = data_flow.read(graph, taps.calls, taps.seen, self._sites())
         except Exception as error:  # graphs come in more shapes than were thought of
             why = "how the layers are connected could not be read in full"
             record.not_measured.append(NotMeasured("graph", why, "short", detail=described(error)))

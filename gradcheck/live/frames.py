@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from gradcheck.measure.layers import Growing
 from gradcheck.measure.parameters import Watched
-from gradcheck.nouns.live import Frame, LiveFinding, LiveLayer
-from gradcheck.nouns.verdict import Finding
+from gradcheck.types.finding import Finding
+from gradcheck.types.live import Frame, LiveFinding, LiveLayer
 
 if TYPE_CHECKING:
     from gradcheck.live.watch import Board

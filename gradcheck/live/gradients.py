@@ -8,7 +8,7 @@ import torch
 
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.record import Record
-from gradcheck.measure.local import local
+from gradcheck.workload.dtensor import local
 
 FOLLOWED = 4  # parameters whose gradients tell whether they were cleared
 Marks = list[tuple[int, int]]

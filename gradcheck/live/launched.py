@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from gradcheck.errors import ConfigError
 from gradcheck.live.launch import VARIABLE
-from gradcheck.report.stderr import print_error
+from gradcheck.report.progress_bar import print_error
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from gradcheck.capture.events import Clip, Scaler
 from gradcheck.capture.modes import Off
-from gradcheck.nouns.loop import NEVER_EVALUATED, NO_SCALER, LoopClip, LoopEvaluation, LoopScaler
-from gradcheck.nouns.places import Location
+from gradcheck.types.location import Location
+from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopClip, LoopEvaluation, LoopScaler
 
 MOST_RATES = 1000  # steps, from the first one on, whose rates are kept
 SHOWN_LAYERS = 20

@@ -8,7 +8,7 @@ import sys
 from torch import nn
 from torch.optim import Optimizer
 
-from gradcheck.capture.owners import is_wrapper
+from gradcheck.capture.root_modules import is_wrapper
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

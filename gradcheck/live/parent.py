@@ -12,8 +12,8 @@ from typing import Any
 from gradcheck.live.command import Program
 from gradcheck.live.launch import launch
 from gradcheck.live.screen import Lines, Screen, Terminal
-from gradcheck.nouns.live import Frame, LiveFinding, LiveLayer
-from gradcheck.nouns.report import Report
+from gradcheck.types.live import Frame, LiveFinding, LiveLayer
+from gradcheck.types.report import Report
 
 CHILD = "gradcheck.live.child"
 

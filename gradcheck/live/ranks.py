@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from gradcheck.processes import launched
+from gradcheck.rank import launched
 
 PATIENCE = 30.0  # seconds that a rank waits for the others at a measured step
 LAST_WORDS = 5.0  # seconds that rank 0 waits at the end for what the others have left to say

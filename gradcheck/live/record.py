@@ -11,29 +11,20 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from gradcheck.judge.protocol import Need
+from gradcheck.analysis.gaps import unread_layers
+from gradcheck.instrument import data_flow
 from gradcheck.live.loop_log import LoopLog
 from gradcheck.live.series import Series, thinned
-from gradcheck.measure import facts, first_step, links
-from gradcheck.measure.gaps import unread_layers
+from gradcheck.measure import facts, first_step
 from gradcheck.measure.layers import Growing, Layers
 from gradcheck.measure.parameters import Watched
-from gradcheck.measure.probe import FINAL_STEPS
-from gradcheck.nouns.loop import LoopFacts
-from gradcheck.nouns.measurement import (
-    Assumption,
-    Cut,
-    DataFacts,
-    Measurement,
-    NonFinite,
-    NotMeasured,
-    OptimizerFacts,
-    Run,
-    TensorStats,
-)
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.ranks import RankFacts
-from gradcheck.target.comments import ignores, snippets
+from gradcheck.training.probe import FINAL_STEPS
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopFacts
+from gradcheck.types.measurement import Assumption, Cut, DataFacts, Measurement, NonFinite, NotMeasured, OptimizerFacts, Run, TensorStats
+from gradcheck.types.ranks import RankFacts
+from gradcheck.types.rule import Need
+from gradcheck.workload.comments import ignores, snippets
 
 FEWEST_STEPS = 4  # before the course of a training is judged at all
 MOST_SNAPSHOTS = 60  # measured steps that are kept
@@ -61,7 +52,7 @@ class Record:
     norms: list[float] = field(default_factory=list)  # total gradient norm at the measured steps
     measured: list[int] = field(default_factory=list)
     first: first_step.FirstStep = field(default_factory=first_step.FirstStep)
-    linked: links.Linked = field(default_factory=links.Linked)
+    linked: data_flow.Linked = field(default_factory=data_flow.Linked)
     failures: dict[str, str] = field(default_factory=dict)
     not_measured: list[NotMeasured] = field(default_factory=list)
     untapped: str = ""  # why the layers cannot be seen

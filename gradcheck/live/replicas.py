@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradcheck.live.models import unwrapped
-from gradcheck.live.shares import ParameterShare
-from gradcheck.measure.local import multiplicity
-from gradcheck.nouns.ranks import RankStep
+from gradcheck.live.rank_statistics import ParameterShare
+from gradcheck.types.ranks import RankStep
+from gradcheck.workload.dtensor import multiplicity
 
 ROUNDING = 1e-6  # relative: replicas of a sound training are equal to the last bit
 NAMED = 3  # parameters

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.losses import SeenLoss
-from gradcheck.measure.taps import Call
-from gradcheck.nouns.measurement import TensorStats
+from gradcheck.instrument.activation_recorder import Call
+from gradcheck.instrument.loss_calls import SeenLoss
+from gradcheck.types.measurement import TensorStats
 
 
 @dataclass

@@ -13,9 +13,9 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from gradcheck.nouns.live import Frame
 from gradcheck.report.console import make_console
 from gradcheck.report.live import board, finding_line, plain_line
+from gradcheck.types.live import Frame
 
 LINE_EVERY = 1.0  # seconds between two lines, at least
 REFRESH = 4.0  # a second

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from gradcheck.judge.scores import scores
 from gradcheck.live.frames import ranked, typical_update
-from gradcheck.nouns.live import Magnitudes
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES
+from gradcheck.types.finding import SEVERITIES
+from gradcheck.types.live import Magnitudes
+from gradcheck.types.report import Report
 
 if TYPE_CHECKING:
     from gradcheck.live.watch import Board

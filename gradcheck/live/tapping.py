@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from gradcheck.capture.modes import Modes
+from gradcheck.instrument.activation_recorder import Call
+from gradcheck.instrument.graph_structure import Fate
 from gradcheck.live.first import FirstPass
 from gradcheck.live.record import Record
 from gradcheck.live.scaling import Scaling
 from gradcheck.live.taps import LiveTaps, LiveTracer
-from gradcheck.measure.structure import Fate
-from gradcheck.measure.taps import Call
 
 
 class Tapping:

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
 from gradcheck.capture.modes import Modes
-from gradcheck.measure.observe import Tracer
-from gradcheck.measure.taps import Call, Taps
+from gradcheck.instrument.activation_recorder import Call, Taps
+from gradcheck.instrument.first_pass_recorder import Tracer
 
 
 def push_below(mode: TorchFunctionMode) -> None:

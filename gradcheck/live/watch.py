@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.config import Settings, settings_from
+from gradcheck.config.settings import Settings, settings_from
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
-from gradcheck.live.follower import Follower
 from gradcheck.live.hooks import inner_optimizer
-from gradcheck.live.pace import Pace
+from gradcheck.live.live_judge import Verdicts, at_least
+from gradcheck.live.loop_monitor import Follower
 from gradcheck.live.record import Record
 from gradcheck.live.sinks import Feed, Sink
-from gradcheck.live.verdicts import Verdicts, at_least
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Finding, Severity
+from gradcheck.live.step_timer import Pace
+from gradcheck.types.finding import SEVERITIES, Finding, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.report import Report
 
 EVERY = 50
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from gradcheck.measure import duplicates
-from gradcheck.nouns.measurement import DataFacts, InputFacts, LabelFacts, LayerKind
-from gradcheck.target.tensors import batch_size, named_tensors
+from gradcheck.types.measurement import DataFacts, InputFacts, LabelFacts, LayerKind
+from gradcheck.workload.tensors import batch_size, named_tensors
 
 MOST_FEATURES = 100_000
 MOST_MOMENTS = 64  # features whose moments are kept

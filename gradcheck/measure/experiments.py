@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.few import some_samples
+from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, fall, held_up, on_its_way, outcome, sooner
 from gradcheck.measure.forgetting import forgettings
-from gradcheck.measure.fork import fork
 from gradcheck.measure.parameters import Watched
-from gradcheck.measure.probe import Training
-from gradcheck.nouns.measurement import ONE_OPTIMIZER, Run
-from gradcheck.progress import CLEAR_FALL, FEWEST_COMPARED, fall, held_up, on_its_way, outcome, sooner
-from gradcheck.target.workload import Workload
+from gradcheck.training.probe import Training
+from gradcheck.types.measurement import ONE_OPTIMIZER, Run
+from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.training_copy import fork
+from gradcheck.workload.workload import Workload
 
 BEST_UPDATE = 0.01  # update ratio that suits most nets, whatever the optimizer (calibration E3: 1.5e-2, sd 0.4 decades)
 ONE_BATCH = 16  # samples

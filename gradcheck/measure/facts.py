@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.stepping import lr_of
-from gradcheck.nouns.measurement import Environment, OptimizerFacts
-from gradcheck.nouns.places import Location
+from gradcheck.training.steps import lr_of
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Environment, OptimizerFacts
 
 # Optimizers that shrink the weights themselves; those of torch say it in their groups as `decoupled_weight_decay`.
 _DECOUPLED = re.compile(r"W$|lion|lamb|muon|adafactor|sophia|soap|shampoo|adopt|prodigy", re.IGNORECASE)

@@ -1,7 +1,7 @@
 """Is a copy of the model as good as the model? Asked once, before anything is measured.
 
 A copy is faithful when its first loss equals the original's bit for bit, and when its forward pass calls no module and reaches no parameter
-but its own. Otherwise the user's own model is measured, and everything is put back (`gradcheck.target.borrowing`).
+but its own. Otherwise the user's own model is measured, and everything is put back (`gradcheck.workload.borrowing`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
-from gradcheck.measure.fork import Trainee, fork, lend
-from gradcheck.measure.structure import upstream_leaves
-from gradcheck.measure.untouched import untouched
-from gradcheck.nouns.measurement import Assumption
-from gradcheck.target.batches import tensors_of
-from gradcheck.target.borrowing import Borrowed, ran_out_of_memory, shielded
-from gradcheck.target.rng import seed_all
-from gradcheck.target.workload import Workload
+from gradcheck.instrument.graph_structure import upstream_leaves
+from gradcheck.types.measurement import Assumption
+from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
+from gradcheck.workload.process_state import untouched
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.training_copy import Trainee, fork, lend
+from gradcheck.workload.workload import Workload
 
 
 @dataclass

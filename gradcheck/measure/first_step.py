@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure import by_hand, disconnected, losses, zero_derivatives
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.losses import IGNORED
-from gradcheck.measure.observe import SeenSoftmax, Tracer
+from gradcheck.instrument import disconnected, handwritten_loss, zero_derivatives
+from gradcheck.instrument import loss_calls as losses
+from gradcheck.instrument.first_pass_recorder import SeenSoftmax, Tracer
+from gradcheck.instrument.graph_structure import Graph, producer
+from gradcheck.instrument.loss_calls import IGNORED
 from gradcheck.measure.parameters import Watched
-from gradcheck.measure.structure import Graph, producer
-from gradcheck.nouns.checks import Difference, LossOperation
-from gradcheck.nouns.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Similarity, Softmax, ZeroDerivative
-from gradcheck.nouns.places import Location
-from gradcheck.target.assignments import assignment_of
-from gradcheck.target.tensors import batch_size, named_tensors
-from gradcheck.target.workload import Workload
+from gradcheck.types.checks import Difference, LossOperation
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Similarity, Softmax, ZeroDerivative
+from gradcheck.workload.assignments import assignment_of
+from gradcheck.workload.tensors import batch_size, named_tensors
+from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.workload import Workload
 
 REST = 0.2  # of the loss, beside those that are known: a penalty
 _FIRST_KINDS = ("linear", "conv", "recurrent", "embedding", "norm")
@@ -95,8 +96,8 @@ def read(
         softmaxes=tuple(_softmax(seen, taps, batch_size(batch)) for seen in taps.softmaxes),
         similarities=tuple(dict.fromkeys(taps.similarities.found)),
         mixes=tuple(taps.mixes),
-        loss_operations=by_hand.operations(taps.operations, graph, taps.calls) if graph is not None else (),
-        differences=by_hand.differences(taps.differences, batch, workload.made),
+        loss_operations=handwritten_loss.operations(taps.operations, graph, taps.calls) if graph is not None else (),
+        differences=handwritten_loss.differences(taps.differences, batch, workload.made),
         entering=tuple(taps.entrances.found.values()),
         cuts=disconnected.cuts(unreached, zero, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, trainee.model, sites)),

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure import kinds, units
-from gradcheck.measure.probe import FINAL_STEPS
-from gradcheck.measure.statistics import merge
-from gradcheck.measure.structure import Fate
-from gradcheck.measure.taps import Call
-from gradcheck.nouns.measurement import Layer, Profile, Snapshot
-from gradcheck.nouns.places import Location
+from gradcheck.instrument import kinds
+from gradcheck.instrument import unit_activity as units
+from gradcheck.instrument.activation_recorder import Call
+from gradcheck.instrument.graph_structure import Fate
+from gradcheck.instrument.tensor_statistics import merge
+from gradcheck.training.probe import FINAL_STEPS
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Layer, Profile, Snapshot
 
 
 @dataclass(eq=False)

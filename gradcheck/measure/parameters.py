@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gradcheck.measure.local import local
-from gradcheck.measure.norms import as_numbers, as_real, gradient_of, norms_of
-from gradcheck.measure.statistics import spread
-from gradcheck.nouns.measurement import Parameter, ParameterStep
-from gradcheck.nouns.places import Location
+from gradcheck.instrument.tensor_statistics import spread
+from gradcheck.training.gradient_norms import as_numbers, as_real, gradient_of, norms_of
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Parameter, ParameterStep
+from gradcheck.workload.dtensor import local
 
 SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step
 BLOCK = 16  # entries side by side in that sample: each place in memory costs a cache line

@@ -16,9 +16,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.taps import tensors_in
-from gradcheck.nouns.measurement import Profile
+from gradcheck.instrument.activation_recorder import tensors_in
+from gradcheck.types.measurement import Profile
+from gradcheck.workload.training_copy import Trainee
 
 REPEATS = 3  # timed passes, after one to warm up; the median is reported
 

@@ -9,14 +9,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from gradcheck.judge.layers import in_order
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Layer, Measurement
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.analysis.layer_groups import in_order
 from gradcheck.remedies import initialization
-from gradcheck.remedies.prescribing import (
+from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.layer_selection import (
     SATURATING,
     body_activations,
     body_layers,
@@ -28,9 +24,13 @@ from gradcheck.remedies.prescribing import (
     usual_activation,
     weight_names,
 )
-from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import operand, rewrite, torch_function
 from gradcheck.remedies.surgery import follow, rewired, swap
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.workload.treated import Patient
 
 RECTIFIERS = ("relu", "relu6", "hardtanh")
 NEGATIVE_SLOPE = 0.01

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Settings, Strength, Treatment
+from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 USUAL_RATE, MOST_DECAY = 1e-3, 0.01  # AdamW's defaults in torch
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from gradcheck.measure.treated import Augment, Inapplicable, Patient
-from gradcheck.nouns.measurement import InputFacts, Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.batches import input_indices, target_index, tensor_at
-from gradcheck.remedies.draws import crop, drop_tokens, flip, mix, mixed_loss, noise, shift
-from gradcheck.remedies.protocol import Settings, Strength, Treatment
-from gradcheck.target.batches import tensors_of
+from gradcheck.remedies.augment_ops import crop, drop_tokens, flip, mix, mixed_loss, noise, shift
+from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import InputFacts, Measurement
+from gradcheck.workload.batch_tensors import input_indices, target_index, tensor_at
+from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.treated import Augment, Inapplicable, Patient
 
 SHIFT, CROP, NOISE, ALPHA, TOKENS = 0.1, 0.125, 0.1, 0.2, 0.1
 

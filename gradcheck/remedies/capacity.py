@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.lifted import void
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.batches import joined
-from gradcheck.remedies.prescribing import is_tuned
-from gradcheck.remedies.protocol import Settings, Treatment
+from gradcheck.measure.checks.without_regularization import void
+from gradcheck.remedies.definition import Settings, Treatment
+from gradcheck.remedies.layer_selection import is_tuned
 from gradcheck.remedies.surgery import rewired, swap
-from gradcheck.target.outputs import first_tensor
-from gradcheck.target.rng import preserve_rng
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.batch_tensors import joined
+from gradcheck.workload.outputs import first_tensor
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.treated import Inapplicable, Patient
 
 WIDTH, BATCHES = 0.5, 4
 Sizes = tuple[int, int]  # of a layer's input and output axis

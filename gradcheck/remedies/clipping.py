@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.progress import verdict
-from gradcheck.remedies.protocol import Settings, Strength, Treatment
+from gradcheck.analysis.convergence import verdict
+from gradcheck.remedies.definition import Settings, Strength, Treatment
 from gradcheck.remedies.surgery import path_now
-from gradcheck.target.workload import Clipping
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Patient
+from gradcheck.workload.workload import Clipping
 
 SETTLED = 20  # steps before which norms are not counted: the first ones are up to ten times larger in healthy trainings
 SHARE = 0.9  # percentile that a threshold is taken from: Deep Learning Tuning Playbook

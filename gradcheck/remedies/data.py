@@ -9,15 +9,15 @@ from typing import Literal
 
 import torch
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import InputFacts, LossCall, Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.batches import input_indices, joined, picked, replaced, target_index, tensor_at
-from gradcheck.remedies.protocol import Treatment
-from gradcheck.target.batches import tensors_of
-from gradcheck.target.tensors import batch_size
-from gradcheck.target.workload import Batch
+from gradcheck.remedies.definition import Treatment
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import InputFacts, LossCall, Measurement
+from gradcheck.workload.batch_tensors import input_indices, joined, picked, replaced, target_index, tensor_at
+from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.tensors import batch_size
+from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.workload import Batch
 
 Axis = Literal["feature", "channel", "all"]
 SEED = 0  # of the order that samples are dealt in

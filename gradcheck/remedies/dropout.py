@@ -9,18 +9,18 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from gradcheck.measure.checks.lifted import RATES
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.checks import Dropout
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.measure.checks.without_regularization import RATES
 from gradcheck.remedies.activation import placed, places, sites_of
-from gradcheck.remedies.prescribing import body_activations, listed
-from gradcheck.remedies.protocol import Settings, Strength, Treatment
+from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.remedies.layer_selection import body_activations, listed
 from gradcheck.remedies.rewriting import rewrite, rewrite_method, torch_function
 from gradcheck.remedies.surgery import follow, module_at
+from gradcheck.types.checks import Dropout
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 DROPPED = 0.2
 MOST_IN_A_ROW = 4  # at that rate: each one divides the share of a value that arrives, and is not noise, by 1 / (1 - rate)

@@ -10,15 +10,25 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from gradcheck.judge.layers import body, constant_at_start, gain, parameters_by_name
-from gradcheck.judge.signal import GAINS
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Layer, Measurement, Parameter
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.prescribing import DEEP, is_tuned, listed, number, several, usual_activation, weight_names, weighted_layers, whole
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.analysis.depth import GAINS
+from gradcheck.analysis.layer_groups import body, constant_at_start, gain, parameters_by_name
+from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.layer_selection import (
+    DEEP,
+    is_tuned,
+    listed,
+    number,
+    several,
+    usual_activation,
+    weight_names,
+    weighted_layers,
+    whole,
+)
 from gradcheck.remedies.surgery import module_at, parameter_at
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Layer, Measurement, Parameter
+from gradcheck.workload.treated import Inapplicable, Patient
 
 CHECKPOINT = "saved checkpoints still load; initial weights matter only for training from scratch"
 RECTIFIED = ("relu", "relu6", "leaky_relu", "prelu")

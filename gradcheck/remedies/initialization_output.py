@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from gradcheck.judge.layers import bias, in_order, parameters_by_name
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Layer, LossCall, Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
+from gradcheck.analysis.layer_groups import bias, in_order, parameters_by_name
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.initialization import CHECKPOINT, weights_of
-from gradcheck.remedies.prescribing import is_tuned, number
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.layer_selection import is_tuned, number
 from gradcheck.remedies.surgery import module_at
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Layer, LossCall, Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 SMALLEST_FACTOR = 1e-3
 CLASS_LOSSES = ("cross_entropy", "nll_loss")

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.checks import Recurrence
-from gradcheck.nouns.measurement import Layer, Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.initialization import CHECKPOINT
-from gradcheck.remedies.prescribing import is_tuned, several
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.layer_selection import is_tuned, several
 from gradcheck.remedies.surgery import module_at
+from gradcheck.types.checks import Recurrence
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
 

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Settings, Strength, Treatment
 from gradcheck.remedies.outputs import edit_code, user_function
-from gradcheck.remedies.protocol import Settings, Strength, Treatment
-from gradcheck.target.outputs import first_tensor
-from gradcheck.target.step import classes_are_last
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.outputs import first_tensor
+from gradcheck.workload.step import classes_are_last
+from gradcheck.workload.treated import Patient
 
 SMOOTHING = 0.1
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.definition import Treatment
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Measurement
 
 _RECIPES = "PyTorch documentation, Automatic Mixed Precision examples"
 

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import LossCall, Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.batches import replaced, target_index, tensor_at
+from gradcheck.remedies.definition import Settings, Treatment
 from gradcheck.remedies.outputs import Map, edit_code, map_output
-from gradcheck.remedies.protocol import Settings, Treatment
 from gradcheck.remedies.rewriting import operand, torch_function
-from gradcheck.target.outputs import first_tensor
-from gradcheck.target.step import classes_are_last
-from gradcheck.target.workload import Batch
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import LossCall, Measurement
+from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
+from gradcheck.workload.outputs import first_tensor
+from gradcheck.workload.step import classes_are_last
+from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.workload import Batch
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss")
 LOG_LOSSES = ("kl_div", "ctc_loss")  # of log-probabilities, with nothing to take in their place

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.batches import replaced, target_index, tensor_at
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.outputs import edit_code, map_output
-from gradcheck.remedies.protocol import Treatment
-from gradcheck.target.outputs import as_scalar
-from gradcheck.target.step import apply_loss
-from gradcheck.target.workload import Batch, TrainingStep
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
+from gradcheck.workload.outputs import as_scalar
+from gradcheck.workload.step import apply_loss
+from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.workload import Batch, TrainingStep
 
 
 def prescribe_shapes(finding: Finding | None, m: Measurement) -> list[Prescription]:

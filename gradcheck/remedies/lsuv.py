@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gradcheck.judge.layers import constant_at_start, parameters_by_name, weight
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
+from gradcheck.analysis.layer_groups import constant_at_start, parameters_by_name, weight
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.initialization import CHECKPOINT, Weight, fill, orthogonal, weights_of
-from gradcheck.remedies.prescribing import SATURATING, body_layers, is_tuned, listed, several, usual_activation, weight_names
-from gradcheck.remedies.protocol import Treatment
-from gradcheck.target.rng import preserve_rng
+from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned, listed, several, usual_activation, weight_names
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.treated import Inapplicable, Patient
 
 TOLERANCE = 0.05  # of the standard deviation, around 1
 ITERATIONS = 10  # as in the paper

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.prescribing import listed
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.layer_selection import listed
 from gradcheck.remedies.rewriting import Method, bind, own_methods
 from gradcheck.remedies.surgery import module_at, path_now
-from gradcheck.target.rng import preserve_rng
-from gradcheck.target.training_mode import set_mode
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.treated import Inapplicable, Patient
 
 MOMENTUM = 0.1  # torch's default: weight of the newest batch
 

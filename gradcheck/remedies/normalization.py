@@ -10,15 +10,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from gradcheck.judge.layers import usual_normalization
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Layer, Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.prescribing import body_layers, several, weighted_layers
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.analysis.layer_groups import usual_normalization
+from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.layer_selection import body_layers, several, weighted_layers
 from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import follow, like, module_at, path_now, rewired, swap
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 GROUPS = 8  # at most; Wu and He find 32 groups best for hundreds of channels
 KEYS = "keys change: the new layers have weights of their own, and those of a wrapped layer move; old checkpoints do not fit"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from gradcheck.judge.rates import update_ratio
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
-from gradcheck.progress import DIVERGED, best_experiment, depends_on_order, verdict
-from gradcheck.remedies.protocol import Settings, Strength, Treatment
+from gradcheck.analysis.convergence import DIVERGED, best_experiment, depends_on_order, verdict
+from gradcheck.analysis.update_sizes import update_ratio
+from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 BEST_RATIO = 0.02  # update over weight at step 10; the same for SGD, momentum and Adam (calibration E3: 0.019 to 0.023)
 LARGEST_RATIO = 1.0  # updates as large as the weights: it is breaking up, and larger ones say no more about the rate

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import LossCall, Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
 from gradcheck.remedies.activation import replace_one
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.outputs import edit_code
-from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import operand
 from gradcheck.remedies.surgery import rewired
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import LossCall, Measurement
+from gradcheck.workload.treated import Patient
 
 
 def remove_activation(patient: Patient, prescription: Prescription) -> None:

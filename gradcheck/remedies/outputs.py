@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.places import Location
 from gradcheck.remedies.rewriting import Edit, TreeEdit, bind, own_methods, rewrite, rewritten, transformed
 from gradcheck.remedies.surgery import require_running
-from gradcheck.target.outputs import as_scalar
-from gradcheck.target.step import apply_loss, make_user_step
-from gradcheck.target.workload import Batch, TrainingStep
+from gradcheck.types.location import Location
+from gradcheck.workload.outputs import as_scalar
+from gradcheck.workload.step import apply_loss, make_user_step
+from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.workload import Batch, TrainingStep
 
 Map = Callable[[torch.Tensor, Any], torch.Tensor]  # (output, target) to the output that the loss sees; no target in a training step
 

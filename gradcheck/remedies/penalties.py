@@ -10,13 +10,13 @@ import math
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Measurement, Parameter
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Settings, Strength, Treatment
 from gradcheck.remedies.hooks import Penalty, Proximal
-from gradcheck.remedies.protocol import Settings, Strength, Treatment
 from gradcheck.remedies.weight_decay import spare_vectors
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement, Parameter
+from gradcheck.workload.treated import Patient
 
 MEAN_OVER_RMS = 0.8  # of |w|, for normal weights; 0.87 for uniform ones
 L1_STRENGTH, L2_STRENGTH, MIXTURE = 0.3, 0.1, 0.5

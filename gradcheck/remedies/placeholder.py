@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.rewriting import bind, own_methods
 from gradcheck.remedies.surgery import require_running
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 LIKE = ("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.outputs import edit_all_code
-from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import expression
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Patient
 
 
 def prescribe_bfloat16(finding: Finding | None, m: Measurement) -> list[Prescription]:

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.initialization_recurrent import FORGET_BIAS, remember
-from gradcheck.remedies.prescribing import is_tuned, made_with
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.layer_selection import is_tuned, made_with
 from gradcheck.remedies.surgery import like, module_at, rewired, swap
-from gradcheck.target.outputs import first_tensor
-from gradcheck.target.rng import preserve_rng
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.outputs import first_tensor
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.treated import Inapplicable, Patient
 
 KINDS: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU}
 FORGET = 1.0  # Gers et al. 2000; Jozefowicz et al. 2015

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.dropout import lower_dropout, places_of
 from gradcheck.remedies.label_smoothing import set_smoothing
-from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.weight_decay import weaken_penalty
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Patient
 
 LOW_DROPPED = 0.1
 WEAK_DECAY, WEAK_SMOOTHING, WEAK_PENALTY = 1e-4, 0.05, 0.1

@@ -9,16 +9,16 @@ from itertools import groupby, pairwise
 import torch
 from torch import nn
 
-from gradcheck.judge.layers import in_order, parameters_by_name
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Layer, Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
+from gradcheck.analysis.layer_groups import in_order, parameters_by_name
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.initialization import CHECKPOINT
-from gradcheck.remedies.prescribing import SATURATING, body_layers, is_tuned, number, several, usual_activation
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned, number, several, usual_activation
 from gradcheck.remedies.surgery import module_at, rewired, wrap
-from gradcheck.target.rng import preserve_rng
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.treated import Inapplicable, Patient
 
 POSITIVE = ("relu", "relu6", "leaky_relu", "prelu")  # what they give scales with what they take
 ENDING = ("linear", "conv", "norm")

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import display_path
+from gradcheck.types.location import Location
+from gradcheck.workload.source_sites import display_path
+from gradcheck.workload.treated import Inapplicable, Patient
 
 # An expression of a function to what replaces it; None: it is not the one that is meant.
 Edit = Callable[[ast.expr, types.FunctionType], ast.expr | None]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Settings, Treatment
 from gradcheck.remedies.hooks import RateSchedule, cosine, staircase, warming_up
-from gradcheck.remedies.protocol import Settings, Treatment
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Patient
 
 FEWEST_WARM, WARM_PASSES, WARM_START = 200, 10, 0.01
 

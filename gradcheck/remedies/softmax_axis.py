@@ -7,13 +7,13 @@ import types
 
 from torch import nn
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Measurement, Softmax
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.rewriting import expression, operand, rewrite
 from gradcheck.remedies.surgery import module_at
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Measurement, Softmax
+from gradcheck.workload.treated import Patient
 
 
 def fix_dimension(patient: Patient, prescription: Prescription) -> None:

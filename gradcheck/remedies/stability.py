@@ -7,13 +7,13 @@ import functools
 import types
 from collections.abc import Callable
 
-from gradcheck.measure.treated import Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.outputs import edit_code
-from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import torch_function
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Patient
 
 SMALL, SHIFT, LARGEST = 1e-8, 1e-6, 20.0
 NAMESPACES = ("torch", "F", "functional", "nn.functional", "torch.nn.functional", "torch.special")  # by convention

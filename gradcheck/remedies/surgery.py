@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.target.rng import preserve_rng
-from gradcheck.target.training_mode import set_mode
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.treated import Inapplicable, Patient
 
 
 def path_now(patient: Patient, name: str) -> str:

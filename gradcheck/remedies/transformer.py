@@ -9,17 +9,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.checks import Attention
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.initialization import CHECKPOINT
+from gradcheck.remedies.layer_selection import is_tuned, number, several
 from gradcheck.remedies.normalization import features_of
-from gradcheck.remedies.prescribing import is_tuned, number, several
-from gradcheck.remedies.protocol import Treatment
 from gradcheck.remedies.rewriting import bind, method_of
 from gradcheck.remedies.surgery import follow, like, module_at, rewired
+from gradcheck.types.checks import Attention
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 BLOCKS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)

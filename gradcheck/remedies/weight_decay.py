@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.judge.rates import gentle_decay
-from gradcheck.measure.checks.lifted import without_penalty
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Settings, Strength, Treatment
+from gradcheck.analysis.update_sizes import gentle_decay
+from gradcheck.measure.checks.without_regularization import without_penalty
+from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, Patient
 
 USUAL_DECAY = 0.01  # AdamW's default
 COUPLED = ("Adam", "NAdam", "RAdam")  # those of torch that can decouple their decay

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Cut, Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.prescribing import several
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.layer_selection import several
 from gradcheck.remedies.rewriting import operand, rewrite, rewrite_method
 from gradcheck.remedies.surgery import join, module_at, remove_parameters, rewired
-from gradcheck.target.rng import preserve_rng
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Cut, Measurement
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.treated import Inapplicable, Patient
 
 NO_GRADIENT = ("no_grad", "inference_mode")
 CUTS = {"detach": "detach()", "data": ".data", "no_grad": "torch.no_grad()"}  # those that an edit takes away exactly

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.measurement import Measurement, ZeroDerivative
-from gradcheck.nouns.treatment import Prescription, Setting
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.prescribing import listed, several
-from gradcheck.remedies.protocol import Treatment
+from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.layer_selection import listed, several
 from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import join, module_at, rewired
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.measurement import Measurement, ZeroDerivative
+from gradcheck.workload.treated import Inapplicable, Patient
 
 _INPUT = "_gradcheck_input"
 

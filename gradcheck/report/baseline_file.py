@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gradcheck.errors import ConfigError
 from gradcheck.judge.baseline import Entry
-from gradcheck.nouns.verdict import SEVERITIES
 from gradcheck.report.json import write_text
+from gradcheck.types.finding import SEVERITIES
 
 NAME = ".gradcheck-baseline.json"
 VERSION = 1

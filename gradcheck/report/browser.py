@@ -9,8 +9,8 @@ import webbrowser
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gradcheck.nouns.report import Report
 from gradcheck.report.outputs import Output
+from gradcheck.types.report import Report
 
 
 def open_reports(reports: Sequence[Report], outputs: Iterable[Output]) -> None:

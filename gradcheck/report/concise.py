@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradcheck.nouns.report import Report
+from gradcheck.report.formatting import clean, summary, tree
 from gradcheck.report.in_part import explained
 from gradcheck.report.rows import place
-from gradcheck.report.words import clean, summary, tree
+from gradcheck.types.report import Report
 
 
 def lines(report: Report) -> list[str]:

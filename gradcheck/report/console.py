@@ -10,15 +10,15 @@ from typing import Literal, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Finding, Severity
 from gradcheck.report import in_part, outcomes, trial
+from gradcheck.report.formatting import clean, collapse, conditions, counted, guesses, looked, measured, number, result, summary, tree
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import profile_table
-from gradcheck.report.words import clean, collapse, conditions, counted, guesses, looked, measured, number, result, summary, tree
+from gradcheck.types.finding import Finding, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.report import Report
 
 Color = Literal["auto", "always", "never"]
 

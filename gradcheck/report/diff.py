@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from gradcheck.analysis.statistics import CATEGORIES
 from gradcheck.judge.diff import STATES, FindingChange, NumberChange, TargetDiff
-from gradcheck.judge.stats import CATEGORIES
-from gradcheck.nouns.verdict import Evidence
+from gradcheck.report.formatting import clean, looked, number
 from gradcheck.report.json import as_plain
 from gradcheck.report.markdown import MARKER, code, escape
-from gradcheck.report.words import clean, looked, number
+from gradcheck.types.finding import Evidence
 
 SHOWN = ("better", "worse", "changed")  # states of numbers that are worth a line
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradcheck.errors import SavedRunError
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Severity
+from gradcheck.report.formatting import clean, summary
 from gradcheck.report.in_part import NAME, notices
 from gradcheck.report.rows import Row, end_line, rows, sentences
-from gradcheck.report.words import clean, summary
+from gradcheck.types.finding import SEVERITIES, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.report import Report
 
 if TYPE_CHECKING:
     from gradcheck.report.outputs import View

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Severity
 from gradcheck.report.in_part import NAME, notices
 from gradcheck.report.rows import end_line, rows, sentences
+from gradcheck.types.finding import Severity
+from gradcheck.types.report import Report
 
 if TYPE_CHECKING:
     from gradcheck.report.outputs import View

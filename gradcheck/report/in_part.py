@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradcheck.judge.identity import fingerprint
+from gradcheck.judge.finding_key import fingerprint
 from gradcheck.judge.looks import in_words
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.report import Report
+from gradcheck.report.formatting import clean, looked
 from gradcheck.report.rows import home, in_repository, repository
-from gradcheck.report.words import clean, looked
+from gradcheck.types.location import Location
+from gradcheck.types.report import Report
 
 NAME = "judged-in-part"  # in the formats that call what they list by a name
 

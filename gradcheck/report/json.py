@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradcheck.errors import SavedRunError
-from gradcheck.nouns.report import SCHEMA_VERSION, Report
-from gradcheck.nouns.trial import TrialResult
+from gradcheck.types.report import SCHEMA_VERSION, Report
+from gradcheck.types.trial import TrialResult
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

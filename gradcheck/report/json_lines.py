@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradcheck.nouns.report import Report
 from gradcheck.report.in_part import NAME
 from gradcheck.report.json import line
+from gradcheck.types.report import Report
 
 
 def render(reports: Sequence[Report], view: object = None) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as xml
 
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Finding, RuleState, Severity
+from gradcheck.report.formatting import clean
 from gradcheck.report.in_part import NAME, Notice, notices
 from gradcheck.report.rows import Row, end_line, numbers, rows, sentences
-from gradcheck.report.words import clean
+from gradcheck.types.finding import SEVERITIES, Finding, RuleState, Severity
+from gradcheck.types.report import Report
 
 if TYPE_CHECKING:
     from gradcheck.report.outputs import View

@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradcheck.nouns.live import Frame, LiveFinding
+from gradcheck.analysis.wording import percent
 from gradcheck.report.console import STYLES
+from gradcheck.report.formatting import clean, number
 from gradcheck.report.spark import BLOCKS, spark
-from gradcheck.report.words import clean, number
-from gradcheck.rules.words import percent
+from gradcheck.types.live import Frame, LiveFinding
 
 WIDTH = 24
 SHOWN_FINDINGS = 5

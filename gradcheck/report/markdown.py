@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 
 from gradcheck.judge.scores import Score, scores
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Severity
+from gradcheck.report.formatting import clean, collapse, conditions, counted, number, summary
 from gradcheck.report.in_part import explained
 from gradcheck.report.rows import Row, numbers, rows
 from gradcheck.report.snippet import snippet
-from gradcheck.report.words import clean, collapse, conditions, counted, number, summary
+from gradcheck.types.finding import Severity
+from gradcheck.types.report import Report
 
 MARKER = "<!-- gradcheck -->"  # by which a bot finds its comment again
 MOST_COMMENT = 60_000  # bytes; GitHub takes 65 536 characters, GitLab more

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gradcheck.nouns.measurement import Run
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.treatment import Change, Effect, Outcome, Proof
+from gradcheck.report.formatting import HEALTHY, apart, clean, counted, number
 from gradcheck.report.snippet import GUTTER
 from gradcheck.report.spark import spark
-from gradcheck.report.words import HEALTHY, apart, clean, counted, number
+from gradcheck.types.fix import Change, Effect, Outcome, Proof
+from gradcheck.types.measurement import Run
+from gradcheck.types.report import Report
 
 Parts = tuple[str | tuple[str, str], ...]  # with their styles, as rich assembles them
 

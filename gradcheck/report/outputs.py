@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from gradcheck.errors import ConfigError
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Severity
 from gradcheck.report.console import Color, make_console, show
+from gradcheck.types.finding import Severity
+from gradcheck.types.report import Report
 
 # Format -> the module that renders it with `render(reports, view) -> str`; `full` is drawn on a console, below.
 FORMATS: Mapping[str, str] = {

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gradcheck.judge.identity import fingerprint, key, seen_from
-from gradcheck.nouns.places import Location, cell_file
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding
-from gradcheck.report.words import clean, measured, tree
+from gradcheck.judge.finding_key import fingerprint, key, seen_from
+from gradcheck.report.formatting import clean, measured, tree
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding
+from gradcheck.types.location import Location, cell_file
+from gradcheck.types.report import Report
 
 
 @dataclass(frozen=True)

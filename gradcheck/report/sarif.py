@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gradcheck import __version__
+from gradcheck.analysis.statistics import CATEGORIES
 from gradcheck.errors import ConfigError
-from gradcheck.judge.protocol import Rule
 from gradcheck.judge.registry import builtin_rules, load_rules
-from gradcheck.judge.stats import CATEGORIES
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import RuleState, Severity
+from gradcheck.report.formatting import clean
 from gradcheck.report.in_part import NAME, Notice, notices
 from gradcheck.report.line_hash import line_hash
-from gradcheck.report.page import rule_page
 from gradcheck.report.rows import Row, end_line, rows, sentences
-from gradcheck.report.words import clean
+from gradcheck.report.rule_page import rule_page
+from gradcheck.types.finding import RuleState, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.report import Report
+from gradcheck.types.rule import Rule
 
 if TYPE_CHECKING:
     from gradcheck.report.outputs import View

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from rich.cells import cell_len
 from rich.text import Text
 
-from gradcheck.nouns.places import Location
-from gradcheck.report.words import clean
+from gradcheck.report.formatting import clean
+from gradcheck.types.location import Location
 
 CONTEXT = 2  # lines above and below
 GUTTER = "bold blue"

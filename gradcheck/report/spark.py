@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradcheck.nouns.measurement import Layer, LayerKind, Measurement
-from gradcheck.report.words import number
+from gradcheck.report.formatting import number
+from gradcheck.types.measurement import Layer, LayerKind, Measurement
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 24

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gradcheck.nouns.measurement import Layer, Measurement
-from gradcheck.report.words import clean, scaled
+from gradcheck.report.formatting import clean, scaled
+from gradcheck.types.measurement import Layer, Measurement
 
 TOP = 10
 HEADER = ("layer", "type", "output", "parameters", "FLOPs", "activation", "forward ms", "backward ms")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.trial import Curve, Entry, EntryStatus, Interaction, TrialResult
+from gradcheck.report.formatting import clean, counted, number
 from gradcheck.report.outcomes import ADDED, REMOVED, Labelled, Line
 from gradcheck.report.spark import BLOCKS
-from gradcheck.report.words import clean, counted, number
+from gradcheck.types.report import Report
+from gradcheck.types.trial import Curve, Entry, EntryStatus, Interaction, TrialResult
 
 SIGNS: dict[EntryStatus, tuple[str, str]] = {
     "untreated": (" ", "bold"),

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from gradcheck.measure.fork import fork
-from gradcheck.measure.stepping import take_step
+from gradcheck.training.steps import take_step
+from gradcheck.workload.training_copy import fork
 from tests.capture.test_recorder import Loop, batches, recorded, workloads
 
 Tensor = torch.Tensor

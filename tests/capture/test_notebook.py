@@ -10,12 +10,12 @@ from xml.etree import ElementTree as xml
 
 import pytest
 
-from gradcheck import cli
 from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
+from gradcheck.cli import main
 from gradcheck.errors import TargetError
-from gradcheck.target.notebook import code_cells, python_of, shell
-from gradcheck.target.sites import location_of_traceback
+from gradcheck.workload.notebook import code_cells, python_of, shell
+from gradcheck.workload.source_sites import location_of_traceback
 
 TRAIN = (
     "%%time\nimport torch\nfrom torch import nn\nfrom IPython.display import HTML\n%matplotlib inline\nx = torch.randn(256, 8)",
@@ -40,7 +40,7 @@ def notebook(folder: Path, *cells: str, metadata: object = None, name: str = "nb
 def scan(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["gradcheck", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     return int(ended.value.code or 0)
 
 

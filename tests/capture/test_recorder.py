@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from gradcheck.capture.build import Unfaithful, workload_of
 from gradcheck.capture.recorder import Recorder
-from gradcheck.target.sites import record_sites
-from gradcheck.target.workload import Workload
+from gradcheck.workload.source_sites import record_sites
+from gradcheck.workload.workload import Workload
 
 Tensor = torch.Tensor
 Loop = Callable[[], list[Any]]  # a training of three or four steps; returns its models

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from gradcheck.capture.build import workload_of
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.resizing import counter, resized
-from gradcheck.target.sites import record_sites
-from gradcheck.target.workload import Workload
+from gradcheck.workload.source_sites import record_sites
+from gradcheck.workload.workload import Workload
 
 Step = Callable[[], torch.Tensor]  # the loss of a new batch
 

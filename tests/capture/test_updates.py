@@ -15,7 +15,7 @@ from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import Watched
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.together import joined
-from gradcheck.target.sites import record_sites
+from gradcheck.workload.source_sites import record_sites
 
 Tensor = torch.Tensor
 Update = Callable[[list[Any], dict[str, Any]], None]

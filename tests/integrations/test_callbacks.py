@@ -17,7 +17,7 @@ import torch
 import gradcheck
 from gradcheck.errors import ConfigError
 from gradcheck.integrations.monitor import Monitor
-from gradcheck.nouns.report import Report
+from gradcheck.types.report import Report
 from tests.integrations import trainers
 from tests.integrations.test_sinks import Kept
 from tests.integrations.trainers import Plan

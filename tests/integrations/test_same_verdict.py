@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.nouns.report import Report
+from gradcheck.types.report import Report
 from tests.integrations import trainers
 from tests.integrations.trainers import Plan
 

@@ -18,8 +18,8 @@ from torch import nn
 import gradcheck
 from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, Sink, tag
-from gradcheck.nouns.live import Magnitudes
-from gradcheck.nouns.report import Report
+from gradcheck.types.live import Magnitudes
+from gradcheck.types.report import Report
 from tests.live import loops, sick
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradcheck
-from gradcheck.nouns.report import Report
+from gradcheck.types.report import Report
 from tests.live.loops import blobs
 
 SIZE = 32

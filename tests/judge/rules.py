@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradcheck.judge.protocol import Limit, Rule, Verdict
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.verdict import Evidence, Finding, Severity
+from gradcheck.types.finding import Evidence, Finding, Severity
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.rule import Limit, Rule, Verdict
 
 
 def finding(severity: Severity = "error", message: str = "sick", **fields: Any) -> Finding:

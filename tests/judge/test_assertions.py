@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from gradcheck.config import Settings, load, settings_from
+from gradcheck.analysis.statistics import STATS, aggregated, values
+from gradcheck.config.settings import Settings, load, settings_from
 from gradcheck.errors import ConfigError
 from gradcheck.judge.assertions import asserted
-from gradcheck.judge.stats import STATS, aggregated, values
-from gradcheck.nouns.verdict import RuleState
+from gradcheck.types.finding import RuleState
 from tests.literals import layer, measurement, run
 from tests.report.reports import SICK, report
 

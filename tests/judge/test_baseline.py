@@ -12,8 +12,8 @@ import pytest
 from gradcheck.errors import ConfigError
 from gradcheck.judge.baseline import Entry, beyond, compare, entries, pruned, updated, with_stale
 from gradcheck.judge.judge import judge_again
-from gradcheck.nouns.verdict import Evidence, RuleState
 from gradcheck.report import baseline_file
+from gradcheck.types.finding import Evidence, RuleState
 from tests.literals import location
 from tests.report.reports import FOLLOWS, INFO, PASSED, SICK, WARNING, finding, report
 
@@ -183,6 +183,6 @@ def test_other_files_are_refused_with_a_reason(tmp_path, text, what):
 
 
 def test_judging_again_forgets_what_was_known():
-    from gradcheck.config import Settings
+    from gradcheck.config.settings import Settings
 
     assert judge_again(report(known=(SICK,)), Settings(select=("META",))).known == ()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck import cli
+from gradcheck.cli import main
 from gradcheck.judge.diff import apart, diff, worse_off
-from gradcheck.nouns.verdict import Evidence, RuleState
 from gradcheck.report import diff as shown
 from gradcheck.report.diff_html import page
+from gradcheck.types.finding import Evidence, RuleState
 from tests.literals import location, measurement, run
 from tests.report.reports import HOSTILE, INFO, SICK, WARNING, finding, report
 
@@ -152,7 +152,7 @@ def runs(tmp_path, monkeypatch, capsys):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["gradcheck", "diff", *words])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         return stop.value.code or 0, *capsys.readouterr()
 
     return call

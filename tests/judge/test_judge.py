@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.config import RuleSettings, Settings
+from gradcheck.config.settings import RuleSettings, Settings
 from gradcheck.judge.judge import judge, judge_again
-from gradcheck.judge.protocol import not_applicable, not_measured
 from gradcheck.judge.suppress import unused_ignore
-from gradcheck.nouns.measurement import NotMeasured
-from gradcheck.nouns.places import Ignore
-from gradcheck.nouns.report import Report
+from gradcheck.types.location import Ignore
+from gradcheck.types.measurement import NotMeasured
+from gradcheck.types.report import Report
+from gradcheck.types.rule import not_applicable, not_measured
 from tests.judge.rules import above, finding, number, rule_that
 from tests.literals import location, measurement, run
 

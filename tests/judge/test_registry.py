@@ -15,7 +15,7 @@ from tests.judge.rules import rule_that
 PACK = """
 from __future__ import annotations
 from dataclasses import dataclass
-from gradcheck.judge.protocol import rule
+from gradcheck.types.rule import rule
 
 @dataclass(frozen=True)
 class Helper:

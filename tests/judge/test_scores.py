@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gradcheck.analysis.statistics import CATEGORIES
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.judge.scores import BANDS, UNSCORED, scores
-from gradcheck.judge.stats import CATEGORIES
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import SEVERITIES, Evidence, Finding, RuleState
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding, RuleState
+from gradcheck.types.report import Report
 from tests.literals import measurement
 
 CODES = ("GRAD001", "CLIP001", "INIT001", "LOSS005", "NUM001")

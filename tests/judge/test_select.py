@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.config import RuleSettings, Settings
+from gradcheck.config.settings import RuleSettings, Settings
 from gradcheck.errors import ConfigError
-from gradcheck.judge.protocol import Limit
 from gradcheck.judge.select import check_rule_settings, needs, select
+from gradcheck.types.rule import Limit
 from tests.judge.rules import rule_that
 
 RULES = (

@@ -20,9 +20,9 @@ import torch
 
 from gradcheck.errors import ConfigError
 from gradcheck.live.command import program_of
-from gradcheck.nouns.live import Frame, LiveFinding
-from gradcheck.nouns.report import Report
 from gradcheck.report.live import finding_line, line, plain_line
+from gradcheck.types.live import Frame, LiveFinding
+from gradcheck.types.report import Report
 
 SCRIPT = """
 import sys, time

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.run import parse_args
 
 from gradcheck.live import launched
-from gradcheck.nouns.report import Report
+from gradcheck.types.report import Report
 from tests.live.distributed import EVERY, STEPS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,12 +13,12 @@ from torch.nn.utils import clip_grad_norm_
 
 import gradcheck
 from gradcheck.capture.modes import Off
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.live.loop_log import MOST_RATES, LoopLog
-from gradcheck.nouns.loop import NEVER_EVALUATED, NO_SCALER, LoopFacts
-from gradcheck.nouns.report import Report
+from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopFacts
+from gradcheck.types.report import Report
 from tests.literals import measurement
 from tests.live.loops import batches, mlp
 

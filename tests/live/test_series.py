@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from gradcheck.live.pace import Pace
+from gradcheck.analysis.convergence import outcome
 from gradcheck.live.series import FIRST, MOST, Series, thinned
-from gradcheck.nouns.measurement import Run
-from gradcheck.progress import outcome
+from gradcheck.live.step_timer import Pace
+from gradcheck.types.measurement import Run
 
 
 def test_a_series_keeps_the_first_and_the_means_of_the_rest() -> None:
@@ -40,7 +40,7 @@ def test_thinning_keeps_both_ends() -> None:
 
 def test_pace_tells_what_measuring_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("gradcheck.live.pace.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gradcheck.live.step_timer.time.perf_counter", lambda: now[0])
     pace = Pace()
     for i in range(101):
         now[0] += 0.15 if i % 10 == 0 else 0.1

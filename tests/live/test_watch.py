@@ -318,7 +318,7 @@ def test_functional_calls_are_seen_at_every_measured_step() -> None:
 
 
 def test_a_report_can_be_saved_and_judged_again(tmp_path: Path) -> None:
-    from gradcheck.config import Settings
+    from gradcheck.config.settings import Settings
     from gradcheck.judge.judge import judge_again
 
     kept = Kept(every=50)
@@ -361,7 +361,7 @@ def test_a_compiled_model_is_watched_from_outside() -> None:
 
 
 def test_a_fault_of_gradcheck_does_not_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradcheck.live.follower import Follower
+    from gradcheck.live.loop_monitor import Follower
 
     def broken(self: Follower, watching: Any) -> None:
         raise ZeroDivisionError("gradcheck's own")

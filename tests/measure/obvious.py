@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradcheck.nouns.measurement import TensorStats
+from gradcheck.types.measurement import TensorStats
 
 
 def numbers(x: torch.Tensor) -> np.ndarray:

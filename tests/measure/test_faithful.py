@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.config import Settings
+from gradcheck.config.settings import Settings
+from gradcheck.loading.load import load
+from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.faithful import ensure_faithful
-from gradcheck.scan import scan_workload
-from gradcheck.target.borrowing import Borrowed
-from gradcheck.target.load import load
-from gradcheck.target.spec import TargetSpec
+from gradcheck.pipeline import scan_workload
+from gradcheck.workload.borrowing import Borrowed
 from sample_models.catalogue import README
 from tests.measure.workloads import two_clusters, workload
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.norms import total_norm
 from gradcheck.measure.parameters import SAMPLE, StepWatch, equal_rows, watch
-from gradcheck.nouns.measurement import ParameterStep
+from gradcheck.training.gradient_norms import total_norm
+from gradcheck.types.measurement import ParameterStep
 
 
 def norm(x: torch.Tensor) -> float:

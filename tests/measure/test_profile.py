@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.modules import module as module_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from gradcheck.measure.fork import fork
 from gradcheck.measure.profile import profile
+from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import cross_entropy_step, workload
 
 

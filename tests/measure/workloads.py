@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.target.workload import TrainingStep, Workload
+from gradcheck.workload.workload import TrainingStep, Workload
 
 
 def cross_entropy_step(model: nn.Module, batch: Any) -> torch.Tensor:

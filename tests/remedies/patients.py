@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.config import Settings
-from gradcheck.measure.treated import Patient, admit
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.nouns.verdict import Finding
-from gradcheck.remedies.protocol import Treatment
-from gradcheck.scan import scan_workload
-from gradcheck.target.objects import from_objects
-from gradcheck.target.workload import Workload
+from gradcheck.config.settings import Settings
+from gradcheck.loading.objects import from_objects
+from gradcheck.pipeline import scan_workload
+from gradcheck.remedies.definition import Treatment
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Patient, admit
+from gradcheck.workload.workload import Workload
 
 FEATURES, CLASSES = 16, 4
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.config import Settings
-from gradcheck.measure.treated import Patient, admit
-from gradcheck.nouns.treatment import Prescription
-from gradcheck.remedies.vocabulary import VOCABULARY
-from gradcheck.scan import scan_workload
-from gradcheck.target.objects import from_objects
-from gradcheck.target.workload import Workload
+from gradcheck.config.settings import Settings
+from gradcheck.loading.objects import from_objects
+from gradcheck.pipeline import scan_workload
+from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.types.fix import Prescription
+from gradcheck.workload.treated import Patient, admit
+from gradcheck.workload.workload import Workload
 
 
 def classification(count: int = 4, size: int = 16, features: int = 6, classes: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:

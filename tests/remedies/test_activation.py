@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.config import Settings
-from gradcheck.judge.signal import gradient_trend
-from gradcheck.measure.treated import Inapplicable, Patient, admit
+from gradcheck.analysis.depth import gradient_trend
+from gradcheck.config.settings import Settings
+from gradcheck.pipeline import scan_workload
 from gradcheck.remedies.activation import INSERT, REPLACE
+from gradcheck.remedies.definition import Treatment
 from gradcheck.remedies.output_activation import REMOVE
-from gradcheck.remedies.protocol import Treatment
-from gradcheck.scan import scan_workload
+from gradcheck.workload.treated import Inapplicable, Patient, admit
 from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, prescribed, treated, unchanged, workload
 
 

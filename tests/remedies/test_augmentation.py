@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable, admit
-from gradcheck.remedies.draws import Mixed, crop, drop_tokens, flip, mix, mixed_loss, noise, shift
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
+from gradcheck.remedies.augment_ops import Mixed, crop, drop_tokens, flip, mix, mixed_loss, noise, shift
+from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.workload.treated import Inapplicable, admit
 from tests.remedies.recipes import measured, net, order, patient, regression, workload
 
 

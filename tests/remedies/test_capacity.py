@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, admit
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
+from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.workload.treated import Inapplicable, admit
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload
 
 

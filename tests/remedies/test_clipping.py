@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gradcheck.measure.treated import admit
-from gradcheck.nouns.measurement import Run
+from gradcheck.remedies.catalogue import VOCABULARY, apply
 from gradcheck.remedies.clipping import norm_threshold, percentile
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
-from gradcheck.trial.paired import train
+from gradcheck.training.paired import train
+from gradcheck.types.measurement import Run
+from gradcheck.workload.treated import admit
 from tests.literals import falling, measurement, optimizer
 from tests.remedies.recipes import measured, order, patient, workload
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable, admit
-from gradcheck.remedies.batches import input_indices, joined, picked, replaced, target_index, tensor_at
+from gradcheck.remedies.catalogue import VOCABULARY, apply
 from gradcheck.remedies.data import complete, moments
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
+from gradcheck.workload.batch_tensors import input_indices, joined, picked, replaced, target_index, tensor_at
+from gradcheck.workload.treated import Inapplicable, admit
 from tests.remedies.recipes import classification, measured, net, order, patient, regression, workload
 
 

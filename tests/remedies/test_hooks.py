@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.fork import copy_optimizer
 from gradcheck.remedies.hooks import Penalty, Proximal, RateSchedule, cosine, effective_rate, staircase, warming_up
+from gradcheck.workload.training_copy import copy_optimizer
 
 OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.02),

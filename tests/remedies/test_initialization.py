@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.judge.signal import gradient_trend
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.treatment import Prescription
+from gradcheck.analysis.depth import gradient_trend
 from gradcheck.remedies import initialization as init
 from gradcheck.remedies.lsuv import TREATMENTS as LSUV
-from gradcheck.target.workload import Workload
+from gradcheck.types.fix import Prescription
+from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.workload import Workload
 from tests.remedies.patients import finding, losses, measured, patient, plain, prescribed, treated, unchanged
 
 HE, LECUN, XAVIER, ORTHOGONAL, SYMMETRY = init.TREATMENTS

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.config import Settings
-from gradcheck.measure.treated import Inapplicable, admit
+from gradcheck.config.settings import Settings
+from gradcheck.pipeline import scan_workload
 from gradcheck.remedies import initialization_output as output
 from gradcheck.remedies import initialization_recurrent as recurrent
-from gradcheck.scan import scan_workload
+from gradcheck.workload.treated import Inapplicable, admit
 from tests.remedies.patients import batches, finding, losses, measured, outputs, patient, plain, prescribed, treated, unchanged, workload
 
 # -------------------------------------------------------------------------------- the head

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable, admit
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
+from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.workload.treated import Inapplicable, admit
 from tests.remedies.recipes import classification, measured, net, order, patient, regression, workload
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.config import Settings
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
-from gradcheck.scan import scan_workload
+from gradcheck.config.settings import Settings
+from gradcheck.pipeline import scan_workload
+from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.workload.treated import Inapplicable, Patient
 from tests.remedies.patients import patient, unchanged, workload
 from tests.remedies.recipes import order
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.judge.signal import gradient_trend
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.checks import Dropout
-from gradcheck.nouns.measurement import Regularization
+from gradcheck.analysis.depth import gradient_trend
 from gradcheck.remedies import normalization as norm
 from gradcheck.remedies.surgery import module_at
+from gradcheck.types.checks import Dropout
+from gradcheck.types.measurement import Regularization
+from gradcheck.workload.treated import Inapplicable, Patient
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
 
 INSERT, BATCH, LAYER, GROUP = norm.INSERTING

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable, Patient, admit
-from gradcheck.nouns.measurement import OptimizerFacts, Run
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.catalogue import VOCABULARY, apply
 from gradcheck.remedies.optimizer import higher_rate, lower_rate
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from gradcheck.remedies.weight_decay import spare_vectors
+from gradcheck.types.finding import Finding
+from gradcheck.types.measurement import OptimizerFacts, Run
+from gradcheck.workload.treated import Inapplicable, Patient, admit
 from tests.literals import falling, measurement
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable
-from gradcheck.remedies.vocabulary import apply
+from gradcheck.remedies.catalogue import apply
+from gradcheck.workload.treated import Inapplicable
 from tests.remedies.patients import losses, patient, plain, unchanged
 from tests.remedies.recipes import order
 

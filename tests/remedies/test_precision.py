@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable
+from gradcheck.remedies.catalogue import VOCABULARY, apply
 from gradcheck.remedies.precision import in_bfloat16
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
+from gradcheck.workload.treated import Inapplicable
 from tests.remedies.recipes import measured, order, patient, step, workload
 
 DTYPE = torch.float16

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.measure.treated import admit
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
-from gradcheck.target.load import load
-from gradcheck.target.spec import TargetSpec
-from gradcheck.trial.paired import train, training_loss
+from gradcheck.loading.load import load
+from gradcheck.loading.spec import TargetSpec
+from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.training.paired import train, training_loss
+from gradcheck.workload.treated import admit
 from tests.remedies.recipes import measured
 
 SICK = Path(__file__).resolve().parents[2] / "sample_models" / "sick"

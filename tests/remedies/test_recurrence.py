@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.treatment import Prescription
 from gradcheck.remedies import recurrence
-from gradcheck.remedies.vocabulary import VOCABULARY
+from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.types.fix import Prescription
+from gradcheck.workload.treated import Inapplicable, Patient
 from tests import literals
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, treated, unchanged
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable, admit
-from gradcheck.nouns.verdict import Finding
+from gradcheck.remedies.catalogue import VOCABULARY, apply
 from gradcheck.remedies.penalties import penalised, units
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
+from gradcheck.types.finding import Finding
+from gradcheck.workload.treated import Inapplicable, admit
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload
 
 

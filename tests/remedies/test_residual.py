@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.judge.signal import gradient_trend
-from gradcheck.measure.treated import Inapplicable
+from gradcheck.analysis.depth import gradient_trend
 from gradcheck.remedies import residual
 from gradcheck.remedies.surgery import module_at
+from gradcheck.workload.treated import Inapplicable
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
 
 ADD, SCALE, ZERO = residual.TREATMENTS

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable, Patient
-from gradcheck.nouns.places import Location
 from gradcheck.remedies.rewriting import operand, rewrite, torch_function
+from gradcheck.types.location import Location
+from gradcheck.workload.treated import Inapplicable, Patient
 from tests.remedies.patients import measured, outputs, patient, unchanged
 
 OFFSET = 3.0

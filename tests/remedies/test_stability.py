@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.remedies.catalogue import VOCABULARY, apply
 from gradcheck.remedies.stability import guarded, stable_form
-from gradcheck.remedies.vocabulary import VOCABULARY, apply
 from tests.remedies.recipes import measured, patient, workload
 
 STABLE = functools.partial(stable_form, "other")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.treated import Inapplicable
 from gradcheck.remedies import surgery
-from gradcheck.remedies.vocabulary import VOCABULARY
+from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.workload.treated import Inapplicable
 from tests.literals import location
 from tests.remedies.patients import finding, held, losses, measured, patient, plain, unchanged
 

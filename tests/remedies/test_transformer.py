@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.treated import Inapplicable
 from gradcheck.remedies import transformer
+from gradcheck.workload.treated import Inapplicable
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, treated, unchanged
 
 SEQUENCES = batches((5, 16))

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.config import Settings
-from gradcheck.measure.treated import Inapplicable, Patient, admit
+from gradcheck.config.settings import Settings
+from gradcheck.pipeline import scan_workload
 from gradcheck.remedies import softmax_axis, wiring
-from gradcheck.remedies.protocol import Treatment
-from gradcheck.scan import scan_workload
-from gradcheck.target.workload import Workload
+from gradcheck.remedies.definition import Treatment
+from gradcheck.workload.treated import Inapplicable, Patient, admit
+from gradcheck.workload.workload import Workload
 from tests.remedies.patients import batches, finding, held, losses, patient, plain, unchanged, workload
 
 REGISTER, ADD, UNCUT, FIRST = wiring.TREATMENTS

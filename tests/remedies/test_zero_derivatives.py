@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.config import Settings
-from gradcheck.measure.treated import Patient, admit
+from gradcheck.config.settings import Settings
+from gradcheck.pipeline import scan_workload
 from gradcheck.remedies import zero_derivatives
-from gradcheck.remedies.protocol import Treatment
-from gradcheck.scan import scan_workload
+from gradcheck.remedies.definition import Treatment
+from gradcheck.workload.treated import Patient, admit
 from tests.remedies.patients import losses, outputs, unchanged, workload
 
 SETTINGS = Settings(fast=True)

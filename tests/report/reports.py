@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradcheck.nouns.measurement import NotMeasured
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, RuleState, Severity
 from gradcheck.report.outputs import View
+from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState, Severity
+from gradcheck.types.measurement import NotMeasured
+from gradcheck.types.report import Report
 from tests.literals import location, measurement
 
 VIEW = View()

@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from gradcheck.errors import ConfigError
-from gradcheck.nouns.report import Report
 from gradcheck.report.browser import open_reports
 from gradcheck.report.outputs import Output, View, parse_outputs, write_outputs
+from gradcheck.types.report import Report
 from tests.literals import measurement
 
 REPORT = Report("model.py", (), (), (measurement(),))

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.nouns.measurement import Assumption, Environment, NotMeasured
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, RuleState
 from gradcheck.report import concise
 from gradcheck.report.console import make_console, show
+from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState
+from gradcheck.types.measurement import Assumption, Environment, NotMeasured
+from gradcheck.types.report import Report
 from tests.literals import location, measurement, profile, snapshots, stack
 from tests.report.reports import FAILED, IN_PART
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.errors import SavedRunError
-from gradcheck.nouns.places import Ignore
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, RuleState
 from gradcheck.report.json import dumps, dumps_all, load, load_all, write_text
+from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState
+from gradcheck.types.location import Ignore
+from gradcheck.types.report import Report
 from tests.literals import layer, location, measurement, run, snapshots
 
 

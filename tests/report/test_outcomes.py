@@ -6,11 +6,11 @@ import io
 import math
 from dataclasses import replace
 
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.treatment import Change, Effect, Outcome, Prescription, Proof
 from gradcheck.report.console import make_console, show
 from gradcheck.report.json import dumps, load
 from gradcheck.report.outcomes import tail
+from gradcheck.types.fix import Change, Effect, Outcome, Prescription, Proof
+from gradcheck.types.report import Report
 from tests.literals import measurement, run
 
 RATE = Prescription(

@@ -12,9 +12,9 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from gradcheck.nouns.verdict import Evidence
 from gradcheck.report import sarif
 from gradcheck.report.line_hash import line_hash
+from gradcheck.types.finding import Evidence
 from tests.literals import location
 from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, SICK, VIEW, finding, report
 

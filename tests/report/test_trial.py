@@ -6,11 +6,11 @@ import io
 import math
 from dataclasses import replace
 
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.treatment import Effect, Prescription
-from gradcheck.nouns.trial import Curve, Entry, Interaction, Score, TrialResult
 from gradcheck.report.console import make_console, show
 from gradcheck.report.trial import conditions, curve, scale_of
+from gradcheck.types.fix import Effect, Prescription
+from gradcheck.types.report import Report
+from gradcheck.types.trial import Curve, Entry, Interaction, Score, TrialResult
 from tests.literals import measurement
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gradcheck.nouns.measurement import Layer, Measurement, Regularization, Run, Softmax
+from gradcheck.types.measurement import Layer, Measurement, Regularization, Run, Softmax
 from tests.literals import falling, layer, location, measurement, parameter, run, snapshots, stalled, statistics
 
 BODY = ("fc1.weight", "fc1.bias")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Layer
 from gradcheck.rules.activation import dead_units, saturated_activation
+from gradcheck.types.measurement import Layer
 from tests.literals import STEPS, layer, location, measurement, snapshots
 from tests.rules.models import FAILS, SHORT, between
 from tests.rules.verdicts import findings, no_verdict, only, severities

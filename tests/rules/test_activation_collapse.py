@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import Embeddings
 from gradcheck.rules.activation_collapse import collapsed_representation
+from gradcheck.types.checks import Embeddings
 from tests.literals import STEPS, falling, layer, location, measurement, optimizer, run, snapshots
 from tests.rules.models import FAILS, SHORT
 from tests.rules.verdicts import findings, no_verdict, only, severities

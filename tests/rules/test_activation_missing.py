@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.activation_missing import missing_nonlinearity
+from gradcheck.types.measurement import Measurement
 from tests.literals import layer, location, measurement, pair
 from tests.rules.verdicts import findings, no_verdict, only
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.rules.activation_sigmoid import deep_sigmoid
+from gradcheck.types.measurement import Layer, Measurement
 from tests.literals import layer, location, measurement, snapshots
 from tests.rules.models import FAILS, SHORT, between
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import Attention
-from gradcheck.nouns.measurement import Measurement, NotMeasured
 from gradcheck.rules.attention import attention_collapse
+from gradcheck.types.checks import Attention
+from gradcheck.types.measurement import Measurement, NotMeasured
 from tests.literals import location, measurement, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import Clip
-from gradcheck.nouns.measurement import Measurement, Run
 from gradcheck.rules.clipping import clipping_by_value, clipping_needed, clipping_too_tight, largest_spike
+from gradcheck.types.checks import Clip
+from gradcheck.types.measurement import Measurement, Run
 from tests.literals import falling, location, measurement, optimizer, parameter, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Entering, Measurement
 from gradcheck.rules.data import non_finite_input, uninformative_features, unscaled_input
+from gradcheck.types.measurement import Entering, Measurement
 from tests.literals import data, input_facts, layer, location, loss_call, measurement, norm, parameter, run, snapshots
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

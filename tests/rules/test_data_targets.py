@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import Difference
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.data_targets import degenerate_labels, unscaled_target
+from gradcheck.types.checks import Difference
+from gradcheck.types.measurement import Measurement
 from tests.literals import data, falling, labels, location, loss_call, measurement, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

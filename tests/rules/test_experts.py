@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.routing import Router
 from gradcheck.rules.experts import router_collapse
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.routing import Router
 from tests.literals import location, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Layer, Measurement, Snapshot
 from gradcheck.rules.gradient import exploding_gradient, vanishing_gradient
+from gradcheck.types.measurement import Layer, Measurement, Snapshot
 from tests.literals import (
     STEPS,
     diverged,

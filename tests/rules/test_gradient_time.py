@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import Recurrence
-from gradcheck.nouns.measurement import Measurement, Regularization, Run
 from gradcheck.rules.gradient_time import decay, gradient_through_time
 from gradcheck.rules.initialization_recurrent import recurrent_initialization
+from gradcheck.types.checks import Recurrence
+from gradcheck.types.measurement import Measurement, Regularization, Run
 from tests.literals import data, falling, layer, location, measurement, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement, Run, Snapshot, ZeroDerivative
 from gradcheck.rules.gradient_zero import zero_gradient
+from gradcheck.types.measurement import Measurement, Run, Snapshot, ZeroDerivative
 from tests.literals import STEPS, layer, location, measurement, parameter, parameter_steps, run, stack, stalled, stats
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

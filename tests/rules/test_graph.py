@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.nouns.measurement import Cut, HiddenTensor
 from gradcheck.rules.graph import disconnected_parameters, unregistered_modules
+from gradcheck.types.measurement import Cut, HiddenTensor
 from tests.literals import location, measurement, optimizer, parameter, with_parameter
 from tests.rules.models import BODY
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.nouns.measurement import Ascent
 from gradcheck.rules.graph_ascent import gradient_ascent
+from gradcheck.types.measurement import Ascent
 from tests.literals import diverged, location, loss_call, measurement, optimizer, run
 from tests.rules.verdicts import findings, only, severities
 

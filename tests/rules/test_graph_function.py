@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import Dependence, Derivatives
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.graph_function import input_ignored, samples_mixed, wrong_gradient
+from gradcheck.types.checks import Dependence, Derivatives
+from gradcheck.types.measurement import Measurement
 from tests.literals import data, location, measurement, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

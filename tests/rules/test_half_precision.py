@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import HalfGradients
-from gradcheck.nouns.measurement import Measurement, NonFinite, NotMeasured
 from gradcheck.rules.half_precision import half_overflow, half_underflow, lost_updates
+from gradcheck.types.checks import HalfGradients
+from gradcheck.types.measurement import Measurement, NonFinite, NotMeasured
 from tests.literals import layer, location, measurement, parameter, parameter_steps, run, snapshots, stalled, stats
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

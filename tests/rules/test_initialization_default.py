@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.judge.signal import DEFAULT_GAIN
+from gradcheck.analysis.depth import DEFAULT_GAIN
 from gradcheck.rules.initialization_default import default_initialization
 from tests.literals import location
 from tests.rules.models import FAILS, with_gains

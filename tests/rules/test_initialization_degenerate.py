@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Layer, Measurement
 from gradcheck.rules.initialization_degenerate import degenerate_initialization, symmetric_units
+from gradcheck.types.measurement import Layer, Measurement
 from tests.literals import layer, location, measurement, parameter, parameter_steps
 from tests.rules.models import FAILS, SHORT
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.loop import LoopBatches, LoopClip, LoopEvaluation, LoopScaler
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.graph_loop import gradients_not_cleared
 from gradcheck.rules.loop import clipping_misplaced, evaluation_mode_in_training, optimizer_never_steps
 from gradcheck.rules.loop_batches import accumulation_unscaled, same_batch_every_step, scaler_misused
 from gradcheck.rules.loop_schedule import schedule_kills_rate
+from gradcheck.types.loop import LoopBatches, LoopClip, LoopEvaluation, LoopScaler
+from gradcheck.types.measurement import Measurement
 from tests.literals import location, loop, measurement, optimizer, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement, NotMeasured
-from gradcheck.nouns.ranks import RankFacts, RankStep
 from gradcheck.rules.loop_ranks import ranks_disagree
+from gradcheck.types.measurement import Measurement, NotMeasured
+from gradcheck.types.ranks import RankFacts, RankStep
 from tests.literals import loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

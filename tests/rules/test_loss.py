@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from gradcheck.nouns.measurement import BroadcastMix, Measurement
 from gradcheck.rules.loss import loss_domain, output_loss_mismatch
 from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
+from gradcheck.types.measurement import BroadcastMix, Measurement
 from tests.literals import data, layer, location, loss_call, measurement
 from tests.rules.models import softmax
 from tests.rules.verdicts import findings, no_verdict, only, severities

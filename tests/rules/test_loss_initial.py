@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.loss_initial import initial_loss
+from gradcheck.types.measurement import Measurement
 from tests.literals import data, loss_call, measurement, run
 from tests.rules.models import CHANCE
 from tests.rules.verdicts import no_verdict, only, severities

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.nouns.checks import Baseline
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.loss_not_falling import loss_not_falling
+from gradcheck.types.checks import Baseline
+from gradcheck.types.measurement import Measurement
 from tests.literals import data, diverged, falling, loss_call, measurement, optimizer, parameter, run, stalled
 from tests.rules.models import CHANCE
 from tests.rules.verdicts import findings, no_verdict, only, severities

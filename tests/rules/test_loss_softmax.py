@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.nouns.measurement import Similarity
 from gradcheck.rules.loss_softmax import softmax_dimension
+from gradcheck.types.measurement import Similarity
 from tests.literals import location, loss_call, measurement
 from tests.rules.models import softmax
 from tests.rules.verdicts import findings, no_verdict, only, severities

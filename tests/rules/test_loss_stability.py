@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import LossOperation
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.loss_stability import unstable_loss
+from gradcheck.types.checks import LossOperation
+from gradcheck.types.measurement import Measurement
 from tests.literals import location, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import IdleTerm
-from gradcheck.nouns.loop import SilentTerm
-from gradcheck.nouns.measurement import Measurement, NotMeasured
 from gradcheck.rules.loss_signal import no_learning_signal
 from gradcheck.rules.loss_terms import inert_loss_term
+from gradcheck.types.checks import IdleTerm
+from gradcheck.types.loop import SilentTerm
+from gradcheck.types.measurement import Measurement, NotMeasured
 from tests.literals import layer, location, loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.normalization_depth import deep_batchnorm_without_skips, missing_normalization, post_norm_without_warmup
+from gradcheck.types.measurement import Measurement
 from tests.literals import location, measurement, norm, optimizer, run, snapshots, stack, stalled, stream
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

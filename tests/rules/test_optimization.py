@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement, Run
 from gradcheck.rules.optimization import learning_rate_too_high, learning_rate_too_low, update_ratio
+from gradcheck.types.measurement import Measurement, Run
 from tests.literals import diverged, falling, location, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.optimizer_settings import adam_epsilon, coupled_weight_decay, gradient_rms, warmup_missing
+from gradcheck.types.measurement import Measurement
 from tests.literals import falling, layer, location, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

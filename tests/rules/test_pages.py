@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from gradcheck.judge.protocol import PAGE_HEADINGS, Rule
 from gradcheck.judge.registry import load_rules
+from gradcheck.types.rule import PAGE_HEADINGS, Rule
 
 RULES = tuple(r for r in load_rules() if r.origin == "gradcheck")
 EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda r: r.code)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import Dropout, Penalty
-from gradcheck.nouns.measurement import Measurement, Regularization, Run
-from gradcheck.progress import data_fall, verdict
+from gradcheck.analysis.convergence import data_fall, verdict
 from gradcheck.rules.regularization import decay_on_norm_and_bias, decay_steps, decay_too_strong, dropout_too_strong
+from gradcheck.types.checks import Dropout, Penalty
+from gradcheck.types.measurement import Measurement, Regularization, Run
 from tests.literals import cost, data, diverged, falling, location, measurement, optimizer, parameter, run, stalled
 from tests.rules.models import regularization, without
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import Validation
-from gradcheck.nouns.measurement import Measurement, Run
 from gradcheck.rules.regularization_fit import over_regularized, overfitting
+from gradcheck.types.checks import Validation
+from gradcheck.types.measurement import Measurement, Run
 from tests.literals import data, measurement, run, stalled
 from tests.rules.models import regularization, without
 from tests.rules.verdicts import findings, no_verdict, only, severities

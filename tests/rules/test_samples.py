@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.checks import SampleGradients
-from gradcheck.nouns.measurement import Measurement
 from gradcheck.rules.batch_size import batch_size
 from gradcheck.rules.gradient_samples import gradient_outliers
+from gradcheck.types.checks import SampleGradients
+from gradcheck.types.measurement import Measurement
 from tests.literals import data, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

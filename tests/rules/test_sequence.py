@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.sequence import SequenceFacts, Supervision, TokenStream
 from gradcheck.rules.sequence import future_leak, labels_misaligned, nothing_supervised
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
 from tests.literals import location, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.sequence import Padding
 from gradcheck.rules.sequence_padding import padding_leak
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.sequence import Padding
 from tests.literals import location, measurement, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gradcheck.judge.protocol import NoVerdict, Rule
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.verdict import SEVERITIES, Finding
+from gradcheck.types.finding import SEVERITIES, Finding
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.rule import NoVerdict, Rule
 
 
 def findings(rule: Rule, m: Measurement, **limits: float) -> list[Finding]:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.few import some_samples
-from gradcheck.measure.kinds import NODE_MOVES, node_name
-from gradcheck.measure.taps import Taps, caller
-from gradcheck.nouns.checks import Attention
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import location_of_frame
-from gradcheck.target.tensors import batch_size
+from gradcheck.instrument.activation_recorder import Taps, caller
+from gradcheck.instrument.kinds import NODE_MOVES, node_name
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.types.checks import Attention
+from gradcheck.types.location import Location
+from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import batch_size
 
 SAMPLES = 4
 FEWEST_KEYS = 4  # fewer are a choice among a few branches, not attention

@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.nouns.checks import Baseline
-from gradcheck.progress import outcome
-from gradcheck.target.tensors import named_tensors
+from gradcheck.analysis.convergence import outcome
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.types.checks import Baseline
+from gradcheck.workload.tensors import named_tensors
 
 MOST_SAMPLES = 1200
 FEWEST_SAMPLES = 100

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks import mixing
-from gradcheck.measure.checks.rows import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.fork import Trainee, restored
-from gradcheck.measure.taps import tensors_in
-from gradcheck.nouns.checks import Dependence
-from gradcheck.nouns.places import Location
-from gradcheck.target.outputs import first_tensor
-from gradcheck.target.rng import Dice
-from gradcheck.target.tensors import batch_size
-from gradcheck.target.training_mode import set_mode
+from gradcheck.instrument.activation_recorder import tensors_in
+from gradcheck.measure.checks import sample_mixing
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.sample_axis import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
+from gradcheck.types.checks import Dependence
+from gradcheck.types.location import Location
+from gradcheck.workload.outputs import first_tensor
+from gradcheck.workload.rng import Dice
+from gradcheck.workload.tensors import batch_size
+from gradcheck.workload.training_copy import Trainee, restored
+from gradcheck.workload.training_mode import set_mode
 
 MIXED = 1e-4  # share of the own change below which nothing is looked for
 SMALL_EFFECT = 0.01  # of the output: below, the loss is asked as well
@@ -127,13 +127,13 @@ class _Case:
         if sum(size == count for size in output.shape) > 1:
             return replace(found, certain=certain, ordered=ordered, meant="relation")
         try:
-            culprit = mixing.culprit(self.model, before, after, count, replaced, self.dice)
+            culprit = sample_mixing.culprit(self.model, before, after, count, replaced, self.dice)
         except Exception:  # a pass with gradient that the model does not bear
             culprit = None
         if culprit is None:
             return replace(found, certain=certain, ordered=ordered)
         meant = culprit.meant
-        if meant is None and not ordered and mixing.relates(culprit, count):
+        if meant is None and not ordered and sample_mixing.relates(culprit, count):
             meant = "relation"
         return replace(
             found,

@@ -18,7 +18,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from gradcheck.measure.checks.double import Wide, in_double, widen, widened
+from gradcheck.instrument.activation_recorder import caller
+from gradcheck.instrument.graph_structure import upstream_leaves
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.float64 import Wide, in_double, widen, widened
 from gradcheck.measure.checks.functions import (
     FINE,
     ROUNDING,
@@ -34,15 +37,12 @@ from gradcheck.measure.checks.functions import (
     tested,
     words_of_gradcheck,
 )
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.few import is_divisible, some_samples
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.structure import upstream_leaves
-from gradcheck.measure.taps import caller
-from gradcheck.nouns.checks import Derivatives
-from gradcheck.nouns.places import Location
-from gradcheck.target.rng import Dice
-from gradcheck.target.sites import location_of_frame, origin_of
+from gradcheck.types.checks import Derivatives
+from gradcheck.types.location import Location
+from gradcheck.workload.few_samples import is_divisible, some_samples
+from gradcheck.workload.rng import Dice
+from gradcheck.workload.source_sites import location_of_frame, origin_of
+from gradcheck.workload.training_copy import Trainee
 
 SAMPLES = 4
 DIRECTIONS = 3

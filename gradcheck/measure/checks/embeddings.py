@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from gradcheck.measure.checks.scene import Scene
+from gradcheck.measure.checks.context import Scene
 from gradcheck.measure.checks.terms import Call, Listing
-from gradcheck.measure.fork import Trainee
-from gradcheck.nouns.checks import Embeddings
-from gradcheck.nouns.places import Location
-from gradcheck.target.tensors import named_tensors
+from gradcheck.types.checks import Embeddings
+from gradcheck.types.location import Location
+from gradcheck.workload.tensors import named_tensors
+from gradcheck.workload.training_copy import Trainee
 
 SAMPLES = 8  # that a spread is taken over, at least,
 FEATURES = 4  # and so many features: fewer are no embedding

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch.autograd import Function
 
-from gradcheck.nouns.places import Location
-from gradcheck.target.rng import seed_all
-from gradcheck.target.sites import location_of_frame
+from gradcheck.types.location import Location
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.source_sites import location_of_frame
 
 STEPS = (1e-6, 1e-7, 1e-8, 1e-5, 1e-4, 1e-3)  # of a central difference, relative to the size of what is moved; E6: 1e-6 is best
 ALIKE = 3  # neighbouring steps that have to agree before they are believed

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.mixing import ROUNDING, Seen
-from gradcheck.measure.taps import caller, tensors_in
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import location_of_frame
+from gradcheck.instrument.activation_recorder import caller, tensors_in
+from gradcheck.measure.checks.sample_mixing import ROUNDING, Seen
+from gradcheck.types.location import Location
+from gradcheck.workload.source_sites import location_of_frame
 
 State = Literal["same", "own", "seen", "without places"]
 # In "own" what lies up to the place is as it was, in "seen" it has changed along every axis that may hold the places.

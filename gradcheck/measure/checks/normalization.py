@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.seen import BATCH_NORMS, named
-from gradcheck.nouns.structure import Statistics
-from gradcheck.target.training_mode import set_mode
+from gradcheck.instrument.recorded_calls import BATCH_NORMS, named
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.types.structure import Statistics
+from gradcheck.workload.training_mode import set_mode
 
 BATCHES = 4  # of the probe's, at most
 

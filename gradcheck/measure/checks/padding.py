@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 import torch
 
+from gradcheck.measure.checks.context import Scene, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Reading
-from gradcheck.measure.checks.rows import Inputs, inputs_of
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.fork import Trainee
-from gradcheck.nouns.sequence import Padding
-from gradcheck.target.outputs import first_tensor
-from gradcheck.target.rng import Dice
+from gradcheck.measure.checks.sample_axis import Inputs, inputs_of
+from gradcheck.types.sequence import Padding
+from gradcheck.workload.outputs import first_tensor
+from gradcheck.workload.rng import Dice
+from gradcheck.workload.training_copy import Trainee
 
 SEQUENCES = 4  # that are compared
 SHORTEST = 2  # real places of a sequence that is compared

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.measure.taps import Taps, caller
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import location_of_frame
+from gradcheck.instrument.activation_recorder import Taps, caller
+from gradcheck.types.location import Location
+from gradcheck.workload.source_sites import location_of_frame
 
 LOSSES = frozenset((F.cross_entropy, F.nll_loss))
 PICKS = frozenset((torch.gather, torch.Tensor.gather))  # of the scores of given tokens: losses written by hand, rewards of policies

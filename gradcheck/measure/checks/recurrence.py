@@ -15,17 +15,17 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from gradcheck.measure.checks import loops
-from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.few import some_samples
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.structure import Graph
-from gradcheck.nouns.checks import Recurrence
-from gradcheck.target.step import TARGET_NAMES
+from gradcheck.instrument.graph_structure import Graph
+from gradcheck.measure.checks import handwritten_rnn
+from gradcheck.measure.checks.context import Scene
+from gradcheck.types.checks import Recurrence
+from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.step import TARGET_NAMES
+from gradcheck.workload.training_copy import Trainee
 
 SAMPLES = 16
 FEW_SAMPLES = 4  # for models without a recurrent layer of torch's, most of which have no recurrence at all
-FEWEST_STEPS = loops.FEWEST_STEPS
+FEWEST_STEPS = handwritten_rnn.FEWEST_STEPS
 EVEN = 1.0  # decades between the ends below which every step is said to be seen
 WIDEST = 1024  # units; eigenvalues of larger matrices take longer than a training step
 
@@ -46,7 +46,7 @@ def recurrences(scene: Scene) -> tuple[Recurrence, ...] | None:
     if loss.grad_fn is None:
         return None
     graph = Graph(loss.grad_fn)
-    found = loops.find(graph, trainee.model, exclude=(*leaves, *watch.weights()))
+    found = handwritten_rnn.find(graph, trainee.model, exclude=(*leaves, *watch.weights()))
     if not found and not watch.calls:
         return None
     for call in watch.calls:
@@ -249,7 +249,7 @@ def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 # -------------------------------------------------------------------------------- written
 
 
-def _written(loop: loops.Loop, model: nn.Module, scene: Scene) -> Recurrence | None:
+def _written(loop: handwritten_rnn.Loop, model: nn.Module, scene: Scene) -> Recurrence | None:
     profile = loop.norms()
     while profile and profile[-1] == 0:
         profile.pop()  # padding

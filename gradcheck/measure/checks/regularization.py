@@ -12,17 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.lifted import DECAY, DROPOUT, PENALTY, SMOOTHING, answering, lift, recording, seen_noise, without_weights
-from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.few import some_samples
-from gradcheck.measure.fork import Trainee, restored
-from gradcheck.measure.norms import total_norm
-from gradcheck.measure.probe import Training
-from gradcheck.nouns.checks import Dropout, Penalty
-from gradcheck.nouns.measurement import Regularization, Run
-from gradcheck.progress import CLEAR_FALL, fall, outcome
-from gradcheck.target.batches import tensors_of
-from gradcheck.target.rng import seed_all
+from gradcheck.analysis.convergence import CLEAR_FALL, fall, outcome
+from gradcheck.measure.checks.context import Scene
+from gradcheck.measure.checks.without_regularization import (
+    DECAY,
+    DROPOUT,
+    PENALTY,
+    SMOOTHING,
+    answering,
+    lift,
+    recording,
+    seen_noise,
+    without_weights,
+)
+from gradcheck.training.gradient_norms import total_norm
+from gradcheck.training.probe import Training
+from gradcheck.types.checks import Dropout, Penalty
+from gradcheck.types.measurement import Regularization, Run
+from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.training_copy import Trainee, restored
 
 SAMPLES = 16  # of a batch, where one look is enough
 BATCHES = 4  # that a loss is averaged over

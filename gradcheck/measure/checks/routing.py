@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.fork import Trainee, restored
-from gradcheck.measure.taps import Taps, caller, tensors_in
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.routing import Router
-from gradcheck.target.rng import Dice
-from gradcheck.target.sites import location_of_frame
+from gradcheck.instrument.activation_recorder import Taps, caller, tensors_in
+from gradcheck.measure.checks.context import Scene
+from gradcheck.types.location import Location
+from gradcheck.types.routing import Router
+from gradcheck.workload.rng import Dice
+from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.training_copy import Trainee, restored
 
 BATCHES = 4
 CHOICES = frozenset(("topk", "argmax", "max"))

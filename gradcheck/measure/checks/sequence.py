@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from gradcheck.measure.checks.alignment import Alignment, align
+from gradcheck.measure.checks.context import Scene, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Asked, Reading
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.fork import Trainee
-from gradcheck.nouns.sequence import SequenceFacts, Supervision, TokenStream
-from gradcheck.target.rng import Dice
+from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
+from gradcheck.workload.rng import Dice
+from gradcheck.workload.training_copy import Trainee
 
 PLACES = 3  # after which tokens are changed, one after another
 BATCHES = 4  # whose targets are looked at, where some do not count

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.lifted import recording
-from gradcheck.measure.checks.scene import Scene, Unmeasured
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.without_regularization import recording
 from gradcheck.measure.facts import is_adaptive
-from gradcheck.measure.few import some_samples
-from gradcheck.measure.fork import Trainee, restored
-from gradcheck.measure.probe import Training
-from gradcheck.measure.stepping import needs_closure, take_step
-from gradcheck.nouns.checks import Clip
-from gradcheck.nouns.measurement import Run
-from gradcheck.target.batches import tensors_of
-from gradcheck.target.rng import seed_all
+from gradcheck.training.probe import Training
+from gradcheck.training.steps import needs_closure, take_step
+from gradcheck.types.checks import Clip
+from gradcheck.types.measurement import Run
+from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.training_copy import Trainee, restored
 
 SAMPLES = 32
 LEAST_SPREAD = 0.1  # of the output: a model that starts at zero would move infinitely far

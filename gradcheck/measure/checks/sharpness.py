@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks.samples import deterministic, norm
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.few import some_samples
-from gradcheck.measure.fork import Trainee
-from gradcheck.nouns.checks import Sharpness
-from gradcheck.progress import outcome
-from gradcheck.target.rng import seed_all
+from gradcheck.analysis.convergence import outcome
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.sample_gradients import deterministic, norm
+from gradcheck.types.checks import Sharpness
+from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.training_copy import Trainee
 
 SAMPLES = 64
 ITERATIONS = 12  # power iterations, as in the calibration of the rule that reads it

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.fork import Trainee
-from gradcheck.measure.losses import LOSSES
-from gradcheck.measure.taps import caller, tensors_in
-from gradcheck.nouns.checks import IdleTerm
-from gradcheck.nouns.places import Location
-from gradcheck.target.sites import location_of_frame
+from gradcheck.instrument.activation_recorder import caller, tensors_in
+from gradcheck.instrument.loss_calls import LOSSES
+from gradcheck.measure.checks.context import Scene
+from gradcheck.types.checks import IdleTerm
+from gradcheck.types.location import Location
+from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.training_copy import Trainee
 
 MOST_TERMS = 16  # whose gradients are looked at
 DEEP = 200  # sums and scales on the way from the loss to a term

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.few import is_divisible
-from gradcheck.measure.fork import Trainee, restored
-from gradcheck.measure.probe import Training
-from gradcheck.nouns.checks import Validation
-from gradcheck.target.rng import seed_all
-from gradcheck.target.tensors import batch_size
-from gradcheck.target.training_mode import set_mode
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.training.probe import Training
+from gradcheck.types.checks import Validation
+from gradcheck.workload.few_samples import is_divisible
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.tensors import batch_size
+from gradcheck.workload.training_copy import Trainee, restored
+from gradcheck.workload.training_mode import set_mode
 
 MOST_BATCHES = 16  # of each side
 PARTS = 16  # that each side is cut into at least, where it has the samples: the standard error is that of their mean

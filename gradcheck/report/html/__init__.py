@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradcheck.nouns.report import Report
     from gradcheck.report.outputs import View
+    from gradcheck.types.report import Report
 
 
 def render(reports: Sequence[Report], view: View | None = None) -> str:

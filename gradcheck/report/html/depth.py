@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, takewhile
 
-from gradcheck.judge.layers import BODY_KINDS
-from gradcheck.judge.nets import nets
-from gradcheck.judge.signal import gradient_trend
-from gradcheck.nouns.measurement import Layer
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Finding
+from gradcheck.analysis.depth import gradient_trend
+from gradcheck.analysis.layer_groups import BODY_KINDS
+from gradcheck.analysis.parallel_nets import nets
+from gradcheck.report.formatting import clean, number
 from gradcheck.report.html.axes import Axis, crossing, log_axis, path
+from gradcheck.report.html.icons import SIGNS
 from gradcheck.report.html.markup import Markup, coordinate, join, tag
-from gradcheck.report.html.shapes import SIGNS
 from gradcheck.report.html.signal import Course, affected, allowed_decades, course, gradient, last_gradients, output
-from gradcheck.report.words import clean, number
+from gradcheck.types.finding import Finding
+from gradcheck.types.measurement import Layer
+from gradcheck.types.report import Report
 
 WIDTH, LEFT, RIGHT = 1000.0, 92.0, 988.0  # of the picture; of its plots
 LANE, GAP = 15.0, 26.0

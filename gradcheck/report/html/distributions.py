@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from gradcheck.nouns.measurement import Layer, Snapshot, TensorStats
-from gradcheck.nouns.report import Report
+from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import SUPERSCRIPTS, crossing
 from gradcheck.report.html.markup import Markup, coordinate, name, tag
 from gradcheck.report.html.signal import marks
-from gradcheck.report.words import clean
+from gradcheck.types.measurement import Layer, Snapshot, TensorStats
+from gradcheck.types.report import Report
 
 MOST = 6
 WIDTH, BASE, TOP, LEFT, RIGHT = 320.0, 104.0, 22.0, 8.0, 312.0

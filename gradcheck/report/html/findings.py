@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from gradcheck.judge.registry import builtin_rules, find_rule
-from gradcheck.nouns.places import Location
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Evidence, Finding
+from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, number, tree
+from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import Markup, join, name, tag, text
 from gradcheck.report.html.rule_text import inline, page_html
-from gradcheck.report.html.shapes import sign
 from gradcheck.report.html.treatments import treatments
 from gradcheck.report.snippet import GUTTER, snippet
-from gradcheck.report.words import HEALTHY, apart, collapse, counted, number, tree
+from gradcheck.types.finding import Evidence, Finding
+from gradcheck.types.location import Location
+from gradcheck.types.report import Report
 
 OPEN = 3  # findings that are unfolded at first
 MOST_PATTERNS = 12

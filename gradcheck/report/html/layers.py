@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from gradcheck.nouns.measurement import Layer, Measurement
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Finding
+from gradcheck.report.formatting import number
+from gradcheck.report.html.icons import SIGNS
 from gradcheck.report.html.markup import Markup, join, name, tag, text
-from gradcheck.report.html.shapes import SIGNS
 from gradcheck.report.html.signal import Number, gradient, marks, output, updates, zeros
-from gradcheck.report.words import number
+from gradcheck.types.finding import Finding
+from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.report import Report
 
 FIRST = 50  # rows that are shown before all are asked for
 SPARK_WIDTH, SPARK_HEIGHT = 56.0, 14.0

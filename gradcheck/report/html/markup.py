@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from gradcheck.report.words import clean
+from gradcheck.report.formatting import clean
 
 VOID = frozenset(["meta", "input", "br", "wbr", "hr"])
 # SVG elements that may close themselves, which is shorter.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradcheck.nouns.measurement import Measurement
-from gradcheck.nouns.report import Report
+from gradcheck.report.formatting import clean, counted, guesses, layer_count, number, scaled
 from gradcheck.report.html.markup import Child, Markup, join, tag
 from gradcheck.report.html.rule_text import inline
 from gradcheck.report.in_part import unmeasured
-from gradcheck.report.words import clean, counted, guesses, layer_count, number, scaled
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.report import Report
 
 TRAINED = (
     "The model was trained for a short time on a copy. At the measured steps every layer's output and the gradient of the loss with "

@@ -9,23 +9,23 @@ from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
 
-from gradcheck.nouns.measurement import Layer
-from gradcheck.nouns.report import Report
 from gradcheck.report.html.curves import curve_chart, groups
 from gradcheck.report.html.depth import depth_chart
 from gradcheck.report.html.distributions import chosen_layers, distribution
 from gradcheck.report.html.findings import findings
 from gradcheck.report.html.heatmap import chooser, encoded, heatmap, statistics
+from gradcheck.report.html.icons import sign
 from gradcheck.report.html.layers import layer_table
 from gradcheck.report.html.markup import Child, Markup, join, tag
 from gradcheck.report.html.method import method
-from gradcheck.report.html.shapes import sign
+from gradcheck.report.html.rule_states import states
 from gradcheck.report.html.signal import columns, shown_layers
-from gradcheck.report.html.states import states
 from gradcheck.report.html.theme import variables
 from gradcheck.report.html.treatments import proof
 from gradcheck.report.html.trial import trial
 from gradcheck.report.html.verdict import gauges, level, plain_sign, sentence, verdict
+from gradcheck.types.measurement import Layer
+from gradcheck.types.report import Report
 
 
 def document(reports: Sequence[Report]) -> str:

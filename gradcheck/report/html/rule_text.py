@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gradcheck.judge.protocol import Rule
 from gradcheck.report.html.markup import Markup, join, tag, text
+from gradcheck.types.rule import Rule
 
 SHOWN = ("Why it matters", "How it is measured", "When to ignore it")  # headings of PAGE_HEADINGS
 CODE = re.compile(r"`([^`]+)`")

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gradcheck.judge.layers import body
+from gradcheck.analysis.layer_groups import body
 from gradcheck.judge.registry import builtin_rules
-from gradcheck.nouns.measurement import Layer, Measurement, Parameter, Snapshot
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Finding
+from gradcheck.types.finding import Finding
+from gradcheck.types.measurement import Layer, Measurement, Parameter, Snapshot
+from gradcheck.types.report import Report
 
 Number = float | None  # None: not measured
 FEWEST = 4  # body layers, for the gradient rules to see a trend

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.treatment import Change, Effect, Outcome, OutcomeStatus
-from gradcheck.nouns.verdict import Finding
+from gradcheck.report.formatting import HEALTHY, counted, number
+from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import Markup, join, name, tag, text
 from gradcheck.report.html.rule_text import inline
-from gradcheck.report.html.shapes import sign
-from gradcheck.report.words import HEALTHY, counted, number
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Change, Effect, Outcome, OutcomeStatus
+from gradcheck.types.report import Report
 
 # Status -> sign, words.
 WORDS: Mapping[OutcomeStatus, tuple[str, str]] = {

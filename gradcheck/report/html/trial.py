@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from gradcheck.nouns.trial import Curve, Entry, EntryStatus, SearchPoint, TrialResult
+from gradcheck.report.formatting import counted, number
 from gradcheck.report.html.axes import Axis, linear_axis, log_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, LOG_FROM, RIGHT, TALLEST, TOP, WIDTH, grid
+from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import Markup, coordinate, join, tag
 from gradcheck.report.html.rule_text import inline
-from gradcheck.report.html.shapes import sign
 from gradcheck.report.html.treatments import diff
-from gradcheck.report.words import counted, number
+from gradcheck.types.trial import Curve, Entry, EntryStatus, SearchPoint, TrialResult
 
 MOST_CURVES = len(HUES)
 # Status -> sign, words.

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 from gradcheck.judge.scores import BANDS, UNSCORED, Score, scores
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.verdict import Severity
+from gradcheck.report.formatting import conditions, counted, guesses, looked, summary, tree
+from gradcheck.report.html.icons import SIGNS, sign
 from gradcheck.report.html.markup import Markup, join, tag
 from gradcheck.report.html.rule_text import inline
-from gradcheck.report.html.shapes import SIGNS, sign
-from gradcheck.report.words import conditions, counted, guesses, looked, summary, tree
+from gradcheck.types.finding import Severity
+from gradcheck.types.report import Report
 
 RADIUS = 30.0
 SENTENCES: dict[Severity, str] = {

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from gradcheck.measure.checks import attention
 from gradcheck.measure.checks.attention import fused, is_stochastic, of_scores, of_weights
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.fork import fork
-from gradcheck.nouns.checks import Attention
-from gradcheck.nouns.measurement import Run
+from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.types.checks import Attention
+from gradcheck.types.measurement import Run
+from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import workload
 
 TOKENS, WIDTH, HEADS = 12, 32, 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradcheck.measure.checks.baseline import PENALTIES, SHARES, explained, table
-from gradcheck.measure.checks.scene import Unmeasured
+from gradcheck.measure.checks.context import Unmeasured
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gradcheck.measure.checks.context import Scene, Unmeasured
 from gradcheck.measure.checks.dependence import dependence
-from gradcheck.measure.checks.rows import as_rows, swaps
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.fork import fork
-from gradcheck.measure.probe import Training
-from gradcheck.nouns.checks import Dependence
-from gradcheck.target.workload import Workload
+from gradcheck.measure.checks.sample_axis import as_rows, swaps
+from gradcheck.training.probe import Training
+from gradcheck.types.checks import Dependence
+from gradcheck.workload.training_copy import fork
+from gradcheck.workload.workload import Workload
 
 N, T, D, CLASSES = 16, 6, 8, 3
 Tensor = torch.Tensor

@@ -11,13 +11,13 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from gradcheck.measure.checks.context import Scene, Unmeasured
 from gradcheck.measure.checks.derivatives import derivatives
 from gradcheck.measure.checks.functions import Comparison, custom_functions
-from gradcheck.measure.checks.scene import Scene, Unmeasured
-from gradcheck.measure.fork import fork
-from gradcheck.measure.probe import Training
-from gradcheck.nouns.checks import Derivatives
-from gradcheck.target.workload import Workload
+from gradcheck.training.probe import Training
+from gradcheck.types.checks import Derivatives
+from gradcheck.workload.training_copy import fork
+from gradcheck.workload.workload import Workload
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
 
 

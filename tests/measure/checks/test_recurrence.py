@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from gradcheck.measure.checks.context import Scene
 from gradcheck.measure.checks.recurrence import aligned, farthest_first, forget_bias, recurrences, slope, spectral_radius
-from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.fork import fork
-from gradcheck.nouns.checks import Recurrence
-from gradcheck.nouns.measurement import Run
+from gradcheck.types.checks import Recurrence
+from gradcheck.types.measurement import Run
+from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import cross_entropy_step, workload
 
 STEPS, FEATURES, CLASSES, UNITS = 20, 5, 3, 12

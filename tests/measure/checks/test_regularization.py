@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.lifted import lift, seen_noise
+from gradcheck.measure.checks.context import Scene
 from gradcheck.measure.checks.regularization import regularization
-from gradcheck.measure.checks.scene import Scene
-from gradcheck.measure.fork import Trainee, fork, restored
-from gradcheck.measure.probe import Training
-from gradcheck.target.workload import Workload
+from gradcheck.measure.checks.without_regularization import lift, seen_noise
+from gradcheck.training.probe import Training
+from gradcheck.workload.training_copy import Trainee, fork, restored
+from gradcheck.workload.workload import Workload
 from tests.measure.workloads import classifier, cross_entropy_step, two_clusters, workload
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.scene import Scene
+from gradcheck.measure.checks.context import Scene
 from gradcheck.measure.checks.settings import clipping, functional_step, small_epsilon
 from gradcheck.measure.checks.validation import validation
-from gradcheck.measure.fork import fork
-from gradcheck.measure.probe import Training
-from gradcheck.target.workload import Clipping, Workload
+from gradcheck.training.probe import Training
+from gradcheck.workload.training_copy import fork
+from gradcheck.workload.workload import Clipping, Workload
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.scene import Scene
+from gradcheck.measure.checks.context import Scene
 from gradcheck.measure.checks.sharpness import largest_eigenvalue, sharpness
-from gradcheck.measure.fork import fork
-from gradcheck.nouns.measurement import Run
+from gradcheck.types.measurement import Run
+from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
 
 STALLED = Run("probe", (0.7,) * 60)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from gradcheck.judge.registry import builtin_rules
-from gradcheck.nouns.measurement import Assumption, NotMeasured, ParameterStep, Run, Snapshot
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.treatment import Change, Effect, Outcome, Prescription, Proof
-from gradcheck.nouns.trial import Curve, Entry, Interaction, Score, SearchPoint, TrialResult
-from gradcheck.nouns.verdict import Evidence, Finding, Remedy, RuleState
+from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState
+from gradcheck.types.fix import Change, Effect, Outcome, Prescription, Proof
+from gradcheck.types.measurement import Assumption, NotMeasured, ParameterStep, Run, Snapshot
+from gradcheck.types.report import Report
+from gradcheck.types.trial import Curve, Entry, Interaction, Score, SearchPoint, TrialResult
 from tests.literals import diverged, falling, layer, location, measurement, parameter, run, stalled, stats
 
 VOID = {"meta", "input", "br", "wbr", "hr"}

@@ -11,8 +11,6 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from gradcheck.nouns.measurement import Snapshot
-from gradcheck.nouns.report import Report
 from gradcheck.report.html.axes import Axis, crossing, linear_axis, log_axis, path
 from gradcheck.report.html.curves import BOTTOM, TALLEST, TOP, curve_chart, groups
 from gradcheck.report.html.depth import LEFT, RIGHT, column, depth_chart
@@ -22,6 +20,8 @@ from gradcheck.report.html.layers import FIRST as FIRST_ROWS
 from gradcheck.report.html.layers import layer_table, spark_line
 from gradcheck.report.html.png import data_url
 from gradcheck.report.html.signal import columns, course, gradient, last_gradients, shown_layers
+from gradcheck.types.measurement import Snapshot
+from gradcheck.types.report import Report
 from tests.literals import diverged, layer, measurement, run, snapshots, stalled, stats
 from tests.report.html.pages import STEPS, Page, deep, healthy, sick, treated
 

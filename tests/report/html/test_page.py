@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.nouns.report import Report
 from gradcheck.report.html import render
 from gradcheck.report.html.markup import join, tag
 from gradcheck.report.json import dumps, load
+from gradcheck.types.report import Report
 from tests.literals import measurement
 from tests.report.html.pages import Page, deep, healthy, states, treated
 

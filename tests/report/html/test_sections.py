@@ -8,18 +8,18 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.judge.registry import builtin_rules
-from gradcheck.nouns.measurement import Assumption, NotMeasured
-from gradcheck.nouns.report import Report
-from gradcheck.nouns.trial import Curve
-from gradcheck.nouns.verdict import Evidence, RuleState
 from gradcheck.report.html import render
 from gradcheck.report.html.findings import evidence_table, findings
 from gradcheck.report.html.method import method
+from gradcheck.report.html.rule_states import states
 from gradcheck.report.html.rule_text import page_html
-from gradcheck.report.html.states import states
 from gradcheck.report.html.treatments import proof
 from gradcheck.report.html.trial import curve_axis, trial
 from gradcheck.report.html.verdict import gauges, sentence, verdict
+from gradcheck.types.finding import Evidence, RuleState
+from gradcheck.types.measurement import Assumption, NotMeasured
+from gradcheck.types.report import Report
+from gradcheck.types.trial import Curve
 from tests.literals import location, measurement
 from tests.report.html.pages import Page, deep, healthy, sick, treated
 from tests.report.reports import FAILED, IN_PART

@@ -1,0 +1,128 @@
+"""How a signal grows or shrinks with depth. Pure arithmetic on plain numbers.
+
+A trend is the ordinary-least-squares slope of log10 of a size against depth, and its extent over all layers:
+slope in decades per layer, total in decades. For gradients a positive slope means that they get smaller towards
+the input (they vanish), a negative one that they grow (they explode). Calibration E1: |total| predicts failing training with
+an AUC of 0.86 to 0.91 on 507 random networks, ratios of weight gradients do so with 0.52 to 0.74.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.layer_groups import body, depths, trained_body
+
+if TYPE_CHECKING:
+    from gradcheck.types.measurement import Layer, Measurement
+
+# Gradients below this share of the largest belong to branches that are still ramping up from zero.
+NEGLIGIBLE = 1e-12
+DEFAULT_GAIN = 3**-0.5  # torch's default: kaiming_uniform(a=sqrt(5)), whose std is 1 / sqrt(3 * fan_in)
+
+# Gain that carries the signal through each activation, as (lowest, highest) of: unit forward variance, preserved
+# gradient, and what is recommended for deep stacks. Computed by quadrature for N(0, 1) inputs.
+GAINS: dict[str, tuple[float, float]] = {
+    "linear": (1.0, 1.0),
+    "relu": (1.414, 1.414),
+    "relu6": (1.414, 1.414),
+    "leaky_relu": (1.387, 1.414),
+    "prelu": (1.387, 1.414),
+    "gelu": (1.481, 1.534),
+    "silu": (1.623, 1.677),
+    "mish": (1.445, 1.487),
+    "elu": (1.0, 1.25),
+    "selu": (0.75, 1.0),
+    "tanh": (1.05, 1.667),
+    "hardtanh": (1.05, 1.667),
+    "hardswish": (1.67, 1.737),
+    "softplus": (1.042, 1.846),
+    "sigmoid": (1.846, 4.723),
+    "hardsigmoid": (1.846, 4.723),
+    "relu2": (0.707, 0.816),
+}
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A line through (depth, log10 size)."""
+
+    slope: float = 0.0  # decades per layer
+    n: int = 0  # layers that it was fitted on, those side by side counted once
+    skipped: int = 0  # layers left out: no measurable size
+
+    @property
+    def total(self) -> float:
+        """Decades over the whole depth."""
+        return self.slope * self.n
+
+    def beyond(self, slope: float, total: float) -> bool:
+        """Whether both the slope and the total reach their limits: neither alone is safe on healthy networks."""
+        return abs(self.slope) >= slope and abs(self.total) >= total
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The largest change of a size between two neighbouring layers."""
+
+    before: Layer
+    after: Layer
+    decades: float  # log10(size at `after`) - log10(size at `before`)
+
+
+def trend(points: Sequence[tuple[float, float]], skipped: int = 0) -> Trend:
+    """Least-squares line through (depth, log10 size); slope 0 for fewer than two depths."""
+    n, levels = len(points), len({x for x, _ in points})
+    if levels < 2:
+        return Trend(0.0, levels, skipped)
+    mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    return Trend(sum((x - mean_x) * (y - mean_y) for x, y in points) / spread, levels, skipped)
+
+
+def log_sizes(sizes: Sequence[float | None], negligible: float = 0.0, depth: Sequence[int] | None = None) -> list[tuple[float, float]]:
+    """(depth, log10 size) of the sizes that can be judged: present, finite, and above that share of the largest."""
+    usable = [x for x in sizes if x is not None and math.isfinite(x) and x > 0]
+    least = negligible * max(usable, default=0.0)
+    places = range(len(sizes)) if depth is None else depth
+    return [(float(i), math.log10(x)) for i, x in zip(places, sizes, strict=True) if x is not None and math.isfinite(x) and x > least]
+
+
+def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | None]]:
+    """Norm of dL/d(output) of each body layer that the gradient is for, in order; None where it was not measured or is not finite."""
+    result: list[tuple[Layer, float | None]] = []
+    for layer in trained_body(m):
+        snapshot = layer.at(step)
+        stats = snapshot.gradient if snapshot else None
+        result.append((layer, stats.norm if stats and stats.finite else None))
+    return result
+
+
+def gradient_trend(m: Measurement, step: int = 0) -> Trend:
+    """Trend of log10 ||dL/dh_l|| over the depth of the body layers that the gradient is for."""
+    sizes = [size for _, size in gradient_norms(m, step)]
+    points = log_sizes(sizes, NEGLIGIBLE, depths(trained_body(m)))
+    return trend(points, len(sizes) - len(points))
+
+
+def forward_trend(m: Measurement, step: int = 0) -> Trend:
+    """Trend of log10 rms of the body layers' outputs over their depth; positive: the signal grows with depth."""
+    sizes: list[float | None] = []
+    for layer in body(m):
+        snapshot = layer.at(step)
+        stats = snapshot.output if snapshot else None
+        sizes.append(stats.rms if stats and stats.finite else None)
+    points = log_sizes(sizes, depth=depths(body(m)))
+    return trend(points, len(sizes) - len(points))
+
+
+def steepest(sizes: Sequence[tuple[Layer, float | None]], rising: bool) -> Drop | None:
+    """The steepest change of that sign between neighbours, in order of execution; None when there is none."""
+    usable = [(layer, math.log10(x)) for layer, x in sizes if x is not None and math.isfinite(x) and x > 0]
+    drops = [Drop(a, b, y - x) for (a, x), (b, y) in pairwise(usable) if a.depth is None or b.depth is None or a.depth < b.depth]
+    sign = 1 if rising else -1
+    best = max(drops, key=lambda d: sign * d.decades, default=None)
+    return best if best is not None and sign * best.decades > 0 else None

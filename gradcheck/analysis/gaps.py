@@ -1,0 +1,42 @@
+"""What a measurement leaves open as a whole: no step, no layer, or a training that was too short to tell. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from gradcheck.analysis.convergence import verdict
+from gradcheck.types.measurement import Measurement, NotMeasured
+
+
+def more_time(seconds: float) -> str:
+    return f"`--budget SECONDS` gives more time than these {seconds:.3g} s"
+
+
+def described(error: BaseException | None) -> str:
+    """An exception as the detail of something that was not measured."""
+    return f"{type(error).__name__}: {error}" if error is not None else ""
+
+
+def unread_layers(failures: Mapping[str, str]) -> list[NotMeasured]:
+    """`failures`: names of layers, and the exceptions."""
+    return [NotMeasured(f"layer {name}", "its values could not be summarised", detail=detail) for name, detail in failures.items()]
+
+
+def gaps(m: Measurement, steps: int, seconds: float) -> Iterator[NotMeasured]:
+    """`steps`: that the short training was to take; `seconds`: the time for all of the measuring."""
+    taken = len(m.probe.losses)
+    if not taken and not any(n.what == "probe" for n in m.not_measured):
+        yield NotMeasured("probe", "the short training took no step")
+    elif m.probe.ended == "budget" and verdict(m) == "unknown":
+        of = f" of {steps}" if taken < steps else ""  # it goes on for longer where it has not fallen by then
+        why = f"the short training was cut off after {taken}{of} steps, before it could be told whether its loss falls"
+        yield NotMeasured("probe", why, "short", more_time(seconds))
+    if _saw_nothing_inside(m):
+        why = "none of the model's own modules was seen to run, as in models that torch.jit has compiled"
+        for what in ("signals", "units", "similarity"):
+            yield NotMeasured(what, why, remedy="scan the model as it is before it is compiled")
+
+
+def _saw_nothing_inside(m: Measurement) -> bool:
+    """Modules hold trained parameters, and only the outermost was seen. A model that holds its parameters itself has nothing inside."""
+    return not any(x.name for x in m.layers) and any(p.trainable and p.layer and p.groups for p in m.parameters)

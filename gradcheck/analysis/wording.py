@@ -1,0 +1,118 @@
+"""How rules put numbers, places and trainings into words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.convergence import CLEAR_FALL, any_learned, fall, relapse, start_and_end, verdict
+from gradcheck.analysis.layer_groups import names
+
+if TYPE_CHECKING:
+    from gradcheck.types.measurement import Layer, Measurement, Run
+
+BY_VALUE = "by the measured value alone"
+SYNTHETIC = "the data were made up by gradcheck"
+SHOWN = 3  # more names than these are counted, not listed
+
+
+def number(x: float) -> str:
+    """Three significant digits: "0.41", "5.7", "1230", "7.4e-07"; never "0.00"."""
+    if x != x:
+        return "NaN"
+    if math.isinf(x):
+        return "infinity" if x > 0 else "-infinity"
+    if x == 0:
+        return "0"
+    if not 1e-3 <= abs(x) < 1e6:
+        mantissa, _, exponent = f"{x:.2e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+    digits = max(0, 2 - math.floor(math.log10(abs(x))))
+    text = f"{round(x, digits):.{digits}f}" if abs(x) < 1000 else f"{float(f'{x:.3g}'):.0f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(x: float) -> str:
+    """A share in percent, "61 %"; only a true 0 or 1 reads "0 %" or "100 %"."""
+    value = 100 * x
+    if value == round(value) or 1 <= value <= 99:
+        return f"{value:.0f} %"
+    return f"{value:.1f} %" if 0.05 <= value < 99.95 else ("under 0.1 %" if value < 1 else "over 99.9 %")
+
+
+def layers_in_words(names: Sequence[str]) -> str:
+    """Names with runs of indices joined: "blocks.{0..11}.fc1 and head", or "a, b, c and 5 more"."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for name in dict.fromkeys(names):
+        parts = _split_at_index(name)
+        groups.setdefault((parts[0], parts[2]) if parts else (name,), []).append(parts[1] if parts else -1)
+    texts = [_group_in_words(key, indices) for key, indices in groups.items()]
+    if len(texts) == 1:
+        return texts[0]
+    if len(texts) <= SHOWN + 1:
+        return f"{', '.join(texts[:-1])} and {texts[-1]}"
+    return f"{', '.join(texts[:SHOWN])} and {len(texts) - SHOWN} more"
+
+
+def also_in(group: list[Layer]) -> str:
+    return f"; the same in {layers_in_words(names(group))}" if len(group) > 1 else ""
+
+
+def _split_at_index(name: str) -> tuple[str, int, str] | None:
+    match = re.match(r"(|.*?\.)(\d+)(|[.:].*)$", name)
+    return (match[1], int(match[2]), match[3]) if match else None
+
+
+def _group_in_words(key: tuple[str, ...], indices: Sequence[int]) -> str:
+    if len(key) == 1:
+        return key[0] or "the model"
+    low, high = min(indices), max(indices)
+    if len(indices) == 1:
+        middle = str(low)
+    elif high - low + 1 == len(indices):
+        middle = f"{{{low}..{high}}}"
+    else:
+        middle = f"{{{','.join(map(str, sorted(indices)[:6]))}{',..' if len(indices) > 6 else ''}}}"
+    return f"{key[0]}{middle}{key[1]}"
+
+
+def run_in_words(run: Run) -> str:
+    """What a training did to the loss: "100 steps moved the loss from 2.31 to 2.29"."""
+    steps = f"{len(run.losses)} steps"
+    if run.ended == "non-finite":
+        return f"the loss is not finite after {steps}"
+    start, end = start_and_end(run)[:2]
+    start = min(start, run.losses[0]) if run.losses and run.losses[0] < end else start  # of a rise, from what no step had changed
+    lapsed = relapse(run, run.chance)
+    between = f", after {number(lapsed[0])} by step {lapsed[1]}" if lapsed is not None else ""
+    return f"{steps} moved the loss from {number(start)} to {number(end)}{between}"
+
+
+def probe_failure(m: Measurement) -> str:
+    """What confirms an error about the model: "by the probe: ...", or "" when the probe does not confirm it.
+
+    A probe with an optimizer that gradcheck assumed only counts when no experiment at another rate learned either.
+    """
+    if verdict(m) not in ("stalls", "diverges") or (not m.optimizer.given and any_learned(m)):
+        return ""
+    return f"by the probe: {optimizer_in_words(m)}: {run_in_words(m.probe)}"
+
+
+def learns_clearly(m: Measurement) -> bool:
+    """Whether the loss of the probe fell so far that no measurement can speak against it.
+
+    A significant fall of a few percent is learning too, but a model whose last layers learn what its first ones
+    leave of the input shows as much.
+    """
+    return verdict(m) == "learns" and (m.probe.ended == "learned" or fall(m.probe, m.chance) >= CLEAR_FALL)
+
+
+def falls_short(m: Measurement) -> bool:
+    """Whether the probe fails, or learns only a little; not where it has no verdict, which speaks against nothing."""
+    return verdict(m) != "unknown" and not learns_clearly(m)
+
+
+def optimizer_in_words(m: Measurement) -> str:
+    return f"{m.optimizer.name} at rate {number(m.optimizer.lr)}"

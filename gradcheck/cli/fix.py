@@ -1,0 +1,231 @@
+"""The command `fix`: scan, treat a copy, prove the cure; show the edits, or write them."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gradcheck.cli.exit import INTERRUPTED, exits, settings_of
+
+if TYPE_CHECKING:
+    from gradcheck.capture.spec import ScriptSpec
+    from gradcheck.config.settings import Settings
+    from gradcheck.loading.spec import TargetSpec
+    from gradcheck.repair.lab import Terms
+    from gradcheck.repair.story import Fixed
+    from gradcheck.types.report import Report
+
+EPILOG = (
+    "Exit 0: nothing at --fail-on is left, and there is nothing to write. 1: findings are left, or edits would be made. "
+    "2: could not run, or could judge only in part."
+)
+
+Target = Annotated[
+    str | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")
+]
+Unsafe = Annotated[bool, typer.Option("--unsafe-fixes", help="Also what changes the architecture or the checkpoint keys.")]
+TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training [100].")]
+Seeds = Annotated[int, typer.Option(help="Pairs of trainings that prove a cure.")]
+Budget = Annotated[float | None, typer.Option(metavar="SECONDS", help="For treating and proving, after the scan [60, large models 300].")]
+OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
+
+
+class TakesArguments(typer.core.TyperCommand):
+    """What stands after `--` belongs to the script."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            place = args.index("--")
+            ctx.obj, args = tuple(args[place + 1 :]), args[:place]
+        return super().parse_args(ctx, args)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the command."""
+    app.command(cls=TakesArguments, epilog=EPILOG)(fix)
+
+
+def fix(
+    ctx: typer.Context,
+    target: Target = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the edits into the source, and scan what was written.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Print the edits as one patch, and nothing else, to stdout.")] = False,
+    unsafe_fixes: Unsafe = False,
+    allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="Write although git has uncommitted changes.")] = False,
+    steps: TrainingSteps = None,
+    seeds: Seeds = 3,
+    budget: Budget = None,
+    arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the model's class or factory.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="Data: .pt, .safetensors, .npz, .csv, images, or FILE.py:name.")] = None,
+    val_data: Annotated[str | None, typer.Option(metavar="FILE", help="Validation data.")] = None,
+    input: Annotated[list[str] | None, typer.Option(metavar="TYPE[SHAPE]", help="A synthetic input: float32[32,3,224,224].")] = None,
+    loss: Annotated[str | None, typer.Option(help="cross_entropy, mse_loss, ..., or FILE.py:name.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, ..., or FILE.py:name.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
+    script: Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")] = False,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Scripts always run in a mirror of their folder; kept for `scan`.")] = False,
+    quiet_script: Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")] = False,
+    select: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run: names, codes, families or ALL.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to leave out.")] = None,
+    extend_select: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run besides the selected ones.")] = None,
+    rules: Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")] = None,
+    fail_on: Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings left at this level.")] = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when findings are left or edits would be made.")] = False,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")] = False,
+    output: Annotated[list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="As for scan. May be repeated.")] = None,
+    open_page: OpenPage = False,
+    config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
+    isolated: Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")] = False,
+    color: Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Find a cure for a model, prove it on copies, and show or write the edits of the source.
+
+    Remedies are tried on a copy of the model, measured again, and trained against the untreated twin on the same batches.
+    """
+    with exits(color):
+        from gradcheck.capture.spec import ScriptSpec
+        from gradcheck.cli.app import _color, _split
+        from gradcheck.cli.jobs import arguments_of, jobs_of, with_scripts
+        from gradcheck.errors import ConfigError
+        from gradcheck.repair.story import terms_of
+        from gradcheck.report.browser import open_reports
+        from gradcheck.report.outputs import View, parse_outputs, write_outputs
+
+        target = named(target, ctx)
+        if write and diff:
+            raise ConfigError("--write and --diff exclude each other", hint="--diff shows what --write would do")
+        chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
+        settings = settings_of(config, isolated, **chosen, device=device, dtype=dtype, fail_on=fail_on, allow_partial=allow_partial or None)
+        terms = terms_of(unsafe_fixes, steps, seeds, budget)
+        outputs = () if diff and not output else parse_outputs(output or (), opened=open_page)
+        flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
+        jobs = jobs_of([target], arguments_of(arg or []), flags, settings, None)
+        run = ScriptSpec("", ctx.obj or (), None, None, sandbox, quiet_script)
+        (job,) = with_scripts(jobs, script or ctx.obj is not None, run)
+        treated = treat(*job, terms, quiet)
+        after: list[Report] | None = None
+        if write:
+            apart = ["--sandbox"] if isinstance(job[0], ScriptSpec) and not sandbox else []
+            after = _written(treated, [*apart, *scan_words(ctx, target)], allow_dirty)
+        if diff:
+            print("".join(f.source.diff for f in treated if f.source is not None), end="")
+        view = View(_color(color), written=after is not None, fail_on=settings.fail_on, allow_partial=settings.allow_partial)
+        write_outputs([f.report for f in treated], outputs, view)
+        if open_page:
+            open_reports([f.report for f in treated], outputs)
+        _say_tail(treated, write, diff)
+        sys.exit(_code(treated, after, settings, exit_zero))
+
+
+def named(target: str | None, ctx: typer.Context) -> str:
+    """Raises ConfigError when there is no target, or a command in its place."""
+    from gradcheck.errors import ConfigError
+
+    if target is not None:
+        return target
+    if ctx.obj is not None:
+        hint = "name the file: gradcheck fix train.py -- ARGUMENTS; `gradcheck scan` and `gradcheck watch` take commands"
+        raise ConfigError("fix takes no command after --", hint=hint)
+    raise ConfigError("no target", hint=f"gradcheck {ctx.info_name} model.py, or model.py:name")
+
+
+def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: Terms, quiet: bool) -> list[Fixed]:
+    """stdout carries results only: what the user's code prints goes to stderr."""
+    from gradcheck.capture.spec import ScriptSpec
+    from gradcheck.errors import TargetError
+    from gradcheck.repair.script import fix_script
+    from gradcheck.repair.story import fix_target
+    from gradcheck.report.progress_bar import progress_bar
+
+    if isinstance(spec, ScriptSpec) and spec.kind == "notebook":
+        hint = f"export it with `jupyter nbconvert --to script {spec.path}` and fix the script; `gradcheck scan` names cell and line"
+        raise TargetError(f"{spec.path} is a notebook, and gradcheck edits none", hint=hint)
+    with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
+        if isinstance(spec, ScriptSpec):
+            return fix_script(spec, settings, terms, progress)
+        return [fix_target(spec, settings, terms, progress)]
+
+
+def treat_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], unsafe: bool, quiet: bool) -> tuple[list[Report], bool]:
+    """What `gradcheck scan --fix` shows: reports with what was tried, and whether a target failed, which none did that returned."""
+    from gradcheck.repair.story import terms_of
+
+    return [fixed.report for job in jobs for fixed in treat(*job, terms_of(unsafe, None, 3, None), quiet)], False
+
+
+# Options of `fix` that `scan` does not have, or that mean something else there.
+OWN = (
+    "write",
+    "diff",
+    "unsafe_fixes",
+    "allow_dirty",
+    "steps",
+    "seeds",
+    "budget",
+    "target",
+    "output",
+    "open_page",
+    "exit_zero",
+    "fail_on",
+    "color",
+    "quiet",
+)
+
+
+def scan_words(ctx: typer.Context, target: str) -> list[str]:
+    """The arguments of a `gradcheck scan` of the same target with the same options."""
+    words = [target]
+    for parameter in ctx.command.params:
+        value = ctx.params.get(parameter.name or "")
+        if parameter.name in OWN or not value:
+            continue
+        name = parameter.opts[0]
+        words += [name] if value is True else [x for v in (value if isinstance(value, (list, tuple)) else [value]) for x in (name, str(v))]
+    return [*words, "--", *ctx.obj] if ctx.obj else words
+
+
+def _written(treated: list[Fixed], words: list[str], allow_dirty: bool) -> list[Report] | None:
+    """A scan of the written files; None when there was nothing to write."""
+    from gradcheck.repair.writing import promises, write_and_scan
+
+    source = next((f.source for f in treated if f.source is not None and f.source.drafts), None)
+    if source is None:
+        return None
+    promised = []
+    for fixed in treated:
+        cured = fixed.report.proof.cured if fixed.report.proof is not None else ()
+        kept = [o.prescription for o in fixed.outcomes if o.status == "kept"]
+        promised.append((fixed.report, promises(source, cured, kept)))
+    return write_and_scan(source, promised, words, allow_dirty)
+
+
+def _say_tail(treated: list[Fixed], written: bool, only_patch: bool) -> None:
+    """What is to be done next; after a bare patch the summary too. All of it on stderr."""
+    from gradcheck.report.outcomes import tail
+
+    for fixed in treated:
+        if only_patch:
+            print(tail(fixed.report), file=sys.stderr)
+        if fixed.why_no_source:
+            print(f"no edits: {fixed.why_no_source}", file=sys.stderr)
+        if written and fixed.source is not None and fixed.source.done:
+            print("wrote " + ", ".join(change.path for change in fixed.source.done), file=sys.stderr)
+        if fixed.interrupted:
+            print("interrupted: this is what was found by then", file=sys.stderr)
+
+
+def _code(treated: list[Fixed], after: list[Report] | None, settings: Settings, exit_zero: bool) -> int:
+    from gradcheck.cli.gate import code
+
+    if any(f.interrupted for f in treated):
+        return INTERRUPTED
+    left = after if after is not None else [f.report for f in treated]
+    edits = after is None and any(f.source is not None and f.source.drafts for f in treated)
+    found = edits or any(r.exit_code(settings.fail_on, allow_partial=True) for r in left)
+    return code(found, left, settings, exit_zero=exit_zero)

@@ -1,0 +1,195 @@
+"""Commands for a project that scans again and again: `baseline`, `diff` and `init`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gradcheck.cli.exit import FAILED, FOUND, exits, settings_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gradcheck.config.settings import Settings
+    from gradcheck.types.report import Report
+
+baseline = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="The findings that a project knows and lives with: a run fails for new and worse ones.",
+)
+
+Runs = Annotated[
+    list[str] | None, typer.Argument(metavar="TARGET|RUN.json", help="What to scan, or saved runs [the targets of the configuration].")
+]
+File = Annotated[str | None, typer.Option("--baseline", metavar="FILE", help="The baseline [.gradcheck-baseline.json].")]
+ConfigLines = Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting over it.")]
+Isolated = Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers these commands."""
+    app.add_typer(baseline, name="baseline")
+    app.command()(diff)
+    app.command()(init)
+
+
+@baseline.command()
+def create(runs: Runs = None, file: File = None, config: ConfigLines = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
+    """Write a baseline of what is found now. Refuses when there is one."""
+    with exits():
+        from gradcheck.cli.gate import least_severity
+        from gradcheck.errors import ConfigError
+        from gradcheck.judge.baseline import entries
+        from gradcheck.report.baseline_file import write
+
+        settings = settings_of(config, isolated)
+        path = _place(settings, file)
+        if path.exists():
+            raise ConfigError(f"{path} exists", hint="`gradcheck baseline update` brings it up to date")
+        known = entries(_told(_reports(runs, settings, quiet)), path.parent, least_severity(settings))
+        write(path, known)
+        print(f"{path}: {_counted(len(known))}")
+
+
+@baseline.command()
+def update(runs: Runs = None, file: File = None, config: ConfigLines = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
+    """Bring the entries of the scanned targets up to date: new findings, new values, stale ones removed."""
+    with exits():
+        from gradcheck.cli.gate import Known, compare_all, least_severity
+        from gradcheck.judge.baseline import updated
+        from gradcheck.report.baseline_file import read, write
+
+        settings = settings_of(config, isolated)
+        path = _place(settings, file)
+        old = read(path)
+        compared = compare_all(_told(_reports(runs, settings, quiet)), Known(path, old), settings)
+        new = updated(old, compared, path.parent, least_severity(settings))
+        write(path, new)
+        print(f"{path}: {_counted(len(new))}, {_counted(len(old))} before")
+
+
+@baseline.command()
+def prune(runs: Runs = None, file: File = None, config: ConfigLines = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
+    """Remove the entries whose findings are gone. Without TARGET also those of targets that are no longer configured."""
+    with exits():
+        from gradcheck.cli.gate import Known, compare_all
+        from gradcheck.judge.baseline import pruned
+        from gradcheck.judge.finding_key import target_name
+        from gradcheck.report.baseline_file import read, write
+
+        settings = settings_of(config, isolated)
+        path = _place(settings, file)
+        old = read(path)
+        reports = _reports(runs, settings, quiet)
+        only = None if runs else {target_name(report.target, path.parent) for report in reports}
+        new = pruned(old, compare_all(reports, Known(path, old), settings), only)
+        if new != old:
+            write(path, new)
+        print(f"{path}: {len(old) - len(new)} removed, {_counted(len(new))} left")
+
+
+@baseline.command()
+def show(file: File = None, config: ConfigLines = None, isolated: Isolated = False) -> None:
+    """List the entries. Nothing is scanned."""
+    with exits():
+        from gradcheck.report.baseline_file import read
+        from gradcheck.report.formatting import clean, number
+
+        for entry in read(_place(settings_of(config, isolated), file)):
+            value = "" if entry.value is None else f"  {entry.quantity} {number(entry.value)}"
+            print(clean(f"{entry.target}: {entry.severity} {entry.key}{value}"))
+
+
+def _place(settings: Settings, given: str | None) -> Path:
+    """The baseline's file. Raises ConfigError for a folder that does not exist, before anything is scanned."""
+    from pathlib import Path
+
+    from gradcheck.cli.gate import baseline_path
+    from gradcheck.errors import ConfigError
+    from gradcheck.report.baseline_file import NAME
+
+    path = baseline_path(settings, given) or Path(NAME)
+    if not path.parent.is_dir():
+        raise ConfigError(f"no such folder: {path.parent}", hint="make it first, or give another path with --baseline")
+    return path
+
+
+def _told(reports: list[Report]) -> list[Report]:
+    """The reports; on stderr what cannot be in the baseline, since it was not looked at."""
+    from gradcheck.report.in_part import notices
+
+    for notice in notices(reports):
+        print(f"{notice.report.target}: {notice.text}", file=sys.stderr)
+    return reports
+
+
+def _counted(count: int) -> str:
+    return f"{count} known {'finding' if count == 1 else 'findings'}"
+
+
+def _reports(runs: list[str] | None, settings: Settings, quiet: bool) -> list[Report]:
+    """Reports of saved runs, judged by today's settings, and of targets, which are scanned. Exits with 2 when one cannot be."""
+    from pathlib import Path
+
+    from gradcheck.judge.judge import judge_again
+    from gradcheck.report.json import load_all
+
+    words = runs or []
+    saved = [judge_again(report, settings) for word in words if word.endswith(".json") for report in load_all(Path(word))]
+    targets = [word for word in words if not word.endswith(".json")]
+    if words and not targets:
+        return saved
+    from gradcheck.cli.jobs import scan_configured
+
+    reports, failed = scan_configured(targets, settings, quiet)
+    if failed:
+        sys.exit(FAILED)
+    return [*saved, *reports]
+
+
+def diff(
+    base: Annotated[str, typer.Argument(metavar="BASE.json", help="The saved run to compare with.")],
+    head: Annotated[str, typer.Argument(metavar="HEAD.json", help="The saved run that is judged.")],
+    fail_on_new: Annotated[bool, typer.Option("--fail-on-new", help="Exit 1 for what is new or worse, 2 for a HEAD in part.")] = False,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not exit 2 for a HEAD in part.")] = False,
+    output_format: Annotated[str, typer.Option("--format", metavar="text|markdown|json|html", help="How to show it.")] = "text",
+    tolerance: Annotated[float, typer.Option(metavar="PART", help="Relative change that counts where there is one seed.")] = 0.1,
+) -> None:
+    """Say what became better and worse, and what is new or fixed, between two saved runs."""
+    with exits():
+        from pathlib import Path
+
+        from gradcheck.errors import ConfigError
+        from gradcheck.judge.diff import diff as compared
+        from gradcheck.judge.diff import unsure, worse_off
+        from gradcheck.report import diff as shown
+        from gradcheck.report.diff_html import page
+        from gradcheck.report.json import load_all
+
+        renderers = {"text": shown.text, "markdown": shown.markdown, "json": shown.as_json, "html": page}
+        if output_format not in renderers:
+            raise ConfigError(f"unknown format {output_format!r}", hint=f"formats: {', '.join(renderers)}")
+        if not tolerance >= 0:
+            raise ConfigError(f"--tolerance must be 0 or more; got {tolerance}")
+        differences = compared(load_all(Path(base)), load_all(Path(head)), Path.cwd(), tolerance)
+        print(renderers[output_format](differences, tolerance), end="")
+        if fail_on_new and worse_off(differences):
+            sys.exit(FOUND)
+        sys.exit(FAILED if fail_on_new and not allow_partial and unsure(differences) else 0)
+
+
+def init(
+    workflow: Annotated[bool, typer.Option("--workflow", help="Write .github/workflows/gradcheck.yml too.")] = False,
+) -> None:
+    """Write a commented configuration: into pyproject.toml where there is one, else into gradcheck.toml. Overwrites nothing."""
+    with exits():
+        from pathlib import Path
+
+        from gradcheck.cli.init import start
+
+        for line in start(Path.cwd(), workflow=workflow):
+            print(line)

@@ -1,0 +1,141 @@
+"""The command `watch`: a program is run to its end, followed on the screen, and reported on."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gradcheck.cli.exit import FOUND, INTERRUPTED, exits, settings_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gradcheck.config.settings import Settings
+    from gradcheck.live.parent import Ending
+    from gradcheck.types.report import Report
+
+Words = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run: names, codes, families (GRAD) or ALL.")]
+Ignored = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to leave out.")]
+Outputs = Annotated[list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="As for scan, when the program is over. May be repeated.")]
+SAVED = ".gradcheck/last.json"
+
+
+class TakesProgram(typer.core.TyperCommand):
+    """What stands after `--` is the program."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            place = args.index("--")
+            ctx.obj, args = tuple(args[place + 1 :]), args[:place]
+        return super().parse_args(ctx, args)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the command."""
+    app.command(cls=TakesProgram, epilog="Example: gradcheck watch --every 100 -- python train.py --epochs 3")(watch)
+
+
+def watch(
+    ctx: typer.Context,
+    every: Annotated[int, typer.Option(metavar="N", min=1, help="Measure the first four steps, and then every N.")] = 50,
+    stop_on: Annotated[
+        str | None, typer.Option(metavar="error|warning", help="End the program at a finding of this level or above.")
+    ] = None,
+    save: Annotated[str, typer.Option(metavar="PATH", help="Where the run is saved, for `gradcheck report` and `gradcheck diff`.")] = SAVED,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Save nothing.")] = False,
+    select: Words = None,
+    ignore: Ignored = None,
+    extend_select: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run besides the selected ones.")] = None,
+    rules: Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level [error].")
+    ] = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")] = False,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")] = False,
+    max_warnings: Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")] = None,
+    output: Outputs = None,
+    config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
+    isolated: Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")] = False,
+    color: Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No board, no lines: the report only.")] = False,
+) -> None:
+    """Run a training program to its end, and follow it: -- python train.py ARGUMENTS, or -- torchrun ... train.py ARGUMENTS.
+
+    The program runs as it would without gradcheck. Exit code: 130 after Ctrl-C; 1 when --stop-on ended it; the program's own, when that
+    is not 0; else as for scan.
+    """
+    with exits(color):
+        from gradcheck.errors import ConfigError
+        from gradcheck.live.command import check_interpreter, program_of
+        from gradcheck.live.parent import Orders, run
+        from gradcheck.report.outputs import parse_outputs
+
+        flags = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
+        gates = {"fail_on": fail_on, "max_warnings": max_warnings, "allow_partial": allow_partial or None}
+        settings = settings_of(config, isolated, **flags, **gates)
+        outputs = parse_outputs(output or ())
+        if stop_on not in (None, "error", "warning"):
+            raise ConfigError(f"--stop-on must be error or warning; got {stop_on!r}")
+        place = None if no_save else _place(save)
+        program = program_of(ctx.obj or ())
+        check_interpreter(program)
+        orders = Orders(every, stop_on, config or [], isolated, {k: v for k, v in flags.items() if v})
+        ending = run(program, orders, color=color, quiet=quiet)
+        _tell(ending, settings, outputs, place, color)
+        sys.exit(_code(ending, settings, exit_zero))
+
+
+def _place(save: str) -> Path:
+    from pathlib import Path
+
+    from gradcheck.errors import ConfigError
+
+    path = Path(save).expanduser()
+    if path.is_dir() or (save != SAVED and not path.parent.is_dir()):
+        raise ConfigError(f"--save {save}: no file can be written there", hint="--save run.json")
+    return path
+
+
+def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, color: str) -> None:
+    from gradcheck.errors import TargetError
+    from gradcheck.report.outputs import View, write_outputs
+
+    report = ending.report
+    if ending.failure:
+        print(f"gradcheck: watching ended early by a fault of its own: {ending.failure}; the program was left alone", file=sys.stderr)
+    if report is None:
+        if ending.interrupted or ending.code or ending.elsewhere:
+            return
+        hint = "the program is to train with an optimizer of torch.optim; from Python: with gradcheck.watch(model, optimizer)"
+        raise TargetError("no training was seen", hint=hint)
+    if place is not None:
+        _save(report, place)
+    write_outputs([report], outputs, View(color, fail_on=settings.fail_on, allow_partial=settings.allow_partial))  # type: ignore[arg-type]
+
+
+def _save(report: Report, place: Path) -> None:
+    if str(place) == SAVED:
+        place.parent.mkdir(exist_ok=True)
+        ignored = place.parent / ".gitignore"
+        if not ignored.exists():
+            ignored.write_text("*\n", encoding="utf-8")
+    report.to_json(place)
+    print(f"gradcheck: run saved to {place}", file=sys.stderr)
+
+
+def _code(ending: Ending, settings: Settings, exit_zero: bool) -> int:
+    from gradcheck.cli.gate import exit_code
+
+    if ending.interrupted:
+        return INTERRUPTED
+    if ending.stopped:
+        return FOUND
+    if ending.code:
+        return ending.code
+    return exit_code([ending.report] if ending.report is not None else [], settings, exit_zero=exit_zero)
+
+
+def _split(words: list[str] | None) -> list[str] | None:
+    return None if words is None else [w.strip() for word in words for w in word.split(",") if w.strip()]

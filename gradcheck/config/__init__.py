@@ -1,0 +1,1 @@
+"""Settings: from flags, from `[tool.gradcheck]`, and from mappings."""

@@ -1,0 +1,44 @@
+"""Data at the first trained layers, where the model has made something of them on the way: a step's number or an index as a float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Entering
+
+_CHANNELS = {F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}  # axis of the features, where it is not the last one
+TAKERS = {F.linear, *_CHANNELS}
+FEWEST = 8  # values of a feature
+
+
+class Entrances:
+    """Calls of linear and convolution layers whose weights are trained and whose input carries no gradient."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Entering] = {}
+        self._frozen = False  # a layer that is not trained has run: what comes out of it is no data
+
+    @torch.no_grad()
+    def look(self, function: Any, args: Any, layer: str, site: Callable[[], Location | None]) -> None:
+        if len(args) < 2 or self._frozen or not all(isinstance(a, torch.Tensor) for a in args[:2]):
+            return
+        given, weight = args[0], args[1]
+        if not weight.requires_grad and not given.requires_grad:
+            self._frozen = True
+        plain = given.is_floating_point() and given.layout is torch.strided and given.dim() > 1
+        if layer in self.found or given.requires_grad or not weight.requires_grad or not plain:
+            return
+        features = given.detach().float().movedim(_CHANNELS.get(function, -1), -1).flatten(0, -2)
+        if len(features) < FEWEST or not bool(torch.isfinite(features).all()):
+            return
+        stds = features.std(0, correction=0)
+        loudest = int(stds.argmax())
+        column = features[:, loudest]
+        share = float((stds > stds[loudest] / 10).float().mean())
+        mean, low, high = float(column.mean()), float(column.min()), float(column.max())
+        self.found[layer] = Entering(layer, site(), tuple(given.shape), float(stds[loudest]), mean, low, high, share)

@@ -1,0 +1,222 @@
+"""The first pass, watched more closely than the others: loss calls, softmaxes, broadcasts, and where gradient is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from gradcheck.instrument import entering, handwritten_loss, loss_calls, similarities, zero_derivatives
+from gradcheck.instrument import recorded_calls as seen
+from gradcheck.instrument.activation_recorder import Taps, caller, tensors_in
+from gradcheck.instrument.flow import Flow
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import BroadcastMix
+from gradcheck.workload.source_sites import location_of_frame
+
+_SOFTMAX = {
+    F.softmax: False,
+    torch.softmax: False,
+    torch.Tensor.softmax: False,
+    F.log_softmax: True,
+    torch.log_softmax: True,
+    torch.Tensor.log_softmax: True,
+}
+_ARITHMETIC = {
+    f: name for name in ("sub", "add", "mul", "__rsub__") for home in (torch, torch.Tensor) if (f := getattr(home, name, None)) is not None
+}
+# Results that carry no values of their argument.
+_SHAPE_ONLY = frozenset(
+    "zeros_like ones_like empty_like rand_like randn_like randint_like full_like new_zeros new_ones new_empty new_full new_tensor "
+    "register_hook requires_grad_ backward size dim".split()
+)
+_CUT_NAMES = {
+    "__float__": "item",
+    "__int__": "item",
+    "__bool__": "bool",
+    "__index__": "item",
+    "tolist": "item",
+    "argmin": "argmax",
+    "argsort": "argmax",
+}
+_MOST_SOURCES = 64
+
+
+@dataclass(eq=False)
+class SeenSoftmax:
+    layer: str
+    site: Location | None
+    shape: tuple[int, ...]
+    axis: int
+    implicit: bool
+    log: bool
+    node: Any
+
+
+@dataclass(eq=False)
+class SeenCut:
+    """Calls at one place whose arguments carry gradient and whose results do not."""
+
+    operation: str
+    layer: str
+    site: Location | None
+    nodes: list[Any] = field(default_factory=list)
+    leaves: list[torch.Tensor] = field(default_factory=list)
+    reaches: bool = False  # the loss was computed from the results
+
+
+class Tracer(Taps):
+    """Taps that also see what only the first pass needs."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__(names, functions=True)
+        self.losses: list[loss_calls.SeenLoss] = []
+        self.softmaxes: list[SeenSoftmax] = []
+        self.mixes: list[BroadcastMix] = []
+        self.cuts: dict[Any, SeenCut] = {}
+        self.seen: list[seen.Seen] = []
+        self.operations: list[handwritten_loss.SeenOperation] = []
+        self.differences: list[handwritten_loss.SeenDifference] = []
+        self.zeros: list[zero_derivatives.SeenZero] = []
+        self.entrances = entering.Entrances()
+        self.similarities = similarities.Similarities()
+        self._flow = Flow()
+        self._made: dict[int, torch.Tensor] = {}  # tensors without gradient that were computed from weights, by their id
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.recording:
+            return function(*args, **kwargs)
+        if function in loss_calls.LOSSES:
+            return self._loss(function, args, kwargs)
+        if function in entering.TAKERS:
+            self.entrances.look(function, args, self.module_name, lambda: location_of_frame(caller()))
+        output = self._watched(function, types, args, kwargs)
+        if function in _SOFTMAX:
+            self._softmax(function, args, kwargs, output)
+        elif function in _ARITHMETIC and not self.stack:
+            self._mix(function, args, output)
+        self._by_hand(function, args, output)
+        self.similarities.look(function, args, kwargs, output, lambda: location_of_frame(caller()))
+        module = self.stack[-1][0] if self.stack else None
+        zero = zero_derivatives.seen(function, args, output, module, self.module_name, lambda: location_of_frame(caller()))
+        self.zeros += [zero] if zero is not None else []
+        cut = self._cut(function, args, kwargs, output)
+        self._flow.follow((args, kwargs), output, id(cut) if cut is not None else None)
+        self._note_made(function, args, kwargs, output)
+        return output
+
+    def _note_made(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+        made = [t for t in tensors_in(output, 2) if not t.requires_grad]
+        if made and getattr(function, "__name__", "") not in _SHAPE_ONLY and any(map(self._is_made, tensors_in((args, kwargs), 2))):
+            self._made |= {id(t): t for t in made}
+
+    def _is_made(self, tensor: torch.Tensor) -> bool:
+        return tensor.requires_grad or id(tensor) in self._made
+
+    def _watched(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """The call itself; what `seen` knows of it is noted, an exception with it."""
+        noted = None
+        if self.stack:
+            place = self.stack[-1][0], self.module_name
+            try:
+                noted = seen.before(function, args, kwargs, *place, lambda: location_of_frame(caller()))
+            except Exception as error:  # it says nothing about what the call itself will do
+                self.failures[f"{self.module_name}:{getattr(function, '__name__', '')}"] = f"{type(error).__name__}: {error}"
+        try:
+            output = super().__torch_function__(function, types, args, kwargs)
+        except Exception as error:
+            if isinstance(noted, seen.SeenNorm):
+                noted.raised = f"{type(error).__name__}: {error}"
+                self.seen.append(noted)
+            raise
+        if noted is not None:
+            seen.after(noted, output)
+            self.seen.append(noted)
+        return output
+
+    def _by_hand(self, function: Any, args: Any, output: Any) -> None:
+        """What a loss that is written by hand may consist of."""
+        noted: Any = None
+        if function in handwritten_loss.OPERATIONS:
+            noted = handwritten_loss.operation(function, args, output, self.module_name, lambda: location_of_frame(caller()))
+            self.operations += [noted] if noted is not None else []
+        elif function in handwritten_loss.SUBTRACTIONS and not self.stack:
+            noted = handwritten_loss.difference(args, output, lambda: location_of_frame(caller()))
+            self.differences += [noted] if noted is not None else []
+
+    def _loss(self, function: Any, args: Any, kwargs: Any) -> Any:
+        seen = loss_calls.seen(loss_calls.LOSSES[function], args, kwargs, location_of_frame(caller()))
+        if seen is not None:
+            seen.target_made = seen.target is not None and self._is_made(seen.target)
+            self.losses.append(seen)
+        try:
+            output = function(*args, **kwargs)
+        except Exception as error:
+            if seen is not None:
+                seen.raised = f"{type(error).__name__}: {error}"
+            raise
+        if seen is not None and isinstance(output, torch.Tensor):
+            seen.watch(output)
+        self._flow.follow((args, kwargs), output)
+        return output
+
+    def _softmax(self, function: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        rank = output.dim()
+        implicit = dim is None
+        if implicit:  # torch's own rule for a missing dim
+            dim = 0 if rank in (0, 1, 3) else 1
+        if not isinstance(dim, int) or rank == 0:
+            return
+        site = location_of_frame(caller())
+        seen = SeenSoftmax(self.module_name, site, tuple(output.shape), dim % rank, implicit, _SOFTMAX[function], output.grad_fn)
+        self.softmaxes.append(seen)
+
+    def _mix(self, function: Any, args: Any, output: Any) -> None:
+        """[N, 1] with [N] gives [N, N]: a target that lost, or an output that kept, its last axis."""
+        pair = [a for a in args[:2] if isinstance(a, torch.Tensor)]
+        if len(pair) != 2 or not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return
+        if sum(a.requires_grad for a in pair) != 1:
+            return  # all pairs of one tensor's entries, as ranking losses take them: a target never carries gradient
+        shapes = [tuple(a.shape) for a in pair]
+        one, other = sorted(shapes, key=len)
+        if len(other) == len(one) + 1 and other[-1] == 1 and one and other[:-1] == one and one[-1] > 1 and output.requires_grad:
+            site = location_of_frame(caller())
+            self.mixes.append(BroadcastMix(_ARITHMETIC[function].strip("_"), site, shapes[0], shapes[1], tuple(output.shape)))
+
+    def ends_in(self, loss: torch.Tensor) -> None:
+        """Tells the cuts that the loss was computed from."""
+        marks = self._flow.of([loss])
+        for cut in self.cuts.values():
+            cut.reaches = id(cut) in marks
+
+    def _cut(self, function: Any, args: Any, kwargs: Any, output: Any) -> SeenCut | None:
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(function, "__self__", None), "__name__", "")
+            if name != "data":
+                return None
+        if name in _SHAPE_ONLY:
+            return None
+        carries = isinstance(output, (torch.Tensor, float)) or name in ("numpy", "item", "tolist", "__bool__", "__int__", "__float__")
+        if not carries or any(t.requires_grad for t in tensors_in(output, 2)):
+            return None
+        sources = [t for t in tensors_in((args, kwargs), 2) if t.requires_grad]
+        if not sources:
+            return None
+        operation = _CUT_NAMES.get(name, name)
+        if not torch.is_grad_enabled():
+            operation = "no_grad"
+        elif isinstance(output, torch.Tensor) and not output.is_floating_point() and operation not in ("argmax", "detach", "data"):
+            operation = "bool" if output.dtype == torch.bool else "int-cast"
+        site = location_of_frame(caller())
+        cut = self.cuts.setdefault((operation, self.module_name, site), SeenCut(operation, self.module_name, site))
+        if len(cut.nodes) + len(cut.leaves) < _MOST_SOURCES:
+            cut.nodes.extend(t.grad_fn for t in sources if t.grad_fn is not None)
+            cut.leaves.extend(t for t in sources if t.is_leaf)
+        return cut

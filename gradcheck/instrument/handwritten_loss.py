@@ -1,0 +1,190 @@
+"""Losses written by hand: logarithms, exponentials and divisions between the last weighted layer and the loss, and differences to targets.
+
+The first pass notes the calls; what an operation is applied to is read from the autograd graph behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from gradcheck.instrument import kinds
+from gradcheck.instrument.activation_recorder import Call
+from gradcheck.instrument.graph_structure import Graph, parents
+from gradcheck.types.checks import Difference, LossOperation
+from gradcheck.types.location import Location
+from gradcheck.workload.tensors import named_tensors
+
+Operation = Literal["log", "exp", "division"]
+Source = Literal["softmax", "sigmoid", "sum of exponentials", "output", "other"]
+
+MOST_VALUES = 1 << 18  # of an argument whose range is read
+BEHIND = 24  # autograd nodes that are walked back from an operation
+
+
+def _table() -> dict[Callable[..., Any], Operation]:
+    names: dict[str, Operation] = dict.fromkeys("log log_ log2 log10 log1p".split(), "log")
+    names |= dict.fromkeys(("exp", "exp_", "exp2"), "exp")
+    divisions = "div div_ divide true_divide reciprocal __truediv__ __itruediv__ __rtruediv__ __rdiv__ __div__"
+    names |= dict.fromkeys(divisions.split(), "division")
+    homes = (torch, torch.Tensor, torch.special)
+    return {f: what for name, what in names.items() for home in homes if callable(f := getattr(home, name, None))}
+
+
+OPERATIONS = _table()
+SUBTRACTIONS = frozenset(
+    f for name in ("sub", "subtract", "__sub__", "__rsub__") for home in (torch, torch.Tensor) if (f := getattr(home, name, None))
+)
+_PROBABILITIES: dict[str, Source] = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+_GUARDS = frozenset(("Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum", "NanToNum"))
+# What leaves probabilities probabilities, or picks some of them; sums and complements can still come down to 0.
+_PICKS = kinds.NODE_MOVES | frozenset(("Sum", "Prod", "Neg", "Rsub"))
+_SCALES = frozenset(("Mul", "Div", "Sub", "Add"))  # with one operand that carries gradient
+
+
+@dataclass(eq=False)
+class SeenOperation:
+    """A call of one of OPERATIONS whose result carries gradient, and the range of its argument."""
+
+    operation: Operation
+    layer: str
+    site: Location | None
+    node: Any
+    argument: Any  # autograd node of the argument; of the denominator
+    low: float
+    high: float
+    smallest: float  # |x|
+
+
+@dataclass(eq=False)
+class SeenDifference:
+    """output - target outside the model, the former carrying gradient."""
+
+    site: Location | None
+    output: torch.Tensor
+    target: torch.Tensor
+
+
+@torch.no_grad()
+def operation(function: Any, args: Any, output: Any, layer: str, site: Callable[[], Location | None]) -> SeenOperation | None:
+    """What is noted of a call; None when its argument carries no gradient."""
+    what = OPERATIONS[function]
+    if not isinstance(output, torch.Tensor) or output.grad_fn is None or not args:
+        return None
+    name = getattr(function, "__name__", "")
+    inverse = "reciprocal" in name or name.startswith("__r")
+    argument = args[0] if what != "division" or inverse else args[1] if len(args) > 1 else None
+    if not isinstance(argument, torch.Tensor) or argument.grad_fn is None or not argument.numel() or not argument.is_floating_point():
+        return None
+    behind = argument.grad_fn
+    if behind is output.grad_fn:  # in place: the argument is the result by now
+        behind, values = parents(output.grad_fn)[0], None
+    else:
+        values = argument.detach().reshape(-1)[:: max(1, argument.numel() // MOST_VALUES)].float()
+    low, high, smallest = _range(values + 1 if values is not None and name == "log1p" else values)
+    return SeenOperation(what, layer, site(), output.grad_fn, behind, low, high, smallest)
+
+
+def _range(values: torch.Tensor | None) -> tuple[float, float, float]:
+    finite = values[torch.isfinite(values)] if values is not None else torch.empty(0)
+    if not finite.numel():
+        return math.nan, math.nan, math.nan
+    low, high = torch.aminmax(finite)
+    return low.item(), high.item(), finite.abs().min().item()
+
+
+def difference(args: Any, output: Any, site: Callable[[], Location | None]) -> SeenDifference | None:
+    """A subtraction of two floating tensors of one size, one of which carries gradient."""
+    pair = [a for a in args[:2] if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    if len(pair) != 2 or not isinstance(output, torch.Tensor) or pair[0].numel() != pair[1].numel() or pair[0].numel() < 2:
+        return None
+    if pair[0].requires_grad == pair[1].requires_grad:
+        return None
+    with_gradient, without = pair if pair[0].requires_grad else pair[::-1]
+    return SeenDifference(site(), with_gradient.detach(), without.detach())
+
+
+@torch.no_grad()
+def differences(seen: Sequence[SeenDifference], batch: Any, made: Collection[str] = ()) -> tuple[Difference, ...]:
+    """Those whose other side is a tensor of the batch. `made`: names of those that a model made."""
+    known = [t for name, t in named_tensors(batch) if t.is_floating_point() and name not in made]
+    return tuple(_difference(d) for d in seen if any(_same(d.target, t) for t in known))
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.numel() != other.numel():
+        return False
+    return one.data_ptr() == other.data_ptr() or torch.equal(one.reshape(-1).double(), other.reshape(-1).double())
+
+
+def _difference(d: SeenDifference) -> Difference:
+    output, target = d.output.double(), d.target.double()
+    spreads = output.std(correction=0).item(), target.std(correction=0).item()
+    return Difference(d.site, tuple(d.target.shape), output.mean().item(), spreads[0], target.mean().item(), spreads[1])
+
+
+def operations(seen: Sequence[SeenOperation], graph: Graph, calls: Sequence[Call]) -> tuple[LossOperation, ...]:
+    """The unguarded ones among the noted operations that no weighted layer follows, one for each place."""
+    outputs = {c.output_node for c in calls if c.kind in kinds.WEIGHTED_KINDS and c.output_node is not None}
+    followed: dict[Any, bool] = {}
+    for node in graph.order:  # consumers before producers
+        followed[node] = any(c in outputs or followed[c] for c in graph.consumers[node])
+    found: dict[tuple[Any, ...], LossOperation] = {}
+    for s in seen:
+        if s.node in graph and not followed[s.node]:
+            source = _source(s, outputs)
+            if source is not None:
+                low = s.smallest if s.operation == "division" else s.low
+                found.setdefault((s.operation, source, s.layer, s.site), LossOperation(s.operation, source, s.site, s.layer, low, s.high))
+    return tuple(found.values())
+
+
+def _source(s: SeenOperation, outputs: set[Any]) -> Source | None:
+    """What the argument is; None when something keeps it in the domain."""
+    if s.operation == "exp":
+        return "other"
+    guarded = summed = added = False
+    for node, name in _walk(s.argument, outputs):
+        if node in outputs:
+            crosses_zero = s.operation == "log" or s.low < 0 < s.high
+            return None if guarded else "output" if crosses_zero and not summed else "other"
+        if name == "Exp":
+            joined = summed or (added and s.operation == "log")  # log(exp(z)) alone is the scale of a distribution: no logit, z stays small
+            return "sum of exponentials" if joined and _overflows(node, outputs) else None if guarded else "other"
+        if name in _PROBABILITIES:
+            return None if guarded else _PROBABILITIES[name] if s.operation == "log" else "other"
+        added |= name == "Add"
+        guarded |= name in _GUARDS or name == "Add"
+        summed |= name == "Sum"
+    return None if guarded else "other"
+
+
+def _overflows(exponential: Any, outputs: set[Any]) -> bool:
+    """Whether an exponential takes a layer's output as it is, up to a factor: nothing was subtracted from it, or bounds it."""
+    for node, name in _walk(parents(exponential)[0] if parents(exponential) else None, outputs):
+        if node in outputs:
+            return True
+        if name in ("Sub", "Sum", "Rsub") or name in _GUARDS:
+            return False
+    return False
+
+
+def _walk(node: Any, outputs: set[Any]) -> Iterator[tuple[Any, str]]:
+    """The chain of nodes behind one, as long as each takes one value that carries gradient and picks, scales or guards it.
+
+    The first node of another kind is the last one that is given.
+    """
+    for _ in range(BEHIND):
+        if node is None:
+            return
+        name = kinds.node_name(node)
+        yield node, name
+        behind = [p for p in parents(node) if not hasattr(p, "variable")]
+        passes = name in _PICKS or name in _GUARDS or (name in _SCALES and len(behind) == 1)
+        if node in outputs or not passes or not behind:
+            return
+        node = behind[0]

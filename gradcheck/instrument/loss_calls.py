@@ -1,0 +1,212 @@
+"""What a call of a loss function says: its arguments' ranges, its chance level, what made its input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import LossCall
+
+IGNORED = -100  # torch's default ignore_index
+_CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")
+_NAMES = (
+    "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss huber_loss kl_div "
+    "poisson_nll_loss gaussian_nll_loss hinge_embedding_loss soft_margin_loss multilabel_soft_margin_loss multi_margin_loss "
+    "margin_ranking_loss cosine_embedding_loss triplet_margin_loss multilabel_margin_loss ctc_loss"
+).split()
+LOSSES: dict[Callable[..., Any], str] = {getattr(F, name): name for name in _NAMES}
+LOSSES[torch.binary_cross_entropy_with_logits] = "binary_cross_entropy_with_logits"
+ELEMENTWISE = frozenset(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"))
+
+
+@dataclass(eq=False)
+class SeenLoss:
+    """A loss call while the pass is recorded; `facts` becomes its LossCall once the graph is known."""
+
+    function: str
+    input: torch.Tensor
+    target: torch.Tensor | None
+    site: Location | None
+    options: dict[str, Any]
+    target_made: bool = False  # the model made the target itself
+    value: float | None = None
+    raised: str | None = None
+    weights: list[float] = field(default_factory=list)  # d(total)/d(this), one entry a backward pass
+
+    def watch(self, output: torch.Tensor) -> None:
+        """Notes the value, and the weight in the total when gradient arrives."""
+        self.value = output.detach().float().mean().item()
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self.weights.append(gradient.detach().float().sum().item()))
+
+
+def seen(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], site: Location | None) -> SeenLoss | None:
+    names = ("input", "target")
+    given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+    source = given.get("input")
+    target = given.get("target")
+    if not isinstance(source, torch.Tensor):
+        return None
+    options: dict[str, Any] = {
+        k: kwargs[k] for k in ("ignore_index", "label_smoothing", "weight", "pos_weight", "reduction", "log_target") if k in kwargs
+    }
+    return SeenLoss(function, source, target if isinstance(target, torch.Tensor) else None, site, options)
+
+
+@torch.no_grad()
+def facts(seen_loss: SeenLoss, producer: str | None, layer: str | None, site: Location | None) -> LossCall:
+    """The LossCall of a recorded call. `producer`, `layer` and `site` say what made its input."""
+    source, target = seen_loss.input.detach(), seen_loss.target
+    x = source.float() if source.is_floating_point() else source.double()
+    finite = x[torch.isfinite(x)]
+    values: dict[str, Any] = {
+        "input_min": finite.min().item() if finite.numel() else math.nan,
+        "input_max": finite.max().item() if finite.numel() else math.nan,
+        "input_mean": finite.mean().item() if finite.numel() else math.nan,
+        "input_std": finite.std(correction=0).item() if finite.numel() else math.nan,
+    }
+    axis = _class_axis(seen_loss.function, x)
+    if axis is not None:
+        values["row_sum_error"] = (x.sum(axis) - 1).abs().max().item() if x.numel() else None
+        values["row_logsumexp_error"] = torch.logsumexp(x, axis).abs().max().item() if x.numel() else None
+        if seen_loss.function in _CLASS_LOSSES:
+            values["classes"] = x.shape[axis]
+    if target is not None:
+        values |= _target_facts(seen_loss, x, target.detach())
+    chance, uniform = chance_level(seen_loss.function, values.get("classes"), [target] if target is not None else [], seen_loss.options)
+    chance = None if seen_loss.target_made else chance
+    return LossCall(
+        seen_loss.function,
+        seen_loss.site,
+        tuple(source.shape),
+        producer=producer,
+        producer_layer=layer,
+        producer_site=site,
+        value=seen_loss.value,
+        chance=chance,
+        uniform=uniform,
+        label_smoothing=float(seen_loss.options.get("label_smoothing") or 0.0),
+        weight_in_total=sum(seen_loss.weights) if seen_loss.weights else None,
+        raised=seen_loss.raised,
+        target_made=seen_loss.target_made,
+        **values,
+    )
+
+
+def _class_axis(function: str, x: torch.Tensor) -> int | None:
+    if function in _CLASS_LOSSES:
+        return 0 if x.dim() == 1 else 1 if x.dim() >= 2 else None
+    if x.dim() >= 2 and function in (*ELEMENTWISE, "kl_div"):
+        return x.dim() - 1
+    return None
+
+
+def _target_facts(seen_loss: SeenLoss, x: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
+    t = target.double()
+    integer = not target.is_floating_point()
+    classes = seen_loss.function in _CLASS_LOSSES and integer
+    if classes:
+        t = t[target != ignored(seen_loss.options)]
+    facts: dict[str, Any] = {"target_shape": tuple(target.shape), "target_dtype": str(target.dtype).removeprefix("torch.")}
+    if t.numel():
+        facts |= {"target_min": t.min().item(), "target_max": t.max().item(), "target_mean": t.mean().item()}
+        facts["target_std"] = t.std(correction=0).item()
+    probabilities = seen_loss.function.startswith("binary_cross_entropy") or (seen_loss.function in _CLASS_LOSSES and not integer)
+    facts["target_kind"] = "classes" if classes else "probabilities" if probabilities or seen_loss.function == "kl_div" else "values"
+    if classes:
+        width = x.shape[0 if x.dim() == 1 else 1]
+        facts["out_of_range"] = int(((t < 0) | (t >= width)).sum().item())
+    elif seen_loss.function.startswith("binary_cross_entropy"):
+        facts["out_of_range"] = int(((t < 0) | (t > 1)).sum().item())
+    if seen_loss.function in ELEMENTWISE and target.shape != x.shape:
+        with suppress(RuntimeError):  # shapes that do not broadcast: the call raises, and says so itself
+            facts["broadcast"] = tuple(torch.broadcast_shapes(target.shape, x.shape))
+    return facts
+
+
+def ignored(options: Mapping[str, Any]) -> int:
+    """The label that does not count."""
+    value = options.get("ignore_index", IGNORED)
+    return value if isinstance(value, int) else IGNORED
+
+
+@torch.no_grad()
+def floor_level(function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any]) -> float:
+    """Loss of a prediction that equals the targets: the entropy of soft or smoothed ones; 0 where it is none, or is not known."""
+    if options.get("reduction") == "sum" or options.get("weight") is not None or options.get("pos_weight") is not None:
+        return 0.0
+    soft = [t.detach().double() for t in targets if _is_soft(t)]
+    if function.startswith("binary_cross_entropy"):
+        values = torch.cat([t.reshape(-1) for t in soft]) if soft else torch.empty(0)
+        return (_entropy(values) + _entropy(1 - values)).mean().item() if values.numel() else 0.0
+    if function != "cross_entropy" or not classes or classes < 2:
+        return 0.0
+    shares = _rows(soft, classes) if soft else torch.eye(classes, dtype=torch.double)[:1]  # labels: all have the same entropy
+    return _entropy(_smoothed(shares, options)).sum(-1).mean().item()
+
+
+def _is_soft(target: torch.Tensor) -> bool:
+    return target.is_floating_point() and target.numel() > 0 and bool(((target >= 0) & (target <= 1)).all())
+
+
+def _rows(targets: Sequence[torch.Tensor], classes: int) -> torch.Tensor:
+    """Soft targets of cross entropy, a row of shares each."""
+    return torch.cat([t.reshape(1, -1) if t.dim() == 1 else t.movedim(1, -1).reshape(-1, classes) for t in targets])
+
+
+def _smoothed(shares: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
+    smoothing = float(options.get("label_smoothing") or 0.0)
+    return shares * (1 - smoothing) + smoothing / shares.shape[-1]
+
+
+def _entropy(share: torch.Tensor) -> torch.Tensor:
+    return -torch.special.xlogy(share, share)
+
+
+@torch.no_grad()
+def chance_level(
+    function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any], *, fewest_labels: int = 10
+) -> tuple[float | None, float | None]:
+    """Loss of the best constant prediction for the targets, and of the uniform one.
+
+    Cross entropy: the entropy of the class frequencies when there are at least `fewest_labels` labels a class, else
+    log(classes): the entropy of a few labels among many classes says little; of soft targets that of their mean.
+    Squared error: the variance; absolute error: the mean distance from the median. None for losses without such a
+    level, and for sums over the batch.
+    """
+    if options.get("reduction") == "sum":
+        return None, None
+    if function in ("cross_entropy", "nll_loss") and classes and classes > 1:
+        uniform = math.log(classes)
+        soft = [t.detach().double() for t in targets if _is_soft(t)] if function == "cross_entropy" else []
+        if soft and options.get("weight") is None:
+            return _entropy(_smoothed(_rows(soft, classes).mean(0), options)).sum().item(), uniform
+        labels = [t.reshape(-1)[t.reshape(-1) != ignored(options)] for t in targets if not t.is_floating_point()]
+        joined = torch.cat(labels) if labels else torch.empty(0, dtype=torch.long)
+        joined = joined[(joined >= 0) & (joined < classes)]
+        if joined.numel() < max(1, fewest_labels * classes) or options.get("weight") is not None:
+            return uniform, uniform
+        share = torch.bincount(joined.long(), minlength=classes).double() / joined.numel()
+        return _entropy(_smoothed(share, options)).sum().item(), uniform
+    values = [t.detach().double().reshape(-1) for t in targets]
+    if not values:
+        return None, None
+    t = torch.cat(values)
+    if t.numel() == 0 or not torch.isfinite(t).all():
+        return None, None
+    if function.startswith("binary_cross_entropy"):
+        p = min(max(t.mean().item(), 0.0), 1.0)
+        entropy = -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+        return entropy, math.log(2)
+    if function == "mse_loss":
+        return t.var(correction=0).item(), None
+    if function == "l1_loss":
+        return (t - t.median()).abs().mean().item(), None
+    return None, None

@@ -1,0 +1,83 @@
+"""Matrices that are normalised over one axis and compared over another: products of the two are no cosines."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Similarity
+
+_NORMS = frozenset(("norm", "linalg_norm", "linalg_vector_norm", "vector_norm"))
+_DIVISIONS = frozenset(("div", "__truediv__", "true_divide", "divide"))
+_TURNS = frozenset(("T", "mT", "t"))
+_PARTS = frozenset(("chunk", "split"))
+_PRODUCTS = frozenset(("matmul", "__matmul__", "mm"))
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A matrix whose vectors along an axis have length 1; `of`: the matrix that these are the lengths of, instead."""
+
+    axis: int
+    site: Location | None
+    first: bool  # it was the first one when they were given it: the samples'
+    of: int | None = None
+
+
+class Similarities:
+    """`look` at every call in its order."""
+
+    def __init__(self) -> None:
+        self.found: list[Similarity] = []
+        self._marks: dict[int, tuple[weakref.ref[torch.Tensor], _Mark]] = {}
+
+    def look(self, function: Any, args: Any, kwargs: Any, output: Any, site: Callable[[], Location | None]) -> None:
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(function, "__self__", None), "__name__", "")
+        if function is F.normalize or name in _NORMS:
+            self._normalised(function is F.normalize, args, kwargs, output, site)
+        elif self._marks and name in _PRODUCTS:
+            self._product(args, output)
+        elif self._marks and (name in _DIVISIONS or name in _TURNS or name in _PARTS):
+            self._passed_on(name, args, output, site)
+
+    def _normalised(self, whole: bool, args: Any, kwargs: Any, output: Any, site: Callable[[], Location | None]) -> None:
+        given = args[0]
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else 1 if whole else None)
+        if isinstance(dim, int) and isinstance(given, torch.Tensor) and given.dim() == 2 and output.requires_grad:
+            self._mark(output, _Mark(dim % 2, site(), dim % 2 == 0, None if whole else id(given)))
+
+    def _passed_on(self, name: str, args: Any, output: Any, site: Callable[[], Location | None]) -> None:
+        if name in _DIVISIONS:
+            length = self._of(args[1]) if len(args) > 1 else None
+            if length is not None and length.of == id(args[0]):
+                self._mark(output, _Mark(length.axis, site(), length.first))
+            return
+        mark = self._of(args[0])
+        if mark is None or mark.of is not None:
+            return
+        for part in output if name in _PARTS else (output,):
+            self._mark(part, _Mark(1 - mark.axis, mark.site, mark.first) if name in _TURNS else mark)
+
+    def _product(self, args: Any, output: Any) -> None:
+        """Rows are multiplied with columns: the left factor is to be normalised over axis 1, the right one over axis 0."""
+        left, right = (self._of(a) for a in args[:2])
+        if left is None or right is None or left.of is not None or right.of is not None:
+            return
+        rows, width = args[0].shape
+        if left.first and right.first and left.axis == 0 and right.axis == 1 and rows == args[1].shape[1]:
+            self.found.append(Similarity(left.site, (rows, width), tuple(output.shape)))
+
+    def _mark(self, tensor: torch.Tensor, mark: _Mark) -> None:
+        self._marks[id(tensor)] = weakref.ref(tensor), mark
+
+    def _of(self, tensor: Any) -> _Mark | None:
+        entry = self._marks.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None

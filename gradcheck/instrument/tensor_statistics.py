@@ -1,0 +1,226 @@
+"""Statistics of a tensor in one pass over its memory.
+
+On the CPU a tensor is read in chunks that stay in cache, with the cheapest reductions that torch and numpy have; NaN and Inf
+show in those, and are counted only when they show. For other devices see `pending`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gradcheck.types.measurement import TensorStats
+
+Array = npt.NDArray[Any]
+Numbers = tuple[int, int, int, float, float, float, float, float, float]  # count, NaN, Inf, mean, std, norm, min, max, zeros
+
+CHUNK = 1 << 18  # elements: 1 MiB of float32, within L2
+HISTOGRAM_SAMPLES = 512, 4096  # least and most entries whose exponents are counted; one in 64 between them
+BLAS_SERIAL = 1 << 13  # elements: OpenBLAS, behind numpy, shares longer dot products among threads of its own
+TINY, HUGE = 1e-15, 1e16  # largest entries outside this range: float32 squares of a chunk vanish, or their sum overflows
+CANCELS = 1e-4  # mean of squares minus squared mean has too few digits left below this share of the former
+
+# dtype -> integer of its size, position and mask of the exponent bits, bias
+EXPONENT_BITS = {torch.float32: (np.int32, 23, 0xFF, 127), torch.float64: (np.int64, 52, 0x7FF, 1023)}
+
+
+class _Scratch(threading.local):
+    """Room for a mask over a chunk: fresh memory would cost more than the comparison."""
+
+    def __init__(self) -> None:
+        self.mask = np.empty(CHUNK, np.bool_)
+
+
+_scratch = _Scratch()
+
+
+def readable(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers that can be read: not in `torch.func` transforms, on meta, quantized or nested."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_nested or tensor.is_quantized:
+        return False
+    return tensor.device.type != "meta" and tensor.layout in (torch.strided, torch.sparse_coo)
+
+
+def real_values(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The entries as a flat real floating tensor [count], a view where possible, in any order; None for what has no statistics."""
+    if not readable(tensor):
+        return None
+    x = tensor.detach()
+    if x.layout == torch.sparse_coo:
+        x = x.coalesce().values()
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    if not x.is_floating_point():
+        return None
+    if x.is_contiguous():
+        return (x.resolve_neg() if x.is_neg() else x).view(-1)
+    if x.dim() > 1:
+        strides = x.stride()
+        x = x.permute(sorted(range(x.dim()), key=lambda i: -strides[i]))  # channels_last and transposes lie densely in memory
+    return x.resolve_neg().reshape(-1)
+
+
+@functools.lru_cache(maxsize=4096)
+def spread(count: int, samples: int) -> int:
+    """A stride that takes at least `samples` of `count` entries, or all, and has no factor in common with any axis.
+
+    With a common factor the sample would keep to a few rows or columns.
+    """
+    stride = max(1, count // samples)
+    while stride > 1 and math.gcd(stride, count) > 1:
+        stride -= 1
+    return stride
+
+
+@functools.lru_cache(maxsize=4096)
+def histogram_stride(count: int) -> int:
+    least, most = HISTOGRAM_SAMPLES
+    return spread(count, min(max(least, count // 64), most))
+
+
+def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None:
+    """Statistics of any tensor, read at once. None when it has none (integers, empty, quantized, meta)."""
+    values = small_values(tensor)
+    if values is not None:
+        return _of_chunk(values, histogram)
+    flat = real_values(tensor)
+    if flat is None or not (count := flat.numel()):
+        return None
+    if count <= CHUNK:
+        return _of_chunk(_array(flat), histogram)
+    stats = merge([_of_chunk(_array(part), False) for part in flat.split(CHUNK)])
+    assert stats is not None
+    if not histogram:
+        return stats
+    first, counts = _exponents(_array(flat[:: histogram_stride(count)]))
+    return replace(stats, exponent_low=first, exponent_counts=counts)
+
+
+def small_values(tensor: torch.Tensor) -> Array | None:
+    """The memory of a plain float32 CPU tensor of at most one chunk, the most frequent case; None for others."""
+    if tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= CHUNK and _is_plain(tensor):
+        return tensor.detach().numpy().reshape(-1)
+    return None
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_neg() or tensor.is_nested:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _of_chunk(values: Array, histogram: bool) -> TensorStats:
+    """Statistics of a float32 or float64 array [count], not empty."""
+    found = numbers(values)
+    if found is None:
+        return _of_non_finite(values)
+    return TensorStats(*found, *(_exponents(values[:: histogram_stride(len(values))]) if histogram else ()))
+
+
+def numbers(values: Array) -> Numbers | None:
+    """The fields of TensorStats but the histogram, for an array [count], not empty. None when it is not finite."""
+    count = len(values)
+    low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    if low == 0.0 == high:
+        return count, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
+    total, square = _sums(values, max(high, -low))
+    zeros = int(np.count_nonzero(np.equal(values, 0, out=_scratch.mask[:count]))) if low <= 0.0 <= high else 0
+    mean, mean_square = total / count, square / count
+    variance = mean_square - mean * mean
+    if variance < CANCELS * mean_square:  # the entries lie close together, far from zero
+        variance = float(np.square(values.astype(np.float64) - mean).mean()) if high > low else 0.0
+    return count, 0, 0, mean, variance**0.5, square**0.5, low, high, zeros / count
+
+
+def _array(part: torch.Tensor) -> Array:
+    """As float32 or float64 in the memory of numpy, without a copy where possible."""
+    if part.dtype not in EXPONENT_BITS:
+        part = part.float()
+    return part.numpy() if part.device.type == "cpu" else part.cpu().numpy()
+
+
+def _sums(values: Array, largest: float) -> tuple[float, float]:
+    """Sum and sum of squares; in float64 where float32 would overflow or underflow."""
+    if TINY < largest < HUGE:
+        if len(values) <= BLAS_SERIAL:
+            return float(np.add.reduce(values)), float(np.dot(values, values))
+        chunk = torch.from_numpy(values)
+        return chunk.sum().item(), torch.dot(chunk, chunk).item()
+    wide = values.astype(np.float64)
+    return float(np.add.reduce(wide)), float(np.add.reduce(np.square(wide)))
+
+
+def _exponents(sample: Array) -> tuple[int, tuple[int, ...]]:
+    """Counts of floor(log2|x|) over the non-zero entries, from the exponent bits."""
+    integer, shift, mask, bias = EXPONENT_BITS[torch.float32 if sample.dtype == np.float32 else torch.float64]
+    return trimmed(np.bincount((sample.view(integer) >> shift) & mask), bias)
+
+
+def trimmed(counts: Array, bias: int) -> tuple[int, tuple[int, ...]]:
+    """Lowest exponent that occurs, and the counts from there on."""
+    counts[0] = 0  # zeros, and subnormal numbers with them
+    present = counts.nonzero()[0]
+    if not len(present):
+        return 0, ()
+    first, last = int(present[0]), int(present[-1])
+    return first - bias, tuple(counts[first : last + 1].tolist())
+
+
+def _of_non_finite(values: Array) -> TensorStats:
+    """Counts of NaN and Inf, and the other statistics over the finite entries."""
+    count, nan = len(values), int(np.isnan(values).sum())
+    finite = values[np.isfinite(values)]
+    inf = count - nan - len(finite)
+    if not len(finite):
+        return TensorStats(count, nan, inf)
+    rest = _of_chunk(finite, True)
+    return replace(rest, count=count, nan=nan, inf=inf, zeros=rest.zeros * len(finite) / count)
+
+
+def merge(parts: Sequence[TensorStats]) -> TensorStats | None:
+    """Statistics of several tensors as if they were one."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    count = sum(p.count for p in parts)
+    known = [p for p in parts if p.count > p.nan + p.inf]
+    finite = sum(p.count - p.nan - p.inf for p in known)
+    square = math.fsum(p.norm**2 for p in known)
+    mean = math.fsum(p.mean * (p.count - p.nan - p.inf) for p in known) / max(1, finite)
+    moments = (p.std**2 + (p.mean - mean) ** 2 for p in known)  # each about the common mean: nothing cancels
+    variance = math.fsum(m * (p.count - p.nan - p.inf) for m, p in zip(moments, known, strict=True)) / max(1, finite)
+    first, bins = _merged_bins([p for p in parts if p.exponent_counts])
+    return TensorStats(
+        count,
+        sum(p.nan for p in parts),
+        sum(p.inf for p in parts),
+        mean,
+        variance**0.5,
+        square**0.5,
+        min((p.min for p in known), default=0.0),
+        max((p.max for p in known), default=0.0),
+        sum(p.zeros * p.count for p in parts) / count,
+        first,
+        bins,
+    )
+
+
+def _merged_bins(parts: Sequence[TensorStats]) -> tuple[int, tuple[int, ...]]:
+    """The histograms of several samples, each weighted as its tensor."""
+    if not parts:
+        return 0, ()
+    first = min(p.exponent_low for p in parts)
+    bins = [0] * (max(p.exponent_low + len(p.exponent_counts) for p in parts) - first)
+    for part in parts:
+        for i, c in enumerate(part.exponent_counts, part.exponent_low - first):
+            bins[i] += c
+    return first, tuple(bins)

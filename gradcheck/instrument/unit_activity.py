@@ -1,0 +1,82 @@
+"""Quantities of activations beyond the plain statistics: units that are never active, saturation, similarity."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from gradcheck.instrument.tensor_statistics import spread
+from gradcheck.types.measurement import LayerKind
+
+# Functions that are exactly zero over half of their domain: a unit can die in them.
+DYING = frozenset(("relu", "relu6", "relu2", "threshold"))
+# |y| beyond which a function counts as flat: its derivative is below 6 % (tanh), 12 % (sigmoid) of the largest.
+_TANH_FLAT, _SIGMOID_FLAT = 0.97, 0.03
+SATURATING = frozenset(("tanh", "sigmoid", "softsign", "hardtanh", "hardsigmoid"))
+
+SAMPLE = 1 << 14  # entries looked at for saturation
+ROWS = 64  # samples, and tokens of a sample, compared for similarity
+SEQUENCES = 4  # samples whose tokens are compared
+
+
+def channel_axis(shape: tuple[int, ...], after: LayerKind | None) -> int:
+    """The axis of the units: 1 behind convolutions and in 2-D, else the last one."""
+    if len(shape) <= 2:
+        return len(shape) - 1
+    return 1 if after == "conv" else len(shape) - 1
+
+
+def alive(output: torch.Tensor, axis: int) -> torch.Tensor:
+    """Which units [C] are positive for any sample, at any position."""
+    x = output.detach()
+    others = tuple(i for i in range(x.dim()) if i != axis)
+    if not others:
+        return x > 0
+    if x.device.type == "cpu" and x.dtype is torch.float32:  # numpy takes a third of the time for small arrays
+        return torch.from_numpy(np.maximum.reduce(x.numpy(), axis=others) > 0)
+    return torch.amax(x, dim=others) > 0
+
+
+def saturated_share(output: torch.Tensor, function: str) -> torch.Tensor | None:
+    """Fraction of entries where the function is flat, as a 0-d tensor: nothing waits for the device here."""
+    if function not in SATURATING or output.numel() == 0:
+        return None
+    y = output.detach().reshape(-1)
+    y = y[:: spread(len(y), SAMPLE)].float()
+    if function in ("tanh", "softsign"):
+        flat = y.abs() > _TANH_FLAT
+    elif function == "sigmoid":
+        flat = (y - 0.5).abs() > 0.5 - _SIGMOID_FLAT
+    elif function == "hardtanh":
+        flat = y.abs() >= 1.0
+    else:
+        flat = (y <= 0.0) | (y >= 1.0)
+    return flat.float().mean()
+
+
+def mean_cosine(rows: torch.Tensor) -> torch.Tensor:
+    """Mean cosine over the pairs of rows. rows: [..., n, d], n >= 2 -> [...]. A zero row has cosine 0 with all others.
+
+    The sum of all pairwise products of unit vectors is |sum of them|^2, so no [n, n] matrix is made.
+    """
+    x = rows.detach()
+    x = x.float() if x.device.type == "mps" else x.double()
+    inverse = torch.linalg.vector_norm(x, dim=-1).reciprocal_()
+    inverse = torch.where(torch.isinf(inverse), 0.0, inverse)
+    total = torch.matmul(inverse.unsqueeze(-2), x).squeeze(-2)
+    n = x.shape[-2]
+    return (total.square().sum(-1) - (inverse > 0).sum(-1)) / (n * (n - 1))
+
+
+def sample_cosine(features: torch.Tensor) -> torch.Tensor | None:
+    """Similarity of samples, a 0-d tensor. features: [N, D]."""
+    if features.dim() != 2 or features.shape[0] < 2 or features.shape[1] < 2:
+        return None
+    return mean_cosine(features[:ROWS])
+
+
+def token_cosine(features: torch.Tensor) -> torch.Tensor | None:
+    """Mean over samples of the similarity of a sample's tokens, a 0-d tensor. features: [N, T, D]."""
+    if features.dim() != 3 or features.shape[1] < 4 or features.shape[2] < 2 or not features.shape[0]:
+        return None
+    return mean_cosine(features[:SEQUENCES, :: -(-features.shape[1] // ROWS)]).mean()

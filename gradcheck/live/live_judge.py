@@ -1,0 +1,69 @@
+"""Judging a run while it goes on, at a bounded cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from gradcheck import __version__
+from gradcheck.config.settings import Settings
+from gradcheck.judge.judge import judge
+from gradcheck.judge.select import chosen
+from gradcheck.live.models import living_optimizers
+from gradcheck.live.record import Record
+from gradcheck.types.finding import Finding, Severity
+from gradcheck.types.report import Report
+from gradcheck.types.rule import Rule
+
+EARLY = 8  # measured steps that are judged at once: what is wrong from the start is to be said then
+SHARE = 0.01  # of the time of the run that judging may take after them
+
+
+@dataclass
+class Verdicts:
+    """The findings on a record, kept until more was measured."""
+
+    record: Record
+    settings: Settings
+    fresh: bool = False
+    last: Report | None = None
+    spent: float = 0.0
+    _rules: list[Rule] = field(default_factory=list)
+    _took: float = 0.0
+
+    def due(self, urgent: bool) -> bool:
+        """Whether it is time to judge again: at once where something broke, else as often as `SHARE` allows."""
+        early = len(self.record.measured) <= EARLY
+        return urgent or early or self.spent + self._took <= SHARE * (time.perf_counter() - self.record.started)
+
+    def report(self) -> Report:
+        if self.last is None or not self.fresh:
+            self.last = self._judge()
+            self.fresh = True
+        return self.last
+
+    def silent(self) -> Report:
+        """What was measured, not judged."""
+        record = self.record
+        measurement = record.measurement(living_optimizers())
+        return Report(record.name, (), (), (measurement,), (), time.perf_counter() - record.started, __version__)
+
+    def _judge(self) -> Report:
+        started = time.perf_counter()
+        record = self.record
+        self._rules = self._rules or list(chosen(self.settings))
+        measurement = record.measurement(living_optimizers())
+        findings, suppressed, states = judge([measurement], self._rules, self.settings)
+        now = time.perf_counter()
+        self._took = now - started
+        if len(record.measured) > EARLY:
+            self.spent += self._took
+        return Report(record.name, findings, states, (measurement,), suppressed, now - record.started, __version__)
+
+
+def at_least(findings: tuple[Finding, ...], severity: Severity) -> Finding | None:
+    """The first finding of this severity or above."""
+    from gradcheck.types.finding import SEVERITIES
+
+    wanted = SEVERITIES[: SEVERITIES.index(severity) + 1]
+    return next((f for f in findings if f.severity in wanted), None)

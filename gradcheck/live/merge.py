@@ -1,0 +1,130 @@
+"""The story of a distributed run, told at each measured step: every rank says what it saw, and rank 0 makes one record of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gradcheck.live.rank_statistics import Share, merge_events, merge_layers, merge_losses, merge_parameters, share_of
+from gradcheck.live.ranks import Ranks
+from gradcheck.live.record import Record
+from gradcheck.live.replicas import compare, replicated, wrapper_of
+from gradcheck.measure.parameters import StepWatch
+from gradcheck.types.measurement import NotMeasured
+from gradcheck.types.ranks import RankFacts, RankLoss, RankStep
+from gradcheck.workload.dtensor import is_spread
+
+FIRST, LAST = 8, 32  # comparisons that are kept
+
+
+@dataclass
+class Together:
+    """Kept by the follower of each rank. `losses`: those of this rank that were not said yet."""
+
+    ranks: Ranks
+    record: Record
+    losses: list[float] = field(default_factory=list)
+    _last: float = 0.0
+    _wrapper: str = ""
+    _names: frozenset[str] = frozenset()
+    _why: str = ""  # replicas are not compared
+    _steps: list[RankStep] = field(default_factory=list)
+    _broken: dict[int, RankLoss] = field(default_factory=dict)
+    _elsewhere: set[str] = field(default_factory=set)  # layers that rank 0 does not run
+
+    def prepare(self) -> None:
+        """Looks at how the model is spread over the ranks."""
+        self._tell()
+        if not self.ranks.joined:
+            return
+        wrapper = wrapper_of(self.record.model)
+        self._wrapper = type(wrapper).__name__ if wrapper is not None else ""
+        names = replicated(self.record.model, wrapper)
+        self._names, self._why = (frozenset(), names) if isinstance(names, str) else (names, "")
+
+    @property
+    def leads(self) -> bool:
+        return self.ranks.leads
+
+    @property
+    def bad(self) -> bool:
+        """This rank's last loss is not finite."""
+        return not math.isfinite(self._last)
+
+    @property
+    def sharded(self) -> bool:
+        return any(is_spread(p) for p in self.record.model.parameters())
+
+    def note_loss(self, value: float) -> None:
+        """Of this rank. It goes into the record when the others' are known, or at once where they never will be."""
+        self._last = value
+        if self.ranks.joined:
+            self.losses.append(value)
+        else:
+            self.record.note_loss(value)
+
+    def exchange(self, step: int, watching: StepWatch | None) -> None:
+        """All ranks are in the same measured step, as far as they count alike."""
+        if not self.ranks.joined:
+            return
+        share = share_of(self.record, watching, self.losses, step)
+        heard: list[Share] | None = self.ranks.gather(step, share)
+        if heard is not None and not self.leads:
+            self.record.non_finite = []  # said, and rank 0's to keep
+        elif heard is not None:
+            self._merge(step, heard)
+        else:
+            for value in self.losses:
+                self.record.note_loss(value)
+        self.losses = []
+        self._tell()
+
+    def _merge(self, step: int, shares: Sequence[Share]) -> None:
+        record = self.record
+        self._merge_losses({rank: s.losses for rank, s in enumerate(shares)})
+        merge_events(record, shares, range(len(shares)))
+        self._elsewhere.update(merge_layers(record, shares, step))
+        merge_parameters(record, shares, step)
+        seen = compare(step, [s.parameters for s in shares], self._names)
+        if seen is not None:
+            self._steps.append(seen)
+            if len(self._steps) > FIRST + LAST:
+                del self._steps[FIRST]
+
+    def _merge_losses(self, losses: dict[int, list[float]]) -> None:
+        begin = self.record.losses.count
+        for rank, values in losses.items():
+            first = next((i for i, x in enumerate(values) if not math.isfinite(x)), None)
+            if first is not None and rank not in self._broken:
+                self._broken[rank] = RankLoss(rank, begin + first)
+        for value in merge_losses(list(losses.values())):
+            self.record.note_loss(value)
+
+    def leave(self) -> None:
+        """This rank's run is over."""
+        heard: dict[int, Share] = self.ranks.leave(Share(self.losses, tuple(self.record.non_finite)))
+        if self.leads:
+            own = {0: Share(self.losses, tuple(self.record.non_finite))}
+            said = own | heard
+            self._merge_losses({rank: s.losses for rank, s in said.items()})
+            if heard:
+                merge_events(self.record, list(said.values()), list(said))
+        self.losses = []
+        self._tell()
+
+    def _tell(self) -> None:
+        facts = RankFacts(self.ranks.count, self._wrapper, tuple(self._steps), tuple(sorted(self._broken.values(), key=lambda b: b.step)))
+        self.record.ranks = facts
+        self.record.apart = list(self._lacking())
+
+    def _lacking(self) -> list[NotMeasured]:
+        lacking = []
+        if not self.leads:
+            lacking.append(NotMeasured("ranks", f"this is rank {self.ranks.rank}: rank 0 reports for all"))
+        elif self.ranks.why:
+            lacking.append(NotMeasured("ranks", f"from here on the numbers are those of rank 0 alone: {self.ranks.why}"))
+        if self._why:
+            lacking.append(NotMeasured("replicas", self._why))
+        lacking += [NotMeasured(f"layer {name}", "it does not run on rank 0") for name in sorted(self._elsewhere)]
+        return lacking

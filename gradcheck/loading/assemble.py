@@ -1,0 +1,111 @@
+"""From the parts of a training to a Workload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from gradcheck.errors import TargetError
+from gradcheck.loading.objective import decide_objective
+from gradcheck.loading.synthesize import BATCHES, find_inputs, requested_inputs
+from gradcheck.types.measurement import Assumption
+from gradcheck.workload.batches import Data
+from gradcheck.workload.borrowing import stand_in
+from gradcheck.workload.device import place_module, place_optimizer
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.step import Inputs, call
+from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.trial_pass import Parts, could_not_run, inputs_of, placed
+from gradcheck.workload.workload import Batch, Workload
+
+# Random inputs come from a stream of their own, apart from the one that weights are drawn from.
+_INPUT_STREAM = 7919
+
+
+def assemble(parts: Parts) -> Workload:
+    """Raises TargetError when the model has nothing to train, runs on no input, or has no loss."""
+    place_module(parts.model, parts.device, parts.dtype)
+    if isinstance(parts.loss, nn.Module):
+        place_module(parts.loss, parts.device, parts.dtype)
+    _refuse_without_parameters(parts.model)
+    with preserve_rng():
+        data = _data(parts)
+        val = [placed(parts, batch) for batch in parts.val.batches] if parts.val else []
+        _initialize_lazy(parts, data)
+        objective = decide_objective(parts, data, val)
+    optimizer, said = parts.optimizer(parts.model)
+    place_optimizer(optimizer)
+    return Workload(
+        name=parts.name,
+        model=parts.model,
+        batches=objective.batches,
+        training_step=objective.step,
+        optimizer=optimizer,
+        loss=objective.loss,
+        val_batches=objective.val_batches,
+        data_given=data.given,
+        collated=data.collated,
+        loss_given=parts.loss is not None or parts.step is not None,
+        optimizer_given=parts.optimizer_given,
+        assumptions=[*parts.said, *objective.said, said],
+        device=parts.device,
+    )
+
+
+def _refuse_without_parameters(model: nn.Module) -> None:
+    parameters = list(model.parameters())
+    if not any(p.requires_grad for p in parameters):
+        what = "has no parameters" if not parameters else f"has no trainable parameters: all {len(parameters)} are frozen"
+        hint = (
+            "are its layers in a plain list or dict? use nn.ModuleList or nn.ModuleDict"
+            if not parameters
+            else "set requires_grad on what is trained"
+        )
+        raise TargetError(f"the model ({type(model).__name__}) {what}", hint=hint)
+
+
+def _data(parts: Parts) -> Data:
+    """The user's batches on the device, or two random ones."""
+    if parts.data is not None:
+        return replace(parts.data, batches=[placed(parts, batch) for batch in parts.data.batches])
+    make: Callable[[torch.Generator], Inputs]
+    if parts.inputs:
+        make, text = requested_inputs(parts.inputs, parts.model), f"--input {' '.join(parts.inputs)}"
+        parts.said.append(Assumption("data", f"data: {BATCHES} batches of random numbers, {text}", given=True))
+    else:
+        parts = replace(parts, dtype=parts.dtype or _float_dtype(parts.model))
+        with stand_in(parts.model, parts.model) as model:
+            make, text = find_inputs(model, lambda inputs: placed(parts, inputs), parts.seed)
+        parts.said.append(Assumption("data", f"no data given: {BATCHES} batches of random numbers, {text}, which the layers suggest"))
+    streams = [torch.Generator().manual_seed(_INPUT_STREAM * (parts.seed + 1) + number) for number in range(BATCHES)]
+    batches = [placed(parts, _as_batch(make(stream))) for stream in streams]
+    return Data(batches, text, given=False, loose_targets=True)
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+def _as_batch(inputs: Inputs) -> Batch:
+    return inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
+
+
+def _initialize_lazy(parts: Parts, data: Data) -> None:
+    """Gives lazy layers their sizes, in evaluation mode so that normalization statistics stay as they are."""
+    if not any(
+        isinstance(p, (nn.UninitializedParameter, nn.UninitializedBuffer)) for p in (*parts.model.parameters(), *parts.model.buffers())
+    ):
+        return
+    modes = {module: module.training for module in parts.model.modules()}
+    set_mode(parts.model, False)
+    try:
+        with torch.no_grad():
+            call(parts.model, inputs_of(parts, data, data.batches[0]))
+    except Exception as error:
+        raise could_not_run(parts, data, error) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,224 @@
+"""Samples in what goes into a model and in what comes out: which axis they are on, replacing some, comparing the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.step import TARGET_NAMES, forward_of, split
+from gradcheck.workload.training_copy import Trainee
+
+COUNTS = (7, 11, 5, 13, 9)  # samples to look at: the first that is the size of no other axis
+FEWEST = 3
+MOST = 256  # samples that are looked at where the model does not take fewer
+
+
+class _Caught(BaseException):
+    """Ends a pass once the model's arguments are known."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of the model, flat. `axes[i]` is the axis of the samples in leaf i, None where it has none."""
+
+    leaves: tuple[Any, ...]
+    spec: Any
+    axes: tuple[int | None, ...]
+    rows: int
+    known: bool  # the axis is known: as many samples as the target has rows, or stacked by torch
+    first: int  # the leaf that the layout was read from
+    target: bool = False  # there is one, with a row for each sample
+    per_position: bool = False  # the target has the first two axes of the input, so that either may be the samples'
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return pytree.tree_unflatten(list(self.leaves), self.spec)
+
+    def run(self, model: nn.Module) -> Any:
+        args, kwargs = self.arguments
+        return model(*args, **kwargs)
+
+    def taken(self, index: Sequence[int]) -> Inputs:
+        """These samples, in this order."""
+        leaves = []
+        for leaf, axis in zip(self.leaves, self.axes, strict=True):
+            leaves.append(leaf if axis is None else leaf.index_select(axis, torch.tensor(index, device=leaf.device)))
+        return replace(self, leaves=tuple(leaves), rows=len(index))
+
+    def along(self, axis: int) -> Inputs | None:
+        """The same, taking the entries of another axis of the first leaf for the samples; None where it is too short."""
+        size = self.leaves[self.first].shape[axis]
+        if size < FEWEST:
+            return None
+        axes = tuple(axis if isinstance(x, torch.Tensor) and x.dim() > axis and x.shape[axis] == size else None for x in self.leaves)
+        return replace(self, axes=axes, rows=size)
+
+    def moved(self, replaced: Sequence[int], by: Sequence[int]) -> Inputs:
+        """The samples `replaced` overwritten by the samples `by`."""
+        index = list(range(self.rows))
+        for old, new in zip(replaced, by, strict=True):
+            index[old] = new
+        return self.taken(index)
+
+    def requiring_grad(self) -> Inputs:
+        """Copies that require grad where they can."""
+        return replace(self, leaves=tuple(_requiring_grad(x) for x in self.leaves))
+
+    def differ(self, one: Inputs) -> bool:
+        pairs = zip(self.leaves, one.leaves, strict=True)
+        return any(isinstance(a, torch.Tensor) and not torch.equal(a, b) for a, b in pairs)
+
+
+def _requiring_grad(leaf: Any) -> Any:
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    copy = leaf.detach().clone()
+    return copy.requires_grad_() if copy.is_floating_point() or copy.is_complex() else copy
+
+
+def inputs_of(trainee: Trainee, batch: Any, *, collated: bool = False) -> Inputs | None:
+    """The arguments of the model's first call in a training step, and the layout of samples in them; None when it is not called.
+
+    `collated`: samples are on the first axis for certain. Else that, or the axis as long as the target is taken for theirs.
+    """
+    caught: list[Any] = []
+
+    def catch(module: nn.Module, args: Any, kwargs: Any) -> None:
+        caught.append((args, kwargs))
+        raise _Caught
+
+    handle = trainee.model.register_forward_pre_hook(catch, with_kwargs=True, prepend=True)
+    try:
+        with torch.no_grad():
+            trainee.loss(batch)
+    except _Caught:
+        pass
+    finally:
+        handle.remove()
+    return _layout(caught[0], _target(trainee.model, batch), collated) if caught else None
+
+
+def _target(model: nn.Module, batch: Any) -> torch.Tensor | None:
+    found = split(batch, model)[1]
+    return next((t for t in tensors_of(found) if t.dim()), None)
+
+
+def _layout(arguments: Any, target: torch.Tensor | None, collated: bool) -> Inputs | None:
+    leaves, spec = pytree.tree_flatten(arguments)
+    tensors = [(i, x) for i, x in enumerate(leaves) if isinstance(x, torch.Tensor) and x.dim() and x.numel()]
+    if not tensors or any(x.layout is not torch.strided for _, x in tensors):
+        return None
+    first, tensor = tensors[0]
+    axis, rows = 0, tensor.shape[0]
+    by_target = target is not None and target.shape[0] in tensor.shape
+    if by_target and target is not None and rows != target.shape[0] and not collated:
+        axis, rows = tensor.shape.index(target.shape[0]), target.shape[0]
+    axes: list[int | None] = [None] * len(leaves)
+    for i, x in tensors:
+        fitting = [a for a, size in enumerate(x.shape) if size == rows]
+        if i == first or len(fitting) == 1 or (fitting and x.dim() > 2 and fitting[0] == axis):
+            axes[i] = axis if axis in fitting else fitting[0]  # a matrix [rows, rows] is a mask or an adjacency
+    sequence = tensor.dim() == (3 if tensor.is_floating_point() else 2)
+    per_position = not collated and sequence and target is not None and target.dim() >= 2 and target.shape[:2] == tensor.shape[:2]
+    return Inputs(
+        tuple(leaves), spec, tuple(axes), rows, by_target or collated, first, target is not None and target.shape[0] == rows, per_position
+    )
+
+
+def count_for(inputs: Inputs) -> int:
+    """How many samples to look at."""
+    others = set()
+    for leaf, axis in zip(inputs.leaves, inputs.axes, strict=True):
+        if isinstance(leaf, torch.Tensor):
+            others |= {s for a, s in enumerate(leaf.shape) if a != axis}
+    return next((c for c in COUNTS if c < inputs.rows and c not in others), inputs.rows)
+
+
+def swaps(rows: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the first `count` samples of a batch: which to replace, and by which other ones.
+
+    The first and last among them, and one that no reversal maps to another.
+    """
+    replaced = tuple(sorted({0, count // 2 - 1, count - 1})) if count >= 5 else tuple(sorted({0, count - 1}))
+    kept = [i for i in range(count) if i not in replaced]
+    spare = list(range(count, rows)) or kept
+    return replaced, tuple(spare[i % len(spare)] for i in range(len(replaced)))
+
+
+def as_rows(output: torch.Tensor, count: int, kept: Sequence[int]) -> list[torch.Tensor]:
+    """The output as [count, -1], in float64: in every way that it may hold `count` samples. [] when there is none.
+
+    Of further axes of that size, where samples meet each other, only the entries of the `kept` ones stay.
+    """
+    x = torch.view_as_real(output) if output.is_complex() else output
+    axes = [a for a, size in enumerate(x.shape) if size == count]
+    if axes:
+        for a in axes[1:]:
+            x = x.index_select(a, torch.tensor(kept, device=x.device))
+        return [x.movedim(axes[0], 0).reshape(count, -1).double()]
+    if x.dim() and x.shape[0] and x.shape[0] % count == 0:
+        inner = x.shape[0] // count
+        grouped = x.reshape(count, inner, -1), x.reshape(inner, count, -1).transpose(0, 1)
+        return [g.reshape(count, -1).double() for g in grouped]
+    return []
+
+
+@dataclass(frozen=True)
+class Change:
+    """Root mean squares over entries: of the output, of its change in the replaced samples, and in the other sample that changed most."""
+
+    size: float
+    own: float
+    others: float
+
+    @property
+    def mixed(self) -> float:
+        """The others' change relative to the own one; 0 when it drowns in float32's rounding."""
+        return self.others / max(self.own, self.others) if self.others > 1e-5 * self.size else 0.0
+
+
+def change(before: torch.Tensor, after: torch.Tensor, count: int, replaced: Sequence[int]) -> Change | None:
+    """What replacing samples changed in an output; None when it has no row for each sample."""
+    if before.shape != after.shape:
+        return None
+    kept = [i for i in range(count) if i not in replaced]
+    found = []
+    for a, b in zip(as_rows(before, count, kept), as_rows(after, count, kept), strict=True):
+        rows = (b - a).square().mean(1).sqrt()
+        size = float(a[torch.isfinite(a)].square().mean().sqrt()) if a.numel() else 0.0
+        rows = torch.nan_to_num(rows, nan=0.0)
+        found.append(Change(size, float(rows[list(replaced)].square().mean().sqrt()), float(rows[kept].max())))
+    return min(found, key=lambda c: c.mixed, default=None)
+
+
+@contextmanager
+def shuffled(model: nn.Module, order: Sequence[int], rows: int) -> Iterator[None]:
+    """While active, the model gets its samples in another order; labels among its arguments stay."""
+    names = forward_of(model).positional
+
+    def shuffle(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        new = tuple(a if i < len(names) and names[i] in TARGET_NAMES else _reordered(a, order, rows) for i, a in enumerate(args))
+        named = {k: v if k in TARGET_NAMES else _reordered(v, order, rows) for k, v in kwargs.items()}
+        return new, named
+
+    handle = model.register_forward_pre_hook(shuffle, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _reordered(value: Any, order: Sequence[int], rows: int) -> Any:
+    def one(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or rows not in x.shape[:2]:
+            return x
+        return x.index_select(list(x.shape[:2]).index(rows), torch.tensor(order, device=x.device))
+
+    return pytree.tree_map(one, value)

@@ -1,0 +1,429 @@
+"""Measures one workload with one seed: the first step watched closely, a short training, experiments when it fails."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_STEPS, fall, held_up, on_its_way, outcome, relapse, unsettled
+from gradcheck.analysis.gaps import described, gaps, more_time, unread_layers
+from gradcheck.errors import GradcheckError, TargetError
+from gradcheck.instrument import data_flow, surrogate
+from gradcheck.instrument.activation_recorder import Taps
+from gradcheck.instrument.first_pass_recorder import Tracer
+from gradcheck.instrument.graph_structure import Fate, Graph
+from gradcheck.measure import data, experiments, facts, first_step, non_finite
+from gradcheck.measure.checks import registry
+from gradcheck.measure.checks.context import LATE, Checked, Scene
+from gradcheck.measure.layers import Layers
+from gradcheck.measure.parameters import StepWatch, Watched, nouns, watch
+from gradcheck.measure.profile import profile
+from gradcheck.training.probe import EARLY, FINAL_STEPS, Training
+from gradcheck.training.steps import lr_of, take_step
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Ascent, Cut, Measurement, NonFinite, NotMeasured, Profile, Run
+from gradcheck.workload.comments import ignores, snippets
+from gradcheck.workload.process_state import untouched
+from gradcheck.workload.source_sites import location_of_traceback
+from gradcheck.workload.training_copy import Trainee, fork
+from gradcheck.workload.workload import Workload
+
+Tick = Callable[[str, float], None]  # phase, fraction done
+
+LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
+FURTHER = 30  # and one that has left its start, and still falls, this many times
+FURTHER_SECONDS = 4.0  # at most
+CHECKED = 50  # steps after which it is looked at again
+PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments
+CHECK_SHARE = 0.2  # of the time budget, for the checks when the experiments have used up theirs
+FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule asks for the probe itself
+# Seconds. Steps shorter than this gain nothing from a second thread, and lose much to it on a machine that is busy otherwise.
+SMALL_STEP = 0.03
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and how long it may take."""
+
+    steps: int = 100
+    seconds: float = 60.0
+    seed: int = 0
+    needs: Collection[str] | None = None  # quantities that the selected rules ask for; None: all
+    profile: bool = False
+    fast: bool = False  # the first steps only: no probe, no experiments, no checks beside it
+
+    @property
+    def probes(self) -> bool:
+        if self.fast:
+            return False
+        return self.needs is None or not {"probe", "normalization"}.isdisjoint(self.needs)
+
+    @property
+    def probe_steps(self) -> int:
+        if self.probes:
+            return self.steps
+        return min(self.steps, FEW_STEPS if {"signals", "parameters", "units", "similarity", "reach"} & set(self.needs or ()) else 1)
+
+
+def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction: None) -> Measurement:
+    """Measures a workload; nothing of the user's is changed, random state and global flags included.
+
+    Raises TargetError when the workload cannot be copied or its training step does not run.
+    """
+    with on_copies(workload):
+        return Session(workload, plan, tick).run()
+
+
+@contextmanager
+def on_copies(workload: Workload) -> Iterator[None]:
+    """What trainings of copies run under: gradients on, compiled modules run eagerly, and the process left as it was."""
+    with ExitStack() as stack:
+        stack.enter_context(untouched())
+        stack.enter_context(torch.enable_grad())
+        if any(type(m).__name__ == "OptimizedModule" for m in workload.model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if workload.borrowed is not None:
+            stack.callback(workload.borrowed.give_back)
+        yield
+
+
+class Session:
+    """One workload being measured with one seed. `run` is the whole of it; `observe` takes a single measured step."""
+
+    def __init__(self, workload: Workload, plan: Plan, tick: Tick) -> None:
+        self.workload, self.plan, self.tick = workload, plan, tick
+        self.started = time.perf_counter()
+        self.trainee: Trainee = fork(workload, seed=plan.seed)
+        self.training = Training(self.trainee, workload.batches)
+        self.names = _names(self.trainee)
+        self.sites: dict[str, Location | None] = {name: workload.sites.get(id(m)) for name, m in workload.model.named_modules()}
+        self.watched: list[Watched] = []
+        self.layers = Layers()
+        self.first = first_step.FirstStep()
+        self.linked = data_flow.Linked()
+        self.cosine: float | None = None  # of the first update with the negative gradient
+        self.measured: list[int] = []
+        self.functional = True  # whether functional calls need taps after the first step
+        self.not_measured: list[NotMeasured] = []
+        self.failures: dict[str, str] = {}  # layers that could not be measured, and why
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> Measurement:
+        self._probe()
+        self._explain_exception()
+        taken = self.training.noun("probe")
+        probe = self._longest(taken)
+        others = self._experiments(probe)
+        bad = self._locate(taken)
+        checked = self._checks(taken)
+        profiles = self._profile()
+        if self.workload.borrowed is not None:
+            self.workload.borrowed.give_back()
+        self.seconds["total"] = time.perf_counter() - self.started
+        m = self._measurement(probe, others, bad, checked, profiles)
+        return replace(m, not_measured=(*m.not_measured, *gaps(m, self.plan.probe_steps, self.plan.seconds)))
+
+    # ----------------------------------------------------------------------- probe
+
+    def _probe(self) -> None:
+        """The training: measured early on a schedule, longer when nothing was learned, measured again at the end."""
+        training, steps = self.training, self.plan.probe_steps
+        deadline = self.started + PROBE_SHARE * self.plan.seconds
+        body = max(1, steps - FINAL_STEPS)
+        run: dict[str, Any] = {"measured": frozenset(t for t in EARLY if t < body), "observe": self.observe}
+        run["tick"] = lambda t: self.tick("probe", (t + 1) / steps)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        training.run(1, deadline, **run)
+        started = time.perf_counter()
+        training.run(min(3, body), deadline, **run)
+        if time.perf_counter() - started > SMALL_STEP * max(1, training.step - 1):
+            torch.set_num_threads(threads)
+        training.run(body, deadline, **run)
+        if self.plan.probes and training.ended == "done" and self._doubtful():
+            longer = LONGER * steps - FINAL_STEPS
+            run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longer)
+            training.run(longer, deadline, enough=lambda _: not self._doubtful(2 * CLEAR_FALL), **run)
+        if self.plan.probes and training.ended == "done" and self._on_its_way():
+            longest = FURTHER * steps
+            run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longest)
+            deadline = min(deadline, time.perf_counter() + FURTHER_SECONDS)
+            training.run(longest, deadline, enough=lambda losses: len(losses) % CHECKED == 0 and not self._on_its_way(), **run)
+            training.ended = "done" if training.ended in ("budget", "learned") else training.ended
+        if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
+            ended = "budget" if training.ended == "budget" else "done"
+            training.ended = "done"
+            last = frozenset(range(training.step, training.step + FINAL_STEPS))
+            training.run(training.step + FINAL_STEPS, float("inf"), measured=last, observe=self.observe)
+            training.ended = ended if training.ended == "done" else training.ended
+        self.seconds["probe"] = time.perf_counter() - self.started
+
+    def _doubtful(self, clear: float = CLEAR_FALL) -> bool:
+        run, chance = self._so_far(), self.first.chance
+        return fall(run, chance) < clear or unsettled(run, chance) or relapse(run, chance) is not None
+
+    def _on_its_way(self) -> bool:
+        return on_its_way(self._so_far(), self.first.chance)
+
+    def _longest(self, probe: Run) -> Run:
+        """The script's own steps, where a probe cut off by the budget is too short to be judged and they are more."""
+        own = tuple(self.workload.own_losses)
+        short = probe.ended == "budget" and len(probe.losses) < FEWEST_STEPS
+        if not short or len(own) <= len(probe.losses) or not all(map(math.isfinite, own)):
+            return probe
+        return replace(probe, name="the script's own steps", losses=own, gradient_norms=(), batches=len(own))
+
+    def _so_far(self) -> Run:
+        return Run(
+            "probe",
+            tuple(self.training.losses),
+            batches=len(self.workload.batches),
+            surrogate=self.training.surrogate,
+            floor=self.first.floor,
+        )
+
+    def observe(self, step: int, batch: Any) -> float:
+        """One measured step. Returns the loss before it."""
+        trainee, first = self.trainee, step == 0
+        trainee.optimizer.zero_grad(set_to_none=True)
+        taps: Taps = Tracer(self.names) if first else Taps(self.names, functions=self.functional)
+        with taps:
+            loss = trainee.loss(batch)
+        if isinstance(taps, Tracer):
+            taps.ends_in(loss)
+        fates: Mapping[int, Fate] | None = None
+        graph = Graph(loss.grad_fn) if first and loss.grad_fn is not None else None
+        if first:
+            self.watched = watch(trainee.model, trainee.optimizer)
+            fates = graph.fates(taps.calls) if graph is not None else {}
+            self.training.surrogate = surrogate.why(graph, taps.calls, own_past=self.workload.own_past)
+            self._link(taps, graph)
+        value = float(loss.detach())
+        if loss.requires_grad:
+            loss.backward()
+        taps.settle()
+        if isinstance(taps, Tracer):
+            self.first = first_step.read(taps, graph, trainee, self.watched, self.workload, self.sites, value)
+            self.training.floor = self.first.floor
+            self.functional = any(c.module is None for c in taps.calls)
+        watching = StepWatch(self.watched, step, look_at_rows=first or step >= 3)
+        self.training.norms.append(watching.total_norm)
+        take_step(trainee, batch)
+        cosine = watching.after()
+        if first:
+            self.cosine = cosine
+        self.layers.add(step, step % len(self.workload.batches), taps.calls, fates)
+        self.measured.append(step)
+        self.failures |= taps.failures
+        taps.release()
+        return value
+
+    def _link(self, taps: Taps, graph: Graph | None) -> None:
+        if not isinstance(taps, Tracer):
+            return
+        try:
+            self.linked = data_flow.read(graph, taps.calls, taps.seen, self.sites)
+        except Exception as error:  # graphs come in more shapes than were thought of
+            why = "how the layers are connected could not be read in full"
+            self.not_measured.append(NotMeasured("graph", why, "short", detail=described(error)))
+
+    # ------------------------------------------------------------- after the probe
+
+    def _explain_exception(self) -> None:
+        """A loss, or a batch normalization, that rejects what it is given is a finding; anything else that a step raises stops the scan."""
+        error, step = self.training.exception, self.training.step
+        if error is None:
+            return
+        if isinstance(error, GradcheckError) or self._runs(step):
+            raise error  # gradcheck's own
+        replay = self._replayed(step)
+        taps = Tracer(_names(replay.trainee))
+        try:
+            with taps:
+                replay.bare_step(self._batch(step))
+        except Exception:
+            pass  # it is the one that is being explained
+        refused = data_flow.refused(taps.seen, self.sites)
+        if not refused and (not taps.losses or taps.losses[-1].raised is None):
+            raise TargetError(
+                f"{self.workload.name} could not run{f' step {step}' if step else ''}: {type(error).__name__}: {error}",
+                location=location_of_traceback(error.__traceback__),
+                hint="check the shapes and dtypes of the data against the model; `--data` and `--input` set them",
+            ) from error
+        if refused:
+            who, self.training.error = "a batch normalization", refused[0].raised
+            self.linked = replace(self.linked, norms=(*self.linked.norms, *refused))
+        else:
+            raised = first_step.loss_calls(taps, self.sites)[-1]
+            self.first.losses = (*(c for c in self.first.losses if c.site != raised.site or c.function != raised.function), raised)
+            who, self.training.error = "the loss", raised.raised
+        why = f"{who} raised an error in step {step}, which ended it"
+        self.not_measured.append(NotMeasured("probe", why, detail=described(error)))
+        if step == 0:
+            self.watched = watch(self.trainee.model, self.trainee.optimizer)
+            self.layers.add(0, 0, taps.calls, {})
+            self.measured.append(0)
+            self.not_measured += [NotMeasured(what, why, detail=described(error)) for what in ("graph", "reach")]
+
+    def _runs(self, step: int) -> bool:
+        """Whether the user's code takes this step when nobody is watching."""
+        replay = self._replayed(step)
+        replay.run(step + 1, float("inf"), norms=False)
+        return replay.exception is None
+
+    def _replayed(self, step: int) -> Training:
+        """A training of another copy that has taken `step` steps as the probe did."""
+        replay = Training(fork(self.workload, seed=self.plan.seed), self.workload.batches)
+        replay.run(step, float("inf"), norms=False)
+        return replay
+
+    def _batch(self, step: int) -> Any:
+        return self.workload.batches[step % len(self.workload.batches)]
+
+    def _experiments(self, probe: Run) -> tuple[Run, ...]:
+        chance, plan, w = self.first.chance, self.plan, self.workload
+        failed = outcome(probe, chance) in ("stalls", "diverges") or held_up(probe, chance)
+        if not plan.probes or probe.ended == "raised" or not failed:
+            return ()
+        if len(probe.losses) < 2 and probe.ended == "non-finite":
+            return ()
+        deadline = self.started + plan.seconds
+        steps = max(plan.steps, len(probe.losses))
+        each = self.seconds["probe"] / max(1, self.training.step)
+        tell: Callable[[str], None] = lambda what: self.tick(f"experiment: {what}", 0.0)  # noqa: E731
+        failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, tell, each)
+        rated = lr_of(self.trainee.optimizer) is not None
+        runs = experiments.after(failure, self.watched, self.first.levels_on, rated=rated)
+        if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
+            self.not_measured.append(NotMeasured("why the short training failed", LATE, remedy=more_time(plan.seconds)))
+        self.seconds["experiments"] = sum(r.seconds for r in runs)
+        return tuple(runs)
+
+    def _locate(self, probe: Run) -> tuple[NonFinite, ...]:
+        if probe.ended != "non-finite":
+            return ()
+        self.tick("locating NaN", 0.0)
+        step = len(probe.losses) - 1
+        trainee = self._replayed(step).trainee
+        return non_finite.locate(trainee, self._batch(step), step, _names(trainee))
+
+    def _checks(self, probe: Run) -> Checked:
+        """The checks that need the step to run; the copy that the probe trained goes with them."""
+        if probe.ended == "raised":
+            return Checked()
+        plan = self.plan
+        deadline = max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds)
+        first, half = self.first, self.layers.half
+        scene = Scene(self.workload, plan.seed, deadline, self.sites, self.trainee, probe, first.chance, half, first.targets)
+        done = registry.check(scene, plan.needs, plan.fast, self.tick)
+        late = more_time(plan.seconds)
+        self.not_measured += [replace(n, remedy=late) if n.why == LATE else n for n in done.not_measured]
+        self.seconds |= done.seconds
+        return done
+
+    def _profile(self) -> Mapping[str, Profile]:
+        if not self.plan.profile:
+            return {}
+        self.tick("profile", 0.0)
+        return profile(fork(self.workload, seed=self.plan.seed), self.workload.batches[0])
+
+    # ------------------------------------------------------------------ the result
+
+    def _measurement(
+        self, probe: Run, others: tuple[Run, ...], bad: tuple[NonFinite, ...], checked: Checked, profiles: Mapping[str, Profile]
+    ) -> Measurement:
+        w, first = self.workload, self.first
+        layers = self.layers.nouns(self.sites, profiles)
+        cuts = self._lasting_cuts()
+        sited: tuple[Any, ...] = (
+            *layers,
+            *cuts,
+            *first.losses,
+            *first.softmaxes,
+            *first.similarities,
+            *first.mixes,
+            *first.loss_operations,
+            *first.differences,
+            *first.entering,
+            *first.hidden,
+            *first.zero_derivatives,
+            *bad,
+            *checked.values.get("attentions", ()),
+            *checked.values.get("idle_terms", ()),
+            *(checked.values.get("routers") or ()),
+            *(v for name in ("dependence", "derivatives", "padding", "embeddings") if (v := checked.values.get(name)) is not None),
+        )
+        places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
+        places += [w.sites[id(p)] for p in w.model.parameters() if id(p) in w.sites]
+        places += [s for s in read.sites if s is not None] if (read := checked.values.get("sequence")) is not None else []
+        places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
+        creation = w.sites.get(id(w.optimizer))
+        optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)
+        ascent = None if self.cosine is None else Ascent(self.cosine, not probe.surrogate and facts.unbounded(probe.losses))
+        return Measurement(
+            target=w.name,
+            seed=self.plan.seed,
+            steps=len(probe.losses),
+            measured_steps=tuple(self.measured),
+            environment=facts.environment(w.model),
+            layers=layers,
+            parameters=nouns(self.watched, w.model, w.sites),
+            optimizer=optimizer,
+            data=data.data_facts(
+                w.batches,
+                given=w.data_given,
+                steps=self.plan.steps,
+                targets=first.targets,
+                classes=first.classes,
+                ignore_index=first.ignore_index,
+                first=first.first_kind,
+                inputs=w.inputs,
+                one_pass=w.one_pass,
+            ),
+            probe=surrogate.noted(probe, checked.values.get("derivatives")),
+            experiments=others,
+            losses=first.losses,
+            loss_given=w.loss_given,
+            chance=first.chance,
+            softmaxes=first.softmaxes,
+            similarities=first.similarities,
+            mixes=first.mixes,
+            loss_operations=first.loss_operations,
+            differences=first.differences,
+            entering=first.entering,
+            norms=self.linked.norms,
+            pairs=self.linked.pairs,
+            streams=self.linked.streams,
+            cuts=cuts,
+            zero_derivatives=first.zero_derivatives,
+            hidden=first.hidden,
+            non_finite=bad,
+            ascent=ascent,
+            pretrained=facts.pretrained(w.model, w.optimizer),
+            training=w.model.training,
+            not_measured=(*self.not_measured, *unread_layers(self.failures)),
+            assumptions=tuple(w.assumptions),
+            ignores=ignores(w.files),
+            snippets=snippets(places),
+            seconds=dict(self.seconds),
+            **checked.values,
+        )
+
+    def _lasting_cuts(self) -> tuple[Cut, ...]:
+        """Cuts of the first step, without the parameters that a later batch did reach (conditional branches, experts).
+
+        A gradient of zeros at every measured step does not reach them.
+        """
+        reached = {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)}
+        left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in self.first.cuts)
+        return tuple(c for c in left if c.parameters)
+
+
+def _names(trainee: Trainee) -> dict[int, str]:
+    return {id(m): name for name, m in trainee.model.named_modules()}

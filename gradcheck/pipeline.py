@@ -1,0 +1,175 @@
+"""The story of a scan: a target becomes a workload, is measured, judged, and reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from gradcheck import __version__
+from gradcheck.analysis.gaps import described
+from gradcheck.capture.script import captured
+from gradcheck.capture.spec import ScriptSpec
+from gradcheck.capture.trainings import Training, explain_ending, trainings_of
+from gradcheck.capture.unseen import nothing_seen
+from gradcheck.config.settings import Settings, settings_from
+from gradcheck.errors import GradcheckError, TargetError
+from gradcheck.judge.assertions import asserted
+from gradcheck.judge.judge import judge
+from gradcheck.judge.select import chosen, needs
+from gradcheck.loading.load import load
+from gradcheck.loading.objects import from_objects
+from gradcheck.loading.spec import TargetSpec
+from gradcheck.measure.faithful import ensure_faithful
+from gradcheck.measure.session import Plan, measure
+from gradcheck.rank import reports
+from gradcheck.remedies.costs import with_costs
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.report import Report
+from gradcheck.types.rule import Need
+from gradcheck.workload.dtensor import is_spread
+from gradcheck.workload.process_state import untouched
+from gradcheck.workload.workload import Workload
+
+# Seconds a seed: a scan is something that one waits for.
+SCRIPT_BUDGET = 9.0  # seconds for what is measured after the steps of a script, over all its trainings
+LEAST_SHARE = 0.1  # of a budget that the user sets, for measuring, however long the script took to begin to train
+DEFAULT_BUDGET = 60.0
+SMALL_BUDGET = 30.0  # for models with fewer parameters than
+SMALL = 1_000_000
+
+Progress = Callable[[str, float], None]  # phase, fraction done
+Seen = Callable[[Measurement], Measurement]
+
+
+def scan(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    val_data: Any = None,
+    training_step: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    steps: int | None = None,
+    config: Settings | Mapping[str, Any] | str | Path | None = None,
+) -> Report:
+    """Measures a model on data and says what will keep it from training. Changes nothing of what it is given.
+
+    `data`: one batch or an iterable of batches; a batch is a tensor, `(inputs, target)`, or a dict.
+    `loss(output, target)` gives a scalar; `training_step(model, batch)` gives full control instead.
+    `steps`: optimizer steps of the probe training. `config`: a file, or a mapping with the keys of `[tool.gradcheck]`.
+    Of the processes of a distributed training rank 0 reports: the reports of the others hold no findings.
+    Raises `gradcheck.errors.TargetError` when the workload does not run, `ConfigError` for bad settings.
+    """
+    settings = settings_from(config)
+    if steps is not None:
+        settings = settings.with_flags(steps=steps)
+    if isinstance(model, nn.Module) and any(is_spread(p) for p in model.parameters()):
+        hint = "scan the model before fully_shard(), or watch its training: with gradcheck.watch(model, optimizer)"
+        raise TargetError("the parameters are sharded over several processes: no process has a model to train", hint=hint)
+    with untouched():
+        workload = from_objects(model, data, loss=loss, optimizer=optimizer, val_data=val_data, training_step=training_step)
+        report = scan_workload(workload, settings)
+    return report if reports() else replace(report, findings=(), suppressed=(), rules=())
+
+
+def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> Report:
+    """The same for a target that is named: a model file or an import path. `started`: when the seconds of the report begin."""
+    started = time.perf_counter() if started is None else started
+    tick = progress or _silent
+    tick("loading", 0.0)
+    with untouched():
+        report = scan_workload(load(spec), settings, _measuring(tick))
+        return replace(report, seconds=time.perf_counter() - started)
+
+
+def default_budget(model: nn.Module) -> float:
+    """Seconds that measuring may take when the user sets no budget."""
+    return SMALL_BUDGET if sum(p.numel() for p in model.parameters()) < SMALL else DEFAULT_BUDGET
+
+
+def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> list[Report]:
+    """The same for a training script: it is run until it has taken some steps; a report for each of its optimizers.
+
+    Of several processes of one training rank 0 reports, the others return nothing.
+    Raises TargetError when it trains nothing, or fails for a reason that no finding explains.
+    """
+    tick = progress or _silent
+    began = time.perf_counter()
+    with untouched(), captured(spec, tick) as run:
+        if not reports():
+            return []
+        tick("reading what was recorded", 0.0)
+        trainings = trainings_of(run, spec)
+        spent = time.perf_counter() - began
+        seconds = _left(settings, spent) / len(trainings)
+        before = spent if started is None else time.perf_counter() - started
+        try:
+            found = [scan_training(training, replace(settings, budget=seconds), _measuring(tick)) for training in trainings]
+        except TargetError as error:
+            raise (nothing_seen(run, spec) if run.error is not None else error) from error
+        explain_ending(run, spec, found)
+        return [replace(report, seconds=before + report.seconds) for report in found]
+
+
+def _measuring(tick: Progress) -> Progress:
+    return lambda phase, fraction: tick(f"measuring: {phase}", fraction)
+
+
+def _silent(phase: str, fraction: float) -> None:
+    """Progress that nobody sees."""
+
+
+def _left(settings: Settings, spent: float) -> float:
+    """Seconds for measuring, after those that a script took for its own steps."""
+    if settings.budget is None:
+        return SCRIPT_BUDGET
+    return max(settings.budget - spent, LEAST_SHARE * settings.budget)
+
+
+def scan_training(training: Training, settings: Settings, progress: Progress | None = None) -> Report:
+    """Of a training that cannot be repeated, what was seen of it in the script."""
+    if training.workload is not None:
+        try:
+            return scan_workload(training.workload, settings, progress, training.seen)
+        except TargetError as error:
+            if not training.loop.backwards:
+                raise
+            training.cannot_repeat("it raised an error on a copy of the model", error.message)
+        except GradcheckError:
+            raise
+        except Exception as error:  # a fault of gradcheck's own, which need not keep it from judging what the script showed
+            training.cannot_repeat("gradcheck failed at it: please report this, with the detail of the JSON output", described(error))
+    started = time.perf_counter()
+    rules = chosen(settings)
+    measurement = training.observed(get_args(Need))
+    findings, suppressed, states = judge([measurement], rules, settings)
+    report = Report(measurement.target, findings, states, (measurement,), suppressed, time.perf_counter() - started, __version__)
+    return asserted(report, settings)
+
+
+def scan_workload(
+    workload: Workload, settings: Settings, progress: Progress | None = None, seen: Seen | None = None, *, costs: bool = True
+) -> Report:
+    """Measure, judge, report. `seen` adds to a measurement what was seen of the user's own loop; `costs`: say what findings cost."""
+    started = time.perf_counter()
+    rules = chosen(settings)
+    measurements = []
+    for seed in range(settings.seeds):
+        if seed and workload.rebuild is not None:
+            workload = workload.rebuild(seed)
+        ensure_faithful(workload, seed)
+        plan = Plan(settings.steps, settings.budget or default_budget(workload.model), seed, needs(rules), settings.profile, settings.fast)
+        began, tick = time.perf_counter(), progress or _silent
+        measured = measure(workload, plan, tick)
+        measured = seen(measured) if seen is not None else measured
+        measurements.append(with_costs(measured, workload, plan, began, rules, settings, tick) if costs else measured)
+    findings, suppressed, states = judge(measurements, rules, settings)
+    seconds = time.perf_counter() - started
+    report = Report(measurements[0].target, findings, states, tuple(measurements), suppressed, seconds, __version__)
+    return asserted(report, settings)

@@ -1,0 +1,194 @@
+"""Which layers an expression of the source stands for, as far as that can be read from the source and the creation sites."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+
+from gradcheck.remedies.editing.context import Context
+from gradcheck.remedies.editing.draft import Draft, Span
+from gradcheck.remedies.editing.nodes import Function, assigned, called, class_of, dotted, function_of
+
+Layers = frozenset[str]
+
+
+class Reader:
+    """Reads expressions of one file. An unknown expression stands for no layer."""
+
+    def __init__(self, context: Context, draft: Draft) -> None:
+        self.context, self.draft = context, draft
+        self._open: set[int] = set()  # expressions that are being read: recursion ends there
+        self._spans: list[tuple[Span, str]] = []
+        for layer in context.measurement.layers:
+            place = layer.site
+            if place is not None and ":" not in layer.name and context.owns(place, draft):
+                span = draft.where(place)
+                if span is not None:
+                    self._spans.append((span, layer.name))
+
+    def layers(self, node: ast.expr) -> Layers:
+        """The layers that an expression is, or may be in turn."""
+        if id(node) in self._open:
+            return frozenset()  # defined by itself: x = x.children()
+        self._open.add(id(node))
+        try:
+            return self._layers(node)
+        finally:
+            self._open.discard(id(node))
+
+    def _layers(self, node: ast.expr) -> Layers:
+        if isinstance(node, ast.Call):
+            return self._made_at(node) or (self.members(node) if called(node) in ("children", "modules") else frozenset())
+        if isinstance(node, ast.Name):
+            return self._name(node)
+        if isinstance(node, ast.Attribute):
+            return self._attribute(node)
+        if isinstance(node, ast.Subscript):
+            return self._element(node)
+        return frozenset()
+
+    def members(self, node: ast.expr) -> Layers:
+        """The layers that iterating over an expression gives."""
+        if isinstance(node, (ast.Tuple, ast.List)):
+            parts = [self.members(e.value) if isinstance(e, ast.Starred) else self.layers(e) for e in node.elts]
+            return frozenset().union(*parts)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if called(node) in ("modules", "named_modules"):
+                return self._below(self.owners(node.func.value), direct=False)
+            if called(node) in ("children", "named_children"):
+                return self._below(self.owners(node.func.value), direct=True)
+        if isinstance(node, ast.Call) and called(node) in ("enumerate", "list", "tuple", "reversed", "zip"):
+            return frozenset().union(*(self.members(a) for a in node.args))
+        found = self._within(node) or frozenset()
+        below = self._below(self.layers(node), direct=True)
+        return below or found
+
+    # ---------------------------------------------------------------------------- parts
+
+    def _made_at(self, node: ast.AST) -> Layers:
+        span = self.draft.span(node)
+        return frozenset(name for place, name in self._spans if place == span)
+
+    def _within(self, node: ast.AST) -> Layers:
+        start, end = self.draft.span(node)
+        return frozenset(name for place, name in self._spans if start <= place[0] and place[1] <= end)
+
+    def _name(self, node: ast.Name) -> Layers:
+        for above in self.draft.ancestors(node):
+            if isinstance(above, ast.For) and node.id in _names(above.target) and all(n is not node for n in ast.walk(above.iter)):
+                return self._filtered(node, self._unpacked(above, node.id))
+        value = assigned(self.draft, node)
+        if value is not None:
+            return self.layers(value)
+        if node.id == "self":
+            return self.owners(node)
+        function = function_of(self.draft, node)
+        arguments = [a.arg for a in function.args.args] if function is not None else []
+        if function is not None and node.id in arguments:
+            return self._filtered(node, self._given(function, arguments.index(node.id)))
+        return frozenset()
+
+    def _given(self, function: Function, position: int) -> Layers:
+        """What the calls of a function in the file, and `model.apply(function)`, give to one of its parameters."""
+        found: Layers = frozenset()
+        for call in ast.walk(self.draft.tree):
+            if not isinstance(call, ast.Call):
+                continue
+            if called(call) == function.name and len(call.args) > position:
+                found |= self.layers(call.args[position])
+            elif position == 0 and _applies(call, function.name) and isinstance(call.func, ast.Attribute):
+                found |= self._below(self.owners(call.func.value), direct=False)
+        return found
+
+    def _unpacked(self, loop: ast.For, name: str) -> Layers:
+        """The part of the items that a loop's variable stands for."""
+        members = self.members(loop.iter)
+        if isinstance(loop.target, ast.Name) or called(loop.iter) in ("enumerate", "named_modules", "named_children"):
+            return members
+        targets = loop.target.elts if isinstance(loop.target, ast.Tuple) else []
+        index = next((i for i, t in enumerate(targets) if isinstance(t, ast.Name) and t.id == name), None)
+        if called(loop.iter) == "zip" and isinstance(loop.iter, ast.Call) and index is not None and index < len(loop.iter.args):
+            return self.members(loop.iter.args[index])
+        inside = self._below(members, direct=True) or members
+        return frozenset(x for x in inside if x.rpartition(".")[2] == str(index)) or inside
+
+    def _filtered(self, node: ast.Name, layers: Layers) -> Layers:
+        """Without what `if isinstance(module, ...)` around the place keeps out."""
+        for above in self.draft.ancestors(node):
+            tests = (
+                above.test.values if isinstance(above, ast.If) and isinstance(above.test, ast.BoolOp) else [getattr(above, "test", None)]
+            )
+            test = next((t for t in tests if isinstance(above, ast.If) and t is not None and called(t) == "isinstance"), None)
+            if isinstance(test, ast.Call) and len(test.args) == 2:
+                wanted = {dotted(n).rpartition(".")[2] for n in ast.walk(test.args[1]) if isinstance(n, (ast.Name, ast.Attribute))}
+                layers = frozenset(x for x in layers if self.context.layer(x).type in wanted)
+        return layers
+
+    def _attribute(self, node: ast.Attribute) -> Layers:
+        """`self.fc`, `model.fc`: what the class gives that attribute."""
+        owners = self.owners(node.value)
+        names = frozenset(f"{o}.{node.attr}" if o else node.attr for o in owners)
+        known = frozenset(x.name for x in self.context.measurement.layers)
+        found = names & known
+        if found:
+            return found
+        inside = frozenset(x for x in known for n in names if x.startswith(n + "."))  # a ModuleList is never called
+        return names if inside else frozenset()
+
+    def owners(self, node: ast.expr) -> Layers:
+        """Modules that an expression stands for, as the owner of attributes: instances of the class around `self`, else by creation."""
+        if isinstance(node, ast.Name) and node.id == "self":
+            holder = class_of(self.draft, node)
+            return frozenset(x.name for x in self.context.measurement.layers if holder is not None and x.type == holder.name)
+        found = self.layers(node)
+        if not found and isinstance(node, ast.Name) and node.id in ("model", "net", "module"):
+            return frozenset({""})
+        return found
+
+    def _element(self, node: ast.Subscript) -> Layers:
+        try:
+            index = ast.literal_eval(node.slice)
+        except ValueError:
+            return self.members(node.value)  # any of them
+        found = set()
+        for owner in self.owners(node.value):
+            start = f"{owner}." if owner else ""
+            if isinstance(index, str):
+                found.add(start + index)
+            elif isinstance(index, int) and (number := self._measured(owner, index)) is not None:
+                found.add(f"{start}{number}")
+        return frozenset(found)
+
+    def _measured(self, owner: str, index: int) -> int | None:
+        """The number, as measured, of an item that the source numbers today."""
+        count = len(self._children(owner))
+        if index < 0:
+            index += self.context.number_now(owner, count - 1) + 1 if count else 0
+        number = self.context.number_measured(owner, index) if index >= 0 else None
+        return number if number is not None and number < count else None
+
+    def _children(self, owner: str) -> list[str]:
+        """Direct numbered children, in order. The last one may be missing where it was never called."""
+        start = f"{owner}." if owner else ""
+        rests = {x.name[len(start) :].partition(".")[0] for x in self.context.measurement.layers if x.name.startswith(start)}
+        numbers = sorted(int(r) for r in rests if r.isdigit())
+        return [f"{start}{i}" for i in range(numbers[-1] + 1)] if numbers else []
+
+    def _below(self, owners: Iterable[str], *, direct: bool) -> Layers:
+        found = set()
+        for owner in owners:
+            start = f"{owner}." if owner else ""
+            for layer in self.context.measurement.layers:
+                rest = layer.name.removeprefix(start) if layer.name.startswith(start) else ""
+                if rest and ":" not in rest:
+                    found.add(start + rest.partition(".")[0] if direct else layer.name)
+        return frozenset(found)
+
+
+def _applies(call: ast.Call, name: str) -> bool:
+    """`model.apply(name)`"""
+    return called(call) == "apply" and len(call.args) == 1 and dotted(call.args[0]).rpartition(".")[2] == name
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

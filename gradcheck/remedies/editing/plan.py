@@ -1,0 +1,122 @@
+"""From prescriptions to edited files: each prescription is written into what the ones before it made of the files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gradcheck.remedies.editing.context import Context, Writer
+from gradcheck.remedies.editing.document import SourceError, digest
+from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.write import Change, restore, write
+from gradcheck.types.fix import STAGES, Prescription
+from gradcheck.types.measurement import Measurement
+
+
+@dataclass
+class SourcePlan:
+    """Edited files that are not written yet, and what could not be written into them."""
+
+    drafts: tuple[Draft, ...]  # those that changed
+    written: tuple[Prescription, ...]
+    unwritten: tuple[tuple[Prescription, str], ...]  # with the reason
+    done: list[Change] = field(default_factory=list)
+
+    @property
+    def diffs(self) -> dict[str, str]:
+        """path -> unified diff to the file on disk."""
+        return {d.path: d.origin.diff(d.text) for d in self.drafts}
+
+    @property
+    def diff(self) -> str:
+        return "".join(self.diffs.values())
+
+    @property
+    def own_diff(self) -> str:
+        """What these prescriptions change in the files as they were measured, where edits were measured already."""
+        return "".join(d.document.diff(d.text) for d in self.drafts)
+
+    @property
+    def texts(self) -> dict[str, bytes]:
+        """path -> the bytes of the edited file."""
+        return {d.path: d.origin.encoded(d.text) for d in self.drafts}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """path -> SHA-256 of the file that the edits are for."""
+        return {d.path: d.origin.digest for d in self.drafts}
+
+    def write(self, allow_dirty: bool = False) -> list[str]:
+        """Replaces the files, each whole or not at all, and gives their paths.
+
+        Raises SourceError when a file is not the one that was read, cannot be written, or lies in a git tree with uncommitted changes.
+        """
+        changes = [Change(d.path, d.origin.data, d.origin.encoded(d.text)) for d in self.drafts]
+        write(changes, allow_dirty=allow_dirty)
+        self.done = changes
+        return [c.path for c in changes]
+
+    def restore(self) -> None:
+        """Puts the files back that `write` replaced, unless someone changed them since."""
+        restore(self.done)
+        self.done = []
+
+
+def plan(
+    prescriptions: Sequence[Prescription],
+    measurement: Measurement,
+    files: Sequence[str],
+    writers: Mapping[str, Writer],
+    onto: Sequence[Draft] = (),
+) -> SourcePlan:
+    """Raises SourceError when a file is not the one that was measured."""
+    context = Context(measurement, tuple(str(f) for f in files), {os.path.realpath(d.path): d for d in onto})
+    unchanged_since(measurement, context)
+    written: list[Prescription] = []
+    unwritten: list[tuple[Prescription, str]] = []
+    for prescription in sorted(prescriptions, key=lambda p: STAGES.index(p.stage)):
+        writer = writers.get(prescription.treatment)
+        why = "there is no edit of the source for it" if writer is None else attempt(writer, prescription, context)
+        if why:
+            unwritten.append((prescription, why))
+        else:
+            written.append(prescription)
+    return SourcePlan(tuple(d for d in context.drafts.values() if d.changed), tuple(written), tuple(unwritten))
+
+
+def attempt(writer: Writer, prescription: Prescription, context: Context) -> str:
+    """Writes one prescription, or leaves every file as it was and says why."""
+    before = {path: draft.snapshot() for path, draft in context.drafts.items()}
+    inserted = dict(context.inserted)
+    try:
+        writer(prescription, context)
+        if any(draft.snapshot() != before.get(path, (draft.document.text, 0)) for path, draft in context.drafts.items()):
+            for draft in context.drafts.values():
+                draft.document.encoded(draft.text)
+            return ""
+        why = "the source has it already"
+    except (Unwritable, SourceError) as error:
+        why = str(error)
+    context.inserted = inserted
+    for path, draft in context.drafts.items():
+        draft.rewind(before.get(path, (draft.document.text, 0)))
+    return why
+
+
+def unchanged_since(measurement: Measurement, context: Context) -> None:
+    """Raises SourceError when a line that was seen during the scan reads otherwise now."""
+    allowed = {os.path.realpath(f) for f in context.files}
+    for path, lines in measurement.snippets.items():
+        if os.path.realpath(path) not in allowed:
+            continue
+        try:
+            now = context.draft(path).document.lines
+        except Unwritable as error:
+            raise SourceError(str(error), hint="scan again") from error
+        for line, text in lines.items():
+            if not 0 < line <= len(now) or now[line - 1].rstrip() != text.rstrip():
+                raise SourceError(f"{path}:{line} changed since it was scanned", hint="scan again")
+
+
+__all__ = ["SourcePlan", "digest", "plan"]

@@ -1,0 +1,104 @@
+"""Replacing files safely: whole or not at all, only when they are what was read, and not over uncommitted work."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradcheck.remedies.editing.document import SourceError, digest, parsed
+
+_GIT = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false")
+_PATIENCE = 30.0  # seconds for git to answer
+
+
+@dataclass(frozen=True)
+class Change:
+    """A file's bytes before and after."""
+
+    path: str
+    before: bytes
+    after: bytes
+
+
+def write(changes: Sequence[Change], *, allow_dirty: bool = False) -> None:
+    """Replaces all files or none. Raises SourceError; after any exception, Ctrl-C among them, the old files are there."""
+    for change in changes:
+        ast.parse(parsed(change.path, change.after).text)
+        _expect(change.path, digest(change.before))
+    if not allow_dirty:
+        refuse_dirty([c.path for c in changes])
+    replaced: list[Change] = []
+    try:
+        for change in changes:
+            replaced.append(change)
+            replace(change.path, change.after)
+            _expect(change.path, digest(change.after))
+    except BaseException:
+        restore(replaced)
+        raise
+
+
+def restore(changes: Sequence[Change]) -> None:
+    """Puts the old bytes back where the new ones are."""
+    for change in changes:
+        if Path(change.path).read_bytes() == change.after:
+            replace(change.path, change.before)
+
+
+def _expect(path: str, wanted: str) -> None:
+    try:
+        found = digest(Path(path).read_bytes())
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
+    if found != wanted:
+        raise SourceError(f"{path} changed since it was scanned", hint="scan again; nothing was written")
+
+
+def replace(path: str, data: bytes) -> None:
+    """Atomic; keeps the mode, and writes through a symbolic link. Raises SourceError when the file cannot be written."""
+    target = os.path.realpath(path)
+    if not os.access(target, os.W_OK):
+        raise SourceError(f"{path} is read-only", hint="make it writable, or apply the diff by hand")
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", suffix=".tmp", dir=os.path.dirname(target))
+    except OSError as error:
+        raise SourceError(f"cannot write beside {path}: {error.strerror}", hint="make the folder writable") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(target, beside)
+        os.replace(beside, target)
+    except OSError as error:
+        raise SourceError(f"cannot write {path}: {error.strerror}", hint="make it writable, or apply the diff by hand") from error
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
+def refuse_dirty(paths: Sequence[str]) -> None:
+    """Raises SourceError when a file is untracked, or its git tree has uncommitted changes. Without git nothing is refused."""
+    for folder in sorted({os.path.dirname(os.path.realpath(p)) for p in paths}):
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        here = [os.path.realpath(p) for p in paths if os.path.dirname(os.path.realpath(p)) == folder]
+        untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *here)
+        for what, found in (("uncommitted changes", changed), ("files that git does not know", untracked)):
+            if found:
+                first = found.splitlines()[0].strip()
+                hint = "commit or stash them first, or pass --allow-dirty"
+                raise SourceError(f"the git tree of {folder} has {what} ({first}); nothing was written", hint=hint)
+
+
+def _git(folder: str, *arguments: str) -> str:
+    """What git says; nothing when there is no git, or no tree."""
+    try:
+        answer = subprocess.run([*_GIT, *arguments], cwd=folder, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip("\n") if answer.returncode == 0 else ""

@@ -1,0 +1,251 @@
+"""The optimizer's settings, at the expression that creates it."""
+
+from __future__ import annotations
+
+import ast
+
+from gradcheck.remedies.editing.context import Context, Writer, literal, number
+from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
+from gradcheck.remedies.editing.imports import spelled
+from gradcheck.remedies.editing.nodes import (
+    argument,
+    assigned,
+    called,
+    definition,
+    dotted,
+    remove_argument,
+    set_argument,
+    set_value,
+    statement_of,
+)
+from gradcheck.remedies.editing.statements import insert_after, insert_before
+from gradcheck.types.fix import Prescription
+
+_RATE_POSITION = 1  # of lr, in every optimizer of torch
+
+
+def rate(p: Prescription, context: Context) -> None:
+    """The rate of the optimizer; groups that set their own keep their ratio to it."""
+    draft, call = created(context)
+    new, old = number(p, "lr"), context.measurement.optimizer.lr
+    if _peak(draft, call, literal(new)):
+        return
+    groups = own_values(draft, call, "lr")
+    if groups and old <= 0:
+        raise Unwritable("the groups of the optimizer have rates of their own")
+    for index in range(len(groups)):
+        value = own_values(draft, call, "lr")[index]
+        if not isinstance(value, ast.Constant) or not isinstance(value.value, (int, float)):
+            raise Unwritable(f"{draft.path}:{value.lineno}: the rate of a group is not a number in the source")
+        draft.replace(value, literal(value.value * new / old))
+        draft, call = created(context)
+    given = argument(call, "lr", _RATE_POSITION)
+    if given is not None:
+        set_value(draft, given, literal(new))
+    elif not groups:
+        set_argument(draft, call, "lr", literal(new))
+
+
+def _peak(draft: Draft, call: ast.Call, text: str) -> bool:
+    """One-cycle schedules go by a highest rate of their own, whatever rate the optimizer is given."""
+    name = named(statement_of(draft, call), call)
+    for node in ast.walk(draft.tree):
+        if called(node) == "OneCycleLR" and isinstance(node, ast.Call) and node.args and name and dotted(node.args[0]) == name:
+            given = argument(node, "max_lr", 1)
+            if given is None or isinstance(given, (ast.List, ast.Tuple)):
+                raise Unwritable(f"{draft.path}:{node.lineno}: the schedule has a highest rate for each group")
+            set_value(draft, given, text)
+            return True
+    return False
+
+
+def epsilon(p: Prescription, context: Context) -> None:
+    keyword(context, "eps", literal(number(p, "eps")))
+
+
+def momentum(p: Prescription, context: Context) -> None:
+    keyword(context, "momentum", literal(number(p, "momentum")))
+
+
+def decay(p: Prescription, context: Context) -> None:
+    """Weight decay of the optimizer and of its groups; of a penalty in the loss, its factor."""
+    if "divisor" in p.settings:
+        _penalty(p, context)
+        return
+    draft, call = created(context)
+    new = number(p, "weight_decay")
+    for index in range(len(own_values(draft, call, "weight_decay"))):
+        value = own_values(draft, call, "weight_decay")[index]
+        if isinstance(value, ast.Constant) and isinstance(value.value, (int, float)) and value.value > new:
+            draft.replace(value, literal(new))
+            draft, call = created(context)
+    if argument(call, "weight_decay") is not None or not own_values(draft, call, "weight_decay"):
+        keyword(context, "weight_decay", literal(new))
+
+
+def _penalty(p: Prescription, context: Context) -> None:
+    """Divides the factor in front of a penalty that is added to the loss by hand."""
+    divisor = number(p, "divisor")
+    for draft in context.all_drafts():
+        for node in ast.walk(draft.tree):
+            if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _added(draft, node)):
+                continue
+            for side in (node.left, node.right):
+                value = definition(draft, side) or side
+                if isinstance(value, ast.Constant) and isinstance(value.value, float):
+                    draft.replace(value, literal(value.value / divisor))
+                    return
+    raise Unwritable("the factor of the penalty is not a number in the source")
+
+
+def _added(draft: Draft, node: ast.AST) -> bool:
+    """It is a term of a sum, or what `loss +=` adds."""
+    parent = draft.parent(node)
+    return isinstance(parent, (ast.BinOp, ast.AugAssign)) and isinstance(parent.op, ast.Add)
+
+
+def decoupled(p: Prescription, context: Context) -> None:
+    """AdamW for Adam; other optimizers of torch have a switch."""
+    draft, call = created(context)
+    name = called(call)
+    if name == "Adam":
+        function = call.func
+        old = draft.source(function)
+        draft.replace(
+            function, spelled(draft, "torch.optim.AdamW") if isinstance(function, ast.Name) else f"{old.removesuffix('Adam')}AdamW"
+        )
+    elif name in ("NAdam", "RAdam"):
+        set_argument(draft, call, "decoupled_weight_decay", "True")
+    elif name != "AdamW":
+        raise Unwritable(f"{name} has no form with decoupled weight decay")
+    if "weight_decay" in p.settings:
+        keyword(context, "weight_decay", literal(number(p, "weight_decay")))
+
+
+def groups(p: Prescription, context: Context) -> None:
+    """Two groups: weight matrices with the decay, biases and gains without; two for each of those that are there."""
+    draft, call = created(context)
+    given = call.args[0] if call.args else argument(call, "params")
+    listed = assigned(draft, given) if isinstance(given, ast.Name) else given
+    if isinstance(listed, (ast.List, ast.Tuple)) and listed.elts and all(isinstance(x, ast.Dict) for x in listed.elts):
+        for index in reversed(range(len(listed.elts))):
+            _halve(context, index)
+        return
+    if not (isinstance(given, ast.Call) and called(given) == "parameters" and isinstance(given.func, ast.Attribute)):
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer is not given the parameters of modules")
+    if context.measurement.optimizer.weight_decay <= 0:
+        raise Unwritable("the optimizer has no weight decay of its own")
+    taken = {n.id for n in ast.walk(draft.tree) if isinstance(n, ast.Name)} & {"decayed", "spared"}
+    if taken:
+        raise Unwritable(f"{draft.path}: the name {min(taken)} is taken")
+    owner = draft.source(given.func.value)
+    draft.replace(given, '[{"params": decayed}, {"params": spared, "weight_decay": 0.0}]')
+    lines = (
+        f"decayed = [p for p in {owner}.parameters() if p.ndim >= 2]",
+        f"spared = [p for p in {owner}.parameters() if p.ndim < 2]  # biases and gains",
+    )
+    insert_before(draft, created(context)[1], "\n".join(lines))
+
+
+def _halve(context: Context, index: int) -> None:
+    """Two groups in place of one that is written as a dictionary."""
+    draft, call = created(context)
+    given = call.args[0] if call.args else argument(call, "params")
+    listed = assigned(draft, given) if isinstance(given, ast.Name) else given
+    assert isinstance(listed, (ast.List, ast.Tuple))
+    group = listed.elts[index]
+    assert isinstance(group, ast.Dict)
+    items = {k.value: v for k, v in zip(group.keys, group.values, strict=True) if isinstance(k, ast.Constant)}
+    params, decay = items.pop("params", None), items.get("weight_decay")
+    if isinstance(decay, ast.Constant) and decay.value == 0:
+        return
+    if len(items) != len(group.keys) - 1 or called(params or group) != "parameters" or "\n" in draft.source(group):
+        raise Unwritable(f"{draft.path}:{group.lineno}: the group is not given the parameters of one module")
+    assert params is not None
+    rest = {key: f', "{key!s}": {draft.source(value)}' for key, value in items.items()}
+    own = "".join(text for k, text in rest.items() if k != "weight_decay")
+    halves = (("p.ndim >= 2", "".join(rest.values())), ("p.ndim < 2", f'{own}, "weight_decay": 0.0'))
+    draft.replace(group, ", ".join(f'{{"params": [p for p in {draft.source(params)} if {which}]{more}}}' for which, more in halves))
+
+
+def ascent(p: Prescription, context: Context) -> None:
+    """Downhill again, in the optimizer."""
+    draft, call = created(context)
+    if argument(call, "maximize") is not None:
+        remove_argument(draft, call, "maximize")
+        return
+    given = argument(call, "lr", _RATE_POSITION)
+    value = (definition(draft, given) or given) if given is not None else None
+    if isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub):
+        draft.replace(value, draft.source(value.operand))
+        return
+    raise Unwritable("neither maximize=True nor a negative rate is written where the optimizer is created")
+
+
+def named(statement: ast.stmt, call: ast.Call) -> str | None:
+    """The name that a statement gives to what a call makes."""
+    if isinstance(statement, ast.Assign) and statement.value is call and len(statement.targets) == 1:
+        return dotted(statement.targets[0]) or None
+    if isinstance(statement, ast.AnnAssign) and statement.value is call:
+        return dotted(statement.target) or None
+    return None
+
+
+def with_name(context: Context, line: str) -> None:
+    """A line about the optimizer, `{0}` in it, behind its creation; it gets a name where it is returned as it is made.
+
+    Raises Unwritable where it has no name and gets none.
+    """
+    draft, call = created(context)
+    made = statement_of(draft, call)
+    name = named(made, call)
+    if name is not None:
+        insert_after(draft, made, line.format(name))
+    elif isinstance(made, ast.Return) and made.value is call:
+        insert_after(draft, made, f"{line.format('optimizer')}\nreturn optimizer")
+        draft, call = created(context)
+        draft.edit([Edit(draft.span(statement_of(draft, call))[0], draft.span(call)[0], "optimizer = ")])
+    else:
+        raise Unwritable(f"{draft.path}:{call.lineno}: the optimizer gets no name there")
+
+
+def created(context: Context) -> tuple[Draft, ast.Call]:
+    if not context.measurement.optimizer.given:
+        raise Unwritable("the source creates no optimizer: gradcheck assumed one")
+    return context.call_at(context.measurement.optimizer.site, "the optimizer")
+
+
+def keyword(context: Context, name: str, value: str) -> None:
+    draft, call = created(context)
+    given = argument(call, name)
+    if given is not None:
+        set_value(draft, given, value)
+    else:
+        set_argument(draft, call, name, value)
+
+
+def own_values(draft: Draft, call: ast.Call, name: str) -> list[ast.expr]:
+    """The values that parameter groups, written as dictionaries, give to a setting."""
+    given: ast.expr | None = call.args[0] if call.args else argument(call, "params")
+    if isinstance(given, ast.Name):
+        given = assigned(draft, given)
+    if not isinstance(given, (ast.List, ast.Tuple)):
+        return []
+    found = []
+    for group in given.elts:
+        if isinstance(group, ast.Dict):
+            found += [v for k, v in zip(group.keys, group.values, strict=True) if isinstance(k, ast.Constant) and k.value == name]
+        elif isinstance(group, ast.Call) and called(group) == "dict":
+            found += [k.value for k in group.keywords if k.arg == name]
+    return found
+
+
+WRITERS: dict[str, Writer] = {
+    "lower-learning-rate": rate,
+    "raise-learning-rate": rate,
+    "adam-epsilon": epsilon,
+    "lower-momentum": momentum,
+    "weaker-weight-decay": decay,
+    "decoupled-weight-decay": decoupled,
+    "weight-decay-groups": groups,
+}

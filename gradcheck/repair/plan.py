@@ -1,0 +1,60 @@
+"""Which treatments the findings ask for, in the order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from gradcheck.remedies.definition import Treatment
+from gradcheck.repair.rescan import TREATED
+from gradcheck.types.finding import Finding, Remedy
+from gradcheck.types.fix import STAGES, Outcome, Prescription
+from gradcheck.types.measurement import Measurement
+
+Vocabulary = Mapping[str, Treatment]
+
+NEEDS_UNSAFE = "it changes the architecture or the checkpoint keys: only with --unsafe-fixes"
+
+
+def prescriptions(findings: Iterable[Finding], m: Measurement, vocabulary: Vocabulary) -> list[Prescription]:
+    """What the remedies of these findings come to for this model, wiring first, regularisation last.
+
+    What several findings ask for is prescribed once, for all of them.
+    """
+    found: dict[tuple[object, ...], Prescription] = {}
+    for finding in findings:
+        for remedy in finding.remedies:
+            treatment = vocabulary.get(remedy.name)
+            if treatment is None or treatment.apply is None:
+                continue
+            for p in treatment.prescribe(finding, m):
+                key = p.treatment, tuple(sorted(p.settings.items())), p.layers
+                known = found.get(key)
+                codes = dict.fromkeys((*(known.findings if known else ()), *p.findings, finding.code))
+                found[key] = replace(known or p, findings=tuple(codes))
+    return sorted(found.values(), key=lambda p: STAGES.index(p.stage))
+
+
+def allowed(prescriptions: Sequence[Prescription], unsafe: bool) -> list[Prescription]:
+    return [p for p in prescriptions if p.applicability == "safe" or (unsafe and p.applicability == "unsafe")]
+
+
+def refused(prescriptions: Sequence[Prescription], unsafe: bool) -> list[Outcome]:
+    """What was not tried because it is not safe."""
+    return [Outcome(p, "untried", NEEDS_UNSAFE) for p in prescriptions if p.applicability == "unsafe" and not unsafe]
+
+
+def advice(findings: Iterable[Finding], m: Measurement, vocabulary: Vocabulary, left: Collection[str]) -> list[Outcome]:
+    """What a person has to do about the findings that are left: remedies that no treatment applies, to any model or to this one."""
+    shown: dict[str, Outcome] = {}
+    for finding in findings:
+        if finding.code in left and finding.severity in TREATED:
+            for remedy in finding.remedies:
+                treatment = vocabulary.get(remedy.name)
+                if treatment is None or treatment.apply is None or not treatment.prescribe(finding, m):
+                    shown.setdefault(remedy.text, Outcome(_advised(remedy, finding), "advice"))
+    return list(shown.values())
+
+
+def _advised(remedy: Remedy, finding: Finding) -> Prescription:
+    return Prescription(remedy.name, remedy.text, "wiring", "advice", findings=(finding.code,), location=finding.location)

@@ -1,0 +1,152 @@
+"""The story of a fix of a training script: its loop is mended, what it trains is treated, and the edited script has to show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from gradcheck.capture.script import Capture, captured
+from gradcheck.capture.spec import ScriptSpec
+from gradcheck.capture.trainings import Training, explain_ending, trainings_of
+from gradcheck.capture.unseen import nothing_seen
+from gradcheck.config.settings import Settings
+from gradcheck.errors import TargetError
+from gradcheck.pipeline import Progress
+from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.repair.lab import Terms
+from gradcheck.repair.loop import Mended, mend, wanted
+from gradcheck.repair.plan import allowed, prescriptions
+from gradcheck.repair.rescan import sick
+from gradcheck.repair.script_outcomes import outcomes_of, proof_of
+from gradcheck.repair.script_plan import TOGETHER, Edit, ScriptTrials, in_order
+from gradcheck.repair.script_run import ScriptRun, noted, run_script, scanned, share
+from gradcheck.repair.script_verification import Bench
+from gradcheck.repair.story import Fixed, Treated, treat
+from gradcheck.types.fix import Outcome
+from gradcheck.types.report import Report
+from gradcheck.workload.process_state import untouched
+
+INTERRUPTED = "it holds on a copy; interrupted before the script was run with it"
+
+
+def fix_script(spec: ScriptSpec, settings: Settings, terms: Terms, progress: Progress | None = None) -> list[Fixed]:
+    """Scans a training script, tries remedies on it and on copies of what it trains: one result for each of its optimizers.
+
+    The script runs in a mirror of its folder, which keeps what it writes. The edits of all results are in the last one: they go together
+    into the script. Raises TargetError when the script trains nothing, or fails for a reason that no finding explains.
+    """
+    work = _Work(replace(spec, sandbox=True), settings, terms, progress or (lambda phase, fraction: None))
+    with untouched():
+        return work.results()
+
+
+@dataclass
+class _Work:
+    spec: ScriptSpec
+    settings: Settings
+    terms: Terms
+    progress: Progress
+    treated: dict[str, Treated] = field(default_factory=dict)  # trainings that were treated on copies
+
+    def results(self) -> list[Fixed]:
+        self.progress("running the script", 0.0)
+        with captured(self.spec) as run:
+            seen, trainings = self._scanned(run, self.spec)
+            explain_ending(run, self.spec, seen.reports)
+            if not any(map(sick, seen.reports)):
+                return [Fixed(None, report, None, None) for report in seen.reports]
+            loop = next(wanted(seen), None) is not None
+            if not loop:
+                self._treat(trainings, seen)
+        bench = Bench(self.settings)
+        mended = mend(self.spec, seen, bench, self.progress) if loop else Mended(self.spec, seen)
+        now = self._treated_after(mended) if loop else seen
+        trials = self._tried(mended, now, bench)
+        if not self._settled(mended, seen, trials):
+            mended, trials = self._without_undecided(mended, seen, trials)
+        return [self._fixed(report, mended, trials, last=report is seen.reports[-1]) for report in seen.reports]
+
+    def _scanned(self, run: Capture, spec: ScriptSpec) -> tuple[ScriptRun, list[Training]]:
+        trainings = trainings_of(run, spec)
+        try:
+            return noted(run, trainings, scanned(trainings, self.settings, self.progress)), trainings
+        except TargetError as error:
+            raise (nothing_seen(run, spec) if run.error is not None else error) from error
+
+    def _treated_after(self, mended: Mended) -> ScriptRun:
+        """What the mended script trains is scanned and treated."""
+        with captured(mended.spec) as run:
+            now, trainings = self._scanned(run, mended.spec)
+            self._treat(trainings, now)
+        return now
+
+    def _treat(self, trainings: Sequence[Training], now: ScriptRun) -> None:
+        """On copies, each training that has an error or a warning, and can be repeated."""
+        own = share(self.settings, trainings)
+        for training, report in zip(trainings, now.reports, strict=True):
+            workload = training.workload
+            if workload is None or workload.borrowed is not None or not sick(report):
+                continue
+            done = treat(workload, report, own, self.terms, self.progress, training.seen, partial=True)
+            self.treated[training.name] = done
+            if done.interrupted:
+                break
+
+    def _tried(self, mended: Mended, now: ScriptRun, bench: Bench) -> ScriptTrials:
+        """What held on copies, and what could not be tried there, in the script."""
+        trials = ScriptTrials(mended, now, bench)
+        kept = [Edit(name, p) for name, done in self.treated.items() for p in done.verdict.plan]
+        if any(done.interrupted for done in self.treated.values()):
+            trials.outcomes |= {e: Outcome(e.prescription, "untried", INTERRUPTED) for e in kept}
+            return trials
+        trials.prove(in_order(kept))
+        for edit in in_order(self._untried(now)):
+            if trials.left(edit.target).intersection(edit.prescription.findings):
+                self.progress(f"running the script with {edit.prescription.treatment}", 1.0)
+                trials.attempt(edit)
+        return trials
+
+    def _settled(self, mended: Mended, seen: ScriptRun, trials: ScriptTrials) -> bool:
+        """Whether the script with all edits speaks for those of its loop that did no good by themselves."""
+        state = trials.state
+        for target, outcome in mended.undecided:
+            others = [e.prescription for e in state.plan if e.target == target]
+            versions = (self.spec, seen), (state.spec, state.run)
+            (judged,) = trials.bench.judge([outcome.prescription], seen.report_of(target), *versions, beside=others)
+            if not others or judged.settled().status != "kept":
+                return False
+        return True
+
+    def _without_undecided(self, old: Mended, seen: ScriptRun, trials: ScriptTrials) -> tuple[Mended, ScriptTrials]:
+        """What did no good by itself might have done some beside other remedies; it did not, and goes."""
+        refused = [outcome.prescription.treatment for _, outcome in old.undecided]
+        mended = mend(self.spec, seen, trials.bench, self.progress, refused)
+        mended.outcomes += old.undecided
+        now = run_script(mended.spec, lambda trainings: scanned(trainings, self.settings)) if mended.drafts else seen
+        why = TOGETHER.format(names=", ".join(refused))
+        told = {e: o if o.status != "kept" else Outcome(e.prescription, "not-verified", why) for e, o in trials.outcomes.items()}
+        return mended, ScriptTrials(mended, now, trials.bench, told)
+
+    def _fixed(self, report: Report, mended: Mended, trials: ScriptTrials, *, last: bool) -> Fixed:
+        """The result for one training. The edits, which go together, are in the last one."""
+        done = self.treated.get(report.target)
+        verdict = done.verdict if done is not None else None
+        outcomes = outcomes_of(report, verdict, mended, trials, self.terms.unsafe)
+        proof = proof_of(report, verdict, outcomes, trials)
+        source = (trials.state.source or mended.plan()) if last else None
+        after = trials.state.run.report_of(report.target) if proof is not None else None
+        interrupted = done is not None and done.interrupted
+        return Fixed(None, replace(report, outcomes=outcomes, proof=proof), after, source, interrupted=interrupted)
+
+    def _untried(self, now: ScriptRun) -> list[Edit]:
+        """What findings ask for, and what no copy was there for, or could show."""
+        found = []
+        for report in now.reports:
+            done = self.treated.get(report.target)
+            if done is not None:
+                found += [Edit(report.target, o.prescription) for o in done.verdict.outcomes if o.status == "inapplicable"]
+                continue
+            roots = [f for f in sick(report) if f.cause is None] or list(sick(report))
+            wishes = allowed(prescriptions(roots, report.measurement, VOCABULARY), self.terms.unsafe)
+            found += [Edit(report.target, p) for p in wishes]
+        return found

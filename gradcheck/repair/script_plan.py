@@ -1,0 +1,181 @@
+"""The edits for what a script trains: what was kept on copies of it, and what could not be tried there, in runs of the edited script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from gradcheck.capture.spec import ScriptSpec
+from gradcheck.errors import GradcheckError
+from gradcheck.remedies.editing import SourcePlan, plan_edits
+from gradcheck.remedies.editing.draft import Draft
+from gradcheck.repair.loop import Mended, edited, not_run
+from gradcheck.repair.rescan import severities
+from gradcheck.repair.script_run import ScriptRun, run_script, scanned
+from gradcheck.repair.script_verification import Bench, Judged
+from gradcheck.types.fix import STAGES, Outcome, Prescription
+
+TRIES = 12  # runs of edited scripts, at most
+TOGETHER = "it was chosen together with {names}, which did not hold in the script"
+NO_RUN = "there was no time to run the script with it"
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A prescription for one of the script's trainings."""
+
+    target: str
+    prescription: Prescription
+
+
+@dataclass(frozen=True)
+class State:
+    """The script with some edits, and a run of it that was judged by all rules."""
+
+    plan: tuple[Edit, ...]
+    spec: ScriptSpec
+    run: ScriptRun
+    source: SourcePlan | None = None
+
+
+@dataclass
+class ScriptTrials:
+    """Edits tried on the script, from the mended one on. `now`: a run of that one, judged by all rules."""
+
+    mended: Mended
+    now: ScriptRun
+    bench: Bench
+    outcomes: dict[Edit, Outcome] = field(default_factory=dict)  # the last one of each edit
+    runs: int = 0
+
+    def __post_init__(self) -> None:
+        self.state = State((), self.mended.spec, self.now)
+
+    # ------------------------------------------------------------- what held on copies
+
+    def prove(self, edits: Sequence[Edit]) -> None:
+        """Takes over what holds: all of it together, else what holds by itself."""
+        plan, start = tuple(edits), self.state
+        while plan:
+            whole = self._with(start, plan)
+            if whole is None or not self._holds(start, whole, plan):
+                break
+            spare = next((e for e in reversed(plan) if len(plan) > 1 and not self._needed(start, whole, e)), None)
+            if spare is None:
+                self.state = whole
+                return
+            plan = tuple(e for e in plan if e is not spare)
+            plan = self._without_extras(plan, spare)
+        if len(plan) > 1:
+            self._one_by_one(plan)
+
+    def _one_by_one(self, plan: tuple[Edit, ...]) -> None:
+        while plan:
+            edit, plan = plan[0], plan[1:]
+            self.attempt(edit)
+            if self.outcomes[edit].status != "kept":
+                plan = self._without_extras(plan, edit)
+
+    def _holds(self, before: State, after: State, plan: Sequence[Edit]) -> bool:
+        judged = {e: j for target in dict.fromkeys(e.target for e in plan) for e, j in self._judged(before, after, target, plan)}
+        for edit, found in judged.items():
+            self.outcomes[edit] = found.settled()
+        return all(self.outcomes[e].status == "kept" for e in plan)
+
+    def _needed(self, start: State, whole: State, edit: Edit) -> bool:
+        """Whether the script with all edits is better for this one."""
+        rest = self._with(start, tuple(e for e in whole.plan if e is not edit and e not in start.plan))
+        if rest is None:
+            return True
+        ((_, found),) = self._judged(rest, whole, edit.target, [edit])
+        settled = found.settled()
+        if settled.status != "kept":
+            self.outcomes[edit] = settled
+        return settled.status == "kept"
+
+    def _without_extras(self, plan: tuple[Edit, ...], refused: Edit) -> tuple[Edit, ...]:
+        """What no finding asked for was chosen for the treated model: without the cure of an error it is not what was proved."""
+        errors = {f.code for f in self.now.report_of(refused.target).findings if f.severity == "error"}
+        if not errors.intersection(refused.prescription.findings):
+            return plan
+        extras = [e for e in plan if e.target == refused.target and not e.prescription.findings]
+        for edit in extras:
+            why = TOGETHER.format(names=refused.prescription.treatment)
+            self.outcomes[edit] = Outcome(edit.prescription, "not-verified", why)
+        return tuple(e for e in plan if e not in extras)
+
+    # ------------------------------------------------------- what could not be tried on copies
+
+    def attempt(self, edit: Edit) -> None:
+        """Tries one more edit; takes it over when the script is better for it."""
+        after = self._with(self.state, (edit,))
+        if after is None:
+            return
+        ((_, found),) = self._judged(self.state, after, edit.target, [edit])
+        self.outcomes[edit] = found.settled()
+        if self.outcomes[edit].status == "kept":
+            self.state = after
+
+    def left(self, target: str) -> set[str]:
+        """Codes of errors and warnings that are still found."""
+        return set(severities(self.state.run.report_of(target)))
+
+    def diff_of(self, edit: Edit) -> str:
+        """What this edit alone changes in the files as the loop's edits left them."""
+        drafts = [Draft(d.document, d.origin) for d in self.mended.drafts]
+        return plan_edits([edit.prescription], self.now.report_of(edit.target).measurement, self.now.files, drafts).own_diff
+
+    # ---------------------------------------------------------------------------- runs
+
+    def _with(self, state: State, more: Sequence[Edit]) -> State | None:
+        """The script with further edits, run and scanned; None when they cannot be written, or it cannot be run."""
+        plan = (*state.plan, *more)
+        source = self._written(plan)
+        if source is None:
+            return None
+        if self.runs >= TRIES:
+            self._note(more, "untried", NO_RUN)
+            return None
+        self.runs += 1
+        spec = edited(self.mended.spec, source)
+        try:
+            run = run_script(spec, lambda trainings: scanned(trainings, self.bench.settings))
+        except GradcheckError as error:
+            self._note(more, "failed", not_run(error))
+            return None
+        return State(plan, spec, run, source)
+
+    def _written(self, plan: Sequence[Edit]) -> SourcePlan | None:
+        """The edits of all trainings, in the files as the loop's edits left them."""
+        drafts: Sequence[Draft] = [Draft(d.document, d.origin) for d in self.mended.drafts]
+        for target in dict.fromkeys(e.target for e in plan):
+            own = [e for e in plan if e.target == target]
+            measurement = self.now.report_of(target).measurement
+            try:
+                source = plan_edits([e.prescription for e in own], measurement, self.now.files, drafts)
+            except GradcheckError as error:
+                self._note(own, "inapplicable", error.message)
+                return None
+            missing = {p.treatment: why for p, why in source.unwritten}
+            for edit in own:
+                if edit.prescription.treatment in missing:
+                    self._note([edit], "inapplicable", missing[edit.prescription.treatment])
+            if missing:
+                return None
+            drafts = source.drafts
+        return SourcePlan(tuple(drafts), tuple(e.prescription for e in plan), ())
+
+    def _judged(self, before: State, after: State, target: str, plan: Sequence[Edit]) -> list[tuple[Edit, Judged]]:
+        own = [e for e in plan if e.target == target]
+        report = before.run.report_of(target)
+        found = self.bench.judge([e.prescription for e in own], report, (before.spec, before.run), (after.spec, after.run))
+        return list(zip(own, found, strict=True))
+
+    def _note(self, edits: Iterable[Edit], status: str, reason: str) -> None:
+        for edit in edits:
+            self.outcomes[edit] = Outcome(edit.prescription, status, reason)  # type: ignore[arg-type]
+
+
+def in_order(edits: Iterable[Edit]) -> list[Edit]:
+    """By stage; of one stage what is safe comes first."""
+    return sorted(edits, key=lambda e: (STAGES.index(e.prescription.stage), e.prescription.applicability != "safe"))

@@ -1,0 +1,324 @@
+"""Treatments are tried one after another on a copy; each is kept only if it earns its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Literal
+
+from gradcheck.analysis.convergence import verdict
+from gradcheck.errors import GradcheckError
+from gradcheck.repair.lab import PATIENCE, Plan, TimeUp, Ward, signature
+from gradcheck.repair.performance import WELL, Result
+from gradcheck.repair.plan import allowed, prescriptions, refused
+from gradcheck.repair.rates import LOWER, RAISE, rate_treatment, without_rate
+from gradcheck.repair.rescan import severities, sick, worsened
+from gradcheck.repair.search import CLEAR, SLOW, Search
+from gradcheck.types.fix import Outcome, OutcomeStatus, Prescription
+from gradcheck.types.report import Report
+from gradcheck.workload.treated import Inapplicable
+
+ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what lay behind it
+WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
+ABOUT_RATES = (LOWER, RAISE, "warm-up", "clip-gradient-norm")
+SPARED = "what it is for is gone without it"
+PUT_OFF = "the model does not begin to learn with it"
+LONG_SHARE = 0.7  # of the budget: what has to be left when long trainings are put aside
+FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8  # of the budget, after which the next phase begins
+
+
+@dataclass
+class Therapy:
+    """What was tried on a ward's workload. `base`: what a scan says of it untreated."""
+
+    ward: Ward
+    base: Report
+    kept: Plan = ()
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by signature: what was tried and not kept
+    interrupted: bool = False
+    hopeful: bool = False  # the search found something that trains
+    dropped: list[Outcome] = field(default_factory=list)  # in the proof
+    proposed: list[float] = field(default_factory=list)  # rates that findings ask for, and that the search is to try
+    searched: bool = False  # beyond what findings ask for
+    patient: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
+
+    @property
+    def steps(self) -> int:
+        """Of the trainings that prune and prove."""
+        return self.ward.terms.steps * (PATIENCE if self.patient else 1)
+
+    @property
+    def reference(self) -> float:
+        """What the best constant prediction costs; where that is not known, the loss at the start."""
+        m = self.base.measurement
+        if m.chance is not None and m.chance > 0:
+            return m.chance
+        return abs(m.probe.losses[0]) if m.probe.losses else 1.0
+
+    @property
+    def learns(self) -> bool:
+        return verdict(self.base.measurement) == "learns"
+
+    def need(self) -> Literal["none", "rate", "everything"]:
+        """What is to be searched, whatever the findings say: everything where the untreated model has not begun to learn; the rate where
+        it learns, does not come far, and the scan has something to say about its rate."""
+        m = self.base.measurement
+        if m.pretrained or m.optimizer.warming_up or not m.data.given:
+            return "none"
+        if not self.learns:
+            return "everything"
+        relative = self.ward.train(()).relative(self.reference)
+        if WELL < relative <= SLOW:  # it may begin to learn, and collapse
+            relative = self.ward.train((), PATIENCE * self.ward.terms.steps).relative(self.reference)
+            self.patient = self.patient or relative > SLOW
+        if relative > SLOW:
+            return "everything"
+        hinted = any(r.name in ABOUT_RATES for f in self.base.findings for r in f.remedies)
+        return "rate" if relative > WELL and hinted else "none"
+
+    def run(self) -> None:
+        """Raises KeyboardInterrupt as it comes: what was kept until then stays."""
+        try:
+            self.ward.share = FINDINGS_SHARE
+            self._by_findings()
+        except TimeUp:
+            pass
+        try:
+            self.ward.share = SEARCH_SHARE
+            self._in_general()
+        except TimeUp:
+            pass
+        try:
+            self.patient = self.patient or (self.hopeful and self._affords_patience())
+            proof = self.ward.share_before(2 * self.ward.terms.seeds * self.steps)
+            self.ward.share = min(PRUNING_SHARE, proof)
+            self.prune()
+        except TimeUp:
+            pass
+
+    def _affords_patience(self) -> bool:
+        """Whether there is time to prune and to prove in long trainings, in which what was found is seen not to collapse."""
+        trainings = 2 * (self.ward.terms.seeds + len(self.kept))
+        return self.ward.share_before(trainings * PATIENCE * self.ward.terms.steps) > LONG_SHARE
+
+    # ------------------------------------------------------------- what findings ask for
+
+    def _by_findings(self) -> None:
+        for number in range(ROUNDS):
+            report = self.base if not self.kept else self.ward.exam(self.kept)
+            found = sick(report)
+            if not number:
+                found = tuple(f for f in found if f.cause is None) or found
+            wanted = prescriptions(found, report.measurement, self.ward.vocabulary)
+            for outcome in refused(wanted, self.ward.terms.unsafe):
+                self._note(outcome)
+            before = self.kept
+            self._try_all(allowed(wanted, self.ward.terms.unsafe), {f.code for f in found})
+            if number and self.kept == before:
+                return
+
+    def _try_all(self, wanted: Sequence[Prescription], ill: set[str]) -> None:
+        for prescription in wanted:
+            if signature([prescription]) in self.outcomes or prescription in self.kept:
+                continue
+            aims = [code for code in prescription.findings if code in ill]
+            if not aims:
+                self._note(Outcome(prescription, "not-needed", SPARED))
+                continue
+            try:
+                ill -= self._attempt(prescription)
+            except TimeUp:
+                self._note(Outcome(prescription, "untried", "time was up"))
+                raise
+
+    def _attempt(self, prescription: Prescription) -> set[str]:
+        """Keeps the prescription if it makes its findings go away, or the training better. The codes that are gone."""
+        plan = self._with(prescription)
+        before = self.ward.train(self.kept)
+        try:
+            after = self.ward.train(plan)
+            gain = self.gain(before, after)
+            if self._left_to_search(prescription, before, after):
+                return self._put_off(prescription)
+            if -math.inf < gain < -WORSE and before.comparable:
+                gain = self._later_gain(plan)
+            gone = set() if gain < -WORSE else self._gone(plan, prescription.findings)
+        except Inapplicable as reason:
+            self._note(Outcome(prescription, "inapplicable", str(reason)))
+            return set()
+        except GradcheckError as error:
+            self._note(Outcome(prescription, "failed", error.message))
+            return set()
+        if gain >= CLEAR or (gone and gain >= -WORSE):
+            self._replace(plan, "a later one takes its place")
+            return gone
+        self._note(_rejected(prescription, before, after, gain, self.reference))
+        return set()
+
+    def _left_to_search(self, prescription: Prescription, *results: Result) -> bool:
+        """Whether it is a rate with which nothing begins to learn, in a therapy that will search for others."""
+        is_rate = prescription.treatment in (LOWER, RAISE) and not self.searched
+        return is_rate and min(r.relative(self.reference) for r in results) > SLOW and self.need() == "everything"
+
+    def _put_off(self, prescription: Prescription) -> set[str]:
+        """With this rate the model has not begun to learn either: the search, which begins with rates, will try it beside others."""
+        self.proposed.append(float(prescription.settings["lr"]))
+        self._note(Outcome(prescription, "not-verified", PUT_OFF))
+        return set()
+
+    def _with(self, prescription: Prescription) -> Plan:
+        """What is kept and this one. It takes the place of an earlier one of its kind, for whose findings a rate then stands, too."""
+        if prescription.treatment not in (LOWER, RAISE):
+            return (*(p for p in self.kept if not _same_kind(p, prescription)), prescription)
+        rest = without_rate(self.kept)
+        codes = [code for p in self.kept if p not in rest for code in p.findings]
+        name = rate_treatment(self.base.measurement.optimizer.lr, float(prescription.settings["lr"]))
+        return (*rest, replace(prescription, treatment=name, findings=tuple(dict.fromkeys((*codes, *prescription.findings)))))
+
+    def _replace(self, plan: Plan, reason: str) -> None:
+        """Keeps the plan; what is no longer in it was not needed."""
+        gone, self.kept = [p for p in self.kept if p not in plan], plan
+        for prescription in plan:  # one that was put off, and came back by the search
+            self.outcomes.pop(signature([prescription]), None)
+        for prescription in gone:
+            self._note(Outcome(prescription, "not-needed", reason))
+
+    def _later_gain(self, plan: Plan) -> float:
+        """What a treatment that slows the first steps, as a warm-up does, comes to later on."""
+        longer = PATIENCE * self.ward.terms.steps
+        gain = self.gain(self.ward.train(self.kept, longer), self.ward.train(plan, longer))
+        self.patient = self.patient or gain >= -WORSE
+        return gain
+
+    def _gone(self, plan: Plan, codes: Sequence[str]) -> set[str]:
+        left = severities(self.ward.exam(plan, codes))
+        return {code for code in codes if code not in left}
+
+    def gain(self, before: Result, after: Result) -> float:
+        """How much the loss fell, in units of what chance costs; of runs that diverge, infinite."""
+        a, b = before.skill, after.skill
+        if not (before.comparable and after.comparable) and a is not None and b is not None and not (before.failed or after.failed):
+            return a.relative - b.relative
+        old, new = before.relative(self.reference), after.relative(self.reference)
+        return 0.0 if old == new else old - new
+
+    # ------------------------------------------------------------- what may help besides
+
+    def _in_general(self) -> None:
+        """A search when the model still does not train well."""
+        need = self.need()
+        if need == "none":
+            return
+        search = Search(self.ward, self.base.measurement, self.reference, self.kept, need == "rate", tuple(self.proposed))
+        try:
+            search.run()
+        finally:
+            self.searched, self.hopeful = True, search.steps > 0
+            if self.hopeful or need == "everything":  # another rate alone has to make it train
+                self.patient = self.patient or max(search.steps, search.horizon) > self.ward.terms.steps
+                if search.best != self.kept and math.isfinite(search.relative):
+                    self._replace(search.best, "the model trains better with others in its place")
+
+    def second_choice(self) -> bool:
+        """Tries what was spared because of something that did not hold in the proof, and rates that were left to a search which came to
+        nothing: training does at least not break up with them. Whether anything came of it."""
+        before = self.kept
+        refuted = {code for o in self.dropped for code in o.prescription.findings}
+        cured = {code for p in self.kept for code in p.findings}
+        asked = {
+            key: o
+            for key, o in self.outcomes.items()
+            if (o.reason == SPARED and refuted & set(o.prescription.findings))
+            or (o.reason == PUT_OFF and not self.hopeful and set(o.prescription.findings) - cured)
+        }
+        for key in asked:
+            del self.outcomes[key]
+        self.ward.share = SECOND_SHARE
+        try:
+            if asked:
+                self._by_findings()
+        except TimeUp:
+            pass
+        for key, outcome in asked.items():  # what did not come up again is told as it was
+            if outcome.prescription not in self.kept:
+                self.outcomes.setdefault(key, outcome)
+        return self.kept != before
+
+    def again(self) -> bool:
+        """A second search, on other seeds, when what is kept did not train in the proof. Whether anything came of it."""
+        before = self.kept
+        self.ward.share = SECOND_SHARE
+        try:
+            if not self.hopeful or self.trains_in_proof():
+                return False
+            self.ward.reseed()
+            self._in_general()
+        except TimeUp:
+            pass
+        for prescription in self.kept:
+            self.outcomes.pop(signature([prescription]), None)
+        return self.kept != before
+
+    def trains_in_proof(self) -> bool:
+        seeds = range(self.ward.proof_seed, self.ward.proof_seed + self.ward.terms.seeds)
+        return median(self.ward.train(self.kept, self.steps, seed).relative(self.reference) for seed in seeds) <= WELL
+
+    # -------------------------------------------------------------- the smallest set
+
+    def prune(self) -> None:
+        """Drops, one at a time, what the others cure without: changes of the architecture first, and the latest before the earliest."""
+        if len(self.kept) < 2:
+            return
+        whole, dropped = self.kept, self._pruned(self._trains_as_well)
+        if dropped and self._comes_back(whole, self.kept):
+            self.kept = whole
+            dropped = self._pruned(lambda now, rest: self._trains_as_well(now, rest) and not self._comes_back(now, rest))
+        for prescription in dropped:
+            self._note(Outcome(prescription, "not-needed", "the others cure without it"))
+
+    def _pruned(self, spared: Callable[[Plan, Plan], bool]) -> list[Prescription]:
+        """What was dropped, since the rest `spared` it."""
+        dropped = []
+        for prescription in sorted(self.kept, key=lambda p: (p.applicability == "safe", -self.kept.index(p))):
+            rest = tuple(p for p in self.kept if p is not prescription)
+            if rest and spared(self.kept, rest):
+                self.kept = rest
+                dropped.append(prescription)
+        return dropped
+
+    def _trains_as_well(self, plan: Plan, rest: Plan) -> bool:
+        try:
+            without = self.ward.train(rest, self.steps)
+        except (Inapplicable, GradcheckError):
+            return False
+        whole = self.ward.train(plan, self.steps)
+        well = whole.relative(self.reference) <= WELL
+        return self.gain(without, whole) < CLEAR and not (well and without.relative(self.reference) > WELL)
+
+    def _comes_back(self, plan: Plan, rest: Plan) -> bool:
+        """Whether a finding that the plan cures is there with the rest of it."""
+        now, then = severities(self.ward.exam(plan)), severities(self.ward.exam(rest))
+        return bool(set(then) - set(now)) or bool(worsened(now, then))
+
+    def drop(self, prescription: Prescription, status: OutcomeStatus, reason: str) -> None:
+        self.kept = tuple(p for p in self.kept if p is not prescription)
+        self.dropped.append(Outcome(prescription, status, reason))
+        self._note(self.dropped[-1])
+
+    def _note(self, outcome: Outcome) -> None:
+        self.outcomes[signature([outcome.prescription])] = outcome
+
+
+def _same_kind(one: Prescription, other: Prescription) -> bool:
+    """Whether only the later one of the two would count: the same treatment of the same layers."""
+    return (one.treatment, one.layers) == (other.treatment, other.layers)
+
+
+def _rejected(prescription: Prescription, before: Result, after: Result, gain: float, reference: float) -> Outcome:
+    if after.run.ended == "raised":
+        return Outcome(prescription, "failed", f"the training step raised {after.run.error}")
+    worse = gain < -WORSE
+    reason = "the training gets worse with it" if worse else "its findings stay, and the training is no better"
+    return Outcome(prescription, "worse" if worse else "not-verified", reason, base=(before.run,), treated=(after.run,))

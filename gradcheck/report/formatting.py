@@ -1,0 +1,180 @@
+"""Numbers, names and sentences for people."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise
+
+from gradcheck.types.coverage import Coverage
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding, RuleState
+from gradcheck.types.measurement import Assumption, Measurement
+from gradcheck.types.report import Report
+
+HEALTHY = {"<": ">=", ">": "<=", "<=": ">", ">=": "<"}  # the opposite of what describes the sick state
+MOST_RUNS = 8  # of consecutive numbers in a folded layer name
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Three significant digits, whole numbers below 100 000 in full, scientific below 1e-3 and from 1e5: "0.41", "7.4e-07"."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    size = abs(value)
+    if size != 0 and not 1e-3 <= size < 1e5:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{_trimmed(mantissa)}e{exponent}"
+    whole = math.floor(math.log10(size)) + 1 if size else 1  # digits before the point
+    return _trimmed(f"{value:.{max(digits - whole, 0)}f}")
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def apart(value: float, limit: float) -> tuple[str, str]:
+    """Both numbers, with as many digits as it takes to tell them apart (six at most)."""
+    for digits in (3, 4, 5):
+        if number(value, digits) != number(limit, digits) or value == limit:
+            return number(value, digits), number(limit, digits)
+    return number(value, 6), number(limit, 6)
+
+
+def measured(evidence: Evidence) -> str:
+    """`|g| = 7.4e-07 at encoder.layers.0   (needs >= 1e-05)`."""
+    unit = f" {evidence.unit}" if evidence.unit else ""
+    place = f" at {evidence.layer or 'the model'}" if evidence.layer is not None else ""
+    if evidence.limit is None:
+        return f"{evidence.quantity} = {number(evidence.value)}{unit}{place}"
+    value, limit = apart(evidence.value, evidence.limit)
+    healthy = f"needs {HEALTHY[evidence.comparison]} {limit}" if evidence.comparison in HEALTHY else f"sick at exactly {limit}"
+    return f"{evidence.quantity} = {value}{unit}{place}   ({healthy})"
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 or noun == "info" else f"{count} {noun}s"
+
+
+def scaled(value: float | None) -> str:
+    """1234567 as "1.23 M"; "-" for None."""
+    if value is None:
+        return "-"
+    for factor, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def collapse(names: Iterable[str]) -> list[str]:
+    """Names with their numbers folded: `encoder.layers.{0..22}.linear1`. The order of first mention is kept."""
+    groups: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    for name in dict.fromkeys(names):
+        parts = re.split(r"(\d+)", name)
+        groups.setdefault(tuple(parts[::2]), []).append(tuple(int(d) for d in parts[1::2]))
+    return [pattern for words, numbers in groups.items() for pattern in _patterns(words, numbers)]
+
+
+def _patterns(words: Sequence[str], numbers: Sequence[tuple[int, ...]]) -> list[str]:
+    """One pattern when the numbers are a full grid, else one for each distinct first number."""
+    axes = [sorted(set(axis)) for axis in zip(*numbers, strict=True)]
+    if math.prod(len(axis) for axis in axes) == len(numbers):
+        return [words[0] + "".join(_span(axis) + word for axis, word in zip(axes, words[1:], strict=True))]
+    patterns: list[str] = []
+    rows = sorted(numbers)
+    for first, group in groupby(rows, key=lambda row: row[0]):
+        rest = [row[1:] for row in group]
+        patterns += [f"{words[0]}{first}{pattern}" for pattern in _patterns(words[1:], rest)]
+    return patterns
+
+
+def _span(values: Sequence[int]) -> str:
+    """`3`, `{0..22}`, `{0..3,7}`, `{1,3..27}` for every second one; of many runs the first and the last."""
+    steps = {b - a for a, b in pairwise(values)}
+    if len(values) > 3 and len(steps) == 1 and steps != {1}:
+        return f"{{{values[0]},{values[1]}..{values[-1]}}}"
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    texts = [str(r[0]) if len(r) == 1 else f"{r[0]},{r[1]}" if len(r) == 2 else f"{r[0]}..{r[-1]}" for r in runs]
+    if len(texts) > MOST_RUNS:
+        texts = [*texts[: MOST_RUNS - 2], "...", texts[-1]]
+    return texts[0] if len(values) == 1 else "{" + ",".join(texts) + "}"
+
+
+def clean(text: str) -> str:
+    """Text that cannot steer a terminal: control characters shown as `\\x1b`, tabs as spaces."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.expandtabs(4))
+
+
+def tree(findings: Sequence[Finding]) -> list[tuple[Finding, list[Finding]]]:
+    """Headlines, each with the findings that follow from it. A cause that is not there makes no finding disappear."""
+    heads = [f for f in findings if f.cause is None]
+    shown = {f.code for f in heads}
+    rows = []
+    for i, finding in enumerate(heads):
+        first = finding.code not in {f.code for f in heads[:i]}
+        rows.append((finding, [f for f in findings if first and f.cause == finding.code]))
+    return rows + [(f, []) for f in findings if f.cause is not None and f.cause not in shown]
+
+
+def layer_count(m: Measurement) -> int:
+    return sum(layer.kind != "container" for layer in m.layers)
+
+
+def summary(report: Report) -> str:
+    """`Found 2 errors, 1 warning in 100 layers (21 rules passed, 3 not applicable).`, and before it whether that is all of the verdict."""
+    return f"Judged in part: {looked(report.coverage)}. {result(report)}" if report.coverage.in_part else result(report)
+
+
+def looked(part: Coverage) -> str:
+    """`9 of 66 applicable rules looked`."""
+    return f"{part.looked} of {counted(part.applicable, 'applicable rule')} looked"
+
+
+def result(report: Report) -> str:
+    """`Found 2 errors, 1 warning in 100 layers (21 rules passed, 3 not applicable).`"""
+    rows = tree(report.findings)
+    heads = [head for head, _ in rows]
+    follow = sum(len(below) for _, below in rows)
+    counts = [counted(n, s) for s in SEVERITIES if (n := sum(h.severity == s for h in heads))]
+    found = "Found " + ", ".join(counts) if heads else "They found nothing" if report.coverage.in_part else "No findings"
+    more = f" and {counted(follow, 'consequence')}" if follow else ""
+    layers = layer_count(report.measurement)
+    where = f" in {counted(layers, 'layer')}" if layers or not report.coverage.in_part else ""
+    return f"{found}{more}{where} ({rule_counts(report)})."
+
+
+def rule_counts(report: Report) -> str:
+    """`21 rules passed, 3 not applicable, 1 suppressed, 1 crashed: dead-units (ValueError: ...)`."""
+    by_status: dict[str, list[RuleState]] = {"passed": [], "not-applicable": [], "not-measured": [], "crashed": []}
+    for rule in report.rules:
+        by_status.setdefault(rule.status, []).append(rule)
+    parts = [f"{counted(len(by_status['passed']), 'rule')} passed"]
+    if by_status["not-applicable"]:
+        parts.append(f"{len(by_status['not-applicable'])} not applicable")
+    if by_status["not-measured"]:
+        parts.append(f"{len(by_status['not-measured'])} not measured")
+    if report.suppressed:
+        parts.append(f"{len(report.suppressed)} suppressed")
+    if report.known:
+        parts.append(f"{len(report.known)} known")
+    if by_status["crashed"]:
+        crashes = "; ".join(f"{r.name} ({r.reason})" for r in by_status["crashed"])
+        parts.append(f"{len(by_status['crashed'])} crashed: {crashes}")
+    return ", ".join(parts)
+
+
+def conditions(report: Report) -> str:
+    """`100 steps x 3 seeds on cpu, torch 2.13.0, 4.2 s.`"""
+    m = report.measurement
+    seeds = counted(len(report.measurements), "seed")
+    dtype = "" if m.environment.dtype == "float32" else f" ({m.environment.dtype})"
+    return f"{counted(m.steps, 'step')} x {seeds} on {m.environment.device}{dtype}, torch {m.environment.torch}, {report.seconds:.1f} s."
+
+
+def guesses(report: Report, *, all_of_them: bool = False) -> list[Assumption]:
+    """What gradcheck had to decide for the user; with `all_of_them` also what it found by convention or flag."""
+    return [a for a in dict.fromkeys(a for m in report.measurements for a in m.assumptions) if all_of_them or not a.given]

@@ -1,0 +1,15 @@
+"""Signs that stand for severities and statuses wherever a colour does: colour never says something alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradcheck.report.html.markup import Markup, tag
+from gradcheck.types.finding import Severity
+
+SIGNS: Mapping[str, str] = {"error": "▲", "warning": "■", "info": "◆", "good": "●", "none": "–"}
+
+
+def sign(level: Severity | str) -> Markup:
+    """▲ error, ■ warning, ◆ info, ● good; the word beside it says the same to screen readers."""
+    return tag("span", SIGNS[level], class_=f"sign {level}", aria_hidden="true")

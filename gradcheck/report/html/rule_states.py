@@ -1,0 +1,57 @@
+"""The rules that found nothing, and why: passed, not applicable, not measured, suppressed, crashed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradcheck.judge.registry import builtin_rules
+from gradcheck.report.html.icons import sign
+from gradcheck.report.html.markup import Markup, join, tag
+from gradcheck.types.finding import RuleState, RuleStatus
+from gradcheck.types.report import Report
+
+# Status -> sign, title, what it means; in the order of the page.
+GROUPS: Mapping[RuleStatus, tuple[str, str, str]] = {
+    "crashed": ("error", "Crashed", "the rule itself raised: please report it"),
+    "not-measured": ("warning", "Not measured", "what these rules judge could not be measured, so they say nothing"),
+    "suppressed": ("none", "Suppressed", "found, and silenced by a comment or by the settings"),
+    "passed": ("good", "Passed", "measured, and within the limits"),
+    "not-applicable": ("none", "Not applicable", "the model or the training has nothing for them to judge"),
+}
+
+
+def states(report: Report) -> Markup:
+    return join(_known(report), (_group(report, status) for status in GROUPS))
+
+
+def _known(report: Report) -> Markup | None:
+    """Findings that the baseline lists."""
+    if not report.known:
+        return None
+    rows = [tag("li", tag("b", f.name), " ", tag("code", f.code), " ", f.message) for f in report.known]
+    head = (
+        sign("none"),
+        tag("b", f"Known ({len(rows)})"),
+        tag("span", "found, listed in the baseline, and no worse than it says", class_="gist"),
+    )
+    return tag("details", tag("summary", *head), tag("ul", rows, class_="rules"), class_="state")
+
+
+def _group(report: Report, status: RuleStatus) -> Markup | None:
+    rules = [s for s in report.rules if s.status == status]
+    silenced = [f for f in report.suppressed if status == "suppressed"]
+    count = len(silenced) if silenced else len(rules)
+    if not count:
+        return None
+    level, title, meaning = GROUPS[status]
+    if silenced:
+        rows = [tag("li", tag("b", f.name), " ", tag("code", f.code), " ", f.message) for f in silenced]
+    else:
+        rows = [_rule(s) for s in rules]
+    head = tag("summary", sign(level), tag("b", f"{title} ({count})"), tag("span", meaning, class_="gist"))
+    return tag("details", head, tag("ul", rows, class_="rules"), class_="state", open=status == "crashed")
+
+
+def _rule(state: RuleState) -> Markup:
+    said = state.reason or next((r.summary for r in builtin_rules() if r.code == state.code and state.status == "passed"), "")
+    return tag("li", tag("b", state.name), " ", tag("code", state.code), " ", said)

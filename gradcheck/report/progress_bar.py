@@ -1,0 +1,49 @@
+"""What goes to stderr: errors that are not findings, and the progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.text import Text
+
+from gradcheck.errors import GradcheckError
+from gradcheck.report.console import Color, make_console
+from gradcheck.report.formatting import clean
+
+Progress = Callable[[str, float], None]  # name of the phase, fraction of it that is done
+
+
+def print_error(error: GradcheckError, color: Color = "auto") -> None:
+    """`error: what`, `  --> where`, `help: next step`."""
+    console = make_console(sys.stderr, color)
+    first, *rest = error.message.splitlines() or [""]
+    console.print(Text.assemble(("error:", "bold red"), " ", (clean(first), "bold")))
+    for line in rest:
+        console.print(Text(clean(line)))
+    if error.location is not None:
+        scope = f"  in {clean(error.location.scope)}" if error.location.scope else ""
+        console.print(Text.assemble(("  --> ", "bold blue"), clean(str(error.location)), scope))
+    if error.hint:
+        console.print(Text.assemble(("help:", "bold cyan"), " ", clean(error.hint)))
+
+
+@contextmanager
+def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Progress | None]:
+    """A bar on stderr that names the phase; None when nobody would see it. It vanishes when done."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn())
+    console = make_console(sys.stderr)
+    with Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+        task = bar.add_task(clean(title), total=1.0)
+
+        def report(phase: str, fraction: float) -> None:
+            bar.update(task, description=clean(f"{title}: {phase}"), completed=fraction)
+
+        yield report

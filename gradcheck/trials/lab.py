@@ -1,0 +1,214 @@
+"""Patients of a trial: for every seed the untreated one, and treated copies of it, each trained on its own and measured at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+
+from gradcheck.errors import TargetError
+from gradcheck.remedies.catalogue import apply
+from gradcheck.training.early_stopping import stopped_early, stops_early
+from gradcheck.training.metrics import predictions, scores, task_of
+from gradcheck.training.paired import Course, sample_mean, training_loss
+from gradcheck.training.splits import Dealer
+from gradcheck.trials.target_scaling import in_untreated_units
+from gradcheck.types.fix import Prescription
+from gradcheck.types.measurement import Run
+from gradcheck.types.trial import Task
+from gradcheck.workload.rng import preserve_rng, seed_all
+from gradcheck.workload.step import make_training_step
+from gradcheck.workload.treated import Patient, admit
+from gradcheck.workload.workload import TrainingStep, Workload
+
+CHECKPOINTS = 20  # of validation in a run
+TIMED_STEPS = 20
+SETTLED = 20  # steps before which gradient norms are not counted: the first ones are larger in healthy trainings, too
+KEPT = 4  # seeds whose untreated patients stay in memory
+# Treatments that change what the loss means: they are compared by accuracy or R2, not by loss.
+OTHER_LOSS = frozenset(("replace-loss", "flip-sign"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of one entry. `value`: the metric that entries are compared by; infinite when the run diverged or raised."""
+
+    run: Run
+    value: float
+    parts: tuple[float, ...] = ()  # the loss on each validation batch over the last fifth; `value` is their mean over samples
+    checkpoints: tuple[tuple[float, ...], ...] = ()  # the same at every validation of the run
+    scores: Mapping[str, float] = field(default_factory=dict)
+    sparsity: float | None = None
+    step_seconds: float = 0.0
+
+    @property
+    def lost(self) -> bool:
+        return self.run.ended in ("non-finite", "raised")
+
+    @property
+    def cut(self) -> bool:
+        return self.run.ended == "budget"
+
+
+class Pace(NamedTuple):
+    """Seconds of a step and of a validation, and the untrained model's loss."""
+
+    step: float
+    validating: float
+    start: float
+
+
+class Ward:
+    """Everything that runs of a trial share."""
+
+    def __init__(self, workload: Workload, dealer: Dealer) -> None:
+        self.workload = workload
+        self.dealer = dealer
+        self._bases: OrderedDict[int, Patient] = OrderedDict()
+        self.task: Task = "other"
+
+    @property
+    def metric(self) -> str:
+        return "training loss" if self.dealer.how == "none" else "validation loss"
+
+    def base(self, seed: int) -> Patient:
+        """The untreated patient: fresh weights where the target can be built anew, and this seed's share of the data."""
+        if seed not in self._bases:
+            batches, val_batches = self.dealer.deal(seed)
+            built = self._built(seed)
+            self._bases[seed] = admit(replace(built, batches=batches, val_batches=val_batches))
+            while len(self._bases) > KEPT:
+                self._bases.popitem(last=False)
+        return self._bases[seed]
+
+    def _built(self, seed: int) -> Workload:
+        if self.workload.rebuild is None or not seed:
+            return self.workload
+        try:
+            return self.workload.rebuild(seed)
+        except TargetError:
+            return self.workload
+
+    def treated(self, seed: int, prescriptions: Sequence[Prescription]) -> Patient:
+        """Raises Inapplicable, or what applying raises."""
+        with preserve_rng():
+            patient = self.base(seed).copy()
+            for prescription in prescriptions:
+                seed_all(seed)
+                apply(patient, prescription)
+        return patient
+
+    def judge(self, seed: int, patient: Patient) -> TrainingStep:
+        """The untreated loss in the untreated units: penalties, smoothed labels and scaled targets would not be comparable."""
+        base = self.base(seed)
+        own = {p.treatment for p in patient.applied} & OTHER_LOSS
+        loss = base.workload.loss
+        if loss is None or own:
+            return patient.workload.training_step
+        judge = make_training_step(base.model, loss)
+        return in_untreated_units(judge, base, patient)
+
+    def run(
+        self,
+        seed: int,
+        prescriptions: Sequence[Prescription],
+        steps: int,
+        deadline: float | None = None,
+        watch: Callable[[Course], bool] | None = None,
+    ) -> Result:
+        """Trains this seed's patient. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
+        patient = self.treated(seed, prescriptions) if prescriptions else self.base(seed)
+        course = Course(patient, seed, judge=self.judge(seed, patient))
+        self.carry_on(course, steps, deadline, watch)
+        return self.measured(course)
+
+    def pace(self, seconds: float) -> Pace:
+        """A few steps of the untreated model, for so long at most, and one validation."""
+        course = Course(self.base(0), 0, judge=self.judge(0, self.base(0)))
+        course.validate()
+        course.train(TIMED_STEPS, deadline=time.perf_counter() + seconds)
+        start = course.validated[0][1] if course.validated else course.losses[0] if course.losses else math.nan
+        return Pace(course.step_seconds, course.validating, start)
+
+    def carry_on(self, course: Course, steps: int, deadline: float | None, watch: Callable[[Course], bool] | None = None) -> None:
+        """To so many steps, with a validation at every checkpoint. Rare ones, as at 0.1, 0.2, ... of the way, keep its cost low."""
+        every = max(1, steps // CHECKPOINTS)
+        if watch is None:
+            course.train(steps, deadline=deadline, validate_every=every)
+            return
+        while course.step < steps and course.ended == "done":
+            course.train(min(steps, course.step + every), deadline=deadline, validate_every=every)
+            if course.ended == "done" and not watch(course):
+                course.ended = "budget"
+
+    def measured(self, course: Course) -> Result:
+        run, patient = course.run(), course.patient
+        seconds = course.step_seconds
+        lost = run.ended in ("non-finite", "raised")
+        if lost:
+            return Result(run, math.inf, step_seconds=seconds)
+        sparsity = zeros(patient)
+        if not course.parts:
+            return Result(run, training_loss(run), sparsity=sparsity, step_seconds=seconds)
+        parts = settled(course.parts)
+        value = sample_mean(parts, patient.workload.val_batches)
+        if not math.isfinite(value):
+            return Result(run, math.inf, step_seconds=seconds)
+        result = Result(run, value, parts, tuple(course.parts), self._scores(course, value), sparsity, seconds)
+        return self.stopped(result, course.seed) if stops_early(patient.applied) else result
+
+    def stopped(self, result: Result, seed: int) -> Result:
+        """The same run, ended early. Its other scores are of the last step, and are left out."""
+        if result.lost or not result.checkpoints:
+            return result
+        batches = self.base(seed).workload.val_batches
+        parts = stopped_early(result.checkpoints, batches)
+        return replace(result, value=sample_mean(parts, batches), parts=parts, scores={})
+
+    def _scores(self, course: Course, value: float) -> dict[str, float]:
+        """The metrics of the task, and the generalization gap: validation loss less training loss."""
+        w = course.patient.workload
+        gap = {"generalization gap": value - training_loss(course.run())}
+        try:
+            with course.evaluating() as model:
+                found = predictions(model, w.val_batches) if w.loss is not None else None
+            return (scores(self.task, found, value, w) if found is not None else {}) | gap
+        except Exception:  # outputs of the user's model that no metric takes: the loss is what there is
+            return gap
+
+    def tell_task(self) -> Task:
+        """From the untreated model's outputs on the validation batches."""
+        course = Course(self.base(0), 0)
+        try:
+            with course.evaluating() as model:
+                found = predictions(model, course.patient.workload.val_batches)
+            self.task = task_of(self.workload, found)
+        except Exception:  # the user's own code runs here: then only losses are compared
+            self.task = "other"
+        return self.task
+
+
+def settled(checkpoints: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Loss on each validation batch, the mean over the last fifth of the run: a single step is at the mercy of the batch before it."""
+    last = checkpoints[-max(1, len(checkpoints) // 5) :]
+    return tuple(fmean(losses) for losses in zip(*last, strict=True))
+
+
+def zeros(patient: Patient) -> float | None:
+    """Share of the entries of all trainable weights with two axes or more that are exactly zero."""
+    weights = [p for p in patient.model.parameters() if p.requires_grad and p.dim() >= 2]
+    count = sum(p.numel() for p in weights)
+    return float(sum(int((p == 0).sum()) for p in weights)) / count if count else None
+
+
+def spread(run: Run) -> float | None:
+    """Largest over median gradient norm after the first steps."""
+    norms = [n for n in run.gradient_norms[SETTLED:] if math.isfinite(n)]
+    middle = float(torch.tensor(norms).median()) if norms else 0.0
+    return max(norms) / middle if middle > 0 else None

@@ -1,0 +1,148 @@
+"""Who is in the trial, their results by seed, and how they compare with the untreated model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median, stdev
+
+from gradcheck.training.paired import paired_effect
+from gradcheck.trials.lab import OTHER_LOSS, Result
+from gradcheck.trials.worker_pool import Answer
+from gradcheck.types.fix import Effect, Prescription
+
+RELEVANT_SHARE = 0.02  # of the loss at the start, or of the best constant prediction: SCIENCE, fix verification protocol
+HOPEFUL = 2.0  # how much further the interval of an undecided effect reaches to the good side
+RELEVANT_SCORE = 0.02  # of accuracy or R2, where losses cannot be compared
+
+
+@dataclass
+class Contestant:
+    """A remedy at one strength, or several remedies together. `family`: the remedy, whatever its strength."""
+
+    name: str
+    title: str
+    prescriptions: tuple[Prescription, ...] = ()
+    results: dict[int, Result] = field(default_factory=dict)
+    failure: str = ""  # why it cannot be applied, or what it raised
+    inapplicable: bool = False
+    variant: bool = False  # at another strength than the prescribed one
+
+    def note(self, seed: int, answer: Answer) -> bool:
+        """Keeps the result of a run, or why there will be none. Whether it went to its end."""
+        result = answer.result
+        if result is None:
+            if answer.begun:
+                self.failure, self.inapplicable = answer.failure, answer.inapplicable
+            return False
+        if result.cut:
+            return False
+        if result.run.ended == "raised" and self.prescriptions:
+            self.failure = str(result.run.error)
+        self.results[seed] = result
+        return True
+
+    @property
+    def judged_by_score(self) -> bool:
+        return any(p.treatment in OTHER_LOSS for p in self.prescriptions)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What differences are measured by."""
+
+    metric: str
+    relevant: float  # smallest difference of the metric that counts
+    score: str | None  # metric for entries whose losses mean something else
+    overlap: float = 0.0  # see `paired_interval`
+    sampled: bool = False  # all seeds have the same validation samples
+
+
+def values(contestant: Contestant, base: Contestant, seeds: Sequence[int], stick: Yardstick) -> tuple[list[float], list[float]]:
+    """Untreated and treated value on each seed. Divergence is infinitely bad."""
+    if not contestant.judged_by_score or stick.score is None:
+        return [base.results[s].value for s in seeds], [contestant.results[s].value for s in seeds]
+    pairs = [[x.results[s].scores.get(stick.score, -math.inf) for s in seeds] for x in (base, contestant)]
+    return pairs[0], pairs[1]
+
+
+def shared(contestant: Contestant, base: Contestant, seeds: Sequence[int] | None = None) -> list[int]:
+    """Seeds on which both have run."""
+    return [s for s in sorted(contestant.results) if s in base.results and (seeds is None or s in seeds)]
+
+
+def gain(contestant: Contestant, base: Contestant, stick: Yardstick, seeds: Sequence[int] | None = None) -> float:
+    """How much better than untreated, in units of the smallest difference that counts; the mean over the seeds."""
+    both = shared(contestant, base, seeds)
+    if not both:
+        return -math.inf
+    before, after = values(contestant, base, both, stick)
+    scored = contestant.judged_by_score and stick.score is not None
+    unit = RELEVANT_SCORE if scored else stick.relevant
+    signs = -1.0 if scored else 1.0
+    if not scored and all(0 < x < math.inf for x in (*before, *after)):
+        ratio = fmean(math.log(a / b) for a, b in zip(after, before, strict=True))
+        return -median(before) * math.expm1(ratio) / unit
+    differences = [0.0 if a == b else signs * (a - b) / unit for a, b in zip(before, after, strict=True)]
+    return fmean(differences) if all(map(math.isfinite, differences)) else median(differences)
+
+
+def compare(
+    contestant: Contestant, base: Contestant, stick: Yardstick, seeds: Sequence[int] | None = None, confidence: float = 0.95
+) -> Effect | None:
+    """The paired effect on the seeds that both ran on; None when there are none."""
+    both = shared(contestant, base, seeds)
+    if not both:
+        return None
+    before, after = values(contestant, base, both, stick)
+    scored = contestant.judged_by_score and stick.score is not None
+    error = 0.0 if scored or not stick.sampled else sampling_error(contestant, base, both)
+    return paired_effect(
+        before,
+        after,
+        metric=str(stick.score) if scored else stick.metric,
+        lower_is_better=not scored,
+        confidence=confidence,
+        overlap=stick.overlap,
+        sampling_error=error,
+        ratios=not scored,
+        ceiling=None if scored else ceiling([*before, *after], [base.results[s] for s in both]),
+    )
+
+
+def ceiling(losses: Sequence[float], untreated: Sequence[Result]) -> float | None:
+    """What a diverged run counts as in an interval: the worst loss seen, that of an untrained model included. It was no better."""
+    starts = [r.run.validated[0][1] if r.run.validated else r.run.losses[0] for r in untreated if r.run.validated or r.run.losses]
+    return max((x for x in (*losses, *starts) if math.isfinite(x)), default=None)
+
+
+def sampling_error(contestant: Contestant, base: Contestant, seeds: Sequence[int]) -> float:
+    """Standard error of the logarithm of the ratio of mean losses: how much it hangs on the samples that happen to be for validation.
+
+    From the losses a and b on each validation batch, by the delta method: the error of  mean(b / mean b - a / mean a).
+    """
+    rows = [(base.results[s].parts, contestant.results[s].parts) for s in seeds]
+    rows = [(a, b) for a, b in rows if a and len(a) == len(b)]
+    if not rows or len(rows[0][0]) < 2:
+        return 0.0
+    before, after = ([fmean(row[side][i] for row in rows) for i in range(len(rows[0][0]))] for side in (0, 1))
+    if not all(0 < fmean(x) < math.inf for x in (before, after)):
+        return 0.0
+    spread = [b / fmean(after) - a / fmean(before) for a, b in zip(before, after, strict=True)]
+    return stdev(spread) / math.sqrt(len(spread))
+
+
+def is_undecided(effect: Effect, stick: Yardstick) -> bool:
+    """Whether an improvement that would count cannot be told from chance, though the better part of its interval is on the good side."""
+    unit = stick.relevant if effect.lower_is_better else RELEVANT_SCORE
+    low, middle, high = effect.low, effect.difference, effect.high
+    if not effect.lower_is_better:
+        low, middle, high = -high, -middle, -low
+    return middle <= -unit and high >= 0 and -low > HOPEFUL * high
+
+
+def is_relevant(effect: Effect, stick: Yardstick) -> bool:
+    """Whether the difference is large enough to matter; divergence always is."""
+    unit = stick.relevant if effect.lower_is_better else RELEVANT_SCORE
+    return not abs(effect.difference) < unit  # NaN and infinities count

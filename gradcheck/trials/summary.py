@@ -1,0 +1,110 @@
+"""What came of a trial, in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gradcheck.report.formatting import counted, number
+from gradcheck.trials.standings import Yardstick
+from gradcheck.types.fix import Effect
+from gradcheck.types.trial import Entry
+
+EVEN = 1.5  # an interval is written with ± when its longer side is no more than this many times the shorter one
+CALM = 3.0  # largest over median gradient norm of a training without spikes: CLIP001's healthy trainings
+REGULARIZING = frozenset(
+    "l1 l2 elastic-net dropout early-stopping label-smoothing mixup random-flip random-shift random-crop input-noise token-dropout "
+    "decoupled-weight-decay smaller-network".split()
+)
+
+
+def explained(entry: Entry, base: Entry, stick: Yardstick) -> Entry:
+    """The entry with its sentence."""
+    return replace(entry, text=sentence(entry, base, stick))
+
+
+def sentence(entry: Entry, base: Entry, stick: Yardstick) -> str:
+    effect = entry.effect
+    if entry.status == "inapplicable":
+        return f"{entry.title} is not applicable: {entry.reason}"
+    if entry.status == "failed":
+        return f"{entry.title} could not be tried: {entry.reason}"
+    if entry.status == "untried" or effect is None:
+        return f"{entry.title} was not tried: time was up"
+    if entry.status == "diverged":
+        return f"{entry.title} diverges in {entry.diverged} of {counted(entry.seeds, 'seed')}"
+    if entry.status == "helps" and math.isinf(effect.base):
+        trained = f"{effect.metric} {number(effect.treated)}"
+        return f"{entry.title} trains ({trained}) where the untreated model diverges in {base.diverged} of {counted(base.seeds, 'seed')}"
+    if entry.status in ("helps", "worse"):
+        return f"{entry.title} {moves(effect)}{sparse(entry, base)}"
+    if entry.status == "promising":
+        tried = f"in {counted(entry.seeds, 'seed')} of the screening"
+        return f"{entry.title} {moves(effect)} {tried}; whether that is chance was not tested in the final"
+    return f"{entry.title} {nothing(effect, stick)}{why_nothing(entry, base, stick)}{sparse(entry, base)}"
+
+
+def moves(effect: Effect) -> str:
+    """`lowers validation loss by 0.12 ± 0.03 (1.5 -> 1.38)`."""
+    verb = "lowers" if effect.difference < 0 else "raises"
+    return f"{verb} {effect.metric} by {amount(effect)} ({number(effect.base)} -> {number(effect.treated)})"
+
+
+def amount(effect: Effect) -> str:
+    ends = sorted((abs(effect.difference - effect.low), abs(effect.high - effect.difference)))
+    if not math.isfinite(ends[1]):
+        return number(abs(effect.difference))
+    if ends[1] <= EVEN * ends[0]:
+        return f"{number(abs(effect.difference))} ± {number(sum(ends) / 2)}"
+    low, high = sorted((effect.low, effect.high), key=abs) if effect.low * effect.high > 0 else (effect.low, effect.high)
+    sign = 1 if low * high < 0 else math.copysign(1, effect.difference)
+    return f"{number(abs(effect.difference))} ({number(sign * low)} to {number(sign * high)})"
+
+
+def nothing(effect: Effect, stick: Yardstick) -> str:
+    if effect.difference == 0 or not math.isfinite(effect.difference):
+        return "changes nothing"
+    shown = f"{'+' if effect.difference > 0 else '-'}{amount(effect)}"
+    small = effect.lower_is_better and abs(effect.difference) < stick.relevant
+    return f"changes {effect.metric} by {shown}: {'too little to count' if small else 'that may be chance'}"
+
+
+def why_nothing(entry: Entry, base: Entry, stick: Yardstick) -> str:
+    """What of the untreated training explains that the remedy has nothing to do."""
+    calm = base.gradient_spread is not None and base.gradient_spread < CALM
+    if "clip" in entry.name and "+" not in entry.name and calm:
+        return f"; your gradients never spike (the largest is {number(base.gradient_spread or 0.0)} times the median)"
+    gap = next((s.median for s in base.scores if s.metric == "generalization gap"), None)
+    if entry.name in REGULARIZING and gap is not None and gap < stick.relevant:
+        return "; there is nothing to regularize: validation loss is as low as training loss"
+    return ""
+
+
+def sparse(entry: Entry, base: Entry) -> str:
+    if entry.sparsity is None or entry.sparsity <= (base.sparsity or 0.0) + 0.01:
+        return ""
+    return f"; {entry.sparsity:.0%} of the weights are exactly zero"
+
+
+def verdict(entries: Sequence[Entry], recommended: str, base: Entry, stick: Yardstick, ended: str) -> str:
+    """The trial in one or two sentences."""
+    chosen = next((e for e in entries if e.name == recommended), None) if recommended else None
+    cut = {"budget": " Time was up before the end.", "interrupted": " It was interrupted: what is shown is partial."}.get(ended, "")
+    if chosen is not None:
+        others = [e for e in entries if e.status == "helps" and e is not chosen and " + " not in e.name]
+        more = f" Also better than untreated: {', '.join(e.title for e in others[:4])}." if others else ""
+        return f"{chosen.text[:1].upper()}{chosen.text[1:]}.{more}{cut}"
+    tested = [e for e in entries if e.effect is not None]
+    hopeful = [e.title for e in entries if e.status in ("promising", "undecided")]
+    if not tested:
+        return f"Nothing was compared.{cut}"
+    if hopeful:
+        more = "" if cut else " More seeds would tell: raise the budget."
+        return f"Undecided: {', '.join(hopeful[:4])} looked better, but that may be chance.{more}{cut}"
+    if base.diverged > base.seeds / 2:
+        return f"The untreated model diverges, and none of the {len(tested)} that entered cures that.{cut}"
+    least = number(stick.relevant)
+    return (
+        f"No difference: none of {len(tested)} lowers the {stick.metric} by {least} or more beyond chance. Leave the model as it is.{cut}"
+    )

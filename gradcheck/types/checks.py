@@ -1,0 +1,237 @@
+"""What the checks beside the probe found, each made on a copy of its own: derivatives, dependence, recurrence, ..."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gradcheck.types.location import Location
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Directional derivatives of the loss in float64: autograd against central differences, along random directions."""
+
+    error: float  # median over directions of |difference - autograd| / the larger of both
+    directions: int
+    deterministic: bool = True  # two forward passes gave the same loss
+    function: str | None = None  # the custom autograd Function behind it
+    function_error: float | None = None  # the same measure for that function by itself
+    layer: str = ""  # module that it was localised to
+    site: Location | None = None
+    # A mismatch that is meant: values that autograd is told to see differently.
+    intended: Literal["straight-through", "gradient-reversal", "gradient-scaling", "stop-gradient"] | None = None
+    hook: Literal["tensor", "module"] | None = None  # a backward hook that changes the gradient is behind it,
+    hook_factor: float | None = None  # <gradient it returns, gradient it gets> / ||gradient it gets||^2
+    gradcheck: str | None = None  # what torch.autograd.gradcheck says of the function; None: not run, or it agrees
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """What the model's output for a sample depends on: dropout off, normalization statistics frozen."""
+
+    mixed: float | None = None  # change of the other samples' output when some samples are replaced, relative to their own change
+    layer: str = ""  # the first module whose output mixes samples
+    site: Location | None = None
+    operation: str | None = None  # and the function in it: "lstm", "softmax", "reshape"
+    # Mixing that is usually meant: statistics over the batch, relations of all samples to each other, choices by rank.
+    meant: Literal["statistics", "relation", "routing"] | None = None
+    ordered: bool = False  # what a sample gets depends on where in the batch it stands
+    certain: bool = True  # it is known which axis the samples are on
+    input_effect: float | None = None  # relative change of the output when every sample gets another one's input
+    trained_loss: float | None = None  # of the trained copy on its batches,
+    shuffled_loss: float | None = None  # with the inputs of each batch shuffled against its targets,
+    standard_error: float | None = None  # and of their difference
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """How the gradient of the last time step travels back through a recurrent layer, fused or written by hand."""
+
+    layer: str
+    type: str  # "LSTM", "GRU", "RNN", "RNNCell", ..., or the name of the hand-written module
+    site: Location | None
+    steps: int  # time steps T
+    hidden: int | None = None  # units of the state
+    # ||d(loss) / d(input of step t)||, or of a hand-written layer's recurrent weights' output; with `every_step`, in a fused
+    # layer, of the last step's output instead of the loss. From the step that the loss sees least to the one that it sees best.
+    gradients: tuple[float, ...] = ()
+    slope: float | None = None  # decades per time step, positive: vanishes towards the first one
+    every_step: bool = False  # the loss sees the outputs of all steps, not only of the last one, and its gradient reaches each
+    spectral_radius: float | None = None  # of the recurrent weights; simple recurrent layers only
+    forget_bias: float | None = None  # mean of the forget gate's bias, both of torch's added; LSTM only
+
+
+@dataclass(frozen=True)
+class SampleGradients:
+    """Gradients of single samples of a batch, and how much they disagree."""
+
+    norms: tuple[float, ...] = ()  # 2-norm of the gradient of some samples of the first batch, before training
+    batch: int = 0  # samples in a batch of the user
+    largest: int | None = None  # index in the first batch of the sample with the largest norm
+    noise_scale: float | None = None  # samples, after the probe; McCandlish et al. 2018: trace of the covariance over the squared mean
+    noise_low: float | None = None  # interval of it over the draws
+    noise_high: float | None = None
+    draws: int = 0
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention weights of one layer before training, over unmasked keys."""
+
+    layer: str
+    site: Location | None
+    heads: int
+    keys: int
+    entropy: float  # lowest over heads of the mean entropy over queries, relative to log(keys that are not masked)
+    logit_max: float | None = None  # largest |logit| before the softmax
+    logit_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Ridge regression of the targets on the raw inputs, on held-out samples. Made only when the probe failed."""
+
+    explained: float  # share of the targets' variance (of one column a class)
+    shuffled: float  # the same when the targets are shuffled over the samples: what chance gives
+    samples: int
+    features: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The trained copy in evaluation mode, on the training batches of the probe and on validation batches."""
+
+    train_loss: float
+    loss: float
+    standard_error: float  # of the difference
+    start_loss: float | None = None  # on the validation batches before training
+    samples: int = 0  # validation samples
+    lowest: float | None = None  # lowest loss on them during the training, followed only where the end lies above the training loss,
+    lowest_step: int | None = None  # and after how many steps
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Largest eigenvalue of the Hessian of the loss at the start, as far as a few iterations reach: never more than it."""
+
+    value: float
+    method: Literal["hessian-vector products", "finite differences"]
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Gradient clipping that the user configured."""
+
+    kind: Literal["norm", "value", "adaptive"]
+    threshold: float  # norm of all gradients together, largest entry, or share of the norm of a unit's weights
+    clipped: float | None = None  # share of the probe's steps, after the first 20, whose norm was above the threshold
+    coordinates: float | None = None  # by value: share of gradient entries that were clipped
+    cosine: float | None = None  # by value: of the clipped gradient with the unclipped one, the mean over measured steps
+    site: Location | None = None
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """A place where the training step drops values at random."""
+
+    layer: str  # module, or "module:dropout" for a functional call in it
+    rate: float  # share that is dropped
+    site: Location | None = None
+    attention: bool = False  # on attention weights
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """Terms over the weights themselves that the loss adds by hand, and the rest of the loss, before training."""
+
+    value: float
+    data: float
+    degree: float  # <gradient of the penalty, weights> / penalty: 1 for L1, 2 for L2
+
+
+@dataclass(frozen=True)
+class LossOperation:
+    """A logarithm, exponential or division between the last weighted layer and the loss, with nothing that keeps it in its domain."""
+
+    operation: Literal["log", "exp", "division"]
+    # What its argument is: probabilities of a softmax or sigmoid, a sum of exponentials, or a layer's output as it is.
+    of: Literal["softmax", "sigmoid", "sum of exponentials", "output", "other"]
+    site: Location | None
+    layer: str = ""  # module that it lies in; "" outside the model
+    minimum: float | None = None  # range of its argument in the first step (division: of |denominator|)
+    maximum: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A subtraction between output and target outside the model: a regression loss written by hand."""
+
+    site: Location | None
+    shape: tuple[int, ...]
+    output_mean: float
+    output_std: float
+    target_mean: float
+    target_std: float
+
+
+@dataclass(frozen=True)
+class HalfGradients:
+    """Gradients of layers that compute in float16, with the loss as it is and with the loss scaled up."""
+
+    scale: float  # factor on the loss
+    flushed: float  # share of gradient entries that are 0 as it is and are not 0 when scaled
+    entries: int
+    layer: str = ""  # the one with the largest share,
+    layer_flushed: float = 0.0  # and its share
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the training loses by the cause of a finding: trained as it is, and with a change, on the same batches and random numbers.
+
+    Losses are those of the data in evaluation mode: dropout off, labels not smoothed, no penalty on the weights. Of several pairs of
+    trainings, those of the pair that shows least.
+    """
+
+    code: str  # of the finding,
+    layers: tuple[str, ...]  # with its layers
+    location: Location | None  # and its place
+    change: str  # what the other training had or lacked: "with forget-bias", "without dropout"; "": no change could make a difference
+    steps: int
+    start: float  # loss before training
+    early: float  # trained as it is, after as many steps as the probe may take,
+    loss: float  # and at the end; infinite when it diverged
+    changed: float  # trained with the change
+    chance: float | None = None  # loss of the best constant prediction
+    pairs: int = 1  # of trainings, each with its own order of the batches
+    held_out: bool = False  # the losses are on batches that were not trained on: of a change that regularizes less
+    errors: tuple[str, ...] = ()  # codes of those that the training has as it is, and that this may be the cause of
+
+
+@dataclass(frozen=True)
+class IdleTerm:
+    """A part of the loss that trains nothing, neither before training nor after the probe."""
+
+    # zero: its gradient is; cut: it was cut off from what carries gradient; no-weights: a loss of what no trained weight makes;
+    # derivative: of the model, zero everywhere; equals: a difference of two numbers that are always equal.
+    kind: Literal["zero", "cut", "no-weights", "derivative", "equals"]
+    operation: str
+    site: Location | None
+    value: float
+    loss: float  # |the whole loss|
+    order: int = 0  # of a derivative
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of a loss that compares them with each other only. The spread: 1 for points all around, 0 for one point."""
+
+    start: float  # spread before training,
+    end: float  # and after the probe
+    start_loss: float
+    loss: float
+    constant_loss: float  # with one point, any, in the place of all of them
+    stopped: bool  # gradient is stopped on one side
+    site: Location | None = None  # of the loss

@@ -1,0 +1,54 @@
+"""What a watched run says of itself while it goes on: one Frame for each measured step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradcheck.types.finding import Severity
+
+
+@dataclass(frozen=True)
+class LiveLayer:
+    """A layer at the last measured step."""
+
+    name: str
+    gradient: float | None = None  # rms of dL/d(output)
+    update: float | None = None  # ||change|| / ||weight||
+    dead: float | None = None  # share of its units
+
+
+@dataclass(frozen=True)
+class LiveFinding:
+    severity: Severity
+    code: str
+    name: str
+    message: str
+    place: str = ""  # path:line:column
+
+
+@dataclass(frozen=True)
+class Frame:
+    step: int
+    loss: float
+    losses: tuple[float, ...] = ()  # over the whole run, evenly thinned
+    norm: float | None = None  # of all gradients together, before clipping
+    norms: tuple[float, ...] = ()  # at the measured steps
+    update: float | None = None  # ||change|| / ||weight||, median over the weight matrices
+    rate: float = 0.0  # learning rate
+    speed: float = 0.0  # steps a second
+    overhead: float | None = None  # share of the run's time that watching takes
+    layers: tuple[LiveLayer, ...] = ()  # the worst first
+    findings: tuple[LiveFinding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """Entries of a tensor by size: counts[i] of those that were sampled have an absolute value in [2**(low + i), 2**(low + i + 1))."""
+
+    low: int
+    counts: tuple[int, ...]
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """log2 of the bounds of the bins, one more than there are bins."""
+        return tuple(float(self.low + i) for i in range(len(self.counts) + 1))

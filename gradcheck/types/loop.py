@@ -1,0 +1,153 @@
+"""What the user's own training loop did, as it was seen for one optimizer while the script ran.
+
+None is what nobody looked at. That there was none of something is a fact, and has a value: 0, (), NO_SCALER, NEVER_EVALUATED.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gradcheck.types.location import Location
+
+
+@dataclass(frozen=True)
+class LoopClip:
+    """Calls of `clip_grad_norm_` or `clip_grad_value_` at one place. The counts are of calls."""
+
+    kind: Literal["norm", "value"]
+    threshold: float
+    calls: int
+    parameters: int  # that the last call was given
+    empty: int = 0  # given no parameter at all
+    foreign: int = 0  # given parameters that no optimizer of the script holds
+    late: int = 0  # the gradients had been used by a step already
+    early: int = 0  # the parameters had no gradient yet
+    scaled: int = 0  # the gradients were still multiplied by the scaler's factor
+    site: Location | None = None
+
+
+@dataclass(frozen=True)
+class LoopScaler:
+    """A GradScaler and how the loop used it."""
+
+    enabled: bool  # False: the scaler was made, and switched itself off for want of the device
+    factor: float  # of the loss
+    scaled: int  # backward passes of a scaled loss
+    steps: int  # steps taken by `scaler.step`
+    bare: int  # steps that the optimizer took by itself on gradients that were still scaled
+    updates: int  # calls of `scaler.update`
+    step_site: Location | None = None
+    scale_site: Location | None = None
+
+
+NO_SCALER = LoopScaler(False, 1.0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class LoopEvaluation:
+    """Steps whose forward pass ran with the model in evaluation mode."""
+
+    steps: int
+    first: int  # the first such step; steps before it were in training mode
+    trained_before: bool  # an earlier step was in training mode
+    dropouts: tuple[str, ...] = ()  # layers that were off
+    norms: tuple[str, ...] = ()  # normalizations with trained weights that used their running statistics
+    fresh: bool = False  # running statistics that had seen no batch
+    site: Location | None = None  # of the call of eval()
+
+
+NEVER_EVALUATED = LoopEvaluation(0, 0, False)
+
+
+@dataclass(frozen=True)
+class LoopBatches:
+    """Whether the data changed from step to step."""
+
+    compared: int  # steps whose inputs were looked at
+    distinct: int  # different ones among them
+    samples: int  # in one batch
+    available: int | None = None  # samples that the loop could draw from, where it is known
+    loader: bool = False  # they come from a DataLoader
+    site: Location | None = None  # where the model is called with them
+
+
+@dataclass(frozen=True)
+class LoopSchedule:
+    """A scheduler of the learning rate: what it was built for, and how the script's loops step it."""
+
+    kind: str  # class name
+    length: int | None  # calls of step() that it is laid out for: total_steps, T_max, step_size, ...; None: not known
+    decay: float | None  # factor on the rate for as many calls, where it goes on falling for ever
+    calls: int  # of step(), by the loop
+    stepped: Literal["step", "epoch", ""]  # after each step of the optimizer, or once in an outer loop; "": not known
+    epochs: int | None = None  # turns of the outer loop over the whole training
+    epoch_steps: int | None = None  # steps of the optimizer in one of them
+    site: Location | None = None  # where it is created
+    step_site: Location | None = None
+
+
+@dataclass(frozen=True)
+class LoopAverage:
+    """A model whose weights follow those of another one, which an optimizer trains."""
+
+    name: str  # variables of the script; "" when they are not known
+    leader: str
+    stale: tuple[str, ...] = ()  # buffers that stayed as they were, while the leader's changed
+    evaluated: bool = False  # it was called in evaluation mode, which uses them
+    graded: int = 0  # parameters of it that the loss sends gradient to
+    site: Location | None = None  # where it is called in evaluation mode, or made
+
+
+@dataclass(frozen=True)
+class SilentTerm:
+    """A part of the loss that says nothing in any pass that was looked at, by what the loop computed without gradient."""
+
+    kind: Literal["equals", "no-weights"]  # a factor that is the difference of equal numbers; a loss that no trained weight has a part in
+    operation: str
+    site: Location | None
+    passes: int
+    low: float = 0.0  # of the numbers that are equal, over all passes
+    high: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoopFacts:
+    """The steps of one optimizer in the user's loop. The counts are of the steps that were looked at."""
+
+    optimizer: str  # its variable in the script
+    steps: int  # that it took while it was looked at
+    backwards: int  # backward passes whose gradients were meant for it
+    ended: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"  # how the run ended; stopped: by gradcheck
+    error: str = ""  # the exception, when the script raised
+    error_site: Location | None = None
+    parameters: int = 0  # tensors in its groups
+    moved: int | None = None  # of these, how many any step or other code changed; None: not looked at
+    losses: tuple[float, ...] = ()  # by step: the sum over its backward passes
+    rates: tuple[float, ...] | None = None  # by step, from the first one on: the largest of its groups
+    base_rate: float = 0.0  # that a scheduler works from; the first rate without one
+    schedules: int | None = None  # calls of a scheduler's step()
+    leftover: int | None = None  # steps whose gradients still held those of the step before
+    lost: int | None = None  # steps whose gradients had been cleared between backward and step
+    accumulated: int | None = None  # backward passes of one step from the same line, usually
+    weight: float | None = None  # sum over these of the factor on the mean loss of each; None when that cannot be told
+    dropped: int | None = None  # steps that lost part of their accumulated passes to a clearing in between
+    clips: tuple[LoopClip, ...] | None = None
+    scaler: LoopScaler | None = None
+    evaluation: LoopEvaluation | None = None
+    batches: LoopBatches | None = None
+    by_hand: bool = False  # the updates are no optimizer's of torch
+    made: int | None = None  # optimizers that were made one after another, for the same parameters and at the same place
+    life: int = 0  # steps that each of them took, usually; 0: there was but one
+    forgets: bool = False  # what the steps of one leave in it is lost with it
+    schedules_made: int | None = None  # schedulers of this optimizer that were made at the same place
+    schedule_life: int = 0  # calls of step() of each of them, usually
+    schedulers: tuple[LoopSchedule, ...] | None = None
+    averages: tuple[LoopAverage, ...] | None = None  # None: not looked at
+    silent: tuple[SilentTerm, ...] | None = None
+    step_site: Location | None = None
+    backward_site: Location | None = None
+    clear_site: Location | None = None
+    schedule_site: Location | None = None
+    made_site: Location | None = None
+    schedule_made_site: Location | None = None

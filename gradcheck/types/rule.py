@@ -1,0 +1,161 @@
+"""What a rule is: a pure function of a Measurement, with its name, limits and page beside it.
+
+    @rule("ACT002", "dead-units", up_to="error", needs=("units",),
+          limits={"warning_share": Limit(0.5, "of units", "SageMaker DeadRelu; ...")})
+    def dead_units(m: Measurement, limits: Limits) -> Verdict:
+        '''Units that are never active ... (the page: fixed headings, see PAGE_HEADINGS)'''
+
+A rule returns a list of findings (empty: passed), or `not_applicable("no ReLU")`, or `not_measured("...")`.
+It imports no torch and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.location import Location
+
+if TYPE_CHECKING:
+    from gradcheck.types.measurement import Measurement
+
+# What a rule can ask to be measured. The union over the selected rules is measured once.
+Need = Literal[
+    "signals",  # Layer.snapshots: outputs and gradients
+    "units",  # Layer.units, dead_units
+    "similarity",  # Snapshot.sample_cosine, token_cosine
+    "parameters",  # Parameter: weights, gradients and updates at the measured steps
+    "graph",  # Layer.activation, normalized, residual, head; hidden, softmaxes, mixes, norms, pairs, streams
+    "reach",  # Parameter.used, cuts: which parameters the loss reaches
+    "optimizer",  # OptimizerFacts, and the groups that hold each Parameter
+    "losses",  # LossCall
+    "data",  # DataFacts
+    "probe",  # the short training with the user's optimizer, and the experiments that follow when it fails
+    "numerics",  # NonFinite
+    "derivatives",  # Derivatives, and the following as in nouns/checks.py
+    "dependence",
+    "sequence",  # SequenceFacts
+    "padding",
+    "routing",  # Router
+    "recurrence",
+    "samples",
+    "attention",
+    "precision",  # HalfGradients
+    "validation",
+    "baseline",
+    "sharpness",
+    "terms",  # IdleTerm
+    "embeddings",
+    "functional_step",
+    "epsilon",  # small_epsilon
+    "clipping",  # Clip
+    "regularization",
+    "normalization",  # Statistics; runs the probe first
+    "loop",  # LoopFacts: only where a training script was run, or a training was watched
+]
+
+PAGE_HEADINGS = (
+    "What it finds",
+    "Why it matters",
+    "How it is measured",
+    "Limits and their sources",
+    "When to ignore it",
+    "Example",
+    "Use instead",
+    "References",
+)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A threshold of a rule, settable as `[tool.gradcheck.rules.NAME] limit-name = value`."""
+
+    value: float
+    unit: str
+    source: str  # where the number comes from: a paper, or the benchmark that set it
+
+
+Limits = Mapping[str, float]  # limit name -> value, the user's settings applied
+
+
+@dataclass(frozen=True)
+class NoVerdict:
+    status: Literal["not-applicable", "not-measured"]
+    reason: str
+
+
+Verdict = Sequence[Finding] | NoVerdict
+
+
+def not_applicable(reason: str) -> NoVerdict:
+    """The rule has nothing to judge here: "no ReLU in the model"."""
+    return NoVerdict("not-applicable", reason)
+
+
+def not_measured(reason: str) -> NoVerdict:
+    """What the rule judges exists but could not be measured."""
+    return NoVerdict("not-measured", reason)
+
+
+def found(
+    severity: Severity,
+    message: str,
+    *,
+    layers: Sequence[str] = (),
+    location: Location | None = None,
+    evidence: Sequence[Evidence] = (),
+    remedies: Sequence[Remedy] = (),
+    confirmed: str = "",
+) -> Finding:
+    """A finding of the rule that is running; the judge adds its code and name."""
+    return Finding("", "", severity, message, tuple(layers), location, tuple(evidence), tuple(remedies), confirmed)
+
+
+@dataclass(frozen=True)
+class Rule:
+    code: str
+    name: str
+    up_to: Severity
+    check: Callable[[Measurement, Limits], Verdict]
+    needs: tuple[Need, ...] = ()
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    explains: tuple[str, ...] = ()  # codes that are consequences when this rule fires with at least their severity
+    wants: tuple[Need, ...] = ()  # measured for it as well; the rule judges without when that failed
+    origin: str = "gradcheck"  # distribution or file that brought it
+    explains_here: tuple[str, ...] = ()  # codes that are consequences when they point at the same expression
+
+    @property
+    def family(self) -> str:
+        return self.code.rstrip("0123456789")
+
+    @property
+    def page(self) -> str:
+        import inspect
+
+        return inspect.cleandoc(self.check.__doc__ or "")
+
+    @property
+    def summary(self) -> str:
+        return self.page.partition("\n")[0].rstrip(".")
+
+
+def rule(
+    code: str,
+    name: str,
+    *,
+    up_to: Severity,
+    needs: Sequence[Need] = (),
+    limits: Mapping[str, Limit] | None = None,
+    explains: Sequence[str] = (),
+    wants: Sequence[Need] = (),
+    explains_here: Sequence[str] = (),
+) -> Callable[[Callable[[Measurement, Limits], Verdict]], Rule]:
+    """Makes a rule of a function. List the result in its module's `RULES`."""
+
+    def wrap(check: Callable[[Measurement, Limits], Verdict]) -> Rule:
+        here = tuple(explains_here)
+        return Rule(code, name, up_to, check, tuple(needs), dict(limits or {}), tuple(explains), tuple(wants), explains_here=here)
+
+    return wrap

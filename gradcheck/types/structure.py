@@ -1,0 +1,67 @@
+"""What the first step shows of normalizations, of linear layers in a row, and of residual streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradcheck.types.location import Location
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One call of a normalization in the first step. Fields from `values` on are those of batch normalization."""
+
+    layer: str
+    site: Location | None
+    batch: bool  # normalises each feature over the batch
+    added: bool = False  # post-norm: takes the sum of a normalised bypass and a branch, and nothing else takes that sum
+    values: float | None = None  # values that a feature's mean and variance are taken over
+    index: int | None = None  # position among the batch normalizations of a step
+    of_batch: bool = True  # uses the statistics of the batch, not the running ones
+    momentum: float | None = None  # weight of the newest batch in the running statistics; None: cumulative, or no such statistics
+    tracks: bool = False  # it has running statistics
+    fresh: bool = False  # the running statistics are still those of a new layer: mean 0, variance 1
+    trains: bool = True  # its gain, or something before it, is trained
+    after: str | None = None  # linear or conv layer whose output it takes directly, feature by feature
+    dropout: str | None = None  # dropout whose output reaches it through at most linear, conv and activation layers
+    dropout_rate: float = 0.0
+    # Variance of the dropout's output, dropout on, over that of its input: what the running variance is too large by. Only where
+    # nothing lies between the two.
+    dropout_shift: float | None = None
+    raised: str | None = None  # what torch said when it refused the batch
+
+
+@dataclass(frozen=True)
+class LinearPair:
+    """Two linear, or two conv, layers with nothing but affine operations between them."""
+
+    first: str
+    second: str
+    inputs: int  # per unit of the first
+    inner: int  # units (channels) of the first
+    outputs: int  # of the second
+    alone: bool = True  # the output of the first goes nowhere else
+    projects: bool = False  # the first takes the product of two activations, as the output projection of an attention does
+    batch_norm: bool = False  # a batch normalization lies between them
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A residual stream: sums of a bypass and a branch, each the bypass of the next one. Sizes are root mean squares at the start."""
+
+    layers: tuple[str, ...]  # modules in which the sums are made
+    site: Location | None  # of the first sum
+    start: float  # size of the bypass of the first sum
+    end: float  # size of the last sum
+    ratios: tuple[float, ...]  # branch over bypass at each sum
+    normalized: bool = False  # a normalization takes the last sum
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The trained copy on the batches of the probe, dropout off: what batch normalization's running statistics are worth."""
+
+    evaluated: float  # loss in evaluation mode
+    batch: float  # loss with the statistics of each batch
+    # Running variance over the variance that the layer sees in evaluation mode, the median over features, by Norm.index.
+    shifts: tuple[float, ...] = ()

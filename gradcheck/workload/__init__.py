@@ -1,0 +1,1 @@
+"""A training as objects, and faithful copies of it."""

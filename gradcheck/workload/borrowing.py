@@ -1,0 +1,206 @@
+"""Training the user's own modules for a while, where no faithful copy of them can be made, and putting everything back.
+
+A `State` holds all that a training changes: tensors by their data, gradients, plain attributes, tables of hooks and submodules. States are
+put into the modules in turn, one at a time; the tensors and modules themselves stay the same objects. The data of a state that is not in
+place stay where they are, or, of a model that is too large to be held twice by its device, go to the CPU's memory.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from gradcheck.errors import TargetError
+from gradcheck.workload.copying import Memo, duplicate
+
+T = TypeVar("T")
+
+_CONTAINERS = (list, dict, set, collections.OrderedDict, collections.defaultdict, collections.deque)
+
+
+@dataclass(eq=False)
+class State:
+    """What the modules hold while this state is in place; taken from them when another one comes."""
+
+    data: dict[int, torch.Tensor] = field(default_factory=dict)  # by id of the tensor
+    gradients: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    trained: dict[int, bool] = field(default_factory=dict)  # requires_grad of leaves
+    attributes: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
+    contents: list[tuple[Any, Any]] = field(default_factory=list)  # containers in the attributes, with shallow copies
+
+    def copy(self, *, shared: bool) -> State:
+        """Another state that starts out the same, without gradients. `shared`: with the same data, which nobody writes to."""
+        data = self.data if shared else {key: value.clone() for key, value in self.data.items()}
+        return State(data, {}, dict(self.trained), self.attributes, self.contents)
+
+
+class Borrowed:
+    """Modules of the user's, and which state is in place. `give_back` may be called at any time, and twice."""
+
+    def __init__(self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = "", spill: bool = False) -> None:
+        """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user. `spill`: the device holds
+        the tensors once only, and the CPU's memory holds what is not in place."""
+        self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
+        self.why, self.spill = why, spill
+        self.tensors = {id(t): t for t in (*tensors, *_tensors_of(self.modules))}
+        self._guards = ExitStack()
+        self._theirs = State()
+        self._keep(self._theirs)
+        self._initial = self._active = self._theirs
+
+    def start_from(self, earlier: State, copies: Mapping[int, nn.Module]) -> None:
+        """Trainings start from the data of an earlier state; from the plain attributes of the modules' `copies` of then, by id."""
+        now = self._theirs
+        attributes = [(m, {**held, **_plain_attributes(copies.get(id(m)))}) for m, held in now.attributes]
+        self._initial = State({**now.data, **earlier.data}, {}, {**now.trained, **earlier.trained}, attributes, now.contents)
+
+    def freeze(self, key: int) -> None:
+        """A tensor, by id, is not trained."""
+        initial = self._initial
+        self._initial = State(initial.data, {}, {**initial.trained, key: False}, initial.attributes, initial.contents)
+
+    def lend(self) -> State:
+        """Puts a fresh copy of the initial state in place."""
+        state = self._initial.copy(shared=self.spill)
+        self.use(state)
+        return state
+
+    def use(self, state: State) -> None:
+        """Puts a state in place, and keeps the one that was."""
+        if state is self._active:
+            return
+        if self._active is not self._theirs:
+            self._keep(self._active)
+        else:
+            self._guard_versions()
+        self._put(state)
+        self._active = state
+
+    def give_back(self) -> None:
+        """The modules are the user's again, bit for bit as they were."""
+        if self._active is not self._theirs:
+            self._put(self._theirs)
+            self._active = self._theirs
+        self._guards.close()
+
+    # ---------------------------------------------------------------------------------------------- moving
+
+    def _guard_versions(self) -> None:
+        for tensor in self.tensors.values():
+            if not tensor.is_inference():
+                self._guards.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))  # type: ignore[attr-defined]
+
+    def _keep(self, state: State) -> None:
+        """Notes in `state` what the modules hold now."""
+        self.tensors |= {id(t): t for t in _tensors_of(self.modules)}  # a forward pass may have made new buffers
+        state.data = {key: t.data.to("cpu", copy=True) if self.spill else t.data for key, t in self.tensors.items()}
+        state.gradients = {key: t.grad for key, t in self.tensors.items() if t.is_leaf}
+        state.trained = {key: t.requires_grad for key, t in self.tensors.items() if t.is_leaf}
+        state.attributes = [(m, dict(vars(m))) for m in self.modules]
+        held = {id(v): v for m in self.modules for v in vars(m).values() if type(v) in _CONTAINERS}
+        state.contents = [(container, copy.copy(container)) for container in held.values()]
+
+    def _put(self, state: State) -> None:
+        for module, attributes in state.attributes:
+            vars(module).clear()
+            vars(module).update(attributes)
+        for container, content in state.contents:
+            _fill(container, content)
+        for key, data in state.data.items():
+            tensor = self.tensors[key]
+            if not self.spill:
+                tensor.data = data
+            elif tensor.data.shape == data.shape and tensor.data.dtype == data.dtype:
+                tensor.data.copy_(data)
+            else:
+                tensor.data = data.to(tensor.device)
+            if tensor.is_leaf:
+                tensor.grad = None
+                tensor.requires_grad_(state.trained.get(key, tensor.requires_grad))
+                tensor.grad = state.gradients.get(key)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error.__cause__ or error, (torch.OutOfMemoryError, MemoryError))
+
+
+def _fill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(content)
+    else:
+        container.extend(content)
+
+
+def _plain_attributes(module: nn.Module | None) -> dict[str, Any]:
+    """Numbers and words; what refers to other objects refers to copies of them."""
+    plain = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain)} if module is not None else {}
+
+
+def _tensors_of(modules: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
+    """Parameters, buffers, and tensors in plain attributes."""
+    for module in modules:
+        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(value, torch.Tensor) and not nn.parameter.is_lazy(value):
+                yield value
+
+
+@contextmanager
+def shielded(own: Collection[int]) -> Iterator[list[nn.Module]]:
+    """Modules that are called meanwhile and are not `own` (by id). They are put back as they were when they were called."""
+    found: list[nn.Module] = []
+    known: set[int] = set()
+
+    def note(module: nn.Module, _: object) -> None:
+        if id(module) in own or id(module) in known or not (module._parameters or module._buffers or module._modules):
+            return
+        shields.append(Borrowed([module]))
+        shields[-1].lend()
+        known.update(map(id, module.modules()))
+        found.append(module)
+
+    shields: list[Borrowed] = []
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
+        for shield in reversed(shields):
+            shield.give_back()
+
+
+@contextmanager
+def stand_in(value: T, model: nn.Module, *, unused: Collection[nn.Module] = ()) -> Iterator[T]:
+    """A copy of `value`, a structure that holds `model`, to try something on; itself where it cannot be copied, and then put back.
+
+    `unused`: modules of which the caller sees to it that they do not run.
+    """
+    memo: Memo = {}
+    try:
+        twin = duplicate(value, model, memo)
+    except TargetError as error:
+        with lent(model, spill=ran_out_of_memory(error)):
+            yield value
+        return
+    with shielded({id(x) for x in (*memo.values(), *unused)}):
+        yield twin
+
+
+@contextmanager
+def lent(model: nn.Module, *, spill: bool = False) -> Iterator[None]:
+    """The model may be changed meanwhile."""
+    borrowed = Borrowed([model], spill=spill)
+    borrowed.lend()
+    try:
+        yield
+    finally:
+        borrowed.give_back()

@@ -1,0 +1,26 @@
+"""An exception out of the user's code, told as a TargetError at the user's line."""
+
+from __future__ import annotations
+
+from gradcheck.errors import TargetError
+from gradcheck.types.location import Location, path_and_cell
+from gradcheck.workload.source_sites import display_path, location_of_traceback
+
+
+def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
+    """A TargetError for an exception out of the user's code, at the user's innermost line."""
+    place = location_of_traceback(error.__traceback__)
+    if isinstance(error, SyntaxError) and error.filename:
+        column = error.offset or 1
+        path, cell = path_and_cell(display_path(error.filename))
+        place = Location(path, error.lineno or 1, column, error.end_lineno or 0, error.end_offset or 0, cell=cell)
+        hint = hint or "correct the syntax"
+    elif isinstance(error, ModuleNotFoundError):
+        hint = hint or f"install what provides {error.name} in the environment that gradcheck runs in, or run gradcheck from its folder"
+    elif isinstance(error, SystemExit):
+        message = f"{what}: it exits by itself (SystemExit: {error.code})"
+        next_step = "gradcheck imports the file: put what runs under `if __name__ == '__main__':`, so that importing only builds the model"
+        return TargetError(message, hint=hint or next_step, location=place)
+    text = str(error).strip()
+    first = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return TargetError(f"{what}: {first}", hint=hint or "correct it, or name another target", location=place)

@@ -1,0 +1,156 @@
+"""Copies of a workload to experiment on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.errors import TargetError
+from gradcheck.types.location import Location
+from gradcheck.workload.borrowing import Borrowed
+from gradcheck.workload.copying import bind_copies, bound, copying, memo_for, require_parts
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.workload import Batch, Clipping, TrainingStep, Workload
+
+
+class Trainee:
+    """A model, optimizer and loss that may be trained and thrown away: a copy, or the user's own objects while they are lent.
+
+    Of lent ones only the trainee that was asked for last is in place: `model` and `optimizer` put it there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        training_step: TrainingStep,
+        sites: Mapping[int, Location],
+        clip: Clipping | None = None,
+        loss_function: Callable[[Any, Any], torch.Tensor] | None = None,
+        borrowed: Borrowed | None = None,
+    ) -> None:
+        """`sites`: id(module) -> the expression that constructed its original. `clip`: `take_step` applies it. `loss_function`: what
+        `training_step` is made of, where it is. `borrowed`: the modules are the user's."""
+        self._model, self._optimizer = model, optimizer
+        self.training_step, self.sites, self.clip, self.loss_function = training_step, sites, clip, loss_function
+        self.own = {id(x) for x in (*model.modules(), *model.parameters())}  # what may be trained, by id
+        self._borrowed, self._state = borrowed, borrowed.lend() if borrowed is not None else None
+
+    @property
+    def model(self) -> nn.Module:
+        self._put_in_place()
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        self._put_in_place()
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def _put_in_place(self) -> None:
+        if self._borrowed is not None and self._state is not None:
+            self._borrowed.use(self._state)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The scalar training loss. Raises what the user's code raises, and TargetError when it is no scalar."""
+        value = self.training_step(self.model, batch)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            what = f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise TargetError(f"the training step must return a scalar loss, not {what}", hint="reduce it, for example with .mean()")
+        return value if value.dim() == 0 else value.reshape(())
+
+
+def fork(workload: Workload, *, seed: int = 0) -> Trainee:
+    """A fresh copy with the workload's initial weights and optimizer state, in training mode, random state seeded.
+
+    Functions that refer to the model from outside (a penalty over its parameters, say) are made to refer to the copy. Where the workload
+    says that no faithful copy can be made, the user's own model is lent, in its initial state.
+    Raises TargetError when the model cannot be copied.
+    """
+    if workload.borrowed is not None:
+        return lend(workload, workload.borrowed, seed=seed)
+    memo = memo_for(workload.model)
+    with copying():
+        model = copy.deepcopy(workload.model, memo)
+        require_parts(workload.model, memo)
+        optimizer = copy_optimizer(workload.optimizer, memo)
+        step = bound(workload.training_step, memo)
+        loss = bound(workload.loss, memo)
+        bind_copies(memo)
+    sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
+    trainee = Trainee(model, optimizer, step, sites, workload.clip, loss)
+    trainee.own |= {id(twin) for twin in memo.values() if isinstance(twin, (nn.Module, torch.Tensor))}
+    return _started(trainee, seed)
+
+
+def lend(workload: Workload, borrowed: Borrowed, *, seed: int = 0) -> Trainee:
+    """The workload's own model in its initial state, with a copy of the optimizer that holds its parameters."""
+    with copying():
+        optimizer = copy_optimizer(workload.optimizer, dict(borrowed.tensors))
+    return _started(
+        Trainee(workload.model, optimizer, workload.training_step, workload.sites, workload.clip, workload.loss, borrowed), seed
+    )
+
+
+def _started(trainee: Trainee, seed: int) -> Trainee:
+    _set_training(trainee.model)
+    seed_all(seed)
+    return trainee
+
+
+def _set_training(model: nn.Module) -> None:
+    """Training mode; what was put into evaluation mode on purpose stays there, as a `train` of the user's own says too."""
+    if not model.training:
+        set_mode(model, True)
+        return
+    resting = [module for module in model.modules() if not module.training]
+    for module in list(model.modules()):
+        if module.training and type(module).train is not nn.Module.train:
+            set_mode(module, True)
+    for module in resting:
+        module.training = False
+
+
+def copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
+    """A deep copy whose groups hold the copied parameters.
+
+    `copy.deepcopy` drops what subclasses keep beside state and groups (LBFGS's list of parameters), and a learning-rate
+    scheduler leaves a wrapped `step` on the instance that would step the original: neither is wanted.
+    """
+    twin = object.__new__(type(optimizer))
+    memo[id(optimizer)] = twin
+    for name, value in vars(optimizer).items():
+        if name in ("step", "_zero_grad_profile_name"):
+            continue
+        twin.__dict__[name] = copy.deepcopy(value, memo)
+    twin._patch_step_function()
+    return twin
+
+
+@contextmanager
+def restored(trainee: Trainee) -> Iterator[None]:
+    """Puts back what running the model without steps changes: buffers, modes and gradients."""
+    buffers = [(b, b.detach().clone()) for b in trainee.model.buffers()]
+    modes = [(m, m.training) for m in trainee.model.modules()]
+    gradients = [(p, p.grad) for p in trainee.model.parameters()]
+    for p, _ in gradients:
+        p.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in buffers:
+                buffer.copy_(values)
+        for module, mode in modes:
+            module.training = mode
+        for p, gradient in gradients:
+            p.grad = gradient

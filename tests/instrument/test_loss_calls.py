@@ -1,0 +1,48 @@
+"""Levels of loss functions: what the best constant prediction costs, and what the best there is does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gradcheck.instrument.loss_calls import chance_level, floor_level
+
+SOFT = torch.softmax(3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), 1)
+DENSE = torch.softmax(torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0)), 1)
+GREY = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("target", "smoothing"),
+    [(SOFT, 0.0), (SOFT, 0.3), (DENSE, 0.0), (SOFT[0], 0.1), (torch.arange(4), 0.9), (torch.arange(4), 0.0)],
+)
+def test_the_floor_of_cross_entropy_is_that_of_a_prediction_of_its_targets(target, smoothing):
+    shares = F.one_hot(target, 4).float() if not target.is_floating_point() else target
+    axis = 0 if shares.dim() == 1 else 1
+    best = torch.log((shares * (1 - smoothing) + smoothing / 4).clamp_min(1e-30))
+    expected = F.cross_entropy(best, target, label_smoothing=smoothing).item()
+    assert floor_level("cross_entropy", 4, [target], {"label_smoothing": smoothing}) == pytest.approx(expected, abs=1e-5)
+    assert best.logsumexp(axis).abs().max() < 1e-5
+
+
+def test_the_floor_of_binary_cross_entropy_is_the_entropy_of_its_targets():
+    expected = F.binary_cross_entropy(GREY, GREY).item()
+    assert floor_level("binary_cross_entropy_with_logits", None, [GREY], {}) == pytest.approx(expected, abs=1e-6)
+    assert floor_level("binary_cross_entropy", None, [(GREY > 0.5).float()], {}) == 0.0
+
+
+@pytest.mark.parametrize("options", [{"reduction": "sum"}, {"weight": torch.ones(4)}, {"pos_weight": torch.ones(5)}])
+def test_where_it_is_not_known_it_is_zero(options):
+    assert floor_level("cross_entropy", 4, [SOFT], options) == 0.0
+    assert floor_level("binary_cross_entropy", None, [GREY], options) == 0.0
+    assert floor_level("mse_loss", None, [GREY], {}) == 0.0
+
+
+@pytest.mark.parametrize(("target", "smoothing"), [(SOFT, 0.0), (DENSE, 0.2), (torch.arange(4).repeat(20) // 2, 0.3)])
+def test_chance_is_the_best_constant_prediction(target, smoothing):
+    shares = F.one_hot(target, 4).float() if not target.is_floating_point() else target
+    mean = shares.movedim(1, -1).reshape(-1, 4).mean(0) * (1 - smoothing) + smoothing / 4
+    best = mean.clamp_min(1e-30).log().reshape(1, 4, *(1,) * (shares.dim() - 2)).expand(shares.shape)
+    expected = F.cross_entropy(best, target, label_smoothing=smoothing).item()
+    assert chance_level("cross_entropy", 4, [target], {"label_smoothing": smoothing})[0] == pytest.approx(expected, abs=1e-5)

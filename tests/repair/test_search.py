@@ -1,0 +1,320 @@
+"""The search for treatments that no finding asks for, on a ward whose trainings are made up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import pytest
+
+from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.repair.lab import PROOF_SEED, SEARCH_SEEDS, Terms, TimeUp, Ward, signature
+from gradcheck.repair.rates import ADAPTIVE_RATE, usual_rates
+from gradcheck.repair.search import PATIENCE, WELL, Search, steps_to_train
+from gradcheck.repair.session import PUT_OFF, SPARED, Therapy
+from gradcheck.types.fix import Outcome
+from tests.literals import measurement, optimizer, stalled
+
+RATE = 1e-3
+MEASUREMENT = SimpleNamespace(optimizer=optimizer(lr=RATE), attentions=())
+
+
+@dataclass
+class MadeUp(Ward):
+    """`losses(rate, treatments, steps, seed)`: in units of chance."""
+
+    losses: object = None
+    trained: list[tuple[float, tuple[str, ...], int, int]] = field(default_factory=list)
+    most: int = 10**6  # trainings until time is up
+
+    def patient(self, plan):
+        return None
+
+    def train(self, plan, steps=None, seed=None):
+        if len(self.trained) >= self.most:
+            raise TimeUp
+        steps, seed = steps or self.terms.steps, self.seeds[0] if seed is None else seed
+        rate = rate_of(plan)
+        names = tuple(p.treatment for p in plan if "learning-rate" not in p.treatment)
+        self.trained.append((rate, names, steps, seed))
+        value = self.losses(rate, names, steps, seed)
+        return SimpleNamespace(relative=lambda reference: value, skill=None, comparable=True, failed=False)
+
+
+def fits_any(name):
+    treatment = VOCABULARY[name]
+    return replace(treatment, prescribe=lambda finding, m: [treatment.prescription(name, finding, settings={"lr": 0, "max_norm": 1})])
+
+
+def made_up(losses, unsafe=False, also=(), **more):
+    vocabulary = {name: VOCABULARY[name] for name in ("lower-learning-rate", "raise-learning-rate")}
+    vocabulary |= {name: fits_any(name) for name in also}
+    return MadeUp(None, vocabulary, None, Terms(unsafe), lambda what, share: None, losses=losses, **more)
+
+
+def search(losses, kept=(), measured=MEASUREMENT, **more):
+    ward = made_up(losses, **more)
+    found = Search(ward, measured, 1.0, kept)
+    found.run()
+    return found, ward
+
+
+def rate_of(plan):
+    return next((p.settings["lr"] for p in plan if "learning-rate" in p.treatment or p.treatment == "adaptive-optimizer"), RATE)
+
+
+def at(rate):
+    return VOCABULARY["lower-learning-rate" if rate < RATE else "raise-learning-rate"].prescription("", settings={"lr": rate})
+
+
+def test_the_rate_that_trains_is_found_and_nothing_else_is_tried():
+    found, ward = search(lambda rate, names, steps, seed: 0.1 if rate == pytest.approx(0.1) else 1.0)
+    assert rate_of(found.best) == pytest.approx(0.1) and found.steps == ward.terms.steps
+    assert not any(names for _, names, _, _ in ward.trained)
+
+
+def test_what_trains_on_one_seed_by_luck_is_passed_over_for_what_trains_on_both():
+    def losses(rate, names, steps, seed):
+        if rate == pytest.approx(0.01):
+            return 0.1 if seed == SEARCH_SEEDS[0] else 1.0
+        return 0.3 if rate == pytest.approx(1e-4) else 1.0
+
+    found, _ = search(losses)
+    assert rate_of(found.best) == pytest.approx(1e-4) and found.relative == 0.3
+
+
+def test_a_slow_fall_is_given_more_steps_before_anything_else_is_tried():
+    found, ward = search(lambda rate, names, steps, seed: 0.4 if steps > 100 else 0.7)
+    assert found.best == () and found.steps == PATIENCE * ward.terms.steps
+    assert {rate for rate, _, _, _ in ward.trained} == {RATE}
+
+
+def test_what_has_only_begun_to_fall_is_given_more_steps_when_its_round_is_over():
+    losses = lambda rate, names, steps, seed: (0.1 if steps > 100 else 0.92) if rate == pytest.approx(0.01) else 1.0  # noqa: E731
+    found, ward = search(losses, also=("lsuv-init",))
+    assert rate_of(found.best) == pytest.approx(0.01) and found.steps == PATIENCE * ward.terms.steps
+    assert not any(names for _, names, _, _ in ward.trained)
+
+
+def test_a_rate_that_a_finding_set_too_low_does_not_hide_the_good_ones():
+    kept = (at(1e-12),)
+    found, _ = search(lambda rate, names, steps, seed: 0.1 if rate == pytest.approx(1e-2) else 1.0, kept)
+    assert rate_of(found.best) == pytest.approx(1e-2)
+
+
+def test_no_treatment_is_prescribed_on_top_of_itself():
+    kept = VOCABULARY["clip-gradient-norm"].prescription("", settings={"max_norm": 1.0})
+    _, ward = search(lambda rate, names, steps, seed: 1.0, (kept,), also=("clip-gradient-norm",))
+    assert {names for _, names, _, _ in ward.trained} == {(), ("clip-gradient-norm",)}
+
+
+def test_illnesses_that_hide_each_others_cures_are_treated_together_and_what_is_not_needed_is_dropped():
+    needed = {"standardize-input", "weaker-weight-decay"}
+    also = (*needed, "lsuv-init", "warm-up")
+    found = therapy(lambda rate, names, steps, seed: 0.1 if needed <= set(names) else 1.0, also=also)
+    assert needed <= {p.treatment for p in found.kept}
+    found.ward.exam = lambda plan: SimpleNamespace(findings=())
+    found.prune()
+    assert {p.treatment for p in found.kept} == needed
+    assert {o.status for o in found.outcomes.values()} <= {"not-needed"}
+
+
+def test_what_keeps_a_finding_away_is_not_dropped_though_the_training_is_as_good_without_it():
+    found = therapy(lambda *anything: 0.1)
+    found.kept = tuple(fits_any(name).prescribe(None, None)[0] for name in ("warm-up", "lsuv-init"))
+    ill = SimpleNamespace(findings=(SimpleNamespace(code="INIT001", severity="warning"),))
+    found.ward.exam = lambda plan: SimpleNamespace(findings=()) if "lsuv-init" in {p.treatment for p in plan} else ill
+    found.prune()
+    assert [p.treatment for p in found.kept] == ["lsuv-init"]
+
+
+def test_a_training_that_begins_to_learn_and_collapses_is_searched():
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=())
+    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7), base).need() == "none"
+    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7 if steps <= 100 else 1.0), base).need() == "everything"
+
+
+@pytest.mark.parametrize(("best", "found"), [(0.2, (0.1 * RATE,)), (0.6, ())])
+def test_a_training_that_does_not_come_far_gets_another_rate_where_the_scan_hints_at_it(best, found):
+    """And only if it trains with it; nothing else is tried."""
+    hint = SimpleNamespace(severity="info", code="OPT005", remedies=(SimpleNamespace(name="lower-learning-rate"),))
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=(hint,))
+    ward = made_up(lambda rate, names, steps, seed: best if rate == pytest.approx(0.1 * RATE) else 0.7, also=("lsuv-init",))
+    therapy = Therapy(ward, base)
+    assert therapy.need() == "rate"
+    therapy._in_general()
+    assert tuple(p.settings["lr"] for p in therapy.kept) == pytest.approx(found)
+    assert not any("lsuv-init" in names for _, names, _, _ in ward.trained)
+    base.findings = ()
+    assert Therapy(ward, base).need() == "none"
+
+
+def test_rates_are_tried_around_the_usual_one_of_the_optimizer():
+    for kind, usual in ((optimizer(), 1e-3), (optimizer(name="SGD", adaptive=False), 0.1)):
+        assert usual_rates(kind)[0] == usual
+    assert usual_rates(optimizer(name="SGD", adaptive=False, momentum=0.9))[0] == 0.01
+    assert usual_rates(optimizer(name="Own", adaptive=False)) == ()
+    adam = VOCABULARY["adaptive-optimizer"].prescription("", settings={"lr": 0.5})
+    assert usual_rates(SGD, (adam,)) == usual_rates(optimizer())
+
+
+SGD = optimizer(name="SGD", adaptive=False, lr=RATE)
+
+
+def with_adam(losses, attentions=(), **more):
+    return search(losses, measured=SimpleNamespace(optimizer=SGD, attentions=attentions, parameters=()), unsafe=True, **more)
+
+
+def first_tried(ward):
+    return next(names for rate, names, _, _ in ward.trained if rate != RATE or names)
+
+
+def losses_with_adam(rate, names, steps, seed):
+    return 0.1 if "adaptive-optimizer" in names and rate == pytest.approx(0.3 * ADAPTIVE_RATE) else 1.0
+
+
+def test_adam_takes_the_place_of_sgd_when_no_rate_helps_and_only_where_that_is_allowed(monkeypatch):
+    also = {"adaptive-optimizer": VOCABULARY["adaptive-optimizer"]}
+    monkeypatch.setattr("tests.repair.test_search.fits_any", also.__getitem__)
+    found, ward = with_adam(losses_with_adam, also=also)
+    assert [(p.treatment, p.settings["lr"]) for p in found.best] == [("adaptive-optimizer", pytest.approx(3e-4))]
+    assert first_tried(ward) == ()  # but another rate
+    _, ward = with_adam(losses_with_adam, attentions=("one",), also=also)
+    assert first_tried(ward) == ("adaptive-optimizer",)  # since attention hardly learns with SGD
+    ward = made_up(losses_with_adam, also=also)
+    Search(ward, SimpleNamespace(optimizer=SGD, attentions=(), parameters=()), 1.0, ()).run()
+    assert not any(names for _, names, _, _ in ward.trained)
+
+
+def test_later_rounds_build_on_the_optimizer_that_did_better(monkeypatch):
+    def losses(rate, names, steps, seed):
+        return 1.0 if "adaptive-optimizer" not in names else 0.1 if "lsuv-init" in names and rate < 5e-4 else 0.92
+
+    fits = {"adaptive-optimizer": VOCABULARY["adaptive-optimizer"], "lsuv-init": fits_any("lsuv-init")}
+    monkeypatch.setattr("tests.repair.test_search.fits_any", fits.__getitem__)
+    found, _ = with_adam(losses, also=fits)
+    assert {p.treatment for p in found.best} == {"adaptive-optimizer", "lsuv-init"} and rate_of(found.best) < 5e-4
+
+
+def test_time_that_is_up_leaves_the_best_so_far():
+    found, ward = search(lambda rate, names, steps, seed: 0.95 if rate < RATE else 1.0, most=14)
+    assert len(ward.trained) == 14 and found.steps == 0
+    assert found.best == () and found.relative == 1.0
+
+
+def test_a_plan_trains_after_the_steps_that_both_seeds_need():
+    ward = made_up(lambda rate, names, steps, seed: 0.2 + 0.5 * seed)
+    assert steps_to_train(ward, (), 1.0) == 0
+    ward.losses = lambda rate, names, steps, seed: WELL
+    assert steps_to_train(ward, (), 1.0) == ward.terms.steps
+
+
+def test_another_search_and_its_proof_use_no_seed_of_the_first():
+    ward = made_up(None)
+    used = {*ward.seeds, *range(PROOF_SEED, PROOF_SEED + ward.terms.seeds)}
+    ward.reseed()
+    assert used.isdisjoint({*ward.seeds, *range(ward.proof_seed, ward.proof_seed + ward.terms.seeds)})
+
+
+def test_a_rate_that_leaves_the_plateau_late_is_found_though_what_does_not_move_has_a_lower_loss():
+    def losses(rate, names, steps, seed):
+        if rate > 0.05:
+            return 2.0
+        return 0.3 if rate == pytest.approx(0.01) and steps > 250 else 1.0 + rate
+
+    found, ward = search(losses)
+    assert rate_of(found.best) == pytest.approx(0.01) and found.steps == PATIENCE * ward.terms.steps
+
+
+def therapy(losses, **more):
+    """Of a workload whose probe stalled, after a first search."""
+    base = SimpleNamespace(measurement=measurement(probe=stalled(), optimizer=optimizer(lr=RATE)))
+    found = Therapy(made_up(losses, **more), base)
+    found._in_general()
+    return found
+
+
+def test_what_trains_in_the_search_and_not_in_the_proof_is_searched_again_on_other_seeds():
+    def losses(rate, names, steps, seed):
+        lucky = seed in SEARCH_SEEDS and rate == pytest.approx(0.01)
+        return 0.1 if lucky or (rate == pytest.approx(1e-4) and seed > 100) else 1.0
+
+    found = therapy(losses)
+    assert rate_of(found.kept) == pytest.approx(0.01)
+    assert found.again() and rate_of(found.kept) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("losses", [lambda rate, *rest: 0.1 if rate > RATE else 1.0, lambda *anything: 1.0])
+def test_there_is_no_second_search_when_the_first_one_holds_or_found_nothing(losses):
+    found = therapy(losses)
+    trained = len(found.ward.trained)
+    assert not found.again()
+    assert len(found.ward.trained) - trained in (0, found.ward.terms.seeds)
+
+
+def test_what_is_best_in_the_end_is_kept_when_nothing_trains_well():
+    def losses(rate, names, steps, seed):
+        slow_but_sure = rate == pytest.approx(0.01) and steps > 250
+        return 0.6 if slow_but_sure else 0.93 + abs(rate - 1e-4)
+
+    found, ward = search(losses)
+    assert rate_of(found.best) == pytest.approx(0.01) and found.steps == 0 and found.horizon == PATIENCE * ward.terms.steps
+
+
+def test_a_rate_with_which_nothing_begins_to_learn_is_left_to_the_search():
+    """No scan is spent on it; the search begins with it."""
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=())
+    ward = made_up(lambda rate, names, steps, seed: 0.1 if rate == pytest.approx(2e-5) and steps > 100 else 1.0)
+    therapy = Therapy(ward, base)
+    therapy.ward.exam = None
+    assert therapy._attempt(at(2e-5)) == set() and therapy.proposed == [2e-5] and therapy.kept == ()
+    therapy._in_general()
+    assert rate_of(therapy.kept) == pytest.approx(2e-5)
+    assert not any(o.status == "not-verified" for o in therapy.outcomes.values())  # it is kept, and told once
+
+
+def test_a_later_treatment_of_the_same_layers_takes_the_place_of_an_earlier_one():
+    therapy = Therapy(made_up(lambda *anything: 1.0), SimpleNamespace(measurement=None))
+    loose, tight = (VOCABULARY["clip-gradient-norm"].prescription("", settings={"max_norm": x}) for x in (1.0, 0.1))
+    therapy.kept = (at(1e-2), loose)
+    assert therapy._with(tight) == (at(1e-2), tight)
+
+
+def test_what_was_spared_for_something_that_does_not_hold_is_tried_after_all():
+    """Two remedies of one finding: the first one is refuted in the proof, the second one was never tried."""
+    ill = SimpleNamespace(code="OPT005", severity="warning", cause=None, remedies=())
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=(ill,))
+    therapy = Therapy(made_up(lambda rate, names, steps, seed: 0.1 if rate < RATE else 0.4), base)
+    therapy.ward.exam = lambda plan, codes=None: SimpleNamespace(findings=(), measurement=base.measurement)
+    first, second = (replace(p, findings=("OPT005",)) for p in (VOCABULARY["warm-up"].prescription(""), at(0.1 * RATE)))
+    therapy._note(Outcome(second, "not-needed", SPARED))
+    assert not therapy.second_choice()  # nothing was refuted
+    therapy.kept = (first,)
+    therapy.drop(first, "worse", "on fresh seeds the training loss is worse with it")
+    therapy._by_findings = lambda: therapy._try_all([first, second], {"OPT005"})
+    assert therapy.second_choice() and therapy.kept == (second,)
+    assert {o.prescription.treatment for o in therapy.outcomes.values()} == {"warm-up"}
+
+
+def test_a_rate_that_was_left_to_a_search_which_came_to_nothing_is_kept_where_it_cures():
+    """Nothing learns, but with it the training no longer breaks up."""
+    ill = SimpleNamespace(code="OPT001", severity="error", cause=None, remedies=())
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=(ill,))
+    therapy = Therapy(made_up(lambda rate, names, steps, seed: 1.0 if rate < 1e-5 else float("inf")), base)
+    therapy.ward.exam = lambda plan, codes=None: SimpleNamespace(findings=() if plan else (ill,), measurement=base.measurement)
+    low = replace(at(1e-6), findings=("OPT001",))
+    assert therapy._attempt(low) == set() and therapy.outcomes[signature([low])].reason == PUT_OFF
+    therapy.searched = True
+    therapy._by_findings = lambda: therapy._try_all([low], {"OPT001"})
+    assert therapy.second_choice() and therapy.kept == (low,) and not therapy.outcomes
+
+
+@pytest.mark.parametrize("hopeful", [True, False])
+def test_what_is_asked_again_and_comes_to_nothing_is_still_told(hopeful):
+    base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=())
+    therapy, low = Therapy(made_up(lambda *anything: 1.0), base), replace(at(1e-6), findings=("OPT001",))
+    therapy._note(Outcome(low, "not-verified", PUT_OFF))
+    therapy.searched, therapy.hopeful, asked = True, hopeful, []
+    therapy._by_findings = lambda: asked.append(1)
+    assert not therapy.second_choice() and bool(asked) is not hopeful
+    assert [o.reason for o in therapy.outcomes.values()] == [PUT_OFF]

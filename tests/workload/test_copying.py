@@ -1,0 +1,152 @@
+"""Copies that refer to nothing of the original's, whatever way a model refers to its parts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from gradcheck.errors import TargetError
+from gradcheck.workload.copying import bound, duplicate
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"up": nn.Linear(4, 4), "down": nn.Linear(4, 4)})
+        self.use: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.use(x)
+
+
+def by_lambda(net: Base) -> None:
+    parts = net.parts
+    net.use = lambda x: parts["down"](parts["up"](x))
+
+
+def by_lambdas_over_a_new_container(net: Base) -> None:
+    rest = nn.Sequential(net.parts["up"], net.parts["down"])
+    net.run = lambda x: rest(x)  # type: ignore[assignment]
+    net.use = lambda x: net.run(x)  # type: ignore[operator]
+
+
+def by_partial(net: Base) -> None:
+    net.use = functools.partial(lambda layer, x: layer(x), net.parts["up"])
+
+
+def by_partial_of_a_closure(net: Base) -> None:
+    up = net.parts["up"]
+    net.use = functools.partial(lambda scale, x: up(scale * x), 2.0)
+
+
+def by_bound_method(net: Base) -> None:
+    net.use = net.parts["down"].forward
+
+
+def by_list_of_functions(net: Base) -> None:
+    up, down = net.parts["up"], net.parts["down"]
+    net.steps = [lambda x: up(x), lambda x: down(x)]
+    net.use = lambda x: net.steps[1](net.steps[0](x))
+
+
+def by_tuple_of_functions(net: Base) -> None:
+    up = net.parts["up"]
+    net.steps = (lambda x: up(x),)
+    net.use = lambda x: net.steps[0](x)
+
+
+def by_default_argument(net: Base) -> None:
+    def use(x: torch.Tensor, layer: nn.Module = net.parts["up"]) -> torch.Tensor:
+        return layer(x)
+
+    net.use = use
+
+
+def by_nested_closures(net: Base) -> None:
+    def outer() -> Callable[[torch.Tensor], torch.Tensor]:
+        layer = net.parts["up"]
+        return lambda x: layer(x)
+
+    inner = outer()
+    net.use = lambda x: inner(x)
+
+
+def by_hook(net: Base) -> None:
+    down = net.parts["down"]
+    net.use = net.parts["up"]
+    net.register_forward_hook(lambda module, args, output: down(output))
+
+
+def by_plain_object(net: Base) -> None:
+    class Holder:
+        pass
+
+    holder = Holder()
+    up = net.parts["up"]
+    holder.run = lambda x: up(x)  # type: ignore[attr-defined]
+    net.holder = holder  # type: ignore[assignment]
+    net.use = lambda x: net.holder.run(x)  # type: ignore[operator]
+
+
+def by_parametrization(net: Base) -> None:
+    net.use = nn.utils.parametrizations.orthogonal(net.parts["up"])
+
+
+def by_state_with_a_graph(net: Base) -> None:
+    net.state = (2 * torch.ones(1, 4, requires_grad=True), None)  # type: ignore[assignment]
+    net.use = lambda x: net.parts["up"](x + net.state[0].detach())  # type: ignore[index]
+
+
+WAYS = [value for name, value in sorted(globals().items()) if name.startswith("by_")]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_copy_calls_its_own_parts_only(way: Callable[[Base], None]) -> None:
+    torch.manual_seed(0)
+    net = Base()
+    way(net)
+    once = duplicate(net, net)
+    twin = duplicate(once, once)
+    called: list[nn.Module] = []
+    handle = register_module_forward_pre_hook(lambda module, _: called.append(module))
+    try:
+        output = twin(torch.ones(2, 4))
+    finally:
+        handle.remove()
+    assert not {id(m) for m in called} & {id(m) for other in (net, once) for m in other.modules()}
+    assert torch.equal(output, net(torch.ones(2, 4)))
+    output.sum().backward()
+    assert all(p.grad is None for m in (net, once) for p in m.parameters())
+    assert any(p.grad is not None for p in twin.parameters())
+
+
+def test_a_container_that_a_hook_fills_is_the_copy_s_own() -> None:
+    net, seen = nn.Linear(2, 2), []
+    net.register_forward_hook(lambda module, args, output: seen.append(output))
+    duplicate(net, net)(torch.ones(1, 2))
+    assert seen == []
+
+
+def test_functions_that_refer_to_nothing_copied_stay_the_same() -> None:
+    net = Base()
+    net.use = torch.nn.functional.relu
+    assert duplicate(net, net).use is torch.nn.functional.relu
+
+    def plain(x: int) -> int:
+        return x + len(WAYS)
+
+    assert bound(plain, {}) is plain or WAYS  # a list of the module is copied, its functions are not
+    assert bound(by_hook, {}) is by_hook
+
+
+def test_what_cannot_be_copied_is_one_error() -> None:
+    net = Base()
+    net.use = (x for x in ())
+    with pytest.raises(TargetError, match="the model cannot be copied: TypeError"):
+        duplicate(net, net)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gradcheck.workload.process_state import untouched
+
+
+def rng() -> Any:
+    return (
+        random.getstate(),
+        [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
+        torch.get_rng_state().tolist(),
+    )
+
+
+CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "torch random": (lambda: torch.rand(3), rng),
+    "torch seed": (lambda: torch.manual_seed(99), rng),
+    "numpy random": (lambda: np.random.rand(3), rng),
+    "python random": (lambda: random.random(), rng),
+    "grad mode": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
+    "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
+    "default device": (
+        lambda: torch.set_default_device("meta"),
+        lambda: (torch.get_default_device(), torch.overrides._get_current_function_mode()),
+    ),
+    "threads": (lambda: torch.set_num_threads(torch.get_num_threads() + 1), torch.get_num_threads),
+    "deterministic": (
+        lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+    ),
+    "anomaly": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
+    "matmul precision": (lambda: torch.set_float32_matmul_precision("medium"), torch.get_float32_matmul_precision),
+    "cudnn benchmark": (lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark),
+    "cudnn deterministic": (lambda: setattr(torch.backends.cudnn, "deterministic", True), lambda: torch.backends.cudnn.deterministic),
+    "tf32": (lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True), lambda: torch.backends.cuda.matmul.allow_tf32),
+    "autocast": (lambda: torch.set_autocast_enabled("cpu", True), lambda: torch.is_autocast_enabled("cpu")),
+    "autocast dtype": (lambda: torch.set_autocast_dtype("cpu", torch.float16), lambda: torch.get_autocast_dtype("cpu")),
+    "autocast cache": (lambda: torch.set_autocast_cache_enabled(False), torch.is_autocast_cache_enabled),
+    "numpy errors": (lambda: np.seterr(all="raise"), np.geterr),
+}
+
+
+@pytest.mark.parametrize("ending", ["normal", "exception", "interrupt"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_global_state_is_put_back(name: str, ending: str) -> None:
+    change, read = CHANGES[name]
+    with untouched():  # the tests of this file leave no trace either
+        before = read()
+        error = {"exception": ValueError, "interrupt": KeyboardInterrupt}.get(ending)
+        try:
+            with untouched():
+                change()
+                assert read() != before, "the test changes nothing"
+                if error is not None:
+                    raise error
+        except (ValueError, KeyboardInterrupt):
+            assert error is not None
+        assert read() == before
+
+
+def test_exceptions_pass_through() -> None:
+    with pytest.raises(KeyboardInterrupt), untouched():
+        raise KeyboardInterrupt
