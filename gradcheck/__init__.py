@@ -9,9 +9,9 @@ Names are loaded when they are first used, so that `import gradcheck` stays ligh
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from gradcheck.version import __version__
 
 if TYPE_CHECKING:
     from gradcheck.errors import ConfigError, GradcheckError, SavedRunError, TargetError, TrainingStopped
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.report import Report
     from gradcheck.types.trial import TrialResult
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Board",
@@ -54,7 +52,10 @@ _HOMES = {
     "TargetError": "gradcheck.errors",
     "TrainingStopped": "gradcheck.errors",
     "Board": "gradcheck.live.watch",
-    "Fixed": "gradcheck.fix",
+    "Fixed": "gradcheck.repair.story",
+    "fix": "gradcheck.repair.story",
+    "scan": "gradcheck.pipeline",
+    "trial": "gradcheck.trials.run",
     "watch": "gradcheck.live.watch",
     "Measurement": "gradcheck.types.measurement",
     "Report": "gradcheck.types.report",
@@ -74,34 +75,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """`gradcheck.scan` and `gradcheck.fix` are the functions, also after modules of these names were imported, which would replace them."""
-
-    @property
-    def scan(self) -> Any:
-        return importlib.import_module("gradcheck.scan").scan
-
-    @scan.setter
-    def scan(self, module: ModuleType) -> None:
-        """What the import system does when it has loaded gradcheck/pipeline.py: nothing to do."""
-
-    @property
-    def fix(self) -> Any:
-        return importlib.import_module("gradcheck.fix").fix
-
-    @fix.setter
-    def fix(self, module: ModuleType) -> None:
-        """As for `scan`."""
-
-    @property
-    def trial(self) -> Any:
-        return importlib.import_module("gradcheck.trials.run").trial
-
-    @trial.setter
-    def trial(self, package: ModuleType) -> None:
-        """As for `scan`."""
-
-
-sys.modules[__name__].__class__ = _Package

@@ -11,7 +11,6 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from gradcheck import __version__
 from gradcheck.analysis.gaps import described
 from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
@@ -32,6 +31,7 @@ from gradcheck.remedies.costs import with_costs
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
+from gradcheck.version import __version__
 from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.workload import Workload

@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradcheck.config.settings import Settings
     from gradcheck.errors import GradcheckError
 
 FOUND, FAILED, INTERRUPTED = 1, 2, 130
 
 
 def version() -> None:
-    from gradcheck import __version__
+    from gradcheck.version import __version__
 
     print(f"gradcheck {__version__}")
 
@@ -28,9 +27,10 @@ def explain(name: str, output_format: str = "text", paths: list[str] | None = No
     text = wants_text(output_format)
     found = find_rule(name, builtin_rules())
     if found is None:
+        from gradcheck.config.settings import load
         from gradcheck.judge.select import unknown
 
-        every = load_rules(settings_of(None, False, rule_paths=paths).rule_paths)
+        every = load_rules(load(isolated=False).with_flags(rule_paths=paths).rule_paths)
         found = find_rule(name, every)
         if found is None:
             raise unknown(name, every)
@@ -64,12 +64,6 @@ def exits(color: str = "auto") -> Iterator[None]:
         print(f"error: gradcheck failed: {type(e).__name__}: {e}", file=sys.stderr)
         print("help: this is a bug in gradcheck; please report it with the lines above", file=sys.stderr)
         sys.exit(FAILED)
-
-
-def settings_of(config: list[str] | None, isolated: bool, **flags: Any) -> Settings:
-    from gradcheck.config.settings import load
-
-    return load(config=config or (), isolated=isolated).with_flags(**flags)
 
 
 def wants_text(output_format: str) -> bool:

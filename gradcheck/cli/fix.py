@@ -4,11 +4,44 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradcheck.cli.exit import INTERRUPTED, exits, settings_of
+from gradcheck.cli.exit import INTERRUPTED, exits
+from gradcheck.cli.jobs import named
+from gradcheck.cli.options import (
+    AllowPartial,
+    Arg,
+    Color,
+    Config,
+    Data,
+    Device,
+    Dtype,
+    ExitZero,
+    ExtendSelect,
+    FailOn,
+    Ignore,
+    Input,
+    Isolated,
+    LearningRate,
+    Loss,
+    OpenPage,
+    Optimizer,
+    Output,
+    Quiet,
+    QuietScript,
+    RulePaths,
+    Sandbox,
+    Script,
+    Select,
+    Target,
+    UnsafeFixes,
+    ValData,
+    checked_color,
+    rule_choice,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
@@ -23,29 +56,9 @@ EPILOG = (
     "2: could not run, or could judge only in part."
 )
 
-Target = Annotated[
-    str | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")
-]
-Unsafe = Annotated[bool, typer.Option("--unsafe-fixes", help="Also what changes the architecture or the checkpoint keys.")]
 TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training [100].")]
 Seeds = Annotated[int, typer.Option(help="Pairs of trainings that prove a cure.")]
 Budget = Annotated[float | None, typer.Option(metavar="SECONDS", help="For treating and proving, after the scan [60, large models 300].")]
-OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
-
-
-class TakesArguments(typer.core.TyperCommand):
-    """What stands after `--` belongs to the script."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--" in args:
-            place = args.index("--")
-            ctx.obj, args = tuple(args[place + 1 :]), args[:place]
-        return super().parse_args(ctx, args)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Registers the command."""
-    app.command(cls=TakesArguments, epilog=EPILOG)(fix)
 
 
 def fix(
@@ -53,36 +66,36 @@ def fix(
     target: Target = None,
     write: Annotated[bool, typer.Option("--write", help="Write the edits into the source, and scan what was written.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Print the edits as one patch, and nothing else, to stdout.")] = False,
-    unsafe_fixes: Unsafe = False,
+    unsafe_fixes: UnsafeFixes = False,
     allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="Write although git has uncommitted changes.")] = False,
     steps: TrainingSteps = None,
     seeds: Seeds = 3,
     budget: Budget = None,
-    arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the model's class or factory.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="FILE", help="Data: .pt, .safetensors, .npz, .csv, images, or FILE.py:name.")] = None,
-    val_data: Annotated[str | None, typer.Option(metavar="FILE", help="Validation data.")] = None,
-    input: Annotated[list[str] | None, typer.Option(metavar="TYPE[SHAPE]", help="A synthetic input: float32[32,3,224,224].")] = None,
-    loss: Annotated[str | None, typer.Option(help="cross_entropy, mse_loss, ..., or FILE.py:name.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, ..., or FILE.py:name.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
-    script: Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")] = False,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="Scripts always run in a mirror of their folder; kept for `scan`.")] = False,
-    quiet_script: Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")] = False,
-    select: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run: names, codes, families or ALL.")] = None,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to leave out.")] = None,
-    extend_select: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run besides the selected ones.")] = None,
-    rules: Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")] = None,
-    fail_on: Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings left at this level.")] = None,
-    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when findings are left or edits would be made.")] = False,
-    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")] = False,
-    output: Annotated[list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="As for scan. May be repeated.")] = None,
+    arg: Arg = None,
+    data: Data = None,
+    val_data: ValData = None,
+    input: Input = None,
+    loss: Loss = None,
+    optimizer: Optimizer = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    script: Script = False,
+    sandbox: Sandbox = False,
+    quiet_script: QuietScript = False,
+    select: Select = None,
+    ignore: Ignore = None,
+    extend_select: ExtendSelect = None,
+    rules: RulePaths = None,
+    fail_on: FailOn = None,
+    exit_zero: ExitZero = False,
+    allow_partial: AllowPartial = False,
+    output: Output = None,
     open_page: OpenPage = False,
-    config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
-    isolated: Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")] = False,
-    color: Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    config: Config = None,
+    isolated: Isolated = False,
+    color: Color = "auto",
+    quiet: Quiet = False,
 ) -> None:
     """Find a cure for a model, prove it on copies, and show or write the edits of the source.
 
@@ -90,7 +103,6 @@ def fix(
     """
     with exits(color):
         from gradcheck.capture.spec import ScriptSpec
-        from gradcheck.cli.app import _color, _split
         from gradcheck.cli.jobs import arguments_of, jobs_of, with_scripts
         from gradcheck.errors import ConfigError
         from gradcheck.repair.story import terms_of
@@ -100,7 +112,7 @@ def fix(
         target = named(target, ctx)
         if write and diff:
             raise ConfigError("--write and --diff exclude each other", hint="--diff shows what --write would do")
-        chosen = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
+        chosen = rule_choice(select, ignore, extend_select, rules)
         settings = settings_of(config, isolated, **chosen, device=device, dtype=dtype, fail_on=fail_on, allow_partial=allow_partial or None)
         terms = terms_of(unsafe_fixes, steps, seeds, budget)
         outputs = () if diff and not output else parse_outputs(output or (), opened=open_page)
@@ -115,24 +127,12 @@ def fix(
             after = _written(treated, [*apart, *scan_words(ctx, target)], allow_dirty)
         if diff:
             print("".join(f.source.diff for f in treated if f.source is not None), end="")
-        view = View(_color(color), written=after is not None, fail_on=settings.fail_on, allow_partial=settings.allow_partial)
+        view = View(checked_color(color), written=after is not None, fail_on=settings.fail_on, allow_partial=settings.allow_partial)
         write_outputs([f.report for f in treated], outputs, view)
         if open_page:
             open_reports([f.report for f in treated], outputs)
         _say_tail(treated, write, diff)
         sys.exit(_code(treated, after, settings, exit_zero))
-
-
-def named(target: str | None, ctx: typer.Context) -> str:
-    """Raises ConfigError when there is no target, or a command in its place."""
-    from gradcheck.errors import ConfigError
-
-    if target is not None:
-        return target
-    if ctx.obj is not None:
-        hint = "name the file: gradcheck fix train.py -- ARGUMENTS; `gradcheck scan` and `gradcheck watch` take commands"
-        raise ConfigError("fix takes no command after --", hint=hint)
-    raise ConfigError("no target", hint=f"gradcheck {ctx.info_name} model.py, or model.py:name")
 
 
 def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: Terms, quiet: bool) -> list[Fixed]:

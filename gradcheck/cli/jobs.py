@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from gradcheck import rank
 from gradcheck.cli.exit import FAILED, say
+
+if TYPE_CHECKING:
+    from gradcheck.capture.spec import ScriptSpec
+    from gradcheck.config.settings import Settings
+    from gradcheck.loading.spec import TargetSpec
+    from gradcheck.types.report import Report
 
 if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
@@ -22,7 +31,6 @@ def scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], run: ScriptSp
     `run`: how scripts are run, for what turns out to be one.
     """
     import time
-    from contextlib import redirect_stdout
 
     from gradcheck.errors import GradcheckError
     from gradcheck.report.progress_bar import progress_bar
@@ -167,3 +175,15 @@ def arguments_of(texts: list[str]) -> dict[str, str]:
         if not text.partition("=")[0].isidentifier() or "=" not in text:
             raise ConfigError(f"--arg {text!r} is not KEY=VALUE", hint="--arg depth=12")
     return {key: value for key, _, value in (text.partition("=") for text in texts)}
+
+
+def named(target: str | None, ctx: typer.Context) -> str:
+    """Raises ConfigError when there is no target, or a command in its place."""
+    from gradcheck.errors import ConfigError
+
+    if target is not None:
+        return target
+    if ctx.obj is not None:
+        hint = "name the file: gradcheck fix train.py -- ARGUMENTS; `gradcheck scan` and `gradcheck watch` take commands"
+        raise ConfigError("fix takes no command after --", hint=hint)
+    raise ConfigError("no target", hint=f"gradcheck {ctx.info_name} model.py, or model.py:name")

@@ -18,9 +18,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from gradcheck import rank
 from gradcheck.errors import GradcheckError, TargetError
-from gradcheck.live.child import deaf, received, send, speaking
 from gradcheck.live.command import Program
 from gradcheck.live.launch import launch
+from gradcheck.live.messages import deaf, received, send, speaking
 from gradcheck.types.location import Location
 
 if TYPE_CHECKING:

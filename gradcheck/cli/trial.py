@@ -9,8 +9,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradcheck.cli.exit import INTERRUPTED, exits, settings_of
-from gradcheck.cli.fix import OpenPage, TakesArguments, Target, named
+from gradcheck.cli.exit import INTERRUPTED, exits
+from gradcheck.cli.jobs import named
+from gradcheck.cli.options import (
+    Arg,
+    Color,
+    Config,
+    Data,
+    Device,
+    Dtype,
+    Isolated,
+    LearningRate,
+    Loss,
+    OpenPage,
+    Optimizer,
+    Output,
+    Quiet,
+    RulePaths,
+    Target,
+    ValData,
+    checked_color,
+    settings_of,
+    split,
+)
 
 if TYPE_CHECKING:
     from gradcheck.config.settings import Settings
@@ -19,11 +40,6 @@ if TYPE_CHECKING:
     from gradcheck.types.report import Report
 
 EPILOG = "Exit 0: the trial was held, whatever it found. 2: could not run. 130: interrupted; what was found by then is shown."
-
-
-def add_to(app: typer.Typer) -> None:
-    """Registers the command."""
-    app.command(cls=TakesArguments, epilog=EPILOG)(trial)
 
 
 def trial(
@@ -39,22 +55,22 @@ def trial(
     workers: Annotated[int | None, typer.Option(help="Processes [as many as processors, 4 at most].")] = None,
     folds: Annotated[int, typer.Option(help="Cross-validate with so many folds.")] = 0,
     time_ordered: Annotated[bool, typer.Option("--time-ordered", help="Validate on the last samples, not on random ones.")] = False,
-    arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument for the model's class or factory.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="FILE", help="Data: .pt, .safetensors, .npz, .csv, images, or FILE.py:name.")] = None,
-    val_data: Annotated[str | None, typer.Option(metavar="FILE", help="Validation data.")] = None,
-    loss: Annotated[str | None, typer.Option(help="cross_entropy, mse_loss, ..., or FILE.py:name.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, ..., or FILE.py:name.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")] = None,
-    rules: Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")] = None,
-    output: Annotated[list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="full, json or html. May be repeated.")] = None,
+    arg: Arg = None,
+    data: Data = None,
+    val_data: ValData = None,
+    loss: Loss = None,
+    optimizer: Optimizer = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    rules: RulePaths = None,
+    output: Output = None,
     open_page: OpenPage = False,
     show_all: Annotated[bool, typer.Option("--show-all", help="Say also why remedies were not tried.")] = False,
-    config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
-    isolated: Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")] = False,
-    color: Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    config: Config = None,
+    isolated: Isolated = False,
+    color: Color = "auto",
+    quiet: Quiet = False,
 ) -> None:
     """Try remedies on copies of a model, and say which helped, by how much, and how surely.
 
@@ -63,7 +79,6 @@ def trial(
     started = time.perf_counter()  # the imports belong to the budget
     with exits(color):
         from gradcheck.capture.detect import is_script
-        from gradcheck.cli.app import _color, _split
         from gradcheck.cli.jobs import arguments_of, jobs_of
         from gradcheck.errors import ConfigError
         from gradcheck.report.browser import open_reports
@@ -73,7 +88,7 @@ def trial(
         if ctx.obj is not None:
             raise ConfigError("trial takes nothing after --", hint="it needs a model file: gradcheck trial model.py, or model.py:name")
         target = named(target, ctx)
-        names = tuple(_split(remedy) or ())
+        names = tuple(split(remedy) or ())
         options = Options(names, budget, steps, seeds, search, trials, study, workers, folds, time_ordered)
         settings = settings_of(config, isolated, rule_paths=rules, device=device, dtype=dtype)
         outputs = parse_outputs(output or (), opened=open_page)
@@ -83,7 +98,7 @@ def trial(
             hint = "put model, data, loss and optimizer into functions of a module: `gradcheck scan` tells which names it looks for"
             raise ConfigError(f"{spec.target} trains when it is run: a trial needs its parts", hint=hint)
         report = _held(spec, options, settings, quiet, started)
-        write_outputs([report], outputs, View(_color(color), show_all=show_all))
+        write_outputs([report], outputs, View(checked_color(color), show_all=show_all))
         if open_page:
             open_reports([report], outputs)
         sys.exit(INTERRUPTED if report.trial is not None and report.trial.ended == "interrupted" else 0)

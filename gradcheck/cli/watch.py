@@ -7,7 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradcheck.cli.exit import FOUND, INTERRUPTED, exits, settings_of
+from gradcheck.cli.exit import FOUND, INTERRUPTED, exits
+from gradcheck.cli.options import (
+    AllowPartial,
+    Color,
+    Config,
+    ExitZero,
+    ExtendSelect,
+    FailOn,
+    Ignore,
+    Isolated,
+    MaxWarnings,
+    Output,
+    RulePaths,
+    Select,
+    rule_choice,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,25 +32,8 @@ if TYPE_CHECKING:
     from gradcheck.live.parent import Ending
     from gradcheck.types.report import Report
 
-Words = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run: names, codes, families (GRAD) or ALL.")]
-Ignored = Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to leave out.")]
-Outputs = Annotated[list[str] | None, typer.Option(metavar="FORMAT[:PATH]", help="As for scan, when the program is over. May be repeated.")]
+EPILOG = "Example: gradcheck watch --every 100 -- python train.py --epochs 3"
 SAVED = ".gradcheck/last.json"
-
-
-class TakesProgram(typer.core.TyperCommand):
-    """What stands after `--` is the program."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--" in args:
-            place = args.index("--")
-            ctx.obj, args = tuple(args[place + 1 :]), args[:place]
-        return super().parse_args(ctx, args)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Registers the command."""
-    app.command(cls=TakesProgram, epilog="Example: gradcheck watch --every 100 -- python train.py --epochs 3")(watch)
 
 
 def watch(
@@ -45,20 +44,18 @@ def watch(
     ] = None,
     save: Annotated[str, typer.Option(metavar="PATH", help="Where the run is saved, for `gradcheck report` and `gradcheck diff`.")] = SAVED,
     no_save: Annotated[bool, typer.Option("--no-save", help="Save nothing.")] = False,
-    select: Words = None,
-    ignore: Ignored = None,
-    extend_select: Annotated[list[str] | None, typer.Option(metavar="RULES", help="Rules to run besides the selected ones.")] = None,
-    rules: Annotated[list[str] | None, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")] = None,
-    fail_on: Annotated[
-        str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level [error].")
-    ] = None,
-    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")] = False,
-    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")] = False,
-    max_warnings: Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")] = None,
-    output: Outputs = None,
-    config: Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting.")] = None,
-    isolated: Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")] = False,
-    color: Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")] = "auto",
+    select: Select = None,
+    ignore: Ignore = None,
+    extend_select: ExtendSelect = None,
+    rules: RulePaths = None,
+    fail_on: FailOn = None,
+    exit_zero: ExitZero = False,
+    allow_partial: AllowPartial = False,
+    max_warnings: MaxWarnings = None,
+    output: Output = None,
+    config: Config = None,
+    isolated: Isolated = False,
+    color: Color = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No board, no lines: the report only.")] = False,
 ) -> None:
     """Run a training program to its end, and follow it: -- python train.py ARGUMENTS, or -- torchrun ... train.py ARGUMENTS.
@@ -72,7 +69,7 @@ def watch(
         from gradcheck.live.parent import Orders, run
         from gradcheck.report.outputs import parse_outputs
 
-        flags = {"select": _split(select), "ignore": _split(ignore), "extend_select": _split(extend_select), "rule_paths": rules}
+        flags = rule_choice(select, ignore, extend_select, rules)
         gates = {"fail_on": fail_on, "max_warnings": max_warnings, "allow_partial": allow_partial or None}
         settings = settings_of(config, isolated, **flags, **gates)
         outputs = parse_outputs(output or ())
@@ -135,7 +132,3 @@ def _code(ending: Ending, settings: Settings, exit_zero: bool) -> int:
     if ending.code:
         return ending.code
     return exit_code([ending.report] if ending.report is not None else [], settings, exit_zero=exit_zero)
-
-
-def _split(words: list[str] | None) -> list[str] | None:
-    return None if words is None else [w.strip() for word in words for w in word.split(",") if w.strip()]

@@ -7,18 +7,16 @@ before the program runs.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import sys
 import traceback
 import types
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gradcheck.capture.program import Kind, start
-from gradcheck.live.launch import VARIABLE
+from gradcheck.live.messages import deaf, received, speaking
 
 STOPPED = 1
 _OURS = (__file__, start.__code__.co_filename)  # files whose frames a traceback need not show
@@ -43,28 +41,6 @@ def main() -> None:
             deaf()
         finder.finish(error)
     _leave(error, 0 if order.get("launched") else STOPPED)
-
-
-def received() -> dict[str, Any]:
-    """What this process is told. The program finds no trace of it."""
-    order: dict[str, Any] = json.loads(os.environ.pop(VARIABLE))
-    if isinstance(order["pipe"], int):
-        os.set_inheritable(order["pipe"], False)
-    if not sys.flags.safe_path:
-        del sys.path[0]  # the working directory, for `-m`: the program has a first entry of its own
-    return order
-
-
-def speaking(order: dict[str, Any]) -> IO[str]:
-    """The pipe to the parent: of several processes of a machine one speaks."""
-    leads = int(os.environ.get("LOCAL_RANK", "0")) == 0 or not order.get("launched")
-    return open(order["pipe"] if leads else os.devnull, "w", encoding="utf-8", buffering=1)
-
-
-def deaf() -> None:
-    """The launcher passes on a Ctrl-C that this process has got by itself, and ends all processes when one fails."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _end(number: int, frame: Any) -> None:
@@ -96,12 +72,6 @@ def _leave(error: BaseException | None, stopped: int) -> None:
     else:
         sys.excepthook(type(error), error, trace)
     sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-def send(pipe: IO[str], kind: str, **values: Any) -> None:
-    """A line to the parent; a parent that has gone is no reason to fail."""
-    with contextlib.suppress(OSError, ValueError):
-        pipe.write(json.dumps({"kind": kind, **values}) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from gradcheck.capture.root_modules import is_wrapper, variable_of
 from gradcheck.config.settings import Settings, load
 from gradcheck.errors import TrainingStopped
-from gradcheck.live.child import send
 from gradcheck.live.frames import frame
 from gradcheck.live.live_judge import SHARE
+from gradcheck.live.messages import send
 from gradcheck.live.models import living_optimizers, unwrapped
 from gradcheck.live.watch import Board, watch
 from gradcheck.types.report import Report

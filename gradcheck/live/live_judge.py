@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from gradcheck import __version__
 from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
@@ -14,6 +13,7 @@ from gradcheck.live.record import Record
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Rule
+from gradcheck.version import __version__
 
 EARLY = 8  # measured steps that are judged at once: what is wrong from the start is to be said then
 SHARE = 0.01  # of the time of the run that judging may take after them

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gradcheck import __version__
 from gradcheck.analysis.statistics import CATEGORIES
 from gradcheck.errors import ConfigError
 from gradcheck.judge.registry import builtin_rules, load_rules
@@ -23,6 +22,7 @@ from gradcheck.types.finding import RuleState, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Rule
+from gradcheck.version import __version__
 
 if TYPE_CHECKING:
     from gradcheck.report.outputs import View

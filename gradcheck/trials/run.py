@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck import __version__
 from gradcheck.config.settings import Settings, settings_from
 from gradcheck.errors import GradcheckError
 from gradcheck.loading.load import load
@@ -36,6 +35,7 @@ from gradcheck.trials.worker_pool import Crew
 from gradcheck.types.measurement import Assumption
 from gradcheck.types.report import Report
 from gradcheck.types.trial import SearchPoint, Task, TrialResult
+from gradcheck.version import __version__
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.workload import Workload
 

@@ -32,13 +32,14 @@ _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
 _RECORDING = tuple(
     (
-        "recorder forward backward steps clips scalers surroundings schedulers averages births rows modes passes tape patches updates "
-        "functional forgotten silent"
+        "recorder forward backward steps clips scalers schedulers_and_loaders schedulers averages births rows modes passes tape patches "
+        "updates functional forgotten silent"
     ).split()
 )
 _TAPS = (
-    _GRADCHECK + "measure" + os.sep,
-    _GRADCHECK + "live" + os.sep,
+    *(_GRADCHECK + folder + os.sep for folder in ("instrument", "measure", "live")),
+    *(f"{_GRADCHECK}training{os.sep}{name}.py" for name in ("probe", "steps", "clip")),
+    *(f"{_GRADCHECK}workload{os.sep}{name}.py" for name in ("training_copy", "few_samples")),
     *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in _RECORDING),
 )
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep

@@ -192,7 +192,7 @@ def _step_of_method(with_index: bool, model: nn.Module, batch: Batch) -> torch.T
 def is_torch_loss(loss: Loss) -> bool:
     """Losses of torch, and ours, want one tensor; a user's own function gets the whole output of the model."""
     home = loss.__class__.__module__ if isinstance(loss, nn.Module) else getattr(loss, "__module__", None) or ""
-    return home.startswith(("torch.", "gradcheck.loading.")) or home in ("torch", "torch._C._nn")
+    return home.startswith(("torch.", "gradcheck.loading.", "gradcheck.workload.")) or home in ("torch", "torch._C._nn")
 
 
 def is_class_loss(loss: Loss) -> bool:

@@ -40,9 +40,9 @@ def scanned(tmp_path, monkeypatch):
         findings, suppressed, states = judge([m], chosen(settings), settings)
         return Report(spec.target, findings, states, (m,), suppressed)
 
-    module = ModuleType("gradcheck.scan")
+    module = ModuleType("gradcheck.pipeline")
     module.scan_target = scan_target
-    monkeypatch.setitem(sys.modules, "gradcheck.scan", module)
+    monkeypatch.setitem(sys.modules, "gradcheck.pipeline", module)
     monkeypatch.setattr("gradcheck.judge.select.load_rules", lambda paths: RULES)
     monkeypatch.setattr("gradcheck.judge.registry.load_rules", lambda paths: RULES)
     monkeypatch.chdir(tmp_path)

@@ -153,7 +153,7 @@ def test_of_several_processes_one_speaks_and_all_take_the_same_steps(rank: str, 
             steps.append(max(len(w.steps) for w in run.recorder.optimizers.values()))
             yield run
 
-    monkeypatch.setattr(import_module("gradcheck.scan"), "captured", noting)
+    monkeypatch.setattr(import_module("gradcheck.pipeline"), "captured", noting)
     said = child(folder, monkeypatch, launched=True)
     assert bool(said) == (folder / "run.json").exists() == (rank == "0")
     assert steps == [32]

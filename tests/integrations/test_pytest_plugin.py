@@ -48,7 +48,7 @@ def test_without(): pass
 """
 STUB = """
 import sys, types
-sys.modules["gradcheck.scan"] = module = types.ModuleType("gradcheck.scan")
+sys.modules["gradcheck.pipeline"] = module = types.ModuleType("gradcheck.pipeline")
 module.scan = lambda model, data, config: model
 """
 

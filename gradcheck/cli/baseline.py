@@ -1,4 +1,4 @@
-"""Commands for a project that scans again and again: `baseline`, `diff` and `init`."""
+"""The commands `baseline create`, `update`, `prune` and `show`: findings that a project knows and lives with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradcheck.cli.exit import FAILED, FOUND, exits, settings_of
+from gradcheck.cli.exit import FAILED, exits
+from gradcheck.cli.options import (
+    BaselineFile,
+    Config,
+    Isolated,
+    Quiet,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,30 +22,19 @@ if TYPE_CHECKING:
     from gradcheck.config.settings import Settings
     from gradcheck.types.report import Report
 
+
 baseline = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     help="The findings that a project knows and lives with: a run fails for new and worse ones.",
 )
-
 Runs = Annotated[
     list[str] | None, typer.Argument(metavar="TARGET|RUN.json", help="What to scan, or saved runs [the targets of the configuration].")
 ]
-File = Annotated[str | None, typer.Option("--baseline", metavar="FILE", help="The baseline [.gradcheck-baseline.json].")]
-ConfigLines = Annotated[list[str] | None, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting over it.")]
-Isolated = Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Registers these commands."""
-    app.add_typer(baseline, name="baseline")
-    app.command()(diff)
-    app.command()(init)
 
 
 @baseline.command()
-def create(runs: Runs = None, file: File = None, config: ConfigLines = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
+def create(runs: Runs = None, file: BaselineFile = None, config: Config = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
     """Write a baseline of what is found now. Refuses when there is one."""
     with exits():
         from gradcheck.cli.gate import least_severity
@@ -56,7 +52,7 @@ def create(runs: Runs = None, file: File = None, config: ConfigLines = None, iso
 
 
 @baseline.command()
-def update(runs: Runs = None, file: File = None, config: ConfigLines = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
+def update(runs: Runs = None, file: BaselineFile = None, config: Config = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
     """Bring the entries of the scanned targets up to date: new findings, new values, stale ones removed."""
     with exits():
         from gradcheck.cli.gate import Known, compare_all, least_severity
@@ -73,7 +69,7 @@ def update(runs: Runs = None, file: File = None, config: ConfigLines = None, iso
 
 
 @baseline.command()
-def prune(runs: Runs = None, file: File = None, config: ConfigLines = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
+def prune(runs: Runs = None, file: BaselineFile = None, config: Config = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
     """Remove the entries whose findings are gone. Without TARGET also those of targets that are no longer configured."""
     with exits():
         from gradcheck.cli.gate import Known, compare_all
@@ -93,7 +89,7 @@ def prune(runs: Runs = None, file: File = None, config: ConfigLines = None, isol
 
 
 @baseline.command()
-def show(file: File = None, config: ConfigLines = None, isolated: Isolated = False) -> None:
+def show(file: BaselineFile = None, config: Config = None, isolated: Isolated = False) -> None:
     """List the entries. Nothing is scanned."""
     with exits():
         from gradcheck.report.baseline_file import read
@@ -149,47 +145,3 @@ def _reports(runs: list[str] | None, settings: Settings, quiet: bool) -> list[Re
     if failed:
         sys.exit(FAILED)
     return [*saved, *reports]
-
-
-def diff(
-    base: Annotated[str, typer.Argument(metavar="BASE.json", help="The saved run to compare with.")],
-    head: Annotated[str, typer.Argument(metavar="HEAD.json", help="The saved run that is judged.")],
-    fail_on_new: Annotated[bool, typer.Option("--fail-on-new", help="Exit 1 for what is new or worse, 2 for a HEAD in part.")] = False,
-    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Do not exit 2 for a HEAD in part.")] = False,
-    output_format: Annotated[str, typer.Option("--format", metavar="text|markdown|json|html", help="How to show it.")] = "text",
-    tolerance: Annotated[float, typer.Option(metavar="PART", help="Relative change that counts where there is one seed.")] = 0.1,
-) -> None:
-    """Say what became better and worse, and what is new or fixed, between two saved runs."""
-    with exits():
-        from pathlib import Path
-
-        from gradcheck.errors import ConfigError
-        from gradcheck.judge.diff import diff as compared
-        from gradcheck.judge.diff import unsure, worse_off
-        from gradcheck.report import diff as shown
-        from gradcheck.report.diff_html import page
-        from gradcheck.report.json import load_all
-
-        renderers = {"text": shown.text, "markdown": shown.markdown, "json": shown.as_json, "html": page}
-        if output_format not in renderers:
-            raise ConfigError(f"unknown format {output_format!r}", hint=f"formats: {', '.join(renderers)}")
-        if not tolerance >= 0:
-            raise ConfigError(f"--tolerance must be 0 or more; got {tolerance}")
-        differences = compared(load_all(Path(base)), load_all(Path(head)), Path.cwd(), tolerance)
-        print(renderers[output_format](differences, tolerance), end="")
-        if fail_on_new and worse_off(differences):
-            sys.exit(FOUND)
-        sys.exit(FAILED if fail_on_new and not allow_partial and unsure(differences) else 0)
-
-
-def init(
-    workflow: Annotated[bool, typer.Option("--workflow", help="Write .github/workflows/gradcheck.yml too.")] = False,
-) -> None:
-    """Write a commented configuration: into pyproject.toml where there is one, else into gradcheck.toml. Overwrites nothing."""
-    with exits():
-        from pathlib import Path
-
-        from gradcheck.cli.init import start
-
-        for line in start(Path.cwd(), workflow=workflow):
-            print(line)

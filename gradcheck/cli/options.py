@@ -1,0 +1,120 @@
+"""The options of the commands, each declared once, and what several commands read from them. Defaults stand in the commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from gradcheck.cli.completion import format_name, rule_name, rule_words
+
+if TYPE_CHECKING:
+    from gradcheck.config.settings import Settings
+    from gradcheck.report.outputs import View
+
+if TYPE_CHECKING:
+    from gradcheck.config.settings import Settings
+
+Texts = list[str] | None
+
+# ------------------------------------------------------------------------- what is scanned
+Target = Annotated[
+    str | None, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS].")
+]
+Targets = Annotated[
+    Texts, typer.Argument(metavar="TARGET", help="model.py, model.py:name, package.module:name, train.py [-- ARGUMENTS], nb.ipynb.")
+]
+Arg = Annotated[Texts, typer.Option(metavar="KEY=VALUE", help="An argument for the model's class or factory.")]
+Data = Annotated[str | None, typer.Option(metavar="FILE", help="Data: .pt, .safetensors, .npz, .csv, images, or FILE.py:name.")]
+ValData = Annotated[str | None, typer.Option(metavar="FILE", help="Validation data.")]
+Input = Annotated[Texts, typer.Option(metavar="TYPE[SHAPE]", help="A synthetic input: float32[32,3,224,224].")]
+Loss = Annotated[str | None, typer.Option(help="cross_entropy, mse_loss, ..., or FILE.py:name.")]
+Optimizer = Annotated[str | None, typer.Option(help="sgd, adam, adamw, ..., or FILE.py:name.")]
+LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")]
+Script = Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")]
+Sandbox = Annotated[bool, typer.Option("--sandbox", help="Run the script in a mirror of its folder, which keeps its output.")]
+QuietScript = Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")]
+UnsafeFixes = Annotated[bool, typer.Option("--unsafe-fixes", help="Also what changes the architecture or the checkpoint keys.")]
+
+# ------------------------------------------------------------------------- rules and configuration
+Select = Annotated[
+    Texts, typer.Option(metavar="RULES", help="Rules to run: names, codes, families (GRAD) or ALL.", autocompletion=rule_words)
+]
+Ignore = Annotated[Texts, typer.Option(metavar="RULES", help="Rules to leave out.", autocompletion=rule_words)]
+ExtendSelect = Annotated[Texts, typer.Option(metavar="RULES", help="Rules to run besides the selected ones.", autocompletion=rule_words)]
+RulePaths = Annotated[Texts, typer.Option("--rules", metavar="PATH", help="A file or folder with rules of your own.")]
+Config = Annotated[Texts, typer.Option(metavar="FILE|'KEY = VALUE'", help="A configuration file, or a setting over it.")]
+Isolated = Annotated[bool, typer.Option("--isolated", help="Ignore configuration files.")]
+RuleName = Annotated[
+    str, typer.Argument(metavar="NAME|CODE", help="A rule, such as vanishing-gradient or GRAD001.", autocompletion=rule_name)
+]
+TextOrJson = Annotated[str, typer.Option(metavar="text|json")]
+
+# ------------------------------------------------------------------------- the exit code
+FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level or above [error].")]
+ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")]
+AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")]
+MaxWarnings = Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")]
+BaselineFile = Annotated[str | None, typer.Option("--baseline", metavar="FILE", help="Findings that are known [.gradcheck-baseline.json].")]
+NoBaseline = Annotated[bool, typer.Option("--no-baseline", help="Show known findings too.")]
+AllowStale = Annotated[bool, typer.Option("--allow-stale", help="Do not fail for entries of the baseline whose findings are gone.")]
+
+# ------------------------------------------------------------------------- what is shown
+Output = Annotated[
+    Texts,
+    typer.Option(
+        metavar="FORMAT[:PATH]",
+        help="full (default), json, sarif, junit, ..., to stdout or a file. May be repeated.",
+        autocompletion=format_name,
+    ),
+]
+OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
+Profile = Annotated[bool, typer.Option("--profile", help="Show what each layer costs.")]
+ShowPassed = Annotated[bool, typer.Option("--show-passed", help="Show the state of every rule, and what was found by convention.")]
+Color = Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+COLORS = ("auto", "always", "never")
+
+
+class TakesArguments(typer.core.TyperCommand):
+    """What stands after `--` belongs to the script or program: it is left in `ctx.obj`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            place = args.index("--")
+            ctx.obj, args = tuple(args[place + 1 :]), args[:place]
+        return super().parse_args(ctx, args)
+
+
+def split(words: list[str] | None) -> list[str] | None:
+    """`--select GRAD,INIT --select dead-units` as one list."""
+    return None if words is None else [w.strip() for word in words for w in word.split(",") if w.strip()]
+
+
+def rule_choice(select: Texts, ignore: Texts, extend_select: Texts, rules: Texts) -> dict[str, list[str] | None]:
+    """The settings that say which rules run."""
+    return {"select": split(select), "ignore": split(ignore), "extend_select": split(extend_select), "rule_paths": rules}
+
+
+def settings_of(config: list[str] | None, isolated: bool, **flags: Any) -> Settings:
+    from gradcheck.config.settings import load
+
+    return load(config=config or (), isolated=isolated).with_flags(**flags)
+
+
+def checked_color(color: str) -> Literal["auto", "always", "never"]:
+    """Raises ConfigError for any other word."""
+    from gradcheck.errors import ConfigError
+
+    if color not in COLORS:
+        raise ConfigError(f"--color must be auto, always or never; got {color!r}")
+    return cast(Literal["auto", "always", "never"], color)
+
+
+def view_of(settings: Settings, color: str, profile: bool, show_passed: bool, show_all: bool) -> View:
+    from gradcheck.report.outputs import View
+
+    return View(checked_color(color), profile, show_passed, show_all, fail_on=settings.fail_on, allow_partial=settings.allow_partial)

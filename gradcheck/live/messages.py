@@ -1,0 +1,40 @@
+"""What passes between a program that runs with gradcheck inside and its parent: the order, lines through a pipe, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import IO, Any
+
+from gradcheck.live.launch import VARIABLE
+
+
+def received() -> dict[str, Any]:
+    """What this process is told. The program finds no trace of it."""
+    order: dict[str, Any] = json.loads(os.environ.pop(VARIABLE))
+    if isinstance(order["pipe"], int):
+        os.set_inheritable(order["pipe"], False)
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the working directory, for `-m`: the program has a first entry of its own
+    return order
+
+
+def speaking(order: dict[str, Any]) -> IO[str]:
+    """The pipe to the parent: of several processes of a machine one speaks."""
+    leads = int(os.environ.get("LOCAL_RANK", "0")) == 0 or not order.get("launched")
+    return open(order["pipe"] if leads else os.devnull, "w", encoding="utf-8", buffering=1)
+
+
+def deaf() -> None:
+    """The launcher passes on a Ctrl-C that this process has got by itself, and ends all processes when one fails."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def send(pipe: IO[str], kind: str, **values: Any) -> None:
+    """A line to the parent; a parent that has gone is no reason to fail."""
+    with contextlib.suppress(OSError, ValueError):
+        pipe.write(json.dumps({"kind": kind, **values}) + "\n")
