@@ -33,11 +33,11 @@ from gradcheck.config.settings import Settings
 from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.remedies.catalogue import VOCABULARY
-from gradcheck.repair.lab import Terms, Ward
+from gradcheck.repair.lab import Lab, RepairOptions
 from gradcheck.repair.rescan import severities
 from gradcheck.repair.story import Fixed, fix_target, terms_of
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_models" / "sick"
 HELD_OUT = 7919  # added to a seed: the order of samples after treatment
@@ -113,11 +113,11 @@ def kept(fixed: Fixed) -> tuple[str, ...]:
     return tuple(o.prescription.treatment for o in fixed.outcomes if o.status == "kept")
 
 
-def at_random(case: Case, count: int, m: Measurement) -> tuple[Patient, tuple[str, ...]]:
+def at_random(case: Case, count: int, m: Measurement) -> tuple[TreatedWorkload, tuple[str, ...]]:
     """A patient with so many remedies of the vocabulary, drawn by the seed, at the settings they have when no finding asks for them."""
     rng = random.Random(case.seed)
     workload = from_objects(case.model, case.batches, loss=case.loss, optimizer=case.optimizer)
-    ward = Ward(workload, VOCABULARY, Settings(), Terms(), lambda what, share: None)
+    ward = Lab(workload, VOCABULARY, Settings(), RepairOptions(), lambda what, share: None)
     chosen: tuple[Any, ...] = ()
     names = [name for name, treatment in VOCABULARY.items() if treatment.apply is not None]
     rng.shuffle(names)
@@ -135,7 +135,7 @@ def at_random(case: Case, count: int, m: Measurement) -> tuple[Patient, tuple[st
     return ward.patient(chosen), tuple(p.treatment for p in chosen)
 
 
-def train_treated(case: Case, patient: Patient, steps: int) -> float:
+def train_treated(case: Case, patient: TreatedWorkload, steps: int) -> float:
     """As `train` does, with the treated model, optimizer, loss, clipping and batches. In units of chance; infinite if it diverged."""
     fixed = Fixed(patient, None, None, None)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(case.seed + HELD_OUT)

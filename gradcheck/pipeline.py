@@ -26,7 +26,7 @@ from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.measure.session import Plan, measure
-from gradcheck.rank import reports
+from gradcheck.rank import is_rank_zero
 from gradcheck.remedies.costs import with_costs
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
@@ -75,7 +75,7 @@ def scan(
     with untouched():
         workload = from_objects(model, data, loss=loss, optimizer=optimizer, val_data=val_data, training_step=training_step)
         report = scan_workload(workload, settings)
-    return report if reports() else replace(report, findings=(), suppressed=(), rules=())
+    return report if is_rank_zero() else replace(report, findings=(), suppressed=(), rules=())
 
 
 def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> Report:
@@ -102,7 +102,7 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
     tick = progress or _silent
     began = time.perf_counter()
     with untouched(), captured(spec, tick) as run:
-        if not reports():
+        if not is_rank_zero():
             return []
         tick("reading what was recorded", 0.0)
         trainings = trainings_of(run, spec)

@@ -6,7 +6,7 @@ import os
 import sys
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process, and number of processes; (0, 1) for one that trains alone."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -23,6 +23,6 @@ def launched() -> tuple[int, int]:
     return (rank, count) if 0 <= rank < count else (0, 1)
 
 
-def reports() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process reports: of several, rank 0 does."""
-    return place()[0] == 0
+    return rank_and_world_size()[0] == 0

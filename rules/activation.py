@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import by_site, gate_makers, in_order, names, output_side
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure
 from gradcheck.rules import cures
@@ -210,7 +210,7 @@ def _looked_at_enough(x: Layer, limits: Limits) -> bool:
 
 def _dead_severity(m: Measurement, group: list[Layer], limits: Limits) -> tuple[Severity, str]:
     severe = max(map(dead_share, group)) >= limits["error_share"]
-    if verdict(m) == "learns" or (verdict(m) == "unknown" and not severe):
+    if training_outcome(m) == "learns" or (training_outcome(m) == "unknown" and not severe):
         return ("warning" if severe else "info"), ""
     if not severe:
         return "warning", ""

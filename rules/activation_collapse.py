@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import body, in_order
 from gradcheck.analysis.wording import BY_VALUE, number, probe_failure
 from gradcheck.rules import cures
@@ -156,7 +156,7 @@ def _sample_collapse(m: Measurement, layer: Layer, limits: Limits) -> Finding | 
     if cosine is None or 1 - cosine >= limits["sample_distance"]:
         return None
     failure = probe_failure(m)
-    severity: Severity = "error" if failure else ("info" if verdict(m) == "learns" else "warning")
+    severity: Severity = "error" if failure else ("info" if training_outcome(m) == "learns" else "warning")
     message = (
         f"all samples reach {layer.name} as one point: 1 - cosine is {number(max(0.0, 1 - cosine))} "
         f"(limit {number(limits['sample_distance'])}), at the start and after {layer.snapshots[-1].step} steps: it cannot tell them apart"
@@ -190,7 +190,7 @@ def _token_severity(m: Measurement, layer: Layer, cosine: float, limits: Limits)
     entered = next((c for c in earlier if c is not None), None)
     distinct = entered is not None and entered <= limits["token_cosine_info"]
     deep = len(body(m)) >= limits["layers"]
-    if distinct and deep and verdict(m) != "learns" and not any_learned(m):
+    if distinct and deep and training_outcome(m) != "learns" and not any_learned(m):
         return "error", BY_VALUE
     return "warning", ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.depth import gradient_trend
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, gate_makers, in_order, names
 from gradcheck.analysis.parallel_nets import over_nets
@@ -107,7 +107,7 @@ def _stacked(m: Measurement, limits: Limits) -> Verdict:
         return []
     trend = gradient_trend(m, 0)
     failure = probe_failure(m)
-    steep = trend.slope > 0 and trend.total >= limits["error_total"] and verdict(m) != "learns" and not any_learned(m)
+    steep = trend.slope > 0 and trend.total >= limits["error_total"] and training_outcome(m) != "learns" and not any_learned(m)
     function = stack[0].function or stack[0].activation or "sigmoid"
     size = f"; the gradient shrinks by {number(trend.total)} decades on the way" if trend.slope > 0 and trend.n >= 2 else ""
     means = "no initialisation carries a gradient through them" if failure or steep else "they learn slowly, if at all"

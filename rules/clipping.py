@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import levelled, verdict
+from gradcheck.analysis.convergence import levelled, training_outcome
 from gradcheck.analysis.wording import falls_short, number, optimizer_in_words, percent, run_in_words
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -162,7 +162,7 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     if m.clip is not None and (m.clip.kind != "norm" or m.clip.threshold < spike.norm):
         return []
     jumps = spike.jump > limits["jump"]
-    breaks = verdict(m) == "diverges" or (jumps and falls_short(m))
+    breaks = training_outcome(m) == "diverges" or (jumps and falls_short(m))
     least = limits["spike_warning" if breaks else "spike_learning"]
     severity: Severity = "warning" if spike.ratio > least and (jumps or falls_short(m)) else "info"
     limit = least if severity == "warning" else max(limits["spike_info"], by_chance)
@@ -177,7 +177,7 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
         message += ", and the loss is soon not finite any more"
     elif jumps:
         message += f", and the loss then rises by {percent(spike.jump)} of its start"
-    elif verdict(m) == "diverges":
+    elif training_outcome(m) == "diverges":
         message += "; the probe diverges"
     message += ": one batch undoes the steps of many"
     text = (

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import on_its_way, start_and_end, verdict
+from gradcheck.analysis.convergence import on_its_way, start_and_end, training_outcome
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, learns_clearly, number
 from gradcheck.rules.outputs import REGRESSION_LOSSES
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
@@ -129,7 +129,7 @@ def _below_chance(m: Measurement, t: Targets) -> bool:
 def _unscaled_target(m: Measurement, t: Targets, limits: Limits) -> Finding | None:
     offset = abs(t.mean) / t.std
     arrived = learns_clearly(m) and (m.chance is not None or _below_chance(m, t))
-    unknown = verdict(m) == "unknown" and not on_its_way(m.probe, m.chance)
+    unknown = training_outcome(m) == "unknown" and not on_its_way(m.probe, m.chance)
     severity: Severity = "info" if arrived or unknown else "warning"
     if t.std > limits["largest_std"]:
         what = f"their standard deviation is {number(t.std)} (limit {number(limits['largest_std'])})"

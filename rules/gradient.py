@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import any_learned, verdict
-from gradcheck.analysis.depth import Trend, forward_trend, gradient_norms, gradient_trend, steepest
+from gradcheck.analysis.convergence import any_learned, training_outcome
+from gradcheck.analysis.depth import Trend, forward_trend, gradient_norms, gradient_trend, largest_drop
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, in_order, names, settled_step, trained_body
 from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import BY_VALUE, learns_clearly, number, probe_failure
@@ -53,7 +53,7 @@ def lasting_trend(m: Measurement, least: int) -> Trend | NoVerdict:
 
 def trend_severity(m: Measurement, size: float, limits: Limits) -> tuple[Severity, str]:
     """Severity of a trend of `size` decades, and what confirms it when it is an error. A model that learns has none."""
-    if verdict(m) == "learns":
+    if training_outcome(m) == "learns":
         return ("info" if learns_clearly(m) and size < limits["error_total"] else "warning"), ""
     if failure := probe_failure(m):
         return "error", failure
@@ -73,7 +73,7 @@ def trend_place(layers: list[Layer], culprit: Layer | None) -> Location | None:
 
 def one_place(m: Measurement, trend: Trend) -> tuple[Layer | None, str]:
     """The layer behind more than half of the trend, if one is, and a clause about it."""
-    drop = steepest(gradient_norms(m, 0), rising=trend.slope > 0)
+    drop = largest_drop(gradient_norms(m, 0), rising=trend.slope > 0)
     if drop is None or trend.n < 6 or abs(drop.decades) < 0.5 * abs(trend.total):
         return None, ""
     return drop.after, f"; {number(abs(drop.decades))} of them between {drop.before.name} and {drop.after.name}"
@@ -220,7 +220,7 @@ def overflow_finding(m: Measurement, trend: Trend, limits: Limits) -> Finding:
 
 def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
     layers = body(m) or [x for x in in_order(m) if x.kind in BODY_KINDS]
-    learns = verdict(m) == "learns"
+    learns = training_outcome(m) == "learns"
     loudest = max((x for x in layers if (s := x.at(0)) and s.output), key=lambda x: x.at(0).output.rms, default=None)  # type: ignore[union-attr]
     signal = f"; the largest output, rms {number(loudest.at(0).output.rms)}, is that of {loudest.name}" if loudest else ""  # type: ignore[union-attr]
     means = "it learns in the probe all the same" if learns else "the first steps only undo the scale of the outputs, or break the weights"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import best_experiment, outcome, verdict
+from gradcheck.analysis.convergence import best_experiment, outcome, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.analysis.wording import layers_in_words, learns_clearly, number, probe_failure
 from gradcheck.types.finding import Evidence, Remedy
@@ -101,7 +101,7 @@ def severity_of(m: Measurement, r: Recurrence, size: float, limits: Limits) -> t
     large, shrinks = abs(size) > limits["large_decades"], size > 0
     if m.pretrained or learns_clearly(m) or (shrinks and r.every_step):
         return "info", ""
-    if verdict(m) == "learns":
+    if training_outcome(m) == "learns":
         return ("warning" if large else "info"), ""
     if not hinders(m):
         return "info", ""
@@ -121,7 +121,7 @@ def meaning(m: Measurement, r: Recurrence, severity: Severity, shrinks: bool) ->
         return "what the first steps hold is not learned" if shrinks else "the first steps drown out the others"
     if r.every_step:
         return "what each step learns from the past reaches back a few steps only" if shrinks else "one step's loss is felt too far back"
-    if verdict(m) == "learns":
+    if training_outcome(m) == "learns":
         return "the probe training learns from the last steps" if shrinks else "the probe training learns all the same"
     return "what the first steps hold is hardly learned" if shrinks else "steps will be unstable"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import any_learned, verdict
+from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import gate_makers, holders, is_matrix, settled_step
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure
 from gradcheck.types.finding import Evidence, Remedy
@@ -36,9 +36,9 @@ def zero_severity(m: Measurement, share: float, upstream: bool, limits: Limits) 
         return "error", failure
     much = share >= limits["error_share"]
     # A model may learn with idle experts or branches; not with all that lies before some layer cut off.
-    if much and (upstream if verdict(m) == "learns" or any_learned(m) else True):
+    if much and (upstream if training_outcome(m) == "learns" or any_learned(m) else True):
         return "error", BY_VALUE
-    few = verdict(m) == "learns" and share < limits["warning_share"] and not upstream
+    few = training_outcome(m) == "learns" and share < limits["warning_share"] and not upstream
     return ("info" if few else "warning"), ""
 
 

@@ -6,7 +6,7 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, learns_clearly, number, optimizer_in_words, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -274,7 +274,7 @@ def lost_updates(m: Measurement, limits: Limits) -> Verdict:
     known = [p for p in halves if p.name in shares]
     total = sum(p.count for p in known)
     share = sum(shares[p.name] * p.count for p in known) / total
-    unopposed = learns_clearly(m) or verdict(m) == "unknown"
+    unopposed = learns_clearly(m) or training_outcome(m) == "unknown"
     if share <= limits["unchanged"]:
         return []
     severity: Severity = "info" if unopposed and share <= limits["unchanged_learning"] else "warning"

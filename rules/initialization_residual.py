@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import layers_in_words, number
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -91,7 +91,7 @@ def _shown(m: Measurement, limits: Limits) -> tuple[Severity, str]:
     start = m.probe.losses[0] / m.chance if m.chance and m.chance > 0 and m.probe.losses else None
     if start is not None and start > limits["initial_loss"]:
         return "warning", f"the first loss is {number(start)} times that of a constant prediction (limit {number(limits['initial_loss'])})"
-    if verdict(m) in ("stalls", "diverges"):
+    if training_outcome(m) in ("stalls", "diverges"):
         return "warning", "the probe training does not learn"
     return "info", "the probe training does not suffer from it"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import BY_VALUE, number, percent, run_in_words
 from gradcheck.rules.graph_loop import NO_SCRIPT
 from gradcheck.rules.optimization import best_rate
@@ -184,7 +184,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
 
 def _learns_as_a_mean(m: Measurement, weight: float, within: float) -> Run | None:
     """The experiment that shows what a mean would do for an optimizer whose steps are as large as its gradients."""
-    run = best_rate(m, higher=False) if verdict(m) in ("stalls", "diverges") and not m.optimizer.adaptive else None
+    run = best_rate(m, higher=False) if training_outcome(m) in ("stalls", "diverges") and not m.optimizer.adaptive else None
     return run if run is not None and (run.rate_factor or 1) * weight * within >= 1 else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import experiment_outcome, verdict
+from gradcheck.analysis.convergence import experiment_outcome, training_outcome
 from gradcheck.analysis.wording import number, run_in_words
 from gradcheck.rules.graph_loop import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
@@ -88,7 +88,7 @@ def optimizer_recreated(m: Measurement, limits: Limits) -> Verdict:
 def _forgetting(m: Measurement, loop: LoopFacts, limits: Limits) -> Finding:
     name = loop.optimizer or "the optimizer"
     kept = next((r for r in m.experiments if r.name == ONE_OPTIMIZER), None)
-    fails = kept is not None and verdict(m) in ("stalls", "diverges") and experiment_outcome(kept, m) == "learns"
+    fails = kept is not None and training_outcome(m) in ("stalls", "diverges") and experiment_outcome(kept, m) == "learns"
     severity: Severity = "error" if fails else "warning"
     steps = "step" if loop.life == 1 else f"{loop.life} steps"
     message = (

@@ -120,7 +120,7 @@ def _mismatched(m: Measurement, call: LossCall, wrong: Mismatch) -> Finding:
 def _constant_outputs(m: Measurement) -> list[Finding]:
     """Softmax over an axis of width 1 just before the loss, and cross entropy over one class."""
     constant = [c for c in m.losses if c.input_min == c.input_max and c.producer in ("softmax", "log_softmax", None)]
-    unlearned = not m.losses and convergence.verdict(m) in ("stalls", "unknown")
+    unlearned = not m.losses and convergence.training_outcome(m) in ("stalls", "unknown")
     findings = [
         _constant(
             f"{'log_softmax' if s.log else 'softmax'} over axis {s.axis} of shape {list(s.shape)}, which has 1 unit (at least 2 needed)",

@@ -82,7 +82,7 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Karpathy, "A Recipe for Training Neural Networks", 2019 ("overfit one batch").
     """
-    verdict = convergence.verdict(m)
+    verdict = convergence.training_outcome(m)
     if verdict == "learns" or convergence.on_its_way(m.probe, m.chance):
         return []
     if verdict == "unknown":
@@ -94,11 +94,11 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     falling = any(convergence.on_its_way(r, r.chance) for r in overfits)
     if not tried and not falling:
         return not_measured("no training on one batch was run" if not overfits else "the trainings on one batch were too short")
-    if falling or any(r.ended == "learned" or convergence.fall(r, r.chance) >= limits["fall"] for r in tried):
+    if falling or any(r.ended == "learned" or convergence.relative_decrease(r, r.chance) >= limits["fall"] for r in tried):
         return _behind_a_linear_model(m, limits)
     if weights_for_targets(m) < 1:
         return not_applicable(f"the model has fewer weights than {FEW_SAMPLES} samples have targets: it cannot memorise them")
-    if m.chance is None and any(r.chance is None and convergence.fall(r) >= convergence.LEAST_FALL for r in tried):
+    if m.chance is None and any(r.chance is None and convergence.relative_decrease(r) >= convergence.LEAST_FALL for r in tried):
         return not_measured("on one batch the loss falls a little; how far it could fall is not known: it is no loss that gradcheck knows")
     return [_not_falling(m, tried, limits)]
 
@@ -142,7 +142,7 @@ def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
         f"{percent(b.explained)} of the targets' variance on held-out samples ({percent(max(0.0, b.shuffled))} when they are shuffled)"
     )
     evidence = (
-        Evidence("relative fall of the loss in the probe", convergence.fall(m.probe, m.chance), convergence.CLEAR_FALL, "<"),
+        Evidence("relative fall of the loss in the probe", convergence.relative_decrease(m.probe, m.chance), convergence.CLEAR_FALL, "<"),
         Evidence("explained by a linear model on held-out samples", b.explained, limits["explained"], ">=", "of the variance"),
     )
     text = "start from a smaller model that learns, and add to it what keeps it learning"
@@ -153,9 +153,9 @@ def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
 
 
 def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Finding:
-    best = max(tried, key=lambda r: convergence.fall(r, r.chance))
+    best = max(tried, key=lambda r: convergence.relative_decrease(r, r.chance))
     start, end, _ = convergence.start_and_end(best)
-    fall = convergence.fall(best, best.chance)
+    fall = convergence.relative_decrease(best, best.chance)
     below = m.chance is not None and 0 < m.probe.losses[0] < 0.5 * m.chance
     long = any(len(r.losses) >= limits["steps"] or r.ended == "non-finite" for r in tried)
     sure = m.data.given and m.loss_given and not m.pretrained and not below and long and fall < limits["fall"]
@@ -170,7 +170,7 @@ def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Findin
         else ""
     )
     plateau = _known_level(m, best, end, limits["plateau"])
-    probe = "diverges" if convergence.verdict(m) == "diverges" else "stalls"
+    probe = "diverges" if convergence.training_outcome(m) == "diverges" else "stalls"
     return found(
         severity,
         f"the loss does not fall at any learning rate tried, not even on one small batch: at best ({rates}) {course}{fallen}"

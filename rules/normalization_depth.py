@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.depth import Trend, gradient_trend
 from gradcheck.analysis.layer_groups import body, depths, names
 from gradcheck.analysis.parallel_nets import over_nets
@@ -83,7 +83,7 @@ def _missing(m: Measurement, limits: Limits) -> Verdict:
     if m.norms or any(m.of_kind("norm")) or any(x.normalized or x.residual for x in layers):
         return not_applicable("the model has normalization or residual connections")
     trend = gradient_trend(m)
-    if not trend.beyond(limits["slope"], limits["total"]) or verdict(m) not in ("stalls", "diverges"):
+    if not trend.beyond(limits["slope"], limits["total"]) or training_outcome(m) not in ("stalls", "diverges"):
         return []
     way = "shrinks" if trend.slope > 0 else "grows"
     message = (
@@ -225,7 +225,7 @@ def post_norm_without_warmup(m: Measurement, limits: Limits) -> Verdict:
     o = m.optimizer
     if not o.adaptive or o.lr < limits["rate"] or o.warming_up or o.name == "RAdam":
         return []
-    if verdict(m) == "unknown":
+    if training_outcome(m) == "unknown":
         return not_measured("the probe training is too short to say whether it learns")
     mild = learns_clearly(m) or not o.given
     means = "the probe training learns all the same" if learns_clearly(m) else "the first steps may throw it onto a plateau"

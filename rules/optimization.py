@@ -12,10 +12,10 @@ from gradcheck.analysis.convergence import (
     any_learned,
     depends_on_order,
     experiment_outcome,
-    fall,
     relapse,
+    relative_decrease,
     start_and_end,
-    verdict,
+    training_outcome,
 )
 from gradcheck.analysis.update_sizes import TARGET_RATIO, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, percent, run_in_words
@@ -31,10 +31,10 @@ RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"
 
 def best_rate(m: Measurement, *, higher: bool) -> Run | None:
     """The experiment at a higher, or lower, rate that learned best, clearly better than the probe; None unless it beat the other side's."""
-    enough = fall(m.probe, m.chance) + CLEAR_FALL
+    enough = relative_decrease(m.probe, m.chance) + CLEAR_FALL
     rated = [r for r in m.experiments if r.rate_factor is not None and r.rate_factor != 1 and experiment_outcome(r, m) == "learns"]
-    learned = [r for r in rated if r.ended == "learned" or fall(r, m.chance) >= enough]
-    best = max(learned, key=lambda r: fall(r, m.chance), default=None)
+    learned = [r for r in rated if r.ended == "learned" or relative_decrease(r, m.chance) >= enough]
+    best = max(learned, key=lambda r: relative_decrease(r, m.chance), default=None)
     return best if best is not None and ((best.rate_factor or 1) > 1) == higher else None
 
 
@@ -72,7 +72,7 @@ def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: 
         f"learning rate is too {what} for this model: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; {other}, {run_in_words(run)}"
     )
     ratio = update_ratio(m)
-    evidence = [Evidence("fall of the loss in the probe", fall(m.probe, m.chance), CLEAR_FALL, "<", "of the loss")]
+    evidence = [Evidence("fall of the loss in the probe", relative_decrease(m.probe, m.chance), CLEAR_FALL, "<", "of the loss")]
     if ratio is not None:
         evidence.append(
             Evidence("update per step, median over weights", ratio, TARGET_RATIO, ">" if what == "high" else "<", "of the weight")
@@ -87,7 +87,7 @@ def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: 
 
 def diverging(m: Measurement, limits: Limits) -> Finding:
     """The loss runs away, and nothing that was tried in the time that there was keeps it."""
-    rise, tried = -fall(m.probe, m.chance), [r for r in m.experiments if r.rate_factor is not None]
+    rise, tried = -relative_decrease(m.probe, m.chance), [r for r in m.experiments if r.rate_factor is not None]
     others = f"none of {len(tried)} other trainings, at other rates or in another order, learned" if tried else "no other rate was tried"
     message = f"the loss diverges: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; {others}"
     rising = Evidence("rise of the loss in the probe", rise, limits["rise"], ">", "of the better of start and chance")
@@ -121,7 +121,7 @@ def order_finding(m: Measurement) -> Finding:
         f"training depends on luck: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; with the same batches in another order, "
         f"{run_in_words(again)}: the rate is at the edge of what this model takes"
     )
-    evidence = (Evidence("fall of the loss in the probe", fall(m.probe, m.chance), CLEAR_FALL, "<", "of the loss"),)
+    evidence = (Evidence("fall of the loss in the probe", relative_decrease(m.probe, m.chance), CLEAR_FALL, "<", "of the loss"),)
     remedies = (Remedy("lower-learning-rate", f"try a third of the rate: {number(m.optimizer.lr / 3)}", "safe"),)
     return found(at_most_info(m, "warning"), message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
 
@@ -146,8 +146,8 @@ def low_severity(m: Measurement, run: Run, ratio: float | None, limits: Limits) 
         return "info"
     small = ratio is None or ratio < limits["update_ratio"]
     quicker = run.ended == "learned" and len(run.losses) <= limits["steps"] * len(m.probe.losses)
-    further = fall(run, m.chance) - fall(m.probe, m.chance) >= limits["further"]
-    crawls = fall(m.probe, m.chance) >= limits["crawl"]
+    further = relative_decrease(run, m.chance) - relative_decrease(m.probe, m.chance) >= limits["further"]
+    crawls = relative_decrease(m.probe, m.chance) >= limits["crawl"]
     return "error" if small and not crawls and (quicker or further) else "warning"
 
 
@@ -224,7 +224,7 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     """
     if reason := not_judged(m):
         return not_measured(reason)
-    outcome, ratio = verdict(m), update_ratio(m)
+    outcome, ratio = training_outcome(m), update_ratio(m)
     learns = outcome == "learns"
     if outcome in ("diverges", "stalls"):
         run = best_rate(m, higher=False) or finite_at_lower_rate(m)
@@ -232,7 +232,7 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
             return [rate_finding(m, run, "error", "high", "lower-learning-rate", step_evidence(m, limits))]
     if depends_on_order(m):
         return [order_finding(m)]
-    ran_away = outcome == "diverges" and m.probe.ended != "non-finite" and fall(m.probe, m.chance) < -limits["rise"]
+    ran_away = outcome == "diverges" and m.probe.ended != "non-finite" and relative_decrease(m.probe, m.chance) < -limits["rise"]
     lapsed = relapse(m.probe, m.chance)
     if not learns and (ran_away or lapsed is not None) and not any_learned(m):
         return [diverging(m, limits)]
@@ -303,11 +303,11 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(reason)
     if m.optimizer.warming_up:
         return not_applicable("the rate is still being warmed up")
-    outcome, ratio = verdict(m), update_ratio(m)
+    outcome, ratio = training_outcome(m), update_ratio(m)
     run = best_rate(m, higher=True) if outcome == "stalls" else None
     if run is not None:
         return [rate_finding(m, run, low_severity(m, run, ratio, limits), "low", "raise-learning-rate")]
-    flat = outcome != "learns" and fall(m.probe, m.chance) < limits["fall"]
+    flat = outcome != "learns" and relative_decrease(m.probe, m.chance) < limits["fall"]
     if m.experiments or m.pretrained or ratio is None or ratio >= limits["update_ratio_alone"] or not flat or outcome == "diverges":
         return []
     return [ratio_finding(m, ratio, limits["update_ratio_alone"], "warning", high=False)]

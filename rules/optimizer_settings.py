@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import experiment_outcome, fall
+from gradcheck.analysis.convergence import experiment_outcome, relative_decrease
 from gradcheck.analysis.update_sizes import decay_matters
 from gradcheck.analysis.wording import falls_short, learns_clearly, number, optimizer_in_words, percent, run_in_words
 from gradcheck.types.finding import Evidence, Remedy
@@ -140,13 +140,13 @@ def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
 def _gain(m: Measurement) -> float | None:
     """How much further the loss fell with the usual epsilon, in as many steps, of the loss at the start; None when that was not tried."""
     run = m.small_epsilon
-    return None if run is None or len(run.losses) < 2 else fall(run, m.chance) - _own_fall(m)
+    return None if run is None or len(run.losses) < 2 else relative_decrease(run, m.chance) - _own_fall(m)
 
 
 def _own_fall(m: Measurement) -> float:
     """Fall of the probe's loss in as many steps as the training with the usual epsilon took."""
     steps = len(m.small_epsilon.losses) if m.small_epsilon is not None else len(m.probe.losses)
-    return max(fall(_shortened(m.probe, steps), m.chance), 0.0)
+    return max(relative_decrease(_shortened(m.probe, steps), m.chance), 0.0)
 
 
 def _shortened(run: Run, steps: int) -> Run:

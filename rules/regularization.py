@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import CLEAR_FALL, data_fall, fall, outcome, verdict
+from gradcheck.analysis.convergence import CLEAR_FALL, data_fall, outcome, relative_decrease, training_outcome
 from gradcheck.analysis.costs import costs_nothing, learns_slowly
 from gradcheck.analysis.layer_groups import is_matrix
 from gradcheck.analysis.update_sizes import decay_matters, gentle_decay
@@ -23,13 +23,13 @@ DROPOUT, DECAY, PENALTY = "dropout", "weight decay", "penalty"
 
 def failed(m: Measurement, r: Regularization) -> bool:
     """Whether the probe learned nothing about the data. Where a penalty makes up the loss, its fall says nothing."""
-    return data_fall(r) < CLEAR_FALL and (PENALTY in r.kinds or verdict(m) in ("stalls", "diverges"))
+    return data_fall(r) < CLEAR_FALL and (PENALTY in r.kinds or training_outcome(m) in ("stalls", "diverges"))
 
 
 def recovered(r: Regularization, *kinds: str) -> Run | None:
     """The training without exactly these kinds, if it learned clearly, and clearly more than the one with them."""
     for run in r.runs:
-        fell = fall(run, r.chance)
+        fell = relative_decrease(run, r.chance)
         if set(run.lifted) == set(kinds) and outcome(run, r.chance) == "learns" and fell >= max(0.0, data_fall(r)) + CLEAR_FALL:
             return run
     return None
@@ -368,7 +368,7 @@ def _severity(m: Measurement, r: Regularization, run: Run, strongest: Dropout, l
         return "error" if strongest.rate > limits["rate"] else "warning" if many else "info"
     if strongest.rate <= limits["rate"] or not m.probe.losses:
         return None
-    mine, other = data_fall(r) / len(m.probe.losses), fall(run, r.chance) / len(run.losses)
+    mine, other = data_fall(r) / len(m.probe.losses), relative_decrease(run, r.chance) / len(run.losses)
     slow, noisy = other > limits["slower"] * mine, strongest.rate >= limits["noise"]
     return "error" if slow and noisy and data_fall(r) < limits["learned"] else "warning" if slow or noisy else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import fall, verdict
+from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.wording import number, run_in_words
 from gradcheck.rules.regularization import DECAY, DROPOUT, PENALTY, failed, recovered
 from gradcheck.types.finding import Evidence, Remedy
@@ -83,7 +83,7 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
     wide = gap > limits["gap"] * start or v.loss > limits["ratio"] * v.train_loss > 0
     if not (gap > limits["standard_errors"] * v.standard_error and wide and gap > 0):
         return []
-    if verdict(m) != "learns":
+    if training_outcome(m) != "learns":
         return []
     lowest = v.lowest if v.lowest is not None else v.loss
     rose = v.loss - lowest > limits["rise"] * abs(lowest) and v.loss - lowest > v.standard_error
@@ -151,13 +151,13 @@ def over_regularized(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable("no dropout, weight decay, penalty or label smoothing")
     if not failed(m, r) or any(recovered(r, kind) for kind in (DROPOUT, DECAY, PENALTY)):
         return []
-    learned = [x for x in r.runs if recovered(r, *x.lifted) is x and fall(x, r.chance) >= limits["fall"]]
+    learned = [x for x in r.runs if recovered(r, *x.lifted) is x and relative_decrease(x, r.chance) >= limits["fall"]]
     if not learned or not m.optimizer.given:
         return []
     run = learned[-1]
     kinds = " and ".join(run.lifted)
     message = f"{kinds} leave nothing to learn with: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
-    fell = fall(run, r.chance)
+    fell = relative_decrease(run, r.chance)
     evidence = (Evidence("fall of the loss without them", fell, limits["fall"], ">", "of the loss"),)
     text = f"take {kinds} out until the training loss falls, then put one back at a time, judged by the validation loss"
     remedies = (Remedy("less-regularization", text, "safe"),)

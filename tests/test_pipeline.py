@@ -59,7 +59,7 @@ def test_a_fault_of_gradchecks_own_is_not_blamed_on_the_user(monkeypatch):
     def fails(self):
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr(activation_recorder.Taps, "settle", fails)
+    monkeypatch.setattr(activation_recorder.ActivationRecorder, "settle", fails)
     with pytest.raises(ZeroDivisionError):
         gradcheck.scan(net(), data(), loss=nn.CrossEntropyLoss())
 

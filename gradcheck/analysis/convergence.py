@@ -85,7 +85,7 @@ def _standard_error(values: Sequence[float]) -> float:
     return stdev(values) / len(values) ** 0.5 if known else 0.0
 
 
-def fall(run: Run, chance: float | None = None) -> float:
+def relative_decrease(run: Run, chance: float | None = None) -> float:
     """How far the loss fell below its reference, relative to it: 1 is all the way to its floor, negative is a rise."""
     chance = run.chance if run.chance is not None else chance
     start, end, _ = start_and_end(run)
@@ -193,7 +193,7 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
     if ran_away(run, chance) and (levelled(run, chance) or _beyond_all_measure(run)):
         return "diverges"
     start, end, error = start_and_end(run)
-    relative = fall(run, chance)
+    relative = relative_decrease(run, chance)
     if relative >= CLEAR_FALL and (not run.floor or relative * _reach(run, _reference(start, chance)) > STANDARD_ERRORS * error):
         return "learns"
     if not levelled(run, chance):
@@ -213,7 +213,7 @@ def _outcome(run: Run, chance: float | None) -> Outcome:
 def held_up(run: Run, chance: float | None = None) -> bool:
     """Whether a run that was cut off on a plateau has not fallen at all: it may yet leave it, and is worth comparing with other rates."""
     cut_off = run.ended == "budget" and len(run.losses) >= FEWEST_HELD_UP and levelled(run, chance)
-    return cut_off and outcome(run, chance) == "unknown" and fall(run, chance) < LEAST_FALL
+    return cut_off and outcome(run, chance) == "unknown" and relative_decrease(run, chance) < LEAST_FALL
 
 
 def sooner(run: Run, probe: Run) -> bool:
@@ -233,7 +233,7 @@ def _live_outcome(run: Run, chance: float | None) -> Outcome:
 
     It diverges where the loss stays well above both its start and chance; where chance is not known, or few steps are, far above.
     """
-    if fall(run, chance) >= CLEAR_FALL:
+    if relative_decrease(run, chance) >= CLEAR_FALL:
         return "learns"
     start, last = start_and_end(run)[0], run.losses[-SETTLED_VISITS:]
     if chance is not None and chance > 0 and len(run.losses) >= FEWEST_STEPS:
@@ -274,7 +274,7 @@ def relapse(run: Run, chance: float | None = None) -> tuple[float, int] | None:
     return lowest, levels.index(lowest) + window
 
 
-def verdict(m: Measurement) -> Outcome:
+def training_outcome(m: Measurement) -> Outcome:
     """Outcome of the probe training with the user's own optimizer.
 
     One that fails, and learns in another order, learns; and so does one that has learned the data behind the noise of its dropout.
@@ -309,7 +309,7 @@ def depends_on_order(m: Measurement) -> bool:
     """
     lost = relapse(m.probe, m.chance)
     repeated = [r for r in m.experiments if r.rate_factor == 1 and (lost is None or len(r.losses) > 2 * lost[1])]
-    learned = any(r.ended == "learned" or fall(r, m.chance) >= CLEAR_FALL for r in repeated)
+    learned = any(r.ended == "learned" or relative_decrease(r, m.chance) >= CLEAR_FALL for r in repeated)
     return learned and outcome(m.probe, m.chance) in ("stalls", "diverges")
 
 
@@ -328,4 +328,4 @@ def any_learned(m: Measurement) -> bool:
 def best_experiment(m: Measurement) -> Run | None:
     """The experiment at another rate of the user's optimizer whose loss fell furthest, if one learned."""
     learned = [r for r in m.experiments if r.rate_factor is not None and experiment_outcome(r, m) == "learns"]
-    return max(learned, key=lambda r: fall(r, m.chance), default=None)
+    return max(learned, key=lambda r: relative_decrease(r, m.chance), default=None)

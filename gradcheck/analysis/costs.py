@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import CLEAR_FALL, fall, levelled, verdict
+from gradcheck.analysis.convergence import CLEAR_FALL, levelled, relative_decrease, training_outcome
 from gradcheck.analysis.wording import number
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Severity
 from gradcheck.types.rule import Limit
@@ -40,12 +40,12 @@ def comparable(m: Measurement) -> bool:
 
 def failed(m: Measurement) -> bool:
     """Whether the probe did not learn."""
-    return verdict(m) in ("stalls", "diverges")
+    return training_outcome(m) in ("stalls", "diverges")
 
 
 def learns_slowly(m: Measurement) -> bool:
     """Whether the probe leaves something to be explained."""
-    return fall(m.probe, m.chance) < SLOW.value
+    return relative_decrease(m.probe, m.chance) < SLOW.value
 
 
 def may_fail_later(finding: Finding) -> bool:

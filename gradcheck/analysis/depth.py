@@ -119,7 +119,7 @@ def forward_trend(m: Measurement, step: int = 0) -> Trend:
     return trend(points, len(sizes) - len(points))
 
 
-def steepest(sizes: Sequence[tuple[Layer, float | None]], rising: bool) -> Drop | None:
+def largest_drop(sizes: Sequence[tuple[Layer, float | None]], rising: bool) -> Drop | None:
     """The steepest change of that sign between neighbours, in order of execution; None when there is none."""
     usable = [(layer, math.log10(x)) for layer, x in sizes if x is not None and math.isfinite(x) and x > 0]
     drops = [Drop(a, b, y - x) for (a, x), (b, y) in pairwise(usable) if a.depth is None or b.depth is None or a.depth < b.depth]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.convergence import training_outcome
 from gradcheck.types.measurement import Measurement, NotMeasured
 
 
@@ -27,7 +27,7 @@ def gaps(m: Measurement, steps: int, seconds: float) -> Iterator[NotMeasured]:
     taken = len(m.probe.losses)
     if not taken and not any(n.what == "probe" for n in m.not_measured):
         yield NotMeasured("probe", "the short training took no step")
-    elif m.probe.ended == "budget" and verdict(m) == "unknown":
+    elif m.probe.ended == "budget" and training_outcome(m) == "unknown":
         of = f" of {steps}" if taken < steps else ""  # it goes on for longer where it has not fallen by then
         why = f"the short training was cut off after {taken}{of} steps, before it could be told whether its loss falls"
         yield NotMeasured("probe", why, "short", more_time(seconds))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import CLEAR_FALL, any_learned, fall, relapse, start_and_end, verdict
+from gradcheck.analysis.convergence import CLEAR_FALL, any_learned, relapse, relative_decrease, start_and_end, training_outcome
 from gradcheck.analysis.layer_groups import names
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def probe_failure(m: Measurement) -> str:
 
     A probe with an optimizer that gradcheck assumed only counts when no experiment at another rate learned either.
     """
-    if verdict(m) not in ("stalls", "diverges") or (not m.optimizer.given and any_learned(m)):
+    if training_outcome(m) not in ("stalls", "diverges") or (not m.optimizer.given and any_learned(m)):
         return ""
     return f"by the probe: {optimizer_in_words(m)}: {run_in_words(m.probe)}"
 
@@ -106,12 +106,12 @@ def learns_clearly(m: Measurement) -> bool:
     A significant fall of a few percent is learning too, but a model whose last layers learn what its first ones
     leave of the input shows as much.
     """
-    return verdict(m) == "learns" and (m.probe.ended == "learned" or fall(m.probe, m.chance) >= CLEAR_FALL)
+    return training_outcome(m) == "learns" and (m.probe.ended == "learned" or relative_decrease(m.probe, m.chance) >= CLEAR_FALL)
 
 
 def falls_short(m: Measurement) -> bool:
     """Whether the probe fails, or learns only a little; not where it has no verdict, which speaks against nothing."""
-    return verdict(m) != "unknown" and not learns_clearly(m)
+    return training_outcome(m) != "unknown" and not learns_clearly(m)
 
 
 def optimizer_in_words(m: Measurement) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradcheck.capture.events import Watched
+from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.root_modules import is_wrapper, variable_of
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopAverage
@@ -97,7 +97,7 @@ class Averages:
         buffers = {n: (b.detach().clone(), other[n].detach().clone()) for n, b in follower.named_buffers() if n in other}
         return _Pair(follower, shell, leader, variable_of(shell), variable_of(leader), buffers)
 
-    def facts(self, watched: Watched) -> tuple[LoopAverage, ...]:
+    def facts(self, watched: OptimizerTrace) -> tuple[LoopAverage, ...]:
         mine = [p for p in self._pairs or () if p.follows and any(id(x) in watched.ids for x in p.leader.parameters())]
         reached = frozenset().union(*(p.reached for s in watched.steps for p in s.passes)) if mine else frozenset()
         return tuple(self._fact(p, reached) for p in mine)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradcheck.capture.events import Pass
+from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.passes import leaves
 from gradcheck.capture.root_modules import variable_of
 from gradcheck.capture.tape import outside
@@ -92,7 +92,7 @@ class Backward:
         key = id(tensor)
         return any(key in w.ids for w in self.recorder.optimizers.values()) or key in self.recorder.updates.trainable(reached)
 
-    def _pass(self, loss: torch.Tensor, reached: Iterable[int], given: bool) -> Pass:
+    def _pass(self, loss: torch.Tensor, reached: Iterable[int], given: bool) -> BackwardPass:
         recorder, tape = self.recorder, self.recorder.tape
         place = location_of_frame(outside())
         recorder.backward_site = recorder.backward_site or place
@@ -101,9 +101,9 @@ class Backward:
         given = given and loss.dim() > 0
         value = loss.detach() / factor
         recorder.losses.append((place, value))
-        return Pass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts), dict(recorder.unfollowed))
+        return BackwardPass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts), dict(recorder.unfollowed))
 
-    def _claim(self, passes: list[Pass]) -> None:
+    def _claim(self, passes: list[BackwardPass]) -> None:
         recorder = self.recorder
         for found in passes:
             recorder.newest = found

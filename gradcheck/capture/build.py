@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
-from gradcheck.capture.events import Clip, Pass, Watched
+from gradcheck.capture.events import BackwardPass, Clip, OptimizerTrace
 from gradcheck.capture.layout import first_given, samples_axis, time_first_calls
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Helpers, Models, Program, replay
@@ -20,7 +20,7 @@ from gradcheck.capture.schedule import Schedule
 from gradcheck.capture.slices import Slice, slices_of
 from gradcheck.capture.tape import Owner, Ref
 from gradcheck.capture.together import as_one
-from gradcheck.capture.twins import Twins, Unfaithful, twins_of
+from gradcheck.capture.twins import ReplayMismatch, Twins, twins_of
 from gradcheck.loading.optimizers import assumed_optimizer, rate_of
 from gradcheck.measure.forgetting import Forgetting
 from gradcheck.types.measurement import Assumption
@@ -35,7 +35,7 @@ FEW_BATCHES = 4  # of one pass over a loader; with fewer, those of the next pass
 class Taken:
     """The taped steps that a workload repeats: the passes of each, and the last call on the tape before it."""
 
-    passes: list[list[Pass]] = field(default_factory=list)
+    passes: list[list[BackwardPass]] = field(default_factory=list)
     since: list[int] = field(default_factory=list)
     one_pass: bool = False  # over a loader that hands out each sample once
 
@@ -44,22 +44,22 @@ class Taken:
 
 
 def workload_of(
-    recorder: Recorder, watched: Watched | None, name: str, files: Sequence[str], error: BaseException | None = None
+    recorder: Recorder, watched: OptimizerTrace | None, name: str, files: Sequence[str], error: BaseException | None = None
 ) -> Workload:
-    """The training of one optimizer. `error`: what the script raised; the call that did is its last batch. Raises Unfaithful."""
+    """The training of one optimizer. `error`: what the script raised; the call that did is its last batch. Raises ReplayMismatch."""
     failed = recorder.tape.failed[0] if recorder.tape.failed is not None and recorder.tape.failed[1] is error else None
     taken = _steps(recorder, watched) if recorder.backwards or failed is None else Taken()
     held = frozenset(w.key for key, w in recorder.tape.weights.items() if watched is None or key in watched.ids)
     if recorder.tape.failure:
         copied = not recorder.tape.failure.startswith("the optimizer")
-        raise Unfaithful(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
+        raise ReplayMismatch(f"{'what its loss is made of' if copied else 'its optimizer'} could not be copied", recorder.tape.failure)
     if watched is not None and any(w.changes is not None and w.copy is None for w in watched.members):
-        raise Unfaithful("its weights are changed by a rule that gradcheck does not know")
+        raise ReplayMismatch("its weights are changed by a rule that gradcheck does not know")
     slices = taken.slices(held)
     slices += [Slice([Ref(failed, 0)], held)] if failed is not None else []
     owners = _owners(slices)
     if not owners:
-        raise Unfaithful("its loss depends on no module and no parameter that was seen in use")
+        raise ReplayMismatch("its loss depends on no module and no parameter that was seen in use")
     roots = [o.original for o in owners]
     programs = [Program(s, roots) for s in slices]
     others = [o for o in recorder.owners.current.values() if all(o.original is not x.original for x in owners)]
@@ -71,7 +71,7 @@ def workload_of(
         programs = [Program(s, roots, axis) for s in slices]
     _freeze_others(recorder, watched, twins)
     if twins.tensors and not any(t.requires_grad for t in twins.tensors.values()):
-        raise Unfaithful("its loss depends on nothing that the optimizer trains")
+        raise ReplayMismatch("its loss depends on nothing that the optimizer trains")
     labels = [o.label for o in (*owners, *twins.outside)]
     model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
     batches = [(*p.entries, p) for p in programs]
@@ -105,24 +105,24 @@ def workload_of(
     )
 
 
-def _steps(recorder: Recorder, watched: Watched | None) -> Taken:
+def _steps(recorder: Recorder, watched: OptimizerTrace | None) -> Taken:
     """The taped steps; of one pass over the data, where there are enough."""
     if watched is None or not watched.steps:
         passes = [p for p in (watched.live if watched is not None else recorder.unclaimed) if p.ref is not None]
-        found: list[tuple[list[Pass], int | None, int, int]] = [([p], None, 0, -1) for p in passes[: recorder.taped]]
+        found: list[tuple[list[BackwardPass], int | None, int, int]] = [([p], None, 0, -1) for p in passes[: recorder.taped]]
     else:
         found = [(s.passes, s.fingerprint, s.epoch, s.since) for s in watched.steps[: recorder.taped] if s.passes]
     found = [f for f in found if all(p.ref is not None for p in f[0])]
     if not found:
-        raise Unfaithful("what backward() is called on was not computed from the model by operations that gradcheck can see")
+        raise ReplayMismatch("what backward() is called on was not computed from the model by operations that gradcheck can see")
     if found[0][0][0].unknown:
-        raise Unfaithful("its loss depends on a function whose inside torch does not show, such as a custom autograd function")
+        raise ReplayMismatch("its loss depends on a function whose inside torch does not show, such as a custom autograd function")
     if any(p.gradient_given for p in found[0][0]):
-        raise Unfaithful("backward() is given a gradient, so that there is no single loss to compute again")
+        raise ReplayMismatch("backward() is given a gradient, so that there is no single loss to compute again")
     first = [f for f in found if f[2] == found[0][2]]
     found = first if len(first) >= FEW_BATCHES else found
     usual = max(len(f[0]) for f in found)
-    different: dict[Any, tuple[list[Pass], int]] = {}
+    different: dict[Any, tuple[list[BackwardPass], int]] = {}
     for number, (passes, fingerprint, _, since) in enumerate(found):
         if len(passes) == usual or not number:
             different.setdefault(fingerprint if fingerprint is not None else (number,), (passes, since))
@@ -157,13 +157,13 @@ def _model(labels: Sequence[str], modules: Sequence[nn.Module], called: int) -> 
     return Models(dict(zip(names, modules, strict=True))), Helpers(names[:called])
 
 
-def _freeze_others(recorder: Recorder, watched: Watched | None, twins: Twins) -> None:
+def _freeze_others(recorder: Recorder, watched: OptimizerTrace | None, twins: Twins) -> None:
     """Parameters that only other optimizers of the script train are given to this training as they are."""
     if watched is not None:
         twins.freeze({key for w in recorder.optimizers.values() if w not in watched.members for key in w.ids} - watched.ids)
 
 
-def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple[torch.optim.Optimizer, bool, Assumption]:
+def _optimizer(watched: OptimizerTrace | None, model: nn.Module, twins: Twins) -> tuple[torch.optim.Optimizer, bool, Assumption]:
     if watched is None:
         assumed, said = assumed_optimizer(None)(model)
         return assumed, False, said
@@ -172,7 +172,7 @@ def _optimizer(watched: Watched | None, model: nn.Module, twins: Twins) -> tuple
     return as_one([optimizer for optimizer, _ in made]), True, Assumption("optimizer", f"optimizer: {text}", given=True)
 
 
-def _as_the_script_uses_it(watched: Watched, twins: Twins) -> tuple[torch.optim.Optimizer, str]:
+def _as_the_script_uses_it(watched: OptimizerTrace, twins: Twins) -> tuple[torch.optim.Optimizer, str]:
     """A copy with the rates and the state that the script lets it have, and what it is."""
     optimizer = _copied_optimizer(watched, twins)
     text = f"{type(optimizer).__name__} {_origin(watched)}"
@@ -190,14 +190,14 @@ def _as_the_script_uses_it(watched: Watched, twins: Twins) -> tuple[torch.optim.
     return optimizer, f"{text}, its rate as the script sets it over {len(rates)} steps, {rate_of(optimizer):g} at most"
 
 
-def _origin(watched: Watched) -> str:
+def _origin(watched: OptimizerTrace) -> str:
     if watched.changes is None:
         return f"`{watched.label or 'optimizer'}` of the script"
     place = f" in line {watched.step_site.line}" if watched.step_site is not None else ""
     return f"(the rule that the script's update{place} follows)"
 
 
-def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:
+def _copied_optimizer(watched: OptimizerTrace, twins: Twins) -> torch.optim.Optimizer:
     """The optimizer as it was before its first step, with the parameters that are trained here. One that took no step is as it was."""
     if watched.copy is None:
         return copy_optimizer(watched.optimizer, {**twins.memo, **twins.tensors})
@@ -206,7 +206,7 @@ def _copied_optimizer(watched: Watched, twins: Twins) -> torch.optim.Optimizer:
     return copy_optimizer(watched.copy, {**twins.memo, **own})
 
 
-def _clipping(recorder: Recorder, watched: Watched | None) -> Clipping | None:
+def _clipping(recorder: Recorder, watched: OptimizerTrace | None) -> Clipping | None:
     """The clipping that acts on the gradients of this optimizer's steps."""
     if watched is None:
         return None

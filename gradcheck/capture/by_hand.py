@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradcheck.capture.events import Clip, Watched
+from gradcheck.capture.events import Clip, OptimizerTrace
 from gradcheck.capture.update_rule import UpdateRule, recognised
 
 if TYPE_CHECKING:
@@ -49,13 +49,13 @@ def tell_rules(recorder: Recorder) -> None:
             _follow(recorder, watched, rule)
 
 
-def _rule(watched: Watched) -> UpdateRule | None:
+def _rule(watched: OptimizerTrace) -> UpdateRule | None:
     assert watched.changes is not None
     changes = watched.changes.by_leaf
     return recognised(list(changes.values()), [torch.finfo(watched.memo[key].dtype).eps for key in changes], watched.changes.norms)
 
 
-def _follow(recorder: Recorder, watched: Watched, rule: UpdateRule) -> None:
+def _follow(recorder: Recorder, watched: OptimizerTrace, rule: UpdateRule) -> None:
     assert watched.changes is not None
     groups: dict[tuple[float, float], list[int]] = {}
     for key, factor, decay in zip(watched.changes.by_leaf, rule.factors, rule.decays, strict=True):

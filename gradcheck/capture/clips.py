@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradcheck.capture.events import Clip, Watched
+from gradcheck.capture.events import Clip, OptimizerTrace
 from gradcheck.capture.tape import outside
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
@@ -42,7 +42,7 @@ class Clips:
 
         return clip
 
-    def _note(self, kind: Any, threshold: float, given: list[torch.Tensor]) -> list[Watched]:
+    def _note(self, kind: Any, threshold: float, given: list[torch.Tensor]) -> list[OptimizerTrace]:
         site = location_of_frame(outside())
         clip = self.seen.setdefault((kind, site), Clip(kind, threshold, site))
         ids = set(map(id, given))

@@ -1,4 +1,4 @@
-"""What the recorder notes while the loop runs, one `Watched` for each optimizer."""
+"""What the recorder notes while the loop runs, one `OptimizerTrace` for each optimizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WATCHED_GRADIENTS = 4  # tensors whose gradients tell whether they were cleared
 
 
 @dataclass(eq=False)
-class Pass:
+class BackwardPass:
     """A backward pass."""
 
     loss: torch.Tensor  # its value
@@ -45,7 +45,7 @@ class Pass:
 class Step:
     """A step of an optimizer."""
 
-    passes: list[Pass]
+    passes: list[BackwardPass]
     rate: float
     rates: tuple[float, ...]
     leftover: bool
@@ -62,7 +62,7 @@ class Step:
     since: int = -1  # the last call on the tape before the step before it
     number: int = 0  # among the steps of all optimizers
     edited: bool = False  # gradients were changed by hand between backward and step
-    near: Pass | None = None  # of a step without passes: the last one before it, after every other step
+    near: BackwardPass | None = None  # of a step without passes: the last one before it, after every other step
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ class Renewal:
 
 
 @dataclass(eq=False)
-class Watched:
+class OptimizerTrace:
     """An optimizer of the user, or several made one after another for the same parameters, and what became of its steps."""
 
     optimizer: torch.optim.Optimizer
@@ -85,8 +85,8 @@ class Watched:
     keys: tuple[int, ...] = ()  # ids of its parameters then, in the order of the copy's
     memo: dict[int, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
-    live: list[Pass] = field(default_factory=list)  # passes whose gradients it has not used
-    cleared: list[Pass] = field(default_factory=list)  # passes since the last step whose gradients were cleared
+    live: list[BackwardPass] = field(default_factory=list)  # passes whose gradients it has not used
+    cleared: list[BackwardPass] = field(default_factory=list)  # passes since the last step whose gradients were cleared
     dirty: bool = False  # gradients that were used are still there
     unscaled: bool = False
     base_rate: float | None = None
@@ -97,7 +97,7 @@ class Watched:
     schedulers: dict[Location | None, list[int]] = field(default_factory=dict)  # by place: of each that was made there, its steps
     renewals: list[Renewal] = field(default_factory=list)  # another optimizer was made in the place of this one
     changes: Changes | None = None  # of an update that is no optimizer's of torch: `optimizer` only stands in for it
-    parts: tuple[Watched, ...] = ()  # it stands for several that step together
+    parts: tuple[OptimizerTrace, ...] = ()  # it stands for several that step together
     free: Owner | None = None  # of its weights that no module holds
     loops: tuple[Loop, ...] = ()  # around its first step
     _watch: list[torch.Tensor] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Watched:
         return [p for watched in self.members for group in watched.optimizer.param_groups for p in group["params"]]
 
     @property
-    def members(self) -> tuple[Watched, ...]:
+    def members(self) -> tuple[OptimizerTrace, ...]:
         return self.parts or (self,)
 
     @property
@@ -187,7 +187,7 @@ def _is_some(gradient: torch.Tensor) -> bool:
     return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
 
 
-def taken_alike(every: Iterable[Watched]) -> int:
+def taken_alike(every: Iterable[OptimizerTrace]) -> int:
     """The most steps that were taken by optimizers made at one place: those of folds, tasks and members of an ensemble count together."""
     counts: Counter[Any] = Counter()
     for watched in every:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from gradcheck.capture.events import Pass, Step, Watched
+from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.silent_terms import silent_terms
@@ -31,7 +31,7 @@ class Ending:
     site: Location | None = None
 
 
-def loop_facts(recorder: Recorder, watched: Watched | None, ending: Ending) -> LoopFacts:
+def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Ending) -> LoopFacts:
     """The loop as one optimizer saw it; without one, the loop of a script whose optimizers never stepped.
 
     Of several that step together, the one whose gradients or rates the loop deals with worst tells it.
@@ -100,7 +100,7 @@ def _trouble(facts: LoopFacts) -> float:
     return 2 * ((facts.leftover or 0) + (facts.lost or 0)) / max(1, facts.steps) + bool(facts.forgets) + round(fallen, 2)
 
 
-def _schedulers(watched: Watched) -> dict[str, Any]:
+def _schedulers(watched: OptimizerTrace) -> dict[str, Any]:
     """Those of the place where most were made. The last of several is still in use."""
     place, steps = max(watched.schedulers.items(), key=lambda item: len(item[1]), default=(None, []))
     finished = sorted(steps[:-1])
@@ -108,7 +108,7 @@ def _schedulers(watched: Watched) -> dict[str, Any]:
     return {"schedules_made": len(steps), "schedule_life": life, "schedule_made_site": place}
 
 
-def _moved(recorder: Recorder, watched: Watched | None) -> int | None:
+def _moved(recorder: Recorder, watched: OptimizerTrace | None) -> int | None:
     """Parameters that are no longer what they were before training."""
     wanted = watched.ids if watched is not None else None
     weights = [w for key, w in recorder.tape.weights.items() if wanted is None or key in wanted]
@@ -125,14 +125,14 @@ def _differs(weight: Weight, first: Mapping[int, Any]) -> bool:
     return now is None or now.shape != before.shape or not torch.equal(now.detach(), before.detach())
 
 
-def _same_line(step: Step) -> list[Pass]:
+def _same_line(step: Step) -> list[BackwardPass]:
     """The passes of a step from the line that ran most of them."""
     places = Counter(p.place for p in step.passes)
     place = places.most_common(1)[0][0] if places else None
     return [p for p in step.passes if p.place == place and _shape(p) == _shape(step.passes[0])]
 
 
-def _shape(found: Pass) -> tuple[Any, ...]:
+def _shape(found: BackwardPass) -> tuple[Any, ...]:
     """What a pass ran: the modules, and the shapes they were given, but for the number of samples."""
     if found.ref is None:
         return ()
@@ -154,7 +154,7 @@ def _weight(steps: Sequence[Step]) -> float | None:
     return sum(s for s in scales if s is not None) if None not in scales else None
 
 
-def _clips(recorder: Recorder, watched: Watched) -> tuple[LoopClip, ...]:
+def _clips(recorder: Recorder, watched: OptimizerTrace) -> tuple[LoopClip, ...]:
     key = id(watched)
     mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
     return tuple(c.noun() for c in mine)

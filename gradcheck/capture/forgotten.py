@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from gradcheck.capture.events import Pass
+from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.root_modules import place_of_variable
 from gradcheck.capture.tape import Constant, Node, Ref, nodes_behind
 from gradcheck.types.location import Location
@@ -54,7 +54,7 @@ class Forgotten:
             if tensor.is_leaf:
                 self._noted(tensor).settled = True
 
-    def look(self, found: Pass, leaves: Mapping[int, torch.Tensor]) -> None:
+    def look(self, found: BackwardPass, leaves: Mapping[int, torch.Tensor]) -> None:
         recorder = self.recorder
         weights = recorder.tape.weights
         unknown = {key: t for key, t in leaves.items() if key not in weights}
@@ -78,7 +78,7 @@ class Forgotten:
             known = self._seen[id(tensor)] = _Leaf(tensor, tensor.detach().clone())
         return known
 
-    def _adopt(self, found: Pass, tensors: Iterable[torch.Tensor]) -> None:
+    def _adopt(self, found: BackwardPass, tensors: Iterable[torch.Tensor]) -> None:
         """Those that are weights are from now on known as such, and were so in the calls that are recorded."""
         recorder, tape = self.recorder, self.recorder.tape
         parameters = [t for t in tensors if isinstance(t, nn.Parameter)]

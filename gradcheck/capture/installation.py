@@ -21,7 +21,7 @@ from gradcheck.capture.functional import Functional
 from gradcheck.capture.patches import Patches
 from gradcheck.capture.scalers import Scalers
 from gradcheck.capture.schedulers import Schedulers
-from gradcheck.capture.schedulers_and_loaders import Surroundings
+from gradcheck.capture.schedulers_and_loaders import SchedulersAndLoaders
 from gradcheck.capture.steps import Steps
 
 _hooks_with_kwargs: dict[int, bool] = getattr(torch.nn.modules.module, "_global_forward_hooks_with_kwargs", {})
@@ -29,13 +29,13 @@ _hooks_always_called: dict[int, bool] = getattr(torch.nn.modules.module, "_globa
 
 
 @dataclass
-class Points:
+class Installation:
     """`remove` may be called at any time, and twice."""
 
     forward: Forward
     backward: Backward
     steps: Steps
-    surroundings: Surroundings
+    surroundings: SchedulersAndLoaders
     functional: Functional
     clips: Clips
     scalers: Scalers

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.capture.events import Pass, Watched
+from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.tape import Weight, nodes_behind
 from gradcheck.measure.facts import environment, optimizer_facts
@@ -23,7 +23,7 @@ SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows
 
 def observed(
     recorder: Recorder,
-    watched: Watched | None,
+    watched: OptimizerTrace | None,
     loop: LoopFacts,
     name: str,
     files: Sequence[str],
@@ -69,7 +69,7 @@ def own_run(loop: LoopFacts) -> Run:
     return Run("the script's own steps", (*kept, *broken), live=True, ended="non-finite" if broken else "done")
 
 
-def _passes(recorder: Recorder, watched: Watched | None) -> list[Pass]:
+def _passes(recorder: Recorder, watched: OptimizerTrace | None) -> list[BackwardPass]:
     if watched is None:
         return recorder.unclaimed
     return [p for s in watched.steps for p in s.passes] or watched.live or recorder.unclaimed
@@ -96,7 +96,7 @@ def _parameter(weight: Weight, reached: frozenset[int], groups: Sequence[dict[st
 
 
 def _cuts(
-    recorder: Recorder, passes: Sequence[Pass], parameters: Sequence[Parameter], models: Sequence[torch.nn.Module]
+    recorder: Recorder, passes: Sequence[BackwardPass], parameters: Sequence[Parameter], models: Sequence[torch.nn.Module]
 ) -> tuple[Cut, ...]:
     """Where a loss that reaches nothing lost its gradient: on the way to it from the models, where that is known.
 
@@ -118,7 +118,7 @@ def _cuts(
     return (Cut(cut.operation, "", cut.site, names),) if cut is not None else ()
 
 
-def _optimizer(watched: Watched | None) -> OptimizerFacts:
+def _optimizer(watched: OptimizerTrace | None) -> OptimizerFacts:
     if watched is None:
         return OptimizerFacts("none", False, False, 0.0)
     site: Location | None = watched.site

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradcheck.capture.events import Pass
+from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.structures import digest_parts, shape_of
 
@@ -30,7 +30,7 @@ def leaves(loss: torch.Tensor) -> dict[int, torch.Tensor]:
     return found
 
 
-def fingerprint(passes: list[Pass], since: int) -> int | None:
+def fingerprint(passes: list[BackwardPass], since: int) -> int | None:
     """Of the tensors that the modules were called with after the call `since`."""
     inputs = [c.value for p in passes if p.ref is not None for n in calls_behind(p.ref.node, since) for c in n.constants()]
     return hash(tuple(map(_digest, inputs))) if inputs else None

@@ -18,16 +18,16 @@ from torch.utils.data import DataLoader
 from gradcheck.capture.averages import Averages
 from gradcheck.capture.backward import Backward
 from gradcheck.capture.clips import Clips
-from gradcheck.capture.events import Clip, Pass, Scaler, Watched
+from gradcheck.capture.events import BackwardPass, Clip, OptimizerTrace, Scaler
 from gradcheck.capture.forgotten import Forgotten
 from gradcheck.capture.forward import Forward
 from gradcheck.capture.functional import Functional
-from gradcheck.capture.installation import Points
+from gradcheck.capture.installation import Installation
 from gradcheck.capture.modes import Modes
-from gradcheck.capture.root_modules import Owners
+from gradcheck.capture.root_modules import RootModules
 from gradcheck.capture.scalers import Scalers
 from gradcheck.capture.schedulers import Schedulers
-from gradcheck.capture.schedulers_and_loaders import Surroundings
+from gradcheck.capture.schedulers_and_loaders import SchedulersAndLoaders
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.tape import Tape
 from gradcheck.capture.updates import Updates
@@ -45,17 +45,17 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.sites, self.taped, self.observer = sites, taped, observer
         self.tape = Tape()
-        self.owners = Owners(sites, self.tape)
+        self.owners = RootModules(sites, self.tape)
         self.tape.unowned = self._find_owner
-        self.optimizers: dict[int, Watched] = {}
+        self.optimizers: dict[int, OptimizerTrace] = {}
         self.loaders: dict[int, tuple[DataLoader[Any], int]] = {}  # a loader, and how often it was iterated over
         self.backwards = 0
         self.steps = 0  # of all optimizers
-        self.beginning: list[Watched] = []  # what is about to be trained for the first time
-        self.unclaimed: list[Pass] = []  # that reach no known optimizer
-        self.asked: list[Pass] = []  # whose gradients were given back and not left in the parameters, since the last step that used such
+        self.beginning: list[OptimizerTrace] = []  # what is about to be trained for the first time
+        self.unclaimed: list[BackwardPass] = []  # that reach no known optimizer
+        self.asked: list[BackwardPass] = []  # whose gradients were given back and not left in the parameters, since the last step that used such
         self.losses: list[tuple[Location | None, torch.Tensor]] = []  # of every pass, with the place of its backward()
-        self.newest: Pass | None = None  # since the last step of any optimizer
+        self.newest: BackwardPass | None = None  # since the last step of any optimizer
         self.connected = False  # some pass reached a parameter of an optimizer
         self.schedulers = Schedulers(self)
         self.averages = Averages(self)
@@ -68,8 +68,8 @@ class Recorder(TorchFunctionMode):
         self._clips, self._scalers, steps = Clips(self), Scalers(self), Steps(self)
         self.updates = Updates(self, steps)
         self.forgotten = Forgotten(self)
-        places = Surroundings(self), Functional(self), self._clips, self._scalers, self.schedulers
-        self._points = Points(Forward(self), Backward(self), steps, *places)
+        places = SchedulersAndLoaders(self), Functional(self), self._clips, self._scalers, self.schedulers
+        self._points = Installation(Forward(self), Backward(self), steps, *places)
 
     @property
     def clips(self) -> dict[tuple[str, Location | None], Clip]:
@@ -107,7 +107,7 @@ class Recorder(TorchFunctionMode):
 
     # -------------------------------------------------------------- optimizers
 
-    def watched(self, optimizer: Optimizer) -> Watched:
+    def watched(self, optimizer: Optimizer) -> OptimizerTrace:
         if id(optimizer) not in self.optimizers:
             self._register(optimizer)
         return self.optimizers[id(optimizer)]
@@ -115,7 +115,7 @@ class Recorder(TorchFunctionMode):
     def _register(self, optimizer: Optimizer) -> None:
         if self._renews(optimizer):
             return
-        found = Watched(optimizer, "", self.sites.get(optimizer))
+        found = OptimizerTrace(optimizer, "", self.sites.get(optimizer))
         if any(w.steps for w in self.optimizers.values()):  # another training begins, with weights that are no longer the first ones
             self.beginning, self.owners.initial = [], True
         self.beginning.append(found)
@@ -133,7 +133,7 @@ class Recorder(TorchFunctionMode):
                 return True
         return False
 
-    def _adopt(self, found: Watched) -> None:
+    def _adopt(self, found: OptimizerTrace) -> None:
         """Parameters that no module holds get an owner."""
         held = {id(p) for m in self.sites.modules() for p in m._parameters.values() if p is not None}
         known = self.tape.weights

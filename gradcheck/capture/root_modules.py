@@ -25,7 +25,7 @@ _COMPARED = 200  # items of a container, or attributes of an object, that are co
 _TABLES = frozenset(vars(nn.Module())) - {"training"}  # of a module: parameters, submodules, hooks
 
 
-class Owners:
+class RootModules:
     """The roots that ran so far. While `initial`, a root whose weights were changed since it was copied is copied again."""
 
     def __init__(self, sites: Sites, tape: Tape) -> None:

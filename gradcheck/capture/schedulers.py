@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim.optimizer import Optimizer
 
-from gradcheck.capture.events import Watched
+from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.loops import Loop, loops_around, loops_at_call, product
 from gradcheck.capture.root_modules import variable_of
 from gradcheck.capture.tape import outside
@@ -38,7 +38,7 @@ class SeenScheduler:
     loops: tuple[Loop, ...] = ()  # around the first call
     after: list[int] = field(default_factory=list)  # steps of its optimizer before each call
 
-    def belongs_to(self, watched: Watched) -> bool:
+    def belongs_to(self, watched: OptimizerTrace) -> bool:
         optimizer = getattr(self.scheduler, "optimizer", None)
         return watched.optimizer in (optimizer, getattr(optimizer, "optimizer", None))
 
@@ -90,13 +90,13 @@ class Schedulers:
         if watched is not None and len(seen.after) < _KEPT:
             seen.after.append(len(watched.steps))
 
-    def name(self, watched: Watched) -> None:
+    def name(self, watched: OptimizerTrace) -> None:
         """Notes the variables of an optimizer's schedulers, which are bound once it takes steps."""
         for seen in self.seen.values():
             if not seen.label and seen.belongs_to(watched):
                 seen.label = variable_of(seen.scheduler)
 
-    def facts(self, watched: Watched) -> tuple[LoopSchedule, ...]:
+    def facts(self, watched: OptimizerTrace) -> tuple[LoopSchedule, ...]:
         inner = {id(x) for s in self.seen.values() for x in getattr(s.scheduler, "_schedulers", ())}  # stepped by the one that holds them
         return tuple(_fact(s, watched) for s in self.seen.values() if s.belongs_to(watched) and id(s.scheduler) not in inner)
 
@@ -113,7 +113,7 @@ def _told(scheduler: Any, frame: FrameType | None) -> tuple[int | None, int | No
     return None, None
 
 
-def _fact(seen: SeenScheduler, watched: Watched) -> LoopSchedule:
+def _fact(seen: SeenScheduler, watched: OptimizerTrace) -> LoopSchedule:
     length, decay = _length(seen.scheduler)
     loops = seen.loops if seen.calls else loops_at_call(seen.label, "step", watched.loops) if seen.label else None
     stepped, epochs, epoch_steps = _cadence(loops, watched.loops, seen)

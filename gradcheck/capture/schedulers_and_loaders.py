@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradcheck.capture.recorder import Recorder
 
 
-class Surroundings:
+class SchedulersAndLoaders:
     """Each method stands around one of torch's: a module's `eval`, a loader's `__iter__`."""
 
     def __init__(self, recorder: Recorder) -> None:

@@ -113,7 +113,7 @@ class _Clock:
             return most >= wanted
         if most < TAPED:
             return False
-        if rank.place()[1] > 1:  # by count alone: all processes have to end at the same step
+        if rank.rank_and_world_size()[1] > 1:  # by count alone: all processes have to end at the same step
             return True
         now = time.perf_counter()
         self.taped_at = self.taped_at or now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gradcheck.capture.events import Pass
+from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.silent import PRODUCTS, Mark, Silent
 from gradcheck.capture.tape import Constant, Node, Ref, nodes_behind
 from gradcheck.types.location import Location
@@ -14,7 +14,7 @@ PASSES = 8  # that have to agree
 _SUMS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__".split())
 
 
-def silent_terms(silent: Silent, passes: Iterable[Pass]) -> tuple[SilentTerm, ...]:
+def silent_terms(silent: Silent, passes: Iterable[BackwardPass]) -> tuple[SilentTerm, ...]:
     """What is nothing to learn from in every pass: factors that vanish, and losses that no weight has a part in."""
     taped = [p for p in passes if p.ref is not None]
     if len(taped) < PASSES:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim.optimizer import Optimizer
 
-from gradcheck.capture.events import Pass, Step, Watched
+from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.loops import loops_around
 from gradcheck.capture.passes import fingerprint
 from gradcheck.capture.root_modules import variable_of
@@ -62,7 +62,7 @@ class Steps:
 
         return watched_closure
 
-    def _copy(self, watched: Watched) -> None:
+    def _copy(self, watched: OptimizerTrace) -> None:
         recorder = self.recorder
         watched.label = watched.label or variable_of(watched.optimizer)
         watched.base_rate = float(watched.optimizer.param_groups[0].get("initial_lr", _rate(watched.optimizer)))
@@ -75,7 +75,7 @@ class Steps:
         except Exception as error:
             recorder.tape.failure = recorder.tape.failure or f"the optimizer cannot be copied: {type(error).__name__}: {error}"
 
-    def note(self, watched: Watched) -> None:
+    def note(self, watched: OptimizerTrace) -> None:
         """Files the step that is about to be taken, or, with a closure, that was taken."""
         recorder = self.recorder
         asked = [] if watched.live else [p for p in recorder.asked if p.reached & watched.ids]
@@ -113,7 +113,7 @@ class Steps:
         recorder.steps += 1
         watched.live, watched.cleared, watched.unscaled = [], [], False
 
-    def _passes(self, watched: Watched) -> tuple[list[Pass], bool]:
+    def _passes(self, watched: OptimizerTrace) -> tuple[list[BackwardPass], bool]:
         """The passes that a step belongs to, and whether their gradients were lost before it."""
         if watched.live:
             return watched.live, False
@@ -140,7 +140,7 @@ class Steps:
         self.taken(watched)
         recorder.observer(recorder)
 
-    def taken(self, watched: Watched) -> None:
+    def taken(self, watched: OptimizerTrace) -> None:
         """After a step that was noted."""
         recorder = self.recorder
         watched.dirty = True
@@ -149,7 +149,7 @@ class Steps:
             recorder.owners.initial = False
         self._release(watched)
 
-    def _release(self, watched: Watched) -> None:
+    def _release(self, watched: OptimizerTrace) -> None:
         """Keeps the computations of the first steps only."""
         recorder = self.recorder
         if len(watched.steps) > recorder.taped:

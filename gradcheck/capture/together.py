@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 
-from gradcheck.capture.events import Watched
+from gradcheck.capture.events import OptimizerTrace
 from gradcheck.training.steps import needs_closure
 from gradcheck.workload.training_copy import copy_optimizer
 
 SHARED = 0.8  # of the steps: the others may be the first or the last of a loop
 
 
-def joined(stepped: Sequence[Watched]) -> list[Watched]:
+def joined(stepped: Sequence[OptimizerTrace]) -> list[OptimizerTrace]:
     """Those that step on the same passes as one; the rest as they are."""
-    groups: list[list[Watched]] = []
+    groups: list[list[OptimizerTrace]] = []
     for watched in stepped:
         home = next((g for g in groups if _share_passes(g[0], watched)), None)
         groups.append([watched]) if home is None else home.append(watched)
     return [group[0] if len(group) == 1 else _joined(group) for group in groups]
 
 
-def _share_passes(one: Watched, other: Watched) -> bool:
+def _share_passes(one: OptimizerTrace, other: OptimizerTrace) -> bool:
     mine, others = ([frozenset(map(id, s.passes)) for s in w.steps if s.passes] for w in (one, other))
     closures = any(needs_closure(w.optimizer) for w in (one, other))
     if closures or not mine or not others:
@@ -34,7 +34,7 @@ def _share_passes(one: Watched, other: Watched) -> bool:
     return common >= SHARED * max(len(mine), len(others))
 
 
-def _joined(group: Sequence[Watched]) -> Watched:
+def _joined(group: Sequence[OptimizerTrace]) -> OptimizerTrace:
     """The one with the most weights comes first, and stands for all."""
     ordered = sorted(group, key=lambda w: -sum(p.numel() for p in w.parameters))
     label = " and ".join(w.label for w in ordered if w.label)

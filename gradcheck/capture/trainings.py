@@ -12,7 +12,7 @@ from gradcheck.analysis.convergence import FEWEST_STEPS, outcome
 from gradcheck.analysis.gaps import described
 from gradcheck.capture.build import workload_of
 from gradcheck.capture.by_hand import tell_rules
-from gradcheck.capture.events import Watched, taken_alike
+from gradcheck.capture.events import OptimizerTrace, taken_alike
 from gradcheck.capture.facts import loop_facts
 from gradcheck.capture.observed import observed, own_run
 from gradcheck.capture.recorder import Recorder
@@ -21,7 +21,7 @@ from gradcheck.capture.script import Capture
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.tape import nodes_behind
 from gradcheck.capture.together import joined
-from gradcheck.capture.twins import Unfaithful
+from gradcheck.capture.twins import ReplayMismatch
 from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.errors import TargetError
 from gradcheck.types.location import Location
@@ -41,7 +41,7 @@ class Training:
 
     name: str
     recorder: Recorder
-    watched: Watched | None
+    watched: OptimizerTrace | None
     loop: LoopFacts
     files: Sequence[str]
     workload: Workload | None = None
@@ -113,7 +113,7 @@ def trainings_of(capture: Capture, spec: ScriptSpec) -> list[Training]:
     return found
 
 
-def _chosen(recorder: Recorder) -> list[Watched | None]:
+def _chosen(recorder: Recorder) -> list[OptimizerTrace | None]:
     stepped = [w for w in recorder.optimizers.values() if w.steps]
     if stepped:
         return list(joined(_first_of_their_kind(stepped)))
@@ -121,10 +121,10 @@ def _chosen(recorder: Recorder) -> list[Watched | None]:
     return list(waiting[:1]) or [next(iter(recorder.optimizers.values()), None)]
 
 
-def _first_of_their_kind(stepped: Sequence[Watched]) -> list[Watched]:
+def _first_of_their_kind(stepped: Sequence[OptimizerTrace]) -> list[OptimizerTrace]:
     """Of trainings one after another that are alike, as those of folds, tasks or members of an ensemble are, the first."""
-    kept: list[Watched] = []
-    last: dict[Any, Watched] = {}
+    kept: list[OptimizerTrace] = []
+    last: dict[Any, OptimizerTrace] = {}
     for watched in sorted(stepped, key=lambda w: w.steps[0].number):
         kind = watched.site, type(watched.optimizer), tuple(p.shape for p in watched.parameters)
         before = last.get(kind) if watched.site is not None else None
@@ -134,7 +134,7 @@ def _first_of_their_kind(stepped: Sequence[Watched]) -> list[Watched]:
     return [w for w in stepped if w in kept]
 
 
-def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count: int) -> Training:
+def _training(capture: Capture, spec: ScriptSpec, watched: OptimizerTrace | None, count: int) -> Training:
     recorder = capture.recorder
     if watched is not None:
         watched.claim_near()
@@ -146,7 +146,7 @@ def _training(capture: Capture, spec: ScriptSpec, watched: Watched | None, count
     try:
         workload = workload_of(recorder, watched, name, capture.files, capture.error)
         training.workload = replace(workload, own_losses=loop.losses)
-    except Unfaithful as reason:
+    except ReplayMismatch as reason:
         training.cannot_repeat(reason.why, reason.detail)
     except Exception as error:  # models are made in more ways than were thought of
         training.cannot_repeat("the model, its data or its optimizer could not be copied", described(error))

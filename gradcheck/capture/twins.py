@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gradcheck.analysis.gaps import described
-from gradcheck.capture.events import Pass
+from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.replay import Program
 from gradcheck.capture.tape import Loose, Owner
 from gradcheck.instrument.graph_structure import upstream_leaves
@@ -23,7 +23,7 @@ SAME = 1e-3  # relative difference up to which a loss counts as repeated where a
 
 
 @dataclass
-class Unfaithful(Exception):
+class ReplayMismatch(Exception):
     """The loss could not be computed again; `why` says what stood in the way, in the user's words."""
 
     why: str
@@ -63,11 +63,11 @@ class _Repeated:
         return not self.modules and not self.tensors
 
 
-def twins_of(owners: Sequence[Owner], others: Sequence[Owner], program: Program, passes: Sequence[Pass]) -> Twins:
+def twins_of(owners: Sequence[Owner], others: Sequence[Owner], program: Program, passes: Sequence[BackwardPass]) -> Twins:
     """Copies that compute the first loss again, bit for bit, and use nothing of the user's; else the user's own modules, if those do.
 
     `others`: owners of roots that the loss does not call by themselves. `passes`: those of the first loss; none when it was never computed.
-    Raises Unfaithful.
+    Raises ReplayMismatch.
     """
     why = next((o.why for o in owners if o.copy is None), "")
     repeated = None
@@ -86,11 +86,11 @@ def twins_of(owners: Sequence[Owner], others: Sequence[Owner], program: Program,
     if repeated is not None and repeated.contained and not original.exact and _close(repeated.loss, passes):
         return _copies(owners)
     if not original.exact and not _close(original.loss, passes):
-        raise Unfaithful(_other_loss(repeated or original, passes))
+        raise ReplayMismatch(_other_loss(repeated or original, passes))
     return Twins([o.original for o in owners], dict(borrowed.tensors), dict(borrowed.tensors), borrowed, outside)
 
 
-def _other_loss(repeated: _Repeated, passes: Sequence[Pass]) -> str:
+def _other_loss(repeated: _Repeated, passes: Sequence[BackwardPass]) -> str:
     return f"its loss was {repeated.loss:.4g}, the script's {_recorded(passes):.4g}"
 
 
@@ -114,7 +114,7 @@ def _copies(owners: Sequence[Owner]) -> Twins:
 # ------------------------------------------------------------------------------------------------ repeating
 
 
-def _with_copies(owners: Sequence[Owner], program: Program, passes: Sequence[Pass]) -> _Repeated:
+def _with_copies(owners: Sequence[Owner], program: Program, passes: Sequence[BackwardPass]) -> _Repeated:
     copies = [o.copy for o in owners if o.copy is not None]
     own = {id(x) for o in owners for x in o.memo.values()} | {id(x) for m in copies for x in (*m.modules(), *m.parameters())}
     kept = Borrowed(copies)
@@ -125,13 +125,13 @@ def _with_copies(owners: Sequence[Owner], program: Program, passes: Sequence[Pas
         kept.give_back()
 
 
-def _repeat(program: Program, modules: Sequence[nn.Module], passes: Sequence[Pass], own: set[int]) -> _Repeated:
-    """Computes the first loss again, with the random numbers that it had. Raises Unfaithful when that fails."""
+def _repeat(program: Program, modules: Sequence[nn.Module], passes: Sequence[BackwardPass], own: set[int]) -> _Repeated:
+    """Computes the first loss again, with the random numbers that it had. Raises ReplayMismatch when that fails."""
     try:
         with shielded(own) as strangers:
             losses = program.losses(modules, program.entries, random=True)
     except Exception as error:
-        raise Unfaithful("it raised an error when it was run again with the weights from before training", described(error)) from error
+        raise ReplayMismatch("it raised an error when it was run again with the weights from before training", described(error)) from error
     reached = upstream_leaves([x.grad_fn for x in losses if x.grad_fn is not None])
     foreign: list[torch.Tensor] = [t for t in reached if id(t) not in own and isinstance(t, nn.Parameter)]
     values = [float(x.detach().float().sum()) for x in losses]
@@ -140,11 +140,11 @@ def _repeat(program: Program, modules: Sequence[nn.Module], passes: Sequence[Pas
     return _Repeated(sum(values), exact, strangers, foreign)
 
 
-def _recorded(passes: Sequence[Pass]) -> float:
+def _recorded(passes: Sequence[BackwardPass]) -> float:
     return float(sum(float(p.loss.float().sum()) for p in passes))
 
 
-def _close(value: float, passes: Sequence[Pass]) -> bool:
+def _close(value: float, passes: Sequence[BackwardPass]) -> bool:
     wanted = _recorded(passes)
     return not math.isfinite(wanted) or abs(value - wanted) <= SAME * max(abs(wanted), 1e-3)
 
@@ -153,11 +153,11 @@ def _close(value: float, passes: Sequence[Pass]) -> bool:
 
 
 def _outside(repeated: _Repeated, others: Sequence[Owner]) -> tuple[Owner, ...]:
-    """The owners of what is used, though it is not held. Raises Unfaithful when one is not known as it was before training."""
+    """The owners of what is used, though it is not held. Raises ReplayMismatch when one is not known as it was before training."""
     strangers = {id(p) for m in repeated.modules for p in m.parameters()} | set(map(id, repeated.tensors))
     found = tuple(o for o in others if strangers & o.memo.keys())
     if strangers - {key for o in found for key in o.memo}:
-        raise Unfaithful("it uses modules that are part of no model of the script")
+        raise ReplayMismatch("it uses modules that are part of no model of the script")
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradcheck.capture.changes import Changes, Waiting, chosen_entries, successors
-from gradcheck.capture.events import Pass, Watched
+from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.structures import tensors_in
 from gradcheck.capture.tape import CHANGED, outside
 from gradcheck.capture.writing import is_in_place
@@ -44,15 +44,15 @@ class Updates:
         self._waiting: dict[int, Waiting] = {}  # by id of the leaf
         self._storages: dict[int, int] = {}  # address of a leaf's memory -> id of the leaf
         self._entries: dict[int, tuple[int, Tensor]] = {}  # id of a leaf -> its size, the entries that are looked at in all steps
-        self._passes: list[Pass] = []  # since the last step
-        self._stepping: list[Watched] = []  # in the step that is being taken
-        self._trainings: dict[int, Watched] = {}  # by id of the leaf
+        self._passes: list[BackwardPass] = []  # since the last step
+        self._stepping: list[OptimizerTrace] = []  # in the step that is being taken
+        self._trainings: dict[int, OptimizerTrace] = {}  # by id of the leaf
         self.computed: Location | None = None  # where something was computed from a leaf after its pass, with gradients recorded
         self._read: Location | None = None  # where a leaf was used first after the last pass
 
     # ------------------------------------------------------------------ before
 
-    def wait_for(self, found: Pass, leaves: Mapping[int, Tensor], gradients: Mapping[int, Tensor]) -> None:
+    def wait_for(self, found: BackwardPass, leaves: Mapping[int, Tensor], gradients: Mapping[int, Tensor]) -> None:
         """A pass that is over, the leaves that it reached, and what it gave them."""
         free = {key: leaf for key, leaf in self.trainable(leaves).items() if key in gradients and _is_plain(leaf)}
         self._succeed(found, free)
@@ -81,7 +81,7 @@ class Updates:
             self._entries[id(leaf)] = leaf.numel(), entries
         return entries
 
-    def _succeed(self, found: Pass, free: Mapping[int, Tensor]) -> None:
+    def _succeed(self, found: BackwardPass, free: Mapping[int, Tensor]) -> None:
         """Leaves that waited have others in their place in this pass: the step was taken in between."""
         pairs = successors(self._waiting, free) if self._read is not None else {}  # what is in their place was computed from them
         for key in pairs:
@@ -149,7 +149,7 @@ class Updates:
 
     # --------------------------------------------------------------- trainings
 
-    def _training_of(self, leaf: Tensor) -> Watched:
+    def _training_of(self, leaf: Tensor) -> OptimizerTrace:
         recorder, key = self.recorder, id(leaf)
         if key in self._trainings:
             return self._trainings[key]
@@ -164,19 +164,19 @@ class Updates:
                 recorder.tape.promote(leaf, found.nodes)
         return watched
 
-    def _founded(self) -> Watched:
+    def _founded(self) -> OptimizerTrace:
         """A training that was not known."""
         recorder = self.recorder
         stand_in = torch.optim.SGD([torch.zeros(())], lr=0.0)
         stand_in.param_groups[0]["params"].clear()
         recorder.connected = True
-        watched = recorder.optimizers[id(stand_in)] = Watched(stand_in, "", None, changes=Changes())
+        watched = recorder.optimizers[id(stand_in)] = OptimizerTrace(stand_in, "", None, changes=Changes())
         recorder.beginning.append(watched)
         return watched
 
     # ------------------------------------------------------------------- after
 
-    def leave_to(self, watched: Watched) -> None:
+    def leave_to(self, watched: OptimizerTrace) -> None:
         """An optimizer of torch is about to move these weights."""
         for key in watched.ids & self._waiting.keys():
             del self._waiting[key]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
     from gradcheck.config.settings import Settings
     from gradcheck.loading.spec import TargetSpec
-    from gradcheck.repair.lab import Terms
+    from gradcheck.repair.lab import RepairOptions
     from gradcheck.repair.story import Fixed
     from gradcheck.types.report import Report
 
@@ -135,7 +135,7 @@ def fix(
         sys.exit(_code(treated, after, settings, exit_zero))
 
 
-def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: Terms, quiet: bool) -> list[Fixed]:
+def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: RepairOptions, quiet: bool) -> list[Fixed]:
     """stdout carries results only: what the user's code prints goes to stderr."""
     from gradcheck.capture.spec import ScriptSpec
     from gradcheck.errors import TargetError

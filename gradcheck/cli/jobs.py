@@ -47,7 +47,7 @@ def scan_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], run: ScriptSp
             failed = True
             say(e, color)
         started = time.perf_counter()
-    if not reports and rank.reports():
+    if not reports and rank.is_rank_zero():
         sys.exit(FAILED)
     return reports, failed
 

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from gradcheck.instrument import kinds, unit_activity
-from gradcheck.instrument.deferred_statistics import Pending
+from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import readable
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import LayerKind, TensorStats
@@ -117,7 +117,7 @@ def tensors_in(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
                 yield from tensors_in(getattr(value, spec.name, None), depth - 1)
 
 
-class Taps(TorchFunctionMode):
+class ActivationRecorder(TorchFunctionMode):
     """Records one pass. Use as `with taps: loss = step(...)`, then `loss.backward()`, then `taps.settle()`.
 
     `names` maps id(module) to its path in the model. With `functions=False` only modules are seen, and not what they were
@@ -135,7 +135,7 @@ class Taps(TorchFunctionMode):
         self.leaf = 0  # depth inside a leaf module, where functional calls are not looked at
         self.recording = False
         self.last_weighted: LayerKind | None = None
-        self._pending = Pending()
+        self._pending = DeferredStatistics()
         self._outputs: dict[Any, Call] = {}
         self._sites: dict[tuple[str, str], list[Location | None]] = {}
         self._handles: list[Any] = []
@@ -143,7 +143,7 @@ class Taps(TorchFunctionMode):
 
     # ------------------------------------------------------------------ context
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> ActivationRecorder:
         try:
             self._handles.append(register_module_forward_pre_hook(self._before))
             self._handles.append(register_module_forward_hook(self._after, with_kwargs=True))
@@ -326,7 +326,7 @@ class _GradientTap:
 
     __slots__ = ("call", "failures", "pending")
 
-    def __init__(self, call: Call, pending: Pending, failures: dict[str, str]) -> None:
+    def __init__(self, call: Call, pending: DeferredStatistics, failures: dict[str, str]) -> None:
         self.call, self.pending, self.failures = call, pending, failures
 
     def __call__(self, gradient: torch.Tensor) -> None:

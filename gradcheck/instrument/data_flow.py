@@ -34,7 +34,7 @@ def read(graph: Graph | None, calls: Sequence[Call], seen: Sequence[Seen], sites
     """All three; call it before the backward pass, which frees what the nodes remember. Without a graph, what was seen of batch norms."""
     if graph is None:
         return Linked(refused(seen, sites))
-    links = Links(graph, calls, seen, sites)
+    links = DataFlow(graph, calls, seen, sites)
     return Linked(links.norms(), links.pairs(), links.streams())
 
 
@@ -44,7 +44,7 @@ def refused(seen: Sequence[Seen], sites: Mapping[str, Location | None]) -> tuple
     return tuple(Norm(s.layer, sites.get(s.layer) or s.site, True, values=s.values, of_batch=s.of_batch, raised=s.raised) for s in norms)
 
 
-class Links:
+class DataFlow:
     """Walks from what takes a value to what made it."""
 
     def __init__(self, graph: Graph, calls: Sequence[Call], seen: Sequence[Seen], sites: Mapping[str, Location | None]) -> None:

@@ -34,7 +34,7 @@ Sink = Callable[[TensorStats], None]
 
 
 @dataclass
-class Pending:
+class DeferredStatistics:
     """Statistics on their way: `add` tensors, then `settle`."""
 
     read: list[tuple[Sink, Numbers]] = field(default_factory=list)  # small CPU tensors: all but their histogram

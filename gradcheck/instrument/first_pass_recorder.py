@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gradcheck.instrument import entering, handwritten_loss, loss_calls, similarities, zero_derivatives
 from gradcheck.instrument import recorded_calls as seen
-from gradcheck.instrument.activation_recorder import Taps, caller, tensors_in
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
 from gradcheck.instrument.flow import Flow
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import BroadcastMix
@@ -68,7 +68,7 @@ class SeenCut:
     reaches: bool = False  # the loss was computed from the results
 
 
-class Tracer(Taps):
+class FirstPassRecorder(ActivationRecorder):
     """Taps that also see what only the first pass needs."""
 
     def __init__(self, names: Mapping[int, str]) -> None:

@@ -16,7 +16,7 @@ MOST_HEADS = 64  # that nets are told apart by
 
 
 @dataclass(frozen=True)
-class Fate:
+class Downstream:
     """What becomes of a call's output; the fields of `Layer` of the same names."""
 
     activation: str | None = None
@@ -48,7 +48,7 @@ class Graph:
         """Tensors that the loss sends gradient to."""
         return [node.variable for node in self.order if hasattr(node, "variable")]
 
-    def fates(self, calls: Iterable[Call]) -> dict[int, Fate]:
+    def fates(self, calls: Iterable[Call]) -> dict[int, Downstream]:
         """The fate of each call, by id(call)."""
         by_input: dict[Node, list[Call]] = {}
         calls = list(calls)
@@ -62,13 +62,13 @@ class Graph:
             below[node] = any(c in weighted or below[c] for c in self.consumers[node])
         depth, nets = self._depths(weighted), self._nets(calls, below)
 
-        def fate(call: Call) -> Fate:
+        def fate(call: Call) -> Downstream:
             start = call.output_node
             if start is None or start not in self:
-                return Fate()
+                return Downstream()
             walk = _Walk(self, call, by_input, weighted)
             walk.run(start)
-            return Fate(walk.activation, walk.normalized, walk.residual, walk.gate, not below[start], True, depth[start], nets[start])
+            return Downstream(walk.activation, walk.normalized, walk.residual, walk.gate, not below[start], True, depth[start], nets[start])
 
         return {id(call): fate(call) for call in calls}
 

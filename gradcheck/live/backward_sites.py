@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass
-class Lines:
+class BackwardSites:
     """As far as they are known."""
 
     current: Any = None  # of the last backward pass

@@ -11,13 +11,13 @@ from torch import nn
 
 from gradcheck.analysis.gaps import described
 from gradcheck.instrument import data_flow
-from gradcheck.instrument.graph_structure import Fate, Graph
+from gradcheck.instrument.graph_structure import Downstream, Graph
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.record import Record
 from gradcheck.live.taps import LiveTracer
 from gradcheck.measure import first_step
 from gradcheck.types.measurement import NotMeasured
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 from gradcheck.workload.workload import Workload
 
 
@@ -28,7 +28,7 @@ class FirstPass:
         self.model, self.record, self.optimizers, self.sharded = model, record, optimizers, sharded
         self._graph: Graph | None = None
 
-    def before_backward(self, taps: LiveTracer, loss: torch.Tensor) -> dict[int, Fate] | None:
+    def before_backward(self, taps: LiveTracer, loss: torch.Tensor) -> dict[int, Downstream] | None:
         """What becomes of each call's output on its way to the loss; None when the loss does not come from the model."""
         record = self.record
         graph = Graph(loss.grad_fn)
@@ -49,7 +49,7 @@ class FirstPass:
         record = self.record
         record.training = self.model.training  # the loop may have set it since it is watched
         optimizer = self.optimizers.known
-        trainee = Trainee(self.model, optimizer, _no_step, dict(record.sites))
+        trainee = TrainingCopy(self.model, optimizer, _no_step, dict(record.sites))
         workload = Workload(record.name, self.model, [taps.batch()], _no_step, optimizer)
         value = float(loss) if loss is not None else math.nan
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.measure.layers import Growing
+from gradcheck.measure.layers import LayerAccumulator
 from gradcheck.measure.parameters import Watched
 from gradcheck.types.finding import Finding
 from gradcheck.types.live import Frame, LiveFinding, LiveLayer
@@ -67,7 +67,7 @@ def ranked(board: Board) -> tuple[LiveLayer, ...]:
     return tuple(layer for _, layer in rows)
 
 
-def _gradient(layer: Growing) -> float | None:
+def _gradient(layer: LayerAccumulator) -> float | None:
     stats = layer.snapshots[-1].gradient if layer.snapshots else None
     if stats is None or not stats.count:
         return None

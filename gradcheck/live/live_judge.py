@@ -20,7 +20,7 @@ SHARE = 0.01  # of the time of the run that judging may take after them
 
 
 @dataclass
-class Verdicts:
+class LiveJudge:
     """The findings on a record, kept until more was measured."""
 
     record: Record

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from gradcheck.capture.events import Scaler
 from gradcheck.instrument.activation_recorder import Call
-from gradcheck.live.backward_sites import Lines, caller
+from gradcheck.live.backward_sites import BackwardSites, caller
 from gradcheck.live.first import FirstPass
 from gradcheck.live.gradients import Gradients, is_filled
 from gradcheck.live.hooks import Kind, LoopHooks
@@ -30,7 +30,7 @@ from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.ranks import join
 from gradcheck.live.record import Record
 from gradcheck.live.scaling import Scaling
-from gradcheck.live.step_timer import Pace
+from gradcheck.live.step_timer import StepTimer
 from gradcheck.live.tapping import Tapping
 from gradcheck.measure import facts
 from gradcheck.measure.parameters import StepWatch
@@ -41,17 +41,17 @@ ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
 _COMPILED = "the model is compiled by torch.compile, and what happens inside it is not seen"
 
 
-class Follower:
+class LoopMonitor:
     """Listens to the loop's hooks and fills a Record. `after` is called when a measured step is over."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None, every: int, record: Record, after: Callable[[], None]) -> None:
         self.model, self.every, self.record, self.after = unwrapped(model), every, record, after
-        self.hooks, self.pace = LoopHooks(self), Pace()
+        self.hooks, self.pace = LoopHooks(self), StepTimer()
         self.together: Together | None = None  # with the other processes of a distributed training
         self.optimizers = Optimizers(self.model, optimizer, record, self._is_sharded)
         self.gradients = Gradients(self.optimizers, record)
         self.tapping = Tapping(self.model, record, FirstPass(self.model, record, self.optimizers, self._is_sharded))
-        self.losses, self.lines, self.scaling = Losses(record.note_loss), Lines(), Scaling()
+        self.losses, self.lines, self.scaling = Losses(record.note_loss), BackwardSites(), Scaling()
         self.watching: StepWatch | None = None  # the step that is being measured, once its gradients are there
         self._closure = False  # the optimizer calls one, which runs the backward passes
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gradcheck.live.rank_statistics import Share, merge_events, merge_layers, merge_losses, merge_parameters, share_of
-from gradcheck.live.ranks import Ranks
+from gradcheck.live.ranks import RankGroup
 from gradcheck.live.record import Record
 from gradcheck.live.replicas import compare, replicated, wrapper_of
 from gradcheck.measure.parameters import StepWatch
@@ -22,7 +22,7 @@ FIRST, LAST = 8, 32  # comparisons that are kept
 class Together:
     """Kept by the follower of each rank. `losses`: those of this rank that were not said yet."""
 
-    ranks: Ranks
+    ranks: RankGroup
     record: Record
     losses: list[float] = field(default_factory=list)
     _last: float = 0.0

@@ -14,7 +14,7 @@ import torch
 
 from gradcheck.instrument.tensor_statistics import merge
 from gradcheck.live.record import Record
-from gradcheck.measure.layers import Growing
+from gradcheck.measure.layers import LayerAccumulator
 from gradcheck.measure.parameters import StepWatch, Watched
 from gradcheck.types.measurement import NonFinite, ParameterStep, Snapshot
 from gradcheck.workload.dtensor import local, multiplicity
@@ -90,7 +90,7 @@ def merge_layers(record: Record, shares: Sequence[Share], step: int) -> list[str
     return sorted({name for s in shares for name in s.layers} - set(record.layers.layers))
 
 
-def _merge_layer(layer: Growing, said: Sequence[LayerShare]) -> None:
+def _merge_layer(layer: LayerAccumulator, said: Sequence[LayerShare]) -> None:
     snapshots = [s.snapshot for s in said]
     layer.snapshots[-1] = Snapshot(
         snapshots[0].step,

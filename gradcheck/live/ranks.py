@@ -28,7 +28,7 @@ _NOT_STARTED = "torch.distributed was not initialised when watching began"
 _meetings = 0  # runs watched in this process so far: each has its own keys in the store
 
 
-class Ranks:
+class RankGroup:
     """One process among those that train together. Make it with `join`, at the same point of each process."""
 
     def __init__(self, rank: int, count: int, store: Any = None, why: str = "") -> None:
@@ -144,18 +144,18 @@ class Ranks:
         return {rank: pickle.loads(self._store.get(key)) for rank, key in others.items() if self._store.check([key])}
 
 
-def join() -> Ranks | None:
+def join() -> RankGroup | None:
     """The ranks of this training, once all have come; None when there is one process. Of ranks that do not come, `why` says so."""
     global _meetings
     if dist.is_available() and dist.is_initialized():
         if dist.get_world_size() < 2:
             return None
         _meetings += 1
-        ranks = Ranks(dist.get_rank(), dist.get_world_size(), distributed_c10d.PrefixStore(f"gradcheck/{_meetings}", _store()))
+        ranks = RankGroup(dist.get_rank(), dist.get_world_size(), distributed_c10d.PrefixStore(f"gradcheck/{_meetings}", _store()))
         ranks._open()
         return ranks
     rank, count = launched()
-    return Ranks(rank, count, why=_NOT_STARTED) if count > 1 else None
+    return RankGroup(rank, count, why=_NOT_STARTED) if count > 1 else None
 
 
 def _store() -> Any:

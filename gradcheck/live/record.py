@@ -14,9 +14,9 @@ from torch import nn
 from gradcheck.analysis.gaps import unread_layers
 from gradcheck.instrument import data_flow
 from gradcheck.live.loop_log import LoopLog
-from gradcheck.live.series import Series, thinned
+from gradcheck.live.series import DownsampledSeries, thinned
 from gradcheck.measure import facts, first_step
-from gradcheck.measure.layers import Growing, Layers
+from gradcheck.measure.layers import LayerAccumulator, Layers
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.probe import FINAL_STEPS
 from gradcheck.types.location import Location
@@ -48,7 +48,7 @@ class Record:
     files: Sequence[str] = ()  # the user's own source files
     layers: Layers = field(default_factory=Layers)
     watched: list[Watched] = field(default_factory=list)
-    losses: Series = field(default_factory=Series)
+    losses: DownsampledSeries = field(default_factory=DownsampledSeries)
     norms: list[float] = field(default_factory=list)  # total gradient norm at the measured steps
     measured: list[int] = field(default_factory=list)
     first: first_step.FirstStep = field(default_factory=first_step.FirstStep)
@@ -255,7 +255,7 @@ def _kind(stats: TensorStats) -> Any:
     return "nan" if stats.nan else "inf"
 
 
-def _thin_units(layer: Growing) -> None:
+def _thin_units(layer: LayerAccumulator) -> None:
     if len(layer.alive) > 2 + FINAL_STEPS:
         layer.alive = [*layer.alive[:2], *layer.alive[-FINAL_STEPS:]]
         layer.samples = [*layer.samples[:2], *layer.samples[-FINAL_STEPS:]]

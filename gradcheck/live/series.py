@@ -11,7 +11,7 @@ MOST = 1024  # bins behind them; when there are twice as many, neighbours are jo
 
 
 @dataclass
-class Series:
+class DownsampledSeries:
     """The first numbers as they came, the later ones as means over equally many steps each; one that is not finite makes its mean so."""
 
     count: int = 0

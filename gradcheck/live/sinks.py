@@ -46,7 +46,7 @@ class Sink(ABC):
         """Takes the report of the run. Called once, when the board is closed."""
 
 
-class Feed:
+class SinkDispatcher:
     """Hands the numbers of a board to its sinks. `taken`: steps of the training before it was watched, when it was resumed."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:

@@ -11,7 +11,7 @@ WINDOW = 64  # steps of each kind that are compared
 
 
 @dataclass
-class Pace:
+class StepTimer:
     """Durations from the end of one step to the end of the next, seconds."""
 
     bare: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))

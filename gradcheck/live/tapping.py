@@ -13,7 +13,7 @@ from torch import nn
 
 from gradcheck.capture.modes import Modes
 from gradcheck.instrument.activation_recorder import Call
-from gradcheck.instrument.graph_structure import Fate
+from gradcheck.instrument.graph_structure import Downstream
 from gradcheck.live.first import FirstPass
 from gradcheck.live.record import Record
 from gradcheck.live.scaling import Scaling
@@ -26,7 +26,7 @@ class Tapping:
     def __init__(self, model: nn.Module, record: Record, first: FirstPass) -> None:
         self.model, self.record, self.first = model, record, first
         self.calls: list[Call] | None = None
-        self._fates: dict[int, Fate] | None = None
+        self._fates: dict[int, Downstream] | None = None
         self.modes = Modes()  # of the modules that ran since the last step
         self._taps: LiveTaps | None = None
         self._functional = True  # whether functional calls need taps after the first step

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
 from gradcheck.capture.modes import Modes
-from gradcheck.instrument.activation_recorder import Call, Taps
-from gradcheck.instrument.first_pass_recorder import Tracer
+from gradcheck.instrument.activation_recorder import ActivationRecorder, Call
+from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 
 
 def push_below(mode: TorchFunctionMode) -> None:
@@ -44,11 +44,11 @@ def take_out(mode: TorchFunctionMode) -> bool:
     return found
 
 
-class LiveTaps(Taps):
+class LiveTaps(ActivationRecorder):
     """Forward passes without gradient are not looked at. Calls of each forward pass of the model are kept apart."""
 
     def __init__(self, names: Mapping[int, str], modes: Modes, *, functions: bool = True) -> None:
-        Taps.__init__(self, names, functions=functions)
+        ActivationRecorder.__init__(self, names, functions=functions)
         self._prepare(modes)
 
     def _prepare(self, modes: Modes) -> None:
@@ -104,11 +104,11 @@ class LiveTaps(Taps):
         self.release()
 
 
-class LiveTracer(LiveTaps, Tracer):
+class LiveTracer(LiveTaps, FirstPassRecorder):
     """The same for the first step, which is watched more closely."""
 
     def __init__(self, names: Mapping[int, str], modes: Modes) -> None:
-        Tracer.__init__(self, names)
+        FirstPassRecorder.__init__(self, names)
         self._prepare(modes)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

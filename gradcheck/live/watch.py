@@ -19,11 +19,11 @@ from torch import nn
 from gradcheck.config.settings import Settings, settings_from
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
 from gradcheck.live.hooks import inner_optimizer
-from gradcheck.live.live_judge import Verdicts, at_least
-from gradcheck.live.loop_monitor import Follower
+from gradcheck.live.live_judge import LiveJudge, at_least
+from gradcheck.live.loop_monitor import LoopMonitor
 from gradcheck.live.record import Record
-from gradcheck.live.sinks import Feed, Sink
-from gradcheck.live.step_timer import Pace
+from gradcheck.live.sinks import Sink, SinkDispatcher
+from gradcheck.live.step_timer import StepTimer
 from gradcheck.types.finding import SEVERITIES, Finding, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
@@ -86,9 +86,9 @@ class Board:
         self.stop_on, self.on_measured = stop_on, on_measured
         self.stopped: Finding | None = None
         self.record = Record(model, name)
-        self.feed = Feed(sinks)
-        self._verdicts = Verdicts(self.record, settings)
-        self._follower = Follower(model, optimizer, every, self.record, self._measured)
+        self.feed = SinkDispatcher(sinks)
+        self._verdicts = LiveJudge(self.record, settings)
+        self._follower = LoopMonitor(model, optimizer, every, self.record, self._measured)
         self._open = False
 
     def __enter__(self) -> Board:
@@ -153,7 +153,7 @@ class Board:
         return self.record.losses.last
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> StepTimer:
         """How long its steps take."""
         return self._follower.pace
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, fall, held_up, on_its_way, outcome, sooner
+from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, held_up, on_its_way, outcome, relative_decrease, sooner
 from gradcheck.measure.forgetting import forgettings
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.probe import Training
@@ -188,4 +188,4 @@ def _clearly_fallen(losses: list[float], batches: int, chance: float | None, flo
     if len(losses) < 2 * window:
         return False
     run = Run("", tuple(losses), batches=batches, floor=floor)
-    return fall(run, chance) >= share and all(b < losses[0] for b in losses[-WINDOW:])
+    return relative_decrease(run, chance) >= share and all(b < losses[0] for b in losses[-WINDOW:])

@@ -19,7 +19,7 @@ from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
-from gradcheck.workload.training_copy import Trainee, fork, lend
+from gradcheck.workload.training_copy import TrainingCopy, fork, lend
 from gradcheck.workload.workload import Workload
 
 
@@ -64,7 +64,7 @@ def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
     return *_compared(trainee, workload, seed), False
 
 
-def _compared(trainee: Trainee, workload: Workload, seed: int) -> tuple[str, Look]:
+def _compared(trainee: TrainingCopy, workload: Workload, seed: int) -> tuple[str, Look]:
     of_copy = _look(trainee, workload, seed)
     if of_copy.strangers:
         again = _look(trainee, workload, seed)  # what is made anew in each forward pass is not the user's
@@ -96,7 +96,7 @@ def _of_original(workload: Workload, seed: int, outside: Look) -> Look:
         borrowed.give_back()
 
 
-def _look(trainee: Trainee, workload: Workload, seed: int) -> Look:
+def _look(trainee: TrainingCopy, workload: Workload, seed: int) -> Look:
     look, batch = Look(None), workload.batches[0]
     seed_all(seed)
     try:

@@ -12,7 +12,7 @@ from torch import nn
 
 from gradcheck.instrument import disconnected, handwritten_loss, zero_derivatives
 from gradcheck.instrument import loss_calls as losses
-from gradcheck.instrument.first_pass_recorder import SeenSoftmax, Tracer
+from gradcheck.instrument.first_pass_recorder import FirstPassRecorder, SeenSoftmax
 from gradcheck.instrument.graph_structure import Graph, producer
 from gradcheck.instrument.loss_calls import IGNORED
 from gradcheck.measure.parameters import Watched
@@ -21,7 +21,7 @@ from gradcheck.types.location import Location
 from gradcheck.types.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Similarity, Softmax, ZeroDerivative
 from gradcheck.workload.assignments import assignment_of
 from gradcheck.workload.tensors import batch_size, named_tensors
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 from gradcheck.workload.workload import Workload
 
 REST = 0.2  # of the loss, beside those that are known: a penalty
@@ -71,9 +71,9 @@ class FirstStep:
 
 
 def read(
-    taps: Tracer,
+    taps: FirstPassRecorder,
     graph: Graph | None,
-    trainee: Trainee,
+    trainee: TrainingCopy,
     watched: Sequence[Watched],
     workload: Workload,
     sites: Mapping[str, Location | None],
@@ -114,11 +114,11 @@ def _made(model: nn.Module, sites: Mapping[str, Location | None], parameter: str
     return assignment_of(model.get_submodule(path), name) or sites.get(path)
 
 
-def loss_calls(taps: Tracer, sites: Mapping[str, Location | None]) -> tuple[LossCall, ...]:
+def loss_calls(taps: FirstPassRecorder, sites: Mapping[str, Location | None]) -> tuple[LossCall, ...]:
     return tuple(_loss_call(seen, taps, sites) for seen in taps.losses)
 
 
-def _loss_call(seen: losses.SeenLoss, taps: Tracer, sites: Mapping[str, Location | None]) -> LossCall:
+def _loss_call(seen: losses.SeenLoss, taps: FirstPassRecorder, sites: Mapping[str, Location | None]) -> LossCall:
     name, node = producer(seen.input)
     maker = next((c for c in taps.calls if c.output_node is node), None) if node is not None else None
     softmax = next((s for s in taps.softmaxes if s.node is node), None) if node is not None else None
@@ -127,7 +127,7 @@ def _loss_call(seen: losses.SeenLoss, taps: Tracer, sites: Mapping[str, Location
     return losses.facts(seen, name, layer, site)
 
 
-def _softmax(seen: SeenSoftmax, taps: Tracer, size: int) -> Softmax:
+def _softmax(seen: SeenSoftmax, taps: FirstPassRecorder, size: int) -> Softmax:
     ends = {producer(call.input)[1] for call in taps.losses}
     first = seen.axis == 0 and len(seen.shape) >= 2
     second = seen.axis == 1 and len(seen.shape) >= 3 and seen.shape[0] != size  # views or time before the samples
@@ -136,7 +136,7 @@ def _softmax(seen: SeenSoftmax, taps: Tracer, size: int) -> Softmax:
     return Softmax(seen.layer, seen.site, seen.shape, seen.axis, seen.implicit, seen.log, to_loss, over_batch)
 
 
-def _targets(said: FirstStep, taps: Tracer, workload: Workload, loss: float) -> None:
+def _targets(said: FirstStep, taps: FirstPassRecorder, workload: Workload, loss: float) -> None:
     """Finds the target of the loss in every batch, and from all of them the chance level of the whole loss, and its floor.
 
     A target that the loop makes itself has a floor as well, which that of the first step stands for.

@@ -13,7 +13,7 @@ from torch import nn
 from gradcheck.instrument import kinds
 from gradcheck.instrument import unit_activity as units
 from gradcheck.instrument.activation_recorder import Call
-from gradcheck.instrument.graph_structure import Fate
+from gradcheck.instrument.graph_structure import Downstream
 from gradcheck.instrument.tensor_statistics import merge
 from gradcheck.training.probe import FINAL_STEPS
 from gradcheck.types.location import Location
@@ -21,13 +21,13 @@ from gradcheck.types.measurement import Layer, Profile, Snapshot
 
 
 @dataclass(eq=False)
-class Growing:
+class LayerAccumulator:
     """A layer while it is measured."""
 
     first: Call
     order: int
     calls: int = 0
-    fate: Fate = field(default_factory=Fate)
+    fate: Downstream = field(default_factory=Downstream)
     snapshots: list[Snapshot] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)  # effective samples at each measured step
     alive: list[torch.Tensor] = field(default_factory=list)  # at each measured step
@@ -39,10 +39,10 @@ class Layers:
     """All layers, fed with the calls of one measured step after another."""
 
     def __init__(self) -> None:
-        self.layers: dict[str, Growing] = {}
+        self.layers: dict[str, LayerAccumulator] = {}
         self.batches: list[int] = []
 
-    def add(self, step: int, batch: int, calls: Iterable[Call], fates: Mapping[int, Fate] | None) -> None:
+    def add(self, step: int, batch: int, calls: Iterable[Call], fates: Mapping[int, Downstream] | None) -> None:
         """Files the calls of a step. `fates` come with the first one."""
         self.batches.append(batch)
         groups: dict[str, list[Call]] = {}
@@ -51,7 +51,7 @@ class Layers:
         for name, same in groups.items():
             layer = self.layers.get(name)
             if layer is None:
-                layer = self.layers[name] = Growing(same[0], len(self.layers))
+                layer = self.layers[name] = LayerAccumulator(same[0], len(self.layers))
                 layer.fan_in, layer.groups = fan_in(same[0])
             layer.calls = max(layer.calls, len(same))
             if fates is not None:
@@ -69,7 +69,7 @@ class Layers:
         return any(layer.first.dtype == "float16" for layer in self.layers.values())
 
     @staticmethod
-    def _units(layer: Growing, same: list[Call]) -> None:
+    def _units(layer: LayerAccumulator, same: list[Call]) -> None:
         masks = [c.alive for c in same if c.alive is not None]
         if masks and all(m.shape == masks[0].shape for m in masks):
             layer.alive.append((torch.stack(masks).any(0) if len(masks) > 1 else masks[0]).cpu())
@@ -78,7 +78,7 @@ class Layers:
     def nouns(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
         return tuple(self._noun(name, layer, sites, profiles) for name, layer in self.layers.items())
 
-    def _noun(self, name: str, layer: Growing, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> Layer:
+    def _noun(self, name: str, layer: LayerAccumulator, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> Layer:
         first, fate = layer.first, layer.fate
         parameters: tuple[str, ...] = ()
         if first.module is not None:
@@ -122,11 +122,11 @@ class Layers:
         )
 
 
-def _joined(fates: list[Fate]) -> Fate:
+def _joined(fates: list[Downstream]) -> Downstream:
     """The fate of a layer that is called several times: whatever happens to any of its outputs."""
     if not fates:
-        return Fate()
-    return Fate(
+        return Downstream()
+    return Downstream(
         next((f.activation for f in fates if f.activation), None),
         any(f.normalized for f in fates),
         any(f.residual for f in fates),

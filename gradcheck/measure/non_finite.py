@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.instrument.activation_recorder import Taps, caller, tensors_in
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
 from gradcheck.instrument.domain import Reason, reason
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import NonFinite
@@ -34,7 +34,7 @@ class _Operation:
     outputs_finite: bool = True  # gradient of its outputs
 
 
-class Locator(Taps):
+class Locator(ActivationRecorder):
     """Taps that look at every result for NaN and infinity. Slow: used once, on a step that is known to go wrong."""
 
     def __init__(self, names: Mapping[int, str]) -> None:

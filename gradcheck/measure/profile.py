@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.types.measurement import Profile
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 REPEATS = 3  # timed passes, after one to warm up; the median is reported
 
@@ -31,7 +31,7 @@ class _Costs:
     backward: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def profile(trainee: Trainee, batch: Any) -> dict[str, Profile]:
+def profile(trainee: TrainingCopy, batch: Any) -> dict[str, Profile]:
     """Costs by module name. Backward time runs from the gradient of a module's output to the gradient of its input."""
     costs = _Costs()
     names = {id(m): name for name, m in trainee.model.named_modules()}
@@ -54,7 +54,7 @@ def _profile(name: str, module: nn.Module, costs: _Costs) -> Profile:
     )
 
 
-def _pass(trainee: Trainee, batch: Any) -> None:
+def _pass(trainee: TrainingCopy, batch: Any) -> None:
     trainee.optimizer.zero_grad(set_to_none=True)
     loss = trainee.loss(batch)
     if loss.requires_grad:
@@ -78,7 +78,7 @@ class _FlopMode(TorchDispatchMode):
         return output
 
 
-def _count(trainee: Trainee, batch: Any, names: dict[int, str], costs: _Costs) -> None:
+def _count(trainee: TrainingCopy, batch: Any, names: dict[int, str], costs: _Costs) -> None:
     """FLOPs and activation memory of one forward pass."""
     stack: list[str] = []
 

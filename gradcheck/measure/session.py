@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_STEPS, fall, held_up, on_its_way, outcome, relapse, unsettled
+from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_STEPS, held_up, on_its_way, outcome, relapse, relative_decrease, unsettled
 from gradcheck.analysis.gaps import described, gaps, more_time, unread_layers
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.instrument import data_flow, surrogate
-from gradcheck.instrument.activation_recorder import Taps
-from gradcheck.instrument.first_pass_recorder import Tracer
-from gradcheck.instrument.graph_structure import Fate, Graph
+from gradcheck.instrument.activation_recorder import ActivationRecorder
+from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
+from gradcheck.instrument.graph_structure import Downstream, Graph
 from gradcheck.measure import data, experiments, facts, first_step, non_finite
 from gradcheck.measure.checks import registry
-from gradcheck.measure.checks.context import LATE, Checked, Scene
+from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.parameters import StepWatch, Watched, nouns, watch
 from gradcheck.measure.profile import profile
@@ -31,7 +31,7 @@ from gradcheck.types.measurement import Ascent, Cut, Measurement, NonFinite, Not
 from gradcheck.workload.comments import ignores, snippets
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.source_sites import location_of_traceback
-from gradcheck.workload.training_copy import Trainee, fork
+from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 
 Tick = Callable[[str, float], None]  # phase, fraction done
@@ -99,7 +99,7 @@ class Session:
     def __init__(self, workload: Workload, plan: Plan, tick: Tick) -> None:
         self.workload, self.plan, self.tick = workload, plan, tick
         self.started = time.perf_counter()
-        self.trainee: Trainee = fork(workload, seed=plan.seed)
+        self.trainee: TrainingCopy = fork(workload, seed=plan.seed)
         self.training = Training(self.trainee, workload.batches)
         self.names = _names(self.trainee)
         self.sites: dict[str, Location | None] = {name: workload.sites.get(id(m)) for name, m in workload.model.named_modules()}
@@ -166,7 +166,7 @@ class Session:
 
     def _doubtful(self, clear: float = CLEAR_FALL) -> bool:
         run, chance = self._so_far(), self.first.chance
-        return fall(run, chance) < clear or unsettled(run, chance) or relapse(run, chance) is not None
+        return relative_decrease(run, chance) < clear or unsettled(run, chance) or relapse(run, chance) is not None
 
     def _on_its_way(self) -> bool:
         return on_its_way(self._so_far(), self.first.chance)
@@ -192,12 +192,12 @@ class Session:
         """One measured step. Returns the loss before it."""
         trainee, first = self.trainee, step == 0
         trainee.optimizer.zero_grad(set_to_none=True)
-        taps: Taps = Tracer(self.names) if first else Taps(self.names, functions=self.functional)
+        taps: ActivationRecorder = FirstPassRecorder(self.names) if first else ActivationRecorder(self.names, functions=self.functional)
         with taps:
             loss = trainee.loss(batch)
-        if isinstance(taps, Tracer):
+        if isinstance(taps, FirstPassRecorder):
             taps.ends_in(loss)
-        fates: Mapping[int, Fate] | None = None
+        fates: Mapping[int, Downstream] | None = None
         graph = Graph(loss.grad_fn) if first and loss.grad_fn is not None else None
         if first:
             self.watched = watch(trainee.model, trainee.optimizer)
@@ -208,7 +208,7 @@ class Session:
         if loss.requires_grad:
             loss.backward()
         taps.settle()
-        if isinstance(taps, Tracer):
+        if isinstance(taps, FirstPassRecorder):
             self.first = first_step.read(taps, graph, trainee, self.watched, self.workload, self.sites, value)
             self.training.floor = self.first.floor
             self.functional = any(c.module is None for c in taps.calls)
@@ -224,8 +224,8 @@ class Session:
         taps.release()
         return value
 
-    def _link(self, taps: Taps, graph: Graph | None) -> None:
-        if not isinstance(taps, Tracer):
+    def _link(self, taps: ActivationRecorder, graph: Graph | None) -> None:
+        if not isinstance(taps, FirstPassRecorder):
             return
         try:
             self.linked = data_flow.read(graph, taps.calls, taps.seen, self.sites)
@@ -243,7 +243,7 @@ class Session:
         if isinstance(error, GradcheckError) or self._runs(step):
             raise error  # gradcheck's own
         replay = self._replayed(step)
-        taps = Tracer(_names(replay.trainee))
+        taps = FirstPassRecorder(_names(replay.trainee))
         try:
             with taps:
                 replay.bare_step(self._batch(step))
@@ -313,14 +313,14 @@ class Session:
         trainee = self._replayed(step).trainee
         return non_finite.locate(trainee, self._batch(step), step, _names(trainee))
 
-    def _checks(self, probe: Run) -> Checked:
+    def _checks(self, probe: Run) -> CheckResults:
         """The checks that need the step to run; the copy that the probe trained goes with them."""
         if probe.ended == "raised":
-            return Checked()
+            return CheckResults()
         plan = self.plan
         deadline = max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds)
         first, half = self.first, self.layers.half
-        scene = Scene(self.workload, plan.seed, deadline, self.sites, self.trainee, probe, first.chance, half, first.targets)
+        scene = CheckContext(self.workload, plan.seed, deadline, self.sites, self.trainee, probe, first.chance, half, first.targets)
         done = registry.check(scene, plan.needs, plan.fast, self.tick)
         late = more_time(plan.seconds)
         self.not_measured += [replace(n, remedy=late) if n.why == LATE else n for n in done.not_measured]
@@ -336,7 +336,7 @@ class Session:
     # ------------------------------------------------------------------ the result
 
     def _measurement(
-        self, probe: Run, others: tuple[Run, ...], bad: tuple[NonFinite, ...], checked: Checked, profiles: Mapping[str, Profile]
+        self, probe: Run, others: tuple[Run, ...], bad: tuple[NonFinite, ...], checked: CheckResults, profiles: Mapping[str, Profile]
     ) -> Measurement:
         w, first = self.workload, self.first
         layers = self.layers.nouns(self.sites, profiles)
@@ -425,5 +425,5 @@ class Session:
         return tuple(c for c in left if c.parameters)
 
 
-def _names(trainee: Trainee) -> dict[int, str]:
+def _names(trainee: TrainingCopy) -> dict[int, str]:
     return {id(m): name for name, m in trainee.model.named_modules()}

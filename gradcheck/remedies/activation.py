@@ -11,7 +11,7 @@ from torch import nn
 
 from gradcheck.analysis.layer_groups import in_order
 from gradcheck.remedies import initialization
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.layer_selection import (
     SATURATING,
     body_activations,
@@ -27,10 +27,10 @@ from gradcheck.remedies.layer_selection import (
 from gradcheck.remedies.rewriting import operand, rewrite, torch_function
 from gradcheck.remedies.surgery import follow, rewired, swap
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Layer, Measurement
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 RECTIFIERS = ("relu", "relu6", "hardtanh")
 NEGATIVE_SLOPE = 0.01
@@ -64,7 +64,7 @@ def call_of(function: str, argument: ast.expr) -> ast.expr:
     return torch_function(f"nn.functional.{function if function in MODULES else 'relu'}", argument)
 
 
-def replace_one(patient: Patient, name: str, site: Location | None, new: str) -> None:
+def replace_one(patient: TreatedWorkload, name: str, site: Location | None, new: str) -> None:
     """Another activation in the place of a module, or of the call at a place in a module's code."""
     if ":" not in name:
         swap(patient, name, module_of(new))
@@ -80,7 +80,7 @@ def replace_one(patient: Patient, name: str, site: Location | None, new: str) ->
 # ---------------------------------------------------------------------- replace-activation
 
 
-def apply_replacement(patient: Patient, prescription: Prescription) -> None:
+def apply_replacement(patient: TreatedWorkload, prescription: Fix) -> None:
     """Replaces the activations, then initialises the layers before them for the new one where that is prescribed."""
     new, sites = str(prescription.settings["new"]), sites_of(prescription)
     with rewired(patient):
@@ -95,7 +95,7 @@ def apply_replacement(patient: Patient, prescription: Prescription) -> None:
         initialization.apply(patient, replace(prescription, layers=tuple(names.split(","))))
 
 
-def sites_of(prescription: Prescription) -> dict[str, Location]:
+def sites_of(prescription: Fix) -> dict[str, Location]:
     """Places of functional activations, as the prescription carries them: "name=path:line:column:end_line:end_column"."""
     found = {}
     for entry in filter(None, str(prescription.settings.get("sites", "")).split("\n")):
@@ -115,7 +115,7 @@ def placed(calls: Sequence[tuple[str, Location | None]]) -> str:
     return "\n".join(f"{name}={s.path}:{s.line}:{s.column}:{s.end_line}:{s.end_column}" for name, s in known)
 
 
-def prescribe_replacement(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_replacement(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Sigmoids of the body become ReLU, initialised for it; ReLUs whose units died become LeakyReLU."""
     sigmoids = body_activations(m, SATURATING)
     dying = finding is not None and finding.code in ("ACT002", "GRAD004")
@@ -129,7 +129,7 @@ def prescribe_replacement(finding: Finding | None, m: Measurement) -> list[Presc
     return [_instead(finding, m, rectifiers, "leaky_relu", initialize=False)] if rectifiers else []
 
 
-def _instead(finding: Finding | None, m: Measurement, layers: list[Layer], new: str, *, initialize: bool) -> Prescription:
+def _instead(finding: Finding | None, m: Measurement, layers: list[Layer], new: str, *, initialize: bool) -> Fix:
     old = layers[0].function or layers[0].type
     settings: dict[str, Setting] = {"old": old, "new": new}
     if new == "leaky_relu":
@@ -151,7 +151,7 @@ _TITLES = {"relu": "ReLU", "leaky_relu": "LeakyReLU(0.01)", "gelu": "GELU", "tan
 # ----------------------------------------------------------------------- insert-activation
 
 
-def apply_insertion(patient: Patient, prescription: Prescription) -> None:
+def apply_insertion(patient: TreatedWorkload, prescription: Fix) -> None:
     """Puts an activation behind each layer: behind a module, or around a functional call."""
     kind, sites = str(prescription.settings["activation"]), sites_of(prescription)
     with rewired(patient):
@@ -162,7 +162,7 @@ def apply_insertion(patient: Patient, prescription: Prescription) -> None:
                 follow(patient, name, module_of(kind))
 
 
-def prescribe_insertion(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_insertion(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Between two layers in a row, the activation that the model uses elsewhere."""
     if finding is None:
         return []
@@ -179,7 +179,7 @@ def prescribe_insertion(finding: Finding | None, m: Measurement) -> list[Prescri
     return [INSERT.prescription(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
 
 
-REPLACE = Treatment(
+REPLACE = RemedyDefinition(
     "replace-activation",
     "another activation",
     "architecture",
@@ -189,7 +189,7 @@ REPLACE = Treatment(
     apply_replacement,
     "keys stay the same, but weights trained with the old activation mean something else with the new one",
 )
-INSERT = Treatment(
+INSERT = RemedyDefinition(
     "insert-activation",
     "an activation between two linear layers",
     "architecture",
@@ -199,4 +199,4 @@ INSERT = Treatment(
     apply_insertion,
     "keys of a wrapped layer change where it is not in an nn.Sequential; weights trained without the activation do not fit",
 )
-TREATMENTS: tuple[Treatment, ...] = (REPLACE, INSERT)
+TREATMENTS: tuple[RemedyDefinition, ...] = (REPLACE, INSERT)

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 USUAL_RATE, MOST_DECAY = 1e-3, 0.01  # AdamW's defaults in torch
 
 
-def prescribe_adam(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_adam(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Adam for SGD, as AdamW where there is weight decay, of which no more is left than AdamW's default."""
     if m.optimizer.name != "SGD" or m.optimizer.lr <= 0:
         return []
@@ -28,7 +28,7 @@ def _words(s: Settings) -> str:
     return f"train with {'AdamW' if s['weight_decay'] else 'Adam'} at rate {float(s['lr']):.3g} in the place of SGD"
 
 
-def put_adam(patient: Patient, p: Prescription) -> None:
+def put_adam(patient: TreatedWorkload, p: Fix) -> None:
     """All groups keep their ratio to the first one's rate; momentum is forgotten. Without decay AdamW is Adam."""
     old = patient.optimizer
     if type(old) is not torch.optim.SGD:
@@ -48,7 +48,7 @@ def put_adam(patient: Patient, p: Prescription) -> None:
     patient.replace_optimizer(torch.optim.AdamW(groups))
 
 
-ADAPTIVE = Treatment(
+ADAPTIVE = RemedyDefinition(
     "adaptive-optimizer",
     "Adam in the place of SGD",
     "optimizer",

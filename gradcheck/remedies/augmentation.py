@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from gradcheck.remedies.augment_ops import crop, drop_tokens, flip, mix, mixed_loss, noise, shift
-from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import InputFacts, Measurement
 from gradcheck.workload.batch_tensors import input_indices, target_index, tensor_at
 from gradcheck.workload.batches import tensors_of
-from gradcheck.workload.treated import Augment, Inapplicable, Patient
+from gradcheck.workload.treated import Augment, Inapplicable, TreatedWorkload
 
 SHIFT, CROP, NOISE, ALPHA, TOKENS = 0.1, 0.125, 0.1, 0.2, 0.1
 
@@ -27,7 +27,7 @@ def _images(m: Measurement) -> list[InputFacts]:
     return [x for x in _floating(m) if len(x.shape) == 4 and min(x.shape[2:]) >= 4]
 
 
-def _one_input(patient: Patient, p: Prescription) -> int:
+def _one_input(patient: TreatedWorkload, p: Fix) -> int:
     name = str(p.settings.get("input", ""))
     found = input_indices(patient.workload.batches[0], patient.model, [name] if name else [])
     if not found:
@@ -35,20 +35,20 @@ def _one_input(patient: Patient, p: Prescription) -> int:
     return found[0]
 
 
-def _one_image(patient: Patient, p: Prescription) -> int:
+def _one_image(patient: TreatedWorkload, p: Fix) -> int:
     index = _one_input(patient, p)
     if tensor_at(patient.workload.batches[0], index).dim() != 4:
         raise Inapplicable("the input is not a batch of images")
     return index
 
 
-def _add(patient: Patient, augment: Augment) -> None:
+def _add(patient: TreatedWorkload, augment: Augment) -> None:
     patient.augmentations.append(augment)
 
 
 def _prescribed(
-    treatment: Treatment, finding: Finding | None, inputs: Sequence[InputFacts], settings: dict[str, Setting]
-) -> list[Prescription]:
+    treatment: RemedyDefinition, finding: Finding | None, inputs: Sequence[InputFacts], settings: dict[str, Setting]
+) -> list[Fix]:
     """For the first of the inputs; nothing without any."""
     if not inputs:
         return []
@@ -61,11 +61,11 @@ def _flip_words(_: Settings) -> str:
     return "mirror half of the images left to right"
 
 
-def prescribe_flip(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_flip(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _prescribed(FLIP, finding, _images(m), {})
 
 
-def prescribe_shift(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_shift(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _prescribed(MOVE, finding, _images(m), {"share": SHIFT})
 
 
@@ -73,7 +73,7 @@ def _shift_words(s: Settings) -> str:
     return f"shift the images by up to {float(s['share']):.0%} of their size"
 
 
-def prescribe_crop(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_crop(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _prescribed(CUT, finding, _images(m), {"share": CROP})
 
 
@@ -81,7 +81,7 @@ def _crop_words(s: Settings) -> str:
     return f"crop the images at random, after a border of zeros of {float(s['share']):.1%} of their size"
 
 
-def prescribe_noise(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_noise(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _prescribed(JITTER, finding, _floating(m), {"scale": NOISE})
 
 
@@ -89,7 +89,7 @@ def _noise_words(s: Settings) -> str:
     return f"add normal noise of {float(s['scale']):.2g} standard deviations of each feature to the inputs"
 
 
-def prescribe_mixup(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_mixup(finding: Finding | None, m: Measurement) -> list[Fix]:
     known = any(c.target_kind in ("classes", "values", "probabilities") for c in m.losses)
     return _prescribed(MIXUP, finding, _floating(m) if known else [], {"alpha": ALPHA})
 
@@ -98,7 +98,7 @@ def _mixup_words(s: Settings) -> str:
     return f"mix pairs of samples and of their losses, in shares drawn from Beta({float(s['alpha']):.2g}, {float(s['alpha']):.2g})"
 
 
-def mixup(patient: Patient, p: Prescription) -> None:
+def mixup(patient: TreatedWorkload, p: Fix) -> None:
     batch = patient.workload.batches[0]
     index, target = _one_input(patient, p), target_index(batch, patient.model)
     if target is None:
@@ -111,7 +111,7 @@ def mixup(patient: Patient, p: Prescription) -> None:
     _add(patient, functools.partial(mix, index, target, float(p.settings["alpha"])))
 
 
-def prescribe_tokens(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_tokens(finding: Finding | None, m: Measurement) -> list[Fix]:
     tokens = [x for x in m.data.inputs if x.dtype in ("int64", "int32") and len(x.shape) == 2 and x.used_by == "embedding"]
     return _prescribed(TOKEN_DROPOUT, finding, tokens, {"rate": TOKENS})
 
@@ -120,7 +120,7 @@ def _token_words(s: Settings) -> str:
     return f"replace {float(s['rate']):.0%} of the input tokens by random ones of the batch"
 
 
-def drop_some_tokens(patient: Patient, p: Prescription) -> None:
+def drop_some_tokens(patient: TreatedWorkload, p: Fix) -> None:
     batch = patient.workload.batches[0]
     target = target_index(batch, patient.model)
     found = [i for i, t in enumerate(tensors_of(batch)) if i != target and t.dim() == 2 and t.dtype in (torch.int64, torch.int32)]
@@ -129,7 +129,7 @@ def drop_some_tokens(patient: Patient, p: Prescription) -> None:
     _add(patient, functools.partial(drop_tokens, found[0], float(p.settings["rate"])))
 
 
-FLIP = Treatment(
+FLIP = RemedyDefinition(
     "random-flip",
     "random flips",
     "regularization",
@@ -139,7 +139,7 @@ FLIP = Treatment(
     lambda patient, p: _add(patient, functools.partial(flip, _one_image(patient, p))),
     wording=_flip_words,
 )
-MOVE = Treatment(
+MOVE = RemedyDefinition(
     "random-shift",
     "random shifts",
     "regularization",
@@ -150,7 +150,7 @@ MOVE = Treatment(
     strengths=(Strength("share", SHIFT, 0.02, 0.3, log=False),),
     wording=_shift_words,
 )
-CUT = Treatment(
+CUT = RemedyDefinition(
     "random-crop",
     "random crops",
     "regularization",
@@ -161,7 +161,7 @@ CUT = Treatment(
     strengths=(Strength("share", CROP, 0.02, 0.3, log=False),),
     wording=_crop_words,
 )
-JITTER = Treatment(
+JITTER = RemedyDefinition(
     "input-noise",
     "noise on the inputs",
     "regularization",
@@ -172,7 +172,7 @@ JITTER = Treatment(
     strengths=(Strength("scale", NOISE, 0.01, 1.0),),
     wording=_noise_words,
 )
-MIXUP = Treatment(
+MIXUP = RemedyDefinition(
     "mixup",
     "mixup",
     "regularization",
@@ -183,7 +183,7 @@ MIXUP = Treatment(
     strengths=(Strength("alpha", ALPHA, 0.05, 2.0),),
     wording=_mixup_words,
 )
-TOKEN_DROPOUT = Treatment(
+TOKEN_DROPOUT = RemedyDefinition(
     "token-dropout",
     "dropped tokens",
     "regularization",

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from gradcheck.measure.checks.without_regularization import void
-from gradcheck.remedies.definition import Settings, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings
 from gradcheck.remedies.layer_selection import is_tuned
 from gradcheck.remedies.surgery import rewired, swap
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import joined
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import preserve_rng
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 WIDTH, BATCHES = 0.5, 4
 Sizes = tuple[int, int]  # of a layer's input and output axis
@@ -27,7 +27,7 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
     weighted = [x for x in m.layers if x.kind in ("linear", "conv")]
     if len(weighted) < 2 or is_tuned(m):
         return []
@@ -39,7 +39,7 @@ def _width_words(s: Settings) -> str:
     return f"make every hidden layer {float(s['width']):.2g} times as wide"
 
 
-def narrow(patient: Patient, p: Prescription) -> None:
+def narrow(patient: TreatedWorkload, p: Fix) -> None:
     """Cuts units off every hidden layer; what is left of the weights is scaled so that outputs keep their variance.
 
     The first layer keeps its inputs and the last one its outputs. Raises Inapplicable for models whose code fixes their widths.
@@ -55,7 +55,7 @@ def narrow(patient: Patient, p: Prescription) -> None:
         raise Inapplicable("its output changes shape with the width of its layers")
 
 
-def _trial_run(patient: Patient) -> tuple[tuple[int, ...], list[str]]:
+def _trial_run(patient: TreatedWorkload) -> tuple[tuple[int, ...], list[str]]:
     """Shape of what the model returns in a training step, and its linear and convolution layers in order of their first call."""
     twin = patient.copy()
     shapes: list[tuple[int, ...]] = []
@@ -137,13 +137,13 @@ _MAKERS: tuple[tuple[Any, Callable[..., nn.Module]], ...] = (
 # -------------------------------------------------------------------------------------- depth
 
 
-def prescribe_shallower(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_shallower(finding: Finding | None, m: Measurement) -> list[Fix]:
     if sum(x.kind in ("linear", "conv", "recurrent", "attention") for x in m.layers) < 4 or is_tuned(m):
         return []
     return [SHALLOWER.prescription("leave out every second of the blocks that repeat", finding)]
 
 
-def drop_blocks(patient: Patient, _: Prescription) -> None:
+def drop_blocks(patient: TreatedWorkload, _: Fix) -> None:
     """Of each row of equal blocks in an nn.Sequential or nn.ModuleList, every second one. Raises Inapplicable where nothing repeats."""
     before = _trial_run(patient)[0]
     dropped = 0
@@ -185,7 +185,7 @@ def _thinned(signatures: list[tuple[Any, ...]]) -> list[int]:
 # ----------------------------------------------------------------------------- larger batches
 
 
-def prescribe_batch(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
     count = min(BATCHES, m.data.batches)
     settings: dict[str, Setting] = {"batches": count}
     return [LARGER.prescription(_batch_words(settings), finding, settings=settings)] if count > 1 else []
@@ -195,13 +195,13 @@ def _batch_words(s: Settings) -> str:
     return f"take one step for {s['batches']} batches together: larger batches, or accumulated gradients"
 
 
-def enlarge(patient: Patient, p: Prescription) -> None:
+def enlarge(patient: TreatedWorkload, p: Fix) -> None:
     """Joins so many batches to one. What is left over at the end is joined too."""
     batches, count = list(patient.workload.batches), int(p.settings["batches"])
     patient.workload.batches = [joined(batches[i : i + count]) for i in range(0, len(batches), count)]
 
 
-SMALLER = Treatment(
+SMALLER = RemedyDefinition(
     "smaller-network",
     "a smaller network",
     "architecture",
@@ -212,7 +212,7 @@ SMALLER = Treatment(
     "shapes of nearly all parameters change: checkpoints do not load",
     wording=_width_words,
 )
-SHALLOWER = Treatment(
+SHALLOWER = RemedyDefinition(
     "shallower-network",
     "a shallower network",
     "architecture",
@@ -222,7 +222,7 @@ SHALLOWER = Treatment(
     drop_blocks,
     "blocks are left out and the others numbered anew: checkpoints do not load",
 )
-LARGER = Treatment(
+LARGER = RemedyDefinition(
     "larger-batch",
     "larger batches",
     "optimizer",

@@ -36,9 +36,9 @@ from gradcheck.remedies import (
     wiring,
     zero_derivatives,
 )
-from gradcheck.remedies.definition import Treatment
-from gradcheck.types.fix import Prescription
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.types.fix import Fix
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 MODULES = (
     loop,
@@ -75,7 +75,7 @@ MODULES = (
     capacity,
 )
 
-VOCABULARY: dict[str, Treatment] = {treatment.name: treatment for module in MODULES for treatment in module.TREATMENTS}
+CATALOGUE: dict[str, RemedyDefinition] = {treatment.name: treatment for module in MODULES for treatment in module.TREATMENTS}
 
 _PRECISION = "the kind of numbers that a model computes in depends on its device"
 _MEANING = "which one is meant cannot be read from the numbers"
@@ -119,9 +119,9 @@ ADVICE_ONLY: dict[str, str] = {
 }
 
 
-def apply(patient: Patient, prescription: Prescription) -> None:
+def apply(patient: TreatedWorkload, prescription: Fix) -> None:
     """Applies a prescription and notes it in `patient.applied`. Raises Inapplicable; the patient may then be half changed."""
-    treatment = VOCABULARY.get(prescription.treatment)
+    treatment = CATALOGUE.get(prescription.treatment)
     if treatment is not None and treatment.loop:
         raise Inapplicable("the training loop is the user's: it is mended in the source; copies are trained with a loop of gradcheck's")
     if treatment is None or treatment.apply is None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradcheck.analysis.convergence import verdict
-from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.analysis.convergence import training_outcome
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.remedies.surgery import path_now
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Clipping
 
 SETTLED = 20  # steps before which norms are not counted: the first ones are up to ten times larger in healthy trainings
@@ -35,12 +35,12 @@ def norm_threshold(m: Measurement) -> float:
     usual = percentile(finite[SETTLED:] or finite, SHARE) if finite else USUAL_NORM
     weights = math.sqrt(sum(p.steps[0].norm ** 2 for p in m.parameters if p.trainable and p.steps and math.isfinite(p.steps[0].norm)))
     o = m.optimizer
-    if verdict(m) == "diverges" and not o.adaptive and o.lr > 0 and weights > 0:
+    if training_outcome(m) == "diverges" and not o.adaptive and o.lr > 0 and weights > 0:
         usual = min(usual, LARGEST_STEP * weights * (1 - min(o.momentum, 0.99)) / o.lr)
     return float(f"{usual:.2g}") if usual > 0 else USUAL_NORM
 
 
-def prescribe_norm(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"max_norm": norm_threshold(m)}
     return [BY_NORM.prescription(_norm_words(settings), finding, settings=settings)]
 
@@ -49,11 +49,11 @@ def _norm_words(s: Settings) -> str:
     return f"clip the gradient's norm at {float(s['max_norm']):.3g}, between backward and step"
 
 
-def clip_norm(patient: Patient, p: Prescription) -> None:
+def clip_norm(patient: TreatedWorkload, p: Fix) -> None:
     patient.workload.clip = Clipping("norm", float(p.settings["max_norm"]))
 
 
-def prescribe_value(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_value(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The 90th percentile of the largest entries: those of single parameters at single steps."""
     largest = [s.gradient_max for p in m.parameters for s in p.steps if s.gradient_max and math.isfinite(s.gradient_max)]
     settings: dict[str, Setting] = {"clip_value": float(f"{percentile(largest, SHARE):.2g}") if largest else USUAL_NORM}
@@ -64,11 +64,11 @@ def _value_words(s: Settings) -> str:
     return f"clip each entry of the gradient at {float(s['clip_value']):.3g}"
 
 
-def clip_value(patient: Patient, p: Prescription) -> None:
+def clip_value(patient: TreatedWorkload, p: Fix) -> None:
     patient.workload.clip = Clipping("value", float(p.settings["clip_value"]))
 
 
-def prescribe_adaptive(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_adaptive(finding: Finding | None, m: Measurement) -> list[Fix]:
     heads = [name for layer in m.layers if layer.head for name in layer.parameters]
     settings: dict[str, Setting] = {"clipping": USUAL_SHARE, "exempt": ",".join(heads)}
     return [ADAPTIVE.prescription(_adaptive_words(settings), finding, settings=settings)]
@@ -78,12 +78,12 @@ def _adaptive_words(s: Settings) -> str:
     return f"clip each unit's gradient at {float(s['clipping']):.3g} of the norm of its weights, the output layer left out"
 
 
-def clip_adaptively(patient: Patient, p: Prescription) -> None:
+def clip_adaptively(patient: TreatedWorkload, p: Fix) -> None:
     exempt = tuple(path_now(patient, name) for name in str(p.settings.get("exempt", "")).split(",") if name)
     patient.workload.clip = Clipping("adaptive", float(p.settings["clipping"]), exempt=exempt)
 
 
-BY_NORM = Treatment(
+BY_NORM = RemedyDefinition(
     "clip-gradient-norm",
     "gradient clipping by norm",
     "clipping",
@@ -94,7 +94,7 @@ BY_NORM = Treatment(
     strengths=(Strength("max_norm", USUAL_NORM, 1e-2, 1e2),),
     wording=_norm_words,
 )
-BY_VALUE = Treatment(
+BY_VALUE = RemedyDefinition(
     "clip-gradient-value",
     "gradient clipping by value",
     "clipping",
@@ -105,7 +105,7 @@ BY_VALUE = Treatment(
     strengths=(Strength("clip_value", 0.1, 1e-4, 10.0),),
     wording=_value_words,
 )
-ADAPTIVE = Treatment(
+ADAPTIVE = RemedyDefinition(
     "adaptive-gradient-clipping",
     "adaptive gradient clipping",
     "clipping",

@@ -19,16 +19,16 @@ from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.measure.checks.without_regularization import DROPOUT, SMOOTHING, Noise, lift, without_penalty
 from gradcheck.measure.session import SMALL_STEP, Plan, on_copies
-from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.definition import changes_loss
-from gradcheck.training.paired import Course, sample_mean
+from gradcheck.training.paired import PairedTraining, sample_mean
 from gradcheck.types.checks import Cost
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Rule
 from gradcheck.workload.rng import seed_all
-from gradcheck.workload.treated import admit
+from gradcheck.workload.treated import treated_copy
 from gradcheck.workload.workload import Workload
 
 LONGER = 3  # times the probe's steps
@@ -52,7 +52,7 @@ class Change:
     """What the other training of a pair has or lacks: a remedy, or kinds of regularization taken away."""
 
     name: str = ""  # none: the training as it is
-    remedy: Prescription | None = None
+    remedy: Fix | None = None
     lifted: tuple[str, ...] = ()
 
     @property
@@ -116,7 +116,7 @@ def _changes(finding: Finding, m: Measurement) -> Iterator[Change]:
         yield CAUSES[finding.code]
         return
     for remedy in finding.remedies:
-        treatment = VOCABULARY.get(remedy.name)
+        treatment = CATALOGUE.get(remedy.name)
         if treatment is not None and treatment.apply is not None and treatment.name not in UNFAIR:
             yield from (Change(f"with {p.treatment}", p) for p in treatment.prescribe(finding, m)[:1] if not changes_loss([p]))
 
@@ -125,11 +125,11 @@ class Trained:
     """A copy in training, with a change or as it is, and its losses on the way: on the batches that it is trained on, and on others."""
 
     def __init__(self, workload: Workload, change: Change, seed: int, penalized: bool) -> None:
-        patient = admit(workload)
+        patient = treated_copy(workload)
         if change.remedy is not None:
             seed_all(seed)
             apply(patient, change.remedy)
-        self.course = Course(patient, seed)
+        self.course = PairedTraining(patient, seed)
         lift(self.course.trainee, change.lifted)
         treated = self.course.patient.workload
         self.step = without_penalty(treated.training_step) if penalized else treated.training_step

@@ -9,14 +9,14 @@ from typing import Literal
 
 import torch
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import InputFacts, LossCall, Measurement
 from gradcheck.workload.batch_tensors import input_indices, joined, picked, replaced, target_index, tensor_at
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.tensors import batch_size
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch
 
 Axis = Literal["feature", "channel", "all"]
@@ -52,7 +52,7 @@ def _unscaled(x: InputFacts) -> bool:
     return abs(x.mean) > 0.5 or not 0.5 < x.std < 2 or (x.feature_std_ratio or 1.0) > 3
 
 
-def prescribe_input(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     floating = [x for x in m.data.inputs if x.dtype.startswith(("float", "bfloat")) and len(x.shape) > 1 and x.std > 0]
     chosen = [x for x in floating if _unscaled(x)] or floating
     if not chosen:
@@ -68,7 +68,7 @@ def prescribe_input(finding: Finding | None, m: Measurement) -> list[Prescriptio
     return [INPUT.prescription(text, finding, settings=settings)]
 
 
-def standardize_input(patient: Patient, p: Prescription) -> None:
+def standardize_input(patient: TreatedWorkload, p: Fix) -> None:
     """With mean and standard deviation over the training batches. What never varies is only centred."""
     names = [x for x in str(p.settings.get("input", "")).split(",") if x]
     batches = patient.workload.batches
@@ -120,7 +120,7 @@ def _targets(m: Measurement) -> _Targets | None:
     return _Targets(by_hand.target_mean, by_hand.target_std) if by_hand is not None else None
 
 
-def prescribe_target(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_target(finding: Finding | None, m: Measurement) -> list[Fix]:
     """To zero mean and unit scale; into the range of the output's activation where it has one."""
     t = _targets(m)
     if t is None or not (math.isfinite(t.mean) and math.isfinite(t.std)):
@@ -137,7 +137,7 @@ def prescribe_target(finding: Finding | None, m: Measurement) -> list[Prescripti
     return [TARGET.prescription(text, finding, settings={"mean": t.mean, "std": t.std, "axis": "all"})]
 
 
-def standardize_target(patient: Patient, p: Prescription) -> None:
+def standardize_target(patient: TreatedWorkload, p: Fix) -> None:
     batch = patient.workload.batches[0]
     index = target_index(batch, patient.model)
     if index is None:
@@ -148,7 +148,7 @@ def standardize_target(patient: Patient, p: Prescription) -> None:
     patient.transform(Rescale(index, mean, std))
 
 
-def _by_moments(batch: Batch, p: Prescription) -> int | None:
+def _by_moments(batch: Batch, p: Fix) -> int | None:
     """Position of the tensor with these moments: the batches of a captured script do not say which of theirs is the target."""
     mean, std = float(p.settings["mean"]), float(p.settings["std"])
     floating = [(i, t.double()) for i, t in enumerate(tensors_of(batch)) if t.is_floating_point() and t.numel() > 1]
@@ -159,13 +159,13 @@ def _by_moments(batch: Batch, p: Prescription) -> int | None:
 # ---------------------------------------------------------------------------------- samples
 
 
-def prescribe_shuffle(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_shuffle(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.data.batches < 2 or (finding is None and not (m.data.labels is not None and m.data.labels.sorted)):
         return []
     return [SHUFFLE.prescription("deal the samples into batches at random: shuffle=True", finding)]
 
 
-def shuffle(patient: Patient, _: Prescription) -> None:
+def shuffle(patient: TreatedWorkload, _: Fix) -> None:
     """Deals the samples of all batches anew, into batches of the same sizes."""
     batches = patient.workload.batches
     sizes = [batch_size(b) for b in batches]
@@ -174,7 +174,7 @@ def shuffle(patient: Patient, _: Prescription) -> None:
     patient.workload.batches = [picked(whole, part) for part in order.split(sizes)]
 
 
-def prescribe_clean(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_clean(finding: Finding | None, m: Measurement) -> list[Fix]:
     bad = sum(x.non_finite for x in m.data.inputs)
     if not bad and finding is None:
         return []
@@ -197,11 +197,11 @@ def complete(batch: Batch) -> Batch:
     return picked(batch, fine)
 
 
-def clean(patient: Patient, _: Prescription) -> None:
+def clean(patient: TreatedWorkload, _: Fix) -> None:
     patient.transform(complete)
 
 
-INPUT = Treatment(
+INPUT = RemedyDefinition(
     "standardize-input",
     "standardized input",
     "data",
@@ -210,7 +210,7 @@ INPUT = Treatment(
     prescribe_input,
     standardize_input,
 )
-TARGET = Treatment(
+TARGET = RemedyDefinition(
     "standardize-target",
     "standardized target",
     "data",
@@ -219,7 +219,7 @@ TARGET = Treatment(
     prescribe_target,
     standardize_target,
 )
-SHUFFLE = Treatment(
+SHUFFLE = RemedyDefinition(
     "shuffle-data",
     "shuffled samples",
     "data",
@@ -228,7 +228,7 @@ SHUFFLE = Treatment(
     prescribe_shuffle,
     shuffle,
 )
-CLEAN = Treatment(
+CLEAN = RemedyDefinition(
     "clean-data",
     "samples without NaN or infinity",
     "data",

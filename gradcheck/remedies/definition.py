@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Applicability, Prescription, Setting, Stage
+from gradcheck.types.fix import Applicability, Fix, Setting, Stage
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 # Treatments after which the loss measures something else: it cannot be compared with the untreated one's.
 OTHER_LOSS = ("standardize-target", "label-smoothing", "l1", "elastic-net", "mixup")
@@ -25,13 +25,13 @@ class Strength:
     log: bool = True
 
 
-Prescribe = Callable[[Finding | None, Measurement], list[Prescription]]
-Apply = Callable[[Patient, Prescription], None]
+Propose = Callable[[Finding | None, Measurement], list[Fix]]
+Apply = Callable[[TreatedWorkload, Fix], None]
 Settings = Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
-class Treatment:
+class RemedyDefinition:
     """An entry of the vocabulary.
 
     `prescribe(finding, measurement)` gives the settings for this model (for no finding in particular when it is None, as a trial asks),
@@ -44,7 +44,7 @@ class Treatment:
     stage: Stage
     applicability: Applicability
     citation: str
-    prescribe: Prescribe
+    prescribe: Propose
     apply: Apply | None = None  # None: advice, or a change of the user's training loop
     checkpoint: str = ""
     loop: bool = False  # of the user's own training loop: it is an edit of the source alone, proved by running the edited script
@@ -53,7 +53,7 @@ class Treatment:
     derive: Callable[[Settings], dict[str, Setting]] = dict
     wording: Callable[[Settings], str] | None = None
 
-    def at(self, prescription: Prescription, **settings: Setting) -> Prescription:
+    def at(self, prescription: Fix, **settings: Setting) -> Fix:
         """The same prescription at another strength."""
         derived = self.derive({**prescription.settings, **settings})
         text = self.wording(derived) if self.wording is not None else prescription.text
@@ -67,8 +67,8 @@ class Treatment:
         layers: tuple[str, ...] = (),
         settings: Mapping[str, Setting] | None = None,
         applicability: Applicability | None = None,
-    ) -> Prescription:
-        return Prescription(
+    ) -> Fix:
+        return Fix(
             self.name,
             text,
             self.stage,
@@ -82,10 +82,10 @@ class Treatment:
         )
 
 
-def changes_loss(applied: Sequence[Prescription]) -> bool:
+def changes_loss(applied: Sequence[Fix]) -> bool:
     return any((p.stage == "loss" and not _keeps_loss(p)) or p.treatment in OTHER_LOSS for p in applied)
 
 
-def _keeps_loss(p: Prescription) -> bool:
+def _keeps_loss(p: Fix) -> bool:
     """Descent in place of ascent, where the optimizer was told to ascend."""
     return p.treatment == "flip-sign" and ("maximize" in p.settings or "lr" in p.settings)

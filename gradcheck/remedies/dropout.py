@@ -11,22 +11,22 @@ from torch import nn
 
 from gradcheck.measure.checks.without_regularization import RATES
 from gradcheck.remedies.activation import placed, places, sites_of
-from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.remedies.layer_selection import body_activations, listed
 from gradcheck.remedies.rewriting import rewrite, rewrite_method, torch_function
 from gradcheck.remedies.surgery import follow, module_at
 from gradcheck.types.checks import Dropout
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 DROPPED = 0.2
 MOST_IN_A_ROW = 4  # at that rate: each one divides the share of a value that arrives, and is not noise, by 1 / (1 - rate)
 
 
-def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Another rate for the dropouts that there are; else dropout behind the activations between the layers."""
     present = m.regularization.dropouts if m.regularization is not None else ()
     if present:
@@ -55,7 +55,7 @@ def _dropout_words(s: Settings) -> str:
     return f"drop {rate:.0%} of the values behind each hidden activation" if s["insert"] else f"set the rate of dropout to {rate:.2g}"
 
 
-def drop(patient: Patient, p: Prescription) -> None:
+def drop(patient: TreatedWorkload, p: Fix) -> None:
     rate = float(p.settings["rate"])
     if not p.settings["insert"]:
         for name in p.layers:
@@ -72,7 +72,7 @@ def drop(patient: Patient, p: Prescription) -> None:
             done.add(site)
 
 
-def insert_dropout(patient: Patient, name: str, rate: float) -> None:
+def insert_dropout(patient: TreatedWorkload, name: str, rate: float) -> None:
     """Behind an activation module, whose parameters, where it has any, would get other names."""
     if list(module_at(patient, name).parameters()):
         raise Inapplicable(f"dropout behind {name} would rename its parameters")
@@ -101,7 +101,7 @@ class _AtRate(ast.NodeTransformer):
         return ast.copy_location(ast.Call(node.func, positional, keywords), node)
 
 
-def set_dropout(patient: Patient, name: str, rate: float, p: Prescription) -> None:
+def set_dropout(patient: TreatedWorkload, name: str, rate: float, p: Fix) -> None:
     """Of a dropout module, of the dropout inside attention or recurrent layers, or of a call whose rate is an attribute or a number."""
     holder, called, _ = name.partition(":")
     module = module_at(patient, holder)
@@ -115,7 +115,7 @@ def set_dropout(patient: Patient, name: str, rate: float, p: Prescription) -> No
         rewrite_method(patient, sites_of(p).get(name, p.location), _AtRate(rate).visit)
 
 
-def prescribe_lower_dropout(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     """What a finding names; without one what drops more than so many in a row should: deep signals drown in its noise
     (Schoenholz et al. 2017, Deep Information Propagation)."""
     present = [d for d in m.regularization.dropouts if d.rate > 0] if m.regularization is not None else []
@@ -135,12 +135,12 @@ def _in_a_row(count: int) -> float:
     return float(f"{1 - (1 - DROPPED) ** min(1.0, MOST_IN_A_ROW / count):.2g}")
 
 
-def lower_dropout(patient: Patient, p: Prescription) -> None:
+def lower_dropout(patient: TreatedWorkload, p: Fix) -> None:
     for name in p.layers:
         set_dropout(patient, name, float(p.settings["rate"]), p)
 
 
-DROPOUT = Treatment(
+DROPOUT = RemedyDefinition(
     "dropout",
     "dropout",
     "regularization",
@@ -151,7 +151,7 @@ DROPOUT = Treatment(
     strengths=(Strength("rate", DROPPED, 0.02, 0.8, log=False),),
     wording=_dropout_words,
 )
-LOWER_DROPOUT = Treatment(
+LOWER_DROPOUT = RemedyDefinition(
     "lower-dropout",
     "weaker dropout",
     "regularization",

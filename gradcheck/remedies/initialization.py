@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.analysis.depth import GAINS
 from gradcheck.analysis.layer_groups import body, constant_at_start, gain, parameters_by_name
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.layer_selection import (
     DEEP,
     is_tuned,
@@ -26,9 +26,9 @@ from gradcheck.remedies.layer_selection import (
 )
 from gradcheck.remedies.surgery import module_at, parameter_at
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Layer, Measurement, Parameter
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 CHECKPOINT = "saved checkpoints still load; initial weights matter only for training from scratch"
 RECTIFIED = ("relu", "relu6", "leaky_relu", "prelu")
@@ -48,7 +48,7 @@ class Weight:
     head: bool = False
 
 
-def weights_of(patient: Patient, prescription: Prescription) -> Iterator[Weight]:
+def weights_of(patient: TreatedWorkload, prescription: Fix) -> Iterator[Weight]:
     """The weights that a prescription names. Raises Inapplicable."""
     heads = str(prescription.settings.get("heads", "")).split(",")
     transposed = str(prescription.settings.get("transposed", "")).split(",")
@@ -127,7 +127,7 @@ _DRAWS: dict[str, Draw] = {"he-init": he_normal, "lecun-init": he_normal, "xavie
 # --------------------------------------------------------------------------------- applying
 
 
-def apply(patient: Patient, prescription: Prescription) -> None:
+def apply(patient: TreatedWorkload, prescription: Fix) -> None:
     """Draws the named weights anew, the same ones on every patient, and sets their biases to zero."""
     settings, generator = prescription.settings, torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
     name = str(settings.get("init", prescription.treatment))
@@ -160,7 +160,7 @@ def gain_for(m: Measurement, activation: str | None) -> float:
     return 2**0.5 if activation in RECTIFIED else (low + high) / 2
 
 
-def prescribe_draw(treatment: Treatment, finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
     """New weights for the sick layers. Never for a model that was trained before."""
     if is_tuned(m):
         return []
@@ -222,7 +222,7 @@ def _sick_heads(m: Measurement) -> list[str]:
     return [name for name, value in gains if value is not None and not HEAD_GAINS[0] <= value <= HEAD_GAINS[1]]
 
 
-def _for_embedding(treatment: Treatment, layer: Layer, finding: Finding | None) -> Prescription:
+def _for_embedding(treatment: RemedyDefinition, layer: Layer, finding: Finding | None) -> Fix:
     std = max(0.02, layer.output_shape[-1] ** -0.5)
     text = f"initialise the embedding {layer.name} with standard deviation {number(std)}"
     return treatment.prescription(text, finding, layers=(layer.name,), settings={"std": std})
@@ -237,8 +237,8 @@ _SPELLING = {
 }
 
 
-def _drawing(name: str, title: str, citation: str) -> Treatment:
-    return Treatment(
+def _drawing(name: str, title: str, citation: str) -> RemedyDefinition:
+    return RemedyDefinition(
         name,
         title,
         "initialization",
@@ -250,7 +250,7 @@ def _drawing(name: str, title: str, citation: str) -> Treatment:
     )
 
 
-TREATMENTS: tuple[Treatment, ...] = (
+TREATMENTS: tuple[RemedyDefinition, ...] = (
     _drawing("he-init", "He initialisation", "He et al. 2015, Delving Deep into Rectifiers"),
     _drawing("lecun-init", "LeCun initialisation", "LeCun et al. 1998, Efficient BackProp, section 4.6"),
     _drawing("xavier-init", "Xavier initialisation", "Glorot and Bengio 2010, Understanding the difficulty of training deep networks"),

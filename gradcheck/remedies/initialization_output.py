@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from gradcheck.analysis.layer_groups import bias, in_order, parameters_by_name
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import CHECKPOINT, weights_of
 from gradcheck.remedies.layer_selection import is_tuned, number
 from gradcheck.remedies.surgery import module_at
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Layer, LossCall, Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 SMALLEST_FACTOR = 1e-3
 CLASS_LOSSES = ("cross_entropy", "nll_loss")
@@ -30,7 +30,7 @@ def heads(m: Measurement) -> list[Layer]:
 # ---------------------------------------------------------------------------- head scaling
 
 
-def scale_head(patient: Patient, prescription: Prescription) -> None:
+def scale_head(patient: TreatedWorkload, prescription: Fix) -> None:
     """Multiplies the weights and zeroes the bias."""
     factor = float(prescription.settings["factor"])
     with torch.no_grad():
@@ -40,7 +40,7 @@ def scale_head(patient: Patient, prescription: Prescription) -> None:
                 weight.bias.zero_()
 
 
-def prescribe_scale(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
     """So that logits start with a standard deviation of 1, values with that of the targets. Large outputs only."""
     wanted = wanted_std(m)
     if is_tuned(m) or wanted is None:
@@ -85,7 +85,7 @@ def _std_without_bias(m: Measurement, head: Layer) -> float | None:
 # ------------------------------------------------------------------------------ prior bias
 
 
-def set_prior(patient: Patient, prescription: Prescription) -> None:
+def set_prior(patient: TreatedWorkload, prescription: Fix) -> None:
     """Sets the output's bias; one number is for all units."""
     values = torch.tensor([float(v) for v in str(prescription.settings["bias"]).split(",")])
     for name in prescription.layers:
@@ -98,7 +98,7 @@ def set_prior(patient: Patient, prescription: Prescription) -> None:
             own.copy_(values.to(own.device, own.dtype).expand(own.shape))
 
 
-def prescribe_prior(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_prior(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The constant prediction that is best: log frequencies of classes, log odds, or the mean of the targets."""
     call = next((c for c in m.losses if c.value is not None), None)
     head = next((x for x in reversed(heads(m)) if bias(x, parameters_by_name(m)) is not None), None)
@@ -130,7 +130,7 @@ def what(call: LossCall) -> str:
     return "the log odds of the positive share" if call.function.startswith("binary") else "the mean of the targets"
 
 
-HEAD_SCALING = Treatment(
+HEAD_SCALING = RemedyDefinition(
     "head-scaling",
     "smaller initial weights of the last layer",
     "initialization",
@@ -140,7 +140,7 @@ HEAD_SCALING = Treatment(
     scale_head,
     CHECKPOINT,
 )
-PRIOR_BIAS = Treatment(
+PRIOR_BIAS = RemedyDefinition(
     "prior-bias",
     "output bias at the best constant prediction",
     "initialization",
@@ -150,4 +150,4 @@ PRIOR_BIAS = Treatment(
     set_prior,
     CHECKPOINT,
 )
-TREATMENTS: tuple[Treatment, ...] = (HEAD_SCALING, PRIOR_BIAS)
+TREATMENTS: tuple[RemedyDefinition, ...] = (HEAD_SCALING, PRIOR_BIAS)

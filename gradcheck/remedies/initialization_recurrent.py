@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import CHECKPOINT
 from gradcheck.remedies.layer_selection import is_tuned, several
 from gradcheck.remedies.surgery import module_at
 from gradcheck.types.checks import Recurrence
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Layer, Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
 
@@ -39,13 +39,13 @@ def bias_pairs(module: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]
             yield bias, other
 
 
-def remember(patient: Patient, prescription: Prescription) -> None:
+def remember(patient: TreatedWorkload, prescription: Fix) -> None:
     """The forget gate's bias to a constant."""
     value = float(prescription.settings["value"])
     _set_gates(patient, prescription, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value), False)
 
 
-def chrono(patient: Patient, prescription: Prescription) -> None:
+def chrono(patient: TreatedWorkload, prescription: Fix) -> None:
     """Biases for memories of all lengths up to T: forget log(uniform(1, T - 1)), input its negative; GRU: the update gate."""
     longest = max(2.0, float(prescription.settings["steps"]) - 1)
 
@@ -56,8 +56,8 @@ def chrono(patient: Patient, prescription: Prescription) -> None:
 
 
 def _set_gates(
-    patient: Patient,
-    prescription: Prescription,
+    patient: TreatedWorkload,
+    prescription: Fix,
     kinds: tuple[str, ...],
     values: Callable[[int, torch.Generator], torch.Tensor],
     opposite: bool,
@@ -80,7 +80,7 @@ def _set_gates(
                     first[:hidden], second[:hidden] = -value, torch.zeros_like(value)
 
 
-def orthogonal_recurrent(patient: Patient, prescription: Prescription) -> None:
+def orthogonal_recurrent(patient: TreatedWorkload, prescription: Fix) -> None:
     """Recurrent weights [gates * hidden, hidden], orthogonal gate by gate; square weights of hand-written layers whole."""
     generator = torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
     for name in prescription.layers:
@@ -113,7 +113,7 @@ def _fused(finding: Finding | None, m: Measurement, kinds: tuple[str, ...]) -> l
     return [] if is_tuned(m) else [x.name for x in layers if finding is None or x.name in named]
 
 
-def prescribe_forget(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_forget(finding: Finding | None, m: Measurement) -> list[Fix]:
     names = _fused(finding, m, ("LSTM",))
     if not names:
         return []
@@ -121,7 +121,7 @@ def prescribe_forget(finding: Finding | None, m: Measurement) -> list[Prescripti
     return [FORGET_BIAS.prescription(text, finding, layers=tuple(names), settings={"value": 1.0})]
 
 
-def prescribe_chrono(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_chrono(finding: Finding | None, m: Measurement) -> list[Fix]:
     names = _fused(finding, m, ("LSTM", "GRU"))
     steps = max((r.steps for r in m.recurrences if r.layer in names), default=0)
     if not names or steps < 3:
@@ -131,7 +131,7 @@ def prescribe_chrono(finding: Finding | None, m: Measurement) -> list[Prescripti
     return [CHRONO_INIT.prescription(text, finding, layers=tuple(names), settings=settings)]
 
 
-def prescribe_orthogonal(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_orthogonal(finding: Finding | None, m: Measurement) -> list[Fix]:
     names = _fused(finding, m, ("LSTM", "GRU", "RNN")) or [x.name for r in _recurrences(finding, m) for x in _by_hand(m, r)]
     if not names:
         return []
@@ -146,7 +146,7 @@ def _by_hand(m: Measurement, r: Recurrence) -> list[Layer]:
     return [x for x in inside if x.calls >= r.steps > 1 and x.output_shape and x.fan_in == x.output_shape[-1]]
 
 
-FORGET_BIAS = Treatment(
+FORGET_BIAS = RemedyDefinition(
     "forget-bias",
     "forget gate that starts open",
     "initialization",
@@ -156,7 +156,7 @@ FORGET_BIAS = Treatment(
     remember,
     CHECKPOINT,
 )
-CHRONO_INIT = Treatment(
+CHRONO_INIT = RemedyDefinition(
     "chrono-init",
     "gate biases for memories of all lengths",
     "initialization",
@@ -166,7 +166,7 @@ CHRONO_INIT = Treatment(
     chrono,
     CHECKPOINT,
 )
-ORTHOGONAL_RECURRENT = Treatment(
+ORTHOGONAL_RECURRENT = RemedyDefinition(
     "orthogonal-recurrent",
     "orthogonal recurrent weights",
     "initialization",
@@ -176,4 +176,4 @@ ORTHOGONAL_RECURRENT = Treatment(
     orthogonal_recurrent,
     CHECKPOINT,
 )
-TREATMENTS: tuple[Treatment, ...] = (FORGET_BIAS, CHRONO_INIT, ORTHOGONAL_RECURRENT)
+TREATMENTS: tuple[RemedyDefinition, ...] = (FORGET_BIAS, CHRONO_INIT, ORTHOGONAL_RECURRENT)

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.remedies.outputs import edit_code, user_function
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.step import classes_are_last
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 SMOOTHING = 0.1
 
 
-def prescribe_smoothing(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_smoothing(finding: Finding | None, m: Measurement) -> list[Fix]:
     call = next((c for c in m.losses if c.function == "cross_entropy" and c.target_kind == "classes" and not c.label_smoothing), None)
     if call is None:
         return []
@@ -34,19 +34,19 @@ def prescribe_smoothing(finding: Finding | None, m: Measurement) -> list[Prescri
     return [_placed(prescription, call.site)]
 
 
-def _placed(p: Prescription, site: Location | None) -> Prescription:
-    return Prescription(**{**vars(p), "location": p.location or site})
+def _placed(p: Fix, site: Location | None) -> Fix:
+    return Fix(**{**vars(p), "location": p.location or site})
 
 
 def _smooth_words(s: Settings) -> str:
     return f"smooth the labels: cross_entropy with label_smoothing={float(s['smoothing']):.3g}"
 
 
-def smooth_labels(patient: Patient, p: Prescription) -> None:
+def smooth_labels(patient: TreatedWorkload, p: Fix) -> None:
     set_smoothing(patient, float(p.settings["smoothing"]), p.location)
 
 
-def set_smoothing(patient: Patient, smoothing: float, site: Location | None) -> None:
+def set_smoothing(patient: TreatedWorkload, smoothing: float, site: Location | None) -> None:
     """In every nn.CrossEntropyLoss that the loss holds, or in the call at a place. Raises Inapplicable."""
     loss = patient.workload.loss
     modules = list(_cross_entropies(loss if loss is not None else user_function(patient)))
@@ -85,7 +85,7 @@ def _with_smoothing(smoothing: float, node: ast.expr, _: types.FunctionType) -> 
     return ast.Call(node.func, node.args, [*keywords, ast.keyword("label_smoothing", ast.Constant(smoothing))])
 
 
-SMOOTH = Treatment(
+SMOOTH = RemedyDefinition(
     "label-smoothing",
     "label smoothing",
     "regularization",

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 
 _RECIPES = "PyTorch documentation, Automatic Mixed Precision examples"
 
 
-def _treatment(name: str, title: str, citation: str) -> Treatment:
-    def prescribe(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def _treatment(name: str, title: str, citation: str) -> RemedyDefinition:
+    def prescribe(finding: Finding | None, m: Measurement) -> list[Fix]:
         """What the finding proposes, where a loop was seen; what is to be edited follows from the places in `m.loop`."""
         remedy = next((r for r in finding.remedies if r.name == name), None) if finding is not None else None
         return [treatment.prescription(remedy.text, finding)] if remedy is not None and m.loop is not None else []
 
-    treatment = Treatment(name, title, "wiring", "safe", citation, prescribe, loop=True)
+    treatment = RemedyDefinition(name, title, "wiring", "safe", citation, prescribe, loop=True)
     return treatment
 
 

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.definition import Settings, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings
 from gradcheck.remedies.outputs import Map, edit_code, map_output
 from gradcheck.remedies.rewriting import operand, torch_function
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import LossCall, Measurement
 from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.step import classes_are_last
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss")
@@ -30,7 +30,7 @@ LOG_LOSSES = ("kl_div", "ctc_loss")  # of log-probabilities, with nothing to tak
 _LOGARITHMS = {"softmax": "log_softmax", "sigmoid": "logsigmoid"}
 
 
-def prescribe_loss(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_loss(finding: Finding | None, m: Measurement) -> list[Fix]:
     for call in m.losses:
         settings = _fitting(call) or (_coerced(call) if call.raised else None)
         if settings is not None and (finding is None or finding.location in (None, call.site, call.producer_site) or len(m.losses) == 1):
@@ -91,7 +91,7 @@ def _loss_words(s: Settings) -> str:
     return f"use {s['new']} in place of {s['old']}{without}"
 
 
-def replace_loss(patient: Patient, p: Prescription) -> None:
+def replace_loss(patient: TreatedWorkload, p: Fix) -> None:
     """A loss of torch is exchanged. A user's own stays, and sees what makes it the new one: nll_loss of log_softmax is cross entropy."""
     s = p.settings
     old, new, classes = str(s["old"]), str(s["new"]), int(s.get("classes") or 0)
@@ -184,7 +184,7 @@ def _binary(output: Any, target: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits.reshape(target.shape), target.to(logits.dtype))
 
 
-def _coerce_targets(patient: Patient, kind: str) -> None:
+def _coerce_targets(patient: TreatedWorkload, kind: str) -> None:
     index = target_index(patient.workload.batches[0], patient.model)
     if index is None:
         raise Inapplicable("the target is not a tensor of the batch")
@@ -198,7 +198,7 @@ def _coerced_batch(index: int, kind: str, batch: Batch) -> Batch:
     return replaced(batch, {index: target.to(torch.get_default_dtype())})
 
 
-REPLACE = Treatment(
+REPLACE = RemedyDefinition(
     "replace-loss",
     "loss that fits the output",
     "loss",

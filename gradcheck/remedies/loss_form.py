@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.outputs import edit_code, map_output
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
 from gradcheck.workload.outputs import as_scalar
 from gradcheck.workload.step import apply_loss
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 
 
-def prescribe_shapes(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Of two shapes that differ by an axis of length 1, the longer one loses it."""
     pairs = [(c.input_shape, c.target_shape, c.site) for c in m.losses if c.broadcast is not None]
     heads = [x.output_shape for x in m.layers if x.head]
@@ -42,7 +42,7 @@ def prescribe_shapes(finding: Finding | None, m: Measurement) -> list[Prescripti
     return []
 
 
-def match_shapes(patient: Patient, p: Prescription) -> None:
+def match_shapes(patient: TreatedWorkload, p: Fix) -> None:
     operand, dim = p.settings["operand"], int(p.settings["dim"])
     if operand == "output":
         map_output(patient, functools.partial(_squeezed, dim))
@@ -61,7 +61,7 @@ def _squeezed_batch(index: int, dim: int, batch: Batch) -> Batch:
     return replaced(batch, {index: tensor_at(batch, index).squeeze(dim)})
 
 
-def prescribe_sign(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_sign(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.optimizer.maximize:
         return [SIGN.prescription("drop maximize=True", finding, settings={"maximize": False})]
     negated = [c for c in m.losses if (c.weight_in_total or 0.0) < 0]
@@ -76,7 +76,7 @@ def prescribe_sign(finding: Finding | None, m: Measurement) -> list[Prescription
     return []
 
 
-def flip_sign(patient: Patient, p: Prescription) -> None:
+def flip_sign(patient: TreatedWorkload, p: Fix) -> None:
     groups = patient.optimizer.param_groups
     if "maximize" in p.settings:
         for group in groups:
@@ -100,7 +100,7 @@ def _negated_step(step: TrainingStep, model: nn.Module, batch: Batch) -> torch.T
     return -step(model, batch)
 
 
-SHAPES = Treatment(
+SHAPES = RemedyDefinition(
     "match-shapes",
     "output and target of one shape",
     "loss",
@@ -109,7 +109,7 @@ SHAPES = Treatment(
     prescribe_shapes,
     match_shapes,
 )
-SIGN = Treatment(
+SIGN = RemedyDefinition(
     "flip-sign",
     "descent in place of ascent",
     "loss",

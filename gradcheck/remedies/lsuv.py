@@ -11,14 +11,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from gradcheck.analysis.layer_groups import constant_at_start, parameters_by_name, weight
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import CHECKPOINT, Weight, fill, orthogonal, weights_of
 from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned, listed, several, usual_activation, weight_names
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.rng import preserve_rng
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 TOLERANCE = 0.05  # of the standard deviation, around 1
 ITERATIONS = 10  # as in the paper
@@ -49,7 +49,7 @@ class _Outputs(TorchFunctionMode):
         return [key for a in tensors if (key := a.untyped_storage().data_ptr()) in self.weights]
 
 
-def apply(patient: Patient, prescription: Prescription) -> None:
+def apply(patient: TreatedWorkload, prescription: Fix) -> None:
     """Rescales on a copy in training mode, on the patient's first batch, and takes the weights over.
 
     A weight whose output does not vary at all is drawn orthogonal first. Raises Inapplicable when there is no forward pass to measure.
@@ -70,7 +70,7 @@ def apply(patient: Patient, prescription: Prescription) -> None:
                 mine.bias.zero_()
 
 
-def _normalise(twin: Patient, weight: Weight) -> None:
+def _normalise(twin: TreatedWorkload, weight: Weight) -> None:
     for _ in range(ITERATIONS):
         std = output_std(twin, weight.parameter)
         if std is None:
@@ -85,7 +85,7 @@ def _normalise(twin: Patient, weight: Weight) -> None:
             weight.parameter.div_(std)
 
 
-def output_std(twin: Patient, parameter: nn.Parameter) -> float | None:
+def output_std(twin: TreatedWorkload, parameter: nn.Parameter) -> float | None:
     """Standard deviation of the first product of the parameter in a training step; None where it takes part in none."""
     mode = _Outputs({parameter.untyped_storage().data_ptr(): parameter})
     torch.manual_seed(0)  # dropout: the same units each time
@@ -94,7 +94,7 @@ def output_std(twin: Patient, parameter: nn.Parameter) -> float | None:
     return next(iter(mode.stds.values()), None)
 
 
-def prescribe(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All body layers: what one of them gives is what the next one takes."""
     if is_tuned(m) or usual_activation(body_layers(m)) in SATURATING:
         return []
@@ -111,8 +111,8 @@ def prescribe(finding: Finding | None, m: Measurement) -> list[Prescription]:
     return [TREATMENTS[0].prescription(text, finding, layers=tuple(names), settings=settings)]
 
 
-TREATMENTS: tuple[Treatment, ...] = (
-    Treatment(
+TREATMENTS: tuple[RemedyDefinition, ...] = (
+    RemedyDefinition(
         "lsuv-init",
         "unit variance, layer by layer (LSUV)",
         "initialization",

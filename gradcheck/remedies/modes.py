@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.layer_selection import listed
 from gradcheck.remedies.rewriting import Method, bind, own_methods
 from gradcheck.remedies.surgery import module_at, path_now
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.training_mode import set_mode
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 MOMENTUM = 0.1  # torch's default: weight of the newest batch
 
 
-def prescribe_mode(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_mode(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All that are held in evaluation mode; a loop that leaves the whole model in it is the user's to change."""
     if finding is None or not finding.layers or m.loop is not None:
         return []
@@ -32,7 +32,7 @@ def prescribe_mode(finding: Finding | None, m: Measurement) -> list[Prescription
     return [MODE.prescription(f"leave {listed(layers)} in training mode while training", finding, layers=layers)]
 
 
-def put_into_training(patient: Patient, p: Prescription) -> None:
+def put_into_training(patient: TreatedWorkload, p: Fix) -> None:
     """Puts them into training mode; where a method of the model takes them out of it, its calls follow the mode of their module."""
     wanted = {path_now(patient, name) for name in p.layers}
     _wake(patient, p.layers)
@@ -51,12 +51,12 @@ def put_into_training(patient: Patient, p: Prescription) -> None:
         raise Inapplicable("what puts them into evaluation mode is not a call of eval() on them alone")
 
 
-def _wake(patient: Patient, names: Sequence[str]) -> None:
+def _wake(patient: TreatedWorkload, names: Sequence[str]) -> None:
     for name in names:
         set_mode(module_at(patient, name), True)
 
 
-def _modes_after_step(patient: Patient) -> dict[str, bool]:
+def _modes_after_step(patient: TreatedWorkload) -> dict[str, bool]:
     """Module -> whether it is in training mode after a training step of a copy."""
     twin = patient.copy()
     with preserve_rng(), torch.no_grad():
@@ -88,14 +88,14 @@ def _switches_off(call: ast.Call, owner: str) -> bool:
     return call.func.attr == "train" and len(given) == 1 and isinstance(given[0], ast.Constant) and given[0].value is False
 
 
-def prescribe_momentum(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     layers = finding.layers if finding is not None else ()
     settings: dict[str, Setting] = {"momentum": MOMENTUM}
     text = f"set the momentum of {listed(layers)} to {MOMENTUM:g}, torch's default"
     return [DEFAULT.prescription(text, finding, layers=layers, settings=settings)] if layers else []
 
 
-def set_momentum(patient: Patient, p: Prescription) -> None:
+def set_momentum(patient: TreatedWorkload, p: Fix) -> None:
     for name in p.layers:
         module: Any = module_at(patient, name)
         if not hasattr(module, "momentum"):
@@ -103,7 +103,7 @@ def set_momentum(patient: Patient, p: Prescription) -> None:
         module.momentum = float(p.settings["momentum"])
 
 
-MODE = Treatment(
+MODE = RemedyDefinition(
     "training-mode",
     "training mode of normalizations",
     "wiring",
@@ -112,7 +112,7 @@ MODE = Treatment(
     prescribe_mode,
     put_into_training,
 )
-DEFAULT = Treatment(
+DEFAULT = RemedyDefinition(
     "default-momentum",
     "usual momentum of running statistics",
     "wiring",

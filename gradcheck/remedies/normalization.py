@@ -11,14 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.analysis.layer_groups import usual_normalization
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.layer_selection import body_layers, several, weighted_layers
 from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import follow, like, module_at, path_now, rewired, swap
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Layer, Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 GROUPS = 8  # at most; Wu and He find 32 groups best for hundreds of channels
 KEYS = "keys change: the new layers have weights of their own, and those of a wrapped layer move; old checkpoints do not fit"
@@ -51,7 +51,7 @@ def norm_of(kind: str, features: int, groups: int = GROUPS) -> nn.Module:
 # --------------------------------------------------------------------------- inserting one
 
 
-def insert(patient: Patient, prescription: Prescription) -> None:
+def insert(patient: TreatedWorkload, prescription: Fix) -> None:
     """Puts a normalization behind each layer; batch normalization takes away the bias that it would subtract."""
     kind, groups = str(prescription.settings["kind"]), int(prescription.settings.get("groups", GROUPS))
     with rewired(patient):
@@ -72,7 +72,7 @@ def _for_layer(kind: str, layer: nn.Module) -> str:
     return "GroupNorm"
 
 
-def prescribe_insertion(treatment: Treatment, finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_insertion(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
     """For the layers of the body without a normalization, heads left out."""
     if m.norms and any(m.of_kind("attention")):
         return []  # a transformer has its normalizations where they belong
@@ -109,7 +109,7 @@ _FORCED = {"batch-normalization": "BatchNorm", "layer-normalization": "LayerNorm
 # ------------------------------------------------------------------------- replacing batch norm
 
 
-def without_batch(patient: Patient, prescription: Prescription) -> None:
+def without_batch(patient: TreatedWorkload, prescription: Fix) -> None:
     """GroupNorm, or LayerNorm for vectors, with gain and bias of the batch normalization that it replaces."""
     groups = int(prescription.settings.get("groups", GROUPS))
     with rewired(patient):
@@ -124,7 +124,7 @@ def without_batch(patient: Patient, prescription: Prescription) -> None:
             swap(patient, name, new)
 
 
-def prescribe_without_batch(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_without_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All batch normalizations of the model: they all see the same batch."""
     norms = {n.layer for n in m.norms if n.batch and n.layer and ":" not in n.layer}
     layers = [x for x in m.layers if x.name in norms and "BatchNorm" in x.type]
@@ -141,7 +141,7 @@ def prescribe_without_batch(finding: Finding | None, m: Measurement) -> list[Pre
 # ----------------------------------------------------------------------------- bias and dropout
 
 
-def remove_bias(patient: Patient, prescription: Prescription) -> None:
+def remove_bias(patient: TreatedWorkload, prescription: Fix) -> None:
     with rewired(patient):
         for name in prescription.layers:
             module = module_at(patient, name)
@@ -150,7 +150,7 @@ def remove_bias(patient: Patient, prescription: Prescription) -> None:
             module.register_parameter("bias", None)
 
 
-def prescribe_bias(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None:
         return []
     names = tuple(x for x in finding.layers if ":" not in x)
@@ -158,7 +158,7 @@ def prescribe_bias(finding: Finding | None, m: Measurement) -> list[Prescription
     return [REMOVE_BIAS.prescription(text, finding, layers=names)] if names else []
 
 
-def move_dropout(patient: Patient, prescription: Prescription) -> None:
+def move_dropout(patient: TreatedWorkload, prescription: Fix) -> None:
     """Takes the dropout away where it is, and puts it behind the normalization; inside one nn.Sequential it changes places."""
     dropout, norm = prescription.layers
     with rewired(patient):
@@ -177,7 +177,7 @@ def _without_dropout(node: ast.expr, function: types.FunctionType) -> ast.expr |
     return operand(node, function)
 
 
-def _reordered(patient: Patient, dropout: str, norm: str) -> bool:
+def _reordered(patient: TreatedWorkload, dropout: str, norm: str) -> bool:
     """Whether both are entries of one nn.Sequential; they are then in their new order."""
     (home, _, first), (other, _, last) = (path_now(patient, name).rpartition(".") for name in (dropout, norm))
     parent = patient.model.get_submodule(home)
@@ -195,7 +195,7 @@ def _reordered(patient: Patient, dropout: str, norm: str) -> bool:
     return True
 
 
-def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The dropout moves behind the last batch normalization that it disturbs."""
     hit = next((n for n in m.norms if n.dropout is not None and finding is not None and n.layer in finding.layers), None)
     if hit is None or hit.dropout is None:
@@ -213,8 +213,8 @@ def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Prescript
     return [replace(made, location=call.site)]
 
 
-def _inserting(name: str, title: str, citation: str) -> Treatment:
-    return Treatment(
+def _inserting(name: str, title: str, citation: str) -> RemedyDefinition:
+    return RemedyDefinition(
         name,
         title,
         "architecture",
@@ -234,7 +234,7 @@ INSERTING = (
     _inserting("group-normalization", "group normalization", "Wu and He 2018, Group Normalization"),
 )
 _BY_NAME = {t.name: t for t in INSERTING}
-BATCH_FREE = Treatment(
+BATCH_FREE = RemedyDefinition(
     "batch-free-normalization",
     "normalization that needs no batch",
     "architecture",
@@ -244,7 +244,7 @@ BATCH_FREE = Treatment(
     without_batch,
     "weights and biases keep their keys; the running statistics are gone: load old checkpoints with strict=False and train on",
 )
-REMOVE_BIAS = Treatment(
+REMOVE_BIAS = RemedyDefinition(
     "remove-bias",
     "no bias before batch normalization",
     "architecture",
@@ -254,7 +254,7 @@ REMOVE_BIAS = Treatment(
     remove_bias,
     "the keys of these biases are gone: load old checkpoints with strict=False",
 )
-MOVE_DROPOUT = Treatment(
+MOVE_DROPOUT = RemedyDefinition(
     "move-dropout",
     "dropout behind the last batch normalization",
     "architecture",
@@ -264,4 +264,4 @@ MOVE_DROPOUT = Treatment(
     move_dropout,
     "the key of the normalization changes where both are entries of one nn.Sequential",
 )
-TREATMENTS: tuple[Treatment, ...] = (*INSERTING, BATCH_FREE, REMOVE_BIAS, MOVE_DROPOUT)
+TREATMENTS: tuple[RemedyDefinition, ...] = (*INSERTING, BATCH_FREE, REMOVE_BIAS, MOVE_DROPOUT)

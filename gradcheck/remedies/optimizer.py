@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from gradcheck.analysis.convergence import DIVERGED, best_experiment, depends_on_order, verdict
+from gradcheck.analysis.convergence import DIVERGED, best_experiment, depends_on_order, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
-from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 BEST_RATIO = 0.02  # update over weight at step 10; the same for SGD, momentum and Adam (calibration E3: 0.019 to 0.023)
 LARGEST_RATIO = 1.0  # updates as large as the weights: it is breaking up, and larger ones say no more about the rate
@@ -29,7 +29,7 @@ def lower_rate(m: Measurement) -> float:
     if run is not None and run.lr and run.lr < rate:
         return rounded(run.lr / 3) if max(run.losses) > DIVERGED * run.losses[0] else run.lr  # it jumped before it learned
     wanted = rate * BEST_RATIO / min(ratio, LARGEST_RATIO) if ratio else rate
-    if verdict(m) == "diverges" and not depends_on_order(m):
+    if training_outcome(m) == "diverges" and not depends_on_order(m):
         return rounded(min(wanted, rate / 100))
     return rounded(min(wanted, rate / 3))
 
@@ -42,15 +42,15 @@ def higher_rate(m: Measurement) -> float:
     return rounded(max(wanted, 3 * rate))
 
 
-def prescribe_lower(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_lower(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [at_rate(LOWER, finding, lower_rate(m))] if m.optimizer.lr > 0 else []
 
 
-def prescribe_higher(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_higher(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [at_rate(RAISE, finding, higher_rate(m))] if m.optimizer.lr > 0 else []
 
 
-def at_rate(treatment: Treatment, finding: Finding | None, rate: float) -> Prescription:
+def at_rate(treatment: RemedyDefinition, finding: Finding | None, rate: float) -> Fix:
     settings = {"lr": rate}
     return treatment.prescription(_rate_words(settings), finding, settings=settings)
 
@@ -59,7 +59,7 @@ def _rate_words(s: Settings) -> str:
     return f"set the learning rate to {s['lr']:.3g}"
 
 
-def set_rate(patient: Patient, p: Prescription) -> None:
+def set_rate(patient: TreatedWorkload, p: Fix) -> None:
     """All groups keep their ratio to the first one."""
     groups = patient.optimizer.param_groups
     now = float(groups[0].get("lr") or 0.0) if groups else 0.0
@@ -72,7 +72,7 @@ def set_rate(patient: Patient, p: Prescription) -> None:
             group["initial_lr"] = group["initial_lr"] * factor
 
 
-def prescribe_epsilon(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_epsilon(finding: Finding | None, m: Measurement) -> list[Fix]:
     eps = m.optimizer.eps
     if not eps or (finding is None and eps <= USUAL_EPSILON):
         return []
@@ -80,7 +80,7 @@ def prescribe_epsilon(finding: Finding | None, m: Measurement) -> list[Prescript
     return [EPSILON.prescription(f"set eps to {new:g} (now {eps:g})", finding, settings={"eps": new})]
 
 
-def set_epsilon(patient: Patient, p: Prescription) -> None:
+def set_epsilon(patient: TreatedWorkload, p: Fix) -> None:
     groups = [g for g in patient.optimizer.param_groups if isinstance(g.get("eps"), (int, float))]
     if not groups:
         raise Inapplicable(f"{type(patient.optimizer).__name__} has no epsilon")
@@ -88,14 +88,14 @@ def set_epsilon(patient: Patient, p: Prescription) -> None:
         group["eps"] = float(p.settings["eps"])
 
 
-def prescribe_momentum(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.optimizer.adaptive or m.optimizer.momentum <= USUAL_MOMENTUM:
         return []
     text = f"set the momentum to {USUAL_MOMENTUM} (now {m.optimizer.momentum:g})"
     return [MOMENTUM.prescription(text, finding, settings={"momentum": USUAL_MOMENTUM})]
 
 
-def set_momentum(patient: Patient, p: Prescription) -> None:
+def set_momentum(patient: TreatedWorkload, p: Fix) -> None:
     groups = [g for g in patient.optimizer.param_groups if g.get("momentum")]
     if not groups:
         raise Inapplicable(f"{type(patient.optimizer).__name__} has no momentum")
@@ -104,7 +104,7 @@ def set_momentum(patient: Patient, p: Prescription) -> None:
 
 
 _RATE = (Strength("lr", 1e-3, 1e-5, 1.0),)
-LOWER = Treatment(
+LOWER = RemedyDefinition(
     "lower-learning-rate",
     "lower learning rate",
     "optimizer",
@@ -115,7 +115,7 @@ LOWER = Treatment(
     strengths=_RATE,
     wording=_rate_words,
 )
-RAISE = Treatment(
+RAISE = RemedyDefinition(
     "raise-learning-rate",
     "higher learning rate",
     "optimizer",
@@ -126,7 +126,7 @@ RAISE = Treatment(
     strengths=_RATE,
     wording=_rate_words,
 )
-EPSILON = Treatment(
+EPSILON = RemedyDefinition(
     "adam-epsilon",
     "Adam's epsilon",
     "optimizer",
@@ -136,7 +136,7 @@ EPSILON = Treatment(
     set_epsilon,
 )
 
-MOMENTUM = Treatment(
+MOMENTUM = RemedyDefinition(
     "lower-momentum",
     "shorter momentum",
     "optimizer",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from gradcheck.remedies.activation import replace_one
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.outputs import edit_code
 from gradcheck.remedies.rewriting import operand
 from gradcheck.remedies.surgery import rewired
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import LossCall, Measurement
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 
-def remove_activation(patient: Patient, prescription: Prescription) -> None:
+def remove_activation(patient: TreatedWorkload, prescription: Fix) -> None:
     """Takes the activation away, or puts a sigmoid in its place."""
     if not prescription.layers:
         edit_code(patient, prescription.location, operand)
@@ -23,7 +23,7 @@ def remove_activation(patient: Patient, prescription: Prescription) -> None:
             replace_one(patient, name, prescription.location, str(prescription.settings.get("new", "identity")))
 
 
-def prescribe_removal(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_removal(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Nothing between last layer and loss; a sigmoid for one unit whose loss takes probabilities."""
     call = _call_of(finding, m)
     layer = m.layer(call.producer_layer) if call is not None and call.producer_layer is not None else None
@@ -40,7 +40,7 @@ def prescribe_removal(finding: Finding | None, m: Measurement) -> list[Prescript
     return [REMOVE.prescription(text, finding, layers=(layer.name,), settings=settings)]
 
 
-def _in_code(finding: Finding, m: Measurement) -> list[Prescription]:
+def _in_code(finding: Finding, m: Measurement) -> list[Fix]:
     """A function that no layer calls: the forward method of the model does, or the loop."""
     call = next((c for c in m.losses if c.producer in _ACTIVATIONS and not c.producer_layer and c.producer_site == finding.location), None)
     if call is None or finding.location is None:
@@ -58,7 +58,7 @@ def _call_of(finding: Finding | None, m: Measurement) -> LossCall | None:
 
 _ACTIVATIONS = frozenset("softmax log_softmax sigmoid relu relu6 tanh softplus hardtanh hardsigmoid elu leaky_relu gelu silu".split())
 
-REMOVE = Treatment(
+REMOVE = RemedyDefinition(
     "remove-output-activation",
     "no activation before the loss",
     "loss",
@@ -68,4 +68,4 @@ REMOVE = Treatment(
     remove_activation,
     "keys stay the same; predictions need the activation where they are read",
 )
-TREATMENTS: tuple[Treatment, ...] = (REMOVE,)
+TREATMENTS: tuple[RemedyDefinition, ...] = (REMOVE,)

@@ -20,13 +20,13 @@ from gradcheck.remedies.surgery import require_running
 from gradcheck.types.location import Location
 from gradcheck.workload.outputs import as_scalar
 from gradcheck.workload.step import apply_loss, make_user_step
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 
 Map = Callable[[torch.Tensor, Any], torch.Tensor]  # (output, target) to the output that the loss sees; no target in a training step
 
 
-def map_output(patient: Patient, change: Map) -> None:
+def map_output(patient: TreatedWorkload, change: Map) -> None:
     """The loss sees `change(output, target)` in place of the output. `change` must be a function or a partial of one.
 
     Raises Inapplicable when the training step does not run with it, as for outputs that are no tensors.
@@ -79,7 +79,7 @@ class _MappedModel(nn.Module):
 # ---------------------------------------------------------------------------- code of the loss
 
 
-def user_function(patient: Patient) -> types.FunctionType | None:
+def user_function(patient: TreatedWorkload) -> types.FunctionType | None:
     """The user's own function that the loss is computed by: the loss, or the training step; None where it is neither."""
     w = patient.workload
     candidate: Any = w.loss
@@ -88,7 +88,7 @@ def user_function(patient: Patient) -> types.FunctionType | None:
     return candidate if isinstance(candidate, types.FunctionType) else None
 
 
-def edit_code(patient: Patient, site: Location | None, edit: Edit) -> None:
+def edit_code(patient: TreatedWorkload, site: Location | None, edit: Edit) -> None:
     """Replaces an expression of the loss, the training step or the model, as an edit of the source would. Raises Inapplicable."""
     function = user_function(patient)
     if function is None or site is None:
@@ -103,7 +103,7 @@ def edit_code(patient: Patient, site: Location | None, edit: Edit) -> None:
     require_running(patient)
 
 
-def edit_all_code(patient: Patient, edit: TreeEdit) -> None:
+def edit_all_code(patient: TreatedWorkload, edit: TreeEdit) -> None:
     """Edits every function that the workload consists of: the loss or the training step, and the methods of the model's modules.
 
     `edit` gets a copy of a function's tree, and gives None for one that it leaves alone. Raises Inapplicable when it changes none.
@@ -120,7 +120,7 @@ def edit_all_code(patient: Patient, edit: TreeEdit) -> None:
     require_running(patient)
 
 
-def _use(patient: Patient, function: Callable[..., Any]) -> None:
+def _use(patient: TreatedWorkload, function: Callable[..., Any]) -> None:
     """A changed loss or training step in the place of the user's."""
     if patient.workload.loss is not None:
         patient.replace_loss(function)

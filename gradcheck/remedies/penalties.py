@@ -10,13 +10,13 @@ import math
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.remedies.hooks import Penalty, Proximal
 from gradcheck.remedies.weight_decay import spare_vectors
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement, Parameter
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 MEAN_OVER_RMS = 0.8  # of |w|, for normal weights; 0.87 for uniform ones
 L1_STRENGTH, L2_STRENGTH, MIXTURE = 0.3, 0.1, 0.5
@@ -50,7 +50,7 @@ def _only_decay(s: Settings) -> dict[str, Setting]:
     return {**s, "weight_decay": float(s["strength"]) * float(s["unit_l2"])}
 
 
-def _penalty(treatment: Treatment, finding: Finding | None, m: Measurement, **settings: Setting) -> list[Prescription]:
+def _penalty(treatment: RemedyDefinition, finding: Finding | None, m: Measurement, **settings: Setting) -> list[Fix]:
     unit = units(m)
     if unit is None:
         return []
@@ -59,15 +59,15 @@ def _penalty(treatment: Treatment, finding: Finding | None, m: Measurement, **se
     return [treatment.prescription(treatment.wording(derived), finding, settings=derived)]
 
 
-def prescribe_l1(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_l1(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _penalty(L1, finding, m, strength=L1_STRENGTH, l1_ratio=1.0)
 
 
-def prescribe_l2(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_l2(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _penalty(L2, finding, m, strength=L2_STRENGTH)
 
 
-def prescribe_elastic(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_elastic(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _penalty(ELASTIC, finding, m, strength=L2_STRENGTH, l1_ratio=MIXTURE)
 
 
@@ -91,12 +91,12 @@ def tables(model: nn.Module) -> list[nn.Parameter]:
     return [x.weight for x in model.modules() if isinstance(x, nn.Embedding | nn.EmbeddingBag) and isinstance(x.weight, nn.Parameter)]
 
 
-def add_proximal(patient: Patient, p: Prescription) -> None:
+def add_proximal(patient: TreatedWorkload, p: Fix) -> None:
     """Soft thresholding after each step; the optimizer's own weight decay stays."""
     Proximal(float(p.settings["l1"]), float(p.settings["l2"]), tables(patient.model)).attach(patient.optimizer)
 
 
-def add_penalty(patient: Patient, p: Prescription) -> None:
+def add_penalty(patient: TreatedWorkload, p: Fix) -> None:
     """Weight decay of the optimizer where that is an L2 penalty; else the penalty's gradient, added before each step."""
     decay, optimizer = float(p.settings["weight_decay"]), patient.optimizer
     coupled = isinstance(optimizer, COUPLED) and not any(g.get("decoupled_weight_decay") for g in optimizer.param_groups)
@@ -108,7 +108,7 @@ def add_penalty(patient: Patient, p: Prescription) -> None:
     spare_vectors(optimizer)
 
 
-L1 = Treatment(
+L1 = RemedyDefinition(
     "l1",
     "L1 penalty",
     "regularization",
@@ -122,7 +122,7 @@ L1 = Treatment(
 )
 
 
-L2 = Treatment(
+L2 = RemedyDefinition(
     "l2",
     "L2 penalty",
     "regularization",
@@ -134,7 +134,7 @@ L2 = Treatment(
     derive=_only_decay,
     wording=_l2_words,
 )
-ELASTIC = Treatment(
+ELASTIC = RemedyDefinition(
     "elastic-net",
     "Elastic Net penalty",
     "regularization",

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import ast
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.rewriting import bind, own_methods
 from gradcheck.remedies.surgery import require_running
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 LIKE = ("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like")
 
 
-def prescribe_input(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Whether the code has such a place is seen when it is applied."""
     if finding is None or finding.code != "GRAPH008":
         return []
     return [INPUT.prescription("use the input where a tensor of its shape stands in its place: zeros_like(x) and the like", finding)]
 
 
-def use_input(patient: Patient, p: Prescription) -> None:
+def use_input(patient: TreatedWorkload, p: Fix) -> None:
     found = [(method, copies) for method in own_methods(patient) if (copies := placeholders(method.tree))]
     if sum(len(copies) for _, copies in found) != 1:
         what = "several places" if found else "no place"
@@ -56,7 +56,7 @@ class _Without(ast.NodeTransformer):
         return argument if (node.lineno, node.col_offset) == self.place and argument is not None else node
 
 
-INPUT = Treatment(
+INPUT = RemedyDefinition(
     "use-input",
     "the input in the place of a placeholder",
     "wiring",

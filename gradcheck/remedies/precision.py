@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ast
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.outputs import edit_all_code
 from gradcheck.remedies.rewriting import expression
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 
-def prescribe_bfloat16(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_bfloat16(finding: Finding | None, m: Measurement) -> list[Fix]:
     """For autocast only: weights that are stored in float16 are another matter."""
     computed = any(x.dtype == "float16" for x in m.layers) or any(e.dtype == "float16" for e in m.non_finite)
     stored = any(p.dtype == "float16" for p in m.parameters)
@@ -22,7 +22,7 @@ def prescribe_bfloat16(finding: Finding | None, m: Measurement) -> list[Prescrip
     return [BFLOAT16.prescription("autocast to bfloat16, which has the range of float32, instead of float16", finding)]
 
 
-def compute_in_bfloat16(patient: Patient, p: Prescription) -> None:
+def compute_in_bfloat16(patient: TreatedWorkload, p: Fix) -> None:
     edit_all_code(patient, in_bfloat16)
 
 
@@ -57,7 +57,7 @@ def given_dtype(call: ast.Call) -> ast.expr | None:
     return call.args[1] if len(call.args) > 1 else next((k.value for k in call.keywords if k.arg == "dtype"), None)
 
 
-BFLOAT16 = Treatment(
+BFLOAT16 = RemedyDefinition(
     "bfloat16",
     "bfloat16 instead of float16",
     "loss",

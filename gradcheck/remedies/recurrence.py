@@ -8,23 +8,23 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization_recurrent import FORGET_BIAS, remember
 from gradcheck.remedies.layer_selection import is_tuned, made_with
 from gradcheck.remedies.surgery import like, module_at, rewired, swap
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import preserve_rng
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 KINDS: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU}
 FORGET = 1.0  # Gers et al. 2000; Jozefowicz et al. 2015
 Shape = tuple[int, ...]
 
 
-def gate(patient: Patient, prescription: Prescription) -> None:
+def gate(patient: TreatedWorkload, prescription: Fix) -> None:
     """Each Elman layer becomes an LSTM with open forget gates, or a GRU, of the same sizes and options.
 
     An LSTM returns (output, (h, c)) and an Elman layer (output, h): Inapplicable is raised when the model does not run with that, or
@@ -57,14 +57,14 @@ def _gated(kind: Callable[..., nn.RNNBase], old: nn.Module, name: str) -> nn.RNN
     return new
 
 
-def _take_groups(patient: Patient, old: nn.Module, new: nn.Module) -> None:
+def _take_groups(patient: TreatedWorkload, old: nn.Module, new: nn.Module) -> None:
     """Parameters go to the places of those of their name, since a group of their own may have a rate of its own."""
     instead = {id(p): new.get_parameter(name) for name, p in old.named_parameters()}
     for group in patient.optimizer.param_groups:
         group["params"] = [instead.get(id(p), p) for p in group["params"]]
 
 
-def _output_shape(patient: Patient) -> Shape | None:
+def _output_shape(patient: TreatedWorkload) -> Shape | None:
     """Of what the model returns in a training step; None where no batch or no call tells. Raises Inapplicable."""
     if not patient.workload.batches:
         return None
@@ -86,7 +86,7 @@ def _shape(output: object) -> Shape | None:
         return None
 
 
-def prescribe(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe(finding: Finding | None, m: Measurement) -> list[Fix]:
     """For the Elman layers that the finding names, else for all: first an LSTM, then a GRU, whose state is a tensor as theirs is."""
     elman = [] if is_tuned(m) else [x for x in m.of_kind("recurrent") if x.type == "RNN"]
     named = [x for x in elman if finding is not None and x.name in finding.layers]
@@ -101,7 +101,7 @@ def prescribe(finding: Finding | None, m: Measurement) -> list[Prescription]:
     return [GATED.prescription(text, finding, layers=names, settings={"kind": kind}) for kind, text in words.items()]
 
 
-GATED = Treatment(
+GATED = RemedyDefinition(
     "gated-recurrence",
     "gated recurrent layers",
     "architecture",
@@ -111,4 +111,4 @@ GATED = Treatment(
     gate,
     "the layers' parameters keep their keys and change their shapes: old checkpoints do not fit",
 )
-TREATMENTS: tuple[Treatment, ...] = (GATED,)
+TREATMENTS: tuple[RemedyDefinition, ...] = (GATED,)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.dropout import lower_dropout, places_of
 from gradcheck.remedies.label_smoothing import set_smoothing
 from gradcheck.remedies.weight_decay import weaken_penalty
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 LOW_DROPPED = 0.1
 WEAK_DECAY, WEAK_SMOOTHING, WEAK_PENALTY = 1e-4, 0.05, 0.1
 
 
-def prescribe_less(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_less(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All that is strong is made weak at once: none of it alone was to blame."""
     r = m.regularization
     if r is None or finding is None:
@@ -38,7 +38,7 @@ def prescribe_less(finding: Finding | None, m: Measurement) -> list[Prescription
     return [LESS.prescription(", ".join(texts), finding, layers=tuple(d.layer for d in r.dropouts), settings=settings)]
 
 
-def regularise_less(patient: Patient, p: Prescription) -> None:
+def regularise_less(patient: TreatedWorkload, p: Fix) -> None:
     if "weight_decay" in p.settings:
         for group in patient.optimizer.param_groups:
             group["weight_decay"] = min(group.get("weight_decay", 0.0), float(p.settings["weight_decay"]))
@@ -50,17 +50,17 @@ def regularise_less(patient: Patient, p: Prescription) -> None:
         lower_dropout(patient, p)
 
 
-def prescribe_stop(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_stop(finding: Finding | None, m: Measurement) -> list[Fix]:
     v = m.validation
     when = f" after about {v.lowest_step} steps" if v is not None and v.lowest_step else " where the validation loss is lowest"
     return [STOP.prescription(f"stop{when}, and keep those weights", finding)]
 
 
-def stop_early(patient: Patient, p: Prescription) -> None:
+def stop_early(patient: TreatedWorkload, p: Fix) -> None:
     """Nothing about the patient changes: the trial keeps the best validation step of one that this was applied to."""
 
 
-LESS = Treatment(
+LESS = RemedyDefinition(
     "less-regularization",
     "less regularization",
     "regularization",
@@ -69,7 +69,7 @@ LESS = Treatment(
     prescribe_less,
     regularise_less,
 )
-STOP = Treatment(
+STOP = RemedyDefinition(
     "early-stopping",
     "early stopping",
     "regularization",

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from gradcheck.analysis.layer_groups import in_order, parameters_by_name
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import CHECKPOINT
 from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned, number, several, usual_activation
 from gradcheck.remedies.surgery import module_at, rewired, wrap
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Layer, Measurement
 from gradcheck.workload.rng import preserve_rng
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 POSITIVE = ("relu", "relu6", "leaky_relu", "prelu")  # what they give scales with what they take
 ENDING = ("linear", "conv", "norm")
@@ -41,7 +41,7 @@ class Residual(nn.Module):
 # ------------------------------------------------------------------------------ add-residual
 
 
-def add_residual(patient: Patient, prescription: Prescription) -> None:
+def add_residual(patient: TreatedWorkload, prescription: Fix) -> None:
     """Wraps blocks whose output has the shape of their input; the others stay. Raises Inapplicable when fewer than two have."""
     scale = float(prescription.settings.get("scale", 1.0))
     fitting = [name for name in prescription.layers if name in _shape_keeping(patient, prescription.layers)]
@@ -52,7 +52,7 @@ def add_residual(patient: Patient, prescription: Prescription) -> None:
             wrap(patient, name, lambda block: Residual(block, scale).train(block.training))
 
 
-def _shape_keeping(patient: Patient, names: Sequence[str]) -> set[str]:
+def _shape_keeping(patient: TreatedWorkload, names: Sequence[str]) -> set[str]:
     """Blocks that take one tensor and give one of the same shape, in one forward pass of a copy."""
     kept, seen = dict.fromkeys(names, True), set()
 
@@ -72,7 +72,7 @@ def _shape_keeping(patient: Patient, names: Sequence[str]) -> set[str]:
     return {name for name in names if kept[name] and name in seen}
 
 
-def prescribe_residual(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_residual(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Around each block of a stack of alike ones; where there are no blocks, around each layer that keeps its width."""
     if any(x.residual for x in m.of_kind("linear", "conv", "norm", "container")):
         return []
@@ -118,17 +118,17 @@ def _square_layers(m: Measurement) -> list[str]:
 # ---------------------------------------------------------------------------- branches there are
 
 
-def scale_branches(patient: Patient, prescription: Prescription) -> None:
+def scale_branches(patient: TreatedWorkload, prescription: Fix) -> None:
     """Multiplies the last weights of each branch, and their biases."""
     _multiply(patient, prescription, float(prescription.settings["scale"]))
 
 
-def zero_branches(patient: Patient, prescription: Prescription) -> None:
+def zero_branches(patient: TreatedWorkload, prescription: Fix) -> None:
     """Starts each branch at zero; its last weights then learn first."""
     _multiply(patient, prescription, 0.0)
 
 
-def _multiply(patient: Patient, prescription: Prescription, factor: float) -> None:
+def _multiply(patient: TreatedWorkload, prescription: Fix, factor: float) -> None:
     with torch.no_grad():
         for name in prescription.layers:
             module = module_at(patient, name)
@@ -164,7 +164,7 @@ def branch_ends(m: Measurement) -> list[tuple[Layer, bool]]:
     return ends[min(extra, len(m.streams)) :] if extra > 0 else ends
 
 
-def prescribe_scaling(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
     ends = [x.name for x, _ in branch_ends(m)]
     if is_tuned(m) or len(ends) < 2:
         return []
@@ -173,7 +173,7 @@ def prescribe_scaling(finding: Finding | None, m: Measurement) -> list[Prescript
     return [RESIDUAL_SCALING.prescription(text, finding, layers=tuple(ends), settings={"scale": round(scale, 4)})]
 
 
-def prescribe_zero(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_zero(finding: Finding | None, m: Measurement) -> list[Fix]:
     ends = branch_ends(m)
     if is_tuned(m) or len(ends) < 2 or any(shut for _, shut in ends):
         return []  # behind a zero a ReLU passes no gradient: such a branch would never start to learn
@@ -181,7 +181,7 @@ def prescribe_zero(finding: Finding | None, m: Measurement) -> list[Prescription
     return [ZERO_BRANCH.prescription(text, finding, layers=tuple(x.name for x, _ in ends))]
 
 
-ADD_RESIDUAL = Treatment(
+ADD_RESIDUAL = RemedyDefinition(
     "add-residual",
     "residual connections around the blocks",
     "architecture",
@@ -191,7 +191,7 @@ ADD_RESIDUAL = Treatment(
     add_residual,
     "keys change: the weights of a block move to `<block>.block`; checkpoints of the old architecture do not fit",
 )
-RESIDUAL_SCALING = Treatment(
+RESIDUAL_SCALING = RemedyDefinition(
     "residual-scaling",
     "smaller residual branches",
     "initialization",
@@ -201,7 +201,7 @@ RESIDUAL_SCALING = Treatment(
     scale_branches,
     CHECKPOINT,
 )
-ZERO_BRANCH = Treatment(
+ZERO_BRANCH = RemedyDefinition(
     "zero-branch-init",
     "residual branches that start at zero",
     "initialization",
@@ -211,4 +211,4 @@ ZERO_BRANCH = Treatment(
     zero_branches,
     CHECKPOINT,
 )
-TREATMENTS: tuple[Treatment, ...] = (ADD_RESIDUAL, RESIDUAL_SCALING, ZERO_BRANCH)
+TREATMENTS: tuple[RemedyDefinition, ...] = (ADD_RESIDUAL, RESIDUAL_SCALING, ZERO_BRANCH)

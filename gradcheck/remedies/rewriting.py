@@ -19,7 +19,7 @@ from torch import nn
 
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import display_path
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 # An expression of a function to what replaces it; None: it is not the one that is meant.
 Edit = Callable[[ast.expr, types.FunctionType], ast.expr | None]
@@ -42,7 +42,7 @@ class Method:
         return linecache.getlines(self.function.__code__.co_filename)
 
 
-def rewrite(patient: Patient, site: Location | None, edit: Edit) -> None:
+def rewrite(patient: TreatedWorkload, site: Location | None, edit: Edit) -> None:
     """Replaces the expression at a place in a module's code. Raises Inapplicable when it cannot be reached."""
     method = method_at(patient, site)
     assert site is not None
@@ -59,7 +59,7 @@ def rewrite(patient: Patient, site: Location | None, edit: Edit) -> None:
     bind(method, tree)
 
 
-def rewrite_method(patient: Patient, site: Location | None, edit: TreeEdit) -> None:
+def rewrite_method(patient: TreatedWorkload, site: Location | None, edit: TreeEdit) -> None:
     """Replaces the whole method around a place. Raises Inapplicable."""
     method = method_at(patient, site)
     tree = edit(copy.deepcopy(method.tree))
@@ -90,7 +90,7 @@ def transformed(function: types.FunctionType, edit: TreeEdit) -> Callable[..., A
     return _compiled(inner, tree) if tree is not None else None
 
 
-def own_methods(patient: Patient) -> list[Method]:
+def own_methods(patient: TreatedWorkload) -> list[Method]:
     """Every method that the modules of a patient run, once each, where its source can be read; not those of torch."""
     found: dict[types.FunctionType, list[tuple[str, nn.Module]]] = {}
     for module in patient.model.modules():
@@ -106,7 +106,7 @@ def own_methods(patient: Patient) -> list[Method]:
     return methods
 
 
-def method_at(patient: Patient, site: Location | None) -> Method:
+def method_at(patient: TreatedWorkload, site: Location | None) -> Method:
     """The method that covers a place, with every module of the patient that runs it."""
     if site is None:
         raise Inapplicable("its place in the source is not known")
@@ -124,7 +124,7 @@ def method_at(patient: Patient, site: Location | None) -> Method:
     return Method(found[function][0][0], function, tuple(m for _, m in found[function]), tree)
 
 
-def method_of(patient: Patient, module: nn.Module, name: str) -> Method:
+def method_of(patient: TreatedWorkload, module: nn.Module, name: str) -> Method:
     """A method of a module by its name, with every module of the patient that runs the same one. Raises Inapplicable."""
     function = dict(_methods(module)).get(name)
     if function is None:

@@ -7,16 +7,16 @@ import types
 
 from torch import nn
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.rewriting import expression, operand, rewrite
 from gradcheck.remedies.surgery import module_at
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement, Softmax
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 
-def fix_dimension(patient: Patient, prescription: Prescription) -> None:
+def fix_dimension(patient: TreatedWorkload, prescription: Fix) -> None:
     """Lets a softmax go over another axis: an attribute of the module, or an argument of the call."""
     dim = int(prescription.settings["dim"])
     for name in prescription.layers:
@@ -39,7 +39,7 @@ def fix_dimension(patient: Patient, prescription: Prescription) -> None:
     rewrite(patient, prescription.location, edit)
 
 
-def prescribe_dimension(treatment: Treatment, finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_dimension(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
     """The class axis: 1 for [N, C] and for a loss that takes it there, else the last one."""
     if finding is None:
         return []
@@ -58,8 +58,8 @@ def _meant(s: Softmax, finding: Finding, m: Measurement) -> bool:
     return s.layer in finding.layers and (finding.location is None or site == finding.location)
 
 
-def _other_axis(name: str, title: str) -> Treatment:
-    return Treatment(
+def _other_axis(name: str, title: str) -> RemedyDefinition:
+    return RemedyDefinition(
         name,
         title,
         "wiring",
@@ -74,4 +74,4 @@ _BY_NAME = {
     t.name: t
     for t in (_other_axis("fix-softmax-dimension", "softmax over the classes"), _other_axis("other-axis", "softmax over features"))
 }
-TREATMENTS: tuple[Treatment, ...] = tuple(_BY_NAME.values())
+TREATMENTS: tuple[RemedyDefinition, ...] = tuple(_BY_NAME.values())

@@ -7,13 +7,13 @@ import functools
 import types
 from collections.abc import Callable
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.outputs import edit_code
 from gradcheck.remedies.rewriting import torch_function
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 SMALL, SHIFT, LARGEST = 1e-8, 1e-6, 20.0
 NAMESPACES = ("torch", "F", "functional", "nn.functional", "torch.nn.functional", "torch.special")  # by convention
@@ -131,7 +131,7 @@ GUARDS: dict[str, Callable[[ast.expr], ast.expr]] = {
 }
 
 
-def prescribe_stable(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_stable(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.location is None:
         return []
     call = next((o for o in m.loss_operations if o.site == finding.location), None)
@@ -140,11 +140,11 @@ def prescribe_stable(finding: Finding | None, m: Measurement) -> list[Prescripti
     return [STABLE.prescription(remedy, finding, layers=finding.layers, settings=settings)]
 
 
-def stabilise(patient: Patient, p: Prescription) -> None:
+def stabilise(patient: TreatedWorkload, p: Fix) -> None:
     edit_code(patient, p.location, functools.partial(stable_form, str(p.settings.get("of", "other"))))
 
 
-def prescribe_guard(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_guard(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.location is None:
         return []
     remedy = next((r for r in finding.remedies if r.name == "guard-domain"), None)
@@ -152,11 +152,11 @@ def prescribe_guard(finding: Finding | None, m: Measurement) -> list[Prescriptio
     return [GUARD.prescription(text, finding, layers=finding.layers)]
 
 
-def guard(patient: Patient, p: Prescription) -> None:
+def guard(patient: TreatedWorkload, p: Fix) -> None:
     edit_code(patient, p.location, guarded)
 
 
-STABLE = Treatment(
+STABLE = RemedyDefinition(
     "stable-loss",
     "loss in a stable form",
     "loss",
@@ -165,7 +165,7 @@ STABLE = Treatment(
     prescribe_stable,
     stabilise,
 )
-GUARD = Treatment(
+GUARD = RemedyDefinition(
     "guard-domain",
     "argument kept inside the domain",
     "loss",

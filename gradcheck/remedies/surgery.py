@@ -14,10 +14,10 @@ from torch import nn
 
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.training_mode import set_mode
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 
-def path_now(patient: Patient, name: str) -> str:
+def path_now(patient: TreatedWorkload, name: str) -> str:
     """The path that a module of the measurement has in the patient."""
     for old, new in patient.renames:
         if name == old or name.startswith(f"{old}."):
@@ -25,7 +25,7 @@ def path_now(patient: Patient, name: str) -> str:
     return name
 
 
-def module_at(patient: Patient, name: str) -> nn.Module:
+def module_at(patient: TreatedWorkload, name: str) -> nn.Module:
     """The module of that name. Raises Inapplicable when there is none, as for a call inside a forward method."""
     if ":" in name:
         raise Inapplicable(f"{name} is a function call, not a module")
@@ -35,7 +35,7 @@ def module_at(patient: Patient, name: str) -> nn.Module:
         raise Inapplicable(f"the model has no module {name}") from None
 
 
-def parameter_at(patient: Patient, name: str) -> nn.Parameter:
+def parameter_at(patient: TreatedWorkload, name: str) -> nn.Parameter:
     """The parameter of that name. Raises Inapplicable."""
     holder, _, local = name.rpartition(".")
     found = getattr(module_at(patient, holder), local, None)
@@ -44,7 +44,7 @@ def parameter_at(patient: Patient, name: str) -> nn.Parameter:
     return found
 
 
-def swap(patient: Patient, name: str, new: nn.Module) -> None:
+def swap(patient: TreatedWorkload, name: str, new: nn.Module) -> None:
     """Puts `new` wherever the named module is: tied places, and plain lists that refer to it, too."""
     old = module_at(patient, name)
     if old is patient.model:
@@ -69,7 +69,7 @@ def _swap_in_plain(value: Any, old: nn.Module, new: nn.Module) -> None:
             value[key] = new
 
 
-def wrap(patient: Patient, name: str, make: Callable[[nn.Module], nn.Module]) -> None:
+def wrap(patient: TreatedWorkload, name: str, make: Callable[[nn.Module], nn.Module]) -> None:
     """Puts `make(module)`, which holds the module, in its place."""
     old = module_at(patient, name)
     new = make(old)
@@ -79,7 +79,7 @@ def wrap(patient: Patient, name: str, make: Callable[[nn.Module], nn.Module]) ->
     patient.renames.append((here, f"{here}.{inner}"))
 
 
-def follow(patient: Patient, name: str, new: nn.Module) -> None:
+def follow(patient: TreatedWorkload, name: str, new: nn.Module) -> None:
     """Puts `new` behind the named module: Sequential(module, new)."""
     like(new, module_at(patient, name))
     wrap(patient, name, lambda old: nn.Sequential(old, new))
@@ -91,7 +91,7 @@ def like(new: nn.Module, old: nn.Module) -> nn.Module:
     return new.to(model.device, model.dtype) if model is not None else new
 
 
-def _inherit_site(patient: Patient, old: nn.Module, new: nn.Module) -> None:
+def _inherit_site(patient: TreatedWorkload, old: nn.Module, new: nn.Module) -> None:
     place = patient.workload.sites.get(id(old))
     if place is not None:
         made = {id(m): place for m in new.modules() if id(m) not in patient.workload.sites}
@@ -102,7 +102,7 @@ def _inherit_site(patient: Patient, old: nn.Module, new: nn.Module) -> None:
 
 
 @contextmanager
-def rewired(patient: Patient) -> Iterator[None]:
+def rewired(patient: TreatedWorkload) -> Iterator[None]:
     """After the changes made inside, the optimizer holds the parameters that the model has, and a training step still runs.
 
     Raises Inapplicable when it does not.
@@ -113,14 +113,14 @@ def rewired(patient: Patient) -> Iterator[None]:
     require_running(patient)
 
 
-def sync_optimizer(patient: Patient, before: set[int]) -> None:
+def sync_optimizer(patient: TreatedWorkload, before: set[int]) -> None:
     """Parameters that left the model leave the optimizer, with their state; new ones join the group of their neighbours."""
     listed = {id(p) for p in patient.model.parameters()}
     remove_parameters(patient, before - listed)
     join(patient, [p for p in patient.model.parameters() if id(p) not in before])
 
 
-def remove_parameters(patient: Patient, gone: set[int]) -> None:
+def remove_parameters(patient: TreatedWorkload, gone: set[int]) -> None:
     """Takes parameters, by id, out of every group."""
     optimizer = patient.optimizer
     for group in optimizer.param_groups:
@@ -139,7 +139,7 @@ def _set_parameters(group: dict[str, Any], kept: Iterable[int]) -> None:
             group[key] = [group[key][i] for i in kept]
 
 
-def join(patient: Patient, parameters: Iterable[nn.Parameter]) -> None:
+def join(patient: TreatedWorkload, parameters: Iterable[nn.Parameter]) -> None:
     """Adds trainable parameters, those that no group holds yet, to the group that fits."""
     groups = patient.optimizer.param_groups
     held = {id(p) for group in groups for p in group["params"]}
@@ -174,7 +174,7 @@ def _refresh(optimizer: torch.optim.Optimizer) -> None:
         vars(optimizer).update(_params=optimizer.param_groups[0]["params"], _numel_cache=None)
 
 
-def require_running(patient: Patient) -> None:
+def require_running(patient: TreatedWorkload) -> None:
     """Runs the forward pass of a copy. Raises Inapplicable with what the user's code says of the changed module."""
     if not patient.workload.batches:
         return

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import CHECKPOINT
 from gradcheck.remedies.layer_selection import is_tuned, number, several
 from gradcheck.remedies.normalization import features_of
@@ -17,9 +17,9 @@ from gradcheck.remedies.rewriting import bind, method_of
 from gradcheck.remedies.surgery import follow, like, module_at, rewired
 from gradcheck.types.checks import Attention
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 BLOCKS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
@@ -32,14 +32,14 @@ FUSED = ("qkv", "c_attn", "in_proj", "to_qkv", "qkv_proj", "wqkv", "w_qkv", "que
 # --------------------------------------------------------------------------------- pre-norm
 
 
-def pre_norm(patient: Patient, prescription: Prescription) -> None:
+def pre_norm(patient: TreatedWorkload, prescription: Fix) -> None:
     """norm_first=True in torch's blocks, and one more normalization at the end of their stack; the like in blocks of the user's own."""
     with rewired(patient):
         if not (_torch_blocks(patient) | _own_blocks(patient, prescription)):
             raise Inapplicable("its blocks have no form that can be turned: norm(x + f(x))")
 
 
-def _torch_blocks(patient: Patient) -> bool:
+def _torch_blocks(patient: TreatedWorkload) -> bool:
     blocks = [b for b in patient.model.modules() if isinstance(b, BLOCKS) and not b.norm_first]
     for block in blocks:
         block.norm_first = True
@@ -52,7 +52,7 @@ def _torch_blocks(patient: Patient) -> bool:
     return bool(blocks)
 
 
-def _own_blocks(patient: Patient, prescription: Prescription) -> bool:
+def _own_blocks(patient: TreatedWorkload, prescription: Fix) -> bool:
     """self.norm(x + f(x)) becomes x + f(self.norm(x)) in every module that holds one of the norms."""
     turned = False
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in prescription.layers):
@@ -103,7 +103,7 @@ class _Substitute(ast.NodeTransformer):
         return ast.fix_missing_locations(ast.copy_location(copy.deepcopy(self.new), node))
 
 
-def prescribe_pre_norm(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_pre_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     """For norms that take the sum of a bypass and a branch."""
     norms = tuple(dict.fromkeys(n.layer for n in m.norms if n.added and ":" not in n.layer))
     if finding is None or not norms:
@@ -128,7 +128,7 @@ def projections(owner: nn.Module) -> dict[str, str]:
     return found if {"query", "key"} <= found.keys() or "fused" in found else {}
 
 
-def smaller(patient: Patient, prescription: Prescription) -> None:
+def smaller(patient: TreatedWorkload, prescription: Fix) -> None:
     """Multiplies the weights and biases that make queries and keys."""
     factor = float(prescription.settings["factor"])
     with torch.no_grad():
@@ -166,7 +166,7 @@ def _sharp(finding: Finding | None, m: Measurement) -> list[Attention]:
     return [a for a in m.attentions if finding is not None and (not finding.layers or a.layer in finding.layers)]
 
 
-def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Both by 1 / sqrt(std), so that the logits start with a standard deviation of 1."""
     hit = [a for a in _sharp(finding, m) if a.logit_std is not None and a.logit_std > 1]
     if is_tuned(m) or not hit:
@@ -177,7 +177,7 @@ def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Prescript
     return [SMALLER.prescription(text, finding, layers=layers, settings={"factor": factor})]
 
 
-def normalise_queries(patient: Patient, prescription: Prescription) -> None:
+def normalise_queries(patient: TreatedWorkload, prescription: Fix) -> None:
     """LayerNorm behind the projections to queries and to keys."""
     with rewired(patient):
         for name in prescription.layers:
@@ -191,7 +191,7 @@ def normalise_queries(patient: Patient, prescription: Prescription) -> None:
                 follow(patient, path, nn.LayerNorm(features_of(module_at(patient, path), path)))
 
 
-def prescribe_query_norm(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_query_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     hit = _sharp(finding, m)
     if not hit:
         return []
@@ -208,7 +208,7 @@ def _projections_of(m: Measurement, owner: str) -> list[str]:
     return [x for x in found if x is not None]
 
 
-PRE_NORM = Treatment(
+PRE_NORM = RemedyDefinition(
     "pre-norm",
     "normalization before each branch",
     "architecture",
@@ -218,7 +218,7 @@ PRE_NORM = Treatment(
     pre_norm,
     "torch's stacks get the keys of a last normalization; weights trained with the other order do not fit",
 )
-SMALLER = Treatment(
+SMALLER = RemedyDefinition(
     "smaller-query-key-init",
     "smaller initial queries and keys",
     "initialization",
@@ -228,7 +228,7 @@ SMALLER = Treatment(
     smaller,
     CHECKPOINT,
 )
-QK_NORM = Treatment(
+QK_NORM = RemedyDefinition(
     "qk-norm",
     "normalised queries and keys",
     "architecture",
@@ -238,4 +238,4 @@ QK_NORM = Treatment(
     normalise_queries,
     "keys change: the projections move into an nn.Sequential with their normalization",
 )
-TREATMENTS: tuple[Treatment, ...] = (PRE_NORM, SMALLER, QK_NORM)
+TREATMENTS: tuple[RemedyDefinition, ...] = (PRE_NORM, SMALLER, QK_NORM)

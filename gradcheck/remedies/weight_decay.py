@@ -9,17 +9,17 @@ from torch import nn
 
 from gradcheck.analysis.update_sizes import gentle_decay
 from gradcheck.measure.checks.without_regularization import without_penalty
-from gradcheck.remedies.definition import Settings, Strength, Treatment
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 USUAL_DECAY = 0.01  # AdamW's default
 COUPLED = ("Adam", "NAdam", "RAdam")  # those of torch that can decouple their decay
 
 
-def prescribe_decoupled(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_decoupled(finding: Finding | None, m: Measurement) -> list[Fix]:
     o = m.optimizer
     if o.name not in (*COUPLED, "AdamW") or (finding is None and o.decoupled and o.weight_decay > 0):
         return []
@@ -31,7 +31,7 @@ def _decoupled_words(s: Settings) -> str:
     return f"let weight decay {float(s['weight_decay']):.3g} shrink the weights themselves (AdamW), not pass through the moments"
 
 
-def decouple(patient: Patient, p: Prescription) -> None:
+def decouple(patient: TreatedWorkload, p: Fix) -> None:
     """AdamW in the place of Adam, with its moments; NAdam and RAdam by their own switch. Biases and gains are left undecayed."""
     old = patient.optimizer
     if type(old) not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam):
@@ -46,7 +46,7 @@ def decouple(patient: Patient, p: Prescription) -> None:
     spare_vectors(patient.optimizer)
 
 
-def prescribe_groups(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
     decayed = [x for x in m.parameters if x.trainable and x.groups and x.weight_decay > 0]
     vectors = [x for x in decayed if len(x.shape) <= 1]
     if not vectors:
@@ -57,7 +57,7 @@ def prescribe_groups(finding: Finding | None, m: Measurement) -> list[Prescripti
     return [GROUPS.prescription(text, finding, layers=layers, settings=settings)]
 
 
-def divide_groups(patient: Patient, _: Prescription) -> None:
+def divide_groups(patient: TreatedWorkload, _: Fix) -> None:
     if not spare_vectors(patient.optimizer):
         raise Inapplicable("no bias or gain is in a group with weight decay")
 
@@ -78,7 +78,7 @@ def spare_vectors(optimizer: torch.optim.Optimizer) -> int:
     return moved
 
 
-def prescribe_weaker(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_weaker(finding: Finding | None, m: Measurement) -> list[Fix]:
     """As the rule says it; a penalty in the loss comes to a tenth of the loss."""
     penalty = m.regularization.penalty if m.regularization is not None else None
     if penalty is not None and (finding is None or "penalty" in finding.message):
@@ -92,7 +92,7 @@ def prescribe_weaker(finding: Finding | None, m: Measurement) -> list[Prescripti
     return [WEAKER.prescription(f"set weight_decay to {decay:g} (now {strongest:g})", finding, settings={"weight_decay": decay})]
 
 
-def weaken(patient: Patient, p: Prescription) -> None:
+def weaken(patient: TreatedWorkload, p: Fix) -> None:
     if "divisor" in p.settings:
         weaken_penalty(patient, float(p.settings["divisor"]))
         return
@@ -103,7 +103,7 @@ def weaken(patient: Patient, p: Prescription) -> None:
         group["weight_decay"] = min(group["weight_decay"], float(p.settings["weight_decay"]))
 
 
-def weaken_penalty(patient: Patient, divisor: float) -> None:
+def weaken_penalty(patient: TreatedWorkload, divisor: float) -> None:
     """The loss of the data, and the rest of it divided: the penalty is what does not go through the model's output."""
     whole = patient.workload.training_step
     data = without_penalty(whole)
@@ -115,7 +115,7 @@ def weaken_penalty(patient: Patient, divisor: float) -> None:
     patient.workload.training_step = weakened
 
 
-DECOUPLED = Treatment(
+DECOUPLED = RemedyDefinition(
     "decoupled-weight-decay",
     "decoupled weight decay",
     "optimizer",
@@ -126,7 +126,7 @@ DECOUPLED = Treatment(
     strengths=(Strength("weight_decay", USUAL_DECAY, 1e-4, 3.0),),
     wording=_decoupled_words,
 )
-GROUPS = Treatment(
+GROUPS = RemedyDefinition(
     "weight-decay-groups",
     "no weight decay on biases and gains",
     "optimizer",
@@ -135,7 +135,7 @@ GROUPS = Treatment(
     prescribe_groups,
     divide_groups,
 )
-WEAKER = Treatment(
+WEAKER = RemedyDefinition(
     "weaker-weight-decay",
     "weaker weight decay",
     "regularization",

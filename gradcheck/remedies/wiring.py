@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.layer_selection import several
 from gradcheck.remedies.rewriting import operand, rewrite, rewrite_method
 from gradcheck.remedies.surgery import join, module_at, remove_parameters, rewired
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Cut, Measurement
 from gradcheck.workload.rng import preserve_rng
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 NO_GRADIENT = ("no_grad", "inference_mode")
 CUTS = {"detach": "detach()", "data": ".data", "no_grad": "torch.no_grad()"}  # those that an edit takes away exactly
@@ -27,7 +27,7 @@ SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.T
 # -------------------------------------------------------------------------- register-modules
 
 
-def register(patient: Patient, prescription: Prescription) -> None:
+def register(patient: TreatedWorkload, prescription: Fix) -> None:
     """Plain lists and dicts of modules become ModuleList and ModuleDict, plain tensors parameters; all join the optimizer."""
     before = len(list(patient.model.parameters()))
     with rewired(patient):
@@ -68,7 +68,7 @@ def registered(value: Any) -> nn.Module | nn.Parameter | None:
     return None
 
 
-def prescribe_register(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_register(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or not m.hidden:
         return []
     holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
@@ -79,7 +79,7 @@ def prescribe_register(finding: Finding | None, m: Measurement) -> list[Prescrip
 # -------------------------------------------------------------------------- add-to-optimizer
 
 
-def add_to_optimizer(patient: Patient, prescription: Prescription) -> None:
+def add_to_optimizer(patient: TreatedWorkload, prescription: Fix) -> None:
     """Every trainable parameter in one group; tensors that the model does not have leave."""
     listed = {id(p) for p in patient.model.parameters()}
     held = [p for group in patient.optimizer.param_groups for p in group["params"]]
@@ -93,7 +93,7 @@ def add_to_optimizer(patient: Patient, prescription: Prescription) -> None:
     join(patient, patient.model.parameters())
 
 
-def prescribe_add(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_add(finding: Finding | None, m: Measurement) -> list[Fix]:
     missing = [p for p in m.parameters if p.trainable and p.used and p.groups == 0]
     if finding is None or not m.optimizer.given:
         return []
@@ -108,7 +108,7 @@ def prescribe_add(finding: Finding | None, m: Measurement) -> list[Prescription]
 # ----------------------------------------------------------------------------- remove-detach
 
 
-def remove_cut(patient: Patient, prescription: Prescription) -> None:
+def remove_cut(patient: TreatedWorkload, prescription: Fix) -> None:
     """Takes away detach(), .data or no_grad() at its place in a module's code."""
     if prescription.settings["operation"] == "no_grad":
         rewrite_method(patient, prescription.location, _with_gradient)
@@ -117,7 +117,7 @@ def remove_cut(patient: Patient, prescription: Prescription) -> None:
     _require_gradient(patient, prescription.layers)
 
 
-def _require_gradient(patient: Patient, layers: Sequence[str]) -> None:
+def _require_gradient(patient: TreatedWorkload, layers: Sequence[str]) -> None:
     """Raises Inapplicable when still no gradient reaches these layers: it may be cut in a second place."""
     with preserve_rng():
         twin = patient.copy()
@@ -167,7 +167,7 @@ class _Opener(ast.NodeTransformer):
         return node if kept else node.body
 
 
-def prescribe_uncut(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_uncut(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.code != "GRAPH001":
         return []
     cut = _cut_of(finding, m)
@@ -185,7 +185,7 @@ def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
 # --------------------------------------------------------------------------------- batch-first
 
 
-def batch_first(patient: Patient, prescription: Prescription) -> None:
+def batch_first(patient: TreatedWorkload, prescription: Fix) -> None:
     """batch_first=True on recurrent layers, attention, and torch's transformer blocks."""
     with rewired(patient):
         for name in prescription.layers:
@@ -196,14 +196,14 @@ def batch_first(patient: Patient, prescription: Prescription) -> None:
                 vars(layer)["batch_first"] = True
 
 
-def prescribe_batch_first(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or not finding.layers or finding.layers == ("",):
         return []
     text = f"create {', '.join(finding.layers)} with batch_first=True: samples are on the first axis"
     return [BATCH_FIRST.prescription(text, finding, layers=finding.layers)]
 
 
-REGISTER = Treatment(
+REGISTER = RemedyDefinition(
     "register-modules",
     "hidden modules registered",
     "wiring",
@@ -213,7 +213,7 @@ REGISTER = Treatment(
     register,
     "keys are added: checkpoints of before lack these weights, which were never trained",
 )
-ADD = Treatment(
+ADD = RemedyDefinition(
     "add-to-optimizer",
     "all parameters in the optimizer",
     "wiring",
@@ -223,7 +223,7 @@ ADD = Treatment(
     add_to_optimizer,
     "model checkpoints still load; saved optimizer states do not",
 )
-UNCUT = Treatment(
+UNCUT = RemedyDefinition(
     "remove-detach",
     "the gradient let through",
     "wiring",
@@ -234,7 +234,7 @@ UNCUT = Treatment(
 )
 
 
-BATCH_FIRST = Treatment(
+BATCH_FIRST = RemedyDefinition(
     "batch-first",
     "samples on the first axis",
     "wiring",
@@ -244,4 +244,4 @@ BATCH_FIRST = Treatment(
     batch_first,
     "keys stay the same, but weights trained across samples mean something else",
 )
-TREATMENTS: tuple[Treatment, ...] = (REGISTER, ADD, UNCUT, BATCH_FIRST)
+TREATMENTS: tuple[RemedyDefinition, ...] = (REGISTER, ADD, UNCUT, BATCH_FIRST)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.layer_selection import listed, several
 from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import join, module_at, rewired
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement, ZeroDerivative
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 _INPUT = "_gradcheck_input"
 
@@ -29,7 +29,7 @@ def _at_finding(finding: Finding | None, m: Measurement) -> list[ZeroDerivative]
 # --------------------------------------------------------------------------- straight-through
 
 
-def prescribe_straight(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_straight(finding: Finding | None, m: Measurement) -> list[Fix]:
     steps = [z for z in _at_finding(finding, m) if not z.factor]
     if not steps:
         return []
@@ -39,7 +39,7 @@ def prescribe_straight(finding: Finding | None, m: Measurement) -> list[Prescrip
     return [STRAIGHT.prescription(text, finding, layers=finding.layers if finding is not None else (), settings=settings)]
 
 
-def pass_through(patient: Patient, p: Prescription) -> None:
+def pass_through(patient: TreatedWorkload, p: Fix) -> None:
     sign = p.settings["operation"] == "sign"
     rewrite(patient, p.location, lambda node, function: straight(node, function, sign=sign))
 
@@ -78,7 +78,7 @@ class _With(ast.NodeTransformer):
 # ---------------------------------------------------------------------------- trainable-scale
 
 
-def prescribe_trainable(finding: Finding | None, m: Measurement) -> list[Prescription]:
+def prescribe_trainable(finding: Finding | None, m: Measurement) -> list[Fix]:
     factors = tuple(dict.fromkeys(z.factor for z in _at_finding(finding, m) if z.factor))
     if not factors:
         return []
@@ -88,7 +88,7 @@ def prescribe_trainable(finding: Finding | None, m: Measurement) -> list[Prescri
     return [TRAINABLE.prescription(text, finding, layers=owners, settings=settings)]
 
 
-def train_scales(patient: Patient, p: Prescription) -> None:
+def train_scales(patient: TreatedWorkload, p: Fix) -> None:
     """Buffers, plain tensors and frozen parameters become trainable ones, with the values that they have."""
     with rewired(patient):
         for name in str(p.settings["factors"]).split(","):
@@ -96,7 +96,7 @@ def train_scales(patient: Patient, p: Prescription) -> None:
         join(patient, patient.model.parameters())
 
 
-def _train(patient: Patient, name: str) -> None:
+def _train(patient: TreatedWorkload, name: str) -> None:
     holder, _, local = name.rpartition(".")
     module = module_at(patient, holder)
     value = getattr(module, local, None)
@@ -109,7 +109,7 @@ def _train(patient: Patient, name: str) -> None:
         raise Inapplicable(f"{name} is no tensor of floating-point numbers")
 
 
-STRAIGHT = Treatment(
+STRAIGHT = RemedyDefinition(
     "straight-through",
     "a derivative for a step function",
     "wiring",
@@ -118,7 +118,7 @@ STRAIGHT = Treatment(
     prescribe_straight,
     pass_through,
 )
-TRAINABLE = Treatment(
+TRAINABLE = RemedyDefinition(
     "trainable-scale",
     "a scale that is trained",
     "wiring",

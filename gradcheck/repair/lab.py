@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 
 from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.performance import WELL, Result, result_of
-from gradcheck.repair.rescan import Seen, examine
-from gradcheck.training.paired import FEWEST_STEPS, Course
-from gradcheck.types.fix import Prescription
+from gradcheck.repair.rescan import Seen, rescan
+from gradcheck.training.paired import FEWEST_STEPS, PairedTraining
+from gradcheck.types.fix import Fix
 from gradcheck.types.report import Report
 from gradcheck.workload.rng import preserve_rng, seed_all
-from gradcheck.workload.treated import Inapplicable, Patient, admit
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Workload
 
-Plan = tuple[Prescription, ...]
+Plan = tuple[Fix, ...]
 Tick = Callable[[str, float], None]  # what is done, share of the time that is used
 
 APPLY_SEED = 0  # for treatments that draw weights: the same prescription always draws the same ones
@@ -34,7 +34,7 @@ class TimeUp(Exception):
 
 
 @dataclass(frozen=True)
-class Terms:
+class RepairOptions:
     """What the user asked for."""
 
     unsafe: bool = False
@@ -44,13 +44,13 @@ class Terms:
 
 
 @dataclass
-class Ward:
+class Lab:
     """The workload, the vocabulary, and the patients that were looked at. Its methods raise TimeUp when time is up."""
 
     workload: Workload
-    vocabulary: Mapping[str, Treatment]
+    vocabulary: Mapping[str, RemedyDefinition]
     settings: Settings
-    terms: Terms
+    terms: RepairOptions
     tick: Tick
     seen: Seen | None = None
     started: float = field(init=False)
@@ -58,7 +58,7 @@ class Ward:
     stopped: bool = False
     seeds: tuple[int, int] = SEARCH_SEEDS
     proof_seed: int = PROOF_SEED
-    courses: dict[tuple[str, int], Course] = field(default_factory=dict)
+    courses: dict[tuple[str, int], PairedTraining] = field(default_factory=dict)
     results: dict[tuple[str, int, int], Result] = field(default_factory=dict)  # with the steps
     reports: dict[str, Report] = field(default_factory=dict)
     steps_taken: int = 0
@@ -84,16 +84,16 @@ class Ward:
             raise TimeUp
         self.tick(what, (time.perf_counter() - self.started) / self.terms.budget)
 
-    def patient(self, plan: Sequence[Prescription]) -> Patient:
+    def patient(self, plan: Sequence[Fix]) -> TreatedWorkload:
         """A fresh copy of the workload, treated. Raises Inapplicable, and GradcheckError for a treatment that fails."""
         with preserve_rng():
-            patient = admit(self.workload)
+            patient = treated_copy(self.workload)
             for prescription in plan:
                 seed_all(APPLY_SEED)
                 self._apply(patient, prescription)
         return patient
 
-    def _apply(self, patient: Patient, prescription: Prescription) -> None:
+    def _apply(self, patient: TreatedWorkload, prescription: Fix) -> None:
         apply = self.vocabulary[prescription.treatment].apply
         if apply is None:
             raise Inapplicable("it has no edit")
@@ -106,7 +106,7 @@ class Ward:
         if prescription not in patient.applied:
             patient.applied.append(prescription)
 
-    def relative(self, plan: Sequence[Prescription], reference: float, steps: int | None = None) -> float:
+    def relative(self, plan: Sequence[Fix], reference: float, steps: int | None = None) -> float:
         """The loss in units of `reference`; of a plan that trains well, the worst of two seeds, and of a longer training.
 
         Luck does not come twice, and what a rate or a decay ruins may look well at first.
@@ -124,7 +124,7 @@ class Ward:
         self.seeds = (self.seeds[0] + SEEDS_APART, self.seeds[1] + SEEDS_APART)
         self.proof_seed += SEEDS_APART
 
-    def train(self, plan: Sequence[Prescription], steps: int | None = None, seed: int | None = None) -> Result:
+    def train(self, plan: Sequence[Fix], steps: int | None = None, seed: int | None = None) -> Result:
         """After so many steps in all; a course that was begun is taken further. `seed`: the first of the search when None."""
         steps, seed = steps or self.terms.steps, self.seeds[0] if seed is None else seed
         key = signature(plan), seed
@@ -132,7 +132,7 @@ class Ward:
             self.check("training " + words(plan))
             course = self.courses.get(key)
             if course is None or course.step > steps:
-                course = self.courses[key] = Course(self.patient(plan), seed)
+                course = self.courses[key] = PairedTraining(self.patient(plan), seed)
             began, at = time.perf_counter(), course.step
             course.train(steps, deadline=self.deadline)
             self.steps_taken += course.step - at
@@ -146,31 +146,31 @@ class Ward:
         """The share of the budget that is left when what so many steps take is put aside."""
         return 1 - steps * self.seconds_taken / max(1, self.steps_taken) / self.terms.budget
 
-    def known(self, plan: Sequence[Prescription]) -> Result:
+    def known(self, plan: Sequence[Fix]) -> Result:
         """As far as the plan was trained before time was up, three steps at least."""
         seed = self.seeds[0]
-        course = self.courses.get((signature(plan), seed)) or Course(self.patient(plan), seed)
+        course = self.courses.get((signature(plan), seed)) or PairedTraining(self.patient(plan), seed)
         course.train(max(course.step, FEWEST_STEPS))
         return result_of(course, plan)
 
-    def forget(self, plan: Sequence[Prescription]) -> None:
+    def forget(self, plan: Sequence[Fix]) -> None:
         """Frees what a course that will not be taken further holds."""
         for key in [k for k in self.courses if k[0] == signature(plan)]:
             del self.courses[key]
 
-    def exam(self, plan: Sequence[Prescription], codes: Collection[str] | None = None) -> Report:
+    def exam(self, plan: Sequence[Fix], codes: Collection[str] | None = None) -> Report:
         """What a scan says of the treated workload; with `codes`, of these rules alone."""
         key = signature(plan) + ("" if codes is None else " " + ",".join(sorted(codes)))
         if key not in self.reports:
             self.check("measuring " + words(plan))
             seconds = min(self.left(), EXAM_SHARE * self.terms.budget)
-            self.reports[key] = examine(self.patient(plan), self.settings, seconds, self.seen, codes)
+            self.reports[key] = rescan(self.patient(plan), self.settings, seconds, self.seen, codes)
         return self.reports[key]
 
 
-def signature(plan: Sequence[Prescription]) -> str:
+def signature(plan: Sequence[Fix]) -> str:
     return "|".join(f"{p.treatment}{sorted(p.settings.items())}{p.layers}" for p in plan)
 
 
-def words(plan: Sequence[Prescription]) -> str:
+def words(plan: Sequence[Fix]) -> str:
     return " + ".join(p.treatment for p in plan) or "the untreated model"

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import GradcheckError
 from gradcheck.pipeline import Progress
-from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.editing import SourcePlan, plan_edits
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.repair.rescan import sick
 from gradcheck.repair.script_run import ScriptRun
 from gradcheck.repair.script_verification import Bench
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Outcome, Prescription
+from gradcheck.types.fix import Fix, Outcome
 from gradcheck.types.report import Report
 
 TRIES = 8  # edits that are tried, at most
@@ -41,13 +41,13 @@ class Mended:
         return SourcePlan(self.drafts, kept, ()) if self.drafts else None
 
 
-def wanted(seen: ScriptRun) -> Iterator[tuple[Report, Finding, Prescription]]:
+def wanted(seen: ScriptRun) -> Iterator[tuple[Report, Finding, Fix]]:
     """What the loop's findings ask for, causes before consequences."""
     for report in seen.reports:
         found = sick(report)
         for finding in sorted(found, key=lambda f: f.cause is not None):
             for remedy in finding.remedies:
-                treatment = VOCABULARY.get(remedy.name)
+                treatment = CATALOGUE.get(remedy.name)
                 if treatment is not None and treatment.loop:
                     yield from ((report, finding, p) for p in treatment.prescribe(finding, report.measurement))
 
@@ -91,7 +91,7 @@ class _Trial:
     otherwise: Outcome | None = None  # what becomes of the edit when nothing else speaks for it
 
 
-def _try(mended: Mended, report: Report, prescription: Prescription, bench: Bench) -> _Trial:
+def _try(mended: Mended, report: Report, prescription: Fix, bench: Bench) -> _Trial:
     fresh = [d.settled() for d in mended.drafts]
     seen = mended.run
     try:

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument.loss_calls import LOSSES, SeenLoss, seen
 from gradcheck.remedies.definition import changes_loss
 from gradcheck.training.intervals import CONFIDENCE
-from gradcheck.training.paired import Course, effect, paired_effect, training_loss
-from gradcheck.types.fix import Effect, Prescription
+from gradcheck.training.paired import PairedTraining, effect, paired_effect, training_loss
+from gradcheck.types.fix import Effect, Fix
 from gradcheck.types.measurement import Run
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.step import run as forward
@@ -29,7 +29,7 @@ WELL = 0.5  # loss in units of chance: the model trains, and no more is looked f
 
 
 @dataclass(frozen=True)
-class Skill:
+class RelativeScore:
     """Accuracy, or explained variance, of a trained patient on its training batches; `chance` is what a constant prediction has."""
 
     metric: str
@@ -48,7 +48,7 @@ class Result:
 
     run: Run
     comparable: bool  # its loss measures the same as the untreated one's
-    skill: Skill | None = None
+    skill: RelativeScore | None = None
 
     @property
     def loss(self) -> float:
@@ -70,7 +70,7 @@ class Result:
         return self.loss / self.run.losses[0] if self.run.losses[0] > 0 else math.inf
 
 
-def result_of(course: Course, applied: Sequence[Prescription]) -> Result:
+def result_of(course: PairedTraining, applied: Sequence[Fix]) -> Result:
     comparable = not changes_loss(applied)
     workload = course.patient.workload
     return Result(course.run(), comparable, skill(course.trainee.model, workload.batches, workload.training_step))
@@ -90,7 +90,7 @@ def compare(base: Sequence[Result], treated: Sequence[Result], confidence: float
 
 
 @torch.no_grad()
-def skill(model: torch.nn.Module, batches: Sequence[Batch], step: TrainingStep | None = None) -> Skill | None:
+def skill(model: torch.nn.Module, batches: Sequence[Batch], step: TrainingStep | None = None) -> RelativeScore | None:
     """None where the targets are neither classes nor values of the prediction's size.
 
     `step`: tells output and target by what its loss function is given, where the model and the batch alone do not.
@@ -103,7 +103,7 @@ def skill(model: torch.nn.Module, batches: Sequence[Batch], step: TrainingStep |
         return None
     metric, values, chances = known[0][0], [s[1] for s in known], [s[2] for s in known]
     chance = fmean(chances)
-    return Skill(metric, fmean(values), chance) if chance < 1 else None
+    return RelativeScore(metric, fmean(values), chance) if chance < 1 else None
 
 
 class _LossArguments(TorchFunctionMode):

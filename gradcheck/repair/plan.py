@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.rescan import TREATED
 from gradcheck.types.finding import Finding, Remedy
-from gradcheck.types.fix import STAGES, Outcome, Prescription
+from gradcheck.types.fix import STAGES, Fix, Outcome
 from gradcheck.types.measurement import Measurement
 
-Vocabulary = Mapping[str, Treatment]
+Vocabulary = Mapping[str, RemedyDefinition]
 
 NEEDS_UNSAFE = "it changes the architecture or the checkpoint keys: only with --unsafe-fixes"
 
 
-def prescriptions(findings: Iterable[Finding], m: Measurement, vocabulary: Vocabulary) -> list[Prescription]:
+def prescriptions(findings: Iterable[Finding], m: Measurement, vocabulary: Vocabulary) -> list[Fix]:
     """What the remedies of these findings come to for this model, wiring first, regularisation last.
 
     What several findings ask for is prescribed once, for all of them.
     """
-    found: dict[tuple[object, ...], Prescription] = {}
+    found: dict[tuple[object, ...], Fix] = {}
     for finding in findings:
         for remedy in finding.remedies:
             treatment = vocabulary.get(remedy.name)
@@ -35,11 +35,11 @@ def prescriptions(findings: Iterable[Finding], m: Measurement, vocabulary: Vocab
     return sorted(found.values(), key=lambda p: STAGES.index(p.stage))
 
 
-def allowed(prescriptions: Sequence[Prescription], unsafe: bool) -> list[Prescription]:
+def allowed(prescriptions: Sequence[Fix], unsafe: bool) -> list[Fix]:
     return [p for p in prescriptions if p.applicability == "safe" or (unsafe and p.applicability == "unsafe")]
 
 
-def refused(prescriptions: Sequence[Prescription], unsafe: bool) -> list[Outcome]:
+def refused(prescriptions: Sequence[Fix], unsafe: bool) -> list[Outcome]:
     """What was not tried because it is not safe."""
     return [Outcome(p, "untried", NEEDS_UNSAFE) for p in prescriptions if p.applicability == "unsafe" and not unsafe]
 
@@ -56,5 +56,5 @@ def advice(findings: Iterable[Finding], m: Measurement, vocabulary: Vocabulary, 
     return list(shown.values())
 
 
-def _advised(remedy: Remedy, finding: Finding) -> Prescription:
-    return Prescription(remedy.name, remedy.text, "wiring", "advice", findings=(finding.code,), location=finding.location)
+def _advised(remedy: Remedy, finding: Finding) -> Fix:
+    return Fix(remedy.name, remedy.text, "wiring", "advice", findings=(finding.code,), location=finding.location)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gradcheck.repair.lab import Plan
 from gradcheck.repair.plan import Vocabulary
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import OptimizerFacts
 
 LOWER, RAISE, ADAPTIVE = "lower-learning-rate", "raise-learning-rate", "adaptive-optimizer"
@@ -52,10 +52,10 @@ def rate_treatment(now: float, wanted: float) -> str:
     return LOWER if wanted < now else RAISE
 
 
-def adapts(plan: Iterable[Prescription]) -> bool:
+def adapts(plan: Iterable[Fix]) -> bool:
     """Whether the user's optimizer is replaced by an adaptive one."""
     return any(p.treatment == ADAPTIVE for p in plan)
 
 
-def without_rate(plan: Iterable[Prescription]) -> Plan:
+def without_rate(plan: Iterable[Fix]) -> Plan:
     return tuple(p for p in plan if p.treatment not in (LOWER, RAISE))

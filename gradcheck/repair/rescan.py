@@ -10,7 +10,7 @@ from gradcheck.pipeline import scan_workload
 from gradcheck.types.finding import SEVERITIES, Finding, Severity
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 
 TREATED: tuple[Severity, ...] = ("error", "warning")  # what is treated; information is left to the user
 UNSEEN = ("not-measured", "crashed")  # states of a rule that says nothing
@@ -36,7 +36,7 @@ def looked_at(report: Report) -> frozenset[str]:
     return frozenset(s.code for s in report.rules if s.status not in UNSEEN)
 
 
-def examine(patient: Patient, settings: Settings, seconds: float, seen: Seen | None, codes: Collection[str] | None = None) -> Report:
+def rescan(patient: TreatedWorkload, settings: Settings, seconds: float, seen: Seen | None, codes: Collection[str] | None = None) -> Report:
     """A scan of the patient with one seed. `codes`: of the rules to run; all of the user's when None."""
     own = replace(settings, seeds=1, budget=max(seconds, 1.0), profile=False)
     if codes is not None:

@@ -12,8 +12,8 @@ from gradcheck.capture.unseen import nothing_seen
 from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
 from gradcheck.pipeline import Progress
-from gradcheck.remedies.catalogue import VOCABULARY
-from gradcheck.repair.lab import Terms
+from gradcheck.remedies.catalogue import CATALOGUE
+from gradcheck.repair.lab import RepairOptions
 from gradcheck.repair.loop import Mended, mend, wanted
 from gradcheck.repair.plan import allowed, prescriptions
 from gradcheck.repair.rescan import sick
@@ -29,7 +29,7 @@ from gradcheck.workload.process_state import untouched
 INTERRUPTED = "it holds on a copy; interrupted before the script was run with it"
 
 
-def fix_script(spec: ScriptSpec, settings: Settings, terms: Terms, progress: Progress | None = None) -> list[Fixed]:
+def fix_script(spec: ScriptSpec, settings: Settings, terms: RepairOptions, progress: Progress | None = None) -> list[Fixed]:
     """Scans a training script, tries remedies on it and on copies of what it trains: one result for each of its optimizers.
 
     The script runs in a mirror of its folder, which keeps what it writes. The edits of all results are in the last one: they go together
@@ -44,7 +44,7 @@ def fix_script(spec: ScriptSpec, settings: Settings, terms: Terms, progress: Pro
 class _Work:
     spec: ScriptSpec
     settings: Settings
-    terms: Terms
+    terms: RepairOptions
     progress: Progress
     treated: dict[str, Treated] = field(default_factory=dict)  # trainings that were treated on copies
 
@@ -147,6 +147,6 @@ class _Work:
                 found += [Edit(report.target, o.prescription) for o in done.verdict.outcomes if o.status == "inapplicable"]
                 continue
             roots = [f for f in sick(report) if f.cause is None] or list(sick(report))
-            wishes = allowed(prescriptions(roots, report.measurement, VOCABULARY), self.terms.unsafe)
+            wishes = allowed(prescriptions(roots, report.measurement, CATALOGUE), self.terms.unsafe)
             found += [Edit(report.target, p) for p in wishes]
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.repair.lab import signature
 from gradcheck.repair.loop import Mended
 from gradcheck.repair.plan import advice, prescriptions, refused
@@ -23,9 +23,9 @@ def outcomes_of(report: Report, copies: Verdict | None, mended: Mended, trials: 
     known = [signature([o.prescription]) for o in found]
     found += [_told(e, o, trials) for e, o in tried.items() if signature([e.prescription]) not in known]
     if copies is None:
-        found += refused(prescriptions(sick(report), report.measurement, VOCABULARY), unsafe)
+        found += refused(prescriptions(sick(report), report.measurement, CATALOGUE), unsafe)
     after = trials.state.run.report_of(report.target)
-    said = advice(report.findings, report.measurement, VOCABULARY, severities(after))
+    said = advice(report.findings, report.measurement, CATALOGUE, severities(after))
     return (*mended.of(report.target), *sorted(found, key=lambda o: o.status != "kept"), *said)
 
 

@@ -13,7 +13,7 @@ from gradcheck.repair.loop import Mended, edited, not_run
 from gradcheck.repair.rescan import severities
 from gradcheck.repair.script_run import ScriptRun, run_script, scanned
 from gradcheck.repair.script_verification import Bench, Judged
-from gradcheck.types.fix import STAGES, Outcome, Prescription
+from gradcheck.types.fix import STAGES, Fix, Outcome
 
 TRIES = 12  # runs of edited scripts, at most
 TOGETHER = "it was chosen together with {names}, which did not hold in the script"
@@ -25,7 +25,7 @@ class Edit:
     """A prescription for one of the script's trainings."""
 
     target: str
-    prescription: Prescription
+    prescription: Fix
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from gradcheck.repair.changes import changes
 from gradcheck.repair.own_losses import Standing
 from gradcheck.repair.rescan import looked_at, severities, worsened
 from gradcheck.repair.script_run import LOOP_ALONE, ScriptRun, loops_judged, run_script, standing
-from gradcheck.types.fix import Outcome, OutcomeStatus, Prescription
+from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 
 # The losses are of other batches, of the model in another mode, or no longer of a model that sees the answer.
@@ -43,7 +43,7 @@ class Judged:
         return replace(self.outcome, status=self.otherwise, cured=()) if self.otherwise is not None else self.outcome
 
 
-def same_loss(prescriptions: Sequence[Prescription]) -> bool:
+def same_loss(prescriptions: Sequence[Fix]) -> bool:
     """Whether the losses of the script with and without these measure the same."""
     others = [p for p in prescriptions if p.treatment not in SAME_VALUE]
     return not changes_loss(others) and not any(p.treatment in OTHER_CONDITIONS for p in prescriptions)
@@ -66,11 +66,11 @@ class Bench:
 
     def judge(
         self,
-        prescriptions: Sequence[Prescription],
+        prescriptions: Sequence[Fix],
         report: Report,
         before: Version,
         after: Version,
-        beside: Sequence[Prescription] = (),
+        beside: Sequence[Fix] = (),
     ) -> list[Judged]:
         """What the edited script shows of prescriptions for one training, which was told of in `report`. `beside`: its other edits."""
         found = [self._seen(p, report, before[1], after[1]) for p in prescriptions]
@@ -93,7 +93,7 @@ class Bench:
             self._long[spec] = self.run(replace(spec, steps=steps, budget=min(LONG_SECONDS, spec.budget or LONG_SECONDS), quiet=True), ())
         return self._long[spec]
 
-    def _seen(self, prescription: Prescription, report: Report, before: ScriptRun, after: ScriptRun) -> Judged:
+    def _seen(self, prescription: Fix, report: Report, before: ScriptRun, after: ScriptRun) -> Judged:
         """What the rules say of the edited script."""
         twin = after.report_of(report.target)
         now = severities(twin)
@@ -131,7 +131,7 @@ class Bench:
         return Judged(replace(outcome, reason=why))
 
 
-def _is_to_do_no_harm(prescription: Prescription, report: Report) -> bool:
+def _is_to_do_no_harm(prescription: Fix, report: Report) -> bool:
     """Whether no better training is asked of a cure: it is of no error, or of one that need not show in the losses."""
     errors = any(f.severity == "error" and f.code in prescription.findings for f in report.findings)
     return prescription.treatment in (*HARMLESS, *SLOWER) or (bool(prescription.findings) and not errors)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 
 from gradcheck.errors import GradcheckError
-from gradcheck.repair.lab import PATIENCE, Plan, TimeUp, Ward, signature
+from gradcheck.repair.lab import PATIENCE, Lab, Plan, TimeUp, signature
 from gradcheck.repair.performance import WELL
 from gradcheck.repair.plan import allowed
 from gradcheck.repair.rates import ADAPTIVE, adapts, rate_of, usual_rates, with_rate, without_rate
@@ -44,7 +44,7 @@ REPAIRS = ("wiring", "loss", "data")  # stages whose treatments are right whatev
 class Search:
     """The best plan so far. `reference`: what the best constant prediction costs."""
 
-    ward: Ward
+    ward: Lab
     measurement: Measurement
     reference: float
     kept: Plan
@@ -280,7 +280,7 @@ def _preference(entry: Entry) -> tuple[bool, bool, int]:
     return any(p.applicability != "safe" for p in plan), relative > SURE, len(plan)
 
 
-def steps_to_train(ward: Ward, plan: Plan, reference: float) -> int:
+def steps_to_train(ward: Lab, plan: Plan, reference: float) -> int:
     """After how many steps the plan has brought the loss well below chance; 0 when it has not. One that has begun to is given more."""
     steps = ward.terms.steps
     relative = ward.relative(plan, reference)

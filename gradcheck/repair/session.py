@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
 
-from gradcheck.analysis.convergence import verdict
+from gradcheck.analysis.convergence import training_outcome
 from gradcheck.errors import GradcheckError
-from gradcheck.repair.lab import PATIENCE, Plan, TimeUp, Ward, signature
+from gradcheck.repair.lab import PATIENCE, Lab, Plan, TimeUp, signature
 from gradcheck.repair.performance import WELL, Result
 from gradcheck.repair.plan import allowed, prescriptions, refused
 from gradcheck.repair.rates import LOWER, RAISE, rate_treatment, without_rate
 from gradcheck.repair.rescan import severities, sick, worsened
 from gradcheck.repair.search import CLEAR, SLOW, Search
-from gradcheck.types.fix import Outcome, OutcomeStatus, Prescription
+from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import Inapplicable
 
@@ -30,10 +30,10 @@ FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8 
 
 
 @dataclass
-class Therapy:
+class RepairSession:
     """What was tried on a ward's workload. `base`: what a scan says of it untreated."""
 
-    ward: Ward
+    ward: Lab
     base: Report
     kept: Plan = ()
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by signature: what was tried and not kept
@@ -59,7 +59,7 @@ class Therapy:
 
     @property
     def learns(self) -> bool:
-        return verdict(self.base.measurement) == "learns"
+        return training_outcome(self.base.measurement) == "learns"
 
     def need(self) -> Literal["none", "rate", "everything"]:
         """What is to be searched, whatever the findings say: everything where the untreated model has not begun to learn; the rate where
@@ -119,7 +119,7 @@ class Therapy:
             if number and self.kept == before:
                 return
 
-    def _try_all(self, wanted: Sequence[Prescription], ill: set[str]) -> None:
+    def _try_all(self, wanted: Sequence[Fix], ill: set[str]) -> None:
         for prescription in wanted:
             if signature([prescription]) in self.outcomes or prescription in self.kept:
                 continue
@@ -133,7 +133,7 @@ class Therapy:
                 self._note(Outcome(prescription, "untried", "time was up"))
                 raise
 
-    def _attempt(self, prescription: Prescription) -> set[str]:
+    def _attempt(self, prescription: Fix) -> set[str]:
         """Keeps the prescription if it makes its findings go away, or the training better. The codes that are gone."""
         plan = self._with(prescription)
         before = self.ward.train(self.kept)
@@ -157,18 +157,18 @@ class Therapy:
         self._note(_rejected(prescription, before, after, gain, self.reference))
         return set()
 
-    def _left_to_search(self, prescription: Prescription, *results: Result) -> bool:
+    def _left_to_search(self, prescription: Fix, *results: Result) -> bool:
         """Whether it is a rate with which nothing begins to learn, in a therapy that will search for others."""
         is_rate = prescription.treatment in (LOWER, RAISE) and not self.searched
         return is_rate and min(r.relative(self.reference) for r in results) > SLOW and self.need() == "everything"
 
-    def _put_off(self, prescription: Prescription) -> set[str]:
+    def _put_off(self, prescription: Fix) -> set[str]:
         """With this rate the model has not begun to learn either: the search, which begins with rates, will try it beside others."""
         self.proposed.append(float(prescription.settings["lr"]))
         self._note(Outcome(prescription, "not-verified", PUT_OFF))
         return set()
 
-    def _with(self, prescription: Prescription) -> Plan:
+    def _with(self, prescription: Fix) -> Plan:
         """What is kept and this one. It takes the place of an earlier one of its kind, for whose findings a rate then stands, too."""
         if prescription.treatment not in (LOWER, RAISE):
             return (*(p for p in self.kept if not _same_kind(p, prescription)), prescription)
@@ -278,7 +278,7 @@ class Therapy:
         for prescription in dropped:
             self._note(Outcome(prescription, "not-needed", "the others cure without it"))
 
-    def _pruned(self, spared: Callable[[Plan, Plan], bool]) -> list[Prescription]:
+    def _pruned(self, spared: Callable[[Plan, Plan], bool]) -> list[Fix]:
         """What was dropped, since the rest `spared` it."""
         dropped = []
         for prescription in sorted(self.kept, key=lambda p: (p.applicability == "safe", -self.kept.index(p))):
@@ -302,7 +302,7 @@ class Therapy:
         now, then = severities(self.ward.exam(plan)), severities(self.ward.exam(rest))
         return bool(set(then) - set(now)) or bool(worsened(now, then))
 
-    def drop(self, prescription: Prescription, status: OutcomeStatus, reason: str) -> None:
+    def drop(self, prescription: Fix, status: OutcomeStatus, reason: str) -> None:
         self.kept = tuple(p for p in self.kept if p is not prescription)
         self.dropped.append(Outcome(prescription, status, reason))
         self._note(self.dropped[-1])
@@ -311,12 +311,12 @@ class Therapy:
         self.outcomes[signature([outcome.prescription])] = outcome
 
 
-def _same_kind(one: Prescription, other: Prescription) -> bool:
+def _same_kind(one: Fix, other: Fix) -> bool:
     """Whether only the later one of the two would count: the same treatment of the same layers."""
     return (one.treatment, one.layers) == (other.treatment, other.layers)
 
 
-def _rejected(prescription: Prescription, before: Result, after: Result, gain: float, reference: float) -> Outcome:
+def _rejected(prescription: Fix, before: Result, after: Result, gain: float, reference: float) -> Outcome:
     if after.run.ended == "raised":
         return Outcome(prescription, "failed", f"the training step raised {after.run.error}")
     worse = gain < -WORSE

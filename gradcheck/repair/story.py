@@ -17,20 +17,20 @@ from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.session import SMALL_STEP
 from gradcheck.pipeline import Progress, scan_workload
-from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.editing import SourcePlan, plan_edits
-from gradcheck.repair.lab import Terms, Ward
+from gradcheck.repair.lab import Lab, RepairOptions
 from gradcheck.repair.plan import advice
 from gradcheck.repair.rescan import Seen, sick
-from gradcheck.repair.session import Therapy
-from gradcheck.repair.verification import Verdict, prove
+from gradcheck.repair.session import RepairSession
+from gradcheck.repair.verification import Verdict, verify
 from gradcheck.training.clip import clip_gradients
 from gradcheck.types.fix import Outcome
 from gradcheck.types.measurement import Run
 from gradcheck.types.report import Report
 from gradcheck.workload.outputs import own_loss_of
 from gradcheck.workload.process_state import untouched
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Batch, Workload
 
 LEAST_BUDGET, MOST_BUDGET = 180.0, 300.0  # seconds for treating and proving: between them, what so many trainings need
@@ -49,7 +49,7 @@ class Fixed:
         fixed.optimizer.step()
     """
 
-    patient: Patient | None  # None: a script was treated, and runs by itself
+    patient: TreatedWorkload | None  # None: a script was treated, and runs by itself
     report: Report  # of the untreated workload, with the outcomes
     after: Report | None  # a scan of the treated one; None: nothing was prescribed, or there was no time
     source: SourcePlan | None  # the edits; None: the model was made of objects that have no file, or nothing was prescribed
@@ -61,7 +61,7 @@ class Fixed:
         return self.report.outcomes
 
     @property
-    def treated(self) -> Patient:
+    def treated(self) -> TreatedWorkload:
         """Raises TargetError when there is no treated copy."""
         if self.patient is None:
             raise TargetError("of a script there is no treated copy", hint="write the edits, and run the script")
@@ -119,19 +119,19 @@ def fix(
         return fix_workload(workload, settings, terms)
 
 
-def fix_target(spec: TargetSpec, settings: Settings, terms: Terms, progress: Progress | None = None) -> Fixed:
+def fix_target(spec: TargetSpec, settings: Settings, terms: RepairOptions, progress: Progress | None = None) -> Fixed:
     """The same for a target that is named: a model file or an import path. Ctrl-C ends the treatment, not the result."""
     with untouched():
         return fix_workload(load(spec), settings, terms, progress, partial=True)
 
 
-def fix_workload(workload: Workload, settings: Settings, terms: Terms, progress: Progress | None = None, partial: bool = False) -> Fixed:
+def fix_workload(workload: Workload, settings: Settings, terms: RepairOptions, progress: Progress | None = None, partial: bool = False) -> Fixed:
     """Scan, treat, prove, plan the edits. `partial`: Ctrl-C while treating leaves what was found by then, instead of nothing."""
     report = scan_workload(workload, settings, progress)
     done = treat(workload, report, settings, terms, progress, partial=partial)
     source, why = _edits(done.verdict, workload)
     left = {f.code for f in sick(done.verdict.after or report)}
-    outcomes = (*_with_diffs(done.verdict, workload, source), *advice(report.findings, report.measurement, VOCABULARY, left))
+    outcomes = (*_with_diffs(done.verdict, workload, source), *advice(report.findings, report.measurement, CATALOGUE, left))
     treated = replace(report, outcomes=outcomes, proof=done.verdict.proof)
     return Fixed(done.ward.patient(done.verdict.plan), treated, done.verdict.after, source, why, done.interrupted)
 
@@ -140,7 +140,7 @@ def fix_workload(workload: Workload, settings: Settings, terms: Terms, progress:
 class Treated:
     """What came of remedies on copies of a workload."""
 
-    ward: Ward
+    ward: Lab
     verdict: Verdict
     interrupted: bool
 
@@ -149,7 +149,7 @@ def treat(
     workload: Workload,
     report: Report,
     settings: Settings,
-    terms: Terms,
+    terms: RepairOptions,
     progress: Progress | None = None,
     seen: Seen | None = None,
     partial: bool = False,
@@ -159,30 +159,30 @@ def treat(
     if probe.losses and probe.seconds < SMALL_STEP * len(probe.losses):
         torch.set_num_threads(1)
     tick = progress or (lambda phase, fraction: None)
-    ward = Ward(workload, VOCABULARY, settings, _with_budget(terms, probe), tick, seen)
-    therapy = Therapy(ward, report)
+    ward = Lab(workload, CATALOGUE, settings, _with_budget(terms, probe), tick, seen)
+    therapy = RepairSession(ward, report)
     return Treated(ward, _proved(therapy, partial), therapy.interrupted)
 
 
-def _proved(therapy: Therapy, partial: bool) -> Verdict:
+def _proved(therapy: RepairSession, partial: bool) -> Verdict:
     """What holds of the therapy; of a second one, when after the first the model does not train on the seeds of the proof."""
     verdict = None
     try:
         therapy.run()
-        verdict = prove(therapy)
+        verdict = verify(therapy)
         if therapy.second_choice():
-            other = prove(therapy)
+            other = verify(therapy)
             verdict = other if other.plan or not verdict.plan else verdict
-        return prove(therapy) if therapy.again() else verdict
+        return verify(therapy) if therapy.again() else verdict
     except KeyboardInterrupt:
         if not partial:
             raise
         therapy.interrupted = True
         therapy.ward.stop()
-        return verdict or prove(therapy)
+        return verdict or verify(therapy)
 
 
-def terms_of(unsafe: bool, steps: int | None, seeds: int, budget: float | None) -> Terms:
+def terms_of(unsafe: bool, steps: int | None, seeds: int, budget: float | None) -> RepairOptions:
     """Raises ConfigError for numbers that make no sense."""
     if steps is not None and (not isinstance(steps, int) or steps < 3):
         raise ConfigError(f"steps must be a whole number of at least 3; got {steps!r}")
@@ -190,10 +190,10 @@ def terms_of(unsafe: bool, steps: int | None, seeds: int, budget: float | None) 
         raise ConfigError(f"seeds must be a whole number of at least 1; got {seeds!r}", hint="three tell a cure from chance")
     if budget is not None and not budget > 0:
         raise ConfigError(f"budget must be above 0 seconds; got {budget!r}")
-    return Terms(unsafe, steps or Terms.steps, seeds, budget or 0.0)
+    return RepairOptions(unsafe, steps or RepairOptions.steps, seeds, budget or 0.0)
 
 
-def _with_budget(terms: Terms, probe: Run) -> Terms:
+def _with_budget(terms: RepairOptions, probe: Run) -> RepairOptions:
     if terms.budget:
         return terms
     needed = TRAININGS * terms.steps * probe.seconds / max(1, len(probe.losses))

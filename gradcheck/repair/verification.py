@@ -12,8 +12,8 @@ from gradcheck.repair.lab import Plan, TimeUp
 from gradcheck.repair.performance import WELL, Result, compare
 from gradcheck.repair.rescan import severities, worsened
 from gradcheck.repair.search import CLEAR, SLOW
-from gradcheck.repair.session import WORSE, Therapy
-from gradcheck.types.fix import Effect, Outcome, OutcomeStatus, Prescription, Proof
+from gradcheck.repair.session import WORSE, RepairSession
+from gradcheck.types.fix import Effect, Fix, Outcome, OutcomeStatus, Proof
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import Inapplicable
 
@@ -36,7 +36,7 @@ class Verdict:
     after: Report | None  # a scan of the treated workload
 
 
-def prove(therapy: Therapy) -> Verdict:
+def verify(therapy: RepairSession) -> Verdict:
     """Drops what does not hold on fresh seeds until the rest does, or nothing is left."""
     ward = therapy.ward
     ward.share = 1.0
@@ -73,7 +73,7 @@ def prove(therapy: Therapy) -> Verdict:
     return Verdict((), tuple(therapy.outcomes.values()), None, therapy.base, None)
 
 
-def _pairs(therapy: Therapy, plan: Plan, base: Sequence[Result], seeds: int) -> list[tuple[Result, Result]]:
+def _pairs(therapy: RepairSession, plan: Plan, base: Sequence[Result], seeds: int) -> list[tuple[Result, Result]]:
     """(untreated, treated) for each of so many seeds of the proof that there is time for."""
     ward, found = therapy.ward, []
     for i in range(max(seeds, len(base))):
@@ -85,7 +85,7 @@ def _pairs(therapy: Therapy, plan: Plan, base: Sequence[Result], seeds: int) -> 
     return found
 
 
-def _without(therapy: Therapy, prescription: Prescription, treated: Sequence[Result]) -> tuple[Effect | None, list[Result]]:
+def _without(therapy: RepairSession, prescription: Fix, treated: Sequence[Result]) -> tuple[Effect | None, list[Result]]:
     """The effect of one treatment, the others in force; None when there is no time for it, or they do not go without it."""
     rest = tuple(p for p in therapy.kept if p is not prescription)
     try:
@@ -95,7 +95,7 @@ def _without(therapy: Therapy, prescription: Prescription, treated: Sequence[Res
     return compare(runs, treated), runs
 
 
-def _dispensable(therapy: Therapy, own: Effect | None, without: Sequence[Result], treated: Sequence[Result]) -> bool:
+def _dispensable(therapy: RepairSession, own: Effect | None, without: Sequence[Result], treated: Sequence[Result]) -> bool:
     """Whether what no finding asked for is not sure to help, and the model trains without it, or no worse."""
     if own is None or _helps(therapy, own):
         return False
@@ -103,20 +103,20 @@ def _dispensable(therapy: Therapy, own: Effect | None, without: Sequence[Result]
     return then <= WELL or then - now < CLEAR
 
 
-def _undecided(therapy: Therapy, effect: Effect, pairs: Sequence[tuple[Result, Result]]) -> bool:
+def _undecided(therapy: RepairSession, effect: Effect, pairs: Sequence[tuple[Result, Result]]) -> bool:
     """Whether the training is clearly better in the middle, and noise has not been ruled out."""
     return not _helps(therapy, effect) and not _rescued(therapy, pairs) and -harm(effect) > _limit(therapy, effect, CLEAR)
 
 
-def _limit(therapy: Therapy, effect: Effect, share: float = WORSE) -> float:
+def _limit(therapy: RepairSession, effect: Effect, share: float = WORSE) -> float:
     return share * (therapy.reference if effect.metric == "training loss" else 1.0)
 
 
-def _helps(therapy: Therapy, effect: Effect) -> bool:
+def _helps(therapy: RepairSession, effect: Effect) -> bool:
     return effect.better and -harm(effect) > _limit(therapy, effect)
 
 
-def _rescued(therapy: Therapy, pairs: Sequence[tuple[Result, Result]]) -> bool:
+def _rescued(therapy: RepairSession, pairs: Sequence[tuple[Result, Result]]) -> bool:
     """Whether it trains well on every fresh seed that there was time for, and far better than any untreated run: noise of a few runs
     does not reach so far, though an interval that has to allow for its tails may."""
     untreated = [a.relative(therapy.reference) for a, _ in pairs]
@@ -124,13 +124,13 @@ def _rescued(therapy: Therapy, pairs: Sequence[tuple[Result, Result]]) -> bool:
     return bool(pairs) and max(treated) <= WELL and min(untreated) - max(treated) >= SLOW - WELL
 
 
-def _doubt(therapy: Therapy, after: Report | None, pairs: int) -> str:
+def _doubt(therapy: RepairSession, after: Report | None, pairs: int) -> str:
     if pairs < therapy.ward.terms.seeds:
         return NO_TIME.format(done=pairs, all=therapy.ward.terms.seeds)
     return NO_HELP if after is not None else NO_EXAM
 
 
-def _after(therapy: Therapy) -> Report | None:
+def _after(therapy: RepairSession) -> Report | None:
     try:
         return therapy.ward.exam(therapy.kept)
     except TimeUp:
@@ -146,15 +146,15 @@ def _codes(base: Report, after: Report | None) -> tuple[tuple[str, ...], tuple[s
 
 
 def _refuted(
-    therapy: Therapy,
+    therapy: RepairSession,
     whole: Effect,
     helps: bool,
     gone: Sequence[str],
     new: Sequence[str],
     single: dict[int, Effect | None],
-    spare: Sequence[Prescription],
+    spare: Sequence[Fix],
     doubt: str,
-) -> list[tuple[Prescription, OutcomeStatus, str]]:
+) -> list[tuple[Fix, OutcomeStatus, str]]:
     """Treatments that have to go: one that does harm, else all of them when together they neither help nor cure, with the `doubt`."""
     limit = _limit(therapy, whole)
     for prescription in reversed(therapy.kept):
@@ -191,8 +191,8 @@ def harm(effect: Effect) -> float:
 
 
 def _kept(
-    therapy: Therapy,
-    prescription: Prescription,
+    therapy: RepairSession,
+    prescription: Fix,
     gone: Sequence[str],
     after: Report | None,
     effect: Effect | None,

@@ -13,7 +13,7 @@ from gradcheck.errors import GradcheckError, SavedRunError
 from gradcheck.remedies.editing import SourcePlan
 from gradcheck.repair.rescan import looked_at, severities
 from gradcheck.report.json import load_all
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.report import Report
 
 Promise = tuple[Report, Sequence[str]]  # what was found before, and which codes of it have to be gone
@@ -80,7 +80,7 @@ def _check(before: Report, promised: Sequence[str], reports: Sequence[Report]) -
         raise WriteError(f"nothing was written: after the edits {problem}", hint="the original files are back; `--diff` shows the edits")
 
 
-def promises(source: SourcePlan, cured: Sequence[str], findings: Sequence[Prescription]) -> list[str]:
+def promises(source: SourcePlan, cured: Sequence[str], findings: Sequence[Fix]) -> list[str]:
     """Of the cured codes those whose whole treatment could be written."""
     missing = {code for p, _ in source.unwritten for code in p.findings}
     written = {code for p in findings for code in p.findings}

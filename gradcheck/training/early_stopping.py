@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradcheck.training.paired import sample_mean
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.workload.workload import Batch
 
 NAME = "early-stopping"
 
 
-def stops_early(prescriptions: Sequence[Prescription], *, only: bool = False) -> bool:
+def stops_early(prescriptions: Sequence[Fix], *, only: bool = False) -> bool:
     """Whether training ends early; with `only`, whether nothing else is done."""
     found = [p.treatment == NAME for p in prescriptions]
     return all(found) if only else any(found)

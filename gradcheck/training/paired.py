@@ -19,9 +19,9 @@ from gradcheck.types.fix import Effect
 from gradcheck.types.measurement import Run
 from gradcheck.workload.rng import preserve_rng, reseed
 from gradcheck.workload.tensors import batch_size
-from gradcheck.workload.training_copy import Trainee, restored
+from gradcheck.workload.training_copy import TrainingCopy, restored
 from gradcheck.workload.training_mode import set_mode
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 
 FEWEST_STEPS = 3  # taken even when time is up
@@ -32,18 +32,18 @@ STREAM = 1_000_003  # apart: random numbers of different seeds
 Enough = Callable[[list[float]], bool]
 
 
-class Course:
+class PairedTraining:
     """The training of a copy of a patient, which can be taken further step by step.
 
     Step k of seed s sees the same batch and the same random numbers (dropout, noise) whatever the patient: two courses differ by
     their treatments only. `judge(model, batch)`: the loss on validation batches; the patient's own training step without it.
     """
 
-    def __init__(self, patient: Patient, seed: int, *, judge: TrainingStep | None = None) -> None:
+    def __init__(self, patient: TreatedWorkload, seed: int, *, judge: TrainingStep | None = None) -> None:
         with preserve_rng():
             self.patient = patient.copy()
         w = self.patient.workload
-        self.trainee = Trainee(w.model, w.optimizer, w.training_step, w.sites, w.clip, w.loss)
+        self.trainee = TrainingCopy(w.model, w.optimizer, w.training_step, w.sites, w.clip, w.loss)
         self.seed = seed
         self.judge = judge or w.training_step
         self.losses: list[float] = []
@@ -155,7 +155,7 @@ class Course:
 
 
 def train(
-    patient: Patient,
+    patient: TreatedWorkload,
     *,
     steps: int,
     seed: int,
@@ -172,7 +172,7 @@ def train(
 
 
 def train_patient(
-    patient: Patient,
+    patient: TreatedWorkload,
     *,
     steps: int,
     seed: int,
@@ -180,9 +180,9 @@ def train_patient(
     validate_every: int | None = None,
     enough: Enough | None = None,
     judge: TrainingStep | None = None,
-) -> tuple[Run, Patient]:
+) -> tuple[Run, TreatedWorkload]:
     """As `train`, and the copy that was trained."""
-    course = Course(patient, seed, judge=judge)
+    course = PairedTraining(patient, seed, judge=judge)
     course.train(steps, deadline=deadline, validate_every=validate_every, enough=enough)
     return course.run(), course.patient
 

@@ -11,7 +11,7 @@ from typing import Any
 from gradcheck.training.gradient_norms import total_norm
 from gradcheck.training.steps import lr_of, take_step
 from gradcheck.types.measurement import Run
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last ones
 FEWEST = 3  # steps of a training whose time is over
@@ -22,7 +22,7 @@ FINAL_STEPS = 4  # measured steps at the end: dead units are told by what severa
 class Training:
     """A training in progress. `observe(step, batch)` takes a measured step and returns its loss."""
 
-    trainee: Trainee
+    trainee: TrainingCopy
     batches: Sequence[Any]
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)

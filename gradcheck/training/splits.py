@@ -89,7 +89,7 @@ def _labels(whole: Batch, count: int, model: torch.nn.Module) -> torch.Tensor | 
 
 
 @dataclass(frozen=True)
-class Dealer:
+class Splitter:
     """Training and validation batches of a seed.
 
     `how`: "given" validation data, "held out" (another share of the samples for every seed), "folds", "time-ordered" (the last ones),
@@ -159,7 +159,7 @@ def stratification(labels: torch.Tensor | None, fewest: int, share: float | None
     return labels.numpy()
 
 
-def dealer(workload: Workload, *, folds: int = 0, time_ordered: bool = False) -> Dealer:
+def dealer(workload: Workload, *, folds: int = 0, time_ordered: bool = False) -> Splitter:
     """How this workload's data are dealt. Raises ConfigError for folds or an order that it does not allow."""
     samples = samples_of(workload.batches, workload.model)
     if (folds or time_ordered) and workload.val_batches:
@@ -168,17 +168,17 @@ def dealer(workload: Workload, *, folds: int = 0, time_ordered: bool = False) ->
     if workload.val_batches:
         joined = samples_of(workload.val_batches, workload.model)
         parts = _in_parts(joined, list(range(joined.count))) if joined is not None else list(workload.val_batches)
-        return Dealer("given", workload.batches, parts)
+        return Splitter("given", workload.batches, parts)
     if not workload.data_given:
-        return Dealer("none", workload.batches, ())
+        return Splitter("none", workload.batches, ())
     if samples is None or samples.count < FEWEST:
         if folds or time_ordered:
             raise ConfigError("the data cannot be split into samples", hint="give batches with the samples on the first axis")
-        return Dealer("batches" if len(workload.batches) >= FEWEST_BATCHES else "none", workload.batches, ())
+        return Splitter("batches" if len(workload.batches) >= FEWEST_BATCHES else "none", workload.batches, ())
     if folds and not 2 <= folds <= samples.count:
         raise ConfigError(f"--folds {folds} does not fit {samples.count} samples", hint="give from 2 folds up to one a sample")
     how = "folds" if folds else "time-ordered" if time_ordered else "held out"
-    return Dealer(how, workload.batches, (), samples, folds)
+    return Splitter(how, workload.batches, (), samples, folds)
 
 
 def _in_parts(samples: Samples, chosen: Sequence[int]) -> list[Batch]:

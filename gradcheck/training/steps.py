@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from gradcheck.training.clip import clip_gradients
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 
-def take_step(trainee: Trainee, batch: Any) -> None:
+def take_step(trainee: TrainingCopy, batch: Any) -> None:
     """The optimizer's step; with a closure for those that evaluate the loss themselves (LBFGS)."""
     if not needs_closure(trainee.optimizer):
         clip_gradients(trainee.clip, trainee.model)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from gradcheck.errors import ConfigError
 from gradcheck.judge.select import suggestion
-from gradcheck.remedies.catalogue import ADVICE_ONLY, VOCABULARY
-from gradcheck.remedies.definition import Strength, Treatment
+from gradcheck.remedies.catalogue import ADVICE_ONLY, CATALOGUE
+from gradcheck.remedies.definition import RemedyDefinition, Strength
 from gradcheck.trials.standings import Contestant
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Task
@@ -86,26 +86,26 @@ def findings_of(findings: Iterable[Finding]) -> dict[str, Finding]:
 def usual(proposed: dict[str, Finding], task: Task) -> list[str]:
     """Of several remedies that only differ by name one is enough, and what has no live treatment does not enter."""
     names = dict.fromkeys((*proposed, *USUAL, *USUAL_FOR[task]))
-    return [n for n in names if n in VOCABULARY and VOCABULARY[n].apply is not None][:MOST]
+    return [n for n in names if n in CATALOGUE and CATALOGUE[n].apply is not None][:MOST]
 
 
-def treatment_named(name: str) -> Treatment:
-    if name in VOCABULARY and VOCABULARY[name].apply is not None:
-        return VOCABULARY[name]
-    if name in VOCABULARY or name in ADVICE_ONLY:
+def treatment_named(name: str) -> RemedyDefinition:
+    if name in CATALOGUE and CATALOGUE[name].apply is not None:
+        return CATALOGUE[name]
+    if name in CATALOGUE or name in ADVICE_ONLY:
         raise ConfigError(f"{name} is advice: it cannot be tried on a copy", hint="name another remedy")
-    known = [n for n, t in VOCABULARY.items() if t.apply is not None]
+    known = [n for n, t in CATALOGUE.items() if t.apply is not None]
     raise ConfigError(f"unknown remedy {name!r}", hint=suggestion(name, known) + f"remedies: {', '.join(sorted(known))}")
 
 
-def prescribed(treatment: Treatment, finding: Finding | None, m: Measurement) -> Prescription | None:
+def prescribed(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> Fix | None:
     """The best of its prescriptions, for the finding if one proposes it."""
     options = treatment.prescribe(finding, m) if finding is not None else []
     options = options or treatment.prescribe(None, m)
     return options[0] if options else None
 
 
-def versions(treatment: Treatment, prescription: Prescription, m: Measurement) -> list[Prescription]:
+def versions(treatment: RemedyDefinition, prescription: Fix, m: Measurement) -> list[Fix]:
     """The prescription, then other strengths of it, if it has any. Penalties enter at a grid of their own."""
     if not treatment.strengths:
         return [prescription]
@@ -122,7 +122,7 @@ def entering(name: str) -> int:
     return len(FIRST_STRENGTHS) if name in PENALTIES else 3 if name == "clip-gradient-norm" else 1
 
 
-def within(treatment: Treatment, m: Measurement) -> tuple[Strength, ...]:
+def within(treatment: RemedyDefinition, m: Measurement) -> tuple[Strength, ...]:
     """The strengths of a treatment for this model: a lower rate is below the present one, a higher one above it; see PENALTIES."""
     rate = m.optimizer.lr
     if treatment.name == "lower-learning-rate" and rate:
@@ -151,13 +151,13 @@ def scheduled(contestant: Contestant, steps: int) -> Contestant:
     """With schedules that end with the training, at the length of the trial's runs."""
     share = {"cosine-schedule": 1.0, "step-schedule": 1 / 3}
     fitted = tuple(
-        VOCABULARY[p.treatment].at(p, steps=max(1, round(steps * share[p.treatment]))) if p.treatment in share else p
+        CATALOGUE[p.treatment].at(p, steps=max(1, round(steps * share[p.treatment]))) if p.treatment in share else p
         for p in contestant.prescriptions
     )
     return replace(contestant, prescriptions=fitted) if fitted != contestant.prescriptions else contestant
 
 
-def title(treatment: Treatment, prescription: Prescription) -> str:
+def title(treatment: RemedyDefinition, prescription: Fix) -> str:
     """`dropout 0.3`: its name, and the strength if it has one."""
     words = [f"{number}" for s in treatment.strengths if (number := shown(prescription.settings.get(s.setting))) is not None]
     return " ".join([treatment.name, "/".join(words)]).strip()

@@ -16,15 +16,15 @@ from gradcheck.errors import TargetError
 from gradcheck.remedies.catalogue import apply
 from gradcheck.training.early_stopping import stopped_early, stops_early
 from gradcheck.training.metrics import predictions, scores, task_of
-from gradcheck.training.paired import Course, sample_mean, training_loss
-from gradcheck.training.splits import Dealer
+from gradcheck.training.paired import PairedTraining, sample_mean, training_loss
+from gradcheck.training.splits import Splitter
 from gradcheck.trials.target_scaling import in_untreated_units
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Run
 from gradcheck.types.trial import Task
 from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.step import make_training_step
-from gradcheck.workload.treated import Patient, admit
+from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from gradcheck.workload.workload import TrainingStep, Workload
 
 CHECKPOINTS = 20  # of validation in a run
@@ -64,25 +64,25 @@ class Pace(NamedTuple):
     start: float
 
 
-class Ward:
+class Lab:
     """Everything that runs of a trial share."""
 
-    def __init__(self, workload: Workload, dealer: Dealer) -> None:
+    def __init__(self, workload: Workload, dealer: Splitter) -> None:
         self.workload = workload
         self.dealer = dealer
-        self._bases: OrderedDict[int, Patient] = OrderedDict()
+        self._bases: OrderedDict[int, TreatedWorkload] = OrderedDict()
         self.task: Task = "other"
 
     @property
     def metric(self) -> str:
         return "training loss" if self.dealer.how == "none" else "validation loss"
 
-    def base(self, seed: int) -> Patient:
+    def base(self, seed: int) -> TreatedWorkload:
         """The untreated patient: fresh weights where the target can be built anew, and this seed's share of the data."""
         if seed not in self._bases:
             batches, val_batches = self.dealer.deal(seed)
             built = self._built(seed)
-            self._bases[seed] = admit(replace(built, batches=batches, val_batches=val_batches))
+            self._bases[seed] = treated_copy(replace(built, batches=batches, val_batches=val_batches))
             while len(self._bases) > KEPT:
                 self._bases.popitem(last=False)
         return self._bases[seed]
@@ -95,7 +95,7 @@ class Ward:
         except TargetError:
             return self.workload
 
-    def treated(self, seed: int, prescriptions: Sequence[Prescription]) -> Patient:
+    def treated(self, seed: int, prescriptions: Sequence[Fix]) -> TreatedWorkload:
         """Raises Inapplicable, or what applying raises."""
         with preserve_rng():
             patient = self.base(seed).copy()
@@ -104,7 +104,7 @@ class Ward:
                 apply(patient, prescription)
         return patient
 
-    def judge(self, seed: int, patient: Patient) -> TrainingStep:
+    def judge(self, seed: int, patient: TreatedWorkload) -> TrainingStep:
         """The untreated loss in the untreated units: penalties, smoothed labels and scaled targets would not be comparable."""
         base = self.base(seed)
         own = {p.treatment for p in patient.applied} & OTHER_LOSS
@@ -117,26 +117,26 @@ class Ward:
     def run(
         self,
         seed: int,
-        prescriptions: Sequence[Prescription],
+        prescriptions: Sequence[Fix],
         steps: int,
         deadline: float | None = None,
-        watch: Callable[[Course], bool] | None = None,
+        watch: Callable[[PairedTraining], bool] | None = None,
     ) -> Result:
         """Trains this seed's patient. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
         patient = self.treated(seed, prescriptions) if prescriptions else self.base(seed)
-        course = Course(patient, seed, judge=self.judge(seed, patient))
+        course = PairedTraining(patient, seed, judge=self.judge(seed, patient))
         self.carry_on(course, steps, deadline, watch)
         return self.measured(course)
 
     def pace(self, seconds: float) -> Pace:
         """A few steps of the untreated model, for so long at most, and one validation."""
-        course = Course(self.base(0), 0, judge=self.judge(0, self.base(0)))
+        course = PairedTraining(self.base(0), 0, judge=self.judge(0, self.base(0)))
         course.validate()
         course.train(TIMED_STEPS, deadline=time.perf_counter() + seconds)
         start = course.validated[0][1] if course.validated else course.losses[0] if course.losses else math.nan
         return Pace(course.step_seconds, course.validating, start)
 
-    def carry_on(self, course: Course, steps: int, deadline: float | None, watch: Callable[[Course], bool] | None = None) -> None:
+    def carry_on(self, course: PairedTraining, steps: int, deadline: float | None, watch: Callable[[PairedTraining], bool] | None = None) -> None:
         """To so many steps, with a validation at every checkpoint. Rare ones, as at 0.1, 0.2, ... of the way, keep its cost low."""
         every = max(1, steps // CHECKPOINTS)
         if watch is None:
@@ -147,7 +147,7 @@ class Ward:
             if course.ended == "done" and not watch(course):
                 course.ended = "budget"
 
-    def measured(self, course: Course) -> Result:
+    def measured(self, course: PairedTraining) -> Result:
         run, patient = course.run(), course.patient
         seconds = course.step_seconds
         lost = run.ended in ("non-finite", "raised")
@@ -171,7 +171,7 @@ class Ward:
         parts = stopped_early(result.checkpoints, batches)
         return replace(result, value=sample_mean(parts, batches), parts=parts, scores={})
 
-    def _scores(self, course: Course, value: float) -> dict[str, float]:
+    def _scores(self, course: PairedTraining, value: float) -> dict[str, float]:
         """The metrics of the task, and the generalization gap: validation loss less training loss."""
         w = course.patient.workload
         gap = {"generalization gap": value - training_loss(course.run())}
@@ -184,7 +184,7 @@ class Ward:
 
     def tell_task(self) -> Task:
         """From the untreated model's outputs on the validation batches."""
-        course = Course(self.base(0), 0)
+        course = PairedTraining(self.base(0), 0)
         try:
             with course.evaluating() as model:
                 found = predictions(model, course.patient.workload.val_batches)
@@ -200,7 +200,7 @@ def settled(checkpoints: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(fmean(losses) for losses in zip(*last, strict=True))
 
 
-def zeros(patient: Patient) -> float | None:
+def zeros(patient: TreatedWorkload) -> float | None:
     """Share of the entries of all trainable weights with two axes or more that are exactly zero."""
     weights = [p for p in patient.model.parameters() if p.requires_grad and p.dim() >= 2]
     count = sum(p.numel() for p in weights)

@@ -9,7 +9,7 @@ from statistics import fmean, median
 from gradcheck.training.intervals import CONFIDENCE, paired_interval
 from gradcheck.training.metrics import LOWER_IS_BETTER
 from gradcheck.trials.lab import Result, spread
-from gradcheck.trials.rounds import Contest
+from gradcheck.trials.rounds import Tournament
 from gradcheck.trials.standings import Contestant, compare, is_relevant, is_undecided, shared, values
 from gradcheck.types.fix import Effect
 from gradcheck.types.trial import Curve, Entry, EntryStatus, Interaction, Score
@@ -21,12 +21,12 @@ ORDER: tuple[EntryStatus, ...] = (
 )  # fmt: skip
 
 
-def simultaneous(contest: Contest) -> float:
+def simultaneous(contest: Tournament) -> float:
     """Confidence of each interval of the final, so that all hold at once with 95 % (Bonferroni)."""
     return 1 - (1 - CONFIDENCE) / max(1, len(contest.finalists))
 
 
-def entry_of(contest: Contest, contestant: Contestant) -> Entry:
+def entry_of(contest: Tournament, contestant: Contestant) -> Entry:
     """Judged on the fresh seeds of the final where it was in it, else on those of the screening."""
     seeds = shared(contestant, contest.base, contest.fresh)
     final = len(seeds) >= FEWEST and contestant in contest.finalists
@@ -37,7 +37,7 @@ def entry_of(contest: Contest, contestant: Contestant) -> Entry:
     return _described(contestant.name, contestant, status, results, effect, final)
 
 
-def base_entry(contest: Contest) -> Entry:
+def base_entry(contest: Tournament) -> Entry:
     base = contest.base
     seeds = [s for s in contest.fresh if s in base.results] or sorted(base.results)
     return _described("untreated", base, "untreated", [base.results[s] for s in seeds], None, seeds[:1] == contest.fresh[:1])
@@ -68,7 +68,7 @@ def _described(
     )
 
 
-def status_of(contest: Contest, contestant: Contestant, effect: Effect | None, final: bool) -> EntryStatus:
+def status_of(contest: Tournament, contestant: Contestant, effect: Effect | None, final: bool) -> EntryStatus:
     if contestant.failure:
         return "inapplicable" if contestant.inapplicable else "failed"
     if effect is None:
@@ -139,7 +139,7 @@ def best_single(helpful: Sequence[Entry], relevant: float) -> Entry | None:
     return min(as_low, key=lambda e: fmean(e.validation.median), default=lowest)
 
 
-def recommendation(contest: Contest, entries: Sequence[Entry]) -> str:
+def recommendation(contest: Tournament, entries: Sequence[Entry]) -> str:
     """The best single remedy that helps; a combination only where it is better than that by more than chance."""
     helpful = [e for e in entries if e.status == "helps"]
     single = best_single([e for e in helpful if " + " not in e.name], contest.stick.relevant)
@@ -153,7 +153,7 @@ def recommendation(contest: Contest, entries: Sequence[Entry]) -> str:
     return single.name
 
 
-def beside(contest: Contest, name: str, other: str) -> Effect | None:
+def beside(contest: Tournament, name: str, other: str) -> Effect | None:
     """The paired effect of one finalist against another one, on the fresh seeds."""
     found = {c.name: c for c in contest.finalists}
     if name not in found or other not in found or found[name].judged_by_score != found[other].judged_by_score:
@@ -162,7 +162,7 @@ def beside(contest: Contest, name: str, other: str) -> Effect | None:
     return compare(found[name], found[other], contest.stick, seeds) if len(seeds) >= FEWEST else None
 
 
-def interactions(contest: Contest) -> tuple[Interaction, ...]:
+def interactions(contest: Tournament) -> tuple[Interaction, ...]:
     """Of the combinations in the final: is their effect the sum of the single ones?"""
     found = {c.name: c for c in contest.finalists}
     result = []
@@ -175,7 +175,7 @@ def interactions(contest: Contest) -> tuple[Interaction, ...]:
     return tuple(result)
 
 
-def _interaction(contest: Contest, pair: Contestant, team: Sequence[Contestant], seeds: Sequence[int]) -> Interaction | None:
+def _interaction(contest: Tournament, pair: Contestant, team: Sequence[Contestant], seeds: Sequence[int]) -> Interaction | None:
     stick, base = contest.stick, contest.base
     single = [[b - a for a, b in zip(*values(c, base, seeds, stick), strict=True)] for c in team]
     both = [b - a for a, b in zip(*values(pair, base, seeds, stick), strict=True)]

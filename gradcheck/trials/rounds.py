@@ -10,10 +10,10 @@ from itertools import zip_longest
 
 from gradcheck.training.early_stopping import stops_early
 from gradcheck.trials.candidates import scheduled
-from gradcheck.trials.lab import Ward
+from gradcheck.trials.lab import Lab
 from gradcheck.trials.plan import COSTLIER, FEWEST_SEEDS, Plan, Planner
-from gradcheck.trials.standings import Contestant, Yardstick, gain, shared
-from gradcheck.trials.worker_pool import Crew, Job
+from gradcheck.trials.standings import ComparisonMetric, Contestant, gain, shared
+from gradcheck.trials.worker_pool import Job, WorkerPool
 from gradcheck.types.fix import STAGES
 
 SCREENING_SHARE = 0.55  # of the time: the rest is for the final
@@ -41,14 +41,14 @@ Tick = Callable[[str, float], None]
 
 
 @dataclass
-class Contest:
+class Tournament:
     """`deadline`: of time.perf_counter(), for everything. Results stay when a round is broken off, by time or by the user."""
 
-    ward: Ward
+    ward: Lab
     contestants: list[Contestant]
-    stick: Yardstick
+    stick: ComparisonMetric
     plan: Plan
-    crew: Crew
+    crew: WorkerPool
     deadline: float
     tick: Tick = lambda phase, fraction: None
     planner: Planner | None = None  # where the plan may still be changed

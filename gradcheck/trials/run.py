@@ -22,16 +22,16 @@ from gradcheck.pipeline import Progress, scan_workload
 from gradcheck.remedies.editing import plan_edits
 from gradcheck.training.early_stopping import NAME as EARLY_STOPPING
 from gradcheck.training.metrics import require_scikit_learn
-from gradcheck.training.splits import Dealer, dealer
+from gradcheck.training.splits import Splitter, dealer
 from gradcheck.trials.candidates import entries, treatment_named
-from gradcheck.trials.lab import Ward
+from gradcheck.trials.lab import Lab
 from gradcheck.trials.options import DEFAULT_BUDGET, Options
 from gradcheck.trials.plan import SPARSE, Planner
 from gradcheck.trials.ranking import base_entry, entry_of, interactions, ranked, recommendation
-from gradcheck.trials.rounds import NEXT_TO, Contest
-from gradcheck.trials.standings import RELEVANT_SHARE, Contestant, Yardstick
+from gradcheck.trials.rounds import NEXT_TO, Tournament
+from gradcheck.trials.standings import RELEVANT_SHARE, ComparisonMetric, Contestant
 from gradcheck.trials.summary import explained, verdict
-from gradcheck.trials.worker_pool import Crew
+from gradcheck.trials.worker_pool import WorkerPool
 from gradcheck.types.measurement import Assumption
 from gradcheck.types.report import Report
 from gradcheck.types.trial import SearchPoint, Task, TrialResult
@@ -116,12 +116,12 @@ def trial_workload(
     dealing = dealer(workload, folds=options.folds, time_ordered=options.time_ordered)
     report = _scanned(workload, options, settings, tick)
     tick("preparing", 0.0)
-    ward = Ward(workload, dealing)
+    ward = Lab(workload, dealing)
     task = ward.tell_task()
     found = entries(report, task, options.remedies, variants=options.search is None)
     ended: str = "done"
     points: tuple[SearchPoint, ...] = ()
-    with Crew(ward, options.workers) as crew:
+    with WorkerPool(ward, options.workers) as crew:
         contest = _contest(ward, found, report, options, crew, deadline, tick)
         try:
             points = _searched(contest, options, report)
@@ -147,7 +147,7 @@ def _scanned(workload: Workload, options: Options, settings: Settings, tick: Pro
     return scan_workload(few, replace(settings, seeds=1, budget=seconds), lambda phase, fraction: tick(f"scanning: {phase}", 0.0))
 
 
-def _contest(ward: Ward, found: list[Contestant], report: Report, options: Options, crew: Crew, deadline: float, tick: Progress) -> Contest:
+def _contest(ward: Lab, found: list[Contestant], report: Report, options: Options, crew: WorkerPool, deadline: float, tick: Progress) -> Tournament:
     """Times a few steps of the untreated model, and plans with what is left of the budget."""
     pace = crew.pace(TIMING_SHARE * (deadline - time.perf_counter()))
     able = [c for c in found if not c.failure]
@@ -156,14 +156,14 @@ def _contest(ward: Ward, found: list[Contestant], report: Report, options: Optio
     planner = Planner(len(able) - others.total(), variants, options.steps, options.seeds)
     left = crew.workers * max(deadline - time.perf_counter(), 0.0) * (0.6 if options.search is not None else 1.0)
     chosen = planner.plan(left, pace.step + pace.validating / SPARSE)
-    stick = Yardstick(
+    stick = ComparisonMetric(
         ward.metric,
         _relevant(pace.start, report.measurement.chance),
         SCORES.get(ward.task),
         ward.dealer.overlap,
         ward.dealer.how in ("given", "time-ordered"),
     )
-    return Contest(ward, found, stick, chosen, crew, deadline, tick, planner if options.search is None else None)
+    return Tournament(ward, found, stick, chosen, crew, deadline, tick, planner if options.search is None else None)
 
 
 def _relevant(start: float, chance: float | None) -> float:
@@ -172,7 +172,7 @@ def _relevant(start: float, chance: float | None) -> float:
     return RELEVANT_SHARE * min(known, default=1.0)
 
 
-def _searched(contest: Contest, options: Options, report: Report) -> tuple[SearchPoint, ...]:
+def _searched(contest: Tournament, options: Options, report: Report) -> tuple[SearchPoint, ...]:
     if options.search is None:
         return ()
     from gradcheck.trials.search import search
@@ -180,7 +180,7 @@ def _searched(contest: Contest, options: Options, report: Report) -> tuple[Searc
     return search(contest, options, report.measurement)
 
 
-def concluded(contest: Contest, task: Task, ended: str, points: Sequence[SearchPoint] = ()) -> TrialResult:
+def concluded(contest: Tournament, task: Task, ended: str, points: Sequence[SearchPoint] = ()) -> TrialResult:
     """The result from whatever runs there are."""
     base = base_entry(contest)
     judged = [explained(entry_of(contest, c), base, contest.stick) for c in _one_each(contest)]
@@ -203,7 +203,7 @@ def concluded(contest: Contest, task: Task, ended: str, points: Sequence[SearchP
     )
 
 
-def _one_each(contest: Contest) -> list[Contestant]:
+def _one_each(contest: Tournament) -> list[Contestant]:
     """For every remedy its finalist, else its best strength, else why there is none; and the combinations."""
     found: dict[str, Contestant] = {}
     for contestant in (*contest.finalists, *contest.best_of_each(contest.contestants), *contest.contestants):
@@ -211,7 +211,7 @@ def _one_each(contest: Contest) -> list[Contestant]:
     return list(found.values())
 
 
-def _variants(contest: Contest) -> tuple[SearchPoint, ...]:
+def _variants(contest: Tournament) -> tuple[SearchPoint, ...]:
     """The strengths that entered, with their value in the first round."""
     points = []
     for c in contest.contestants:
@@ -234,14 +234,14 @@ def with_edits(result: TrialResult, report: Report, workload: Workload) -> Trial
     return replace(result, diff=plan.diff, unwritten=(*missing, *((p.treatment, why) for p, why in plan.unwritten)))
 
 
-def _sample_counts(ward: Ward) -> tuple[int, int]:
+def _sample_counts(ward: Lab) -> tuple[int, int]:
     from gradcheck.workload.tensors import batch_size
 
     w = ward.base(0).workload
     return sum(map(batch_size, w.batches)), sum(map(batch_size, w.val_batches))
 
 
-def assumptions(dealing: Dealer, workload: Workload, samples: tuple[int, int]) -> tuple[Assumption, ...]:
+def assumptions(dealing: Splitter, workload: Workload, samples: tuple[int, int]) -> tuple[Assumption, ...]:
     """What was decided about the data and the weights."""
     texts = {
         "held out": f"no validation data given: for every seed another {samples[1]} of {sum(samples)} samples are held out",

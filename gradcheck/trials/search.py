@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradcheck.errors import ConfigError
-from gradcheck.remedies.catalogue import VOCABULARY
-from gradcheck.remedies.definition import Strength, Treatment
-from gradcheck.training.paired import Course
+from gradcheck.remedies.catalogue import CATALOGUE
+from gradcheck.remedies.definition import RemedyDefinition, Strength
+from gradcheck.training.paired import PairedTraining
 from gradcheck.trials.candidates import title, within
 from gradcheck.trials.options import DEFAULT_TRIALS, Options
 from gradcheck.trials.plan import Plan
-from gradcheck.trials.rounds import Contest
+from gradcheck.trials.rounds import Tournament
 from gradcheck.trials.standings import Contestant
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.trial import SearchPoint
 
@@ -54,25 +54,25 @@ class Quest:
     """The strengths of one remedy, and where the search for them is kept."""
 
     contestant: Contestant
-    treatment: Treatment
+    treatment: RemedyDefinition
     strengths: tuple[Strength, ...]
     study: str  # its name in the storage
 
     @property
-    def prescription(self) -> Prescription:
+    def prescription(self) -> Fix:
         return self.contestant.prescriptions[0]
 
-    def at(self, values: dict[str, float]) -> Prescription:
+    def at(self, values: dict[str, float]) -> Fix:
         return self.treatment.at(self.prescription, **values)
 
 
-def search(contest: Contest, options: Options, measurement: Measurement) -> tuple[SearchPoint, ...]:
+def search(contest: Tournament, options: Options, measurement: Measurement) -> tuple[SearchPoint, ...]:
     """Tries strengths, and leaves in the contest each remedy at its best one. Returns everything that was tried."""
     optuna = require_optuna()
     quests = [
-        Quest(c, VOCABULARY[c.name], within(VOCABULARY[c.name], measurement), f"{contest.ward.workload.name}: {c.name}")
+        Quest(c, CATALOGUE[c.name], within(CATALOGUE[c.name], measurement), f"{contest.ward.workload.name}: {c.name}")
         for c in contest.contestants
-        if not c.failure and VOCABULARY[c.name].strengths
+        if not c.failure and CATALOGUE[c.name].strengths
     ]
     with _quiet(optuna), _place(options, contest.crew.workers) as place:
         storage = _opened(optuna, place)
@@ -137,7 +137,7 @@ def _refuse_other_files(path: Path) -> None:
             raise ValueError("it is no journal of Optuna's")
 
 
-def _agreed_plan(optuna: Any, storage: Any, quests: Sequence[Quest], contest: Contest, options: Options) -> Plan:
+def _agreed_plan(optuna: Any, storage: Any, quests: Sequence[Quest], contest: Tournament, options: Options) -> Plan:
     """The contest's, with the steps of the study that is gone on with, since values after other numbers of steps cannot be compared."""
     known = {s.study_name: s.user_attrs.get("steps") for s in optuna.get_all_study_summaries(storage)}
     stored = next((known[q.study] for q in quests if known.get(q.study)), None)
@@ -148,7 +148,7 @@ def _agreed_plan(optuna: Any, storage: Any, quests: Sequence[Quest], contest: Co
     return replace(contest.plan, steps=int(stored))
 
 
-def _try_all(contest: Contest, quests: Sequence[Quest], options: Options, storage: Any, place: str | None, deadline: float) -> None:
+def _try_all(contest: Tournament, quests: Sequence[Quest], options: Options, storage: Any, place: str | None, deadline: float) -> None:
     if contest.crew.workers == 1:
         _try_here(contest, quests, options, storage, deadline)
         return
@@ -171,7 +171,7 @@ def _try_all(contest: Contest, quests: Sequence[Quest], options: Options, storag
             worker.join()
 
 
-def _work(contest: Contest, quests: Sequence[Quest], options: Options, place: str | None, deadline: float, number: int) -> None:
+def _work(contest: Tournament, quests: Sequence[Quest], options: Options, place: str | None, deadline: float, number: int) -> None:
     """A worker process: one thread, its own place to begin, silent when the user ends it."""
     torch.set_num_threads(1)
     contest.tick = lambda phase, fraction: None
@@ -182,7 +182,7 @@ def _work(contest: Contest, quests: Sequence[Quest], options: Options, place: st
         os._exit(130)
 
 
-def _try_here(contest: Contest, quests: Sequence[Quest], options: Options, storage: Any, deadline: float) -> None:
+def _try_here(contest: Tournament, quests: Sequence[Quest], options: Options, storage: Any, deadline: float) -> None:
     """Remedy by remedy, each with an equal share of the time that is left."""
     for i, quest in enumerate(quests):
         until = time.perf_counter() + (deadline - time.perf_counter()) / (len(quests) - i)
@@ -243,14 +243,14 @@ def _open_trials(study: optuna.Study, quest: Quest, options: Options) -> int:
     return wanted - sum(t.state.name in ("COMPLETE", "PRUNED", "RUNNING", "FAIL") for t in study.get_trials(deepcopy=False))
 
 
-def _answer(contest: Contest, quest: Quest, study: optuna.Study, asked: optuna.Trial, until: float) -> None:
+def _answer(contest: Tournament, quest: Quest, study: optuna.Study, asked: optuna.Trial, until: float) -> None:
     """Trains with the proposed strength. Pruned where its first seed lags behind; failed when it diverges or cannot be applied."""
     from optuna.trial import TrialState
 
     values = {s.setting: asked.suggest_float(s.setting, s.low, s.high, log=s.log) for s in quest.strengths}
     found: list[float] = []
 
-    def watch(course: Course) -> bool:
+    def watch(course: PairedTraining) -> bool:
         if found or not course.validated:
             return True
         asked.report(course.validated[-1][1], course.step)

@@ -10,7 +10,7 @@ from statistics import fmean, median, stdev
 from gradcheck.training.paired import paired_effect
 from gradcheck.trials.lab import OTHER_LOSS, Result
 from gradcheck.trials.worker_pool import Answer
-from gradcheck.types.fix import Effect, Prescription
+from gradcheck.types.fix import Effect, Fix
 
 RELEVANT_SHARE = 0.02  # of the loss at the start, or of the best constant prediction: SCIENCE, fix verification protocol
 HOPEFUL = 2.0  # how much further the interval of an undecided effect reaches to the good side
@@ -23,7 +23,7 @@ class Contestant:
 
     name: str
     title: str
-    prescriptions: tuple[Prescription, ...] = ()
+    prescriptions: tuple[Fix, ...] = ()
     results: dict[int, Result] = field(default_factory=dict)
     failure: str = ""  # why it cannot be applied, or what it raised
     inapplicable: bool = False
@@ -49,7 +49,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class ComparisonMetric:
     """What differences are measured by."""
 
     metric: str
@@ -59,7 +59,7 @@ class Yardstick:
     sampled: bool = False  # all seeds have the same validation samples
 
 
-def values(contestant: Contestant, base: Contestant, seeds: Sequence[int], stick: Yardstick) -> tuple[list[float], list[float]]:
+def values(contestant: Contestant, base: Contestant, seeds: Sequence[int], stick: ComparisonMetric) -> tuple[list[float], list[float]]:
     """Untreated and treated value on each seed. Divergence is infinitely bad."""
     if not contestant.judged_by_score or stick.score is None:
         return [base.results[s].value for s in seeds], [contestant.results[s].value for s in seeds]
@@ -72,7 +72,7 @@ def shared(contestant: Contestant, base: Contestant, seeds: Sequence[int] | None
     return [s for s in sorted(contestant.results) if s in base.results and (seeds is None or s in seeds)]
 
 
-def gain(contestant: Contestant, base: Contestant, stick: Yardstick, seeds: Sequence[int] | None = None) -> float:
+def gain(contestant: Contestant, base: Contestant, stick: ComparisonMetric, seeds: Sequence[int] | None = None) -> float:
     """How much better than untreated, in units of the smallest difference that counts; the mean over the seeds."""
     both = shared(contestant, base, seeds)
     if not both:
@@ -89,7 +89,7 @@ def gain(contestant: Contestant, base: Contestant, stick: Yardstick, seeds: Sequ
 
 
 def compare(
-    contestant: Contestant, base: Contestant, stick: Yardstick, seeds: Sequence[int] | None = None, confidence: float = 0.95
+    contestant: Contestant, base: Contestant, stick: ComparisonMetric, seeds: Sequence[int] | None = None, confidence: float = 0.95
 ) -> Effect | None:
     """The paired effect on the seeds that both ran on; None when there are none."""
     both = shared(contestant, base, seeds)
@@ -133,7 +133,7 @@ def sampling_error(contestant: Contestant, base: Contestant, seeds: Sequence[int
     return stdev(spread) / math.sqrt(len(spread))
 
 
-def is_undecided(effect: Effect, stick: Yardstick) -> bool:
+def is_undecided(effect: Effect, stick: ComparisonMetric) -> bool:
     """Whether an improvement that would count cannot be told from chance, though the better part of its interval is on the good side."""
     unit = stick.relevant if effect.lower_is_better else RELEVANT_SCORE
     low, middle, high = effect.low, effect.difference, effect.high
@@ -142,7 +142,7 @@ def is_undecided(effect: Effect, stick: Yardstick) -> bool:
     return middle <= -unit and high >= 0 and -low > HOPEFUL * high
 
 
-def is_relevant(effect: Effect, stick: Yardstick) -> bool:
+def is_relevant(effect: Effect, stick: ComparisonMetric) -> bool:
     """Whether the difference is large enough to matter; divergence always is."""
     unit = stick.relevant if effect.lower_is_better else RELEVANT_SCORE
     return not abs(effect.difference) < unit  # NaN and infinities count

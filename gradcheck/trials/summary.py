@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradcheck.report.formatting import counted, number
-from gradcheck.trials.standings import Yardstick
+from gradcheck.trials.standings import ComparisonMetric
 from gradcheck.types.fix import Effect
 from gradcheck.types.trial import Entry
 
@@ -19,12 +19,12 @@ REGULARIZING = frozenset(
 )
 
 
-def explained(entry: Entry, base: Entry, stick: Yardstick) -> Entry:
+def explained(entry: Entry, base: Entry, stick: ComparisonMetric) -> Entry:
     """The entry with its sentence."""
     return replace(entry, text=sentence(entry, base, stick))
 
 
-def sentence(entry: Entry, base: Entry, stick: Yardstick) -> str:
+def sentence(entry: Entry, base: Entry, stick: ComparisonMetric) -> str:
     effect = entry.effect
     if entry.status == "inapplicable":
         return f"{entry.title} is not applicable: {entry.reason}"
@@ -62,7 +62,7 @@ def amount(effect: Effect) -> str:
     return f"{number(abs(effect.difference))} ({number(sign * low)} to {number(sign * high)})"
 
 
-def nothing(effect: Effect, stick: Yardstick) -> str:
+def nothing(effect: Effect, stick: ComparisonMetric) -> str:
     if effect.difference == 0 or not math.isfinite(effect.difference):
         return "changes nothing"
     shown = f"{'+' if effect.difference > 0 else '-'}{amount(effect)}"
@@ -70,7 +70,7 @@ def nothing(effect: Effect, stick: Yardstick) -> str:
     return f"changes {effect.metric} by {shown}: {'too little to count' if small else 'that may be chance'}"
 
 
-def why_nothing(entry: Entry, base: Entry, stick: Yardstick) -> str:
+def why_nothing(entry: Entry, base: Entry, stick: ComparisonMetric) -> str:
     """What of the untreated training explains that the remedy has nothing to do."""
     calm = base.gradient_spread is not None and base.gradient_spread < CALM
     if "clip" in entry.name and "+" not in entry.name and calm:
@@ -87,7 +87,7 @@ def sparse(entry: Entry, base: Entry) -> str:
     return f"; {entry.sparsity:.0%} of the weights are exactly zero"
 
 
-def verdict(entries: Sequence[Entry], recommended: str, base: Entry, stick: Yardstick, ended: str) -> str:
+def verdict(entries: Sequence[Entry], recommended: str, base: Entry, stick: ComparisonMetric, ended: str) -> str:
     """The trial in one or two sentences."""
     chosen = next((e for e in entries if e.name == recommended), None) if recommended else None
     cut = {"budget": " Time was up before the end.", "interrupted": " It was interrupted: what is shown is partial."}.get(ended, "")

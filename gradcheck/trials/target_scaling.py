@@ -11,14 +11,14 @@ from torch import nn
 from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.step import call, split
-from gradcheck.workload.treated import Patient
+from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 
 SAME = 1e-6  # relative difference below which targets count as untouched
 FITTED = 1e-3  # and below which a straight line gives them back
 
 
-def in_untreated_units(judge: TrainingStep, base: Patient, patient: Patient) -> TrainingStep:
+def in_untreated_units(judge: TrainingStep, base: TreatedWorkload, patient: TreatedWorkload) -> TrainingStep:
     """`judge`, after outputs and targets went back through the straight line by which the treatment changed the targets, if it did."""
     line = target_line(base.workload.batches, patient.workload.batches, base.model)
     return judge if line is None else functools.partial(_judge_on_line, judge, *line)

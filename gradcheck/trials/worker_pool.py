@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from gradcheck.trials.lab import Pace, Result, Ward
-from gradcheck.types.fix import Prescription
+from gradcheck.trials.lab import Lab, Pace, Result
+from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import Inapplicable
 
 MOST_WORKERS = 4
@@ -27,7 +27,7 @@ GRACE = 0.5  # seconds after the deadline that processes get to notice it: a ste
 
 class Job(NamedTuple):
     seed: int
-    prescriptions: tuple[Prescription, ...]
+    prescriptions: tuple[Fix, ...]
     steps: int
     deadline: float
 
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
         return self.result is not None or self.inapplicable or bool(self.failure)
 
 
-def work(ward: Ward, job: Job) -> Answer:
+def work(ward: Lab, job: Job) -> Answer:
     """One run; what applying or training raises is an answer, too."""
     if time.perf_counter() > job.deadline:  # one clock for all processes, where they are forked
         return Answer(None)
@@ -56,15 +56,15 @@ def work(ward: Ward, job: Job) -> Answer:
         return Answer(None, f"{type(error).__name__}: {error}")
 
 
-class Crew:
+class WorkerPool:
     """Does jobs for a ward; `workers` processes are copies of this one, made when the first job comes."""
 
-    def __init__(self, ward: Ward, workers: int | None = None) -> None:
+    def __init__(self, ward: Lab, workers: int | None = None) -> None:
         self.ward = ward
         self.workers = workers if workers is not None else usual_workers(ward)
         self.pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -116,7 +116,7 @@ class Crew:
         self.pool = None
 
 
-def usual_workers(ward: Ward) -> int:
+def usual_workers(ward: Lab) -> int:
     """As many as there are processors, for models on the CPU that fit several times; one where processes cannot be forked safely."""
     w = ward.workload
     if sys.platform != "linux" or w.device.type != "cpu" or torch.cuda.is_initialized():
@@ -126,10 +126,10 @@ def usual_workers(ward: Ward) -> int:
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
-_WARDS: list[Ward] = []  # of a worker process: what it works for
+_WARDS: list[Lab] = []  # of a worker process: what it works for
 
 
-def _begin(ward: Ward) -> None:
+def _begin(ward: Lab) -> None:
     """One thread each; an interrupt is for the parent, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -29,7 +29,7 @@ OutcomeStatus = Literal[
 
 
 @dataclass(frozen=True)
-class Prescription:
+class Fix:
     """A treatment with its settings for one model. Plain data: it can be saved, shown, and applied to any copy."""
 
     treatment: str  # name in the vocabulary, as in `Remedy.name`
@@ -77,7 +77,7 @@ class Change:
 class Outcome:
     """A prescription that was tried, what it did, and how it would be written into the source."""
 
-    prescription: Prescription
+    prescription: Fix
     status: OutcomeStatus
     reason: str = ""
     changes: tuple[Change, ...] = ()

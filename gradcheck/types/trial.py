@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gradcheck.types.fix import Effect, Prescription
+from gradcheck.types.fix import Effect, Fix
 from gradcheck.types.measurement import Assumption
 
 Task = Literal["classification", "binary", "multilabel", "regression", "language", "other"]
@@ -54,7 +54,7 @@ class Entry:
     title: str  # with its strength: "dropout 0.3"
     status: EntryStatus
     text: str = ""  # one sentence for people
-    prescriptions: tuple[Prescription, ...] = ()
+    prescriptions: tuple[Fix, ...] = ()
     effect: Effect | None = None  # against the untreated model on the same seeds
     fresh: bool = False  # these seeds had no part in choosing the entry or its strength
     seeds: int = 0
@@ -127,7 +127,7 @@ class TrialResult:
         return tuple(e for e in self.entries if e.status == "helps")
 
     @property
-    def prescriptions(self) -> tuple[Prescription, ...]:
+    def prescriptions(self) -> tuple[Fix, ...]:
         """Of the recommended entry."""
         chosen = self.entry(self.recommended) if self.recommended else None
         return chosen.prescriptions if chosen is not None else ()

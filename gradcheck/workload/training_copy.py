@@ -19,7 +19,7 @@ from gradcheck.workload.training_mode import set_mode
 from gradcheck.workload.workload import Batch, Clipping, TrainingStep, Workload
 
 
-class Trainee:
+class TrainingCopy:
     """A model, optimizer and loss that may be trained and thrown away: a copy, or the user's own objects while they are lent.
 
     Of lent ones only the trainee that was asked for last is in place: `model` and `optimizer` put it there.
@@ -69,7 +69,7 @@ class Trainee:
         return value if value.dim() == 0 else value.reshape(())
 
 
-def fork(workload: Workload, *, seed: int = 0) -> Trainee:
+def fork(workload: Workload, *, seed: int = 0) -> TrainingCopy:
     """A fresh copy with the workload's initial weights and optimizer state, in training mode, random state seeded.
 
     Functions that refer to the model from outside (a penalty over its parameters, say) are made to refer to the copy. Where the workload
@@ -87,21 +87,21 @@ def fork(workload: Workload, *, seed: int = 0) -> Trainee:
         loss = bound(workload.loss, memo)
         bind_copies(memo)
     sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
-    trainee = Trainee(model, optimizer, step, sites, workload.clip, loss)
+    trainee = TrainingCopy(model, optimizer, step, sites, workload.clip, loss)
     trainee.own |= {id(twin) for twin in memo.values() if isinstance(twin, (nn.Module, torch.Tensor))}
     return _started(trainee, seed)
 
 
-def lend(workload: Workload, borrowed: Borrowed, *, seed: int = 0) -> Trainee:
+def lend(workload: Workload, borrowed: Borrowed, *, seed: int = 0) -> TrainingCopy:
     """The workload's own model in its initial state, with a copy of the optimizer that holds its parameters."""
     with copying():
         optimizer = copy_optimizer(workload.optimizer, dict(borrowed.tensors))
     return _started(
-        Trainee(workload.model, optimizer, workload.training_step, workload.sites, workload.clip, workload.loss, borrowed), seed
+        TrainingCopy(workload.model, optimizer, workload.training_step, workload.sites, workload.clip, workload.loss, borrowed), seed
     )
 
 
-def _started(trainee: Trainee, seed: int) -> Trainee:
+def _started(trainee: TrainingCopy, seed: int) -> TrainingCopy:
     _set_training(trainee.model)
     seed_all(seed)
     return trainee
@@ -137,7 +137,7 @@ def copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> to
 
 
 @contextmanager
-def restored(trainee: Trainee) -> Iterator[None]:
+def restored(trainee: TrainingCopy) -> Iterator[None]:
     """Puts back what running the model without steps changes: buffers, modes and gradients."""
     buffers = [(b, b.detach().clone()) for b in trainee.model.buffers()]
     modes = [(m, m.training) for m in trainee.model.modules()]

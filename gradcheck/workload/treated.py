@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.workload.step import make_training_step
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Batch, Workload
@@ -25,7 +25,7 @@ class Inapplicable(Exception):
 
 
 @dataclass
-class Patient:
+class TreatedWorkload:
     """A copy of a workload, which treatments may change: model, optimizer, loss, clipping, batches.
 
     What acts at every step attaches itself to the optimizer as a step hook that refers to its `optimizer` argument only,
@@ -34,7 +34,7 @@ class Patient:
 
     workload: Workload
     preparations: list[Prepare] = field(default_factory=list)
-    applied: list[Prescription] = field(default_factory=list)
+    applied: list[Fix] = field(default_factory=list)
     augmentations: list[Augment] = field(default_factory=list)  # of training batches only, drawn anew at each step
     renames: list[tuple[str, str]] = field(default_factory=list)  # (path, path now) of modules that were wrapped, in order
 
@@ -80,7 +80,7 @@ class Patient:
             self.workload.sites = {**self.workload.sites, id(optimizer): self.workload.sites[id(old)]}
         self.workload.optimizer = optimizer
 
-    def copy(self) -> Patient:
+    def copy(self) -> TreatedWorkload:
         """An independent copy, with the same weights."""
         return replace(
             self,
@@ -92,11 +92,11 @@ class Patient:
         )
 
 
-def admit(workload: Workload) -> Patient:
+def treated_copy(workload: Workload) -> TreatedWorkload:
     """A patient made from a workload, which stays as it is. Raises TargetError when the model cannot be copied faithfully."""
     if workload.borrowed is not None:
         raise TargetError(f"remedies are tried on copies, and {workload.borrowed.why}", hint="`gradcheck scan` measures the model itself")
-    return Patient(_copied(workload))
+    return TreatedWorkload(_copied(workload))
 
 
 def _copied(workload: Workload) -> Workload:

@@ -11,15 +11,15 @@ import pytest
 from gradcheck.analysis.convergence import (
     PATIENCE,
     depends_on_order,
-    fall,
     held_up,
     outcome,
     ran_away,
     relapse,
+    relative_decrease,
     sooner,
     start_and_end,
+    training_outcome,
     unsettled,
-    verdict,
 )
 from gradcheck.types.measurement import Run
 from tests.literals import measurement, stalled
@@ -88,9 +88,9 @@ def test_a_run_on_its_own_batches_brings_its_own_chance():
 
 
 def test_fall_is_relative_to_the_better_of_start_and_chance():
-    assert fall(noisy(4.0, 1.0, noise=0.0, steps=4000), 2.0) == pytest.approx(0.5, abs=0.01)
-    assert fall(noisy(1.0, 0.5, noise=0.0, steps=4000), 2.0) == pytest.approx(0.5, abs=0.01)
-    assert fall(noisy(1.0, 2.0, noise=0.0, steps=4000)) == pytest.approx(-1.0, abs=0.01)
+    assert relative_decrease(noisy(4.0, 1.0, noise=0.0, steps=4000), 2.0) == pytest.approx(0.5, abs=0.01)
+    assert relative_decrease(noisy(1.0, 0.5, noise=0.0, steps=4000), 2.0) == pytest.approx(0.5, abs=0.01)
+    assert relative_decrease(noisy(1.0, 2.0, noise=0.0, steps=4000)) == pytest.approx(-1.0, abs=0.01)
 
 
 def test_start_and_end_cover_every_batch_equally():
@@ -120,7 +120,7 @@ def test_a_loss_that_jumps_up_late_is_unsettled():
 def test_a_probe_that_learns_clearly_in_another_order_learns(end, expected):
     again = Run("other order", tuple([2.3] * 50 + [end] * 250), rate_factor=1.0)
     m = measurement(probe=stalled(steps=300), experiments=(again,))
-    assert verdict(m) == expected and depends_on_order(m) == (expected == "learns")
+    assert training_outcome(m) == expected and depends_on_order(m) == (expected == "learns")
 
 
 @pytest.mark.parametrize(("steps", "lasts"), [(16, False), (250, True)])
@@ -130,7 +130,7 @@ def test_a_dip_in_another_order_is_no_learning_where_the_probe_had_one_as_deep(s
     again = Run("other order", tuple([0.78 - 0.35 * t / steps for t in range(steps)]), rate_factor=1.0, ended="learned")
     m = measurement(probe=probe, chance=0.66, experiments=(again,))
     assert relapse(m.probe, m.chance) is not None
-    assert depends_on_order(m) == lasts and verdict(m) == ("learns" if lasts else "stalls")
+    assert depends_on_order(m) == lasts and training_outcome(m) == ("learns" if lasts else "stalls")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_lower_rate_is_compared_over_the_same_steps():
     assert sooner(lower, probe) and not sooner(Run("rate x0.01", lower.losses[:7], batches=30, ended="budget"), probe)
     assert not sooner(Run("rate x0.01", (4.2, *[3.9] * 9), batches=30, ended="budget"), probe)
     m = measurement(probe=probe, chance=4.2)
-    assert verdict(m) == "unknown" and verdict(replace(m, experiments=(lower,))) == "stalls"
+    assert training_outcome(m) == "unknown" and training_outcome(replace(m, experiments=(lower,))) == "stalls"
 
 
 @pytest.mark.parametrize(("end", "expected"), [(1.1, None), (1.3, (0.2, 50)), (2.3, (0.2, 50))])

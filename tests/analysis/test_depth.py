@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradcheck.analysis.depth import GAINS, Trend, forward_trend, gradient_norms, gradient_trend, log_sizes, steepest, trend
+from gradcheck.analysis.depth import GAINS, Trend, forward_trend, gradient_norms, gradient_trend, largest_drop, log_sizes, trend
 from gradcheck.analysis.layer_groups import (
     body,
     by_site,
@@ -88,17 +88,17 @@ def test_layers_side_by_side_share_a_depth():
     beside = replace(m, layers=(*towers, *m.layers[5:]))
     assert gradient_trend(m).total > 4 and gradient_trend(m).n == 5
     assert gradient_trend(beside).total < 3 and gradient_trend(beside).n == 3
-    chain, apart = steepest(gradient_norms(m), rising=True), steepest(gradient_norms(beside), rising=True)
+    chain, apart = largest_drop(gradient_norms(m), rising=True), largest_drop(gradient_norms(beside), rising=True)
     assert chain is not None and (chain.before.name, chain.after.name) == ("fc.1", "fc.2")
     assert apart is not None and apart.decades == pytest.approx(1.0)
 
 
 def test_the_steepest_neighbours():
     m = stacked([1e-6, 1e-5, 1.0, 0.5])
-    rising, falling = steepest(gradient_norms(m), rising=True), steepest(gradient_norms(m), rising=False)
+    rising, falling = largest_drop(gradient_norms(m), rising=True), largest_drop(gradient_norms(m), rising=False)
     assert rising is not None and (rising.before.name, rising.after.name) == ("fc.1", "fc.2") and rising.decades == pytest.approx(5.0)
     assert falling is not None and falling.after.name == "fc.3"
-    assert steepest(gradient_norms(stacked([1.0, 2.0, 3.0])), rising=False) is None
+    assert largest_drop(gradient_norms(stacked([1.0, 2.0, 3.0])), rising=False) is None
 
 
 def test_recommended_gains_keep_the_variance_of_a_unit_normal_input():

@@ -15,7 +15,7 @@ from torch.optim import optimizer as optimizer_hooks
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from gradcheck.capture.build import Unfaithful, workload_of
+from gradcheck.capture.build import ReplayMismatch, workload_of
 from gradcheck.capture.recorder import Recorder
 from gradcheck.workload.source_sites import record_sites
 from gradcheck.workload.workload import Workload
@@ -308,7 +308,7 @@ def test_what_is_hidden_from_the_tape_is_said():
         return [model]
 
     recorder, _ = recorded(loop)
-    with pytest.raises(Unfaithful, match="no module and no parameter that was seen in use"):
+    with pytest.raises(ReplayMismatch, match="no module and no parameter that was seen in use"):
         workloads(recorder)
 
 

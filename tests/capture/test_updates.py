@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradcheck.capture.build import workload_of
 from gradcheck.capture.by_hand import tell_rules
-from gradcheck.capture.events import Watched
+from gradcheck.capture.events import OptimizerTrace
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.together import joined
 from gradcheck.workload.source_sites import record_sites
@@ -109,7 +109,7 @@ def recorded(loop: Callable[[], Any]) -> tuple[Recorder, Any]:
     return recorder, result
 
 
-def trained(recorder: Recorder) -> list[Watched]:
+def trained(recorder: Recorder) -> list[OptimizerTrace]:
     return [w for w in recorder.optimizers.values() if w.steps]
 
 

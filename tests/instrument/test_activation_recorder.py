@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
 from torch.utils.checkpoint import checkpoint
 
-from gradcheck.instrument.activation_recorder import HEADS, Call, Taps
-from gradcheck.instrument.first_pass_recorder import Tracer
+from gradcheck.instrument.activation_recorder import HEADS, ActivationRecorder, Call
+from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 from tests.measure import obvious
 
 
-def tapped(model: nn.Module, x: torch.Tensor, *, taps: type[Taps] = Taps, loss: Callable[[Any], torch.Tensor] | None = None) -> list[Call]:
+def tapped(model: nn.Module, x: torch.Tensor, *, taps: type[ActivationRecorder] = ActivationRecorder, loss: Callable[[Any], torch.Tensor] | None = None) -> list[Call]:
     """The calls of one forward and backward pass."""
     names = {id(m): name for name, m in model.named_modules()}
     with taps(names) as watching:
@@ -218,9 +218,9 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor | None]:
     return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("taps", [Taps, Tracer])
+@pytest.mark.parametrize("taps", [ActivationRecorder, FirstPassRecorder])
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_bit_for_bit_those_without_taps(name: str, taps: type[Taps]) -> None:
+def test_gradients_are_bit_for_bit_those_without_taps(name: str, taps: type[ActivationRecorder]) -> None:
     torch.manual_seed(0)
     model = MODELS[name]()
     torch.manual_seed(7)
@@ -313,7 +313,7 @@ def test_functions_inside_a_leaf_layer_are_not_calls_of_their_own() -> None:
 def test_without_functional_taps_only_modules_are_seen() -> None:
     model = Twice()
     names = {id(m): name for name, m in model.named_modules()}
-    with Taps(names, functions=False) as taps:
+    with ActivationRecorder(names, functions=False) as taps:
         model(sample("")).sum().backward()
     assert {c.name for c in taps.calls} == {"", "linear", "tied"}
 
@@ -321,7 +321,7 @@ def test_without_functional_taps_only_modules_are_seen() -> None:
 def test_modules_that_the_model_does_not_list_are_found() -> None:
     model = Unregistered()
     names = {id(m): name for name, m in model.named_modules()}
-    with Taps(names) as taps:
+    with ActivationRecorder(names) as taps:
         model(sample("")).sum().backward()
     assert list(taps.hidden.values()) == model.layers
     assert [c.name for c in taps.calls[:3]] == ["first", "(unregistered Linear 0)", "(unregistered Linear 1)"]
@@ -404,7 +404,7 @@ def test_nothing_stays_behind_when_the_pass_raises(error: type[BaseException]) -
     model = nn.Sequential(nn.Linear(8, 8), Raises())
     before = _global_hooks()
     with pytest.raises(error):
-        tapped(model, sample(""), taps=Tracer)
+        tapped(model, sample(""), taps=FirstPassRecorder)
     assert _global_hooks() == before
     assert torch.overrides._get_current_function_mode() is None
 
@@ -412,7 +412,7 @@ def test_nothing_stays_behind_when_the_pass_raises(error: type[BaseException]) -
 def test_what_ran_before_an_exception_is_measured() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(3, 3))
     names = {id(m): name for name, m in model.named_modules()}
-    taps = Taps(names)
+    taps = ActivationRecorder(names)
     with pytest.raises(RuntimeError), taps:
         model(sample(""))
     assert [c.name for c in taps.calls] == ["0", "1"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gradcheck.instrument import data_flow
 from gradcheck.instrument.data_flow import Linked
-from gradcheck.instrument.first_pass_recorder import Tracer
+from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 from gradcheck.instrument.graph_structure import Graph
 
 BN = nn.BatchNorm1d
@@ -30,7 +30,7 @@ class Through(nn.Module):
 
 def linked(model: nn.Module, x: torch.Tensor) -> Linked:
     torch.manual_seed(0)
-    taps = Tracer({id(m): name for name, m in model.named_modules()})
+    taps = FirstPassRecorder({id(m): name for name, m in model.named_modules()})
     with taps:
         loss = model(x).square().mean()
     assert taps.failures == {}

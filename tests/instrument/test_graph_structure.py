@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.instrument.activation_recorder import Taps
-from gradcheck.instrument.graph_structure import Fate, Graph, producer
+from gradcheck.instrument.activation_recorder import ActivationRecorder
+from gradcheck.instrument.graph_structure import Downstream, Graph, producer
 
 
-def fates(model: nn.Module, x: torch.Tensor) -> dict[str, Fate]:
-    taps = Taps({id(m): name for name, m in model.named_modules()})
+def fates(model: nn.Module, x: torch.Tensor) -> dict[str, Downstream]:
+    taps = ActivationRecorder({id(m): name for name, m in model.named_modules()})
     with taps:
         loss = model(x).square().mean()
     found = Graph(loss.grad_fn).fates(taps.calls)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradcheck.instrument.deferred_statistics import Pending
+from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import CHUNK, describe, merge, spread
 from gradcheck.types.measurement import TensorStats
 from tests.measure import obvious
@@ -70,7 +70,7 @@ def test_a_tensor_is_described_as_the_obvious_way_does(name: str) -> None:
 def test_the_queued_way_of_other_devices_gives_the_same(name: str) -> None:
     """Run on the CPU: only where the numbers are computed differs."""
     found: list[TensorStats] = []
-    pending = Pending()
+    pending = DeferredStatistics()
     pending.queue(TENSORS[name], found.append)
     pending.settle()
     direct = describe(TENSORS[name])
@@ -82,7 +82,7 @@ def test_the_queued_way_of_other_devices_gives_the_same(name: str) -> None:
 
 def test_tensors_added_together_are_described_as_alone() -> None:
     found: dict[str, TensorStats] = {}
-    pending = Pending()
+    pending = DeferredStatistics()
     zeros = {name: pending.add(x, lambda stats, n=name: found.__setitem__(n, stats)) for name, x in TENSORS.items()}  # type: ignore[misc]
     pending.settle()
     for name, x in TENSORS.items():
@@ -93,7 +93,7 @@ def test_tensors_added_together_are_described_as_alone() -> None:
 def test_tensors_queued_together_go_to_their_own_receivers() -> None:
     tensors = [normal(3, 7, seed=s) for s in range(5)] + [normal(70_000, seed=s) for s in range(2)] + [torch.arange(4), torch.empty(0)]
     found: dict[int, TensorStats] = {}
-    pending = Pending()
+    pending = DeferredStatistics()
     for i, x in enumerate(tensors):
         pending.queue(x, lambda stats, i=i: found.__setitem__(i, stats))  # type: ignore[misc]
     assert not found
@@ -108,7 +108,7 @@ def test_tensors_queued_together_go_to_their_own_receivers() -> None:
 def test_a_queued_tensor_may_change_afterwards() -> None:
     x = torch.ones(10)
     found: list[TensorStats] = []
-    pending = Pending()
+    pending = DeferredStatistics()
     pending.queue(x, found.append)
     x.zero_()
     pending.settle()
@@ -136,7 +136,7 @@ def test_short_floats_are_read_as_what_they_hold(dtype: torch.dtype) -> None:
 )
 def test_what_has_no_statistics_gives_none(x: torch.Tensor) -> None:
     assert describe(x) is None
-    Pending().queue(x, lambda stats: pytest.fail("nothing should arrive"))
+    DeferredStatistics().queue(x, lambda stats: pytest.fail("nothing should arrive"))
 
 
 def test_tensors_inside_a_functional_transform_are_left_alone() -> None:

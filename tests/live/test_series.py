@@ -5,13 +5,13 @@ import math
 import pytest
 
 from gradcheck.analysis.convergence import outcome
-from gradcheck.live.series import FIRST, MOST, Series, thinned
-from gradcheck.live.step_timer import Pace
+from gradcheck.live.series import FIRST, MOST, DownsampledSeries, thinned
+from gradcheck.live.step_timer import StepTimer
 from gradcheck.types.measurement import Run
 
 
 def test_a_series_keeps_the_first_and_the_means_of_the_rest() -> None:
-    series = Series()
+    series = DownsampledSeries()
     count = FIRST + 8 * MOST + 3
     for i in range(count):
         series.add(float(i))
@@ -25,7 +25,7 @@ def test_a_series_keeps_the_first_and_the_means_of_the_rest() -> None:
 
 
 def test_a_series_that_ends_in_nan_says_so() -> None:
-    series = Series()
+    series = DownsampledSeries()
     for i in range(5000):
         series.add(1.0 if i < 4990 else math.nan)
     assert math.isnan(series.values()[-1])
@@ -41,7 +41,7 @@ def test_thinning_keeps_both_ends() -> None:
 def test_pace_tells_what_measuring_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("gradcheck.live.step_timer.time.perf_counter", lambda: now[0])
-    pace = Pace()
+    pace = StepTimer()
     for i in range(101):
         now[0] += 0.15 if i % 10 == 0 else 0.1
         pace.step(i % 10 == 0)

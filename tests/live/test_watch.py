@@ -361,12 +361,12 @@ def test_a_compiled_model_is_watched_from_outside() -> None:
 
 
 def test_a_fault_of_gradcheck_does_not_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradcheck.live.loop_monitor import Follower
+    from gradcheck.live.loop_monitor import LoopMonitor
 
-    def broken(self: Follower, watching: Any) -> None:
+    def broken(self: LoopMonitor, watching: Any) -> None:
         raise ZeroDivisionError("gradcheck's own")
 
-    monkeypatch.setattr(Follower, "_file", broken)
+    monkeypatch.setattr(LoopMonitor, "_file", broken)
     kept = Kept(every=5)
     loops.classify(kept, steps=8)
     assert isinstance(kept.boards[0].failure, ZeroDivisionError)

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from gradcheck.config.settings import Settings
 from gradcheck.loading.objects import from_objects
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.types.finding import Finding
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.treated import Patient, admit
+from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Workload
 
 FEATURES, CLASSES = 16, 4
@@ -36,8 +36,8 @@ def workload(model: nn.Module, data: Any = None, optimizer: torch.optim.Optimize
     return from_objects(model, data if data is not None else batches(), loss=loss, optimizer=optimizer)
 
 
-def patient(model: nn.Module, data: Any = None, optimizer: torch.optim.Optimizer | None = None) -> Patient:
-    return admit(workload(model, data, optimizer))
+def patient(model: nn.Module, data: Any = None, optimizer: torch.optim.Optimizer | None = None) -> TreatedWorkload:
+    return treated_copy(workload(model, data, optimizer))
 
 
 def measured(model: nn.Module, data: Any = None, optimizer: torch.optim.Optimizer | None = None, rule: str = "") -> Measurement:
@@ -46,12 +46,12 @@ def measured(model: nn.Module, data: Any = None, optimizer: torch.optim.Optimize
     return scan_workload(workload(model, data, optimizer), settings).measurement
 
 
-def prescribed(treatment: Treatment, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = "") -> Prescription:
+def prescribed(treatment: RemedyDefinition, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = "") -> Fix:
     """The first prescription for a model."""
     return treatment.prescribe(finding, measured(model, data, rule=rule))[0]
 
 
-def treated(treatment: Treatment, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = "") -> Patient:
+def treated(treatment: RemedyDefinition, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = "") -> TreatedWorkload:
     """A patient after the treatment that is prescribed for it."""
     assert treatment.apply is not None
     one = patient(model, data)
@@ -85,7 +85,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def losses(one: Patient, steps: int = 60) -> list[float]:
+def losses(one: TreatedWorkload, steps: int = 60) -> list[float]:
     """The training losses of a copy: it really trains."""
     twin = one.copy()
     found = []
@@ -99,12 +99,12 @@ def losses(one: Patient, steps: int = 60) -> list[float]:
     return found
 
 
-def held(one: Patient) -> set[int]:
+def held(one: TreatedWorkload) -> set[int]:
     """Ids of all tensors in the optimizer."""
     return {id(p) for group in one.optimizer.param_groups for p in group["params"]}
 
 
-def outputs(one: Patient) -> torch.Tensor:
+def outputs(one: TreatedWorkload) -> torch.Tensor:
     """Of the first batch, without a trace in the model."""
     twin = one.copy()
     with torch.no_grad():

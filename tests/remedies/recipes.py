@@ -11,9 +11,9 @@ from torch import nn
 from gradcheck.config.settings import Settings
 from gradcheck.loading.objects import from_objects
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies.catalogue import VOCABULARY
-from gradcheck.types.fix import Prescription
-from gradcheck.workload.treated import Patient, admit
+from gradcheck.remedies.catalogue import CATALOGUE
+from gradcheck.types.fix import Fix
+from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Workload
 
 
@@ -51,8 +51,8 @@ def workload(
     return from_objects(model, classification() if batches is None else batches, loss=loss, optimizer=optimizer(model.parameters()), **more)
 
 
-def patient(*args: Any, **kwargs: Any) -> Patient:
-    return admit(workload(*args, **kwargs))
+def patient(*args: Any, **kwargs: Any) -> TreatedWorkload:
+    return treated_copy(workload(*args, **kwargs))
 
 
 def measured(w: Workload, steps: int = 40, *, fast: bool = False) -> Any:
@@ -60,14 +60,14 @@ def measured(w: Workload, steps: int = 40, *, fast: bool = False) -> Any:
     return scan_workload(w, Settings(steps=steps, budget=20.0, fast=fast))
 
 
-def order(name: str, **settings: Any) -> Prescription:
+def order(name: str, **settings: Any) -> Fix:
     """A prescription as a test writes it."""
-    treatment = VOCABULARY[name]
+    treatment = CATALOGUE[name]
     layers, location = settings.pop("layers", ()), settings.pop("location", None)
-    return Prescription(name, "", treatment.stage, treatment.applicability, settings, layers, location=location)
+    return Fix(name, "", treatment.stage, treatment.applicability, settings, layers, location=location)
 
 
-def step(p: Patient, batch: Any = None) -> float:
+def step(p: TreatedWorkload, batch: Any = None) -> float:
     """One training step of the patient as a bare loop takes it."""
     batch = p.workload.batches[0] if batch is None else batch
     p.optimizer.zero_grad()

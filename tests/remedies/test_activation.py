@@ -13,9 +13,9 @@ from gradcheck.analysis.depth import gradient_trend
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
 from gradcheck.remedies.activation import INSERT, REPLACE
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.output_activation import REMOVE
-from gradcheck.workload.treated import Inapplicable, Patient, admit
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, prescribed, treated, unchanged, workload
 
 
@@ -191,12 +191,12 @@ def test_softmax_over_one_unit_becomes_a_sigmoid_where_the_loss_takes_probabilit
     assert run[-1] < run[0]
 
 
-def cured(treatment: Treatment, model: nn.Module, work: object, code: str) -> tuple[Patient, set[str]]:
+def cured(treatment: RemedyDefinition, model: nn.Module, work: object, code: str) -> tuple[TreatedWorkload, set[str]]:
     """A patient after the treatment of a real finding, and the codes that a scan still finds."""
     report = scan_workload(work, Settings(fast=True))  # type: ignore[arg-type]
     found = next(f for f in report.findings if f.code == code)
     with unchanged(model):
-        one = admit(work)  # type: ignore[arg-type]
+        one = treated_copy(work)  # type: ignore[arg-type]
         assert treatment.apply is not None
         treatment.apply(one, treatment.prescribe(found, report.measurement)[0])
     return one, {f.code for f in scan_workload(one.workload, Settings(fast=True)).findings}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.remedies.catalogue import VOCABULARY, apply
-from gradcheck.workload.treated import Inapplicable, admit
+from gradcheck.remedies.catalogue import CATALOGUE, apply
+from gradcheck.workload.treated import Inapplicable, treated_copy
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload
 
 
@@ -69,8 +69,8 @@ def images() -> list[Any]:
 def test_hidden_layers_are_half_as_wide(make: Any, batches: Any) -> None:
     torch.manual_seed(0)
     w = workload(make(), batches(), optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
-    (p,) = VOCABULARY["smaller-network"].prescribe(None, measured(w, 6, fast=True).measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["smaller-network"].prescribe(None, measured(w, 6, fast=True).measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
     x, _ = w.batches[0]
@@ -117,8 +117,8 @@ def deep() -> nn.Module:
 
 def test_every_second_of_the_repeated_blocks_goes() -> None:
     w = workload(deep())
-    (p,) = VOCABULARY["shallower-network"].prescribe(None, measured(w, 6, fast=True).measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["shallower-network"].prescribe(None, measured(w, 6, fast=True).measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
     kinds = [type(x).__name__ for x in treated.model]
@@ -142,8 +142,8 @@ def test_blocks_of_a_list_go_and_models_without_blocks_say_so() -> None:
 
 def test_larger_batches_hold_the_same_samples() -> None:
     w = workload(batches=classification(count=5))
-    (p,) = VOCABULARY["larger-batch"].prescribe(None, measured(w, 6, fast=True).measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["larger-batch"].prescribe(None, measured(w, 6, fast=True).measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     assert [len(y) for _, y in treated.workload.batches] == [64, 16]
     assert torch.equal(torch.cat([x for x, _ in treated.workload.batches]), torch.cat([x for x, _ in w.batches]))

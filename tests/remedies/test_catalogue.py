@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gradcheck.remedies import catalogue
-from gradcheck.remedies.catalogue import ADVICE_ONLY, VOCABULARY, apply
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.catalogue import ADVICE_ONLY, CATALOGUE, apply
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.editing import WRITERS
 from gradcheck.types.fix import STAGES
 from gradcheck.workload.treated import Inapplicable
@@ -34,18 +34,18 @@ def named_by_rules() -> set[str]:
 def test_every_remedy_of_a_rule_is_a_treatment_or_advice() -> None:
     names = named_by_rules()
     assert len(names) > 60
-    assert names <= set(VOCABULARY) | set(ADVICE_ONLY), names - set(VOCABULARY) - set(ADVICE_ONLY)
+    assert names <= set(CATALOGUE) | set(ADVICE_ONLY), names - set(CATALOGUE) - set(ADVICE_ONLY)
 
 
 def test_advice_is_what_rules_name_and_no_treatment_does() -> None:
     assert set(ADVICE_ONLY) <= named_by_rules()
-    assert not set(ADVICE_ONLY) & set(VOCABULARY)
+    assert not set(ADVICE_ONLY) & set(CATALOGUE)
     assert all(len(reason) > 20 for reason in ADVICE_ONLY.values())
 
 
 def test_no_name_is_given_twice() -> None:
     every = [t.name for module in catalogue.MODULES for t in module.TREATMENTS]
-    assert len(every) == len(set(every)) == len(VOCABULARY)
+    assert len(every) == len(set(every)) == len(CATALOGUE)
 
 
 def test_the_trial_finds_what_it_offers() -> None:
@@ -53,11 +53,11 @@ def test_the_trial_finds_what_it_offers() -> None:
     random-crop input-noise token-dropout warm-up cosine-schedule step-schedule clip-gradient-norm clip-gradient-value
     adaptive-gradient-clipping batch-normalization layer-normalization group-normalization decoupled-weight-decay standardize-input
     xavier-init he-init orthogonal-init lsuv-init replace-activation lower-learning-rate add-residual""".split()
-    assert not set(offered) - set(VOCABULARY)
+    assert not set(offered) - set(CATALOGUE)
 
 
-@pytest.mark.parametrize("treatment", VOCABULARY.values(), ids=lambda t: t.name)
-def test_entries_are_complete(treatment: Treatment) -> None:
+@pytest.mark.parametrize("treatment", CATALOGUE.values(), ids=lambda t: t.name)
+def test_entries_are_complete(treatment: RemedyDefinition) -> None:
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", treatment.name)
     assert treatment.title
     assert treatment.stage in STAGES
@@ -68,8 +68,8 @@ def test_entries_are_complete(treatment: Treatment) -> None:
         assert strength.low < strength.high and strength.low <= strength.default <= strength.high
 
 
-@pytest.mark.parametrize("treatment", VOCABULARY.values(), ids=lambda t: t.name)
-def test_what_is_prescribed_for_no_finding_names_its_strengths(treatment: Treatment) -> None:
+@pytest.mark.parametrize("treatment", CATALOGUE.values(), ids=lambda t: t.name)
+def test_what_is_prescribed_for_no_finding_names_its_strengths(treatment: RemedyDefinition) -> None:
     for p in treatment.prescribe(None, measurement()):
         assert (p.treatment, p.stage) == (treatment.name, treatment.stage)
         assert p.text and p.citation and p.findings == ()

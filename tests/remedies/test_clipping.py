@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.clipping import norm_threshold, percentile
 from gradcheck.training.paired import train
 from gradcheck.types.measurement import Run
-from gradcheck.workload.treated import admit
+from gradcheck.workload.treated import treated_copy
 from tests.literals import falling, measurement, optimizer
 from tests.remedies.recipes import measured, order, patient, workload
 
@@ -48,16 +48,16 @@ def test_clipping_is_in_force_in_a_patient_s_training_and_its_copies() -> None:
         ("clip-gradient-value", {"clip_value": 1e-4}),
         ("adaptive-gradient-clipping", {"clipping": 1e-4}),
     ):
-        treated = admit(w)
+        treated = treated_copy(w)
         apply(treated, order(name, **settings))
         run = train(treated.copy(), steps=12, seed=0)
-        assert abs(run.losses[-1] - run.losses[0]) < 0.6 * abs(train(admit(w), steps=12, seed=0).losses[-1] - run.losses[0])
+        assert abs(run.losses[-1] - run.losses[0]) < 0.6 * abs(train(treated_copy(w), steps=12, seed=0).losses[-1] - run.losses[0])
         assert w.clip is None
 
 
 def test_adaptive_clipping_leaves_the_head_out() -> None:
     m = measured(workload(), 6, fast=True).measurement
-    (p,) = VOCABULARY["adaptive-gradient-clipping"].prescribe(None, m)
+    (p,) = CATALOGUE["adaptive-gradient-clipping"].prescribe(None, m)
     assert p.settings["exempt"] == "4.weight,4.bias"
     treated = patient()
     apply(treated, p)
@@ -68,6 +68,6 @@ def test_adaptive_clipping_leaves_the_head_out() -> None:
 
 def test_value_clipping_starts_from_the_largest_entries() -> None:
     m = measured(workload(), 30).measurement
-    (p,) = VOCABULARY["clip-gradient-value"].prescribe(None, m)
+    (p,) = CATALOGUE["clip-gradient-value"].prescribe(None, m)
     largest = [s.gradient_max for q in m.parameters for s in q.steps if s.gradient_max]
     assert min(largest) < float(p.settings["clip_value"]) <= max(largest) * 1.05

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.data import complete, moments
 from gradcheck.workload.batch_tensors import input_indices, joined, picked, replaced, target_index, tensor_at
-from gradcheck.workload.treated import Inapplicable, admit
+from gradcheck.workload.treated import Inapplicable, treated_copy
 from tests.remedies.recipes import classification, measured, net, order, patient, regression, workload
 
 
@@ -38,8 +38,8 @@ def test_every_feature_is_standardized_over_all_batches() -> None:
     w = workload(batches=batches)
     report = measured(w)
     finding = next(f for f in report.findings if f.code == "DATA001")
-    (p,) = VOCABULARY["standardize-input"].prescribe(finding, report.measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["standardize-input"].prescribe(finding, report.measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     whole = torch.cat([x for x, _ in treated.workload.batches])
     for column in whole.T:
@@ -84,7 +84,7 @@ def test_named_inputs_of_a_dict() -> None:
     torch.manual_seed(0)
     batches = [{"features": 100 + torch.randn(8, 6), "extra": torch.randn(8, 2), "labels": torch.randint(3, (8,))} for _ in range(3)]
     report = measured(workload(Keyed(), batches))
-    (p,) = VOCABULARY["standardize-input"].prescribe(None, report.measurement)
+    (p,) = CATALOGUE["standardize-input"].prescribe(None, report.measurement)
     assert p.settings["input"] == "features"
     treated = patient(Keyed(), batches)
     apply(treated, p)
@@ -99,8 +99,8 @@ def test_targets_get_zero_mean_and_unit_scale(kind: str) -> None:
     w = workload(net(outputs=1), batches, loss, lambda p: torch.optim.Adam(p, lr=1e-3))
     report = measured(w)
     finding = next(f for f in report.findings if f.code == "DATA003")
-    (p,) = VOCABULARY["standardize-target"].prescribe(finding, report.measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["standardize-target"].prescribe(finding, report.measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     x, y = treated.prepare(batches[0])
     assert torch.equal(x, batches[0][0])
@@ -113,7 +113,7 @@ def test_targets_of_a_bounded_output_go_into_its_range() -> None:
     batches = regression(scale=5.0)
     model = nn.Sequential(net(outputs=1), nn.Sigmoid())
     report = measured(workload(model, batches, F.mse_loss), 6)
-    (p,) = VOCABULARY["standardize-target"].prescribe(next(f for f in report.findings if f.code == "LOSS001"), report.measurement)
+    (p,) = CATALOGUE["standardize-target"].prescribe(next(f for f in report.findings if f.code == "LOSS001"), report.measurement)
     treated = patient(model, batches, F.mse_loss)
     apply(treated, p)
     y = treated.workload.batches[0][1]
@@ -121,7 +121,7 @@ def test_targets_of_a_bounded_output_go_into_its_range() -> None:
 
 
 def test_class_labels_are_no_values_to_scale() -> None:
-    assert VOCABULARY["standardize-target"].prescribe(None, measured(workload(), 6).measurement) == []
+    assert CATALOGUE["standardize-target"].prescribe(None, measured(workload(), 6).measurement) == []
     with pytest.raises(Inapplicable):
         apply(patient(), order("standardize-target", mean=0.0, std=1.0))
 
@@ -131,7 +131,7 @@ def test_shuffling_deals_the_same_samples_anew() -> None:
     y = torch.arange(32) // 12
     batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 32, 8)]
     report = measured(workload(batches=batches), 6)
-    (p,) = VOCABULARY["shuffle-data"].prescribe(None, report.measurement)
+    (p,) = CATALOGUE["shuffle-data"].prescribe(None, report.measurement)
     treated = patient(batches=batches)
     apply(treated, p)
     dealt = treated.workload.batches
@@ -145,7 +145,7 @@ def test_shuffling_deals_the_same_samples_anew() -> None:
 
 
 def test_shuffled_data_are_not_prescribed_again() -> None:
-    assert VOCABULARY["shuffle-data"].prescribe(None, measured(workload(), 6).measurement) == []
+    assert CATALOGUE["shuffle-data"].prescribe(None, measured(workload(), 6).measurement) == []
 
 
 def test_samples_with_gaps_are_left_out() -> None:
@@ -154,8 +154,8 @@ def test_samples_with_gaps_are_left_out() -> None:
     batches[2][0][:] = float("inf")
     w = workload(batches=batches)
     report = measured(w, 6)
-    (p,) = VOCABULARY["clean-data"].prescribe(next(f for f in report.findings if f.code == "DATA002"), report.measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["clean-data"].prescribe(next(f for f in report.findings if f.code == "DATA002"), report.measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     x, y = treated.workload.batches[1]
     kept = [i for i in range(16) if i != 3]

@@ -11,24 +11,24 @@ from torch import nn
 from gradcheck.analysis.depth import gradient_trend
 from gradcheck.remedies import initialization as init
 from gradcheck.remedies.lsuv import TREATMENTS as LSUV
-from gradcheck.types.fix import Prescription
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.types.fix import Fix
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Workload
 from tests.remedies.patients import finding, losses, measured, patient, plain, prescribed, treated, unchanged
 
 HE, LECUN, XAVIER, ORTHOGONAL, SYMMETRY = init.TREATMENTS
 
 
-def lone(module: nn.Module) -> Patient:
+def lone(module: nn.Module) -> TreatedWorkload:
     """A patient that never runs."""
     model = nn.Sequential(module)
-    return Patient(Workload("lone", model, (), lambda model, batch: torch.zeros(()), torch.optim.SGD(model.parameters())))
+    return TreatedWorkload(Workload("lone", model, (), lambda model, batch: torch.zeros(()), torch.optim.SGD(model.parameters())))
 
 
 def drawn(name: str, module: nn.Module, gain: float = 2**0.5) -> torch.Tensor:
     """The weight of a lone layer after a prescription."""
     one = lone(module)
-    init.apply(one, Prescription(name, "", "initialization", "safe", {"gain": gain}, ("0",)))
+    init.apply(one, Fix(name, "", "initialization", "safe", {"gain": gain}, ("0",)))
     return one.model[0].weight.detach()
 
 
@@ -77,7 +77,7 @@ def test_biases_become_zero_and_the_same_seed_draws_the_same() -> None:
 
 def test_half_precision_keeps_its_type() -> None:
     one = lone(nn.Linear(256, 256).bfloat16())
-    init.apply(one, Prescription("he-init", "", "initialization", "safe", {"gain": 2**0.5}, ("0",)))
+    init.apply(one, Fix("he-init", "", "initialization", "safe", {"gain": 2**0.5}, ("0",)))
     assert one.model[0].weight.dtype == torch.bfloat16
     assert one.model[0].weight.float().std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.03)
 
@@ -124,7 +124,7 @@ def test_a_head_that_explodes_too_is_drawn_with_gain_one() -> None:
 def test_reparametrised_weights_are_refused_in_words() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4))
     with pytest.raises(Inapplicable, match="computed from others"):
-        init.apply(patient(model), Prescription("he-init", "", "initialization", "safe", {"gain": 1.0}, ("0",)))
+        init.apply(patient(model), Fix("he-init", "", "initialization", "safe", {"gain": 1.0}, ("0",)))
     assert all("0" not in p.layers for p in HE.prescribe(None, measured(model)))
 
 

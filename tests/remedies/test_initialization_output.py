@@ -14,7 +14,7 @@ from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
 from gradcheck.remedies import initialization_output as output
 from gradcheck.remedies import initialization_recurrent as recurrent
-from gradcheck.workload.treated import Inapplicable, admit
+from gradcheck.workload.treated import Inapplicable, treated_copy
 from tests.remedies.patients import batches, finding, losses, measured, outputs, patient, plain, prescribed, treated, unchanged, workload
 
 # -------------------------------------------------------------------------------- the head
@@ -52,7 +52,7 @@ def test_values_start_with_the_spread_of_their_targets() -> None:
     work = workload(model, data, loss=F.mse_loss)
     m = scan_workload(work, Settings(fast=True)).measurement
     (p,) = output.HEAD_SCALING.prescribe(finding("LOSS003", "2"), m)
-    one = admit(work)
+    one = treated_copy(work)
     output.scale_head(one, p)
     spread = torch.cat([y for _, y in data]).std().item()
     assert outputs(one).std().item() == pytest.approx(spread, rel=0.25)

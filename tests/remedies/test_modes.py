@@ -10,8 +10,8 @@ from torch import nn
 
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies.catalogue import VOCABULARY, apply
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.remedies.catalogue import CATALOGUE, apply
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from tests.remedies.patients import patient, unchanged, workload
 from tests.remedies.recipes import order
 
@@ -52,7 +52,7 @@ class WithDropout(Normed):
         return super().forward(x)
 
 
-def modes(one: Patient) -> tuple[bool, bool, bool]:
+def modes(one: TreatedWorkload) -> tuple[bool, bool, bool]:
     """Of the normalization while training, of the dropout, and of the normalization while evaluating."""
     one.model.train()
     one.model(one.workload.batches[0][0])
@@ -68,7 +68,7 @@ def test_the_normalization_follows_the_model(kind: type[Normed]) -> None:
     work = workload(model)
     report = scan_workload(work, SETTINGS)
     finding = next(f for f in report.findings if f.code == "NORM005")
-    (p,) = VOCABULARY["training-mode"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["training-mode"].prescribe(finding, report.measurement)
     one = patient(model)
     with unchanged(model):
         apply(one, p)

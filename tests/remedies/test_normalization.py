@@ -14,7 +14,7 @@ from gradcheck.remedies import normalization as norm
 from gradcheck.remedies.surgery import module_at
 from gradcheck.types.checks import Dropout
 from gradcheck.types.measurement import Regularization
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
 
 INSERT, BATCH, LAYER, GROUP = norm.INSERTING
@@ -166,6 +166,6 @@ def test_a_call_is_taken_out_of_the_code() -> None:
     check_moved(one)
 
 
-def check_moved(one: Patient) -> None:
+def check_moved(one: TreatedWorkload) -> None:
     assert [type(m).__name__ for m in one.model.norm] == ["BatchNorm1d", "Dropout"] and one.model.norm[1].p == 0.4
     assert not any(n.dropout is not None for n in measured(one.model).norms)

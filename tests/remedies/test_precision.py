@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.precision import in_bfloat16
 from gradcheck.workload.treated import Inapplicable
 from tests.remedies.recipes import measured, order, patient, step, workload
@@ -53,7 +53,7 @@ def test_a_training_step_that_overflows_stays_finite() -> None:
     w = workload(training_step=loud)
     report = measured(w, 10)
     finding = next(f for f in report.findings if any(r.name == "bfloat16" for r in f.remedies))
-    (p,) = VOCABULARY["bfloat16"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["bfloat16"].prescribe(finding, report.measurement)
     treated, untreated = patient(training_step=loud), patient(training_step=loud)
     apply(treated, p)
     assert math.isfinite(step(treated)) and not math.isfinite(step(untreated))

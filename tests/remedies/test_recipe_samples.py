@@ -8,9 +8,9 @@ import pytest
 
 from gradcheck.loading.load import load
 from gradcheck.loading.spec import TargetSpec
-from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.training.paired import train, training_loss
-from gradcheck.workload.treated import admit
+from gradcheck.workload.treated import treated_copy
 from tests.remedies.recipes import measured
 
 SICK = Path(__file__).resolve().parents[2] / "sample_models" / "sick"
@@ -30,8 +30,8 @@ def test_the_finding_goes_and_the_net_trains(name: str, code: str, remedy: str) 
     report = measured(w)
     finding = next(f for f in report.findings if f.code == code)
     assert remedy in {r.name for r in finding.remedies}
-    p = VOCABULARY[remedy].prescribe(finding, report.measurement)[0]
-    treated = admit(w)
+    p = CATALOGUE[remedy].prescribe(finding, report.measurement)[0]
+    treated = treated_copy(w)
     apply(treated, p)
     assert code not in {f.code for f in measured(treated.copy().workload).findings}
     run = train(treated, steps=100, seed=5)

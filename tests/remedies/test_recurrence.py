@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.remedies import recurrence
-from gradcheck.remedies.catalogue import VOCABULARY
-from gradcheck.types.fix import Prescription
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.remedies.catalogue import CATALOGUE
+from gradcheck.types.fix import Fix
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from tests import literals
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, treated, unchanged
 
@@ -49,11 +49,11 @@ def elman(read: Read = last_output, *, features: int = FEATURES, **options: Any)
     return Reader(nn.RNN(features, HIDDEN, batch_first=True, **options), read, width)
 
 
-def order(kind: str = "LSTM", *layers: str) -> Prescription:
+def order(kind: str = "LSTM", *layers: str) -> Fix:
     return recurrence.GATED.prescription("", layers=layers or ("rnn",), settings={"kind": kind})
 
 
-def given(kind: str, model: nn.Module, data: Any = SEQUENCES, optimizer: torch.optim.Optimizer | None = None) -> Patient:
+def given(kind: str, model: nn.Module, data: Any = SEQUENCES, optimizer: torch.optim.Optimizer | None = None) -> TreatedWorkload:
     one = patient(model, data, optimizer)
     recurrence.gate(one, order(kind))
     return one
@@ -207,7 +207,7 @@ TWO = (
 
 
 def test_an_lstm_comes_first_and_a_gru_second() -> None:
-    found = VOCABULARY["gated-recurrence"].prescribe(finding("GRAD003", "b"), of(*TWO))
+    found = CATALOGUE["gated-recurrence"].prescribe(finding("GRAD003", "b"), of(*TWO))
     assert [(p.settings, p.layers) for p in found] == [({"kind": "LSTM"}, ("b",)), ({"kind": "GRU"}, ("b",))]
     assert all(p.applicability == "unsafe" and p.stage == "architecture" and "change their shapes" in p.checkpoint for p in found)
     assert all(p.findings == ("GRAD003",) for p in found)

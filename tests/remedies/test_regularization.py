@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.penalties import penalised, units
 from gradcheck.types.finding import Finding
-from gradcheck.workload.treated import Inapplicable, admit
+from gradcheck.workload.treated import Inapplicable, treated_copy
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload
 
 
@@ -35,8 +35,8 @@ def sparse_regression() -> list[Any]:
 def test_a_strength_of_one_is_a_penalty_as_large_as_the_loss(name: str) -> None:
     w = workload()
     m = measured(w, 6).measurement
-    (p,) = VOCABULARY[name].prescribe(None, m)
-    s = VOCABULARY[name].at(p, strength=1.0).settings
+    (p,) = CATALOGUE[name].prescribe(None, m)
+    s = CATALOGUE[name].at(p, strength=1.0).settings
     l1, l2 = float(s.get("l1", 0.0)), float(s.get("l2", s.get("weight_decay", 0.0)))
     penalty = sum(l1 * x.abs().sum() + l2 / 2 * x.square().sum() for x in weights(w.model))
     loss = w.training_step(w.model, w.batches[0])
@@ -44,7 +44,7 @@ def test_a_strength_of_one_is_a_penalty_as_large_as_the_loss(name: str) -> None:
 
 
 def test_strengths_keep_factors_and_words_in_step() -> None:
-    elastic = VOCABULARY["elastic-net"]
+    elastic = CATALOGUE["elastic-net"]
     (p,) = elastic.prescribe(None, measured(workload(), 6).measurement)
     double = elastic.at(p, strength=2 * float(p.settings["strength"]))
     assert double.settings["l1"] == pytest.approx(2 * float(p.settings["l1"]))
@@ -61,8 +61,8 @@ def test_biases_gains_and_embeddings_are_not_penalised() -> None:
     assert [p.name for p in penalised(m)] == ["3.weight"]
     for name in ("l1", "l2", "elastic-net"):
         treated, plain = patient(model, batches), patient(model, batches)
-        (p,) = VOCABULARY[name].prescribe(None, m)
-        apply(treated, VOCABULARY[name].at(p, strength=3.0))
+        (p,) = CATALOGUE[name].prescribe(None, m)
+        apply(treated, CATALOGUE[name].at(p, strength=3.0))
         for one in (treated, plain):
             step(one)
         same = [torch.equal(a, b) for a, b in zip(treated.model.parameters(), plain.model.parameters(), strict=True)]
@@ -72,9 +72,9 @@ def test_biases_gains_and_embeddings_are_not_penalised() -> None:
 def test_l1_finds_the_features_that_matter_and_zeroes_the_others() -> None:
     batches = sparse_regression()
     w = workload(nn.Linear(60, 1), batches, F.mse_loss, lambda p: torch.optim.Adam(p, lr=0.02))
-    treated = admit(w)
-    (p,) = VOCABULARY["l1"].prescribe(None, measured(w, 6).measurement)
-    apply(treated, VOCABULARY["l1"].at(p, strength=0.05))
+    treated = treated_copy(w)
+    (p,) = CATALOGUE["l1"].prescribe(None, measured(w, 6).measurement)
+    apply(treated, CATALOGUE["l1"].at(p, strength=0.05))
     for t in range(1500):
         step(treated, batches[t % 3])
     weight = treated.model.weight.detach().flatten()
@@ -115,7 +115,7 @@ def test_weight_decay_that_is_there_stays() -> None:
 def test_there_is_no_unit_where_the_loss_is_none() -> None:
     m = measured(workload(), 6).measurement
     assert units(replace(m, probe=replace(m.probe, losses=()))) is None
-    assert VOCABULARY["l1"].prescribe(None, replace(m, probe=replace(m.probe, losses=(float("nan"),)))) == []
+    assert CATALOGUE["l1"].prescribe(None, replace(m, probe=replace(m.probe, losses=(float("nan"),)))) == []
 
 
 # ------------------------------------------------------------------------------- dropout
@@ -157,9 +157,9 @@ def dropped(model: nn.Module) -> list[float]:
 
 def test_dropout_goes_behind_every_hidden_activation() -> None:
     w = workload()
-    (p,) = VOCABULARY["dropout"].prescribe(None, measured(w, 6).measurement)
+    (p,) = CATALOGUE["dropout"].prescribe(None, measured(w, 6).measurement)
     assert p.layers == ("1", "3") and p.applicability == "unsafe"
-    treated = admit(w)
+    treated = treated_copy(w)
     apply(treated, replace(p, settings={**p.settings, "rate": 0.35}))
     treated = treated.copy()
     assert dropped(treated.model) == [0.35, 0.35]
@@ -171,8 +171,8 @@ def test_dropout_goes_behind_every_hidden_activation() -> None:
 
 def test_dropout_goes_around_activations_that_are_calls() -> None:
     w = workload(Functional(False))
-    (p,) = VOCABULARY["dropout"].prescribe(None, measured(w, 6).measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["dropout"].prescribe(None, measured(w, 6).measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
     assert dropped(treated.model) == [0.2, 0.2] and dropped(w.model) == []
@@ -182,7 +182,7 @@ def test_dropout_goes_around_activations_that_are_calls() -> None:
 
 def test_dropout_that_is_there_gets_another_rate() -> None:
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
-    (p,) = VOCABULARY["dropout"].prescribe(None, measured(workload(model), 6).measurement)
+    (p,) = CATALOGUE["dropout"].prescribe(None, measured(workload(model), 6).measurement)
     assert p.layers == ("2",) and p.applicability == "safe" and not p.settings["insert"]
     treated = patient(model)
     apply(treated, p)
@@ -192,13 +192,13 @@ def test_dropout_that_is_there_gets_another_rate() -> None:
 def test_dropout_that_is_too_strong_is_lowered_in_calls_and_modules() -> None:
     w = workload(Functional(True), optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
     report = measured(w, 60)
-    (p,) = VOCABULARY["lower-dropout"].prescribe(None, report.measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["lower-dropout"].prescribe(None, report.measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
     assert dropped(treated.model) == [0.2, 0.2] and dropped(w.model) == [0.9, 0.9]
     model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.95), nn.Linear(16, 3))
-    (p,) = VOCABULARY["lower-dropout"].prescribe(None, measured(workload(model), 6).measurement)
+    (p,) = CATALOGUE["lower-dropout"].prescribe(None, measured(workload(model), 6).measurement)
     treated = patient(model)
     apply(treated, p)
     assert dropped(treated.model) == [0.2]
@@ -209,10 +209,10 @@ def deep(count: int, rate: float) -> nn.Module:
 
 
 def test_many_weak_dropouts_in_a_row_are_lowered_and_few_are_not() -> None:
-    (p,) = VOCABULARY["lower-dropout"].prescribe(None, measured(workload(deep(24, 0.1)), 6).measurement)
+    (p,) = CATALOGUE["lower-dropout"].prescribe(None, measured(workload(deep(24, 0.1)), 6).measurement)
     assert len(p.layers) == 24 and (1 - p.settings["rate"]) ** 24 == pytest.approx(0.8**4, abs=0.02)
-    assert VOCABULARY["lower-dropout"].prescribe(None, measured(workload(deep(4, 0.1)), 6).measurement) == []
-    assert VOCABULARY["lower-dropout"].prescribe(None, measured(workload(deep(4, 0.0)), 6).measurement) == []
+    assert CATALOGUE["lower-dropout"].prescribe(None, measured(workload(deep(4, 0.1)), 6).measurement) == []
+    assert CATALOGUE["lower-dropout"].prescribe(None, measured(workload(deep(4, 0.0)), 6).measurement) == []
 
 
 def test_dropout_inside_attention_and_recurrence() -> None:
@@ -237,8 +237,8 @@ def test_less_of_everything() -> None:
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.2, weight_decay=0.05),
     }
     m = measured(workload(**given), 6).measurement
-    assert VOCABULARY["less-regularization"].prescribe(None, m) == []
-    (p,) = VOCABULARY["less-regularization"].prescribe(Finding("REG005", "over-regularized", "warning", ""), m)
+    assert CATALOGUE["less-regularization"].prescribe(None, m) == []
+    (p,) = CATALOGUE["less-regularization"].prescribe(Finding("REG005", "over-regularized", "warning", ""), m)
     assert {k: p.settings[k] for k in ("weight_decay", "rate", "smoothing")} == {"weight_decay": 1e-4, "rate": 0.1, "smoothing": 0.05}
     treated = patient(**given)
     apply(treated, p)
@@ -249,8 +249,8 @@ def test_less_of_everything() -> None:
 
 def test_early_stopping_changes_nothing_but_the_record() -> None:
     w = workload()
-    (p,) = VOCABULARY["early-stopping"].prescribe(None, measured(w, 6).measurement)
-    treated = admit(w)
+    (p,) = CATALOGUE["early-stopping"].prescribe(None, measured(w, 6).measurement)
+    treated = treated_copy(w)
     apply(treated, p)
     assert treated.applied == [p]
-    assert step(treated) == step(admit(w))
+    assert step(treated) == step(treated_copy(w))

@@ -15,7 +15,7 @@ from torch import nn
 
 from gradcheck.remedies.rewriting import operand, rewrite, torch_function
 from gradcheck.types.location import Location
-from gradcheck.workload.treated import Inapplicable, Patient
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from tests.remedies.patients import measured, outputs, patient, unchanged
 
 OFFSET = 3.0
@@ -89,7 +89,7 @@ def made_inside(scale: float) -> nn.Module:
     return Inner()
 
 
-def with_gelu(model: nn.Module) -> Patient:
+def with_gelu(model: nn.Module) -> TreatedWorkload:
     """A patient whose ReLU, wherever the scan sees it, is a GELU."""
     site = next(x.site for x in measured(model).layers if x.function == "relu")
     one = patient(model)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.catalogue import VOCABULARY, apply
+from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.stability import guarded, stable_form
 from tests.remedies.recipes import measured, patient, workload
 
@@ -100,7 +100,7 @@ def test_the_loss_of_the_user_is_edited_on_the_patient_only() -> None:
     w = workload(loss=by_hand)
     report = measured(w, 10)
     finding = next(f for f in report.findings if f.code == "LOSS006")
-    (p,) = VOCABULARY["stable-loss"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["stable-loss"].prescribe(finding, report.measurement)
     treated = patient(loss=by_hand)
     apply(treated, p)
     assert torch.isfinite(treated.workload.loss(LARGE, torch.tensor([1])))
@@ -128,7 +128,7 @@ def test_a_model_s_own_code_is_guarded() -> None:
     w = workload(Rooted())
     report = measured(w, 10)
     finding = next(f for f in report.findings if any(r.name == "guard-domain" for r in f.remedies))
-    (p,) = VOCABULARY["guard-domain"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["guard-domain"].prescribe(finding, report.measurement)
     treated = patient(Rooted())
     apply(treated, p)
     assert torch.isfinite(treated.copy().workload.training_step(treated.model, w.batches[0]))
@@ -136,4 +136,4 @@ def test_a_model_s_own_code_is_guarded() -> None:
 
 
 def test_nothing_is_prescribed_without_a_place() -> None:
-    assert VOCABULARY["stable-loss"].prescribe(None, measured(workload(), 6).measurement) == []
+    assert CATALOGUE["stable-loss"].prescribe(None, measured(workload(), 6).measurement) == []

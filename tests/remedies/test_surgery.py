@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradcheck.remedies import surgery
-from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.workload.treated import Inapplicable
 from tests.literals import location
 from tests.remedies.patients import finding, held, losses, measured, patient, plain, unchanged
@@ -150,7 +150,7 @@ def test_treatments_compose_under_the_names_of_the_measurement() -> None:
     names = ("replace-activation", "insert-normalization", "add-residual", "he-init")
     with unchanged(model):
         for name in names:
-            treatment = VOCABULARY[name]
+            treatment = CATALOGUE[name]
             assert treatment.apply is not None
             layers = ("2", "4", "6") if name == "add-residual" else None
             found = treatment.prescribe(finding("GRAD001"), m) if layers is None else [treatment.prescription("", layers=layers)]

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
 from gradcheck.remedies import softmax_axis, wiring
-from gradcheck.remedies.definition import Treatment
-from gradcheck.workload.treated import Inapplicable, Patient, admit
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Workload
 from tests.remedies.patients import batches, finding, held, losses, patient, plain, unchanged, workload
 
@@ -21,13 +21,13 @@ REGISTER, ADD, UNCUT, FIRST = wiring.TREATMENTS
 DIMENSION, OTHER = softmax_axis.TREATMENTS
 
 
-def cured(treatment: Treatment, code: str, work: Workload, rule: str = "") -> tuple[Patient, set[str]]:
+def cured(treatment: RemedyDefinition, code: str, work: Workload, rule: str = "") -> tuple[TreatedWorkload, set[str]]:
     """A patient after the treatment of a real finding, and the codes that a scan still finds."""
     settings = Settings(select=(rule,), steps=5) if rule else Settings(fast=True)
     report = scan_workload(work, settings)
     found = next(f for f in report.findings if f.code == code)
     with unchanged(work.model):
-        one = admit(work)
+        one = treated_copy(work)
         assert treatment.apply is not None
         treatment.apply(one, treatment.prescribe(found, report.measurement)[0])
     return one, {f.code for f in scan_workload(one.workload, settings).findings}
@@ -160,7 +160,7 @@ def test_the_gradient_passes_where_it_was_cut(make: type[nn.Module]) -> None:
     x, y = one.workload.batches[0]
     F.cross_entropy(one.model(x), y).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in one.model.parameters())
-    assert losses(one)[-1] < 0.9 * losses(admit(workload(model)))[-1]
+    assert losses(one)[-1] < 0.9 * losses(treated_copy(workload(model)))[-1]
 
 
 def test_a_way_through_numpy_is_no_simple_edit() -> None:
@@ -172,7 +172,7 @@ def test_a_way_through_numpy_is_no_simple_edit() -> None:
     found = next(f for f in report.findings if f.code == "GRAPH001")
     for p in UNCUT.prescribe(found, report.measurement):  # detach() alone does not let it through: torch says so
         with pytest.raises(Inapplicable):
-            wiring.remove_cut(admit(workload(ByNumpy())), p)
+            wiring.remove_cut(treated_copy(workload(ByNumpy())), p)
 
 
 # ---------------------------------------------------------------------- fix-softmax-dimension

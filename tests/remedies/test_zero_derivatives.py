@@ -12,8 +12,8 @@ from torch import nn
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
 from gradcheck.remedies import zero_derivatives
-from gradcheck.remedies.definition import Treatment
-from gradcheck.workload.treated import Patient, admit
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from tests.remedies.patients import losses, outputs, unchanged, workload
 
 SETTINGS = Settings(fast=True)
@@ -46,14 +46,14 @@ class Decimals(Stepped):
         return self.second(codes)
 
 
-def treated(treatment: Treatment, model: nn.Module) -> tuple[Patient, set[str]]:
+def treated(treatment: RemedyDefinition, model: nn.Module) -> tuple[TreatedWorkload, set[str]]:
     """A patient after the treatment of its finding, and what a scan of it says."""
     work = workload(model)
     report = scan_workload(work, SETTINGS)
     finding = next(f for f in report.findings if f.code == "GRAD004")
     assert treatment.name in {r.name for r in finding.remedies}
     with unchanged(model):
-        one = admit(work)
+        one = treated_copy(work)
         assert treatment.apply is not None
         treatment.apply(one, treatment.prescribe(finding, report.measurement)[0])
     return one, {f.code for f in scan_workload(one.workload, SETTINGS).findings}
@@ -62,9 +62,9 @@ def treated(treatment: Treatment, model: nn.Module) -> tuple[Patient, set[str]]:
 @pytest.mark.parametrize("kind", [Sign, Method, Decimals])
 def test_the_values_stay_and_the_layers_before_learn(kind: Callable[[], nn.Module]) -> None:
     one, codes = treated(STRAIGHT, kind())
-    assert torch.allclose(outputs(one), outputs(admit(workload(kind()))), atol=1e-5)
+    assert torch.allclose(outputs(one), outputs(treated_copy(workload(kind()))), atol=1e-5)
     assert "GRAD004" not in codes
-    assert losses(one)[-1] < losses(admit(workload(kind())))[-1]
+    assert losses(one)[-1] < losses(treated_copy(workload(kind())))[-1]
 
 
 def test_the_derivative_is_that_of_the_smooth_function() -> None:

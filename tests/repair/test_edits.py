@@ -9,13 +9,13 @@ import pytest
 
 from gradcheck.repair.story import _edits, _with_diffs
 from gradcheck.repair.verification import Verdict
-from gradcheck.types.fix import Outcome, Prescription
+from gradcheck.types.fix import Fix, Outcome
 from gradcheck.types.report import Report
 from tests.remedies.editing.sheets import HEAD, Sheet
 from tests.report.reports import finding
 
-CURE = Prescription("add-to-optimizer", "give it all", "wiring", "safe", findings=("GRAPH003",))
-RATE = Prescription("raise-learning-rate", "raise it", "optimizer", "safe", {"lr": 1.0})
+CURE = Fix("add-to-optimizer", "give it all", "wiring", "safe", findings=("GRAPH003",))
+RATE = Fix("raise-learning-rate", "raise it", "optimizer", "safe", {"lr": 1.0})
 
 
 @pytest.mark.parametrize(("severity", "written"), [("error", False), ("warning", True)])

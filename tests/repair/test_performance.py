@@ -11,8 +11,8 @@ from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.repair.performance import Result, Skill, changes_loss, compare, skill
-from gradcheck.types.fix import Prescription
+from gradcheck.repair.performance import RelativeScore, Result, changes_loss, compare, skill
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Run
 
 
@@ -65,7 +65,7 @@ def test_a_step_tells_what_its_loss_is_given():
 
 @pytest.mark.parametrize(("settings", "same"), [({"maximize": False}, True), ({"lr": 0.1}, True), ({"whole": True}, False)])
 def test_a_flipped_sign_of_the_loss_is_another_loss(settings, same):
-    assert changes_loss([Prescription("flip-sign", "", "loss", "safe", settings)]) is not same
+    assert changes_loss([Fix("flip-sign", "", "loss", "safe", settings)]) is not same
 
 
 @pytest.mark.parametrize("scale", [1.0, 250.0])
@@ -107,8 +107,8 @@ def test_losses_are_compared_where_they_mean_the_same():
 
 
 def test_another_loss_is_compared_by_skill_and_higher_is_better():
-    base = [result([2.0], of=Skill("accuracy", 0.1 + 0.01 * s, 0.1)) for s in range(3)]
-    treated = [result([9.0], comparable=False, of=Skill("accuracy", 0.9 + 0.02 * s, 0.1)) for s in range(3)]
+    base = [result([2.0], of=RelativeScore("accuracy", 0.1 + 0.01 * s, 0.1)) for s in range(3)]
+    treated = [result([9.0], comparable=False, of=RelativeScore("accuracy", 0.9 + 0.02 * s, 0.1)) for s in range(3)]
     found = compare(base, treated)
     assert (found.metric, found.lower_is_better, found.better) == ("accuracy", False, True)
     assert found.difference == pytest.approx(0.81)
@@ -122,4 +122,4 @@ def test_a_loss_that_changed_without_a_skill_is_compared_to_its_own_start():
 def test_relative_is_in_units_of_chance_and_infinite_when_it_diverged():
     assert result([2.0, 1.0]).relative(2.0) == 0.5
     assert math.isinf(result([2.0, math.inf], ended="non-finite").relative(2.0))
-    assert result([80.0], comparable=False, of=Skill("accuracy", 0.55, 0.1)).relative(2.0) == pytest.approx(0.5)
+    assert result([80.0], comparable=False, of=RelativeScore("accuracy", 0.55, 0.1)).relative(2.0) == pytest.approx(0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
-from gradcheck.remedies.definition import Treatment
+from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.changes import changes
 from gradcheck.repair.plan import advice, allowed, prescriptions, refused
 from gradcheck.repair.rescan import worsened
@@ -20,11 +20,11 @@ def treatment(name, stage, applicability="safe", apply=lambda patient, p: None, 
     def prescribe(finding, m):
         return [made[0].prescription(f"{name} it", finding, settings={"size": 1})] if prescribes else []
 
-    made.append(Treatment(name, name, stage, applicability, "", prescribe, apply))
+    made.append(RemedyDefinition(name, name, stage, applicability, "", prescribe, apply))
     return made[0]
 
 
-VOCABULARY = {
+CATALOGUE = {
     t.name: t
     for t in (
         treatment("clip", "clipping"),
@@ -41,19 +41,19 @@ def finding(code, *names, severity="error"):
 
 
 def test_prescriptions_come_in_the_order_of_the_stages_and_once():
-    found = prescriptions([finding("A001", "clip", "rebuild"), finding("B001", "rewire", "clip")], measurement(), VOCABULARY)
+    found = prescriptions([finding("A001", "clip", "rebuild"), finding("B001", "rewire", "clip")], measurement(), CATALOGUE)
     assert [(p.treatment, p.findings) for p in found] == [("rewire", ("B001",)), ("rebuild", ("A001",)), ("clip", ("A001", "B001"))]
 
 
 def test_unsafe_ones_are_refused_unless_allowed():
-    found = prescriptions([finding("A001", "clip", "rebuild")], measurement(), VOCABULARY)
+    found = prescriptions([finding("A001", "clip", "rebuild")], measurement(), CATALOGUE)
     assert [p.treatment for p in allowed(found, False)] == ["clip"] and [p.treatment for p in allowed(found, True)] == ["rebuild", "clip"]
     assert [o.prescription.treatment for o in refused(found, False)] == ["rebuild"] and refused(found, True) == []
 
 
 def test_advice_is_what_no_treatment_applies_for_findings_that_are_left():
     findings = [finding("A001", "by-hand", "clip", "unheard-of", "nothing-here"), finding("B001", "by-hand")]
-    found = advice(findings, measurement(), VOCABULARY, {"A001"})
+    found = advice(findings, measurement(), CATALOGUE, {"A001"})
     assert [o.prescription.text for o in found] == ["by-hand by hand", "unheard-of by hand", "nothing-here by hand"]
     assert all(o.status == "advice" and o.prescription.findings == ("A001",) for o in found)
 

@@ -13,7 +13,7 @@ from gradcheck.config.settings import Settings
 from gradcheck.repair.script_run import ScriptRun
 from gradcheck.repair.script_verification import Bench, same_loss
 from gradcheck.types.finding import Finding, RuleState, Severity
-from gradcheck.types.fix import Outcome, Prescription
+from gradcheck.types.fix import Fix, Outcome
 from gradcheck.types.report import Report
 from tests.literals import measurement
 from tests.repair.test_own_losses import course
@@ -30,11 +30,11 @@ def run(losses: tuple[float, ...], codes: dict[str, Severity] | None = None, sta
     return ScriptRun([report], ("train.py",), (losses,), {"train.py": 0}, **values)
 
 
-def prescription(treatment: str = "cure", findings: tuple[str, ...] = ("A001",), stage: Any = "wiring") -> Prescription:
-    return Prescription(treatment, "do it", stage, "safe", findings=findings)
+def prescription(treatment: str = "cure", findings: tuple[str, ...] = ("A001",), stage: Any = "wiring") -> Fix:
+    return Fix(treatment, "do it", stage, "safe", findings=findings)
 
 
-def judged(before: ScriptRun, after: ScriptRun, p: Prescription | None = None) -> Outcome:
+def judged(before: ScriptRun, after: ScriptRun, p: Fix | None = None) -> Outcome:
     spec = ScriptSpec("train.py")
     (found,) = Bench(Settings()).judge([p or prescription()], before.reports[0], (spec, before), (spec, after))
     return found.settled()

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradcheck.remedies.catalogue import VOCABULARY
-from gradcheck.repair.lab import PROOF_SEED, SEARCH_SEEDS, Terms, TimeUp, Ward, signature
+from gradcheck.remedies.catalogue import CATALOGUE
+from gradcheck.repair.lab import PROOF_SEED, SEARCH_SEEDS, Lab, RepairOptions, TimeUp, signature
 from gradcheck.repair.rates import ADAPTIVE_RATE, usual_rates
 from gradcheck.repair.search import PATIENCE, WELL, Search, steps_to_train
-from gradcheck.repair.session import PUT_OFF, SPARED, Therapy
+from gradcheck.repair.session import PUT_OFF, SPARED, RepairSession
 from gradcheck.types.fix import Outcome
 from tests.literals import measurement, optimizer, stalled
 
@@ -20,7 +20,7 @@ MEASUREMENT = SimpleNamespace(optimizer=optimizer(lr=RATE), attentions=())
 
 
 @dataclass
-class MadeUp(Ward):
+class MadeUp(Lab):
     """`losses(rate, treatments, steps, seed)`: in units of chance."""
 
     losses: object = None
@@ -42,14 +42,14 @@ class MadeUp(Ward):
 
 
 def fits_any(name):
-    treatment = VOCABULARY[name]
+    treatment = CATALOGUE[name]
     return replace(treatment, prescribe=lambda finding, m: [treatment.prescription(name, finding, settings={"lr": 0, "max_norm": 1})])
 
 
 def made_up(losses, unsafe=False, also=(), **more):
-    vocabulary = {name: VOCABULARY[name] for name in ("lower-learning-rate", "raise-learning-rate")}
+    vocabulary = {name: CATALOGUE[name] for name in ("lower-learning-rate", "raise-learning-rate")}
     vocabulary |= {name: fits_any(name) for name in also}
-    return MadeUp(None, vocabulary, None, Terms(unsafe), lambda what, share: None, losses=losses, **more)
+    return MadeUp(None, vocabulary, None, RepairOptions(unsafe), lambda what, share: None, losses=losses, **more)
 
 
 def search(losses, kept=(), measured=MEASUREMENT, **more):
@@ -64,7 +64,7 @@ def rate_of(plan):
 
 
 def at(rate):
-    return VOCABULARY["lower-learning-rate" if rate < RATE else "raise-learning-rate"].prescription("", settings={"lr": rate})
+    return CATALOGUE["lower-learning-rate" if rate < RATE else "raise-learning-rate"].prescription("", settings={"lr": rate})
 
 
 def test_the_rate_that_trains_is_found_and_nothing_else_is_tried():
@@ -103,7 +103,7 @@ def test_a_rate_that_a_finding_set_too_low_does_not_hide_the_good_ones():
 
 
 def test_no_treatment_is_prescribed_on_top_of_itself():
-    kept = VOCABULARY["clip-gradient-norm"].prescription("", settings={"max_norm": 1.0})
+    kept = CATALOGUE["clip-gradient-norm"].prescription("", settings={"max_norm": 1.0})
     _, ward = search(lambda rate, names, steps, seed: 1.0, (kept,), also=("clip-gradient-norm",))
     assert {names for _, names, _, _ in ward.trained} == {(), ("clip-gradient-norm",)}
 
@@ -130,8 +130,8 @@ def test_what_keeps_a_finding_away_is_not_dropped_though_the_training_is_as_good
 
 def test_a_training_that_begins_to_learn_and_collapses_is_searched():
     base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=())
-    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7), base).need() == "none"
-    assert Therapy(made_up(lambda rate, names, steps, seed: 0.7 if steps <= 100 else 1.0), base).need() == "everything"
+    assert RepairSession(made_up(lambda rate, names, steps, seed: 0.7), base).need() == "none"
+    assert RepairSession(made_up(lambda rate, names, steps, seed: 0.7 if steps <= 100 else 1.0), base).need() == "everything"
 
 
 @pytest.mark.parametrize(("best", "found"), [(0.2, (0.1 * RATE,)), (0.6, ())])
@@ -140,13 +140,13 @@ def test_a_training_that_does_not_come_far_gets_another_rate_where_the_scan_hint
     hint = SimpleNamespace(severity="info", code="OPT005", remedies=(SimpleNamespace(name="lower-learning-rate"),))
     base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=(hint,))
     ward = made_up(lambda rate, names, steps, seed: best if rate == pytest.approx(0.1 * RATE) else 0.7, also=("lsuv-init",))
-    therapy = Therapy(ward, base)
+    therapy = RepairSession(ward, base)
     assert therapy.need() == "rate"
     therapy._in_general()
     assert tuple(p.settings["lr"] for p in therapy.kept) == pytest.approx(found)
     assert not any("lsuv-init" in names for _, names, _, _ in ward.trained)
     base.findings = ()
-    assert Therapy(ward, base).need() == "none"
+    assert RepairSession(ward, base).need() == "none"
 
 
 def test_rates_are_tried_around_the_usual_one_of_the_optimizer():
@@ -154,7 +154,7 @@ def test_rates_are_tried_around_the_usual_one_of_the_optimizer():
         assert usual_rates(kind)[0] == usual
     assert usual_rates(optimizer(name="SGD", adaptive=False, momentum=0.9))[0] == 0.01
     assert usual_rates(optimizer(name="Own", adaptive=False)) == ()
-    adam = VOCABULARY["adaptive-optimizer"].prescription("", settings={"lr": 0.5})
+    adam = CATALOGUE["adaptive-optimizer"].prescription("", settings={"lr": 0.5})
     assert usual_rates(SGD, (adam,)) == usual_rates(optimizer())
 
 
@@ -174,7 +174,7 @@ def losses_with_adam(rate, names, steps, seed):
 
 
 def test_adam_takes_the_place_of_sgd_when_no_rate_helps_and_only_where_that_is_allowed(monkeypatch):
-    also = {"adaptive-optimizer": VOCABULARY["adaptive-optimizer"]}
+    also = {"adaptive-optimizer": CATALOGUE["adaptive-optimizer"]}
     monkeypatch.setattr("tests.repair.test_search.fits_any", also.__getitem__)
     found, ward = with_adam(losses_with_adam, also=also)
     assert [(p.treatment, p.settings["lr"]) for p in found.best] == [("adaptive-optimizer", pytest.approx(3e-4))]
@@ -190,7 +190,7 @@ def test_later_rounds_build_on_the_optimizer_that_did_better(monkeypatch):
     def losses(rate, names, steps, seed):
         return 1.0 if "adaptive-optimizer" not in names else 0.1 if "lsuv-init" in names and rate < 5e-4 else 0.92
 
-    fits = {"adaptive-optimizer": VOCABULARY["adaptive-optimizer"], "lsuv-init": fits_any("lsuv-init")}
+    fits = {"adaptive-optimizer": CATALOGUE["adaptive-optimizer"], "lsuv-init": fits_any("lsuv-init")}
     monkeypatch.setattr("tests.repair.test_search.fits_any", fits.__getitem__)
     found, _ = with_adam(losses, also=fits)
     assert {p.treatment for p in found.best} == {"adaptive-optimizer", "lsuv-init"} and rate_of(found.best) < 5e-4
@@ -229,7 +229,7 @@ def test_a_rate_that_leaves_the_plateau_late_is_found_though_what_does_not_move_
 def therapy(losses, **more):
     """Of a workload whose probe stalled, after a first search."""
     base = SimpleNamespace(measurement=measurement(probe=stalled(), optimizer=optimizer(lr=RATE)))
-    found = Therapy(made_up(losses, **more), base)
+    found = RepairSession(made_up(losses, **more), base)
     found._in_general()
     return found
 
@@ -265,7 +265,7 @@ def test_a_rate_with_which_nothing_begins_to_learn_is_left_to_the_search():
     """No scan is spent on it; the search begins with it."""
     base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=())
     ward = made_up(lambda rate, names, steps, seed: 0.1 if rate == pytest.approx(2e-5) and steps > 100 else 1.0)
-    therapy = Therapy(ward, base)
+    therapy = RepairSession(ward, base)
     therapy.ward.exam = None
     assert therapy._attempt(at(2e-5)) == set() and therapy.proposed == [2e-5] and therapy.kept == ()
     therapy._in_general()
@@ -274,8 +274,8 @@ def test_a_rate_with_which_nothing_begins_to_learn_is_left_to_the_search():
 
 
 def test_a_later_treatment_of_the_same_layers_takes_the_place_of_an_earlier_one():
-    therapy = Therapy(made_up(lambda *anything: 1.0), SimpleNamespace(measurement=None))
-    loose, tight = (VOCABULARY["clip-gradient-norm"].prescription("", settings={"max_norm": x}) for x in (1.0, 0.1))
+    therapy = RepairSession(made_up(lambda *anything: 1.0), SimpleNamespace(measurement=None))
+    loose, tight = (CATALOGUE["clip-gradient-norm"].prescription("", settings={"max_norm": x}) for x in (1.0, 0.1))
     therapy.kept = (at(1e-2), loose)
     assert therapy._with(tight) == (at(1e-2), tight)
 
@@ -284,9 +284,9 @@ def test_what_was_spared_for_something_that_does_not_hold_is_tried_after_all():
     """Two remedies of one finding: the first one is refuted in the proof, the second one was never tried."""
     ill = SimpleNamespace(code="OPT005", severity="warning", cause=None, remedies=())
     base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=(ill,))
-    therapy = Therapy(made_up(lambda rate, names, steps, seed: 0.1 if rate < RATE else 0.4), base)
+    therapy = RepairSession(made_up(lambda rate, names, steps, seed: 0.1 if rate < RATE else 0.4), base)
     therapy.ward.exam = lambda plan, codes=None: SimpleNamespace(findings=(), measurement=base.measurement)
-    first, second = (replace(p, findings=("OPT005",)) for p in (VOCABULARY["warm-up"].prescription(""), at(0.1 * RATE)))
+    first, second = (replace(p, findings=("OPT005",)) for p in (CATALOGUE["warm-up"].prescription(""), at(0.1 * RATE)))
     therapy._note(Outcome(second, "not-needed", SPARED))
     assert not therapy.second_choice()  # nothing was refuted
     therapy.kept = (first,)
@@ -300,7 +300,7 @@ def test_a_rate_that_was_left_to_a_search_which_came_to_nothing_is_kept_where_it
     """Nothing learns, but with it the training no longer breaks up."""
     ill = SimpleNamespace(code="OPT001", severity="error", cause=None, remedies=())
     base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=(ill,))
-    therapy = Therapy(made_up(lambda rate, names, steps, seed: 1.0 if rate < 1e-5 else float("inf")), base)
+    therapy = RepairSession(made_up(lambda rate, names, steps, seed: 1.0 if rate < 1e-5 else float("inf")), base)
     therapy.ward.exam = lambda plan, codes=None: SimpleNamespace(findings=() if plan else (ill,), measurement=base.measurement)
     low = replace(at(1e-6), findings=("OPT001",))
     assert therapy._attempt(low) == set() and therapy.outcomes[signature([low])].reason == PUT_OFF
@@ -312,7 +312,7 @@ def test_a_rate_that_was_left_to_a_search_which_came_to_nothing_is_kept_where_it
 @pytest.mark.parametrize("hopeful", [True, False])
 def test_what_is_asked_again_and_comes_to_nothing_is_still_told(hopeful):
     base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE), probe=stalled()), findings=())
-    therapy, low = Therapy(made_up(lambda *anything: 1.0), base), replace(at(1e-6), findings=("OPT001",))
+    therapy, low = RepairSession(made_up(lambda *anything: 1.0), base), replace(at(1e-6), findings=("OPT001",))
     therapy._note(Outcome(low, "not-verified", PUT_OFF))
     therapy.searched, therapy.hopeful, asked = True, hopeful, []
     therapy._by_findings = lambda: asked.append(1)

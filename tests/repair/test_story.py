@@ -13,10 +13,10 @@ import gradcheck
 from gradcheck.config.settings import Settings
 from gradcheck.errors import ConfigError
 from gradcheck.loading.objects import from_objects
-from gradcheck.remedies.catalogue import VOCABULARY, apply
-from gradcheck.repair.lab import Ward
+from gradcheck.remedies.catalogue import CATALOGUE, apply
+from gradcheck.repair.lab import Lab
 from gradcheck.repair.story import Fixed, fix_workload, terms_of
-from gradcheck.workload.treated import admit
+from gradcheck.workload.treated import treated_copy
 from tests.test_no_trace import loss, process_state, users
 
 __all__ = ["users"]  # a fixture
@@ -84,8 +84,8 @@ def test_the_users_clipping_is_what_was_prescribed_whatever_its_kind():
         ("adaptive-gradient-clipping", "clipping"),
     ):
         model = mlp()
-        patient = admit(from_objects(model, data, loss=F.cross_entropy, optimizer=sgd(model, 0.1)))
-        apply(patient, VOCABULARY[name].prescription("", settings={setting: 1e-3}))
+        patient = treated_copy(from_objects(model, data, loss=F.cross_entropy, optimizer=sgd(model, 0.1)))
+        apply(patient, CATALOGUE[name].prescription("", settings={setting: 1e-3}))
         fixed = Fixed(patient, None, None, None)
         F.cross_entropy(fixed.model(data[0][0]), data[0][1]).backward()
         fixed.clip(fixed.model.parameters())
@@ -167,7 +167,7 @@ def test_time_that_is_up_leaves_what_is_known():
 
 
 def interrupt_after(monkeypatch, count):
-    check, seen = Ward.check, []
+    check, seen = Lab.check, []
 
     def interrupted(self, what):
         seen.append(what)
@@ -175,7 +175,7 @@ def interrupt_after(monkeypatch, count):
             raise KeyboardInterrupt
         check(self, what)
 
-    monkeypatch.setattr(Ward, "check", interrupted)
+    monkeypatch.setattr(Lab, "check", interrupted)
 
 
 def test_an_interrupt_ends_the_call_and_leaves_no_trace(monkeypatch, users):

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from gradcheck.repair.performance import Result, compare
-from gradcheck.repair.verification import _rescued, _undecided, prove
-from gradcheck.types.fix import Outcome, Prescription
+from gradcheck.repair.verification import _rescued, _undecided, verify
+from gradcheck.types.fix import Fix, Outcome
 from tests.literals import run
 
 
@@ -75,18 +75,18 @@ class Trainings:
         self.kept, self.outcomes = (), {"": Outcome(prescription, status, reason)}
 
 
-PLAN = Prescription("warm-up", "", "optimizer", "safe")
+PLAN = Fix("warm-up", "", "optimizer", "safe")
 
 
 @pytest.mark.parametrize(("last", "kept"), [((0.3, 0.3), (PLAN,)), ((1.3, 1.2), ())])
 def test_five_pairs_decide_what_three_did_not(last, kept):
     therapy = Trainings((1.0, 0.5, 1.0, 1.0, 1.0), (0.34, 0.22, 0.58, *last))
-    assert prove(therapy).plan == kept and therapy.seeds == {0, 1, 2, 3, 4}
+    assert verify(therapy).plan == kept and therapy.seeds == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize(("severity", "kept"), [("warning", (PLAN,)), ("error", ())])
 def test_a_rescued_training_may_come_with_a_new_warning_and_not_with_a_new_error(severity, kept):
     therapy = Trainings((1.0,) * 3, (0.1,) * 3, (SimpleNamespace(code="OPT005", severity=severity),))
-    assert prove(therapy).plan == kept and therapy.seeds == {0, 1, 2}
+    assert verify(therapy).plan == kept and therapy.seeds == {0, 1, 2}
     merely_better = Trainings((1.0,) * 3, (0.7,) * 3, (SimpleNamespace(code="OPT005", severity=severity),))
-    assert prove(merely_better).plan == ()
+    assert verify(merely_better).plan == ()

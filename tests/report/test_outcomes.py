@@ -9,14 +9,14 @@ from dataclasses import replace
 from gradcheck.report.console import make_console, show
 from gradcheck.report.json import dumps, load
 from gradcheck.report.outcomes import tail
-from gradcheck.types.fix import Change, Effect, Outcome, Prescription, Proof
+from gradcheck.types.fix import Change, Effect, Fix, Outcome, Proof
 from gradcheck.types.report import Report
 from tests.literals import measurement, run
 
-RATE = Prescription(
+RATE = Fix(
     "lower-learning-rate", "set the learning rate to 0.1", "optimizer", "safe", {"lr": 0.1}, findings=("OPT001",), citation="Smith 2017"
 )
-NORM = Prescription("insert-normalization", "normalise 3 layers", "architecture", "unsafe", findings=("GRAD001",), checkpoint="keys change")
+NORM = Fix("insert-normalization", "normalise 3 layers", "architecture", "unsafe", findings=("GRAD001",), checkpoint="keys change")
 EFFECT = Effect("training loss", 2.31, 0.12, -2.19, -2.3, -2.1, 3, True)
 BASE, TREATED = (run([2.3] * 100),), (run([2.3 * 0.95**i for i in range(100)]),)
 DIFF = "--- a/model.py\n+++ b/model.py\n@@ -1 +1 @@\n-lr=10\n+lr=0.1\n"
@@ -32,7 +32,7 @@ KEPT = Outcome(
 )
 VAIN = Outcome(replace(RATE, treatment="warm-up"), "not-verified", "its findings stay")
 REFUSED = Outcome(NORM, "untried", "only with --unsafe-fixes")
-ADVICE = Outcome(Prescription("clean-data", "look at [bold]sample 7[/bold]", "data", "advice", findings=("DATA002",)), "advice")
+ADVICE = Outcome(Fix("clean-data", "look at [bold]sample 7[/bold]", "data", "advice", findings=("DATA002",)), "advice")
 
 
 def report(*outcomes, proof=None):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from gradcheck.report.console import make_console, show
 from gradcheck.report.trial import conditions, curve, scale_of
-from gradcheck.types.fix import Effect, Prescription
+from gradcheck.types.fix import Effect, Fix
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Curve, Entry, Interaction, Score, TrialResult
 from tests.literals import measurement
@@ -26,7 +26,7 @@ GOOD = Entry(
     "l1 0.3",
     "helps",
     "l1 0.3 lowers validation loss by 0.5 ± 0.1 (1.5 -> 1)",
-    (Prescription("l1", "add an L1 penalty", "regularization", "safe"),),
+    (Fix("l1", "add an L1 penalty", "regularization", "safe"),),
     Effect("validation loss", 1.5, 1.0, -0.5, -0.6, -0.4, 6, True),
     True,
     6,

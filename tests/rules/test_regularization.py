@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.analysis.convergence import data_fall, verdict
+from gradcheck.analysis.convergence import data_fall, training_outcome
 from gradcheck.rules.regularization import decay_on_norm_and_bias, decay_steps, decay_too_strong, dropout_too_strong
 from gradcheck.types.checks import Dropout, Penalty
 from gradcheck.types.measurement import Measurement, Regularization, Run
@@ -175,7 +175,7 @@ class TestDropoutTooStrong:
     )
     def test_what_is_learned_behind_the_noise(self, rate, trained, expected):
         m = self.dropped(rate, runs=(without("dropout", end=0.9),), trained_loss=trained)
-        assert verdict(m) == "learns"
+        assert training_outcome(m) == "learns"
         assert severities(dropout_too_strong, m) == ([expected] if expected else [])
 
     def test_without_dropout(self):

@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from gradcheck.loading.objects import from_objects
 from gradcheck.training.paired import batch_at, effect, paired_effect, train, training_loss
 from gradcheck.types.measurement import Run
-from gradcheck.workload.treated import Patient, admit
+from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Clipping
 
 
-def patient(lr=0.1, batches=4, dropout=0.0, val=True) -> Patient:
+def patient(lr=0.1, batches=4, dropout=0.0, val=True) -> TreatedWorkload:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1))
     data = [(x := torch.randn(8, 5), x.sum(1, keepdim=True)) for _ in range(batches)]
     optimizer = torch.optim.SGD(model.parameters(), lr)
-    return admit(from_objects(model, data, loss=F.mse_loss, optimizer=optimizer, val_data=data[:1] if val else None))
+    return treated_copy(from_objects(model, data, loss=F.mse_loss, optimizer=optimizer, val_data=data[:1] if val else None))
 
 
 def test_a_run_is_that_of_a_plain_loop():

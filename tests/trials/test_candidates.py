@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.definition import Strength
 from gradcheck.trials.candidates import FIRST_STRENGTHS, USUAL, USUAL_FOR, entries, neighbours, scheduled
 from gradcheck.types.finding import Finding, Remedy
@@ -28,7 +28,7 @@ def finding(*remedies):
 
 def test_every_usual_remedy_is_in_the_vocabulary():
     names = {*USUAL, *(name for found in USUAL_FOR.values() for name in found)}
-    assert not {name for name in names if name not in VOCABULARY or VOCABULARY[name].apply is None}
+    assert not {name for name in names if name not in CATALOGUE or CATALOGUE[name].apply is None}
 
 
 def test_what_the_findings_propose_comes_first(report):

@@ -15,22 +15,22 @@ from torch.nn import functional as F
 from gradcheck.loading.objects import from_objects
 from gradcheck.training.early_stopping import stopped_early
 from gradcheck.training.splits import dealer
-from gradcheck.trials.lab import Ward, zeros
+from gradcheck.trials.lab import Lab, zeros
 from gradcheck.trials.standings import Contestant
 from gradcheck.trials.target_scaling import target_line
-from gradcheck.trials.worker_pool import Crew, Job
-from gradcheck.types.fix import Prescription
-from gradcheck.workload.treated import admit
+from gradcheck.trials.worker_pool import Job, WorkerPool
+from gradcheck.types.fix import Fix
+from gradcheck.workload.treated import treated_copy
 from tests.trials.problems import diverging, sparse_linear
 
 
 def prescription(name, stage="regularization", **settings):
-    return Prescription(name, name, stage, "safe", settings)
+    return Fix(name, name, stage, "safe", settings)
 
 
 def ward(problem):
     workload = problem.workload()
-    found = Ward(workload, dealer(workload))
+    found = Lab(workload, dealer(workload))
     found.tell_task()
     return found
 
@@ -38,7 +38,7 @@ def ward(problem):
 def test_seeds_start_from_fresh_weights_where_the_target_can_be_built_anew():
     w = sparse_linear().workload()
     w = replace(w, rebuild=lambda seed: sparse_linear(seed).workload())
-    found = Ward(w, dealer(w))
+    found = Lab(w, dealer(w))
     assert not torch.equal(found.base(0).model.weight, found.base(1).model.weight)
     assert torch.equal(found.base(0).workload.batches[0][0], found.base(1).workload.batches[0][0])  # the data stay those of the target
 
@@ -76,7 +76,7 @@ def test_divergence_and_a_step_that_raises_are_results():
     assert lost.lost and lost.value == math.inf and lost.run.ended == "non-finite"
     broken = sparse_linear().workload()
     broken.training_step = lambda model, batch: 1 / 0
-    result = Ward(broken, dealer(broken)).run(0, (), 5)
+    result = Lab(broken, dealer(broken)).run(0, (), 5)
     assert result.lost and "division by zero" in result.run.error
 
 
@@ -103,15 +103,15 @@ def test_zeros_are_counted_in_weights_only():
     with torch.no_grad():
         model[0].weight[0] = 0
         model[0].bias.zero_()
-    patient = admit(from_objects(model, [(torch.randn(4, 4), torch.randn(4, 2))], loss=F.mse_loss))
+    patient = treated_copy(from_objects(model, [(torch.randn(4, 4), torch.randn(4, 2))], loss=F.mse_loss))
     assert zeros(patient) == 0.5
 
 
 def test_jobs_of_several_processes_have_the_answers_of_one():
     found = ward(sparse_linear())
     jobs = [Job(seed, p, 15, math.inf) for seed in (0, 1) for p in ((), (prescription("no-such-remedy"),))]
-    alone = dict(Crew(found, 1).do(jobs))
-    crew = Crew(found, 2)
+    alone = dict(WorkerPool(found, 1).do(jobs))
+    crew = WorkerPool(found, 2)
     try:
         shared = dict(crew.do(jobs))
     finally:
@@ -125,7 +125,7 @@ def test_jobs_after_the_deadline_are_not_begun():
     """Time that is up is neither a result nor a failure, and costs nothing: a queue of them ends at once."""
     found = ward(sparse_linear())
     base = Contestant("untreated", "untreated")
-    ((_, answer),) = Crew(found, 1).do([Job(0, (), 15, time.perf_counter() - 1)])
+    ((_, answer),) = WorkerPool(found, 1).do([Job(0, (), 15, time.perf_counter() - 1)])
     assert not answer.begun and not base.note(0, answer)
     assert not base.failure and not base.results
 
@@ -133,7 +133,7 @@ def test_jobs_after_the_deadline_are_not_begun():
 def test_a_step_that_outlasts_the_deadline_does_not_hold_up_the_trial(wall_clock):
     slow = sparse_linear().workload()
     slow.training_step = lambda model, batch: (time.sleep(600), model(batch[0]).mean())[1]
-    crew = Crew(Ward(slow, dealer(slow)), 2)
+    crew = WorkerPool(Lab(slow, dealer(slow)), 2)
     started = time.perf_counter()
     assert list(crew.do([Job(seed, (), 5, started + 1) for seed in (0, 1)])) == []
     assert time.perf_counter() - started < 300 and crew.pool is None

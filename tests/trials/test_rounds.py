@@ -12,20 +12,20 @@ import pytest
 from gradcheck.trials.lab import Result
 from gradcheck.trials.plan import Plan, Planner
 from gradcheck.trials.ranking import base_entry, best_single, entry_of, interactions, ranked, recommendation
-from gradcheck.trials.rounds import Contest, by_turns, combinations, rivals, together
+from gradcheck.trials.rounds import Tournament, by_turns, combinations, rivals, together
 from gradcheck.trials.run import concluded
-from gradcheck.trials.standings import Contestant, Yardstick, compare, gain, is_undecided
-from gradcheck.trials.worker_pool import Crew
-from gradcheck.types.fix import Effect, Prescription
+from gradcheck.trials.standings import ComparisonMetric, Contestant, compare, gain, is_undecided
+from gradcheck.trials.worker_pool import WorkerPool
+from gradcheck.types.fix import Effect, Fix
 from gradcheck.types.measurement import Run
 from gradcheck.workload.treated import Inapplicable
 
 PLAN = Plan(100, 2, 2, 4, 6, 2)
-STICK = Yardstick("validation loss", 0.02, "accuracy")
+STICK = ComparisonMetric("validation loss", 0.02, "accuracy")
 
 
 def prescription(name, stage="regularization"):
-    return Prescription(name, f"use {name}", stage, "safe")
+    return Fix(name, f"use {name}", stage, "safe")
 
 
 class DrawnWard:
@@ -52,7 +52,7 @@ class DrawnWard:
 
 def contest_of(ward, names, stick=STICK, plan=PLAN):
     contestants = [Contestant(n, n, (prescription(n),)) for n in names]
-    return Contest(ward, contestants, stick, plan, Crew(ward, 1), time.perf_counter() + 60)
+    return Tournament(ward, contestants, stick, plan, WorkerPool(ward, 1), time.perf_counter() + 60)
 
 
 def held(effects, names, seed=0, plan=PLAN, **more):
@@ -92,7 +92,7 @@ def test_without_the_final_on_fresh_seeds_noise_would_be_claimed():
 
 
 def test_a_difference_too_small_to_count_is_no_help():
-    stick = Yardstick("validation loss", 0.5, None)
+    stick = ComparisonMetric("validation loss", 0.5, None)
     ward = DrawnWard({"slight": 0.8}, random.Random(0), spread=0.01)
     contest = contest_of(ward, ["slight"], stick)
     contest.hold()
@@ -144,11 +144,11 @@ def test_two_good_remedies_are_tried_together_and_add_up():
 
 
 def test_a_combination_that_is_no_better_than_its_best_part_is_not_recommended():
-    class Ward(DrawnWard):
+    class Lab(DrawnWard):
         def run(self, seed, prescriptions, steps, deadline=None, watch=None):
             return super().run(seed, prescriptions[:1], steps, deadline, watch)
 
-    ward = Ward({"one": 0.5, "two": 0.6}, random.Random(1))
+    ward = Lab({"one": 0.5, "two": 0.6}, random.Random(1))
     contest = contest_of(ward, ["one", "two"])
     contest.hold()
     result = concluded(contest, "regression", "done")
@@ -170,7 +170,7 @@ def test_rivals_are_not_combined_and_stages_are_in_order():
 def test_the_best_strength_of_a_remedy_represents_it():
     weak, strong = Contestant("l1", "l1 0.1", (prescription("weak"),)), Contestant("l1", "l1 1", (prescription("strong"),), variant=True)
     ward = DrawnWard({"weak": 0.8, "strong": 0.4}, random.Random(0))
-    contest = Contest(ward, [weak, strong], STICK, PLAN, Crew(ward, 1), time.perf_counter() + 60)
+    contest = Tournament(ward, [weak, strong], STICK, PLAN, WorkerPool(ward, 1), time.perf_counter() + 60)
     contest.hold()
     result = concluded(contest, "regression", "done")
     assert [e.title for e in result.entries] == ["l1 1"] and result.recommended == "l1"
@@ -221,7 +221,7 @@ def test_entries_are_ranked_by_status_then_effect():
 def test_other_strengths_are_those_next_to_the_best_one():
     def at(strength, variant=True):
         return Contestant(
-            "l1", f"l1 {strength}", (Prescription("l1", "l1", "regularization", "safe", {"strength": strength}),), variant=variant
+            "l1", f"l1 {strength}", (Fix("l1", "l1", "regularization", "safe", {"strength": strength}),), variant=variant
         )
 
     contest = contest_of(DrawnWard({}, random.Random(0)), [])

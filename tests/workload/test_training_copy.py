@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gradcheck.errors import TargetError
 from gradcheck.training.steps import take_step
-from gradcheck.workload.training_copy import Trainee, fork
+from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
 
@@ -29,14 +29,14 @@ def assert_unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
         assert torch.equal(value, before[name]), name
 
 
-def train(trainee: Trainee, w: Workload, steps: int = 3) -> None:
+def train(trainee: TrainingCopy, w: Workload, steps: int = 3) -> None:
     for i in range(steps):
         trainee.optimizer.zero_grad()
         trainee.loss(w.batches[i % len(w.batches)]).backward()
         take_step(trainee, w.batches[i % len(w.batches)])
 
 
-def assert_only_the_copy_trains(w: Workload) -> Trainee:
+def assert_only_the_copy_trains(w: Workload) -> TrainingCopy:
     before = state(w.model)
     trainee = fork(w)
     started = state(trainee.model)
@@ -75,7 +75,7 @@ def test_the_optimizer_of_the_copy_holds_the_copies() -> None:
 
 def test_optimizer_state_is_copied_under_the_copied_parameters() -> None:
     w = workload()
-    train(Trainee(w.model, w.optimizer, w.training_step, {}), w)
+    train(TrainingCopy(w.model, w.optimizer, w.training_step, {}), w)
     w.model.zero_grad(set_to_none=True)
     trainee = fork(w)
     assert w.optimizer.state

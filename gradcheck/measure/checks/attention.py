@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.instrument.activation_recorder import Taps, caller
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
 from gradcheck.instrument.kinds import NODE_MOVES, node_name
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import Attention
 from gradcheck.types.location import Location
 from gradcheck.workload.few_samples import some_samples
@@ -52,7 +52,7 @@ class Spread:
     logit_std: float | None
 
 
-def measure(scene: Scene) -> tuple[Attention, ...]:
+def measure(scene: CheckContext) -> tuple[Attention, ...]:
     """The attention layers of the workload before training, in order of their first call. Raises Unmeasured when it does not run."""
     watcher = _run(scene, some_samples(scene.workload, SAMPLES))
     if isinstance(watcher, Exception):
@@ -60,7 +60,7 @@ def measure(scene: Scene) -> tuple[Attention, ...]:
     return tuple(watcher.found.values())
 
 
-def _run(scene: Scene, batch: Any) -> Watcher | Exception:
+def _run(scene: CheckContext, batch: Any) -> Watcher | Exception:
     trainee = scene.fork()
     names = {id(m): name for name, m in trainee.model.named_modules()}
     watcher = Watcher(names, scene.sites, batch_size(batch))
@@ -72,7 +72,7 @@ def _run(scene: Scene, batch: Any) -> Watcher | Exception:
     return watcher
 
 
-class Watcher(Taps):
+class Watcher(ActivationRecorder):
     """Taps that look at attention weights and at nothing else."""
 
     def __init__(self, names: Mapping[int, str], sites: Mapping[str, Location | None], samples: int) -> None:

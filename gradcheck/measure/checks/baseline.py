@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from gradcheck.analysis.convergence import outcome
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import Baseline
 from gradcheck.workload.tensors import named_tensors
 
@@ -22,7 +22,7 @@ SHARES = (0.6, 0.8)  # the first part fits, the second chooses the penalty, the 
 
 
 @torch.no_grad()
-def baseline(scene: Scene) -> Baseline | None:
+def baseline(scene: CheckContext) -> Baseline | None:
     """Ridge regression of the targets on the flattened inputs, judged on samples that it has not seen; None when the probe learned.
 
     Raises Unmeasured when inputs or targets cannot be laid out as a table of at least FEWEST_SAMPLES different samples.

@@ -12,7 +12,7 @@ import torch
 from gradcheck.analysis.gaps import described
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Lack, NotMeasured, Run
-from gradcheck.workload.training_copy import Trainee, fork
+from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 
 LATE = "the time for measuring was over"
@@ -27,20 +27,20 @@ class Unmeasured(Exception):
 
 
 @dataclass
-class Scene:
+class CheckContext:
     """What a check may use. `fork()` is a fresh copy as it was before training; `trained` is the probe's copy as it is now."""
 
     workload: Workload
     seed: int
     deadline: float  # on time.perf_counter()
     sites: Mapping[str, Location | None]  # module name -> where it is created
-    trained: Trainee
+    trained: TrainingCopy
     probe: Run
     chance: float | None  # loss of the best constant prediction
     half: bool = False  # some layer's output is float16
     targets: Sequence[torch.Tensor] = ()  # of each batch, where the loss takes a tensor of it
 
-    def fork(self) -> Trainee:
+    def fork(self) -> TrainingCopy:
         return fork(self.workload, seed=self.seed)
 
     @property
@@ -54,20 +54,20 @@ class Check:
 
     need: str
     name: str  # field of Measurement
-    make: Callable[[Scene], Any]
+    make: Callable[[CheckContext], Any]
     quick: bool = False  # costs next to nothing: made with --fast, too
 
 
 @dataclass
-class Checked:
+class CheckResults:
     values: dict[str, Any] = field(default_factory=dict)  # Measurement field -> noun
     not_measured: list[NotMeasured] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(scene: Scene, checks: Collection[Check], tick: Callable[[str, float], None]) -> Checked:
+def run(scene: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None]) -> CheckResults:
     """Makes the checks one after another, the quick ones in any case, the others as long as there is time."""
-    done = Checked()
+    done = CheckResults()
     for check in checks:
         if scene.late and not check.quick:
             done.not_measured.append(NotMeasured(check.need, LATE))

@@ -13,14 +13,14 @@ import torch
 
 from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.measure.checks import sample_mixing
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.sample_axis import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
 from gradcheck.types.checks import Dependence
 from gradcheck.types.location import Location
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.tensors import batch_size
-from gradcheck.workload.training_copy import Trainee, restored
+from gradcheck.workload.training_copy import TrainingCopy, restored
 from gradcheck.workload.training_mode import set_mode
 
 MIXED = 1e-4  # share of the own change below which nothing is looked for
@@ -30,7 +30,7 @@ BATCHES = 2
 NOT_THE_SAME = 0.05  # of the change in other samples: what equivariance to their order may be missed by
 
 
-def dependence(scene: Scene) -> Dependence:
+def dependence(scene: CheckContext) -> Dependence:
     """Raises Unmeasured when samples cannot be told apart in what goes into the model or comes out of it."""
     trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
     with evaluating(trainee):
@@ -38,7 +38,7 @@ def dependence(scene: Scene) -> Dependence:
 
 
 @contextmanager
-def evaluating(trainee: Trainee) -> Iterator[None]:
+def evaluating(trainee: TrainingCopy) -> Iterator[None]:
     """Dropout off and statistics frozen; no fused kernels, which drop padding; everything as before on the way out."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with restored(trainee):
@@ -51,7 +51,7 @@ def evaluating(trainee: Trainee) -> Iterator[None]:
 
 
 class _Case:
-    def __init__(self, trainee: Trainee, scene: Scene) -> None:
+    def __init__(self, trainee: TrainingCopy, scene: CheckContext) -> None:
         self.trainee, self.model, self.scene, self.dice = trainee, trainee.model, scene, Dice(scene.seed)
         found = inputs_of(trainee, scene.workload.batches[0], collated=scene.workload.collated)
         if found is None:

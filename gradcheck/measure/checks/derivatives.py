@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from gradcheck.instrument.activation_recorder import caller
 from gradcheck.instrument.graph_structure import upstream_leaves
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.float64 import Wide, in_double, widen, widened
 from gradcheck.measure.checks.functions import (
     FINE,
@@ -42,7 +42,7 @@ from gradcheck.types.location import Location
 from gradcheck.workload.few_samples import is_divisible, some_samples
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import location_of_frame, origin_of
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 4
 DIRECTIONS = 3
@@ -56,7 +56,7 @@ MOST_STOPS = 16
 DIFFERENCE = 1e-3  # disagreement of a Function by itself that makes it a suspect (E6: a backward off by 1 % gives 2e-3)
 
 
-def derivatives(scene: Scene) -> Derivatives:
+def derivatives(scene: CheckContext) -> Derivatives:
     """Raises Unmeasured when the training step does not run in float64, or when it would take too long."""
     _affordable(scene)
     trainee = scene.fork()
@@ -73,7 +73,7 @@ def derivatives(scene: Scene) -> Derivatives:
         return case.result()
 
 
-def _affordable(scene: Scene) -> None:
+def _affordable(scene: CheckContext) -> None:
     if scene.workload.device.type == "mps":
         raise Unmeasured("this device cannot compute in float64, where derivatives can be compared")
     steps = max(1, len(scene.probe.losses))
@@ -231,9 +231,9 @@ class _Stack:
 class _Case:
     """A copy in float64, its weights moved a little off the start, and one batch."""
 
-    trainee: Trainee
+    trainee: TrainingCopy
     batch: Any
-    scene: Scene
+    scene: CheckContext
     weights: list[nn.Parameter] = field(default_factory=list)
     origin: list[torch.Tensor] = field(default_factory=list)  # weights as they are tested
     gradients: list[torch.Tensor] = field(default_factory=list)

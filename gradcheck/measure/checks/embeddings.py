@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from gradcheck.measure.checks.context import Scene
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.terms import Call, Listing
 from gradcheck.types.checks import Embeddings
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 8  # that a spread is taken over, at least,
 FEATURES = 4  # and so many features: fewer are no embedding
@@ -34,7 +34,7 @@ class _Pass:
     place: Location | None = None
 
 
-def embeddings(scene: Scene) -> Embeddings | None:
+def embeddings(scene: CheckContext) -> Embeddings | None:
     """None where the loss takes anything but what the model makes of its inputs, or where there are no embeddings."""
     batch, workload = scene.workload.batches[0], scene.workload
     names = {name for name, _ in named_tensors(batch)}
@@ -59,7 +59,7 @@ def _spread(outputs: torch.Tensor) -> float:
     return float((1 - centre.square().sum()).clamp(min=0).sqrt())
 
 
-def _taken(trainee: Trainee, batch: Any) -> _Pass:
+def _taken(trainee: TrainingCopy, batch: Any) -> _Pass:
     found = _Pass()
     paths = {id(m): name for name, m in trainee.model.named_modules()}
 
@@ -100,7 +100,7 @@ def _has_cut(whole: Call) -> bool:
     return False
 
 
-def _with_constant(trainee: Trainee, batch: Any, found: _Pass, seed: int) -> float:
+def _with_constant(trainee: TrainingCopy, batch: Any, found: _Pass, seed: int) -> float:
     """The loss with one point for all samples in the place of each module's embeddings."""
     generator = torch.Generator().manual_seed(seed)
     points: Mapping[str, torch.Tensor] = {name: torch.cat(x).detach().mean(0) for name, x in found.outputs.items()}

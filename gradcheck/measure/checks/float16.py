@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from gradcheck.instrument.activation_recorder import Call, Taps
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.instrument.activation_recorder import ActivationRecorder, Call
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import HalfGradients
 from gradcheck.types.measurement import TensorStats
 
@@ -15,7 +15,7 @@ from gradcheck.types.measurement import TensorStats
 SCALES = (2.0**15, 2.0**11, 2.0**7)
 
 
-def measure(scene: Scene) -> HalfGradients | None:
+def measure(scene: CheckContext) -> HalfGradients | None:
     """Compares one backward pass of the first batch with a scaled one of the same copy. None for a model without float16 layers.
 
     Both forward passes are the same, random numbers included. Layers: those whose output is float16 and gets a gradient.
@@ -30,10 +30,10 @@ def measure(scene: Scene) -> HalfGradients | None:
     raise Unmeasured("the gradients overflow float16 at every scale that was tried")
 
 
-def _zeros(scene: Scene, scale: float) -> dict[tuple[str, int], TensorStats]:
+def _zeros(scene: CheckContext, scale: float) -> dict[tuple[str, int], TensorStats]:
     """Statistics of the gradient at every float16 output, by layer and call, with the loss times `scale`."""
     trainee = scene.fork()
-    taps = Taps({id(m): name for name, m in trainee.model.named_modules()})
+    taps = ActivationRecorder({id(m): name for name, m in trainee.model.named_modules()})
     with taps:
         loss = trainee.loss(scene.workload.batches[0])
     loss.backward(torch.full_like(loss, scale))

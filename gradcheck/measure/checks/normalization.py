@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from gradcheck.instrument.recorded_calls import BATCH_NORMS, named
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.structure import Statistics
 from gradcheck.workload.training_mode import set_mode
 
@@ -49,7 +49,7 @@ def _shift(x: torch.Tensor, running: torch.Tensor) -> float:
     return float((running[known] / here[known]).median()) if bool(known.any()) else math.nan
 
 
-def statistics(scene: Scene) -> Statistics | None:
+def statistics(scene: CheckContext) -> Statistics | None:
     """Two forward passes a batch on the trained copy, which is left as it was. None without running statistics."""
     model = scene.trained.model
     if not any(b.dim() == 1 for b in model.buffers()):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Reading
@@ -16,7 +16,7 @@ from gradcheck.measure.checks.sample_axis import Inputs, inputs_of
 from gradcheck.types.sequence import Padding
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import Dice
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 SEQUENCES = 4  # that are compared
 SHORTEST = 2  # real places of a sequence that is compared
@@ -26,7 +26,7 @@ LOOKED_INTO = 1e-2  # of the spread: changes whose origin is looked for
 Told = Literal["mask", "lengths", "index"]
 
 
-def padding(scene: Scene) -> Padding | None:
+def padding(scene: CheckContext) -> Padding | None:
     """None where nothing tells of padding at the end of the sequences. Raises Unmeasured when sequences cannot be cut."""
     trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
     with evaluating(trainee), torch.no_grad():
@@ -46,7 +46,7 @@ class _Padded:
     length: int
 
 
-def _padded(trainee: Trainee, inputs: Inputs, scene: Scene) -> _Padded | None:
+def _padded(trainee: TrainingCopy, inputs: Inputs, scene: CheckContext) -> _Padded | None:
     """What the arguments, or the embedding that reads them, say of padding."""
     held = [(x, a) for x, a in zip(inputs.leaves, inputs.axes, strict=True) if isinstance(x, torch.Tensor) and a is not None]
     tensors = [x.movedim(a, 0) for x, a in held]
@@ -79,7 +79,7 @@ def _told(others: list[torch.Tensor], rows: int, length: int, by_index: torch.Te
         yield "index", by_index
 
 
-def _index(trainee: Trainee, inputs: Inputs, tokens: torch.Tensor, scene: Scene) -> torch.Tensor | None:
+def _index(trainee: TrainingCopy, inputs: Inputs, tokens: torch.Tensor, scene: CheckContext) -> torch.Tensor | None:
     """Real places by the padding index of the embedding that reads the tokens."""
     if tokens.is_floating_point():
         return None
@@ -100,7 +100,7 @@ def _at_the_end(real: torch.Tensor) -> bool:
 
 
 class _Case:
-    def __init__(self, scene: Scene, trainee: Trainee, inputs: Inputs, padded: _Padded) -> None:
+    def __init__(self, scene: CheckContext, trainee: TrainingCopy, inputs: Inputs, padded: _Padded) -> None:
         self.scene, self.trainee, self.inputs, self.padded, self.dice = scene, trainee, inputs, padded, Dice(scene.seed)
 
     def result(self) -> Padding | None:

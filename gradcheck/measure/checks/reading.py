@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.instrument.activation_recorder import Taps, caller
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
 
@@ -40,7 +40,7 @@ class Asked:
     picked: bool = False  # what becomes of it, and whether all of it counts, is not known
 
 
-class Reading(Taps):
+class Reading(ActivationRecorder):
     """Sees embeddings and losses over classes. `instead`: other tokens for some of the embedding's calls, by their number."""
 
     def __init__(self, names: Mapping[int, str], instead: Mapping[int, torch.Tensor] | None = None) -> None:

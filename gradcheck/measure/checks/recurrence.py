@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from gradcheck.instrument.graph_structure import Graph
 from gradcheck.measure.checks import handwritten_rnn
-from gradcheck.measure.checks.context import Scene
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.checks import Recurrence
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.step import TARGET_NAMES
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 16
 FEW_SAMPLES = 4  # for models without a recurrent layer of torch's, most of which have no recurrence at all
@@ -30,7 +30,7 @@ EVEN = 1.0  # decades between the ends below which every step is said to be seen
 WIDEST = 1024  # units; eigenvalues of larger matrices take longer than a training step
 
 
-def recurrences(scene: Scene) -> tuple[Recurrence, ...] | None:
+def recurrences(scene: CheckContext) -> tuple[Recurrence, ...] | None:
     """The recurrences of the model, in the order in which they run; None without any."""
     trainee = scene.fork()
     likely = any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in trainee.model.modules())
@@ -61,7 +61,7 @@ def recurrences(scene: Scene) -> tuple[Recurrence, ...] | None:
     return tuple(n for n in nouns if n is not None) or None
 
 
-def _forward(trainee: Trainee, batch: Any, watch: _Watch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def _forward(trainee: TrainingCopy, batch: Any, watch: _Watch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The loss of a batch whose float inputs require a gradient, so that the graph shows where they enter; and those inputs."""
     leaves: list[torch.Tensor] = []
     batch = _differentiable(batch, leaves, top=True)
@@ -216,7 +216,7 @@ def farthest_first(profile: Sequence[float], *, both_ways: bool) -> list[float]:
     return values[values.index(min(values)) :]
 
 
-def _fused(call: _Call, name: str, scene: Scene) -> Recurrence | None:
+def _fused(call: _Call, name: str, scene: CheckContext) -> Recurrence | None:
     both = call.module.bidirectional
     profile = call.profile(_total(call.arrived)) if call.arrived else []
     seen = call.profile(_total(call.seen)) if call.seen else []
@@ -249,7 +249,7 @@ def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 # -------------------------------------------------------------------------------- written
 
 
-def _written(loop: handwritten_rnn.Loop, model: nn.Module, scene: Scene) -> Recurrence | None:
+def _written(loop: handwritten_rnn.Loop, model: nn.Module, scene: CheckContext) -> Recurrence | None:
     profile = loop.norms()
     while profile and profile[-1] == 0:
         profile.pop()  # padding

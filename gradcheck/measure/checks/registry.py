@@ -23,7 +23,7 @@ from gradcheck.measure.checks import (
     terms,
     validation,
 )
-from gradcheck.measure.checks.context import Check, Checked, Scene, run
+from gradcheck.measure.checks.context import Check, CheckContext, CheckResults, run
 from gradcheck.types.measurement import NotMeasured
 
 CHECKS: tuple[Check, ...] = (
@@ -50,7 +50,7 @@ CHECKS: tuple[Check, ...] = (
 PROBE_IN_WORDS = "the short training and its experiments"
 
 
-def check(scene: Scene, needs: Collection[str] | None, fast: bool, tick: Callable[[str, float], None]) -> Checked:
+def check(scene: CheckContext, needs: Collection[str] | None, fast: bool, tick: Callable[[str, float], None]) -> CheckResults:
     """Makes the checks that are needed (None: all); with `fast` the quick ones only, and says what was left out."""
     asked = [c for c in CHECKS if needs is None or c.need in needs]
     if not fast:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.analysis.convergence import CLEAR_FALL, fall, outcome
-from gradcheck.measure.checks.context import Scene
+from gradcheck.analysis.convergence import CLEAR_FALL, outcome, relative_decrease
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.without_regularization import (
     DECAY,
     DROPOUT,
@@ -32,7 +32,7 @@ from gradcheck.types.measurement import Regularization, Run
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all
-from gradcheck.workload.training_copy import Trainee, restored
+from gradcheck.workload.training_copy import TrainingCopy, restored
 
 SAMPLES = 16  # of a batch, where one look is enough
 BATCHES = 4  # that a loss is averaged over
@@ -58,7 +58,7 @@ class Strengths:
     all: tuple[str, ...]
 
 
-def regularization(scene: Scene) -> Regularization | None:
+def regularization(scene: CheckContext) -> Regularization | None:
     """None when the training step is not regularized at all."""
     batch = some_samples(scene.workload, SAMPLES)
     with restored(scene.trained):
@@ -72,7 +72,7 @@ def regularization(scene: Scene) -> Regularization | None:
     result = Regularization(dropouts, penalty, smoothing)
     weighty = penalty is not None and penalty.value > SHARE * penalty.data
     failed = outcome(scene.probe, scene.chance) in ("stalls", "diverges")
-    if not weighty and not failed and fall(scene.probe, scene.chance) >= WEAK_FALL:
+    if not weighty and not failed and relative_decrease(scene.probe, scene.chance) >= WEAK_FALL:
         return result
     kinds = _strengths(scene, dropouts, penalty, smoothing, batch)
     if not kinds.strong:
@@ -102,14 +102,14 @@ def _plain(outputs: Sequence[Any]) -> bool:
     return bool(outputs) and all(isinstance(o, (torch.Tensor, dict, list, tuple)) and any(True for _ in tensors_of(o)) for o in outputs)
 
 
-def _answers(trainee: Trainee, batch: Any) -> list[Any]:
+def _answers(trainee: TrainingCopy, batch: Any) -> list[Any]:
     outputs: list[Any] = []
     with torch.no_grad(), recording(trainee.model, outputs):
         trainee.loss(batch)
     return outputs if _plain(outputs) else []
 
 
-def _penalizes(trainee: Trainee, batch: Any) -> bool:
+def _penalizes(trainee: TrainingCopy, batch: Any) -> bool:
     """Whether the loss depends on weights other than through the model's output."""
     outputs = _answers(trainee, batch)
     if not outputs:
@@ -118,7 +118,7 @@ def _penalizes(trainee: Trainee, batch: Any) -> bool:
         return trainee.loss(batch).requires_grad
 
 
-def _penalty(trainee: Trainee, batch: Any) -> Penalty | None:
+def _penalty(trainee: TrainingCopy, batch: Any) -> Penalty | None:
     """The penalty on the weights at the start; None when what was found is no sum of powers 1 to 2 of them."""
     outputs = _answers(trainee, batch)
     parameters = [p for p in trainee.model.parameters() if p.requires_grad]
@@ -132,7 +132,7 @@ def _penalty(trainee: Trainee, batch: Any) -> Penalty | None:
     return Penalty(value, data, degree) if 0.9 <= degree <= 2.1 else None
 
 
-def _strengths(scene: Scene, dropouts: Sequence[Dropout], penalty: Penalty | None, smoothing: float, batch: Any) -> Strengths:
+def _strengths(scene: CheckContext, dropouts: Sequence[Dropout], penalty: Penalty | None, smoothing: float, batch: Any) -> Strengths:
     rate = max((d.rate for d in dropouts), default=0.0)
     groups = scene.trained.optimizer.param_groups
     speed = max((float(g.get("lr") or 0.0) * float(g.get("weight_decay") or 0.0) for g in groups), default=0.0)
@@ -151,7 +151,7 @@ def _strengths(scene: Scene, dropouts: Sequence[Dropout], penalty: Penalty | Non
     return Strengths(tuple(k for k, is_so in strong.items() if is_so), tuple(k for k, is_so in some.items() if is_so))
 
 
-def _decay_outweighs(trainee: Trainee, batch: Any) -> bool:
+def _decay_outweighs(trainee: TrainingCopy, batch: Any) -> bool:
     """Whether decay that is added to the gradient is larger than the gradient."""
     decay = max((float(g.get("weight_decay") or 0.0) for g in trainee.optimizer.param_groups), default=0.0)
     decoupled = trainee.optimizer.param_groups[0].get("decoupled_weight_decay", False)
@@ -162,7 +162,7 @@ def _decay_outweighs(trainee: Trainee, batch: Any) -> bool:
     return decay * size > total_norm(trainee.model.parameters())
 
 
-def _data_loss(scene: Scene, trainee: Trainee, penalized: bool) -> float:
+def _data_loss(scene: CheckContext, trainee: TrainingCopy, penalized: bool) -> float:
     """Mean loss over some batches: without dropout and penalty, labels not smoothed, normalization as in training."""
     step = trainee.training_step
     drops = [(m, m.dropout) for m in trainee.model.modules() if isinstance(m, (nn.MultiheadAttention, nn.RNNBase))]
@@ -177,7 +177,7 @@ def _data_loss(scene: Scene, trainee: Trainee, penalized: bool) -> float:
             module.dropout = rate
 
 
-def _trained_longer(scene: Scene) -> float:
+def _trained_longer(scene: CheckContext) -> float:
     """Loss of the data after a training as the user's, penalty and all, of three times the probe's length."""
     training = Training(scene.fork(), scene.workload.batches)
     training.run(LONGER * len(scene.probe.losses), scene.deadline, norms=False)
@@ -187,7 +187,7 @@ def _trained_longer(scene: Scene) -> float:
 # ------------------------------------------------------------------ trainings without
 
 
-def _runs(scene: Scene, kinds: Strengths, chance: float | None) -> Iterator[Run]:
+def _runs(scene: CheckContext, kinds: Strengths, chance: float | None) -> Iterator[Run]:
     """Each strong kind lifted alone, then all together when none of them was it. A penalty hides the loss, so it is lifted first."""
     alone = [PENALTY] if PENALTY in kinds.strong else list(kinds.strong)
     learned = False
@@ -195,13 +195,13 @@ def _runs(scene: Scene, kinds: Strengths, chance: float | None) -> Iterator[Run]
         if scene.late:
             return
         run = _without(scene, (kind,), chance)
-        learned |= outcome(run, chance) == "learns" and fall(run, chance) >= CLEAR_FALL
+        learned |= outcome(run, chance) == "learns" and relative_decrease(run, chance) >= CLEAR_FALL
         yield run
     if not learned and len(kinds.all) > 1 and not scene.late:
         yield _without(scene, kinds.all, chance)
 
 
-def _without(scene: Scene, kinds: Collection[str], chance: float | None) -> Run:
+def _without(scene: CheckContext, kinds: Collection[str], chance: float | None) -> Run:
     trainee = scene.fork()
     lift(trainee, kinds)
     batches = scene.workload.batches
@@ -210,7 +210,7 @@ def _without(scene: Scene, kinds: Collection[str], chance: float | None) -> Run:
 
     def enough(losses: list[float]) -> bool:
         run = Run("", tuple(losses), batches=len(batches))
-        return len(losses) >= 2 * max(5, len(batches)) and fall(run, chance) >= CLEAR and max(losses[-5:]) < losses[0]
+        return len(losses) >= 2 * max(5, len(batches)) and relative_decrease(run, chance) >= CLEAR and max(losses[-5:]) < losses[0]
 
     training.run(steps, max(scene.deadline, time.perf_counter()), norms=False, enough=enough)
     return training.noun(f"without {' and '.join(kinds)}", lifted=tuple(kinds))

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.instrument.activation_recorder import Taps, caller, tensors_in
-from gradcheck.measure.checks.context import Scene
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.location import Location
 from gradcheck.types.routing import Router
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import location_of_frame
-from gradcheck.workload.training_copy import Trainee, restored
+from gradcheck.workload.training_copy import TrainingCopy, restored
 
 BATCHES = 4
 CHOICES = frozenset(("topk", "argmax", "max"))
@@ -40,7 +40,7 @@ class _Choice:
     site: Location | None
 
 
-def routers(scene: Scene) -> tuple[Router, ...] | None:
+def routers(scene: CheckContext) -> tuple[Router, ...] | None:
     """None where no module holds anything that could be experts."""
     trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
     groups = _groups(trainee.model)
@@ -69,7 +69,7 @@ def _form(module: nn.Module) -> tuple[type, tuple[torch.Size, ...]]:
     return type(module), tuple(p.shape for p in module.parameters())
 
 
-class _Watching(Taps):
+class _Watching(ActivationRecorder):
     """Sees choices inside the model, and how many rows each expert gets."""
 
     def __init__(self, names: Mapping[int, str], groups: Sequence[_Group]) -> None:
@@ -128,7 +128,7 @@ def _near(owner: str, layer: str) -> bool:
     return owner in (layer, layer.rpartition(".")[0])
 
 
-def _chosen(scene: Scene, trainee: Trainee, groups: Sequence[_Group]) -> dict[str, list[_Choice]]:
+def _chosen(scene: CheckContext, trainee: TrainingCopy, groups: Sequence[_Group]) -> dict[str, list[_Choice]]:
     """Choices by layer, over some batches."""
     names = {id(m): name for name, m in trainee.model.named_modules()}
     found: dict[str, list[_Choice]] = defaultdict(list)

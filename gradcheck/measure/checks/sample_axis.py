@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.step import TARGET_NAMES, forward_of, split
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 COUNTS = (7, 11, 5, 13, 9)  # samples to look at: the first that is the size of no other axis
 FEWEST = 3
@@ -83,7 +83,7 @@ def _requiring_grad(leaf: Any) -> Any:
     return copy.requires_grad_() if copy.is_floating_point() or copy.is_complex() else copy
 
 
-def inputs_of(trainee: Trainee, batch: Any, *, collated: bool = False) -> Inputs | None:
+def inputs_of(trainee: TrainingCopy, batch: Any, *, collated: bool = False) -> Inputs | None:
     """The arguments of the model's first call in a training step, and the layout of samples in them; None when it is not called.
 
     `collated`: samples are on the first axis for certain. Else that, or the axis as long as the target is taken for theirs.

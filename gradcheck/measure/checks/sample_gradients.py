@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from gradcheck.errors import TargetError
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import SampleGradients
 from gradcheck.workload.few_samples import is_divisible
 from gradcheck.workload.tensors import batch_size, named_tensors
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 SINGLES = 8
 EXTREME = 3  # of them: with the largest inputs or targets of the batch
@@ -28,7 +28,7 @@ INDIVISIBLE = "the training step does not run on a part of a batch"
 AGREE = 1e-2  # relative: the loss of a batch has to be the mean, or the sum, of its samples' losses
 
 
-def sample_gradients(scene: Scene) -> SampleGradients | None:
+def sample_gradients(scene: CheckContext) -> SampleGradients | None:
     """Norms of single samples' gradients at the start, and the noise scale from groups of samples at the weights that the probe left.
 
     In evaluation mode, so that samples are independent of each other. None when the probe left no finite weights. Raises
@@ -121,7 +121,7 @@ def deterministic(model: nn.Module, *, everything: bool) -> Iterator[None]:
             m.training = True
 
 
-def gradient(trainee: Trainee, batch: Any) -> tuple[float, list[torch.Tensor]]:
+def gradient(trainee: TrainingCopy, batch: Any) -> tuple[float, list[torch.Tensor]]:
     """The loss of a batch and its gradient by parameter; zeros for those that it does not reach. Raises Unmeasured when one is sparse."""
     parameters = [p for p in trainee.model.parameters() if p.requires_grad]
     loss = trainee.loss(batch)
@@ -131,7 +131,7 @@ def gradient(trainee: Trainee, batch: Any) -> tuple[float, list[torch.Tensor]]:
     return float(loss.detach()), [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
-def single_norms(trainee: Trainee, batch: Any, count: int) -> tuple[float, ...]:
+def single_norms(trainee: TrainingCopy, batch: Any, count: int) -> tuple[float, ...]:
     """2-norms of the gradients of the samples of a batch. Raises Unmeasured when their losses do not make up the batch's."""
     losses, norms = [], []
     for i in range(count):
@@ -161,7 +161,7 @@ def groups_of(batches: Sequence[Any], draws: int) -> list[Any]:
     return cuts[:draws]
 
 
-def gram_of(trainee: Trainee, groups: Sequence[Any]) -> tuple[torch.Tensor, int]:
+def gram_of(trainee: TrainingCopy, groups: Sequence[Any]) -> tuple[torch.Tensor, int]:
     """Inner products [n, n] of the groups' gradients, on evenly spaced entries, and the samples in a group."""
     total = sum(p.numel() for p in trainee.model.parameters() if p.requires_grad)
     stride = max(1, total // KEPT)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gradcheck.instrument.activation_recorder import Taps, caller, tensors_in
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
 
@@ -54,7 +54,7 @@ class Culprit:
         return "routing" if name in RANKS or not self.floating or not self.carries else None
 
 
-class Seen(Taps, ABC):
+class Seen(ActivationRecorder, ABC):
     """Sees every operation and the module that it runs in; takes no statistics."""
 
     def _module_call(self, *details: Any) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from gradcheck.measure.checks.alignment import Alignment, align
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Asked, Reading
 from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
 from gradcheck.workload.rng import Dice
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 PLACES = 3  # after which tokens are changed, one after another
 BATCHES = 4  # whose targets are looked at, where some do not count
@@ -26,7 +26,7 @@ ROUNDING = 1e-5  # of the logits: changes that float32 explains
 TRACE = 1e-4  # of the effect on later places: leaks from which their origin is looked for
 
 
-def sequence(scene: Scene) -> SequenceFacts:
+def sequence(scene: CheckContext) -> SequenceFacts:
     """Raises Unmeasured where two passes over the same tokens differ."""
     trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
     with evaluating(trainee), torch.no_grad():
@@ -41,7 +41,7 @@ class _Pass:
 
 
 class _Case:
-    def __init__(self, scene: Scene, trainee: Trainee) -> None:
+    def __init__(self, scene: CheckContext, trainee: TrainingCopy) -> None:
         self.scene, self.trainee, self.dice = scene, trainee, Dice(scene.seed)
         self.names = {id(m): name for name, m in trainee.model.named_modules()}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.without_regularization import recording
 from gradcheck.measure.facts import is_adaptive
 from gradcheck.training.probe import Training
@@ -18,7 +18,7 @@ from gradcheck.types.measurement import Run
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all
-from gradcheck.workload.training_copy import Trainee, restored
+from gradcheck.workload.training_copy import TrainingCopy, restored
 
 SAMPLES = 32
 LEAST_SPREAD = 0.1  # of the output: a model that starts at zero would move infinitely far
@@ -30,7 +30,7 @@ SETTLED = 20  # steps before which clipping is not counted
 _EPSILON_OF_GRADIENT = re.compile(r"adam|adamax|rms|radam|nadam|adabelief|lamb|yogi", re.IGNORECASE)
 
 
-def functional_step(scene: Scene) -> float | None:
+def functional_step(scene: CheckContext) -> float | None:
     """How far the first update moves the output: rms(change) / max(std(output), 0.1). None unless the user chose an adaptive optimizer."""
     optimizer = scene.workload.optimizer
     if not scene.workload.optimizer_given or not is_adaptive(optimizer) or needs_closure(optimizer):
@@ -49,7 +49,7 @@ def functional_step(scene: Scene) -> float | None:
     return (after - before).square().mean().sqrt().item() / max(spread, LEAST_SPREAD)
 
 
-def _output(trainee: Trainee, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _output(trainee: TrainingCopy, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The first floating-point tensor of what the model returns that is more than a number, and the loss."""
     outputs: list[Any] = []
     with recording(trainee.model, outputs):
@@ -61,7 +61,7 @@ def _output(trainee: Trainee, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return output.float(), loss
 
 
-def small_epsilon(scene: Scene) -> Run | None:
+def small_epsilon(scene: CheckContext) -> Run | None:
     """The probe again with epsilon 1e-8; None unless the user's is much larger."""
     groups = scene.trained.optimizer.param_groups
     epsilons = [g["eps"] for g in groups if isinstance(g.get("eps"), float)]
@@ -75,7 +75,7 @@ def small_epsilon(scene: Scene) -> Run | None:
     return training.noun(f"epsilon {USUAL_EPSILON:g}")
 
 
-def clipping(scene: Scene) -> Clip | None:
+def clipping(scene: CheckContext) -> Clip | None:
     """How often the user's clipping acted in the probe, or, by value, on how much of the gradients; None when there is none."""
     given = scene.workload.clip
     if given is None:
@@ -92,7 +92,7 @@ def clipping(scene: Scene) -> Clip | None:
     return Clip("value", given.threshold, None, (first[0] + last[0]) / 2, (first[1] + last[1]) / 2, given.site)
 
 
-def _clipped_by_value(trainee: Trainee, batch: Any, threshold: float) -> tuple[float, float]:
+def _clipped_by_value(trainee: TrainingCopy, batch: Any, threshold: float) -> tuple[float, float]:
     """Share of the gradient's entries beyond the threshold, and the cosine of the clipped gradient with the whole one."""
     trainee.optimizer.zero_grad(set_to_none=True)
     trainee.loss(batch).backward()

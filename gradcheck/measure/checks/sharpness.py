@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from gradcheck.analysis.convergence import outcome
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.sample_gradients import deterministic, norm
 from gradcheck.types.checks import Sharpness
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 64
 ITERATIONS = 12  # power iterations, as in the calibration of the rule that reads it
@@ -27,7 +27,7 @@ SMALL = 1e-3  # step of a finite difference, relative to the norm of the weights
 Vector = list[torch.Tensor]
 
 
-def sharpness(scene: Scene) -> Sharpness | None:
+def sharpness(scene: CheckContext) -> Sharpness | None:
     """Sharpness on a few samples of the first batch; None when the probe learned, or when the loss is not finite.
 
     Raises Unmeasured when neither a second derivative nor a difference of gradients is finite.
@@ -40,7 +40,7 @@ def sharpness(scene: Scene) -> Sharpness | None:
         return largest_eigenvalue(trainee, batch, scene.seed)
 
 
-def largest_eigenvalue(trainee: Trainee, batch: Any, seed: int, iterations: int = ITERATIONS) -> Sharpness | None:
+def largest_eigenvalue(trainee: TrainingCopy, batch: Any, seed: int, iterations: int = ITERATIONS) -> Sharpness | None:
     """Power iteration on Hessian-vector products, or on differences of gradients where there is no second derivative."""
     weights = [p for p in trainee.model.parameters() if p.requires_grad]
 

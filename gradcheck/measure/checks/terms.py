@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 
 from gradcheck.instrument.activation_recorder import caller, tensors_in
 from gradcheck.instrument.loss_calls import LOSSES
-from gradcheck.measure.checks.context import Scene
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 
 MOST_TERMS = 16  # whose gradients are looked at
 DEEP = 200  # sums and scales on the way from the loss to a term
@@ -157,7 +157,7 @@ class _Look:
         self.found.setdefault((term.kind, term.operation, term.site), term)
 
 
-def idle_terms(scene: Scene) -> tuple[IdleTerm, ...]:
+def idle_terms(scene: CheckContext) -> tuple[IdleTerm, ...]:
     """What trains nothing, neither before training nor after the probe."""
     batch = scene.workload.batches[-1]
     late = _look(scene.trained, batch)
@@ -167,7 +167,7 @@ def idle_terms(scene: Scene) -> tuple[IdleTerm, ...]:
     return tuple(term for key, term in late.found.items() if key in early.found)
 
 
-def _look(trainee: Trainee, batch: Any) -> _Look:
+def _look(trainee: TrainingCopy, batch: Any) -> _Look:
     look, listing = _Look(), Listing()
     parameters = [p for group in trainee.optimizer.param_groups for p in group["params"] if p.requires_grad]
     with torch.enable_grad(), listing:

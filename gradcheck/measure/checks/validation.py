@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.training.probe import Training
 from gradcheck.types.checks import Validation
 from gradcheck.workload.few_samples import is_divisible
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import batch_size
-from gradcheck.workload.training_copy import Trainee, restored
+from gradcheck.workload.training_copy import TrainingCopy, restored
 from gradcheck.workload.training_mode import set_mode
 
 MOST_BATCHES = 16  # of each side
@@ -25,7 +25,7 @@ FEWEST_SAMPLES = 4  # in a part
 CHECKPOINTS = 10  # at which a training that ends with a gap is followed on the validation batches
 
 
-def validation(scene: Scene) -> Validation | None:
+def validation(scene: CheckContext) -> Validation | None:
     """None when there are no validation batches."""
     batches = list(scene.workload.val_batches[:MOST_BATCHES])
     if not batches:
@@ -42,7 +42,7 @@ def validation(scene: Scene) -> Validation | None:
     return Validation(fmean(on_train), fmean(on_val), error, before, sum(batch_size(b) for b in batches), lowest, step)
 
 
-def _lowest(scene: Scene, val: Sequence[Any], end: float) -> tuple[float, int]:
+def _lowest(scene: CheckContext, val: Sequence[Any], end: float) -> tuple[float, int]:
     """Lowest validation loss on the way, and after how many steps: the probe's training again, looked at now and then."""
     training, steps = Training(scene.fork(), scene.workload.batches), len(scene.probe.losses)
     lowest, at = end, steps
@@ -59,7 +59,7 @@ def _lowest(scene: Scene, val: Sequence[Any], end: float) -> tuple[float, int]:
     return lowest, at
 
 
-def _losses(trainee: Trainee, parts: Sequence[Any], seed: int) -> list[float]:
+def _losses(trainee: TrainingCopy, parts: Sequence[Any], seed: int) -> list[float]:
     """Loss on each part, in evaluation mode. Raises Unmeasured when the training step gives none there."""
     set_mode(trainee.model, False)
     seed_all(seed)

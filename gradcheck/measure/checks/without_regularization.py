@@ -16,7 +16,7 @@ from gradcheck.types.checks import Dropout
 from gradcheck.types.location import Location
 from gradcheck.workload.batches import map_structure
 from gradcheck.workload.source_sites import location_of_frame
-from gradcheck.workload.training_copy import Trainee
+from gradcheck.workload.training_copy import TrainingCopy
 from gradcheck.workload.workload import Batch, TrainingStep
 
 DROPOUT, DECAY, PENALTY, SMOOTHING = "dropout", "weight decay", "penalty", "label smoothing"
@@ -68,7 +68,7 @@ def _rate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     return float(kwargs.get("p", args[1] if len(args) > 1 else 0.5)) if training else 0.0
 
 
-def seen_noise(trainee: Trainee, batch: Batch, sites: Callable[[str], Location | None]) -> tuple[tuple[Dropout, ...], float]:
+def seen_noise(trainee: TrainingCopy, batch: Batch, sites: Callable[[str], Location | None]) -> tuple[tuple[Dropout, ...], float]:
     """Dropout that one evaluation of the loss applies, and its label smoothing. `sites`: module name -> where it is created."""
     model, stack = trainee.model, [("", trainee.model)]
 
@@ -116,7 +116,7 @@ def _written_by_hand(module: nn.Module) -> bool:
     return code is not None and "training" in code.co_names and not _RANDOM.isdisjoint(code.co_names)
 
 
-def lift(trainee: Trainee, kinds: Collection[str]) -> None:
+def lift(trainee: TrainingCopy, kinds: Collection[str]) -> None:
     """Takes these kinds of regularization away from the copy, for good."""
     if DECAY in kinds:
         for group in trainee.optimizer.param_groups:

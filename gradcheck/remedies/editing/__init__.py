@@ -17,14 +17,14 @@ from gradcheck.remedies.editing.document import SourceError
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.plan import SourcePlan, plan
 from gradcheck.remedies.editing.writers import WRITERS
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 
 __all__ = ["WRITERS", "SourceError", "SourcePlan", "plan_edits"]
 
 
 def plan_edits(
-    prescriptions: Sequence[Prescription], measurement: Measurement, files: Sequence[str], onto: Sequence[Draft] = ()
+    prescriptions: Sequence[Fix], measurement: Measurement, files: Sequence[str], onto: Sequence[Draft] = ()
 ) -> SourcePlan:
     """Writes prescriptions into copies of the user's files, in the order of their stages. `files`: those that may be changed.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from gradcheck.remedies.editing.document import SourceError, read
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.nodes import call_at_or_above
-from gradcheck.types.fix import Prescription, Setting
+from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Layer, Measurement
 
@@ -108,10 +108,10 @@ class Context:
         return next((x.site for x in self.measurement.layers if x.name == "" and x.site is not None), None)
 
 
-Writer = Callable[[Prescription, Context], None]
+Writer = Callable[[Fix, Context], None]
 
 
-def number(p: Prescription, name: str, default: float | None = None) -> float:
+def number(p: Fix, name: str, default: float | None = None) -> float:
     """A setting that is a number. Raises Unwritable when it is missing and there is no default."""
     value = p.settings.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -119,7 +119,7 @@ def number(p: Prescription, name: str, default: float | None = None) -> float:
     return value
 
 
-def word(p: Prescription, name: str, default: str = "") -> str:
+def word(p: Fix, name: str, default: str = "") -> str:
     value: Setting = p.settings.get(name, default)
     return str(value)
 

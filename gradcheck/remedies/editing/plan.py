@@ -10,7 +10,7 @@ from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.document import SourceError, digest
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.write import Change, restore, write
-from gradcheck.types.fix import STAGES, Prescription
+from gradcheck.types.fix import STAGES, Fix
 from gradcheck.types.measurement import Measurement
 
 
@@ -19,8 +19,8 @@ class SourcePlan:
     """Edited files that are not written yet, and what could not be written into them."""
 
     drafts: tuple[Draft, ...]  # those that changed
-    written: tuple[Prescription, ...]
-    unwritten: tuple[tuple[Prescription, str], ...]  # with the reason
+    written: tuple[Fix, ...]
+    unwritten: tuple[tuple[Fix, str], ...]  # with the reason
     done: list[Change] = field(default_factory=list)
 
     @property
@@ -64,7 +64,7 @@ class SourcePlan:
 
 
 def plan(
-    prescriptions: Sequence[Prescription],
+    prescriptions: Sequence[Fix],
     measurement: Measurement,
     files: Sequence[str],
     writers: Mapping[str, Writer],
@@ -73,8 +73,8 @@ def plan(
     """Raises SourceError when a file is not the one that was measured."""
     context = Context(measurement, tuple(str(f) for f in files), {os.path.realpath(d.path): d for d in onto})
     unchanged_since(measurement, context)
-    written: list[Prescription] = []
-    unwritten: list[tuple[Prescription, str]] = []
+    written: list[Fix] = []
+    unwritten: list[tuple[Fix, str]] = []
     for prescription in sorted(prescriptions, key=lambda p: STAGES.index(p.stage)):
         writer = writers.get(prescription.treatment)
         why = "there is no edit of the source for it" if writer is None else attempt(writer, prescription, context)
@@ -85,7 +85,7 @@ def plan(
     return SourcePlan(tuple(d for d in context.drafts.values() if d.changed), tuple(written), tuple(unwritten))
 
 
-def attempt(writer: Writer, prescription: Prescription, context: Context) -> str:
+def attempt(writer: Writer, prescription: Fix, context: Context) -> str:
     """Writes one prescription, or leaves every file as it was and says why."""
     before = {path: draft.snapshot() for path, draft in context.drafts.items()}
     inserted = dict(context.inserted)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradcheck.measure.checks import attention
 from gradcheck.measure.checks.attention import fused, is_stochastic, of_scores, of_weights
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import Attention
 from gradcheck.types.measurement import Run
 from gradcheck.workload.training_copy import fork
@@ -161,7 +161,7 @@ def looked_at(model: nn.Module, batches: Any = None) -> tuple[Attention, ...]:
     g = torch.Generator().manual_seed(1)
     batch = (torch.randn(8, TOKENS, WIDTH, generator=g), torch.randint(5, (8,), generator=g))
     w = workload(model, batches=batches or [batch])
-    return attention.measure(Scene(w, 0, math.inf, {}, fork(w), Run("probe", ()), None))
+    return attention.measure(CheckContext(w, 0, math.inf, {}, fork(w), Run("probe", ()), None))
 
 
 WAYS = ("fused", "module", "matmul", "einsum", "by hand", "folded", "transposed")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import dependence
 from gradcheck.measure.checks.sample_axis import as_rows, swaps
 from gradcheck.training.probe import Training
@@ -81,13 +81,13 @@ def step(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(model(batch[0]).reshape(-1, CLASSES), batch[1].reshape(-1))
 
 
-def scene(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, **more: Any) -> Scene:
+def scene(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, **more: Any) -> CheckContext:
     w = Workload("test", model, data or batches(N, T, D), step, torch.optim.Adam(model.parameters(), 1e-3), **more)
     trainee = fork(w)
     training = Training(trainee, w.batches)
     training.run(steps, float("inf"))
     assert training.exception is None
-    return Scene(w, 0, time.perf_counter() + 600, {}, trainee, training.noun("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.noun("probe"), None)
 
 
 def measured(model: nn.Module, data: list[Any] | None = None, **more: Any) -> Dependence:

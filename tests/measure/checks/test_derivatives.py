@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.derivatives import derivatives
 from gradcheck.measure.checks.functions import Comparison, custom_functions
 from gradcheck.training.probe import Training
@@ -110,13 +110,13 @@ class Apply(nn.Module):
         return self.function(x)
 
 
-def scene(model: nn.Module, batches: Any = None) -> Scene:
+def scene(model: nn.Module, batches: Any = None) -> CheckContext:
     torch.manual_seed(0)
     w: Workload = workload(model, torch.optim.SGD(model.parameters(), lr=0.01), cross_entropy_step, batches or two_clusters())
     trainee = fork(w)
     training = Training(trainee, w.batches)
     training.run(2, float("inf"))
-    return Scene(w, 0, time.perf_counter() + 600, {}, trainee, training.noun("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.noun("probe"), None)
 
 
 def net(middle: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.measure.checks import float16 as half
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.parameters import StepWatch, watch
 from gradcheck.types.checks import HalfGradients
 from gradcheck.types.measurement import Run
@@ -36,7 +36,7 @@ def autocast_step(scale: float, dtype: torch.dtype = torch.float16) -> Any:
 
 def looked_at(scale: float, float16: bool = True) -> HalfGradients | None:
     w = workload(net(), step=autocast_step(scale), batches=[BATCH])
-    return half.measure(Scene(w, 0, math.inf, {}, fork(w), Run("probe", ()), None, float16))
+    return half.measure(CheckContext(w, 0, math.inf, {}, fork(w), Run("probe", ()), None, float16))
 
 
 def by_hand(scale: float) -> float:

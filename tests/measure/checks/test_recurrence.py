@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from gradcheck.measure.checks.context import Scene
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.recurrence import aligned, farthest_first, forget_bias, recurrences, slope, spectral_radius
 from gradcheck.types.checks import Recurrence
 from gradcheck.types.measurement import Run
@@ -28,9 +28,9 @@ def batch(every: bool = False) -> tuple[Tensor, Tensor]:
     return torch.randn(8, STEPS, FEATURES, generator=g), torch.randint(CLASSES, (8, STEPS) if every else (8,), generator=g)
 
 
-def scene(model: nn.Module, data: Any, step: Callable[..., Tensor] = cross_entropy_step) -> Scene:
+def scene(model: nn.Module, data: Any, step: Callable[..., Tensor] = cross_entropy_step) -> CheckContext:
     w = workload(model, step=step, batches=[data])
-    return Scene(w, 0, time.perf_counter() + 1e6, {}, fork(w), Run("probe", ()), None)
+    return CheckContext(w, 0, time.perf_counter() + 1e6, {}, fork(w), Run("probe", ()), None)
 
 
 def found(model: nn.Module, data: Any = None, **more: Any) -> tuple[Recurrence, ...]:

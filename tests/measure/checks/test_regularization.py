@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.context import Scene
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.regularization import regularization
 from gradcheck.measure.checks.without_regularization import lift, seen_noise
 from gradcheck.training.probe import Training
-from gradcheck.workload.training_copy import Trainee, fork, restored
+from gradcheck.workload.training_copy import TrainingCopy, fork, restored
 from gradcheck.workload.workload import Workload
 from tests.measure.workloads import classifier, cross_entropy_step, two_clusters, workload
 
 
-def scene(w: Workload, steps: int = 40) -> Scene:
+def scene(w: Workload, steps: int = 40) -> CheckContext:
     training = Training(fork(w), w.batches)
     training.run(steps, float("inf"))
-    return Scene(w, 0, time.perf_counter() + 60, {}, training.trainee, training.noun("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.noun("probe"), None)
 
 
 class Spellings(nn.Module):
@@ -68,7 +68,7 @@ def test_smoothed_labels_are_seen():
     assert seen(classifier(), lambda model, batch: loss(model(batch[0]), batch[1]))[1] == 0.25
 
 
-def losses(trainee: Trainee, batch: Any) -> list[float]:
+def losses(trainee: TrainingCopy, batch: Any) -> list[float]:
     """The loss under different random numbers."""
     values = []
     for seed in range(3):

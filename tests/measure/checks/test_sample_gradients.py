@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.context import Scene, Unmeasured
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.sample_gradients import DRAWS, deterministic, gram_of, groups_of, noise_scale, picked, sample_gradients
 from gradcheck.types.measurement import Run
 from gradcheck.workload.training_copy import fork
@@ -21,9 +21,9 @@ from tests.measure.workloads import classifier, cross_entropy_step, two_clusters
 Tensor = torch.Tensor
 
 
-def scene(model: nn.Module | None = None, step: Callable[..., Tensor] = cross_entropy_step, batches: Any = None) -> Scene:
+def scene(model: nn.Module | None = None, step: Callable[..., Tensor] = cross_entropy_step, batches: Any = None) -> CheckContext:
     w = workload(model, step=step, batches=batches)
-    return Scene(w, 0, time.perf_counter() + 1e6, {}, fork(w), Run("probe", (1.0,)), None)
+    return CheckContext(w, 0, time.perf_counter() + 1e6, {}, fork(w), Run("probe", (1.0,)), None)
 
 
 def test_norms_are_those_of_single_samples():

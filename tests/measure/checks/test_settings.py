@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.checks.context import Scene
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.settings import clipping, functional_step, small_epsilon
 from gradcheck.measure.checks.validation import validation
 from gradcheck.training.probe import Training
@@ -24,10 +24,10 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def scene(w: Workload, steps: int = 30) -> Scene:
+def scene(w: Workload, steps: int = 30) -> CheckContext:
     training = Training(fork(w), w.batches)
     training.run(steps, float("inf"))
-    return Scene(w, 0, time.perf_counter() + 60, {}, training.trainee, training.noun("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.noun("probe"), None)
 
 
 def test_the_functional_step_is_how_far_the_first_update_moves_the_output():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.measure.checks.context import Scene
+from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.sharpness import largest_eigenvalue, sharpness
 from gradcheck.types.measurement import Run
 from gradcheck.workload.training_copy import fork
@@ -68,7 +68,7 @@ def test_it_is_the_largest_eigenvalue_of_the_hessian(more, method):
 def test_dropout_does_not_move_it():
     batch = two_clusters()[0]
     w = workload(net(nn.Dropout(0.5)))
-    scene = Scene(w, 0, time.perf_counter() + 1e6, {}, fork(w), STALLED, None)
+    scene = CheckContext(w, 0, time.perf_counter() + 1e6, {}, fork(w), STALLED, None)
     found = sharpness(scene)
     assert found is not None and found.iterations <= 12
     assert found.value == pytest.approx(exact(net(), batch), rel=0.1)
@@ -77,7 +77,7 @@ def test_dropout_does_not_move_it():
 def test_a_probe_that_learned_needs_none():
     w = workload(net())
     learned = Run("probe", tuple(0.7 * 0.95**t for t in range(60)))
-    assert sharpness(Scene(w, 0, time.perf_counter() + 1e6, {}, fork(w), learned, None)) is None
+    assert sharpness(CheckContext(w, 0, time.perf_counter() + 1e6, {}, fork(w), learned, None)) is None
 
 
 def test_the_weights_are_put_back():

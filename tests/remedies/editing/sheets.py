@@ -8,7 +8,7 @@ from typing import Any
 
 from gradcheck.remedies.editing import SourcePlan, plan_edits
 from gradcheck.remedies.editing.document import line_starts
-from gradcheck.types.fix import Prescription, Setting, Stage
+from gradcheck.types.fix import Fix, Setting, Stage
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
 from tests import literals
@@ -63,16 +63,16 @@ class Sheet:
             m = replace(m, optimizer=replace(m.optimizer, site=None))
         return m
 
-    def plan(self, *prescriptions: Prescription) -> SourcePlan:
+    def plan(self, *prescriptions: Fix) -> SourcePlan:
         return plan_edits(prescriptions, self.measurement, [self.path])
 
-    def edited(self, *prescriptions: Prescription) -> str:
+    def edited(self, *prescriptions: Fix) -> str:
         """The text of the file with these prescriptions in it; raises AssertionError with the reason when one was not written."""
         plan = self.plan(*prescriptions)
         assert not plan.unwritten, plan.unwritten[0][1]
         return plan.texts[self.path].decode()
 
-    def refused(self, prescription: Prescription) -> str:
+    def refused(self, prescription: Fix) -> str:
         """Why a prescription is not written. The file stays as it is."""
         plan = self.plan(prescription)
         assert not plan.drafts, plan.diff
@@ -81,5 +81,5 @@ class Sheet:
 
 def prescription(
     treatment: str, *layers: str, stage: Stage = "architecture", location: Location | None = None, **settings: Setting
-) -> Prescription:
-    return Prescription(treatment, f"{treatment} as a sentence", stage, "unsafe", settings, layers, ("TEST001",), location)
+) -> Fix:
+    return Fix(treatment, f"{treatment} as a sentence", stage, "unsafe", settings, layers, ("TEST001",), location)

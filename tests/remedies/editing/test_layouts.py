@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from tests import literals
 from tests.remedies.editing.layouts import LINEAR, LOOPS, MODELS, SIGMOID, Layout, layouts
 from tests.remedies.editing.sheets import Sheet, prescription
@@ -54,7 +54,7 @@ def names_of(sheet: Sheet, type: str) -> list[str]:
     return [x.name for x in sheet.measurement.layers if x.kind == type]
 
 
-def written(sheet: Sheet, layout: Layout, p: Prescription) -> str:
+def written(sheet: Sheet, layout: Layout, p: Fix) -> str:
     """Writes the edited file, and checks what holds for every edit."""
     before = Path("model.py").read_bytes()
     plan = sheet.plan(p)

@@ -178,6 +178,6 @@ def test_a_proximal_step_is_registered_with_the_optimizer() -> None:
 
 
 def test_writers_have_the_names_of_treatments() -> None:
-    from gradcheck.remedies.catalogue import VOCABULARY
+    from gradcheck.remedies.catalogue import CATALOGUE
 
-    assert set(WRITERS) <= set(VOCABULARY)
+    assert set(WRITERS) <= set(CATALOGUE)

@@ -10,7 +10,7 @@ import torch
 
 from gradcheck.training.clip import clip_adaptively
 from gradcheck.types.checks import Clip
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from tests import literals
 from tests.remedies.editing.examples import changed, stack
 from tests.remedies.editing.sheets import HEAD, Sheet, prescription
@@ -176,7 +176,7 @@ def test_two_augmentations_share_a_function() -> None:
         (LOADER, "values", prescription("random-shift", share=0.01), "too small"),
     ],
 )
-def test_an_augmentation_is_refused_where_batches_are_not_plain(text: str, kind: str, wanted: Prescription, why: str) -> None:
+def test_an_augmentation_is_refused_where_batches_are_not_plain(text: str, kind: str, wanted: Fix, why: str) -> None:
     assert why in loaded(text, kind=kind).refused(wanted)
 
 

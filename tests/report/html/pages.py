@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState
-from gradcheck.types.fix import Change, Effect, Outcome, Prescription, Proof
+from gradcheck.types.fix import Change, Effect, Fix, Outcome, Proof
 from gradcheck.types.measurement import Assumption, NotMeasured, ParameterStep, Run, Snapshot
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Curve, Entry, Interaction, Score, SearchPoint, TrialResult
@@ -155,14 +155,14 @@ def treated() -> Report:
 
 
 def kept(effect: Effect, pairs: dict[str, tuple[Run, ...]]) -> Outcome:
-    p = Prescription("he-init", "initialise 12 layers with kaiming_normal_", "initialization", "safe", findings=("GRAD001",))
+    p = Fix("he-init", "initialise 12 layers with kaiming_normal_", "initialization", "safe", findings=("GRAD001",))
     change = Change("GRAD001", "slope over depth", 0.5, 0.001, 0.075, ">=", "decades per layer", "stem")
     diff = "--- a/model.py\n+++ b/model.py\n@@ -1 +1 @@\n-nn.init.normal_(w, std=0.05)\n+nn.init.kaiming_normal_(w)\n context\n"
     return Outcome(p, "kept", "", (change,), ("GRAD001",), (), effect, diff=diff, **pairs)
 
 
 def declined() -> Outcome:
-    p = Prescription("skip", "add the input", "architecture", "unsafe", findings=("GRAD001",), checkpoint="keys change")
+    p = Fix("skip", "add the input", "architecture", "unsafe", findings=("GRAD001",), checkpoint="keys change")
     gone = Change("GRAD001", "slope over depth", 0.5, None)
     return Outcome(p, "worse", "the loss rises", (gone,), (), ("NUM001",))
 

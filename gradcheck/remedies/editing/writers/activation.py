@@ -10,7 +10,7 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.nodes import call_at_or_above, called, dotted, in_place_of, remove_item
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
 from gradcheck.remedies.editing.writers.initialization import draw, scheme_of
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 
 CLASSES = {
@@ -29,7 +29,7 @@ CLASSES = {
 FUNCTIONS = {"relu": "torch.relu", "tanh": "torch.tanh", "sigmoid": "torch.sigmoid"}  # the others are in torch.nn.functional
 
 
-def module(draft: Draft, function: str, p: Prescription) -> str:
+def module(draft: Draft, function: str, p: Fix) -> str:
     """ "nn.LeakyReLU(0.01)" """
     if function not in CLASSES:
         raise Unwritable(f"{function} has no class in torch.nn")
@@ -37,14 +37,14 @@ def module(draft: Draft, function: str, p: Prescription) -> str:
     return f"{spelled(draft, 'torch.nn.' + CLASSES[function])}({slope})"
 
 
-def applied(draft: Draft, function: str, argument: str, p: Prescription) -> str:
+def applied(draft: Draft, function: str, argument: str, p: Fix) -> str:
     """ "torch.relu(x)" """
     name = spelled(draft, FUNCTIONS.get(function, f"torch.nn.functional.{function}"))
     slope = f", {literal(number(p, 'negative_slope'))}" if function == "leaky_relu" and "negative_slope" in p.settings else ""
     return f"{name}({argument}{slope})"
 
 
-def replace(p: Prescription, context: Context) -> None:
+def replace(p: Fix, context: Context) -> None:
     new = word(p, "new")
     for place in _places(p, context):
         put_in_place(context, place, new, p)
@@ -53,7 +53,7 @@ def replace(p: Prescription, context: Context) -> None:
         draw(context, names, scheme_of(p, word(p, "init")), word(p, "transposed").split(","))
 
 
-def _places(p: Prescription, context: Context) -> list[Location]:
+def _places(p: Fix, context: Context) -> list[Location]:
     """Creation sites of modules and call sites of functions. All layers of a site must be meant."""
     for place in (found := context.sites(p.layers)):
         kinds = {context.layer(x).function for x in context.made_at(place)}
@@ -63,7 +63,7 @@ def _places(p: Prescription, context: Context) -> list[Location]:
     return found
 
 
-def put_in_place(context: Context, place: Location, new: str, p: Prescription) -> None:
+def put_in_place(context: Context, place: Location, new: str, p: Fix) -> None:
     """Another activation where one is created or called; "identity" takes it away."""
     draft, node = context.at(place)
     call = call_at_or_above(draft, node)
@@ -112,7 +112,7 @@ def _drop_module(draft: Draft, call: ast.Call) -> None:
     draft.replace(call, f"{spelled(draft, 'torch.nn.Identity')}()")
 
 
-def _passed_class(draft: Draft, call: ast.Call, place: Location, new: str, p: Prescription) -> None:
+def _passed_class(draft: Draft, call: ast.Call, place: Location, new: str, p: Fix) -> None:
     """`act()` with `act=nn.Sigmoid` given once in the file: the class that is given changes."""
     old = word(p, "old")
     wanted = CLASSES.get(old, "")
@@ -129,13 +129,13 @@ def _passed_class(draft: Draft, call: ast.Call, place: Location, new: str, p: Pr
     draft.replace(given[0], spelled(draft, f"torch.nn.{CLASSES[new]}"))
 
 
-def insert(p: Prescription, context: Context) -> None:
+def insert(p: Fix, context: Context) -> None:
     function = word(p, "activation", "relu")
     new = New(lambda draft, _: module(draft, function, p), "activation", lambda draft, x: applied(draft, function, x, p))
     put_behind(context, p.layers, new)
 
 
-def remove_from_output(p: Prescription, context: Context) -> None:
+def remove_from_output(p: Fix, context: Context) -> None:
     here = [p.location] if p.location is not None and not p.layers else []
     for place in here or context.sites(p.layers):
         put_in_place(context, place, word(p, "new", "identity"), p)

@@ -10,13 +10,13 @@ from gradcheck.remedies.editing.draft import Unwritable
 from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.nodes import argument, called, remove_argument
 from gradcheck.remedies.editing.writers.optimizer import created, decay, keyword, own_values, rate
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 _SGD_ALONE = ("momentum", "dampening", "nesterov")
 _MOST_POSITIONS = 2  # params and lr, which both take in this order
 
 
-def adam(p: Prescription, context: Context) -> None:
+def adam(p: Fix, context: Context) -> None:
     """Adam, with weight decay AdamW, for SGD: its name, its rate and its decay; what only SGD has goes."""
     draft, call = created(context)
     if called(call) != "SGD":

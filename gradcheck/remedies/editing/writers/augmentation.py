@@ -11,16 +11,16 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.nodes import Function, argument, called, set_argument
 from gradcheck.remedies.editing.statements import insert_before, insert_definition
 from gradcheck.remedies.editing.writers.data import is_held_out
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 NAME = "augmented"
 X, Y = "inputs", "targets"
 
-Code = Callable[[Prescription, Context, Draft], str]  # statements about `inputs` and `targets`
+Code = Callable[[Fix, Context, Draft], str]  # statements about `inputs` and `targets`
 
 
 def _writer(code: Code) -> Writer:
-    def write(p: Prescription, context: Context) -> None:
+    def write(p: Fix, context: Context) -> None:
         draft, loader = _loader(context)
         _check(context, draft, loader)
         text = code(p, context, draft)
@@ -67,20 +67,20 @@ def _check(context: Context, draft: Draft, loader: ast.Call) -> None:
         raise Unwritable(f"{draft.path}:{loader.lineno}: a batch is more than an input and a target")
 
 
-def _flip(p: Prescription, context: Context, draft: Draft) -> str:
+def _flip(p: Fix, context: Context, draft: Draft) -> str:
     rand = spelled(draft, "torch.rand")
     return f"flipped = {rand}(len({X})) < 0.5\n{X}[flipped] = {X}[flipped].flip(-1)"
 
 
-def _shift(p: Prescription, context: Context, draft: Draft) -> str:
+def _shift(p: Fix, context: Context, draft: Draft) -> str:
     return _windows(p, context, draft, ', mode="replicate"')
 
 
-def _crop(p: Prescription, context: Context, draft: Draft) -> str:
+def _crop(p: Fix, context: Context, draft: Draft) -> str:
     return _windows(p, context, draft, "")
 
 
-def _windows(p: Prescription, context: Context, draft: Draft, mode: str) -> str:
+def _windows(p: Fix, context: Context, draft: Draft, mode: str) -> str:
     """A window of the image's size out of the padded image, anywhere."""
     sizes = context.measurement.data.inputs[0].shape[2:]
     if len(sizes) != 2:
@@ -97,12 +97,12 @@ def _windows(p: Prescription, context: Context, draft: Draft, mode: str) -> str:
     )
 
 
-def _noise(p: Prescription, context: Context, draft: Draft) -> str:
+def _noise(p: Fix, context: Context, draft: Draft) -> str:
     normal = spelled(draft, "torch.randn_like")
     return f"{X} = {X} + {literal(number(p, 'scale'))} * {X}.std(0, correction=0) * {normal}({X})"
 
 
-def _mixup(p: Prescription, context: Context, draft: Draft) -> str:
+def _mixup(p: Fix, context: Context, draft: Draft) -> str:
     if any(c.target_kind != "values" for c in context.measurement.losses):
         raise Unwritable("the targets are class numbers: the loop has to take the loss for both of those that are mixed")
     alpha = literal(number(p, "alpha"))
@@ -111,7 +111,7 @@ def _mixup(p: Prescription, context: Context, draft: Draft) -> str:
     return f"share, order = {beta}({alpha}, {alpha}).sample(), {order}(len({X}))\n{mixed}"
 
 
-def _tokens(p: Prescription, context: Context, draft: Draft) -> str:
+def _tokens(p: Fix, context: Context, draft: Draft) -> str:
     randint, where, rand = (spelled(draft, f"torch.{x}") for x in ("randint", "where", "rand"))
     return (
         f"others = {X}.flatten()[{randint}({X}.numel(), {X}.shape)]\n"

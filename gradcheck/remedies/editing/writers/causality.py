@@ -7,10 +7,10 @@ import ast
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Unwritable
 from gradcheck.remedies.editing.nodes import argument, called, set_argument
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 
-def attention(p: Prescription, context: Context) -> None:
+def attention(p: Fix, context: Context) -> None:
     """`F.scaled_dot_product_attention(q, k, v)` gets its `is_causal=True`."""
     draft, call = context.call_at(p.location)
     if called(call) != "scaled_dot_product_attention":
@@ -20,7 +20,7 @@ def attention(p: Prescription, context: Context) -> None:
     set_argument(draft, call, "is_causal", "True", 5)
 
 
-def merge(p: Prescription, context: Context) -> None:
+def merge(p: Fix, context: Context) -> None:
     """`y.view(b, t, d)` of [b, heads, t, size] becomes `y.transpose(1, 2).reshape(b, t, d)`."""
     draft, call = context.call_at(p.location)
     if not isinstance(call.func, ast.Attribute) or called(call) not in ("view", "reshape"):

@@ -10,18 +10,18 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.loop import parameters, stepped, steps
 from gradcheck.remedies.editing.nodes import called, set_argument, set_value, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_before, line_start
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 # The names that gradcheck reads in a model file, in capitals too; see gradcheck/loading/clipping.py.
 BY_NORM = ("clip_grad_norm", "max_grad_norm", "grad_clip", "gradient_clip_val", "clip_norm", "grad_clip_norm", "grad_norm_clip")
 BY_VALUE = ("clip_grad_value", "clip_value", "grad_clip_value", "max_grad_value")
 
 
-def by_norm(p: Prescription, context: Context) -> None:
+def by_norm(p: Fix, context: Context) -> None:
     _clip(context, "clip_grad_norm_", "max_norm", number(p, "max_norm"), "max_grad_norm")
 
 
-def by_value(p: Prescription, context: Context) -> None:
+def by_value(p: Fix, context: Context) -> None:
     _clip(context, "clip_grad_value_", "clip_value", number(p, "clip_value"), "clip_grad_value")
 
 

@@ -11,7 +11,7 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.nodes import argument, called, definition, dotted, set_argument, statement_of
 from gradcheck.remedies.editing.statements import insert_after, insert_before
 from gradcheck.remedies.editing.writers.input_hook import in_front_of_model
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 HELD_OUT = ("val", "test", "eval", "dev", "holdout", "held")
 _AXES = {"feature": "dim=0", "channel": "dim=(0, 2, 3), keepdim=True", "all": ""}
@@ -68,7 +68,7 @@ def _training(context: Context) -> Source:
 # -------------------------------------------------------------------------------- standardise
 
 
-def inputs(p: Prescription, context: Context) -> None:
+def inputs(p: Fix, context: Context) -> None:
     """Mean 0 and standard deviation 1, with the statistics of the training data for held-out data too."""
     axis = word(p, "axis", "feature")
     if "," in word(p, "input"):
@@ -88,7 +88,7 @@ def inputs(p: Prescription, context: Context) -> None:
         insert_before(other.draft, other.node, f"{other.tensors[0]} = ({other.tensors[0]} - mean) / std")
 
 
-def _tensor(context: Context, source: Source, p: Prescription, axis: str, constant: bool, *, name_statistics: bool) -> None:
+def _tensor(context: Context, source: Source, p: Fix, axis: str, constant: bool, *, name_statistics: bool) -> None:
     name, draft = _named(context, 0)
     node = _training(context).node
     mean, std = _statistics(name, p, axis, constant)
@@ -98,7 +98,7 @@ def _tensor(context: Context, source: Source, p: Prescription, axis: str, consta
         insert_before(draft, node, f"{name} = ({name} - {mean}) / {std}")
 
 
-def _statistics(name: str, p: Prescription, axis: str, constant: bool) -> tuple[str, str]:
+def _statistics(name: str, p: Fix, axis: str, constant: bool) -> tuple[str, str]:
     if axis == "all" and "mean" in p.settings:
         return literal(number(p, "mean"), 4), literal(number(p, "std"), 4)
     over = _AXES.get(axis)
@@ -131,7 +131,7 @@ def draft_source(draft: Draft, node: ast.expr) -> str:
     return text if "\n" not in text else f"({text})"
 
 
-def _batches(source: Source, p: Prescription, axis: str, constant: bool) -> None:
+def _batches(source: Source, p: Fix, axis: str, constant: bool) -> None:
     name = source.batches
     if axis == "all" and "mean" in p.settings:
         mean, std = _statistics("", p, axis, constant)
@@ -148,7 +148,7 @@ def _batches(source: Source, p: Prescription, axis: str, constant: bool) -> None
     insert_after(source.draft, node, "\n".join(lines))
 
 
-def targets(p: Prescription, context: Context) -> None:
+def targets(p: Fix, context: Context) -> None:
     mean, std = literal(number(p, "mean"), 4), literal(number(p, "std"), 4)
     shift = f" - {mean}" if not mean.startswith("-") else f" + {mean[1:]}"
     source = _training(context)
@@ -166,7 +166,7 @@ def targets(p: Prescription, context: Context) -> None:
 # --------------------------------------------------------------------------- order and content
 
 
-def shuffle(p: Prescription, context: Context) -> None:
+def shuffle(p: Fix, context: Context) -> None:
     """shuffle=True for the loader of the training data."""
     for draft in context.all_drafts():
         for node in ast.walk(draft.tree):
@@ -179,7 +179,7 @@ def shuffle(p: Prescription, context: Context) -> None:
     raise Unwritable("there is no DataLoader in your files")
 
 
-def larger_batch(p: Prescription, context: Context) -> None:
+def larger_batch(p: Fix, context: Context) -> None:
     """The loader's batch size, times as many."""
     for draft in context.all_drafts():
         for node in ast.walk(draft.tree):
@@ -199,7 +199,7 @@ def is_held_out(draft: Draft, node: ast.AST) -> bool:
     return any(word in name for name in names for word in HELD_OUT)
 
 
-def clean(p: Prescription, context: Context) -> None:
+def clean(p: Fix, context: Context) -> None:
     """Leaves out samples with entries that are not finite."""
     source = _training(context)
     if len(source.tensors) < 2:

@@ -13,10 +13,10 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.names import Reader
 from gradcheck.remedies.editing.nodes import is_literal
 from gradcheck.remedies.editing.writers.initialization import drawing, expression, over_layers
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 
-def scaled(p: Prescription, context: Context) -> None:
+def scaled(p: Fix, context: Context) -> None:
     """Multiplies the weights that layers start with."""
     factor = number(p, "factor") if "factor" in p.settings else number(p, "scale")
     draft = home(context)
@@ -36,7 +36,7 @@ QUERIES_AND_KEYS = re.compile(r"(q|k|w_?q|w_?k|to_q|to_k|query|key|queries|keys)
 FUSED = re.compile(r"qkv|c_attn|in_proj|to_qkv|qkv_proj|w_?qkv|query_key_value|proj_qkv|in_proj_(weight|bias)")
 
 
-def smaller(p: Prescription, context: Context) -> None:
+def smaller(p: Fix, context: Context) -> None:
     """Multiplies weights and biases of what makes queries and keys: separate layers, or two thirds of a fused one."""
     factor = literal(number(p, "factor"))
     lines = []
@@ -58,7 +58,7 @@ def smaller(p: Prescription, context: Context) -> None:
     _without_gradient(context, lines, p.text)
 
 
-def zeroed(p: Prescription, context: Context) -> None:
+def zeroed(p: Fix, context: Context) -> None:
     """Branches that start at zero."""
     draft = home(context)
     names = [context.layer(x).name for x in p.layers]
@@ -70,7 +70,7 @@ def zeroed(p: Prescription, context: Context) -> None:
     apply_to_model(context, "\n".join(lines), p.text)
 
 
-def prior(p: Prescription, context: Context) -> None:
+def prior(p: Fix, context: Context) -> None:
     """The output's bias starts at what the targets are on average: in the statement that sets it today, if there is one."""
     values = [float(x) for x in word(p, "bias").split(",") if x.strip()]
     if not values or len(p.layers) != 1:
@@ -93,7 +93,7 @@ def _filled(draft: Draft, owner: str, values: Sequence[float]) -> str:
     return f"{owner}.bias.copy_({spelled(draft, 'torch.tensor')}([{', '.join(literal(v, 4) for v in values)}]))"
 
 
-def forget_gate(p: Prescription, context: Context) -> None:
+def forget_gate(p: Fix, context: Context) -> None:
     """Forget gates that start open: bias_ih at the value, bias_hh at 0. PyTorch's gates are in the order input, forget, cell, output."""
     value = literal(number(p, "value", 1.0))
     if not _gate_in_place(p, context, value):
@@ -107,7 +107,7 @@ def open_forget_gates(context: Context, layers: Sequence[str], value: str, doc: 
     _gates(context, layers, [line], doc)
 
 
-def _gate_in_place(p: Prescription, context: Context, value: str) -> bool:
+def _gate_in_place(p: Fix, context: Context, value: str) -> bool:
     """A statement that sets a slice of the only layer's input bias to a number gets the new number."""
     for draft in context.all_drafts():
         reader = Reader(context, draft)
@@ -123,7 +123,7 @@ def _gate_in_place(p: Prescription, context: Context, value: str) -> bool:
     return False
 
 
-def chrono(p: Prescription, context: Context) -> None:
+def chrono(p: Fix, context: Context) -> None:
     """Forget biases log(uniform(1, T - 1)), input biases their negative (Tallec and Ollivier 2018)."""
     longest = max(2, round(number(p, "steps")) - 1)
     body = [
@@ -136,7 +136,7 @@ def chrono(p: Prescription, context: Context) -> None:
     _gates(context, p.layers, body, p.text)
 
 
-def orthogonal_recurrent(p: Prescription, context: Context) -> None:
+def orthogonal_recurrent(p: Fix, context: Context) -> None:
     """One orthogonal matrix for each gate of the recurrent weights."""
     draft = home(context)
     init = spelled(draft, "torch.nn.init.orthogonal_")
@@ -152,7 +152,7 @@ def orthogonal_recurrent(p: Prescription, context: Context) -> None:
     _without_gradient(context, lines, p.text)
 
 
-def _require_lstm(p: Prescription, context: Context) -> None:
+def _require_lstm(p: Fix, context: Context) -> None:
     for layer in p.layers:
         if not context.layer(layer).type.startswith("LSTM"):
             raise Unwritable(f"{layer} is no LSTM of torch")

@@ -16,7 +16,7 @@ from gradcheck.remedies.editing.imports import original, spelled
 from gradcheck.remedies.editing.names import Layers, Reader
 from gradcheck.remedies.editing.nodes import dotted, statement_of
 from gradcheck.remedies.editing.statements import insert_after, insert_before
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 
 WEIGHTED = ("linear", "conv", "embedding", "recurrent")
@@ -41,7 +41,7 @@ class Scheme:
         return f"{spelled(draft, 'torch.nn.init.' + self.function)}({', '.join(filter(None, [weight, mode, arguments]))})"
 
 
-def scheme_of(p: Prescription, treatment: str | None = None) -> Scheme:
+def scheme_of(p: Fix, treatment: str | None = None) -> Scheme:
     """Raises Unwritable for an unknown one."""
     name = treatment or p.treatment
     gain = float(p.settings.get("gain", 2**0.5 if name in ("he-init", "break-symmetry") else 1.0))
@@ -64,7 +64,7 @@ def _gain(gain: float) -> str:
     return "" if abs(gain - 1) < 0.005 else f"gain={literal(gain)}"
 
 
-def initialise(p: Prescription, context: Context) -> None:
+def initialise(p: Fix, context: Context) -> None:
     heads = set(word(p, "heads").split(","))
     draw(context, [x for x in p.layers if x not in heads], scheme_of(p), word(p, "transposed").split(","))
     if linear := [x for x in p.layers if x in heads]:

@@ -9,14 +9,14 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.nodes import Function
 from gradcheck.remedies.editing.placing import HELPER
 from gradcheck.remedies.editing.statements import insert_definition
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 NAME = "standardized"
 DIGITS = 4
 _WIDTH = 100  # of a line of numbers
 
 
-def in_front_of_model(p: Prescription, context: Context, axis: str) -> None:
+def in_front_of_model(p: Fix, context: Context, axis: str) -> None:
     """Raises Unwritable for models that take several inputs, or them by name, and for features that are too many to be written down."""
     facts = context.measurement.data.inputs
     if len(facts) != 1 or facts[0].name not in ("0", "input"):
@@ -36,7 +36,7 @@ def {NAME}(module: {module}, args: tuple[{tensor}, ...]) -> tuple[{tensor}, ...]
     insert_definition(draft, next(n for n in draft.tree.body if isinstance(n, Function) and n.name == HELPER), code)
 
 
-def _moments(p: Prescription, context: Context, draft: Draft, axis: str) -> str:
+def _moments(p: Fix, context: Context, draft: Draft, axis: str) -> str:
     """Statements that give `mean` and `std`: numbers, or tensors with one for each feature or channel."""
     facts = context.measurement.data.inputs[0]
     if axis == "all" and "mean" in p.settings:

@@ -11,14 +11,14 @@ from gradcheck.remedies.editing.loop import parameters
 from gradcheck.remedies.editing.nodes import closed, scope_of
 from gradcheck.remedies.editing.statements import insert_after, insert_before
 from gradcheck.remedies.editing.writers.loop_steps import CLIPPING, backward_of, loop_of, optimizer_of, step_of
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopClip
 
 # ------------------------------------------------------------------------------ move-clipping
 
 
-def clipping(p: Prescription, context: Context) -> None:
+def clipping(p: Fix, context: Context) -> None:
     """A call of a clipping function goes in front of the step, gets its parameters anew, or unscaled gradients."""
     clip = next((c for c in loop_of(context).clips or () if c.site is not None and c.site == p.location), None)
     if clip is None:
@@ -50,7 +50,7 @@ def _before_step(context: Context, clip: LoopClip) -> None:
 # ---------------------------------------------------------------------------- complete-scaler
 
 
-def scaler(p: Prescription, context: Context) -> None:
+def scaler(p: Fix, context: Context) -> None:
     """The other half of a GradScaler: unscaled clipping, `scaler.step`, `scaler.update`, `scaler.scale`."""
     loop = loop_of(context)
     used = loop.scaler
@@ -107,7 +107,7 @@ def _unscale(context: Context, site: Location | None) -> None:
 # --------------------------------------------------------------------------------- scale-loss
 
 
-def average(p: Prescription, context: Context) -> None:
+def average(p: Fix, context: Context) -> None:
     """`loss.backward()` becomes `(loss / 4).backward()`, by the number that the loop itself counts to where it is written."""
     loop = loop_of(context)
     draft, backward = backward_of(context)

@@ -10,12 +10,12 @@ from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.nodes import argument, assigned, called, class_of, dotted, function_of, scope_of, set_argument, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_after, insert_before, remove_statement
 from gradcheck.remedies.editing.writers.loop_steps import backward_of, loop_of, step_end, step_of
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 # ---------------------------------------------------------------------- restore-training-mode
 
 
-def mode(p: Prescription, context: Context) -> None:
+def mode(p: Fix, context: Context) -> None:
     """`model.train()` in front of the loop over the batches, or behind an evaluation within that loop."""
     seen = loop_of(context).evaluation
     home, evaluation = call_of(context, seen.site if seen is not None else None, ("eval", "train"), "the call of eval()")
@@ -73,7 +73,7 @@ def _evaluating(draft: Draft, loop: Loop, home: Draft, evaluation: ast.Call) -> 
 # ---------------------------------------------------- change-schedule, step-schedule-per-epoch, -per-batch
 
 
-def per_epoch(p: Prescription, context: Context) -> None:
+def per_epoch(p: Fix, context: Context) -> None:
     """`scheduler.step()` goes from the loop over the batches to the end of the loop over the epochs around it."""
     site = p.location or loop_of(context).schedule_site
     draft, call = call_of(context, site, ("step",), "the schedule's step")
@@ -88,7 +88,7 @@ def per_epoch(p: Prescription, context: Context) -> None:
     remove(draft, site)
 
 
-def per_batch(p: Prescription, context: Context) -> None:
+def per_batch(p: Fix, context: Context) -> None:
     """`scheduler.step()` goes from the end of an epoch behind the optimizer's step."""
     site = p.location or loop_of(context).schedule_site
     draft, call = call_of(context, site, ("step",), "the schedule's step")
@@ -114,7 +114,7 @@ def _known_there(draft: Draft, call: ast.Call, step: ast.Call) -> bool:
 # --------------------------------------------------------------------------------- next-batch
 
 
-def batch(p: Prescription, context: Context) -> None:
+def batch(p: Fix, context: Context) -> None:
     """A loader whose first batch is taken in each step shuffles; a batch that is taken before the loop is taken in it."""
     draft, backward = backward_of(context)
     around = loops(draft, backward)

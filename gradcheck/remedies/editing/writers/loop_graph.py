@@ -9,14 +9,14 @@ from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.imports import original
 from gradcheck.remedies.editing.nodes import called, dotted, in_place_of, statement_of
 from gradcheck.remedies.editing.statements import remove_statement
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 LEAVING = ("detach", "detach_", "item", "numpy", "cpu", "tolist")  # methods on the way from a tensor to its numbers
 MAKING = ("torch.tensor", "torch.as_tensor", "torch.from_numpy", "torch.Tensor", "torch.FloatTensor", "float")
 DRESSING = ("requires_grad_", "clone", "to", "float")  # methods of the new tensor that the old one does not need
 
 
-def keep(p: Prescription, context: Context) -> None:
+def keep(p: Fix, context: Context) -> None:
     """`torch.tensor(loss.item(), requires_grad=True)` becomes `loss`, and `model(x).detach()` becomes `model(x)`."""
     draft, node = context.at(p.location)
     kept = _tensor(node)

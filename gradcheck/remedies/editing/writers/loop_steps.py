@@ -9,7 +9,7 @@ from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.nodes import dotted, scope_of, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_after, insert_before, remove_statement
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
 
@@ -43,7 +43,7 @@ def optimizer_of(draft: Draft, step: ast.Call, loop: LoopFacts) -> str:
 # ------------------------------------------------------------------------- clear-gradients
 
 
-def clear(p: Prescription, context: Context) -> None:
+def clear(p: Fix, context: Context) -> None:
     """Gradients are cleared once a step: before the first backward pass, or behind the step where passes are accumulated."""
     loop = loop_of(context)
     if (loop.dropped or 0) > loop.steps / 2:
@@ -182,7 +182,7 @@ def _clear_after_step(context: Context) -> None:
 # ------------------------------------------------------------------------------- call-step
 
 
-def step(p: Prescription, context: Context) -> None:
+def step(p: Fix, context: Context) -> None:
     """`optimizer.step()` behind the backward pass and the clipping, before the gradients are cleared for the next one."""
     loop = loop_of(context)
     draft, backward = backward_of(context)

@@ -21,7 +21,7 @@ from gradcheck.remedies.editing.nodes import (
 )
 from gradcheck.remedies.editing.writers import optimizer
 from gradcheck.remedies.editing.writers.activation import operand_of, put_in_place
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 
 CLASSES = {
@@ -72,7 +72,7 @@ def the_use(context: Context, function: str) -> tuple[Draft, ast.Call]:
 # ------------------------------------------------------------------------ the loss that fits
 
 
-def replace(p: Prescription, context: Context) -> None:
+def replace(p: Fix, context: Context) -> None:
     old, new, function = word(p, "old"), word(p, "new"), word(p, "function")
     if "target" in p.settings:
         _coerce(p, context, old)
@@ -113,7 +113,7 @@ def _producer(context: Context, loss: str) -> Location:
     return call.producer_site
 
 
-def _without_activation(context: Context, loss: str, p: Prescription) -> None:
+def _without_activation(context: Context, loss: str, p: Fix) -> None:
     put_in_place(context, _producer(context, loss), "identity", p)
 
 
@@ -142,7 +142,7 @@ def _binary(context: Context, old: str) -> None:
     _with_operands(context, draft, call, old, "{0}.reshape({1}.shape)", "{1}.to({0}.dtype)", "binary_cross_entropy_with_logits")
 
 
-def _coerce(p: Prescription, context: Context, loss: str) -> None:
+def _coerce(p: Fix, context: Context, loss: str) -> None:
     """Targets of the type and shape that the loss takes."""
     draft, call = the_use(context, loss)
     target = "{1}.long().flatten()" if word(p, "target") == "long" else "{1}.to({0}.dtype).reshape({0}.shape)"
@@ -152,7 +152,7 @@ def _coerce(p: Prescription, context: Context, loss: str) -> None:
 # ---------------------------------------------------------------------------------- operands
 
 
-def shapes(p: Prescription, context: Context) -> None:
+def shapes(p: Fix, context: Context) -> None:
     """One operand of the loss loses, or gets, an axis of length 1."""
     form = f".{word(p, 'operation', 'squeeze')}({round(number(p, 'dim', -1))})"
     operand = word(p, "operand", "output")
@@ -233,7 +233,7 @@ def _at_calls(draft: Draft, name: str, first: str, second: str) -> None:
 # -------------------------------------------------------------------------------------- sign
 
 
-def sign(p: Prescription, context: Context) -> None:
+def sign(p: Fix, context: Context) -> None:
     """Downhill: of the loss, or of the optimizer."""
     if "function" not in p.settings:
         optimizer.ascent(p, context)
@@ -278,7 +278,7 @@ def _later(draft: Draft, call: ast.Call) -> None:
 # ----------------------------------------------------------------------------- label smoothing
 
 
-def smoothing(p: Prescription, context: Context) -> None:
+def smoothing(p: Fix, context: Context) -> None:
     draft, call = the_use(context, "cross_entropy")
     given = argument(call, "label_smoothing")
     value = literal(number(p, "smoothing"))

@@ -10,13 +10,13 @@ from gradcheck.remedies.editing.helper import apply_to_model, home
 from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.statements import insert_definition
 from gradcheck.remedies.editing.writers.data import sources
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 NAME = "scale_to_unit_variance"
 _WIDTH = 100  # of a line of names
 
 
-def rescale(p: Prescription, context: Context) -> None:
+def rescale(p: Fix, context: Context) -> None:
     draft = home(context)
     for name in p.layers:
         if context.layer(name).type in ("LSTM", "GRU", "RNN") or ":" in name:

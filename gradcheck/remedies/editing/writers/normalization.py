@@ -10,12 +10,12 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.names import Reader
 from gradcheck.remedies.editing.nodes import argument, call_at_or_above, called, insert_after_item, remove_item, set_argument
 from gradcheck.remedies.editing.placing import New, in_sequence, put_behind
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 MOST_GROUPS = 8
 
 
-def insert(p: Prescription, context: Context) -> None:
+def insert(p: Fix, context: Context) -> None:
     kind = word(p, "kind", "LayerNorm")
     biased = [x for x in p.layers if p.settings.get("drop_bias") and _loses_bias(context, x)]
     put_behind(context, p.layers, New(lambda draft, call: _norm(p, context, draft, call, kind), "norm"))
@@ -25,7 +25,7 @@ def insert(p: Prescription, context: Context) -> None:
             set_argument(draft, call, "bias", "False")
 
 
-def _norm(p: Prescription, context: Context, draft: Draft, call: ast.Call, kind: str) -> str:
+def _norm(p: Fix, context: Context, draft: Draft, call: ast.Call, kind: str) -> str:
     """ "nn.BatchNorm1d(64)", with the width as the layer's creation writes it."""
     conv = "Conv" in called(call)
     width = argument(call, "out_channels" if conv else "out_features", 1)
@@ -53,7 +53,7 @@ def _loses_bias(context: Context, name: str) -> bool:
     return True
 
 
-def batch_free(p: Prescription, context: Context) -> None:
+def batch_free(p: Fix, context: Context) -> None:
     kind = word(p, "kind", "GroupNorm")
     groups = f"{round(number(p, 'groups', MOST_GROUPS))}, " if kind == "GroupNorm" else ""
     for place in context.sites(p.layers):
@@ -66,7 +66,7 @@ def batch_free(p: Prescription, context: Context) -> None:
         draft.replace(call_at_or_above(draft, draft.at(place)), name + text)
 
 
-def remove_bias(p: Prescription, context: Context) -> None:
+def remove_bias(p: Fix, context: Context) -> None:
     for place in context.sites(p.layers):
         if others := set(context.made_at(place)) - set(p.layers):
             raise Unwritable(f"{place} makes {min(others)} too, which keeps its bias")
@@ -76,7 +76,7 @@ def remove_bias(p: Prescription, context: Context) -> None:
         set_argument(draft, call, "bias", "False")
 
 
-def move_dropout(p: Prescription, context: Context) -> None:
+def move_dropout(p: Fix, context: Context) -> None:
     """Behind the normalization, where both are items of one Sequential or list."""
     if len(p.layers) != 2:
         raise Unwritable("the dropout and the normalization are not both modules")
@@ -91,7 +91,7 @@ def move_dropout(p: Prescription, context: Context) -> None:
     insert_after_item(draft, draft.at(places[1]), text)
 
 
-def query_norm(p: Prescription, context: Context) -> None:
+def query_norm(p: Fix, context: Context) -> None:
     """LayerNorm behind the projections to queries and to keys."""
     names = [x for x in word(p, "projections").split(",") if x]
     if len(names) != 2 * len(p.layers):

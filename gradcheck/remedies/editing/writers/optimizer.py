@@ -19,12 +19,12 @@ from gradcheck.remedies.editing.nodes import (
     statement_of,
 )
 from gradcheck.remedies.editing.statements import insert_after, insert_before
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 _RATE_POSITION = 1  # of lr, in every optimizer of torch
 
 
-def rate(p: Prescription, context: Context) -> None:
+def rate(p: Fix, context: Context) -> None:
     """The rate of the optimizer; groups that set their own keep their ratio to it."""
     draft, call = created(context)
     new, old = number(p, "lr"), context.measurement.optimizer.lr
@@ -59,15 +59,15 @@ def _peak(draft: Draft, call: ast.Call, text: str) -> bool:
     return False
 
 
-def epsilon(p: Prescription, context: Context) -> None:
+def epsilon(p: Fix, context: Context) -> None:
     keyword(context, "eps", literal(number(p, "eps")))
 
 
-def momentum(p: Prescription, context: Context) -> None:
+def momentum(p: Fix, context: Context) -> None:
     keyword(context, "momentum", literal(number(p, "momentum")))
 
 
-def decay(p: Prescription, context: Context) -> None:
+def decay(p: Fix, context: Context) -> None:
     """Weight decay of the optimizer and of its groups; of a penalty in the loss, its factor."""
     if "divisor" in p.settings:
         _penalty(p, context)
@@ -83,7 +83,7 @@ def decay(p: Prescription, context: Context) -> None:
         keyword(context, "weight_decay", literal(new))
 
 
-def _penalty(p: Prescription, context: Context) -> None:
+def _penalty(p: Fix, context: Context) -> None:
     """Divides the factor in front of a penalty that is added to the loss by hand."""
     divisor = number(p, "divisor")
     for draft in context.all_drafts():
@@ -104,7 +104,7 @@ def _added(draft: Draft, node: ast.AST) -> bool:
     return isinstance(parent, (ast.BinOp, ast.AugAssign)) and isinstance(parent.op, ast.Add)
 
 
-def decoupled(p: Prescription, context: Context) -> None:
+def decoupled(p: Fix, context: Context) -> None:
     """AdamW for Adam; other optimizers of torch have a switch."""
     draft, call = created(context)
     name = called(call)
@@ -122,7 +122,7 @@ def decoupled(p: Prescription, context: Context) -> None:
         keyword(context, "weight_decay", literal(number(p, "weight_decay")))
 
 
-def groups(p: Prescription, context: Context) -> None:
+def groups(p: Fix, context: Context) -> None:
     """Two groups: weight matrices with the decay, biases and gains without; two for each of those that are there."""
     draft, call = created(context)
     given = call.args[0] if call.args else argument(call, "params")
@@ -168,7 +168,7 @@ def _halve(context: Context, index: int) -> None:
     draft.replace(group, ", ".join(f'{{"params": [p for p in {draft.source(params)} if {which}]{more}}}' for which, more in halves))
 
 
-def ascent(p: Prescription, context: Context) -> None:
+def ascent(p: Fix, context: Context) -> None:
     """Downhill again, in the optimizer."""
     draft, call = created(context)
     if argument(call, "maximize") is not None:

@@ -9,10 +9,10 @@ from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.nodes import in_place_of
 from gradcheck.remedies.placeholder import copied, placeholders
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 
-def use_input(p: Prescription, context: Context) -> None:
+def use_input(p: Fix, context: Context) -> None:
     """`self.body(torch.zeros_like(x))` becomes `self.body(x)`, where the model's classes have one such place."""
     found = [(draft, call) for draft in context.all_drafts() for call in _in_classes(context, draft)]
     if len(found) != 1:

@@ -11,7 +11,7 @@ from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.nodes import argument, called, set_argument, statement_of
 from gradcheck.remedies.editing.statements import insert_before
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 NAME = "normed"  # of a normalised input that a branch uses several times
 
@@ -25,7 +25,7 @@ class PostNorm(NamedTuple):
     uses: list[ast.Name]  # of x in the branch
 
 
-def turn(p: Prescription, context: Context) -> None:
+def turn(p: Fix, context: Context) -> None:
     owners = list(dict.fromkeys(x.rpartition(".")[0] for x in p.layers))
     blocks = [x for x in owners if context.layer(x).type in ("TransformerEncoderLayer", "TransformerDecoderLayer")]
     _torch_blocks(context, blocks)

@@ -9,12 +9,12 @@ from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.imports import original, spelled
 from gradcheck.remedies.editing.nodes import assigned, dotted, set_argument
 from gradcheck.remedies.precision import given_dtype, to_half
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 HALF = ("torch.float16", "torch.half")
 
 
-def bfloat16(p: Prescription, context: Context) -> None:
+def bfloat16(p: Fix, context: Context) -> None:
     """`dtype=torch.float16` of every autocast becomes `dtype=torch.bfloat16`; a type that has a name, where that is defined."""
     done = False
     for draft in context.all_drafts():

@@ -9,14 +9,14 @@ from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.imports import original, spelled
 from gradcheck.remedies.editing.nodes import argument, dotted, remove_item
 from gradcheck.remedies.editing.writers.initial_values import open_forget_gates
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 
 NONLINEARITY = 3  # its position among the arguments of nn.RNN; nn.LSTM and nn.GRU have no such argument, and the others in that order
 FORGET = 1.0
 
 
-def gated(p: Prescription, context: Context) -> None:
+def gated(p: Fix, context: Context) -> None:
     """`nn.RNN(8, 64, nonlinearity="relu")` becomes `nn.LSTM(8, 64)`, and its forget gates start open."""
     kind = word(p, "kind", "LSTM")
     for place in context.sites(p.layers):

@@ -10,14 +10,14 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.nodes import argument, bindings, called, class_of, definition, is_literal, set_argument
 from gradcheck.remedies.editing.placing import New, put_behind
 from gradcheck.remedies.editing.writers import loss, optimizer
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 
 # Layers of torch that take the rate of the dropouts inside them.
 HOLDERS = ("TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer", "MultiheadAttention", "LSTM", "GRU", "RNN")
 
 
-def lower_dropout(p: Prescription, context: Context) -> None:
+def lower_dropout(p: Fix, context: Context) -> None:
     rate = literal(number(p, "rate"))
     done: set[Location] = set()
     for place in _dropouts(p, context):
@@ -26,7 +26,7 @@ def lower_dropout(p: Prescription, context: Context) -> None:
             _rate(context, place, rate)
 
 
-def _dropouts(p: Prescription, context: Context) -> list[Location]:
+def _dropouts(p: Fix, context: Context) -> list[Location]:
     """Where the dropouts of these layers are created or called."""
     facts = context.measurement.regularization
     seen = {d.layer: d.site for d in facts.dropouts} if facts is not None else {}
@@ -69,7 +69,7 @@ def _shared(draft: Draft, given: ast.expr) -> ast.expr | None:
     return definition(draft, given)
 
 
-def dropout(p: Prescription, context: Context) -> None:
+def dropout(p: Fix, context: Context) -> None:
     """Another rate; or dropout behind activations."""
     if not p.settings.get("insert", True):
         lower_dropout(p, context)
@@ -89,7 +89,7 @@ def dropout(p: Prescription, context: Context) -> None:
         put_behind(context, modules, New(lambda draft, _: f"{spelled(draft, 'torch.nn.Dropout')}({rate})", "dropout"))
 
 
-def less(p: Prescription, context: Context) -> None:
+def less(p: Fix, context: Context) -> None:
     if "weight_decay" in p.settings:
         optimizer.decay(p, context)
     if "rate" in p.settings:
@@ -98,7 +98,7 @@ def less(p: Prescription, context: Context) -> None:
         loss.smoothing(p, context)
 
 
-def ridge(p: Prescription, context: Context) -> None:
+def ridge(p: Fix, context: Context) -> None:
     """weight_decay, where that is an L2 penalty."""
     facts = context.measurement.optimizer
     if facts.decoupled or facts.name not in ("SGD", "Adam", "Adagrad", "RMSprop", "Adadelta", "NAdam", "RAdam", "Adamax", "Rprop"):

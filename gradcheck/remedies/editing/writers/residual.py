@@ -11,12 +11,12 @@ from gradcheck.remedies.editing.names import Reader
 from gradcheck.remedies.editing.nodes import Function, called, dotted, function_of
 from gradcheck.remedies.editing.placing import HELPER, PAIRS, wrap
 from gradcheck.remedies.editing.statements import insert_definition
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 NAME = "Residual"
 
 
-def add(p: Prescription, context: Context) -> None:
+def add(p: Fix, context: Context) -> None:
     scale = number(p, "scale", 1.0)
     blocks = {x for x in p.layers if _keeps_width(context, x)}
     if not blocks:

@@ -23,12 +23,12 @@ from gradcheck.remedies.editing.nodes import (
 )
 from gradcheck.remedies.editing.statements import insert_after
 from gradcheck.remedies.editing.writers.optimizer import created, named, with_name
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 THIRDS = 3  # parts of a training with a rate that falls by steps
 
 
-def warm_up(p: Prescription, context: Context) -> None:
+def warm_up(p: Fix, context: Context) -> None:
     """A LinearLR that the loop steps; one that is there already starts lower."""
     start = literal(number(p, "start", 0.01))
     if _warmer(context, start):
@@ -50,13 +50,13 @@ def _warmer(context: Context, start: str) -> bool:
     return False
 
 
-def cosine(p: Prescription, context: Context) -> None:
+def cosine(p: Fix, context: Context) -> None:
     """CosineAnnealingLR over the whole training."""
     length, outer = _length(context)
     _scheduled(context, "CosineAnnealingLR", f"T_max={length or round(number(p, 'steps'))}", "schedule", outer)
 
 
-def staircase(p: Prescription, context: Context) -> None:
+def staircase(p: Fix, context: Context) -> None:
     """StepLR, with a step after each third of the training."""
     length, outer = _length(context)
     third = round(number(p, "steps"))

@@ -8,12 +8,12 @@ from gradcheck.remedies.editing.context import Context, Writer, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.imports import original, spelled
 from gradcheck.remedies.editing.nodes import argument, called, closed, dotted
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 SMALL, SHIFT, LARGEST = "1e-8", "1e-6", "20.0"
 
 
-def stable(p: Prescription, context: Context) -> None:
+def stable(p: Fix, context: Context) -> None:
     """The same value, computed without leaving the range of numbers."""
     draft, node = context.at(p.location)
     text = _stable(draft, node, word(p, "of"))
@@ -66,7 +66,7 @@ def _stable_ratio(draft: Draft, node: ast.BinOp) -> str:
     return f"{left} / ({spelled(draft, 'torch.nn.functional.softplus')}({right}) + {SHIFT})"
 
 
-def guard(p: Prescription, context: Context) -> None:
+def guard(p: Fix, context: Context) -> None:
     """The argument is kept clear of where the function, or its derivative, is not finite."""
     draft, node = context.at(p.location)
     text = _guarded(draft, node)

@@ -10,7 +10,7 @@ from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.nodes import argument, called
 from gradcheck.remedies.editing.statements import insert_definition
 from gradcheck.remedies.editing.writers.optimizer import created, with_name
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 SHRINK, CLIP = "shrink_weights", "AdaptiveClipping"
 
@@ -31,7 +31,7 @@ def _spelled(context: Context, *names: str) -> list[str]:
 # ------------------------------------------------------------------------------ L1, Elastic Net
 
 
-def proximal(p: Prescription, context: Context) -> None:
+def proximal(p: Fix, context: Context) -> None:
     """Soft thresholding behind each step."""
     code = _shrinking(context, number(p, "l1"), number(p, "l2", 0.0))
     with_name(context, f"{{0}}.register_step_post_hook({SHRINK})")
@@ -68,7 +68,7 @@ def {SHRINK}(optimizer: {kind}, *_: object) -> None:
 # ---------------------------------------------------------------------------- adaptive clipping
 
 
-def adaptive(p: Prescription, context: Context) -> None:
+def adaptive(p: Fix, context: Context) -> None:
     """Brock et al. 2021, in front of each step; the output layer is left out by its name."""
     if context.measurement.clip is not None:
         raise Unwritable("the training clips already, in another way")

@@ -24,10 +24,10 @@ from gradcheck.remedies.editing.nodes import (
 )
 from gradcheck.remedies.editing.placing import wrap
 from gradcheck.remedies.editing.statements import block_of, indent_of, insert_after, line_start, remove_statement
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 
-def register(p: Prescription, context: Context) -> None:
+def register(p: Fix, context: Context) -> None:
     """`self.layers = [...]` becomes `self.layers = nn.ModuleList([...])`; dictionaries and parameters alike."""
     places = {t.site for t in context.measurement.hidden if t.site is not None}
     if not places:
@@ -91,7 +91,7 @@ def _only_value(draft: Draft, owner: str) -> ast.expr:
     return values[0]
 
 
-def train_all(p: Prescription, context: Context) -> None:
+def train_all(p: Fix, context: Context) -> None:
     """The missing parameters join the list that the optimizer is given; a single module's make room for the model's."""
     draft, call = context.call_at(context.measurement.optimizer.site, "the optimizer")
     given: ast.expr | None = call.args[0] if call.args else argument(call, "params")
@@ -188,7 +188,7 @@ def _of_module(model: str, name: str) -> str:
     return f"{text}.parameters()"
 
 
-def uncut(p: Prescription, context: Context) -> None:
+def uncut(p: Fix, context: Context) -> None:
     """Takes `.detach()` or `.data` away; of `with torch.no_grad():` the block stays."""
     draft, node = context.at(p.location)
     if isinstance(node, ast.Attribute) and node.attr == "data":
@@ -220,7 +220,7 @@ def _switches_off(block: ast.With) -> bool:
     return any(called(i.context_expr) in ("no_grad", "inference_mode") for i in block.items)
 
 
-def dimension(p: Prescription, context: Context) -> None:
+def dimension(p: Fix, context: Context) -> None:
     """The axis of a softmax, by keyword or where it is given by position."""
     place = p.location or context.site(p.layers[0])
     draft, call = context.call_at(place)
@@ -233,7 +233,7 @@ def _of_torch(draft: Draft, call: ast.Call) -> bool:
     return isinstance(call.func, ast.Attribute) and original(draft, dotted(call.func.value)).startswith("torch")
 
 
-def training_mode(p: Prescription, context: Context) -> None:
+def training_mode(p: Fix, context: Context) -> None:
     """`norm.eval()` and `norm.train(False)` on these layers: they follow the mode of the model."""
     done = False
     for draft in context.all_drafts():
@@ -262,13 +262,13 @@ def _is_false(call: ast.Call) -> bool:
     return isinstance(given, ast.Constant) and given.value is False
 
 
-def default_momentum(p: Prescription, context: Context) -> None:
+def default_momentum(p: Fix, context: Context) -> None:
     for place in context.sites(p.layers):
         draft, call = context.call_at(place)
         set_argument(draft, call, "momentum", literal(number(p, "momentum")), 2)
 
 
-def batch_first(p: Prescription, context: Context) -> None:
+def batch_first(p: Fix, context: Context) -> None:
     for place in context.sites(p.layers):
         draft, node = context.at(place)
         set_argument(draft, call_at_or_above(draft, node), "batch_first", "True")

@@ -10,12 +10,12 @@ from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.imports import original, spelled
 from gradcheck.remedies.editing.nodes import Function, argument, called, dotted, function_of, remove_argument, statement_of
 from gradcheck.remedies.editing.statements import indent_of, line_start
-from gradcheck.types.fix import Prescription
+from gradcheck.types.fix import Fix
 
 # ------------------------------------------------------------------------------ straight-through
 
 
-def straight(p: Prescription, context: Context) -> None:
+def straight(p: Fix, context: Context) -> None:
     """`x = torch.round(x)` becomes `x = x + (torch.round(x) - x).detach()`; an operand without a name gets one first."""
     draft, call = context.call_at(p.location)
     z, function = _operand(draft, call), function_of(draft, call)
@@ -76,7 +76,7 @@ def _stands_alone(draft: Draft, call: ast.Call) -> bool:
 # ------------------------------------------------------------------------------- trainable-scale
 
 
-def trainable(p: Prescription, context: Context) -> None:
+def trainable(p: Fix, context: Context) -> None:
     """`self.register_buffer("scale", x)` and `self.scale = x` become `self.scale = nn.Parameter(x)`."""
     for kind, local in sorted({_definition(context, name) for name in word(p, "factors").split(",")}):
         found = [draft for draft in context.all_drafts() for _ in _given(draft, kind, local)]
