@@ -6,7 +6,7 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -38,9 +38,18 @@ def load_rules(paths: Iterable[str | Path] = (), *, packs: bool = True) -> tuple
 @functools.cache
 def builtin_rules() -> tuple[Rule, ...]:
     """gradcheck's own rules."""
-    families = importlib.import_module("gradcheck.rules").FAMILIES
-    modules = (importlib.import_module(f"gradcheck.rules.{family}") for family in families)
-    return (*(rule for module in modules for rule in module.RULES), unused_ignore, failed_assertion, stale_baseline)
+    return (*map(_rule_of_file, _rule_files()), unused_ignore, failed_assertion, stale_baseline)
+
+
+def _rule_files() -> Iterator[str]:
+    """Modules that hold a rule of their own name."""
+    for family in importlib.import_module("gradcheck.rules").FAMILIES:
+        yield from (f"gradcheck.rules.{family}.{name}" for name in importlib.import_module(f"gradcheck.rules.{family}").RULES)
+
+
+def _rule_of_file(module: str) -> Rule:
+    found: Rule = getattr(importlib.import_module(module), module.rpartition(".")[2])
+    return found
 
 
 def find_rule(word: str, rules: Sequence[Rule]) -> Rule | None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.analysis.parallel_nets import nets, over_nets
-from gradcheck.rules.activation_sigmoid import deep_sigmoid
-from gradcheck.rules.gradient import vanishing_gradient
-from gradcheck.rules.normalization_depth import missing_normalization
+from gradcheck.rules.activation.deep_sigmoid import deep_sigmoid
+from gradcheck.rules.gradient.vanishing_gradient import vanishing_gradient
+from gradcheck.rules.normalization.missing_normalization import missing_normalization
 from gradcheck.types.rule import found, not_applicable
 from tests.literals import layer, location, measurement, norm, snapshots, stalled
 from tests.rules.verdicts import no_verdict, severities

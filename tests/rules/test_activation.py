@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.activation import dead_units, saturated_activation
+from gradcheck.rules.activation.dead_units import dead_units
+from gradcheck.rules.activation.saturated_activation import saturated_activation
 from gradcheck.types.measurement import Layer
 from tests.literals import STEPS, layer, location, measurement, snapshots
 from tests.rules.models import FAILS, SHORT, between

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.activation_collapse import collapsed_representation
+from gradcheck.rules.activation.collapsed_representation import collapsed_representation
 from gradcheck.types.checks import Embeddings
 from tests.literals import STEPS, falling, layer, location, measurement, optimizer, run, snapshots
 from tests.rules.models import FAILS, SHORT

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.activation_missing import missing_nonlinearity
+from gradcheck.rules.activation.missing_nonlinearity import missing_nonlinearity
 from gradcheck.types.measurement import Measurement
 from tests.literals import layer, location, measurement, pair
 from tests.rules.verdicts import findings, no_verdict, only

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.activation_sigmoid import deep_sigmoid
+from gradcheck.rules.activation.deep_sigmoid import deep_sigmoid
 from gradcheck.types.measurement import Layer, Measurement
 from tests.literals import layer, location, measurement, snapshots
 from tests.rules.models import FAILS, SHORT, between

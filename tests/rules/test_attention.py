@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.attention import attention_collapse
+from gradcheck.rules.activation.attention_collapse import attention_collapse
 from gradcheck.types.checks import Attention
 from gradcheck.types.measurement import Measurement, NotMeasured
 from tests.literals import location, measurement, run, stalled

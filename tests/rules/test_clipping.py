@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.clipping import clipping_by_value, clipping_needed, clipping_too_tight, largest_spike
+from gradcheck.rules.clipping.clipping_by_value import clipping_by_value
+from gradcheck.rules.clipping.clipping_needed import clipping_needed, largest_spike
+from gradcheck.rules.clipping.clipping_too_tight import clipping_too_tight
 from gradcheck.types.checks import Clip
 from gradcheck.types.measurement import Measurement, Run
 from tests.literals import falling, location, measurement, optimizer, parameter, run, stalled

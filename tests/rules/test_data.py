@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.data import non_finite_input, uninformative_features, unscaled_input
+from gradcheck.rules.data.non_finite_input import non_finite_input
+from gradcheck.rules.data.uninformative_features import uninformative_features
+from gradcheck.rules.data.unscaled_input import unscaled_input
 from gradcheck.types.measurement import Entering, Measurement
 from tests.literals import data, input_facts, layer, location, loss_call, measurement, norm, parameter, run, snapshots
 from tests.rules.verdicts import findings, no_verdict, only, severities

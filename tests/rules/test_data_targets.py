@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.data_targets import degenerate_labels, unscaled_target
+from gradcheck.rules.data.degenerate_labels import degenerate_labels
+from gradcheck.rules.data.unscaled_target import unscaled_target
 from gradcheck.types.checks import Difference
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, falling, labels, location, loss_call, measurement, run, stalled

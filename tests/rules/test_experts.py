@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.experts import router_collapse
+from gradcheck.rules.experts.router_collapse import router_collapse
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.routing import Router
 from tests.literals import location, measurement

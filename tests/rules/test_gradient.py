@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.gradient import exploding_gradient, vanishing_gradient
+from gradcheck.rules.gradient.exploding_gradient import exploding_gradient
+from gradcheck.rules.gradient.vanishing_gradient import vanishing_gradient
 from gradcheck.types.measurement import Layer, Measurement, Snapshot
 from tests.literals import (
     STEPS,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.gradient_time import decay, gradient_through_time
-from gradcheck.rules.initialization_recurrent import recurrent_initialization
+from gradcheck.rules.gradient.gradient_through_time import decay, gradient_through_time
+from gradcheck.rules.initialization.recurrent_initialization import recurrent_initialization
 from gradcheck.types.checks import Recurrence
 from gradcheck.types.measurement import Measurement, Regularization, Run
 from tests.literals import data, falling, layer, location, measurement, parameter, parameter_steps, run, stalled

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.gradient_zero import zero_gradient
+from gradcheck.rules.gradient.zero_gradient import zero_gradient
 from gradcheck.types.measurement import Measurement, Run, Snapshot, ZeroDerivative
 from tests.literals import STEPS, layer, location, measurement, parameter, parameter_steps, run, stack, stalled, stats
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.rules.graph import disconnected_parameters, unregistered_modules
+from gradcheck.rules.graph.disconnected_parameters import disconnected_parameters
+from gradcheck.rules.graph.unregistered_modules import unregistered_modules
 from gradcheck.types.measurement import Cut, HiddenTensor
 from tests.literals import location, measurement, optimizer, parameter, with_parameter
 from tests.rules.models import BODY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.rules.graph_ascent import gradient_ascent
+from gradcheck.rules.graph.gradient_ascent import gradient_ascent
 from gradcheck.types.measurement import Ascent
 from tests.literals import diverged, location, loss_call, measurement, optimizer, run
 from tests.rules.verdicts import findings, only, severities

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.graph_function import input_ignored, samples_mixed, wrong_gradient
+from gradcheck.rules.graph.input_ignored import input_ignored
+from gradcheck.rules.graph.samples_mixed import samples_mixed
+from gradcheck.rules.graph.wrong_gradient import wrong_gradient
 from gradcheck.types.checks import Dependence, Derivatives
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, location, measurement, stalled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradcheck.rules.graph_optimizer import parameters_not_in_optimizer
+from gradcheck.rules.graph.parameters_not_in_optimizer import parameters_not_in_optimizer
 from tests.literals import layer, location, measurement, optimizer, parameter, with_parameter
 from tests.rules.models import BODY
 from tests.rules.verdicts import findings, no_verdict, only, severities

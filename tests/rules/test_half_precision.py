@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.half_precision import half_overflow, half_underflow, lost_updates
+from gradcheck.rules.numerics.half_overflow import half_overflow
+from gradcheck.rules.numerics.half_underflow import half_underflow
+from gradcheck.rules.numerics.lost_updates import lost_updates
 from gradcheck.types.checks import HalfGradients
 from gradcheck.types.measurement import Measurement, NonFinite, NotMeasured
 from tests.literals import layer, location, measurement, parameter, parameter_steps, run, snapshots, stalled, stats

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.rules.initialization import signal_gain, weight_scale
+from gradcheck.rules.initialization.signal_gain import signal_gain
+from gradcheck.rules.initialization.weight_scale import weight_scale
 from tests.literals import layer, location, measurement, parameter, run
 from tests.rules.models import FAILS, with_gains
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradcheck.analysis.depth import DEFAULT_GAIN
-from gradcheck.rules.initialization_default import default_initialization
+from gradcheck.rules.initialization.default_initialization import default_initialization
 from tests.literals import location
 from tests.rules.models import FAILS, with_gains
 from tests.rules.verdicts import findings, no_verdict, only, severities

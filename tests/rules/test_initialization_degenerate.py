@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.initialization_degenerate import degenerate_initialization, symmetric_units
+from gradcheck.rules.initialization.degenerate_initialization import degenerate_initialization
+from gradcheck.rules.initialization.symmetric_units import symmetric_units
 from gradcheck.types.measurement import Layer, Measurement
 from tests.literals import layer, location, measurement, parameter, parameter_steps
 from tests.rules.models import FAILS, SHORT

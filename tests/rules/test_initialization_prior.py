@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.initialization_prior import output_bias_off_prior
+from gradcheck.rules.initialization.output_bias_off_prior import output_bias_off_prior
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, labels, loss_call, measurement
 from tests.rules.verdicts import findings, no_verdict, only

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.initialization_residual import residual_growth
+from gradcheck.rules.initialization.residual_growth import residual_growth
 from gradcheck.types.measurement import Measurement
 from tests.literals import falling, location, measurement, run, stalled, stream
 from tests.rules.verdicts import no_verdict, only, severities

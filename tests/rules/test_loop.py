@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.graph_loop import gradients_not_cleared
-from gradcheck.rules.loop import clipping_misplaced, evaluation_mode_in_training, optimizer_never_steps
-from gradcheck.rules.loop_batches import accumulation_unscaled, same_batch_every_step, scaler_misused
-from gradcheck.rules.loop_schedule import schedule_kills_rate
+from gradcheck.rules.graph.gradients_not_cleared import gradients_not_cleared
+from gradcheck.rules.loop.accumulation_unscaled import accumulation_unscaled
+from gradcheck.rules.loop.clipping_misplaced import clipping_misplaced
+from gradcheck.rules.loop.evaluation_mode_in_training import evaluation_mode_in_training
+from gradcheck.rules.loop.optimizer_never_steps import optimizer_never_steps
+from gradcheck.rules.loop.same_batch_every_step import same_batch_every_step
+from gradcheck.rules.loop.scaler_misused import scaler_misused
+from gradcheck.rules.loop.schedule_kills_rate import schedule_kills_rate
 from gradcheck.types.loop import LoopBatches, LoopClip, LoopEvaluation, LoopScaler
 from gradcheck.types.measurement import Measurement
 from tests.literals import location, loop, measurement, optimizer, run, stalled

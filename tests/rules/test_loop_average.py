@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.loop_average import average_incomplete
+from gradcheck.rules.loop.average_incomplete import average_incomplete
 from gradcheck.types.loop import LoopAverage
 from tests.literals import location, loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.loop_ranks import ranks_disagree
+from gradcheck.rules.loop.ranks_disagree import ranks_disagree
 from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.ranks import RankFacts, RankStep
 from tests.literals import loop, measurement

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.loop_renewal import optimizer_recreated
+from gradcheck.rules.loop.optimizer_recreated import optimizer_recreated
 from gradcheck.types.measurement import ONE_OPTIMIZER, Measurement, Run
 from tests.literals import location, loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.loop_schedule import schedule_misplaced
+from gradcheck.rules.loop.schedule_misplaced import schedule_misplaced
 from gradcheck.types.loop import LoopSchedule
 from tests.literals import location, loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities

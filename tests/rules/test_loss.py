@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from gradcheck.rules.loss import loss_domain, output_loss_mismatch
+from gradcheck.rules.loss.loss_domain import loss_domain
+from gradcheck.rules.loss.output_loss_mismatch import output_loss_mismatch
 from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
 from gradcheck.types.measurement import BroadcastMix, Measurement
 from tests.literals import data, layer, location, loss_call, measurement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.rules.loss_initial import initial_loss
+from gradcheck.rules.loss.initial_loss import initial_loss
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, loss_call, measurement, run
 from tests.rules.models import CHANCE

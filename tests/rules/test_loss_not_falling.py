@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.rules.loss_not_falling import loss_not_falling
+from gradcheck.rules.loss.loss_not_falling import loss_not_falling
 from gradcheck.types.checks import Baseline
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, diverged, falling, loss_call, measurement, optimizer, parameter, run, stalled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.rules.loss_softmax import softmax_dimension
+from gradcheck.rules.loss.softmax_dimension import softmax_dimension
 from gradcheck.types.measurement import Similarity
 from tests.literals import location, loss_call, measurement
 from tests.rules.models import softmax

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.loss_stability import unstable_loss
+from gradcheck.rules.loss.unstable_loss import unstable_loss
 from gradcheck.types.checks import LossOperation
 from gradcheck.types.measurement import Measurement
 from tests.literals import location, measurement

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.loss_signal import no_learning_signal
-from gradcheck.rules.loss_terms import inert_loss_term
+from gradcheck.rules.loss.inert_loss_term import inert_loss_term
+from gradcheck.rules.loss.no_learning_signal import no_learning_signal
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.loop import SilentTerm
 from gradcheck.types.measurement import Measurement, NotMeasured

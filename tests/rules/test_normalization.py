@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.normalization import batchnorm_small_batch, dropout_before_batchnorm
-from gradcheck.rules.normalization_bias import bias_before_normalization
-from gradcheck.rules.normalization_statistics import batchnorm_in_eval, batchnorm_momentum
+from gradcheck.rules.normalization.batchnorm_in_eval import batchnorm_in_eval
+from gradcheck.rules.normalization.batchnorm_momentum import batchnorm_momentum
+from gradcheck.rules.normalization.batchnorm_small_batch import batchnorm_small_batch
+from gradcheck.rules.normalization.bias_before_normalization import bias_before_normalization
+from gradcheck.rules.normalization.dropout_before_batchnorm import dropout_before_batchnorm
 from tests.literals import data, diverged, location, measurement, norm, run, stalled, statistics
 from tests.rules.models import FINE, WORSE, having
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gradcheck.rules.normalization_bias import bias_before_normalization
+from gradcheck.rules.normalization.bias_before_normalization import bias_before_normalization
 from tests.literals import location, norm, with_parameter
 from tests.rules.models import having
 from tests.rules.verdicts import findings, no_verdict, only

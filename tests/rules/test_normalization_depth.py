@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.normalization_depth import deep_batchnorm_without_skips, missing_normalization, post_norm_without_warmup
+from gradcheck.rules.normalization.deep_batchnorm_without_skips import deep_batchnorm_without_skips
+from gradcheck.rules.normalization.missing_normalization import missing_normalization
+from gradcheck.rules.normalization.post_norm_without_warmup import post_norm_without_warmup
 from gradcheck.types.measurement import Measurement
 from tests.literals import location, measurement, norm, optimizer, run, snapshots, stack, stalled, stream
 from tests.rules.verdicts import findings, no_verdict, only, severities

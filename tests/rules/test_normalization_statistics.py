@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.rules.normalization_statistics import batchnorm_in_eval, batchnorm_momentum
+from gradcheck.rules.normalization.batchnorm_in_eval import batchnorm_in_eval
+from gradcheck.rules.normalization.batchnorm_momentum import batchnorm_momentum
 from tests.literals import diverged, norm, run, stalled, statistics
 from tests.rules.models import FINE, WORSE, having
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.rules.numerics import non_finite, singular_derivative
+from gradcheck.rules.numerics.non_finite import non_finite
+from gradcheck.rules.numerics.singular_derivative import singular_derivative
 from gradcheck.types.measurement import Measurement, NonFinite, NotMeasured
 from tests.literals import data, location, loss_call, measurement, optimizer, parameter_steps, run, stalled, with_parameter
 from tests.rules.verdicts import findings, no_verdict, only, severities

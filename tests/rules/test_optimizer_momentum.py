@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.rules.optimizer_momentum import momentum_too_long
+from gradcheck.rules.optimization.momentum_too_long import momentum_too_long
 from tests.literals import measurement, optimizer, run
 from tests.rules.verdicts import no_verdict, only, severities
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.optimizer_settings import adam_epsilon, coupled_weight_decay, gradient_rms, warmup_missing
+from gradcheck.rules.optimization.adam_epsilon import adam_epsilon, gradient_rms
+from gradcheck.rules.optimization.coupled_weight_decay import coupled_weight_decay
+from gradcheck.rules.optimization.warmup_missing import warmup_missing
 from gradcheck.types.measurement import Measurement
 from tests.literals import falling, layer, location, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from gradcheck.analysis.convergence import data_fall, training_outcome
-from gradcheck.rules.regularization import decay_on_norm_and_bias, decay_steps, decay_too_strong, dropout_too_strong
+from gradcheck.rules.regularization.decay_on_norm_and_bias import decay_on_norm_and_bias
+from gradcheck.rules.regularization.decay_too_strong import decay_steps, decay_too_strong
+from gradcheck.rules.regularization.dropout_too_strong import dropout_too_strong
 from gradcheck.types.checks import Dropout, Penalty
 from gradcheck.types.measurement import Measurement, Regularization, Run
 from tests.literals import cost, data, diverged, falling, location, measurement, optimizer, parameter, run, stalled

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.regularization_fit import over_regularized, overfitting
+from gradcheck.rules.regularization.over_regularized import over_regularized
+from gradcheck.rules.regularization.overfitting import overfitting
 from gradcheck.types.checks import Validation
 from gradcheck.types.measurement import Measurement, Run
 from tests.literals import data, measurement, run, stalled

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.batch_size import batch_size
-from gradcheck.rules.gradient_samples import gradient_outliers
+from gradcheck.rules.gradient.gradient_outliers import gradient_outliers
+from gradcheck.rules.optimization.batch_size import batch_size
 from gradcheck.types.checks import SampleGradients
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, measurement

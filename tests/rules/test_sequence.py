@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.sequence import future_leak, labels_misaligned, nothing_supervised
+from gradcheck.rules.sequence.future_leak import future_leak
+from gradcheck.rules.sequence.labels_misaligned import labels_misaligned
+from gradcheck.rules.sequence.nothing_supervised import nothing_supervised
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
 from tests.literals import location, measurement

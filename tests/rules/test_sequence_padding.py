@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.rules.sequence_padding import padding_leak
+from gradcheck.rules.sequence.padding_leak import padding_leak
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.sequence import Padding
 from tests.literals import location, measurement, stalled

@@ -1,0 +1,12 @@
+"""Rules about inputs and targets.
+
+`RULES`: the files, each with the rule of its name, in the order of their codes.
+"""
+
+RULES = (
+    "unscaled_input",
+    "non_finite_input",
+    "unscaled_target",
+    "degenerate_labels",
+    "uninformative_features",
+)

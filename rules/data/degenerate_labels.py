@@ -1,0 +1,141 @@
+"""DATA004: degenerate-labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import LabelFacts, Measurement
+
+
+@rule(
+    "DATA004",
+    "degenerate-labels",
+    up_to="error",
+    needs=("data",),
+    limits={
+        "labels": Limit(16, "labels", "two balanced classes give 16 equal labels once in 32768 draws"),
+        "imbalance": Limit(0.01, "of the most frequent class", "heuristic"),
+        "variety": Limit(0.6, "of the classes expected in a batch", "heuristic: shuffled batches are within 10 % of what is expected"),
+        "most_classes": Limit(100, "classes", "beyond it labels are tokens or the like, whose frequencies are uneven by nature"),
+    },
+    explains=("GRAD004",),
+)
+def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
+    """The class labels hardly inform: one class, a vanishing class, or batches of one class each.
+
+    ## What it finds
+    Labels that are all of one class; classes with less than a hundredth of the samples of the largest one; and data in
+    label order, so that a batch holds fewer classes than chance would give.
+
+    ## Why it matters
+    With one class the model learns a constant. A vanishing class is ignored at no cost to the loss. Sorted batches pull
+    the model to one class after the other, and normalisation statistics with it.
+
+    ## How it is measured
+    Labels are counted over all batches of the scan, and by batch.
+
+    ## Limits and their sources
+    One class only is an error from `labels` 16 labels on, when the model has more than one output class. `imbalance` 0.01:
+    the rarest class that occurs, over the most frequent one (heuristic). `variety` 0.6: the classes in a batch over what
+    shuffled batches of the same labels would show. More than `most_classes` 100 classes, and labels for each token or
+    pixel, are exempt.
+
+    ## When to ignore it
+    When imbalance is met by class weights or a sampler that this scan did not see, or when only the first part of a data
+    set was scanned.
+
+    ## Example
+    ```python
+    loader = DataLoader(dataset, batch_size=32)
+    ```
+
+    ## Use instead
+    ```python
+    loader = DataLoader(dataset, batch_size=32, shuffle=True)
+    ```
+
+    ## References
+    PyTorch documentation: `torch.utils.data.DataLoader`, `WeightedRandomSampler`.
+    """
+    if not m.data.given:
+        return not_applicable(SYNTHETIC)
+    labels = m.data.labels
+    if labels is None:
+        return not_applicable("no class labels")
+    total = sum(labels.counts)
+    dense = total + labels.ignored > m.data.batches * m.data.batch_size or any(
+        c.target_kind == "classes" and len(c.target_shape) > 1 for c in m.losses
+    )
+    if labels.classes > limits["most_classes"] or dense:
+        return not_applicable("labels of tokens, pixels or very many classes")
+    if total < limits["labels"]:
+        return not_applicable(f"{total} labels are too few to judge")
+    present = [n for n in labels.counts if n]
+    if len(present) == 1:
+        return [_one_class(m, labels, total)] if labels.classes > 1 else []
+    findings = [_imbalanced(m, labels, limits)] if min(present) < limits["imbalance"] * max(present) else []
+    unshuffled = _unshuffled(m, labels, total, limits)
+    return findings + ([unshuffled] if unshuffled else [])
+
+
+def _loss_site(m: Measurement) -> Location | None:
+    return next((c.site for c in m.losses if c.target_kind == "classes" and c.site), None)
+
+
+def _one_class(m: Measurement, labels: LabelFacts, total: int) -> Finding:
+    return found(
+        "error",
+        f"all {total} labels of {m.data.batches} batches are class {labels.minimum} (of {labels.classes} outputs; "
+        "at least 2 classes needed): the model learns to say that always",
+        location=_loss_site(m),
+        evidence=(Evidence("classes among the labels", 1, 2, "<"),),
+        remedies=(Remedy("fix-labels", "check how labels are read; if the data are in label order, shuffle them"),),
+        confirmed=BY_VALUE,
+    )
+
+
+def _imbalanced(m: Measurement, labels: LabelFacts, limits: Limits) -> Finding:
+    rare = min((n, i) for i, n in enumerate(labels.counts) if n)
+    often = max((n, -i) for i, n in enumerate(labels.counts))
+    share = rare[0] / often[0]
+    return found(
+        "warning",
+        f"class {rare[1]} has {rare[0]} labels, class {-often[1]} has {often[0]}: a share of {number(share)} "
+        f"(limit {number(limits['imbalance'])}); the loss hardly notices whether the rare class is learned",
+        location=_loss_site(m),
+        evidence=(Evidence("labels of the rarest over the most frequent class", share, limits["imbalance"], "<"),),
+        remedies=(Remedy("balance-classes", "weight the classes in the loss, or draw samples with a WeightedRandomSampler"),),
+    )
+
+
+def _unshuffled(m: Measurement, labels: LabelFacts, total: int, limits: Limits) -> Finding | None:
+    if len(labels.classes_per_batch) < 2:
+        return None
+    size = total / len(labels.classes_per_batch)
+    expected = sum(1 - (1 - n / total) ** size for n in labels.counts)
+    seen = sum(labels.classes_per_batch) / len(labels.classes_per_batch)
+    ratio = seen / expected
+    if size < 2 or not (labels.sorted or ratio < limits["variety"]):
+        return None
+    order = "labels come in order; " if labels.sorted else ""
+    return found(
+        "warning",
+        f"the data are not shuffled: {order}a batch holds {number(seen)} classes on average, shuffled ones would hold {number(expected)} "
+        f"(limit {number(limits['variety'])} of that): steps pull towards one class after the other",
+        location=_loss_site(m),
+        evidence=(
+            Evidence(
+                "classes in a batch, over the number expected when shuffled",
+                ratio,
+                limits["variety"],
+                "<" if ratio < limits["variety"] else "=",
+            ),
+        ),
+        remedies=(Remedy("shuffle-data", "pass shuffle=True to the DataLoader, or shuffle the samples once", "safe"),),
+    )

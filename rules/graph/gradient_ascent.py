@@ -1,0 +1,174 @@
+"""GRAPH004: gradient-ascent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.measurement import LossCall, Measurement
+
+
+# Losses that are never negative, so that a program that lowers minus one of them is lowering something without a bound.
+NON_NEGATIVE_LOSSES = frozenset(
+    (
+        "cross_entropy",
+        "nll_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "multi_margin_loss",
+        "multilabel_margin_loss",
+        "multilabel_soft_margin_loss",
+        "soft_margin_loss",
+        "hinge_embedding_loss",
+        "triplet_margin_loss",
+        "margin_ranking_loss",
+        "ctc_loss",
+    )
+)
+DENSITY_LOSSES = frozenset(("gaussian_nll_loss", "poisson_nll_loss"))  # negative where the density exceeds 1: no fault
+
+
+@rule(
+    "GRAPH004",
+    "gradient-ascent",
+    up_to="error",
+    needs=("probe", "losses"),
+    limits={
+        "cosine": Limit(-0.05, "cosine", "a first step along the negative gradient has a cosine of 1 (SGD) or mean|g| / rms(g) > 0 (Adam)"),
+        "decayed_cosine": Limit(
+            -0.5, "cosine", "weight decay and coupled terms can turn a first step sideways, but not against the gradient"
+        ),
+    },
+    explains=("OPT001", "OPT002", "LOSS005", "LOSS003", "NUM001", "GRAD002", "ACT002", "ACT001", "GRAD004", "ACT004"),
+)
+def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
+    """Training raises the loss, or lowers one that has no lower bound.
+
+    ## What it finds
+    A flipped sign: an optimizer that climbs (`maximize=True`, a negative rate, a hand-made update with the wrong sign), a
+    loss that is never negative but is subtracted, and a total that falls far below zero faster and faster.
+
+    ## Why it matters
+    The model is trained to be wrong, and the better the optimizer works the worse it gets.
+
+    ## How it is measured
+    The cosine between the optimizer's first update and the negative gradient; d(total loss) / d(each known loss); and the
+    probe training, for a loss that runs away below zero.
+
+    ## Limits and their sources
+    `cosine` -0.05: a descent step has a positive cosine, 1 for SGD and mean|g| / rms(g) for Adam's first step.
+    `decayed_cosine` -0.5: applies instead when the optimizer has weight decay, whose share of a step can point anywhere.
+
+    ## When to ignore it
+    When a term is maximised on purpose, as in adversarial training. Beside other losses that is advice only.
+
+    ## Example
+    ```python
+    loss = -nn.functional.cross_entropy(model(x), y)
+    ```
+
+    ## Use instead
+    ```python
+    loss = nn.functional.cross_entropy(model(x), y)
+    ```
+
+    ## References
+    PyTorch documentation: `torch.optim.SGD`, argument `maximize`.
+    """
+    uphill = _uphill_steps(m, limits)
+    if uphill is not None:
+        return [uphill]
+    negated = [c for c in m.losses if c.function in NON_NEGATIVE_LOSSES and (c.weight_in_total or 0.0) < 0]
+    if negated and not m.optimizer.maximize:
+        return [_negated(m, c) for c in negated]
+    unbounded = _unbounded(m)
+    if unbounded is None and m.ascent is None:
+        return not_measured("the direction of the first update was not looked at")
+    return [unbounded] if unbounded is not None else []
+
+
+def _uphill_steps(m: Measurement, limits: Limits) -> Finding | None:
+    """The optimizer itself climbs."""
+    if not m.optimizer.given:
+        return None
+    if m.optimizer.maximize:
+        return _maximizing(m)
+    if m.ascent is None:
+        return None
+    limit = limits["cosine"] if m.optimizer.weight_decay == 0 else limits["decayed_cosine"]
+    if not m.ascent.cosine < limit:
+        return None
+    return found(
+        "error",
+        f"the first step of the optimizer {m.optimizer.name} goes uphill: its cosine with the negative gradient is "
+        f"{number(m.ascent.cosine)} (limit {number(limit)}); training raises the loss",
+        location=m.optimizer.site,
+        evidence=(Evidence("cosine of the first update with the negative gradient", m.ascent.cosine, limit, "<"),),
+        remedies=(Remedy("flip-sign", "subtract the gradient: a positive learning rate, and maximize=False", "safe"),),
+        confirmed=BY_VALUE,
+    )
+
+
+def _maximizing(m: Measurement) -> Finding | None:
+    """`maximize=True` is right for an objective, wrong for a loss; which one it is shows only for known losses."""
+    known = [c for c in m.losses if c.function in NON_NEGATIVE_LOSSES]
+    if known and all((c.weight_in_total or 0.0) < 0 for c in known):
+        return None
+    severity: Severity = "error" if known else "info"
+    by_hand = m.loop is not None and m.loop.by_hand
+    how = "the update adds the gradient to the weights (a loss needs it subtracted)"
+    if not by_hand:
+        how = f"the optimizer {m.optimizer.name} has maximize=True (a loss needs False)"
+    start = f", from {number(m.probe.losses[0])} at the first step" if m.probe.losses else ""
+    what = f"it raises {known[0].function}{start}" if known else f"it raises the objective{start}; right only if that is meant to grow"
+    return found(
+        severity,
+        f"{how}: {what}",
+        location=m.optimizer.site or (known[0].site if known else None),
+        evidence=(Evidence("maximize", 1, 0, ">"),),
+        remedies=(Remedy("flip-sign", "subtract the gradient" if by_hand else "drop maximize=True", "safe"),),
+        confirmed=BY_VALUE if known else "",
+    )
+
+
+def _unbounded(m: Measurement) -> Finding | None:
+    if m.ascent is None or not m.ascent.unbounded or any(c.function in DENSITY_LOSSES for c in m.losses):
+        return None
+    end = m.probe.losses[-1] if m.probe.losses else float("nan")
+    return found(
+        "error",
+        f"the loss has no lower bound: the probe took it to {number(end)} (expected to stay above 0) "
+        "and it falls faster and faster; training runs away",
+        location=next((c.site for c in m.losses if c.site), None),
+        evidence=(Evidence("loss at the end of the probe", end, 0.0, "<"),),
+        remedies=(Remedy("flip-sign", "minimise a loss that is bounded below; check the sign of each term", "unsafe"),),
+        confirmed=f"by the probe: the loss falls without bound, to {number(end)}",
+    )
+
+
+def _negated(m: Measurement, call: LossCall) -> Finding:
+    weight = call.weight_in_total or 0.0
+    total = m.probe.losses[0] if m.probe.losses else weight * (call.value or 0.0)
+    runs_away = m.ascent is not None and m.ascent.unbounded
+    wrong = runs_away or (len(m.losses) == 1 and total < 0)
+    meaning = (
+        "training maximises it, so the model learns to be wrong"
+        if wrong
+        else "training maximises this term; right for an adversarial one only"
+    )
+    return found(
+        "error" if wrong else "info",
+        f"{call.function} enters the total loss with weight {number(weight)} (expected above 0): {meaning}",
+        location=call.site,
+        evidence=(Evidence(f"d(total loss) / d({call.function})", weight, 0.0, "<"),),
+        remedies=(Remedy("flip-sign", f"add {call.function} to the total instead of subtracting it", "unsafe"),),
+        confirmed=("by the probe: the loss falls without bound" if runs_away else BY_VALUE) if wrong else "",
+    )

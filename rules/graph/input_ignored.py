@@ -1,0 +1,92 @@
+"""GRAPH008: input-ignored."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.wording import learns_clearly, number
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.checks import Dependence
+    from gradcheck.types.measurement import Measurement
+
+
+@rule(
+    "GRAPH008",
+    "input-ignored",
+    up_to="warning",
+    needs=("dependence", "probe"),
+    limits={
+        "effect": Limit(1e-6, "of the output", "float32's rounding, ten times over"),
+        "effect_learned": Limit(1e-4, "of the output", "heuristic: a ten-thousandth of the output varies with the input"),
+        "standard_errors": Limit(2.0, "standard errors", "usual two-sided test at 5 %"),
+    },
+    explains=("LOSS005", "OPT001", "OPT002"),
+)
+def input_ignored(m: Measurement, limits: Limits) -> Verdict:
+    """The output hardly depends on the input.
+
+    ## What it finds
+    Models whose output stays the same when samples are replaced by others: the input is overwritten, multiplied by
+    zero, cut off, or read where it holds nothing (padding).
+
+    ## Why it matters
+    Such a model can learn the average of its targets and no more, and its loss still falls at first.
+
+    ## How it is measured
+    After the probe training, in evaluation mode: samples of a batch are replaced by others, and the change of their output
+    is taken relative to the output. When that is small, so in training mode as well, the loss is also measured with the
+    inputs of each batch shuffled against its targets, in eight orders.
+
+    ## Limits and their sources
+    A warning when replacing samples changes the output by less than `effect` 0.000001 of its size (float32's rounding, ten
+    times over). Also when the probe learned, the change is below `effect-learned` 0.01 % (heuristic), and
+    the loss of shuffled inputs is no more than `standard-errors` 2 standard deviations above the true one.
+
+    ## When to ignore it
+    When the model is meant to be unconditional, as a learned constant or a density without inputs is.
+
+    ## Example
+    ```python
+    hidden = self.encoder(torch.zeros_like(x))
+    return self.head(hidden)
+    ```
+
+    ## Use instead
+    ```python
+    hidden = self.encoder(x)
+    return self.head(hidden)
+    ```
+
+    ## References
+    Karpathy 2019, A Recipe for Training Neural Networks: input-independent baseline.
+    """
+    d = m.dependence
+    if d is None or d.input_effect is None:
+        return not_measured("samples could not be told apart in the model's input and output")
+    none = d.input_effect < limits["effect"]
+    little = d.input_effect < limits["effect_learned"] and learns_clearly(m) and _as_good_shuffled(d, limits["standard_errors"])
+    if not none and not little:
+        return []
+    limit = limits["effect" if none else "effect_learned"]
+    shuffled = ""
+    if d.trained_loss is not None and d.shuffled_loss is not None:
+        shuffled = f"; the loss is {number(d.trained_loss)}, and {number(d.shuffled_loss)} with the inputs shuffled"
+    message = (
+        f"output hardly depends on the input: replacing samples by others changes it by {number(d.input_effect)} of its size "
+        f"(limit {number(limit)}){shuffled}: only the average of the targets can be learned"
+    )
+    evidence = [Evidence("change of the output when the input changes", d.input_effect, limit, "<", "of the output")]
+    cure = Remedy("use-input", "follow the input through the forward method to where its values are lost, and use them", "unsafe")
+    return [found("warning", message, evidence=evidence, remedies=[cure])]
+
+
+def _as_good_shuffled(d: Dependence, errors: float) -> bool:
+    if d.trained_loss is None or d.shuffled_loss is None or d.standard_error is None:
+        return False
+    if not (math.isfinite(d.trained_loss) and math.isfinite(d.shuffled_loss)):
+        return False
+    return d.shuffled_loss - d.trained_loss <= errors * d.standard_error

@@ -1,0 +1,38 @@
+"""What several rules of this family share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.layer_groups import (
+    body,
+    holders,
+    is_matrix,
+)
+
+if TYPE_CHECKING:
+
+    from gradcheck.types.measurement import Layer, Measurement, Parameter
+
+
+TRAINED_BEFORE = "the model was trained before: its weights were learned"
+NO_GAINS = "no linear or conv layer of the body has weights whose scale can be judged"
+
+
+def hidden_weights(m: Measurement, trained_for: int) -> list[tuple[Parameter, Layer]]:
+    """Weights of the body that the optimizer holds and that were measured at the start and at a step >= `trained_for`."""
+    inside, holder = {x.name for x in body(m)}, holders(m)
+    return [
+        (p, x) for p in m.parameters
+        if (x := holder.get(p.name)) is not None and x.name in inside
+        and p.trainable and p.used and p.groups > 0 and is_matrix(p) and p.at(0) is not None and _last_step(p) >= trained_for
+    ]  # fmt: skip
+
+
+def _last_step(p: Parameter) -> int:
+    return max((s.step for s in p.steps), default=-1)
+
+
+def anything_moved(m: Measurement) -> bool:
+    """Whether the optimizer changed any parameter at all: else nothing can be said about what stays as it is."""
+    return any(s.update_ratio for p in m.parameters for s in p.steps)

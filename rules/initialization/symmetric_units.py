@@ -1,0 +1,94 @@
+"""INIT006: symmetric-units."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.layer_groups import (
+    by_site,
+    constant_at_start,
+    names,
+)
+from gradcheck.analysis.wording import BY_VALUE, also_in, percent
+from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.finding import Finding
+    from gradcheck.types.measurement import Layer, Measurement, Parameter
+
+
+@rule(
+    "INIT006",
+    "symmetric-units",
+    up_to="error",
+    needs=("parameters", "graph"),
+    limits={
+        "duplicates": Limit(0.5, "of the units", "half of the layer's width is lost; random weights have no two equal rows"),
+        "settled_step": Limit(3, "steps", "equal gradients over three steps do not part any more"),
+    },
+    explains=("LOSS005", "ACT004", "OPT002"),
+)
+def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
+    """Units of a layer with equal weights and equal gradients: they stay equal.
+
+    ## What it finds
+    Hidden linear, conv and recurrent layers in which more than half of the units (rows) have the same weights
+    as another one, before the first step and still after several. Weights that are constant altogether are
+    `degenerate-initialization`.
+
+    ## Why it matters
+    Equal units compute the same feature for ever. The layer is as narrow as the number of its different units.
+
+    ## How it is measured
+    The share of rows that equal another row, in weights and gradients, before the first step and at the last
+    measured one. Grouped and depthwise convolutions are exempt, and so are heads: their units part at once,
+    since their targets differ.
+
+    ## Limits and their sources
+    `duplicates` 50 % of the units, both before the first step and at the last measured one, `settled-step` 3 at
+    least: an error.
+
+    ## When to ignore it
+    When copies are meant to part later, e.g. through dropout.
+
+    ## Example
+    ```python
+    self.fc1.weight.data = row.repeat(64, 1)
+    ```
+
+    ## Use instead
+    ```python
+    nn.init.xavier_uniform_(self.fc1.weight)
+    ```
+
+    ## References
+    Goodfellow et al. 2016, Deep Learning, section 8.4.
+    """
+    hidden = hidden_weights(m, int(limits["settled_step"]))
+    weights = [(p, x) for p, x in hidden if x.groups == 1 and p.steps[0].duplicate_units is not None]
+    if not weights:
+        return not_applicable("no hidden weight whose units were compared before the first step and after several")
+    sick = {x.name: (x, p) for p, x in weights if _twins(p) > limits["duplicates"] and not constant_at_start(p)}
+    if not sick or not anything_moved(m):
+        return []
+    return [_symmetry_finding(group, {n: sick[n][1] for n in names(group)}, limits) for group in by_site(x for x, _ in sick.values())]
+
+
+def _twins(p: Parameter) -> float:
+    """The smaller share of duplicate units of the first and the last measured step."""
+    first, last = p.at(0), p.at(-1)
+    return min((first.duplicate_units or 0.0), (last.duplicate_units or 0.0)) if first and last else 0.0
+
+
+def _symmetry_finding(group: list[Layer], weights: dict[str, Parameter], limits: Limits) -> Finding:
+    worst = max(group, key=lambda x: _twins(weights[x.name]))
+    p = weights[worst.name]
+    message = (
+        f"{percent(_twins(p))} of the {p.shape[0]} units of {worst.name} equal another unit (limit {percent(limits['duplicates'])}), "
+        f"in weights and gradients, still after {_last_step(p)} steps{also_in(group)}: they will stay equal"
+    )
+    remedy = Remedy("break-symmetry", f"initialise {p.name} at random, e.g. with kaiming_normal_ or xavier_uniform_", "safe")
+    evidence = (Evidence("units that equal another one", _twins(p), limits["duplicates"], ">", "of the units", worst.name),)
+    return found("error", message, layers=names(group), location=worst.site, evidence=evidence, remedies=(remedy,), confirmed=BY_VALUE)

@@ -1,0 +1,101 @@
+"""LOOP012: average-incomplete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.wording import layers_in_words
+from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.loop import LoopAverage
+    from gradcheck.types.measurement import Measurement
+
+
+@rule("LOOP012", "average-incomplete", up_to="warning", needs=("loop",))
+def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
+    """A model that follows another one's weights does not follow its buffers, or is given gradients.
+
+    ## What it finds
+    Teachers, target networks and averages whose weights the loop moves towards those of the trained model, while the running
+    statistics of their batch normalizations stay what they were at the start; and such models that the loss sends gradient to.
+
+    ## Why it matters
+    In evaluation mode, batch normalization uses its running statistics. With those of the start, the averaged weights compute
+    something else than what they were trained for: a teacher teaches noise, an average is worse than what it averages. Gradients
+    of a teacher are computed and kept for nothing, and pull at it if an optimizer is given them.
+
+    ## How it is measured
+    The script is run. A model that no optimizer holds, made like one that is trained, follows it when what the loop changes in its
+    largest weight between two steps points to the other one's weight (cosine above 0.999). Its buffers are compared
+    with what they were at the first step, and its calls in evaluation mode are noted.
+
+    ## Limits and their sources
+    None: a buffer that stayed, while the trained model's changed, in a model that was called in evaluation mode. Gradients that reach
+    such a model are advice. An average that is not called, or called in training mode, is silent: its statistics may be taken later,
+    by `update_bn`.
+
+    ## When to ignore it
+    When the statistics are meant to stay, as those of a trained backbone are.
+
+    ## Example
+    ```python
+    for t, s in zip(teacher.parameters(), student.parameters()):
+        t.mul_(0.99).add_(s, alpha=0.01)
+    ```
+
+    ## Use instead
+    ```python
+    for t, s in zip(teacher.parameters(), student.parameters()):
+        t.mul_(0.99).add_(s, alpha=0.01)
+    for t, s in zip(teacher.buffers(), student.buffers()):
+        t.copy_(s)
+    ```
+
+    ## References
+    Tarvainen and Valpola 2017, Mean teachers are better role models; PyTorch documentation: `torch.optim.swa_utils.AveragedModel`.
+    """
+    if m.loop is None:
+        return not_applicable(NO_SCRIPT)
+    if m.loop.averages is None:
+        return not_measured("whether a model follows another one was not looked at")
+    if not m.loop.averages:
+        return not_applicable("no model follows another one's weights")
+    findings = (_stale(a) if a.stale and a.evaluated else _graded(a) if a.graded else None for a in m.loop.averages)
+    return [f for f in findings if f is not None]
+
+
+def _names(a: LoopAverage) -> tuple[str, str]:
+    return a.name or "a model", a.leader or "the trained model"
+
+
+def _stale(a: LoopAverage) -> Finding:
+    mine, leader = _names(a)
+    message = (
+        f"{mine} follows the weights of {leader}, not its buffers: {len(a.stale)} of them (limit 0), {layers_in_words(a.stale)}, "
+        "stay what they were at the start, and evaluation mode uses them"
+    )
+    text = f"copy the buffers of {leader} into {mine} as well, after each update of its weights"
+    return found(
+        "warning",
+        message,
+        location=a.site,
+        evidence=(Evidence("buffers that do not follow", len(a.stale), 0, ">"),),
+        remedies=(Remedy("follow-buffers", text),),
+    )
+
+
+def _graded(a: LoopAverage) -> Finding:
+    mine, leader = _names(a)
+    message = (
+        f"{mine} follows the weights of {leader}, and the loss sends gradient to {a.graded} of its parameters (limit 0): nothing uses it"
+    )
+    return found(
+        "info",
+        message,
+        location=a.site,
+        evidence=(Evidence("parameters with a gradient that nothing uses", a.graded, 0, ">"),),
+        remedies=(Remedy("follow-buffers", f"call {mine} under torch.no_grad(), or set requires_grad_(False) on it"),),
+    )

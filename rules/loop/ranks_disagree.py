@@ -1,0 +1,133 @@
+"""LOOP008: ranks-disagree."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.wording import BY_VALUE, number, percent
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.ranks import RankFacts, RankStep
+
+
+WRAP = "wrap the model in DistributedDataParallel, and call that: it copies rank 0's parameters, and averages gradients in backward()"
+SYNC = "leave no_sync() for the last backward pass before step(), and call the DistributedDataParallel module, not the model inside it"
+
+
+@rule(
+    "LOOP008",
+    "ranks-disagree",
+    up_to="error",
+    needs=("loop",),
+    limits={
+        "distance": Limit(1e-5, "of a parameter's norm", "heuristic: float32 rounds at 1e-7, a step moves 1e-3"),
+        "steps": Limit(2, "measured steps", "heuristic: one may fall between an update and its exchange"),
+    },
+)
+def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
+    """The processes of a distributed training hold different parameters, where each should hold the same.
+
+    ## What it finds
+    Replicas of a parameter that are not equal on all ranks: models that were built from different seeds and never brought together,
+    gradients that are not averaged (no DistributedDataParallel, a model that is called past it, steps inside `no_sync()`), parameters
+    that get a gradient on some ranks only.
+
+    ## Why it matters
+    Each rank trains a model of its own on its part of the data. The run costs as much as a distributed one, and the model that rank 0
+    saves has seen the data of rank 0 only. Where some of the gradients are averaged, they are gradients of different models.
+
+    ## How it is measured
+    At each measured step the norm and 64 entries of every replicated parameter, before the optimizer's step, are compared with those
+    of rank 0. Sharded parameters (`fully_shard`), and those that DistributedDataParallel is told to ignore, are left out; so is
+    all of it where ranks are divided into groups.
+
+    ## Limits and their sources
+    A relative distance above `distance` 1e-5 at the last `steps` 2 measured steps: gradients that were averaged are equal to the last bit,
+    and so are the steps made of them. Parameters that were found equal again in between are averaged now and then, as local SGD does:
+    that is a note. Both limits are heuristic.
+
+    ## When to ignore it
+    When each rank is to train a model of its own: ensembles, searches over settings.
+
+    ## Example
+    ```python
+    dist.init_process_group("nccl")
+    model = Net().to(device)
+    ```
+
+    ## Use instead
+    ```python
+    dist.init_process_group("nccl")
+    model = DistributedDataParallel(Net().to(device))
+    ```
+
+    ## References
+    PyTorch documentation: "Distributed Data Parallel"; `torch.nn.parallel.DistributedDataParallel.no_sync`.
+    """
+    ranks = m.ranks
+    if ranks is None:
+        return not_applicable("one process trains")
+    if not ranks.steps:
+        why = next((x.why for x in m.not_measured if x.what in ("replicas", "ranks")), "")
+        return not_measured(why) if why else not_applicable("no parameter is replicated")
+    limit, least = limits["distance"], max(1, round(limits["steps"]))
+    apart = [s.distance > limit for s in ranks.steps]
+    if len(apart) < least or not all(apart[-least:]):
+        return []
+    since = len(apart) - next((i for i, far in enumerate(reversed(apart)) if not far), len(apart))
+    again = any(far and not then for far, then in itertools.pairwise(apart))
+    return [_averaged(ranks, since, limit) if again else _apart(ranks, since, limit)]
+
+
+def _apart(ranks: RankFacts, since: int, limit: float) -> Finding:
+    first, last = ranks.steps[since], ranks.steps[-1]
+    worst = f"{last.parameter} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})"
+    share = f"{last.differing} of {last.compared} parameters"
+    if first.step == 0:
+        how = f"the {ranks.count} ranks started from different parameters, and nothing brings them together"
+    else:
+        how = f"the parameters of {ranks.count} ranks drift apart from step {first.step} on"
+    message = f"{how}: {worst}, {share} at step {last.step}; {_cause(ranks)}; each rank trains a model of its own, on a part of the data"
+    return found(
+        "error",
+        message,
+        layers=(last.parameter.rpartition(".")[0],),
+        evidence=(_evidence(last, limit),),
+        remedies=(Remedy("synchronise-ranks", SYNC if ranks.wrapper else WRAP),),
+        confirmed=BY_VALUE,
+    )
+
+
+def _cause(ranks: RankFacts) -> str:
+    one_sided = next((s.one_sided for s in ranks.steps if s.one_sided), ())
+    if one_sided:
+        return f"{', '.join(one_sided)} had a gradient on some ranks only"
+    gradients = max((s.gradients for s in ranks.steps), default=0.0)
+    if gradients > 0:
+        return f"their gradients are not averaged before the step (their norms differ by up to {percent(gradients)})"
+    return "their gradients are equal"
+
+
+def _averaged(ranks: RankFacts, since: int, limit: float) -> Finding:
+    last = ranks.steps[-1]
+    return found(
+        "info",
+        f"the parameters of {ranks.count} ranks differ since step {ranks.steps[since].step}, and were equal before, after they had "
+        f"differed: {last.parameter} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})",
+        layers=(last.parameter.rpartition(".")[0],),
+        evidence=(_evidence(last, limit),),
+        remedies=(Remedy("synchronise-ranks", "save and evaluate the model after its parameters were averaged"),),
+    )
+
+
+def _far(step: RankStep) -> str:
+    far = step.distance
+    return percent(far) if far < 1 else f"{number(far)} times its norm" if far < float("inf") else "infinitely far"
+
+
+def _evidence(step: RankStep, limit: float) -> Evidence:
+    return Evidence("distance of a replica over its norm", step.distance, limit, ">", f"at step {step.step}")

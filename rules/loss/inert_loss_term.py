@@ -1,0 +1,116 @@
+"""LOSS009: inert-loss-term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.wording import number, percent
+from gradcheck.rules.graph.disconnected_parameters import OPERATIONS
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.checks import IdleTerm
+    from gradcheck.types.measurement import Measurement
+
+
+ORDERS = {1: "a derivative", 2: "a second derivative", 3: "a third derivative"}
+PIECEWISE_LINEAR = ("relu", "leaky_relu", "relu6", "hardtanh", "prelu", "rrelu", "threshold")
+
+
+@rule("LOSS009", "inert-loss-term", up_to="warning", needs=("terms",))
+def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
+    """A part of the loss sends no gradient to anything that is trained.
+
+    ## What it finds
+    Terms of a sum that carry no gradient although they were computed from the model (a detached penalty, one under
+    `no_grad`), losses of what no trained weight makes (the divergence of a teacher from itself), terms whose gradient is
+    exactly zero, and derivatives that are zero everywhere, such as the second derivative of a net of ReLUs.
+
+    ## Why it matters
+    The term is in the loss that is logged and in nothing that is learned: the penalty does not act, the equation is not
+    solved, the student learns nothing from its teacher.
+
+    ## How it is measured
+    The loss is taken apart, call by call, into what it is a sum of, up to factors. A term counts when it is not zero and
+    no trained parameter gets a gradient of it, both before training and after the probe. Terms under a bound that is
+    met (`clamp`, `relu`, `maximum`) do not count, nor does what shifts another term by itself (straight-through values,
+    the largest logit that is subtracted and added again). Derivatives are those that `torch.autograd.grad` takes
+    with `create_graph`. A term that the loop computes from no trained weight counts when it is a loss function of torch
+    that all of its recorded steps add to the loss.
+
+    ## Limits and their sources
+    None: a gradient of exactly zero (a matter of definition).
+
+    ## When to ignore it
+    When the term is in the loss to be logged. Better: log it by itself.
+
+    ## Example
+    ```python
+    loss = F.cross_entropy(model(x), y) + 0.1 * penalty.detach()
+    ```
+
+    ## Use instead
+    ```python
+    loss = F.cross_entropy(model(x), y) + 0.1 * penalty
+    ```
+
+    ## References
+    Raissi et al. 2019, Physics-informed neural networks (activations with derivatives of all orders); Hinton et al. 2015,
+    Distilling the Knowledge in a Neural Network.
+    """
+    seen = [t for t in m.idle_terms if t.kind != "equals"]
+    told = [t for t in (m.loop.silent or () if m.loop is not None else ()) if t.kind == "no-weights"]
+    if not m.loss_given and not seen:
+        return not_applicable("the loss is gradcheck's own")
+    findings = [_derivative(m, t) if t.kind == "derivative" else _term(t) for t in seen]
+    sites = {t.site for t in seen}
+    findings += [_of_nothing(t.operation, t.site, t.passes) for t in told if t.site not in sites]
+    return findings
+
+
+def _term(t: IdleTerm) -> Finding:
+    share = abs(t.value) / t.loss if t.loss else 1.0
+    operation = OPERATIONS.get(t.operation, t.operation)
+    if t.kind == "cut":
+        why, cure = f"it was cut off by {operation}", Remedy("remove-detach", f"remove {operation}, or log the term by itself", "unsafe")
+    elif t.kind == "no-weights":
+        why = f"no trained weight has a part in what {operation} is given"
+        cure = Remedy("check-arguments", f"give {operation} the output of the model that is trained", "unsafe")
+    else:
+        why = "its gradient is exactly 0 for every trained weight"
+        cure = Remedy("check-term", "look for what has a zero derivative in it, or log the term by itself", "unsafe")
+    message = (
+        f"a term of the loss trains nothing: {why}, before training and after the probe; its value is {number(t.value)}"
+        f"{f', {percent(share)} of the loss' if share <= 1 else ''} (limit on its gradient: over 0)"
+    )
+    evidence = [Evidence("value of the term", t.value, 0.0, "=", "without gradient")]
+    return found("warning", message, location=t.site, evidence=evidence, remedies=[cure])
+
+
+def _of_nothing(operation: str, site: object, passes: int) -> Finding:
+    message = (
+        f"{operation} adds a term to the loss that trains nothing: no trained weight has a part in what it is given, in "
+        f"{passes} of {passes} recorded passes (limit: in all)"
+    )
+    cure = Remedy("check-arguments", f"give {operation} the output of the model that is trained", "unsafe")
+    return found("warning", message, location=site, evidence=[Evidence("passes without gradient", passes, passes, ">=")], remedies=[cure])  # type: ignore[arg-type]
+
+
+def _derivative(m: Measurement, t: IdleTerm) -> Finding:
+    linear = sorted({x.function for x in m.layers if x.kind == "activation" and x.function in PIECEWISE_LINEAR})
+    others = [x for x in m.layers if x.kind == "activation" and x.function not in PIECEWISE_LINEAR]
+    what = ORDERS.get(t.order, "a higher derivative")
+    why = f": the net is piecewise linear, by {_listed(linear)}" if linear and not others and t.order > 1 else ""
+    message = (
+        f"{what} that the loss is made of is 0 everywhere, before training and after the probe (limit: 0){why}; what the loss makes "
+        "of it trains nothing"
+    )
+    cure = Remedy("smooth-activation", "use activations with as many derivatives: tanh, SiLU, GELU or sine", "unsafe")
+    evidence = [Evidence("largest entry of the derivative", 0.0, 0.0, "<=")]
+    return found("warning", message, location=t.site, evidence=evidence, remedies=[cure])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names)

@@ -1,0 +1,114 @@
+"""NORM004: dropout-before-batchnorm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.wording import number, percent
+from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+
+if TYPE_CHECKING:
+
+    from collections.abc import Sequence
+
+    from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.structure import Norm
+
+
+def norms_by_site(norms: Sequence[Norm]) -> list[list[Norm]]:
+    groups: dict[Location | None, list[Norm]] = {}
+    for n in norms:
+        groups.setdefault(n.site, []).append(n)
+    return list(groups.values())
+
+
+@rule(
+    "NORM004",
+    "dropout-before-batchnorm",
+    up_to="warning",
+    needs=("normalization", "graph", "probe"),
+    limits={"shift": Limit(1.2, "times the variance", "dropout 0.1 after ReLU gives 1.16, 0.3 gives 1.62, 0.5 gives 2.46")} | GAP,
+)
+def dropout_before_batchnorm(m: Measurement, limits: Limits) -> Verdict:
+    """Dropout ahead of batch normalization: the variance that it learns is not the one that it meets later.
+
+    ## What it finds
+    Batch normalizations that dropout reaches, directly or through at most two linear or conv layers and their
+    activations.
+
+    ## Why it matters
+    Dropout raises the variance in training only. Evaluation divides by the variance of training, and every such
+    layer shrinks the signal: test accuracy falls although the training loss looks fine.
+
+    ## How it is measured
+    Directly behind a dropout of rate p: r = 1 / (1 - p) + p / (1 - p) m^2 / Var, with mean and variance of each
+    feature of the dropout's input in the first step. Further away: the running variance of the trained copy over
+    the variance that the layer sees in evaluation mode, the median over features.
+
+    ## Limits and their sources
+    `shift` 1.2: a warning directly behind the dropout. Further away a warning only when the trained copy's loss
+    in evaluation mode is more than `evaluation-ratio` 1.5 times that with each batch's own statistics (dropout off
+    both times) and `evaluation-margin` 0.1 of chance above it; else advice. The formula agrees with measured ratios to 1 %.
+
+    ## When to ignore it
+    When the statistics are estimated again, in evaluation mode, after the training.
+
+    ## Example
+    ```python
+    nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm1d(64))
+    ```
+
+    ## Use instead
+    ```python
+    nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5))
+    ```
+
+    ## References
+    Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift.
+    """
+    norms = [n for n in batch_norms(m) if n.of_batch]
+    if not norms:
+        return not_applicable(NO_BATCH_NORM)
+    fed = [n for n in norms if n.dropout is not None and n.tracks]
+    if not fed:
+        return []
+    near = [n for n in fed if (n.dropout_shift or 0.0) > limits["shift"]]
+    far = [n for n in fed if n.dropout_shift is None and _measured_shift(m, n) > limits["shift"]]
+    severity: Severity = "warning" if evaluation_gap(m, limits) else "info"
+    return [_shift_finding(m, group, "warning", limits) for group in norms_by_site(near)] + [
+        _shift_finding(m, group, severity, limits) for group in norms_by_site(far)
+    ]
+
+
+def _measured_shift(m: Measurement, norm: Norm) -> float:
+    """Running variance over that in evaluation mode; where it was not measured, what centred inputs would give."""
+    shifts = m.normalization.shifts if m.normalization else ()
+    if norm.index is not None and norm.index < len(shifts) and shifts[norm.index] == shifts[norm.index]:
+        return shifts[norm.index]
+    return 1 / (1 - norm.dropout_rate)
+
+
+def _shift_finding(m: Measurement, group: list[Norm], severity: Severity, limits: Limits) -> Finding:
+    shift = lambda n: n.dropout_shift or _measured_shift(m, n)  # noqa: E731
+    worst = max(group, key=shift)
+    how = "directly" if worst.dropout_shift is not None else "through the layers between"
+    others = f"; the same in {len(group) - 1} more" if len(group) > 1 else ""
+    gap = f"; {gap_in_words(m)}" if m.normalization is not None and severity == "warning" else ""
+    message = (
+        f"dropout {worst.dropout or 'of the model'} ({percent(worst.dropout_rate)}) feeds {worst.layer} {how}: in training it sees "
+        f"{number(shift(worst))} times the variance of evaluation (limit {number(limits['shift'])}){others}: "
+        f"evaluation divides by the wrong one{gap}"
+    )
+    remedy = Remedy("move-dropout", f"move the dropout behind {worst.layer}, or behind the last batch normalization", "unsafe")
+    return found(
+        severity,
+        message,
+        layers=norm_names(group),
+        location=worst.site,
+        evidence=(Evidence("variance in training over evaluation", shift(worst), limits["shift"], ">", "times", worst.layer),),
+        remedies=(remedy,),
+    )

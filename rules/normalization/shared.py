@@ -1,0 +1,62 @@
+"""What several rules of this family share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.depth import Trend
+from gradcheck.analysis.wording import (
+    number,
+)
+from gradcheck.types.finding import Evidence
+from gradcheck.types.rule import Limit, Limits
+
+if TYPE_CHECKING:
+
+    from collections.abc import Sequence
+
+    from gradcheck.types.location import Location
+    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.structure import Norm
+
+
+NO_BATCH_NORM = "the model has no batch normalization"
+GAP = {
+    "evaluation_ratio": Limit(1.5, "times", "1400 digits, momentum 0.01, 75 steps: 5.7 times; momentum 0.1: none"),
+    "evaluation_margin": Limit(0.1, "of chance", "heuristic: what counts as learning; a loss near zero doubles by accident"),
+}
+
+
+def batch_norms(m: Measurement) -> list[Norm]:
+    return [n for n in m.norms if n.batch and n.raised is None]
+
+
+def evaluation_gap(m: Measurement, limits: Limits) -> bool:
+    """Whether the trained copy is far worse with the running statistics than with those of each batch."""
+    s = m.normalization
+    scale = m.chance or (m.probe.losses[0] if m.probe.losses else 0.0)
+    margin = limits["evaluation_margin"] * abs(scale)
+    return s is not None and s.evaluated > limits["evaluation_ratio"] * s.batch and s.evaluated > s.batch + margin
+
+
+def gap_in_words(m: Measurement) -> str:
+    s = m.normalization
+    return f"loss {number(s.evaluated)} in evaluation mode, {number(s.batch)} with the statistics of each batch" if s else ""
+
+
+def main_site(norms: Sequence[Norm | Layer]) -> Location | None:
+    """The place that most of them come from, the first of equals."""
+    counts = Counter(n.site for n in norms if n.site is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def norm_names(norms: Sequence[Norm]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(n.layer for n in norms))
+
+
+def trend_evidence(trend: Trend, limits: Limits, layer: str) -> tuple[Evidence, ...]:
+    return (
+        Evidence("slope of the gradient over depth", abs(trend.slope), limits["slope"], ">=", "decades per layer", layer),
+        Evidence("change of the gradient over depth", abs(trend.total), limits["total"], ">=", "decades", layer),
+    )

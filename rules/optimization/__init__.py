@@ -1,0 +1,14 @@
+"""Rules about the optimizer's settings and its rate.
+
+`RULES`: the files, each with the rule of its name, in the order of their codes.
+"""
+
+RULES = (
+    "learning_rate_too_high",
+    "learning_rate_too_low",
+    "adam_epsilon",
+    "coupled_weight_decay",
+    "warmup_missing",
+    "batch_size",
+    "momentum_too_long",
+)

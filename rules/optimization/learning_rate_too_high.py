@@ -1,0 +1,172 @@
+"""OPT001: learning-rate-too-high."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.convergence import (
+    CLEAR_FALL,
+    RELAPSED,
+    any_learned,
+    depends_on_order,
+    experiment_outcome,
+    relapse,
+    relative_decrease,
+    start_and_end,
+    training_outcome,
+)
+from gradcheck.analysis.update_sizes import update_ratio
+from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
+from gradcheck.rules.optimization.shared import RATIOS, at_most_info, best_rate, not_judged, rate_finding, ratio_finding
+from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.finding import Finding
+    from gradcheck.types.measurement import Measurement, Run
+
+
+def step_evidence(m: Measurement, limits: Limits) -> list[Evidence]:
+    """How large a step is for this loss: rate times sharpness (SGD), and how far the first one moved the output (adaptive ones)."""
+    found_out = []
+    if m.sharpness is not None and not m.optimizer.adaptive:
+        limit = limits["sharpness_momentum" if m.optimizer.momentum else "sharpness"]
+        found_out.append(Evidence("rate times largest curvature of the loss", m.optimizer.lr * m.sharpness.value, limit, ">"))
+    if m.functional_step is not None:
+        found_out.append(Evidence("change of the output by the first step", m.functional_step, limits["first_step"], ">", "of its spread"))
+    return [e for e in found_out if e.limit is not None and e.value > e.limit]
+
+
+def finite_at_lower_rate(m: Measurement) -> Run | None:
+    """A run at a lower rate that stayed finite for longer than the probe, whose loss was finite at first."""
+    if m.probe.ended != "non-finite" or not m.probe.losses or not math.isfinite(m.probe.losses[0]):
+        return None
+    lower = [r for r in m.experiments if (r.rate_factor or 1) < 1 and r.losses and r.ended in ("done", "budget", "learned")]
+    longer = [r for r in lower if r.ended == "learned" or (len(r.losses) >= len(m.probe.losses) and math.isfinite(r.losses[-1]))]
+    return max(longer, key=lambda r: r.rate_factor or 0, default=None)
+
+
+def diverging(m: Measurement, limits: Limits) -> Finding:
+    """The loss runs away, and nothing that was tried in the time that there was keeps it."""
+    rise, tried = -relative_decrease(m.probe, m.chance), [r for r in m.experiments if r.rate_factor is not None]
+    others = f"none of {len(tried)} other trainings, at other rates or in another order, learned" if tried else "no other rate was tried"
+    message = f"the loss diverges: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; {others}"
+    rising = Evidence("rise of the loss in the probe", rise, limits["rise"], ">", "of the better of start and chance")
+    evidence = (rising, *step_evidence(m, limits))
+    remedies = (
+        Remedy("lower-learning-rate", f"start from a hundredth of the rate, {number(m.optimizer.lr / 100)}, with warm-up", "advice"),
+    )
+    severity = at_most_info(m, "error")
+    confirmed = f"by the probe: {run_in_words(m.probe)}" if severity == "error" else ""
+    return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
+
+
+def relapsing(m: Measurement, lowest: float, step: int) -> Finding:
+    """The loss had fallen, and loses what it had won."""
+    start, end = start_and_end(m.probe)[:2]
+    message = (
+        f"what is learned is lost again: with {optimizer_in_words(m)} the loss had fallen to {number(lowest)} by step {step}, "
+        f"and is {number(end)} after {len(m.probe.losses)}: steps of this size undo what earlier ones did"
+    )
+    won = (start if m.chance is None else min(start, m.chance)) - lowest
+    evidence = (Evidence("share of the fall that is lost again", (end - lowest) / max(won, 1e-12), RELAPSED, ">", "of the fall"),)
+    remedies = (Remedy("lower-learning-rate", f"try a tenth of the rate: {number(m.optimizer.lr / 10)}", "safe"),)
+    severity = at_most_info(m, "info" if m.chance is None else "warning")
+    return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
+
+
+def order_finding(m: Measurement) -> Finding:
+    """The probe failed, and learned in another order: the rate is at the edge of what the model takes."""
+    again = next(r for r in m.experiments if r.rate_factor == 1 and experiment_outcome(r, m) == "learns")
+    message = (
+        f"training depends on luck: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; with the same batches in another order, "
+        f"{run_in_words(again)}: the rate is at the edge of what this model takes"
+    )
+    evidence = (Evidence("fall of the loss in the probe", relative_decrease(m.probe, m.chance), CLEAR_FALL, "<", "of the loss"),)
+    remedies = (Remedy("lower-learning-rate", f"try a third of the rate: {number(m.optimizer.lr / 3)}", "safe"),)
+    return found(at_most_info(m, "warning"), message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
+
+
+@rule(
+    "OPT001",
+    "learning-rate-too-high",
+    up_to="error",
+    needs=("parameters", "probe"),
+    wants=("sharpness", "functional_step"),
+    limits={
+        "sharpness": Limit(16.0, "rate x sharpness", f"{RATIOS}: plain SGD diverges in 38 to 57 % of the runs beyond 8, 89 % beyond 64"),
+        "sharpness_momentum": Limit(8.0, "rate x sharpness", f"{RATIOS}: with momentum 57 % diverge beyond 8, 96 % beyond 64"),
+        "first_step": Limit(1.0, "of the output's spread", "calibration E14: failures 1.6 to 2.2, with warm-up at most 0.17"),
+        "rise": Limit(1.0, "of the loss", "definition: the loss has doubled against the better of where it started and chance"),
+        "update_ratio_info": Limit(0.1, "of the weight", f"{RATIOS}: beyond 0.1, 67 % diverge with momentum; the best is at 0.02"),
+        "update_ratio_warning": Limit(0.3, "of the weight", f"{RATIOS}: beyond 0.3 most diverge with any optimizer"),
+    },
+    explains=("NUM001", "ACT001", "ACT002", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT008"),
+)
+def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
+    """The optimizer's steps are larger than this model can take.
+
+    ## What it finds
+    Rates at which the loss diverges, turns non-finite or stays where it was, while the same optimizer learns at
+    a lower rate; and updates that replace a large part of each weight in one step.
+
+    ## Why it matters
+    Too large a step leaves the region in which the gradient says anything: the loss jumps, units die, values
+    overflow.
+
+    ## How it is measured
+    A short probe training with your optimizer. When it fails, the same start is trained again at lower and
+    higher rates. A probe of fewer than 40 steps fails only when its loss is not finite or 100 times its start. The
+    size of an update is ||update|| / ||weight||, the median over weight matrices and the measured steps 3 to 20;
+    weights that start at zero are left out. After a failed probe, two more numbers say how large a step is: the rate
+    times the largest curvature of the loss at the start (SGD and kin), and how far the first step moves the output (adaptive ones).
+
+    ## Limits and their sources
+    An error: the probe diverges or stalls, and the best of the other rates that learn is a lower one; or
+    the probe turns non-finite and a lower rate does not. When nothing that was tried learns, an error too
+    if the loss diverges and rises by `rise`, to twice the better of its start and chance. A warning when
+    the probe fails, and learns with its batches in another order. Otherwise, when the probe does not learn:
+    updates above `update-ratio-warning` 30 % of the weight are a warning, above `update-ratio-info` 10 %
+    advice. When it learns: advice above 30 %. Beyond `sharpness` 16 (with momentum `sharpness-momentum` 8)
+    and `first-step` 1 the two other numbers are evidence; alone they are none, since healthy nets pass 2,
+    the limit of a quadratic loss. An optimizer that gradcheck assumed gets advice only. From 12 networks,
+    three optimizers and 11 rates: the best ratio is 1.5 to 2 %, within 0.4 decades, for all of them.
+
+    ## When to ignore it
+    When your schedule warms the rate up and the scan did not see it.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    ```
+
+    ## Use instead
+    ```python
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    ```
+
+    ## References
+    Smith 2017, Cyclical Learning Rates; Lewkowycz et al. 2020, The large learning rate phase of deep learning.
+    """
+    if reason := not_judged(m):
+        return not_measured(reason)
+    outcome, ratio = training_outcome(m), update_ratio(m)
+    learns = outcome == "learns"
+    if outcome in ("diverges", "stalls"):
+        run = best_rate(m, higher=False) or finite_at_lower_rate(m)
+        if run is not None:
+            return [rate_finding(m, run, "error", "high", "lower-learning-rate", step_evidence(m, limits))]
+    if depends_on_order(m):
+        return [order_finding(m)]
+    ran_away = outcome == "diverges" and m.probe.ended != "non-finite" and relative_decrease(m.probe, m.chance) < -limits["rise"]
+    lapsed = relapse(m.probe, m.chance)
+    if not learns and (ran_away or lapsed is not None) and not any_learned(m):
+        return [diverging(m, limits)]
+    if lapsed is not None:
+        return [relapsing(m, *lapsed)]
+    if ratio is None or ratio <= limits["update_ratio_info"] or (learns and ratio <= limits["update_ratio_warning"]):
+        return []
+    large = ratio > limits["update_ratio_warning"]
+    limit = limits["update_ratio_warning" if large else "update_ratio_info"]
+    return [ratio_finding(m, ratio, limit, "warning" if large and not learns else "info", high=True)]

@@ -1,0 +1,96 @@
+"""OPT002: learning-rate-too-low."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.convergence import (
+    relative_decrease,
+    training_outcome,
+)
+from gradcheck.analysis.update_sizes import update_ratio
+from gradcheck.rules.optimization.shared import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
+from gradcheck.types.rule import Limit, Limits, Verdict, not_applicable, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.finding import Severity
+    from gradcheck.types.measurement import Measurement, Run
+
+
+def low_severity(m: Measurement, run: Run, ratio: float | None, limits: Limits) -> Severity:
+    """An error when the updates are small too, and the higher rate got much further, or as far in much fewer steps."""
+    if m.pretrained:
+        return "info"
+    small = ratio is None or ratio < limits["update_ratio"]
+    quicker = run.ended == "learned" and len(run.losses) <= limits["steps"] * len(m.probe.losses)
+    further = relative_decrease(run, m.chance) - relative_decrease(m.probe, m.chance) >= limits["further"]
+    crawls = relative_decrease(m.probe, m.chance) >= limits["crawl"]
+    return "error" if small and not crawls and (quicker or further) else "warning"
+
+
+@rule(
+    "OPT002",
+    "learning-rate-too-low",
+    up_to="error",
+    needs=("parameters", "probe"),
+    limits={
+        "update_ratio": Limit(0.01, "of the weight", f"{RATIOS}: best at 0.015 to 0.02; random workloads of benchmarks/predictions.py"),
+        "crawl": Limit(0.06, "of the loss", "random workloads: no failing one that this rule found had fallen by more than 4 %"),
+        "further": Limit(0.15, "of the loss", "heuristic: half as much again as what counts as learning"),
+        "steps": Limit(0.5, "of the probe's steps", "heuristic: a rate that needs half as many steps is no matter of patience"),
+        "update_ratio_alone": Limit(1e-5, "of the weight", "lower bound for long trainings, a hundredth of the usual 0.001 (CS231n)"),
+        "fall": Limit(0.05, "of the loss", "heuristic: a low ratio counts only with a flat loss"),
+    },
+    explains=("LOSS005",),
+)
+def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
+    """The optimizer's steps are too small to get anywhere.
+
+    ## What it finds
+    Rates at which the loss stays where it was while the same optimizer learns at a higher rate; and updates so
+    small that no training of usual length moves the weights.
+
+    ## Why it matters
+    The training runs, costs what it costs, and ends near the random start.
+
+    ## How it is measured
+    A short probe training with your optimizer. When it stalls, the same start is trained again at lower and
+    higher rates. The size of an update is ||update|| / ||weight||, the median over weight matrices and the
+    measured steps 3 to 20. Rates that a schedule is still warming up are not judged.
+
+    ## Limits and their sources
+    An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher
+    one, whose loss falls `further` by 15 % or learns within `steps` half of them, and updates are below
+    `update-ratio` 1 % of the weight. Else, and when the loss crawls down by `crawl` 6 %, a warning. Without
+    experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
+    An optimizer that gradcheck assumed, and a model that was trained before (fine-tuning rates are low),
+    get advice only.
+
+    ## When to ignore it
+    When the training is much longer than the probe and its rate is meant to be that low.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    ```
+
+    ## Use instead
+    ```python
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    ```
+
+    ## References
+    Smith 2017, Cyclical Learning Rates; CS231n, Learning: ratio of weights to updates.
+    """
+    if reason := not_judged(m):
+        return not_measured(reason)
+    if m.optimizer.warming_up:
+        return not_applicable("the rate is still being warmed up")
+    outcome, ratio = training_outcome(m), update_ratio(m)
+    run = best_rate(m, higher=True) if outcome == "stalls" else None
+    if run is not None:
+        return [rate_finding(m, run, low_severity(m, run, ratio, limits), "low", "raise-learning-rate")]
+    flat = outcome != "learns" and relative_decrease(m.probe, m.chance) < limits["fall"]
+    if m.experiments or m.pretrained or ratio is None or ratio >= limits["update_ratio_alone"] or not flat or outcome == "diverges":
+        return []
+    return [ratio_finding(m, ratio, limits["update_ratio_alone"], "warning", high=False)]
