@@ -14,7 +14,8 @@ from gradcheck.types.finding import Remedy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
 
 SIGMOID_LIKE = ("sigmoid", "softplus", "hardsigmoid", "logsigmoid")
 RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu")

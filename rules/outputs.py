@@ -16,7 +16,7 @@ from gradcheck.analysis.wording import number, percent
 from gradcheck.types.finding import Evidence, Remedy, Severity
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import LossCall
+    from gradcheck.types.losses import LossCall
     from gradcheck.types.rule import Limits
 
 # The range of each function's values.

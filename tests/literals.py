@@ -11,25 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 from gradcheck.types.checks import Cost
+from gradcheck.types.data import DataFacts, InputFacts, LabelFacts
+from gradcheck.types.layers import Layer, Profile, Snapshot, TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopFacts
-from gradcheck.types.measurement import (
-    DataFacts,
-    Environment,
-    InputFacts,
-    LabelFacts,
-    Layer,
-    LossCall,
-    Measurement,
-    OptimizerFacts,
-    Parameter,
-    ParameterStep,
-    Profile,
-    Run,
-    Snapshot,
-    TensorStats,
-)
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Environment, Measurement
+from gradcheck.types.parameters import Parameter, ParameterStep
 from gradcheck.types.structure import LinearPair, Norm, Statistics, Stream
+from gradcheck.types.training import OptimizerFacts, Run
 
 STEPS = (0, 1, 3, 10, 30, 99)  # the measured steps of a default scan
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gradcheck.types.measurement import Snapshot
+from gradcheck.types.layers import Snapshot
 from gradcheck.types.rule import PAGE_HEADINGS, NoVerdict, Rule
 from tests.literals import layer, measurement, stats
 

@@ -14,7 +14,8 @@ from statistics import fmean, pstdev, stdev
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # rules import this module, and `gradcheck rule` has to be quick
-    from gradcheck.types.measurement import Measurement, Regularization, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Regularization, Run
 
 Outcome = Literal["learns", "stalls", "diverges", "unknown"]
 

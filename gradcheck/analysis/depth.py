@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from gradcheck.analysis.layer_groups import body, depths, trained_body
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
 
 # Gradients below this share of the largest belong to branches that are still ramping up from zero.
 NEGLIGIBLE = 1e-12

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradcheck.types.layers import Layer, LayerKind
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Layer, LayerKind, Measurement, Parameter
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Parameter
 
 BODY_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "recurrent")
 GATES = ("sigmoid", "hardsigmoid")

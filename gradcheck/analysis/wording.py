@@ -11,7 +11,9 @@ from gradcheck.analysis.convergence import CLEAR_FALL, any_learned, relapse, rel
 from gradcheck.analysis.layer_groups import names
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import Layer, Measurement, Run
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Run
 
 BY_VALUE = "by the measured value alone"
 SYNTHETIC = "the data were made up by gradcheck"

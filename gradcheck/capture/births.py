@@ -12,7 +12,7 @@ from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.instrument.domain import reason
 from gradcheck.measure.non_finite import FILLS
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import NonFinite
+from gradcheck.types.training import NonFinite
 
 
 class Births:

@@ -13,9 +13,12 @@ from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.tape import Weight, nodes_behind
 from gradcheck.measure.facts import environment, optimizer_facts
+from gradcheck.types.data import DataFacts
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
-from gradcheck.types.measurement import Cut, DataFacts, Measurement, NotMeasured, OptimizerFacts, Parameter, Run
+from gradcheck.types.measurement import Measurement, NotMeasured
+from gradcheck.types.parameters import Cut, Parameter
+from gradcheck.types.training import OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, snippets
 
 SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows

@@ -26,8 +26,9 @@ from gradcheck.capture.unseen import CORRECT, nothing_seen
 from gradcheck.errors import TargetError
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
-from gradcheck.types.measurement import Measurement, NotMeasured, Run
+from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.report import Report
+from gradcheck.types.training import Run
 from gradcheck.workload.comments import snippets
 from gradcheck.workload.failure import failure
 from gradcheck.workload.workload import Workload

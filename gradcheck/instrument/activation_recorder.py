@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument import kinds, unit_activity
 from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import readable
+from gradcheck.types.layers import LayerKind, TensorStats
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import LayerKind, TensorStats
 from gradcheck.workload.source_sites import location_of_frame
 
 _RELU: tuple[LayerKind, str] = ("activation", "relu")

@@ -24,7 +24,7 @@ from gradcheck.instrument.tensor_statistics import (
     small_values,
     trimmed,
 )
-from gradcheck.types.measurement import TensorStats
+from gradcheck.types.layers import TensorStats
 
 SMALL = 1 << 16  # elements up to which a tensor is copied, to be reduced together with others
 TOGETHER = 1 << 20  # elements that are reduced together at most

@@ -12,7 +12,7 @@ from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.instrument.first_pass_recorder import SeenCut
 from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Cut, HiddenTensor
+from gradcheck.types.parameters import Cut, HiddenTensor
 
 CHOICES = ("int-cast", "bool", "argmax")  # results that choose among values, as an index does
 

@@ -14,7 +14,7 @@ from gradcheck.instrument import recorded_calls as seen
 from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
 from gradcheck.instrument.flow import Flow
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import BroadcastMix
+from gradcheck.types.losses import BroadcastMix
 from gradcheck.workload.source_sites import location_of_frame
 
 _SOFTMAX = {

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from gradcheck.types.measurement import LayerKind
+from gradcheck.types.layers import LayerKind
 
 # Kinds whose insides are not looked at: their own functional calls are what they are.
 LEAF_KINDS: frozenset[LayerKind] = frozenset(

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import LossCall
+from gradcheck.types.losses import LossCall
 
 IGNORED = -100  # torch's default ignore_index
 _CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")

@@ -12,7 +12,7 @@ from gradcheck.instrument import kinds
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Graph, Node, parents
 from gradcheck.types.checks import Derivatives
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 
 BOTH_SIGNS = "it weighs what the model puts out with factors of both signs, as policy gradients do"
 OWN_PAST = "it is computed from what the model did in earlier steps"

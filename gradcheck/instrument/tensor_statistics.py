@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradcheck.types.measurement import TensorStats
+from gradcheck.types.layers import TensorStats
 
 Array = npt.NDArray[Any]
 Numbers = tuple[int, int, int, float, float, float, float, float, float]  # count, NaN, Inf, mean, std, norm, min, max, zeros

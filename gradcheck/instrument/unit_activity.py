@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from gradcheck.instrument.tensor_statistics import spread
-from gradcheck.types.measurement import LayerKind
+from gradcheck.types.layers import LayerKind
 
 # Functions that are exactly zero over half of their domain: a unit can die in them.
 DYING = frozenset(("relu", "relu6", "relu2", "threshold"))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradcheck.instrument.graph_structure import Graph, upstream_leaves
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import ZeroDerivative
+from gradcheck.types.parameters import ZeroDerivative
 
 _HOMES = (torch, torch.Tensor)
 

@@ -16,7 +16,9 @@ from gradcheck.instrument.tensor_statistics import merge
 from gradcheck.live.record import Record
 from gradcheck.measure.layers import LayerAccumulator
 from gradcheck.measure.parameters import StepWatch, Watched
-from gradcheck.types.measurement import NonFinite, ParameterStep, Snapshot
+from gradcheck.types.layers import Snapshot
+from gradcheck.types.parameters import ParameterStep
+from gradcheck.types.training import NonFinite
 from gradcheck.workload.dtensor import local, multiplicity
 
 COMPARED = 64  # entries of each parameter that are compared between the ranks

@@ -19,11 +19,15 @@ from gradcheck.measure import facts, first_step
 from gradcheck.measure.layers import LayerAccumulator, Layers
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.probe import FINAL_STEPS
+from gradcheck.types.data import DataFacts
+from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopFacts
-from gradcheck.types.measurement import Assumption, Cut, DataFacts, Measurement, NonFinite, NotMeasured, OptimizerFacts, Run, TensorStats
+from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
+from gradcheck.types.parameters import Cut
 from gradcheck.types.ranks import RankFacts
 from gradcheck.types.rule import Need
+from gradcheck.types.training import NonFinite, OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, snippets
 
 FEWEST_STEPS = 4  # before the course of a training is judged at all

@@ -11,7 +11,7 @@ import torch
 
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.loss_calls import SeenLoss
-from gradcheck.types.measurement import TensorStats
+from gradcheck.types.layers import TensorStats
 
 
 @dataclass

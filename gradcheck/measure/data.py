@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from gradcheck.measure import duplicates
-from gradcheck.types.measurement import DataFacts, InputFacts, LabelFacts, LayerKind
+from gradcheck.types.data import DataFacts, InputFacts, LabelFacts
+from gradcheck.types.layers import LayerKind
 from gradcheck.workload.tensors import batch_size, named_tensors
 
 MOST_FEATURES = 100_000

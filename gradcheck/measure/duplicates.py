@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from gradcheck.types.measurement import InputFacts
+from gradcheck.types.data import InputFacts
 
 MOST_ENTRIES = 1 << 22  # of an input that is looked at
 FEWEST_SAMPLES = 16

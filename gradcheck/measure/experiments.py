@@ -17,7 +17,7 @@ from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, held_up,
 from gradcheck.measure.forgetting import forgettings
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.probe import Training
-from gradcheck.types.measurement import ONE_OPTIMIZER, Run
+from gradcheck.types.training import ONE_OPTIMIZER, Run
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload

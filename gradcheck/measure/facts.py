@@ -12,7 +12,8 @@ from torch import nn
 
 from gradcheck.training.steps import lr_of
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Environment, OptimizerFacts
+from gradcheck.types.measurement import Environment
+from gradcheck.types.training import OptimizerFacts
 
 # Optimizers that shrink the weights themselves; those of torch say it in their groups as `decoupled_weight_decay`.
 _DECOUPLED = re.compile(r"W$|lion|lamb|muon|adafactor|sophia|soap|shampoo|adopt|prodigy", re.IGNORECASE)

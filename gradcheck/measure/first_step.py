@@ -17,8 +17,11 @@ from gradcheck.instrument.graph_structure import Graph, producer
 from gradcheck.instrument.loss_calls import IGNORED
 from gradcheck.measure.parameters import Watched
 from gradcheck.types.checks import Difference, LossOperation
+from gradcheck.types.layers import LayerKind
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import BroadcastMix, Cut, Entering, HiddenTensor, LayerKind, LossCall, Similarity, Softmax, ZeroDerivative
+from gradcheck.types.losses import BroadcastMix, LossCall, Softmax
+from gradcheck.types.measurement import Entering, Similarity
+from gradcheck.types.parameters import Cut, HiddenTensor, ZeroDerivative
 from gradcheck.workload.assignments import assignment_of
 from gradcheck.workload.tensors import batch_size, named_tensors
 from gradcheck.workload.training_copy import TrainingCopy

@@ -12,7 +12,7 @@ import torch
 from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
 from gradcheck.instrument.domain import Reason, reason
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import NonFinite
+from gradcheck.types.training import NonFinite
 from gradcheck.workload.source_sites import location_of_frame
 
 # Masks are filled with -inf on purpose; what makes such a fill is not where a number went wrong.

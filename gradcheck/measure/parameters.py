@@ -16,7 +16,7 @@ from torch import nn
 from gradcheck.instrument.tensor_statistics import spread
 from gradcheck.training.gradient_norms import as_numbers, as_real, gradient_of, norms_of
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Parameter, ParameterStep
+from gradcheck.types.parameters import Parameter, ParameterStep
 from gradcheck.workload.dtensor import local
 
 SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gradcheck.instrument.activation_recorder import tensors_in
-from gradcheck.types.measurement import Profile
+from gradcheck.types.layers import Profile
 from gradcheck.workload.training_copy import TrainingCopy
 
 REPEATS = 3  # timed passes, after one to warm up; the median is reported

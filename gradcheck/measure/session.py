@@ -26,8 +26,12 @@ from gradcheck.measure.parameters import StepWatch, Watched, nouns, watch
 from gradcheck.measure.profile import profile
 from gradcheck.training.probe import EARLY, FINAL_STEPS, Training
 from gradcheck.training.steps import lr_of, take_step
+from gradcheck.types.layers import Profile
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Ascent, Cut, Measurement, NonFinite, NotMeasured, Profile, Run
+from gradcheck.types.losses import Ascent
+from gradcheck.types.measurement import Measurement, NotMeasured
+from gradcheck.types.parameters import Cut
+from gradcheck.types.training import NonFinite, Run
 from gradcheck.workload.comments import ignores, snippets
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.source_sites import location_of_traceback

@@ -28,8 +28,9 @@ from gradcheck.remedies.rewriting import operand, rewrite, torch_function
 from gradcheck.remedies.surgery import follow, rewired, swap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.layers import Layer
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 RECTIFIERS = ("relu", "relu6", "hardtanh")

@@ -9,9 +9,10 @@ import torch
 
 from gradcheck.remedies.augment_ops import crop, drop_tokens, flip, mix, mixed_loss, noise, shift
 from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import InputFacts, Measurement
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import input_indices, target_index, tensor_at
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.treated import Augment, Inapplicable, TreatedWorkload

@@ -10,9 +10,11 @@ from typing import Literal
 import torch
 
 from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import InputFacts, LossCall, Measurement
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import input_indices, joined, picked, replaced, target_index, tensor_at
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.tensors import batch_size

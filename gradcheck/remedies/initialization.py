@@ -27,7 +27,9 @@ from gradcheck.remedies.layer_selection import (
 from gradcheck.remedies.surgery import module_at, parameter_at
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import Layer, Measurement, Parameter
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 CHECKPOINT = "saved checkpoints still load; initial weights matter only for training from scratch"

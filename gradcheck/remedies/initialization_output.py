@@ -15,7 +15,9 @@ from gradcheck.remedies.layer_selection import is_tuned, number
 from gradcheck.remedies.surgery import module_at
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
-from gradcheck.types.measurement import Layer, LossCall, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 SMALLEST_FACTOR = 1e-3

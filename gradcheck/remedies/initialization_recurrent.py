@@ -18,7 +18,8 @@ from gradcheck.remedies.surgery import module_at
 from gradcheck.types.checks import Recurrence
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from gradcheck.analysis.layer_groups import body, in_order, output_side, parameters_by_name
 from gradcheck.types.finding import Finding
-from gradcheck.types.measurement import Layer, Measurement, Parameter
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 
 # Findings about the signal through the whole depth: their cure is one for all layers, not only for those that they name.
 WHOLE_SIGNAL = frozenset(("GRAD001", "GRAD002", "ACT003", "ACT004", "INIT001", "INIT003", "INIT007", "NORM001", "NORM002", "LOSS005"))

@@ -18,7 +18,8 @@ from gradcheck.remedies.outputs import Map, edit_code, map_output
 from gradcheck.remedies.rewriting import operand, torch_function
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import LossCall, Measurement
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.step import classes_are_last

@@ -17,7 +17,8 @@ from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import follow, like, module_at, path_now, rewired, swap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 GROUPS = 8  # at most; Wu and He find 32 groups best for hundreds of channels

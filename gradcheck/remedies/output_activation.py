@@ -9,7 +9,8 @@ from gradcheck.remedies.rewriting import operand
 from gradcheck.remedies.surgery import rewired
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import LossCall, Measurement
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 

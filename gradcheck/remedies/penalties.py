@@ -15,7 +15,8 @@ from gradcheck.remedies.hooks import Penalty, Proximal
 from gradcheck.remedies.weight_decay import spare_vectors
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import Measurement, Parameter
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.workload.treated import TreatedWorkload
 
 MEAN_OVER_RMS = 0.8  # of |w|, for normal weights; 0.87 for uniform ones

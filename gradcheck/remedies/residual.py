@@ -16,7 +16,8 @@ from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned
 from gradcheck.remedies.surgery import module_at, rewired, wrap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 

@@ -12,7 +12,8 @@ from gradcheck.remedies.rewriting import expression, operand, rewrite
 from gradcheck.remedies.surgery import module_at
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
-from gradcheck.types.measurement import Measurement, Softmax
+from gradcheck.types.losses import Softmax
+from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 

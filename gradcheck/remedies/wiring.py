@@ -16,7 +16,8 @@ from gradcheck.remedies.rewriting import operand, rewrite, rewrite_method
 from gradcheck.remedies.surgery import join, module_at, remove_parameters, rewired
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
-from gradcheck.types.measurement import Cut, Measurement
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Cut
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 

@@ -15,7 +15,8 @@ from gradcheck.remedies.rewriting import operand, rewrite
 from gradcheck.remedies.surgery import join, module_at, rewired
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
-from gradcheck.types.measurement import Measurement, ZeroDerivative
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import ZeroDerivative
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 _INPUT = "_gradcheck_input"

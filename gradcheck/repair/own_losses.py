@@ -11,7 +11,7 @@ from typing import Literal
 from gradcheck.analysis.convergence import Outcome, outcome, start_and_end
 from gradcheck.report.formatting import number
 from gradcheck.training.intervals import paired_interval
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 
 FEWEST = 12  # losses of both, below which nothing is said
 LAST_SHARE = 0.25  # of the losses: these are compared,

@@ -17,7 +17,7 @@ from gradcheck.remedies.definition import changes_loss
 from gradcheck.training.intervals import CONFIDENCE
 from gradcheck.training.paired import PairedTraining, effect, paired_effect, training_loss
 from gradcheck.types.fix import Effect, Fix
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.step import run as forward
 from gradcheck.workload.workload import Batch, TrainingStep

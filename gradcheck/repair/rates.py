@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from gradcheck.repair.lab import Plan
 from gradcheck.repair.plan import Vocabulary
 from gradcheck.types.fix import Fix
-from gradcheck.types.measurement import OptimizerFacts
+from gradcheck.types.training import OptimizerFacts
 
 LOWER, RAISE, ADAPTIVE = "lower-learning-rate", "raise-learning-rate", "adaptive-optimizer"
 

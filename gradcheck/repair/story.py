@@ -26,8 +26,8 @@ from gradcheck.repair.session import RepairSession
 from gradcheck.repair.verification import Verdict, verify
 from gradcheck.training.clip import clip_gradients
 from gradcheck.types.fix import Outcome
-from gradcheck.types.measurement import Run
 from gradcheck.types.report import Report
+from gradcheck.types.training import Run
 from gradcheck.workload.outputs import own_loss_of
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.treated import TreatedWorkload

@@ -10,8 +10,8 @@ from gradcheck.report.formatting import HEALTHY, apart, clean, counted, number
 from gradcheck.report.snippet import GUTTER
 from gradcheck.report.spark import spark
 from gradcheck.types.fix import Change, Effect, Outcome, Proof
-from gradcheck.types.measurement import Run
 from gradcheck.types.report import Report
+from gradcheck.types.training import Run
 
 Parts = tuple[str | tuple[str, str], ...]  # with their styles, as rich assembles them
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from gradcheck.report.formatting import number
-from gradcheck.types.measurement import Layer, LayerKind, Measurement
+from gradcheck.types.layers import Layer, LayerKind
+from gradcheck.types.measurement import Measurement
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 24

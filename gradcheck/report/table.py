@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gradcheck.report.formatting import clean, scaled
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 
 TOP = 10
 HEADER = ("layer", "type", "output", "parameters", "FLOPs", "activation", "forward ms", "backward ms")

@@ -16,7 +16,7 @@ from gradcheck.training.gradient_norms import total_norm
 from gradcheck.training.intervals import CONFIDENCE, paired_interval
 from gradcheck.training.steps import lr_of, take_step
 from gradcheck.types.fix import Effect
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.rng import preserve_rng, reseed
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, restored

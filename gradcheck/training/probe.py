@@ -10,7 +10,7 @@ from typing import Any
 
 from gradcheck.training.gradient_norms import total_norm
 from gradcheck.training.steps import lr_of, take_step
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.training_copy import TrainingCopy
 
 EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last ones

@@ -20,7 +20,7 @@ from gradcheck.training.paired import PairedTraining, sample_mean, training_loss
 from gradcheck.training.splits import Splitter
 from gradcheck.trials.target_scaling import in_untreated_units
 from gradcheck.types.fix import Fix
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.types.trial import Task
 from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.step import make_training_step

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 
 Applicability = Literal["safe", "unsafe", "advice"]
 

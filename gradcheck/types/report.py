@@ -9,7 +9,8 @@ from typing import Literal
 from gradcheck.types.coverage import Coverage, coverage
 from gradcheck.types.finding import SEVERITIES, Finding, RuleState, Severity
 from gradcheck.types.fix import Outcome, Proof
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.trial import TrialResult
 
 SCHEMA_VERSION = 1

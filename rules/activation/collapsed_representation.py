@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from gradcheck.types.checks import Embeddings
     from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Layer, Measurement, Snapshot
+    from gradcheck.types.layers import Layer, Snapshot
+    from gradcheck.types.measurement import Measurement
 
 
 SAME = 1e-2  # of the fall of the loss: as low as it (heuristic)

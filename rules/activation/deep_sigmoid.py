@@ -16,7 +16,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
 
 
 def sigmoid_stacks(m: Measurement) -> list[list[Layer]]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradcheck.types.finding import Finding
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
 
 
 BOUNDED = ("sigmoid", "tanh", "hardsigmoid", "softsign", "hardtanh")

@@ -9,8 +9,9 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
+    from gradcheck.types.data import LabelFacts
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import LabelFacts, Measurement
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -11,7 +11,9 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
 
-    from gradcheck.types.measurement import InputFacts, LossCall, Measurement
+    from gradcheck.types.data import InputFacts
+    from gradcheck.types.losses import LossCall
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

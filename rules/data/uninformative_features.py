@@ -11,7 +11,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
 
-    from gradcheck.types.measurement import InputFacts, Measurement
+    from gradcheck.types.data import InputFacts
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from collections.abc import Sequence
 
+    from gradcheck.types.data import InputFacts
+    from gradcheck.types.layers import Layer
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import InputFacts, Layer, Measurement
+    from gradcheck.types.measurement import Measurement
 
 
 WEIGHTED = ("linear", "conv", "recurrent")

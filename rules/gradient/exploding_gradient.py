@@ -17,7 +17,8 @@ from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_a
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Finding
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
 
 
 def overflow(m: Measurement, limits: Limits) -> Trend | None:

@@ -13,8 +13,9 @@ from gradcheck.types.rule import Limit, Limits, NoVerdict, found, not_measured
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Finding, Severity
+    from gradcheck.types.layers import Layer
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.measurement import Measurement
 
 
 CALIBRATION = "507 random networks, 66 held-out ones and a zoo of 58 healthy architectures: no healthy one is beyond both limits"

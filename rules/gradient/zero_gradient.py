@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Layer, Measurement, Parameter, ZeroDerivative
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Parameter, ZeroDerivative
 
 
 def never_moved(p: Parameter, holder: Layer) -> bool:

@@ -11,7 +11,8 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Cut, Measurement, Parameter
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Cut, Parameter
 
 
 # How each cutting operation is written in a program.

@@ -9,7 +9,8 @@ from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import LossCall, Measurement
+    from gradcheck.types.losses import LossCall
+    from gradcheck.types.measurement import Measurement
 
 
 # Losses that are never negative, so that a program that lowers minus one of them is lowering something without a bound.

@@ -12,7 +12,8 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement, Parameter
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Parameter
 
 
 @rule("GRAPH003", "parameters-not-in-optimizer", up_to="error", needs=("optimizer", "reach"), explains=("LOSS005", "OPT001", "OPT002"))

@@ -12,7 +12,8 @@ from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limits, Verdict, found, rule
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import HiddenTensor, Measurement
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import HiddenTensor
 
 
 @rule("GRAPH002", "unregistered-modules", up_to="error", needs=("graph",), explains=("GRAPH001", "GRAPH003", "LOSS005", "OPT001", "OPT002"))

@@ -16,7 +16,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import LossCall, Measurement
+    from gradcheck.types.losses import LossCall
+    from gradcheck.types.measurement import Measurement
 
 
 SHOWN = 4  # classes whose bias is written out

@@ -12,7 +12,9 @@ from gradcheck.analysis.layer_groups import (
 
 if TYPE_CHECKING:
 
-    from gradcheck.types.measurement import Layer, Measurement, Parameter
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Parameter
 
 
 TRAINED_BEFORE = "the model was trained before: its weights were learned"

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gradcheck.types.finding import Finding
-    from gradcheck.types.measurement import Layer, Measurement, Parameter
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Parameter
 
 
 def body_gains(m: Measurement) -> dict[str, float]:

@@ -13,7 +13,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
     from gradcheck.types.loop import LoopFacts
-    from gradcheck.types.measurement import Measurement, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Run
 
 
 @rule(

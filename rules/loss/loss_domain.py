@@ -12,7 +12,8 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import LossCall, Measurement
+    from gradcheck.types.losses import LossCall
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -11,11 +11,12 @@ from gradcheck.analysis.layer_groups import head_site
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.outputs import floor_of_bounded_logits
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
-from gradcheck.types.measurement import ONE_OPTIMIZER
 from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
+from gradcheck.types.training import ONE_OPTIMIZER
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Run
 
 
 FEW_SAMPLES = 16  # that a training on one batch takes

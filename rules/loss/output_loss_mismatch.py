@@ -15,7 +15,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import LossCall, Measurement
+    from gradcheck.types.losses import LossCall
+    from gradcheck.types.measurement import Measurement
 
 
 @rule(

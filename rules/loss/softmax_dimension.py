@@ -11,7 +11,8 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import LossCall, Measurement, Similarity, Softmax
+    from gradcheck.types.losses import LossCall, Softmax
+    from gradcheck.types.measurement import Measurement, Similarity
 
 
 @rule(

@@ -12,7 +12,8 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Finding
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
     from gradcheck.types.structure import Norm
 
 

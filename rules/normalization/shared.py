@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from collections.abc import Sequence
 
+    from gradcheck.types.layers import Layer
     from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Layer, Measurement
+    from gradcheck.types.measurement import Measurement
     from gradcheck.types.structure import Norm
 
 

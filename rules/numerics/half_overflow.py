@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from collections.abc import Sequence
 
-    from gradcheck.types.measurement import Layer, Measurement, NonFinite, TensorStats
+    from gradcheck.types.layers import Layer, TensorStats
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import NonFinite
 
 
 LARGEST = 65504.0  # the largest float16

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from collections.abc import Sequence
 
-    from gradcheck.types.measurement import Measurement, Parameter
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Parameter
 
 
 HALVES = ("float16", "bfloat16")

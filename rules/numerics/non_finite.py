@@ -13,7 +13,9 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limits, Verdict, found, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement, NonFinite, Parameter
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Parameter
+    from gradcheck.types.training import NonFinite
 
 
 DOMAIN = {

@@ -12,7 +12,8 @@ from gradcheck.types.finding import Evidence, Remedy, Severity
 
 if TYPE_CHECKING:
 
-    from gradcheck.types.measurement import Measurement, NonFinite
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import NonFinite
 
 
 BFLOAT16 = Remedy(

@@ -13,7 +13,9 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Measurement, Parameter, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.parameters import Parameter
+    from gradcheck.types.training import Run
 
 
 EPSILON_BESIDE_ROOT = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "SparseAdam", "AdaBelief", "Lamb", "LAMB", "Yogi")

@@ -24,7 +24,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, ru
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Finding
-    from gradcheck.types.measurement import Measurement, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Run
 
 
 def step_evidence(m: Measurement, limits: Limits) -> list[Evidence]:

@@ -14,7 +14,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, not_applicable, not_mea
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Measurement, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Run
 
 
 def low_severity(m: Measurement, run: Run, ratio: float | None, limits: Limits) -> Severity:

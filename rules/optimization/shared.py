@@ -17,7 +17,8 @@ from gradcheck.types.rule import found
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Run
 
 
 RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"

@@ -16,7 +16,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement, Regularization
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Regularization
 
 
 def decay_steps(m: Measurement) -> float | None:

@@ -14,7 +14,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 if TYPE_CHECKING:
     from gradcheck.types.checks import Dropout
     from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement, Regularization, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Regularization, Run
 
 
 @rule(

@@ -8,7 +8,8 @@ from gradcheck.analysis.convergence import CLEAR_FALL, data_fall, outcome, relat
 from gradcheck.analysis.wording import optimizer_in_words, run_in_words
 
 if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement, Regularization, Run
+    from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Regularization, Run
 
 
 DROPOUT, DECAY, PENALTY = "dropout", "weight decay", "penalty"

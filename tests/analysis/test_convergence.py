@@ -21,7 +21,7 @@ from gradcheck.analysis.convergence import (
     training_outcome,
     unsettled,
 )
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from tests.literals import measurement, stalled
 
 

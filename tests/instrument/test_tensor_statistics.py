@@ -9,7 +9,7 @@ import torch
 
 from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import CHUNK, describe, merge, spread
-from gradcheck.types.measurement import TensorStats
+from gradcheck.types.layers import TensorStats
 from tests.measure import obvious
 
 

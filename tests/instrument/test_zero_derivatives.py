@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.measure.session import Plan, measure
-from gradcheck.types.measurement import ZeroDerivative
+from gradcheck.types.parameters import ZeroDerivative
 from gradcheck.workload.workload import Workload
 
 Middle = Callable[["Net", torch.Tensor], torch.Tensor]

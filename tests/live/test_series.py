@@ -7,7 +7,7 @@ import pytest
 from gradcheck.analysis.convergence import outcome
 from gradcheck.live.series import FIRST, MOST, DownsampledSeries, thinned
 from gradcheck.live.step_timer import StepTimer
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 
 
 def test_a_series_keeps_the_first_and_the_means_of_the_rest() -> None:

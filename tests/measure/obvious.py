@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradcheck.types.measurement import TensorStats
+from gradcheck.types.layers import TensorStats
 
 
 def numbers(x: torch.Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch import nn
 
 from gradcheck.measure.parameters import SAMPLE, StepWatch, equal_rows, watch
 from gradcheck.training.gradient_norms import total_norm
-from gradcheck.types.measurement import ParameterStep
+from gradcheck.types.parameters import ParameterStep
 
 
 def norm(x: torch.Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.clipping import norm_threshold, percentile
 from gradcheck.training.paired import train
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.treated import treated_copy
 from tests.literals import falling, measurement, optimizer
 from tests.remedies.recipes import measured, order, patient, workload

@@ -13,7 +13,7 @@ from gradcheck.analysis.depth import gradient_trend
 from gradcheck.remedies import normalization as norm
 from gradcheck.remedies.surgery import module_at
 from gradcheck.types.checks import Dropout
-from gradcheck.types.measurement import Regularization
+from gradcheck.types.training import Regularization
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
 

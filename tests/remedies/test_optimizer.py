@@ -15,7 +15,7 @@ from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.optimizer import higher_rate, lower_rate
 from gradcheck.remedies.weight_decay import spare_vectors
 from gradcheck.types.finding import Finding
-from gradcheck.types.measurement import OptimizerFacts, Run
+from gradcheck.types.training import OptimizerFacts, Run
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from tests.literals import falling, measurement
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gradcheck.repair.performance import RelativeScore, Result, changes_loss, compare, skill
 from gradcheck.types.fix import Fix
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 
 
 def outputs(values):

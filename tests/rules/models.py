@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gradcheck.types.measurement import Layer, Measurement, Regularization, Run, Softmax
+from gradcheck.types.layers import Layer
+from gradcheck.types.losses import Softmax
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Regularization, Run
 from tests.literals import falling, layer, location, measurement, parameter, run, snapshots, stalled, statistics
 
 BODY = ("fc1.weight", "fc1.bias")

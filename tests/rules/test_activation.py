@@ -8,7 +8,7 @@ import pytest
 
 from gradcheck.rules.activation.dead_units import dead_units
 from gradcheck.rules.activation.saturated_activation import saturated_activation
-from gradcheck.types.measurement import Layer
+from gradcheck.types.layers import Layer
 from tests.literals import STEPS, layer, location, measurement, snapshots
 from tests.rules.models import FAILS, SHORT, between
 from tests.rules.verdicts import findings, no_verdict, only, severities

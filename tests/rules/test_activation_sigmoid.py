@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gradcheck.rules.activation.deep_sigmoid import deep_sigmoid
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from tests.literals import layer, location, measurement, snapshots
 from tests.rules.models import FAILS, SHORT, between
 from tests.rules.verdicts import findings, no_verdict, only, severities

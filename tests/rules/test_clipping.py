@@ -12,7 +12,8 @@ from gradcheck.rules.clipping.clipping_by_value import clipping_by_value
 from gradcheck.rules.clipping.clipping_needed import clipping_needed, largest_spike
 from gradcheck.rules.clipping.clipping_too_tight import clipping_too_tight
 from gradcheck.types.checks import Clip
-from gradcheck.types.measurement import Measurement, Run
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Run
 from tests.literals import falling, location, measurement, optimizer, parameter, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

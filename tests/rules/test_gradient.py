@@ -10,7 +10,8 @@ import pytest
 
 from gradcheck.rules.gradient.exploding_gradient import exploding_gradient
 from gradcheck.rules.gradient.vanishing_gradient import vanishing_gradient
-from gradcheck.types.measurement import Layer, Measurement, Snapshot
+from gradcheck.types.layers import Layer, Snapshot
+from gradcheck.types.measurement import Measurement
 from tests.literals import (
     STEPS,
     diverged,

@@ -9,7 +9,8 @@ import pytest
 from gradcheck.rules.gradient.gradient_through_time import decay, gradient_through_time
 from gradcheck.rules.initialization.recurrent_initialization import recurrent_initialization
 from gradcheck.types.checks import Recurrence
-from gradcheck.types.measurement import Measurement, Regularization, Run
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Regularization, Run
 from tests.literals import data, falling, layer, location, measurement, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from gradcheck.rules.gradient.zero_gradient import zero_gradient
-from gradcheck.types.measurement import Measurement, Run, Snapshot, ZeroDerivative
+from gradcheck.types.layers import Snapshot
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import ZeroDerivative
+from gradcheck.types.training import Run
 from tests.literals import STEPS, layer, location, measurement, parameter, parameter_steps, run, stack, stalled, stats
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -8,7 +8,7 @@ import pytest
 
 from gradcheck.rules.graph.disconnected_parameters import disconnected_parameters
 from gradcheck.rules.graph.unregistered_modules import unregistered_modules
-from gradcheck.types.measurement import Cut, HiddenTensor
+from gradcheck.types.parameters import Cut, HiddenTensor
 from tests.literals import location, measurement, optimizer, parameter, with_parameter
 from tests.rules.models import BODY
 from tests.rules.verdicts import findings, no_verdict, only, severities

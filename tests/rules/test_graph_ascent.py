@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradcheck.rules.graph.gradient_ascent import gradient_ascent
-from gradcheck.types.measurement import Ascent
+from gradcheck.types.losses import Ascent
 from tests.literals import diverged, location, loss_call, measurement, optimizer, run
 from tests.rules.verdicts import findings, only, severities
 

@@ -11,7 +11,8 @@ from gradcheck.rules.numerics.half_overflow import half_overflow
 from gradcheck.rules.numerics.half_underflow import half_underflow
 from gradcheck.rules.numerics.lost_updates import lost_updates
 from gradcheck.types.checks import HalfGradients
-from gradcheck.types.measurement import Measurement, NonFinite, NotMeasured
+from gradcheck.types.measurement import Measurement, NotMeasured
+from gradcheck.types.training import NonFinite
 from tests.literals import layer, location, measurement, parameter, parameter_steps, run, snapshots, stalled, stats
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

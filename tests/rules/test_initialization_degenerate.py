@@ -9,7 +9,8 @@ import pytest
 
 from gradcheck.rules.initialization.degenerate_initialization import degenerate_initialization
 from gradcheck.rules.initialization.symmetric_units import symmetric_units
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from tests.literals import layer, location, measurement, parameter, parameter_steps
 from tests.rules.models import FAILS, SHORT
 from tests.rules.verdicts import findings, no_verdict, only, severities

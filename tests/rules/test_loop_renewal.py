@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gradcheck.rules.loop.optimizer_recreated import optimizer_recreated
-from gradcheck.types.measurement import ONE_OPTIMIZER, Measurement, Run
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import ONE_OPTIMIZER, Run
 from tests.literals import location, loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only
 

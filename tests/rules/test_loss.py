@@ -9,7 +9,8 @@ import pytest
 from gradcheck.rules.loss.loss_domain import loss_domain
 from gradcheck.rules.loss.output_loss_mismatch import output_loss_mismatch
 from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
-from gradcheck.types.measurement import BroadcastMix, Measurement
+from gradcheck.types.losses import BroadcastMix
+from gradcheck.types.measurement import Measurement
 from tests.literals import data, layer, location, loss_call, measurement
 from tests.rules.models import softmax
 from tests.rules.verdicts import findings, no_verdict, only, severities

@@ -9,7 +9,8 @@ import pytest
 
 from gradcheck.rules.numerics.non_finite import non_finite
 from gradcheck.rules.numerics.singular_derivative import singular_derivative
-from gradcheck.types.measurement import Measurement, NonFinite, NotMeasured
+from gradcheck.types.measurement import Measurement, NotMeasured
+from gradcheck.types.training import NonFinite
 from tests.literals import data, location, loss_call, measurement, optimizer, parameter_steps, run, stalled, with_parameter
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -10,7 +10,8 @@ import pytest
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.rules.optimization.learning_rate_too_high import learning_rate_too_high
 from gradcheck.rules.optimization.learning_rate_too_low import learning_rate_too_low
-from gradcheck.types.measurement import Measurement, Run
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Run
 from tests.literals import diverged, falling, location, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

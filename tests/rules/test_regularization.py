@@ -13,7 +13,8 @@ from gradcheck.rules.regularization.decay_on_norm_and_bias import decay_on_norm_
 from gradcheck.rules.regularization.decay_too_strong import decay_steps, decay_too_strong
 from gradcheck.rules.regularization.dropout_too_strong import dropout_too_strong
 from gradcheck.types.checks import Dropout, Penalty
-from gradcheck.types.measurement import Measurement, Regularization, Run
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Regularization, Run
 from tests.literals import cost, data, diverged, falling, location, measurement, optimizer, parameter, run, stalled
 from tests.rules.models import regularization, without
 from tests.rules.verdicts import findings, no_verdict, only, severities

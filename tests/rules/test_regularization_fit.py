@@ -9,7 +9,8 @@ import pytest
 from gradcheck.rules.regularization.over_regularized import over_regularized
 from gradcheck.rules.regularization.overfitting import overfitting
 from gradcheck.types.checks import Validation
-from gradcheck.types.measurement import Measurement, Run
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Run
 from tests.literals import data, measurement, run, stalled
 from tests.rules.models import regularization, without
 from tests.rules.verdicts import findings, no_verdict, only, severities

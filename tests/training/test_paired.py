@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gradcheck.loading.objects import from_objects
 from gradcheck.training.paired import batch_at, effect, paired_effect, train, training_loss
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Clipping
 

@@ -17,7 +17,7 @@ from gradcheck.trials.run import concluded
 from gradcheck.trials.standings import ComparisonMetric, Contestant, compare, gain, is_undecided
 from gradcheck.trials.worker_pool import WorkerPool
 from gradcheck.types.fix import Effect, Fix
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.treated import Inapplicable
 
 PLAN = Plan(100, 2, 2, 4, 6, 2)

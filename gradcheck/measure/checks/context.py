@@ -11,7 +11,8 @@ import torch
 
 from gradcheck.analysis.gaps import described
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Lack, NotMeasured, Run
+from gradcheck.types.measurement import Lack, NotMeasured
+from gradcheck.types.training import Run
 from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 

@@ -9,7 +9,7 @@ import torch
 from gradcheck.instrument.activation_recorder import ActivationRecorder, Call
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import HalfGradients
-from gradcheck.types.measurement import TensorStats
+from gradcheck.types.layers import TensorStats
 
 # Powers of two: they change no digit. The largest one whose gradients stay finite is used.
 SCALES = (2.0**15, 2.0**11, 2.0**7)

@@ -28,7 +28,7 @@ from gradcheck.measure.checks.without_regularization import (
 from gradcheck.training.gradient_norms import total_norm
 from gradcheck.training.probe import Training
 from gradcheck.types.checks import Dropout, Penalty
-from gradcheck.types.measurement import Regularization, Run
+from gradcheck.types.training import Regularization, Run
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all

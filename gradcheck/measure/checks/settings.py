@@ -14,7 +14,7 @@ from gradcheck.measure.facts import is_adaptive
 from gradcheck.training.probe import Training
 from gradcheck.training.steps import needs_closure, take_step
 from gradcheck.types.checks import Clip
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all

@@ -11,8 +11,9 @@ from gradcheck.remedies.editing.document import SourceError, read
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.nodes import call_at_or_above
 from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.layers import Layer
 from gradcheck.types.location import Location
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.measurement import Measurement
 
 
 @dataclass

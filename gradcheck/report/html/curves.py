@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from gradcheck.report.formatting import clean, number
 from gradcheck.report.html.axes import Axis, crossing, linear_axis, log_axis, path
 from gradcheck.report.html.markup import Markup, coordinate, tag
-from gradcheck.types.measurement import Run
 from gradcheck.types.report import Report
+from gradcheck.types.training import Run
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 480.0, 50.0, 472.0, 14.0, 184.0
 BUCKETS = 75  # a long curve is shown by the lowest and highest loss of each

@@ -15,7 +15,7 @@ from gradcheck.report.html.icons import SIGNS
 from gradcheck.report.html.markup import Markup, coordinate, join, tag
 from gradcheck.report.html.signal import Course, affected, allowed_decades, course, gradient, last_gradients, output
 from gradcheck.types.finding import Finding
-from gradcheck.types.measurement import Layer
+from gradcheck.types.layers import Layer
 from gradcheck.types.report import Report
 
 WIDTH, LEFT, RIGHT = 1000.0, 92.0, 988.0  # of the picture; of its plots

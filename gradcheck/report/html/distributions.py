@@ -10,7 +10,7 @@ from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import SUPERSCRIPTS, crossing
 from gradcheck.report.html.markup import Markup, coordinate, name, tag
 from gradcheck.report.html.signal import marks
-from gradcheck.types.measurement import Layer, Snapshot, TensorStats
+from gradcheck.types.layers import Layer, Snapshot, TensorStats
 from gradcheck.types.report import Report
 
 MOST = 6

@@ -12,7 +12,8 @@ from gradcheck.report.html.depth import LEFT, RIGHT, WIDTH, height_of_names, pic
 from gradcheck.report.html.markup import Markup, join, tag
 from gradcheck.report.html.png import Color, data_url
 from gradcheck.report.html.signal import Number, gradient, output, updates, zeros
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 
 MISSING, ZERO, BROKEN, FIRST = 0, 1, 2, 3  # palette: not measured, exactly 0, NaN or infinite, and the scale from FIRST to 255
 # Viridis (matplotlib, CC0), nine of its colours; between them linear in sRGB.

@@ -11,7 +11,8 @@ from gradcheck.report.html.icons import SIGNS
 from gradcheck.report.html.markup import Markup, join, name, tag, text
 from gradcheck.report.html.signal import Number, gradient, marks, output, updates, zeros
 from gradcheck.types.finding import Finding
-from gradcheck.types.measurement import Layer, Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 
 FIRST = 50  # rows that are shown before all are asked for

@@ -24,7 +24,7 @@ from gradcheck.report.html.theme import variables
 from gradcheck.report.html.treatments import proof
 from gradcheck.report.html.trial import trial
 from gradcheck.report.html.verdict import gauges, level, plain_sign, sentence, verdict
-from gradcheck.types.measurement import Layer
+from gradcheck.types.layers import Layer
 from gradcheck.types.report import Report
 
 

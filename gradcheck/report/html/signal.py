@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from gradcheck.analysis.layer_groups import body
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.types.finding import Finding
-from gradcheck.types.measurement import Layer, Measurement, Parameter, Snapshot
+from gradcheck.types.layers import Layer, Snapshot
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.types.report import Report
 
 Number = float | None  # None: not measured

@@ -14,7 +14,7 @@ from gradcheck.measure.checks import attention
 from gradcheck.measure.checks.attention import fused, is_stochastic, of_scores, of_weights
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import Attention
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import workload
 

@@ -14,7 +14,7 @@ from gradcheck.measure.checks import float16 as half
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.parameters import StepWatch, watch
 from gradcheck.types.checks import HalfGradients
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import workload
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.recurrence import aligned, farthest_first, forget_bias, recurrences, slope, spectral_radius
 from gradcheck.types.checks import Recurrence
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import cross_entropy_step, workload
 

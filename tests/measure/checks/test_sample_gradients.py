@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.sample_gradients import DRAWS, deterministic, gram_of, groups_of, noise_scale, picked, sample_gradients
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import classifier, cross_entropy_step, two_clusters, workload
 

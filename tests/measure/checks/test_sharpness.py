@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.sharpness import largest_eigenvalue, sharpness
-from gradcheck.types.measurement import Run
+from gradcheck.types.training import Run
 from gradcheck.workload.training_copy import fork
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradcheck.types.checks import Clip
-from gradcheck.types.measurement import HiddenTensor
+from gradcheck.types.parameters import HiddenTensor
 from tests import literals
 from tests.remedies.editing.examples import changed, stack
 from tests.remedies.editing.sheets import HEAD, Sheet, prescription

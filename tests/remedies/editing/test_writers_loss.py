@@ -10,7 +10,9 @@ import torch
 
 from gradcheck.remedies.editing import WRITERS
 from gradcheck.types.checks import Difference, Dropout, LossOperation
-from gradcheck.types.measurement import BroadcastMix, InputFacts, Regularization
+from gradcheck.types.data import InputFacts
+from gradcheck.types.losses import BroadcastMix
+from gradcheck.types.training import Regularization
 from tests import literals
 from tests.remedies.editing.examples import changed, stack
 from tests.remedies.editing.sheets import HEAD, Sheet, prescription

@@ -9,8 +9,11 @@ from html.parser import HTMLParser
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState
 from gradcheck.types.fix import Change, Effect, Fix, Outcome, Proof
-from gradcheck.types.measurement import Assumption, NotMeasured, ParameterStep, Run, Snapshot
+from gradcheck.types.layers import Snapshot
+from gradcheck.types.measurement import Assumption, NotMeasured
+from gradcheck.types.parameters import ParameterStep
 from gradcheck.types.report import Report
+from gradcheck.types.training import Run
 from gradcheck.types.trial import Curve, Entry, Interaction, Score, SearchPoint, TrialResult
 from tests.literals import diverged, falling, layer, location, measurement, parameter, run, stalled, stats
 

@@ -20,7 +20,7 @@ from gradcheck.report.html.layers import FIRST as FIRST_ROWS
 from gradcheck.report.html.layers import layer_table, spark_line
 from gradcheck.report.html.png import data_url
 from gradcheck.report.html.signal import columns, course, gradient, last_gradients, shown_layers
-from gradcheck.types.measurement import Snapshot
+from gradcheck.types.layers import Snapshot
 from gradcheck.types.report import Report
 from tests.literals import diverged, layer, measurement, run, snapshots, stalled, stats
 from tests.report.html.pages import STEPS, Page, deep, healthy, sick, treated
