@@ -6,7 +6,7 @@
 Workloads and labels are those of predictions.py: a workload *fails* when 300 steps leave its training loss at 0.9 of the best constant
 prediction's or above, and *trains* below 0.5. Each failing one is treated by `fix` with safe remedies, by `fix` with unsafe ones, and
 by as many random remedies of the same vocabulary with their default settings; then it is trained for 300 steps in an order of samples
-that no treatment has seen. Seeds below 1000 are for tuning. `--samples` treats the sick samples instead, and asks a scan what is left.
+that no treatment has seen. Seeds below 1000 are for tuning. `--samples` treats the faulty samples instead, and asks a scan what is left.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gradcheck.repair.story import Fixed, fix_target, terms_of
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
-SAMPLES = Path(__file__).resolve().parents[1] / "sample_models" / "sick"
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_models" / "faulty"
 HELD_OUT = 7919  # added to a seed: the order of samples after treatment
 HARM = 0.05  # of chance: a loss that is this much higher after treatment was made worse
 
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, help="seconds that a fix may take after its scan (default: gradcheck's own)")
     parser.add_argument("--jobs", type=int, default=1, help="workloads at the same time, one thread each")
     parser.add_argument("--healthy", action="store_true", help="treat the workloads that train instead of those that fail")
-    parser.add_argument("--samples", action="store_true", help="treat the sick samples")
+    parser.add_argument("--samples", action="store_true", help="treat the faulty samples")
     parser.add_argument("--safe", action="store_true", help="with --samples: safe remedies only")
     parser.add_argument("--cpu-time", action="store_true", help="budgets count CPU seconds: for a machine that is busy otherwise")
     parser.add_argument("--json", type=Path, help="append one line per workload to this file")

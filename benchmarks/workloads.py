@@ -1,6 +1,6 @@
 """Random training workloads, drawn from a seed: task, architecture, initialisation, depth, normalisation, optimizer, rate.
 
-Nothing is sick or healthy by construction: `train` tells by really training.
+Nothing is faulty or healthy by construction: `train` tells by really training.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of a scan; its default otherwise")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bare", type=int, metavar="STEPS", help="train plainly instead of scanning")
-    parser.add_argument("--doubtful", action="store_true", help="the models that are sick as shipped instead of the healthy ones")
+    parser.add_argument("--doubtful", action="store_true", help="the models that are faulty as shipped instead of the healthy ones")
     parser.add_argument("--verbose", action="store_true", help="print the messages of errors and warnings")
     return parser.parse_args()
 

@@ -242,7 +242,7 @@ def registry() -> dict[str, Builder]:
 
 
 def doubtful() -> dict[str, Builder]:
-    """Sick as shipped: no verdict on them is counted.
+    """Faulty as shipped: no verdict on them is counted.
 
     EfficientNet's and MobileViT's batch normalisations start with gains from N(0, 0.02), so that the signal dies out with depth;
     MobileNet V1's configuration drops 99.9 % of the features before the head.

@@ -1,6 +1,6 @@
-"""What each sick sample expects, read from its docstring; `python sample_models/catalogue.py` writes the table of the README.
+"""What each faulty sample expects, read from its docstring; `python sample_models/catalogue.py` writes the table of the README.
 
-A sick sample's docstring is a title and three fields: `Sick:`, `Expected:` (findings, the headline first,
+A faulty sample's docstring is a title and three fields: `Faulty:`, `Expected:` (findings, the headline first,
 as `name (CODE) severity` with semicolons between them) and `Cure:`.
 """
 
@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
 START, END = "<!-- table: python sample_models/catalogue.py -->", "<!-- end of table -->"
 
-FIELDS = re.compile(r"^(Sick|Expected|Cure): (.+?)(?=^\w+: |\Z)", re.MULTILINE | re.DOTALL)
+FIELDS = re.compile(r"^(Faulty|Expected|Cure): (.+?)(?=^\w+: |\Z)", re.MULTILINE | re.DOTALL)
 EXPECTED = re.compile(r"(?P<name>[a-z0-9-]+) \((?P<code>[A-Z]+\d{3})\) (?P<severity>error|warning|info)")
 
 
@@ -28,7 +28,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sick file and what a scan has to say about it."""
+    """A faulty file and what a scan has to say about it."""
 
     path: Path
     title: str
@@ -42,10 +42,10 @@ class Sample:
 
 
 def read(path: Path) -> Sample:
-    """The sample of one sick file. Raises ValueError when its docstring lacks a field or a finding is malformed."""
+    """The sample of one faulty file. Raises ValueError when its docstring lacks a field or a finding is malformed."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     fields = {name: " ".join(text.split()) for name, text in FIELDS.findall(docstring)}
-    missing = {"Sick", "Expected", "Cure"} - fields.keys()
+    missing = {"Faulty", "Expected", "Cure"} - fields.keys()
     if missing:
         raise ValueError(f"{path.name}: the docstring has no {', '.join(sorted(missing))}")
     expected = []
@@ -54,11 +54,11 @@ def read(path: Path) -> Sample:
         if match is None:
             raise ValueError(f"{path.name}: {text!r} is not 'name (CODE) severity'")
         expected.append(Expected(**match.groupdict()))
-    return Sample(path, docstring.partition("\n")[0], fields["Sick"], tuple(expected), fields["Cure"])
+    return Sample(path, docstring.partition("\n")[0], fields["Faulty"], tuple(expected), fields["Cure"])
 
 
-def sick_samples() -> list[Sample]:
-    return [read(path) for path in sorted((HERE / "sick").glob("*.py"))]
+def faulty_samples() -> list[Sample]:
+    return [read(path) for path in sorted((HERE / "faulty").glob("*.py"))]
 
 
 def healthy_classics() -> list[Path]:
@@ -66,10 +66,10 @@ def healthy_classics() -> list[Path]:
 
 
 def table() -> str:
-    lines = ["| sick sample | what is wrong | expected | cure |", "|---|---|---|---|"]
-    for sample in sick_samples():
+    lines = ["| faulty sample | what is wrong | expected | cure |", "|---|---|---|---|"]
+    for sample in faulty_samples():
         expected = "<br>".join(f"{e.severity}: {e.name} ({e.code})" for e in sample.expected)
-        link = f"[{sample.path.stem}](sick/{sample.path.name})"
+        link = f"[{sample.path.stem}](faulty/{sample.path.name})"
         lines.append(f"| {link} | {sample.title} | {expected} | {sample.cure.replace('|', '&#124;')} |")
     return "\n".join(lines)
 

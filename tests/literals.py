@@ -1,4 +1,4 @@
-"""Literal measurements for tests of rules, judge and report: a small healthy model, and pieces to make it sick.
+"""Literal measurements for tests of rules, judge and report: a small healthy model, and pieces to make it faulty.
 
 `measurement()` is a healthy two-layer classifier that learns. Each factory takes overrides by field name.
 """

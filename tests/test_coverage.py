@@ -23,7 +23,7 @@ from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from tests.judge.rules import finding, rule_that
 from tests.literals import healthy_layers, layer, measurement, parameter, run
-from tests.report.reports import FAILED, IN_PART, SICK, WARNING, report
+from tests.report.reports import FAILED, IN_PART, FAULTY, WARNING, report
 
 
 def states(passed: int, silent: int, lacking: str = "probe") -> tuple[RuleState, ...]:
@@ -81,7 +81,7 @@ def test_the_exit_code_is_2_unless_findings_make_it_1_or_it_is_allowed():
     assert [IN_PART.exit_code(level) for level in ("error", "warning", "info", "never")] == [2, 2, 2, 2]
     assert IN_PART.exit_code(allow_partial=True) == 0 and FAILED.exit_code() == 1
     assert [FAILED.exit_code(level, allow_partial=True) for level in ("error", "never")] == [1, 0]
-    assert FAILED.exit_code("never") == 2 and report(SICK).exit_code("never") == 0
+    assert FAILED.exit_code("never") == 2 and report(FAULTY).exit_code("never") == 0
     with pytest.raises(ValueError, match="fail_on"):
         IN_PART.exit_code("fatal")
 
@@ -91,7 +91,7 @@ def test_the_exit_code_is_2_unless_findings_make_it_1_or_it_is_allowed():
     [
         ([IN_PART], {}, {}, 2),
         ([report(), IN_PART], {"allow-partial": True}, {}, 0),
-        ([report(SICK), IN_PART], {}, {}, 1),
+        ([report(FAULTY), IN_PART], {}, {}, 1),
         ([report(WARNING), IN_PART], {"max-warnings": 0}, {}, 1),
         ([FAILED], {}, {"exit_zero": True}, 2),
         ([FAILED], {"allow-partial": True}, {"exit_zero": True}, 0),

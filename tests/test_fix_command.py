@@ -16,8 +16,8 @@ from gradcheck.loading.spec import TargetSpec
 from gradcheck.repair import writing
 from gradcheck.repair.story import fix_target, terms_of
 
-SICK = Path(__file__).parent.parent / "sample_models" / "sick" / "learning_rate_too_high.py"
-HEALTHY = SICK.parent.parent / "healthy" / SICK.name
+FAULTY = Path(__file__).parent.parent / "sample_models" / "faulty" / "learning_rate_too_high.py"
+HEALTHY = FAULTY.parent.parent / "healthy" / FAULTY.name
 
 
 @dataclass
@@ -47,7 +47,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "model.py").write_bytes(SICK.read_bytes())
+    (tmp_path / "model.py").write_bytes(FAULTY.read_bytes())
     return tmp_path
 
 
@@ -78,7 +78,7 @@ def test_write_cures_the_file_and_the_second_time_there_is_nothing_to_do(folder,
     first = run("fix", "model.py", "--write")
     assert first.returncode == 0 and "wrote model.py" in first.stderr
     written = (folder / "model.py").read_bytes()
-    assert written != SICK.read_bytes()
+    assert written != FAULTY.read_bytes()
     second = run("fix", "model.py", "--write")
     assert second.returncode == 0 and "remedy" not in second.stdout and "wrote" not in second.stderr
     assert (folder / "model.py").read_bytes() == written
@@ -92,7 +92,7 @@ def test_a_dirty_tree_is_not_written_to(folder, run):
     git(folder, "init", "-q")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "one")
-    (folder / "model.py").write_text(SICK.read_text() + "\n# a line that is not committed\n")
+    (folder / "model.py").write_text(FAULTY.read_text() + "\n# a line that is not committed\n")
     before = (folder / "model.py").read_bytes()
     done = run("fix", "model.py", "--write")
     assert done.returncode == 2 and "--allow-dirty" in done.stderr
@@ -139,7 +139,7 @@ def test_a_healthy_file_exits_0(tmp_path, run):
 def test_scan_with_fix_shows_the_remedies_too(folder, run):
     done = run("scan", "--fix", "model.py")
     assert done.returncode == 1 and "remedy 1: lower-learning-rate" in done.stdout
-    assert (folder / "model.py").read_bytes() == SICK.read_bytes()
+    assert (folder / "model.py").read_bytes() == FAULTY.read_bytes()
 
 
 @pytest.mark.parametrize(

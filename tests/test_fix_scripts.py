@@ -1,4 +1,4 @@
-"""`gradcheck fix` of training scripts: the sick samples are written, scan clean afterwards, and look like their healthy twins."""
+"""`gradcheck fix` of training scripts: the faulty samples are written, scan clean afterwards, and look like their healthy twins."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def code(path: Path) -> list[str]:
 @pytest.mark.parametrize("sample", OTHERWISE)
 def test_the_written_script_is_cured_and_like_its_healthy_twin(sample: str) -> None:
     path = Path(f"{sample}.py")
-    path.write_bytes((SCRIPTS / "sick" / path.name).read_bytes())
+    path.write_bytes((SCRIPTS / "faulty" / path.name).read_bytes())
     (fixed,) = treated(path.name)
     assert fixed.report.proof is not None and not fixed.report.proof.left and fixed.source is not None
     (outcome,) = [o for o in fixed.outcomes if o.status == "kept"]
     assert outcome.diff == fixed.source.diff and "the edited script was run" in outcome.reason
-    assert path.read_bytes() == (SCRIPTS / "sick" / path.name).read_bytes()
+    assert path.read_bytes() == (SCRIPTS / "faulty" / path.name).read_bytes()
     fixed.source.write()
     (again,) = treated(path.name)
     assert again.report.findings == () and again.source is None
@@ -59,9 +59,9 @@ def test_the_written_script_is_cured_and_like_its_healthy_twin(sample: str) -> N
 
 
 def test_loop_and_model_are_edited_together() -> None:
-    text = (SCRIPTS / "sick" / "gradients_not_cleared.py").read_text()
-    sick = text.replace("nn.ReLU(), nn.Linear(64, 10)", "nn.ReLU(), nn.Linear(64, 10), nn.Softmax(1)")
-    Path("train.py").write_text(sick)
+    text = (SCRIPTS / "faulty" / "gradients_not_cleared.py").read_text()
+    faulty = text.replace("nn.ReLU(), nn.Linear(64, 10)", "nn.ReLU(), nn.Linear(64, 10), nn.Softmax(1)")
+    Path("train.py").write_text(faulty)
     spec = ScriptSpec("train.py", quiet=True)
     settings = Settings(budget=4.0, select=("GRAPH006", "LOSS001"))
     (fixed,) = fix_script(spec, settings, terms_of(True, 30, 1, 10.0))
@@ -220,10 +220,10 @@ def test_a_script_that_cannot_be_repeated_and_has_a_healthy_loop_is_one_error() 
 
 
 def test_the_command_writes_the_script_and_scans_it_again() -> None:
-    sick = SCRIPTS / "sick" / "gradients_not_cleared.py"
-    Path("train.py").write_bytes(sick.read_bytes())
+    faulty = SCRIPTS / "faulty" / "gradients_not_cleared.py"
+    Path("train.py").write_bytes(faulty.read_bytes())
     words = ["fix", "train.py", "--write", "--quiet-script", "--select", "GRAPH006", "--budget", "120", "--seeds", "1"]
     done = subprocess.run([sys.executable, "-m", "gradcheck", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "wrote train.py" in done.stderr and "Applied 1 remedy: cures GRAPH006; nothing is left" in done.stdout
-    assert code(Path("train.py")) == code(SCRIPTS / "healthy" / sick.name)
+    assert code(Path("train.py")) == code(SCRIPTS / "healthy" / faulty.name)

@@ -212,7 +212,7 @@ def test_a_failing_optimizer_leaves_no_trace(users: Users, scan: str) -> None:
     assert process_state() == around
 
 
-def test_a_sick_model_with_all_its_experiments_leaves_no_trace(users: Users) -> None:
+def test_a_faulty_model_with_all_its_experiments_leaves_no_trace(users: Users) -> None:
     """A rate that diverges: other rates and a single batch are tried on further copies."""
     for group in users.optimizer.param_groups:
         group["lr"] = 1e3

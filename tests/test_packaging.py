@@ -121,7 +121,7 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     commands = re.findall(r"^python -m venv .*$", readme, re.MULTILINE)
     scan, test = commands
     assert "-c constraints.txt . &&" in scan
-    assert "gradcheck scan sample_models/sick/" in scan
+    assert "gradcheck scan sample_models/faulty/" in scan
     assert test.endswith("-c constraints.txt -e '.[test]' && .venv/bin/python -m pytest -q -n 2 --dist worksteal")
     sample = scan.split()[-1]
     assert (ROOT / sample).is_file(), f"the README scans {sample}, which does not exist"

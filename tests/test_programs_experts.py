@@ -17,13 +17,13 @@ WIDTH, EXPERTS = 16, 4
 
 
 class Routed(nn.Module):
-    """`dense`: every expert computes all rows. `sick`: the router starts on its first choices."""
+    """`dense`: every expert computes all rows. `faulty`: the router starts on its first choices."""
 
-    def __init__(self, chosen: int = 1, dense: bool = False, sick: bool = False) -> None:
+    def __init__(self, chosen: int = 1, dense: bool = False, faulty: bool = False) -> None:
         super().__init__()
         self.chosen, self.dense, self.router = chosen, dense, nn.Linear(WIDTH, EXPERTS)
         self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(EXPERTS))
-        if sick:
+        if faulty:
             nn.init.constant_(self.router.bias[:chosen], 20.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,19 +41,19 @@ class Routed(nn.Module):
 class Stacked(nn.Module):
     """The experts are slices of one weight, the router is a module beside them."""
 
-    def __init__(self, sick: bool = False) -> None:
+    def __init__(self, faulty: bool = False) -> None:
         super().__init__()
-        self.gate, self.experts = Gate(sick), Slices()
+        self.gate, self.experts = Gate(faulty), Slices()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.experts(x, *self.gate(x))
 
 
 class Gate(nn.Module):
-    def __init__(self, sick: bool) -> None:
+    def __init__(self, faulty: bool) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(0.1 * torch.randn(EXPERTS, WIDTH)), nn.Parameter(torch.zeros(EXPERTS))
-        if sick:
+        if faulty:
             nn.init.constant_(self.bias[:1], 20.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,18 +114,18 @@ def judged(report: Report) -> list[tuple[str, str]]:
     return [(f.code, f.severity) for f in report.findings if f.code == "MOE001"]
 
 
-SICK = {
-    "sparse": lambda: Routed(sick=True),
-    "two chosen": lambda: Routed(chosen=2, sick=True),
-    "dense": lambda: Routed(dense=True, sick=True),
-    "stacked": lambda: Stacked(sick=True),
+FAULTY = {
+    "sparse": lambda: Routed(faulty=True),
+    "two chosen": lambda: Routed(chosen=2, faulty=True),
+    "dense": lambda: Routed(dense=True, faulty=True),
+    "stacked": lambda: Stacked(faulty=True),
 }
 HEALTHY = {"sparse": Routed, "two chosen": lambda: Routed(chosen=2), "dense": lambda: Routed(dense=True), "stacked": Stacked}
 
 
-@pytest.mark.parametrize("name", SICK)
+@pytest.mark.parametrize("name", FAULTY)
 def test_a_router_on_one_choice_is_named(name):
-    report = scan(SICK[name]())
+    report = scan(FAULTY[name]())
     assert judged(report) == [("MOE001", "error")]
     found = next(f for f in report.findings if f.code == "MOE001")
     assert found.location is not None and found.location.path.endswith("test_programs_experts.py")

@@ -1,4 +1,4 @@
-"""Recurrences in the spellings that people use: cells in a loop, own cells, plain parameters; sick ones and healthy ones."""
+"""Recurrences in the spellings that people use: cells in a loop, own cells, plain parameters; faulty ones and healthy ones."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Stacked(nn.Module):
         return self.head(self.second(self.first(x.transpose(0, 1))[0])[1][0])
 
 
-SICK: dict[str, Callable[[], nn.Module]] = {
+FAULTY: dict[str, Callable[[], nn.Module]] = {
     "LSTM cell": lambda: Cells(nn.LSTMCell),
     "own cell": lambda: Cells(OwnCell),
     "plain parameters": lambda: Parameters(0.3),
@@ -93,17 +93,17 @@ def scan(model: nn.Module, where: int) -> gradcheck.Report:
     return gradcheck.scan(model, sequences(where), loss=F.cross_entropy, optimizer=optimizer, steps=40)
 
 
-@pytest.mark.parametrize("name", SICK)
+@pytest.mark.parametrize("name", FAULTY)
 def test_a_first_step_that_is_out_of_reach_is_the_headline(name):
     torch.manual_seed(0)
-    report = scan(SICK[name](), 0)
+    report = scan(FAULTY[name](), 0)
     assert ("GRAD003", "error") in {(f.code, f.severity) for f in report.headlines}
 
 
-@pytest.mark.parametrize("name", SICK)
+@pytest.mark.parametrize("name", FAULTY)
 def test_the_same_model_is_healthy_where_the_last_step_suffices(name):
     torch.manual_seed(0)
-    report = scan(SICK[name](), -1)
+    report = scan(FAULTY[name](), -1)
     assert not {"GRAD003", "INIT004"} & {f.code for f in report.findings if f.severity != "info"}
 
 

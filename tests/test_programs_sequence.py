@@ -279,7 +279,7 @@ HEALTHY: dict[str, Program] = {
     "shifts its input": (lm(lambda: Attention(causal), shifts=True), lambda: [(x[:, :LENGTH],) * 2 for x in text()]),
     "some sequences masked": (lm(lambda: Attention(causal)), lambda: masked(0.25)),
 }
-SICK: dict[str, tuple[str, str, Program]] = {
+FAULTY: dict[str, tuple[str, str, Program]] = {
     "no mask": ("SEQ001", "matmul", (lm(lambda: Attention(everything)), next_tokens)),
     "a loss by hand": ("SEQ001", "matmul", (lm(lambda: Attention(everything)), written_by_hand)),
     "a mask that is too wide": ("SEQ001", "matmul", (lm(lambda: Attention(too_wide)), next_tokens)),
@@ -330,9 +330,9 @@ def test_a_summary_of_the_sequence_may_be_meant():
     assert [(f.code, f.severity) for f in scan(Latent, next_tokens).findings] == [("SEQ001", "warning")]
 
 
-@pytest.mark.parametrize("name", SICK)
+@pytest.mark.parametrize("name", FAULTY)
 def test_what_is_wrong_is_named(name):
-    code, operation, program = SICK[name]
+    code, operation, program = FAULTY[name]
     report = scan(*program)
     assert [f.code for f in report.findings] == [code]
     found = report.findings[0]

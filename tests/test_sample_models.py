@@ -1,4 +1,4 @@
-"""The sample models: twins differ by their illness only, sick ones are found out, healthy ones are left in peace."""
+"""The sample models: twins differ by their illness only, faulty ones are found out, healthy ones are left in peace."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from sample_models.catalogue import README, Sample, healthy_classics, sick_samples, with_table
+from sample_models.catalogue import README, Sample, healthy_classics, faulty_samples, with_table
 
 if TYPE_CHECKING:
     from gradcheck.types.report import Report
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")  # the illness of loss_domain
 
-SICK = sick_samples()
-sick = pytest.mark.parametrize("sample", SICK, ids=lambda s: s.path.stem)
+FAULTY = faulty_samples()
+faulty = pytest.mark.parametrize("sample", FAULTY, ids=lambda s: s.path.stem)
 
-# The rules of the first issue: each has at least one sick sample.
+# The rules of the first issue: each has at least one faulty sample.
 RULES = {
     "GRAPH": (1, 2, 3, 4, 5, 7, 8),
     "GRAD": (1, 2, 3, 4, 5),
@@ -110,33 +110,33 @@ def complaints(report: Report) -> list[str]:
 # Twins and their papers
 
 
-@sick
+@faulty
 def test_twins_differ_by_one_line(sample: Sample) -> None:
     removed, added = changed_lines(sample.path.read_text(encoding="utf-8"), sample.twin.read_text(encoding="utf-8"))
     assert removed <= 1 and added <= 1 and removed + added >= 1
 
 
 def test_the_difference_ignores_docstrings_and_counts_every_other_line() -> None:
-    sick, healthy = '"""Sick.\n\nOf what."""\nlr = 10\nsteps = 1\n', '"""Healthy."""\nlr = 1\nsteps = 1\n'
-    assert changed_lines(sick, healthy) == (1, 1)
-    assert changed_lines(sick, healthy.replace("steps = 1", "steps = 2")) == (2, 2)
-    assert changed_lines(sick, healthy + "more = 1\n") == (1, 2)
+    faulty, healthy = '"""Faulty.\n\nOf what."""\nlr = 10\nsteps = 1\n', '"""Healthy."""\nlr = 1\nsteps = 1\n'
+    assert changed_lines(faulty, healthy) == (1, 1)
+    assert changed_lines(faulty, healthy.replace("steps = 1", "steps = 2")) == (2, 2)
+    assert changed_lines(faulty, healthy + "more = 1\n") == (1, 2)
 
 
-def test_every_healthy_file_has_a_sick_twin() -> None:
-    assert {p.name for p in (README.parent / "healthy").glob("*.py")} == {s.path.name for s in SICK}
+def test_every_healthy_file_has_a_faulty_twin() -> None:
+    assert {p.name for p in (README.parent / "healthy").glob("*.py")} == {s.path.name for s in FAULTY}
 
 
 def test_every_rule_of_the_first_issue_has_a_sample() -> None:
     rules = {f"{family}{number:03}" for family, numbers in RULES.items() for number in numbers}
-    assert rules <= {e.code for s in SICK for e in s.expected}
+    assert rules <= {e.code for s in FAULTY for e in s.expected}
 
 
 def test_expected_findings_carry_the_names_of_their_rules() -> None:
     from gradcheck.judge.registry import builtin_rules
 
     names = {rule.code: rule.name for rule in builtin_rules()}
-    assert {(e.code, e.name) for s in SICK for e in s.expected} <= set(names.items())
+    assert {(e.code, e.name) for s in FAULTY for e in s.expected} <= set(names.items())
 
 
 def test_the_readme_shows_the_expectations() -> None:
@@ -147,7 +147,7 @@ def test_the_readme_shows_the_expectations() -> None:
 # Training says the same
 
 
-@sick
+@faulty
 def test_the_healthy_twin_learns(sample: Sample) -> None:
     curve = losses(sample.twin, steps=48)
     start, end = sum(curve[:4]) / 4, sum(curve[-8:]) / 8
@@ -179,8 +179,8 @@ STUCK = (
 
 
 @pytest.mark.parametrize("name", STUCK)
-def test_the_sick_sample_does_not_learn(name: str) -> None:
-    curve = losses(README.parent / "sick" / f"{name}.py", steps=48)
+def test_the_faulty_sample_does_not_learn(name: str) -> None:
+    curve = losses(README.parent / "faulty" / f"{name}.py", steps=48)
     start, end = sum(curve[:4]) / 4, sum(curve[-8:]) / 8
     learned = 0 <= end < 0.9 * start  # below zero: a cross entropy that is no cross entropy any more
     assert not learned
@@ -189,7 +189,7 @@ def test_the_sick_sample_does_not_learn(name: str) -> None:
 # A scan says it too (the slow part)
 
 
-@sick
+@faulty
 def test_a_scan_finds_the_illness(sample: Sample) -> None:
     report = scan(sample.path)
     found = {(f.name, f.code, f.severity) for f in report.findings}
@@ -197,7 +197,7 @@ def test_a_scan_finds_the_illness(sample: Sample) -> None:
     assert sample.expected[0].code in {f.code for f in report.headlines}, complaints(report)
 
 
-@sick
+@faulty
 def test_a_scan_leaves_the_healthy_twin_in_peace(sample: Sample) -> None:
     assert complaints(scan(sample.twin)) == []
 
@@ -210,7 +210,7 @@ def test_a_scan_leaves_the_classics_in_peace(path: Path) -> None:
 
 
 def test_scanning_writes_no_file_beside_the_samples() -> None:
-    folder = SICK[0].path.parent
+    folder = FAULTY[0].path.parent
     before = sorted(folder.rglob("*"))
-    scan(SICK[0].path)
+    scan(FAULTY[0].path)
     assert sorted(folder.rglob("*")) == before

@@ -24,8 +24,8 @@ from sample_models.catalogue import README, Sample, read
 from tests.test_sample_models import changed_lines
 
 SCRIPTS = README.parent / "scripts"
-SICK = [read(path) for path in sorted((SCRIPTS / "sick").glob("*.py"))]
-sick = pytest.mark.parametrize("sample", SICK, ids=lambda s: s.path.stem)
+FAULTY = [read(path) for path in sorted((SCRIPTS / "faulty").glob("*.py"))]
+faulty = pytest.mark.parametrize("sample", FAULTY, ids=lambda s: s.path.stem)
 
 DATA = """
 import torch
@@ -94,13 +94,13 @@ def written(folder: Path, text: str) -> Path:
 # ----------------------------------------------------------------- the samples
 
 
-@sick
+@faulty
 def test_twins_differ_by_one_line(sample):
     removed, added = changed_lines(sample.path.read_text(encoding="utf-8"), twin(sample).read_text(encoding="utf-8"))
     assert removed <= 1 and added <= 1 and removed + added >= 1
 
 
-@sick
+@faulty
 def test_a_scan_finds_what_is_wrong_with_the_loop(sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reports = scan(sample.path)
@@ -110,7 +110,7 @@ def test_a_scan_finds_what_is_wrong_with_the_loop(sample, tmp_path, monkeypatch)
     assert headline.location is not None and Path(headline.location.path).name == sample.path.name
 
 
-@sick
+@faulty
 def test_a_scan_leaves_the_healthy_twin_in_peace(sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert complaints(scan(twin(sample))) == []
@@ -118,9 +118,9 @@ def test_a_scan_leaves_the_healthy_twin_in_peace(sample, tmp_path, monkeypatch):
 
 
 def test_every_script_has_its_twin_and_stands_in_the_readme():
-    assert {p.name for p in (SCRIPTS / "healthy").glob("*.py")} == {s.path.name for s in SICK}
+    assert {p.name for p in (SCRIPTS / "healthy").glob("*.py")} == {s.path.name for s in FAULTY}
     text = README.read_text(encoding="utf-8")
-    assert all(f"scripts/sick/{s.path.name}" in text for s in SICK) and len(SICK) >= 8
+    assert all(f"scripts/faulty/{s.path.name}" in text for s in FAULTY) and len(FAULTY) >= 8
 
 
 # ------------------------------------------------------------ what cannot be repeated

@@ -53,7 +53,7 @@ def test_the_saved_run_holds_the_trial(shown):
         ((LINEAR, "--remedy", "l7"), "unknown remedy 'l7'"),
         ((LINEAR, "--seeds", "1"), "seeds must be at least 3"),
         ((LINEAR, "--trials", "3"), "--trials is for a search"),
-        (("sample_models/scripts/sick/gradients_not_cleared.py",), "trains when it is run"),
+        (("sample_models/scripts/faulty/gradients_not_cleared.py",), "trains when it is run"),
         (("nowhere.py",), "nowhere.py"),
     ],
 )

@@ -17,7 +17,7 @@ from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 from gradcheck.types.rule import found
 
-# Part of the stored value by which a number may get worse before its finding counts as new. Over three seeds of every fourth sick
+# Part of the stored value by which a number may get worse before its finding counts as new. Over three seeds of every fourth faulty
 # sample model (26 findings with a number), no seed was farther from the median than this, and three were by more than a quarter.
 TOLERANCE = 0.5
 DECIDED = ("finding", "passed", "not-applicable", "suppressed")  # states of a rule that looked
@@ -127,7 +127,7 @@ def worsened(finding: Finding, entry: Entry, tolerance: float) -> str:
 
 
 def beyond(number: Evidence, old: float, tolerance: float) -> bool:
-    """Whether a number is sicker than `old` by more than a part of it; as a factor, where both are on one side of zero."""
+    """Whether a number is more faulty than `old` by more than a part of it; as a factor, where both are on one side of zero."""
     new = number.value
     if math.isnan(new) or math.isnan(old):
         return math.isnan(new) and not math.isnan(old)

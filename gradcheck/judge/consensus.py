@@ -25,7 +25,7 @@ def _merged(group: Sequence[Finding]) -> Finding:
 
 
 def excess(finding: Finding) -> float:
-    """How far the first number with a limit lies on the sick side, as a ratio; 0 where there is none, inf for NaN."""
+    """How far the first number with a limit lies on the faulty side, as a ratio; 0 where there is none, inf for NaN."""
     evidence = next((e for e in finding.evidence if e.limit is not None), None)
     if evidence is None or evidence.limit is None:
         return 0.0

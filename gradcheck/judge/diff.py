@@ -133,8 +133,8 @@ def _change(before: Finding, after: Finding, tolerance: float) -> FindingChange:
         return FindingChange("unchanged", after, old, new)
     if not apart(_interval(old), _interval(new), tolerance) or new.comparison == "=":
         return FindingChange("unchanged", after, old, new)
-    lower_is_sick = new.comparison.startswith("<")
-    return FindingChange("worse" if math.isnan(new.value) or (new.value < old.value) == lower_is_sick else "better", after, old, new)
+    lower_is_faulty = new.comparison.startswith("<")
+    return FindingChange("worse" if math.isnan(new.value) or (new.value < old.value) == lower_is_faulty else "better", after, old, new)
 
 
 def _interval(number: Evidence) -> tuple[float, float]:

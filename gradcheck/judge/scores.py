@@ -7,7 +7,7 @@ A score sums up findings; it adds no judgement of its own. The most severe findi
 and the findings of that severity set the place in it: each one multiplies what is left by 0.9 / (1 + e), where e is how many
 factors of ten its measured value lies beyond its limit (the farthest of its numbers; 1 for a finding without a limit, e.g. a
 layer that is wired wrongly). One error right at its limit gives 44, one ten times beyond it 22.
-Consequences count in their category too: a score says whether something is sick there, the findings say why. A category in
+Consequences count in their category too: a score says whether something is faulty there, the findings say why. A category in
 which no rule came to a verdict, or which was judged in part without a finding, has no score.
 """
 
@@ -87,8 +87,8 @@ def _decades(evidence: Evidence) -> float | None:
     if evidence.limit is None or evidence.comparison == "=" or evidence.value * evidence.limit <= 0:
         return None
     decades = math.log10(evidence.value / evidence.limit)
-    larger_is_sick = evidence.comparison.startswith(">") == (evidence.limit > 0)
-    return max(decades if larger_is_sick else -decades, 0.0)
+    larger_is_faulty = evidence.comparison.startswith(">") == (evidence.limit > 0)
+    return max(decades if larger_is_faulty else -decades, 0.0)
 
 
 def _family(code: str) -> str:

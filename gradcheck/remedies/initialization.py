@@ -163,7 +163,7 @@ def gain_for(m: Measurement, activation: str | None) -> float:
 
 
 def prescribe_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
-    """New weights for the sick layers. Never for a model that was trained before."""
+    """New weights for the faulty layers. Never for a model that was trained before."""
     if is_tuned(m):
         return []
     layers = _to_draw(finding, m)
@@ -178,7 +178,7 @@ def prescribe_draw(treatment: RemedyDefinition, finding: Finding | None, m: Meas
         treatment.name, gain_for(m, activation)
     )
     settings: dict[str, Setting] = {"gain": round(wanted, 4), "activation": activation or "linear"}
-    heads = _sick_heads(m) if whole(finding) else []
+    heads = _faulty_heads(m) if whole(finding) else []
     if heads:
         settings["heads"] = listed(heads)
     if transposed:
@@ -208,8 +208,8 @@ def _as_constant(finding: Finding | None, m: Measurement, layers: list[Layer]) -
     """Of a finding about weights without variety: the other layers that have none either."""
     if finding is None or finding.code not in ("INIT005", "INIT006"):
         return []
-    sick = {p.layer for p in m.parameters if len(p.shape) >= 2 and _uniform(p)}
-    return [x for x in m.layers if x.name in sick and x.kind in ("linear", "conv") and not x.head and x not in layers]
+    faulty = {p.layer for p in m.parameters if len(p.shape) >= 2 and _uniform(p)}
+    return [x for x in m.layers if x.name in faulty and x.kind in ("linear", "conv") and not x.head and x not in layers]
 
 
 def _uniform(p: Parameter) -> bool:
@@ -217,7 +217,7 @@ def _uniform(p: Parameter) -> bool:
     return constant_at_start(p) or (start is not None and (start.duplicate_units or 0.0) > 0.5)
 
 
-def _sick_heads(m: Measurement) -> list[str]:
+def _faulty_heads(m: Measurement) -> list[str]:
     parameters = parameters_by_name(m)
     heads = [x for x in m.layers if x.head and x.kind == "linear" and ":" not in x.name]
     gains = [(x.name, gain(x, parameters)) for x in heads]

@@ -12,7 +12,7 @@ from gradcheck.pipeline import Progress
 from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.editing import SourcePlan, plan_edits
 from gradcheck.remedies.editing.draft import Draft
-from gradcheck.repair.rescan import sick
+from gradcheck.repair.rescan import faulty
 from gradcheck.repair.script_run import ScriptRun
 from gradcheck.repair.script_verification import Bench
 from gradcheck.types.finding import Finding
@@ -44,7 +44,7 @@ class Mended:
 def wanted(seen: ScriptRun) -> Iterator[tuple[Report, Finding, Fix]]:
     """What the loop's findings ask for, causes before consequences."""
     for report in seen.reports:
-        found = sick(report)
+        found = faulty(report)
         for finding in sorted(found, key=lambda f: f.cause is not None):
             for remedy in finding.remedies:
                 treatment = CATALOGUE.get(remedy.name)

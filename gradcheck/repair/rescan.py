@@ -18,14 +18,14 @@ UNSEEN = ("not-measured", "crashed")  # states of a rule that says nothing
 Seen = Callable[[Measurement], Measurement]
 
 
-def sick(report: Report) -> tuple[Finding, ...]:
+def faulty(report: Report) -> tuple[Finding, ...]:
     return tuple(f for f in report.findings if f.severity in TREATED)
 
 
 def severities(report: Report) -> dict[str, Severity]:
     """The worst severity of each code that is treated."""
     worst: dict[str, Severity] = {}
-    for f in sick(report):
+    for f in faulty(report):
         now = worst.get(f.code)
         worst[f.code] = f.severity if now is None or SEVERITIES.index(f.severity) < SEVERITIES.index(now) else now
     return worst

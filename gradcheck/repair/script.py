@@ -16,7 +16,7 @@ from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.repair.lab import RepairOptions
 from gradcheck.repair.loop import Mended, mend, wanted
 from gradcheck.repair.plan import allowed, prescriptions
-from gradcheck.repair.rescan import sick
+from gradcheck.repair.rescan import faulty
 from gradcheck.repair.script_outcomes import outcomes_of, proof_of
 from gradcheck.repair.script_plan import TOGETHER, Edit, ScriptTrials, in_order
 from gradcheck.repair.script_run import ScriptRun, noted, run_script, scanned, share
@@ -53,7 +53,7 @@ class _Work:
         with captured(self.spec) as run:
             seen, trainings = self._scanned(run, self.spec)
             explain_ending(run, self.spec, seen.reports)
-            if not any(map(sick, seen.reports)):
+            if not any(map(faulty, seen.reports)):
                 return [Fixed(None, report, None, None) for report in seen.reports]
             loop = next(wanted(seen), None) is not None
             if not loop:
@@ -85,7 +85,7 @@ class _Work:
         own = share(self.settings, trainings)
         for training, report in zip(trainings, now.reports, strict=True):
             workload = training.workload
-            if workload is None or workload.borrowed is not None or not sick(report):
+            if workload is None or workload.borrowed is not None or not faulty(report):
                 continue
             done = treat(workload, report, own, self.terms, self.progress, training.seen, partial=True)
             self.treated[training.name] = done
@@ -146,7 +146,7 @@ class _Work:
             if done is not None:
                 found += [Edit(report.target, o.prescription) for o in done.verdict.outcomes if o.status == "inapplicable"]
                 continue
-            roots = [f for f in sick(report) if f.cause is None] or list(sick(report))
+            roots = [f for f in faulty(report) if f.cause is None] or list(faulty(report))
             wishes = allowed(prescriptions(roots, report.measurement, CATALOGUE), self.terms.unsafe)
             found += [Edit(report.target, p) for p in wishes]
         return found

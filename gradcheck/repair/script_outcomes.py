@@ -9,7 +9,7 @@ from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.repair.lab import signature
 from gradcheck.repair.loop import Mended
 from gradcheck.repair.plan import advice, prescriptions, refused
-from gradcheck.repair.rescan import looked_at, severities, sick
+from gradcheck.repair.rescan import looked_at, severities, faulty
 from gradcheck.repair.script_plan import Edit, ScriptTrials
 from gradcheck.repair.verification import Verdict
 from gradcheck.types.fix import Outcome, Proof
@@ -23,7 +23,7 @@ def outcomes_of(report: Report, copies: Verdict | None, mended: Mended, trials: 
     known = [signature([o.prescription]) for o in found]
     found += [_told(e, o, trials) for e, o in tried.items() if signature([e.prescription]) not in known]
     if copies is None:
-        found += refused(prescriptions(sick(report), report.measurement, CATALOGUE), unsafe)
+        found += refused(prescriptions(faulty(report), report.measurement, CATALOGUE), unsafe)
     after = trials.state.run.report_of(report.target)
     said = advice(report.findings, report.measurement, CATALOGUE, severities(after))
     return (*mended.of(report.target), *sorted(found, key=lambda o: o.status != "kept"), *said)

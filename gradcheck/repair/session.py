@@ -14,7 +14,7 @@ from gradcheck.repair.lab import PATIENCE, Lab, Plan, TimeUp, signature
 from gradcheck.repair.performance import WELL, Result
 from gradcheck.repair.plan import allowed, prescriptions, refused
 from gradcheck.repair.rates import LOWER, RAISE, rate_treatment, without_rate
-from gradcheck.repair.rescan import severities, sick, worsened
+from gradcheck.repair.rescan import severities, faulty, worsened
 from gradcheck.repair.search import CLEAR, SLOW, Search
 from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
@@ -108,7 +108,7 @@ class RepairSession:
     def _by_findings(self) -> None:
         for number in range(ROUNDS):
             report = self.base if not self.kept else self.ward.exam(self.kept)
-            found = sick(report)
+            found = faulty(report)
             if not number:
                 found = tuple(f for f in found if f.cause is None) or found
             wanted = prescriptions(found, report.measurement, self.ward.vocabulary)

@@ -21,7 +21,7 @@ from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.editing import SourcePlan, plan_edits
 from gradcheck.repair.lab import Lab, RepairOptions
 from gradcheck.repair.plan import advice
-from gradcheck.repair.rescan import Seen, sick
+from gradcheck.repair.rescan import Seen, faulty
 from gradcheck.repair.session import RepairSession
 from gradcheck.repair.verification import Verdict, verify
 from gradcheck.training.clip import clip_gradients
@@ -130,7 +130,7 @@ def fix_workload(workload: Workload, settings: Settings, terms: RepairOptions, p
     report = scan_workload(workload, settings, progress)
     done = treat(workload, report, settings, terms, progress, partial=partial)
     source, why = _edits(done.verdict, workload)
-    left = {f.code for f in sick(done.verdict.after or report)}
+    left = {f.code for f in faulty(done.verdict.after or report)}
     outcomes = (*_with_diffs(done.verdict, workload, source), *advice(report.findings, report.measurement, CATALOGUE, left))
     treated = replace(report, outcomes=outcomes, proof=done.verdict.proof)
     return Fixed(done.ward.patient(done.verdict.plan), treated, done.verdict.after, source, why, done.interrupted)
@@ -216,7 +216,7 @@ def _written_together(verdict: Verdict, workload: Workload) -> SourcePlan:
     """The edits. What no finding asked for was chosen for the treated model: without the cure of an error it stays out of the source."""
     measurement, files = verdict.before.measurement, list(workload.files)
     source = plan_edits(verdict.plan, measurement, files)
-    errors = {f.code for f in sick(verdict.before) if f.severity == "error"}
+    errors = {f.code for f in faulty(verdict.before) if f.severity == "error"}
     missing = dict.fromkeys(p.treatment for p, _ in source.unwritten if errors.intersection(p.findings))
     extras = [p for p in source.written if not p.findings]
     if not missing or not extras:

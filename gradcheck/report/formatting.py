@@ -12,7 +12,7 @@ from gradcheck.types.finding import SEVERITIES, Evidence, Finding, RuleState
 from gradcheck.types.measurement import Assumption, Measurement
 from gradcheck.types.report import Report
 
-HEALTHY = {"<": ">=", ">": "<=", "<=": ">", ">=": "<"}  # the opposite of what describes the sick state
+HEALTHY = {"<": ">=", ">": "<=", "<=": ">", ">=": "<"}  # the opposite of what describes the faulty state
 MOST_RUNS = 8  # of consecutive numbers in a folded layer name
 
 
@@ -47,7 +47,7 @@ def measured(evidence: Evidence) -> str:
     if evidence.limit is None:
         return f"{evidence.quantity} = {number(evidence.value)}{unit}{place}"
     value, limit = apart(evidence.value, evidence.limit)
-    healthy = f"needs {HEALTHY[evidence.comparison]} {limit}" if evidence.comparison in HEALTHY else f"sick at exactly {limit}"
+    healthy = f"needs {HEALTHY[evidence.comparison]} {limit}" if evidence.comparison in HEALTHY else f"faulty at exactly {limit}"
     return f"{evidence.quantity} = {value}{unit}{place}   ({healthy})"
 
 

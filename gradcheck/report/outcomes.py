@@ -61,8 +61,8 @@ def tail(report: Report, *, written: bool = False) -> str:
     unsafe = sum(o.status == "untried" and o.prescription.applicability == "unsafe" for o in report.outcomes)
     more = f" {counted(unsafe, 'more remedy' if unsafe == 1 else 'more remedie')} with --unsafe-fixes." if unsafe else ""
     if not kept or report.proof is None:
-        sick = report.count("error") + report.count("warning")
-        return (f"No remedy was found for {counted(sick, 'finding')}." if sick else "Nothing to fix.") + more
+        faulty = report.count("error") + report.count("warning")
+        return (f"No remedy was found for {counted(faulty, 'finding')}." if faulty else "Nothing to fix.") + more
     editable = sum(bool(o.diff) for o in kept)
     remedies = counted(len(kept), "remedy") if len(kept) == 1 else f"{len(kept)} remedies"
     left = f"; left: {', '.join(report.proof.left)}" if report.proof.left else "; nothing is left"

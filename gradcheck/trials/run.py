@@ -1,4 +1,4 @@
-"""The story of a trial: a scan says what is sick, remedies enter, compete in paired training, and the best ones meet on fresh seeds."""
+"""The story of a trial: a scan says what is faulty, remedies enter, compete in paired training, and the best ones meet on fresh seeds."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ RuleStatus = Literal["finding", "passed", "not-applicable", "not-measured", "cra
 
 @dataclass(frozen=True)
 class Evidence:
-    """A number against its limit. `comparison` reads "value comparison limit" and describes the sick state."""
+    """A number against its limit. `comparison` reads "value comparison limit" and describes the faulty state."""
 
     quantity: str
     value: float

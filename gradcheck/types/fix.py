@@ -68,7 +68,7 @@ class Change:
     before: float
     after: float | None  # None: the rule no longer measures it
     limit: float | None = None
-    comparison: str = ">"  # describes the sick state, as in Evidence
+    comparison: str = ">"  # describes the faulty state, as in Evidence
     unit: str = ""
     layer: str | None = None
 

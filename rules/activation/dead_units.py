@@ -87,8 +87,8 @@ def dead_units(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(
             f"{most} samples x positions are too few to call a unit dead (needed: {number(limits['samples'])} in two batches)"
         )
-    sick = [x for x in judged if dead_share(x) >= limits["warning_share"]]
-    return [_dead_finding(m, group, limits) for group in by_site(sick)]
+    faulty = [x for x in judged if dead_share(x) >= limits["warning_share"]]
+    return [_dead_finding(m, group, limits) for group in by_site(faulty)]
 
 
 def _looked_at_enough(x: Layer, limits: Limits) -> bool:

@@ -70,7 +70,7 @@ def missing_nonlinearity(m: Measurement, limits: Limits) -> Verdict:
     layers = {x.name: x for x in m.layers}
     followed = {p.first for p in m.pairs}
     gates, body_layers = gate_makers(m), body(m)
-    sick = [
+    faulty = [
         p
         for p in m.pairs
         if p.alone
@@ -80,7 +80,7 @@ def missing_nonlinearity(m: Measurement, limits: Limits) -> Verdict:
         and not _narrow(p, layers[p.second], limits["rank"])
         and not _after_grouped(layers[p.first], body_layers)
     ]
-    seconds = {p.first: p for p in sick}
+    seconds = {p.first: p for p in faulty}
     groups = by_site(x for x in in_order(m) if x.name in seconds)
     return [_finding(m, group, seconds, limits) for group in groups]
 

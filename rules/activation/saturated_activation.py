@@ -93,8 +93,8 @@ def saturated_activation(m: Measurement, limits: Limits) -> Verdict:
     shares = {x.name: share for x in layers if (share := saturation(x)) is not None}
     if not shares:
         return not_measured("no saturation was measured")
-    sick = [x for x in layers if shares.get(x.name, 0.0) > limits["warning_share"]]
-    return [_saturation_finding(m, group, shares, limits) for group in by_site(sick)]
+    faulty = [x for x in layers if shares.get(x.name, 0.0) > limits["warning_share"]]
+    return [_saturation_finding(m, group, shares, limits) for group in by_site(faulty)]
 
 
 def _saturation_finding(m: Measurement, group: list[Layer], shares: dict[str, float], limits: Limits) -> Finding:

@@ -124,8 +124,8 @@ def _misfitting(m: Measurement, limits: Limits) -> Verdict:
     parameters = parameters_by_name(m)
     plain = [x for x in body(m) if x.name in gains and not x.normalized and not x.residual and x.groups == 1]
     off = {x.name: misfit(gains[x.name], x.activation, backward_gain(x, gains[x.name], parameters)) for x in plain}
-    sick = [x for x in plain if off[x.name] > limits["misfit"]]
-    return [_gain_finding(m, group, gains, off, forward, backward, limits) for group in by_site(sick)]
+    faulty = [x for x in plain if off[x.name] > limits["misfit"]]
+    return [_gain_finding(m, group, gains, off, forward, backward, limits) for group in by_site(faulty)]
 
 
 def _gain_finding(

@@ -72,10 +72,10 @@ def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
     weights = [(p, x) for p, x in hidden if x.groups == 1 and p.steps[0].duplicate_units is not None]
     if not weights:
         return not_applicable("no hidden weight whose units were compared before the first step and after several")
-    sick = {x.name: (x, p) for p, x in weights if _twins(p) > limits["duplicates"] and not constant_at_start(p)}
-    if not sick or not anything_moved(m):
+    faulty = {x.name: (x, p) for p, x in weights if _twins(p) > limits["duplicates"] and not constant_at_start(p)}
+    if not faulty or not anything_moved(m):
         return []
-    return [_symmetry_finding(group, {n: sick[n][1] for n in names(group)}, limits) for group in by_site(x for x, _ in sick.values())]
+    return [_symmetry_finding(group, {n: faulty[n][1] for n in names(group)}, limits) for group in by_site(x for x, _ in faulty.values())]
 
 
 def _twins(p: Parameter) -> float:

@@ -91,8 +91,8 @@ def _hidden_scales(m: Measurement, layers: list[Layer], gains: dict[str, float],
     quiet = [x for x in judged if gains[x.name] < limits["lowest"] and not x.residual and not x.gate]
     odd = [x for x in judged if x not in loud and x not in quiet and _off_peers(x, judged, gains) >= limits["peers"]]
     result = []
-    for sick, limit, sign in ((loud, limits["highest"], ">"), (quiet, limits["lowest"], "<")):
-        for group in by_site(sick):
+    for faulty, limit, sign in ((loud, limits["highest"], ">"), (quiet, limits["lowest"], "<")):
+        for group in by_site(faulty):
             worst = max(group, key=lambda x: abs(math.log10(gains[x.name])))
             text = f"gain {number(gains[worst.name])} ({'above' if sign == '>' else 'below'} the limit {number(limit)})"
             evidence = Evidence("gain of the weights", gains[worst.name], limit, ">" if sign == ">" else "<", "", worst.name)

@@ -84,8 +84,8 @@ def batchnorm_in_eval(m: Measurement, limits: Limits) -> Verdict:
     if m.pretrained:
         return not_applicable(TRAINED_BEFORE)
     failure = probe_failure(m)
-    sick = [n for n in norms if not n.of_batch and n.fresh and n.trains]
-    return [_frozen_finding(group, len(norms), failure) for group in norms_by_site(sick)]
+    faulty = [n for n in norms if not n.of_batch and n.fresh and n.trains]
+    return [_frozen_finding(group, len(norms), failure) for group in norms_by_site(faulty)]
 
 
 def _frozen_finding(group: list[Norm], total: int, failure: str) -> Finding:

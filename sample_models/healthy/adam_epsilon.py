@@ -1,4 +1,4 @@
-"""The healthy twin of sick/adam_epsilon.py: epsilon is far below the gradients."""
+"""The healthy twin of faulty/adam_epsilon.py: epsilon is far below the gradients."""
 
 from __future__ import annotations
 

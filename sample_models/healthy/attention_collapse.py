@@ -1,4 +1,4 @@
-"""The healthy twin of sick/attention_collapse.py: query and key weights of the usual size."""
+"""The healthy twin of faulty/attention_collapse.py: query and key weights of the usual size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/batchnorm_in_eval.py: the batch normalisations follow the mode of the model."""
+"""The healthy twin of faulty/batchnorm_in_eval.py: the batch normalisations follow the mode of the model."""
 
 from __future__ import annotations
 

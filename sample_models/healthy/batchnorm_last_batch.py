@@ -1,4 +1,4 @@
-"""The healthy twin of sick/batchnorm_last_batch.py: the incomplete batch is dropped."""
+"""The healthy twin of faulty/batchnorm_last_batch.py: the incomplete batch is dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/batchnorm_momentum.py: the momentum is 0.1."""
+"""The healthy twin of faulty/batchnorm_momentum.py: the momentum is 0.1."""
 
 from __future__ import annotations
 

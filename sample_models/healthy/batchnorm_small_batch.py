@@ -1,4 +1,4 @@
-"""The healthy twin of sick/batchnorm_small_batch.py: the batches have 64 samples."""
+"""The healthy twin of faulty/batchnorm_small_batch.py: the batches have 64 samples."""
 
 from __future__ import annotations
 

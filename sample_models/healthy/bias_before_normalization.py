@@ -1,4 +1,4 @@
-"""The healthy twin of sick/bias_before_normalization.py: the layer has no bias."""
+"""The healthy twin of faulty/bias_before_normalization.py: the layer has no bias."""
 
 from __future__ import annotations
 

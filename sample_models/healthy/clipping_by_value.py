@@ -1,4 +1,4 @@
-"""The healthy twin of sick/clipping_by_value.py: only extreme entries are clipped."""
+"""The healthy twin of faulty/clipping_by_value.py: only extreme entries are clipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/clipping_needed.py: no step moves the weights much further than the others."""
+"""The healthy twin of faulty/clipping_needed.py: no step moves the weights much further than the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/clipping_too_tight.py: only outliers are clipped."""
+"""The healthy twin of faulty/clipping_too_tight.py: only outliers are clipped."""
 
 from __future__ import annotations
 

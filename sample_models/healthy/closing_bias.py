@@ -1,4 +1,4 @@
-"""The healthy twin of sick/closing_bias.py: a slightly positive bias leaves the units open."""
+"""The healthy twin of faulty/closing_bias.py: a slightly positive bias leaves the units open."""
 
 from __future__ import annotations
 

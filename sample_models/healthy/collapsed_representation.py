@@ -1,4 +1,4 @@
-"""The healthy twin of sick/collapsed_representation.py: the residual connections keep the tokens apart."""
+"""The healthy twin of faulty/collapsed_representation.py: the residual connections keep the tokens apart."""
 
 from __future__ import annotations
 

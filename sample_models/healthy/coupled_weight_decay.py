@@ -1,4 +1,4 @@
-"""The healthy twin of sick/coupled_weight_decay.py: the decay acts on the weights themselves."""
+"""The healthy twin of faulty/coupled_weight_decay.py: the decay acts on the weights themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/dead_units.py: the weights have both signs."""
+"""The healthy twin of faulty/dead_units.py: the weights have both signs."""
 
 from __future__ import annotations
 

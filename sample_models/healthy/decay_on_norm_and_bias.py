@@ -1,4 +1,4 @@
-"""The healthy twin of sick/decay_on_norm_and_bias.py: only weight matrices are decayed."""
+"""The healthy twin of faulty/decay_on_norm_and_bias.py: only weight matrices are decayed."""
 
 from __future__ import annotations
 

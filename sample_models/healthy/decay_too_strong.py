@@ -1,4 +1,4 @@
-"""The healthy twin of sick/decay_too_strong.py: the decay takes 0.005 % off at each step."""
+"""The healthy twin of faulty/decay_too_strong.py: the decay takes 0.005 % off at each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/deep_batchnorm_without_skips.py: each block is bypassed."""
+"""The healthy twin of faulty/deep_batchnorm_without_skips.py: each block is bypassed."""
 
 from __future__ import annotations
 

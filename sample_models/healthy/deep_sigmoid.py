@@ -1,4 +1,4 @@
-"""The healthy twin of sick/deep_sigmoid.py: rectified layers pass the gradient on."""
+"""The healthy twin of faulty/deep_sigmoid.py: rectified layers pass the gradient on."""
 
 from __future__ import annotations
 

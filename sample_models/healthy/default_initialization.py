@@ -1,4 +1,4 @@
-"""The healthy twin of sick/default_initialization.py: the weights are drawn for ReLU."""
+"""The healthy twin of faulty/default_initialization.py: the weights are drawn for ReLU."""
 
 from __future__ import annotations
 

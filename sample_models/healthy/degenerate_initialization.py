@@ -1,4 +1,4 @@
-"""The healthy twin of sick/degenerate_initialization.py: random weights tell the units apart."""
+"""The healthy twin of faulty/degenerate_initialization.py: random weights tell the units apart."""
 
 from __future__ import annotations
 

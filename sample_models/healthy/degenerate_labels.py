@@ -1,4 +1,4 @@
-"""The healthy twin of sick/degenerate_labels.py: both classes occur."""
+"""The healthy twin of faulty/degenerate_labels.py: both classes occur."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/disconnected_parameters.py: the gradient reaches the encoder."""
+"""The healthy twin of faulty/disconnected_parameters.py: the gradient reaches the encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/dropout_before_batchnorm.py: the dropout comes after the batch normalisation."""
+"""The healthy twin of faulty/dropout_before_batchnorm.py: the dropout comes after the batch normalisation."""
 
 from __future__ import annotations
 

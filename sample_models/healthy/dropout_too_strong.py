@@ -1,4 +1,4 @@
-"""The healthy twin of sick/dropout_too_strong.py: a tenth is dropped."""
+"""The healthy twin of faulty/dropout_too_strong.py: a tenth is dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/exploding_gradient.py: He initialisation keeps the size of the signal."""
+"""The healthy twin of faulty/exploding_gradient.py: He initialisation keeps the size of the signal."""
 
 from __future__ import annotations
 

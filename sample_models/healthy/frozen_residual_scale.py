@@ -1,4 +1,4 @@
-"""The healthy twin of sick/frozen_residual_scale.py: the scale is a parameter, zero only at the start."""
+"""The healthy twin of faulty/frozen_residual_scale.py: the scale is a parameter, zero only at the start."""
 
 from __future__ import annotations
 

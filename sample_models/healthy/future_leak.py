@@ -1,4 +1,4 @@
-"""The healthy twin of sick/future_leak.py: each place sees itself and earlier ones."""
+"""The healthy twin of faulty/future_leak.py: each place sees itself and earlier ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/gradient_ascent.py: the loss is minimised."""
+"""The healthy twin of faulty/gradient_ascent.py: the loss is minimised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/half_overflow.py: bfloat16 has the range of float32."""
+"""The healthy twin of faulty/half_overflow.py: bfloat16 has the range of float32."""
 
 from __future__ import annotations
 

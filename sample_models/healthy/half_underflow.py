@@ -1,4 +1,4 @@
-"""The healthy twin of sick/half_underflow.py: the loss is scaled up, and its gradients stay in the range of float16."""
+"""The healthy twin of faulty/half_underflow.py: the loss is scaled up, and its gradients stay in the range of float16."""
 
 from __future__ import annotations
 

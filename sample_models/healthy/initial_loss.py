@@ -1,4 +1,4 @@
-"""The healthy twin of sick/initial_loss.py: the untrained net knows the class shares and nothing else."""
+"""The healthy twin of faulty/initial_loss.py: the untrained net knows the class shares and nothing else."""
 
 from __future__ import annotations
 

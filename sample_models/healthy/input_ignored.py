@@ -1,4 +1,4 @@
-"""The healthy twin of sick/input_ignored.py: it sees its input."""
+"""The healthy twin of faulty/input_ignored.py: it sees its input."""
 
 from __future__ import annotations
 

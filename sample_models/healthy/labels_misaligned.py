@@ -1,4 +1,4 @@
-"""The healthy twin of sick/labels_misaligned.py: the target is the next token."""
+"""The healthy twin of faulty/labels_misaligned.py: the target is the next token."""
 
 from __future__ import annotations
 

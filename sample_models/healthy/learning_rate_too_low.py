@@ -1,4 +1,4 @@
-"""The healthy twin of sick/learning_rate_too_low.py: the rate suits the net."""
+"""The healthy twin of faulty/learning_rate_too_low.py: the rate suits the net."""
 
 from __future__ import annotations
 

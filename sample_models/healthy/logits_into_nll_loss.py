@@ -1,4 +1,4 @@
-"""The healthy twin of sick/logits_into_nll_loss.py: the loss gets log-probabilities."""
+"""The healthy twin of faulty/logits_into_nll_loss.py: the loss gets log-probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/loss_domain.py: outputs and targets have one shape."""
+"""The healthy twin of faulty/loss_domain.py: outputs and targets have one shape."""
 
 from __future__ import annotations
 

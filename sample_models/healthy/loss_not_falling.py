@@ -1,4 +1,4 @@
-"""The healthy twin of sick/loss_not_falling.py: inputs and labels are shuffled alike."""
+"""The healthy twin of faulty/loss_not_falling.py: inputs and labels are shuffled alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/lost_updates.py: the steps are large enough for bfloat16 weights."""
+"""The healthy twin of faulty/lost_updates.py: the steps are large enough for bfloat16 weights."""
 
 from __future__ import annotations
 

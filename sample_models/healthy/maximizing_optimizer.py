@@ -1,4 +1,4 @@
-"""The healthy twin of sick/maximizing_optimizer.py: the optimizer minimises."""
+"""The healthy twin of faulty/maximizing_optimizer.py: the optimizer minimises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/missing_nonlinearity.py: there is a ReLU between them."""
+"""The healthy twin of faulty/missing_nonlinearity.py: there is a ReLU between them."""
 
 from __future__ import annotations
 

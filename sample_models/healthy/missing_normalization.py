@@ -1,4 +1,4 @@
-"""The healthy twin of sick/missing_normalization.py: the output of each layer is normalised."""
+"""The healthy twin of faulty/missing_normalization.py: the output of each layer is normalised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/momentum_too_long.py: the momentum is the usual one."""
+"""The healthy twin of faulty/momentum_too_long.py: the momentum is the usual one."""
 
 from __future__ import annotations
 

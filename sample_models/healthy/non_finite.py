@@ -1,4 +1,4 @@
-"""The healthy twin of sick/non_finite.py: the scale is positive by construction."""
+"""The healthy twin of faulty/non_finite.py: the scale is positive by construction."""
 
 from __future__ import annotations
 

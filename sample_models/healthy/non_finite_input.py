@@ -1,4 +1,4 @@
-"""The healthy twin of sick/non_finite_input.py: missing values are filled with the mean, 0."""
+"""The healthy twin of faulty/non_finite_input.py: missing values are filled with the mean, 0."""
 
 from __future__ import annotations
 

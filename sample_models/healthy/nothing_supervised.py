@@ -1,4 +1,4 @@
-"""The healthy twin of sick/nothing_supervised.py: what is asked is the answer."""
+"""The healthy twin of faulty/nothing_supervised.py: what is asked is the answer."""
 
 from __future__ import annotations
 

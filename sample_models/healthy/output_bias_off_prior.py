@@ -1,4 +1,4 @@
-"""The healthy twin of sick/output_bias_off_prior.py: the output starts at the class frequencies."""
+"""The healthy twin of faulty/output_bias_off_prior.py: the output starts at the class frequencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/over_regularized.py: a little of each."""
+"""The healthy twin of faulty/over_regularized.py: a little of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/overfitting.py: more samples than the net can learn by heart."""
+"""The healthy twin of faulty/overfitting.py: more samples than the net can learn by heart."""
 
 from __future__ import annotations
 

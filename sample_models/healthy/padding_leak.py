@@ -1,4 +1,4 @@
-"""The healthy twin of sick/padding_leak.py: the mean is over the real places."""
+"""The healthy twin of faulty/padding_leak.py: the mean is over the real places."""
 
 from __future__ import annotations
 

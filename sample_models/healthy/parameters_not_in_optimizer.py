@@ -1,4 +1,4 @@
-"""The healthy twin of sick/parameters_not_in_optimizer.py: the optimizer has all parameters."""
+"""The healthy twin of faulty/parameters_not_in_optimizer.py: the optimizer has all parameters."""
 
 from __future__ import annotations
 

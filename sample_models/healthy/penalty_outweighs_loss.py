@@ -1,4 +1,4 @@
-"""The healthy twin of sick/penalty_outweighs_loss.py: the penalty is a small part of the loss."""
+"""The healthy twin of faulty/penalty_outweighs_loss.py: the penalty is a small part of the loss."""
 
 from __future__ import annotations
 

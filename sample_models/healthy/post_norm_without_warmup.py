@@ -1,4 +1,4 @@
-"""The healthy twin of sick/post_norm_without_warmup.py: the branches are normalised, not the sums."""
+"""The healthy twin of faulty/post_norm_without_warmup.py: the branches are normalised, not the sums."""
 
 from __future__ import annotations
 

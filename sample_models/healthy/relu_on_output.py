@@ -1,4 +1,4 @@
-"""The healthy twin of sick/relu_on_output.py: the output is unbounded, as the targets are."""
+"""The healthy twin of faulty/relu_on_output.py: the output is unbounded, as the targets are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/residual_growth.py: the branches are scaled by 1 / sqrt(depth)."""
+"""The healthy twin of faulty/residual_growth.py: the branches are scaled by 1 / sqrt(depth)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/router_collapse.py: the router starts without a favourite."""
+"""The healthy twin of faulty/router_collapse.py: the router starts without a favourite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/samples_mixed.py: the first axis is the batch."""
+"""The healthy twin of faulty/samples_mixed.py: the first axis is the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/saturated_activation.py: the weights keep tanh in its linear range."""
+"""The healthy twin of faulty/saturated_activation.py: the weights keep tanh in its linear range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/sigmoid_before_bce_with_logits.py: the loss gets logits."""
+"""The healthy twin of faulty/sigmoid_before_bce_with_logits.py: the loss gets logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/singular_derivative.py: a small constant keeps the slope finite."""
+"""The healthy twin of faulty/singular_derivative.py: a small constant keeps the slope finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/softmax_before_cross_entropy.py: the loss gets logits."""
+"""The healthy twin of faulty/softmax_before_cross_entropy.py: the loss gets logits."""
 
 from __future__ import annotations
 

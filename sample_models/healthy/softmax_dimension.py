@@ -1,4 +1,4 @@
-"""The healthy twin of sick/softmax_dimension.py: the probabilities of a sample sum to one."""
+"""The healthy twin of faulty/softmax_dimension.py: the probabilities of a sample sum to one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/softmax_over_one_unit.py: a sigmoid makes one number a probability."""
+"""The healthy twin of faulty/softmax_over_one_unit.py: a sigmoid makes one number a probability."""
 
 from __future__ import annotations
 

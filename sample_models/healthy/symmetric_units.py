@@ -1,4 +1,4 @@
-"""The healthy twin of sick/symmetric_units.py: every row has a seed of its own."""
+"""The healthy twin of faulty/symmetric_units.py: every row has a seed of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/uninformative_features.py: every column says something of its own."""
+"""The healthy twin of faulty/uninformative_features.py: every column says something of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/unregistered_modules.py: nn.ModuleList registers the layers."""
+"""The healthy twin of faulty/unregistered_modules.py: nn.ModuleList registers the layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/unscaled_input.py: the features are standardised."""
+"""The healthy twin of faulty/unscaled_input.py: the features are standardised."""
 
 from __future__ import annotations
 

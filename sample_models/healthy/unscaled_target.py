@@ -1,4 +1,4 @@
-"""The healthy twin of sick/unscaled_target.py: the targets have zero mean and unit scale."""
+"""The healthy twin of faulty/unscaled_target.py: the targets have zero mean and unit scale."""
 
 from __future__ import annotations
 

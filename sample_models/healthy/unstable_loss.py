@@ -1,4 +1,4 @@
-"""The healthy twin of sick/unstable_loss.py: log_softmax never leaves the range of float32."""
+"""The healthy twin of faulty/unstable_loss.py: log_softmax never leaves the range of float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/warmup_missing.py: the rate is raised over the first 2000 steps."""
+"""The healthy twin of faulty/warmup_missing.py: the rate is raised over the first 2000 steps."""
 
 from __future__ import annotations
 

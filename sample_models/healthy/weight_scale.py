@@ -1,4 +1,4 @@
-"""The healthy twin of sick/weight_scale.py: the layer's weights fit its fan-in."""
+"""The healthy twin of faulty/weight_scale.py: the layer's weights fit its fan-in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/wrong_gradient.py: the backward is the derivative."""
+"""The healthy twin of faulty/wrong_gradient.py: the backward is the derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy twin of sick/zero_gradient.py: tanh is the smooth relative of sign."""
+"""The healthy twin of faulty/zero_gradient.py: tanh is the smooth relative of sign."""
 
 from __future__ import annotations
 

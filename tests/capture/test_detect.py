@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradcheck.capture.detect import is_script
-from sample_models.catalogue import README, healthy_classics, sick_samples
+from sample_models.catalogue import README, healthy_classics, faulty_samples
 
 LOOP = "for x, y in loader:\n    loss(model(x), y).backward()\n    optimizer.step()\n"
 MAIN = 'if __name__ == "__main__":\n'
@@ -108,7 +108,7 @@ def test_a_loop_behind_other_modules_of_a_package(tmp_path):
 
 
 def test_the_samples_are_what_they_are():
-    models = [*healthy_classics(), *(s.path for s in sick_samples()), *(s.twin for s in sick_samples())]
+    models = [*healthy_classics(), *(s.path for s in faulty_samples()), *(s.twin for s in faulty_samples())]
     assert not [p for p in models if is_script(str(p))]
     scripts = list((README.parent / "scripts").glob("*/*.py"))
     assert scripts and all(is_script(str(p)) for p in scripts)

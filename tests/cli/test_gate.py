@@ -14,7 +14,7 @@ from gradcheck.report.baseline_file import NAME
 from gradcheck.report.json import dumps
 from gradcheck.types.measurement import NotMeasured
 from tests.literals import measurement
-from tests.report.reports import IN_PART, SICK, report
+from tests.report.reports import IN_PART, FAULTY, report
 
 BLIND_TO_LOSSES = measurement(not_measured=tuple(NotMeasured(n, "could not repeat the training step") for n in ("losses", "graph")))
 
@@ -146,7 +146,7 @@ def test_a_run_in_part_exits_2_unless_it_is_allowed(project, tmp_path):
 
 
 def test_a_head_in_part_is_no_proof_that_nothing_is_new(project, tmp_path):
-    base, head = saved(tmp_path / "base.json", report(SICK)), saved(tmp_path / "head.json", IN_PART)
+    base, head = saved(tmp_path / "base.json", report(FAULTY)), saved(tmp_path / "head.json", IN_PART)
     code, out, _ = project(NET, "diff", base, head, "--fail-on-new")
     assert code == 2 and "1 unknown." in out
     assert "head was judged in part: 1 of 3 applicable rules looked; could not repeat the training step" in out

@@ -34,7 +34,7 @@ def scanned(tmp_path, monkeypatch):
         if spec.target == "bug.py":
             raise ZeroDivisionError("oops")
         print("the user's model prints")
-        m = measurement(target=spec.target, probe=run([2.3 if "sick" in spec.target else 0.5, 0.1]))
+        m = measurement(target=spec.target, probe=run([2.3 if "faulty" in spec.target else 0.5, 0.1]))
         from gradcheck.judge.select import chosen
 
         findings, suppressed, states = judge([m], chosen(settings), settings)
@@ -67,7 +67,7 @@ def gradcheck(capsys, monkeypatch):
 
 
 def test_an_error_exits_1_and_a_warning_0(scanned, gradcheck):
-    code, out, _ = gradcheck("scan", "sick.py")
+    code, out, _ = gradcheck("scan", "faulty.py")
     assert code == 1 and "vanishing-gradient (GRAD001) error" in out
     code, out, _ = gradcheck("scan", "fine.py")
     assert code == 0 and "dead-units (ACT002) warning" in out
@@ -118,7 +118,7 @@ CONFIG = """
 [tool.gradcheck]
 fail-on = "warning"
 [tool.gradcheck.targets.first]
-model = "sick.py"
+model = "faulty.py"
 steps = 5
 [tool.gradcheck.targets.second]
 model = "fine.py"
@@ -130,8 +130,8 @@ data = "d.pt"
 def test_without_a_target_the_configured_ones_are_scanned(scanned, gradcheck, tmp_path):
     (tmp_path / "pyproject.toml").write_text(CONFIG)
     code, out, _ = gradcheck("scan")
-    assert code == 1 and out.index("sick.py\n") < out.index("fine.py\n")
-    assert [(spec.target, settings.steps, spec.lr) for spec, settings in scanned] == [("sick.py", 5, None), ("fine.py", 100, 0.5)]
+    assert code == 1 and out.index("faulty.py\n") < out.index("fine.py\n")
+    assert [(spec.target, settings.steps, spec.lr) for spec, settings in scanned] == [("faulty.py", 5, None), ("fine.py", 100, 0.5)]
 
 
 def test_a_configured_target_is_named_and_flags_go_over_it(scanned, gradcheck, tmp_path):
@@ -202,27 +202,27 @@ def test_wrong_usage_exits_2_with_one_clear_message(scanned, gradcheck, words, m
 
 
 def test_results_go_to_stdout_and_what_the_model_prints_to_stderr(scanned, gradcheck):
-    _, out, err = gradcheck("scan", "sick.py", "--output", "json")
-    assert json.loads(out)["target"] == "sick.py"
+    _, out, err = gradcheck("scan", "faulty.py", "--output", "json")
+    assert json.loads(out)["target"] == "faulty.py"
     assert "the user's model prints" in err
 
 
 def test_a_file_output_is_beside_the_text_and_is_the_only_file(scanned, gradcheck, tmp_path):
-    _, out, _ = gradcheck("scan", "sick.py", "--output", "json:run.json", "--output", "concise:run.txt")
+    _, out, _ = gradcheck("scan", "faulty.py", "--output", "json:run.json", "--output", "concise:run.txt")
     assert "vanishing-gradient (GRAD001) error" in out
     assert Report.load(tmp_path / "run.json").findings[0].code == "GRAD001"
-    assert (tmp_path / "run.txt").read_text().startswith("sick.py:1:1: vanishing-gradient (GRAD001) sick")
+    assert (tmp_path / "run.txt").read_text().startswith("faulty.py:1:1: vanishing-gradient (GRAD001) faulty")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.json", "run.txt"]
 
 
 def test_several_targets_make_one_json_document(scanned, gradcheck):
-    _, out, _ = gradcheck("scan", "sick.py", "fine.py", "--output", "json")
+    _, out, _ = gradcheck("scan", "faulty.py", "fine.py", "--output", "json")
     data = json.loads(out)
-    assert data["schema_version"] == 1 and [r["target"] for r in data["reports"]] == ["sick.py", "fine.py"]
+    assert data["schema_version"] == 1 and [r["target"] for r in data["reports"]] == ["faulty.py", "fine.py"]
 
 
 def test_a_saved_run_is_judged_again_by_other_settings(scanned, gradcheck, tmp_path):
-    gradcheck("scan", "sick.py", "--output", "json:run.json")
+    gradcheck("scan", "faulty.py", "--output", "json:run.json")
     assert gradcheck("report", "run.json")[0] == 1
     code, out, _ = gradcheck("report", "run.json", "--config", "rules.vanishing-gradient.start = 3.0")
     assert code == 0 and "GRAD001" not in out and "dead-units" in out
@@ -231,9 +231,9 @@ def test_a_saved_run_is_judged_again_by_other_settings(scanned, gradcheck, tmp_p
 
 
 def test_a_saved_run_of_several_targets_is_shown_whole(scanned, gradcheck):
-    gradcheck("scan", "sick.py", "fine.py", "--output", "json:run.json")
+    gradcheck("scan", "faulty.py", "fine.py", "--output", "json:run.json")
     code, out, _ = gradcheck("report", "run.json")
-    assert code == 1 and "sick.py\n" in out and "fine.py\n" in out
+    assert code == 1 and "faulty.py\n" in out and "fine.py\n" in out
 
 
 def test_a_saved_run_that_is_none_exits_2(scanned, gradcheck, tmp_path):

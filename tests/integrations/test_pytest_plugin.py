@@ -19,23 +19,23 @@ REAL = """
 import torch
 from torch import nn
 
-def test_sick(gradcheck):
+def test_faulty(gradcheck):
     batch = torch.randn(64, 8), torch.randint(0, 4, (64,))
     gradcheck(nn.Sequential(nn.Linear(8, 4), nn.Softmax(dim=-1)), batch, loss=nn.CrossEntropyLoss())
 """
 LITERAL = """
 import pytest
-from tests.report.reports import IN_PART, SICK, report
+from tests.report.reports import IN_PART, FAULTY, report
 
 def test_fine(gradcheck):
     assert gradcheck(report(), None).count("error") == 0
 
-def test_sick(gradcheck):
-    gradcheck(report(SICK), None)
+def test_faulty(gradcheck):
+    gradcheck(report(FAULTY), None)
 
 @pytest.mark.gradcheck(fail_on="never")
 def test_tolerant(gradcheck):
-    assert gradcheck(report(SICK), None).findings[0].code == "GRAD001"
+    assert gradcheck(report(FAULTY), None).findings[0].code == "GRAD001"
 
 def test_partial(gradcheck):
     gradcheck(IN_PART, None)
@@ -88,21 +88,21 @@ def test_a_real_scan_fails_a_test_with_the_report(tmp_path):
     done = pytest_run(tmp_path, text=REAL)
     assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout + done.stderr
     assert "output-loss-mismatch (LOSS001) error: softmax before cross_entropy" in done.stdout
-    assert "test_models.py::test_sick: FAILED Sequential: Found 1 error" in done.stdout.partition("= gradcheck =")[2]
+    assert "test_models.py::test_faulty: FAILED Sequential: Found 1 error" in done.stdout.partition("= gradcheck =")[2]
 
 
 def test_findings_fail_tests_and_are_summed_up(tmp_path):
     done = pytest_run(tmp_path)
     assert done.returncode == 1 and "2 failed, 4 passed" in done.stdout, done.stdout + done.stderr
     _, _, section = done.stdout.partition("= gradcheck =")
-    assert "test_models.py::test_sick: FAILED model.py: Found 1 error" in section
+    assert "test_models.py::test_faulty: FAILED model.py: Found 1 error" in section
     assert "test_models.py::test_partial: FAILED model.py: Judged in part: 1 of 3 applicable rules looked" in section
     assert "why:  could not repeat the training step" in done.stdout and "test_allowed: passed model.py: Judged in part" in section
     assert "test_models.py::test_fine: passed model.py: No findings" in section and "test_without" not in section
 
 
 def test_levels_come_from_the_command_line_the_ini_file_and_the_marker(tmp_path):
-    one = ("-k", "sick or tolerant")
+    one = ("-k", "faulty or tolerant")
     assert "2 passed" in pytest_run(tmp_path, "--gradcheck-fail-on", "never", *one).stdout
     assert "2 passed" in pytest_run(tmp_path, *one, ini="[pytest]\ngradcheck_fail_on = never\n").stdout
     bad = pytest_run(tmp_path, *one, ini="[pytest]\ngradcheck_fail_on = fatal\n")
@@ -127,5 +127,5 @@ def test_a_wrong_setting_of_the_marker_is_said_with_a_hint(tmp_path):
 
 def test_the_summary_reaches_the_main_process_of_xdist(tmp_path):
     pytest.importorskip("xdist")
-    done = pytest_run(tmp_path, "-p", "xdist", "-n", "1", "-k", "sick")
-    assert "test_sick: FAILED model.py" in done.stdout, done.stdout
+    done = pytest_run(tmp_path, "-p", "xdist", "-n", "1", "-k", "faulty")
+    assert "test_faulty: FAILED model.py" in done.stdout, done.stdout

@@ -20,7 +20,7 @@ from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, Sink, tag
 from gradcheck.types.live import Magnitudes
 from gradcheck.types.report import Report
-from tests.live import loops, sick
+from tests.live import loops, faulty
 
 
 class Kept(Sink):
@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_the_report() -> None:
 
 def test_few_layers_by_default_the_same_all_the_way_and_those_of_findings_beside_them() -> None:
     few, every_one = Kept(layers=2), Kept(layers=None)
-    sick.vanishing(lambda model, optimizer: gradcheck.watch(model, optimizer, every=20, sinks=[few, every_one]))
+    faulty.vanishing(lambda model, optimizer: gradcheck.watch(model, optimizer, every=20, sinks=[few, every_one]))
     steps = sorted(few.rows)
     assert len(every_one.layers_at(0)) > 20
     assert 2 <= len(few.layers_at(0)) <= 4
@@ -98,7 +98,7 @@ def test_few_layers_by_default_the_same_all_the_way_and_those_of_findings_beside
 
 def test_numbers_that_are_not_finite_stay_out() -> None:
     kept = Kept(layers=None)
-    sick.non_finite(lambda model, optimizer: gradcheck.watch(model, optimizer, every=10, sinks=[kept]))
+    faulty.non_finite(lambda model, optimizer: gradcheck.watch(model, optimizer, every=10, sinks=[kept]))
     assert any("gradcheck/loss" not in row for row in kept.rows.values())
     assert all(math.isfinite(value) for row in kept.rows.values() for value in row.values())
 

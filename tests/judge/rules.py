@@ -10,7 +10,7 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Rule, Verdict
 
 
-def finding(severity: Severity = "error", message: str = "sick", **fields: Any) -> Finding:
+def finding(severity: Severity = "error", message: str = "faulty", **fields: Any) -> Finding:
     """As a rule makes it with `found`: without code and name."""
     return Finding("", "", severity, message, **fields)
 

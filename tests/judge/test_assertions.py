@@ -12,7 +12,7 @@ from gradcheck.errors import ConfigError
 from gradcheck.judge.assertions import asserted
 from gradcheck.types.finding import RuleState
 from tests.literals import layer, measurement, run
-from tests.report.reports import SICK, report
+from tests.report.reports import FAULTY, report
 
 GATE = RuleState("META002", "failed-assertion", "not-applicable", "no assertions in the configuration")
 
@@ -59,7 +59,7 @@ def test_seeds_are_aggregated():
 def test_scores_can_be_asserted():
     rules = (RuleState("GRAD001", "vanishing-gradient", "passed"), GATE)
     assert not failed({"score:gradients": {"min": 100}}, rules=rules)
-    (low,) = failed({"score:gradients": {"min": 50}}, SICK)
+    (low,) = failed({"score:gradients": {"min": 50}}, FAULTY)
     assert low.evidence[0].value < 50 and low.evidence[0].unit == "of 100"
     with pytest.raises(ConfigError, match="unknown score 'gradient'"):
         failed({"score:gradient": {"min": 50}})

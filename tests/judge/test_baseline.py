@@ -15,7 +15,7 @@ from gradcheck.judge.judge import judge_again
 from gradcheck.report import baseline_file
 from gradcheck.types.finding import Evidence, RuleState
 from tests.literals import location
-from tests.report.reports import FOLLOWS, INFO, PASSED, SICK, WARNING, finding, report
+from tests.report.reports import FOLLOWS, INFO, PASSED, FAULTY, WARNING, finding, report
 
 ROOT = Path.cwd()
 GATE = RuleState("META003", "stale-baseline", "not-applicable", "no baseline")
@@ -25,7 +25,7 @@ def known(*findings, **overrides):
     return entries([report(*findings, **overrides)], ROOT)
 
 
-def sick(value, comparison=">", **fields):
+def faulty(value, comparison=">", **fields):
     return finding(evidence=(Evidence("slope", value, 0.1, comparison),), **fields)
 
 
@@ -34,9 +34,9 @@ def left(now, *then, tolerance=0.5):
 
 
 def test_known_findings_go_and_take_their_consequences_along():
-    compared = left([SICK, FOLLOWS, WARNING], SICK)
+    compared = left([FAULTY, FOLLOWS, WARNING], FAULTY)
     assert [f.code for f in compared.report.findings] == ["ACT002"]
-    assert compared.report.known == (SICK,) and not compared.stale
+    assert compared.report.known == (FAULTY,) and not compared.stale
     states = {s.code: (s.status, s.reason) for s in compared.report.rules}
     assert states["GRAD001"] == ("suppressed", "known: in the baseline") and states["LOSS005"][0] == "suppressed"
     assert states["ACT002"][0] == "finding"
@@ -44,24 +44,24 @@ def test_known_findings_go_and_take_their_consequences_along():
 
 def test_consequences_stay_where_another_finding_of_the_cause_is_new():
     other = finding(layers=("head",), line=9)
-    assert [f.code for f in left([SICK, other, FOLLOWS], SICK).report.findings] == ["GRAD001", "LOSS005"]
+    assert [f.code for f in left([FAULTY, other, FOLLOWS], FAULTY).report.findings] == ["GRAD001", "LOSS005"]
 
 
 def test_a_known_finding_elsewhere_in_the_file_is_known_and_in_another_function_new():
-    assert not left([finding(line=80, layers=("body.5",))], SICK).report.findings
-    assert left([finding(location=location(3, scope="Net.other"))], SICK).report.findings
+    assert not left([finding(line=80, layers=("body.5",))], FAULTY).report.findings
+    assert left([finding(location=location(3, scope="Net.other"))], FAULTY).report.findings
 
 
 def test_two_alike_need_two_entries():
-    compared = left([SICK, finding(line=9)], SICK)
+    compared = left([FAULTY, finding(line=9)], FAULTY)
     assert len(compared.report.findings) == len(compared.report.known) == 1
 
 
 def test_a_finding_that_is_worse_fires_again_and_says_so():
-    assert not left([sick(0.74)], sick(0.5)).report.findings
-    (again,) = left([sick(0.76)], sick(0.5)).report.findings
+    assert not left([faulty(0.74)], faulty(0.5)).report.findings
+    (again,) = left([faulty(0.76)], faulty(0.5)).report.findings
     assert again.message.endswith("(worse than the baseline: slope 0.76, it was 0.5)")
-    assert not left([sick(0.01)], sick(0.5)).report.findings
+    assert not left([faulty(0.01)], faulty(0.5)).report.findings
     (severe,) = left([finding("ACT002", "error")], finding("ACT002", "warning")).report.findings
     assert "error, it was warning" in severe.message
     assert not left([finding("ACT002", "warning")], finding("ACT002", "error")).report.findings
@@ -89,24 +89,24 @@ def test_a_finding_that_is_worse_fires_again_and_says_so():
         (9.0, 1.0, "=", False),
     ],
 )
-def test_worse_is_the_sick_side_by_more_than_half_the_stored_value(new, old, comparison, worse):
+def test_worse_is_the_faulty_side_by_more_than_half_the_stored_value(new, old, comparison, worse):
     assert beyond(Evidence("x", new, 0.1, comparison), old, 0.5) is worse
 
 
 def test_entries_without_a_finding_are_stale_where_their_rule_ran():
     repaired = report(states=(replace(PASSED, code="GRAD001", name="vanishing-gradient"), GATE))
-    (stale,) = compare(repaired, known(SICK), ROOT).stale
+    (stale,) = compare(repaired, known(FAULTY), ROOT).stale
     assert stale.key.startswith("vanishing-gradient:model.py:")
     for status in ("not-measured", "crashed"):
         silent = report(states=(RuleState("GRAD001", "vanishing-gradient", status), GATE))
-        assert compare(silent, known(SICK), ROOT).stale == ()
-    assert compare(report(), known(SICK), ROOT).stale == ()
-    assert compare(replace(repaired, target="other.py"), known(SICK), ROOT).stale == ()
+        assert compare(silent, known(FAULTY), ROOT).stale == ()
+    assert compare(report(), known(FAULTY), ROOT).stale == ()
+    assert compare(replace(repaired, target="other.py"), known(FAULTY), ROOT).stale == ()
 
 
 def test_stale_entries_are_findings_at_their_line():
     repaired = report(states=(replace(PASSED, code="GRAD001", name="vanishing-gradient"), GATE))
-    compared = compare(repaired, known(SICK), ROOT)
+    compared = compare(repaired, known(FAULTY), ROOT)
     shown = with_stale(compared, {compared.stale[0]: 4}, "b.json")
     (stale,) = shown.findings
     assert (stale.code, str(stale.location)) == ("META003", "b.json:4:1") and "baseline prune" in stale.message
@@ -118,14 +118,14 @@ def test_stale_entries_are_findings_at_their_line():
 
 
 def test_entries_are_headlines_that_can_fail_a_run():
-    stored = entries([report(INFO, WARNING, SICK, FOLLOWS)], ROOT)
+    stored = entries([report(INFO, WARNING, FAULTY, FOLLOWS)], ROOT)
     assert [e.key.partition(":")[0] for e in stored] == ["dead-units", "vanishing-gradient"]
     assert len(entries([report(INFO)], ROOT, "info")) == 1
 
 
 def test_updating_replaces_scanned_targets_and_keeps_what_could_not_be_decided():
-    old = known(SICK, WARNING) + known(SICK, target="other.py")
-    now = report(sick(0.9), states=(RuleState("ACT002", "dead-units", "not-measured"), GATE))
+    old = known(FAULTY, WARNING) + known(FAULTY, target="other.py")
+    now = report(faulty(0.9), states=(RuleState("ACT002", "dead-units", "not-measured"), GATE))
     new = updated(old, [compare(now, old, ROOT)], ROOT, "warning")
     assert [(e.target, e.key.partition(":")[0], e.value) for e in new] == [
         ("model.py", "dead-units", 0.5),
@@ -135,7 +135,7 @@ def test_updating_replaces_scanned_targets_and_keeps_what_could_not_be_decided()
 
 
 def test_pruning_removes_only_what_is_stale():
-    old = known(SICK, WARNING) + known(SICK, target="other.py")
+    old = known(FAULTY, WARNING) + known(FAULTY, target="other.py")
     now = report(WARNING, states=(replace(PASSED, code="GRAD001", name="vanishing-gradient"),))
     compared = [compare(now, old, ROOT)]
     assert [(e.target, e.key[:4]) for e in pruned(old, compared)] == [("model.py", "dead"), ("other.py", "vani")]
@@ -144,7 +144,7 @@ def test_pruning_removes_only_what_is_stale():
 
 def test_the_file_is_sorted_has_a_line_per_entry_and_no_line_numbers(tmp_path):
     path = tmp_path / "b.json"
-    a, b = known(SICK, WARNING), known(WARNING, finding(line=1234))
+    a, b = known(FAULTY, WARNING), known(WARNING, finding(line=1234))
     baseline_file.write(path, a)
     text = path.read_text()
     baseline_file.write(path, b)
@@ -185,4 +185,4 @@ def test_other_files_are_refused_with_a_reason(tmp_path, text, what):
 def test_judging_again_forgets_what_was_known():
     from gradcheck.config.settings import Settings
 
-    assert judge_again(report(known=(SICK,)), Settings(select=("META",))).known == ()
+    assert judge_again(report(known=(FAULTY,)), Settings(select=("META",))).known == ()

@@ -18,13 +18,13 @@ from gradcheck.report import diff as shown
 from gradcheck.report.diff_html import page
 from gradcheck.types.finding import Evidence, RuleState
 from tests.literals import location, measurement, run
-from tests.report.reports import HOSTILE, INFO, SICK, WARNING, finding, report
+from tests.report.reports import HOSTILE, INFO, FAULTY, WARNING, finding, report
 
 ROOT = Path.cwd()
 RAN = (RuleState("GRAD001", "vanishing-gradient", "passed"), RuleState("ACT002", "dead-units", "passed"))
 
 
-def sick(value, comparison=">", spread=None, **fields):
+def faulty(value, comparison=">", spread=None, **fields):
     return finding(evidence=(Evidence("slope", value, 0.1, comparison, spread=spread),), **fields)
 
 
@@ -34,28 +34,28 @@ def states(before, after, **options):
 
 
 def test_new_and_fixed_findings():
-    assert states([SICK], [WARNING]) == [("dead-units", "new"), ("vanishing-gradient", "fixed")]
+    assert states([FAULTY], [WARNING]) == [("dead-units", "new"), ("vanishing-gradient", "fixed")]
 
 
 def test_a_rule_that_did_not_look_says_nothing():
     silent = report(states=(RuleState("GRAD001", "vanishing-gradient", "not-measured"),))
-    assert [c.state for c in diff([report(SICK)], [silent], ROOT)[0].findings] == ["unknown"]
-    assert [c.state for c in diff([silent], [report(SICK)], ROOT)[0].findings] == ["unknown"]
+    assert [c.state for c in diff([report(FAULTY)], [silent], ROOT)[0].findings] == ["unknown"]
+    assert [c.state for c in diff([silent], [report(FAULTY)], ROOT)[0].findings] == ["unknown"]
 
 
 def test_numbers_change_beyond_the_tolerance_only():
     name = "vanishing-gradient"
-    assert states([sick(1.0)], [sick(1.05)]) == [(name, "unchanged")]
-    assert states([sick(1.0)], [sick(1.2)]) == [(name, "worse")]
-    assert states([sick(1.0)], [sick(0.8)]) == [(name, "better")]
-    assert states([sick(1.0, "<")], [sick(0.8, "<")]) == [(name, "worse")]
-    assert states([sick(1.0)], [sick(1.2)], tolerance=0.5) == [(name, "unchanged")]
-    assert states([sick(1.0)], [sick(math.nan)]) == [(name, "worse")]
+    assert states([faulty(1.0)], [faulty(1.05)]) == [(name, "unchanged")]
+    assert states([faulty(1.0)], [faulty(1.2)]) == [(name, "worse")]
+    assert states([faulty(1.0)], [faulty(0.8)]) == [(name, "better")]
+    assert states([faulty(1.0, "<")], [faulty(0.8, "<")]) == [(name, "worse")]
+    assert states([faulty(1.0)], [faulty(1.2)], tolerance=0.5) == [(name, "unchanged")]
+    assert states([faulty(1.0)], [faulty(math.nan)]) == [(name, "worse")]
 
 
 def test_with_seeds_the_ranges_decide():
-    assert states([sick(1.0, spread=(0.9, 1.1))], [sick(1.15, spread=(1.05, 1.3))]) == [("vanishing-gradient", "unchanged")]
-    assert states([sick(1.0, spread=(0.99, 1.01))], [sick(1.03, spread=(1.02, 1.04))]) == [("vanishing-gradient", "worse")]
+    assert states([faulty(1.0, spread=(0.9, 1.1))], [faulty(1.15, spread=(1.05, 1.3))]) == [("vanishing-gradient", "unchanged")]
+    assert states([faulty(1.0, spread=(0.99, 1.01))], [faulty(1.03, spread=(1.02, 1.04))]) == [("vanishing-gradient", "worse")]
 
 
 def test_another_severity_is_a_change():
@@ -82,7 +82,7 @@ def test_intervals(a, b, different):
 
 
 def test_known_findings_are_there_as_well():
-    (difference,) = diff([report(SICK)], [report(known=(SICK,), states=RAN)], ROOT)
+    (difference,) = diff([report(FAULTY)], [report(known=(FAULTY,), states=RAN)], ROOT)
     assert [c.state for c in difference.findings] == ["unchanged"]
 
 
@@ -90,12 +90,12 @@ def test_scores_and_statistics():
     losing, winning = (report(states=RAN, measurements=(measurement(probe=run(losses)),)) for losses in ([2.0, 1.9], [2.0, 0.5]))
     (difference,) = diff([losing], [winning], ROOT)
     assert {s.name: s.state for s in difference.stats if s.state != "unchanged"} == {"loss.final": "better", "loss.ratio": "better"}
-    (difference,) = diff([report(states=RAN)], [report(SICK, states=RAN)], ROOT)
+    (difference,) = diff([report(states=RAN)], [report(FAULTY, states=RAN)], ROOT)
     assert {s.name: s.state for s in difference.scores}["gradients"] == "worse"
 
 
 def test_targets_are_matched_by_name_and_a_single_pair_always():
-    base, head = report(SICK, target="old.py", states=RAN), report(SICK, WARNING, target="new.py", states=RAN)
+    base, head = report(FAULTY, target="old.py", states=RAN), report(FAULTY, WARNING, target="new.py", states=RAN)
     (difference,) = diff([base], [head], ROOT)
     assert difference.target == "old.py -> new.py"
     assert [(c.finding.name, c.state) for c in difference.findings] == [("dead-units", "new"), ("vanishing-gradient", "unchanged")]
@@ -107,12 +107,12 @@ def test_only_new_and_worse_warnings_and_errors_fail():
     def fails(before, after):
         return worse_off(diff([report(*before, states=RAN)], [report(*after, states=RAN)], ROOT))
 
-    assert fails([], [WARNING]) and fails([sick(1.0)], [sick(2.0)])
-    assert not fails([SICK], [SICK]) and not fails([SICK], []) and not fails([], [INFO])
+    assert fails([], [WARNING]) and fails([faulty(1.0)], [faulty(2.0)])
+    assert not fails([FAULTY], [FAULTY]) and not fails([FAULTY], []) and not fails([], [INFO])
 
 
 def test_text_markdown_and_json_say_the_same():
-    differences = diff([report(SICK, states=RAN)], [report(WARNING, states=RAN)], ROOT)
+    differences = diff([report(FAULTY, states=RAN)], [report(WARNING, states=RAN)], ROOT)
     text = shown.text(differences, 0.1)
     assert "dead-units (ACT002) at model.py:7" in text and "1 new, 1 fixed." in text and "10 % where there is one seed" in text
     assert any(line.split()[:2] == ["Gradient", "flow"] and line.endswith("better") for line in text.splitlines())
@@ -130,7 +130,7 @@ def test_hostile_names_and_numbers_stay_text():
 
 def test_the_page_says_it_too_and_takes_nothing_from_names_as_markup():
     nasty = finding("ACT002", "warning", message=HOSTILE, location=location(7, path='<b id="x">.py'))
-    text = page(diff([report(SICK, states=RAN)], [report(nasty, target=HOSTILE, states=RAN[:1])], ROOT), 0.1)
+    text = page(diff([report(FAULTY, states=RAN)], [report(nasty, target=HOSTILE, states=RAN[:1])], ROOT), 0.1)
     seen: list[tuple[str, list[tuple[str, str | None]]]] = []
     parser = HTMLParser()
     parser.handle_starttag = lambda tag, attributes: seen.append((tag, attributes))  # type: ignore[method-assign]
@@ -146,8 +146,8 @@ def test_the_page_says_it_too_and_takes_nothing_from_names_as_markup():
 def runs(tmp_path, monkeypatch, capsys):
     """Runs `gradcheck diff` on two saved runs: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    report(SICK, states=RAN).to_json("base.json")
-    report(SICK, WARNING, states=RAN).to_json("head.json")
+    report(FAULTY, states=RAN).to_json("base.json")
+    report(FAULTY, WARNING, states=RAN).to_json("head.json")
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["gradcheck", "diff", *words])

@@ -27,10 +27,10 @@ def test_numbers_of_layers_are_stars(layers, pattern):
 
 
 def test_a_key_has_no_line():
-    sick = Finding("GRAD001", "vanishing-gradient", "error", "m", ("a.0",), location(3))
-    assert key(sick, "model.py", ROOT) == "vanishing-gradient:model.py:Net.__init__:a.*"
+    faulty = Finding("GRAD001", "vanishing-gradient", "error", "m", ("a.0",), location(3))
+    assert key(faulty, "model.py", ROOT) == "vanishing-gradient:model.py:Net.__init__:a.*"
     moved = Finding("GRAD001", "vanishing-gradient", "error", "other", ("a.1", "a.2"), location(99))
-    assert key(moved, "model.py", ROOT) == key(sick, "model.py", ROOT)
+    assert key(moved, "model.py", ROOT) == key(faulty, "model.py", ROOT)
 
 
 def test_paths_are_seen_from_the_folder(tmp_path):

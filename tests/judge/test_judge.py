@@ -29,14 +29,14 @@ def findings(rules, measurements=(M,), settings=None):
 
 def test_a_rule_is_in_one_of_five_states():
     rules = [
-        rule_that([finding()], "A001", "sick"),
+        rule_that([finding()], "A001", "faulty"),
         rule_that([], "A002", "healthy"),
         rule_that(not_applicable("no ReLU"), "A003", "elsewhere"),
         rule_that(not_measured("no gradients"), "A004", "unseen"),
         rule_that(lambda m, limits: 1 / 0, "A005", "broken"),
     ]
     seen = states(rules)
-    assert seen["sick"] == ("finding", "")
+    assert seen["faulty"] == ("finding", "")
     assert seen["healthy"] == ("passed", "")
     assert seen["elsewhere"] == ("not-applicable", "no ReLU")
     assert seen["unseen"] == ("not-measured", "no gradients")
@@ -45,8 +45,8 @@ def test_a_rule_is_in_one_of_five_states():
 
 
 def test_a_finding_gets_the_code_and_name_of_its_rule():
-    (found,) = findings([rule_that([finding(message="m")], "A001", "sick")])
-    assert (found.code, found.name, found.message) == ("A001", "sick", "m")
+    (found,) = findings([rule_that([finding(message="m")], "A001", "faulty")])
+    assert (found.code, found.name, found.message) == ("A001", "faulty", "m")
 
 
 def test_a_rule_that_exceeds_its_severity_has_crashed_and_others_have_not():

@@ -50,7 +50,7 @@ def test_the_severity_sets_the_band_and_the_distance_from_the_limit_the_place_in
     ("value", "limit", "comparison", "expected"),
     [(0.1, 1.0, "<", 22), (10.0, 1.0, "<", 44), (-10.0, -1.0, "<", 22), (-0.1, -1.0, ">=", 22), (-10.0, -1.0, ">", 44)],
 )
-def test_the_distance_counts_on_the_sick_side_only(value, limit, comparison, expected):
+def test_the_distance_counts_on_the_faulty_side_only(value, limit, comparison, expected):
     assert score("gradients", finding(value=value, limit=limit, comparison=comparison)).value == expected
 
 

@@ -30,13 +30,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-steps, sick, crash, pause = int(sys.argv[1]), "sick" in sys.argv, "crash" in sys.argv, "slow" in sys.argv
+steps, faulty, crash, pause = int(sys.argv[1]), "faulty" in sys.argv, "crash" in sys.argv, "slow" in sys.argv
 torch.manual_seed(0)
 torch.set_num_threads(1)
 net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5))
 for layer in (net[0], net[2]):
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-if sick:
+if faulty:
     nn.init.constant_(net[2].bias, -50.0)
 opt = torch.optim.SGD(net.parameters(), lr=0.05)
 x = torch.randn(1024, 20)
@@ -96,7 +96,7 @@ def test_a_program_on_pipes(script: Path) -> None:
 
 
 def test_stop_on_ends_it_from_within(script: Path) -> None:
-    words = ("--stop-on", "error", "--save", "run.json", "--output", "concise", "--", "train.py", "5000", "sick")
+    words = ("--stop-on", "error", "--save", "run.json", "--output", "concise", "--", "train.py", "5000", "faulty")
     done = gradcheck(*words, cwd=script.parent)
     assert done.returncode == 1
     assert "cleaned up" in done.stdout and "sum" not in done.stdout

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import gradcheck
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
-from tests.live import healthy, loops, sick
+from tests.live import healthy, loops, faulty
 
 HOOKS = (
     torch.nn.modules.module._global_forward_hooks,
@@ -265,9 +265,9 @@ def test_a_healthy_pair_of_adversaries_gets_none_either() -> None:
     assert not kept.found and report.measurement.probe.beside and not report.coverage.in_part
 
 
-@pytest.mark.parametrize("name", sick.KINDS)
-def test_a_sick_training_is_told_by_the_right_code(name: str) -> None:
-    train, code = sick.KINDS[name]
+@pytest.mark.parametrize("name", faulty.KINDS)
+def test_a_faulty_training_is_told_by_the_right_code(name: str) -> None:
+    train, code = faulty.KINDS[name]
     kept = Kept(looks=True, every=50)
     train(kept)
     assert code in {found for _, found in kept.found}
@@ -279,7 +279,7 @@ def test_stop_on_ends_the_loop_from_within() -> None:
 
     def loop(watch: loops.Watch) -> None:
         try:
-            sick.dead(watch)
+            faulty.dead(watch)
         finally:
             cleaned.append(True)
 
@@ -322,7 +322,7 @@ def test_a_report_can_be_saved_and_judged_again(tmp_path: Path) -> None:
     from gradcheck.judge.judge import judge_again
 
     kept = Kept(every=50)
-    sick.dead(kept)
+    faulty.dead(kept)
     kept.board.report().to_json(tmp_path / "run.json")
     saved = gradcheck.Report.load(tmp_path / "run.json")
     assert [f.code for f in saved.findings] == [f.code for f in kept.board.findings]

@@ -92,7 +92,7 @@ def test_a_model_that_never_repeats_is_no_reason_against_a_copy() -> None:
     assert w.borrowed is None
 
 
-@pytest.mark.parametrize("sample", ["sick/vanishing_gradient.py", "healthy/dropout_too_strong.py"])
+@pytest.mark.parametrize("sample", ["faulty/vanishing_gradient.py", "healthy/dropout_too_strong.py"])
 def test_in_place_or_on_a_copy_the_result_is_the_same(sample: str) -> None:
     reports = []
     for spill in (None, False, True):

@@ -48,7 +48,7 @@ for step in range(100):
 
 
 @pytest.mark.parametrize(
-    ("text", "sick", "healthy", "code", "line"),
+    ("text", "faulty", "healthy", "code", "line"),
     [
         (SUPERVISED, DISTILLED.replace("STUDENT", "other"), DISTILLED.replace("STUDENT", "logits"), "LOSS009", "F.kl_div"),
         (
@@ -63,11 +63,11 @@ for step in range(100):
     ],
     ids=["teacher of itself", "detached, by sample", "differences of equals", "second derivative"],
 )
-def test_scripts_in_which_a_part_of_the_loss_trains_nothing(text, sick, healthy, code, line, tmp_path, monkeypatch):
+def test_scripts_in_which_a_part_of_the_loss_trains_nothing(text, faulty, healthy, code, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reports = scan(written(tmp_path, text.replace("TERM", healthy).replace("ACT", healthy)))
     assert code not in codes(reports) and complaints(reports) == []
-    path = written(tmp_path, text.replace("TERM", sick).replace("ACT", sick))
+    path = written(tmp_path, text.replace("TERM", faulty).replace("ACT", faulty))
     finding = next(f for r in scan(path) for f in r.findings if f.code == code)
     assert finding.severity == "warning" and line in path.read_text().splitlines()[finding.location.line - 1]
 

@@ -97,7 +97,7 @@ def test_the_gradient_reaches_the_first_layer_afterwards(activation: type[nn.Mod
     assert run[-1] < 0.7 * run[0]
 
 
-def test_one_sick_layer_is_drawn_alone_but_with_those_of_its_expression() -> None:
+def test_one_faulty_layer_is_drawn_alone_but_with_those_of_its_expression() -> None:
     model = plain(4)
     assert prescribed(HE, model, finding("INIT002", "2")).layers == ("2",)
     assert prescribed(HE, model, finding("ACT002", "3")).layers == ("2",)  # the activation's own layer
@@ -169,7 +169,7 @@ def test_equal_units_come_apart() -> None:
         nn.init.constant_(layer.weight, 0.05)
     p, other = (prescribed(SYMMETRY, model, finding("INIT005", name)) for name in ("0", "2"))
     assert p.layers == other.layers  # one prescription for both findings
-    assert p.layers == ("0", "2")  # the other one is as sick
+    assert p.layers == ("0", "2")  # the other one is as faulty
     one = treated(SYMMETRY, model, finding("INIT005", "0"))
     assert len({tuple(row.tolist()) for row in one.model[0].weight}) == 32
 

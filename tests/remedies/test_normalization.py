@@ -157,9 +157,9 @@ def test_elsewhere_it_follows_the_norm() -> None:
 def test_a_call_is_taken_out_of_the_code() -> None:
     model = Called()
     m = measured(model)
-    sick = m.norms[0].site
-    assert sick is not None
-    site = replace(sick, column=sick.column + len("self.norm("), end_column=sick.end_column - 1)
+    faulty = m.norms[0].site
+    assert faulty is not None
+    site = replace(faulty, column=faulty.column + len("self.norm("), end_column=faulty.end_column - 1)
     m = replace(m, regularization=Regularization(dropouts=(Dropout(":dropout", 0.4, site),)))
     one = patient(model)
     norm.move_dropout(one, norm.MOVE_DROPOUT.prescribe(finding("NORM004", "norm"), m)[0])

@@ -1,4 +1,4 @@
-"""Sick samples whose illness is in the recipe: the remedy that their finding names cures it, and the net trains."""
+"""Faulty samples whose illness is in the recipe: the remedy that their finding names cures it, and the net trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradcheck.training.paired import train, training_loss
 from gradcheck.workload.treated import treated_copy
 from tests.remedies.recipes import measured
 
-SICK = Path(__file__).resolve().parents[2] / "sample_models" / "sick"
+FAULTY = Path(__file__).resolve().parents[2] / "sample_models" / "faulty"
 
 CURES = {  # sample, finding, remedy: highest share of the loss at the start that is left after a hundred steps
     ("adam_epsilon", "OPT003", "adam-epsilon"): 0.1,
@@ -26,7 +26,7 @@ CURES = {  # sample, finding, remedy: highest share of the loss at the start tha
 
 @pytest.mark.parametrize(("name", "code", "remedy"), CURES)
 def test_the_finding_goes_and_the_net_trains(name: str, code: str, remedy: str) -> None:
-    w = load(TargetSpec(str(SICK / f"{name}.py")))
+    w = load(TargetSpec(str(FAULTY / f"{name}.py")))
     report = measured(w)
     finding = next(f for f in report.findings if f.code == code)
     assert remedy in {r.name for r in finding.remedies}

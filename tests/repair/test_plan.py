@@ -37,7 +37,7 @@ CATALOGUE = {
 
 
 def finding(code, *names, severity="error"):
-    return Finding(code, code.lower(), severity, "sick", remedies=tuple(Remedy(n, f"{n} by hand") for n in names))
+    return Finding(code, code.lower(), severity, "faulty", remedies=tuple(Remedy(n, f"{n} by hand") for n in names))
 
 
 def test_prescriptions_come_in_the_order_of_the_stages_and_once():
@@ -75,10 +75,10 @@ def report(m):
 def test_the_statistic_of_a_finding_that_is_gone_is_measured_all_the_same():
     """The rule is given no limits, so that it tells its numbers of the healthy model too."""
     slower = run([2.3 * 0.97**i for i in range(100)], "rate x0.1", rate_factor=0.1, lr=1.0)
-    sick = report(measurement(probe=diverged(), experiments=(slower,), optimizer=optimizer("SGD", lr=10.0)))
-    assert sick.findings, sick.rules
+    faulty = report(measurement(probe=diverged(), experiments=(slower,), optimizer=optimizer("SGD", lr=10.0)))
+    assert faulty.findings, faulty.rules
     healthy = report(measurement(optimizer=optimizer("SGD", lr=1.0)))
-    found = {c.quantity: c for c in changes(sick, healthy, ["OPT001"], Settings())}
+    found = {c.quantity: c for c in changes(faulty, healthy, ["OPT001"], Settings())}
     assert found and all(c.limit is not None for c in found.values())
-    assert changes(sick, sick, ["OPT001"], Settings())[0].before == changes(sick, sick, ["OPT001"], Settings())[0].after
-    assert changes(sick, healthy, ["GRAD001"], Settings()) == ()
+    assert changes(faulty, faulty, ["OPT001"], Settings())[0].before == changes(faulty, faulty, ["OPT001"], Settings())[0].after
+    assert changes(faulty, healthy, ["GRAD001"], Settings()) == ()

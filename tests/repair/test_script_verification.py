@@ -23,7 +23,7 @@ SAME = course(2.3, 2.3, seed=1)
 
 
 def run(losses: tuple[float, ...], codes: dict[str, Severity] | None = None, states: str = "passed", **overrides: Any) -> ScriptRun:
-    findings = tuple(Finding(code, code.lower(), severity, "sick") for code, severity in (codes or {}).items())
+    findings = tuple(Finding(code, code.lower(), severity, "faulty") for code, severity in (codes or {}).items())
     rules = tuple(RuleState(c, c.lower(), states) for c in ("A001", "B001", "C001"))  # type: ignore[arg-type]
     report = Report("train.py", findings, rules, (measurement(),))
     values: dict[str, Any] = {"ended": True, **overrides}
@@ -62,10 +62,10 @@ def test_what_no_finding_asked_for_has_to_train_better() -> None:
 
 
 def test_a_finding_that_stays_or_comes_or_was_not_looked_for_refutes() -> None:
-    sick = run(FLAT, {"A001": "error"})
-    assert "A001 is still found" in judged(sick, run(FALLS, {"A001": "error"})).reason
-    assert judged(sick, run(FALLS, states="not-measured")).status == "not-verified"
-    worse = judged(sick, run(FALLS, {"B001": "error"}))
+    faulty = run(FLAT, {"A001": "error"})
+    assert "A001 is still found" in judged(faulty, run(FALLS, {"A001": "error"})).reason
+    assert judged(faulty, run(FALLS, states="not-measured")).status == "not-verified"
+    worse = judged(faulty, run(FALLS, {"B001": "error"}))
     assert worse.status == "worse" and worse.new == ("B001",)
     assert judged(run(FLAT, {"A001": "error", "C001": "error"}), run(FALLS)).cured == ("A001", "C001")
 
@@ -76,12 +76,12 @@ def test_an_edited_script_that_fails_is_worse() -> None:
 
 
 def test_steps_that_are_smaller_as_they_are_meant_to_be_may_be_slower_and_still_have_to_learn() -> None:
-    sick, clearing = run(FALLS, {"A001": "error"}), prescription("clear-gradients")
-    outcome = judged(sick, run(FALLS_LESS), clearing)
+    faulty, clearing = run(FALLS, {"A001": "error"}), prescription("clear-gradients")
+    outcome = judged(faulty, run(FALLS_LESS), clearing)
     assert outcome.status == "kept" and "smaller" in outcome.reason
-    assert judged(sick, run(FALLS_LESS)).status == "worse"  # no other cure may
-    assert judged(sick, run(course(2.3, 1.5)), clearing).status == "worse"
-    assert judged(sick, run(SAME), clearing).status == "worse"
+    assert judged(faulty, run(FALLS_LESS)).status == "worse"  # no other cure may
+    assert judged(faulty, run(course(2.3, 1.5)), clearing).status == "worse"
+    assert judged(faulty, run(SAME), clearing).status == "worse"
 
 
 def test_trainings_in_turns_need_not_fall() -> None:
@@ -89,9 +89,9 @@ def test_trainings_in_turns_need_not_fall() -> None:
 
 
 def test_another_loss_has_to_fall_by_itself() -> None:
-    sick, other = run(course(-1.0, -9.0), {"A001": "error"}), prescription("replace-loss", stage="loss")
-    assert judged(sick, run(FALLS), other).status == "kept"
-    assert judged(sick, run(course(2.3, 2.3, steps=300)), other).status == "not-verified"
+    faulty, other = run(course(-1.0, -9.0), {"A001": "error"}), prescription("replace-loss", stage="loss")
+    assert judged(faulty, run(FALLS), other).status == "kept"
+    assert judged(faulty, run(course(2.3, 2.3, steps=300)), other).status == "not-verified"
     assert not same_loss([other]) and same_loss([replace(other, treatment="guard-domain")])
 
 

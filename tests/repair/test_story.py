@@ -1,4 +1,4 @@
-"""`gradcheck.fix`: it cures what is sick, leaves what is healthy, and changes nothing of what it is given."""
+"""`gradcheck.fix`: it cures what is faulty, leaves what is healthy, and changes nothing of what it is given."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def kept(fixed):
     return [o.prescription.treatment for o in fixed.outcomes if o.status == "kept"]
 
 
-SICK = {
+FAULTY = {
     "a rate that is far too high": (mlp(), batches(), 300.0, False),
     "a rate that is far too low": (mlp(), batches(), 1e-7, False),
     "inputs without a scale": (mlp(), batches(scale=3000.0), 0.1, False),
@@ -67,9 +67,9 @@ SICK = {
 }
 
 
-@pytest.mark.parametrize("illness", SICK)
-def test_a_sick_workload_trains_after_fix_and_scans_clean(illness):
-    model, data, lr, unsafe = SICK[illness]
+@pytest.mark.parametrize("illness", FAULTY)
+def test_a_faulty_workload_trains_after_fix_and_scans_clean(illness):
+    model, data, lr, unsafe = FAULTY[illness]
     fixed = gradcheck.fix(model, data, loss=F.cross_entropy, optimizer=sgd(model, lr), unsafe=unsafe, **QUICK)
     assert kept(fixed) and (fixed.report.proof.effect.better or "softmax" in illness)  # a softmax in this place slows, accuracy gets there
     assert fixed.after.count("error") == 0 and set(fixed.report.proof.cured)

@@ -1,4 +1,4 @@
-"""Reports for tests of the formats: sick and hostile ones, of literals."""
+"""Reports for tests of the formats: faulty and hostile ones, of literals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOSTILE = '</script><b onload=x> ]]> | `` ``` "quoted" 100% @someone\x1b[31m\x00
 def finding(code: str = "GRAD001", severity: Severity = "error", line: int | None = 3, **fields: Any) -> Finding:
     names = {"GRAD001": "vanishing-gradient", "ACT002": "dead-units", "DATA001": "unscaled-input", "LOSS005": "loss-not-falling"}
     values: dict[str, Any] = {
-        "message": f"{code} is sick",
+        "message": f"{code} is faulty",
         "layers": ("body.0", "body.1"),
         "location": None if line is None else location(line),
         "evidence": (Evidence("slope", 0.5, 0.1, ">", "decades"),),
@@ -38,13 +38,13 @@ PASSED = RuleState("ACT001", "saturated-activation", "passed")
 SKIPPED = RuleState("NORM003", "batchnorm-small-batch", "not-applicable", "no batch normalization")
 CRASHED = RuleState("DATA002", "uninformative-features", "crashed", "ZeroDivisionError: division by zero")
 
-SICK = finding()
+FAULTY = finding()
 FOLLOWS = finding("LOSS005", cause="GRAD001")
 WARNING = finding("ACT002", "warning", line=7)
 INFO = finding("DATA001", "info", line=None, evidence=(), layers=())
 NASTY = finding("ACT002", "warning", line=5, message=HOSTILE, layers=(HOSTILE,), location=location(5, path='mo"del <b>.py'))
 
-MIXED = report(INFO, WARNING, SICK, FOLLOWS, states=(PASSED, SKIPPED, CRASHED))
+MIXED = report(INFO, WARNING, FAULTY, FOLLOWS, states=(PASSED, SKIPPED, CRASHED))
 CLEAN = report(states=(PASSED, SKIPPED))
 
 BLIND = measurement(

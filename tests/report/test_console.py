@@ -23,7 +23,7 @@ SOURCE = {
     42: "        self.head = nn.Linear(dim, classes)",
 }
 SITE = location(41, column=32, end_line=41, end_column=53, scope="Encoder.__init__")
-SICK = Finding(
+FAULTY = Finding(
     "GRAD001",
     "vanishing-gradient",
     "error",
@@ -64,7 +64,7 @@ def text_of(shown, file=None, color="auto", **options):
 
 
 def test_a_finding_in_full():
-    text = text_of(report(SICK, FOLLOWS))
+    text = text_of(report(FAULTY, FOLLOWS))
     assert (
         """\
 vanishing-gradient (GRAD001) error: gradient vanishes in 23 of 100 layers
@@ -88,7 +88,7 @@ measured: |g| = 7.4e-07 at encoder.layers.0.linear1   (needs >= 1e-05)   1 seed,
 
 
 def test_the_tail_counts_findings_rules_and_says_how_it_was_measured():
-    lines = text_of(report(SICK, FOLLOWS, PLAIN, suppressed=(PLAIN,))).splitlines()
+    lines = text_of(report(FAULTY, FOLLOWS, PLAIN, suppressed=(PLAIN,))).splitlines()
     assert lines[-2] == (
         "Found 1 error, 1 warning and 1 consequence in 100 layers "
         "(3 rules passed, 1 not applicable, 1 suppressed, 1 crashed: broken (ValueError: odd (x.py, line 3)))."
@@ -108,7 +108,7 @@ def test_names_with_brackets_are_not_markup():
 
 def test_what_was_assumed_is_said_first_and_what_was_found_on_request():
     said = (Assumption("loss", "no loss given: cross entropy"), Assumption("data", "get_batch() of model.py", given=True))
-    with_guess = report(SICK, measurements=(replace(report().measurement, assumptions=said),))
+    with_guess = report(FAULTY, measurements=(replace(report().measurement, assumptions=said),))
     assert text_of(with_guess).startswith("assumed: no loss given: cross entropy\n\nvanishing")
     assert "get_batch" not in text_of(with_guess)
     assert "found: get_batch() of model.py" in text_of(with_guess, show_passed=True)
@@ -116,13 +116,13 @@ def test_what_was_assumed_is_said_first_and_what_was_found_on_request():
 
 def test_what_was_not_measured_is_said():
     left_out = tuple(NotMeasured(f"layer {i}", f"reason {i}") for i in range(5))
-    text = text_of(report(SICK, measurements=(replace(report().measurement, not_measured=left_out),)))
+    text = text_of(report(FAULTY, measurements=(replace(report().measurement, not_measured=left_out),)))
     assert "not measured: layer 0: reason 0" in text and "2 more were not measured" in text
 
 
 def test_what_was_not_measured_for_one_reason_is_one_line():
     left_out = tuple(NotMeasured(f"layer {i}", "scripted") for i in range(9))
-    text = text_of(report(SICK, measurements=(replace(report().measurement, not_measured=left_out),)))
+    text = text_of(report(FAULTY, measurements=(replace(report().measurement, not_measured=left_out),)))
     assert "not measured: layer 0, layer 1, layer 2, layer 3, layer 4, layer 5 and 3 more: scripted" in " ".join(text.split())
 
 
@@ -141,9 +141,9 @@ def test_a_run_in_part_says_how_many_looked_why_and_what_to_do():
 
 
 def test_passed_rules_are_shown_on_request():
-    assert "passed: rule-1 (A001)" in text_of(report(SICK), show_passed=True)
-    assert "not-applicable: elsewhere (B001): no ReLU" in text_of(report(SICK), show_passed=True)
-    assert "rule-1" not in text_of(report(SICK))
+    assert "passed: rule-1 (A001)" in text_of(report(FAULTY), show_passed=True)
+    assert "not-applicable: elsewhere (B001): no ReLU" in text_of(report(FAULTY), show_passed=True)
+    assert "rule-1" not in text_of(report(FAULTY))
 
 
 def test_a_consequence_whose_cause_is_gone_is_still_shown():
@@ -151,17 +151,17 @@ def test_a_consequence_whose_cause_is_gone_is_still_shown():
 
 
 def test_consequences_are_shown_once_when_their_cause_has_two_findings():
-    second = replace(SICK, location=location(42))
-    assert text_of(report(SICK, second, FOLLOWS)).count("zero-gradient") == 1
+    second = replace(FAULTY, location=location(42))
+    assert text_of(report(FAULTY, second, FOLLOWS)).count("zero-gradient") == 1
 
 
 def test_a_finding_without_source_has_no_excerpt():
-    text = text_of(report(replace(SICK, location=location(7, "other.py"))))
+    text = text_of(report(replace(FAULTY, location=location(7, "other.py"))))
     assert " --> other.py:7:20" in text and "^^^" not in text
 
 
 def test_the_line_of_an_installed_package_is_a_detail():
-    inside = replace(SICK, location=replace(SITE, detail=location(120, "site-packages/torchvision/resnet.py")))
+    inside = replace(FAULTY, location=replace(SITE, detail=location(120, "site-packages/torchvision/resnet.py")))
     assert "  ::: site-packages/torchvision/resnet.py:120:20\n" in text_of(report(inside))
 
 
@@ -180,7 +180,7 @@ def caret_line(text):
 def test_carets_stand_under_the_expression(source, column, end, under):
     site = location(3, column=column, end_line=3, end_column=end)
     m = replace(report().measurement, snippets={"model.py": {3: source}})
-    text = text_of(report(replace(SICK, location=site), measurements=(m,)))
+    text = text_of(report(replace(FAULTY, location=site), measurements=(m,)))
     shown = next(line for line in text.splitlines() if line.startswith("3 | "))
     carets = caret_line(text)
     assert shown[carets.index("^") : carets.rindex("^") + 1] == under
@@ -188,13 +188,13 @@ def test_carets_stand_under_the_expression(source, column, end, under):
 
 def test_wide_characters_take_two_columns():
     m = replace(report().measurement, snippets={"model.py": {3: "層 = nn.ReLU()"}})
-    text = text_of(report(replace(SICK, location=location(3, column=5, end_line=3, end_column=14)), measurements=(m,)))
+    text = text_of(report(replace(FAULTY, location=location(3, column=5, end_line=3, end_column=14)), measurements=(m,)))
     assert caret_line(text) == "  | " + " " * 5 + "^" * 9
 
 
 def test_an_expression_over_several_lines_is_underlined_to_the_end_of_its_first():
     site = location(40, column=9, end_line=42, end_column=10)
-    carets = caret_line(text_of(report(replace(SICK, location=site))))
+    carets = caret_line(text_of(report(replace(FAULTY, location=site))))
     assert carets.count("^") == len("for i in range(depth):")
 
 
@@ -216,7 +216,7 @@ def test_a_narrow_terminal_keeps_excerpts_in_line_and_carets_in_view(sixty):
     long = {41: "            " + "very_long_name_of_a_container." * 3 + "append(Block(dim, norm=None))"}
     site = location(41, column=110, end_line=41, end_column=131)
     m = replace(report().measurement, snippets={"model.py": long})
-    rows = without_color(text_of(report(replace(SICK, location=site), measurements=(m,)), sixty)).splitlines()
+    rows = without_color(text_of(report(replace(FAULTY, location=site), measurements=(m,)), sixty)).splitlines()
     excerpt = [row for row in rows if re.match(r"(41|  ) \|", row)]
     assert len(excerpt) == 4 and all(len(row) <= 60 for row in excerpt)
     shown, carets = excerpt[1], excerpt[2]
@@ -224,7 +224,7 @@ def test_a_narrow_terminal_keeps_excerpts_in_line_and_carets_in_view(sixty):
 
 
 def test_a_narrow_terminal_wraps_sentences_between_words(sixty):
-    finding = replace(SICK, message="a sentence that is longer than sixty columns and goes on for a while after that")
+    finding = replace(FAULTY, message="a sentence that is longer than sixty columns and goes on for a while after that")
     rows = without_color(text_of(report(finding), sixty)).splitlines()
     start = rows.index(next(r for r in rows if r.startswith("vanishing-gradient")))
     assert all(len(row) <= 60 for row in rows[start : start + 3])
@@ -232,33 +232,33 @@ def test_a_narrow_terminal_wraps_sentences_between_words(sixty):
 
 
 def test_nothing_is_wrapped_in_a_file():
-    assert max(len(row) for row in text_of(report(replace(SICK, message="word " * 60))).splitlines()) > 250
+    assert max(len(row) for row in text_of(report(replace(FAULTY, message="word " * 60))).splitlines()) > 250
 
 
 def test_colours_are_those_of_severity(sixty):
-    text = text_of(report(SICK, PLAIN), sixty)
+    text = text_of(report(FAULTY, PLAIN), sixty)
     assert "\x1b[1;31mvanishing-gradient (GRAD001)" in text and "\x1b[1;33munscaled-input (DATA001)" in text
     assert "\x1b[1;31m^^^" in text and "\x1b[1;34m  --> " in text and "\x1b[1;36mhelp:" in text
 
 
 def test_no_colour_in_a_file_nor_with_no_color_nor_never(sixty, monkeypatch):
-    assert "\x1b" not in text_of(report(SICK))
-    assert "\x1b" not in text_of(report(SICK), Terminal(), "never")
+    assert "\x1b" not in text_of(report(FAULTY))
+    assert "\x1b" not in text_of(report(FAULTY), Terminal(), "never")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in text_of(report(SICK), Terminal())
+    assert "\x1b" not in text_of(report(FAULTY), Terminal())
 
 
 def test_colour_in_a_file_when_forced(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert "\x1b[1;31m" in text_of(report(SICK), color="always")
+    assert "\x1b[1;31m" in text_of(report(FAULTY), color="always")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert "\x1b[1;31m" in text_of(report(SICK))
+    assert "\x1b[1;31m" in text_of(report(FAULTY))
 
 
 def test_always_wins_over_no_color(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[1;31m" in text_of(report(SICK), color="always")
+    assert "\x1b[1;31m" in text_of(report(FAULTY), color="always")
 
 
 def test_the_profile_shows_the_ten_slowest_layers_and_the_total():
@@ -273,7 +273,7 @@ def test_the_profile_shows_the_ten_slowest_layers_and_the_total():
 
 
 def test_concise_has_a_line_per_headline_that_problem_matchers_read():
-    rows = concise.lines(report(SICK, FOLLOWS, PLAIN))
+    rows = concise.lines(report(FAULTY, FOLLOWS, PLAIN))
     assert rows[0] == "model.py:41:32: vanishing-gradient (GRAD001) gradient vanishes in 23 of 100 layers"
     assert re.fullmatch(r"(.+):(\d+):(\d+): (\S+) (.*)", rows[0])
     assert rows[1] == "model.py:1:1: unscaled-input (DATA001) input [bold]x[/bold] is 300 times too large"

@@ -69,8 +69,8 @@ def test_rdjson_is_valid(reports):
 
 def test_rdjson_columns_count_bytes():
     """In `λ = 'α'; self.fc = nn.Linear(8, 8)` two letters before column 20 take two bytes each."""
-    sick = finding(location=location(3, end_column=35))
-    place = json.loads(rdjson.render([report(sick)], VIEW))["diagnostics"][0]["location"]
+    faulty = finding(location=location(3, end_column=35))
+    place = json.loads(rdjson.render([report(faulty)], VIEW))["diagnostics"][0]["location"]
     assert place["range"] == {"start": {"line": 3, "column": 22}, "end": {"line": 3, "column": 37}}
     assert "λ = 'α'; self.fc = nn.Linear(8, 8)".encode()[21:36] == b"nn.Linear(8, 8)"
     unknown = json.loads(rdjson.render([report(finding(line=90))], VIEW))["diagnostics"][0]["location"]

@@ -42,7 +42,7 @@ def test_evidence_says_what_a_healthy_value_would_be():
     assert measured(Evidence("|g|", 7.4e-7, 1e-5, "<", layer="fc1")) == "|g| = 7.4e-07 at fc1   (needs >= 1e-05)"
     assert measured(Evidence("slope", 0.41, 0.15, ">", "decades")) == "slope = 0.41 decades   (needs <= 0.15)"
     assert measured(Evidence("rate", 3.0)) == "rate = 3"
-    assert measured(Evidence("zeros", 1.0, 1.0, "=")) == "zeros = 1   (sick at exactly 1)"
+    assert measured(Evidence("zeros", 1.0, 1.0, "=")) == "zeros = 1   (faulty at exactly 1)"
 
 
 @pytest.mark.parametrize(

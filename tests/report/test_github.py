@@ -39,7 +39,7 @@ def test_levels_places_and_messages():
     assert [error[0], warning[0], notice[0]] == ["error", "warning", "notice"]
     place = {"file": "model.py", "line": "3", "endLine": "3", "col": "20", "endColumn": "39"}
     assert error[1] == {"title": "vanishing-gradient (GRAD001)"} | place
-    assert error[2].splitlines()[0] == "GRAD001 is sick" and "help: initialise it" in error[2]
+    assert error[2].splitlines()[0] == "GRAD001 is faulty" and "help: initialise it" in error[2]
     assert notice[1]["file"] == "model.py" and notice[1]["line"] == "1"
 
 

@@ -18,7 +18,7 @@ from tests.literals import layer, location, measurement, run, snapshots
 
 
 def report(**overrides):
-    sick = Finding(
+    faulty = Finding(
         "GRAD001",
         "vanishing-gradient",
         "error",
@@ -33,7 +33,7 @@ def report(**overrides):
     ignores = (Ignore("model.py", 3, ("a",), 3),)
     m = measurement(probe=run([2.0, math.inf, -math.inf, math.nan]), ignores=ignores, snippets={"model.py": {3: "λ = 1"}})
     states = (RuleState("GRAD001", "vanishing-gradient", "finding"),)
-    return Report(**{"target": "model.py", "findings": (sick,), "rules": states, "measurements": (m,)} | overrides)
+    return Report(**{"target": "model.py", "findings": (faulty,), "rules": states, "measurements": (m,)} | overrides)
 
 
 def same(a, b):

@@ -61,14 +61,14 @@ def test_counts_agree_with_the_cases():
 
 
 def test_texts_hold_place_number_help_and_cause():
-    sick = cases(parsed(MIXED))["vanishing-gradient"]
-    failure = sick.result[0]
-    assert failure.type == "error" and failure.message == "GRAD001 is sick"
+    faulty = cases(parsed(MIXED))["vanishing-gradient"]
+    failure = faulty.result[0]
+    assert failure.type == "error" and failure.message == "GRAD001 is faulty"
     for text in ("model.py:3:20: error", "slope = 0.5 decades", "help: initialise it", "follows: loss-not-falling"):
         assert text in failure.text
-    assert (sick._elem.get("file"), sick._elem.get("line")) == ("model.py", "3")
-    assert "GRAD001: LOSS005 is sick" in cases(parsed(MIXED))["loss-not-falling"].result[0].text
-    assert "dead-units" in cases(parsed(MIXED)) and "ACT002 is sick" in cases(parsed(MIXED))["dead-units"].system_out
+    assert (faulty._elem.get("file"), faulty._elem.get("line")) == ("model.py", "3")
+    assert "GRAD001: LOSS005 is faulty" in cases(parsed(MIXED))["loss-not-falling"].result[0].text
+    assert "dead-units" in cases(parsed(MIXED)) and "ACT002 is faulty" in cases(parsed(MIXED))["dead-units"].system_out
     assert cases(parsed(MIXED))["batchnorm-small-batch"].result[0].message == "not applicable: no batch normalization"
 
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gradcheck.report import markdown
-from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, SICK, VIEW, WARNING, finding, report
+from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, FAULTY, VIEW, WARNING, finding, report
 
 ALLOWED = {"h3", "p", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "code", "ul", "li", "sub"}
 
@@ -60,7 +60,7 @@ def test_hostile_text_makes_no_markup_and_mentions_nobody():
 
 
 def test_the_headline_is_that_of_the_worst_finding():
-    heads = [markdown.render([report(*findings)], VIEW).splitlines()[1] for findings in ([SICK], [WARNING], [INFO], [])]
+    heads = [markdown.render([report(*findings)], VIEW).splitlines()[1] for findings in ([FAULTY], [WARNING], [INFO], [])]
     assert [head.partition("`model.py` ")[2] for head in heads] == [
         "will not train as it is",
         "trains, at a cost",
@@ -83,7 +83,7 @@ def test_a_failed_assertion_says_nothing_about_the_training():
 
 
 def test_known_findings_are_counted_and_not_listed():
-    text = markdown.render([report(WARNING, known=(SICK,))], VIEW)
+    text = markdown.render([report(WARNING, known=(FAULTY,))], VIEW)
     assert "1 known finding of the baseline not listed" in text and "GRAD001" not in text
 
 

@@ -16,7 +16,7 @@ from gradcheck.report import sarif
 from gradcheck.report.line_hash import line_hash
 from gradcheck.types.finding import Evidence
 from tests.literals import location
-from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, SICK, VIEW, finding, report
+from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, FAULTY, VIEW, finding, report
 
 
 def exactly(required: dict, **optional: object) -> dict:
@@ -173,9 +173,9 @@ def test_own_fingerprints_outlive_a_moved_line_and_differ_within_a_run():
     def prints(*findings):
         return [r["partialFingerprints"]["gradcheck/v1"] for r in log(report(*findings))["runs"][0]["results"]]
 
-    assert prints(SICK) == prints(finding(line=90))
-    assert len(set(prints(SICK, finding(line=90), INFO))) == 3
-    assert prints(finding(layers=("body.0", "body.7"))) == prints(SICK) != prints(finding(layers=("head",)))
+    assert prints(FAULTY) == prints(finding(line=90))
+    assert len(set(prints(FAULTY, finding(line=90), INFO))) == 3
+    assert prints(finding(layers=("body.0", "body.7"))) == prints(FAULTY) != prints(finding(layers=("head",)))
 
 
 def test_paths_are_relative_to_the_repository(tmp_path, monkeypatch):
@@ -188,8 +188,8 @@ def test_paths_are_relative_to_the_repository(tmp_path, monkeypatch):
 
 
 def test_numbers_that_json_has_not_are_left_out():
-    sick = finding(evidence=(Evidence("slope", float("nan"), 1.0), Evidence("size", float("inf"), 1.0), Evidence("share", 0.5, 0.1)))
-    assert log(report(sick))["runs"][0]["results"][0]["properties"]["measured"] == {"share": 0.5}
+    faulty = finding(evidence=(Evidence("slope", float("nan"), 1.0), Evidence("size", float("inf"), 1.0), Evidence("share", 0.5, 0.1)))
+    assert log(report(faulty))["runs"][0]["results"][0]["properties"]["measured"] == {"share": 0.5}
 
 
 def test_a_place_outside_of_the_repository_is_a_file_uri(tmp_path, monkeypatch):

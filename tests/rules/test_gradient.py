@@ -106,8 +106,8 @@ class TestVanishingGradient:
         start: list[float | None] = [0.0 if i % 2 else 10 ** (0.3 * i) for i in range(20)]
         healthy = {t: start if t == 0 else [1.0] * 20 for t in STEPS}
         assert findings(vanishing_gradient, measurement(layers=with_gradients(healthy), **FAILS)) == []  # type: ignore[arg-type]
-        sick = {t: start if t == 0 else [10 ** (0.3 * i) for i in range(20)] for t in STEPS}
-        assert severities(vanishing_gradient, measurement(layers=with_gradients(sick), **FAILS)) == ["error"]  # type: ignore[arg-type]
+        faulty = {t: start if t == 0 else [10 ** (0.3 * i) for i in range(20)] for t in STEPS}
+        assert severities(vanishing_gradient, measurement(layers=with_gradients(faulty), **FAILS)) == ["error"]  # type: ignore[arg-type]
 
     def test_zero_gradients_at_the_start_are_not_judged_without_a_later_step(self):
         m = measurement(layers=with_gradients({0: [0.0, 1.0, 10.0, 100.0, 1e3, 1e4]}), measured_steps=(0,))

@@ -130,7 +130,7 @@ class TestLossNotFalling:
 class TestBehindALinearModel:
     """Sixteen samples can be memorised, and nothing of the data is learned."""
 
-    def sick(self, explained: float = 0.5, shuffled: float = 0.0, steps: int = 300, **overrides):
+    def faulty(self, explained: float = 0.5, shuffled: float = 0.0, steps: int = 300, **overrides):
         memorised = run(falling(2.3, 0.5, 30), "adam 0.003 on one batch", batches=1, chance=2.0, ended="learned")
         probe = stalled(steps=steps)
         return measurement(probe=probe, experiments=(memorised,), baseline=Baseline(explained, shuffled, 500, 64), **overrides)
@@ -139,16 +139,16 @@ class TestBehindALinearModel:
         ("explained", "shuffled", "expected"), [(0.11, 0.0, ["error"]), (0.09, 0.0, []), (0.15, 0.06, []), (0.1, -3.0, ["error"])]
     )
     def test_what_a_linear_model_finds_beyond_chance_decides(self, explained, shuffled, expected):
-        assert severities(loss_not_falling, self.sick(explained, shuffled)) == expected
+        assert severities(loss_not_falling, self.faulty(explained, shuffled)) == expected
 
     def test_a_short_probe_says_nothing(self):
-        assert findings(loss_not_falling, self.sick(steps=200)) == []
+        assert findings(loss_not_falling, self.faulty(steps=200)) == []
 
     @pytest.mark.parametrize(("level", "expected"), [(2.3 * 0.94, ["error"]), (2.3 * 0.92, [])])
     def test_a_model_that_finds_half_of_it_is_left_alone(self, level, expected):
         """Beside a linear model that explains 0.15."""
-        m = replace(self.sick(0.15), probe=stalled(level, steps=300), chance=2.3)
+        m = replace(self.faulty(0.15), probe=stalled(level, steps=300), chance=2.3)
         assert severities(loss_not_falling, m) == expected
 
     def test_an_assumed_optimizer_is_no_prediction(self):
-        assert severities(loss_not_falling, self.sick(optimizer=optimizer(given=False))) == ["warning"]
+        assert severities(loss_not_falling, self.faulty(optimizer=optimizer(given=False))) == ["warning"]

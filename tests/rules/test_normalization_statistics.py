@@ -14,18 +14,18 @@ from tests.rules.verdicts import findings, no_verdict, only, severities
 
 
 class TestInEval:
-    sick = norm(of_batch=False)
+    faulty = norm(of_batch=False)
 
     @pytest.mark.parametrize(("probe", "expected"), [(run(), ["warning"]), (stalled(), ["error"]), (diverged(), ["error"])])
     def test_untouched_statistics_in_use(self, probe, expected):
-        assert severities(batchnorm_in_eval, having(self.sick, probe=probe)) == expected
+        assert severities(batchnorm_in_eval, having(self.faulty, probe=probe)) == expected
 
     @pytest.mark.parametrize("changed", [{"of_batch": True}, {"fresh": False}, {"trains": False}])
     def test_each_condition_is_needed(self, changed):
-        assert findings(batchnorm_in_eval, having(replace(self.sick, **changed), probe=stalled())) == []
+        assert findings(batchnorm_in_eval, having(replace(self.faulty, **changed), probe=stalled())) == []
 
     def test_models_that_were_trained_before_are_not_judged(self):
-        assert no_verdict(batchnorm_in_eval, having(self.sick, pretrained=True)) == "not-applicable"
+        assert no_verdict(batchnorm_in_eval, having(self.faulty, pretrained=True)) == "not-applicable"
 
 
 class TestMomentum:

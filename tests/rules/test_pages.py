@@ -103,7 +103,7 @@ def test_no_code_and_no_name_is_used_twice():
 def test_codes_and_names_have_their_form(rule):
     assert CODE.fullmatch(rule.code)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.name)
-    assert not rule.name.startswith("no-") or rule.name == "no-learning-signal"  # the sick state is named, not the cure
+    assert not rule.name.startswith("no-") or rule.name == "no-learning-signal"  # the faulty state is named, not the cure
 
 
 @EVERY_RULE

@@ -23,7 +23,7 @@ def report():
 
 
 def finding(*remedies):
-    return Finding("X001", "x", "error", "sick", (), None, (), tuple(Remedy(r, r, "safe") for r in remedies))
+    return Finding("X001", "x", "error", "faulty", (), None, (), tuple(Remedy(r, r, "safe") for r in remedies))
 
 
 def test_every_usual_remedy_is_in_the_vocabulary():
@@ -32,8 +32,8 @@ def test_every_usual_remedy_is_in_the_vocabulary():
 
 
 def test_what_the_findings_propose_comes_first(report):
-    sick = Report(report.target, (finding("orthogonal-init", "smaller-batch"),), (), report.measurements)
-    names = list(dict.fromkeys(c.name for c in entries(sick, "classification")))
+    faulty = Report(report.target, (finding("orthogonal-init", "smaller-batch"),), (), report.measurements)
+    names = list(dict.fromkeys(c.name for c in entries(faulty, "classification")))
     assert names[0] == "orthogonal-init" and "smaller-batch" not in names and {"dropout", "l1", "early-stopping", "mixup"} <= set(names)
 
 

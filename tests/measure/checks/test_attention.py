@@ -169,10 +169,10 @@ WAYS = ("fused", "module", "matmul", "einsum", "by hand", "folded", "transposed"
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_writing_it_is_seen(way):
-    healthy, sick = looked_at(Attending(way, 0.1)), looked_at(Attending(way, 2.0))
-    assert len(healthy) == len(sick) == 1
+    healthy, faulty = looked_at(Attending(way, 0.1)), looked_at(Attending(way, 2.0))
+    assert len(healthy) == len(faulty) == 1
     assert healthy[0].entropy > 0.95 and healthy[0].heads == HEADS and healthy[0].keys == TOKENS
-    assert sick[0].entropy < 0.05 and sick[0].logit_std is not None and sick[0].logit_std > 20
+    assert faulty[0].entropy < 0.05 and faulty[0].logit_std is not None and faulty[0].logit_std > 20
 
 
 def test_ways_agree():

@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-# Name -> (sick loop, what is written). Lines that are equal in both are not looked at again.
+# Name -> (faulty loop, what is written). Lines that are equal in both are not looked at again.
 LOOPS = {
     "never cleared, in a function": (
         """
@@ -396,9 +396,9 @@ LOOPS = {
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_the_loop_is_written_as_one_would_write_it(name: str) -> None:
-    sick, healthy = LOOPS[name]
-    assert edited(mended(sick)) == textwrap.dedent(healthy)
-    assert Path("train.py").read_text() == HEAD + textwrap.dedent(sick)
+    faulty, healthy = LOOPS[name]
+    assert edited(mended(faulty)) == textwrap.dedent(healthy)
+    assert Path("train.py").read_text() == HEAD + textwrap.dedent(faulty)
     assert [p.name for p in Path().iterdir()] == ["train.py"]
 
 
@@ -419,8 +419,8 @@ def test_two_networks_each_clear_their_own_gradients() -> None:
             F.cross_entropy(model(x).detach() + other(x), y).backward()
             second.step()
     """
-    sick = "        F.cross_entropy(model(x).detach()"
-    healthy = textwrap.dedent(text).replace(sick, "        second.zero_grad()\n" + sick)
+    faulty = "        F.cross_entropy(model(x).detach()"
+    healthy = textwrap.dedent(text).replace(faulty, "        second.zero_grad()\n" + faulty)
     assert edited(mended(text)) == healthy
 
 
@@ -465,12 +465,12 @@ def test_an_edit_that_does_not_cure_is_not_kept(monkeypatch: pytest.MonkeyPatch)
     def harmful(p: object, context: object) -> None:
         insert_before(*step_of(context), "raise KeyError('harm')")  # type: ignore[arg-type]
 
-    sick = LOOPS["never cleared, in a function"][0]
+    faulty = LOOPS["never cleared, in a function"][0]
     monkeypatch.setitem(WRITERS, "clear-gradients", useless)
-    ((_, outcome),) = mended(sick).outcomes
+    ((_, outcome),) = mended(faulty).outcomes
     assert outcome.status == "not-verified" and "GRAPH006 is still found" in outcome.reason and "+    pass" in outcome.diff
     monkeypatch.setitem(WRITERS, "clear-gradients", harmful)
-    ((_, outcome),) = mended(sick).outcomes
+    ((_, outcome),) = mended(faulty).outcomes
     assert outcome.status in ("worse", "not-verified") and "harm" in outcome.reason
 
 

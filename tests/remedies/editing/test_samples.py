@@ -1,4 +1,4 @@
-"""Sick samples whose remedy is written into a copy of the file: the next scan no longer finds the illness, and has nothing to write."""
+"""Faulty samples whose remedy is written into a copy of the file: the next scan no longer finds the illness, and has nothing to write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.editing import plan_edits
 from gradcheck.types.report import Report
 
-SICK = Path(__file__).resolve().parents[3] / "sample_models" / "sick"
+FAULTY = Path(__file__).resolve().parents[3] / "sample_models" / "faulty"
 
 
 def scanned(path: str, code: str) -> Report:
@@ -43,7 +43,7 @@ def scanned(path: str, code: str) -> Report:
 )
 def test_the_written_file_is_cured(sample: str, code: str, treatment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(SICK / f"{sample}.py", "model.py")
+    shutil.copy(FAULTY / f"{sample}.py", "model.py")
     report = scanned("model.py", code)
     finding = next(f for f in report.findings if f.code == code)
     plan = plan_edits(CATALOGUE[treatment].prescribe(finding, report.measurement), report.measurement, ["model.py"])

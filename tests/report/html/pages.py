@@ -22,7 +22,7 @@ UNCLOSED = {"td", "tr"}  # whose end HTML lets one leave out
 STEPS = (0, 1, 3, 10, 30, 96, 97, 98, 99)
 NAMES = ("self_attn.q_proj", "act", "norm1", "linear1", "linear2", "act2", "norm2", "out_proj")
 KINDS = ("linear", "activation", "norm", "linear")
-SICK = {"GRAD001": "error", "INIT001": "warning", "OPT003": "info"}
+FAULTY = {"GRAD001": "error", "INIT001": "warning", "OPT003": "info"}
 
 
 @dataclass
@@ -101,11 +101,11 @@ def deep(count: int, seed: int = 0) -> Report:
     lines = {n: f"        self.l{n} = nn.Linear(8, 8)" for n in range(8, 20)}
     m = measurement(layers=tuple(layers), parameters=tuple(parameters), measured_steps=STEPS, snippets={"model.py": lines})
     names = [x.name for x in layers]
-    findings = tuple(sick(code, severity, names[: max(1, count // (1 + k))]) for k, (code, severity) in enumerate(SICK.items()))
+    findings = tuple(faulty(code, severity, names[: max(1, count // (1 + k))]) for k, (code, severity) in enumerate(FAULTY.items()))
     return Report("model.py:Net", findings, states(), (m,), (), 4.2, "0.1.0")
 
 
-def sick(code: str = "GRAD001", severity: str = "error", layers: list[str] | None = None, **overrides: object) -> Finding:
+def faulty(code: str = "GRAD001", severity: str = "error", layers: list[str] | None = None, **overrides: object) -> Finding:
     evidence = (Evidence("slope over depth", 0.5, 0.075, ">=", "decades per layer", (layers or [""])[0]),)
     remedies = (Remedy("he-init", "initialise with `kaiming_normal_`", "safe"), Remedy("skip", "add the input", "unsafe"))
     name = next(rule.name for rule in builtin_rules() if rule.code == code)
@@ -117,7 +117,7 @@ def states() -> tuple[RuleState, ...]:
     """Of every rule: found, passed, or not applicable, in turn."""
     rows = []
     for k, rule in enumerate(builtin_rules()):
-        status = "finding" if rule.code in SICK else "passed" if k % 2 else "not-applicable"
+        status = "finding" if rule.code in FAULTY else "passed" if k % 2 else "not-applicable"
         rows.append(RuleState(rule.code, rule.name, status, "" if status == "passed" else "there is no such layer in this model"))
     return tuple(rows)
 
@@ -125,7 +125,7 @@ def states() -> tuple[RuleState, ...]:
 def treated() -> Report:
     """A report with all that a report can hold: treatments, a proof, a trial, suppressed and known findings, failed experiments."""
     report = deep(12)
-    consequence = sick("LOSS005", "error", cause="GRAD001", evidence=(Evidence("fall of the loss", -1e-3, 0.1, "<"),))
+    consequence = faulty("LOSS005", "error", cause="GRAD001", evidence=(Evidence("fall of the loss", -1e-3, 0.1, "<"),))
     states_ = (
         *report.rules,
         RuleState("ACME001", "acme", "crashed", "ValueError: no"),
@@ -147,13 +147,13 @@ def treated() -> Report:
         (*report.findings, consequence),
         states_,
         (m,),
-        suppressed=(sick("OPT003", "info"),),
+        suppressed=(faulty("OPT003", "info"),),
         seconds=4.2,
         version="0.1.0",
         outcomes=(kept(effect, pairs), declined()),
         proof=Proof(effect, (stalled(),), (run(),), ("GRAD001",), ("INIT001",)),
         trial=trial(),
-        known=(sick("INIT001", "warning"),),
+        known=(faulty("INIT001", "warning"),),
     )
 
 

@@ -23,7 +23,7 @@ from gradcheck.report.html.signal import columns, course, gradient, last_gradien
 from gradcheck.types.layers import Snapshot
 from gradcheck.types.report import Report
 from tests.literals import diverged, layer, measurement, run, snapshots, stalled, stats
-from tests.report.html.pages import STEPS, Page, deep, healthy, sick, treated
+from tests.report.html.pages import STEPS, Page, deep, healthy, faulty, treated
 
 
 def corners(d):
@@ -262,7 +262,7 @@ def test_the_table_has_a_row_per_layer_and_keeps_the_rest_behind_a_box():
 
 
 def test_a_parameter_names_its_layer_in_the_table():
-    finding = sick(layers=["fc2.weight"])
+    finding = faulty(layers=["fc2.weight"])
     report = Report("m.py", (finding,), (), (measurement(),))
     rows = tree(layer_table(report, shown_layers(report.measurement), "p")).all("tbody")[0].all("tr")
     assert [r.all("td")[-1].words for r in rows] == ["", "", "▲ GRAD001"]

@@ -21,7 +21,7 @@ from gradcheck.types.measurement import Assumption, NotMeasured
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Curve
 from tests.literals import location, measurement
-from tests.report.html.pages import Page, deep, healthy, sick, treated
+from tests.report.html.pages import Page, deep, healthy, faulty, treated
 from tests.report.reports import FAILED, IN_PART
 
 FAST = measurement(not_measured=(NotMeasured("probe", "left out by --fast", "left-out"),))
@@ -36,9 +36,9 @@ def report(*found, rules=None):
 
 
 def test_the_verdict_is_that_of_the_most_severe_finding_about_the_training():
-    gate = replace(sick("META002", "error", evidence=()), name="failed-assertion")
-    assert "predicted to fail" in sentence(report(sick()))
-    assert "at a cost" in sentence(report(sick(severity="warning"), gate))
+    gate = replace(faulty("META002", "error", evidence=()), name="failed-assertion")
+    assert "predicted to fail" in sentence(report(faulty()))
+    assert "at a cost" in sentence(report(faulty(severity="warning"), gate))
     assert sentence(report()) == sentence(report(gate)) == "Nothing that was measured keeps this model from training well"
     left_out = replace(report(rules=(RuleState("GRAD001", "a", "not-measured", "--fast", "probe"),)), measurements=(FAST,))
     assert sentence(left_out) == "No rule came to a verdict"
@@ -56,13 +56,13 @@ def test_a_run_in_part_has_a_box_with_why_and_what_to_do():
 
 def test_headlines_link_to_their_findings_and_assumptions_are_told():
     m = measurement(assumptions=(Assumption("loss", "no loss given: `cross_entropy`"), Assumption("data", "8 batches", given=True)))
-    top = tree(verdict(replace(report(sick(), sick("INIT001", "warning")), measurements=(m,)), "r0-"))
+    top = tree(verdict(replace(report(faulty(), faulty("INIT001", "warning")), measurements=(m,)), "r0-"))
     assert [a.attributes["href"] for a in top.all("a")] == ["#r0-f0", "#r0-f1"]
     assert "cross_entropy" in top.all(class_="assumed")[0].words and "8 batches" not in top.words
 
 
 def test_gauges_show_the_scores_in_words_too():
-    dials = tree(gauges(report(sick(), rules=(RuleState("GRAD001", "a", "finding"), RuleState("NUM001", "b", "not-measured", "time")))))
+    dials = tree(gauges(report(faulty(), rules=(RuleState("GRAD001", "a", "finding"), RuleState("NUM001", "b", "not-measured", "time")))))
     assert [e.words for e in dials.all(class_="unseen")] == ["24 of 100", "no score"]
     assert "vanishing-gradient" in dials.words and "1 could not look" in dials.words
 
@@ -91,7 +91,7 @@ def test_consequences_stand_under_their_cause():
     [(0.5, 0.05, ">", "10 times above the limit", False), (1e-9, 1e-6, "<", "1000 times below the limit", True)],
 )
 def test_a_number_is_drawn_against_its_limit(value, limit, comparison, words, left):
-    finding = sick(evidence=(Evidence("x", value, limit, comparison),))
+    finding = faulty(evidence=(Evidence("x", value, limit, comparison),))
     svg = tree(evidence_table(report(finding), finding)).all("svg")[0]
     assert svg.all("title")[0].words == words
     place = float(svg.all("path")[0].attributes["d"][1:].split()[0])
@@ -102,12 +102,12 @@ def test_a_number_is_drawn_against_its_limit(value, limit, comparison, words, le
 
 @pytest.mark.parametrize(("value", "limit", "comparison"), [(0.0, 0.0, "="), (float("nan"), 1.0, ">"), (-1.0, 0.1, "<"), (3.0, None, ">")])
 def test_what_has_no_ratio_to_a_limit_is_not_drawn(value, limit, comparison):
-    finding = sick(evidence=(Evidence("x", value, limit, comparison),))
+    finding = faulty(evidence=(Evidence("x", value, limit, comparison),))
     assert not tree(evidence_table(report(finding), finding)).all("svg")
 
 
 def test_seeds_show_their_spread():
-    finding = sick(evidence=(Evidence("x", 2.0, 1.0, spread=(1.5, 3.0)),))
+    finding = faulty(evidence=(Evidence("x", 2.0, 1.0, spread=(1.5, 3.0)),))
     several = replace(report(finding), measurements=(measurement(),) * 3)
     assert "1.5 to 3 over 3 seeds" in tree(evidence_table(several, finding)).words
 
@@ -185,13 +185,13 @@ def test_every_rules_page_becomes_html_without_leftovers(rule):
 
 
 def test_a_rule_of_another_pack_has_no_page():
-    strange = replace(sick(), code="ACME001", name="acme")
+    strange = replace(faulty(), code="ACME001", name="acme")
     card = tree(findings(report(strange), "r0-"))
     assert not card.all(class_="rule") and "ignore[acme]" in card.words
 
 
 def test_a_place_in_a_package_is_named_beside_the_users_line():
-    finding = sick(location=location(12, detail=location(3, "site-packages/lib.py")))
+    finding = faulty(location=location(12, detail=location(3, "site-packages/lib.py")))
     assert "from site-packages/lib.py:3:20" in tree(findings(report(finding), "r0-")).words
 
 

@@ -1,0 +1,34 @@
+"""Batch normalisation, and one sample left over for the last batch.
+
+Faulty: 257 samples in batches of 64 leave a batch of one, of which there is no variance: torch raises at the end of the
+    first epoch.
+Expected: batchnorm-small-batch (NORM003) error
+Cure: drop what is left over: `drop_last=True`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (257,), generator=generator)
+inputs = means[labels] + torch.randn(257, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.CrossEntropyLoss()
+
+
+def block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
+
+
+def build_model() -> nn.Module:
+    return nn.Sequential(block(FEATURES, 64), block(64, 64), nn.Linear(64, CLASSES))
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=1e-3)

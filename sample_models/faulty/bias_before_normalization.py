@@ -1,0 +1,30 @@
+"""A bias that batch normalisation subtracts again.
+
+Faulty: the mean of each feature is taken off, and the bias with it: 64 numbers without effect.
+Expected: bias-before-normalization (NORM007) info
+Cure: create the layer with `bias=False`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.CrossEntropyLoss()
+
+
+def build_model() -> nn.Module:
+    first = nn.Linear(FEATURES, 64)
+    return nn.Sequential(first, nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, CLASSES))
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=1e-3)

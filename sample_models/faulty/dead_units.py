@@ -1,0 +1,40 @@
+"""Weights drawn from the negative half of the range only.
+
+Faulty: behind the first ReLU all inputs are positive and all weights negative: no unit of the second layer is ever
+    active, so nothing behind it learns.
+Expected: dead-units (ACT002) error
+Cure: uniform(-0.2, 0.0) -> uniform(-0.2, 0.2)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.CrossEntropyLoss()
+
+
+def build_model() -> nn.Module:
+    model = nn.Sequential(
+        nn.Linear(FEATURES, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, CLASSES),
+    )
+    for layer in (model[0], model[2]):
+        nn.init.uniform_(layer.weight, -0.2, 0.0)
+        nn.init.zeros_(layer.bias)
+    return model
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -1,0 +1,35 @@
+"""SGD with a weight decay of 0.5.
+
+Faulty: each step takes 5 % off every weight, and the outputs become constants.
+Expected: decay-too-strong (REG001) error
+Cure: weight_decay=0.5 -> 5e-4
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.CrossEntropyLoss()
+
+
+def build_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, CLASSES),
+    )
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)

@@ -1,0 +1,34 @@
+"""Every weight of the net has the same value.
+
+Faulty: all units of a layer compute the same thing and get the same gradient: 64 units are worth one, and stay so.
+Expected: degenerate-initialization (INIT005) error
+Cure: `constant_(layer.weight, 0.05)` -> `xavier_uniform_(layer.weight)`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.CrossEntropyLoss()
+
+
+def build_model() -> nn.Module:
+    model = nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.constant_(layer.weight, 0.05)
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -1,0 +1,41 @@
+"""Dropout of 97 % after both hidden layers.
+
+Faulty: of 64 units two are left on average, scaled up 33 times: what reaches the output is noise.
+Expected: dropout-too-strong (REG003) error
+Cure: RATE 0.97 -> 0.1
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+RATE = 0.97
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.CrossEntropyLoss()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(FEATURES, 64), nn.Linear(64, 64), nn.Linear(64, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.dropout(torch.relu(self.a(x)), RATE, self.training)
+        x = nn.functional.dropout(torch.relu(self.b(x)), RATE, self.training)
+        return self.c(x)
+
+
+def build_model() -> nn.Module:
+    return Net()
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -1,0 +1,40 @@
+"""The sign of the loss is flipped.
+
+Faulty: cross entropy is already negative log-likelihood; with a minus in front the optimizer makes the model as wrong
+    as it can.
+Expected: gradient-ascent (GRAPH004) error
+Cure: `-F.cross_entropy(...)` -> `F.cross_entropy(...)`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+
+
+def build_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, CLASSES),
+    )
+
+
+def loss_fn(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return -F.cross_entropy(output, target)
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=3e-3)

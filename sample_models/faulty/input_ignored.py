@@ -1,0 +1,40 @@
+"""A placeholder that was left in place of the input.
+
+Faulty: the network always sees zeros: it learns how frequent each class is and no more.
+Expected: input-ignored (GRAPH008) warning
+Cure: `self.body(torch.zeros_like(x))` -> `self.body(x)`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.CrossEntropyLoss()
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(FEATURES, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+        self.head = nn.Linear(64, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, FEATURES] -> [N, CLASSES]
+        hidden = self.body(torch.zeros_like(x))
+        return self.head(hidden)
+
+
+def build_model() -> nn.Module:
+    return Classifier()
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -1,0 +1,36 @@
+"""Raw logits go into a loss that expects log-probabilities.
+
+Faulty: nn.NLLLoss only picks the target's entry and negates it: without log_softmax it falls without bound while
+    nothing is classified.
+Expected: output-loss-mismatch (LOSS001) error
+Cure: add `nn.LogSoftmax(dim=1)`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.NLLLoss()
+
+
+def build_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, CLASSES),
+    )
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -1,0 +1,43 @@
+"""A language model whose labels are all masked.
+
+Faulty: not only the prompt is left out of the loss but the answer as well: the mean is over nothing.
+Expected: nothing-supervised (SEQ003) error; non-finite (NUM001) error
+Cure: mask the prompt only: `torch.arange(LENGTH) < PROMPT`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+CATALOGUE, LENGTH, PROMPT, WIDTH = 16, 24, 8, 32
+
+generator = torch.Generator().manual_seed(0)
+text = torch.randint(CATALOGUE, (1024, LENGTH), generator=generator)
+for t in range(2, LENGTH):
+    text[:, t] = (text[:, t - 1] + text[:, t - 2]) % CATALOGUE
+answers = text.masked_fill(torch.arange(LENGTH) < LENGTH, -100)  # of the prompt nothing is asked
+train_loader = DataLoader(TensorDataset(text, answers), batch_size=64, shuffle=True)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gru, self.head = nn.Embedding(CATALOGUE, WIDTH), nn.GRU(WIDTH, 64, batch_first=True), nn.Linear(64, CATALOGUE)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [N, T] -> [N, T, CATALOGUE]
+        return self.head(self.gru(self.embed(tokens))[0])
+
+
+def build_model() -> nn.Module:
+    return LanguageModel()
+
+
+def loss_fn(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=2e-2)

@@ -1,0 +1,41 @@
+"""The optimizer is given only some of the layers.
+
+Faulty: the layers in the middle get gradients but are in no parameter group: they keep their random weights.
+Expected: parameters-not-in-optimizer (GRAPH003) error
+Cure: add `*model.middle.parameters()` to the list
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES, CLASSES = 32, 10
+
+generator = torch.Generator().manual_seed(0)
+means = torch.randn(CLASSES, FEATURES, generator=generator)
+labels = torch.randint(CLASSES, (512,), generator=generator)
+inputs = means[labels] + torch.randn(512, FEATURES, generator=generator)
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.CrossEntropyLoss()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(FEATURES, 64)
+        self.middle = nn.Sequential(nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+        self.head = nn.Linear(64, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [N, FEATURES] -> [N, CLASSES]
+        return self.head(self.middle(self.encoder(x)))
+
+
+def build_model() -> nn.Module:
+    return Net()
+
+
+def make_optimizer(model: Net) -> torch.optim.Optimizer:
+    parameters = [*model.encoder.parameters(), *model.head.parameters()]
+    return torch.optim.Adam(parameters, lr=3e-3)

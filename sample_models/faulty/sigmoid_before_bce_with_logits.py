@@ -1,0 +1,35 @@
+"""A sigmoid in front of a loss that expects logits.
+
+Faulty: nn.BCEWithLogitsLoss applies the sigmoid itself. Twice, no output is surer than 73 %, and the loss stays above
+    0.5.
+Expected: output-loss-mismatch (LOSS001) error
+Cure: drop `nn.Sigmoid()`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURES = 16
+
+generator = torch.Generator().manual_seed(0)
+teacher = torch.randn(FEATURES, 1, generator=generator)
+inputs = torch.randn(512, FEATURES, generator=generator)
+labels = (inputs @ teacher > 0).float()  # [512, 1]
+train_loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loss_fn = nn.BCEWithLogitsLoss()
+
+
+def build_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, 64),
+        nn.ReLU(),
+        nn.Linear(64, 1),
+        nn.Sigmoid(),
+    )
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=3e-3)
