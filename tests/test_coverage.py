@@ -23,7 +23,7 @@ from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from tests.judge.rules import finding, rule_that
 from tests.literals import healthy_layers, layer, measurement, parameter, run
-from tests.report.reports import FAILED, IN_PART, FAULTY, WARNING, report
+from tests.report.reports import FAILED, FAULTY, IN_PART, WARNING, report
 
 
 def states(passed: int, silent: int, lacking: str = "probe") -> tuple[RuleState, ...]:

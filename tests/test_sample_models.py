@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from sample_models.catalogue import README, Sample, healthy_classics, faulty_samples, with_table
+from sample_models.catalogue import README, Sample, faulty_samples, healthy_classics, with_table
 
 if TYPE_CHECKING:
     from gradcheck.types.report import Report

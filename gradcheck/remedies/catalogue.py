@@ -2,75 +2,55 @@
 
 from __future__ import annotations
 
-from gradcheck.remedies import (
-    activation,
-    adaptive_optimizer,
-    augmentation,
-    capacity,
-    clipping,
-    data,
-    dropout,
-    initialization,
-    initialization_output,
-    initialization_recurrent,
-    label_smoothing,
-    loop,
-    loss,
-    loss_form,
-    lsuv,
-    modes,
-    normalization,
-    optimizer,
-    output_activation,
-    penalties,
-    placeholder,
-    precision,
-    recurrence,
-    regularization,
-    residual,
-    schedule,
-    softmax_axis,
-    stability,
-    transformer,
-    weight_decay,
-    wiring,
-    zero_derivatives,
-)
+from gradcheck.remedies.activation import hidden, output
+from gradcheck.remedies.clipping import gradients
+from gradcheck.remedies.data import batches, placeholder
 from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.initialization import head, lsuv, recurrent, weights
+from gradcheck.remedies.loop import edits
+from gradcheck.remedies.loss import form, label_smoothing, replacement, stability
+from gradcheck.remedies.normalization import layers, modes
+from gradcheck.remedies.optimizer import adaptive, schedule, settings, weight_decay
+from gradcheck.remedies.precision import regions
+from gradcheck.remedies.recurrence import gates
+from gradcheck.remedies.regularization import augmentation, capacity, dropout, overall, penalties
+from gradcheck.remedies.residual import branches
+from gradcheck.remedies.transformer import blocks
+from gradcheck.remedies.wiring import parameters, softmax_axis, zero_derivatives
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 MODULES = (
-    loop,
-    wiring,
+    edits,
+    parameters,
     zero_derivatives,
     placeholder,
-    precision,
+    regions,
     softmax_axis,
     modes,
-    loss,
-    loss_form,
+    replacement,
+    form,
     stability,
-    output_activation,
-    data,
-    initialization,
-    initialization_output,
-    initialization_recurrent,
+    output,
+    batches,
+    weights,
+    head,
+    recurrent,
     lsuv,
-    activation,
-    normalization,
-    residual,
-    transformer,
-    recurrence,
-    adaptive_optimizer,
-    optimizer,
+    hidden,
+    layers,
+    branches,
+    blocks,
+    gates,
+    adaptive,
+    settings,
     schedule,
     weight_decay,
-    clipping,
+    gradients,
     penalties,
     dropout,
     label_smoothing,
-    regularization,
+    overall,
     augmentation,
     capacity,
 )

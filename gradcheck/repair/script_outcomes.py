@@ -9,7 +9,7 @@ from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.repair.lab import signature
 from gradcheck.repair.loop import Mended
 from gradcheck.repair.plan import advice, prescriptions, refused
-from gradcheck.repair.rescan import looked_at, severities, faulty
+from gradcheck.repair.rescan import faulty, looked_at, severities
 from gradcheck.repair.script_plan import Edit, ScriptTrials
 from gradcheck.repair.verification import Verdict
 from gradcheck.types.fix import Outcome, Proof

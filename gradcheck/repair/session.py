@@ -14,7 +14,7 @@ from gradcheck.repair.lab import PATIENCE, Lab, Plan, TimeUp, signature
 from gradcheck.repair.performance import WELL, Result
 from gradcheck.repair.plan import allowed, prescriptions, refused
 from gradcheck.repair.rates import LOWER, RAISE, rate_treatment, without_rate
-from gradcheck.repair.rescan import severities, faulty, worsened
+from gradcheck.repair.rescan import faulty, severities, worsened
 from gradcheck.repair.search import CLEAR, SLOW, Search
 from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report

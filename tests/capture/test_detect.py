@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradcheck.capture.detect import is_script
-from sample_models.catalogue import README, healthy_classics, faulty_samples
+from sample_models.catalogue import README, faulty_samples, healthy_classics
 
 LOOP = "for x, y in loader:\n    loss(model(x), y).backward()\n    optimizer.step()\n"
 MAIN = 'if __name__ == "__main__":\n'

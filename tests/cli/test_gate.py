@@ -14,7 +14,7 @@ from gradcheck.report.baseline_file import NAME
 from gradcheck.report.json import dumps
 from gradcheck.types.measurement import NotMeasured
 from tests.literals import measurement
-from tests.report.reports import IN_PART, FAULTY, report
+from tests.report.reports import FAULTY, IN_PART, report
 
 BLIND_TO_LOSSES = measurement(not_measured=tuple(NotMeasured(n, "could not repeat the training step") for n in ("losses", "graph")))
 

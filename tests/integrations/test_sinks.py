@@ -20,7 +20,7 @@ from gradcheck.errors import ConfigError
 from gradcheck.live.sinks import MOST_LAYERS, Sink, tag
 from gradcheck.types.live import Magnitudes
 from gradcheck.types.report import Report
-from tests.live import loops, faulty
+from tests.live import faulty, loops
 
 
 class Kept(Sink):

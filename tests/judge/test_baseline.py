@@ -15,7 +15,7 @@ from gradcheck.judge.judge import judge_again
 from gradcheck.report import baseline_file
 from gradcheck.types.finding import Evidence, RuleState
 from tests.literals import location
-from tests.report.reports import FOLLOWS, INFO, PASSED, FAULTY, WARNING, finding, report
+from tests.report.reports import FAULTY, FOLLOWS, INFO, PASSED, WARNING, finding, report
 
 ROOT = Path.cwd()
 GATE = RuleState("META003", "stale-baseline", "not-applicable", "no baseline")

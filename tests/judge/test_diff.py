@@ -18,7 +18,7 @@ from gradcheck.report import diff as shown
 from gradcheck.report.diff_html import page
 from gradcheck.types.finding import Evidence, RuleState
 from tests.literals import location, measurement, run
-from tests.report.reports import HOSTILE, INFO, FAULTY, WARNING, finding, report
+from tests.report.reports import FAULTY, HOSTILE, INFO, WARNING, finding, report
 
 ROOT = Path.cwd()
 RAN = (RuleState("GRAD001", "vanishing-gradient", "passed"), RuleState("ACT002", "dead-units", "passed"))

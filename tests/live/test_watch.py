@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import gradcheck
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
-from tests.live import healthy, loops, faulty
+from tests.live import faulty, healthy, loops
 
 HOOKS = (
     torch.nn.modules.module._global_forward_hooks,

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from gradcheck.analysis.depth import gradient_trend
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies.activation import INSERT, REPLACE
+from gradcheck.remedies.activation.hidden import INSERT, REPLACE
+from gradcheck.remedies.activation.output import REMOVE
 from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.output_activation import REMOVE
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, prescribed, treated, unchanged, workload
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies.augment_ops import Mixed, crop, drop_tokens, flip, mix, mixed_loss, noise, shift
 from gradcheck.remedies.catalogue import CATALOGUE, apply
+from gradcheck.remedies.regularization.augment_ops import Mixed, crop, drop_tokens, flip, mix, mixed_loss, noise, shift
 from gradcheck.workload.treated import Inapplicable, treated_copy
 from tests.remedies.recipes import measured, net, order, patient, regression, workload
 

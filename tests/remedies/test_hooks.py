@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.remedies.hooks import Penalty, Proximal, RateSchedule, cosine, effective_rate, staircase, warming_up
+from gradcheck.remedies.modules.hooks import Penalty, Proximal, RateSchedule, cosine, effective_rate, staircase, warming_up
 from gradcheck.workload.training_copy import copy_optimizer
 
 OPTIMIZERS: dict[str, Any] = {

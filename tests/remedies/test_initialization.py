@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from gradcheck.analysis.depth import gradient_trend
-from gradcheck.remedies import initialization as init
-from gradcheck.remedies.lsuv import TREATMENTS as LSUV
+from gradcheck.remedies.initialization import weights as init
+from gradcheck.remedies.initialization.lsuv import TREATMENTS as LSUV
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Workload

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies import initialization_output as output
-from gradcheck.remedies import initialization_recurrent as recurrent
+from gradcheck.remedies.initialization import head as output
+from gradcheck.remedies.initialization import recurrent
 from gradcheck.workload.treated import Inapplicable, treated_copy
 from tests.remedies.patients import batches, finding, losses, measured, outputs, patient, plain, prescribed, treated, unchanged, workload
 

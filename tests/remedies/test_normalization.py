@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.analysis.depth import gradient_trend
-from gradcheck.remedies import normalization as norm
-from gradcheck.remedies.surgery import module_at
+from gradcheck.remedies.modules.surgery import module_at
+from gradcheck.remedies.normalization import layers as norm
 from gradcheck.types.checks import Dropout
 from gradcheck.types.training import Regularization
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload

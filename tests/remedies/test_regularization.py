@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.remedies.penalties import penalised, units
+from gradcheck.remedies.regularization.penalties import penalised, units
 from gradcheck.types.finding import Finding
 from gradcheck.workload.treated import Inapplicable, treated_copy
 from tests.remedies.recipes import classification, measured, net, order, patient, step, workload

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from gradcheck.analysis.depth import gradient_trend
-from gradcheck.remedies import residual
-from gradcheck.remedies.surgery import module_at
+from gradcheck.remedies.modules.surgery import module_at
+from gradcheck.remedies.residual import branches
 from gradcheck.workload.treated import Inapplicable
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
 
-ADD, SCALE, ZERO = residual.TREATMENTS
+ADD, SCALE, ZERO = branches.TREATMENTS
 
 
 def blocks(depth: int = 10) -> nn.Sequential:
@@ -34,7 +34,7 @@ def test_blocks_that_keep_their_shape_get_a_bypass() -> None:
     with unchanged(model):
         one = treated(ADD, model, finding("GRAD001"))
     torch.testing.assert_close(outputs(one), slow(model, one.workload.batches[0][0], 1 / 3), rtol=1e-3, atol=1e-4)
-    assert isinstance(one.model[1], residual.Residual) and not isinstance(one.model[0], residual.Residual)
+    assert isinstance(one.model[1], branches.Residual) and not isinstance(one.model[0], branches.Residual)
     assert held(one) == {id(p) for p in one.model.parameters()}
     assert abs(gradient_trend(measured(one.model)).total) < 1.5 < gradient_trend(measured(model)).total
     assert module_at(one, "3.0").weight.shape == (32, 32)
@@ -52,7 +52,7 @@ def test_convolutions_that_keep_their_shape() -> None:
     made = [nn.Sequential(nn.Conv2d(1 if i == 0 else 8, 8, 3, padding=1), nn.ReLU()) for i in range(5)]
     model = nn.Sequential(*made, nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, stride=2), nn.ReLU()), nn.Flatten(), nn.Linear(128, 4))
     one = treated(ADD, model, finding("GRAD001"), data=batches((1, 8, 8)))
-    assert [i for i, m in enumerate(one.model) if isinstance(m, residual.Residual)] == [1, 2, 3, 4]
+    assert [i for i, m in enumerate(one.model) if isinstance(m, branches.Residual)] == [1, 2, 3, 4]
 
 
 def test_a_flat_stack_of_convolutions() -> None:
@@ -68,7 +68,7 @@ def test_nets_that_have_branches_get_no_more_of_them() -> None:
 def test_blocks_that_change_the_shape_are_refused() -> None:
     one = patient(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 6), nn.Linear(6, 4)))
     with pytest.raises(Inapplicable, match="no two blocks"):
-        residual.add_residual(one, ADD.prescription("", layers=("0", "1", "2")))
+        branches.add_residual(one, ADD.prescription("", layers=("0", "1", "2")))
 
 
 class Stream(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gradcheck.remedies.rewriting import operand, rewrite, torch_function
+from gradcheck.remedies.modules.rewriting import operand, rewrite, torch_function
 from gradcheck.types.location import Location
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from tests.remedies.patients import measured, outputs, patient, unchanged

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.remedies.stability import guarded, stable_form
+from gradcheck.remedies.loss.stability import guarded, stable_form
 from tests.remedies.recipes import measured, patient, workload
 
 STABLE = functools.partial(stable_form, "other")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.remedies import surgery
 from gradcheck.remedies.catalogue import CATALOGUE
+from gradcheck.remedies.modules import surgery
 from gradcheck.workload.treated import Inapplicable
 from tests.literals import location
 from tests.remedies.patients import finding, held, losses, measured, patient, plain, unchanged

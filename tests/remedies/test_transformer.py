@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.remedies import transformer
+from gradcheck.remedies.transformer import blocks
 from gradcheck.workload.treated import Inapplicable
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, treated, unchanged
 
@@ -51,7 +51,7 @@ def own() -> nn.Module:
 def test_torchs_blocks_are_turned_and_their_stack_closed_by_a_norm() -> None:
     model = encoder()
     with unchanged(model):
-        one = treated(transformer.PRE_NORM, model, finding("NORM008"), data=SEQUENCES)
+        one = treated(blocks.PRE_NORM, model, finding("NORM008"), data=SEQUENCES)
     slow = one.workload.batches[0][0]
     for layer in model.body.layers:
         layer.norm_first = True
@@ -65,7 +65,7 @@ def test_torchs_blocks_are_turned_and_their_stack_closed_by_a_norm() -> None:
 def test_blocks_of_the_users_own_are_turned_in_their_code() -> None:
     model = own()
     with unchanged(model):
-        one = treated(transformer.PRE_NORM, model, finding("NORM008"), data=SEQUENCES)
+        one = treated(blocks.PRE_NORM, model, finding("NORM008"), data=SEQUENCES)
     x = one.workload.batches[0][0]
     for block in model.body:
         x = x + block.mix(block.norm1(x))
@@ -77,7 +77,7 @@ def test_blocks_of_the_users_own_are_turned_in_their_code() -> None:
 def test_what_has_no_such_form_is_refused() -> None:
     one = patient(Pooled(nn.LayerNorm(16)), data=SEQUENCES)
     with pytest.raises(Inapplicable, match="no form that can be turned"):
-        transformer.pre_norm(one, transformer.PRE_NORM.prescription("", layers=("body",)))
+        blocks.pre_norm(one, blocks.PRE_NORM.prescription("", layers=("body",)))
 
 
 # ------------------------------------------------------------------------- queries and keys
@@ -112,7 +112,7 @@ class Separate(nn.Module):
 def test_the_logits_start_with_standard_deviation_one(make: type[nn.Module]) -> None:
     model = Pooled(make())
     with unchanged(model):
-        one = treated(transformer.SMALLER, model, SHARP, data=SEQUENCES, rule="ACT005")
+        one = treated(blocks.SMALLER, model, SHARP, data=SEQUENCES, rule="ACT005")
     (before,), (after,) = measured(model, SEQUENCES, rule="ACT005").attentions, measured(one.model, SEQUENCES, rule="ACT005").attentions
     assert (before.logit_std or 0) > 20 and after.logit_std == pytest.approx(1.0, rel=0.1)
     values = one.model.body.qkv.weight[32:] if make is Fused else one.model.body.v_proj.weight
@@ -125,7 +125,7 @@ def test_torchs_attention(width: int | None) -> None:
     one = patient(nn.Sequential(nn.Linear(16, 4)))
     one.workload.model = nn.Sequential(layer)
     before = {k: v.clone() for k, v in layer.state_dict().items()}
-    transformer.smaller(one, transformer.SMALLER.prescription("", layers=("0",), settings={"factor": 0.5}))
+    blocks.smaller(one, blocks.SMALLER.prescription("", layers=("0",), settings={"factor": 0.5}))
     for key, now in layer.state_dict().items():
         scaled = before[key].clone()
         if key.startswith("in_proj"):
@@ -137,10 +137,10 @@ def test_torchs_attention(width: int | None) -> None:
 
 def test_separate_queries_and_keys_are_normalised_and_fused_ones_refused() -> None:
     model = Pooled(Separate())
-    one = treated(transformer.QK_NORM, model, SHARP, data=SEQUENCES, rule="ACT005")
+    one = treated(blocks.QK_NORM, model, SHARP, data=SEQUENCES, rule="ACT005")
     assert (measured(one.model, SEQUENCES, rule="ACT005").attentions[0].logit_std or 0) < 2
-    (wanted,) = transformer.prescribe_query_norm(SHARP, measured(model, SEQUENCES, rule="ACT005"))
+    (wanted,) = blocks.prescribe_query_norm(SHARP, measured(model, SEQUENCES, rule="ACT005"))
     assert wanted.settings["projections"] == "body.q_proj,body.k_proj"
     fused = Pooled(Fused())
     with pytest.raises(Inapplicable, match="one matrix makes"):
-        treated(transformer.QK_NORM, fused, SHARP, data=SEQUENCES, rule="ACT005")
+        treated(blocks.QK_NORM, fused, SHARP, data=SEQUENCES, rule="ACT005")

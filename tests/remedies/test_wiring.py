@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies import softmax_axis, wiring
 from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.wiring import parameters, softmax_axis
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Workload
 from tests.remedies.patients import batches, finding, held, losses, patient, plain, unchanged, workload
 
-REGISTER, ADD, UNCUT, FIRST = wiring.TREATMENTS
+REGISTER, ADD, UNCUT, FIRST = parameters.TREATMENTS
 DIMENSION, OTHER = softmax_axis.TREATMENTS
 
 
@@ -86,7 +86,7 @@ def test_a_dict_with_keys_that_torch_cannot_take_is_refused() -> None:
     model = Hiding("dict")
     model.hidden = {1: model.hidden["one"]}
     with pytest.raises(Inapplicable, match="no plain list"):
-        wiring.register(patient(model), REGISTER.prescription(""))
+        parameters.register(patient(model), REGISTER.prescription(""))
 
 
 # -------------------------------------------------------------------------- add-to-optimizer
@@ -108,7 +108,7 @@ def test_a_parameter_in_two_groups_stays_in_the_first() -> None:
     optimizer.param_groups[1]["params"].append(model[0].weight)
     optimizer.add_param_group({"params": model[4].parameters()})
     one = patient(model, optimizer=optimizer)
-    wiring.add_to_optimizer(one, ADD.prescription(""))
+    parameters.add_to_optimizer(one, ADD.prescription(""))
     assert [len(g["params"]) for g in one.optimizer.param_groups] == [2, 2, 2]
 
 
@@ -172,7 +172,7 @@ def test_a_way_through_numpy_is_no_simple_edit() -> None:
     found = next(f for f in report.findings if f.code == "GRAPH001")
     for p in UNCUT.prescribe(found, report.measurement):  # detach() alone does not let it through: torch says so
         with pytest.raises(Inapplicable):
-            wiring.remove_cut(treated_copy(workload(ByNumpy())), p)
+            parameters.remove_cut(treated_copy(workload(ByNumpy())), p)
 
 
 # ---------------------------------------------------------------------- fix-softmax-dimension
@@ -227,4 +227,4 @@ def test_samples_no_longer_mix() -> None:
 
 def test_a_layer_without_that_choice_is_refused() -> None:
     with pytest.raises(Inapplicable, match="no layer of torch with batch_first"):
-        wiring.batch_first(patient(plain(2)), FIRST.prescription("", finding("GRAPH007", "0"), layers=("0",)))
+        parameters.batch_first(patient(plain(2)), FIRST.prescription("", finding("GRAPH007", "0"), layers=("0",)))

@@ -11,8 +11,8 @@ from torch import nn
 
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_workload
-from gradcheck.remedies import zero_derivatives
 from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.wiring import zero_derivatives
 from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from tests.remedies.patients import losses, outputs, unchanged, workload
 

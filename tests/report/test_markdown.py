@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gradcheck.report import markdown
-from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, FAULTY, VIEW, WARNING, finding, report
+from tests.report.reports import CLEAN, FAILED, FAULTY, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, VIEW, WARNING, finding, report
 
 ALLOWED = {"h3", "p", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "code", "ul", "li", "sub"}
 

@@ -16,7 +16,7 @@ from gradcheck.report import sarif
 from gradcheck.report.line_hash import line_hash
 from gradcheck.types.finding import Evidence
 from tests.literals import location
-from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, FAULTY, VIEW, finding, report
+from tests.report.reports import CLEAN, FAILED, FAULTY, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, VIEW, finding, report
 
 
 def exactly(required: dict, **optional: object) -> dict:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from gradcheck.remedies.editing.document import SourceError
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.plan import SourcePlan, plan
-from gradcheck.remedies.editing.writers import WRITERS
+from gradcheck.remedies.writers import WRITERS
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 

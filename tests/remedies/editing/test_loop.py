@@ -456,8 +456,8 @@ def test_a_part_of_the_data_is_left_to_the_user() -> None:
 
 def test_an_edit_that_does_not_cure_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from gradcheck.remedies.editing.statements import insert_before
-    from gradcheck.remedies.editing.writers import WRITERS
-    from gradcheck.remedies.editing.writers.loop_steps import step_of
+    from gradcheck.remedies.loop.write_steps import step_of
+    from gradcheck.remedies.writers import WRITERS
 
     def useless(p: object, context: object) -> None:
         insert_before(*step_of(context), "pass")  # type: ignore[arg-type]

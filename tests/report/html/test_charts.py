@@ -23,7 +23,7 @@ from gradcheck.report.html.signal import columns, course, gradient, last_gradien
 from gradcheck.types.layers import Snapshot
 from gradcheck.types.report import Report
 from tests.literals import diverged, layer, measurement, run, snapshots, stalled, stats
-from tests.report.html.pages import STEPS, Page, deep, healthy, faulty, treated
+from tests.report.html.pages import STEPS, Page, deep, faulty, healthy, treated
 
 
 def corners(d):

@@ -21,7 +21,7 @@ from gradcheck.types.measurement import Assumption, NotMeasured
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Curve
 from tests.literals import location, measurement
-from tests.report.html.pages import Page, deep, healthy, faulty, treated
+from tests.report.html.pages import Page, deep, faulty, healthy, treated
 from tests.report.reports import FAILED, IN_PART
 
 FAST = measurement(not_measured=(NotMeasured("probe", "left out by --fast", "left-out"),))

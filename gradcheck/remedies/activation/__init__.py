@@ -1,0 +1,1 @@
+"""Remedies of activations, in depth and on the output."""

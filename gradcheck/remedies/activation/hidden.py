@@ -1,0 +1,203 @@
+"""Other activations: in place of sigmoids in depth and of units that died, and between layers that have none."""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from gradcheck.analysis.layer_groups import in_order
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.initialization import weights
+from gradcheck.remedies.layer_selection import (
+    SATURATING,
+    body_activations,
+    body_layers,
+    feeders,
+    is_tuned,
+    listed,
+    made_with,
+    several,
+    usual_activation,
+    weight_names,
+)
+from gradcheck.remedies.modules.rewriting import operand, rewrite, torch_function
+from gradcheck.remedies.modules.surgery import follow, rewired, swap
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.layers import Layer
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import TreatedWorkload
+
+RECTIFIERS = ("relu", "relu6", "hardtanh")
+NEGATIVE_SLOPE = 0.01
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(NEGATIVE_SLOPE),
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "softplus": nn.Softplus,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "identity": nn.Identity,
+}
+
+
+def module_of(function: str) -> nn.Module:
+    return MODULES.get(function, nn.ReLU)()
+
+
+def call_of(function: str, argument: ast.expr) -> ast.expr:
+    """The expression that applies an activation."""
+    if function == "identity":
+        return argument
+    if function in ("tanh", "sigmoid"):
+        return torch_function(function, argument)
+    return torch_function(f"nn.functional.{function if function in MODULES else 'relu'}", argument)
+
+
+def replace_one(patient: TreatedWorkload, name: str, site: Location | None, new: str) -> None:
+    """Another activation in the place of a module, or of the call at a place in a module's code."""
+    if ":" not in name:
+        swap(patient, name, module_of(new))
+        return
+
+    def edit(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
+        argument = operand(node, function)
+        return call_of(new, argument) if argument is not None else None
+
+    rewrite(patient, site, edit)
+
+
+# ---------------------------------------------------------------------- replace-activation
+
+
+def apply_replacement(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Replaces the activations, then initialises the layers before them for the new one where that is prescribed."""
+    new, sites = str(prescription.settings["new"]), sites_of(prescription)
+    with rewired(patient):
+        done: set[Location | None] = set()
+        for name in prescription.layers:
+            site = sites.get(name, prescription.location)
+            if ":" in name and site in done:
+                continue
+            replace_one(patient, name, site, new)
+            done.add(site if ":" in name else None)
+    if names := str(prescription.settings.get("initialized", "")):
+        weights.apply(patient, replace(prescription, layers=tuple(names.split(","))))
+
+
+def sites_of(prescription: Fix) -> dict[str, Location]:
+    """Places of functional activations, as the prescription carries them: "name=path:line:column:end_line:end_column"."""
+    found = {}
+    for entry in filter(None, str(prescription.settings.get("sites", "")).split("\n")):
+        name, _, place = entry.partition("=")
+        path, line, column, end_line, end_column = place.rsplit(":", 4)
+        found[name] = Location(path, int(line), int(column), int(end_line), int(end_column))
+    return found
+
+
+def places(layers: list[Layer]) -> str:
+    return placed([(x.name, x.site) for x in layers])
+
+
+def placed(calls: Sequence[tuple[str, Location | None]]) -> str:
+    """Names and places of functional calls in the user's code as one setting, which `sites_of` reads."""
+    known = [(name, s) for name, s in calls if ":" in name and s is not None and s.detail is None]
+    return "\n".join(f"{name}={s.path}:{s.line}:{s.column}:{s.end_line}:{s.end_column}" for name, s in known)
+
+
+def prescribe_replacement(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Sigmoids of the body become ReLU, initialised for it; ReLUs whose units died become LeakyReLU."""
+    sigmoids = body_activations(m, SATURATING)
+    dying = finding is not None and finding.code in ("ACT002", "GRAD004")
+    if sigmoids and not dying and (finding is None or finding.code != "ACT001"):
+        return [_instead(finding, m, sigmoids, "relu", initialize=True)]
+    if finding is not None and not dying:
+        return []
+    rectifiers = body_activations(m, RECTIFIERS)
+    if finding is not None:
+        rectifiers = made_with(m, [x for x in rectifiers if x.name in finding.layers]) or rectifiers
+    return [_instead(finding, m, rectifiers, "leaky_relu", initialize=False)] if rectifiers else []
+
+
+def _instead(finding: Finding | None, m: Measurement, layers: list[Layer], new: str, *, initialize: bool) -> Fix:
+    old = layers[0].function or layers[0].type
+    settings: dict[str, Setting] = {"old": old, "new": new}
+    if new == "leaky_relu":
+        settings["negative_slope"] = NEGATIVE_SLOPE
+    if sites := places(layers):
+        settings["sites"] = sites
+    text = f"replace {old} by {_TITLES[new]} in {several(len(layers), 'place')}"
+    names, transposed = weight_names(m, list({x.name: x for y in layers for x in feeders(m, y)}.values()))
+    if initialize and names and not is_tuned(m):
+        settings |= {"init": "he-init", "gain": round(2**0.5, 4), "activation": new, "initialized": listed(list(dict.fromkeys(names)))}
+        if transposed:
+            settings["transposed"] = listed(transposed)
+        text += ", the weights before them initialised with kaiming_normal_, zero biases"
+    return REPLACE.prescription(text, finding, layers=tuple(x.name for x in layers), settings=settings)
+
+
+_TITLES = {"relu": "ReLU", "leaky_relu": "LeakyReLU(0.01)", "gelu": "GELU", "tanh": "tanh"}
+
+# ----------------------------------------------------------------------- insert-activation
+
+
+def apply_insertion(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Puts an activation behind each layer: behind a module, or around a functional call."""
+    kind, sites = str(prescription.settings["activation"]), sites_of(prescription)
+    with rewired(patient):
+        for name in prescription.layers:
+            if ":" in name:
+                rewrite(patient, sites.get(name), lambda node, _: call_of(kind, node))
+            else:
+                follow(patient, name, module_of(kind))
+
+
+def prescribe_insertion(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Between two layers in a row, the activation that the model uses elsewhere."""
+    if finding is None:
+        return []
+    pairs = [p for p in m.pairs if p.alone and p.first in finding.layers and p.second in finding.layers]
+    layers = [x for x in in_order(m) if x.name in {p.first for p in pairs}]
+    if not layers:
+        return []
+    usual = usual_activation([x for x in body_layers(m) if x.activation in MODULES]) or "relu"
+    settings: dict[str, Setting] = {"activation": usual}
+    if sites := places(layers):
+        settings["sites"] = sites
+    text = f"put {usual} between {pairs[0].first} and {pairs[0].second}"
+    text += f", and in {several(len(pairs) - 1, 'more place')}" if len(pairs) > 1 else ""
+    return [INSERT.prescription(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
+
+
+REPLACE = RemedyDefinition(
+    "replace-activation",
+    "another activation",
+    "architecture",
+    "unsafe",
+    "Glorot et al. 2011, Deep Sparse Rectifier Neural Networks; Maas et al. 2013, Rectifier Nonlinearities Improve Acoustic Models",
+    prescribe_replacement,
+    apply_replacement,
+    "keys stay the same, but weights trained with the old activation mean something else with the new one",
+)
+INSERT = RemedyDefinition(
+    "insert-activation",
+    "an activation between two linear layers",
+    "architecture",
+    "unsafe",
+    "Goodfellow et al. 2016, Deep Learning, section 6.3",
+    prescribe_insertion,
+    apply_insertion,
+    "keys of a wrapped layer change where it is not in an nn.Sequential; weights trained without the activation do not fit",
+)
+TREATMENTS: tuple[RemedyDefinition, ...] = (REPLACE, INSERT)

@@ -1,0 +1,224 @@
+"""Data: where the dataset is put together."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
+from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.imports import spelled
+from gradcheck.remedies.editing.input_hook import in_front_of_model
+from gradcheck.remedies.editing.nodes import argument, called, definition, dotted, set_argument, statement_of
+from gradcheck.remedies.editing.statements import insert_after, insert_before
+from gradcheck.types.fix import Fix
+
+HELD_OUT = ("val", "test", "eval", "dev", "holdout", "held")
+_AXES = {"feature": "dim=0", "channel": "dim=(0, 2, 3), keepdim=True", "all": ""}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where tensors become data: a TensorDataset, or a list of batches."""
+
+    draft: Draft
+    node: ast.expr
+    tensors: tuple[str, ...] = ()  # the source of the arguments of a TensorDataset
+    batches: str = ""  # the name of a list of (input, target)
+
+    @property
+    def held_out(self) -> bool:
+        statement = statement_of(self.draft, self.node)
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        names = [dotted(t).lower() for t in targets] + [x.lower() for x in self.tensors]
+        return any(word in name for name in names for word in HELD_OUT)
+
+
+def sources(context: Context) -> list[Source]:
+    """In the order of the files; those of held-out data last."""
+    found = []
+    for draft in context.all_drafts():
+        for node in ast.walk(draft.tree):
+            if called(node) == "TensorDataset" and isinstance(node, ast.Call) and not node.keywords and len(node.args) >= 1:
+                found.append(Source(draft, node, tuple(draft.source(a) for a in node.args)))
+        for statement in draft.tree.body:
+            value = statement.value if isinstance(statement, ast.Assign) else None
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+            listed = isinstance(value, (ast.List, ast.ListComp)) and isinstance(target, ast.Name) and _pairs(value)
+            if listed and value is not None and isinstance(target, ast.Name) and any(x in target.id for x in ("loader", "batches", "data")):
+                found.append(Source(draft, value, batches=target.id))
+    return sorted(found, key=lambda s: s.held_out)
+
+
+def _pairs(value: ast.List | ast.ListComp) -> bool:
+    items = value.elts if isinstance(value, ast.List) else [value.elt]
+    return bool(items) and all(isinstance(i, (ast.Tuple, ast.List)) and len(i.elts) == 2 for i in items)
+
+
+def _put_together(context: Context) -> bool:
+    return any(not source.held_out for source in sources(context))
+
+
+def _training(context: Context) -> Source:
+    if not _put_together(context):
+        raise Unwritable("the data are not put together from tensors in your files")
+    return sources(context)[0]
+
+
+# -------------------------------------------------------------------------------- standardise
+
+
+def inputs(p: Fix, context: Context) -> None:
+    """Mean 0 and standard deviation 1, with the statistics of the training data for held-out data too."""
+    axis = word(p, "axis", "feature")
+    if "," in word(p, "input"):
+        raise Unwritable("there are several inputs")
+    constant = any(x.constant_features for x in context.measurement.data.inputs)
+    if not _put_together(context):
+        in_front_of_model(p, context, axis)
+        return
+    first = _training(context)
+    if first.batches:
+        _batches(first, p, axis, constant)
+        return
+    others = [s for s in sources(context) if s.held_out and s.tensors and s.tensors[0] != first.tensors[0]]
+    _tensor(context, first, p, axis, constant, name_statistics=bool(others))
+    for index in range(len(others)):
+        other = [s for s in sources(context) if s.held_out and s.tensors][index]
+        insert_before(other.draft, other.node, f"{other.tensors[0]} = ({other.tensors[0]} - mean) / std")
+
+
+def _tensor(context: Context, source: Source, p: Fix, axis: str, constant: bool, *, name_statistics: bool) -> None:
+    name, draft = _named(context, 0)
+    node = _training(context).node
+    mean, std = _statistics(name, p, axis, constant)
+    if name_statistics:
+        insert_before(draft, node, f"mean, std = {mean}, {std}\n{name} = ({name} - mean) / std")
+    else:
+        insert_before(draft, node, f"{name} = ({name} - {mean}) / {std}")
+
+
+def _statistics(name: str, p: Fix, axis: str, constant: bool) -> tuple[str, str]:
+    if axis == "all" and "mean" in p.settings:
+        return literal(number(p, "mean"), 4), literal(number(p, "std"), 4)
+    over = _AXES.get(axis)
+    if over is None:
+        raise Unwritable(f"{axis} is no axis")
+    floor = ".clamp_min(1e-6)" if constant else ""
+    return f"{name}.mean({over})", f"{name}.std({over}){floor}"
+
+
+def _named(context: Context, index: int) -> tuple[str, Draft]:
+    """The name of an argument of the training dataset; an expression gets one."""
+    source = _training(context)
+    if len(source.tensors) <= index:
+        raise Unwritable("the dataset has no such tensor")
+    node = source.node
+    assert isinstance(node, ast.Call)
+    given = node.args[index]
+    if isinstance(given, ast.Name):
+        return given.id, source.draft
+    draft, text = source.draft, draft_source(source.draft, given)
+    taken = {n.id for n in ast.walk(draft.tree) if isinstance(n, ast.Name)}
+    name = next(n for n in (("inputs", "x", "standardized") if index == 0 else ("targets", "y", "scaled")) if n not in taken)
+    draft.replace(given, name)
+    insert_before(draft, _training(context).node, f"{name} = {text}")
+    return name, draft
+
+
+def draft_source(draft: Draft, node: ast.expr) -> str:
+    text = draft.source(node)
+    return text if "\n" not in text else f"({text})"
+
+
+def _batches(source: Source, p: Fix, axis: str, constant: bool) -> None:
+    name = source.batches
+    if axis == "all" and "mean" in p.settings:
+        mean, std = _statistics("", p, axis, constant)
+        insert_after(source.draft, source.node, f"{name} = [((x - {mean}) / {std}, y) for x, y in {name}]")
+        return
+    cat = spelled(source.draft, "torch.cat")
+    mean, std = _statistics("everything", p, axis, constant)
+    lines = (
+        f"everything = {cat}([x for x, _ in {name}])",
+        f"mean, std = {mean}, {std}",
+        f"{name} = [((x - mean) / std, y) for x, y in {name}]",
+    )
+    node = next(s for s in source.draft.tree.body if isinstance(s, ast.Assign) and dotted(s.targets[0]) == name)
+    insert_after(source.draft, node, "\n".join(lines))
+
+
+def targets(p: Fix, context: Context) -> None:
+    mean, std = literal(number(p, "mean"), 4), literal(number(p, "std"), 4)
+    shift = f" - {mean}" if not mean.startswith("-") else f" + {mean[1:]}"
+    source = _training(context)
+    back = f"  # a prediction is output * {std} + {mean}"
+    if source.batches:
+        insert_after(source.draft, source.node, f"{source.batches} = [(x, (y{shift}) / {std}) for x, y in {source.batches}]{back}")
+        return
+    name, draft = _named(context, 1)
+    insert_before(draft, _training(context).node, f"{name} = ({name}{shift}) / {std}{back}")
+    others = [s for s in sources(context) if s.held_out and len(s.tensors) > 1 and s.tensors[1] != name]
+    for other in others[:1]:
+        insert_before(other.draft, other.node, f"{other.tensors[1]} = ({other.tensors[1]}{shift}) / {std}")
+
+
+# --------------------------------------------------------------------------- order and content
+
+
+def shuffle(p: Fix, context: Context) -> None:
+    """shuffle=True for the loader of the training data."""
+    for draft in context.all_drafts():
+        for node in ast.walk(draft.tree):
+            if called(node) != "DataLoader" or not isinstance(node, ast.Call) or is_held_out(draft, node):
+                continue
+            if argument(node, "sampler") is not None or argument(node, "batch_sampler") is not None:
+                raise Unwritable(f"{draft.path}:{node.lineno}: the loader has a sampler of its own")
+            set_argument(draft, node, "shuffle", "True", 2)
+            return
+    raise Unwritable("there is no DataLoader in your files")
+
+
+def larger_batch(p: Fix, context: Context) -> None:
+    """The loader's batch size, times as many."""
+    for draft in context.all_drafts():
+        for node in ast.walk(draft.tree):
+            if called(node) != "DataLoader" or not isinstance(node, ast.Call) or is_held_out(draft, node):
+                continue
+            given = argument(node, "batch_size", 1)
+            value = definition(draft, given) or given if given is not None else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, int):
+                draft.replace(value, str(value.value * round(number(p, "batches"))))
+                return
+    raise Unwritable("no DataLoader in your files has its batch size as a number")
+
+
+def is_held_out(draft: Draft, node: ast.AST) -> bool:
+    statement = statement_of(draft, node)
+    names = [dotted(t).lower() for t in statement.targets] if isinstance(statement, ast.Assign) else []
+    return any(word in name for name in names for word in HELD_OUT)
+
+
+def clean(p: Fix, context: Context) -> None:
+    """Leaves out samples with entries that are not finite."""
+    source = _training(context)
+    if len(source.tensors) < 2:
+        raise Unwritable("the data are not put together from tensors in your files")
+    given, draft = _named(context, 0)
+    wanted, draft = _named(context, 1)
+    tensors = {x.name: x for x in context.measurement.data.inputs}
+    bad_target = not any(x.non_finite for x in tensors.values())
+    name = wanted if bad_target else given
+    line = f"finite = {name}.isfinite().flatten(1).all(dim=1)  # samples without NaN or infinity"
+    if bad_target:
+        line = f"finite = {name}.isfinite().reshape(len({name}), -1).all(dim=1)  # samples without NaN or infinity"
+    insert_before(draft, _training(context).node, f"{line}\n{given}, {wanted} = {given}[finite], {wanted}[finite]")
+
+
+WRITERS: dict[str, Writer] = {
+    "standardize-input": inputs,
+    "standardize-target": targets,
+    "shuffle-data": shuffle,
+    "clean-data": clean,
+    "larger-batch": larger_batch,
+}

@@ -1,0 +1,180 @@
+"""Initial state of recurrent layers: gates that remember, recurrent weights that neither shrink nor grow.
+
+torch adds two biases, `bias_ih` and `bias_hh`; the gate's value goes into the first and the second is zeroed. Its gates are, in order,
+input, forget, cell, output (LSTM) and reset, update, new (GRU: an update gate of 1 keeps the state).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.initialization.weights import CHECKPOINT
+from gradcheck.remedies.layer_selection import is_tuned, several
+from gradcheck.remedies.modules.surgery import module_at
+from gradcheck.types.checks import Recurrence
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+
+GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
+
+
+def gates_of(module: nn.Module) -> int:
+    """Blocks of rows in the weights of a recurrent module; 0 for other modules."""
+    return next((GATES[base.__name__] for base in type(module).__mro__ if base.__name__ in GATES), 0)
+
+
+def bias_pairs(module: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """(bias_ih, bias_hh) of each layer and direction, [gates * hidden]."""
+    own = module._parameters
+    for name, bias in own.items():
+        if name.startswith("bias_ih") and bias is not None:
+            other = own[name.replace("_ih", "_hh")]
+            assert other is not None
+            yield bias, other
+
+
+def remember(patient: TreatedWorkload, prescription: Fix) -> None:
+    """The forget gate's bias to a constant."""
+    value = float(prescription.settings["value"])
+    _set_gates(patient, prescription, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value), False)
+
+
+def chrono(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Biases for memories of all lengths up to T: forget log(uniform(1, T - 1)), input its negative; GRU: the update gate."""
+    longest = max(2.0, float(prescription.settings["steps"]) - 1)
+
+    def drawn(hidden: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.empty(hidden).uniform_(1.0, longest, generator=generator).log()
+
+    _set_gates(patient, prescription, ("LSTM", "GRU"), drawn, True)
+
+
+def _set_gates(
+    patient: TreatedWorkload,
+    prescription: Fix,
+    kinds: tuple[str, ...],
+    values: Callable[[int, torch.Generator], torch.Tensor],
+    opposite: bool,
+) -> None:
+    generator = torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
+    for name in prescription.layers:
+        module = module_at(patient, name)
+        gates, pairs = gates_of(module), list(bias_pairs(module))
+        if not any(gates == GATES[kind] for kind in kinds):
+            raise Inapplicable(f"{name} is no {' or '.join(kinds)}")
+        if not pairs:
+            raise Inapplicable(f"{name} has no biases")
+        with torch.no_grad():
+            for first, second in pairs:
+                hidden = first.numel() // gates
+                value = values(hidden, generator).to(first.device, first.dtype)
+                gate = slice(hidden, 2 * hidden)  # LSTM: forget; GRU: update
+                first[gate], second[gate] = value, torch.zeros_like(value)
+                if opposite and gates == GATES["LSTM"]:
+                    first[:hidden], second[:hidden] = -value, torch.zeros_like(value)
+
+
+def orthogonal_recurrent(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Recurrent weights [gates * hidden, hidden], orthogonal gate by gate; square weights of hand-written layers whole."""
+    generator = torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
+    for name in prescription.layers:
+        module = module_at(patient, name)
+        gates = gates_of(module)
+        weights = [p for n, p in module._parameters.items() if n.startswith("weight_hh") and p is not None]
+        if not gates:
+            own = module._parameters.get("weight")
+            gates, weights = 1, [own] if own is not None and own.dim() == 2 and own.shape[0] == own.shape[1] else []
+        if not weights:
+            raise Inapplicable(f"{name} has no recurrent weights of its own")
+        with torch.no_grad():
+            for weight in weights:
+                for block in weight.chunk(gates):
+                    block.copy_(nn.init.orthogonal_(torch.empty(block.shape), generator=generator))
+
+
+# ------------------------------------------------------------------------------ prescribing
+
+
+def _recurrences(finding: Finding | None, m: Measurement) -> list[Recurrence]:
+    found = [r for r in m.recurrences if finding is None or not finding.layers or r.layer in finding.layers]
+    return [] if is_tuned(m) else found
+
+
+def _fused(finding: Finding | None, m: Measurement, kinds: tuple[str, ...]) -> list[str]:
+    """Recurrent modules of these kinds that the finding is about."""
+    named = {r.layer for r in _recurrences(finding, m)} | set(finding.layers if finding is not None else ())
+    layers = [x for x in m.of_kind("recurrent") if x.type.removesuffix("Cell") in kinds]
+    return [] if is_tuned(m) else [x.name for x in layers if finding is None or x.name in named]
+
+
+def prescribe_forget(finding: Finding | None, m: Measurement) -> list[Fix]:
+    names = _fused(finding, m, ("LSTM",))
+    if not names:
+        return []
+    text = f"set the forget gate's bias of {', '.join(names)} to 1: bias_ih 1, bias_hh 0"
+    return [FORGET_BIAS.prescription(text, finding, layers=tuple(names), settings={"value": 1.0})]
+
+
+def prescribe_chrono(finding: Finding | None, m: Measurement) -> list[Fix]:
+    names = _fused(finding, m, ("LSTM", "GRU"))
+    steps = max((r.steps for r in m.recurrences if r.layer in names), default=0)
+    if not names or steps < 3:
+        return []
+    text = f"draw the forget bias of {', '.join(names)} as log(uniform(1, {steps - 1})), the input bias as minus it: reaches {steps} steps"
+    settings: dict[str, Setting] = {"steps": steps}
+    return [CHRONO_INIT.prescription(text, finding, layers=tuple(names), settings=settings)]
+
+
+def prescribe_orthogonal(finding: Finding | None, m: Measurement) -> list[Fix]:
+    names = _fused(finding, m, ("LSTM", "GRU", "RNN")) or [x.name for r in _recurrences(finding, m) for x in _by_hand(m, r)]
+    if not names:
+        return []
+    text = f"initialise the recurrent weights of {several(len(names), 'layer')} with orthogonal_: spectral radius 1"
+    return [ORTHOGONAL_RECURRENT.prescription(text, finding, layers=tuple(names))]
+
+
+def _by_hand(m: Measurement, r: Recurrence) -> list[Layer]:
+    """Square linear layers of a hand-written recurrent module that run at every step."""
+    prefix = f"{r.layer}." if r.layer else ""
+    inside = [x for x in m.of_kind("linear") if x.name.startswith(prefix) and ":" not in x.name]
+    return [x for x in inside if x.calls >= r.steps > 1 and x.output_shape and x.fan_in == x.output_shape[-1]]
+
+
+FORGET_BIAS = RemedyDefinition(
+    "forget-bias",
+    "forget gate that starts open",
+    "initialization",
+    "safe",
+    "Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures",
+    prescribe_forget,
+    remember,
+    CHECKPOINT,
+)
+CHRONO_INIT = RemedyDefinition(
+    "chrono-init",
+    "gate biases for memories of all lengths",
+    "initialization",
+    "safe",
+    "Tallec and Ollivier 2018, Can Recurrent Neural Networks Warp Time?",
+    prescribe_chrono,
+    chrono,
+    CHECKPOINT,
+)
+ORTHOGONAL_RECURRENT = RemedyDefinition(
+    "orthogonal-recurrent",
+    "orthogonal recurrent weights",
+    "initialization",
+    "safe",
+    "Saxe et al. 2014; Henaff et al. 2016, Recurrent Orthogonal Networks and Long-Memory Tasks",
+    prescribe_orthogonal,
+    orthogonal_recurrent,
+    CHECKPOINT,
+)
+TREATMENTS: tuple[RemedyDefinition, ...] = (FORGET_BIAS, CHRONO_INIT, ORTHOGONAL_RECURRENT)

@@ -1,0 +1,1 @@
+"""Remedies of the user's training loop: edits of the source alone."""

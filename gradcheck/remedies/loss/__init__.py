@@ -1,0 +1,1 @@
+"""Remedies of the loss and of how it is taken."""

@@ -1,0 +1,122 @@
+"""Treatments of how a loss is taken: shapes that belong together, and the sign."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.modules.user_code import edit_code, map_output
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
+from gradcheck.workload.outputs import as_scalar
+from gradcheck.workload.step import apply_loss
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+from gradcheck.workload.workload import Batch, TrainingStep
+
+
+def prescribe_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Of two shapes that differ by an axis of length 1, the longer one loses it."""
+    pairs = [(c.input_shape, c.target_shape, c.site) for c in m.losses if c.broadcast is not None]
+    heads = [x.output_shape for x in m.layers if x.head]
+    for mix in m.mixes:
+        output_first = mix.left in heads or mix.right not in heads
+        pairs.append((mix.left, mix.right, mix.site) if output_first else (mix.right, mix.left, mix.site))
+    for output, target, site in pairs:
+        if finding is not None and finding.location not in (None, site):
+            continue
+        operand, long, short = ("output", output, target) if len(output) > len(target) else ("target", target, output)
+        dim = next((i for i, n in enumerate(long) if n == 1 and long[:i] + long[i + 1 :] == short), None)
+        if dim is None:
+            continue
+        dim = -1 if dim == len(long) - 1 else dim
+        settings: dict[str, Setting] = {"operand": operand, "operation": "squeeze", "dim": dim}
+        text = f"give both the same shape: {operand}.squeeze({dim}), {list(long)} to {list(short)}"
+        return [SHAPES.prescription(text, finding, settings=settings)]
+    return []
+
+
+def match_shapes(patient: TreatedWorkload, p: Fix) -> None:
+    operand, dim = p.settings["operand"], int(p.settings["dim"])
+    if operand == "output":
+        map_output(patient, functools.partial(_squeezed, dim))
+        return
+    index = target_index(patient.workload.batches[0], patient.model)
+    if index is None:
+        raise Inapplicable("the target is not a tensor of the batch")
+    patient.transform(functools.partial(_squeezed_batch, index, dim))
+
+
+def _squeezed(dim: int, output: torch.Tensor, _: Any) -> torch.Tensor:
+    return output.squeeze(dim)
+
+
+def _squeezed_batch(index: int, dim: int, batch: Batch) -> Batch:
+    return replaced(batch, {index: tensor_at(batch, index).squeeze(dim)})
+
+
+def prescribe_sign(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if m.optimizer.maximize:
+        return [SIGN.prescription("drop maximize=True", finding, settings={"maximize": False})]
+    negated = [c for c in m.losses if (c.weight_in_total or 0.0) < 0]
+    if negated:
+        call = next((c for c in negated if finding is not None and c.site == finding.location), negated[0])
+        whole = len(m.losses) == 1
+        settings: dict[str, Setting] = {"function": call.function, "whole": whole}
+        text = f"drop the minus in front of {call.function}" if whole else f"add {call.function} to the total instead of subtracting it"
+        return [SIGN.prescription(text, finding, settings=settings, applicability="unsafe")]
+    if m.optimizer.lr < 0:
+        return [SIGN.prescription("make the rate positive", finding, settings={"lr": -m.optimizer.lr})]
+    return []
+
+
+def flip_sign(patient: TreatedWorkload, p: Fix) -> None:
+    groups = patient.optimizer.param_groups
+    if "maximize" in p.settings:
+        for group in groups:
+            group["maximize"] = False
+    elif "lr" in p.settings:
+        for group in groups:
+            group["lr"] = abs(group["lr"])
+    elif not p.settings["whole"]:
+        edit_code(patient, p.location, lambda node, _: ast.UnaryOp(ast.USub(), node) if isinstance(node, ast.Call) else None)
+    elif patient.workload.loss is not None:
+        patient.replace_loss(functools.partial(_negated, patient.workload.loss))
+    else:
+        patient.workload.training_step = functools.partial(_negated_step, patient.workload.training_step)
+
+
+def _negated(loss: Any, output: Any, target: Any) -> torch.Tensor:
+    return -as_scalar(apply_loss(loss, output, target))
+
+
+def _negated_step(step: TrainingStep, model: nn.Module, batch: Batch) -> torch.Tensor:
+    return -step(model, batch)
+
+
+SHAPES = RemedyDefinition(
+    "match-shapes",
+    "output and target of one shape",
+    "loss",
+    "unsafe",
+    "PyTorch documentation, Broadcasting semantics",
+    prescribe_shapes,
+    match_shapes,
+)
+SIGN = RemedyDefinition(
+    "flip-sign",
+    "descent in place of ascent",
+    "loss",
+    "safe",
+    "PyTorch documentation, torch.optim.SGD: maximize",
+    prescribe_sign,
+    flip_sign,
+)
+
+TREATMENTS = (SHAPES, SIGN)

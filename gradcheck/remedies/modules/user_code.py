@@ -1,0 +1,128 @@
+"""Between the model's output and the user's loss: maps of the output, and changes of the loss's own code.
+
+What changes a loss is a `functools.partial` around the one that the user gave, so that copies of a patient copy that one too. A training
+step that computes its loss by itself gets a model whose output is mapped.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.remedies.modules.rewriting import Edit, TreeEdit, bind, own_methods, rewrite, rewritten, transformed
+from gradcheck.remedies.modules.surgery import require_running
+from gradcheck.types.location import Location
+from gradcheck.workload.outputs import as_scalar
+from gradcheck.workload.step import apply_loss, make_user_step
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+from gradcheck.workload.workload import Batch, TrainingStep
+
+Map = Callable[[torch.Tensor, Any], torch.Tensor]  # (output, target) to the output that the loss sees; no target in a training step
+
+
+def map_output(patient: TreatedWorkload, change: Map) -> None:
+    """The loss sees `change(output, target)` in place of the output. `change` must be a function or a partial of one.
+
+    Raises Inapplicable when the training step does not run with it, as for outputs that are no tensors.
+    """
+    w = patient.workload
+    if w.loss is not None:
+        patient.replace_loss(functools.partial(_loss_of_mapped, w.loss, change))
+    else:
+        w.training_step = functools.partial(_step_of_mapped, w.training_step, change)
+    require_running(patient)
+
+
+def _loss_of_mapped(loss: Any, change: Map, output: Any, target: Any) -> torch.Tensor:
+    return as_scalar(apply_loss(loss, _mapped(change, output, target), target))
+
+
+def _mapped(change: Map, output: Any, target: Any) -> Any:
+    if isinstance(output, torch.Tensor):
+        return change(output, target)
+    if isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor) and not hasattr(output, "_fields"):
+        return (change(output[0], target), *output[1:])
+    raise Inapplicable(f"the model returns a {type(output).__name__}, not a tensor")
+
+
+def _step_of_mapped(step: TrainingStep, change: Map, model: nn.Module, batch: Batch) -> torch.Tensor:
+    return step(_MappedModel(model, change), batch)
+
+
+class _MappedModel(nn.Module):
+    """A model whose output is mapped; everything else about it is the model's."""
+
+    def __init__(self, model: nn.Module, change: Map) -> None:
+        super().__init__()
+        self.model = model
+        self.change = change
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _mapped(self.change, self.model(*args, **kwargs), None)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.model.named_parameters(*args, **kwargs)
+
+
+# ---------------------------------------------------------------------------- code of the loss
+
+
+def user_function(patient: TreatedWorkload) -> types.FunctionType | None:
+    """The user's own function that the loss is computed by: the loss, or the training step; None where it is neither."""
+    w = patient.workload
+    candidate: Any = w.loss
+    if candidate is None and isinstance(w.training_step, functools.partial) and w.training_step.args:
+        candidate = w.training_step.args[0]
+    return candidate if isinstance(candidate, types.FunctionType) else None
+
+
+def edit_code(patient: TreatedWorkload, site: Location | None, edit: Edit) -> None:
+    """Replaces an expression of the loss, the training step or the model, as an edit of the source would. Raises Inapplicable."""
+    function = user_function(patient)
+    if function is None or site is None:
+        rewrite(patient, site, edit)
+        return
+    try:
+        new = rewritten(function, site, edit)
+    except Inapplicable:
+        rewrite(patient, site, edit)
+        return
+    _use(patient, new)
+    require_running(patient)
+
+
+def edit_all_code(patient: TreatedWorkload, edit: TreeEdit) -> None:
+    """Edits every function that the workload consists of: the loss or the training step, and the methods of the model's modules.
+
+    `edit` gets a copy of a function's tree, and gives None for one that it leaves alone. Raises Inapplicable when it changes none.
+    """
+    function = user_function(patient)
+    new = transformed(function, edit) if function is not None else None
+    if new is not None:
+        _use(patient, new)
+    methods = [(method, tree) for method in own_methods(patient) if (tree := edit(copy.deepcopy(method.tree))) is not None]
+    for method, tree in methods:
+        bind(method, tree)
+    if new is None and not methods:
+        raise Inapplicable("the code of the loss, the training step and the model has no such place")
+    require_running(patient)
+
+
+def _use(patient: TreatedWorkload, function: Callable[..., Any]) -> None:
+    """A changed loss or training step in the place of the user's."""
+    if patient.workload.loss is not None:
+        patient.replace_loss(function)
+    else:
+        patient.workload.training_step = make_user_step(function)

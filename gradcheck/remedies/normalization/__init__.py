@@ -1,0 +1,1 @@
+"""Remedies with and of normalization layers."""

@@ -1,0 +1,268 @@
+"""Normalization: put behind layers that have none, taken in another kind, and put in the right order with dropout and bias."""
+
+from __future__ import annotations
+
+import ast
+import types
+from dataclasses import replace
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from gradcheck.analysis.layer_groups import usual_normalization
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.layer_selection import body_layers, several, weighted_layers
+from gradcheck.remedies.modules.rewriting import operand, rewrite
+from gradcheck.remedies.modules.surgery import follow, like, module_at, path_now, rewired, swap
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+
+GROUPS = 8  # at most; Wu and He find 32 groups best for hundreds of channels
+KEYS = "keys change: the new layers have weights of their own, and those of a wrapped layer move; old checkpoints do not fit"
+
+
+def features_of(module: nn.Module, name: str) -> int:
+    """Output features or channels. Raises Inapplicable."""
+    for key in ("out_features", "out_channels", "nf"):
+        if isinstance(size := getattr(module, key, None), int):
+            return size
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, nn.Parameter) and weight.dim() >= 2:
+        return weight.shape[0]
+    raise Inapplicable(f"the number of features that {name} gives is not known")
+
+
+def groups_of(channels: int, most: int = GROUPS) -> int:
+    """The largest number of groups up to `most` that divides the channels."""
+    return max(g for g in range(1, most + 1) if channels % g == 0)
+
+
+def norm_of(kind: str, features: int, groups: int = GROUPS) -> nn.Module:
+    """A normalization by the name of its class in torch.nn."""
+    if kind == "GroupNorm":
+        return nn.GroupNorm(groups_of(features, groups), features)
+    made: nn.Module = getattr(nn, kind)(features)
+    return made
+
+
+# --------------------------------------------------------------------------- inserting one
+
+
+def insert(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Puts a normalization behind each layer; batch normalization takes away the bias that it would subtract."""
+    kind, groups = str(prescription.settings["kind"]), int(prescription.settings.get("groups", GROUPS))
+    with rewired(patient):
+        for name in prescription.layers:
+            layer = module_at(patient, name)
+            new = norm_of(_for_layer(kind, layer), features_of(layer, name), groups)
+            follow(patient, name, new)
+            if prescription.settings.get("drop_bias") and isinstance(new, _BatchNorm) and getattr(layer, "bias", None) is not None:
+                layer.register_parameter("bias", None)
+
+
+def _for_layer(kind: str, layer: nn.Module) -> str:
+    """The form of a kind for this layer: features are on axis 1 of a convolution, on the last axis of others."""
+    if not isinstance(layer, _ConvNd):
+        return {"BatchNorm2d": "BatchNorm1d", "BatchNorm3d": "BatchNorm1d", "GroupNorm": "LayerNorm"}.get(kind, kind)
+    if kind.startswith("BatchNorm"):
+        return f"BatchNorm{layer.weight.dim() - 2}d"
+    return "GroupNorm"
+
+
+def prescribe_insertion(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
+    """For the layers of the body without a normalization, heads left out."""
+    if m.norms and any(m.of_kind("attention")):
+        return []  # a transformer has its normalizations where they belong
+    named = weighted_layers(finding, m)
+    body = {x.name for x in body_layers(m)}
+    bare = [x for x in named if not x.normalized and x.name in body and ":" not in x.name and x.output_shape]
+    if not bare:
+        return []
+    kind = _FORCED.get(treatment.name) or usual_normalization(m, bare)
+    if kind.startswith("BatchNorm"):
+        dims = max((len(x.output_shape) - 2 for x in bare if x.kind == "conv"), default=1)
+        kind = f"BatchNorm{dims}d"
+        bare = [x for x in bare if x.kind == "conv" or len(x.output_shape) == 2]  # features are on axis 1
+    if kind == "LayerNorm" and all(x.kind == "conv" for x in bare):
+        kind = "GroupNorm"
+    if not bare or (kind == "GroupNorm" and any(x.kind != "conv" and len(x.output_shape) != 2 for x in bare)):
+        return []
+    settings: dict[str, Setting] = {"kind": kind}
+    if kind == "GroupNorm":
+        settings["groups"] = 1 if treatment.name == "layer-normalization" else groups_of(min(_channels(x) for x in bare))
+    if kind.startswith("BatchNorm"):
+        settings["drop_bias"] = True
+    text = f"normalise the output of {several(len(bare), 'layer')} with {kind}"
+    return [treatment.prescription(text, finding, layers=tuple(x.name for x in bare), settings=settings)]
+
+
+def _channels(layer: Layer) -> int:
+    return layer.output_shape[1] if layer.kind == "conv" else layer.output_shape[-1]
+
+
+_FORCED = {"batch-normalization": "BatchNorm", "layer-normalization": "LayerNorm", "group-normalization": "GroupNorm"}
+
+
+# ------------------------------------------------------------------------- replacing batch norm
+
+
+def without_batch(patient: TreatedWorkload, prescription: Fix) -> None:
+    """GroupNorm, or LayerNorm for vectors, with gain and bias of the batch normalization that it replaces."""
+    groups = int(prescription.settings.get("groups", GROUPS))
+    with rewired(patient):
+        for name in prescription.layers:
+            old = module_at(patient, name)
+            if not isinstance(old, _BatchNorm):
+                raise Inapplicable(f"{name} is no batch normalization of torch")
+            vector = prescription.settings["kind"] == "LayerNorm"
+            new = like(norm_of("LayerNorm" if vector else "GroupNorm", old.num_features, groups), old)
+            if old.affine:
+                new.weight, new.bias = old.weight, old.bias
+            swap(patient, name, new)
+
+
+def prescribe_without_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """All batch normalizations of the model: they all see the same batch."""
+    norms = {n.layer for n in m.norms if n.batch and n.layer and ":" not in n.layer}
+    layers = [x for x in m.layers if x.name in norms and "BatchNorm" in x.type]
+    if not layers or finding is None:
+        return []
+    vector = all(len(x.output_shape) == 2 for x in layers)
+    settings: dict[str, Setting] = {"kind": "LayerNorm" if vector else "GroupNorm"}
+    if not vector:
+        settings["groups"] = groups_of(min(x.output_shape[1] for x in layers))
+    text = f"replace {several(len(layers), 'batch normalization')} by {settings['kind']}, which needs no batch"
+    return [BATCH_FREE.prescription(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
+
+
+# ----------------------------------------------------------------------------- bias and dropout
+
+
+def remove_bias(patient: TreatedWorkload, prescription: Fix) -> None:
+    with rewired(patient):
+        for name in prescription.layers:
+            module = module_at(patient, name)
+            if module._parameters.get("bias") is None:
+                raise Inapplicable(f"{name} has no bias of its own")
+            module.register_parameter("bias", None)
+
+
+def prescribe_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None:
+        return []
+    names = tuple(x for x in finding.layers if ":" not in x)
+    text = f"create {several(len(names), 'layer')} before batch normalization with bias=False"
+    return [REMOVE_BIAS.prescription(text, finding, layers=names)] if names else []
+
+
+def move_dropout(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Takes the dropout away where it is, and puts it behind the normalization; inside one nn.Sequential it changes places."""
+    dropout, norm = prescription.layers
+    with rewired(patient):
+        if ":" in dropout:
+            rewrite(patient, prescription.location, _without_dropout)
+            moved: nn.Module = nn.Dropout(float(prescription.settings["rate"]))
+        else:
+            moved = module_at(patient, dropout)
+            if _reordered(patient, dropout, norm):
+                return
+            swap(patient, dropout, nn.Identity())
+        follow(patient, norm, moved)
+
+
+def _without_dropout(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
+    return operand(node, function)
+
+
+def _reordered(patient: TreatedWorkload, dropout: str, norm: str) -> bool:
+    """Whether both are entries of one nn.Sequential; they are then in their new order."""
+    (home, _, first), (other, _, last) = (path_now(patient, name).rpartition(".") for name in (dropout, norm))
+    parent = patient.model.get_submodule(home)
+    if home != other or not isinstance(parent, nn.Sequential):
+        return False
+    keys, modules = list(parent._modules), list(parent)
+    start, end = keys.index(first), keys.index(last)
+    modules.insert(end, modules.pop(start))
+    prefix = f"{home}." if home else ""
+    for key, module in zip(keys, modules, strict=True):
+        parent._modules[key] = module
+    shifted = [(f"{prefix}{keys[i]}", f"{prefix}{keys[i - 1]}") for i in range(start + 1, end + 1)]
+    aside = f"{prefix}(moved)"
+    patient.renames.extend([(f"{prefix}{first}", aside), *shifted, (aside, f"{prefix}{last}")])
+    return True
+
+
+def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """The dropout moves behind the last batch normalization that it disturbs."""
+    hit = next((n for n in m.norms if n.dropout is not None and finding is not None and n.layer in finding.layers), None)
+    if hit is None or hit.dropout is None:
+        return []
+    norm = [n for n in m.norms if n.dropout == hit.dropout][-1].layer
+    layer = m.layer(hit.dropout)
+    text, rate = f"move the dropout behind the batch normalization {norm}", {"rate": hit.dropout_rate}
+    if layer is not None and layer.kind == "dropout":
+        return [MOVE_DROPOUT.prescription(text, finding, layers=(layer.name, norm), settings=rate)]
+    calls = m.regularization.dropouts if m.regularization is not None else ()
+    call = next((d for d in calls if ":" in d.layer and d.layer.partition(":")[0] == hit.dropout and d.site is not None), None)
+    if call is None:
+        return []
+    made = MOVE_DROPOUT.prescription(text, finding, layers=(call.layer, norm), settings=rate)
+    return [replace(made, location=call.site)]
+
+
+def _inserting(name: str, title: str, citation: str) -> RemedyDefinition:
+    return RemedyDefinition(
+        name,
+        title,
+        "architecture",
+        "unsafe",
+        citation,
+        lambda finding, m: prescribe_insertion(_BY_NAME[name], finding, m),
+        insert,
+        KEYS,
+    )
+
+
+_IOFFE = "Ioffe and Szegedy 2015, Batch Normalization"
+INSERTING = (
+    _inserting("insert-normalization", "normalization of the layers' outputs", _IOFFE),
+    _inserting("batch-normalization", "batch normalization", _IOFFE),
+    _inserting("layer-normalization", "layer normalization", "Ba et al. 2016, Layer Normalization"),
+    _inserting("group-normalization", "group normalization", "Wu and He 2018, Group Normalization"),
+)
+_BY_NAME = {t.name: t for t in INSERTING}
+BATCH_FREE = RemedyDefinition(
+    "batch-free-normalization",
+    "normalization that needs no batch",
+    "architecture",
+    "unsafe",
+    "Wu and He 2018, Group Normalization; Ba et al. 2016, Layer Normalization",
+    prescribe_without_batch,
+    without_batch,
+    "weights and biases keep their keys; the running statistics are gone: load old checkpoints with strict=False and train on",
+)
+REMOVE_BIAS = RemedyDefinition(
+    "remove-bias",
+    "no bias before batch normalization",
+    "architecture",
+    "unsafe",
+    "Ioffe and Szegedy 2015, Batch Normalization, section 3.2",
+    prescribe_bias,
+    remove_bias,
+    "the keys of these biases are gone: load old checkpoints with strict=False",
+)
+MOVE_DROPOUT = RemedyDefinition(
+    "move-dropout",
+    "dropout behind the last batch normalization",
+    "architecture",
+    "unsafe",
+    "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift",
+    prescribe_dropout,
+    move_dropout,
+    "the key of the normalization changes where both are entries of one nn.Sequential",
+)
+TREATMENTS: tuple[RemedyDefinition, ...] = (*INSERTING, BATCH_FREE, REMOVE_BIAS, MOVE_DROPOUT)

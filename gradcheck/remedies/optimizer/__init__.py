@@ -1,0 +1,1 @@
+"""Remedies of the optimizer, its rate over time, and its weight decay."""

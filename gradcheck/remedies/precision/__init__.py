@@ -1,0 +1,1 @@
+"""Remedies of regions in half precision."""

@@ -1,0 +1,114 @@
+"""Elman layers replaced by gated ones, whose state is kept along the time steps instead of being multiplied at each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from gradcheck.errors import TargetError
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.initialization.recurrent import FORGET_BIAS, remember
+from gradcheck.remedies.layer_selection import is_tuned, made_with
+from gradcheck.remedies.modules.surgery import like, module_at, rewired, swap
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.outputs import first_tensor
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+
+KINDS: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU}
+FORGET = 1.0  # Gers et al. 2000; Jozefowicz et al. 2015
+Shape = tuple[int, ...]
+
+
+def gate(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Each Elman layer becomes an LSTM with open forget gates, or a GRU, of the same sizes and options.
+
+    An LSTM returns (output, (h, c)) and an Elman layer (output, h): Inapplicable is raised when the model does not run with that, or
+    when its output has another shape then, as after `h[-1]`, which is the last layer's state of the one and all cells of the other.
+    """
+    kind = str(prescription.settings["kind"])
+    before = _output_shape(patient)
+    with rewired(patient), preserve_rng():
+        torch.manual_seed(int(prescription.settings.get("seed", 0)))
+        for name in prescription.layers:
+            old = module_at(patient, name)
+            new = _gated(KINDS[kind], old, name)
+            _take_groups(patient, old, new)
+            swap(patient, name, new)
+            if kind == "LSTM" and new.bias:
+                remember(patient, FORGET_BIAS.prescription("", layers=(name,), settings={"value": FORGET}))
+    if _output_shape(patient) != before:
+        raise Inapplicable(f"its output changes shape: it uses the state of the layer, which is another one in nn.{kind}")
+
+
+def _gated(kind: Callable[..., nn.RNNBase], old: nn.Module, name: str) -> nn.RNNBase:
+    """An untrained layer with the options of an Elman layer, on its device and in its type."""
+    if type(old) is not nn.RNN:  # what a subclass changes would be lost
+        raise Inapplicable(f"{name} is no nn.RNN of torch")
+    if not any(p.requires_grad for p in old.parameters()):
+        raise Inapplicable(f"the weights of {name} are frozen")
+    new = kind(old.input_size, old.hidden_size, old.num_layers, old.bias, old.batch_first, bidirectional=old.bidirectional)
+    new.dropout = old.dropout  # torch warns of it in a single layer, and did so when the user made this one
+    like(new, old)
+    return new
+
+
+def _take_groups(patient: TreatedWorkload, old: nn.Module, new: nn.Module) -> None:
+    """Parameters go to the places of those of their name, since a group of their own may have a rate of its own."""
+    instead = {id(p): new.get_parameter(name) for name, p in old.named_parameters()}
+    for group in patient.optimizer.param_groups:
+        group["params"] = [instead.get(id(p), p) for p in group["params"]]
+
+
+def _output_shape(patient: TreatedWorkload) -> Shape | None:
+    """Of what the model returns in a training step; None where no batch or no call tells. Raises Inapplicable."""
+    if not patient.workload.batches:
+        return None
+    shapes: list[Shape | None] = []
+    try:
+        with preserve_rng(), torch.no_grad():
+            twin = patient.copy()
+            twin.model.register_forward_hook(lambda *call: shapes.append(_shape(call[-1])))
+            twin.workload.training_step(twin.model, twin.workload.batches[0])
+    except Exception as error:
+        raise Inapplicable(f"the model does not run with it: {type(error).__name__}: {error}") from error
+    return shapes[0] if shapes else None
+
+
+def _shape(output: object) -> Shape | None:
+    try:
+        return tuple(first_tensor(output).shape)
+    except TargetError:
+        return None
+
+
+def prescribe(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """For the Elman layers that the finding names, else for all: first an LSTM, then a GRU, whose state is a tensor as theirs is."""
+    elman = [] if is_tuned(m) else [x for x in m.of_kind("recurrent") if x.type == "RNN"]
+    named = [x for x in elman if finding is not None and x.name in finding.layers]
+    names = tuple(x.name for x in made_with(m, named or elman) if x.type == "RNN")
+    if not names:
+        return []
+    those = ", ".join(names)
+    words = {
+        "LSTM": f"replace {those} by nn.LSTM with its forget gate's bias at 1: its state is kept until a gate says otherwise",
+        "GRU": f"replace {those} by nn.GRU: its state is kept until a gate says otherwise, and its forward call returns the same",
+    }
+    return [GATED.prescription(text, finding, layers=names, settings={"kind": kind}) for kind, text in words.items()]
+
+
+GATED = RemedyDefinition(
+    "gated-recurrence",
+    "gated recurrent layers",
+    "architecture",
+    "unsafe",
+    "Hochreiter and Schmidhuber 1997, Long Short-Term Memory; Gers et al. 2000, Learning to Forget",
+    prescribe,
+    gate,
+    "the layers' parameters keep their keys and change their shapes: old checkpoints do not fit",
+)
+TREATMENTS: tuple[RemedyDefinition, ...] = (GATED,)

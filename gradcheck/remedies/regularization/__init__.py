@@ -1,0 +1,1 @@
+"""Remedies that regularize more or less, augmentation and capacity among them."""

@@ -1,0 +1,164 @@
+"""Treatments of dropout: put behind activations, or set to another rate."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import types
+from collections.abc import Sequence
+
+from torch import nn
+
+from gradcheck.measure.checks.without_regularization import RATES
+from gradcheck.remedies.activation.hidden import placed, places, sites_of
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.remedies.layer_selection import body_activations, listed
+from gradcheck.remedies.modules.rewriting import rewrite, rewrite_method, torch_function
+from gradcheck.remedies.modules.surgery import follow, module_at
+from gradcheck.types.checks import Dropout
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+
+DROPPED = 0.2
+MOST_IN_A_ROW = 4  # at that rate: each one divides the share of a value that arrives, and is not noise, by 1 / (1 - rate)
+
+
+def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Another rate for the dropouts that there are; else dropout behind the activations between the layers."""
+    present = m.regularization.dropouts if m.regularization is not None else ()
+    if present:
+        chosen = [d for d in present if not d.attention] or list(present)
+        settings: dict[str, Setting] = {"rate": DROPPED if chosen[0].rate < DROPPED else min(0.5, chosen[0].rate + 0.2), "insert": False}
+        settings |= places_of(chosen)
+        layers = tuple(d.layer for d in chosen)
+        return [DROPOUT.prescription(_dropout_words(settings), finding, layers=layers, settings=settings, applicability="safe")]
+    found = body_activations(m, [x.function for x in m.of_kind("activation") if x.function])
+    if not found:
+        return []
+    settings = {"rate": DROPPED, "insert": True}
+    if sites := places(found):
+        settings["sites"] = sites
+    return [DROPOUT.prescription(_dropout_words(settings), finding, layers=tuple(x.name for x in found), settings=settings)]
+
+
+def places_of(dropouts: Sequence[Dropout]) -> dict[str, Setting]:
+    """Where the functional ones are called."""
+    text = placed([(d.layer, d.site) for d in dropouts])
+    return {"sites": text} if text else {}
+
+
+def _dropout_words(s: Settings) -> str:
+    rate = float(s["rate"])
+    return f"drop {rate:.0%} of the values behind each hidden activation" if s["insert"] else f"set the rate of dropout to {rate:.2g}"
+
+
+def drop(patient: TreatedWorkload, p: Fix) -> None:
+    rate = float(p.settings["rate"])
+    if not p.settings["insert"]:
+        for name in p.layers:
+            set_dropout(patient, name, rate, p)
+        return
+    sites, done = sites_of(p), set[Location]()
+    for name in p.layers:
+        if ":" not in name:
+            insert_dropout(patient, name, rate)
+        elif (site := sites.get(name)) is None:
+            raise Inapplicable(f"the place of {name} in the source is not known")
+        elif site not in done:
+            rewrite(patient, site, functools.partial(_dropped, rate))
+            done.add(site)
+
+
+def insert_dropout(patient: TreatedWorkload, name: str, rate: float) -> None:
+    """Behind an activation module, whose parameters, where it has any, would get other names."""
+    if list(module_at(patient, name).parameters()):
+        raise Inapplicable(f"dropout behind {name} would rename its parameters")
+    follow(patient, name, nn.Dropout(rate))
+
+
+def _dropped(rate: float, node: ast.expr, method: types.FunctionType) -> ast.expr:
+    """dropout(node, rate, self.training)."""
+    training = ast.Attribute(ast.Name(method.__code__.co_varnames[0], ast.Load()), "training", ast.Load())
+    return torch_function("nn.functional.dropout", node, ast.Constant(rate), training)
+
+
+class _AtRate(ast.NodeTransformer):
+    """Every call of a function of dropout with another rate."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if not name.endswith("dropout") or len(node.args) + len(node.keywords) < 2:
+            return node
+        keywords = [k for k in node.keywords if k.arg != "p"]
+        positional = [*node.args[:1], ast.Constant(self.rate), *node.args[2:]]
+        return ast.copy_location(ast.Call(node.func, positional, keywords), node)
+
+
+def set_dropout(patient: TreatedWorkload, name: str, rate: float, p: Fix) -> None:
+    """Of a dropout module, of the dropout inside attention or recurrent layers, or of a call whose rate is an attribute or a number."""
+    holder, called, _ = name.partition(":")
+    module = module_at(patient, holder)
+    if not called and isinstance(module, nn.modules.dropout._DropoutNd):
+        module.p = rate
+    elif not called and isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        module.dropout = rate
+    elif attributes := [a for a in RATES if isinstance(getattr(module, a, None), float)]:
+        setattr(module, attributes[0], rate)
+    else:
+        rewrite_method(patient, sites_of(p).get(name, p.location), _AtRate(rate).visit)
+
+
+def prescribe_lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """What a finding names; without one what drops more than so many in a row should: deep signals drown in its noise
+    (Schoenholz et al. 2017, Deep Information Propagation)."""
+    present = [d for d in m.regularization.dropouts if d.rate > 0] if m.regularization is not None else []
+    named = present if finding is None else [d for d in present if finding.layers and d.layer in finding.layers]
+    rate = _in_a_row(len(named)) if named else 0.0
+    named = [d for d in named if d.rate > rate]
+    if not named:
+        return []
+    settings: dict[str, Setting] = {"rate": rate, **places_of(named)}
+    layers = tuple(d.layer for d in named)
+    text = f"lower the rate of {listed(layers)} from {max(d.rate for d in named):.2g} to {rate:g}"
+    return [LOWER_DROPOUT.prescription(text, finding, layers=layers, settings=settings)]
+
+
+def _in_a_row(count: int) -> float:
+    """The rate at which so many dropouts together drop as much as a few at the usual rate."""
+    return float(f"{1 - (1 - DROPPED) ** min(1.0, MOST_IN_A_ROW / count):.2g}")
+
+
+def lower_dropout(patient: TreatedWorkload, p: Fix) -> None:
+    for name in p.layers:
+        set_dropout(patient, name, float(p.settings["rate"]), p)
+
+
+DROPOUT = RemedyDefinition(
+    "dropout",
+    "dropout",
+    "regularization",
+    "unsafe",
+    "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    prescribe_dropout,
+    drop,
+    strengths=(Strength("rate", DROPPED, 0.02, 0.8, log=False),),
+    wording=_dropout_words,
+)
+LOWER_DROPOUT = RemedyDefinition(
+    "lower-dropout",
+    "weaker dropout",
+    "regularization",
+    "safe",
+    "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    prescribe_lower_dropout,
+    lower_dropout,
+)
+
+TREATMENTS = (DROPOUT, LOWER_DROPOUT)

@@ -1,0 +1,151 @@
+"""Treatments with a penalty on the weights: L1, L2, Elastic Net.
+
+Strengths are measured in the loss: 1 makes the penalty at the start as large as the loss of the data.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
+from gradcheck.remedies.modules.hooks import Penalty, Proximal
+from gradcheck.remedies.optimizer.weight_decay import spare_vectors
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
+from gradcheck.workload.treated import TreatedWorkload
+
+MEAN_OVER_RMS = 0.8  # of |w|, for normal weights; 0.87 for uniform ones
+L1_STRENGTH, L2_STRENGTH, MIXTURE = 0.3, 0.1, 0.5
+COUPLED = (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax)
+
+
+def penalised(m: Measurement) -> list[Parameter]:
+    """Weights proper: no biases, gains and embeddings."""
+    tables = {name for x in m.layers if x.kind == "embedding" for name in x.parameters}
+    return [p for p in m.parameters if p.trainable and len(p.shape) >= 2 and p.name not in tables and p.steps]
+
+
+def units(m: Measurement) -> tuple[float, float] | None:
+    """Factors l1 of ||w||_1 and l2 of ||w||^2 / 2 that make either penalty as large as the loss at the start."""
+    start = m.chance if m.pretrained and m.chance else (m.probe.losses[0] if m.probe.losses else math.nan)
+    norms = [p.steps[0].norm for p in penalised(m)]
+    squares = sum(n * n for n in norms)
+    sums = sum(MEAN_OVER_RMS * n * p.count**0.5 for n, p in zip(norms, penalised(m), strict=True))
+    if not (math.isfinite(start) and start and math.isfinite(squares) and squares > 0):
+        return None
+    return abs(start) / sums, 2 * abs(start) / squares
+
+
+def _with_penalties(s: Settings) -> dict[str, Setting]:
+    """The factors of both norms, from the strength, the share of L1 in it, and what a strength of 1 stands for."""
+    share, strength = float(s["l1_ratio"]), float(s["strength"])
+    return {**s, "l1": strength * share * float(s["unit_l1"]), "l2": strength * (1 - share) * float(s["unit_l2"])}
+
+
+def _only_decay(s: Settings) -> dict[str, Setting]:
+    return {**s, "weight_decay": float(s["strength"]) * float(s["unit_l2"])}
+
+
+def _penalty(treatment: RemedyDefinition, finding: Finding | None, m: Measurement, **settings: Setting) -> list[Fix]:
+    unit = units(m)
+    if unit is None:
+        return []
+    derived = treatment.derive({**settings, "unit_l1": unit[0], "unit_l2": unit[1]})
+    assert treatment.wording is not None
+    return [treatment.prescription(treatment.wording(derived), finding, settings=derived)]
+
+
+def prescribe_l1(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _penalty(L1, finding, m, strength=L1_STRENGTH, l1_ratio=1.0)
+
+
+def prescribe_l2(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _penalty(L2, finding, m, strength=L2_STRENGTH)
+
+
+def prescribe_elastic(finding: Finding | None, m: Measurement) -> list[Fix]:
+    return _penalty(ELASTIC, finding, m, strength=L2_STRENGTH, l1_ratio=MIXTURE)
+
+
+def _l1_words(s: Settings) -> str:
+    return f"add an L1 penalty of {float(s['l1']):.2g} ||w||_1, {float(s['strength']):.2g} of the loss at the start, by soft thresholding"
+
+
+def _l2_words(s: Settings) -> str:
+    return f"add an L2 penalty of {float(s['weight_decay']):.2g} ||w||^2 / 2, {float(s['strength']):.2g} of the loss at the start"
+
+
+def _elastic_words(s: Settings) -> str:
+    return (
+        f"add a penalty of {float(s['l1']):.2g} ||w||_1 + {float(s['l2']):.2g} ||w||^2 / 2, "
+        f"{float(s['strength']):.2g} of the loss at the start, by a proximal step"
+    )
+
+
+def tables(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of embeddings: a row without a gradient must not decay."""
+    return [x.weight for x in model.modules() if isinstance(x, nn.Embedding | nn.EmbeddingBag) and isinstance(x.weight, nn.Parameter)]
+
+
+def add_proximal(patient: TreatedWorkload, p: Fix) -> None:
+    """Soft thresholding after each step; the optimizer's own weight decay stays."""
+    Proximal(float(p.settings["l1"]), float(p.settings["l2"]), tables(patient.model)).attach(patient.optimizer)
+
+
+def add_penalty(patient: TreatedWorkload, p: Fix) -> None:
+    """Weight decay of the optimizer where that is an L2 penalty; else the penalty's gradient, added before each step."""
+    decay, optimizer = float(p.settings["weight_decay"]), patient.optimizer
+    coupled = isinstance(optimizer, COUPLED) and not any(g.get("decoupled_weight_decay") for g in optimizer.param_groups)
+    if not coupled or tables(patient.model):
+        Penalty(decay, tables(patient.model)).attach(optimizer)
+        return
+    for group in optimizer.param_groups:
+        group["weight_decay"] = group.get("weight_decay", 0.0) + decay
+    spare_vectors(optimizer)
+
+
+L1 = RemedyDefinition(
+    "l1",
+    "L1 penalty",
+    "regularization",
+    "safe",
+    "Tibshirani 1996, Regression Shrinkage and Selection via the Lasso; Parikh and Boyd 2014, Proximal Algorithms",
+    prescribe_l1,
+    add_proximal,
+    strengths=(Strength("strength", L1_STRENGTH, 0.01, 10.0),),
+    derive=_with_penalties,
+    wording=_l1_words,
+)
+
+
+L2 = RemedyDefinition(
+    "l2",
+    "L2 penalty",
+    "regularization",
+    "safe",
+    "Krogh and Hertz 1991, A Simple Weight Decay Can Improve Generalization",
+    prescribe_l2,
+    add_penalty,
+    strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0),),
+    derive=_only_decay,
+    wording=_l2_words,
+)
+ELASTIC = RemedyDefinition(
+    "elastic-net",
+    "Elastic Net penalty",
+    "regularization",
+    "safe",
+    "Zou and Hastie 2005, Regularization and Variable Selection via the Elastic Net",
+    prescribe_elastic,
+    add_proximal,
+    strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0), Strength("l1_ratio", MIXTURE, 0.0, 1.0, log=False)),
+    derive=_with_penalties,
+    wording=_elastic_words,
+)
+
+TREATMENTS = (L1, L2, ELASTIC)

@@ -1,0 +1,1 @@
+"""Remedies with residual branches."""

@@ -1,0 +1,241 @@
+"""Transformers: where their blocks normalise, and how large the attention's logits start."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.initialization.weights import CHECKPOINT
+from gradcheck.remedies.layer_selection import is_tuned, number, several
+from gradcheck.remedies.modules.rewriting import bind, method_of
+from gradcheck.remedies.modules.surgery import follow, like, module_at, rewired
+from gradcheck.remedies.normalization.layers import features_of
+from gradcheck.types.checks import Attention
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix, Setting
+from gradcheck.types.measurement import Measurement
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+
+BLOCKS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
+
+QUERIES = ("q_proj", "query", "to_q", "wq", "w_q", "q", "q_lin", "queries", "linear_q", "query_proj")
+KEYS = ("k_proj", "key", "to_k", "wk", "w_k", "k", "k_lin", "keys", "linear_k", "key_proj")
+FUSED = ("qkv", "c_attn", "in_proj", "to_qkv", "qkv_proj", "wqkv", "w_qkv", "query_key_value", "proj_qkv")  # [q, k, v]
+
+
+# --------------------------------------------------------------------------------- pre-norm
+
+
+def pre_norm(patient: TreatedWorkload, prescription: Fix) -> None:
+    """norm_first=True in torch's blocks, and one more normalization at the end of their stack; the like in blocks of the user's own."""
+    with rewired(patient):
+        if not (_torch_blocks(patient) | _own_blocks(patient, prescription)):
+            raise Inapplicable("its blocks have no form that can be turned: norm(x + f(x))")
+
+
+def _torch_blocks(patient: TreatedWorkload) -> bool:
+    blocks = [b for b in patient.model.modules() if isinstance(b, BLOCKS) and not b.norm_first]
+    for block in blocks:
+        block.norm_first = True
+    for stack in patient.model.modules():
+        if isinstance(stack, STACKS) and stack.norm is None and any(block in set(stack.layers) for block in blocks):
+            width = stack.layers[0].norm1.normalized_shape
+            stack.norm = like(nn.LayerNorm(width), stack)
+            if isinstance(stack, nn.TransformerEncoder):
+                stack.use_nested_tensor = False  # torch's fast path is for the other order
+    return bool(blocks)
+
+
+def _own_blocks(patient: TreatedWorkload, prescription: Fix) -> bool:
+    """self.norm(x + f(x)) becomes x + f(self.norm(x)) in every module that holds one of the norms."""
+    turned = False
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in prescription.layers):
+        holder = module_at(patient, owner)
+        if isinstance(holder, BLOCKS):
+            continue
+        method = method_of(patient, holder, "forward")
+        turner = _Turn({key for key, child in holder.named_children() if "norm" in type(child).__name__.lower()})
+        tree = turner.visit(copy.deepcopy(method.tree))
+        if turner.turned:
+            bind(method, tree)
+            turned = True
+    return turned
+
+
+class _Turn(ast.NodeTransformer):
+    """Turns self.norm(x + f(x)), for these attributes, into x + f(self.norm(x))."""
+
+    def __init__(self, norms: set[str]) -> None:
+        self.norms, self.turned = norms, 0
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        its = node.func
+        is_norm = isinstance(its, ast.Attribute) and isinstance(its.value, ast.Name) and its.attr in self.norms
+        if not is_norm or len(node.args) != 1 or not isinstance(node.args[0], ast.BinOp) or not isinstance(node.args[0].op, ast.Add):
+            return node
+        total = node.args[0]
+        for bypass, branch in ((total.left, total.right), (total.right, total.left)):
+            if isinstance(bypass, ast.Name):
+                swapped = _Substitute(bypass.id, ast.Call(its, [copy.deepcopy(bypass)], []))
+                new = swapped.visit(copy.deepcopy(branch))
+                if swapped.hits:
+                    self.turned += 1
+                    made = ast.BinOp(bypass, ast.Add(), new)
+                    return ast.fix_missing_locations(ast.copy_location(made, node))
+        return node
+
+
+class _Substitute(ast.NodeTransformer):
+    def __init__(self, name: str, new: ast.expr) -> None:
+        self.name, self.new, self.hits = name, new, 0
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id != self.name:
+            return node
+        self.hits += 1
+        return ast.fix_missing_locations(ast.copy_location(copy.deepcopy(self.new), node))
+
+
+def prescribe_pre_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """For norms that take the sum of a bypass and a branch."""
+    norms = tuple(dict.fromkeys(n.layer for n in m.norms if n.added and ":" not in n.layer))
+    if finding is None or not norms:
+        return []
+    text = f"normalise the input of each branch instead of the sum, in {several(len(norms), 'place')} (norm_first=True)"
+    return [PRE_NORM.prescription(text, finding, layers=norms)]
+
+
+# ------------------------------------------------------------------------ queries and keys
+
+
+def projections(owner: nn.Module) -> dict[str, str]:
+    """Names of the modules, inside an attention module, that make queries and keys: {"query": ..., "key": ...}, or {"fused": ...}."""
+    found: dict[str, str] = {}
+    for path, child in owner.named_modules():
+        last = path.rpartition(".")[2].lower()
+        if not isinstance(getattr(child, "weight", None), nn.Parameter):
+            continue
+        for kind, names in (("query", QUERIES), ("key", KEYS), ("fused", FUSED)):
+            if last in names:
+                found.setdefault(kind, path)
+    return found if {"query", "key"} <= found.keys() or "fused" in found else {}
+
+
+def smaller(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Multiplies the weights and biases that make queries and keys."""
+    factor = float(prescription.settings["factor"])
+    with torch.no_grad():
+        for name in prescription.layers:
+            parts = list(_query_key_parts(module_at(patient, name)))
+            if not parts:
+                raise Inapplicable(f"what makes the queries and keys of {name} was not found")
+            for part in parts:
+                part.mul_(factor)
+
+
+def _query_key_parts(owner: nn.Module) -> Iterator[torch.Tensor]:
+    """The rows of weights and biases that make queries and keys."""
+    if isinstance(owner, nn.MultiheadAttention):
+        width = owner.embed_dim
+        if owner.in_proj_weight is not None:
+            yield owner.in_proj_weight[: 2 * width]
+        else:
+            yield from (owner.q_proj_weight, owner.k_proj_weight)
+        if owner.in_proj_bias is not None:
+            yield owner.in_proj_bias[: 2 * width]
+        return
+    found = projections(owner)
+    for kind in ("query", "key") if "query" in found else ("fused",) if found else ():
+        module = owner.get_submodule(found[kind])
+        for tensor in (p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None):
+            if kind == "fused":
+                axis = 1 if type(module).__name__ == "Conv1D" and tensor.dim() == 2 else 0
+                yield tensor.narrow(axis, 0, tensor.shape[axis] // 3 * 2)
+            else:
+                yield tensor
+
+
+def _sharp(finding: Finding | None, m: Measurement) -> list[Attention]:
+    return [a for a in m.attentions if finding is not None and (not finding.layers or a.layer in finding.layers)]
+
+
+def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
+    """Both by 1 / sqrt(std), so that the logits start with a standard deviation of 1."""
+    hit = [a for a in _sharp(finding, m) if a.logit_std is not None and a.logit_std > 1]
+    if is_tuned(m) or not hit:
+        return []
+    factor = max(a.logit_std or 1.0 for a in hit) ** -0.5
+    text = f"multiply the weights of queries and keys by {number(factor)} each: their logits then start with standard deviation 1"
+    layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
+    return [SMALLER.prescription(text, finding, layers=layers, settings={"factor": factor})]
+
+
+def normalise_queries(patient: TreatedWorkload, prescription: Fix) -> None:
+    """LayerNorm behind the projections to queries and to keys."""
+    with rewired(patient):
+        for name in prescription.layers:
+            owner = module_at(patient, name)
+            found = projections(owner)
+            if "query" not in found:
+                why = "one matrix makes queries, keys and values" if found or isinstance(owner, nn.MultiheadAttention) else "no projections"
+                raise Inapplicable(f"{name} has no separate projections to queries and keys: {why}")
+            for kind in ("query", "key"):
+                path = f"{name}.{found[kind]}" if name else found[kind]
+                follow(patient, path, nn.LayerNorm(features_of(module_at(patient, path), path)))
+
+
+def prescribe_query_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+    hit = _sharp(finding, m)
+    if not hit:
+        return []
+    layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
+    text = f"normalise queries and keys of {several(len(layers), 'attention layer')} with LayerNorm before their product"
+    settings: dict[str, Setting] = {"projections": ",".join(name for owner in layers for name in _projections_of(m, owner))}
+    return [QK_NORM.prescription(text, finding, layers=layers, settings=settings)]
+
+
+def _projections_of(m: Measurement, owner: str) -> list[str]:
+    """Names of the layers that make an attention's queries and its keys."""
+    below = [x.name for x in m.layers if not owner or x.name.startswith(f"{owner}.")]
+    found = [next((x for x in below if x.rpartition(".")[2].lower() in names), None) for names in (QUERIES, KEYS)]
+    return [x for x in found if x is not None]
+
+
+PRE_NORM = RemedyDefinition(
+    "pre-norm",
+    "normalization before each branch",
+    "architecture",
+    "unsafe",
+    "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture",
+    prescribe_pre_norm,
+    pre_norm,
+    "torch's stacks get the keys of a last normalization; weights trained with the other order do not fit",
+)
+SMALLER = RemedyDefinition(
+    "smaller-query-key-init",
+    "smaller initial queries and keys",
+    "initialization",
+    "safe",
+    "Vaswani et al. 2017, Attention Is All You Need, section 3.2.1; Zhai et al. 2023, Stabilizing Transformer Training",
+    prescribe_smaller,
+    smaller,
+    CHECKPOINT,
+)
+QK_NORM = RemedyDefinition(
+    "qk-norm",
+    "normalised queries and keys",
+    "architecture",
+    "unsafe",
+    "Dehghani et al. 2023, Scaling Vision Transformers to 22 Billion Parameters; Henry et al. 2020, Query-Key Normalization",
+    prescribe_query_norm,
+    normalise_queries,
+    "keys change: the projections move into an nn.Sequential with their normalization",
+)
+TREATMENTS: tuple[RemedyDefinition, ...] = (PRE_NORM, SMALLER, QK_NORM)

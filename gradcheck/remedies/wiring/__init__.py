@@ -1,0 +1,1 @@
+"""Remedies of what the training does not reach."""

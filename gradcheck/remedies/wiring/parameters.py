@@ -1,0 +1,248 @@
+"""What the training does not reach: modules in plain lists, parameters outside the optimizer, cut gradients; axes in another order."""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.remedies.definition import RemedyDefinition
+from gradcheck.remedies.layer_selection import several
+from gradcheck.remedies.modules.rewriting import operand, rewrite, rewrite_method
+from gradcheck.remedies.modules.surgery import join, module_at, remove_parameters, rewired
+from gradcheck.types.finding import Finding
+from gradcheck.types.fix import Fix
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Cut
+from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
+
+NO_GRADIENT = ("no_grad", "inference_mode")
+CUTS = {"detach": "detach()", "data": ".data", "no_grad": "torch.no_grad()"}  # those that an edit takes away exactly
+SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+# -------------------------------------------------------------------------- register-modules
+
+
+def register(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Plain lists and dicts of modules become ModuleList and ModuleDict, plain tensors parameters; all join the optimizer."""
+    before = len(list(patient.model.parameters()))
+    with rewired(patient):
+        while any(_register_in(module) for module in list(patient.model.modules())):
+            pass  # from the top again: what was hidden may hide more
+        join(patient, patient.model.parameters())
+    if len(list(patient.model.parameters())) == before:
+        raise Inapplicable("no plain list, dict or tensor of the model's modules holds them")
+
+
+def _register_in(module: nn.Module) -> bool:
+    changed = False
+    for name, value in list(vars(module).items()):
+        if name in ("_modules", "_parameters", "_buffers") or name.startswith(("_forward", "_backward", "_state_dict", "_load_state")):
+            continue
+        new = registered(value)
+        if new is not None:
+            delattr(module, name)
+            setattr(module, name, new)
+            changed = True
+    return changed
+
+
+def registered(value: Any) -> nn.Module | nn.Parameter | None:
+    """The form of a plain attribute that torch registers; None for what holds nothing to register."""
+    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) and value.requires_grad and value.is_leaf:
+        return nn.Parameter(value.detach())
+    if isinstance(value, (list, tuple)) and value:
+        if all(isinstance(item, nn.Module) for item in value):
+            return nn.ModuleList(value)
+        if all(isinstance(item, torch.Tensor) and item.requires_grad and item.is_leaf for item in value):
+            return nn.ParameterList(value)
+    if isinstance(value, Mapping) and value and all(isinstance(key, str) and "." not in key for key in value):
+        if all(isinstance(item, nn.Module) for item in value.values()):
+            return nn.ModuleDict(value)
+        if all(isinstance(item, nn.Parameter) for item in value.values()):
+            return nn.ParameterDict(value)
+    return None
+
+
+def prescribe_register(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or not m.hidden:
+        return []
+    holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
+    text = f"hold {', '.join(holders) or 'them'} in an nn.ModuleList, nn.ModuleDict or nn.Parameter: {several(len(m.hidden), 'tensor')} "
+    return [REGISTER.prescription(f"{text}join the model and the optimizer", finding, layers=tuple(holders))]
+
+
+# -------------------------------------------------------------------------- add-to-optimizer
+
+
+def add_to_optimizer(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Every trainable parameter in one group; tensors that the model does not have leave."""
+    listed = {id(p) for p in patient.model.parameters()}
+    held = [p for group in patient.optimizer.param_groups for p in group["params"]]
+    remove_parameters(patient, {id(p) for p in held} - listed)
+    seen: set[int] = set()
+    for group in patient.optimizer.param_groups:
+        kept = [i for i, p in enumerate(group["params"]) if id(p) not in seen]
+        for key in [k for k in ("params", "param_names") if k in group]:
+            group[key] = [group[key][i] for i in kept]
+        seen |= {id(p) for p in group["params"]}
+    join(patient, patient.model.parameters())
+
+
+def prescribe_add(finding: Finding | None, m: Measurement) -> list[Fix]:
+    missing = [p for p in m.parameters if p.trainable and p.used and p.groups == 0]
+    if finding is None or not m.optimizer.given:
+        return []
+    text = f"give the optimizer the {several(len(missing), 'tensor')} that it lacks" if missing else "put every parameter into one group"
+    if m.optimizer.stale:
+        text = "build the optimizer after the last change of the model"
+    if not any(p.groups for p in m.parameters):
+        text = "give the optimizer the parameters of the model: it holds none of them"
+    return [ADD.prescription(text, finding, layers=tuple(dict.fromkeys(p.layer for p in missing)))]
+
+
+# ----------------------------------------------------------------------------- remove-detach
+
+
+def remove_cut(patient: TreatedWorkload, prescription: Fix) -> None:
+    """Takes away detach(), .data or no_grad() at its place in a module's code."""
+    if prescription.settings["operation"] == "no_grad":
+        rewrite_method(patient, prescription.location, _with_gradient)
+    else:
+        rewrite(patient, prescription.location, _uncut)
+    _require_gradient(patient, prescription.layers)
+
+
+def _require_gradient(patient: TreatedWorkload, layers: Sequence[str]) -> None:
+    """Raises Inapplicable when still no gradient reaches these layers: it may be cut in a second place."""
+    with preserve_rng():
+        twin = patient.copy()
+    parameters = [p for name in layers for p in module_at(twin, name).parameters(recurse=False) if p.requires_grad]
+    try:
+        with preserve_rng():
+            loss = twin.workload.training_step(twin.model, twin.workload.batches[0])
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    except RuntimeError as error:
+        raise Inapplicable(f"the training step does not run without it: {error}") from error
+    if all(g is None for g in found):
+        raise Inapplicable("the gradient is cut in another place too")
+
+
+def _uncut(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
+    if isinstance(node, ast.Attribute) and node.attr == "data":
+        return node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("detach", "detach_"):
+        return operand(node, function)
+    return None
+
+
+def _with_gradient(tree: ast.FunctionDef) -> ast.FunctionDef | None:
+    """Without decorators and `with` blocks that switch the gradient off."""
+    kept = [d for d in tree.decorator_list if not _switches_off(d)]
+    opener = _Opener()
+    changed = len(kept) < len(tree.decorator_list)
+    tree.decorator_list = kept
+    tree = opener.visit(tree)
+    return tree if changed or opener.hits else None
+
+
+def _switches_off(node: ast.expr) -> bool:
+    called = node.func if isinstance(node, ast.Call) else node
+    return (called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")) in NO_GRADIENT
+
+
+class _Opener(ast.NodeTransformer):
+    def __init__(self) -> None:
+        self.hits = 0
+
+    def visit_With(self, node: ast.With) -> Any:
+        self.generic_visit(node)
+        kept = [item for item in node.items if not _switches_off(item.context_expr)]
+        self.hits += len(kept) < len(node.items)
+        node.items = kept
+        return node if kept else node.body
+
+
+def prescribe_uncut(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or finding.code != "GRAPH001":
+        return []
+    cut = _cut_of(finding, m)
+    if cut is None:
+        return []
+    text = f"remove {CUTS[cut.operation]}: {several(len(cut.parameters), 'tensor')} before it then get a gradient"
+    layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in cut.parameters))
+    return [UNCUT.prescription(text, finding, layers=layers, settings={"operation": cut.operation})]
+
+
+def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
+    return next((c for c in m.cuts if c.operation in CUTS and not c.in_package and c.site == finding.location), None)
+
+
+# --------------------------------------------------------------------------------- batch-first
+
+
+def batch_first(patient: TreatedWorkload, prescription: Fix) -> None:
+    """batch_first=True on recurrent layers, attention, and torch's transformer blocks."""
+    with rewired(patient):
+        for name in prescription.layers:
+            inside = [x for x in module_at(patient, name).modules() if isinstance(x, SEQUENCES) and hasattr(x, "batch_first")]
+            if not inside:
+                raise Inapplicable(f"{name or 'the model'} has no layer of torch with batch_first")
+            for layer in inside:
+                vars(layer)["batch_first"] = True
+
+
+def prescribe_batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
+    if finding is None or not finding.layers or finding.layers == ("",):
+        return []
+    text = f"create {', '.join(finding.layers)} with batch_first=True: samples are on the first axis"
+    return [BATCH_FIRST.prescription(text, finding, layers=finding.layers)]
+
+
+REGISTER = RemedyDefinition(
+    "register-modules",
+    "hidden modules registered",
+    "wiring",
+    "unsafe",
+    "PyTorch documentation, torch.nn.ModuleList",
+    prescribe_register,
+    register,
+    "keys are added: checkpoints of before lack these weights, which were never trained",
+)
+ADD = RemedyDefinition(
+    "add-to-optimizer",
+    "all parameters in the optimizer",
+    "wiring",
+    "safe",
+    "PyTorch documentation, torch.optim, Constructing it",
+    prescribe_add,
+    add_to_optimizer,
+    "model checkpoints still load; saved optimizer states do not",
+)
+UNCUT = RemedyDefinition(
+    "remove-detach",
+    "the gradient let through",
+    "wiring",
+    "unsafe",
+    "PyTorch documentation, Autograd mechanics: locally disabling gradient computation",
+    prescribe_uncut,
+    remove_cut,
+)
+
+
+BATCH_FIRST = RemedyDefinition(
+    "batch-first",
+    "samples on the first axis",
+    "wiring",
+    "unsafe",
+    "PyTorch documentation, torch.nn.LSTM: batch_first",
+    prescribe_batch_first,
+    batch_first,
+    "keys stay the same, but weights trained across samples mean something else",
+)
+TREATMENTS: tuple[RemedyDefinition, ...] = (REGISTER, ADD, UNCUT, BATCH_FIRST)

@@ -1,0 +1,50 @@
+"""One writer for each treatment, under its name."""
+
+from __future__ import annotations
+
+from gradcheck.remedies.activation import write_activation
+from gradcheck.remedies.clipping import write_gradients
+from gradcheck.remedies.data import write_batches, write_placeholder
+from gradcheck.remedies.editing.context import Writer
+from gradcheck.remedies.initialization import write_lsuv, write_values, write_weights
+from gradcheck.remedies.loop import write_causality, write_clipping, write_epochs, write_graph, write_steps
+from gradcheck.remedies.loss import write_loss, write_stability
+from gradcheck.remedies.normalization import write_normalization
+from gradcheck.remedies.optimizer import write_adaptive, write_schedule, write_settings
+from gradcheck.remedies.precision import write_regions
+from gradcheck.remedies.recurrence import write_gates
+from gradcheck.remedies.regularization import write_augmentation, write_dropout, write_step_hooks
+from gradcheck.remedies.residual import write_branches
+from gradcheck.remedies.transformer import write_pre_norm
+from gradcheck.remedies.wiring import write_parameters, write_zero_derivatives
+
+MODULES = (
+    write_steps,
+    write_clipping,
+    write_epochs,
+    write_graph,
+    write_causality,
+    write_parameters,
+    write_zero_derivatives,
+    write_placeholder,
+    write_regions,
+    write_loss,
+    write_stability,
+    write_batches,
+    write_weights,
+    write_values,
+    write_lsuv,
+    write_activation,
+    write_normalization,
+    write_pre_norm,
+    write_branches,
+    write_gates,
+    write_adaptive,
+    write_settings,
+    write_schedule,
+    write_gradients,
+    write_step_hooks,
+    write_dropout,
+    write_augmentation,
+)
+WRITERS: dict[str, Writer] = {name: writer for module in MODULES for name, writer in module.WRITERS.items()}
