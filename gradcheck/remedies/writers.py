@@ -1,11 +1,15 @@
-"""One writer for each treatment, under its name."""
+"""One writer for each remedy, under its name; and fixes written into the source with them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from gradcheck.remedies.activation import write_activation
 from gradcheck.remedies.clipping import write_gradients
 from gradcheck.remedies.data import write_batches, write_placeholder
 from gradcheck.remedies.editing.context import Writer
+from gradcheck.remedies.editing.draft import Draft
+from gradcheck.remedies.editing.plan import SourcePlan, plan
 from gradcheck.remedies.initialization import write_lsuv, write_values, write_weights
 from gradcheck.remedies.loop import write_causality, write_clipping, write_epochs, write_graph, write_steps
 from gradcheck.remedies.loss import write_loss, write_stability
@@ -17,6 +21,8 @@ from gradcheck.remedies.regularization import write_augmentation, write_dropout,
 from gradcheck.remedies.residual import write_branches
 from gradcheck.remedies.transformer import write_pre_norm
 from gradcheck.remedies.wiring import write_parameters, write_zero_derivatives
+from gradcheck.types.fix import Fix
+from gradcheck.types.measurement import Measurement
 
 MODULES = (
     write_steps,
@@ -48,3 +54,14 @@ MODULES = (
     write_augmentation,
 )
 WRITERS: dict[str, Writer] = {name: writer for module in MODULES for name, writer in module.WRITERS.items()}
+
+
+def plan_edits(
+    prescriptions: Sequence[Fix], measurement: Measurement, files: Sequence[str], onto: Sequence[Draft] = ()
+) -> SourcePlan:
+    """Writes prescriptions into copies of the user's files, in the order of their stages. `files`: those that may be changed.
+
+    `onto`: files under edit that the measurement saw as they are, or that were edited since for the same measurement; they go on.
+    Nothing on disk changes before `SourcePlan.write`. Raises SourceError when a file is not the one that was measured.
+    """
+    return plan(prescriptions, measurement, files, WRITERS, onto)

@@ -10,8 +10,9 @@ from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import GradcheckError
 from gradcheck.pipeline import Progress
 from gradcheck.remedies.catalogue import CATALOGUE
-from gradcheck.remedies.editing import SourcePlan, plan_edits
 from gradcheck.remedies.editing.draft import Draft
+from gradcheck.remedies.editing.plan import SourcePlan
+from gradcheck.remedies.writers import plan_edits
 from gradcheck.repair.rescan import faulty
 from gradcheck.repair.script_run import ScriptRun
 from gradcheck.repair.script_verification import Bench

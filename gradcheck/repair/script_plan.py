@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import GradcheckError
-from gradcheck.remedies.editing import SourcePlan, plan_edits
 from gradcheck.remedies.editing.draft import Draft
+from gradcheck.remedies.editing.plan import SourcePlan
+from gradcheck.remedies.writers import plan_edits
 from gradcheck.repair.loop import Mended, edited, not_run
 from gradcheck.repair.rescan import severities
 from gradcheck.repair.script_run import ScriptRun, run_script, scanned

@@ -18,7 +18,8 @@ from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.session import SMALL_STEP
 from gradcheck.pipeline import Progress, scan_workload
 from gradcheck.remedies.catalogue import CATALOGUE
-from gradcheck.remedies.editing import SourcePlan, plan_edits
+from gradcheck.remedies.editing.plan import SourcePlan
+from gradcheck.remedies.writers import plan_edits
 from gradcheck.repair.lab import Lab, RepairOptions
 from gradcheck.repair.plan import advice
 from gradcheck.repair.rescan import Seen, faulty

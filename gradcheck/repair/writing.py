@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradcheck.errors import GradcheckError, SavedRunError
-from gradcheck.remedies.editing import SourcePlan
+from gradcheck.remedies.editing.plan import SourcePlan
 from gradcheck.repair.rescan import looked_at, severities
 from gradcheck.report.json import load_all
 from gradcheck.types.fix import Fix

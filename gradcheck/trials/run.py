@@ -19,7 +19,7 @@ from gradcheck.loading.load import load
 from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.pipeline import Progress, scan_workload
-from gradcheck.remedies.editing import plan_edits
+from gradcheck.remedies.writers import plan_edits
 from gradcheck.training.early_stopping import NAME as EARLY_STOPPING
 from gradcheck.training.metrics import require_scikit_learn
 from gradcheck.training.splits import Splitter, dealer

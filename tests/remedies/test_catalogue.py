@@ -11,7 +11,7 @@ import pytest
 from gradcheck.remedies import catalogue
 from gradcheck.remedies.catalogue import ADVICE_ONLY, CATALOGUE, apply
 from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.editing import WRITERS
+from gradcheck.remedies.writers import WRITERS
 from gradcheck.types.fix import STAGES
 from gradcheck.workload.treated import Inapplicable
 from tests.literals import measurement

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gradcheck.remedies.editing import SourcePlan, plan_edits
 from gradcheck.remedies.editing.document import line_starts
+from gradcheck.remedies.editing.plan import SourcePlan
+from gradcheck.remedies.writers import plan_edits
 from gradcheck.types.fix import Fix, Setting, Stage
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement

@@ -11,7 +11,7 @@ from gradcheck.config.settings import Settings
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.pipeline import scan_target
 from gradcheck.remedies.catalogue import CATALOGUE
-from gradcheck.remedies.editing import plan_edits
+from gradcheck.remedies.writers import plan_edits
 from gradcheck.types.report import Report
 
 FAULTY = Path(__file__).resolve().parents[3] / "sample_models" / "faulty"

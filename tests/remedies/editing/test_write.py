@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.remedies.editing import SourceError, SourcePlan
+from gradcheck.remedies.editing.document import SourceError
+from gradcheck.remedies.editing.plan import SourcePlan
 from gradcheck.remedies.editing.write import Change, write
 from tests.remedies.editing.sheets import HEAD, Sheet, prescription
 

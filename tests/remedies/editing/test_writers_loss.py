@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradcheck.remedies.editing import WRITERS
+from gradcheck.remedies.writers import WRITERS
 from gradcheck.types.checks import Difference, Dropout, LossOperation
 from gradcheck.types.data import InputFacts
 from gradcheck.types.losses import BroadcastMix
