@@ -68,7 +68,7 @@ def test_light_commands_import_no_torch(words):
     assert heavy_among(modules_after(command(*words))) == []
 
 
-def test_importing_gradcheck_imports_no_torch_and_its_nouns_neither():
+def test_importing_gradcheck_imports_no_torch_and_its_records_neither():
     assert heavy_among(modules_after("import gradcheck; gradcheck.Report, gradcheck.Finding, gradcheck.TargetError")) == []
 
 

@@ -211,7 +211,7 @@ class Clip:
     early: int = 0
     scaled: int = 0
 
-    def noun(self) -> LoopClip:
+    def record(self) -> LoopClip:
         counts = self.calls, self.parameters, self.empty, self.foreign, self.late, self.early, self.scaled
         return LoopClip(self.kind, self.threshold, *counts, site=self.site)
 

@@ -86,7 +86,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
 
 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:
-    clips = tuple(c.noun() for c in recorder.clips.values())
+    clips = tuple(c.record() for c in recorder.clips.values())
     counts: dict[str, Any] = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedulers.calls, "rates": ()}
     counts |= {"made": 1, "schedules_made": 0, "schedulers": ()}
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
@@ -157,7 +157,7 @@ def _weight(steps: Sequence[Step]) -> float | None:
 def _clips(recorder: Recorder, watched: OptimizerTrace) -> tuple[LoopClip, ...]:
     key = id(watched)
     mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
-    return tuple(c.noun() for c in mine)
+    return tuple(c.record() for c in mine)
 
 
 def _scaler(recorder: Recorder, steps: Sequence[Step]) -> LoopScaler:

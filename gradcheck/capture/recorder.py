@@ -53,7 +53,7 @@ class Recorder(TorchFunctionMode):
         self.steps = 0  # of all optimizers
         self.beginning: list[OptimizerTrace] = []  # what is about to be trained for the first time
         self.unclaimed: list[BackwardPass] = []  # that reach no known optimizer
-        self.asked: list[BackwardPass] = []  # whose gradients were given back and not left in the parameters, since the last step that used such
+        self.asked: list[BackwardPass] = []  # whose gradients were given back, since the last step that used such
         self.losses: list[tuple[Location | None, torch.Tensor]] = []  # of every pass, with the place of its backward()
         self.newest: BackwardPass | None = None  # since the last step of any optimizer
         self.connected = False  # some pass reached a parameter of an optimizer

@@ -94,7 +94,7 @@ class LoopLog:
     def clips(self) -> tuple[LoopClip, ...] | None:
         if self.edited and not self._clips:
             return None
-        return tuple(clip.noun() for clip in self._clips.values())
+        return tuple(clip.record() for clip in self._clips.values())
 
     def scaling(self) -> LoopScaler:
         s = self.scaler

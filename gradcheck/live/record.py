@@ -135,7 +135,7 @@ class Record:
         """`optimizers`: all that were seen to step, or exist."""
         self._note_groups(optimizers)
         sites = {name: self.sites.get(id(m)) for name, m in self.model.named_modules()}
-        layers = self.layers.nouns(sites, {})
+        layers = self.layers.records(sites, {})
         cuts = self._lasting_cuts()
         first, loop = self.first, self._loop()
         sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden, *first.zero_derivatives)
@@ -148,7 +148,7 @@ class Record:
             measured_steps=tuple(self.measured),
             environment=facts.environment(self.model),
             layers=layers,
-            parameters=tuple(w.noun() for w in self.watched),
+            parameters=tuple(w.record() for w in self.watched),
             optimizer=self._optimizer(),
             data=DataFacts(True, 0, 0),
             probe=self.run(),

@@ -114,7 +114,7 @@ def state_kept(failure: Failure) -> list[Run]:
     training = Training(trainee, failure.workload.batches, floor=failure.probe.floor)
     enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
     training.run(failure.steps, deadline, norms=False, enough=enough)
-    return [training.noun(ONE_OPTIMIZER, chance=failure.chance)]
+    return [training.record(ONE_OPTIMIZER, chance=failure.chance)]
 
 
 def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
@@ -132,7 +132,7 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
         norms=False,
         enough=lambda losses: _clearly_fallen(losses, len(batches), failure.chance, failure.probe.floor),
     )
-    return [training.noun("other order", rate_factor=1.0)]
+    return [training.record("other order", rate_factor=1.0)]
 
 
 def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
@@ -149,7 +149,7 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
         training = Training(trainee, workload.batches, **failure.told)
         enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
         training.run(failure.steps, deadline, norms=False, enough=enough)
-        runs.append(training.noun(f"rate x{factor:g}", rate_factor=factor))
+        runs.append(training.record(f"rate x{factor:g}", rate_factor=factor))
         if failure.learns(runs[-1]):
             break
     return runs
@@ -176,7 +176,7 @@ def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:
             and on_its_way(Run("", tuple(training.losses), chance=chance, floor=floor))
         ):
             training.run(training.step + ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
-        runs.append(training.noun(f"adam {rate:g} on one batch", chance=chance))
+        runs.append(training.record(f"adam {rate:g} on one batch", chance=chance))
         if outcome(runs[-1]) == "learns":
             break
     return runs

@@ -75,7 +75,7 @@ class Layers:
             layer.alive.append((torch.stack(masks).any(0) if len(masks) > 1 else masks[0]).cpu())
             layer.samples.append(sum(c.effective_samples for c in same))
 
-    def nouns(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
+    def records(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
         return tuple(self._noun(name, layer, sites, profiles) for name, layer in self.layers.items())
 
     def _noun(self, name: str, layer: LayerAccumulator, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> Layer:

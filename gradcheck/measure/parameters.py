@@ -53,7 +53,7 @@ class Watched:
             self.sample = _sampled(tensor)
         return self.sample if self.sample.data_ptr() == tensor.data_ptr() else _sampled(tensor)
 
-    def noun(self) -> Parameter:
+    def record(self) -> Parameter:
         t = self.tensor
         return Parameter(
             self.name,
@@ -98,10 +98,10 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
     return list(found.values())
 
 
-def nouns(watched: Iterable[Watched], model: nn.Module, sites: Mapping[int, Location]) -> tuple[Parameter, ...]:
+def records(watched: Iterable[Watched], model: nn.Module, sites: Mapping[int, Location]) -> tuple[Parameter, ...]:
     """`model`: the user's, whose parameters have these places."""
     places = {name: sites.get(id(p)) for name, p in model.named_parameters()}
-    return tuple(replace(w.noun(), site=places.get(w.name)) for w in watched)
+    return tuple(replace(w.record(), site=places.get(w.name)) for w in watched)
 
 
 class StepWatch:

@@ -22,7 +22,7 @@ from gradcheck.measure import data, experiments, facts, first_step, non_finite
 from gradcheck.measure.checks import registry
 from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
 from gradcheck.measure.layers import Layers
-from gradcheck.measure.parameters import StepWatch, Watched, nouns, watch
+from gradcheck.measure.parameters import StepWatch, Watched, records, watch
 from gradcheck.measure.profile import profile
 from gradcheck.training.probe import EARLY, FINAL_STEPS, Training
 from gradcheck.training.steps import lr_of, take_step
@@ -121,7 +121,7 @@ class Session:
     def run(self) -> Measurement:
         self._probe()
         self._explain_exception()
-        taken = self.training.noun("probe")
+        taken = self.training.record("probe")
         probe = self._longest(taken)
         others = self._experiments(probe)
         bad = self._locate(taken)
@@ -343,7 +343,7 @@ class Session:
         self, probe: Run, others: tuple[Run, ...], bad: tuple[NonFinite, ...], checked: CheckResults, profiles: Mapping[str, Profile]
     ) -> Measurement:
         w, first = self.workload, self.first
-        layers = self.layers.nouns(self.sites, profiles)
+        layers = self.layers.records(self.sites, profiles)
         cuts = self._lasting_cuts()
         sited: tuple[Any, ...] = (
             *layers,
@@ -377,7 +377,7 @@ class Session:
             measured_steps=tuple(self.measured),
             environment=facts.environment(w.model),
             layers=layers,
-            parameters=nouns(self.watched, w.model, w.sites),
+            parameters=records(self.watched, w.model, w.sites),
             optimizer=optimizer,
             data=data.data_facts(
                 w.batches,

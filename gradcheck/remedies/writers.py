@@ -56,9 +56,7 @@ MODULES = (
 WRITERS: dict[str, Writer] = {name: writer for module in MODULES for name, writer in module.WRITERS.items()}
 
 
-def plan_edits(
-    prescriptions: Sequence[Fix], measurement: Measurement, files: Sequence[str], onto: Sequence[Draft] = ()
-) -> SourcePlan:
+def plan_edits(prescriptions: Sequence[Fix], measurement: Measurement, files: Sequence[str], onto: Sequence[Draft] = ()) -> SourcePlan:
     """Writes prescriptions into copies of the user's files, in the order of their stages. `files`: those that may be changed.
 
     `onto`: files under edit that the measurement saw as they are, or that were edited since for the same measurement; they go on.

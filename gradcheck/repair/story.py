@@ -126,7 +126,9 @@ def fix_target(spec: TargetSpec, settings: Settings, terms: RepairOptions, progr
         return fix_workload(load(spec), settings, terms, progress, partial=True)
 
 
-def fix_workload(workload: Workload, settings: Settings, terms: RepairOptions, progress: Progress | None = None, partial: bool = False) -> Fixed:
+def fix_workload(
+    workload: Workload, settings: Settings, terms: RepairOptions, progress: Progress | None = None, partial: bool = False
+) -> Fixed:
     """Scan, treat, prove, plan the edits. `partial`: Ctrl-C while treating leaves what was found by then, instead of nothing."""
     report = scan_workload(workload, settings, progress)
     done = treat(workload, report, settings, terms, progress, partial=partial)

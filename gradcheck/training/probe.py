@@ -86,7 +86,7 @@ class Training:
         take_step(trainee, batch)
         return value
 
-    def noun(self, name: str, **more: Any) -> Run:
+    def record(self, name: str, **more: Any) -> Run:
         return Run(
             name,
             tuple(self.losses),

@@ -147,7 +147,9 @@ def _scanned(workload: Workload, options: Options, settings: Settings, tick: Pro
     return scan_workload(few, replace(settings, seeds=1, budget=seconds), lambda phase, fraction: tick(f"scanning: {phase}", 0.0))
 
 
-def _contest(ward: Lab, found: list[Contestant], report: Report, options: Options, crew: WorkerPool, deadline: float, tick: Progress) -> Tournament:
+def _contest(
+    ward: Lab, found: list[Contestant], report: Report, options: Options, crew: WorkerPool, deadline: float, tick: Progress
+) -> Tournament:
     """Times a few steps of the untreated model, and plans with what is left of the budget."""
     pace = crew.pace(TIMING_SHARE * (deadline - time.perf_counter()))
     able = [c for c in found if not c.failure]

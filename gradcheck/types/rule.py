@@ -34,7 +34,7 @@ Need = Literal[
     "data",  # DataFacts
     "probe",  # the short training with the user's optimizer, and the experiments that follow when it fails
     "numerics",  # NonFinite
-    "derivatives",  # Derivatives, and the following as in nouns/checks.py
+    "derivatives",  # Derivatives, and the following as in types/checks.py
     "dependence",
     "sequence",  # SequenceFacts
     "padding",
@@ -152,7 +152,7 @@ def rule(
     wants: Sequence[Need] = (),
     explains_here: Sequence[str] = (),
 ) -> Callable[[Callable[[Measurement, Limits], Verdict]], Rule]:
-    """Makes a rule of a function. List the result in its module's `RULES`."""
+    """Makes a rule of a function."""
 
     def wrap(check: Callable[[Measurement, Limits], Verdict]) -> Rule:
         here = tuple(explains_here)

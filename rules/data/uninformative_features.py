@@ -10,7 +10,6 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-
     from gradcheck.types.data import InputFacts
     from gradcheck.types.measurement import Measurement
 

@@ -3,6 +3,4 @@
 `RULES`: the files, each with the rule of its name, in the order of their codes.
 """
 
-RULES = (
-    "router_collapse",
-)
+RULES = ("router_collapse",)

@@ -96,7 +96,9 @@ def degenerate_initialization(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(f"no hidden weight that the optimizer holds was measured at step {number(limits['settled_step'])} or later")
     if anything_moved(m):
         faulty = {x.name: (x, p) for p, x in weights if stays_degenerate(p, limits)}
-        findings += [_degenerate_finding(group, {n: faulty[n][1] for n in names(group)}) for group in by_site(x for x, _ in faulty.values())]
+        findings += [
+            _degenerate_finding(group, {n: faulty[n][1] for n in names(group)}) for group in by_site(x for x, _ in faulty.values())
+        ]
     return findings
 
 

@@ -11,7 +11,6 @@ from gradcheck.analysis.layer_groups import (
 )
 
 if TYPE_CHECKING:
-
     from gradcheck.types.layers import Layer
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.parameters import Parameter

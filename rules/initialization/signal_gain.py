@@ -15,7 +15,6 @@ from gradcheck.types.finding import Evidence
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-
     from collections.abc import Mapping
 
     from gradcheck.types.finding import Finding

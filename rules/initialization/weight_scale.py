@@ -14,7 +14,6 @@ from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-
     from gradcheck.types.finding import Finding
     from gradcheck.types.layers import Layer
     from gradcheck.types.measurement import Measurement

@@ -10,7 +10,6 @@ from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-
     from gradcheck.types.finding import Finding, Severity
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.structure import Norm

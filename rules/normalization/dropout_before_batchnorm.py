@@ -10,7 +10,6 @@ from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-
     from collections.abc import Sequence
 
     from gradcheck.types.finding import Finding, Severity

@@ -13,7 +13,6 @@ from gradcheck.types.finding import Evidence
 from gradcheck.types.rule import Limit, Limits
 
 if TYPE_CHECKING:
-
     from collections.abc import Sequence
 
     from gradcheck.types.layers import Layer

@@ -11,7 +11,6 @@ from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-
     from collections.abc import Sequence
 
     from gradcheck.types.measurement import Measurement

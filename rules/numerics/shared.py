@@ -11,7 +11,6 @@ from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.types.finding import Evidence, Remedy, Severity
 
 if TYPE_CHECKING:
-
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.training import NonFinite
 

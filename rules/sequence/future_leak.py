@@ -10,7 +10,6 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.sequence import TokenStream
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from gradcheck.types.rule import Limit
 
 if TYPE_CHECKING:
-
     from collections.abc import Sequence
 
     from gradcheck.types.sequence import TokenStream

@@ -28,7 +28,7 @@ def completed(*words):
         (("scan", "--fail"), ["--fail-on"]),
         (("baseline", "pr"), ["prune"]),
         (("rule", "vanish"), ["vanishing-gradient"]),
-        (("rule", "GRAD00"), ["GRAD001", "GRAD002", "GRAD004", "GRAD003", "GRAD005"]),
+        (("rule", "GRAD00"), ["GRAD001", "GRAD002", "GRAD003", "GRAD004", "GRAD005"]),
         (("scan", "--select", "INIT,vanish"), ["INIT,vanishing-gradient"]),
         (("scan", "--output", "gi"), ["github", "gitlab"]),
     ],

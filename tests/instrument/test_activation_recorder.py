@@ -17,7 +17,13 @@ from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 from tests.measure import obvious
 
 
-def tapped(model: nn.Module, x: torch.Tensor, *, taps: type[ActivationRecorder] = ActivationRecorder, loss: Callable[[Any], torch.Tensor] | None = None) -> list[Call]:
+def tapped(
+    model: nn.Module,
+    x: torch.Tensor,
+    *,
+    taps: type[ActivationRecorder] = ActivationRecorder,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+) -> list[Call]:
     """The calls of one forward and backward pass."""
     names = {id(m): name for name, m in model.named_modules()}
     with taps(names) as watching:

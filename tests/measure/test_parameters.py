@@ -180,7 +180,7 @@ def test_tied_parameters_appear_once_and_groups_are_counted() -> None:
 
 def test_mean_and_spread_at_the_start() -> None:
     model = small()
-    first = watch(model, torch.optim.SGD(model.parameters(), lr=0.1))[0].noun()
+    first = watch(model, torch.optim.SGD(model.parameters(), lr=0.1))[0].record()
     assert first.mean == pytest.approx(model[0].weight.mean().item())
     assert first.std == pytest.approx(model[0].weight.std(correction=0).item())
     assert (first.shape, first.count, first.layer) == ((4, 5), 20, "0")

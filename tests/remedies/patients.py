@@ -51,7 +51,9 @@ def prescribed(treatment: RemedyDefinition, model: nn.Module, finding: Finding |
     return treatment.prescribe(finding, measured(model, data, rule=rule))[0]
 
 
-def treated(treatment: RemedyDefinition, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = "") -> TreatedWorkload:
+def treated(
+    treatment: RemedyDefinition, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = ""
+) -> TreatedWorkload:
     """A patient after the treatment that is prescribed for it."""
     assert treatment.apply is not None
     one = patient(model, data)

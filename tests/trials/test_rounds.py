@@ -220,9 +220,7 @@ def test_entries_are_ranked_by_status_then_effect():
 
 def test_other_strengths_are_those_next_to_the_best_one():
     def at(strength, variant=True):
-        return Contestant(
-            "l1", f"l1 {strength}", (Fix("l1", "l1", "regularization", "safe", {"strength": strength}),), variant=variant
-        )
+        return Contestant("l1", f"l1 {strength}", (Fix("l1", "l1", "regularization", "safe", {"strength": strength}),), variant=variant)
 
     contest = contest_of(DrawnWard({}, random.Random(0)), [])
     contest.contestants = [at(0.03, False), *(at(x) for x in (8.0, 0.1, 20.0, 0.003, 1.0, 0.01))]

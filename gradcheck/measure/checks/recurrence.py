@@ -56,9 +56,9 @@ def recurrences(scene: CheckContext) -> tuple[Recurrence, ...] | None:
         loop.listen()
     loss.backward()
     names = {id(m): name for name, m in trainee.model.named_modules()}
-    nouns = [_fused(call, names[id(call.module)], scene) for call in watch.calls]
-    nouns += [_written(loop, trainee.model, scene) for loop in found]
-    return tuple(n for n in nouns if n is not None) or None
+    records = [_fused(call, names[id(call.module)], scene) for call in watch.calls]
+    records += [_written(loop, trainee.model, scene) for loop in found]
+    return tuple(n for n in records if n is not None) or None
 
 
 def _forward(trainee: TrainingCopy, batch: Any, watch: _Watch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:

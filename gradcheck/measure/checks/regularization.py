@@ -213,4 +213,4 @@ def _without(scene: CheckContext, kinds: Collection[str], chance: float | None) 
         return len(losses) >= 2 * max(5, len(batches)) and relative_decrease(run, chance) >= CLEAR and max(losses[-5:]) < losses[0]
 
     training.run(steps, max(scene.deadline, time.perf_counter()), norms=False, enough=enough)
-    return training.noun(f"without {' and '.join(kinds)}", lifted=tuple(kinds))
+    return training.record(f"without {' and '.join(kinds)}", lifted=tuple(kinds))

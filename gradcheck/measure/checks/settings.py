@@ -72,7 +72,7 @@ def small_epsilon(scene: CheckContext) -> Run | None:
         group["eps"] = USUAL_EPSILON
     training = Training(trainee, scene.workload.batches)
     training.run(min(COMPARED_STEPS, len(scene.probe.losses)), scene.deadline, norms=False)
-    return training.noun(f"epsilon {USUAL_EPSILON:g}")
+    return training.record(f"epsilon {USUAL_EPSILON:g}")
 
 
 def clipping(scene: CheckContext) -> Clip | None:

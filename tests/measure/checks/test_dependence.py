@@ -87,7 +87,7 @@ def scene(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, **
     training = Training(trainee, w.batches)
     training.run(steps, float("inf"))
     assert training.exception is None
-    return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.noun("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.record("probe"), None)
 
 
 def measured(model: nn.Module, data: list[Any] | None = None, **more: Any) -> Dependence:

@@ -116,7 +116,7 @@ def scene(model: nn.Module, batches: Any = None) -> CheckContext:
     trainee = fork(w)
     training = Training(trainee, w.batches)
     training.run(2, float("inf"))
-    return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.noun("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.record("probe"), None)
 
 
 def net(middle: Any) -> nn.Module:

@@ -22,7 +22,7 @@ from tests.measure.workloads import classifier, cross_entropy_step, two_clusters
 def scene(w: Workload, steps: int = 40) -> CheckContext:
     training = Training(fork(w), w.batches)
     training.run(steps, float("inf"))
-    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.noun("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.record("probe"), None)
 
 
 class Spellings(nn.Module):

@@ -27,7 +27,7 @@ def net() -> nn.Module:
 def scene(w: Workload, steps: int = 30) -> CheckContext:
     training = Training(fork(w), w.batches)
     training.run(steps, float("inf"))
-    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.noun("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.record("probe"), None)
 
 
 def test_the_functional_step_is_how_far_the_first_update_moves_the_output():

@@ -80,7 +80,5 @@ class Sheet:
         return plan.unwritten[0][1]
 
 
-def prescription(
-    treatment: str, *layers: str, stage: Stage = "architecture", location: Location | None = None, **settings: Setting
-) -> Fix:
+def prescription(treatment: str, *layers: str, stage: Stage = "architecture", location: Location | None = None, **settings: Setting) -> Fix:
     return Fix(treatment, f"{treatment} as a sentence", stage, "unsafe", settings, layers, ("TEST001",), location)
