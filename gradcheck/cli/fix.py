@@ -58,7 +58,9 @@ EPILOG = (
 
 TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training [100].")]
 Seeds = Annotated[int, typer.Option(help="Pairs of trainings that prove a cure.")]
-Budget = Annotated[float | None, typer.Option(metavar="SECONDS", help="For treating and proving, after the scan [60, large models 300].")]
+Budget = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="For treating and proving, after the scan [180 to 300, as the steps take].")
+]
 
 
 def fix(

@@ -45,10 +45,6 @@ class Document:
         """With their endings, as Python counts lines."""
         return lines_of(self.text)
 
-    @property
-    def digest(self) -> str:
-        return digest(self.data)
-
     def encoded(self, text: str) -> bytes:
         """The bytes of the file with another text. Raises SourceError when its encoding lacks a character."""
         try:

@@ -42,11 +42,6 @@ class SourcePlan:
         """path -> the bytes of the edited file."""
         return {d.path: d.origin.encoded(d.text) for d in self.drafts}
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """path -> SHA-256 of the file that the edits are for."""
-        return {d.path: d.origin.digest for d in self.drafts}
-
     def write(self, allow_dirty: bool = False) -> list[str]:
         """Replaces the files, each whole or not at all, and gives their paths.
 

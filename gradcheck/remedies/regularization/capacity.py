@@ -22,7 +22,6 @@ from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 WIDTH, BATCHES = 0.5, 4
-Sizes = tuple[int, int]  # of a layer's input and output axis
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
+
+from markupsafe import Markup, escape
 
 from gradcheck.report.formatting import clean
 
@@ -12,19 +13,13 @@ VOID = frozenset(["meta", "input", "br", "wbr", "hr"])
 CLOSES_ITSELF = frozenset(["path", "line", "rect", "circle", "image", "stop"])
 
 
-class Markup(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
-
-
 Child = str | Iterable["Child"] | None
 Value = str | int | float | bool | None
 
 
 def text(data: str) -> Markup:
     """Anything as HTML text. Control and direction characters are shown as escapes, as in the terminal."""
-    return Markup(html.escape(clean(data)))
+    return escape(clean(data))
 
 
 def block(data: str) -> Markup:
