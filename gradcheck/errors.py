@@ -10,8 +10,18 @@ TrainingStopped      not an error of gradcheck's: `watch(stop_on=...)` ends the 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from gradcheck.types.finding import Finding
 from gradcheck.types.location import Location
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The known name that a mistyped one was most likely to be, case ignored; "" when none is near."""
+    by_folded = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_folded, n=1, cutoff=0.6)
+    return by_folded[near[0]] if near else ""
 
 
 class GradcheckError(Exception):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gradcheck.config.toml_file import Source
-from gradcheck.errors import ConfigError
+from gradcheck.errors import ConfigError, closest
 from gradcheck.types.finding import SEVERITIES, Severity
 from gradcheck.types.location import Location
 
@@ -93,8 +92,8 @@ def _read(table: Mapping[str, Any], readers: Mapping[str, Reader], source: Sourc
 
 
 def _unknown_key(key: str, known: Iterable[str], source: Source, at: tuple[str, ...]) -> ConfigError:
-    close = difflib.get_close_matches(key.lower().replace("_", "-"), list(known), n=1, cutoff=0.6)
-    hint = f'did you mean "{close[0]}"?' if close else "known keys: " + ", ".join(known)
+    close = closest(key.replace("_", "-"), known)
+    hint = f'did you mean "{close}"?' if close else "known keys: " + ", ".join(known)
     return ConfigError(f"unknown key {key!r} in {source.table(at)}", hint=hint, location=source.find(at, key))
 
 
@@ -224,8 +223,8 @@ def _assertion(name: str, value: object, place: Place) -> Assertion:
 
     kind = name.partition(":")[0]
     if kind not in ("stat", "score") or (kind == "stat" and name not in known_names()):
-        close = difflib.get_close_matches(name, known_names(), n=1, cutoff=0.6)
-        hint = f'did you mean "{close[0]}"?' if close else "known numbers: " + ", ".join(known_names())
+        close = closest(name, known_names())
+        hint = f'did you mean "{close}"?' if close else "known numbers: " + ", ".join(known_names())
         raise ConfigError(f"unknown number {name!r} in {place.source.table(place.table)}", hint=hint, location=place.location)
     severity, own = value if isinstance(value, (list, tuple)) and len(value) == 2 else ("error", value)
     if not isinstance(own, Mapping) or not own.keys() & SIDES.keys() or not own.keys() <= {*SIDES, "aggregate"}:

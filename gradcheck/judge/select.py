@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 from gradcheck.config.settings import Settings
-from gradcheck.errors import ConfigError
+from gradcheck.errors import ConfigError, closest
 from gradcheck.judge.registry import find_rule, load_rules
 from gradcheck.types.rule import Need, Rule
 
@@ -73,9 +72,8 @@ def check_rule_settings(rules: Sequence[Rule], settings: Settings) -> None:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`did you mean "..."? ` or nothing."""
-    by_folded = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(word.lower(), by_folded, n=1, cutoff=0.6)
-    return f'did you mean "{by_folded[close[0]]}"? ' if close else ""
+    close = closest(word, known)
+    return f'did you mean "{close}"? ' if close else ""
 
 
 def _unknown_limit(rule: Rule, limit: str) -> ConfigError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradcheck.errors import TargetError
+from gradcheck.errors import TargetError, closest
 from gradcheck.workload.failure import failure
 from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.source_sites import Sites, display_path, origin_of, record_sites
@@ -148,12 +148,10 @@ def get_attribute(module: ModuleType, name: str, home: str) -> Any:
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
-            import difflib
-
             names = [n for n in vars(module) if not n.startswith("_") and not isinstance(getattr(module, n), ModuleType)]
-            near = difflib.get_close_matches(part, names, n=1)
+            near = closest(part, names)
             raise TargetError(
-                f"{home} has no {name}", hint=f"did you mean {home}:{near[0]}?" if near else f"it defines {', '.join(names) or 'nothing'}"
+                f"{home} has no {name}", hint=f"did you mean {home}:{near}?" if near else f"it defines {', '.join(names) or 'nothing'}"
             )
         value = getattr(value, part)
     return value
@@ -193,12 +191,10 @@ def _dotted_name(path: Path) -> tuple[str, str]:
 
 
 def _similar_file(path: Path) -> str:
-    import difflib
-
     folder = path.parent if path.parent.is_dir() else Path()
-    near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")], n=1)
+    near = closest(path.name, (p.name for p in folder.glob("*.py")))
     return (
-        f"did you mean {folder / near[0]}?"
+        f"did you mean {folder / near}?"
         if near
         else "name the Python file that builds the model: model.py, model.py:name, package.module:name"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.errors import TargetError
+from gradcheck.errors import TargetError, closest
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.failure import failure
 from gradcheck.workload.trial_pass import Maker
@@ -25,8 +24,8 @@ def optimizer_by_name(name: str, lr: float | None) -> Maker:
     }
     found = classes.get(name.strip().lower())
     if found is None:
-        near = difflib.get_close_matches(name.lower(), classes, n=1)
-        suggestion = f"did you mean {near[0]}? " if near else ""
+        near = closest(name, classes)
+        suggestion = f"did you mean {near}? " if near else ""
         raise TargetError(f"unknown optimizer {name!r}", hint=f"{suggestion}choose one of {', '.join(sorted(classes))}, or FILE.py:name")
     settings: dict[str, Any] = {} if lr is None else {"lr": lr}
 

@@ -6,9 +6,11 @@ from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 
+from markupsafe import Markup
+
 from gradcheck.judge.diff import STATES, FindingChange, NumberChange, TargetDiff
 from gradcheck.report.diff import changed, counts, in_part, listed, method, name_of, severity_of, value_of
-from gradcheck.report.html.markup import Markup, join, tag
+from gradcheck.report.html.markup import join, tag
 from gradcheck.report.html.theme import variables
 
 # A sign for every state beside its word, and the colour that goes with it.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from gradcheck.errors import TargetError
+from gradcheck.errors import TargetError, closest
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "cross_entropy": F.cross_entropy,
@@ -53,8 +52,8 @@ def loss_by_name(name: str) -> Callable[..., torch.Tensor]:
         candidate = _ALIASES.get(candidate, candidate)
         if candidate in LOSSES:
             return LOSSES[candidate]
-    near = difflib.get_close_matches(key.lower(), [*LOSSES, *_ALIASES], n=1)
-    suggestion = f"did you mean {near[0]!r}? " if near else ""
+    near = closest(key, [*LOSSES, *_ALIASES])
+    suggestion = f"did you mean {near!r}? " if near else ""
     raise TargetError(
         f"unknown loss {name!r}", hint=f"{suggestion}choose one of {', '.join(LOSSES)}, or name your own: --loss FILE.py:function"
     )

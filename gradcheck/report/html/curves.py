@@ -9,9 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from gradcheck.report.formatting import clean, number
 from gradcheck.report.html.axes import Axis, crossing, linear_axis, log_axis, path
-from gradcheck.report.html.markup import Markup, coordinate, tag
+from gradcheck.report.html.markup import coordinate, tag
 from gradcheck.types.report import Report
 from gradcheck.types.training import Run
 

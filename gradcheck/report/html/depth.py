@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, takewhile
 
+from markupsafe import Markup
+
 from gradcheck.analysis.depth import gradient_trend
 from gradcheck.analysis.layer_groups import BODY_KINDS
 from gradcheck.analysis.parallel_nets import nets
 from gradcheck.report.formatting import clean, number
 from gradcheck.report.html.axes import Axis, crossing, log_axis, path
 from gradcheck.report.html.icons import SIGNS
-from gradcheck.report.html.markup import Markup, coordinate, join, tag
+from gradcheck.report.html.markup import coordinate, join, tag
 from gradcheck.report.html.signal import Course, affected, allowed_decades, course, gradient, last_gradients, output
 from gradcheck.types.finding import Finding
 from gradcheck.types.layers import Layer

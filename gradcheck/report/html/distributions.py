@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
+from markupsafe import Markup
+
 from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import SUPERSCRIPTS, crossing
-from gradcheck.report.html.markup import Markup, coordinate, name, tag
+from gradcheck.report.html.markup import coordinate, name, tag
 from gradcheck.report.html.signal import marks
 from gradcheck.types.layers import Layer, Snapshot, TensorStats
 from gradcheck.types.report import Report

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
 from rich.text import Text
 
 from gradcheck.judge.registry import builtin_rules, find_rule
 from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, number, tree
 from gradcheck.report.html.icons import sign
-from gradcheck.report.html.markup import Markup, join, name, tag, text
+from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.rule_text import inline, page_html
 from gradcheck.report.html.treatments import treatments
 from gradcheck.report.snippet import GUTTER, snippet

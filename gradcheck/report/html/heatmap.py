@@ -7,9 +7,11 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from gradcheck.report.formatting import number
 from gradcheck.report.html.depth import LEFT, RIGHT, WIDTH, height_of_names, picture
-from gradcheck.report.html.markup import Markup, join, tag
+from gradcheck.report.html.markup import join, tag
 from gradcheck.report.html.png import Color, data_url
 from gradcheck.report.html.signal import Number, gradient, output, updates, zeros
 from gradcheck.types.layers import Layer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradcheck.report.html.markup import Markup, tag
+from markupsafe import Markup
+
+from gradcheck.report.html.markup import tag
 from gradcheck.types.finding import Severity
 
 SIGNS: Mapping[str, str] = {"error": "▲", "warning": "■", "info": "◆", "good": "●", "none": "–"}

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from markupsafe import Markup
+
 from gradcheck.report.formatting import number
 from gradcheck.report.html.icons import SIGNS
-from gradcheck.report.html.markup import Markup, join, name, tag, text
+from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.signal import Number, gradient, marks, output, updates, zeros
 from gradcheck.types.finding import Finding
 from gradcheck.types.layers import Layer

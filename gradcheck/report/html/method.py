@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from markupsafe import Markup
+
 from gradcheck.report.formatting import clean, counted, guesses, layer_count, number, scaled
-from gradcheck.report.html.markup import Child, Markup, join, tag
+from gradcheck.report.html.markup import Child, join, tag
 from gradcheck.report.html.rule_text import inline
 from gradcheck.report.in_part import unmeasured
 from gradcheck.types.measurement import Measurement

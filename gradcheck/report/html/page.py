@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
 
+from markupsafe import Markup
+
 from gradcheck.report.html.curves import curve_chart, groups
 from gradcheck.report.html.depth import depth_chart
 from gradcheck.report.html.distributions import chosen_layers, distribution
@@ -16,7 +18,7 @@ from gradcheck.report.html.findings import findings
 from gradcheck.report.html.heatmap import chooser, encoded, heatmap, statistics
 from gradcheck.report.html.icons import sign
 from gradcheck.report.html.layers import layer_table
-from gradcheck.report.html.markup import Child, Markup, join, tag
+from gradcheck.report.html.markup import Child, join, tag
 from gradcheck.report.html.method import method
 from gradcheck.report.html.rule_states import states
 from gradcheck.report.html.signal import columns, shown_layers

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.report.html.icons import sign
-from gradcheck.report.html.markup import Markup, join, tag
+from gradcheck.report.html.markup import join, tag
 from gradcheck.types.finding import RuleState, RuleStatus
 from gradcheck.types.report import Report
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gradcheck.report.html.markup import Markup, join, tag, text
+from markupsafe import Markup
+
+from gradcheck.report.html.markup import join, tag, text
 from gradcheck.types.rule import Rule
 
 SHOWN = ("Why it matters", "How it is measured", "When to ignore it")  # headings of PAGE_HEADINGS

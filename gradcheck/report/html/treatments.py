@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from gradcheck.report.formatting import HEALTHY, counted, number
 from gradcheck.report.html.icons import sign
-from gradcheck.report.html.markup import Markup, join, name, tag, text
+from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.rule_text import inline
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Change, Effect, Outcome, OutcomeStatus

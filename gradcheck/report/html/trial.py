@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from markupsafe import Markup
+
 from gradcheck.report.formatting import counted, number
 from gradcheck.report.html.axes import Axis, linear_axis, log_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, LOG_FROM, RIGHT, TALLEST, TOP, WIDTH, grid
 from gradcheck.report.html.icons import sign
-from gradcheck.report.html.markup import Markup, coordinate, join, tag
+from gradcheck.report.html.markup import coordinate, join, tag
 from gradcheck.report.html.rule_text import inline
 from gradcheck.report.html.treatments import diff
 from gradcheck.types.trial import Curve, Entry, EntryStatus, SearchPoint, TrialResult

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from gradcheck.judge.scores import BANDS, UNSCORED, Score, scores
 from gradcheck.report.formatting import conditions, counted, guesses, looked, summary, tree
 from gradcheck.report.html.icons import SIGNS, sign
-from gradcheck.report.html.markup import Markup, join, tag
+from gradcheck.report.html.markup import join, tag
 from gradcheck.report.html.rule_text import inline
 from gradcheck.types.finding import Severity
 from gradcheck.types.report import Report
