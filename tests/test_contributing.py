@@ -13,7 +13,7 @@ from torch import nn
 from gradcheck.judge.registry import load_rules
 from gradcheck.remedies import writers
 from gradcheck.types.layers import Snapshot
-from gradcheck.types.rule import Rule
+from gradcheck.types.rule import NoVerdict, Rule
 from gradcheck.workload.treated import Inapplicable
 from tests.literals import layer, measurement, optimizer, stats
 from tests.remedies.editing.sheets import HEAD, Sheet
@@ -61,7 +61,9 @@ def test_the_page_is_as_that_of_every_rule(rule: Rule, check) -> None:
 @pytest.mark.parametrize(("spread", "fires"), [(0.9e-6, True), (1.1e-6, False)])
 def test_it_fires_beyond_its_limit_only(rule: Rule, spread: float, fires: bool) -> None:
     m = measurement(layers=(layer(snapshots=tuple(Snapshot(step, stats(1.0, std=spread), stats(1e-3)) for step in (0, 1))),))
-    assert bool(rule.check(m, {name: limit.value for name, limit in rule.limits.items()})) == fires
+    limits = {name: limit.value for name, limit in rule.limits.items()}
+    assert bool(rule.check(m, limits)) == fires
+    assert isinstance(rule.check(measurement(layers=()), limits), NoVerdict)
 
 
 def test_its_remedy_is_proposed_applied_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

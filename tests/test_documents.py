@@ -5,40 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
-
-from gradcheck.types.layers import Snapshot
-from gradcheck.types.rule import PAGE_HEADINGS, NoVerdict, Rule
-from tests.literals import layer, measurement, stats
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def rule_of_the_guide() -> Rule:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
-    (rule,) = names["RULES"]
-    return rule
-
-
-def limits(rule: Rule) -> dict[str, float]:
-    return {name: limit.value for name, limit in rule.limits.items()}
-
-
-def test_the_rule_of_the_guide_finds_its_fault_and_nothing_else() -> None:
-    rule = rule_of_the_guide()
-    flat = layer("flat", snapshots=(Snapshot(0, output=stats(1.0, std=1e-8)),))
-    lively = layer("lively", snapshots=(Snapshot(0, output=stats(1.0)),))
-    findings = rule.check(measurement(layers=(flat, lively)), limits(rule))
-    assert not isinstance(findings, NoVerdict)
-    assert [finding.layers for finding in findings] == [("flat",)]
-    assert isinstance(rule.check(measurement(layers=()), limits(rule)), NoVerdict)
-
-
-def test_the_rule_of_the_guide_has_a_whole_page() -> None:
-    page = rule_of_the_guide().page
-    assert [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")] == list(PAGE_HEADINGS)
 
 
 def test_links_between_documents_lead_somewhere() -> None:

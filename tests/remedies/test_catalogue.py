@@ -23,7 +23,7 @@ RULES = Path(__file__).resolve().parents[2] / "rules"
 def named_by_rules() -> set[str]:
     """First arguments of all `Remedy(...)` in the rules; a name that comes in a variable is found among the strings of its file."""
     names = set()
-    for path in RULES.glob("*.py"):
+    for path in RULES.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Remedy" and node.args:
                 first = node.args[0]
