@@ -32,7 +32,7 @@ import gradcheck
 from gradcheck.config.settings import Settings
 from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
-from gradcheck.remedies.catalogue import VOCABULARY
+from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.repair.lab import Lab, RepairOptions
 from gradcheck.repair.rescan import severities
 from gradcheck.repair.story import Fixed, fix_target, terms_of
@@ -117,12 +117,12 @@ def at_random(case: Case, count: int, m: Measurement) -> tuple[TreatedWorkload, 
     """A patient with so many remedies of the vocabulary, drawn by the seed, at the settings they have when no finding asks for them."""
     rng = random.Random(case.seed)
     workload = from_objects(case.model, case.batches, loss=case.loss, optimizer=case.optimizer)
-    ward = Lab(workload, VOCABULARY, Settings(), RepairOptions(), lambda what, share: None)
+    ward = Lab(workload, CATALOGUE, Settings(), RepairOptions(), lambda what, share: None)
     chosen: tuple[Any, ...] = ()
-    names = [name for name, treatment in VOCABULARY.items() if treatment.apply is not None]
+    names = [name for name, treatment in CATALOGUE.items() if treatment.apply is not None]
     rng.shuffle(names)
     for name in names:
-        options = VOCABULARY[name].prescribe(None, m)
+        options = CATALOGUE[name].prescribe(None, m)
         if not options:
             continue
         try:

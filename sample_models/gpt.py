@@ -6,16 +6,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-CATALOGUE, LENGTH, BATCH = 64, 32, 16
+VOCABULARY, LENGTH, BATCH = 64, 32, 16
 
 generator = torch.Generator().manual_seed(0)
 # Each token has a few likely successors: the best loss is 1.6, guessing costs log(64) = 4.2.
-successors = F.softmax(3 * torch.randn(CATALOGUE, CATALOGUE, generator=generator), dim=-1)
+successors = F.softmax(3 * torch.randn(VOCABULARY, VOCABULARY, generator=generator), dim=-1)
 
 
 def get_batch(size: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [N, T] and, for each, the id that follows [N, T]."""
-    tokens = [torch.randint(CATALOGUE, (size,))]
+    tokens = [torch.randint(VOCABULARY, (size,))]
     for _ in range(LENGTH):
         tokens.append(torch.multinomial(successors[tokens[-1]], 1).squeeze(1))
     sequence = torch.stack(tokens, dim=1)
@@ -61,11 +61,11 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, width: int = 128, heads: int = 4, depth: int = 6) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(CATALOGUE, width)
+        self.tokens = nn.Embedding(VOCABULARY, width)
         self.positions = nn.Embedding(LENGTH, width)
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, CATALOGUE, bias=False)
+        self.head = nn.Linear(width, VOCABULARY, bias=False)
         self.head.weight = self.tokens.weight
         self.apply(self._initialize)
         for name, parameter in self.named_parameters():
@@ -79,7 +79,7 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [N, T] -> [N, T, CATALOGUE]
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [N, T] -> [N, T, VOCABULARY]
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)

@@ -14,7 +14,7 @@ import gradcheck
 from gradcheck.types.report import Report
 
 Tensor = torch.Tensor
-CATALOGUE, WIDTH, SAMPLES, CLASSES = 20, 16, 24, 2
+VOCABULARY, WIDTH, SAMPLES, CLASSES = 20, 16, 24, 2
 
 
 class Reader(nn.Module):
@@ -22,7 +22,7 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.head = nn.Embedding(CATALOGUE, WIDTH, padding_idx=0), nn.Linear(WIDTH, CLASSES)
+        self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH, padding_idx=0), nn.Linear(WIDTH, CLASSES)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         return self.head(self.read(self.embed(tokens), tokens != 0, lengths))
@@ -123,15 +123,15 @@ def sequences(width: int | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
     generator, found = torch.Generator().manual_seed(0), []
     for longest in (16, 13):
         lengths = [longest, *torch.randint(3, longest, (SAMPLES - 1,), generator=generator).tolist()]
-        rows = [torch.randint(1, CATALOGUE, (n,), generator=generator) for n in lengths]
+        rows = [torch.randint(1, VOCABULARY, (n,), generator=generator) for n in lengths]
         rows = [F.pad(r, (0, width - len(r))) for r in rows] if width else rows
-        labels = torch.tensor([int((r < CATALOGUE // 2).sum() > n / 2) for r, n in zip(rows, lengths, strict=True)])
+        labels = torch.tensor([int((r < VOCABULARY // 2).sum() > n / 2) for r, n in zip(rows, lengths, strict=True)])
         found.append((pad_sequence(rows, batch_first=True), torch.tensor(lengths), labels))
     return found
 
 
 def segments() -> list[tuple[Tensor, Tensor, Tensor]]:
-    tokens = [torch.randint(1, CATALOGUE, (SAMPLES, 12), generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    tokens = [torch.randint(1, VOCABULARY, (SAMPLES, 12), generator=torch.Generator().manual_seed(k)) for k in range(2)]
     return [(x, (torch.arange(12) >= 3 + torch.arange(SAMPLES)[:, None] % 8).long(), x[:, 0] % CLASSES) for x in tokens]
 
 

@@ -14,7 +14,7 @@ import gradcheck
 from gradcheck.types.report import Report
 
 Tensor = torch.Tensor
-CATALOGUE, LENGTH, WIDTH, SAMPLES, HEADS = 17, 14, 16, 16, 2
+VOCABULARY, LENGTH, WIDTH, SAMPLES, HEADS = 17, 14, 16, 16, 2
 IGNORED = -100
 
 
@@ -133,9 +133,9 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     def __init__(self, *mixers: nn.Module, norm: nn.Module | None = None, shifts: bool = False) -> None:
         super().__init__()
-        self.token, self.position = nn.Embedding(CATALOGUE, WIDTH), nn.Embedding(LENGTH, WIDTH)
+        self.token, self.position = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(LENGTH, WIDTH)
         self.blocks = nn.Sequential(*(Block(m, norm) for m in mixers))
-        self.head, self.shifts = nn.Linear(WIDTH, CATALOGUE), shifts
+        self.head, self.shifts = nn.Linear(WIDTH, VOCABULARY), shifts
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token(tokens)
@@ -146,9 +146,9 @@ class LanguageModel(nn.Module):
 class Translator(nn.Module):
     def __init__(self, masked: bool) -> None:
         super().__init__()
-        self.embed, self.masked = nn.Embedding(CATALOGUE, WIDTH), masked
+        self.embed, self.masked = nn.Embedding(VOCABULARY, WIDTH), masked
         self.transformer = nn.Transformer(WIDTH, HEADS, 1, 1, 32, dropout=0.0, batch_first=True)
-        self.head = nn.Linear(WIDTH, CATALOGUE)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1]) if self.masked else None
@@ -160,7 +160,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, forced: bool) -> None:
         super().__init__()
-        self.embed, self.forced, self.head = nn.Embedding(CATALOGUE, WIDTH), forced, nn.Linear(WIDTH, CATALOGUE)
+        self.embed, self.forced, self.head = nn.Embedding(VOCABULARY, WIDTH), forced, nn.Linear(WIDTH, VOCABULARY)
         self.encoder, self.decoder = (nn.GRU(WIDTH, WIDTH, batch_first=True) for _ in range(2))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class Latent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.head = nn.Embedding(CATALOGUE, WIDTH), nn.Linear(WIDTH, CATALOGUE)
+        self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
         self.encoder, self.decoder = nn.GRU(WIDTH, WIDTH, batch_first=True, bidirectional=True), nn.GRU(WIDTH, WIDTH, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class Latent(nn.Module):
 class TimeFirst(nn.Module):
     def __init__(self, bidirectional: bool) -> None:
         super().__init__()
-        self.embed, self.head = nn.Embedding(CATALOGUE, WIDTH), nn.Linear(WIDTH, CATALOGUE)
+        self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
         self.rnn = nn.LSTM(WIDTH, WIDTH // (1 + bidirectional), bidirectional=bidirectional)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class TimeFirst(nn.Module):
 
 
 def text(length: int = LENGTH + 1) -> list[Tensor]:
-    tokens = torch.randint(1, CATALOGUE, (2 * SAMPLES, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(1, VOCABULARY, (2 * SAMPLES, length), generator=torch.Generator().manual_seed(0))
     return list(tokens.split(SAMPLES))
 
 
@@ -233,7 +233,7 @@ def masked(share: float) -> list[tuple[Tensor, Tensor]]:
 
 
 def loss_of(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits.reshape(-1, CATALOGUE), target.reshape(-1))
+    return F.cross_entropy(logits.reshape(-1, VOCABULARY), target.reshape(-1))
 
 
 def by_hand(model: nn.Module, batch: Any) -> Tensor:

@@ -162,7 +162,7 @@ def test_the_same_script_that_can_be_repeated_is_judged_in_full(tmp_path):
 
 # --------------------------------------------------------------- other spellings
 
-FAULTY = {
+FAULTS = {
     "gradients cleared before the step": (
         "GRAPH006",
         LOOP.replace("        optimizer.step", "        model.zero_grad()\n        optimizer.step"),
@@ -318,9 +318,9 @@ HEALTHY = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own words about the faults
-@pytest.mark.parametrize("name", FAULTY)
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_script_gets_its_code(name, tmp_path):
-    code, text = FAULTY[name]
+    code, text = FAULTS[name]
     assert code in codes(scan(written(tmp_path, DATA + textwrap.dedent(text))))
 
 

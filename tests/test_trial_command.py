@@ -69,9 +69,9 @@ ENDLESS = """
 import os, sys, time
 from pathlib import Path
 from gradcheck.cli.main import main
-from gradcheck.trial import crew
+from gradcheck.trials import worker_pool
 
-begin, work, folder = crew._begin, crew.work, Path(sys.argv.pop(1))
+begin, work, folder = worker_pool._begin, worker_pool.work, Path(sys.argv.pop(1))
 
 def begins(ward):
     begin(ward)
@@ -84,7 +84,7 @@ def works(ward, job):
     (folder / f"run {job.seed} {[p.treatment for p in job.prescriptions]}").touch()
     return answer
 
-crew._begin, crew.work = begins, works
+worker_pool._begin, worker_pool.work = begins, works
 main()
 """
 

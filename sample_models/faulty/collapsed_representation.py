@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-CATALOGUE, LENGTH, TAGS, WIDTH = 32, 8, 8, 64
+VOCABULARY, LENGTH, TAGS, WIDTH = 32, 8, 8, 64
 
 generator = torch.Generator().manual_seed(0)
-tag_of = torch.randint(TAGS, (CATALOGUE,), generator=generator)
-tokens = torch.randint(CATALOGUE, (256, LENGTH), generator=generator)
+tag_of = torch.randint(TAGS, (VOCABULARY,), generator=generator)
+tokens = torch.randint(VOCABULARY, (256, LENGTH), generator=generator)
 train_loader = DataLoader(TensorDataset(tokens, tag_of[tokens]), batch_size=32, shuffle=True)
 
 
@@ -50,7 +50,7 @@ def feed_forward() -> nn.Module:
 class Tagger(nn.Module):
     def __init__(self, depth: int = 8) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(CATALOGUE, WIDTH)
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
         self.positions = nn.Embedding(LENGTH, WIDTH)
         self.blocks = nn.Sequential(*[nn.Sequential(Branch(Attention()), Branch(feed_forward())) for _ in range(depth)])
         self.norm = nn.LayerNorm(WIDTH)

@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-CATALOGUE, LENGTH, WIDTH = 16, 24, 32
+VOCABULARY, LENGTH, WIDTH = 16, 24, 32
 
 generator = torch.Generator().manual_seed(0)
-text = torch.randint(CATALOGUE, (1024, LENGTH + 1), generator=generator)
+text = torch.randint(VOCABULARY, (1024, LENGTH + 1), generator=generator)
 for t in range(2, LENGTH + 1):
-    text[:, t] = (text[:, t - 1] + text[:, t - 2]) % CATALOGUE
+    text[:, t] = (text[:, t - 1] + text[:, t - 2]) % VOCABULARY
 train_loader = DataLoader(TensorDataset(text[:, :-1], text[:, 1:]), batch_size=64, shuffle=True)
 
 
@@ -40,11 +40,11 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.token, self.position = nn.Embedding(CATALOGUE, WIDTH), nn.Embedding(LENGTH, WIDTH)
+        self.token, self.position = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(LENGTH, WIDTH)
         self.blocks = nn.Sequential(Block(), Block())
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CATALOGUE)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [N, T] -> [N, T, CATALOGUE]
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [N, T] -> [N, T, VOCABULARY]
         x = self.token(tokens) + self.position(torch.arange(tokens.shape[1]))
         return self.head(self.norm(self.blocks(x)))
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-CATALOGUE, LENGTH, WIDTH = 20, 32, 16
+VOCABULARY, LENGTH, WIDTH = 20, 32, 16
 
 generator = torch.Generator().manual_seed(0)
 lengths = torch.randint(4, LENGTH + 1, (1024,), generator=generator)
 masks = torch.arange(LENGTH) < lengths[:, None]
-tokens = torch.randint(1, CATALOGUE, (1024, LENGTH), generator=generator) * masks
-labels = (((tokens < CATALOGUE // 2) & masks).sum(1) * 2 > lengths).long()
+tokens = torch.randint(1, VOCABULARY, (1024, LENGTH), generator=generator) * masks
+labels = (((tokens < VOCABULARY // 2) & masks).sum(1) * 2 > lengths).long()
 train_loader = DataLoader(TensorDataset(tokens, masks, labels), batch_size=64, shuffle=True)
 loss_fn = nn.CrossEntropyLoss()
 
@@ -25,7 +25,7 @@ loss_fn = nn.CrossEntropyLoss()
 class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.head = nn.Embedding(CATALOGUE, WIDTH, padding_idx=0), nn.Linear(WIDTH, 2)
+        self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH, padding_idx=0), nn.Linear(WIDTH, 2)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # [N, T], [N, T] -> [N, 2]
         x = self.embed(tokens)

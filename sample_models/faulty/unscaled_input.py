@@ -2,7 +2,7 @@
 
 Faulty: the income is tens of thousands of times larger than the rest: it alone decides what the net computes and how
     far a step goes.
-Expected: unscaled-input (DATA001) warning
+Expected: unscaled-input (DATA001) error
 Cure: `raw` -> `(raw - raw.mean(dim=0)) / raw.std(dim=0)`
 """
 

@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-CATALOGUE, LENGTH, PROMPT, WIDTH = 16, 24, 8, 32
+VOCABULARY, LENGTH, PROMPT, WIDTH = 16, 24, 8, 32
 
 generator = torch.Generator().manual_seed(0)
-text = torch.randint(CATALOGUE, (1024, LENGTH), generator=generator)
+text = torch.randint(VOCABULARY, (1024, LENGTH), generator=generator)
 for t in range(2, LENGTH):
-    text[:, t] = (text[:, t - 1] + text[:, t - 2]) % CATALOGUE
+    text[:, t] = (text[:, t - 1] + text[:, t - 2]) % VOCABULARY
 answers = text.masked_fill(torch.arange(LENGTH) < PROMPT, -100)  # of the prompt nothing is asked
 train_loader = DataLoader(TensorDataset(text, answers), batch_size=64, shuffle=True)
 
@@ -20,9 +20,9 @@ train_loader = DataLoader(TensorDataset(text, answers), batch_size=64, shuffle=T
 class LanguageModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.gru, self.head = nn.Embedding(CATALOGUE, WIDTH), nn.GRU(WIDTH, 64, batch_first=True), nn.Linear(64, CATALOGUE)
+        self.embed, self.gru, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.GRU(WIDTH, 64, batch_first=True), nn.Linear(64, VOCABULARY)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [N, T] -> [N, T, CATALOGUE]
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [N, T] -> [N, T, VOCABULARY]
         return self.head(self.gru(self.embed(tokens))[0])
 
 

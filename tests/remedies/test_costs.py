@@ -10,7 +10,7 @@ from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge_again
 from gradcheck.types.report import Report
 
-FEATURES, CLASSES, CATALOGUE = 32, 10, 4
+FEATURES, CLASSES, VOCABULARY = 32, 10, 4
 
 
 def clusters(count=8):
@@ -38,7 +38,7 @@ class First(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.rnn, self.head = nn.Embedding(CATALOGUE, 16), nn.LSTM(16, 32, batch_first=True), nn.Linear(32, CATALOGUE)
+        self.embed, self.rnn, self.head = nn.Embedding(VOCABULARY, 16), nn.LSTM(16, 32, batch_first=True), nn.Linear(32, VOCABULARY)
 
     def forward(self, x):
         return self.head(self.rnn(self.embed(x))[0][:, -1])
@@ -46,7 +46,7 @@ class First(nn.Module):
 
 def recall(length=24):
     g = torch.Generator().manual_seed(0)
-    return [(x, x[:, 0]) for x in torch.randint(CATALOGUE, (12, 32, length), generator=g)]
+    return [(x, x[:, 0]) for x in torch.randint(VOCABULARY, (12, 32, length), generator=g)]
 
 
 def test_a_fading_recurrence_that_learns_a_little_is_a_warning_with_its_cost(tmp_path):

@@ -24,7 +24,7 @@ def treatment(name, stage, applicability="safe", apply=lambda patient, p: None, 
     return made[0]
 
 
-CATALOGUE = {
+VOCABULARY = {
     t.name: t
     for t in (
         treatment("clip", "clipping"),
@@ -41,19 +41,19 @@ def finding(code, *names, severity="error"):
 
 
 def test_prescriptions_come_in_the_order_of_the_stages_and_once():
-    found = prescriptions([finding("A001", "clip", "rebuild"), finding("B001", "rewire", "clip")], measurement(), CATALOGUE)
+    found = prescriptions([finding("A001", "clip", "rebuild"), finding("B001", "rewire", "clip")], measurement(), VOCABULARY)
     assert [(p.treatment, p.findings) for p in found] == [("rewire", ("B001",)), ("rebuild", ("A001",)), ("clip", ("A001", "B001"))]
 
 
 def test_unsafe_ones_are_refused_unless_allowed():
-    found = prescriptions([finding("A001", "clip", "rebuild")], measurement(), CATALOGUE)
+    found = prescriptions([finding("A001", "clip", "rebuild")], measurement(), VOCABULARY)
     assert [p.treatment for p in allowed(found, False)] == ["clip"] and [p.treatment for p in allowed(found, True)] == ["rebuild", "clip"]
     assert [o.prescription.treatment for o in refused(found, False)] == ["rebuild"] and refused(found, True) == []
 
 
 def test_advice_is_what_no_treatment_applies_for_findings_that_are_left():
     findings = [finding("A001", "by-hand", "clip", "unheard-of", "nothing-here"), finding("B001", "by-hand")]
-    found = advice(findings, measurement(), CATALOGUE, {"A001"})
+    found = advice(findings, measurement(), VOCABULARY, {"A001"})
     assert [o.prescription.text for o in found] == ["by-hand by hand", "unheard-of by hand", "nothing-here by hand"]
     assert all(o.status == "advice" and o.prescription.findings == ("A001",) for o in found)
 
