@@ -21,7 +21,8 @@ from gradcheck.types.parameters import Cut, Parameter
 from gradcheck.types.training import OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, snippets
 
-SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows
+SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows,
+FROM_PASSES = frozenset(("reach",))  # as far as it had a backward pass
 
 
 def observed(
@@ -43,6 +44,7 @@ def observed(
     parameters = tuple(_parameter(w, reached, groups, others) for w in weights)
     cuts = _cuts(recorder, passes, parameters, [w.owner.original for w in weights])
     places = [c.site for c in cuts if c.site is not None]
+    seen = SEEN if passes else SEEN - FROM_PASSES
     return Measurement(
         target=name,
         seed=0,
@@ -57,7 +59,7 @@ def observed(
         loss_given=True,
         cuts=cuts,
         loop=loop,
-        not_measured=tuple(replace(blind, what=need) for need in needs if need not in SEEN),
+        not_measured=tuple(replace(blind, what=need) for need in needs if need not in seen),
         ignores=ignores(files),
         snippets=snippets(places),
     )
@@ -106,15 +108,15 @@ def _cuts(
     Else at the last cut before it, or the first behind the model.
     """
     names = tuple(p.name for p in parameters if p.trainable and not p.used)
-    if len(names) < sum(p.trainable for p in parameters):
+    if not passes or len(names) < sum(p.trainable for p in parameters):
         return ()
     roots, modules = frozenset(map(id, models)), {id(m) for model in models for m in model.modules()}
-    before = recorder.tape.cuts[: passes[0].cuts] if passes else []
+    before = recorder.tape.cuts[: passes[0].cuts]
     mine = [c for c in recorder.tape.cuts if c.owners & roots]
-    behind = nodes_behind([passes[0].ref.node]) if passes and passes[0].ref is not None else []
+    behind = nodes_behind([passes[0].ref.node]) if passes[0].ref is not None else []
     way = {n.serial for n in behind}
     on_way = [c for c in mine if c.serial in way]
-    calls = [place for key, place in passes[0].unfollowed.items() if key in modules] if passes else []
+    calls = [place for key, place in passes[0].unfollowed.items() if key in modules]
     if calls and not on_way:
         return (Cut("no_grad", "", calls[-1], names),)
     cut = next(reversed([*mine[:1], *before[-1:], *on_way]), None)

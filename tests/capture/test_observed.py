@@ -1,0 +1,41 @@
+"""What is said of a training that cannot be repeated: what was seen of it, and nothing else."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import nn
+
+from gradcheck.capture.observed import observed
+from gradcheck.capture.recorder import Recorder
+from gradcheck.types.measurement import Measurement, NotMeasured
+from gradcheck.types.rule import Need
+from gradcheck.workload.source_sites import record_sites
+from tests.literals import loop
+
+
+def training(backward: bool) -> Measurement:
+    """A loss that is looked at, and may be followed by its backward pass, of an optimizer that has not taken a step."""
+    with record_sites() as sites, Recorder(sites, 4) as recorder:
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        trace = recorder.watched(optimizer)
+        loss = model(torch.ones(3, 4)).sum()
+        loss.item()
+        if backward:
+            loss.backward()
+        recorder.owners.own(trace.parameters)
+    return observed(recorder, trace, loop(), "train.py", [], NotMeasured("step", "it was stopped"), get_args(Need))
+
+
+def test_without_a_backward_pass_nothing_is_known_of_what_the_loss_reaches() -> None:
+    unseen = training(backward=False)
+    assert len(unseen.parameters) == 2 and not unseen.cuts
+    assert "reach" in {n.what for n in unseen.not_measured}
+
+
+def test_a_backward_pass_shows_what_the_loss_reaches() -> None:
+    seen = training(backward=True)
+    assert [p.used for p in seen.parameters] == [True, True]
+    assert "reach" not in {n.what for n in seen.not_measured}
