@@ -122,7 +122,7 @@ def at_random(case: Case, count: int, m: Measurement) -> tuple[TreatedWorkload, 
     names = [name for name, treatment in CATALOGUE.items() if treatment.apply is not None]
     rng.shuffle(names)
     for name in names:
-        options = CATALOGUE[name].prescribe(None, m)
+        options = CATALOGUE[name].propose(None, m)
         if not options:
             continue
         try:

@@ -55,7 +55,7 @@ MODULES = (
     capacity,
 )
 
-CATALOGUE: dict[str, RemedyDefinition] = {treatment.name: treatment for module in MODULES for treatment in module.TREATMENTS}
+CATALOGUE: dict[str, RemedyDefinition] = {treatment.name: treatment for module in MODULES for treatment in module.REMEDIES}
 
 _PRECISION = "the kind of numbers that a model computes in depends on its device"
 _MEANING = "which one is meant cannot be read from the numbers"

@@ -118,7 +118,7 @@ def _changes(finding: Finding, m: Measurement) -> Iterator[Change]:
     for remedy in finding.remedies:
         treatment = CATALOGUE.get(remedy.name)
         if treatment is not None and treatment.apply is not None and treatment.name not in UNFAIR:
-            yield from (Change(f"with {p.treatment}", p) for p in treatment.prescribe(finding, m)[:1] if not changes_loss([p]))
+            yield from (Change(f"with {p.treatment}", p) for p in treatment.propose(finding, m)[:1] if not changes_loss([p]))
 
 
 class Trained:

@@ -34,7 +34,7 @@ Settings = Mapping[str, Setting]
 class RemedyDefinition:
     """An entry of the vocabulary.
 
-    `prescribe(finding, measurement)` gives the settings for this model (for no finding in particular when it is None, as a trial asks),
+    `propose(finding, measurement)` gives the settings for this model (for no finding in particular when it is None, as a trial asks),
     or nothing when it does not fit; it reads plain numbers only. `apply(patient, prescription)` changes the patient, and raises
     Inapplicable when it cannot. How it is written into the source is in `gradcheck.remedies.editing`, under the same name.
     """
@@ -44,7 +44,7 @@ class RemedyDefinition:
     stage: Stage
     applicability: Applicability
     citation: str
-    prescribe: Propose
+    propose: Propose
     apply: Apply | None = None  # None: advice, or a change of the user's training loop
     checkpoint: str = ""
     loop: bool = False  # of the user's own training loop: it is an edit of the source alone, proved by running the edited script

@@ -50,7 +50,7 @@ def wanted(seen: ScriptRun) -> Iterator[tuple[Report, Finding, Fix]]:
             for remedy in finding.remedies:
                 treatment = CATALOGUE.get(remedy.name)
                 if treatment is not None and treatment.loop:
-                    yield from ((report, finding, p) for p in treatment.prescribe(finding, report.measurement))
+                    yield from ((report, finding, p) for p in treatment.propose(finding, report.measurement))
 
 
 def mend(spec: ScriptSpec, seen: ScriptRun, bench: Bench, progress: Progress, refused: Collection[str] = ()) -> Mended:

@@ -27,7 +27,7 @@ def prescriptions(findings: Iterable[Finding], m: Measurement, vocabulary: Vocab
             treatment = vocabulary.get(remedy.name)
             if treatment is None or treatment.apply is None:
                 continue
-            for p in treatment.prescribe(finding, m):
+            for p in treatment.propose(finding, m):
                 key = p.treatment, tuple(sorted(p.settings.items())), p.layers
                 known = found.get(key)
                 codes = dict.fromkeys((*(known.findings if known else ()), *p.findings, finding.code))
@@ -51,7 +51,7 @@ def advice(findings: Iterable[Finding], m: Measurement, vocabulary: Vocabulary, 
         if finding.code in left and finding.severity in TREATED:
             for remedy in finding.remedies:
                 treatment = vocabulary.get(remedy.name)
-                if treatment is None or treatment.apply is None or not treatment.prescribe(finding, m):
+                if treatment is None or treatment.apply is None or not treatment.propose(finding, m):
                     shown.setdefault(remedy.text, Outcome(_advised(remedy, finding), "advice"))
     return list(shown.values())
 

@@ -202,7 +202,7 @@ class Search:
             treatment = self.ward.vocabulary.get(name)
             if treatment is None or treatment.apply is None or name in {p.treatment for p in onto}:
                 return []
-            options = allowed(treatment.prescribe(None, self.measurement), self.ward.terms.unsafe)
+            options = allowed(treatment.propose(None, self.measurement), self.ward.terms.unsafe)
             plans = [(*plan, option) for plan in plans for option in options]
         return plans
 

@@ -100,8 +100,8 @@ def treatment_named(name: str) -> RemedyDefinition:
 
 def prescribed(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> Fix | None:
     """The best of its prescriptions, for the finding if one proposes it."""
-    options = treatment.prescribe(finding, m) if finding is not None else []
-    options = options or treatment.prescribe(None, m)
+    options = treatment.propose(finding, m) if finding is not None else []
+    options = options or treatment.propose(None, m)
     return options[0] if options else None
 
 

@@ -48,7 +48,7 @@ def measured(model: nn.Module, data: Any = None, optimizer: torch.optim.Optimize
 
 def prescribed(treatment: RemedyDefinition, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = "") -> Fix:
     """The first prescription for a model."""
-    return treatment.prescribe(finding, measured(model, data, rule=rule))[0]
+    return treatment.propose(finding, measured(model, data, rule=rule))[0]
 
 
 def treated(

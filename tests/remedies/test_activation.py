@@ -89,7 +89,7 @@ class Inside(nn.Module):
 @pytest.mark.parametrize("way", ["stack", "index", "loop"])
 def test_a_module_is_not_taken_for_the_activation_inside_of_it(way: str) -> None:
     model = Inside(way)
-    inner = [name for p in REPLACE.prescribe(finding("ACT002"), measured(model)) for name in p.layers if name.endswith(":relu")]
+    inner = [name for p in REPLACE.propose(finding("ACT002"), measured(model)) for name in p.layers if name.endswith(":relu")]
     assert inner
     with unchanged(model), pytest.raises(Inapplicable, match="it lies in a module that is called at"):
         treated(REPLACE, model, finding("ACT002", *inner))
@@ -105,13 +105,13 @@ def test_gates_and_outputs_stay() -> None:
             x = torch.relu(self.first(x))
             return torch.sigmoid(self.head(x * torch.sigmoid(self.gate(x))))
 
-    names = [name for p in REPLACE.prescribe(None, measured(Gated())) for name in p.layers]
+    names = [name for p in REPLACE.propose(None, measured(Gated())) for name in p.layers]
     assert not any("sigmoid" in name for name in names)
 
 
 def test_nothing_is_replaced_in_a_trained_stack_without_its_weights_staying() -> None:
     m = measured(plain(10, nn.Sigmoid))
-    (p,) = REPLACE.prescribe(finding("ACT003"), replace(m, pretrained=True))
+    (p,) = REPLACE.propose(finding("ACT003"), replace(m, pretrained=True))
     assert "initialized" not in p.settings
 
 
@@ -179,7 +179,7 @@ def test_an_activation_that_hidden_layers_share_stays() -> None:
     model = nn.Sequential(nn.Linear(16, 8), act, nn.Linear(8, 1), act)
     data = [(x, (y > 1).float()[:, None]) for x, y in batches()]
     m = scan_workload(workload(model, data, loss=F.binary_cross_entropy_with_logits), Settings(fast=True)).measurement
-    assert m.losses[0].producer == "sigmoid" and not REMOVE.prescribe(finding("LOSS001", "1", "3"), m)
+    assert m.losses[0].producer == "sigmoid" and not REMOVE.propose(finding("LOSS001", "1", "3"), m)
 
 
 def test_softmax_over_one_unit_becomes_a_sigmoid_where_the_loss_takes_probabilities() -> None:
@@ -198,5 +198,5 @@ def cured(treatment: RemedyDefinition, model: nn.Module, work: object, code: str
     with unchanged(model):
         one = treated_copy(work)  # type: ignore[arg-type]
         assert treatment.apply is not None
-        treatment.apply(one, treatment.prescribe(found, report.measurement)[0])
+        treatment.apply(one, treatment.propose(found, report.measurement)[0])
     return one, {f.code for f in scan_workload(one.workload, Settings(fast=True)).findings}

@@ -95,7 +95,7 @@ def test_some_tokens_become_others_of_the_batch() -> None:
 @pytest.mark.parametrize("name", ["random-flip", "random-shift", "random-crop", "input-noise", "mixup"])
 def test_a_patient_draws_at_each_step_and_leaves_its_batches_alone(name: str) -> None:
     w = workload(image_net(), images())
-    (p,) = CATALOGUE[name].prescribe(None, measured(w, 6, fast=True).measurement)
+    (p,) = CATALOGUE[name].propose(None, measured(w, 6, fast=True).measurement)
     treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
@@ -113,7 +113,7 @@ def test_a_patient_draws_at_each_step_and_leaves_its_batches_alone(name: str) ->
 def test_tables_get_noise_and_mixup_but_no_flips() -> None:
     m = measured(workload(net(outputs=1), regression(), F.mse_loss), 6, fast=True).measurement
     for name, count in (("random-flip", 0), ("random-crop", 0), ("token-dropout", 0), ("input-noise", 1), ("mixup", 1)):
-        assert len(CATALOGUE[name].prescribe(None, m)) == count
+        assert len(CATALOGUE[name].propose(None, m)) == count
     with pytest.raises(Inapplicable, match="images"):
         apply(patient(net(outputs=1), regression(), F.mse_loss), order("random-flip"))
 
@@ -122,8 +122,8 @@ def test_text_gets_token_dropout_only() -> None:
     batches = [(torch.randint(20, (8, 5)), torch.randint(3, (8,))) for _ in range(3)]
     model = nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(20, 3))
     m = measured(workload(model, batches), 6, fast=True).measurement
-    assert CATALOGUE["input-noise"].prescribe(None, m) == []
-    (p,) = CATALOGUE["token-dropout"].prescribe(None, m)
+    assert CATALOGUE["input-noise"].propose(None, m) == []
+    (p,) = CATALOGUE["token-dropout"].propose(None, m)
     treated = patient(model, batches)
     apply(treated, CATALOGUE["token-dropout"].at(p, rate=0.5))
     new = treated.augment(batches[0], generator())

@@ -69,7 +69,7 @@ def images() -> list[Any]:
 def test_hidden_layers_are_half_as_wide(make: Any, batches: Any) -> None:
     torch.manual_seed(0)
     w = workload(make(), batches(), optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
-    (p,) = CATALOGUE["smaller-network"].prescribe(None, measured(w, 6, fast=True).measurement)
+    (p,) = CATALOGUE["smaller-network"].propose(None, measured(w, 6, fast=True).measurement)
     treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
@@ -117,7 +117,7 @@ def deep() -> nn.Module:
 
 def test_every_second_of_the_repeated_blocks_goes() -> None:
     w = workload(deep())
-    (p,) = CATALOGUE["shallower-network"].prescribe(None, measured(w, 6, fast=True).measurement)
+    (p,) = CATALOGUE["shallower-network"].propose(None, measured(w, 6, fast=True).measurement)
     treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
@@ -142,7 +142,7 @@ def test_blocks_of_a_list_go_and_models_without_blocks_say_so() -> None:
 
 def test_larger_batches_hold_the_same_samples() -> None:
     w = workload(batches=classification(count=5))
-    (p,) = CATALOGUE["larger-batch"].prescribe(None, measured(w, 6, fast=True).measurement)
+    (p,) = CATALOGUE["larger-batch"].propose(None, measured(w, 6, fast=True).measurement)
     treated = treated_copy(w)
     apply(treated, p)
     assert [len(y) for _, y in treated.workload.batches] == [64, 16]

@@ -44,7 +44,7 @@ def test_advice_is_what_rules_name_and_no_treatment_does() -> None:
 
 
 def test_no_name_is_given_twice() -> None:
-    every = [t.name for module in catalogue.MODULES for t in module.TREATMENTS]
+    every = [t.name for module in catalogue.MODULES for t in module.REMEDIES]
     assert len(every) == len(set(every)) == len(CATALOGUE)
 
 
@@ -70,7 +70,7 @@ def test_entries_are_complete(treatment: RemedyDefinition) -> None:
 
 @pytest.mark.parametrize("treatment", CATALOGUE.values(), ids=lambda t: t.name)
 def test_what_is_prescribed_for_no_finding_names_its_strengths(treatment: RemedyDefinition) -> None:
-    for p in treatment.prescribe(None, measurement()):
+    for p in treatment.propose(None, measurement()):
         assert (p.treatment, p.stage) == (treatment.name, treatment.stage)
         assert p.text and p.citation and p.findings == ()
         for strength in treatment.strengths:

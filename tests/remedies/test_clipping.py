@@ -57,7 +57,7 @@ def test_clipping_is_in_force_in_a_patient_s_training_and_its_copies() -> None:
 
 def test_adaptive_clipping_leaves_the_head_out() -> None:
     m = measured(workload(), 6, fast=True).measurement
-    (p,) = CATALOGUE["adaptive-gradient-clipping"].prescribe(None, m)
+    (p,) = CATALOGUE["adaptive-gradient-clipping"].propose(None, m)
     assert p.settings["exempt"] == "4.weight,4.bias"
     treated = patient()
     apply(treated, p)
@@ -68,6 +68,6 @@ def test_adaptive_clipping_leaves_the_head_out() -> None:
 
 def test_value_clipping_starts_from_the_largest_entries() -> None:
     m = measured(workload(), 30).measurement
-    (p,) = CATALOGUE["clip-gradient-value"].prescribe(None, m)
+    (p,) = CATALOGUE["clip-gradient-value"].propose(None, m)
     largest = [s.gradient_max for q in m.parameters for s in q.steps if s.gradient_max]
     assert min(largest) < float(p.settings["clip_value"]) <= max(largest) * 1.05

@@ -38,7 +38,7 @@ def test_every_feature_is_standardized_over_all_batches() -> None:
     w = workload(batches=batches)
     report = measured(w)
     finding = next(f for f in report.findings if f.code == "DATA001")
-    (p,) = CATALOGUE["standardize-input"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["standardize-input"].propose(finding, report.measurement)
     treated = treated_copy(w)
     apply(treated, p)
     whole = torch.cat([x for x, _ in treated.workload.batches])
@@ -84,7 +84,7 @@ def test_named_inputs_of_a_dict() -> None:
     torch.manual_seed(0)
     batches = [{"features": 100 + torch.randn(8, 6), "extra": torch.randn(8, 2), "labels": torch.randint(3, (8,))} for _ in range(3)]
     report = measured(workload(Keyed(), batches))
-    (p,) = CATALOGUE["standardize-input"].prescribe(None, report.measurement)
+    (p,) = CATALOGUE["standardize-input"].propose(None, report.measurement)
     assert p.settings["input"] == "features"
     treated = patient(Keyed(), batches)
     apply(treated, p)
@@ -99,7 +99,7 @@ def test_targets_get_zero_mean_and_unit_scale(kind: str) -> None:
     w = workload(net(outputs=1), batches, loss, lambda p: torch.optim.Adam(p, lr=1e-3))
     report = measured(w)
     finding = next(f for f in report.findings if f.code == "DATA003")
-    (p,) = CATALOGUE["standardize-target"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["standardize-target"].propose(finding, report.measurement)
     treated = treated_copy(w)
     apply(treated, p)
     x, y = treated.prepare(batches[0])
@@ -113,7 +113,7 @@ def test_targets_of_a_bounded_output_go_into_its_range() -> None:
     batches = regression(scale=5.0)
     model = nn.Sequential(net(outputs=1), nn.Sigmoid())
     report = measured(workload(model, batches, F.mse_loss), 6)
-    (p,) = CATALOGUE["standardize-target"].prescribe(next(f for f in report.findings if f.code == "LOSS001"), report.measurement)
+    (p,) = CATALOGUE["standardize-target"].propose(next(f for f in report.findings if f.code == "LOSS001"), report.measurement)
     treated = patient(model, batches, F.mse_loss)
     apply(treated, p)
     y = treated.workload.batches[0][1]
@@ -121,7 +121,7 @@ def test_targets_of_a_bounded_output_go_into_its_range() -> None:
 
 
 def test_class_labels_are_no_values_to_scale() -> None:
-    assert CATALOGUE["standardize-target"].prescribe(None, measured(workload(), 6).measurement) == []
+    assert CATALOGUE["standardize-target"].propose(None, measured(workload(), 6).measurement) == []
     with pytest.raises(Inapplicable):
         apply(patient(), order("standardize-target", mean=0.0, std=1.0))
 
@@ -131,7 +131,7 @@ def test_shuffling_deals_the_same_samples_anew() -> None:
     y = torch.arange(32) // 12
     batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 32, 8)]
     report = measured(workload(batches=batches), 6)
-    (p,) = CATALOGUE["shuffle-data"].prescribe(None, report.measurement)
+    (p,) = CATALOGUE["shuffle-data"].propose(None, report.measurement)
     treated = patient(batches=batches)
     apply(treated, p)
     dealt = treated.workload.batches
@@ -145,7 +145,7 @@ def test_shuffling_deals_the_same_samples_anew() -> None:
 
 
 def test_shuffled_data_are_not_prescribed_again() -> None:
-    assert CATALOGUE["shuffle-data"].prescribe(None, measured(workload(), 6).measurement) == []
+    assert CATALOGUE["shuffle-data"].propose(None, measured(workload(), 6).measurement) == []
 
 
 def test_samples_with_gaps_are_left_out() -> None:
@@ -154,7 +154,7 @@ def test_samples_with_gaps_are_left_out() -> None:
     batches[2][0][:] = float("inf")
     w = workload(batches=batches)
     report = measured(w, 6)
-    (p,) = CATALOGUE["clean-data"].prescribe(next(f for f in report.findings if f.code == "DATA002"), report.measurement)
+    (p,) = CATALOGUE["clean-data"].propose(next(f for f in report.findings if f.code == "DATA002"), report.measurement)
     treated = treated_copy(w)
     apply(treated, p)
     x, y = treated.workload.batches[1]

@@ -10,13 +10,13 @@ from torch import nn
 
 from gradcheck.analysis.depth import gradient_trend
 from gradcheck.remedies.initialization import weights as init
-from gradcheck.remedies.initialization.lsuv import TREATMENTS as LSUV
+from gradcheck.remedies.initialization.lsuv import REMEDIES as LSUV
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Workload
 from tests.remedies.patients import finding, losses, measured, patient, plain, prescribed, treated, unchanged
 
-HE, LECUN, XAVIER, ORTHOGONAL, SYMMETRY = init.TREATMENTS
+HE, LECUN, XAVIER, ORTHOGONAL, SYMMETRY = init.REMEDIES
 
 
 def lone(module: nn.Module) -> TreatedWorkload:
@@ -111,7 +111,7 @@ def test_trained_models_are_left_alone() -> None:
     optimizer.step()
     m = measured(model, optimizer=optimizer)
     assert m.pretrained
-    assert all(not t.prescribe(finding("GRAD001"), m) for t in (*init.TREATMENTS, *LSUV))
+    assert all(not t.propose(finding("GRAD001"), m) for t in (*init.REMEDIES, *LSUV))
 
 
 def test_a_head_that_explodes_too_is_drawn_with_gain_one() -> None:
@@ -125,7 +125,7 @@ def test_reparametrised_weights_are_refused_in_words() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4))
     with pytest.raises(Inapplicable, match="computed from others"):
         init.apply(patient(model), Fix("he-init", "", "initialization", "safe", {"gain": 1.0}, ("0",)))
-    assert all("0" not in p.layers for p in HE.prescribe(None, measured(model)))
+    assert all("0" not in p.layers for p in HE.propose(None, measured(model)))
 
 
 class Functional(nn.Module):
@@ -205,7 +205,7 @@ def test_weights_keep_their_direction() -> None:
 
 
 def test_no_rescaling_for_stacks_of_sigmoids_and_constant_weights_become_orthogonal() -> None:
-    assert not LSUV[0].prescribe(None, measured(plain(10, nn.Sigmoid)))
+    assert not LSUV[0].propose(None, measured(plain(10, nn.Sigmoid)))
     model = plain(3)
     nn.init.zeros_(model[0].weight)
     one = treated(LSUV[0], model)

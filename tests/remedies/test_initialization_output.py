@@ -41,8 +41,8 @@ def test_a_bias_that_is_too_large_alone_is_zeroed_and_the_weights_stay() -> None
 
 
 def test_a_quiet_head_and_one_behind_an_explosion_are_left() -> None:
-    assert not output.HEAD_SCALING.prescribe(finding("LOSS003", "6"), measured(plain(3)))
-    assert not output.HEAD_SCALING.prescribe(None, measured(plain(12, std=1.0)))
+    assert not output.HEAD_SCALING.propose(finding("LOSS003", "6"), measured(plain(3)))
+    assert not output.HEAD_SCALING.propose(None, measured(plain(12, std=1.0)))
 
 
 def test_values_start_with_the_spread_of_their_targets() -> None:
@@ -51,7 +51,7 @@ def test_values_start_with_the_spread_of_their_targets() -> None:
     nn.init.normal_(model[2].weight, std=300.0)
     work = workload(model, data, loss=F.mse_loss)
     m = scan_workload(work, Settings(fast=True)).measurement
-    (p,) = output.HEAD_SCALING.prescribe(finding("LOSS003", "2"), m)
+    (p,) = output.HEAD_SCALING.propose(finding("LOSS003", "2"), m)
     one = treated_copy(work)
     output.scale_head(one, p)
     spread = torch.cat([y for _, y in data]).std().item()
@@ -84,7 +84,7 @@ def test_one_unit_starts_at_the_best_constant(loss: object, expected: float) -> 
     data = [(x, (torch.arange(len(y)) % 4 == 0).float()[:, None]) for x, y in batches()]
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
     m = scan_workload(workload(model, data, loss=loss), Settings(fast=True)).measurement
-    (p,) = output.PRIOR_BIAS.prescribe(finding("INIT008", "2"), m)
+    (p,) = output.PRIOR_BIAS.propose(finding("INIT008", "2"), m)
     assert float(str(p.settings["bias"])) == pytest.approx(expected, rel=1e-3)
 
 

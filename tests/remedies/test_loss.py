@@ -69,7 +69,7 @@ def test_the_new_loss_is_that_of_the_logits(case: str, wrap: Any) -> None:
     w = workload(model, batches, **given)
     report = measured(w, 6, fast=True)
     finding = next(f for f in report.findings if f.code == "LOSS001")
-    (p,) = CATALOGUE["replace-loss"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["replace-loss"].propose(finding, report.measurement)
     assert p.settings["new"] == new and p.applicability == "unsafe" and p.findings == ("LOSS001",)
     treated = treated_copy(w)
     apply(treated, p)
@@ -88,7 +88,7 @@ def test_unbounded_outputs_get_a_loss_of_logits() -> None:
         w = workload(net(outputs=1), labels(), loss)
         report = measured(w, 6, fast=True)
         finding = next(f for f in report.findings if any(r.name == "replace-loss" for r in f.remedies))
-        (p,) = CATALOGUE["replace-loss"].prescribe(finding, report.measurement)
+        (p,) = CATALOGUE["replace-loss"].propose(finding, report.measurement)
         treated = patient(net(outputs=1), labels(), loss)
         apply(treated, p)
         x, y = labels()[0]
@@ -121,7 +121,7 @@ def test_labels_of_another_type_are_cast() -> None:
     batches = [(x, y.float()[:, None]) for x, y in classification()]
     report = measured(workload(batches=batches), 6, fast=True)
     finding = next(f for f in report.findings if f.code == "LOSS002")
-    (p,) = CATALOGUE["replace-loss"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["replace-loss"].propose(finding, report.measurement)
     assert p.settings["target"] == "long"
     treated = patient(batches=batches)
     apply(treated, p)
@@ -140,7 +140,7 @@ def test_shapes_are_matched(longer: str, kind: str) -> None:
     w = workload(model, batches, **given)
     report = measured(w, 6, fast=True)
     finding = next(f for f in report.findings if f.code == "LOSS002")
-    (p,) = CATALOGUE["match-shapes"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["match-shapes"].propose(finding, report.measurement)
     assert p.settings == {"operand": longer, "operation": "squeeze", "dim": -1}
     treated = patient(model, batches, **given)
     apply(treated, p)
@@ -158,7 +158,7 @@ def test_the_sign_of_a_loss_and_of_an_optimizer() -> None:
         w = workload(**given)
         report = measured(w, 10)
         finding = next(f for f in report.findings if f.code == "GRAPH004")
-        (p,) = CATALOGUE["flip-sign"].prescribe(finding, report.measurement)
+        (p,) = CATALOGUE["flip-sign"].propose(finding, report.measurement)
         assert p.applicability == "unsafe"
         treated = patient(**given)
         apply(treated, p)
@@ -166,7 +166,7 @@ def test_the_sign_of_a_loss_and_of_an_optimizer() -> None:
         torch.testing.assert_close(treated.workload.training_step(treated.model, (x, y)), F.cross_entropy(treated.model(x), y))
     treated = patient(optimizer=lambda q: torch.optim.Adam(q, maximize=True))
     report = measured(workload(optimizer=lambda q: torch.optim.Adam(q, maximize=True)), 10)
-    (p,) = CATALOGUE["flip-sign"].prescribe(next(f for f in report.findings if f.code == "GRAPH004"), report.measurement)
+    (p,) = CATALOGUE["flip-sign"].propose(next(f for f in report.findings if f.code == "GRAPH004"), report.measurement)
     assert p.applicability == "safe"
     apply(treated, p)
     assert treated.optimizer.param_groups[0]["maximize"] is False
@@ -211,7 +211,7 @@ def user_step(model: nn.Module, batch: Any) -> torch.Tensor:
 )
 def test_label_smoothing_reaches_the_cross_entropy(given: Any, factor: int) -> None:
     w = workload(**given)
-    (p,) = CATALOGUE["label-smoothing"].prescribe(None, measured(w, 6, fast=True).measurement)
+    (p,) = CATALOGUE["label-smoothing"].propose(None, measured(w, 6, fast=True).measurement)
     treated = patient(**given)
     apply(treated, p)
     treated = treated.copy()
@@ -224,9 +224,9 @@ def test_label_smoothing_reaches_the_cross_entropy(given: Any, factor: int) -> N
 
 def test_smoothing_is_not_prescribed_for_values_or_twice() -> None:
     values = measured(workload(net(outputs=1), regression(), F.mse_loss), 6, fast=True).measurement
-    assert CATALOGUE["label-smoothing"].prescribe(None, values) == []
+    assert CATALOGUE["label-smoothing"].propose(None, values) == []
     smooth = measured(workload(loss=functools.partial(F.cross_entropy, label_smoothing=0.2)), 6, fast=True).measurement
-    assert CATALOGUE["label-smoothing"].prescribe(None, smooth) == []
+    assert CATALOGUE["label-smoothing"].propose(None, smooth) == []
 
 
 def test_what_cannot_be_reached_is_said() -> None:

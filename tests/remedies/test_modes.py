@@ -68,7 +68,7 @@ def test_the_normalization_follows_the_model(kind: type[Normed]) -> None:
     work = workload(model)
     report = scan_workload(work, SETTINGS)
     finding = next(f for f in report.findings if f.code == "NORM005")
-    (p,) = CATALOGUE["training-mode"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["training-mode"].propose(finding, report.measurement)
     one = patient(model)
     with unchanged(model):
         apply(one, p)

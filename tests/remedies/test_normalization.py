@@ -162,7 +162,7 @@ def test_a_call_is_taken_out_of_the_code() -> None:
     site = replace(faulty, column=faulty.column + len("self.norm("), end_column=faulty.end_column - 1)
     m = replace(m, regularization=Regularization(dropouts=(Dropout(":dropout", 0.4, site),)))
     one = patient(model)
-    norm.move_dropout(one, norm.MOVE_DROPOUT.prescribe(finding("NORM004", "norm"), m)[0])
+    norm.move_dropout(one, norm.MOVE_DROPOUT.propose(finding("NORM004", "norm"), m)[0])
     check_moved(one)
 
 

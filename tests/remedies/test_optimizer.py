@@ -62,7 +62,7 @@ def test_a_rate_that_is_too_high_is_cured_on_a_real_net(rate: float) -> None:
     w = workload(optimizer=lambda p: torch.optim.SGD(p, lr=rate))
     report = measured(w, 60)
     finding = next(f for f in report.findings if f.code == "OPT001")
-    (p,) = CATALOGUE["lower-learning-rate"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["lower-learning-rate"].propose(finding, report.measurement)
     treated = treated_copy(w)
     apply(treated, p)
     after = measured(treated.workload, 60)
@@ -74,12 +74,12 @@ def test_a_rate_that_is_too_high_is_cured_on_a_real_net(rate: float) -> None:
 def test_warm_up_is_untuned_and_no_longer_than_ten_passes(batches: int, beta: float, steps: int) -> None:
     m = measurement()
     m = replace(m, data=replace(m.data, batches=batches), optimizer=replace(m.optimizer, betas=(0.9, beta)))
-    assert CATALOGUE["warm-up"].prescribe(None, m)[0].settings["steps"] == steps
+    assert CATALOGUE["warm-up"].propose(None, m)[0].settings["steps"] == steps
 
 
 @pytest.mark.parametrize("name", ["warm-up", "cosine-schedule", "step-schedule"])
 def test_schedules_act_in_a_bare_loop_and_in_copies(name: str) -> None:
-    (p,) = CATALOGUE[name].prescribe(None, measured(workload(), 6).measurement)
+    (p,) = CATALOGUE[name].propose(None, measured(workload(), 6).measurement)
     p = replace(p, settings={**p.settings, "steps": 2})
     plain, treated = patient(), patient()
     apply(treated, p)
@@ -96,11 +96,11 @@ def test_epsilon_becomes_the_usual_one_or_a_smaller_one() -> None:
     def prescribed(eps: float) -> float:
         m = replace(measurement(), optimizer=replace(measurement().optimizer, eps=eps))
         finding = Finding("OPT003", "adam-epsilon", "warning", "")
-        return float(CATALOGUE["adam-epsilon"].prescribe(finding, m)[0].settings["eps"])
+        return float(CATALOGUE["adam-epsilon"].propose(finding, m)[0].settings["eps"])
 
     assert prescribed(0.1) == 1e-8
     assert prescribed(1e-8) == 1e-12
-    assert CATALOGUE["adam-epsilon"].prescribe(None, replace(measurement(), optimizer=replace(measurement().optimizer, eps=1e-8))) == []
+    assert CATALOGUE["adam-epsilon"].propose(None, replace(measurement(), optimizer=replace(measurement().optimizer, eps=1e-8))) == []
     treated = patient(optimizer=lambda p: torch.optim.Adam(p, eps=0.1))
     apply(treated, order("adam-epsilon", eps=1e-8))
     assert treated.optimizer.param_groups[0]["eps"] == 1e-8
@@ -110,8 +110,8 @@ def test_epsilon_becomes_the_usual_one_or_a_smaller_one() -> None:
 
 def test_momentum_becomes_the_usual_one() -> None:
     facts = replace(measurement().optimizer, name="SGD", adaptive=False, momentum=0.999)
-    assert CATALOGUE["lower-momentum"].prescribe(None, replace(measurement(), optimizer=facts))[0].settings == {"momentum": 0.9}
-    assert CATALOGUE["lower-momentum"].prescribe(None, replace(measurement(), optimizer=replace(facts, momentum=0.9))) == []
+    assert CATALOGUE["lower-momentum"].propose(None, replace(measurement(), optimizer=facts))[0].settings == {"momentum": 0.9}
+    assert CATALOGUE["lower-momentum"].propose(None, replace(measurement(), optimizer=replace(facts, momentum=0.9))) == []
     treated = patient(optimizer=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.999))
     apply(treated, order("lower-momentum", momentum=0.9))
     assert treated.optimizer.param_groups[0]["momentum"] == 0.9
@@ -163,13 +163,13 @@ def test_sgd_has_no_decoupled_form() -> None:
     with pytest.raises(Inapplicable, match="SGD"):
         apply(patient(), order("decoupled-weight-decay", weight_decay=0.1))
     sgd = replace(measurement(), optimizer=OptimizerFacts("SGD", True, False, 0.1))
-    assert CATALOGUE["decoupled-weight-decay"].prescribe(None, sgd) == []
+    assert CATALOGUE["decoupled-weight-decay"].propose(None, sgd) == []
 
 
 def test_biases_and_gains_leave_the_decayed_group() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     w = workload(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.2))
-    (p,) = CATALOGUE["weight-decay-groups"].prescribe(None, measured(w, 6).measurement)
+    (p,) = CATALOGUE["weight-decay-groups"].propose(None, measured(w, 6).measurement)
     treated = treated_copy(w)
     apply(treated, p)
     first, second = treated.optimizer.param_groups
@@ -208,7 +208,7 @@ def test_a_penalty_in_the_loss_is_divided() -> None:
     w = workload(training_step=penalised_step, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3))
     report = measured(w, 60)
     finding = next(f for f in report.findings if f.code == "REG001")
-    (p,) = CATALOGUE["weaker-weight-decay"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["weaker-weight-decay"].propose(finding, report.measurement)
     divisor = float(p.settings["divisor"])
     treated = treated_copy(w)
     apply(treated, p)
@@ -249,11 +249,11 @@ def test_adam_keeps_the_ratios_of_groups_and_gives_none_a_decay_that_it_had_not(
 def test_adam_is_put_in_the_place_of_sgd_only() -> None:
     with pytest.raises(Inapplicable, match="Adam is not SGD"):
         apply(patient(optimizer=torch.optim.Adam), order("adaptive-optimizer", lr=1e-3, weight_decay=0.0))
-    prescribe = CATALOGUE["adaptive-optimizer"].prescribe
+    propose = CATALOGUE["adaptive-optimizer"].propose
     sgd = OptimizerFacts("SGD", True, False, 0.1)
-    assert prescribe(None, replace(measurement(), optimizer=replace(sgd, name="AdamW"))) == []
+    assert propose(None, replace(measurement(), optimizer=replace(sgd, name="AdamW"))) == []
     (plain,), (decayed,) = (
-        prescribe(None, replace(measurement(), optimizer=o, parameters=())) for o in (sgd, replace(sgd, weight_decay=0.3))
+        propose(None, replace(measurement(), optimizer=o, parameters=())) for o in (sgd, replace(sgd, weight_decay=0.3))
     )
     assert plain.settings == {"lr": 1e-3, "weight_decay": 0.0} and "train with Adam at rate 0.001" in plain.text
     assert decayed.settings == {"lr": 1e-3, "weight_decay": 0.01} and decayed.applicability == "unsafe"

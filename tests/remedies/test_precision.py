@@ -53,7 +53,7 @@ def test_a_training_step_that_overflows_stays_finite() -> None:
     w = workload(training_step=loud)
     report = measured(w, 10)
     finding = next(f for f in report.findings if any(r.name == "bfloat16" for r in f.remedies))
-    (p,) = CATALOGUE["bfloat16"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["bfloat16"].propose(finding, report.measurement)
     treated, untreated = patient(training_step=loud), patient(training_step=loud)
     apply(treated, p)
     assert math.isfinite(step(treated)) and not math.isfinite(step(untreated))

@@ -30,7 +30,7 @@ def test_the_finding_goes_and_the_net_trains(name: str, code: str, remedy: str) 
     report = measured(w)
     finding = next(f for f in report.findings if f.code == code)
     assert remedy in {r.name for r in finding.remedies}
-    p = CATALOGUE[remedy].prescribe(finding, report.measurement)[0]
+    p = CATALOGUE[remedy].propose(finding, report.measurement)[0]
     treated = treated_copy(w)
     apply(treated, p)
     assert code not in {f.code for f in measured(treated.copy().workload).findings}

@@ -207,7 +207,7 @@ TWO = (
 
 
 def test_an_lstm_comes_first_and_a_gru_second() -> None:
-    found = CATALOGUE["gated-recurrence"].prescribe(finding("GRAD003", "b"), of(*TWO))
+    found = CATALOGUE["gated-recurrence"].propose(finding("GRAD003", "b"), of(*TWO))
     assert [(p.settings, p.layers) for p in found] == [({"kind": "LSTM"}, ("b",)), ({"kind": "GRU"}, ("b",))]
     assert all(p.applicability == "unsafe" and p.stage == "architecture" and "change their shapes" in p.checkpoint for p in found)
     assert all(p.findings == ("GRAD003",) for p in found)
@@ -215,18 +215,18 @@ def test_an_lstm_comes_first_and_a_gru_second() -> None:
 
 @pytest.mark.parametrize("asked", [None, finding("GRAD003", "c"), finding("OPT001")])
 def test_all_elman_layers_are_meant_when_none_is_named(asked: Any) -> None:
-    assert [p.layers for p in gates.prescribe(asked, of(*TWO))] == [("a", "b"), ("a", "b")]
+    assert [p.layers for p in gates.propose(asked, of(*TWO))] == [("a", "b"), ("a", "b")]
 
 
 def test_layers_that_one_expression_makes_go_together() -> None:
     m = of(*TWO)
     m = literals.measurement(layers=tuple(literals.layer(x.name, x.kind, type=x.type, order=x.order) for x in m.layers))
-    assert gates.prescribe(finding("GRAD003", "b"), m)[0].layers == ("a", "b")
+    assert gates.propose(finding("GRAD003", "b"), m)[0].layers == ("a", "b")
 
 
 @pytest.mark.parametrize("m", [of(*TWO[2:]), of(*TWO, pretrained=True)])
 def test_nothing_for_gated_layers_cells_and_trained_models(m: Any) -> None:
-    assert gates.prescribe(None, m) == []
+    assert gates.propose(None, m) == []
 
 
 def test_what_is_prescribed_for_a_measured_model_can_be_applied() -> None:

@@ -35,7 +35,7 @@ def sparse_regression() -> list[Any]:
 def test_a_strength_of_one_is_a_penalty_as_large_as_the_loss(name: str) -> None:
     w = workload()
     m = measured(w, 6).measurement
-    (p,) = CATALOGUE[name].prescribe(None, m)
+    (p,) = CATALOGUE[name].propose(None, m)
     s = CATALOGUE[name].at(p, strength=1.0).settings
     l1, l2 = float(s.get("l1", 0.0)), float(s.get("l2", s.get("weight_decay", 0.0)))
     penalty = sum(l1 * x.abs().sum() + l2 / 2 * x.square().sum() for x in weights(w.model))
@@ -45,7 +45,7 @@ def test_a_strength_of_one_is_a_penalty_as_large_as_the_loss(name: str) -> None:
 
 def test_strengths_keep_factors_and_words_in_step() -> None:
     elastic = CATALOGUE["elastic-net"]
-    (p,) = elastic.prescribe(None, measured(workload(), 6).measurement)
+    (p,) = elastic.propose(None, measured(workload(), 6).measurement)
     double = elastic.at(p, strength=2 * float(p.settings["strength"]))
     assert double.settings["l1"] == pytest.approx(2 * float(p.settings["l1"]))
     assert double.settings["l2"] == pytest.approx(2 * float(p.settings["l2"]))
@@ -61,7 +61,7 @@ def test_biases_gains_and_embeddings_are_not_penalised() -> None:
     assert [p.name for p in penalised(m)] == ["3.weight"]
     for name in ("l1", "l2", "elastic-net"):
         treated, plain = patient(model, batches), patient(model, batches)
-        (p,) = CATALOGUE[name].prescribe(None, m)
+        (p,) = CATALOGUE[name].propose(None, m)
         apply(treated, CATALOGUE[name].at(p, strength=3.0))
         for one in (treated, plain):
             step(one)
@@ -73,7 +73,7 @@ def test_l1_finds_the_features_that_matter_and_zeroes_the_others() -> None:
     batches = sparse_regression()
     w = workload(nn.Linear(60, 1), batches, F.mse_loss, lambda p: torch.optim.Adam(p, lr=0.02))
     treated = treated_copy(w)
-    (p,) = CATALOGUE["l1"].prescribe(None, measured(w, 6).measurement)
+    (p,) = CATALOGUE["l1"].propose(None, measured(w, 6).measurement)
     apply(treated, CATALOGUE["l1"].at(p, strength=0.05))
     for t in range(1500):
         step(treated, batches[t % 3])
@@ -115,7 +115,7 @@ def test_weight_decay_that_is_there_stays() -> None:
 def test_there_is_no_unit_where_the_loss_is_none() -> None:
     m = measured(workload(), 6).measurement
     assert units(replace(m, probe=replace(m.probe, losses=()))) is None
-    assert CATALOGUE["l1"].prescribe(None, replace(m, probe=replace(m.probe, losses=(float("nan"),)))) == []
+    assert CATALOGUE["l1"].propose(None, replace(m, probe=replace(m.probe, losses=(float("nan"),)))) == []
 
 
 # ------------------------------------------------------------------------------- dropout
@@ -157,7 +157,7 @@ def dropped(model: nn.Module) -> list[float]:
 
 def test_dropout_goes_behind_every_hidden_activation() -> None:
     w = workload()
-    (p,) = CATALOGUE["dropout"].prescribe(None, measured(w, 6).measurement)
+    (p,) = CATALOGUE["dropout"].propose(None, measured(w, 6).measurement)
     assert p.layers == ("1", "3") and p.applicability == "unsafe"
     treated = treated_copy(w)
     apply(treated, replace(p, settings={**p.settings, "rate": 0.35}))
@@ -171,7 +171,7 @@ def test_dropout_goes_behind_every_hidden_activation() -> None:
 
 def test_dropout_goes_around_activations_that_are_calls() -> None:
     w = workload(Functional(False))
-    (p,) = CATALOGUE["dropout"].prescribe(None, measured(w, 6).measurement)
+    (p,) = CATALOGUE["dropout"].propose(None, measured(w, 6).measurement)
     treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
@@ -182,7 +182,7 @@ def test_dropout_goes_around_activations_that_are_calls() -> None:
 
 def test_dropout_that_is_there_gets_another_rate() -> None:
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
-    (p,) = CATALOGUE["dropout"].prescribe(None, measured(workload(model), 6).measurement)
+    (p,) = CATALOGUE["dropout"].propose(None, measured(workload(model), 6).measurement)
     assert p.layers == ("2",) and p.applicability == "safe" and not p.settings["insert"]
     treated = patient(model)
     apply(treated, p)
@@ -192,13 +192,13 @@ def test_dropout_that_is_there_gets_another_rate() -> None:
 def test_dropout_that_is_too_strong_is_lowered_in_calls_and_modules() -> None:
     w = workload(Functional(True), optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
     report = measured(w, 60)
-    (p,) = CATALOGUE["lower-dropout"].prescribe(None, report.measurement)
+    (p,) = CATALOGUE["lower-dropout"].propose(None, report.measurement)
     treated = treated_copy(w)
     apply(treated, p)
     treated = treated.copy()
     assert dropped(treated.model) == [0.2, 0.2] and dropped(w.model) == [0.9, 0.9]
     model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.95), nn.Linear(16, 3))
-    (p,) = CATALOGUE["lower-dropout"].prescribe(None, measured(workload(model), 6).measurement)
+    (p,) = CATALOGUE["lower-dropout"].propose(None, measured(workload(model), 6).measurement)
     treated = patient(model)
     apply(treated, p)
     assert dropped(treated.model) == [0.2]
@@ -209,10 +209,10 @@ def deep(count: int, rate: float) -> nn.Module:
 
 
 def test_many_weak_dropouts_in_a_row_are_lowered_and_few_are_not() -> None:
-    (p,) = CATALOGUE["lower-dropout"].prescribe(None, measured(workload(deep(24, 0.1)), 6).measurement)
+    (p,) = CATALOGUE["lower-dropout"].propose(None, measured(workload(deep(24, 0.1)), 6).measurement)
     assert len(p.layers) == 24 and (1 - p.settings["rate"]) ** 24 == pytest.approx(0.8**4, abs=0.02)
-    assert CATALOGUE["lower-dropout"].prescribe(None, measured(workload(deep(4, 0.1)), 6).measurement) == []
-    assert CATALOGUE["lower-dropout"].prescribe(None, measured(workload(deep(4, 0.0)), 6).measurement) == []
+    assert CATALOGUE["lower-dropout"].propose(None, measured(workload(deep(4, 0.1)), 6).measurement) == []
+    assert CATALOGUE["lower-dropout"].propose(None, measured(workload(deep(4, 0.0)), 6).measurement) == []
 
 
 def test_dropout_inside_attention_and_recurrence() -> None:
@@ -237,8 +237,8 @@ def test_less_of_everything() -> None:
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.2, weight_decay=0.05),
     }
     m = measured(workload(**given), 6).measurement
-    assert CATALOGUE["less-regularization"].prescribe(None, m) == []
-    (p,) = CATALOGUE["less-regularization"].prescribe(Finding("REG005", "over-regularized", "warning", ""), m)
+    assert CATALOGUE["less-regularization"].propose(None, m) == []
+    (p,) = CATALOGUE["less-regularization"].propose(Finding("REG005", "over-regularized", "warning", ""), m)
     assert {k: p.settings[k] for k in ("weight_decay", "rate", "smoothing")} == {"weight_decay": 1e-4, "rate": 0.1, "smoothing": 0.05}
     treated = patient(**given)
     apply(treated, p)
@@ -249,7 +249,7 @@ def test_less_of_everything() -> None:
 
 def test_early_stopping_changes_nothing_but_the_record() -> None:
     w = workload()
-    (p,) = CATALOGUE["early-stopping"].prescribe(None, measured(w, 6).measurement)
+    (p,) = CATALOGUE["early-stopping"].propose(None, measured(w, 6).measurement)
     treated = treated_copy(w)
     apply(treated, p)
     assert treated.applied == [p]

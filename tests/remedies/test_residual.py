@@ -12,7 +12,7 @@ from gradcheck.remedies.residual import branches
 from gradcheck.workload.treated import Inapplicable
 from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
 
-ADD, SCALE, ZERO = branches.TREATMENTS
+ADD, SCALE, ZERO = branches.REMEDIES
 
 
 def blocks(depth: int = 10) -> nn.Sequential:
@@ -62,7 +62,7 @@ def test_a_flat_stack_of_convolutions() -> None:
 
 
 def test_nets_that_have_branches_get_no_more_of_them() -> None:
-    assert not ADD.prescribe(finding("GRAD001"), measured(Stream()))
+    assert not ADD.propose(finding("GRAD001"), measured(Stream()))
 
 
 def test_blocks_that_change_the_shape_are_refused() -> None:
@@ -113,4 +113,4 @@ def test_branches_start_at_zero_and_learn() -> None:
 
 
 def test_no_branch_starts_at_zero_behind_a_relu() -> None:
-    assert not ZERO.prescribe(finding("INIT003"), measured(Stream(ending=nn.ReLU)))
+    assert not ZERO.propose(finding("INIT003"), measured(Stream(ending=nn.ReLU)))

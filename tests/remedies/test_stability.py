@@ -100,7 +100,7 @@ def test_the_loss_of_the_user_is_edited_on_the_patient_only() -> None:
     w = workload(loss=by_hand)
     report = measured(w, 10)
     finding = next(f for f in report.findings if f.code == "LOSS006")
-    (p,) = CATALOGUE["stable-loss"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["stable-loss"].propose(finding, report.measurement)
     treated = patient(loss=by_hand)
     apply(treated, p)
     assert torch.isfinite(treated.workload.loss(LARGE, torch.tensor([1])))
@@ -128,7 +128,7 @@ def test_a_model_s_own_code_is_guarded() -> None:
     w = workload(Rooted())
     report = measured(w, 10)
     finding = next(f for f in report.findings if any(r.name == "guard-domain" for r in f.remedies))
-    (p,) = CATALOGUE["guard-domain"].prescribe(finding, report.measurement)
+    (p,) = CATALOGUE["guard-domain"].propose(finding, report.measurement)
     treated = patient(Rooted())
     apply(treated, p)
     assert torch.isfinite(treated.copy().workload.training_step(treated.model, w.batches[0]))
@@ -136,4 +136,4 @@ def test_a_model_s_own_code_is_guarded() -> None:
 
 
 def test_nothing_is_prescribed_without_a_place() -> None:
-    assert CATALOGUE["stable-loss"].prescribe(None, measured(workload(), 6).measurement) == []
+    assert CATALOGUE["stable-loss"].propose(None, measured(workload(), 6).measurement) == []

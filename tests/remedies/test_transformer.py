@@ -139,7 +139,7 @@ def test_separate_queries_and_keys_are_normalised_and_fused_ones_refused() -> No
     model = Pooled(Separate())
     one = treated(blocks.QK_NORM, model, SHARP, data=SEQUENCES, rule="ACT005")
     assert (measured(one.model, SEQUENCES, rule="ACT005").attentions[0].logit_std or 0) < 2
-    (wanted,) = blocks.prescribe_query_norm(SHARP, measured(model, SEQUENCES, rule="ACT005"))
+    (wanted,) = blocks.propose_query_norm(SHARP, measured(model, SEQUENCES, rule="ACT005"))
     assert wanted.settings["projections"] == "body.q_proj,body.k_proj"
     fused = Pooled(Fused())
     with pytest.raises(Inapplicable, match="one matrix makes"):

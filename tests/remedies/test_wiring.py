@@ -17,8 +17,8 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_co
 from gradcheck.workload.workload import Workload
 from tests.remedies.patients import batches, finding, held, losses, patient, plain, unchanged, workload
 
-REGISTER, ADD, UNCUT, FIRST = parameters.TREATMENTS
-DIMENSION, OTHER = softmax_axis.TREATMENTS
+REGISTER, ADD, UNCUT, FIRST = parameters.REMEDIES
+DIMENSION, OTHER = softmax_axis.REMEDIES
 
 
 def cured(treatment: RemedyDefinition, code: str, work: Workload, rule: str = "") -> tuple[TreatedWorkload, set[str]]:
@@ -29,7 +29,7 @@ def cured(treatment: RemedyDefinition, code: str, work: Workload, rule: str = ""
     with unchanged(work.model):
         one = treated_copy(work)
         assert treatment.apply is not None
-        treatment.apply(one, treatment.prescribe(found, report.measurement)[0])
+        treatment.apply(one, treatment.propose(found, report.measurement)[0])
     return one, {f.code for f in scan_workload(one.workload, settings).findings}
 
 
@@ -170,7 +170,7 @@ def test_a_way_through_numpy_is_no_simple_edit() -> None:
 
     report = scan_workload(workload(ByNumpy()), Settings(fast=True))
     found = next(f for f in report.findings if f.code == "GRAPH001")
-    for p in UNCUT.prescribe(found, report.measurement):  # detach() alone does not let it through: torch says so
+    for p in UNCUT.propose(found, report.measurement):  # detach() alone does not let it through: torch says so
         with pytest.raises(Inapplicable):
             parameters.remove_cut(treated_copy(workload(ByNumpy())), p)
 

@@ -17,7 +17,7 @@ from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from tests.remedies.patients import losses, outputs, unchanged, workload
 
 SETTINGS = Settings(fast=True)
-STRAIGHT, TRAINABLE = zero_derivatives.TREATMENTS
+STRAIGHT, TRAINABLE = zero_derivatives.REMEDIES
 
 
 class Stepped(nn.Module):
@@ -55,7 +55,7 @@ def treated(treatment: RemedyDefinition, model: nn.Module) -> tuple[TreatedWorkl
     with unchanged(model):
         one = treated_copy(work)
         assert treatment.apply is not None
-        treatment.apply(one, treatment.prescribe(finding, report.measurement)[0])
+        treatment.apply(one, treatment.propose(finding, report.measurement)[0])
     return one, {f.code for f in scan_workload(one.workload, SETTINGS).findings}
 
 
@@ -106,4 +106,4 @@ def test_a_scale_of_zero_is_trained(how: str) -> None:
 
 def test_nothing_is_prescribed_where_no_place_is_known() -> None:
     measurement = scan_workload(workload(Sign()), SETTINGS).measurement
-    assert STRAIGHT.prescribe(None, measurement) == [] and TRAINABLE.prescribe(None, measurement) == []
+    assert STRAIGHT.propose(None, measurement) == [] and TRAINABLE.propose(None, measurement) == []

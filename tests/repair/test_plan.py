@@ -17,10 +17,10 @@ from tests.literals import diverged, measurement, optimizer, run
 def treatment(name, stage, applicability="safe", apply=lambda patient, p: None, prescribes=True):
     made = []
 
-    def prescribe(finding, m):
+    def propose(finding, m):
         return [made[0].prescription(f"{name} it", finding, settings={"size": 1})] if prescribes else []
 
-    made.append(RemedyDefinition(name, name, stage, applicability, "", prescribe, apply))
+    made.append(RemedyDefinition(name, name, stage, applicability, "", propose, apply))
     return made[0]
 
 

@@ -43,7 +43,7 @@ class MadeUp(Lab):
 
 def fits_any(name):
     treatment = CATALOGUE[name]
-    return replace(treatment, prescribe=lambda finding, m: [treatment.prescription(name, finding, settings={"lr": 0, "max_norm": 1})])
+    return replace(treatment, propose=lambda finding, m: [treatment.prescription(name, finding, settings={"lr": 0, "max_norm": 1})])
 
 
 def made_up(losses, unsafe=False, also=(), **more):
@@ -121,7 +121,7 @@ def test_illnesses_that_hide_each_others_cures_are_treated_together_and_what_is_
 
 def test_what_keeps_a_finding_away_is_not_dropped_though_the_training_is_as_good_without_it():
     found = therapy(lambda *anything: 0.1)
-    found.kept = tuple(fits_any(name).prescribe(None, None)[0] for name in ("warm-up", "lsuv-init"))
+    found.kept = tuple(fits_any(name).propose(None, None)[0] for name in ("warm-up", "lsuv-init"))
     ill = SimpleNamespace(findings=(SimpleNamespace(code="INIT001", severity="warning"),))
     found.ward.exam = lambda plan: SimpleNamespace(findings=()) if "lsuv-init" in {p.treatment for p in plan} else ill
     found.prune()

@@ -116,7 +116,7 @@ def placed(calls: Sequence[tuple[str, Location | None]]) -> str:
     return "\n".join(f"{name}={s.path}:{s.line}:{s.column}:{s.end_line}:{s.end_column}" for name, s in known)
 
 
-def prescribe_replacement(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_replacement(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Sigmoids of the body become ReLU, initialised for it; ReLUs whose units died become LeakyReLU."""
     sigmoids = body_activations(m, SATURATING)
     dying = finding is not None and finding.code in ("ACT002", "GRAD004")
@@ -163,7 +163,7 @@ def apply_insertion(patient: TreatedWorkload, prescription: Fix) -> None:
                 follow(patient, name, module_of(kind))
 
 
-def prescribe_insertion(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_insertion(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Between two layers in a row, the activation that the model uses elsewhere."""
     if finding is None:
         return []
@@ -186,7 +186,7 @@ REPLACE = RemedyDefinition(
     "architecture",
     "unsafe",
     "Glorot et al. 2011, Deep Sparse Rectifier Neural Networks; Maas et al. 2013, Rectifier Nonlinearities Improve Acoustic Models",
-    prescribe_replacement,
+    propose_replacement,
     apply_replacement,
     "keys stay the same, but weights trained with the old activation mean something else with the new one",
 )
@@ -196,8 +196,8 @@ INSERT = RemedyDefinition(
     "architecture",
     "unsafe",
     "Goodfellow et al. 2016, Deep Learning, section 6.3",
-    prescribe_insertion,
+    propose_insertion,
     apply_insertion,
     "keys of a wrapped layer change where it is not in an nn.Sequential; weights trained without the activation do not fit",
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (REPLACE, INSERT)
+REMEDIES: tuple[RemedyDefinition, ...] = (REPLACE, INSERT)

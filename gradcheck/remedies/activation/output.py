@@ -24,7 +24,7 @@ def remove_activation(patient: TreatedWorkload, prescription: Fix) -> None:
             replace_one(patient, name, prescription.location, str(prescription.settings.get("new", "identity")))
 
 
-def prescribe_removal(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_removal(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Nothing between last layer and loss; a sigmoid for one unit whose loss takes probabilities."""
     call = _call_of(finding, m)
     layer = m.layer(call.producer_layer) if call is not None and call.producer_layer is not None else None
@@ -65,8 +65,8 @@ REMOVE = RemedyDefinition(
     "loss",
     "unsafe",
     "PyTorch documentation, torch.nn.CrossEntropyLoss and BCEWithLogitsLoss: the input is logits; Pang et al. 2020",
-    prescribe_removal,
+    propose_removal,
     remove_activation,
     "keys stay the same; predictions need the activation where they are read",
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (REMOVE,)
+REMEDIES: tuple[RemedyDefinition, ...] = (REMOVE,)

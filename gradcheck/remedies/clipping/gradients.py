@@ -40,7 +40,7 @@ def norm_threshold(m: Measurement) -> float:
     return float(f"{usual:.2g}") if usual > 0 else USUAL_NORM
 
 
-def prescribe_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"max_norm": norm_threshold(m)}
     return [BY_NORM.prescription(_norm_words(settings), finding, settings=settings)]
 
@@ -53,7 +53,7 @@ def clip_norm(patient: TreatedWorkload, p: Fix) -> None:
     patient.workload.clip = Clipping("norm", float(p.settings["max_norm"]))
 
 
-def prescribe_value(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_value(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The 90th percentile of the largest entries: those of single parameters at single steps."""
     largest = [s.gradient_max for p in m.parameters for s in p.steps if s.gradient_max and math.isfinite(s.gradient_max)]
     settings: dict[str, Setting] = {"clip_value": float(f"{percentile(largest, SHARE):.2g}") if largest else USUAL_NORM}
@@ -68,7 +68,7 @@ def clip_value(patient: TreatedWorkload, p: Fix) -> None:
     patient.workload.clip = Clipping("value", float(p.settings["clip_value"]))
 
 
-def prescribe_adaptive(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_adaptive(finding: Finding | None, m: Measurement) -> list[Fix]:
     heads = [name for layer in m.layers if layer.head for name in layer.parameters]
     settings: dict[str, Setting] = {"clipping": USUAL_SHARE, "exempt": ",".join(heads)}
     return [ADAPTIVE.prescription(_adaptive_words(settings), finding, settings=settings)]
@@ -89,7 +89,7 @@ BY_NORM = RemedyDefinition(
     "clipping",
     "safe",
     "Pascanu et al. 2013, On the difficulty of training recurrent neural networks; Seetharaman et al. 2020, AutoClip",
-    prescribe_norm,
+    propose_norm,
     clip_norm,
     strengths=(Strength("max_norm", USUAL_NORM, 1e-2, 1e2),),
     wording=_norm_words,
@@ -100,7 +100,7 @@ BY_VALUE = RemedyDefinition(
     "clipping",
     "safe",
     "Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",
-    prescribe_value,
+    propose_value,
     clip_value,
     strengths=(Strength("clip_value", 0.1, 1e-4, 10.0),),
     wording=_value_words,
@@ -111,10 +111,10 @@ ADAPTIVE = RemedyDefinition(
     "clipping",
     "safe",
     "Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization",
-    prescribe_adaptive,
+    propose_adaptive,
     clip_adaptively,
     strengths=(Strength("clipping", USUAL_SHARE, 1e-3, 0.3),),
     wording=_adaptive_words,
 )
 
-TREATMENTS = (BY_NORM, BY_VALUE, ADAPTIVE)
+REMEDIES = (BY_NORM, BY_VALUE, ADAPTIVE)

@@ -54,7 +54,7 @@ def _unscaled(x: InputFacts) -> bool:
     return abs(x.mean) > 0.5 or not 0.5 < x.std < 2 or (x.feature_std_ratio or 1.0) > 3
 
 
-def prescribe_input(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     floating = [x for x in m.data.inputs if x.dtype.startswith(("float", "bfloat")) and len(x.shape) > 1 and x.std > 0]
     chosen = [x for x in floating if _unscaled(x)] or floating
     if not chosen:
@@ -122,7 +122,7 @@ def _targets(m: Measurement) -> _Targets | None:
     return _Targets(by_hand.target_mean, by_hand.target_std) if by_hand is not None else None
 
 
-def prescribe_target(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_target(finding: Finding | None, m: Measurement) -> list[Fix]:
     """To zero mean and unit scale; into the range of the output's activation where it has one."""
     t = _targets(m)
     if t is None or not (math.isfinite(t.mean) and math.isfinite(t.std)):
@@ -161,7 +161,7 @@ def _by_moments(batch: Batch, p: Fix) -> int | None:
 # ---------------------------------------------------------------------------------- samples
 
 
-def prescribe_shuffle(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_shuffle(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.data.batches < 2 or (finding is None and not (m.data.labels is not None and m.data.labels.sorted)):
         return []
     return [SHUFFLE.prescription("deal the samples into batches at random: shuffle=True", finding)]
@@ -176,7 +176,7 @@ def shuffle(patient: TreatedWorkload, _: Fix) -> None:
     patient.workload.batches = [picked(whole, part) for part in order.split(sizes)]
 
 
-def prescribe_clean(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_clean(finding: Finding | None, m: Measurement) -> list[Fix]:
     bad = sum(x.non_finite for x in m.data.inputs)
     if not bad and finding is None:
         return []
@@ -209,7 +209,7 @@ INPUT = RemedyDefinition(
     "data",
     "safe",
     "LeCun et al. 1998, Efficient BackProp, section 4.3",
-    prescribe_input,
+    propose_input,
     standardize_input,
 )
 TARGET = RemedyDefinition(
@@ -218,7 +218,7 @@ TARGET = RemedyDefinition(
     "data",
     "safe",
     "LeCun et al. 1998, Efficient BackProp, section 4.5",
-    prescribe_target,
+    propose_target,
     standardize_target,
 )
 SHUFFLE = RemedyDefinition(
@@ -227,7 +227,7 @@ SHUFFLE = RemedyDefinition(
     "data",
     "safe",
     "Bottou 2012, Stochastic Gradient Descent Tricks, section 5.1",
-    prescribe_shuffle,
+    propose_shuffle,
     shuffle,
 )
 CLEAN = RemedyDefinition(
@@ -236,8 +236,8 @@ CLEAN = RemedyDefinition(
     "data",
     "safe",
     "Schafer and Graham 2002, Missing Data: Our View of the State of the Art",
-    prescribe_clean,
+    propose_clean,
     clean,
 )
 
-TREATMENTS = (INPUT, TARGET, SHUFFLE, CLEAN)
+REMEDIES = (INPUT, TARGET, SHUFFLE, CLEAN)

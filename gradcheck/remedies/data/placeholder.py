@@ -15,7 +15,7 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 LIKE = ("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like")
 
 
-def prescribe_input(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Whether the code has such a place is seen when it is applied."""
     if finding is None or finding.code != "GRAPH008":
         return []
@@ -62,9 +62,9 @@ INPUT = RemedyDefinition(
     "wiring",
     "unsafe",
     "Karpathy 2019, A Recipe for Training Neural Networks: input-independent baseline",
-    prescribe_input,
+    propose_input,
     use_input,
     "keys stay the same, but weights trained on the placeholder have not seen an input",
 )
 
-TREATMENTS = (INPUT,)
+REMEDIES = (INPUT,)

@@ -42,7 +42,7 @@ def scale_head(patient: TreatedWorkload, prescription: Fix) -> None:
                 weight.bias.zero_()
 
 
-def prescribe_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
     """So that logits start with a standard deviation of 1, values with that of the targets. Large outputs only."""
     wanted = wanted_std(m)
     if is_tuned(m) or wanted is None:
@@ -100,7 +100,7 @@ def set_prior(patient: TreatedWorkload, prescription: Fix) -> None:
             own.copy_(values.to(own.device, own.dtype).expand(own.shape))
 
 
-def prescribe_prior(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_prior(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The constant prediction that is best: log frequencies of classes, log odds, or the mean of the targets."""
     call = next((c for c in m.losses if c.value is not None), None)
     head = next((x for x in reversed(heads(m)) if bias(x, parameters_by_name(m)) is not None), None)
@@ -138,7 +138,7 @@ HEAD_SCALING = RemedyDefinition(
     "initialization",
     "safe",
     "Karpathy 2019, A Recipe for Training Neural Networks",
-    prescribe_scale,
+    propose_scale,
     scale_head,
     CHECKPOINT,
 )
@@ -148,8 +148,8 @@ PRIOR_BIAS = RemedyDefinition(
     "initialization",
     "safe",
     "Lin et al. 2017, Focal Loss for Dense Object Detection, section 3.3",
-    prescribe_prior,
+    propose_prior,
     set_prior,
     CHECKPOINT,
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (HEAD_SCALING, PRIOR_BIAS)
+REMEDIES: tuple[RemedyDefinition, ...] = (HEAD_SCALING, PRIOR_BIAS)

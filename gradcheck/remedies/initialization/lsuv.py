@@ -94,7 +94,7 @@ def output_std(twin: TreatedWorkload, parameter: nn.Parameter) -> float | None:
     return next(iter(mode.stds.values()), None)
 
 
-def prescribe(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All body layers: what one of them gives is what the next one takes."""
     if is_tuned(m) or usual_activation(body_layers(m)) in SATURATING:
         return []
@@ -108,17 +108,17 @@ def prescribe(finding: Finding | None, m: Measurement) -> list[Fix]:
         "until that is 1 (LSUV); zero biases"
     )
     settings = {"transposed": listed(transposed)} if transposed else {}
-    return [TREATMENTS[0].prescription(text, finding, layers=tuple(names), settings=settings)]
+    return [REMEDIES[0].prescription(text, finding, layers=tuple(names), settings=settings)]
 
 
-TREATMENTS: tuple[RemedyDefinition, ...] = (
+REMEDIES: tuple[RemedyDefinition, ...] = (
     RemedyDefinition(
         "lsuv-init",
         "unit variance, layer by layer (LSUV)",
         "initialization",
         "safe",
         "Mishkin and Matas 2016, All You Need Is a Good Init",
-        prescribe,
+        propose,
         apply,
         CHECKPOINT,
     ),

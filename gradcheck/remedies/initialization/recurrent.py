@@ -114,7 +114,7 @@ def _fused(finding: Finding | None, m: Measurement, kinds: tuple[str, ...]) -> l
     return [] if is_tuned(m) else [x.name for x in layers if finding is None or x.name in named]
 
 
-def prescribe_forget(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_forget(finding: Finding | None, m: Measurement) -> list[Fix]:
     names = _fused(finding, m, ("LSTM",))
     if not names:
         return []
@@ -122,7 +122,7 @@ def prescribe_forget(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [FORGET_BIAS.prescription(text, finding, layers=tuple(names), settings={"value": 1.0})]
 
 
-def prescribe_chrono(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_chrono(finding: Finding | None, m: Measurement) -> list[Fix]:
     names = _fused(finding, m, ("LSTM", "GRU"))
     steps = max((r.steps for r in m.recurrences if r.layer in names), default=0)
     if not names or steps < 3:
@@ -132,7 +132,7 @@ def prescribe_chrono(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [CHRONO_INIT.prescription(text, finding, layers=tuple(names), settings=settings)]
 
 
-def prescribe_orthogonal(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_orthogonal(finding: Finding | None, m: Measurement) -> list[Fix]:
     names = _fused(finding, m, ("LSTM", "GRU", "RNN")) or [x.name for r in _recurrences(finding, m) for x in _by_hand(m, r)]
     if not names:
         return []
@@ -153,7 +153,7 @@ FORGET_BIAS = RemedyDefinition(
     "initialization",
     "safe",
     "Jozefowicz et al. 2015, An Empirical Exploration of Recurrent Network Architectures",
-    prescribe_forget,
+    propose_forget,
     remember,
     CHECKPOINT,
 )
@@ -163,7 +163,7 @@ CHRONO_INIT = RemedyDefinition(
     "initialization",
     "safe",
     "Tallec and Ollivier 2018, Can Recurrent Neural Networks Warp Time?",
-    prescribe_chrono,
+    propose_chrono,
     chrono,
     CHECKPOINT,
 )
@@ -173,8 +173,8 @@ ORTHOGONAL_RECURRENT = RemedyDefinition(
     "initialization",
     "safe",
     "Saxe et al. 2014; Henaff et al. 2016, Recurrent Orthogonal Networks and Long-Memory Tasks",
-    prescribe_orthogonal,
+    propose_orthogonal,
     orthogonal_recurrent,
     CHECKPOINT,
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (FORGET_BIAS, CHRONO_INIT, ORTHOGONAL_RECURRENT)
+REMEDIES: tuple[RemedyDefinition, ...] = (FORGET_BIAS, CHRONO_INIT, ORTHOGONAL_RECURRENT)

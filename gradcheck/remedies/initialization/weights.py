@@ -162,7 +162,7 @@ def gain_for(m: Measurement, activation: str | None) -> float:
     return 2**0.5 if activation in RECTIFIED else (low + high) / 2
 
 
-def prescribe_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
     """New weights for the faulty layers. Never for a model that was trained before."""
     if is_tuned(m):
         return []
@@ -246,17 +246,17 @@ def _drawing(name: str, title: str, citation: str) -> RemedyDefinition:
         "initialization",
         "safe",
         citation,
-        lambda finding, m: prescribe_draw(BY_NAME[name], finding, m),
+        lambda finding, m: propose_draw(BY_NAME[name], finding, m),
         apply,
         CHECKPOINT,
     )
 
 
-TREATMENTS: tuple[RemedyDefinition, ...] = (
+REMEDIES: tuple[RemedyDefinition, ...] = (
     _drawing("he-init", "He initialisation", "He et al. 2015, Delving Deep into Rectifiers"),
     _drawing("lecun-init", "LeCun initialisation", "LeCun et al. 1998, Efficient BackProp, section 4.6"),
     _drawing("xavier-init", "Xavier initialisation", "Glorot and Bengio 2010, Understanding the difficulty of training deep networks"),
     _drawing("orthogonal-init", "orthogonal initialisation", "Saxe et al. 2014, Exact solutions to the nonlinear dynamics of learning"),
     _drawing("break-symmetry", "random initial weights", "He et al. 2015; Goodfellow et al. 2016, Deep Learning, section 8.4"),
 )
-BY_NAME = {t.name: t for t in TREATMENTS}
+BY_NAME = {t.name: t for t in REMEDIES}

@@ -11,16 +11,16 @@ _RECIPES = "PyTorch documentation, Automatic Mixed Precision examples"
 
 
 def _treatment(name: str, title: str, citation: str) -> RemedyDefinition:
-    def prescribe(finding: Finding | None, m: Measurement) -> list[Fix]:
+    def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
         """What the finding proposes, where a loop was seen; what is to be edited follows from the places in `m.loop`."""
         remedy = next((r for r in finding.remedies if r.name == name), None) if finding is not None else None
         return [treatment.prescription(remedy.text, finding)] if remedy is not None and m.loop is not None else []
 
-    treatment = RemedyDefinition(name, title, "wiring", "safe", citation, prescribe, loop=True)
+    treatment = RemedyDefinition(name, title, "wiring", "safe", citation, propose, loop=True)
     return treatment
 
 
-TREATMENTS = (
+REMEDIES = (
     _treatment("clear-gradients", "clearing of gradients", "PyTorch documentation, torch.optim.Optimizer.zero_grad"),
     _treatment("call-step", "the optimizer's step", "PyTorch documentation, torch.optim, Taking an optimization step"),
     _treatment("move-clipping", "place of gradient clipping", "PyTorch documentation, torch.nn.utils.clip_grad_norm_"),

@@ -21,7 +21,7 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 
 
-def prescribe_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Of two shapes that differ by an axis of length 1, the longer one loses it."""
     pairs = [(c.input_shape, c.target_shape, c.site) for c in m.losses if c.broadcast is not None]
     heads = [x.output_shape for x in m.layers if x.head]
@@ -61,7 +61,7 @@ def _squeezed_batch(index: int, dim: int, batch: Batch) -> Batch:
     return replaced(batch, {index: tensor_at(batch, index).squeeze(dim)})
 
 
-def prescribe_sign(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_sign(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.optimizer.maximize:
         return [SIGN.prescription("drop maximize=True", finding, settings={"maximize": False})]
     negated = [c for c in m.losses if (c.weight_in_total or 0.0) < 0]
@@ -106,7 +106,7 @@ SHAPES = RemedyDefinition(
     "loss",
     "unsafe",
     "PyTorch documentation, Broadcasting semantics",
-    prescribe_shapes,
+    propose_shapes,
     match_shapes,
 )
 SIGN = RemedyDefinition(
@@ -115,8 +115,8 @@ SIGN = RemedyDefinition(
     "loss",
     "safe",
     "PyTorch documentation, torch.optim.SGD: maximize",
-    prescribe_sign,
+    propose_sign,
     flip_sign,
 )
 
-TREATMENTS = (SHAPES, SIGN)
+REMEDIES = (SHAPES, SIGN)

@@ -25,7 +25,7 @@ from gradcheck.workload.treated import TreatedWorkload
 SMOOTHING = 0.1
 
 
-def prescribe_smoothing(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_smoothing(finding: Finding | None, m: Measurement) -> list[Fix]:
     call = next((c for c in m.losses if c.function == "cross_entropy" and c.target_kind == "classes" and not c.label_smoothing), None)
     if call is None:
         return []
@@ -91,10 +91,10 @@ SMOOTH = RemedyDefinition(
     "regularization",
     "safe",
     "Szegedy et al. 2016, Rethinking the Inception Architecture for Computer Vision",
-    prescribe_smoothing,
+    propose_smoothing,
     smooth_labels,
     strengths=(Strength("smoothing", SMOOTHING, 0.01, 0.4),),
     wording=_smooth_words,
 )
 
-TREATMENTS = (SMOOTH,)
+REMEDIES = (SMOOTH,)

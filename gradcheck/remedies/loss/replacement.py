@@ -31,7 +31,7 @@ LOG_LOSSES = ("kl_div", "ctc_loss")  # of log-probabilities, with nothing to tak
 _LOGARITHMS = {"softmax": "log_softmax", "sigmoid": "logsigmoid"}
 
 
-def prescribe_loss(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_loss(finding: Finding | None, m: Measurement) -> list[Fix]:
     for call in m.losses:
         settings = _fitting(call) or (_coerced(call) if call.raised else None)
         if settings is not None and (finding is None or finding.location in (None, call.site, call.producer_site) or len(m.losses) == 1):
@@ -205,8 +205,8 @@ REPLACE = RemedyDefinition(
     "loss",
     "unsafe",
     "Goodfellow et al. 2016, Deep Learning, section 6.2.2",
-    prescribe_loss,
+    propose_loss,
     replace_loss,
 )
 
-TREATMENTS = (REPLACE,)
+REMEDIES = (REPLACE,)

@@ -131,7 +131,7 @@ GUARDS: dict[str, Callable[[ast.expr], ast.expr]] = {
 }
 
 
-def prescribe_stable(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_stable(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.location is None:
         return []
     call = next((o for o in m.loss_operations if o.site == finding.location), None)
@@ -144,7 +144,7 @@ def stabilise(patient: TreatedWorkload, p: Fix) -> None:
     edit_code(patient, p.location, functools.partial(stable_form, str(p.settings.get("of", "other"))))
 
 
-def prescribe_guard(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_guard(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.location is None:
         return []
     remedy = next((r for r in finding.remedies if r.name == "guard-domain"), None)
@@ -162,7 +162,7 @@ STABLE = RemedyDefinition(
     "loss",
     "safe",
     "Blanchard et al. 2021, Accurately computing the log-sum-exp and softmax functions",
-    prescribe_stable,
+    propose_stable,
     stabilise,
 )
 GUARD = RemedyDefinition(
@@ -171,8 +171,8 @@ GUARD = RemedyDefinition(
     "loss",
     "unsafe",
     "Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 1",
-    prescribe_guard,
+    propose_guard,
     guard,
 )
 
-TREATMENTS = (STABLE, GUARD)
+REMEDIES = (STABLE, GUARD)

@@ -73,7 +73,7 @@ def _for_layer(kind: str, layer: nn.Module) -> str:
     return "GroupNorm"
 
 
-def prescribe_insertion(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_insertion(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
     """For the layers of the body without a normalization, heads left out."""
     if m.norms and any(m.of_kind("attention")):
         return []  # a transformer has its normalizations where they belong
@@ -125,7 +125,7 @@ def without_batch(patient: TreatedWorkload, prescription: Fix) -> None:
             swap(patient, name, new)
 
 
-def prescribe_without_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_without_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All batch normalizations of the model: they all see the same batch."""
     norms = {n.layer for n in m.norms if n.batch and n.layer and ":" not in n.layer}
     layers = [x for x in m.layers if x.name in norms and "BatchNorm" in x.type]
@@ -151,7 +151,7 @@ def remove_bias(patient: TreatedWorkload, prescription: Fix) -> None:
             module.register_parameter("bias", None)
 
 
-def prescribe_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None:
         return []
     names = tuple(x for x in finding.layers if ":" not in x)
@@ -196,7 +196,7 @@ def _reordered(patient: TreatedWorkload, dropout: str, norm: str) -> bool:
     return True
 
 
-def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The dropout moves behind the last batch normalization that it disturbs."""
     hit = next((n for n in m.norms if n.dropout is not None and finding is not None and n.layer in finding.layers), None)
     if hit is None or hit.dropout is None:
@@ -221,7 +221,7 @@ def _inserting(name: str, title: str, citation: str) -> RemedyDefinition:
         "architecture",
         "unsafe",
         citation,
-        lambda finding, m: prescribe_insertion(_BY_NAME[name], finding, m),
+        lambda finding, m: propose_insertion(_BY_NAME[name], finding, m),
         insert,
         KEYS,
     )
@@ -241,7 +241,7 @@ BATCH_FREE = RemedyDefinition(
     "architecture",
     "unsafe",
     "Wu and He 2018, Group Normalization; Ba et al. 2016, Layer Normalization",
-    prescribe_without_batch,
+    propose_without_batch,
     without_batch,
     "weights and biases keep their keys; the running statistics are gone: load old checkpoints with strict=False and train on",
 )
@@ -251,7 +251,7 @@ REMOVE_BIAS = RemedyDefinition(
     "architecture",
     "unsafe",
     "Ioffe and Szegedy 2015, Batch Normalization, section 3.2",
-    prescribe_bias,
+    propose_bias,
     remove_bias,
     "the keys of these biases are gone: load old checkpoints with strict=False",
 )
@@ -261,8 +261,8 @@ MOVE_DROPOUT = RemedyDefinition(
     "architecture",
     "unsafe",
     "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift",
-    prescribe_dropout,
+    propose_dropout,
     move_dropout,
     "the key of the normalization changes where both are entries of one nn.Sequential",
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (*INSERTING, BATCH_FREE, REMOVE_BIAS, MOVE_DROPOUT)
+REMEDIES: tuple[RemedyDefinition, ...] = (*INSERTING, BATCH_FREE, REMOVE_BIAS, MOVE_DROPOUT)

@@ -23,7 +23,7 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 MOMENTUM = 0.1  # torch's default: weight of the newest batch
 
 
-def prescribe_mode(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_mode(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All that are held in evaluation mode; a loop that leaves the whole model in it is the user's to change."""
     if finding is None or not finding.layers or m.loop is not None:
         return []
@@ -88,7 +88,7 @@ def _switches_off(call: ast.Call, owner: str) -> bool:
     return call.func.attr == "train" and len(given) == 1 and isinstance(given[0], ast.Constant) and given[0].value is False
 
 
-def prescribe_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     layers = finding.layers if finding is not None else ()
     settings: dict[str, Setting] = {"momentum": MOMENTUM}
     text = f"set the momentum of {listed(layers)} to {MOMENTUM:g}, torch's default"
@@ -109,7 +109,7 @@ MODE = RemedyDefinition(
     "wiring",
     "safe",
     "Ioffe and Szegedy 2015, Batch Normalization, section 3.1",
-    prescribe_mode,
+    propose_mode,
     put_into_training,
 )
 DEFAULT = RemedyDefinition(
@@ -118,8 +118,8 @@ DEFAULT = RemedyDefinition(
     "wiring",
     "safe",
     "Ioffe and Szegedy 2015, Batch Normalization, section 3.1",
-    prescribe_momentum,
+    propose_momentum,
     set_momentum,
 )
 
-TREATMENTS = (MODE, DEFAULT)
+REMEDIES = (MODE, DEFAULT)

@@ -15,7 +15,7 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 USUAL_RATE, MOST_DECAY = 1e-3, 0.01  # AdamW's defaults in torch
 
 
-def prescribe_adam(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_adam(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Adam for SGD, as AdamW where there is weight decay, of which no more is left than AdamW's default."""
     if m.optimizer.name != "SGD" or m.optimizer.lr <= 0:
         return []
@@ -54,11 +54,11 @@ ADAPTIVE = RemedyDefinition(
     "optimizer",
     "unsafe",
     "Kingma and Ba 2015, Adam; Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",
-    prescribe_adam,
+    propose_adam,
     put_adam,
     checkpoint="a saved state of the optimizer no longer fits; the model's does",
     strengths=(Strength("lr", USUAL_RATE, 1e-5, 0.1),),
     wording=_words,
 )
 
-TREATMENTS = (ADAPTIVE,)
+REMEDIES = (ADAPTIVE,)

@@ -12,7 +12,7 @@ from gradcheck.workload.treated import TreatedWorkload
 FEWEST_WARM, WARM_PASSES, WARM_START = 200, 10, 0.01
 
 
-def prescribe_warm_up(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_warm_up(finding: Finding | None, m: Measurement) -> list[Fix]:
     """2 / (1 - beta2) steps (Ma and Yarats 2021), and no more than ten passes over the data, unless these are very short."""
     beta = m.optimizer.betas[1] if len(m.optimizer.betas) > 1 and m.optimizer.betas[1] < 1 else 0.999
     steps = min(round(2 / (1 - beta)), max(FEWEST_WARM, WARM_PASSES * m.data.batches))
@@ -28,7 +28,7 @@ def warm_up(patient: TreatedWorkload, p: Fix) -> None:
     RateSchedule(warming_up(int(p.settings["steps"]), float(p.settings.get("start", WARM_START)))).attach(patient.optimizer)
 
 
-def prescribe_cosine(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_cosine(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"steps": m.steps}
     return [COSINE.prescription("let the rate fall to 0 along half a cosine over the training", finding, settings=settings)]
 
@@ -37,7 +37,7 @@ def anneal(patient: TreatedWorkload, p: Fix) -> None:
     RateSchedule(cosine(int(p.settings["steps"]))).attach(patient.optimizer)
 
 
-def prescribe_staircase(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_staircase(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"steps": max(1, m.steps // 3), "factor": 0.1}
     return [STAIRCASE.prescription("divide the rate by 10 after each third of the training", finding, settings=settings)]
 
@@ -52,7 +52,7 @@ WARM_UP = RemedyDefinition(
     "optimizer",
     "safe",
     "Goyal et al. 2017, Accurate, Large Minibatch SGD; Ma and Yarats 2021, On the adequacy of untuned warmup",
-    prescribe_warm_up,
+    propose_warm_up,
     warm_up,
     wording=_warm_words,
 )
@@ -62,7 +62,7 @@ COSINE = RemedyDefinition(
     "optimizer",
     "safe",
     "Loshchilov and Hutter 2017, SGDR: Stochastic Gradient Descent with Warm Restarts",
-    prescribe_cosine,
+    propose_cosine,
     anneal,
 )
 STAIRCASE = RemedyDefinition(
@@ -71,8 +71,8 @@ STAIRCASE = RemedyDefinition(
     "optimizer",
     "safe",
     "He et al. 2016, Deep Residual Learning for Image Recognition, section 3.4",
-    prescribe_staircase,
+    propose_staircase,
     descend_stairs,
 )
 
-TREATMENTS = (WARM_UP, COSINE, STAIRCASE)
+REMEDIES = (WARM_UP, COSINE, STAIRCASE)

@@ -42,11 +42,11 @@ def higher_rate(m: Measurement) -> float:
     return rounded(max(wanted, 3 * rate))
 
 
-def prescribe_lower(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_lower(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [at_rate(LOWER, finding, lower_rate(m))] if m.optimizer.lr > 0 else []
 
 
-def prescribe_higher(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_higher(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [at_rate(RAISE, finding, higher_rate(m))] if m.optimizer.lr > 0 else []
 
 
@@ -72,7 +72,7 @@ def set_rate(patient: TreatedWorkload, p: Fix) -> None:
             group["initial_lr"] = group["initial_lr"] * factor
 
 
-def prescribe_epsilon(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_epsilon(finding: Finding | None, m: Measurement) -> list[Fix]:
     eps = m.optimizer.eps
     if not eps or (finding is None and eps <= USUAL_EPSILON):
         return []
@@ -88,7 +88,7 @@ def set_epsilon(patient: TreatedWorkload, p: Fix) -> None:
         group["eps"] = float(p.settings["eps"])
 
 
-def prescribe_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.optimizer.adaptive or m.optimizer.momentum <= USUAL_MOMENTUM:
         return []
     text = f"set the momentum to {USUAL_MOMENTUM} (now {m.optimizer.momentum:g})"
@@ -110,7 +110,7 @@ LOWER = RemedyDefinition(
     "optimizer",
     "safe",
     "Smith 2017, Cyclical Learning Rates for Training Neural Networks",
-    prescribe_lower,
+    propose_lower,
     set_rate,
     strengths=_RATE,
     wording=_rate_words,
@@ -121,7 +121,7 @@ RAISE = RemedyDefinition(
     "optimizer",
     "safe",
     "Smith 2017, Cyclical Learning Rates for Training Neural Networks",
-    prescribe_higher,
+    propose_higher,
     set_rate,
     strengths=_RATE,
     wording=_rate_words,
@@ -132,7 +132,7 @@ EPSILON = RemedyDefinition(
     "optimizer",
     "safe",
     "Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities",
-    prescribe_epsilon,
+    propose_epsilon,
     set_epsilon,
 )
 
@@ -142,7 +142,7 @@ MOMENTUM = RemedyDefinition(
     "optimizer",
     "safe",
     "Sutskever et al. 2013, On the importance of initialization and momentum in deep learning",
-    prescribe_momentum,
+    propose_momentum,
     set_momentum,
 )
-TREATMENTS = (LOWER, RAISE, EPSILON, MOMENTUM)
+REMEDIES = (LOWER, RAISE, EPSILON, MOMENTUM)

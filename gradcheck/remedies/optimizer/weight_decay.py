@@ -19,7 +19,7 @@ USUAL_DECAY = 0.01  # AdamW's default
 COUPLED = ("Adam", "NAdam", "RAdam")  # those of torch that can decouple their decay
 
 
-def prescribe_decoupled(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_decoupled(finding: Finding | None, m: Measurement) -> list[Fix]:
     o = m.optimizer
     if o.name not in (*COUPLED, "AdamW") or (finding is None and o.decoupled and o.weight_decay > 0):
         return []
@@ -46,7 +46,7 @@ def decouple(patient: TreatedWorkload, p: Fix) -> None:
     spare_vectors(patient.optimizer)
 
 
-def prescribe_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
     decayed = [x for x in m.parameters if x.trainable and x.groups and x.weight_decay > 0]
     vectors = [x for x in decayed if len(x.shape) <= 1]
     if not vectors:
@@ -78,7 +78,7 @@ def spare_vectors(optimizer: torch.optim.Optimizer) -> int:
     return moved
 
 
-def prescribe_weaker(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_weaker(finding: Finding | None, m: Measurement) -> list[Fix]:
     """As the rule says it; a penalty in the loss comes to a tenth of the loss."""
     penalty = m.regularization.penalty if m.regularization is not None else None
     if penalty is not None and (finding is None or "penalty" in finding.message):
@@ -121,7 +121,7 @@ DECOUPLED = RemedyDefinition(
     "optimizer",
     "safe",
     "Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization",
-    prescribe_decoupled,
+    propose_decoupled,
     decouple,
     strengths=(Strength("weight_decay", USUAL_DECAY, 1e-4, 3.0),),
     wording=_decoupled_words,
@@ -132,7 +132,7 @@ GROUPS = RemedyDefinition(
     "optimizer",
     "safe",
     "He et al. 2019, Bag of Tricks for Image Classification with Convolutional Neural Networks",
-    prescribe_groups,
+    propose_groups,
     divide_groups,
 )
 WEAKER = RemedyDefinition(
@@ -141,8 +141,8 @@ WEAKER = RemedyDefinition(
     "regularization",
     "safe",
     "Wang and Aitchison 2024, How to set AdamW's weight decay as you scale model and dataset size",
-    prescribe_weaker,
+    propose_weaker,
     weaken,
 )
 
-TREATMENTS = (DECOUPLED, GROUPS, WEAKER)
+REMEDIES = (DECOUPLED, GROUPS, WEAKER)

@@ -13,7 +13,7 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 
-def prescribe_bfloat16(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_bfloat16(finding: Finding | None, m: Measurement) -> list[Fix]:
     """For autocast only: weights that are stored in float16 are another matter."""
     computed = any(x.dtype == "float16" for x in m.layers) or any(e.dtype == "float16" for e in m.non_finite)
     stored = any(p.dtype == "float16" for p in m.parameters)
@@ -63,8 +63,8 @@ BFLOAT16 = RemedyDefinition(
     "loss",
     "safe",
     "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training",
-    prescribe_bfloat16,
+    propose_bfloat16,
     compute_in_bfloat16,
 )
 
-TREATMENTS = (BFLOAT16,)
+REMEDIES = (BFLOAT16,)

@@ -86,7 +86,7 @@ def _shape(output: object) -> Shape | None:
         return None
 
 
-def prescribe(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
     """For the Elman layers that the finding names, else for all: first an LSTM, then a GRU, whose state is a tensor as theirs is."""
     elman = [] if is_tuned(m) else [x for x in m.of_kind("recurrent") if x.type == "RNN"]
     named = [x for x in elman if finding is not None and x.name in finding.layers]
@@ -107,8 +107,8 @@ GATED = RemedyDefinition(
     "architecture",
     "unsafe",
     "Hochreiter and Schmidhuber 1997, Long Short-Term Memory; Gers et al. 2000, Learning to Forget",
-    prescribe,
+    propose,
     gate,
     "the layers' parameters keep their keys and change their shapes: old checkpoints do not fit",
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (GATED,)
+REMEDIES: tuple[RemedyDefinition, ...] = (GATED,)

@@ -62,11 +62,11 @@ def _flip_words(_: Settings) -> str:
     return "mirror half of the images left to right"
 
 
-def prescribe_flip(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_flip(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _prescribed(FLIP, finding, _images(m), {})
 
 
-def prescribe_shift(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_shift(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _prescribed(MOVE, finding, _images(m), {"share": SHIFT})
 
 
@@ -74,7 +74,7 @@ def _shift_words(s: Settings) -> str:
     return f"shift the images by up to {float(s['share']):.0%} of their size"
 
 
-def prescribe_crop(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_crop(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _prescribed(CUT, finding, _images(m), {"share": CROP})
 
 
@@ -82,7 +82,7 @@ def _crop_words(s: Settings) -> str:
     return f"crop the images at random, after a border of zeros of {float(s['share']):.1%} of their size"
 
 
-def prescribe_noise(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_noise(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _prescribed(JITTER, finding, _floating(m), {"scale": NOISE})
 
 
@@ -90,7 +90,7 @@ def _noise_words(s: Settings) -> str:
     return f"add normal noise of {float(s['scale']):.2g} standard deviations of each feature to the inputs"
 
 
-def prescribe_mixup(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_mixup(finding: Finding | None, m: Measurement) -> list[Fix]:
     known = any(c.target_kind in ("classes", "values", "probabilities") for c in m.losses)
     return _prescribed(MIXUP, finding, _floating(m) if known else [], {"alpha": ALPHA})
 
@@ -112,7 +112,7 @@ def mixup(patient: TreatedWorkload, p: Fix) -> None:
     _add(patient, functools.partial(mix, index, target, float(p.settings["alpha"])))
 
 
-def prescribe_tokens(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_tokens(finding: Finding | None, m: Measurement) -> list[Fix]:
     tokens = [x for x in m.data.inputs if x.dtype in ("int64", "int32") and len(x.shape) == 2 and x.used_by == "embedding"]
     return _prescribed(TOKEN_DROPOUT, finding, tokens, {"rate": TOKENS})
 
@@ -136,7 +136,7 @@ FLIP = RemedyDefinition(
     "regularization",
     "safe",
     "Krizhevsky et al. 2012, ImageNet Classification with Deep Convolutional Neural Networks",
-    prescribe_flip,
+    propose_flip,
     lambda patient, p: _add(patient, functools.partial(flip, _one_image(patient, p))),
     wording=_flip_words,
 )
@@ -146,7 +146,7 @@ MOVE = RemedyDefinition(
     "regularization",
     "safe",
     "Simard et al. 2003, Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis",
-    prescribe_shift,
+    propose_shift,
     lambda patient, p: _add(patient, functools.partial(shift, _one_image(patient, p), float(p.settings["share"]))),
     strengths=(Strength("share", SHIFT, 0.02, 0.3, log=False),),
     wording=_shift_words,
@@ -157,7 +157,7 @@ CUT = RemedyDefinition(
     "regularization",
     "safe",
     "He et al. 2016, Deep Residual Learning for Image Recognition, section 4.2",
-    prescribe_crop,
+    propose_crop,
     lambda patient, p: _add(patient, functools.partial(crop, _one_image(patient, p), float(p.settings["share"]))),
     strengths=(Strength("share", CROP, 0.02, 0.3, log=False),),
     wording=_crop_words,
@@ -168,7 +168,7 @@ JITTER = RemedyDefinition(
     "regularization",
     "safe",
     "Bishop 1995, Training with Noise is Equivalent to Tikhonov Regularization",
-    prescribe_noise,
+    propose_noise,
     lambda patient, p: _add(patient, functools.partial(noise, _one_input(patient, p), float(p.settings["scale"]))),
     strengths=(Strength("scale", NOISE, 0.01, 1.0),),
     wording=_noise_words,
@@ -179,7 +179,7 @@ MIXUP = RemedyDefinition(
     "regularization",
     "safe",
     "Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization",
-    prescribe_mixup,
+    propose_mixup,
     mixup,
     strengths=(Strength("alpha", ALPHA, 0.05, 2.0),),
     wording=_mixup_words,
@@ -190,10 +190,10 @@ TOKEN_DROPOUT = RemedyDefinition(
     "regularization",
     "safe",
     "Xie et al. 2017, Data Noising as Smoothing in Neural Network Language Models",
-    prescribe_tokens,
+    propose_tokens,
     drop_some_tokens,
     strengths=(Strength("rate", TOKENS, 0.01, 0.5),),
     wording=_token_words,
 )
 
-TREATMENTS = (FLIP, MOVE, CUT, JITTER, MIXUP, TOKEN_DROPOUT)
+REMEDIES = (FLIP, MOVE, CUT, JITTER, MIXUP, TOKEN_DROPOUT)

@@ -26,7 +26,7 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
     weighted = [x for x in m.layers if x.kind in ("linear", "conv")]
     if len(weighted) < 2 or is_tuned(m):
         return []
@@ -136,7 +136,7 @@ _MAKERS: tuple[tuple[Any, Callable[..., nn.Module]], ...] = (
 # -------------------------------------------------------------------------------------- depth
 
 
-def prescribe_shallower(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_shallower(finding: Finding | None, m: Measurement) -> list[Fix]:
     if sum(x.kind in ("linear", "conv", "recurrent", "attention") for x in m.layers) < 4 or is_tuned(m):
         return []
     return [SHALLOWER.prescription("leave out every second of the blocks that repeat", finding)]
@@ -184,7 +184,7 @@ def _thinned(signatures: list[tuple[Any, ...]]) -> list[int]:
 # ----------------------------------------------------------------------------- larger batches
 
 
-def prescribe_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
     count = min(BATCHES, m.data.batches)
     settings: dict[str, Setting] = {"batches": count}
     return [LARGER.prescription(_batch_words(settings), finding, settings=settings)] if count > 1 else []
@@ -206,7 +206,7 @@ SMALLER = RemedyDefinition(
     "architecture",
     "unsafe",
     "Hastie et al. 2009, The Elements of Statistical Learning, section 7.3",
-    prescribe_smaller,
+    propose_smaller,
     narrow,
     "shapes of nearly all parameters change: checkpoints do not load",
     wording=_width_words,
@@ -217,7 +217,7 @@ SHALLOWER = RemedyDefinition(
     "architecture",
     "unsafe",
     "Huang et al. 2016, Deep Networks with Stochastic Depth",
-    prescribe_shallower,
+    propose_shallower,
     drop_blocks,
     "blocks are left out and the others numbered anew: checkpoints do not load",
 )
@@ -227,9 +227,9 @@ LARGER = RemedyDefinition(
     "optimizer",
     "safe",
     "McCandlish et al. 2018, An Empirical Model of Large-Batch Training",
-    prescribe_batch,
+    propose_batch,
     enlarge,
     wording=_batch_words,
 )
 
-TREATMENTS = (SMALLER, SHALLOWER, LARGER)
+REMEDIES = (SMALLER, SHALLOWER, LARGER)

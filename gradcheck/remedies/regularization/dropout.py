@@ -26,7 +26,7 @@ DROPPED = 0.2
 MOST_IN_A_ROW = 4  # at that rate: each one divides the share of a value that arrives, and is not noise, by 1 / (1 - rate)
 
 
-def prescribe_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Another rate for the dropouts that there are; else dropout behind the activations between the layers."""
     present = m.regularization.dropouts if m.regularization is not None else ()
     if present:
@@ -115,7 +115,7 @@ def set_dropout(patient: TreatedWorkload, name: str, rate: float, p: Fix) -> Non
         rewrite_method(patient, sites_of(p).get(name, p.location), _AtRate(rate).visit)
 
 
-def prescribe_lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     """What a finding names; without one what drops more than so many in a row should: deep signals drown in its noise
     (Schoenholz et al. 2017, Deep Information Propagation)."""
     present = [d for d in m.regularization.dropouts if d.rate > 0] if m.regularization is not None else []
@@ -146,7 +146,7 @@ DROPOUT = RemedyDefinition(
     "regularization",
     "unsafe",
     "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
-    prescribe_dropout,
+    propose_dropout,
     drop,
     strengths=(Strength("rate", DROPPED, 0.02, 0.8, log=False),),
     wording=_dropout_words,
@@ -157,8 +157,8 @@ LOWER_DROPOUT = RemedyDefinition(
     "regularization",
     "safe",
     "Srivastava et al. 2014, Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
-    prescribe_lower_dropout,
+    propose_lower_dropout,
     lower_dropout,
 )
 
-TREATMENTS = (DROPOUT, LOWER_DROPOUT)
+REMEDIES = (DROPOUT, LOWER_DROPOUT)

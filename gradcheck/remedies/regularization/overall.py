@@ -15,7 +15,7 @@ LOW_DROPPED = 0.1
 WEAK_DECAY, WEAK_SMOOTHING, WEAK_PENALTY = 1e-4, 0.05, 0.1
 
 
-def prescribe_less(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_less(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All that is strong is made weak at once: none of it alone was to blame."""
     r = m.regularization
     if r is None or finding is None:
@@ -50,7 +50,7 @@ def regularise_less(patient: TreatedWorkload, p: Fix) -> None:
         lower_dropout(patient, p)
 
 
-def prescribe_stop(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_stop(finding: Finding | None, m: Measurement) -> list[Fix]:
     v = m.validation
     when = f" after about {v.lowest_step} steps" if v is not None and v.lowest_step else " where the validation loss is lowest"
     return [STOP.prescription(f"stop{when}, and keep those weights", finding)]
@@ -66,7 +66,7 @@ LESS = RemedyDefinition(
     "regularization",
     "safe",
     "Goodfellow et al. 2016, Deep Learning, chapter 11",
-    prescribe_less,
+    propose_less,
     regularise_less,
 )
 STOP = RemedyDefinition(
@@ -75,8 +75,8 @@ STOP = RemedyDefinition(
     "regularization",
     "safe",
     "Prechelt 1998, Early Stopping, But When?",
-    prescribe_stop,
+    propose_stop,
     stop_early,
 )
 
-TREATMENTS = (LESS, STOP)
+REMEDIES = (LESS, STOP)

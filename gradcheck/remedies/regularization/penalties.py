@@ -60,15 +60,15 @@ def _penalty(treatment: RemedyDefinition, finding: Finding | None, m: Measuremen
     return [treatment.prescription(treatment.wording(derived), finding, settings=derived)]
 
 
-def prescribe_l1(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_l1(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _penalty(L1, finding, m, strength=L1_STRENGTH, l1_ratio=1.0)
 
 
-def prescribe_l2(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_l2(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _penalty(L2, finding, m, strength=L2_STRENGTH)
 
 
-def prescribe_elastic(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_elastic(finding: Finding | None, m: Measurement) -> list[Fix]:
     return _penalty(ELASTIC, finding, m, strength=L2_STRENGTH, l1_ratio=MIXTURE)
 
 
@@ -115,7 +115,7 @@ L1 = RemedyDefinition(
     "regularization",
     "safe",
     "Tibshirani 1996, Regression Shrinkage and Selection via the Lasso; Parikh and Boyd 2014, Proximal Algorithms",
-    prescribe_l1,
+    propose_l1,
     add_proximal,
     strengths=(Strength("strength", L1_STRENGTH, 0.01, 10.0),),
     derive=_with_penalties,
@@ -129,7 +129,7 @@ L2 = RemedyDefinition(
     "regularization",
     "safe",
     "Krogh and Hertz 1991, A Simple Weight Decay Can Improve Generalization",
-    prescribe_l2,
+    propose_l2,
     add_penalty,
     strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0),),
     derive=_only_decay,
@@ -141,11 +141,11 @@ ELASTIC = RemedyDefinition(
     "regularization",
     "safe",
     "Zou and Hastie 2005, Regularization and Variable Selection via the Elastic Net",
-    prescribe_elastic,
+    propose_elastic,
     add_proximal,
     strengths=(Strength("strength", L2_STRENGTH, 0.01, 10.0), Strength("l1_ratio", MIXTURE, 0.0, 1.0, log=False)),
     derive=_with_penalties,
     wording=_elastic_words,
 )
 
-TREATMENTS = (L1, L2, ELASTIC)
+REMEDIES = (L1, L2, ELASTIC)

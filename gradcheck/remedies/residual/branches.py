@@ -73,7 +73,7 @@ def _shape_keeping(patient: TreatedWorkload, names: Sequence[str]) -> set[str]:
     return {name for name in names if kept[name] and name in seen}
 
 
-def prescribe_residual(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_residual(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Around each block of a stack of alike ones; where there are no blocks, around each layer that keeps its width."""
     if any(x.residual for x in m.of_kind("linear", "conv", "norm", "container")):
         return []
@@ -165,7 +165,7 @@ def branch_ends(m: Measurement) -> list[tuple[Layer, bool]]:
     return ends[min(extra, len(m.streams)) :] if extra > 0 else ends
 
 
-def prescribe_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
     ends = [x.name for x, _ in branch_ends(m)]
     if is_tuned(m) or len(ends) < 2:
         return []
@@ -174,7 +174,7 @@ def prescribe_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [RESIDUAL_SCALING.prescription(text, finding, layers=tuple(ends), settings={"scale": round(scale, 4)})]
 
 
-def prescribe_zero(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_zero(finding: Finding | None, m: Measurement) -> list[Fix]:
     ends = branch_ends(m)
     if is_tuned(m) or len(ends) < 2 or any(shut for _, shut in ends):
         return []  # behind a zero a ReLU passes no gradient: such a branch would never start to learn
@@ -188,7 +188,7 @@ ADD_RESIDUAL = RemedyDefinition(
     "architecture",
     "unsafe",
     "He et al. 2016, Deep Residual Learning; De and Smith 2020, Batch Normalization Biases Residual Blocks",
-    prescribe_residual,
+    propose_residual,
     add_residual,
     "keys change: the weights of a block move to `<block>.block`; checkpoints of the old architecture do not fit",
 )
@@ -198,7 +198,7 @@ RESIDUAL_SCALING = RemedyDefinition(
     "initialization",
     "safe",
     "Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3; Zhang et al. 2019, Fixup",
-    prescribe_scaling,
+    propose_scaling,
     scale_branches,
     CHECKPOINT,
 )
@@ -208,8 +208,8 @@ ZERO_BRANCH = RemedyDefinition(
     "initialization",
     "safe",
     "Zhang et al. 2019, Fixup Initialization; Goyal et al. 2017, Accurate, Large Minibatch SGD, section 5.1",
-    prescribe_zero,
+    propose_zero,
     zero_branches,
     CHECKPOINT,
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (ADD_RESIDUAL, RESIDUAL_SCALING, ZERO_BRANCH)
+REMEDIES: tuple[RemedyDefinition, ...] = (ADD_RESIDUAL, RESIDUAL_SCALING, ZERO_BRANCH)

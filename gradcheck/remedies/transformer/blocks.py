@@ -103,7 +103,7 @@ class _Substitute(ast.NodeTransformer):
         return ast.fix_missing_locations(ast.copy_location(copy.deepcopy(self.new), node))
 
 
-def prescribe_pre_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_pre_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     """For norms that take the sum of a bypass and a branch."""
     norms = tuple(dict.fromkeys(n.layer for n in m.norms if n.added and ":" not in n.layer))
     if finding is None or not norms:
@@ -166,7 +166,7 @@ def _sharp(finding: Finding | None, m: Measurement) -> list[Attention]:
     return [a for a in m.attentions if finding is not None and (not finding.layers or a.layer in finding.layers)]
 
 
-def prescribe_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Both by 1 / sqrt(std), so that the logits start with a standard deviation of 1."""
     hit = [a for a in _sharp(finding, m) if a.logit_std is not None and a.logit_std > 1]
     if is_tuned(m) or not hit:
@@ -191,7 +191,7 @@ def normalise_queries(patient: TreatedWorkload, prescription: Fix) -> None:
                 follow(patient, path, nn.LayerNorm(features_of(module_at(patient, path), path)))
 
 
-def prescribe_query_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_query_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     hit = _sharp(finding, m)
     if not hit:
         return []
@@ -214,7 +214,7 @@ PRE_NORM = RemedyDefinition(
     "architecture",
     "unsafe",
     "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture",
-    prescribe_pre_norm,
+    propose_pre_norm,
     pre_norm,
     "torch's stacks get the keys of a last normalization; weights trained with the other order do not fit",
 )
@@ -224,7 +224,7 @@ SMALLER = RemedyDefinition(
     "initialization",
     "safe",
     "Vaswani et al. 2017, Attention Is All You Need, section 3.2.1; Zhai et al. 2023, Stabilizing Transformer Training",
-    prescribe_smaller,
+    propose_smaller,
     smaller,
     CHECKPOINT,
 )
@@ -234,8 +234,8 @@ QK_NORM = RemedyDefinition(
     "architecture",
     "unsafe",
     "Dehghani et al. 2023, Scaling Vision Transformers to 22 Billion Parameters; Henry et al. 2020, Query-Key Normalization",
-    prescribe_query_norm,
+    propose_query_norm,
     normalise_queries,
     "keys change: the projections move into an nn.Sequential with their normalization",
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (PRE_NORM, SMALLER, QK_NORM)
+REMEDIES: tuple[RemedyDefinition, ...] = (PRE_NORM, SMALLER, QK_NORM)

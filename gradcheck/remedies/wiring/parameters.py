@@ -69,7 +69,7 @@ def registered(value: Any) -> nn.Module | nn.Parameter | None:
     return None
 
 
-def prescribe_register(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_register(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or not m.hidden:
         return []
     holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
@@ -94,7 +94,7 @@ def add_to_optimizer(patient: TreatedWorkload, prescription: Fix) -> None:
     join(patient, patient.model.parameters())
 
 
-def prescribe_add(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_add(finding: Finding | None, m: Measurement) -> list[Fix]:
     missing = [p for p in m.parameters if p.trainable and p.used and p.groups == 0]
     if finding is None or not m.optimizer.given:
         return []
@@ -168,7 +168,7 @@ class _Opener(ast.NodeTransformer):
         return node if kept else node.body
 
 
-def prescribe_uncut(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_uncut(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or finding.code != "GRAPH001":
         return []
     cut = _cut_of(finding, m)
@@ -197,7 +197,7 @@ def batch_first(patient: TreatedWorkload, prescription: Fix) -> None:
                 vars(layer)["batch_first"] = True
 
 
-def prescribe_batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or not finding.layers or finding.layers == ("",):
         return []
     text = f"create {', '.join(finding.layers)} with batch_first=True: samples are on the first axis"
@@ -210,7 +210,7 @@ REGISTER = RemedyDefinition(
     "wiring",
     "unsafe",
     "PyTorch documentation, torch.nn.ModuleList",
-    prescribe_register,
+    propose_register,
     register,
     "keys are added: checkpoints of before lack these weights, which were never trained",
 )
@@ -220,7 +220,7 @@ ADD = RemedyDefinition(
     "wiring",
     "safe",
     "PyTorch documentation, torch.optim, Constructing it",
-    prescribe_add,
+    propose_add,
     add_to_optimizer,
     "model checkpoints still load; saved optimizer states do not",
 )
@@ -230,7 +230,7 @@ UNCUT = RemedyDefinition(
     "wiring",
     "unsafe",
     "PyTorch documentation, Autograd mechanics: locally disabling gradient computation",
-    prescribe_uncut,
+    propose_uncut,
     remove_cut,
 )
 
@@ -241,8 +241,8 @@ BATCH_FIRST = RemedyDefinition(
     "wiring",
     "unsafe",
     "PyTorch documentation, torch.nn.LSTM: batch_first",
-    prescribe_batch_first,
+    propose_batch_first,
     batch_first,
     "keys stay the same, but weights trained across samples mean something else",
 )
-TREATMENTS: tuple[RemedyDefinition, ...] = (REGISTER, ADD, UNCUT, BATCH_FIRST)
+REMEDIES: tuple[RemedyDefinition, ...] = (REGISTER, ADD, UNCUT, BATCH_FIRST)

@@ -40,7 +40,7 @@ def fix_dimension(patient: TreatedWorkload, prescription: Fix) -> None:
     rewrite(patient, prescription.location, edit)
 
 
-def prescribe_dimension(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_dimension(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
     """The class axis: 1 for [N, C] and for a loss that takes it there, else the last one."""
     if finding is None:
         return []
@@ -66,7 +66,7 @@ def _other_axis(name: str, title: str) -> RemedyDefinition:
         "wiring",
         "unsafe",
         "PyTorch documentation, torch.nn.functional.softmax",
-        lambda finding, m: prescribe_dimension(_BY_NAME[name], finding, m),
+        lambda finding, m: propose_dimension(_BY_NAME[name], finding, m),
         fix_dimension,
     )
 
@@ -75,4 +75,4 @@ _BY_NAME = {
     t.name: t
     for t in (_other_axis("fix-softmax-dimension", "softmax over the classes"), _other_axis("other-axis", "softmax over features"))
 }
-TREATMENTS: tuple[RemedyDefinition, ...] = tuple(_BY_NAME.values())
+REMEDIES: tuple[RemedyDefinition, ...] = tuple(_BY_NAME.values())

@@ -30,7 +30,7 @@ def _at_finding(finding: Finding | None, m: Measurement) -> list[ZeroDerivative]
 # --------------------------------------------------------------------------- straight-through
 
 
-def prescribe_straight(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_straight(finding: Finding | None, m: Measurement) -> list[Fix]:
     steps = [z for z in _at_finding(finding, m) if not z.factor]
     if not steps:
         return []
@@ -79,7 +79,7 @@ class _With(ast.NodeTransformer):
 # ---------------------------------------------------------------------------- trainable-scale
 
 
-def prescribe_trainable(finding: Finding | None, m: Measurement) -> list[Fix]:
+def propose_trainable(finding: Finding | None, m: Measurement) -> list[Fix]:
     factors = tuple(dict.fromkeys(z.factor for z in _at_finding(finding, m) if z.factor))
     if not factors:
         return []
@@ -116,7 +116,7 @@ STRAIGHT = RemedyDefinition(
     "wiring",
     "safe",
     "Bengio et al. 2013, Estimating or Propagating Gradients Through Stochastic Neurons; Hubara et al. 2016, Binarized Neural Networks",
-    prescribe_straight,
+    propose_straight,
     pass_through,
 )
 TRAINABLE = RemedyDefinition(
@@ -125,9 +125,9 @@ TRAINABLE = RemedyDefinition(
     "wiring",
     "unsafe",
     "Bachlechner et al. 2021, ReZero is All You Need",
-    prescribe_trainable,
+    propose_trainable,
     train_scales,
     "keys of buffers stay, those of plain tensors are added; saved optimizer states do not load",
 )
 
-TREATMENTS = (STRAIGHT, TRAINABLE)
+REMEDIES = (STRAIGHT, TRAINABLE)

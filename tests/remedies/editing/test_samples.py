@@ -46,7 +46,7 @@ def test_the_written_file_is_cured(sample: str, code: str, treatment: str, tmp_p
     shutil.copy(FAULTY / f"{sample}.py", "model.py")
     report = scanned("model.py", code)
     finding = next(f for f in report.findings if f.code == code)
-    plan = plan_edits(CATALOGUE[treatment].prescribe(finding, report.measurement), report.measurement, ["model.py"])
+    plan = plan_edits(CATALOGUE[treatment].propose(finding, report.measurement), report.measurement, ["model.py"])
     assert not plan.unwritten, plan.unwritten[0][1]
     plan.write()
     after = scanned("model.py", code)
