@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 
 import pytest
 
 time.perf_counter = time.process_time  # before gradcheck is imported: some of its clocks are default arguments
+
+# A job in the background ignores Ctrl-C, and so does every program that it starts: the interrupts of the tests would be lost.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.parameters import StepWatch, Watched, records, watch
 from gradcheck.measure.profile import profile
+from gradcheck.measure.shown import shown_places
 from gradcheck.training.probe import EARLY, FINAL_STEPS, Training
 from gradcheck.training.steps import lr_of, take_step
 from gradcheck.types.layers import Profile
@@ -345,28 +346,7 @@ class Session:
         w, first = self.workload, self.first
         layers = self.layers.records(self.sites, profiles)
         cuts = self._lasting_cuts()
-        sited: tuple[Any, ...] = (
-            *layers,
-            *cuts,
-            *first.losses,
-            *first.softmaxes,
-            *first.similarities,
-            *first.mixes,
-            *first.loss_operations,
-            *first.differences,
-            *first.entering,
-            *first.hidden,
-            *first.zero_derivatives,
-            *bad,
-            *checked.values.get("attentions", ()),
-            *checked.values.get("idle_terms", ()),
-            *(checked.values.get("routers") or ()),
-            *(v for name in ("dependence", "derivatives", "padding", "embeddings") if (v := checked.values.get(name)) is not None),
-        )
-        places = [x.site for x in sited if x.site is not None] + [s for s in self.sites.values() if s is not None]
-        places += [w.sites[id(p)] for p in w.model.parameters() if id(p) in w.sites]
-        places += [s for s in read.sites if s is not None] if (read := checked.values.get("sequence")) is not None else []
-        places += [w.sites[id(w.optimizer)]] if id(w.optimizer) in w.sites else []
+        places = shown_places(w, self.sites, first, (*layers, *cuts, *bad), checked.values)
         creation = w.sites.get(id(w.optimizer))
         optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)
         ascent = None if self.cosine is None else Ascent(self.cosine, not probe.surrogate and facts.unbounded(probe.losses))

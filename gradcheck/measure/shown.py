@@ -1,0 +1,36 @@
+"""Which places of the user's source a report may show: those that something measured points at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from gradcheck.measure.first_step import FirstStep
+from gradcheck.types.location import Location
+from gradcheck.workload.workload import Workload
+
+
+def shown_places(
+    w: Workload, sites: Mapping[str, Location | None], first: FirstStep, sited: Collection[Any], values: Mapping[str, Any]
+) -> list[Location]:
+    """`sites`: of the modules, by name; `sited`: records with a site; `values`: what the checks found, by its name in a Measurement."""
+    every = (
+        *sited,
+        *first.losses,
+        *first.softmaxes,
+        *first.similarities,
+        *first.mixes,
+        *first.loss_operations,
+        *first.differences,
+        *first.entering,
+        *first.hidden,
+        *first.zero_derivatives,
+        *values.get("attentions", ()),
+        *values.get("idle_terms", ()),
+        *(values.get("routers") or ()),
+        *(v for name in ("dependence", "derivatives", "padding", "embeddings") if (v := values.get(name)) is not None),
+    )
+    sequence = values.get("sequence")
+    made = (w.sites.get(id(x)) for x in (*w.model.parameters(), w.optimizer))
+    places = (*(x.site for x in every), *sites.values(), *made, *(sequence.sites if sequence is not None else ()))
+    return [place for place in places if place is not None]
