@@ -306,10 +306,12 @@ def learns_behind_noise(m: Measurement) -> bool:
 def depends_on_order(m: Measurement) -> bool:
     """Whether the probe failed, and learned clearly with its batches in another order.
 
-    A probe that had fallen as clearly, and came back, shows that such a fall need not last: the other order must outlast the probe's.
+    A run that the time cut off after a few steps has seen some of the batches only. A probe that had fallen as clearly, and came back, shows
+    that such a fall need not last: the other order must outlast the probe's.
     """
     lost = relapse(m.probe, m.chance)
-    repeated = [r for r in m.experiments if r.rate_factor == 1 and (lost is None or len(r.losses) > 2 * lost[1])]
+    least = FEWEST_STEPS if lost is None else 2 * lost[1]
+    repeated = [r for r in m.experiments if r.rate_factor == 1 and (len(r.losses) > least or (lost is None and r.ended != "budget"))]
     learned = any(r.ended == "learned" or relative_decrease(r, m.chance) >= CLEAR_FALL for r in repeated)
     return learned and outcome(m.probe, m.chance) in ("stalls", "diverges")
 

@@ -123,6 +123,13 @@ def test_a_probe_that_learns_clearly_in_another_order_learns(end, expected):
     assert training_outcome(m) == expected and depends_on_order(m) == (expected == "learns")
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(11, "stalls"), (60, "learns")])
+def test_another_order_that_was_cut_off_early_has_seen_some_of_the_batches_only(steps: int, expected: str) -> None:
+    again = Run("other order", tuple([0.6] + [0.22] * (steps - 1)), 16, rate_factor=1.0, ended="budget")
+    m = measurement(probe=Run("probe", tuple([0.27] * 300), batches=16), chance=0.27, experiments=(again,))
+    assert training_outcome(m) == expected
+
+
 @pytest.mark.parametrize(("steps", "lasts"), [(16, False), (250, True)])
 def test_a_dip_in_another_order_is_no_learning_where_the_probe_had_one_as_deep(steps: int, lasts: bool) -> None:
     """Decay that outlasts the gradient: 0.4 after 25 steps, and back at chance (0.66) for good."""
