@@ -306,7 +306,7 @@ def learns_behind_noise(m: Measurement) -> bool:
 def depends_on_order(m: Measurement) -> bool:
     """Whether the probe failed, and learned clearly with its batches in another order.
 
-    A run that the time cut off after a few steps has seen some of the batches only. A probe that had fallen as clearly, and came back, shows
+    A run that the time cut off after a few steps has seen some batches only. A probe that had fallen as clearly, and came back, shows
     that such a fall need not last: the other order must outlast the probe's.
     """
     lost = relapse(m.probe, m.chance)
