@@ -1,4 +1,4 @@
-"""Does a model's output fit the loss that it is handed to? Pure functions of one LossCall, behind rule LOSS001.
+"""Does a model's output fit the loss that receives it? Pure functions of one LossCall, behind rule LOSS001.
 
 Notation: C classes; logits z in R^C; the floor of a loss is the lowest value that any weights can reach.
 A loss of logits that lie in an interval of width w cannot fall below log(1 + (C - 1) exp(-w)): the best prediction puts

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     needs=("attention", "probe"),
     limits={
         "entropy_error": Limit(0.05, "of log(keys)", "transformers with weights of std 2 have 0.03 and fail; healthy ones 0.97 to 1"),
-        "entropy": Limit(0.3, "of log(keys)", "logits x30 give 0.15, weights of std 0.5 give 0.39: both train, slower"),
+        "entropy": Limit(0.3, "of log(keys)", "logits x30 give 0.15, weights of std 0.5 give 0.39: both train, but more slowly"),
         "logit_error": Limit(1e4, "", "heuristic; the largest ViT diverged with logits of 5e4 (Dehghani et al. 2023)"),
         "logit": Limit(1e3, "", "heuristic"),
         "logit_info": Limit(50.0, "", "heuristic: softmax of two logits that lie this far apart is 0 or 1 in float32"),
@@ -39,7 +39,7 @@ def attention_collapse(m: Measurement, limits: Limits) -> Verdict:
     scores that are not divided by the square root of the head's width.
 
     ## Why it matters
-    A softmax that has decided passes no gradient to queries and keys: the head keeps looking at keys that chance chose.
+    A saturated softmax passes no gradient to queries and keys: the head keeps attending to keys that chance picked.
 
     ## How it is measured
     One forward pass of a copy before training, on four samples, without dropout. Fused attention is computed again for up to
@@ -56,7 +56,7 @@ def attention_collapse(m: Measurement, limits: Limits) -> Verdict:
     are heuristics.
 
     ## When to ignore it
-    When hard attention is meant, as in pointers and memories that are addressed by content.
+    When hard attention is intended, as in pointer networks and content-addressed memories.
 
     ## Example
     ```python
@@ -84,7 +84,7 @@ def attention_collapse(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _judged(m: Measurement, a: Attention, limits: Limits) -> tuple[Evidence, Severity] | None:
-    """The number that speaks against an attention layer, and how loud."""
+    """The measurement that is beyond its limit, and the severity that it justifies."""
     open_to_all = a.entropy >= limits["entropy"]
     failing = bool(probe_failure(m))
     strong: Severity = "error" if failing else "warning"
@@ -138,8 +138,8 @@ def _state(a: Attention, evidence: Evidence) -> str:
     if evidence.comparison == "<":
         return f"collapsed: a head's weights have {percent(a.entropy)} of the largest possible entropy"
     if evidence.quantity.startswith("largest"):
-        return f"loud: its logits reach {number(evidence.value)}"
-    return f"loud: the logits of a query have standard deviation {number(evidence.value)}"
+        return f"saturated: its logits reach {number(evidence.value)}"
+    return f"too sharp: the logits of a query have standard deviation {number(evidence.value)}"
 
 
 def _limit(evidence: Evidence) -> str:

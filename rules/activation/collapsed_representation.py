@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
 
 
-SAME = 1e-2  # of the fall of the loss: as low as it (heuristic)
+SAME = 1e-2  # of the loss's decrease: two losses closer than this count as equal (heuristic)
 
 
 def last_with(m: Measurement, value: Callable[[Snapshot], float | None]) -> Layer | None:
@@ -64,7 +64,7 @@ def collapse(layer: Layer, value: Callable[[Snapshot], float | None]) -> float |
     explains=("OPT001", "OPT002", "LOSS005"),
 )
 def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
-    """All samples, or all tokens of a sample, reach the output as one and the same vector.
+    """All samples, or all tokens of a sample, reach the output as the same vector.
 
     ## What it finds
     Features before the head that point in one direction for every sample; and sequences whose tokens have
@@ -95,7 +95,7 @@ def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
     spread without stopped gradient, 0.1 to 0.16 without predictor; in SimCLR and VICReg 0.9 and more, and one point does not do.
 
     ## When to ignore it
-    When all samples of the batches, or all tokens, are meant to be alike.
+    When all samples of a batch, or all tokens, are supposed to be alike.
 
     ## Example
     ```python
@@ -129,7 +129,7 @@ def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _embeddings(m: Measurement, e: Embeddings, limit: float) -> Finding | None:
-    """One point is all that the loss asks for, and it is on its way there."""
+    """A single point would satisfy the loss, and the embeddings are on their way there."""
     fell = e.loss < e.start_loss and e.end < limit * e.start
     if not fell or e.constant_loss - e.loss > SAME * max(abs(e.start_loss - e.loss), abs(e.loss)):
         return None
@@ -159,7 +159,7 @@ def _sample_collapse(m: Measurement, layer: Layer, limits: Limits) -> Finding | 
     failure = probe_failure(m)
     severity: Severity = "error" if failure else ("info" if training_outcome(m) == "learns" else "warning")
     message = (
-        f"all samples reach {layer.name} as one point: 1 - cosine is {number(max(0.0, 1 - cosine))} "
+        f"all samples reach {layer.name} as the same vector: 1 - cosine is {number(max(0.0, 1 - cosine))} "
         f"(limit {number(limits['sample_distance'])}), at the start and after {layer.snapshots[-1].step} steps: it cannot tell them apart"
     )
     evidence = (Evidence("1 - mean cosine of the samples", max(0.0, 1 - cosine), limits["sample_distance"], "<", "", layer.name),)

@@ -42,7 +42,7 @@ def dead_units(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     ReLU-like layers most of whose units gave no positive value on any sample or position of any measured batch.
-    Gates, and what feeds them, are exempt. Sparse activity is healthy and not meant.
+    Gates, and what feeds them, are exempt. Sparse activity is healthy and does not count.
 
     ## Why it matters
     A dead unit passes neither signal nor gradient, and no gradient means that it stays dead. When all units of

@@ -70,7 +70,7 @@ def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
 
     ## Why it matters
     A sigmoid's derivative is at most 0.25 and its output is never centred: each layer divides the gradient by 5
-    or more, and draws all samples to one point. No initialisation cures it (0 of 13 networks; data-driven
+    or more, and pulls all samples towards one point. No initialisation cures it (0 of 13 networks; data-driven
     scaling 0 of 13).
 
     ## How it is measured
@@ -82,7 +82,7 @@ def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
     `error-total` 6 decades and the probe does not learn.
 
     ## When to ignore it
-    When the stack trains in the time that you have.
+    When the stack trains well enough in the time you have.
 
     ## Example
     ```python

@@ -50,7 +50,7 @@ def missing_nonlinearity(m: Measurement, limits: Limits) -> Verdict:
     outputs (before a head: as its inputs), so that it does not limit the rank. Exact for what is affine.
 
     ## When to ignore it
-    When the layers are apart on purpose: to study deep linear networks, or to train one of them only.
+    When the layers are separate on purpose: to study deep linear networks, or to train only one of them.
 
     ## Example
     ```python

@@ -69,7 +69,7 @@ def saturated_activation(m: Measurement, limits: Limits) -> Verdict:
     too. Both are heuristics.
 
     ## When to ignore it
-    When the layer is meant to give near-binary codes.
+    When the layer is supposed to produce near-binary codes.
 
     ## Example
     ```python

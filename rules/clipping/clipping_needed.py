@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
 
 
-FEWEST = 40  # steps without which nothing is
+FEWEST = 40  # steps; a shorter probe is not judged
 BESIDE = 10  # steps on either side that a norm is compared with: norms that fall with the loss are no spikes
-AFTER = 3  # steps within which a spike shows in the loss
-SUDDEN = 5.0  # times the usual norm: where a training breaks down that was fine until then
-BY_CHANCE = 0.01  # trainings in which chance alone gives a note
+AFTER = 3  # steps within which a spike must show in the loss
+SUDDEN = 5.0  # times the usual norm: enough when the training, fine until then, breaks down at that step
+BY_CHANCE = 0.01  # share of trainings in which chance alone may give a note
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def breakdown(m: Measurement) -> Spike | None:
     },
 )
 def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
-    """Single steps have gradients many times the usual size.
+    """A few steps have gradients many times the usual size.
 
     ## What it finds
     Spikes of the total gradient norm in the probe training, in a training that does not clip below them.
@@ -174,7 +174,7 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
         message += f", and the loss then rises by {percent(spike.jump)} of its start"
     elif training_outcome(m) == "diverges":
         message += "; the probe diverges"
-    message += ": one batch undoes the steps of many"
+    message += ": a single batch can undo the progress of many"
     text = (
         f"call clip_grad_norm_(model.parameters(), {number(threshold)}) between backward and step: "
         "the 90th percentile of the measured norms"

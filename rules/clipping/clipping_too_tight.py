@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
 
 
-TIGHT = 10.0  # times the threshold: then clipping sets the size of nearly every step
+TIGHT = 10.0  # times the threshold: a usual norm this large means that clipping sets the size of nearly every step
 
 
 @rule(

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     explains=("GRAD004",),
 )
 def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
-    """The class labels hardly inform: one class, a vanishing class, or batches of one class each.
+    """The class labels carry little information: a single class, a class that hardly occurs, or batches of one class each.
 
     ## What it finds
     Labels that are all of one class; classes with less than a hundredth of the samples of the largest one; and data in
     label order, so that a batch holds fewer classes than chance would give.
 
     ## Why it matters
-    With one class the model learns a constant. A vanishing class is ignored at no cost to the loss. Sorted batches pull
-    the model to one class after the other, and normalisation statistics with it.
+    With one class the model learns a constant. A class that hardly occurs can be ignored at no cost to the loss. Sorted batches pull
+    the model towards one class after another, and normalization statistics with it.
 
     ## How it is measured
     Labels are counted over all batches of the scan, and by batch.
@@ -93,7 +93,7 @@ def _one_class(m: Measurement, labels: LabelFacts, total: int) -> Finding:
     return found(
         "error",
         f"all {total} labels of {m.data.batches} batches are class {labels.minimum} (of {labels.classes} outputs; "
-        "at least 2 classes needed): the model learns to say that always",
+        "at least 2 classes needed): the model learns to predict that class always",
         location=_loss_site(m),
         evidence=(Evidence("classes among the labels", 1, 2, "<"),),
         remedies=(Remedy("fix-labels", "check how labels are read; if the data are in label order, shuffle them"),),

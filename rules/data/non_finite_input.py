@@ -50,7 +50,7 @@ def non_finite_input(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     None: one entry counts. It is advice when the probe saw that batch and its loss stayed finite, because the model then
-    takes care of missing values or masks itself.
+    handles missing values or masks itself.
 
     ## When to ignore it
     When missing values are marked by NaN on purpose and the model replaces them.
@@ -82,9 +82,7 @@ def _non_finite(m: Measurement, x: InputFacts) -> Finding:
     harmless = len(m.probe.losses) > batch and m.probe.ended != "non-finite" and all(map(math.isfinite, m.probe.losses))
     entries = "1 entry" if x.non_finite == 1 else f"{x.non_finite} entries"
     meaning = (
-        "the loss stays finite, so the model seems to take care of them"
-        if harmless
-        else "the loss of that batch, then every weight, becomes NaN"
+        "the loss stays finite, so the model seems to handle them" if harmless else "the loss of that batch, then every weight, becomes NaN"
     )
     return found(
         "info" if harmless else "error",

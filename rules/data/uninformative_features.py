@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     "uninformative-features",
     up_to="info",
     needs=("data",),
-    limits={"duplicate_samples": Limit(0.05, "of the samples", "heuristic: a few equal samples are normal, many are an error in reading")},
+    limits={
+        "duplicate_samples": Limit(0.05, "of the samples", "heuristic: a few equal samples are normal, many point to a mistake in loading")
+    },
 )
 def uninformative_features(m: Measurement, limits: Limits) -> Verdict:
     """Features that never change or repeat another one, and samples that occur again and again.
@@ -29,7 +31,7 @@ def uninformative_features(m: Measurement, limits: Limits) -> Verdict:
     exactly equal, with the number of those that carry another label than their twin.
 
     ## Why it matters
-    Such columns cost weights and say nothing; twice the same one is twice the learning rate for it. Equal samples in training and
+    Such columns cost weights and say nothing; a column that occurs twice gets twice the learning rate. Equal samples in training and
     validation data make the validation look better than it is, and twins with different labels cannot both be learned.
 
     ## How it is measured
@@ -86,12 +88,14 @@ def _uninformative(group: list[InputFacts], limits: Limits) -> Finding | None:
             f"{x.duplicate_samples} of {x.samples} samples equal another one{conflicts} (limit {percent(limits['duplicate_samples'])})"
         )
         evidence.append(Evidence("samples that equal another one", share, limits["duplicate_samples"], ">", "of the samples"))
-        cures.append(Remedy("drop-duplicates", f"look at how the {x.duplicate_samples} repeated samples came in, and drop them", "advice"))
+        cures.append(
+            Remedy("drop-duplicates", f"find out where the {x.duplicate_samples} repeated samples come from, and drop them", "advice")
+        )
     if not texts:
         return None
     return found(
         "info",
-        f"input {' and '.join(one.name for one in group)} {list(x.shape)}: {'; '.join(texts)}: they add nothing to what can be learned",
+        f"input {' and '.join(one.name for one in group)} {list(x.shape)}: {'; '.join(texts)}: that adds nothing to learn from",
         evidence=evidence,
         remedies=cures,
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 WEIGHTED = ("linear", "conv", "recurrent")
-RECTIFIERS = ("relu", "leaky_relu", "prelu")  # what they put out is as large as what they are given
+RECTIFIERS = ("relu", "leaky_relu", "prelu")  # their outputs scale with their inputs
 RESCALED = 20.0  # an output this many times too quiet for the input: trained filters are within 10
 
 
@@ -71,15 +71,15 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.001; features whose standard deviations
     differ by more than `feature_std_ratio` 1000 while the input's own is above `loud_std` 3; a mean beyond `offset` 3
-    standard deviations and beyond `large_mean` 10. Advice: the ratio or the offset alone. These are heuristics
-    (heuristics). Integers, inputs of embeddings and normalisations, values within [0, 1], and sparse
+    standard deviations and beyond `large_mean` 10. Advice: the ratio or the offset alone. All limits are
+    heuristics. Integers, inputs of embeddings and normalizations, values within [0, 1], and sparse
     counts are exempt; inputs that the model rescales before its first layer get advice only. A large scale is no finding where a
     normalization takes the first layer's output, directly or behind a ReLU, nor is an offset where it is a batch normalization:
     digits times 100 then train to the same loss. Tiny values and features of different scale remain, which it does not mend.
     An error when the probe fails, and a paired training with standardized inputs learns.
 
     ## When to ignore it
-    When the model was trained on inputs like these before, or scales them itself.
+    When the model was pretrained on inputs like these, or scales them itself.
 
     ## Example
     ```python

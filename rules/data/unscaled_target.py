@@ -60,8 +60,8 @@ def unscaled_target(m: Measurement, limits: Limits) -> Verdict:
     Regression targets in physical units: a standard deviation in the tens or of thousandths, or a mean far from 0.
 
     ## Why it matters
-    An untrained output is about 0 with spread 1. Everything has to move to the targets first: Adam at 0.001 moves
-    a bias by 0.001 a step, and a mean of 152 is 152 000 of them away, and the gradients of a squared error grow with the targets.
+    An untrained output is about 0 with spread 1, and first has to travel to the targets: Adam at 0.001 moves
+    a bias by 0.001 a step, so a mean of 152 is 152,000 steps away, and the gradients of a squared error grow with the targets.
 
     ## How it is measured
     Mean and standard deviation of targets and outputs in the first step, at regression losses of torch and at differences of an output
@@ -73,7 +73,7 @@ def unscaled_target(m: Measurement, limits: Limits) -> Verdict:
     mean and scale from the start are exempt: such a model scales them itself.
 
     ## When to ignore it
-    When the probe was too short for the output to reach the targets, and you can wait.
+    When the output reaches the targets later than the probe ends, and you can wait.
 
     ## Example
     ```python
@@ -147,7 +147,7 @@ def _unscaled_target(m: Measurement, t: Targets, limits: Limits) -> Finding | No
     return found(
         severity,
         f"the targets of {t.function} are unscaled: {what}; the output starts with mean {number(t.output_mean)} and standard "
-        f"deviation {number(t.output_std)}, and has to travel there before it learns what the inputs say",
+        f"deviation {number(t.output_std)}, and has to get there before it learns anything from the inputs",
         location=t.site,
         evidence=(
             evidence,
@@ -156,6 +156,6 @@ def _unscaled_target(m: Measurement, t: Targets, limits: Limits) -> Finding | No
         ),
         remedies=(
             Remedy("standardize-target", f"subtract {number(t.mean)} from the targets and divide them by {number(t.std)}", "safe"),
-            Remedy("prior-bias", f"or at least set the bias of the output to the targets' mean {number(t.mean)}", "safe"),
+            Remedy("prior-bias", f"or at least set the output's bias to the targets' mean {number(t.mean)}", "safe"),
         ),
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 FEWEST_CHOICES = 50  # for each expert, on average: SCIENCE, section 1 (an expert without tokens says nothing before)
-FEWEST_STEPS = 50  # after which a router had time to leave a bad start
+FEWEST_STEPS = 50  # enough for a router to leave a bad start
 HEALTHY = "calibration: 18 mixtures of 2 to 64 experts, with and without a balancing term, after 300 steps"
 
 
@@ -42,8 +42,8 @@ def router_collapse(m: Measurement, limits: Limits) -> Verdict:
     are alike, or for each slice of one weight, in the module that holds them or one beside them.
 
     ## Why it matters
-    An expert without tokens gets no gradient, and its score gets none that would bring it any: what starts so stays so. The
-    model computes as a small dense one, and keeps the memory of a large one.
+    An expert without tokens gets no gradient, and neither does its score, so nothing brings it back. The
+    model computes like a small dense one and uses the memory of a large one.
 
     ## How it is measured
     The choices in up to four batches, in training mode, so that noise and dropout of a router have their say, after the short
@@ -98,7 +98,7 @@ def _collapsed(m: Measurement, r: Router, limits: Limits) -> Finding | None:
     if share >= limits["idle"]:
         message = (
             f"{r.idle} of {r.experts} experts ({percent(share)}, limit {percent(limits['idle'])}) of {r.layer or 'the model'} get no "
-            "token: they have no gradient and stay as they are"
+            "tokens: they have no gradient and stay as they are"
         )
         return _finding(r, "warning", message, Evidence("experts without a token", share, limits["idle"], ">=", "of the experts", r.layer))
     return None

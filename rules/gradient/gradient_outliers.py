@@ -42,7 +42,7 @@ def gradient_outliers(m: Measurement, limits: Limits) -> Verdict:
     Heuristics, hence advice only; healthy small models reach 5.
 
     ## When to ignore it
-    When the samples are known to differ that much.
+    When the samples are known to differ this much.
 
     ## Example
     ```python

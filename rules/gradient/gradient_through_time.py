@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 TINY = 1e-38  # the smallest float32, about; a gradient that underflowed is at most that
-SMALL_UPDATE = 1e-3  # of the weight: the usual lower end of healthy steps (CS231n); a rate above it is no reason not to learn
+SMALL_UPDATE = 1e-3  # of the weight: the usual lower end of healthy steps (CS231n); with larger steps the rate is not too low
 RECALL = "first token recalled, 26 initialisations x 2 seeds, T up to 60"
 
 
@@ -50,7 +50,7 @@ def hinders(m: Measurement) -> bool:
 
 
 def remedies(m: Measurement, r: Recurrence) -> tuple[Remedy, ...]:
-    """What lengthens the memory of this kind of layer, the least invasive first."""
+    """Remedies that lengthen the memory of this kind of layer, the least invasive first."""
     kind = r.type.removesuffix("Cell")
     where = r.layer or "the loop"
     made: list[Remedy] = []
@@ -111,7 +111,7 @@ def severity_of(m: Measurement, r: Recurrence, size: float, limits: Limits) -> t
 
 
 def matters(m: Measurement, size: float, limits: Limits) -> bool:
-    """Whether a decay is worth a word: default layers lose two decades in ten steps, and usually learn."""
+    """Whether a decay is worth reporting: default layers lose two decades in ten steps, and usually learn."""
     if size < 0:
         return size < -limits["growth"]
     return size > limits["decades" if hinders(m) else "large_decades"]
@@ -121,7 +121,7 @@ def meaning(m: Measurement, r: Recurrence, severity: Severity, shrinks: bool) ->
     if severity == "error":
         return "what the first steps hold is not learned" if shrinks else "the first steps drown out the others"
     if r.every_step:
-        return "what each step learns from the past reaches back a few steps only" if shrinks else "one step's loss is felt too far back"
+        return "each step learns only from the few steps before it" if shrinks else "one step's loss reaches too far back"
     if training_outcome(m) == "learns":
         return "the probe training learns from the last steps" if shrinks else "the probe training learns all the same"
     return "what the first steps hold is hardly learned" if shrinks else "steps will be unstable"
@@ -192,7 +192,7 @@ def gradient_through_time(m: Measurement, limits: Limits) -> Verdict:
     step. The decades are from recalling the first of up to 60 tokens.
 
     ## When to ignore it
-    When what matters lies in the last steps.
+    When everything that matters is in the last steps.
 
     ## Example
     ```python

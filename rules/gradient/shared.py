@@ -63,7 +63,7 @@ def trend_severity(m: Measurement, size: float, limits: Limits) -> tuple[Severit
 
 
 def trend_place(layers: list[Layer], culprit: Layer | None) -> Location | None:
-    """The expression to point at: of the culprit, else the one that creates most of the layers (the first of equals)."""
+    """The expression to point at: that of the culprit, else the one that creates most of the layers (the first of equals)."""
     if culprit is not None:
         return culprit.site
     sites = [x.site for x in layers if x.site is not None]

@@ -37,7 +37,7 @@ def zero_severity(m: Measurement, share: float, upstream: bool, limits: Limits) 
     if failure := probe_failure(m):
         return "error", failure
     much = share >= limits["error_share"]
-    # A model may learn with idle experts or branches; not with all that lies before some layer cut off.
+    # A model may learn with idle experts or branches, but not when everything before some layer is cut off.
     if much and (upstream if training_outcome(m) == "learns" or any_learned(m) else True):
         return "error", BY_VALUE
     few = training_outcome(m) == "learns" and share < limits["warning_share"] and not upstream
@@ -69,7 +69,7 @@ def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
     with zero.
 
     ## Why it matters
-    They keep their initial values for ever.
+    They keep their initial values forever.
 
     ## How it is measured
     The 2-norm of each weight's gradient at the measured steps, and the places of the first pass whose derivative is zero:
@@ -86,7 +86,7 @@ def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
     healthy network of 54 had a zero gradient left after three steps.
 
     ## When to ignore it
-    For experts or branches that these batches do not use.
+    When these are experts or branches that the scanned batches do not use.
 
     ## Example
     ```python

@@ -27,7 +27,7 @@ OPERATIONS = {
     "bool": "a comparison",
     "int-cast": "a cast to integers",
 }
-REMADE = ("detach", "data", "numpy", "item")  # cuts that leave the numbers: a loop makes a new tensor of them, or goes on with them
+REMADE = ("detach", "data", "numpy", "item")  # cuts that keep the values: a loop goes on with them, or makes a new tensor of them
 IDLE = {"unused-output": "computed but not used in the loss", "not-called": "never called"}
 
 
@@ -39,7 +39,7 @@ IDLE = {"unused-output": "computed but not used in the loss", "not-called": "nev
     explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT002"),
 )
 def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:
-    """Parameters that the optimizer is to train get no gradient.
+    """Parameters that the optimizer should train get no gradient.
 
     ## What it finds
     Places where the gradient is cut: `detach()`, `torch.no_grad()`, `.data`, a way through NumPy or `.item()`, `argmax`,
@@ -99,7 +99,7 @@ def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _trained_ones(m: Measurement, parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Those that the optimizer is to train, each once."""
+    """Those that the optimizer should train, each once."""
     kept = (p for p in parameters if p.trainable and (p.groups > 0 or not m.optimizer.given))
     return list({p.name: p for p in kept}.values())
 
@@ -176,7 +176,7 @@ def _all_cut(m: Measurement, cut: Cut | None) -> tuple[Remedy, ...]:
     general = Remedy("remove-detach", "compute the loss from the model's output by differentiable operations only")
     if m.loop is None or cut is None or cut.operation not in REMADE:
         return (general,)
-    text = f"take {OPERATIONS[cut.operation]} away in the loop: what is made anew from the numbers has no gradient to the model"
+    text = f"remove {OPERATIONS[cut.operation]} from the loop: a tensor made anew from its values has no gradient to the model"
     return Remedy("keep-tensor", text, "safe"), general
 
 

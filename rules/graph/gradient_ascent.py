@@ -109,7 +109,7 @@ def _uphill_steps(m: Measurement, limits: Limits) -> Finding | None:
         return None
     return found(
         "error",
-        f"the first step of the optimizer {m.optimizer.name} goes uphill: its cosine with the negative gradient is "
+        f"the first step of {m.optimizer.name} goes uphill: its cosine with the negative gradient is "
         f"{number(m.ascent.cosine)} (limit {number(limit)}); training raises the loss",
         location=m.optimizer.site,
         evidence=(Evidence("cosine of the first update with the negative gradient", m.ascent.cosine, limit, "<"),),

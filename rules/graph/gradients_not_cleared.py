@@ -49,7 +49,7 @@ def gradients_not_cleared(m: Measurement, limits: Limits) -> Verdict:
     More than `share` 50 % of at least `steps` 3 steps. Both are heuristic; a loop that forgets it does so always.
 
     ## When to ignore it
-    When the sum over all steps is meant.
+    When summing over all steps is intended.
 
     ## Example
     ```python
@@ -91,7 +91,7 @@ def _left(loop: LoopFacts, leftover: int, limits: Limits) -> Finding:
     call = "model.zero_grad()" if loop.by_hand else f"{loop.optimizer or 'optimizer'}.zero_grad()"
     message = (
         f"nothing clears the gradients{whose}: {leftover} of {loop.steps} steps "
-        f"(limit {percent(limits['share'])}) still hold those of the steps before: each step follows the sum of all gradients so far"
+        f"(limit {percent(limits['share'])}) still hold those of earlier steps: each step follows the sum of all gradients so far"
     )
     return found(
         "error",
@@ -108,7 +108,7 @@ def _lost(loop: LoopFacts, lost: int, limits: Limits) -> Finding:
     step = "the update" if loop.by_hand else "step()"
     message = (
         f"the gradients{whose} are cleared between backward() and {step} in {lost} of {loop.steps} "
-        f"steps (limit {percent(limits['share'])}): the steps have nothing to follow, and the weights stay as they are"
+        f"steps (limit {percent(limits['share'])}): the steps have no gradient, and the weights stay as they are"
     )
     return found(
         "error",

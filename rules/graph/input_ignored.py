@@ -47,7 +47,7 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     the loss of shuffled inputs is no more than `standard-errors` 2 standard deviations above the true one.
 
     ## When to ignore it
-    When the model is meant to be unconditional, as a learned constant or a density without inputs is.
+    When the model is unconditional on purpose, such as a learned constant or a density without inputs.
 
     ## Example
     ```python

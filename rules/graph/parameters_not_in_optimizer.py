@@ -154,7 +154,7 @@ def _twice(m: Measurement, twice: Sequence[Parameter]) -> Finding:
     return found(
         "error",
         f"{count_in_words(m, twice)} are in more than one group of the optimizer {m.optimizer.name}, from {layers_in_words(owners)}: "
-        "each step updates them once per group",
+        "each step updates them once for each group",
         layers=owners,
         location=site_of(m, owners) or m.optimizer.site,
         evidence=(Evidence("groups that hold a parameter", max(p.groups for p in twice), 1, ">"),),

@@ -31,7 +31,7 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     over axes in the wrong order, a softmax or a running sum over the batch, an index that picks one sample for all.
 
     ## Why it matters
-    Such a model learns from which samples happen to share a batch. Its training loss may fall; alone, or
+    Such a model's output depends on which samples happen to share a batch. Its training loss may fall; alone, or
     in another batch, a sample gets another output.
 
     ## How it is measured
@@ -48,7 +48,7 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     independent samples give exactly 0, or float32's rounding of about 1e-6; mixing gives 0.01 to 1).
 
     ## When to ignore it
-    When the model is meant to compare the samples of a batch, or when the samples of a batch are the nodes of one graph.
+    When the model compares the samples of a batch on purpose, or when they are the nodes of one graph.
 
     ## Example
     ```python
@@ -106,7 +106,9 @@ def _unmix(d: Dependence, operation: str) -> Remedy:
     if name in _SEQUENCE:
         return Remedy("batch-first", f"create {d.layer or 'the layer'} with batch_first=True, or give it [time, batch, features]", "unsafe")
     if "softmax" in name or name == "normalize":
-        return Remedy("other-axis", f"let {operation}{_place(d.layer)} go over the features or classes (dim=-1), not over axis 0", "unsafe")
+        return Remedy(
+            "other-axis", f"let {operation}{_place(d.layer)} run over the features or classes (dim=-1), not over axis 0", "unsafe"
+        )
     if name.strip("_") in ("view", "reshape", "flatten", "unflatten"):
         text = f"give {operation}{_place(d.layer)} its axes in their order: permute back before it, and keep the batch axis first"
         return Remedy("keep-batch-axis", text, "unsafe")

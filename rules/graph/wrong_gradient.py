@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # What a mismatch that is meant looks like, and what it says about the gradient.
 INTENDED = {
     "straight-through": "a straight-through estimator: the forward pass is a staircase, the backward pass lets the gradient through",
-    "gradient-reversal": "gradient reversal: the forward pass changes nothing, the backward pass turns the gradient round",
+    "gradient-reversal": "gradient reversal: the forward pass changes nothing, the backward pass flips the gradient's sign",
     "gradient-scaling": "a changed gradient on purpose: the forward pass changes nothing, the backward pass does",
     "stop-gradient": "a stopped gradient: values are detached, so that the loss depends on weights in ways that autograd is not told of",
 }
@@ -141,7 +141,7 @@ def _wrong_function(d: Derivatives, wrong: float, limits: Limits) -> Finding:
     limit = limits["disagreement"]
     message = (
         f"backward of {d.function}{_place(d.layer)} is not the derivative of its forward: off by {percent(min(wrong, 1.0))} "
-        f"(limit {percent(limit)}), so that all weights before it train towards something other than the loss"
+        f"(limit {percent(limit)}), so all weights before it are trained for something other than the loss"
     )
     evidence = [_evidence(d, limits["advice"])]
     if d.function_error is not None:
@@ -159,7 +159,7 @@ def _hook(m: Measurement, d: Derivatives, limits: Limits) -> Finding:
     factor = d.hook_factor if d.hook_factor is not None else 1.0
     failure = probe_failure(m)
     severity: Severity = "info" if factor > 1e-6 else ("error" if failure else "warning")
-    means = "turns the gradient round" if factor < -1e-6 else "takes the gradient away" if factor <= 1e-6 else "changes the gradient"
+    means = "flips the gradient's sign" if factor < -1e-6 else "removes the gradient" if factor <= 1e-6 else "changes the gradient"
     kind = "a tensor hook" if d.hook == "tensor" else "a module's backward hook"
     message = (
         f"{kind}{_place(d.layer)} {means}: it passes on {number(factor)} times what it gets, and autograd is "

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     up_to="error",
     needs=("signals", "parameters", "graph", "probe"),
     limits={
-        "share": Limit(0.7, "of the layers", "some layers are commonly set apart: the first, the last, projections"),
+        "share": Limit(0.7, "of the layers", "some layers are commonly initialised by hand: the first, the last, projections"),
         "tolerance": Limit(0.03, "of the gain 0.577", "the standard deviation of 200 uniform entries errs by 3 %"),
         "layers": Limit(8, "layers", "12-layer CNNs with it fail with SGD at 0.01, 20-layer ones always"),
         "slope": Limit(0.075, "decades per layer", "limit of vanishing-gradient; the default loses 0.44 to 0.48 per ReLU layer"),
@@ -50,7 +50,7 @@ def default_initialization(m: Measurement, limits: Limits) -> Verdict:
     constructors left them, and whose gradient changes with depth.
 
     ## Why it matters
-    torch draws weights with gain 0.58, for no activation in particular. ReLU needs 1.41: each layer keeps 41 %
+    torch draws weights with gain 0.58, which fits no activation in particular. ReLU needs 1.41: each layer keeps 41 %
     of the signal.
 
     ## How it is measured
@@ -65,7 +65,7 @@ def default_initialization(m: Measurement, limits: Limits) -> Verdict:
     training with another initialisation alone learns.
 
     ## When to ignore it
-    When the network trains as fast as you need.
+    When the network trains fast enough for you.
 
     ## Example
     ```python

@@ -50,7 +50,7 @@ def stays_degenerate(p: Parameter, limits: Limits) -> bool:
     explains=("INIT002", "INIT006", "ACT002", "ACT004", "GRAD001", "GRAD004", "GRAPH008", "LOSS005", "OPT001", "OPT002"),
 )
 def degenerate_initialization(m: Measurement, limits: Limits) -> Verdict:
-    """Hidden weights that are constant, or zero, and stay so; biases that shut a whole layer.
+    """Hidden weights that are constant, or zero, and stay so; biases that switch off a whole layer.
 
     ## What it finds
     Hidden weights whose entries are all equal before the first step and whose units are still equal after

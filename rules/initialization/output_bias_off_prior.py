@@ -26,7 +26,7 @@ SHOWN = 4  # classes whose bias is written out
     up_to="info",
     needs=("losses", "data"),
     limits={
-        "gain": Limit(0.1, "of log(classes)", "heuristic: a tenth of the loss at chance is won by the biases alone"),
+        "gain": Limit(0.1, "of log(classes)", "heuristic: the biases alone save a tenth of the loss at chance"),
         "reached": Limit(0.5, "of the gain", "heuristic: an output that starts with half of the gain knows the class frequencies"),
         "labels": Limit(64, "labels", "heuristic: fewer give no frequencies"),
         "most_classes": Limit(100, "classes", "beyond it labels are tokens or the like, whose frequencies are uneven by nature"),
@@ -88,7 +88,7 @@ def output_bias_off_prior(m: Measurement, limits: Limits) -> Verdict:
             "info",
             f"the classes are imbalanced (the most frequent has {percent(max(shares))}), and the first loss is {number(call.value)}: "
             f"an output that starts at their frequencies has {number(level - gain)}, less by {percent(gain / level)} of log({len(shares)}) "
-            f"(limit {percent(limits['gain'])}); the first steps learn nothing else",
+            f"(limit {percent(limits['gain'])}); the first steps learn only that",
             layers=(head.name,) if head else (),
             location=site,
             evidence=(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def radius_finding(m: Measurement, r: Recurrence, limits: Limits) -> Finding | None:
-    """A spectral radius that the measured decay or growth goes with, in a model that fails."""
+    """A spectral radius that explains the measured decay or growth, in a model that fails."""
     radius, size = r.spectral_radius, decay(r)
     if radius is None or not hinders(m) or not m.data.given:
         return None
@@ -38,7 +38,7 @@ def radius_finding(m: Measurement, r: Recurrence, limits: Limits) -> Finding | N
 
 
 def forget_finding(r: Recurrence, limits: Limits) -> Finding | None:
-    """A forget gate that starts shut (a warning), or half open over many steps (advice)."""
+    """A forget gate that starts closed (a warning), or half open over many steps (advice)."""
     bias = r.forget_bias
     if bias is None:
         return None
@@ -72,7 +72,7 @@ def forget_finding(r: Recurrence, limits: Limits) -> Finding | None:
     },
 )
 def recurrent_initialization(m: Measurement, limits: Limits) -> Verdict:
-    """Recurrent weights, or forget gates, start such that the state fades or blows up within a few steps.
+    """Recurrent weights, or forget gates, start so that the state fades or blows up within a few steps.
 
     ## What it finds
     Simple recurrent layers whose recurrent weights are too small or too large, where the gradient through time

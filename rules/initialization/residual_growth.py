@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     needs=("graph", "losses", "probe"),
     limits={
         "growth": Limit(10.0, "times", "10 residual blocks without normalization: initial loss 9.4 times chance, accuracy 0.71"),
-        "ratio": Limit(2.0, "branch over bypass", "heuristic; a branch as loud as the bypass doubles the power at each sum"),
+        "ratio": Limit(2.0, "branch over bypass", "heuristic; a branch as large as the bypass doubles the power at each sum"),
         "later_ratio": Limit(
             0.25, "branch over bypass", "tenfold growth over 40 sums takes 0.35 at each; branches of one size fall as 1 / sum"
         ),
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     explains=("LOSS003",),
 )
 def residual_growth(m: Measurement, limits: Limits) -> Verdict:
-    """Residual branches too loud for the depth: the stream grows at each sum, and nothing normalises it.
+    """Residual branches too large for the depth: the stream grows at each sum, and nothing normalises it.
 
     ## What it finds
     Networks of three or more residual sums in a row whose stream grows tenfold from first to last, or whose
-    branches are twice as loud as the bypass, without a normalization of the last sum.
+    branches are twice as large as the bypass, without a normalization of the last sum.
 
     ## Why it matters
-    The output and the gradient grow with the stream. The last blocks drown the first ones, the first loss is
+    The output and the gradient grow with the stream. The last blocks drown out the first ones, the first loss is
     many times that of a guess, and a rate that suits the last layer is too high for the others.
 
     ## How it is measured
@@ -81,7 +81,7 @@ def residual_growth(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _grows(s: Stream, limits: Limits) -> bool:
-    """Whether it grows, and goes on growing: branches of a constant size, normalised ones say, fall behind the stream."""
+    """Whether it keeps growing: branches of constant size, such as normalised ones, fall behind the stream."""
     later = fmean(s.ratios[len(s.ratios) // 2 :])
     return later > limits["later_ratio"] and (s.end / s.start > limits["growth"] or fmean(s.ratios) > limits["ratio"])
 
@@ -93,7 +93,7 @@ def _shown(m: Measurement, limits: Limits) -> tuple[Severity, str]:
         return "warning", f"the first loss is {number(start)} times that of a constant prediction (limit {number(limits['initial_loss'])})"
     if training_outcome(m) in ("stalls", "diverges"):
         return "warning", "the probe training does not learn"
-    return "info", "the probe training does not suffer from it"
+    return "info", "the probe training is not affected"
 
 
 def _finding(m: Measurement, s: Stream, limits: Limits) -> Finding:
@@ -101,7 +101,7 @@ def _finding(m: Measurement, s: Stream, limits: Limits) -> Finding:
     severity, means = _shown(m, limits)
     message = (
         f"the residual stream through {layers_in_words(s.layers)} grows {number(growth)} times over {sums} sums "
-        f"(limit {number(limits['growth'])}), the branches {number(ratio)} times as loud as the bypass (limit {number(limits['ratio'])}), "
+        f"(limit {number(limits['growth'])}), the branches {number(ratio)} times as large as the bypass (limit {number(limits['ratio'])}), "
         f"with no normalization at its end: {means}"
     )
     text = f"multiply the last weights of each of the {sums} branches by {number(sums**-0.5)} = 1 / sqrt({sums})"

@@ -35,5 +35,5 @@ def _last_step(p: Parameter) -> int:
 
 
 def anything_moved(m: Measurement) -> bool:
-    """Whether the optimizer changed any parameter at all: else nothing can be said about what stays as it is."""
+    """Whether the optimizer changed any parameter at all; if not, weights that stay as they are prove nothing."""
     return any(s.update_ratio for p in m.parameters for s in p.steps)

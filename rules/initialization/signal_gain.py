@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def body_gains(m: Measurement) -> dict[str, float]:
-    """Gain of each linear and conv layer of the body for which it says something, by layer name."""
+    """Gain of each linear and conv layer of the body whose gain is meaningful, by layer name."""
     parameters = parameters_by_name(m)
     return {x.name: g for x in body(m) if x.kind != "recurrent" and (g := gain(x, parameters)) is not None}
 
@@ -88,7 +88,7 @@ def signal_gain(m: Measurement, limits: Limits) -> Verdict:
     `total-learning` 4 decades on.
 
     ## When to ignore it
-    When the scale is set elsewhere, such as by a learned gain.
+    When the scale is set elsewhere, for example by a learned gain.
 
     ## Example
     ```python

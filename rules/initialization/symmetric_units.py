@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     needs=("parameters", "graph"),
     limits={
         "duplicates": Limit(0.5, "of the units", "half of the layer's width is lost; random weights have no two equal rows"),
-        "settled_step": Limit(3, "steps", "equal gradients over three steps do not part any more"),
+        "settled_step": Limit(3, "steps", "units whose gradients are equal over three steps no longer separate"),
     },
     explains=("LOSS005", "ACT004", "OPT002"),
 )
@@ -41,11 +41,11 @@ def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
     `degenerate-initialization`.
 
     ## Why it matters
-    Equal units compute the same feature for ever. The layer is as narrow as the number of its different units.
+    Equal units compute the same feature forever. The layer is only as wide as the number of its distinct units.
 
     ## How it is measured
     The share of rows that equal another row, in weights and gradients, before the first step and at the last
-    measured one. Grouped and depthwise convolutions are exempt, and so are heads: their units part at once,
+    measured one. Grouped and depthwise convolutions are exempt, and so are heads: their units separate at once,
     since their targets differ.
 
     ## Limits and their sources
@@ -53,7 +53,7 @@ def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
     least: an error.
 
     ## When to ignore it
-    When copies are meant to part later, e.g. through dropout.
+    When copies are supposed to diverge later, e.g. through dropout.
 
     ## Example
     ```python

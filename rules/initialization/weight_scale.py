@@ -38,11 +38,11 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     """Weights that are orders of magnitude off what the number of inputs calls for.
 
     ## What it finds
-    Hidden linear and conv layers with a gain below 0.01 or above 10; a layer far off its peers; a head so loud
+    Hidden linear and conv layers with a gain below 0.01 or above 10; a layer far off its peers; a head so large
     that the first loss is several times chance; and, as advice, embeddings of unusual scale.
 
     ## Why it matters
-    One such layer silences what comes before it, or drowns it, and the first steps are spent on its scale.
+    One such layer silences what comes before it, or drowns it out, and the first steps are spent on its scale.
 
     ## How it is measured
     Gain: sqrt(fan_in) times the standard deviation of the weights before the first step. Zero-initialised,
@@ -57,7 +57,7 @@ def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     `embedding-highest` 10. An error when the probe fails, and a paired training with the remedy alone learns.
 
     ## When to ignore it
-    When another factor undoes the scale.
+    When another factor compensates for the scale.
 
     ## Example
     ```python
@@ -139,7 +139,7 @@ def _head_scales(m: Measurement, limits: Limits) -> list[Finding]:
             continue
         message = (
             f"weights of the head {x.name} have gain {number(value)} (limit {number(limits['highest'])}), and the initial loss is "
-            f"{number(times)} times that of a constant prediction (limit {number(limits['head_loss'])}): the first steps only quieten it"
+            f"{number(times)} times that of a constant prediction (limit {number(limits['head_loss'])}): the first steps only shrink it"
         )
         remedy = Remedy("head-scaling", f"divide the head's weights by {number(value)}, and start with a zero bias", "safe")
         evidence = (

@@ -38,8 +38,8 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     not averaged; losses that are divided by another number than that of the passes; and passes that are cleared before the step.
 
     ## Why it matters
-    The gradient is as many times too large as there are passes, and so is every step of SGD; a clipping threshold, weight
-    decay and a penalty no longer fit it. Adam rescales its steps and only feels the latter. Cleared passes are work for nothing.
+    The gradient is too large by the number of passes, and so is every step of SGD; a clipping threshold, weight
+    decay and a penalty no longer fit it. Adam rescales its steps; only those three are off. Cleared passes are wasted work.
 
     ## How it is measured
     The script is run, and the backward passes between two steps are counted. The factor on each pass's mean loss is read
@@ -52,7 +52,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     `same-rate` 3, or at a higher one that is still below the user's.
 
     ## When to ignore it
-    When the rate was chosen for the sum.
+    When the learning rate was chosen for the sum.
 
     ## Example
     ```python
@@ -90,7 +90,11 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
         return []
     large = loop.weight > limits["too_large"]
     limit = limits["too_large" if large else "too_small"]
-    rest = f"Adam-like as {m.optimizer.name} is, mostly clipping and weight decay feel it" if m.optimizer.adaptive else "so is every step"
+    rest = (
+        f"{m.optimizer.name} rescales its steps, so mostly clipping and weight decay are off"
+        if m.optimizer.adaptive
+        else "so is every step"
+    )
     message = (
         f"each step sums {loop.accumulated} backward passes whose mean losses weigh {number(loop.weight)} (limit {number(limit)}): "
         f"the gradient is {number(loop.weight)} times that of one large batch; {rest}"
@@ -121,7 +125,7 @@ def _learns_as_a_mean(m: Measurement, weight: float, within: float) -> Run | Non
 def _dropped(loop: LoopFacts, dropped: int) -> Finding:
     message = (
         f"in {dropped} of {loop.steps} steps (limit {percent(0.5)}) the gradients of some backward passes are cleared before the "
-        "step: they are computed for nothing"
+        "step: they are wasted"
     )
     text = f"clear the gradients only after {'the update' if loop.by_hand else (loop.optimizer or 'optimizer') + '.step()'}"
     evidence = (Evidence("steps that lose passes", dropped, loop.steps / 2, ">", "steps"),)

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @rule("LOOP012", "average-incomplete", up_to="warning", needs=("loop",))
 def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
-    """A model that follows another one's weights does not follow its buffers, or is given gradients.
+    """A model that tracks another one's weights does not track its buffers, or receives gradients.
 
     ## What it finds
     Teachers, target networks and averages whose weights the loop moves towards those of the trained model, while the running
     statistics of their batch normalizations stay what they were at the start; and such models that the loss sends gradient to.
 
     ## Why it matters
-    In evaluation mode, batch normalization uses its running statistics. With those of the start, the averaged weights compute
-    something else than what they were trained for: a teacher teaches noise, an average is worse than what it averages. Gradients
-    of a teacher are computed and kept for nothing, and pull at it if an optimizer is given them.
+    In evaluation mode, batch normalization uses its running statistics. With the initial ones, the averaged weights compute
+    something they were not trained for: a teacher teaches noise, an average is worse than what it averages. Gradients
+    of a teacher are computed and kept for nothing, and change it if an optimizer holds its parameters.
 
     ## How it is measured
     The script is run. A model that no optimizer holds, made like one that is trained, follows it when what the loop changes in its
@@ -38,7 +38,7 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
     by `update_bn`.
 
     ## When to ignore it
-    When the statistics are meant to stay, as those of a trained backbone are.
+    When the statistics should stay fixed, like those of a trained backbone.
 
     ## Example
     ```python

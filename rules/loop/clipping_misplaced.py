@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     explains=("OPT001", "CLIP001", "GRAD002"),
 )
 def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
-    """Gradient clipping stands where it has no effect, or the wrong one.
+    """Gradient clipping is called where it has no effect, or the wrong one.
 
     ## What it finds
     Calls of `clip_grad_norm_` or `clip_grad_value_` after the step that used the gradients, before the backward pass that
@@ -32,8 +32,8 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
     gradients that a GradScaler has scaled and not unscaled.
 
     ## Why it matters
-    The training is not clipped although it says so, and the spikes that clipping was meant for go through. Clipping scaled
-    gradients is worse: all of them are far above the threshold, and are cut to a sliver of what they were.
+    The training is not clipped although the code says so, and the spikes that clipping should stop pass through. Clipping scaled
+    gradients is worse: all of them are far above the threshold, and are cut to a fraction of their size.
 
     ## How it is measured
     The script is run; at each call it is looked at whether the parameters belong to an optimizer, whether they have
@@ -65,7 +65,7 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
     if m.loop is None:
         return not_applicable(NO_SCRIPT)
     if m.loop.clips is None:
-        return not_measured("whether the loop clips gradients cannot be told: it changes them by other means than torch's functions")
+        return not_measured("it is not known whether the loop clips gradients: it changes them without torch's functions")
     if not m.loop.clips:
         return not_applicable("the script does not clip gradients")
     findings = (_clip(c, m.loop, limits["share"]) for c in m.loop.clips if math.isfinite(c.threshold))

@@ -27,7 +27,7 @@ def evaluation_mode_in_training(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Models that the script has put into evaluation mode with `eval()`, for a validation in most cases, and that go on training
-    without a `train()`. Models without dropout and batch normalization do not care, and are left out; so are models that
+    without a `train()`. Models without dropout and batch normalization are not affected, and are left out; so are models that
     are in training mode but for some frozen layers.
 
     ## Why it matters

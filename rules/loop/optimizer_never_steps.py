@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     explains=("OPT002", "LOSS005", "GRAPH003", "LOOP006"),
 )
 def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
-    """Backward passes run, and no step ever follows: the parameters stay as they are.
+    """Backward passes run, but no step ever follows: the parameters stay as they are.
 
     ## What it finds
     Training loops that call `backward()` and never the optimizer's `step()`.
@@ -66,7 +66,7 @@ def optimizer_never_steps(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(f"the script took {loop.backwards} backward passes before it was stopped")
     name = loop.optimizer or "optimizer"
     count = f"none of the {loop.parameters} parameters of {name}" if loop.parameters else "no parameter"
-    message = f"{loop.backwards} backward passes and not one step: {count} changes, and the model stays what it was"
+    message = f"{loop.backwards} backward passes and not a single step: {count} changes, and the model stays as it was"
     evidence = (Evidence("steps of the optimizer", 0, 1, "<", f"in {loop.backwards} backward passes"),)
     by_hand = "" if loop.parameters else ", or change the parameters themselves in place: `p = p - ...` makes another tensor"
     remedies = (Remedy("call-step", f"call {name}.step() after backward(){by_hand}"),)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     up_to="error",
     needs=("loop", "probe"),
     limits={
-        "life": Limit(10, "steps", "1 / (1 - 0.9): so far back reaches the momentum that SGD and Adam are mostly given"),
+        "life": Limit(10, "steps", "1 / (1 - 0.9): how far back the usual momentum of SGD and Adam reaches"),
         "made": Limit(4, "times", "heuristic: two or three may be the stages of a training"),
         "schedule_life": Limit(2, "calls of step()", "heuristic: a schedule of so few steps is none"),
     },
@@ -54,7 +54,7 @@ def optimizer_recreated(m: Measurement, limits: Limits) -> Verdict:
     SGD without momentum, are not reported: nothing is lost.
 
     ## When to ignore it
-    When each step is a training of its own, as in meta-learning, or when the sign of the gradient is meant.
+    When each step is a training of its own, as in meta-learning, or when sign descent is intended.
 
     ## Example
     ```python

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     explains=("DATA004",),
 )
 def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
-    """Every step sees the same batch, although there are other data.
+    """Every step sees the same batch, although there is more data.
 
     ## What it finds
     Loops that feed one batch again and again: `next(iter(loader))` inside the loop without shuffling, a batch that was taken
     before the loop, a slice that does not move.
 
     ## Why it matters
-    The model learns these samples by heart and nothing else. The training loss falls beautifully.
+    The model memorises these samples and learns nothing else, while the training loss falls beautifully.
 
     ## How it is measured
     The script is run. What the model is called with is compared over the first 32 steps, bit by bit. How many
@@ -75,10 +75,10 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     part = seen.samples / seen.available if seen.available else 1.0
     severity: Severity = "warning" if part < limits["share"] else "info"
     limit = percent(limits["share"])
-    known = f"{percent(part)} of the {seen.available} that there are (limit {limit})" if seen.available else "all that is known of"
+    known = f"{percent(part)} of the {seen.available} available (limit {limit})" if seen.available else "and no others are known"
     batch = f"the same {seen.samples} samples" if seen.samples else "one batch"
     message = f"{seen.compared} steps see {batch}, {known}"
-    message += ": the model learns these by heart" if severity == "warning" else ": fine when these are all the data"
+    message += ": the model memorises these" if severity == "warning" else ": fine if these are all the data"
     text = "take the next batch in each step: iterate over the loader, with shuffle=True, instead of taking its first batch"
     evidence = (Evidence("different batches", seen.distinct, 2, "<", f"in {seen.compared} steps"),)
     return [found(severity, message, location=seen.site, evidence=evidence, remedies=(Remedy("next-batch", text),))]

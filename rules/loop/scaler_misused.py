@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     explains=("LOOP002", "OPT001", "GRAD002", "NUM001", "LOSS005", "CLIP002"),
 )
 def scaler_misused(m: Measurement, limits: Limits) -> Verdict:
-    """A GradScaler scales the loss, and its other half is missing.
+    """A GradScaler scales the loss, but nothing unscales the gradients, or the reverse.
 
     ## What it finds
     Losses that are scaled while the optimizer steps by itself, on gradients that are thousands of times too large; a scaler whose
@@ -70,7 +70,7 @@ def scaler_misused(m: Measurement, limits: Limits) -> Verdict:
     if case is None:
         return []
     message, count, limit, text, first = case
-    asleep = "" if loop.scaler.enabled else "; the scaler is off on this machine, where it does no harm"
+    asleep = "" if loop.scaler.enabled else "; the scaler is disabled on this machine, where this does no harm"
     severity: Severity = "error" if loop.scaler.enabled else "warning"
     location = (loop.scaler.scale_site if first else None) or loop.scaler.step_site or loop.step_site
     return [

@@ -28,20 +28,20 @@ FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line di
     limits={
         "share_of_peak": Limit(1e-3, "of the highest rate", "heuristic: weights that moved by 1 % a step now move by a thousandth of that"),
         "steps_after": Limit(5, "steps", "heuristic: the last steps of a schedule may end near 0"),
-        "early": Limit(50, "steps", "heuristic: no training is done after so few"),
+        "early": Limit(50, "steps", "heuristic: no training is finished after so few"),
         "explosion": Limit(100, "times the base rate", "heuristic: one-cycle schedules rise 25 times"),
     },
     explains=("OPT001", "OPT002", "LOSS005", "GRAD002", "NUM001", "LOOP001", "ACT001", "ACT002", "CLIP001", "GRAPH008", "LOOP013"),
 )
 def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
-    """A scheduler takes the learning rate to nothing, or beyond all measure, while the training goes on.
+    """A scheduler takes the learning rate to nothing, or lets it explode, while the training goes on.
 
     ## What it finds
     Learning rates that fall to a small part of their highest value within a few steps and stay there, and rates that
-    grow faster and faster. Mostly a scheduler that is meant for epochs and is stepped with every batch.
+    grow faster and faster. Usually a scheduler designed for epochs is stepped with every batch.
 
     ## Why it matters
-    Once the rate is gone the weights stand still, however long the script runs. A rate that explodes takes the weights with it.
+    Once the rate is gone the weights stand still, however long the script runs. A rate that explodes makes the weights explode.
 
     ## How it is measured
     The script is run for up to 200 steps, as far as they take less than 3 s, and the rate of each step is noted.
@@ -52,7 +52,7 @@ def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     100 times the scheduler's base rate, is the highest so far, and rises faster and faster: an error. All are heuristic.
 
     ## When to ignore it
-    When the steps after the schedule's end are meant to do nothing.
+    When the steps after the schedule's end should do nothing.
 
     ## Example
     ```python
@@ -95,7 +95,7 @@ def _dying(loop: LoopFacts, rates: Sequence[float], limits: Limits) -> Finding |
     last = rates[-1]
     message = (
         f"the rate of {_whose(loop)} falls from {number(peak)} to {number(rates[before])} within {before} steps, and "
-        f"to {number(last)} at step {len(rates)} (limit {number(limit)} of the highest): the training goes on, and nothing moves any more"
+        f"to {number(last)} at step {len(rates)} (limit {number(limit)} of the highest): the training goes on, but the weights hardly move"
     )
     return _schedule(loop, severity, message, Evidence("rate over the highest rate", last / peak, limit, "<", "of the highest rate"))
 
@@ -110,7 +110,7 @@ def _exploding(loop: LoopFacts, every: Sequence[float], limits: Limits) -> Findi
         return None
     message = (
         f"the rate of {_whose(loop)} grows from {number(base)} to {number(rates[-1])} within {len(rates)} steps "
-        f"({number(rates[-1] / base)} times, limit {number(limits['explosion'])}), faster and faster: the weights go with it"
+        f"({number(rates[-1] / base)} times, limit {number(limits['explosion'])}), faster and faster: the weights will explode with it"
     )
     evidence = Evidence("rate over the base rate", rates[-1] / base, limits["explosion"], ">", "times")
     return _schedule(loop, "error", message, evidence)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
 
 
-# Schedules that go back, or to nothing, or nowhere at all after the length that they are laid out for. A warm-up may be short.
+# Schedules that turn back, end at zero, or stop after the length they are laid out for. A warm-up may be short.
 WHOLE = ("OneCycleLR", "CosineAnnealingLR", "PolynomialLR", "LambdaLR", "SequentialLR", "MultiStepLR")
 
 
@@ -55,7 +55,7 @@ def schedule_misplaced(m: Measurement, limits: Limits) -> Verdict:
     stepped once an epoch ten times that. All are heuristic.
 
     ## When to ignore it
-    When a schedule is meant to swing several times, or to stay in its first part.
+    When a schedule should cycle several times, or stay in its first part.
 
     ## Example
     ```python

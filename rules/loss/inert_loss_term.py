@@ -29,7 +29,7 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     exactly zero, and derivatives that are zero everywhere, such as the second derivative of a net of ReLUs.
 
     ## Why it matters
-    The term is in the loss that is logged and in nothing that is learned: the penalty does not act, the equation is not
+    The term is part of the loss that is logged but teaches nothing: the penalty does not act, the equation is not
     solved, the student learns nothing from its teacher.
 
     ## How it is measured
@@ -44,7 +44,7 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     None: a gradient of exactly zero (a matter of definition).
 
     ## When to ignore it
-    When the term is in the loss to be logged. Better: log it by itself.
+    When the term is there only to be logged. Better: log it separately.
 
     ## Example
     ```python

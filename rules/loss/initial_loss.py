@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         ),
         "strong_ratio": Limit(10.0, "times chance", "calibration E1: most nets above fail with a rate that suits the others"),
         "near_chance": Limit(1.5, "times chance", "calibration E2: the range of healthy nets at the start"),
-        "steps": Limit(10, "steps", "heuristic: a head that is too loud but harmless is corrected within a few steps"),
+        "steps": Limit(10, "steps", "heuristic: a head that is too large but harmless is corrected within a few steps"),
     },
 )
 def initial_loss(m: Measurement, limits: Limits) -> Verdict:
@@ -53,7 +53,7 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     gradcheck made up, a regression loss is advice only.
 
     ## When to ignore it
-    When the model was trained on other labels before, and when warm-up takes care of it.
+    When the model was pretrained on other labels, and when warm-up takes care of it.
 
     ## Example
     ```python

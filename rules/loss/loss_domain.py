@@ -43,7 +43,7 @@ def loss_domain(m: Measurement, limits: Limits) -> Verdict:
     axis only is a warning. A target without a batch axis is taken as meant.
 
     ## When to ignore it
-    When the pairwise comparison of [N, 1] with [N] is meant; write it as `a[:, None] - b[None, :]`, and the rule is silent.
+    When the pairwise comparison of [N, 1] with [N] is intended; write it as `a[:, None] - b[None, :]`, and the rule is silent.
 
     ## Example
     ```python
@@ -133,7 +133,7 @@ def _labels_outside(m: Measurement, call: LossCall) -> Finding:
 
 
 def _broadcast_severity(call: LossCall) -> Severity | None:
-    """Error when both sides grow; a warning when a target [N, 1] or [N] is spread over a larger output; None when it is meant."""
+    """Error when both sides grow; a warning when a target [N, 1] or [N] is spread over a larger output; None when it is intended."""
     result = math.prod(call.broadcast or ())
     left, right = math.prod(call.input_shape), math.prod(call.target_shape)
     if result > max(left, right):

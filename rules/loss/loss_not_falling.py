@@ -101,12 +101,12 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
     if weights_for_targets(m) < 1:
         return not_applicable(f"the model has fewer weights than {FEW_SAMPLES} samples have targets: it cannot memorise them")
     if m.chance is None and any(r.chance is None and convergence.relative_decrease(r) >= convergence.LEAST_FALL for r in tried):
-        return not_measured("on one batch the loss falls a little; how far it could fall is not known: it is no loss that gradcheck knows")
+        return not_measured("on one batch the loss falls a little; how far it could fall is unknown: gradcheck does not know this loss")
     return [_not_falling(m, tried, limits)]
 
 
 def _not_judged(m: Measurement) -> NoVerdict:
-    """Why the course of the loss has no verdict."""
+    """Why nothing is said about how the loss develops."""
     if m.probe.beside:
         return not_measured("several optimizers train: the loss of one of them need not fall")
     if m.probe.live:
@@ -131,23 +131,23 @@ def weights_for_targets(m: Measurement) -> float:
 
 
 def _behind_a_linear_model(m: Measurement, limits: Limits) -> list[Finding]:
-    """The model can memorise a few samples, and learns nothing of data in which a linear model finds something."""
+    """The model can memorise a few samples, but learns nothing from data in which a linear model finds something."""
     b, sure = m.baseline, m.data.given and m.loss_given and not m.pretrained and m.optimizer.given
     if b is None or b.explained - max(0.0, b.shuffled) < limits["explained"] or len(m.probe.losses) < convergence.PATIENCE:
         return []
     if m.chance and 1 - convergence.start_and_end(m.probe)[1] / m.chance >= limits["share"] * b.explained:
         return []
-    course = f"{len(m.probe.losses)} steps with {m.optimizer.name} bring the loss no clear way below chance"
+    course = f"{len(m.probe.losses)} steps with {m.optimizer.name} do not bring the loss clearly below chance"
     tried = ", nor does any other rate that was tried" if any(r.rate_factor not in (None, 1) for r in m.experiments) else ""
     message = (
-        f"the model does not learn what is in the data: {course}{tried}; a linear model on the raw inputs explains "
+        f"the model does not learn from the data: {course}{tried}; a linear model on the raw inputs explains "
         f"{percent(b.explained)} of the targets' variance on held-out samples ({percent(max(0.0, b.shuffled))} when they are shuffled)"
     )
     evidence = (
         Evidence("relative fall of the loss in the probe", convergence.relative_decrease(m.probe, m.chance), convergence.CLEAR_FALL, "<"),
         Evidence("explained by a linear model on held-out samples", b.explained, limits["explained"], ">=", "of the variance"),
     )
-    text = "start from a smaller model that learns, and add to it what keeps it learning"
+    text = "start from a smaller model that learns, and add to it only what keeps it learning"
     confirmed = f"by the probe: {course}" if sure else ""
     place = next((c.site for c in m.losses if c.site), None) or head_site(m)
     remedies = (Remedy("check-data-path", text),)
@@ -176,7 +176,7 @@ def _not_falling(m: Measurement, tried: Sequence[Run], limits: Limits) -> Findin
     return found(
         severity,
         f"the loss does not fall at any learning rate tried, not even on one small batch: at best ({rates}) {course}{fallen}"
-        f"{'; ' + plateau if plateau else ''}: what the model should learn does not reach its weights",
+        f"{'; ' + plateau if plateau else ''}: the training signal does not reach the weights",
         location=next((c.site for c in m.losses if c.site), None) or head_site(m),
         evidence=(Evidence("relative fall of the loss on one batch", fall, limit, "<"),),
         remedies=(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT002", "OPT003", "GRAPH005", "LOSS009"),
 )
 def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
-    """What the loss is to learn from is the same for everything: rewards of a group, both sides of a preference.
+    """There is nothing to learn from: all rewards of a group are equal, or both sides of a preference.
 
     ## What it finds
     Policy gradients whose advantages vanish because the rewards that they are differences of are equal (a reward that
@@ -32,8 +32,8 @@ def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
     two sides are the same.
 
     ## Why it matters
-    The gradient is exactly zero, or what regularisation and rounding leave of it; Adam makes full steps even of that. The level
-    of such a loss tells nothing, and so nothing shows.
+    The gradient is exactly zero but for regularization and rounding, and Adam turns even that into full steps. The level
+    of such a loss says nothing, so nothing shows.
 
     ## How it is measured
     While the script runs, every difference that the loop takes without gradient is looked at; one of numbers that are all equal
@@ -46,7 +46,7 @@ def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
     warning, too, when they were one and the same number in all passes: a reward that is seldom given looks so at first.
 
     ## When to ignore it
-    When rewards are sparse, and none was found yet.
+    When rewards are sparse and none has been found yet.
 
     ## Example
     ```python
@@ -76,9 +76,11 @@ def _advantages(t: SilentTerm, passes: float) -> Finding:
     which = f"between {number(t.low)} and {number(t.high)} over all passes, but equal within each" if varied else f"always {number(t.low)}"
     message = (
         f"there is nothing to learn from: the numbers that are subtracted here are {which}, so that the factor of the loss is 0 in "
-        f"{t.passes} of {t.passes} recorded passes (limit {passes:g}): no gradient says what is better"
+        f"{t.passes} of {t.passes} recorded passes (limit {passes:g}): no gradient shows what is better"
     )
-    cure = Remedy("check-reward", "let the reward, or the score, look at what the model did, so that it differs within a group", "unsafe")
+    cure = Remedy(
+        "check-reward", "make the reward, or the score, depend on what the model did, so that it differs within a group", "unsafe"
+    )
     return found(
         severity,
         message,
@@ -94,6 +96,6 @@ def _sides(t: IdleTerm) -> Finding:
         f"there is nothing to learn from: both sides of a difference that the loss is made of are equal ({number(t.value)} on average), "
         "before training and after the probe (limit on their difference: 0), and their gradients cancel"
     )
-    cure = Remedy("check-pairs", "look at the data: the two that are compared are the same", "unsafe")
+    cure = Remedy("check-pairs", "check the data: the two sides that are compared are the same", "unsafe")
     evidence = [Evidence("difference of the two sides", 0.0, 0.0, "<=")]
     return found("error", message, location=t.site, evidence=evidence, remedies=[cure], confirmed=BY_VALUE)

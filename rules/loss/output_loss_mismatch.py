@@ -42,7 +42,7 @@ def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     single unit, which is constant; and a ReLU, sigmoid or tanh on an output whose targets lie outside its range.
 
     ## Why it matters
-    Nothing raises, and the loss may even fall, but it cannot go where it should. Cross entropy of softmax outputs stops at
+    Nothing raises, and the loss may even fall, but it cannot reach its minimum. Cross entropy of softmax outputs stops at
     -1 + log(e + C - 1): at 1.46 of 2.30 for 10 classes, at 3.62 of 4.61 for 100.
 
     ## How it is measured
@@ -61,7 +61,7 @@ def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     advice (a warning for targets out of range), except for a constant output.
 
     ## When to ignore it
-    When a bounded output is meant as a regulariser and its floor is accepted.
+    When a bounded output is used as a regularizer and its floor is accepted.
 
     ## Example
     ```python

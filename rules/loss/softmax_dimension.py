@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     explains=("LOSS001", "LOSS003", "LOSS005", "GRAD004", "GRAPH007", "OPT001", "OPT002"),
 )
 def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
-    """A softmax normalises over the batch, or over another axis than the classes.
+    """A softmax normalises over the batch, or over an axis other than the classes.
 
     ## What it finds
     softmax and log_softmax over the samples of the batch: axis 0, also where `dim` was left out and torch chose it, or axis 1 of

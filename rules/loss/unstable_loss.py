@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
 
 
-# What is wrong, and what to write instead, for operations that are unstable whatever their numbers are today.
+# What is wrong, and what to write instead, for operations that are unstable whatever their present values.
 UNSTABLE = {
     ("log", "softmax"): (
         "takes the logarithm of softmax probabilities, which become exactly 0 for logits 104 below the largest",

@@ -57,7 +57,7 @@ def batchnorm_in_eval(m: Measurement, limits: Limits) -> Verdict:
     training mode.
 
     ## Limits and their sources
-    None: the statistics are untouched or they are not. An error when the probe training fails, a warning
+    None: the statistics are either untouched or not. An error when the probe training fails, a warning
     otherwise: a shallow network can learn without normalization.
 
     ## When to ignore it

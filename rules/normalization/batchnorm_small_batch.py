@@ -19,7 +19,7 @@ CHANCE = Limit(0.9, "of chance", "random networks above it after 50 steps fail: 
 
 
 def useless_in_evaluation(m: Measurement, limits: Limits) -> bool:
-    """Whether what was learned is gone in evaluation mode."""
+    """Whether what was learned is lost in evaluation mode."""
     s = m.normalization
     return s is not None and m.chance is not None and evaluation_gap(m, limits) and s.evaluated >= limits["chance"] * m.chance
 
@@ -126,7 +126,7 @@ def _batch_remedies(m: Measurement, values: float, limits: Limits) -> tuple[Reme
 
 
 def _refused_finding(m: Measurement, norm: Norm) -> Finding:
-    """The batch that torch would not normalise."""
+    """The batch that torch refuses to normalise."""
     number_of_batch = len(m.probe.losses) % max(1, m.data.batches)
     message = (
         f"batch {number_of_batch} leaves {norm.layer or 'the batch normalization'} 1 value per feature, of which there is no variance: "

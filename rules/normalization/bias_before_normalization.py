@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @rule("NORM007", "bias-before-normalization", up_to="info", needs=("graph", "parameters"))
 def bias_before_normalization(m: Measurement, limits: Limits) -> Verdict:
-    """Biases whose effect batch normalization takes away again.
+    """Biases whose effect batch normalization cancels.
 
     ## What it finds
     Linear and conv layers with a trainable bias whose output goes straight into a batch normalization that uses
     the batch's statistics.
 
     ## Why it matters
-    The normalization subtracts the mean of each feature, and the bias with it. It gets no gradient but rounding
-    noise, and the normalization's own bias does its work. It costs memory and, with Adam, drifts at random.
+    The normalization subtracts the mean of each feature, and the bias with it. The bias gets no gradient but rounding
+    noise, and the normalization's own bias takes its place. It costs memory and, with Adam, drifts at random.
 
     ## How it is measured
     From the autograd graph of the first step: what the batch normalization takes, moves of entries skipped.

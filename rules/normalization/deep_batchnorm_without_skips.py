@@ -37,7 +37,7 @@ def deep_batchnorm_without_skips(m: Measurement, limits: Limits) -> Verdict:
     whose gradient grows towards the input.
 
     ## Why it matters
-    Batch normalization keeps the forward signal at size 1, and pays for it backwards: each ReLU layer multiplies
+    Batch normalization keeps the forward signal at size 1 at the expense of the backward pass: each ReLU layer multiplies
     the power of the gradient by pi / (pi - 1) = 1.47. Over 30 layers the first layer's gradient is 300 times the
     last one's, and no rate fits both.
 
@@ -52,7 +52,7 @@ def deep_batchnorm_without_skips(m: Measurement, limits: Limits) -> Verdict:
     as 0.085 decades over 20 layers; vgg16_bn, with 13, has 1.5 decades and trains.
 
     ## When to ignore it
-    When the rate is warmed up and the network trains.
+    When the rate is warmed up and the network trains well.
 
     ## Example
     ```python

@@ -33,7 +33,7 @@ def norms_by_site(norms: Sequence[Norm]) -> list[list[Norm]]:
     limits={"shift": Limit(1.2, "times the variance", "dropout 0.1 after ReLU gives 1.16, 0.3 gives 1.62, 0.5 gives 2.46")} | GAP,
 )
 def dropout_before_batchnorm(m: Measurement, limits: Limits) -> Verdict:
-    """Dropout ahead of batch normalization: the variance that it learns is not the one that it meets later.
+    """Dropout ahead of batch normalization: the variance it learns is not the one it meets in evaluation.
 
     ## What it finds
     Batch normalizations that dropout reaches, directly or through at most two linear or conv layers and their

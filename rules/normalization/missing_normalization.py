@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     up_to="warning",
     needs=("signals", "graph", "probe"),
     limits={
-        "layers": Limit(20, "layers", "86 failing plain networks of 8 to 30 layers: BatchNorm brought 78 to 87 % of them to train"),
+        "layers": Limit(20, "layers", "86 failing plain networks of 8 to 30 layers: BatchNorm made 78 to 87 % of them train"),
         "slope": Limit(0.075, "decades per layer", "limits of vanishing-gradient: 507 random networks, 58 healthy architectures"),
         "total": Limit(2.0, "decades", "random networks beyond 2 decades: 43 of 43 fail with SGD at 0.01, 63 % with Adam at 0.001"),
     },
@@ -41,15 +41,15 @@ def missing_normalization(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     Layers before the head that are neither normalised nor added to a bypass, and the slope of log10 ||dL/dh||
-    over them before the first step, as for `vanishing-gradient`. A network that learns in the probe is left in
-    peace: a good initialisation replaces normalization.
+    over them before the first step, as for `vanishing-gradient`. Nothing is said of a network that learns in the
+    probe: a good initialisation replaces normalization.
 
     ## Limits and their sources
     `layers` 20, `slope` 0.075 decades per layer and `total` 2 decades. From 507 random networks, and 86 failing
     plain ones on which the cures were tried.
 
     ## When to ignore it
-    When another cure was chosen: an initialisation that fits the activation, or residual connections.
+    When you chose another remedy: an initialisation that fits the activation, or residual connections.
 
     ## Example
     ```python

@@ -49,7 +49,7 @@ def half_overflow(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     An infinity is an error by itself. A value above `largest` 3e4 is a warning, above `largest-info` 1e4 advice; both are
-    heuristics. Advice only for a model that was trained before: some channels of language models are that loud, and stay so.
+    heuristics. Advice only for a pretrained model: some channels of language models are that large, and stay so.
 
     ## When to ignore it
     When the values are part of a mask.
@@ -124,7 +124,7 @@ def _near(m: Measurement, loud: Sequence[tuple[float, Layer]], limits: Limits) -
     return found(
         severity,
         f"outputs of {layer.name or 'the model'} reach {number(size)} in float16 (limit {number(limit)}), whose largest number is "
-        f"{number(LARGEST)}: a little growth in training makes them infinite",
+        f"{number(LARGEST)}: if they grow a little in training, they become infinite",
         layers=[x.name for _, x in loud],
         location=layer.site,
         evidence=(Evidence("largest float16 output", size, limit, ">", "", layer.name),),

@@ -29,7 +29,7 @@ def half_underflow(m: Measurement, limits: Limits) -> Verdict:
     smaller number than 6e-8.
 
     ## Why it matters
-    What is flushed to zero is not learned from. Small gradients are most of them, and those of the first layers first.
+    Nothing is learned from what is flushed to zero. Most gradients are small, those of the first layers smallest of all.
 
     ## How it is measured
     One backward pass from the loss as your training step returns it, and one from the same loss times a power of two of at
@@ -70,7 +70,7 @@ def half_underflow(m: Measurement, limits: Limits) -> Verdict:
             "warning",
             f"{percent(half.flushed)} of the gradient entries of float16 layers are flushed to 0 (limit {percent(limits['flushed'])}; "
             f"{percent(half.layer_flushed)} in {half.layer or 'the model'}): with the loss times {number(half.scale)} they are not, and "
-            "what is 0 is not learned from",
+            "nothing is learned from what is 0",
             layers=(half.layer,),
             location=layer.site if layer else None,
             evidence=(

@@ -33,7 +33,7 @@ BITS = {"float16": 11, "bfloat16": 8}  # of the significand
     explains=("OPT002", "LOSS005"),
 )
 def lost_updates(m: Measurement, limits: Limits) -> Verdict:
-    """The optimizer's changes are smaller than what bfloat16 or float16 weights can show.
+    """The optimizer's changes are smaller than bfloat16 or float16 weights can represent.
 
     ## What it finds
     Parameters stored in half precision of which most entries have a gradient and stay exactly as they were in an optimizer
@@ -41,7 +41,7 @@ def lost_updates(m: Measurement, limits: Limits) -> Verdict:
 
     ## Why it matters
     A bfloat16 number has 8 significant bits: what changes a weight by less than 1/512 of its size rounds to no change,
-    step after step. Training slows down or stops while the loss still has a slope.
+    step after step. Training slows down or stops although the loss could still fall.
 
     ## How it is measured
     At the measured steps: the share of entries (of a sample in large parameters) with a gradient that is not zero and a value that

@@ -34,7 +34,7 @@ DOMAIN = {
     "atanh": "an argument that is clamped inside (-1, 1)",
     "std": "more than one value for each std, or var(correction=0)",
 }
-# What about the arguments made the result NaN or infinite (measure/domain.py): in words, and what keeps clear of it.
+# What it was about the arguments that made the result NaN or infinite (instrument/domain.py), and how to avoid it.
 REASONS = {
     "zero denominators": (
         "the denominator is 0 in {count} of {of} entries",
@@ -43,7 +43,7 @@ REASONS = {
     "not above zero": ("its argument is not above 0 in {count} of {of} entries", "log(clamp(x, min=1e-8))"),
     "masked rows": (
         "every key is masked in {count} of {of} rows of the mask",
-        "leave each row of the mask at least one key: a sample of padding only keeps its first position, or is taken out",
+        "leave at least one key in each row of the mask: for a sample of nothing but padding, keep its first position or drop it",
     ),
     "long targets": (
         "the target of {count} of {of} samples is longer than its input, counting a blank between equal labels",
@@ -146,7 +146,7 @@ def _poisoned_weights(m: Measurement, parameters: Sequence[Parameter]) -> Findin
     return found(
         "error",
         f"the initial weights of {layers_in_words(names)} are not finite ({len(names)} of {len(m.parameters)} parameters; limit 0): "
-        "every output behind them is NaN before the first step",
+        "every output after them is NaN before the first step",
         layers=tuple(dict.fromkeys(p.layer for p in parameters)),
         location=layer_site(m, layer),
         evidence=(Evidence("parameters with NaN or infinity at the start", len(names), 0, ">", f"of {len(m.parameters)}"),),

@@ -51,7 +51,7 @@ def _severity(m: Measurement, step: int) -> tuple[Severity, str]:
 
 
 def _cure(cures: Mapping[str, str], operation: str) -> str | None:
-    """What keeps clear of the fault; the operation may be spelled "sqrt", "sqrt_", "__truediv__" or "SqrtBackward0"."""
+    """How to avoid the fault; the operation may be spelled "sqrt", "sqrt_", "__truediv__" or "SqrtBackward0"."""
     name = re.sub(r"backward\d*$", "", operation.lower()).strip("_").replace("truediv", "div").removeprefix("linalg_")
     return cures.get(name)
 

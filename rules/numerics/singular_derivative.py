@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
 
 
-# Functions whose derivative is infinite or NaN at a point where their value is finite, and what keeps clear of it.
+# Functions whose derivative is infinite or NaN at a point where their value is finite, and how to avoid it.
 # Tried on torch 2.13: norm, std, cdist and atan2 are not among them (their derivative there is set to 0).
 SINGULAR = {
     "sqrt": "sqrt(x + 1e-8), or sqrt of a clamped x",
@@ -80,7 +80,7 @@ def singular_derivative(m: Measurement, limits: Limits) -> Verdict:
     name = first.operation
     guard = _cure(SINGULAR, name)
     if guard is None and first.step > 0 and convergence.any_learned(m):
-        return []  # an overflow, and the learning rate's
+        return []  # an overflow, caused by the learning rate
     severity, confirmed = _severity(m, first.step)
     meaning = "the next step makes the weights non-finite too"
     if not _harmful(m):

@@ -62,7 +62,7 @@ def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
 
     ## Why it matters
     Adam divides by sqrt(v) + epsilon. Where epsilon is the larger of the two, its step is gradient x rate / epsilon: plain
-    gradient descent with a rate that nobody chose, and mostly a very small one.
+    gradient descent with a rate that nobody chose, usually a very small one.
 
     ## How it is measured
     Root mean square of each parameter's gradient, ||g|| / sqrt(count), the median over the measured steps 3 to 30.
@@ -75,7 +75,7 @@ def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
     further; else a note. The limits are heuristic.
 
     ## When to ignore it
-    When a large epsilon is meant to damp the steps, as in some recipes for RMSprop. Models with LayerScale, and optimizers
+    When a large epsilon is there to damp the steps, as in some recipes for RMSprop. Models with LayerScale, and optimizers
     that gradcheck assumed, get a note at most.
 
     ## Example
@@ -114,7 +114,7 @@ def adam_epsilon(m: Measurement, limits: Limits) -> Verdict:
     kept = typical / (typical + eps)
     message = (
         f"{percent(share)} of the weights have gradients of about {number(typical)}, under {number(limits['multiple'])} times the epsilon "
-        f"{number(eps)} of {optimizer_in_words(m)}: their steps are {percent(kept)} of the size that the rate stands for"
+        f"{number(eps)} of {optimizer_in_words(m)}: their steps are {percent(kept)} of the size that the rate suggests"
     )
     if helps and m.small_epsilon is not None:
         message += f"; {run_in_words(m.probe)}, with epsilon {number(USUAL_EPSILON)} {run_in_words(m.small_epsilon)}"

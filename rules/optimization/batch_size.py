@@ -27,9 +27,9 @@ def interval(s: SampleGradients) -> str:
 def size_finding(s: SampleGradients, limit: float, *, large: bool) -> Finding:
     scale = s.noise_scale or 0.0
     means = (
-        "most of the batch repeats what a smaller one says: more steps would learn more from as many samples"
+        "most of the batch repeats what a smaller one would say: more, smaller steps would learn more from the same samples"
         if large
-        else "single steps go mostly where chance sends them: the rate has to be low"
+        else "the direction of a step is mostly noise: the rate has to be low"
     )
     message = (
         f"batches of {s.batch} samples are {'more' if large else 'less'} than {number(limit)} times the gradient's noise scale, "
@@ -52,7 +52,9 @@ def size_finding(s: SampleGradients, limit: float, *, large: bool) -> Finding:
     needs=("samples", "probe"),
     limits={
         "wasteful": Limit(40.0, "noise scales", "McCandlish et al.: beyond a few, steps gain little, and it grows tenfold in training"),
-        "least": Limit(8.0, "samples", "healthy small networks have 9 to 735; below, all samples still ask for the same, as an offset"),
+        "least": Limit(
+            8.0, "samples", "healthy small networks have 9 to 735; below, all samples still pull the same way, as towards an offset"
+        ),
         "noisy": Limit(1 / 30, "noise scales", "heuristic; healthy small networks have noise scales from 9 to 735 samples"),
     },
 )
@@ -71,7 +73,7 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     gradient, at the weights that the probe training left. Eight groups of samples, none shared, from up to eight
     batches; the inner products of different groups give the squared norm without bias, and leaving out one group
     at a time gives its standard error. In evaluation mode; at most a million evenly spaced entries of the gradient.
-    No statement when the signal is not significant. The noise scale grows while a model learns: this is a
+    Nothing is said when the signal is not significant. The noise scale grows while a model learns: this is a
     snapshot of the first steps.
 
     ## Limits and their sources

@@ -24,7 +24,7 @@ COUPLED = ("Adam", "NAdam", "RAdam", "RMSprop", "Adamax")
     limits={"least": Limit(0.0, "weight decay", "any decay inside the moments is coupled")},
 )
 def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
-    """Weight decay goes through the moments of an adaptive optimizer, and is hardly a decay any more.
+    """Weight decay passes through the moments of an adaptive optimizer, and hardly decays anything.
 
     ## What it finds
     Adam, NAdam, RAdam, Adamax and RMSprop with weight decay that is added to the gradient.
@@ -38,10 +38,10 @@ def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     The optimizer's class and the settings of its parameter groups.
 
     ## Limits and their sources
-    Decay above `least` 0 that makes a hundredth of some parameter's gradient. Loshchilov and Hutter 2019.
+    Decay above `least` 0 that adds at least a hundredth to some parameter's gradient. Loshchilov and Hutter 2019.
 
     ## When to ignore it
-    When a published recipe asks for it, or the strength was tuned as it is.
+    When a published recipe asks for it, or the strength was tuned this way.
 
     ## Example
     ```python
@@ -58,7 +58,7 @@ def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
     """
     o = m.optimizer
     if not o.given or o.name not in COUPLED:
-        return not_applicable("the optimizer is none that couples weight decay with its moments, or was assumed")
+        return not_applicable("the optimizer does not couple weight decay with its moments, or was assumed")
     decayed = [p for p in m.parameters if p.weight_decay > 0]
     if o.decoupled or o.weight_decay <= limits["least"] or (decayed and not any(decay_matters(m, p) for p in decayed)):
         return []
@@ -70,5 +70,5 @@ def coupled_weight_decay(m: Measurement, limits: Limits) -> Verdict:
         o.name, "AdamW"
     )
     evidence = (Evidence("coupled weight decay", o.weight_decay, limits["least"], ">"),)
-    remedy = Remedy("decoupled-weight-decay", f"use {other} with the same rate, and tune the decay anew from 0.01", "advice")
+    remedy = Remedy("decoupled-weight-decay", f"use {other} with the same rate, and tune the decay again from 0.01", "advice")
     return [found("info", message, location=o.site, evidence=evidence, remedies=(remedy,))]

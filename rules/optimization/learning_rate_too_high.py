@@ -40,7 +40,7 @@ def step_evidence(m: Measurement, limits: Limits) -> list[Evidence]:
 
 
 def finite_at_lower_rate(m: Measurement) -> Run | None:
-    """A run at a lower rate that stayed finite for longer than the probe, whose loss was finite at first."""
+    """A run at a lower rate that stayed finite for longer than the probe, if the probe's loss was finite at first."""
     if m.probe.ended != "non-finite" or not m.probe.losses or not math.isfinite(m.probe.losses[0]):
         return None
     lower = [r for r in m.experiments if (r.rate_factor or 1) < 1 and r.losses and r.ended in ("done", "budget", "learned")]
@@ -49,7 +49,7 @@ def finite_at_lower_rate(m: Measurement) -> Run | None:
 
 
 def diverging(m: Measurement, limits: Limits) -> Finding:
-    """The loss runs away, and nothing that was tried in the time that there was keeps it."""
+    """The loss diverges, and nothing that was tried within the budget prevents it."""
     rise, tried = -relative_decrease(m.probe, m.chance), [r for r in m.experiments if r.rate_factor is not None]
     others = f"none of {len(tried)} other trainings, at other rates or in another order, learned" if tried else "no other rate was tried"
     message = f"the loss diverges: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; {others}"
@@ -64,7 +64,7 @@ def diverging(m: Measurement, limits: Limits) -> Finding:
 
 
 def relapsing(m: Measurement, lowest: float, step: int) -> Finding:
-    """The loss had fallen, and loses what it had won."""
+    """The loss had fallen, and rises again."""
     start, end = start_and_end(m.probe)[:2]
     message = (
         f"what is learned is lost again: with {optimizer_in_words(m)} the loss had fallen to {number(lowest)} by step {step}, "
@@ -78,11 +78,11 @@ def relapsing(m: Measurement, lowest: float, step: int) -> Finding:
 
 
 def order_finding(m: Measurement) -> Finding:
-    """The probe failed, and learned in another order: the rate is at the edge of what the model takes."""
+    """The probe failed, but learned in another order: the rate is at the edge of what the model can take."""
     again = next(r for r in m.experiments if r.rate_factor == 1 and experiment_outcome(r, m) == "learns")
     message = (
         f"training depends on luck: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; with the same batches in another order, "
-        f"{run_in_words(again)}: the rate is at the edge of what this model takes"
+        f"{run_in_words(again)}: the rate is at the edge of what this model can take"
     )
     evidence = (Evidence("fall of the loss in the probe", relative_decrease(m.probe, m.chance), CLEAR_FALL, "<", "of the loss"),)
     remedies = (Remedy("lower-learning-rate", f"try a third of the rate: {number(m.optimizer.lr / 3)}", "safe"),)

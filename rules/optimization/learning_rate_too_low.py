@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def low_severity(m: Measurement, run: Run, ratio: float | None, limits: Limits) -> Severity:
-    """An error when the updates are small too, and the higher rate got much further, or as far in much fewer steps."""
+    """An error when the updates are small too, and the higher rate got much further, or as far in far fewer steps."""
     if m.pretrained:
         return "info"
     small = ratio is None or ratio < limits["update_ratio"]
@@ -38,7 +38,7 @@ def low_severity(m: Measurement, run: Run, ratio: float | None, limits: Limits) 
         "update_ratio": Limit(0.01, "of the weight", f"{RATIOS}: best at 0.015 to 0.02; random workloads of benchmarks/predictions.py"),
         "crawl": Limit(0.06, "of the loss", "random workloads: no failing one that this rule found had fallen by more than 4 %"),
         "further": Limit(0.15, "of the loss", "heuristic: half as much again as what counts as learning"),
-        "steps": Limit(0.5, "of the probe's steps", "heuristic: a rate that needs half as many steps is no matter of patience"),
+        "steps": Limit(0.5, "of the probe's steps", "heuristic: when another rate needs half as many steps, patience is not the answer"),
         "update_ratio_alone": Limit(1e-5, "of the weight", "lower bound for long trainings, a hundredth of the usual 0.001 (CS231n)"),
         "fall": Limit(0.05, "of the loss", "heuristic: a low ratio counts only with a flat loss"),
     },
@@ -52,7 +52,7 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     small that no training of usual length moves the weights.
 
     ## Why it matters
-    The training runs, costs what it costs, and ends near the random start.
+    The training runs, costs its full time, and ends near the random start.
 
     ## How it is measured
     A short probe training with your optimizer. When it stalls, the same start is trained again at lower and
@@ -68,7 +68,7 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     get advice only.
 
     ## When to ignore it
-    When the training is much longer than the probe and its rate is meant to be that low.
+    When the training is much longer than the probe and its rate is that low on purpose.
 
     ## Example
     ```python

@@ -31,7 +31,7 @@ def momentum_too_long(m: Measurement, limits: Limits) -> Verdict:
 
     ## Why it matters
     A step grows until it is rate / (1 - momentum) times the gradient, which takes 1 / (1 - momentum) steps. With 0.999 a
-    training of a few hundred steps looks well, and then runs on with a thousand times the rate that is written down: the loss
+    training of a few hundred steps looks fine, but ends up running at a thousand times the rate in the code: the loss
     swings, and rises far above its start.
 
     ## How it is measured

@@ -34,7 +34,7 @@ def best_rate(m: Measurement, *, higher: bool) -> Run | None:
 
 
 def at_most_info(m: Measurement, severity: Severity) -> Severity:
-    """What is said about an optimizer that the user did not choose is advice."""
+    """Findings about an optimizer that the user did not choose are advice."""
     return severity if m.optimizer.given else "info"
 
 
@@ -62,7 +62,7 @@ def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: 
 
 def ratio_finding(m: Measurement, ratio: float, limit: float, severity: Severity, *, high: bool) -> Finding:
     wanted = m.optimizer.lr * TARGET_RATIO / ratio if ratio > 0 else None
-    means = "steps that large throw away what was learned" if high else "the weights will hardly move"
+    means = "steps this large destroy what was learned" if high else "the weights will hardly move"
     message = (
         f"each step of {optimizer_in_words(m)} changes a typical weight by {_share(ratio)} of its norm "
         f"({'limit' if high else 'at least'} {_share(limit)}), and {run_in_words(m.probe)}: {means}"

@@ -36,8 +36,8 @@ def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
     Adaptive optimizers whose very first step, at the full rate, throws the output far from where it was.
 
     ## Why it matters
-    Adam's first step has the size of the rate in every weight, whatever the gradient: its moments know one batch. In deep
-    models these small steps add up. What the initialisation gave is lost, and post-norm transformers may not recover.
+    Adam's first step has the size of the rate in every weight, whatever the gradient: its moments have seen one batch. In deep
+    models these small steps add up. The benefit of the initialisation is lost, and post-norm transformers may not recover.
 
     ## How it is measured
     On a copy: output on one batch before and after the first update with the same dropout, rms(change) over the standard
@@ -85,7 +85,7 @@ def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
         f"(limit {number(limits['functional_step'])})"
     )
     message += f", and the loss rises to {number(spike)} times its start within {EARLY} steps" if spike > 1.05 else ""
-    message += ": what the initialisation gave is lost before the moments are known"
+    message += ": the initialisation is undone before the moments are known"
     text = f"raise the rate linearly from 0 to {number(o.lr)} over the first {steps} steps, or a tenth of a shorter run"
     evidence = [Evidence("change of the output by the first update", step, limits["functional_step"], ">", "of its spread")]
     if math.isfinite(spike):

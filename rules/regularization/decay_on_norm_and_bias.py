@@ -27,7 +27,7 @@ def decay_on_norm_and_bias(m: Measurement, limits: Limits) -> Verdict:
     Parameters with one axis, such as biases and gains, in a parameter group with weight decay.
 
     ## Why it matters
-    Decay limits how strongly inputs are weighted. Biases and gains weight no inputs: pulling gains to zero dims the layer,
+    Decay limits how strongly inputs are weighted. Biases and gains weight no inputs: pulling gains to zero weakens the layer,
     and pulling biases to zero only costs fit.
 
     ## How it is measured
@@ -38,7 +38,7 @@ def decay_on_norm_and_bias(m: Measurement, limits: Limits) -> Verdict:
     hundredth of a parameter in 100 000 steps, or of the gradient to which an adaptive optimizer adds it.
 
     ## When to ignore it
-    The effect is small when the decay is.
+    When the decay is small, so is the effect.
 
     ## Example
     ```python

@@ -39,7 +39,7 @@ def decay_steps(m: Measurement) -> float | None:
         "epochs": Limit(0.5, "epochs", "Wang and Aitchison 2024: the best time scale lies between one epoch and all of them"),
         "steps": Limit(50, "steps", "heuristic: the default rate and decay of AdamW take 100,000"),
         "suspect_steps": Limit(500, "steps", "heuristic: 17 and 20 steps cost a third of chance and more; 40 to 333 nothing in 1000"),
-        "penalty": Limit(10.0, "of the data's loss", "L1 and L2 searched on synthetic data: from 3 to 10 nothing was learned any more"),
+        "penalty": Limit(10.0, "of the data's loss", "L1 and L2 scanned on synthetic data: between 3 and 10 nothing was learned any more"),
     },
     explains=(
         "OPT001",
@@ -61,7 +61,7 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     """Weights shrink faster than they learn.
 
     ## What it finds
-    Weight decay of the optimizer, or an L1 or L2 penalty written into the loss, that is stronger than the data.
+    Weight decay of the optimizer, or an L1 or L2 penalty written into the loss, that outweighs the data.
 
     ## Why it matters
     Decay pulls every weight to zero at each step, whatever the batch says. When that pull wins, the outputs become
@@ -83,7 +83,7 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     it shows none.
 
     ## When to ignore it
-    When weights are meant to die out, as in pruning.
+    When weights should die out, as in pruning.
 
     ## Example
     ```python
@@ -139,7 +139,7 @@ def _decay(m: Measurement, r: Regularization, steps: float, limits: Limits) -> l
 
 
 def _bound(m: Measurement) -> str:
-    """What decoupled decay leaves of the weights of an adaptive optimizer: no more than 1 / decay each, once it has had its time."""
+    """What decoupled decay leaves of the weights of an adaptive optimizer: in the long run no more than 1 / decay each."""
     matrices = [p for p in m.parameters if p.trainable and is_matrix(p) and p.weight_decay > 0 and p.std > 0]
     if not (m.optimizer.adaptive and m.optimizer.decoupled and matrices):
         return ""

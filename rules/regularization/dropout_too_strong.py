@@ -29,19 +29,19 @@ if TYPE_CHECKING:
         "count": Limit(3.0, "layers", "heuristic: the heads of AlexNet and VGG have two with a rate of 0.5"),
         "noise": Limit(0.9, "of the values", "the scaled noise of a unit is then three times its signal: sqrt(rate / (1 - rate))"),
         "slower": Limit(5.0, "times", "heuristic: five times the training for the same fall"),
-        "learned": Limit(0.3, "of the loss", "heuristic: beyond that it is slow and no failure"),
+        "learned": Limit(0.3, "of the loss", "heuristic: beyond that the training is slow but no failure"),
     },
     explains=("OPT001", "OPT002", "OPT003", "LOSS005", "GRAD001", "GRAD004", "ACT002", "ACT004", "NUM001", "CLIP001", "GRAPH008"),
 )
 def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
-    """So much is dropped that the rest does not say enough to learn from.
+    """So much is dropped that too little is left to learn from.
 
     ## What it finds
     Dropout, as a module or a function call, without which the same training learns while with it the probe does not.
 
     ## Why it matters
     What is kept is scaled up by 1 / (1 - rate): at a rate of 0.9 the signal's noise is three times the signal in each
-    layer. Gradients then point nearly anywhere.
+    layer. Gradients then point almost anywhere.
 
     ## How it is measured
     The rate of each dropout that the training step applies. When the probe training fails and one of them is at least
@@ -58,7 +58,7 @@ def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
     model whose loss falls in training mode, advice from `advice` 0.8 on.
 
     ## When to ignore it
-    When the training is much longer than the probe and is known to get through.
+    When the training is much longer than the probe and is known to succeed.
 
     ## Example
     ```python
@@ -97,7 +97,7 @@ def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _loud(strongest: Dropout, limit: float) -> list[Finding]:
-    """Advice about a rate that is beyond all use, although the training bears it."""
+    """Advice about a rate that is higher than any usual one, although the model learns with it."""
     if strongest.rate < limit:
         return []
     kept = 1 - strongest.rate
@@ -124,7 +124,7 @@ def _many(m: Measurement, r: Regularization, limits: Limits) -> list[Finding]:
 
 
 def _severity(m: Measurement, r: Regularization, run: Run, strongest: Dropout, limits: Limits) -> Severity | None:
-    """Of dropout without which the same training learns."""
+    """Severity for dropout without which the same training learns."""
     if failed(m, r):
         if recovered(r, DROPOUT) is None:
             return None

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     limits={"fall": Limit(0.2, "of the loss", "heuristic: twice the fall that counts as learning")},
 )
 def over_regularized(m: Measurement, limits: Limits) -> Verdict:
-    """All regularization together leaves nothing to learn with, though none of it alone is the reason.
+    """All regularization together keeps the model from learning, though no single one does.
 
     ## What it finds
-    Trainings that stay where they began with dropout, weight decay, penalties and smoothed labels, and learn without them.
+    Trainings that get nowhere with dropout, weight decay, penalties and smoothed labels, and learn without them.
 
     ## Why it matters
-    Regularization is there against fitting too much. A model that fits nothing yet has no use for it.
+    Regularization guards against overfitting. A model that does not fit anything yet has no use for it.
 
     ## How it is measured
     When the probe training fails although its dropout, decay, penalty or label smoothing is strong, the same training is
@@ -39,7 +39,7 @@ def over_regularized(m: Measurement, limits: Limits) -> Verdict:
     all of them the loss falls by at least `fall` 20 %. Heuristic, twice what counts as learning.
 
     ## When to ignore it
-    When the training is much longer than the probe and is known to get through.
+    When the training is much longer than the probe and is known to succeed.
 
     ## Example
     ```python
@@ -64,7 +64,7 @@ def over_regularized(m: Measurement, limits: Limits) -> Verdict:
         return []
     run = learned[-1]
     kinds = " and ".join(run.lifted)
-    message = f"{kinds} leave nothing to learn with: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
+    message = f"{kinds} together keep the model from learning: {run_in_words(m.probe)}, {run.name} {run_in_words(run)}"
     fell = relative_decrease(run, r.chance)
     evidence = (Evidence("fall of the loss without them", fell, limits["fall"], ">", "of the loss"),)
     text = f"take {kinds} out until the training loss falls, then put one back at a time, judged by the validation loss"

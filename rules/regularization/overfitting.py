@@ -31,7 +31,7 @@ FULL = 32  # batches: as many as a scan collects unless told otherwise; there ma
     },
 )
 def overfitting(m: Measurement, limits: Limits) -> Verdict:
-    """The model learns its training samples by heart: the validation loss rises while the training loss falls.
+    """The model memorises its training samples: the validation loss rises while the training loss falls.
 
     ## What it finds
     A gap between validation and training loss that is larger than chance allows, with a validation loss that is rising.
@@ -48,10 +48,10 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
     A gap above `standard-errors` 3 standard errors, and above `gap` 10 % of the loss at the start or with a validation loss above
     `ratio` 1.5 times the training loss. It is a warning when the validation loss also ends above where it started, or by
     `rise` 10 % above its lowest value; else a note. Measured on scikit-learn's digits. When there may be more training batches than the
-    scan collected, it is a note: a probe that goes round on a part of the data learns that part by heart.
+    scan collected, it is a note: a probe that repeats a part of the data memorises that part.
 
     ## When to ignore it
-    When the validation data come from elsewhere: then it is the difference of the data that is measured. When there is
+    When the validation data come from elsewhere: then the difference between the data is measured. When there is
     more training data than the scan was given.
 
     ## Example
@@ -96,7 +96,7 @@ def overfitting(m: Measurement, limits: Limits) -> Verdict:
         f"the training loss {number(v.train_loss)}"
     )
     message += f", and it was {number(lowest)} after {v.lowest_step} steps" if rose else ""
-    message += ": the model learns samples by heart" if severity == "warning" else ": part of what it learns holds for these samples only"
+    message += ": the model memorises samples" if severity == "warning" else ": part of what it learns holds for these samples only"
     stop = f"stop after about {v.lowest_step} steps, or " if rose else ""
     text = f"{stop}regularise: `gradcheck trial` compares L1, L2, Elastic Net, dropout, augmentation and early stopping on your data"
     evidence = [

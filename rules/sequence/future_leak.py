@@ -40,8 +40,8 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     tokens are first seen.
 
     ## Why it matters
-    The answer is in the input. The loss falls, further than it should, on the validation data too; but what the model has learned
-    is to look the next token up, and where there is none, as in generation, it fails.
+    The answer is in the input. The loss falls, further than it should, on the validation data too; but the model has only learned
+    to look the next token up, and where there is none, as in generation, it fails.
 
     ## How it is measured
     First, whether the next token is wanted: the targets of a cross entropy, or the tokens whose scores are gathered, are laid beside

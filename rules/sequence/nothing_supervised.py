@@ -32,7 +32,7 @@ def nothing_supervised(m: Measurement, limits: Limits) -> Verdict:
     """Batches, or sequences, in which every target is ignored.
 
     ## What it finds
-    Calls of cross entropy or `nll_loss` whose targets are all the `ignore_index`: labels that were masked altogether, a prompt that
+    Calls of cross entropy or `nll_loss` whose targets are all equal to `ignore_index`: labels that were masked entirely, a prompt that
     fills the sequence, truncation that cut the answers off. In next-token training also the share of sequences without any target.
 
     ## Why it matters
@@ -41,7 +41,7 @@ def nothing_supervised(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     The targets of each loss over classes in some batches, as the loss gets them: the first batch; where some of its targets
-    do not count, up to four; and the batch at which the short training met a loss that is no number.
+    do not count, up to four; and the batch at which the loss of the short training became NaN.
 
     ## Limits and their sources
     None for batches: one without any target is an error where the loss is then no number, or when all that were looked at are so, and a
@@ -76,7 +76,7 @@ def nothing_supervised(m: Measurement, limits: Limits) -> Verdict:
 
 def _nothing(s: Supervision) -> Finding:
     certain = not s.finite or s.empty == s.batches
-    becomes = "the loss is a number that says nothing" if s.finite else "a mean over nothing is NaN"
+    becomes = "the value of the loss is meaningless" if s.finite else "a mean over nothing is NaN"
     message = (
         f"nothing is supervised: in {s.empty} of {s.batches} batches all {s.targets} targets of {s.function} are {s.ignore_index}, "
         f"which it ignores (limit 0): {becomes}, and nothing is learned"

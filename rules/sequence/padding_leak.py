@@ -51,7 +51,7 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     a mask or lengths that the model is given, or the padding index of its embedding, where batches are padded to different lengths.
 
     ## Why it matters
-    The output for a sequence changes with the longest one in its batch: it is another one in evaluation, and alone. A recurrent
+    The output for a sequence depends on the longest one in its batch: it differs in evaluation, and when alone. A recurrent
     layer that reads hundreds of padded places has forgotten the sequence by then, and learns nothing from it.
 
     ## How it is measured
@@ -70,7 +70,7 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     data), encoders without a mask 0.01 to 0.3. A warning; an error when the probe training failed as well.
 
     ## When to ignore it
-    When padding means something, as silence or an empty square does.
+    When padding carries meaning, as silence or an empty square does.
 
     ## Example
     ```python
@@ -90,7 +90,7 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     """
     p = m.padding
     if p is None:
-        return not_applicable("nothing tells of padding at the end of sequences")
+        return not_applicable("nothing shows which places are padding at the end of sequences")
     if p.told == "index" and not p.varies:
         return not_applicable("all batches are padded to one length, and the model is not told of it")
     name = "attention" if p.operation in (*ATTENTIONS, *PRODUCTS) else "effect"

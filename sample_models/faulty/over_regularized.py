@@ -1,6 +1,6 @@
 """Strong dropout, strong weight decay and smoothed labels at once.
 
-Faulty: together they leave nothing to learn with, and the loss stays at chance.
+Faulty: together they keep the model from learning, and the loss stays at chance.
 Expected: loss-not-falling (LOSS005) error; over-regularized (REG005) warning
 Cure: RATE, DECAY, SMOOTHING 0.6, 0.05, 0.7 -> 0.1, 1e-4, 0.05
 """

@@ -42,7 +42,7 @@ class TestCollapsedRepresentation:
 
     def test_samples_are_a_warning_unless_the_probe_fails_and_advice_when_it_learns(self):
         f = only(collapsed_representation, similar(0.99999, **SHORT))
-        assert f.severity == "warning" and "all samples reach head as one point: 1 - cosine is 1e-05 (limit 1e-04)" in f.message
+        assert f.severity == "warning" and "all samples reach head as the same vector: 1 - cosine is 1e-05 (limit 1e-04)" in f.message
         assert f.location == location(40)
         assert severities(collapsed_representation, similar(0.99999)) == ["info"]
 

@@ -52,7 +52,7 @@ class TestOverRegularized:
     def test_all_of_it_together(self):
         alone = (without("dropout", end=2.3), without("weight decay", end=2.3))
         f = only(over_regularized, self.over(*alone, without("dropout", "weight decay")))
-        assert f.severity == "warning" and f.message.startswith("dropout and weight decay leave nothing to learn with")
+        assert f.severity == "warning" and f.message.startswith("dropout and weight decay together keep the model from learning")
 
     def test_one_that_is_the_reason_has_a_rule_of_its_own(self):
         assert findings(over_regularized, self.over(without("dropout"), without("dropout", "weight decay"))) == []
