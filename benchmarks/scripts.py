@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ T = TypeVar("T", "Outcome", "Ending")
 VARIANTS = ("healthy", "faulty")
 SCAN_LIMIT = 300  # seconds for one scan, with the script's own steps and its imports
 RUN_LIMIT = 900  # seconds for one whole run
+SCRIPT_PHASE = "the script's own steps"  # as a saved run calls them
 BEGIN, END = "<!-- scripts -->\n", "<!-- end of scripts -->\n"
 
 
@@ -47,7 +49,7 @@ class Outcome:
     variant: str
     judged: str = "refused"  # in full, in part, refused, crashed
     seconds: float = 0.0  # of CPU, all of them: imports, the script's own steps, the scan
-    scan_seconds: float = 0.0  # the scan's own word
+    beyond: float | None = None  # of CPU beyond the script's own steps (with its imports) and the import of torch
     findings: list[tuple[str, str, int | None, str]] = field(default_factory=list)  # severity, code, line, message
     named: str = ""  # of a faulty one: "line", "cause" (at another line), or "" (not named)
     said: str = ""  # why there is no verdict, or one in part
@@ -93,6 +95,13 @@ def run(command: Sequence[str], folder: Path, venv: Path, limit: float) -> tuple
         return process.returncode, out.read(), err.read(), usage.ru_utime + usage.ru_stime
 
 
+@cache
+def torch_seconds(venv: Path) -> float:
+    """Seconds of CPU that importing torch takes."""
+    with tempfile.TemporaryDirectory() as name:
+        return run([str(venv / "bin" / "python"), "-c", "import torch"], Path(name), venv, SCAN_LIMIT)[3]
+
+
 def scan(case: Case, variant: str, venv: Path) -> Outcome:
     outcome = Outcome(case.name, variant)
     with tempfile.TemporaryDirectory() as name:
@@ -115,7 +124,8 @@ def scan(case: Case, variant: str, venv: Path) -> Outcome:
     outcome.said = "; ".join(reason for part in parts for reason in part["reasons"])
     if crashed := [f"{rule['name']}: {rule['reason']}" for r in reports for rule in r["rules"] if rule["status"] == "crashed"]:
         outcome.judged, outcome.said = "crashed", "; ".join(crashed)
-    outcome.scan_seconds = sum(r["seconds"] for r in reports)
+    own = [r["measurements"][0]["seconds"].get(SCRIPT_PHASE) for r in reports]
+    outcome.beyond = outcome.seconds - own[0] - torch_seconds(venv) if own[0] is not None else None
     outcome.findings = [_finding(case, variant, f) for r in reports for f in r["findings"]]
     outcome.named = named(case, [f for r in reports for f in r["findings"]]) if variant == "faulty" else ""
     return outcome

@@ -37,6 +37,7 @@ from gradcheck.workload.process_state import untouched
 from gradcheck.workload.workload import Workload
 
 # Seconds a seed: a scan is something that one waits for.
+SCRIPT_PHASE = "the script's own steps"  # its key in `Measurement.seconds`
 SCRIPT_BUDGET = 9.0  # seconds for what is measured after the steps of a script, over all its trainings
 LEAST_SHARE = 0.1  # of a budget that the user sets, for measuring, however long the script took to begin to train
 DEFAULT_BUDGET = 60.0
@@ -114,7 +115,14 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         except TargetError as error:
             raise (nothing_seen(run, spec) if run.error is not None else error) from error
         explain_ending(run, spec, found)
-        return [replace(report, seconds=before + report.seconds) for report in found]
+        return [_after_script(report, before, spent) for report in found]
+
+
+def _after_script(report: Report, before: float, spent: float) -> Report:
+    """With the seconds that the script's own steps took, and everything `before` measuring."""
+    first, *others = report.measurements
+    timed = replace(first, seconds={SCRIPT_PHASE: spent} | first.seconds)
+    return replace(report, seconds=before + report.seconds, measurements=(timed, *others))
 
 
 def _measuring(tick: Progress) -> Progress:

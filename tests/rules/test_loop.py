@@ -194,7 +194,10 @@ class TestAccumulation:
 
     def test_what_it_means_depends_on_the_optimizer(self):
         adam, sgd = (measurement(loop=loop(accumulated=4, weight=4.0), optimizer=optimizer(name)) for name in ("AdamW", "SGD"))
-        assert "AdamW rescales its steps" in only(accumulation_unscaled, adam).message and "so is every step" in only(accumulation_unscaled, sgd).message
+        assert (
+            "AdamW rescales its steps" in only(accumulation_unscaled, adam).message
+            and "so is every step" in only(accumulation_unscaled, sgd).message
+        )
 
     @pytest.mark.parametrize(
         ("factor", "optimizer_name", "severity"), [(0.1, "SGD", "error"), (0.08, "SGD", "warning"), (0.1, "Adam", "warning")]
