@@ -123,7 +123,7 @@ def test_the_files_whose_frames_are_skipped_exist() -> None:
         ("gradcheck.instrument.activation_recorder", "tap"),
         ("gradcheck.measure.session", "tap"),
         ("gradcheck.live.loop_monitor", "tap"),
-        ("gradcheck.training.steps", "tap"),
+        ("gradcheck.training.trainer", "tap"),
         ("gradcheck.workload.training_copy", "tap"),
         ("gradcheck.capture.recorder", "tap"),
         ("gradcheck.capture.tape", "tap"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gradcheck.capture.events import OptimizerTrace
-from gradcheck.training.steps import needs_closure
+from gradcheck.training.trainer import needs_closure
 from gradcheck.workload.training_copy import copy_optimizer
 
 SHARED = 0.8  # of the steps: the others may be the first or the last of a loop

@@ -18,7 +18,7 @@ from gradcheck.live.series import DownsampledSeries, thinned
 from gradcheck.measure import facts, first_step
 from gradcheck.measure.layers import LayerAccumulator, Layers
 from gradcheck.measure.parameters import Watched
-from gradcheck.training.probe import FINAL_STEPS
+from gradcheck.measure.probe import FINAL_STEPS
 from gradcheck.types.data import DataFacts
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location

@@ -16,7 +16,7 @@ import torch
 from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, held_up, on_its_way, outcome, relative_decrease, sooner
 from gradcheck.measure.forgetting import forgettings
 from gradcheck.measure.parameters import Watched
-from gradcheck.training.probe import Training
+from gradcheck.training.trainer import Trainer
 from gradcheck.types.training import ONE_OPTIMIZER, Run
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.training_copy import fork
@@ -111,9 +111,9 @@ def state_kept(failure: Failure) -> list[Run]:
     trainee = fork(failure.workload, seed=failure.seed)
     for hook in forgettings(trainee.optimizer):
         hook.steps = 0
-    training = Training(trainee, failure.workload.batches, floor=failure.probe.floor)
+    training = Trainer(trainee, failure.workload.batches, floor=failure.probe.floor)
     enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
-    training.run(failure.steps, deadline, norms=False, enough=enough)
+    training.train(failure.steps, deadline, norms=False, enough=enough)
     return [training.record(ONE_OPTIMIZER, chance=failure.chance)]
 
 
@@ -125,8 +125,8 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
         return []
     failure.tick("other order")
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
-    training = Training(fork(failure.workload, seed=seed), [batches[i] for i in order], **failure.told)
-    training.run(
+    training = Trainer(fork(failure.workload, seed=seed), [batches[i] for i in order], **failure.told)
+    training.train(
         failure.steps,
         deadline,
         norms=False,
@@ -146,9 +146,9 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
         trainee = fork(workload, seed=failure.seed)
         for group in trainee.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
-        training = Training(trainee, workload.batches, **failure.told)
+        training = Trainer(trainee, workload.batches, **failure.told)
         enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
-        training.run(failure.steps, deadline, norms=False, enough=enough)
+        training.train(failure.steps, deadline, norms=False, enough=enough)
         runs.append(training.record(f"rate x{factor:g}", rate_factor=factor))
         if failure.learns(runs[-1]):
             break
@@ -167,15 +167,15 @@ def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:
         failure.tick(f"one batch, Adam {rate:g}")
         trainee = fork(failure.workload, seed=failure.seed)
         trainee.optimizer = torch.optim.Adam([p for p in trainee.model.parameters() if p.requires_grad], lr=rate)
-        training = Training(trainee, [batch], surrogate=failure.probe.surrogate, floor=floor)
+        training = Trainer(trainee, [batch], surrogate=failure.probe.surrogate, floor=floor)
         fallen = lambda losses: _clearly_fallen(losses, 1, chance, floor, 0.5)  # noqa: E731
-        training.run(ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
+        training.train(ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
         while (
             training.ended == "done"
             and training.step < ONE_BATCH_MOST
             and on_its_way(Run("", tuple(training.losses), chance=chance, floor=floor))
         ):
-            training.run(training.step + ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
+            training.train(training.step + ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
         runs.append(training.record(f"adam {rate:g} on one batch", chance=chance))
         if outcome(runs[-1]) == "learns":
             break

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.training.steps import lr_of
+from gradcheck.training.trainer import lr_of
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Environment
 from gradcheck.types.training import OptimizerFacts

@@ -15,7 +15,7 @@ from gradcheck.instrument import unit_activity as units
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Downstream
 from gradcheck.instrument.tensor_statistics import merge
-from gradcheck.training.probe import FINAL_STEPS
+from gradcheck.measure.probe import FINAL_STEPS
 from gradcheck.types.layers import Layer, Profile, Snapshot
 from gradcheck.types.location import Location
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_STEPS, held_up, on_its_way, outcome, relapse, relative_decrease, unsettled
+from gradcheck.analysis.convergence import FEWEST_STEPS, held_up, outcome
 from gradcheck.analysis.gaps import described, gaps, more_time, unread_layers
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.instrument import data_flow, surrogate
@@ -23,10 +23,10 @@ from gradcheck.measure.checks import registry
 from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.parameters import StepWatch, Watched, records, watch
+from gradcheck.measure.probe import Probe
 from gradcheck.measure.profile import profile
 from gradcheck.measure.shown import shown_places
-from gradcheck.training.probe import EARLY, FINAL_STEPS, Training
-from gradcheck.training.steps import lr_of, take_step
+from gradcheck.training.trainer import Trainer, lr_of, take_step
 from gradcheck.types.layers import Profile
 from gradcheck.types.location import Location
 from gradcheck.types.losses import Ascent
@@ -41,15 +41,9 @@ from gradcheck.workload.workload import Workload
 
 Tick = Callable[[str, float], None]  # phase, fraction done
 
-LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
-FURTHER = 30  # and one that has left its start, and still falls, this many times
-FURTHER_SECONDS = 4.0  # at most
-CHECKED = 50  # steps after which it is looked at again
 PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments
 CHECK_SHARE = 0.2  # of the time budget, for the checks when the experiments have used up theirs
 FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule asks for the probe itself
-# Seconds. Steps shorter than this gain nothing from a second thread, and lose much to it on a machine that is busy otherwise.
-SMALL_STEP = 0.03
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ class Session:
         self.workload, self.plan, self.tick = workload, plan, tick
         self.started = time.perf_counter()
         self.trainee: TrainingCopy = fork(workload, seed=plan.seed)
-        self.training = Training(self.trainee, workload.batches)
+        self.training = Trainer(self.trainee, workload.batches)
         self.names = _names(self.trainee)
         self.sites: dict[str, Location | None] = {name: workload.sites.get(id(m)) for name, m in workload.model.named_modules()}
         self.watched: list[Watched] = []
@@ -137,44 +131,9 @@ class Session:
     # ----------------------------------------------------------------------- probe
 
     def _probe(self) -> None:
-        """The training: measured early on a schedule, longer when nothing was learned, measured again at the end."""
-        training, steps = self.training, self.plan.probe_steps
-        deadline = self.started + PROBE_SHARE * self.plan.seconds
-        body = max(1, steps - FINAL_STEPS)
-        run: dict[str, Any] = {"measured": frozenset(t for t in EARLY if t < body), "observe": self.observe}
-        run["tick"] = lambda t: self.tick("probe", (t + 1) / steps)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        training.run(1, deadline, **run)
-        started = time.perf_counter()
-        training.run(min(3, body), deadline, **run)
-        if time.perf_counter() - started > SMALL_STEP * max(1, training.step - 1):
-            torch.set_num_threads(threads)
-        training.run(body, deadline, **run)
-        if self.plan.probes and training.ended == "done" and self._doubtful():
-            longer = LONGER * steps - FINAL_STEPS
-            run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longer)
-            training.run(longer, deadline, enough=lambda _: not self._doubtful(2 * CLEAR_FALL), **run)
-        if self.plan.probes and training.ended == "done" and self._on_its_way():
-            longest = FURTHER * steps
-            run["tick"] = lambda t: self.tick("probe, longer", (t + 1) / longest)
-            deadline = min(deadline, time.perf_counter() + FURTHER_SECONDS)
-            training.run(longest, deadline, enough=lambda losses: len(losses) % CHECKED == 0 and not self._on_its_way(), **run)
-            training.ended = "done" if training.ended in ("budget", "learned") else training.ended
-        if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
-            ended = "budget" if training.ended == "budget" else "done"
-            training.ended = "done"
-            last = frozenset(range(training.step, training.step + FINAL_STEPS))
-            training.run(training.step + FINAL_STEPS, float("inf"), measured=last, observe=self.observe)
-            training.ended = ended if training.ended == "done" else training.ended
+        probe = Probe(self.training, self.plan.probe_steps, self.observe, lambda: self.first.chance, self.tick)
+        probe.run(self.started + PROBE_SHARE * self.plan.seconds, whole=self.plan.probes)
         self.seconds["probe"] = time.perf_counter() - self.started
-
-    def _doubtful(self, clear: float = CLEAR_FALL) -> bool:
-        run, chance = self._so_far(), self.first.chance
-        return relative_decrease(run, chance) < clear or unsettled(run, chance) or relapse(run, chance) is not None
-
-    def _on_its_way(self) -> bool:
-        return on_its_way(self._so_far(), self.first.chance)
 
     def _longest(self, probe: Run) -> Run:
         """The script's own steps, where a probe cut off by the budget is too short to be judged and they are more."""
@@ -183,15 +142,6 @@ class Session:
         if not short or len(own) <= len(probe.losses) or not all(map(math.isfinite, own)):
             return probe
         return replace(probe, name="the script's own steps", losses=own, gradient_norms=(), batches=len(own))
-
-    def _so_far(self) -> Run:
-        return Run(
-            "probe",
-            tuple(self.training.losses),
-            batches=len(self.workload.batches),
-            surrogate=self.training.surrogate,
-            floor=self.first.floor,
-        )
 
     def observe(self, step: int, batch: Any) -> float:
         """One measured step. Returns the loss before it."""
@@ -251,7 +201,7 @@ class Session:
         taps = FirstPassRecorder(_names(replay.trainee))
         try:
             with taps:
-                replay.bare_step(self._batch(step))
+                replay.take_step(self._batch(step))
         except Exception:
             pass  # it is the one that is being explained
         refused = data_flow.refused(taps.seen, self.sites)
@@ -279,13 +229,13 @@ class Session:
     def _runs(self, step: int) -> bool:
         """Whether the user's code takes this step when nobody is watching."""
         replay = self._replayed(step)
-        replay.run(step + 1, float("inf"), norms=False)
+        replay.train(step + 1, norms=False)
         return replay.exception is None
 
-    def _replayed(self, step: int) -> Training:
+    def _replayed(self, step: int) -> Trainer:
         """A training of another copy that has taken `step` steps as the probe did."""
-        replay = Training(fork(self.workload, seed=self.plan.seed), self.workload.batches)
-        replay.run(step, float("inf"), norms=False)
+        replay = Trainer(fork(self.workload, seed=self.plan.seed), self.workload.batches)
+        replay.train(step, norms=False)
         return replay
 
     def _batch(self, step: int) -> Any:

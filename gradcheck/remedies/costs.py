@@ -18,10 +18,11 @@ from gradcheck.analysis.costs import comparable, failed, is_costly, learns_slowl
 from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.measure.checks.without_regularization import DROPOUT, SMOOTHING, Noise, lift, without_penalty
-from gradcheck.measure.session import SMALL_STEP, Plan, on_copies
+from gradcheck.measure.probe import SMALL_STEP
+from gradcheck.measure.session import Plan, on_copies
 from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.definition import changes_loss
-from gradcheck.training.paired import PairedTraining, sample_mean
+from gradcheck.training.trainer import Trainer, sample_mean
 from gradcheck.types.checks import Cost
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
@@ -129,9 +130,9 @@ class Trained:
         if change.remedy is not None:
             seed_all(seed)
             apply(patient, change.remedy)
-        self.course = PairedTraining(patient, seed)
+        self.course = Trainer.of(patient, seed)
         lift(self.course.trainee, change.lifted)
-        treated = self.course.patient.workload
+        treated = self.course.treated.workload
         self.step = without_penalty(treated.training_step) if penalized else treated.training_step
         self.known = {0: self._evaluated()}
 
@@ -144,7 +145,7 @@ class Trained:
         return self.known[steps]
 
     def _evaluated(self) -> Losses:
-        w = self.course.patient.workload
+        w = self.course.treated.workload
         with self.course.evaluating() as model, Noise((SMOOTHING,)):
             seen, unseen = ([float(self.step(model, batch)) for batch in batches[:MOST_BATCHES]] for batches in (w.batches, w.val_batches))
         return sample_mean(seen, w.batches[:MOST_BATCHES]), sample_mean(unseen, w.val_batches[:MOST_BATCHES]) if unseen else math.nan

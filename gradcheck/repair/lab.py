@@ -11,7 +11,7 @@ from gradcheck.errors import GradcheckError
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.performance import WELL, Result, result_of
 from gradcheck.repair.rescan import Seen, rescan
-from gradcheck.training.paired import FEWEST_STEPS, PairedTraining
+from gradcheck.training.trainer import FEWEST_STEPS, Trainer
 from gradcheck.types.fix import Fix
 from gradcheck.types.report import Report
 from gradcheck.workload.rng import preserve_rng, seed_all
@@ -58,7 +58,7 @@ class Lab:
     stopped: bool = False
     seeds: tuple[int, int] = SEARCH_SEEDS
     proof_seed: int = PROOF_SEED
-    courses: dict[tuple[str, int], PairedTraining] = field(default_factory=dict)
+    courses: dict[tuple[str, int], Trainer] = field(default_factory=dict)
     results: dict[tuple[str, int, int], Result] = field(default_factory=dict)  # with the steps
     reports: dict[str, Report] = field(default_factory=dict)
     steps_taken: int = 0
@@ -132,7 +132,7 @@ class Lab:
             self.check("training " + words(plan))
             course = self.courses.get(key)
             if course is None or course.step > steps:
-                course = self.courses[key] = PairedTraining(self.patient(plan), seed)
+                course = self.courses[key] = Trainer.of(self.patient(plan), seed)
             began, at = time.perf_counter(), course.step
             course.train(steps, deadline=self.deadline)
             self.steps_taken += course.step - at
@@ -149,7 +149,7 @@ class Lab:
     def known(self, plan: Sequence[Fix]) -> Result:
         """As far as the plan was trained before time was up, three steps at least."""
         seed = self.seeds[0]
-        course = self.courses.get((signature(plan), seed)) or PairedTraining(self.patient(plan), seed)
+        course = self.courses.get((signature(plan), seed)) or Trainer.of(self.patient(plan), seed)
         course.train(max(course.step, FEWEST_STEPS))
         return result_of(course, plan)
 

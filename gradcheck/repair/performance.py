@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument.loss_calls import LOSSES, SeenLoss, seen
 from gradcheck.remedies.definition import changes_loss
 from gradcheck.training.intervals import CONFIDENCE
-from gradcheck.training.paired import PairedTraining, effect, paired_effect, training_loss
+from gradcheck.training.paired import effect, paired_effect, training_loss
+from gradcheck.training.trainer import Trainer
 from gradcheck.types.fix import Effect, Fix
 from gradcheck.types.training import Run
 from gradcheck.workload.outputs import first_tensor
@@ -70,10 +71,10 @@ class Result:
         return self.loss / self.run.losses[0] if self.run.losses[0] > 0 else math.inf
 
 
-def result_of(course: PairedTraining, applied: Sequence[Fix]) -> Result:
+def result_of(course: Trainer, applied: Sequence[Fix]) -> Result:
     comparable = not changes_loss(applied)
-    workload = course.patient.workload
-    return Result(course.run(), comparable, skill(course.trainee.model, workload.batches, workload.training_step))
+    workload = course.treated.workload
+    return Result(course.record(), comparable, skill(course.trainee.model, workload.batches, workload.training_step))
 
 
 def compare(base: Sequence[Result], treated: Sequence[Result], confidence: float = CONFIDENCE) -> Effect:

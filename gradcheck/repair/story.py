@@ -15,7 +15,7 @@ from gradcheck.errors import ConfigError, GradcheckError, TargetError
 from gradcheck.loading.load import load
 from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
-from gradcheck.measure.session import SMALL_STEP
+from gradcheck.measure.probe import SMALL_STEP
 from gradcheck.pipeline import Progress, scan_workload
 from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.editing.plan import SourcePlan

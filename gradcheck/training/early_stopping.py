@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradcheck.training.paired import sample_mean
+from gradcheck.training.trainer import sample_mean
 from gradcheck.types.fix import Fix
 from gradcheck.workload.workload import Batch
 

@@ -16,8 +16,9 @@ from gradcheck.errors import TargetError
 from gradcheck.remedies.catalogue import apply
 from gradcheck.training.early_stopping import stopped_early, stops_early
 from gradcheck.training.metrics import predictions, scores, task_of
-from gradcheck.training.paired import PairedTraining, sample_mean, training_loss
+from gradcheck.training.paired import training_loss
 from gradcheck.training.splits import Splitter
+from gradcheck.training.trainer import Trainer, sample_mean
 from gradcheck.trials.target_scaling import in_untreated_units
 from gradcheck.types.fix import Fix
 from gradcheck.types.training import Run
@@ -119,25 +120,25 @@ class Lab:
         seed: int,
         prescriptions: Sequence[Fix],
         steps: int,
-        deadline: float | None = None,
-        watch: Callable[[PairedTraining], bool] | None = None,
+        deadline: float = math.inf,
+        watch: Callable[[Trainer], bool] | None = None,
     ) -> Result:
         """Trains this seed's patient. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
         patient = self.treated(seed, prescriptions) if prescriptions else self.base(seed)
-        course = PairedTraining(patient, seed, judge=self.judge(seed, patient))
+        course = Trainer.of(patient, seed, judge=self.judge(seed, patient))
         self.carry_on(course, steps, deadline, watch)
         return self.measured(course)
 
     def pace(self, seconds: float) -> Pace:
         """A few steps of the untreated model, for so long at most, and one validation."""
-        course = PairedTraining(self.base(0), 0, judge=self.judge(0, self.base(0)))
+        course = Trainer.of(self.base(0), 0, judge=self.judge(0, self.base(0)))
         course.validate()
         course.train(TIMED_STEPS, deadline=time.perf_counter() + seconds)
         start = course.validated[0][1] if course.validated else course.losses[0] if course.losses else math.nan
         return Pace(course.step_seconds, course.validating, start)
 
     def carry_on(
-        self, course: PairedTraining, steps: int, deadline: float | None, watch: Callable[[PairedTraining], bool] | None = None
+        self, course: Trainer, steps: int, deadline: float, watch: Callable[[Trainer], bool] | None = None
     ) -> None:
         """To so many steps, with a validation at every checkpoint. Rare ones, as at 0.1, 0.2, ... of the way, keep its cost low."""
         every = max(1, steps // CHECKPOINTS)
@@ -149,8 +150,8 @@ class Lab:
             if course.ended == "done" and not watch(course):
                 course.ended = "budget"
 
-    def measured(self, course: PairedTraining) -> Result:
-        run, patient = course.run(), course.patient
+    def measured(self, course: Trainer) -> Result:
+        run, patient = course.record(), course.treated
         seconds = course.step_seconds
         lost = run.ended in ("non-finite", "raised")
         if lost:
@@ -173,10 +174,10 @@ class Lab:
         parts = stopped_early(result.checkpoints, batches)
         return replace(result, value=sample_mean(parts, batches), parts=parts, scores={})
 
-    def _scores(self, course: PairedTraining, value: float) -> dict[str, float]:
+    def _scores(self, course: Trainer, value: float) -> dict[str, float]:
         """The metrics of the task, and the generalization gap: validation loss less training loss."""
-        w = course.patient.workload
-        gap = {"generalization gap": value - training_loss(course.run())}
+        w = course.treated.workload
+        gap = {"generalization gap": value - training_loss(course.record())}
         try:
             with course.evaluating() as model:
                 found = predictions(model, w.val_batches) if w.loss is not None else None
@@ -186,10 +187,10 @@ class Lab:
 
     def tell_task(self) -> Task:
         """From the untreated model's outputs on the validation batches."""
-        course = PairedTraining(self.base(0), 0)
+        course = Trainer.of(self.base(0), 0)
         try:
             with course.evaluating() as model:
-                found = predictions(model, course.patient.workload.val_batches)
+                found = predictions(model, course.treated.workload.val_batches)
             self.task = task_of(self.workload, found)
         except Exception:  # the user's own code runs here: then only losses are compared
             self.task = "other"

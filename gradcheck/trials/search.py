@@ -22,7 +22,7 @@ import torch
 from gradcheck.errors import ConfigError
 from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.definition import RemedyDefinition, Strength
-from gradcheck.training.paired import PairedTraining
+from gradcheck.training.trainer import Trainer
 from gradcheck.trials.candidates import title, within
 from gradcheck.trials.options import DEFAULT_TRIALS, Options
 from gradcheck.trials.plan import Plan
@@ -250,7 +250,7 @@ def _answer(contest: Tournament, quest: Quest, study: optuna.Study, asked: optun
     values = {s.setting: asked.suggest_float(s.setting, s.low, s.high, log=s.log) for s in quest.strengths}
     found: list[float] = []
 
-    def watch(course: PairedTraining) -> bool:
+    def watch(course: Trainer) -> bool:
         if found or not course.validated:
             return True
         asked.report(course.validated[-1][1], course.step)

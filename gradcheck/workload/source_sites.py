@@ -38,7 +38,7 @@ _RECORDING = tuple(
 )
 _TAPS = (
     *(_GRADCHECK + folder + os.sep for folder in ("instrument", "measure", "live")),
-    *(f"{_GRADCHECK}training{os.sep}{name}.py" for name in ("probe", "steps", "clip")),
+    *(f"{_GRADCHECK}training{os.sep}{name}.py" for name in ("trainer", "clip")),
     *(f"{_GRADCHECK}workload{os.sep}{name}.py" for name in ("training_copy", "few_samples")),
     *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in _RECORDING),
 )

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from gradcheck.training.steps import take_step
+from gradcheck.training.trainer import take_step
 from gradcheck.workload.training_copy import fork
 from tests.capture.test_recorder import Loop, batches, recorded, workloads
 

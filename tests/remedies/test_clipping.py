@@ -9,11 +9,11 @@ import torch
 
 from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.clipping.gradients import norm_threshold, percentile
-from gradcheck.training.paired import train
 from gradcheck.types.training import Run
 from gradcheck.workload.treated import treated_copy
 from tests.literals import falling, measurement, optimizer
 from tests.remedies.recipes import measured, order, patient, workload
+from tests.trained import train
 
 
 def test_the_percentile_of_a_list_against_counting() -> None:

@@ -9,9 +9,10 @@ import pytest
 from gradcheck.loading.load import load
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.training.paired import train, training_loss
+from gradcheck.training.paired import training_loss
 from gradcheck.workload.treated import treated_copy
 from tests.remedies.recipes import measured
+from tests.trained import train
 
 FAULTY = Path(__file__).resolve().parents[2] / "sample_models" / "faulty"
 

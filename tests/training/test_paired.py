@@ -12,10 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.loading.objects import from_objects
-from gradcheck.training.paired import batch_at, effect, paired_effect, train, training_loss
+from gradcheck.training.paired import effect, paired_effect, training_loss
+from gradcheck.training.trainer import batch_at
 from gradcheck.types.training import Run
 from gradcheck.workload.treated import TreatedWorkload, treated_copy
 from gradcheck.workload.workload import Clipping
+from tests.trained import train
 
 
 def patient(lr=0.1, batches=4, dropout=0.0, val=True) -> TreatedWorkload:

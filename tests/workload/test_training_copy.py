@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.errors import TargetError
-from gradcheck.training.steps import take_step
+from gradcheck.training.trainer import take_step
 from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload

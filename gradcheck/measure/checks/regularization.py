@@ -26,7 +26,7 @@ from gradcheck.measure.checks.without_regularization import (
     without_weights,
 )
 from gradcheck.training.gradient_norms import total_norm
-from gradcheck.training.probe import Training
+from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Dropout, Penalty
 from gradcheck.types.training import Regularization, Run
 from gradcheck.workload.batches import tensors_of
@@ -179,8 +179,8 @@ def _data_loss(scene: CheckContext, trainee: TrainingCopy, penalized: bool) -> f
 
 def _trained_longer(scene: CheckContext) -> float:
     """Loss of the data after a training as the user's, penalty and all, of three times the probe's length."""
-    training = Training(scene.fork(), scene.workload.batches)
-    training.run(LONGER * len(scene.probe.losses), scene.deadline, norms=False)
+    training = Trainer(scene.fork(), scene.workload.batches)
+    training.train(LONGER * len(scene.probe.losses), scene.deadline, norms=False)
     return _data_loss(scene, training.trainee, True)
 
 
@@ -205,12 +205,12 @@ def _without(scene: CheckContext, kinds: Collection[str], chance: float | None) 
     trainee = scene.fork()
     lift(trainee, kinds)
     batches = scene.workload.batches
-    training = Training(trainee, batches)
+    training = Trainer(trainee, batches)
     steps = max(len(scene.probe.losses), LEAST_STEPS)
 
     def enough(losses: list[float]) -> bool:
         run = Run("", tuple(losses), batches=len(batches))
         return len(losses) >= 2 * max(5, len(batches)) and relative_decrease(run, chance) >= CLEAR and max(losses[-5:]) < losses[0]
 
-    training.run(steps, max(scene.deadline, time.perf_counter()), norms=False, enough=enough)
+    training.train(steps, max(scene.deadline, time.perf_counter()), norms=False, enough=enough)
     return training.record(f"without {' and '.join(kinds)}", lifted=tuple(kinds))

@@ -11,8 +11,7 @@ from torch import nn
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.without_regularization import recording
 from gradcheck.measure.facts import is_adaptive
-from gradcheck.training.probe import Training
-from gradcheck.training.steps import needs_closure, take_step
+from gradcheck.training.trainer import Trainer, needs_closure, take_step
 from gradcheck.types.checks import Clip
 from gradcheck.types.training import Run
 from gradcheck.workload.batches import tensors_of
@@ -70,8 +69,8 @@ def small_epsilon(scene: CheckContext) -> Run | None:
     trainee = scene.fork()
     for group in trainee.optimizer.param_groups:
         group["eps"] = USUAL_EPSILON
-    training = Training(trainee, scene.workload.batches)
-    training.run(min(COMPARED_STEPS, len(scene.probe.losses)), scene.deadline, norms=False)
+    training = Trainer(trainee, scene.workload.batches)
+    training.train(min(COMPARED_STEPS, len(scene.probe.losses)), scene.deadline, norms=False)
     return training.record(f"epsilon {USUAL_EPSILON:g}")
 
 

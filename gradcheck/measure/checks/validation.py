@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
-from gradcheck.training.probe import Training
+from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Validation
 from gradcheck.workload.few_samples import is_divisible
 from gradcheck.workload.rng import seed_all
@@ -44,10 +44,10 @@ def validation(scene: CheckContext) -> Validation | None:
 
 def _lowest(scene: CheckContext, val: Sequence[Any], end: float) -> tuple[float, int]:
     """Lowest validation loss on the way, and after how many steps: the probe's training again, looked at now and then."""
-    training, steps = Training(scene.fork(), scene.workload.batches), len(scene.probe.losses)
+    training, steps = Trainer(scene.fork(), scene.workload.batches), len(scene.probe.losses)
     lowest, at = end, steps
     for checkpoint in sorted({max(1, round(steps * (i + 1) / (CHECKPOINTS + 1))) for i in range(CHECKPOINTS)}):
-        training.run(checkpoint, max(scene.deadline, time.perf_counter()), norms=False)
+        training.train(checkpoint, max(scene.deadline, time.perf_counter()), norms=False)
         if training.step < checkpoint:
             break
         state = torch.get_rng_state()

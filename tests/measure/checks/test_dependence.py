@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import dependence
 from gradcheck.measure.checks.sample_axis import as_rows, swaps
-from gradcheck.training.probe import Training
+from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Dependence
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
@@ -84,8 +84,8 @@ def step(model: nn.Module, batch: Any) -> Tensor:
 def scene(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, **more: Any) -> CheckContext:
     w = Workload("test", model, data or batches(N, T, D), step, torch.optim.Adam(model.parameters(), 1e-3), **more)
     trainee = fork(w)
-    training = Training(trainee, w.batches)
-    training.run(steps, float("inf"))
+    training = Trainer(trainee, w.batches)
+    training.train(steps, float("inf"))
     assert training.exception is None
     return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.record("probe"), None)
 

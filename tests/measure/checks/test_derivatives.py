@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.derivatives import derivatives
 from gradcheck.measure.checks.functions import Comparison, custom_functions
-from gradcheck.training.probe import Training
+from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Derivatives
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
@@ -114,8 +114,8 @@ def scene(model: nn.Module, batches: Any = None) -> CheckContext:
     torch.manual_seed(0)
     w: Workload = workload(model, torch.optim.SGD(model.parameters(), lr=0.01), cross_entropy_step, batches or two_clusters())
     trainee = fork(w)
-    training = Training(trainee, w.batches)
-    training.run(2, float("inf"))
+    training = Trainer(trainee, w.batches)
+    training.train(2, float("inf"))
     return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.record("probe"), None)
 
 

@@ -13,15 +13,15 @@ from torch.nn import functional as F
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.regularization import regularization
 from gradcheck.measure.checks.without_regularization import lift, seen_noise
-from gradcheck.training.probe import Training
+from gradcheck.training.trainer import Trainer
 from gradcheck.workload.training_copy import TrainingCopy, fork, restored
 from gradcheck.workload.workload import Workload
 from tests.measure.workloads import classifier, cross_entropy_step, two_clusters, workload
 
 
 def scene(w: Workload, steps: int = 40) -> CheckContext:
-    training = Training(fork(w), w.batches)
-    training.run(steps, float("inf"))
+    training = Trainer(fork(w), w.batches)
+    training.train(steps, float("inf"))
     return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.record("probe"), None)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.settings import clipping, functional_step, small_epsilon
 from gradcheck.measure.checks.validation import validation
-from gradcheck.training.probe import Training
+from gradcheck.training.trainer import Trainer
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Clipping, Workload
 from tests.measure.workloads import cross_entropy_step, two_clusters, workload
@@ -25,8 +25,8 @@ def net() -> nn.Module:
 
 
 def scene(w: Workload, steps: int = 30) -> CheckContext:
-    training = Training(fork(w), w.batches)
-    training.run(steps, float("inf"))
+    training = Trainer(fork(w), w.batches)
+    training.train(steps, float("inf"))
     return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.record("probe"), None)
 
 
@@ -55,8 +55,8 @@ def test_the_usual_epsilon_is_tried_against_a_large_one(eps, tried):
     assert (run is not None) == tried
     if run is not None:
         plain = net()
-        training = Training(fork(workload(plain, torch.optim.Adam(plain.parameters(), lr=0.01))), s.workload.batches)
-        training.run(30, float("inf"))
+        training = Trainer(fork(workload(plain, torch.optim.Adam(plain.parameters(), lr=0.01))), s.workload.batches)
+        training.train(30, float("inf"))
         assert run.losses == pytest.approx(training.losses)
 
 
@@ -137,8 +137,8 @@ def test_a_gap_is_followed_on_the_way():
     s = scene(w)
     found = validation(s)
     assert found is not None and found.lowest is not None and found.lowest < found.loss
-    replay = Training(fork(w), w.batches)
-    replay.run(found.lowest_step or 0, float("inf"))
+    replay = Trainer(fork(w), w.batches)
+    replay.train(found.lowest_step or 0, float("inf"))
     assert found.lowest == pytest.approx(evaluated(replay.trainee.model, list(w.val_batches)), rel=1e-4)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradcheck.training import probe
-from gradcheck.training.probe import Training
+from gradcheck.training import trainer
+from gradcheck.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(("seconds", "given", "steps"), [(1.0, 10.0, 10), (4.0, 10.0, 3), (6.0, 10.0, 3), (30.0, 10.0, 1), (1.0, -5.0, 3)])
@@ -23,7 +23,7 @@ def test_the_last_step_is_the_one_after_which_the_time_is_over(
         now += seconds
         return 1.0
 
-    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: now))
-    training = Training(None, [None], started=100.0)  # type: ignore[arg-type]
-    training.run(10, 100.0 + given, measured=frozenset(range(10)), observe=observe)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: now))
+    training = Trainer(SimpleNamespace(training_step=None), [None])  # type: ignore[arg-type]
+    training.train(10, 100.0 + given, measured=range(10), observe=observe)
     assert training.step == steps and training.ended == ("done" if steps == 10 else "budget")

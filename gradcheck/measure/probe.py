@@ -1,0 +1,85 @@
+"""The course of the probe: measured early on a schedule, longer when nothing was learned, measured again at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gradcheck.analysis.convergence import CLEAR_FALL, on_its_way, relapse, relative_decrease, unsettled
+from gradcheck.training.trainer import Enough, Observe, Trainer
+from gradcheck.types.training import Run
+
+EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last ones
+FINAL_STEPS = 4  # measured steps at the end: dead units are told by what several batches never wake
+LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
+FURTHER = 30  # and one that has left its start, and still falls, this many times
+FURTHER_SECONDS = 4.0  # at most
+CHECKED = 50  # steps after which it is looked at again
+# Seconds. Steps shorter than this gain nothing from a second thread, and lose much to it on a machine that is busy otherwise.
+SMALL_STEP = 0.03
+
+
+@dataclass
+class Probe:
+    """`steps`: that it takes where it learns. `observe`: takes a measured one. `chance()`: what the best constant prediction costs."""
+
+    training: Trainer
+    steps: int
+    observe: Observe
+    chance: Callable[[], float | None]
+    tick: Callable[[str, float], None]
+
+    def run(self, deadline: float, *, whole: bool) -> None:
+        """`whole`: to where it can be told whether the training learns, not only through the measured steps."""
+        steps, training = self.steps, self.training
+        body = max(1, steps - FINAL_STEPS)
+        self._begin(body, deadline)
+        if whole and training.ended == "done" and self._doubtful():
+            self._train(LONGER * steps - FINAL_STEPS, deadline, lambda _: not self._doubtful(2 * CLEAR_FALL))
+        if whole and training.ended == "done" and self._on_its_way():
+            until = min(deadline, time.perf_counter() + FURTHER_SECONDS)
+            self._train(FURTHER * steps, until, lambda losses: len(losses) % CHECKED == 0 and not self._on_its_way())
+            training.ended = "done" if training.ended in ("budget", "learned") else training.ended
+        if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
+            self._measure_last()
+
+    def _begin(self, body: int, deadline: float) -> None:
+        """The first steps, with one thread where they are short."""
+        training = self.training
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._train(1, deadline)
+        started = time.perf_counter()
+        self._train(min(3, body), deadline)
+        if time.perf_counter() - started > SMALL_STEP * max(1, training.step - 1):
+            torch.set_num_threads(threads)
+        self._train(body, deadline)
+
+    def _train(self, steps: int, deadline: float, enough: Enough | None = None) -> None:
+        whole = steps if enough is not None else self.steps
+        phase = "probe, longer" if enough is not None else "probe"
+        early = {t for t in EARLY if t < max(1, self.steps - FINAL_STEPS)}
+        show = lambda t: self.tick(phase, (t + 1) / whole)  # noqa: E731
+        self.training.train(steps, deadline, measured=early, observe=self.observe, enough=enough, tick=show)
+
+    def _measure_last(self) -> None:
+        training = self.training
+        ended = "budget" if training.ended == "budget" else "done"
+        training.ended = "done"
+        last = training.step + FINAL_STEPS
+        training.train(last, measured=range(training.step, last), observe=self.observe)
+        training.ended = ended if training.ended == "done" else training.ended
+
+    def _so_far(self) -> Run:
+        training = self.training
+        return Run("probe", tuple(training.losses), batches=len(training.batches), surrogate=training.surrogate, floor=training.floor)
+
+    def _doubtful(self, clear: float = CLEAR_FALL) -> bool:
+        run, chance = self._so_far(), self.chance()
+        return relative_decrease(run, chance) < clear or unsettled(run, chance) or relapse(run, chance) is not None
+
+    def _on_its_way(self) -> bool:
+        return on_its_way(self._so_far(), self.chance())

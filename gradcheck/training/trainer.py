@@ -1,0 +1,259 @@
+"""Training a copy: the user's optimizer, step after step, until the steps or the time are used up."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.training.clip import clip_gradients
+from gradcheck.training.gradient_norms import total_norm
+from gradcheck.types.training import Run
+from gradcheck.workload.rng import preserve_rng, reseed
+from gradcheck.workload.tensors import batch_size
+from gradcheck.workload.training_copy import TrainingCopy, restored
+from gradcheck.workload.training_mode import set_mode
+from gradcheck.workload.treated import TreatedWorkload
+from gradcheck.workload.workload import Batch, TrainingStep
+
+FEWEST_STEPS = 3  # of a training whose time is over
+STREAM = 1_000_003  # apart: random numbers of different seeds
+
+Enough = Callable[[list[float]], bool]
+Observe = Callable[[int, Any], float]
+
+
+class Trainer:
+    """A training of a copy, which can be taken further.
+
+    Without a seed it goes as the user's loop does: the batches in turn, random numbers as they come. With one, step k sees the same batch
+    and the same random numbers (dropout, noise) whatever was changed: two trainings with one seed differ by their treatments only, and
+    the random state of the process stays as it was.
+    """
+
+    def __init__(
+        self,
+        trainee: TrainingCopy,
+        batches: Sequence[Batch],
+        *,
+        seed: int | None = None,
+        treated: TreatedWorkload | None = None,
+        judge: TrainingStep | None = None,
+        surrogate: str = "",
+        floor: float = 0.0,
+    ) -> None:
+        """`treated`: what the copy belongs to, for augmentations and validation batches. `judge(model, batch)`: the loss on the latter; the
+        copy's own training step without it. `surrogate`, `floor`: see Run."""
+        self.trainee, self.batches, self.seed = trainee, batches, seed
+        self.judge = judge or trainee.training_step
+        self.surrogate, self.floor = surrogate, floor
+        self._treated = treated
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.validated: list[tuple[int, float]] = []
+        self.parts: list[tuple[float, ...]] = []  # the same, of each validation batch
+        self.ended = "done"
+        self.error: str | None = None
+        self.exception: Exception | None = None
+        self.started = time.perf_counter()
+        self.seconds = 0.0
+        self.validating = 0.0  # of these
+        self.step_times: list[float] = []
+
+    @classmethod
+    def of(cls, treated: TreatedWorkload, seed: int, judge: TrainingStep | None = None) -> Trainer:
+        """Of a copy of a treated workload, from its present weights. Raises TargetError when it cannot be copied."""
+        with preserve_rng():
+            own = treated.copy()
+        w = own.workload
+        trainee = TrainingCopy(w.model, w.optimizer, w.training_step, w.sites, w.clip, w.loss)
+        return cls(trainee, w.batches, seed=seed, treated=own, judge=judge)
+
+    @property
+    def treated(self) -> TreatedWorkload:
+        """What is trained, with its data and treatments."""
+        assert self._treated is not None
+        return self._treated
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    @property
+    def step_seconds(self) -> float:
+        """The median: a machine with other work slows some steps down, and the first ones are slow anywhere."""
+        return median(self.step_times) if self.step_times else 0.0
+
+    def train(
+        self,
+        steps: int,
+        deadline: float = math.inf,
+        *,
+        measured: Collection[int] = (),
+        observe: Observe | None = None,
+        norms: bool = True,
+        validate_every: int | None = None,
+        enough: Enough | None = None,
+        tick: Callable[[int], None] | None = None,
+    ) -> None:
+        """On to `steps` in all; earlier when time is up, a number is not finite, a step raises, or `enough(losses)` says so.
+
+        `deadline`: of time.perf_counter(). `observe(step, batch)` takes the steps in `measured`, and returns the loss before each.
+        """
+        if self.ended == "budget":
+            self.ended = "done"
+        begun = time.perf_counter()
+        with preserve_rng() if self.seed is not None else nullcontext():
+            while self.step < steps and self.ended == "done":
+                if self._is_late(deadline):
+                    self.ended = "budget"
+                    break
+                if validate_every and not self.step and not self.validated:
+                    self.validate()
+                self._take(observe if self.step in measured else None, norms)
+                if self.ended == "raised":
+                    break
+                if validate_every and self.ended == "done" and (self.step % validate_every == 0 or self.step == steps):
+                    self.validate()
+                if self.ended == "done" and enough is not None and enough(self.losses):
+                    self.ended = "learned"
+                if tick is not None:
+                    tick(self.step - 1)
+        self.seconds += time.perf_counter() - begun
+
+    def _is_late(self, deadline: float) -> bool:
+        """Three steps are taken in any case, but of those of which one takes as long as all were to."""
+        over, given = time.perf_counter() - deadline, deadline - self.started
+        return over > 0 and self.step >= (1 if 0 < given < over else FEWEST_STEPS)
+
+    def _take(self, observe: Observe | None, norms: bool) -> None:
+        """One step. What the user's code raises ends the training."""
+        begun = time.perf_counter()
+        try:
+            batch = self._next_batch()
+            loss = observe(self.step, batch) if observe is not None else self.take_step(batch, norms)
+        except Exception as error:  # the user's own code runs here: it may raise anything
+            self._raised(error)
+            return
+        self.losses.append(loss)
+        if not math.isfinite(loss) or (self.norms and not math.isfinite(self.norms[-1])):
+            self.ended = "non-finite"
+        self.step_times.append(time.perf_counter() - begun)
+
+    def _next_batch(self) -> Batch:
+        if self.seed is None:
+            return self.batches[self.step % len(self.batches)]
+        batch = batch_at(self.batches, self.seed, self.step)
+        draw = self.seed * STREAM + self.step
+        reseed(draw)
+        if self._treated is not None and self._treated.augmentations:
+            return self._treated.augment(batch, torch.Generator().manual_seed(draw))
+        return batch
+
+    def take_step(self, batch: Batch, norms: bool = True) -> float:
+        """One step as the user would take it. Returns the loss before it. A paired training keeps the weights that it breaks down with."""
+        trainee = self.trainee
+        trainee.optimizer.zero_grad(set_to_none=True)
+        loss = trainee.loss(batch)
+        value, norm = float(loss.detach()), 0.0
+        if loss.requires_grad:
+            loss.backward()
+            norm = total_norm(trainee.model.parameters()) if norms else 0.0
+        if norms:
+            self.norms.append(norm)
+        if self.seed is None or (math.isfinite(value) and math.isfinite(norm)):
+            take_step(trainee, batch)
+        return value
+
+    def _raised(self, error: Exception) -> None:
+        self.ended, self.error, self.exception = "raised", f"{type(error).__name__}: {error}", error
+
+    def validate(self) -> None:
+        """Appends (steps taken, loss on the validation batches in evaluation mode). What raises ends the training."""
+        begun, batches = time.perf_counter(), self.treated.workload.val_batches
+        try:
+            with self.evaluating() as model:
+                losses = [float(self.judge(model, batch)) for batch in batches]
+        except Exception as error:  # the user's own code runs here, too
+            self._raised(error)
+            return
+        self.validating += time.perf_counter() - begun
+        if losses:
+            self.validated.append((self.step, sample_mean(losses, batches)))
+            self.parts.append(tuple(losses))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The model in evaluation mode, without gradients; training goes on afterwards as if nothing had been."""
+        with preserve_rng(), restored(self.trainee), torch.no_grad():
+            set_mode(self.trainee.model, False)
+            reseed(self.seed or 0)
+            yield self.trainee.model
+
+    def record(self, name: str = "", **more: Any) -> Run:
+        """The training so far. `name`: the treatments, where none is given."""
+        names = [fix.treatment for fix in self._treated.applied] if self._treated is not None else []
+        return Run(
+            name or " + ".join(names) or "untreated",
+            tuple(self.losses),
+            tuple(self.norms),
+            len(self.batches),
+            lr_of(self.trainee.optimizer),
+            ended=self.ended,  # type: ignore[arg-type]
+            error=self.error,
+            surrogate=self.surrogate,
+            floor=self.floor,
+            seconds=self.seconds,
+            validated=tuple(self.validated),
+            **more,
+        )
+
+
+def batch_at(batches: Sequence[Batch], seed: int, step: int) -> Batch:
+    """The batch of a step: every pass goes over all of them once, in an order of its own."""
+    turn, place = divmod(step, len(batches))
+    order = list(range(len(batches)))
+    random.Random(f"{seed}/{turn}").shuffle(order)
+    return batches[order[place]]
+
+
+def sample_mean(losses: Sequence[float], batches: Sequence[Batch]) -> float:
+    """Mean over the samples of batches from the mean of each."""
+    sizes = [batch_size(batch) for batch in batches]
+    return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+
+
+def take_step(trainee: TrainingCopy, batch: Any) -> None:
+    """The optimizer's step; with a closure for those that evaluate the loss themselves (LBFGS)."""
+    if not needs_closure(trainee.optimizer):
+        clip_gradients(trainee.clip, trainee.model)
+        trainee.optimizer.step()
+        return
+
+    def closure() -> torch.Tensor:
+        trainee.optimizer.zero_grad(set_to_none=True)
+        loss = trainee.loss(batch)
+        if loss.requires_grad:
+            loss.backward()
+            clip_gradients(trainee.clip, trainee.model)
+        return loss
+
+    trainee.optimizer.step(closure)  # type: ignore[arg-type]
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return isinstance(optimizer, torch.optim.LBFGS) or (parameter is not None and parameter.default is inspect.Parameter.empty)
+
+
+def lr_of(optimizer: torch.optim.Optimizer) -> float | None:
+    value = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
+    return float(value) if value is not None else None
