@@ -20,7 +20,7 @@ from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors
 
 Operation = Literal["log", "exp", "division"]
-Source = Literal["softmax", "sigmoid", "sum of exponentials", "output", "other"]
+Source = Literal["softmax", "sigmoid", "sum of exponentials", "output", "shares", "other"]
 
 MOST_VALUES = 1 << 18  # of an argument whose range is read
 BEHIND = 24  # autograd nodes that are walked back from an operation
@@ -147,6 +147,8 @@ def _source(s: SeenOperation, outputs: set[Any]) -> Source | None:
     """What the argument is; None when something keeps it in the domain."""
     if s.operation == "exp":
         return "other"
+    if s.operation == "log" and _are_shares(s.argument):
+        return "shares"
     guarded = summed = added = False
     for node, name in _walk(s.argument, outputs):
         if node in outputs:
@@ -161,6 +163,27 @@ def _source(s: SeenOperation, outputs: set[Any]) -> Source | None:
         guarded |= name in _GUARDS or name == "Add"
         summed |= name == "Sum"
     return None if guarded else "other"
+
+
+def _are_shares(argument: Any) -> bool:
+    """Whether the argument of a logarithm is the output of a ReLU over its own sum."""
+    divided = _behind(argument, _GUARDS)
+    numerator, denominator = (
+        (*parents(divided), None, None)[:2] if divided is not None and kinds.node_name(divided) == "Div" else (None, None)
+    )
+    total = _behind(denominator, kinds.NODE_MOVES | _GUARDS | {"Add"})
+    if numerator is None or total is None or kinds.node_name(total) != "Sum" or kinds.node_name(numerator) != "Relu":
+        return False
+    return parents(total)[0] is numerator
+
+
+def _behind(node: Any, skipped: Collection[str]) -> Any:
+    """The first node behind one, itself included, that is not of these kinds."""
+    for _ in range(BEHIND):
+        if node is None or kinds.node_name(node) not in skipped:
+            return node
+        node = next(iter(parents(node)), None)
+    return None
 
 
 def _overflows(exponential: Any, outputs: set[Any]) -> bool:

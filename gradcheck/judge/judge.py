@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from gradcheck.analysis.costs import with_cost
+from gradcheck.analysis.single_step import as_of_one_step
 from gradcheck.config.settings import RuleSettings, Settings
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.consensus import agree, merge_sites
@@ -102,7 +103,7 @@ def _outcome(rule: Rule, m: Measurement, own: RuleSettings) -> Outcome:
         verdict = rule.check(m, _limits(rule, own.limits))
         if isinstance(verdict, NoVerdict):
             return RuleState(rule.code, rule.name, verdict.status, verdict.reason)
-        found = [with_cost(f, m, rule.up_to) for f in merge_sites([_checked(f, rule) for f in verdict])]
+        found = [as_of_one_step(with_cost(f, m, rule.up_to), m) for f in merge_sites([_checked(f, rule) for f in verdict])]
     except Exception as e:
         return RuleState(rule.code, rule.name, "crashed", _crash(e))
     return found if found or not lacking else _silenced(rule, lacking[0])

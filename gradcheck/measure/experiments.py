@@ -85,12 +85,17 @@ class Failure:
         now = time.perf_counter()
         return now + max(0.0, self.deadline - now) / min(2, max(1, runs_left))
 
+    def explains(self, run: Run) -> bool:
+        """Whether a run at another rate learns, and clearly more than the probe, which may have crawled down nearly as far."""
+        further = relative_decrease(run, self.chance) >= relative_decrease(self.probe, self.chance) + CLEAR_FALL
+        return self.learns(run) and (further or run.ended == "learned" or held_up(self.probe, self.chance))
+
     def learns(self, run: Run) -> bool:
         return outcome(run, self.chance) == "learns" or (run.rate_factor != 1 and sooner(run, self.probe))
 
 
 def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, rated: bool) -> list[Run]:
-    """Other rates of the user's optimizer (when it has one: `rated`) until one learns, another order, and one batch when none did."""
+    """Other rates of the user's optimizer (when it has one: `rated`) until one explains the failure; another order; one batch when none did."""
     factors = rate_factors(failure.probe, failure.chance, watched) if rated else ()
     kept = state_kept(failure)
     runs = other_rates(failure, factors)
@@ -136,7 +141,7 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
 
 
 def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
-    """The probe again, from the same weights and batches, at other rates; until one learns."""
+    """The probe again, from the same weights and batches, at other rates; until one learns what the probe did not."""
     workload, runs = failure.workload, []
     for i, factor in enumerate(factors):
         deadline = failure.until(len(factors) - i + 1) if i else failure.until_compared(len(factors) + 1)
@@ -150,7 +155,7 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
         enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
         training.train(failure.steps, deadline, norms=False, enough=enough)
         runs.append(training.record(f"rate x{factor:g}", rate_factor=factor))
-        if failure.learns(runs[-1]):
+        if failure.explains(runs[-1]):
             break
     return runs
 

@@ -137,9 +137,7 @@ class Lab:
         start = course.validated[0][1] if course.validated else course.losses[0] if course.losses else math.nan
         return Pace(course.step_seconds, course.validating, start)
 
-    def carry_on(
-        self, course: Trainer, steps: int, deadline: float, watch: Callable[[Trainer], bool] | None = None
-    ) -> None:
+    def carry_on(self, course: Trainer, steps: int, deadline: float, watch: Callable[[Trainer], bool] | None = None) -> None:
         """To so many steps, with a validation at every checkpoint. Rare ones, as at 0.1, 0.2, ... of the way, keep its cost low."""
         every = max(1, steps // CHECKPOINTS)
         if watch is None:

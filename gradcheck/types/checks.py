@@ -156,8 +156,9 @@ class LossOperation:
     """A logarithm, exponential or division between the last weighted layer and the loss, with nothing that keeps it in its domain."""
 
     operation: Literal["log", "exp", "division"]
-    # What its argument is: probabilities of a softmax or sigmoid, a sum of exponentials, or a layer's output as it is.
-    of: Literal["softmax", "sigmoid", "sum of exponentials", "output", "other"]
+    # What its argument is: probabilities of a softmax or sigmoid, a sum of exponentials, a layer's output as it is, or shares:
+    # the output of a ReLU over its sum, whatever guards the logarithm.
+    of: Literal["softmax", "sigmoid", "sum of exponentials", "output", "shares", "other"]
     site: Location | None
     layer: str = ""  # module that it lies in; "" outside the model
     minimum: float | None = None  # range of its argument in the first step (division: of |denominator|)

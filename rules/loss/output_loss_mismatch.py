@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis import convergence
 from gradcheck.analysis.layer_groups import head_site, layer_site
-from gradcheck.analysis.wording import BY_VALUE
+from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.rules.outputs import Mismatch, mismatch
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
+    from gradcheck.types.checks import LossOperation
     from gradcheck.types.location import Location
     from gradcheck.types.losses import LossCall
     from gradcheck.types.measurement import Measurement
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
         "logsumexp_error": Limit(0.01, "", "log_softmax rows have logsumexp 0 within 1e-5; untrained logits are off by about log(classes)"),
         "floor_share": Limit(0.5, "of the loss at chance", "heuristic: a bounded logit is an error when most of the loss is out of reach"),
         "target_excess": Limit(0.1, "of the targets' std", "heuristic: smaller excesses are rounding or single values"),
+        "smallest_share": Limit(
+            1e-5, "", "heuristic: shares are clamped at 1e-6 to 1e-8; one that an added constant keeps larger has a gradient"
+        ),
         "target_share": Limit(0.1, "of the targets", "heuristic: an error when a good share of targets is out of reach"),
     },
     explains=("GRAD004", "GRAD001", "GRAD002", "LOSS003", "GRAPH008", "LOSS005", "ACT001", "ACT002", "OPT001", "OPT002", "GRAPH004"),
@@ -38,8 +42,9 @@ def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Softmax, sigmoid or ReLU before `cross_entropy`; sigmoid before `binary_cross_entropy_with_logits`; logits or
-    probabilities into `nll_loss`, `kl_div` or `ctc_loss`; unbounded outputs into `binary_cross_entropy`; softmax over a
-    single unit, which is constant; and a ReLU, sigmoid or tanh on an output whose targets lie outside its range.
+    probabilities into `nll_loss`, `kl_div` or `ctc_loss`; unbounded outputs into `binary_cross_entropy`; the logarithm of a
+    ReLU's shares of their sum; softmax over a single unit, which is constant; and a ReLU, sigmoid or tanh on an output whose
+    targets lie outside its range.
 
     ## Why it matters
     Nothing raises, and the loss may even fall, but it cannot reach its minimum. Cross entropy of softmax outputs stops at
@@ -57,6 +62,7 @@ def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     log(1 + (C - 1) exp(-2)), is below this share of log C, an error above it.
     `target_excess` 0.1 and `target_share` 0.1: targets this many standard deviations outside an output's range count, and
     are an error when this share of all targets (estimated from their mean and standard deviation) is out of reach.
+    `smallest_share` 1e-5: a ReLU's share of its sum below it is one of a unit that is off.
     `log_softmax` before `cross_entropy` changes nothing and is advice. When the loss was assumed by gradcheck, all of this is
     advice (a warning for targets out of range), except for a constant output.
 
@@ -79,9 +85,10 @@ def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     PyTorch documentation: `CrossEntropyLoss`, `NLLLoss`, `BCEWithLogitsLoss`. Schoop et al., "UMLAUT", CHI 2021.
     Nikanjam et al., "NeuraLint", TOSEM 2021.
     """
-    if not m.losses and not m.softmaxes:
+    shares = [o for o in m.loss_operations if o.of == "shares"]
+    if not m.losses and not m.softmaxes and not shares:
         return not_applicable("no known loss function is called")
-    findings = _constant_outputs(m)
+    findings = [*_constant_outputs(m), *(_log_of_shares(o, limits) for o in shares if (o.minimum or 0.0) < limits["smallest_share"])]
     for call in m.losses:
         wrong = mismatch(_with_direct_producer(m, call), limits)
         if wrong is not None and not (wrong.about_targets and not m.data.given):
@@ -114,6 +121,22 @@ def _mismatched(m: Measurement, call: LossCall, wrong: Mismatch) -> Finding:
         evidence=wrong.evidence,
         remedies=wrong.remedies,
         confirmed=BY_VALUE if severity == "error" else "",
+    )
+
+
+def _log_of_shares(o: LossOperation, limits: Limits) -> Finding:
+    """Probabilities that a ReLU makes: a class is at 0, or not, and at 0 no gradient reaches it."""
+    low = o.minimum or 0.0
+    return found(
+        "error",
+        f"the loss takes the logarithm of a ReLU's outputs over their sum, as if they were probabilities; the smallest of them is "
+        f"{number(low)} in the first step: a class whose unit is off has a huge loss there, and no gradient that would lower it",
+        location=o.site,
+        evidence=(Evidence("smallest share", low, limits["smallest_share"], "<"),),
+        remedies=(
+            Remedy("replace-loss", "let a softmax make the probabilities, or hand the values before the ReLU to cross_entropy", "unsafe"),
+        ),
+        confirmed=BY_VALUE,
     )
 
 

@@ -46,7 +46,8 @@ def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     Above `functional-step` 1: of the transformers measured for this rule those that failed were at 1.6 to 2.2, healthy
     pre-norm ones survive 1.8. So it is a warning only when the loss then rises above `spike` 2 times its start within
-    10 steps, or when the probe does not learn clearly and learns at a lower rate; else a note.
+    10 steps, or when the probe does not learn clearly and learns at a lower rate; else a note. A loss that learns clearly and is below its
+    start in every step after those 10 has made the rise good: a note too.
 
     ## When to ignore it
     When your training warms up with a scheduler that the scan did not see.
@@ -77,7 +78,7 @@ def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
         return []
     spike = _early_spike(m)
     lower = any((r.rate_factor or 1) < 1 and experiment_outcome(r, m) == "learns" for r in m.experiments)
-    bad = spike > limits["spike"] or (not learns_clearly(m) and lower)
+    bad = (spike > limits["spike"] and not _made_good(m)) or (not learns_clearly(m) and lower)
     beta = o.betas[1] if len(o.betas) > 1 and o.betas[1] < 1 else 0.999
     steps = round(2 / (1 - beta))
     message = (
@@ -85,6 +86,7 @@ def warmup_missing(m: Measurement, limits: Limits) -> Verdict:
         f"(limit {number(limits['functional_step'])})"
     )
     message += f", and the loss rises to {number(spike)} times its start within {EARLY} steps" if spike > 1.05 else ""
+    message += f" and is below it again for good after {EARLY}" if spike > limits["spike"] and _made_good(m) else ""
     message += ": the initialisation is undone before the moments are known"
     text = f"raise the rate linearly from 0 to {number(o.lr)} over the first {steps} steps, or a tenth of a shorter run"
     evidence = [Evidence("change of the output by the first update", step, limits["functional_step"], ">", "of its spread")]
@@ -99,3 +101,9 @@ def _early_spike(m: Measurement) -> float:
     """Largest loss of the first steps over the loss at the start."""
     losses = m.probe.losses
     return max(losses[1:EARLY], default=losses[0]) / losses[0] if losses and losses[0] > 0 else 1.0
+
+
+def _made_good(m: Measurement) -> bool:
+    """Whether the probe learns clearly, and no loss after the first steps comes up to its start again."""
+    losses = m.probe.losses
+    return learns_clearly(m) and len(losses) > 2 * EARLY and max(losses[EARLY:]) < losses[0]

@@ -50,6 +50,11 @@ def yes(output: torch.Tensor) -> torch.Tensor:
     return torch.ones_like(output)
 
 
+def shares(o: torch.Tensor) -> torch.Tensor:
+    """As losses do that are told that they get probabilities."""
+    return (o / o.sum(1, keepdim=True)).clamp(1e-7, 1 - 1e-7)
+
+
 UNSTABLE: dict[str, tuple[tuple[str, str], Loss]] = {
     "log of softmax": (("log", "softmax"), lambda o, t: picked(torch.log(F.softmax(o, 1)), t)),
     "methods": (("log", "softmax"), lambda o, t: picked(o.softmax(-1).log(), t)),
@@ -61,11 +66,13 @@ UNSTABLE: dict[str, tuple[tuple[str, str], Loss]] = {
     "logsumexp": (("log", "sum of exponentials"), lambda o, t: (o.exp().sum(1).log() - o[:, 0]).mean()),
     "softplus": (("log", "sum of exponentials"), lambda o, t: (1 + (-o).exp()).log().mean()),
     "softmax": (("division", "sum of exponentials"), lambda o, t: picked((o.exp() / o.exp().sum(1, keepdim=True) + 1e-6).log(), t)),
+    "shares": (("log", "shares"), lambda o, t: F.nll_loss(shares(o.relu()).log(), t)),
     "quotient": (("division", "output"), lambda o, t: ((o - 1) / o).square().mean()),
     "reciprocal": (("division", "output"), lambda o, t: (1 / o).square().mean()),
 }
 STABLE: dict[str, Loss] = {
     "log_softmax": lambda o, t: picked(o.log_softmax(1), t),
+    "shares of something that is never 0": lambda o, t: picked(shares(F.softplus(o)).log(), t),
     "added constant": lambda o, t: picked((o.softmax(1) + 1e-8).log(), t),
     "clamp": lambda o, t: picked(o.softmax(1).clamp(min=1e-8).log(), t),
     "clamp around 1 - p": lambda o, t: -torch.log((1 - o.sigmoid()).clamp(1e-6, 1)).mean(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from gradcheck.types.measurement import NotMeasured
 from gradcheck.types.report import Report
 from gradcheck.types.rule import not_applicable, not_measured
 from tests.judge.rules import above, finding, number, rule_that
-from tests.literals import location, measurement, run
+from tests.literals import location, loop, measurement, run
 
 M = measurement()
 
@@ -246,3 +247,22 @@ def test_the_judge_changes_no_measurement():
     before = replace(M)
     findings([HERE, unused_ignore])
     assert before == M
+
+
+@pytest.mark.parametrize(
+    ("facts", "confirmed", "severity"),
+    [
+        ({}, "by the probe: it diverges", "warning"),
+        ({"ended": "exit"}, "by the probe: it diverges", "warning"),
+        ({}, "by the measured value alone", "error"),
+        ({"ended": "stopped"}, "by the probe: it diverges", "error"),
+        ({"steps": 2, "backwards": 2, "losses": (2.3, 2.3)}, "by the probe: it diverges", "error"),
+        ({"backwards": 20}, "by the probe: it diverges", "error"),  # one step of LBFGS
+        ({"losses": (math.nan,)}, "by the probe: it diverges", "error"),
+    ],
+)
+def test_what_more_steps_would_come_to_is_no_error_of_a_script_that_takes_one(facts, confirmed, severity):
+    m = measurement(loop=loop(**{"steps": 1, "backwards": 1, "losses": (2.3,), "ended": "end"} | facts))
+    (found,) = findings([rule_that([finding("error", confirmed=confirmed)], "A001", "faulty")], [m])
+    assert found.severity == severity
+    assert ("takes one step only" in found.message) == (severity == "warning") == (not found.confirmed)

@@ -9,6 +9,7 @@ import pytest
 from gradcheck.rules.loss.loss_domain import loss_domain
 from gradcheck.rules.loss.output_loss_mismatch import output_loss_mismatch
 from gradcheck.rules.outputs import floor_of_bounded_logits, share_outside
+from gradcheck.types.checks import LossOperation
 from gradcheck.types.losses import BroadcastMix
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, layer, location, loss_call, measurement
@@ -256,3 +257,11 @@ class TestLossDomain:
         m = calling("binary_cross_entropy", input_min=-1.0, raised="RuntimeError: all elements of input should be between 0 and 1")
         assert findings(loss_domain, m) == []
         assert severities(output_loss_mismatch, m) == ["error"]
+
+
+@pytest.mark.parametrize(("smallest", "expected"), [(1e-7, ["error"]), (0.02, [])])
+def test_a_relu_is_no_softmax(smallest, expected):
+    """Evidential losses take shares of a ReLU too: one is added to it, and none of them is near 0."""
+    operation = LossOperation("log", "shares", location(30), minimum=smallest, maximum=0.9)
+    m = measurement(losses=(loss_call("nll_loss", **LOG_PROBABILITIES | {"producer": "log"}),), loss_operations=(operation,))
+    assert severities(output_loss_mismatch, m) == expected

@@ -104,9 +104,19 @@ class TestWarmupMissing:
 
     @pytest.mark.parametrize(("peak", "expected"), [(4.5, "info"), (4.7, "warning")])
     def test_a_loss_that_doubles_at_once_is_a_warning(self, peak, expected):
-        m = measurement(functional_step=1.5, probe=run((2.3, peak, *falling(2.3, 0.5, 98))))
+        m = measurement(functional_step=1.5, probe=run((2.3, peak, *falling(3.0, 0.5, 98))))
         f = only(warmup_missing, m)
         assert f.severity == expected and "changes the output by 1.5 times its spread (limit 1)" in f.message
+
+    @pytest.mark.parametrize(("later", "expected"), [(2.2, "info"), (2.4, "warning")])
+    def test_a_rise_that_is_made_good_within_the_first_steps_is_a_note(self, later, expected):
+        """A contrastive loss of a siamese network: 0.9, 9.2, 5.7, 4.2, 1.2, and from the sixth step on below its start."""
+        losses = (2.3, 24.0, 15.0, 11.0, 3.2, *falling(2.1, 0.5, 95))
+        losses = (*losses[:50], later, *losses[51:])
+        assert only(warmup_missing, measurement(functional_step=2.9, probe=run(losses))).severity == expected
+
+    def test_a_rise_that_leaves_nothing_learned_is_a_warning(self):
+        assert only(warmup_missing, measurement(functional_step=2.9, probe=run((2.3, 24.0, *falling(2.29, 2.2, 98))))).severity == "warning"
 
     def test_a_probe_that_fails_and_learns_at_a_lower_rate_is_a_warning(self):
         lower = run(falling(), "rate x0.1", rate_factor=0.1, lr=1e-4)
