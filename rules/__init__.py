@@ -20,4 +20,5 @@ FAMILIES = (
     "loop",
     "sequence",
     "experts",
+    "adapters",
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CATEGORIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "gradients": ("Gradient flow", ("GRAD", "CLIP")),
     "signal": ("Weights and activations", ("INIT", "ACT", "NORM")),
-    "wiring": ("Wiring", ("GRAPH", "LOOP", "SEQ", "MOE")),
+    "wiring": ("Wiring", ("GRAPH", "LOOP", "SEQ", "MOE", "TUNE")),
     "data": ("Data and loss", ("DATA", "LOSS")),
     "optimization": ("Optimization", ("OPT", "REG")),
     "numerics": ("Numerics", ("NUM",)),

@@ -23,6 +23,7 @@ LOOKS: Mapping[Need, str] = {
     "sequence": "what of a sequence is predicted from what",
     "padding": "what padding changes in the output",
     "routing": "which experts a router chooses",
+    "adapters": "which frozen weights have an adapter",
     "recurrence": "the gradient over time steps",
     "samples": "the gradients of single samples",
     "attention": "the attention weights",

@@ -62,6 +62,7 @@ _MEANING = "which one is meant cannot be read from the numbers"
 
 # Remedies that rules name and no treatment applies, and why.
 ADVICE_ONLY: dict[str, str] = {
+    "adapt-siblings": "which layers are adapted is decided where the adapters are made",
     "asymmetric-sides": "what is to hold embeddings apart is the author's choice",
     "balance-classes": "how classes are to count depends on what mistakes cost",
     "balance-experts": "the balancing term is one of the loss, which is the user's",
@@ -95,6 +96,7 @@ ADVICE_ONLY: dict[str, str] = {
     "smooth-activation": "which derivatives the equation takes is part of the task",
     "smaller-batch": "batches come from the user's loader",
     "supervise-targets": "what is to be predicted is part of the task",
+    "train-adapters": "who froze them, or switched them off, did so in a place that the numbers do not show",
     "synchronise-ranks": "how a training is spread over processes is decided where it is launched",
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gradcheck.types.adapters import Adaptation
 from gradcheck.types.checks import (
     Attention,
     Baseline,
@@ -131,6 +132,7 @@ class Measurement:
     sequence: SequenceFacts | None = None
     padding: Padding | None = None
     routers: tuple[Router, ...] | None = None  # None: nothing that could be experts
+    adaptation: Adaptation | None = None  # None: no frozen weight has an adapter
     recurrences: tuple[Recurrence, ...] = ()
     samples: SampleGradients | None = None
     attentions: tuple[Attention, ...] = ()

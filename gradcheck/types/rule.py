@@ -39,6 +39,7 @@ Need = Literal[
     "sequence",  # SequenceFacts
     "padding",
     "routing",  # Router
+    "adapters",  # Adaptation
     "recurrence",
     "samples",
     "attention",

@@ -58,6 +58,7 @@ CATALOGUE = {
     "LOSS005": ("loss-not-falling", "error"),
     "LOSS006": ("unstable-loss", "warning"),
     "LOSS008": ("no-learning-signal", "error"),
+    "TUNE001": ("adapter-coverage", "warning"),
     "LOSS009": ("inert-loss-term", "warning"),
     "NUM001": ("non-finite", "error"),
     "NUM002": ("singular-derivative", "error"),

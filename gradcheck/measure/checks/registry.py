@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from gradcheck.measure.checks import (
+    adapters,
     attention,
     baseline,
     dependence,
@@ -31,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     Check("sequence", "sequence", sequence.sequence, quick=True),
     Check("padding", "padding", padding.padding, quick=True),
     Check("routing", "routers", routing.routers, quick=True),
+    Check("adapters", "adaptation", adapters.adaptation, quick=True),
     Check("derivatives", "derivatives", derivatives.derivatives),
     Check("normalization", "normalization", normalization.statistics, quick=True),
     Check("functional_step", "functional_step", settings.functional_step),

@@ -1,0 +1,176 @@
+"""Adapters, told from structure: a frozen weight, and beside it two factors whose product has its shape; or from what PEFT's layers say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.measure.checks.context import CheckContext
+from gradcheck.types.adapters import Adaptation, Adapter
+from gradcheck.types.location import Location
+
+PARAMETRIZED = ".parametrizations."
+
+
+def adaptation(scene: CheckContext) -> Adaptation | None:
+    """None where no frozen weight has an adapter."""
+    model = scene.workload.model
+    if not any(_is_frozen_weight(p) for p in model.parameters()):
+        return None
+    held = [*_declared(model)]
+    claimed = {id(p) for h in held for p in h.weights}
+    held += _by_structure(model, claimed)
+    if not held:
+        return None
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = tuple(_record(h, names, scene.sites) for h in held)
+    return Adaptation(found, tuple(_bare(model, held)))
+
+
+@dataclass
+class Held:
+    """An adapter in the module that holds it."""
+
+    name: str
+    module: nn.Module
+    weights: list[torch.Tensor]  # frozen, those that are adapted
+    parts: list[torch.Tensor]  # the adapter's own parameters
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # factors
+    off: bool = False
+
+
+def _record(h: Held, names: Mapping[int, str], sites: Mapping[str, Location | None]) -> Adapter:
+    rank = _rank(*h.pairs[0]) if h.pairs else None
+    weight = max(h.weights, key=torch.Tensor.numel, default=None)
+    return Adapter(
+        h.name.partition(PARAMETRIZED)[0],
+        tuple(weight.shape) if weight is not None else (),
+        tuple(names[id(p)] for p in h.parts if id(p) in names),
+        any(p.requires_grad for p in h.parts),
+        h.off,
+        rank,
+        sites.get(h.name) or sites.get(h.name.partition(PARAMETRIZED)[0]),
+    )
+
+
+def _is_matrix(p: torch.Tensor) -> bool:
+    return p.dim() >= 2 and not nn.parameter.is_lazy(p)
+
+
+def _is_frozen_weight(p: torch.Tensor) -> bool:
+    return _is_matrix(p) and not p.requires_grad
+
+
+# ------------------------------------------------------------------- what a library says
+
+
+def _declared(model: nn.Module) -> Iterator[Held]:
+    """Layers that say what of them is an adapter, as PEFT's do: `base_layer`, `adapter_layer_names`, `active_adapters`."""
+    for name, module in model.named_modules():
+        base, parts = getattr(module, "base_layer", None), getattr(module, "adapter_layer_names", None)
+        if not isinstance(base, nn.Module) or not isinstance(parts, tuple):
+            continue
+        active = [str(a) for a in getattr(module, "active_adapters", ())]
+        own = [_of_active(getattr(module, str(part), None), active) for part in parts]
+        tensors = [p for part in own for p in part]
+        off = bool(getattr(module, "disable_adapters", False) or getattr(module, "merged", False)) or not tensors
+        weights = [p for p in base.parameters() if _is_frozen_weight(p)]
+        if weights and (tensors or off):
+            pairs = [(a, b) for a, b in _pairs(weights[0], [p for p in tensors if _is_matrix(p)])]
+            yield Held(name, module, weights, tensors, pairs, off)
+
+
+def _of_active(part: Any, active: list[str]) -> list[torch.Tensor]:
+    """The parameters of the adapters in use, of a dict of modules or parameters by the name of the adapter."""
+    if not isinstance(part, (nn.ModuleDict, nn.ParameterDict)):
+        return []
+    found: list[torch.Tensor] = []
+    for name in active:
+        value: Any = dict(part.items()).get(name)
+        found += value.parameters() if isinstance(value, nn.Module) else [value] if isinstance(value, torch.Tensor) else []
+    return found
+
+
+# ------------------------------------------------------------------------- by structure
+
+
+def _by_structure(model: nn.Module, claimed: set[int]) -> list[Held]:
+    """Modules whose only matrices are a frozen weight and pairs of factors that fit it."""
+    modules = dict(model.named_modules())
+    found: dict[str, Held] = {}
+    for name, module in modules.items():
+        for weight in module.parameters(recurse=False):
+            if not _is_frozen_weight(weight) or id(weight) in claimed:
+                continue
+            for owner in dict.fromkeys((name, name.rpartition(".")[0] or name)):
+                held = _held(owner, modules[owner], weight, module)
+                if held is not None and owner not in found:
+                    found[owner] = held
+                    break
+    kinds = {type(h.module) for h in found.values() if any(p.requires_grad for p in h.parts)}
+    return [h for h in found.values() if any(p.requires_grad for p in h.parts) or type(h.module) in kinds or _is_void(h)]
+
+
+def _is_void(h: Held) -> bool:
+    """Whether its products are zero, as those of no other pair of weights are."""
+    return any(not bool(a.detach().any()) or not bool(b.detach().any()) for a, b in h.pairs)
+
+
+def _held(name: str, owner: nn.Module, weight: torch.Tensor, module: nn.Module) -> Held | None:
+    own = list(owner.parameters())
+    others = [p for p in own if _is_matrix(p) and p is not weight]
+    if not others or len(others) > len(own):
+        return None
+    pairs = _pairs(weight, others)
+    paired = {id(p) for pair in pairs for p in pair}
+    rank = max((_rank(a, b) for a, b in pairs), default=0)
+    if not pairs or any(max(p.shape) > rank for p in others if id(p) not in paired):
+        return None
+    bias = getattr(module, "bias", None)
+    return Held(name, owner, [weight], [p for p in own if p is not weight and p is not bias], pairs)
+
+
+def _pairs(weight: torch.Tensor, matrices: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of matrices whose product has the shape of the weight, or of one of several equal parts of it, and a smaller rank."""
+    rows, columns = weight.shape[0], weight[0].numel()
+    left, found = list(matrices), []
+    while left:
+        first = left.pop(0)
+        second = next((p for p in left if _fits(first, p, rows, columns) or _fits(p, first, rows, columns)), None)
+        if second is not None:
+            left = [p for p in left if p is not second]
+            found.append((first, second))
+    return found
+
+
+def _fits(down: torch.Tensor, up: torch.Tensor, rows: int, columns: int) -> bool:
+    """Whether they lead from the inputs of a weight [rows, columns] by a lower rank to its outputs, or to an equal part of these."""
+    (d, a), (u, b) = _sides(down), _sides(up)
+    for rank, inputs in ((d, a), (a, d)):
+        for outputs, inner in ((u, b), (b, u)):
+            if rank == inner < min(rows, columns) and inputs == columns and outputs > rank and rows % outputs == 0:
+                return True
+    return False
+
+
+def _sides(p: torch.Tensor) -> tuple[int, int]:
+    return p.shape[0], p[0].numel()
+
+
+def _rank(a: torch.Tensor, b: torch.Tensor) -> int:
+    return min(set(_sides(a)) & set(_sides(b)), default=0)
+
+
+def _bare(model: nn.Module, held: list[Held]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Linear layers that are frozen, and adapted nowhere; what an embedding holds too is no linear layer."""
+    known = {id(p) for h in held for p in (*h.module.parameters(), *h.weights)}
+    known |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        plain = isinstance(weight, nn.Parameter) and not nn.parameter.is_lazy(weight) and weight.dim() == 2
+        if plain and not weight.requires_grad and id(weight) not in known and not isinstance(module, nn.Embedding):
+            yield name, tuple(weight.shape)

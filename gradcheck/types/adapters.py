@@ -1,0 +1,26 @@
+"""Adapters: small trained parts beside frozen weights, such as the two factors of LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradcheck.types.location import Location
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of one frozen weight."""
+
+    layer: str  # module that holds the weight and the adapter; of parametrized weights the module that they are of
+    shape: tuple[int, ...]  # of the weight
+    factors: tuple[str, ...]  # its parameters
+    trainable: bool  # any of them is
+    off: bool = False  # switched off or merged, by what its library says
+    rank: int | None = None  # None: no product of two factors
+    site: Location | None = None  # where it is made
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    adapters: tuple[Adapter, ...]
+    bare: tuple[tuple[str, tuple[int, ...]], ...]  # linear layers that are frozen and have no adapter: name, shape of the weight
