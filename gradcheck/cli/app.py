@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradcheck.cli import baseline, diff, fix, init, report, rules, scan, trial, watch
+from gradcheck.cli import baseline, diff, fix, init, report, rules, scan, servers, trial, watch
 from gradcheck.cli.exit import version
 from gradcheck.cli.options import TakesArguments
 
@@ -34,3 +34,4 @@ app.command()(init.init)
 app.command(cls=TakesArguments, epilog=watch.EPILOG)(watch.watch)
 app.command(cls=TakesArguments, epilog=fix.EPILOG)(fix.fix)
 app.command(cls=TakesArguments, epilog=trial.EPILOG)(trial.trial)
+app.command()(servers.mcp)
