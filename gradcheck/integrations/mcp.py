@@ -181,7 +181,8 @@ async def _gradcheck(ctx: Context, words: list[str], target: str, arguments: lis
     """Runs `gradcheck WORDS TARGET -- ARGUMENTS`, passes its progress on, and returns its stdout. Raises ToolError when no run is saved."""
     if target.startswith("-"):
         raise ToolError(f"{target!r} is no target\nhelp: name a file such as train.py, or an import path such as package.module:name")
-    command = [sys.executable, "-m", "gradcheck", *words, target, *(["--", *arguments] if arguments else [])]
+    # -P: a file of the project named as a module of torch's must not take its place
+    command = [sys.executable, "-P", "-m", "gradcheck", *words, target, *(["--", *arguments] if arguments else [])]
     said: list[str] = []
     out: list[str] = []
     environment = os.environ | {LINES: "1", "NO_COLOR": "1"}

@@ -22,7 +22,7 @@ def test_a_fix_is_proposed_only_where_something_can_be_tried():
     assert "next: nothing to mend; gradcheck watch -- python model.py" in render([CLEAN])
 
 
-@pytest.mark.parametrize("reports", [(MIXED,), (CLEAN,), (FULL_OF_HOSTILITY,), (IN_PART, FAILED), (MIXED,) * 300, (FULL_OF_HOSTILITY,) * 40])
+@pytest.mark.parametrize("reports", [(MIXED,), (CLEAN,), (FULL_OF_HOSTILITY,), (IN_PART, FAILED), (MIXED,) * 300])
 def test_it_stays_within_its_room(reports):
     text = render(reports)
     assert len(text) <= ROOM and text.endswith("\n") and "\x1b" not in text
