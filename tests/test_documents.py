@@ -27,6 +27,17 @@ def test_the_index_of_the_guides_names_them_all() -> None:
         assert page.name == "README.md" or f"({page.name})" in index, f"docs/README.md does not name {page.name}"
 
 
+def test_the_map_for_language_models_leads_somewhere_and_names_real_commands() -> None:
+    from gradcheck.cli.app import app
+
+    text = (ROOT / "docs" / "llms.txt").read_text(encoding="utf-8")
+    assert text.startswith("# gradcheck\n\n> ")
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert (ROOT / "docs" / link).exists(), f"llms.txt links to {link}"
+    commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None}
+    assert set(re.findall(r"`gradcheck (\w+)", text)) <= commands
+
+
 def test_the_guide_for_ci_names_every_format_statistic_and_score() -> None:
     from gradcheck.analysis.statistics import CATEGORIES, STATS
     from gradcheck.report.outputs import FORMATS

@@ -27,7 +27,7 @@ def copy_of_the_sources(into: Path) -> Path:
     """What a build reads, links kept as links, without the caches and builds of the checkout."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, into / name)
-    for name in ("gradcheck", "rules"):
+    for name in ("gradcheck", "rules", "sample_models"):
         shutil.copytree(ROOT / name, into / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     return into
 
@@ -91,6 +91,15 @@ def test_wheel_holds_the_package_and_the_rules_only(sources: Path, tmp_path: Pat
     assert "gradcheck/py.typed" in names
     assert {"gradcheck/report/html/style.css", "gradcheck/report/html/script.js"} <= names
     assert {name.removeprefix("gradcheck/rules/") for name in names if name.startswith("gradcheck/rules/")} == modules_of(ROOT / "rules")
+
+
+def test_wheel_brings_the_samples_of_the_demo_and_stays_small(sources: Path, tmp_path: Path) -> None:
+    wheel = build("build_wheel", sources, tmp_path)
+    names = files_in(wheel)
+    for link, folder in (("models", "faulty"), ("scripts", "scripts/faulty")):
+        here = {name.removeprefix(f"gradcheck/samples/{link}/") for name in names if name.startswith(f"gradcheck/samples/{link}/")}
+        assert here == modules_of(ROOT / "sample_models" / folder)
+    assert wheel.stat().st_size < 1_500_000
 
 
 def test_wheel_from_the_source_distribution_is_the_same(sources: Path, tmp_path: Path) -> None:

@@ -56,6 +56,22 @@ def is_script(path: str) -> bool:
     return not offers_model and not any(map(_may_be_module, own.values())) and any(map(_acts, [*top, *guarded]))
 
 
+def scripts_in(folder: Path) -> list[Path]:
+    """The files of a folder that train when they are run; those of tests, and what comes after the first files, are left out."""
+    files = [path for path in sorted(folder.glob("*.py")) if not path.name.startswith(("test_", "conftest", "setup."))]
+    return [path for path in files[:_MOST_FILES] if _trains_when_run(path)]
+
+
+def _trains_when_run(path: Path) -> bool:
+    """Narrower than `is_script`: what does other things when it is run does not train. False for what is no readable Python file."""
+    file = _read(path)
+    if file is None:
+        return False
+    top, guarded = _parts(file.body)
+    code = _Code(_Definitions(file, path.parent), _packages(file))
+    return code.trains(top) or code.trains(guarded, after=top)
+
+
 def _read(path: Path) -> ast.Module | None:
     try:
         return ast.parse(path.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.process
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,25 @@ def _correct(spec: ScriptSpec, error: BaseException) -> str:
     if spec.kind == "script" and isinstance(error, ImportError) and "relative import" in str(error):
         parts = [p for p in Path(spec.path).with_suffix("").parts if p not in (".", "/")]
         return f"it is a module of a package: gradcheck scan -- python -m {'.'.join(parts)}"
-    return CORRECT
+    return _device(spec) if _ABSENT.search(str(error)) else CORRECT
+
+
+# What torch says where a device is named that this machine has not, and how scripts call the option that chooses another.
+_ABSENT = re.compile(
+    r"not compiled with CUDA|Found no NVIDIA|No CUDA GPUs|CUDA (driver|error: invalid device)|device when none is available|MPS device"
+)
+_CHOICES = {"--device": "--device cpu"} | {flag: flag for flag in ("--no-cuda", "--no_cuda", "--use-cpu", "--cpu")}
+_CHOICE = 'device = torch.device("cuda" if torch.cuda.is_available() else "cpu")'
+
+
+def _device(spec: ScriptSpec) -> str:
+    """The command that runs a script on the CPU, where it has an option for it; else the line to write."""
+    path = Path(spec.path)
+    text = path.read_text("utf-8", "replace") if spec.kind == "script" and path.is_file() else ""
+    option = next((given for name, given in _CHOICES.items() if re.search(f"""["']{name}["']""", text)), None)
+    if option is not None:
+        return f"this machine has no such device: gradcheck scan {spec.path} -- {option}"
+    return f"this machine has no such device: write `{_CHOICE}`, and .to(device) there"
 
 
 def _elsewhere(started: list[str]) -> str:

@@ -70,7 +70,7 @@ def wants_text(output_format: str) -> bool:
     from gradcheck.errors import ConfigError
 
     if output_format not in ("text", "json"):
-        raise ConfigError(f"--output-format must be text or json; got {output_format!r}")
+        raise ConfigError(f"--output must be text or json; got {output_format!r}")
     return output_format == "text"
 
 

@@ -143,14 +143,19 @@ def with_scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: Scr
     `run`: how scripts are run. `forced`: all targets are scripts.
     """
     from dataclasses import replace
+    from pathlib import Path
 
-    from gradcheck.capture.detect import is_script
+    from gradcheck.capture.detect import is_script, scripts_in
     from gradcheck.config.settings import Settings
     from gradcheck.errors import ConfigError
     from gradcheck.workload.notebook import SUFFIX
 
     found: list[tuple[TargetSpec | ScriptSpec, Settings]] = []
     for spec, settings in jobs:
+        if Path(spec.target).is_dir():
+            scripts = scripts_in(Path(spec.target))
+            hint = f"gradcheck scan {scripts[0]}" if scripts else "name the file that trains, or that builds the model"
+            raise ConfigError(f"{spec.target} is a folder", hint=hint)
         named = {"--arg": spec.arguments, "--data": spec.data, "--input": spec.inputs, "--loss": spec.loss, "--optimizer": spec.optimizer}
         notebook = spec.target.endswith(SUFFIX)
         if forced and not (notebook or spec.target.endswith(".py")):

@@ -50,7 +50,7 @@ Isolated = Annotated[bool, typer.Option("--isolated", help="Ignore configuration
 RuleName = Annotated[
     str, typer.Argument(metavar="NAME|CODE", help="A rule, such as vanishing-gradient or GRAD001.", autocompletion=rule_name)
 ]
-TextOrJson = Annotated[str, typer.Option(metavar="text|json")]
+TextOrJson = Annotated[str, typer.Option("--output", "--output-format", metavar="text|json")]
 
 # ------------------------------------------------------------------------- the exit code
 FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level or above [error].")]

@@ -114,10 +114,9 @@ def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, 
 
 def _save(report: Report, place: Path) -> None:
     if str(place) == SAVED:
-        place.parent.mkdir(exist_ok=True)
-        ignored = place.parent / ".gitignore"
-        if not ignored.exists():
-            ignored.write_text("*\n", encoding="utf-8")
+        from gradcheck.report.saved_runs import folder
+
+        folder()
     report.to_json(place)
     print(f"gradcheck: run saved to {place}", file=sys.stderr)
 

@@ -45,7 +45,10 @@ class Session:
             raise TargetError(f"there is no file {name}", hint=_similar_file(path))
         if path.is_dir() or path.suffix != ".py":
             kind = "a folder" if path.is_dir() else f"a {path.suffix or 'suffixless'} file"
-            raise TargetError(f"{name} is {kind}, not a Python file", hint="name the .py file that builds the model")
+            hint = "name the .py file that builds the model"
+            if path.suffix == ".ipynb":
+                hint = f"gradcheck scan {name} runs it; for its model: jupyter nbconvert --to script {name}, and name {path.stem}.py:MODEL"
+            raise TargetError(f"{name} is {kind}, not a Python file", hint=hint)
         absolute = str(path.resolve())
         if absolute not in self._modules:
             self._modules[absolute] = self._run(Path(absolute))

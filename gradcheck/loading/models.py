@@ -181,8 +181,8 @@ def _listing(module: types.ModuleType, home: str) -> str:
 
 
 def _several(home: str, names: list[str]) -> TargetError:
-    choices = ", ".join(f"{home}:{name}" for name in names)
-    return TargetError(f"{home} has several candidates for the model: {', '.join(names)}", hint=f"name one of {choices}")
+    hint = " or ".join(f"{home}:{name}" for name in names)
+    return TargetError(f"{home} has several candidates for the model: {', '.join(names)}", hint=f"name one: gradcheck scan {hint}")
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, list[Assumption]]:

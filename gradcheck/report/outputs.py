@@ -19,6 +19,7 @@ from gradcheck.types.report import Report
 FORMATS: Mapping[str, str] = {
     "full": "gradcheck.report.console",
     "concise": "gradcheck.report.concise",
+    "brief": "gradcheck.report.brief",
     "json": "gradcheck.report.json",
     "html": "gradcheck.report.html",
     "json-lines": "gradcheck.report.json_lines",

@@ -27,7 +27,7 @@ def _limits(rule: Rule) -> str:
 
 
 def rule_facts(rule: Rule) -> dict[str, Any]:
-    """What `gradcheck rule --output-format json` prints."""
+    """What `gradcheck rule --output json` prints."""
     return {
         "code": rule.code,
         "name": rule.name,

@@ -71,7 +71,7 @@ class TestTheFile:
 class TestTheModel:
     def test_several_classes(self, loaded: Loader) -> None:
         error = error_of(loaded, NET + "class Other(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 2)\n")
-        assert "several candidates" in error.message and "model.py:Net, model.py:Other" in error.hint
+        assert "several candidates" in error.message and "gradcheck scan model.py:Net or model.py:Other" in error.hint
 
     def test_several_instances(self, loaded: Loader) -> None:
         error = error_of(loaded, NET + "generator = Net()\ndiscriminator = Net()\n")

@@ -1,0 +1,34 @@
+"""The commands `mcp` and `server`: gradcheck for agents and for editors, over stdin and stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from gradcheck.cli.exit import exits
+
+
+def mcp(
+    allow_write: Annotated[bool, typer.Option("--allow-write", help="The tool `fix` may write edits into the source.")] = False,
+) -> None:
+    """Serve agents over stdio (Model Context Protocol): scan, fix, explain, report, diff. Needs gradcheck[mcp]."""
+    with exits(), _extra("mcp", "mcp"):
+        from gradcheck.integrations.mcp import serve
+
+        serve(allow_write=allow_write)
+
+
+@contextmanager
+def _extra(package: str, extra: str) -> Iterator[None]:
+    """Raises ConfigError with the line that installs what is missing."""
+    from gradcheck.errors import ConfigError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in (package, "anyio", "mcp_types", "lsprotocol"):
+            raise
+        raise ConfigError(f"this command needs the package {error.name}", hint=f"pip install 'gradcheck[{extra}]'") from error

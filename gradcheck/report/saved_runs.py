@@ -1,0 +1,60 @@
+"""The folder of saved runs in the working directory: `gradcheck watch` and the servers for agents and editors keep them there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradcheck.errors import SavedRunError
+from gradcheck.types.report import Report
+
+FOLDER = Path(".gradcheck")
+BEFORE = ".before.json"  # ending of the run that was the last one before the present one
+# How a file of `--output json:PATH` begins: one report, or several.
+BEGINNINGS = (b'{"target":', b'{"schema_version":')
+
+
+def folder(root: Path = Path()) -> Path:
+    """The folder, made where there is none, with a .gitignore that keeps it out of the repository."""
+    place = root / FOLDER
+    place.mkdir(exist_ok=True)
+    if not (ignored := place / ".gitignore").exists():
+        ignored.write_text("*\n", encoding="utf-8")
+    return place
+
+
+def run_of(target: str, root: Path = Path()) -> Path:
+    """The file for the last run of a target."""
+    return folder(root) / (re.sub(r"[^\w.-]+", "_", target).strip("_.") + ".json")
+
+
+def kept_before(run: Path) -> Path | None:
+    """Makes room for a new run: the present one becomes the one before. None when there is none."""
+    if not run.exists():
+        return None
+    return run.replace(run.with_name(run.name.removesuffix(".json") + BEFORE))
+
+
+def last_runs(root: Path) -> Iterator[tuple[Path, Report]]:
+    """The reports of the runs that are saved in a folder and in its folder of saved runs; of each target the newest one."""
+    from gradcheck.report.json import load_all
+
+    files = [path for place in (root, root / FOLDER) for path in place.glob("*.json") if not path.name.endswith(BEFORE)]
+    seen: set[str] = set()
+    for path in sorted(filter(_looks_saved, files), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            reports = load_all(path)
+        except SavedRunError:
+            continue
+        fresh = [report for report in reports if report.target not in seen]
+        seen |= {report.target for report in fresh}
+        yield from ((path, report) for report in fresh)
+
+
+def _looks_saved(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(BEGINNINGS[1])).startswith(BEGINNINGS)
+    except OSError:
+        return False
