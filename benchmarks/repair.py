@@ -33,9 +33,11 @@ from gradcheck.config.settings import Settings
 from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.remedies.catalogue import CATALOGUE
-from gradcheck.repair.lab import Lab, RepairOptions
+from gradcheck.repair.fixed import Fixed
+from gradcheck.repair.lab import RepairLab
+from gradcheck.repair.options import RepairOptions, options_of
 from gradcheck.repair.rescan import severities
-from gradcheck.repair.story import Fixed, fix_target, terms_of
+from gradcheck.repair.story import fix_target
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
@@ -89,14 +91,14 @@ def judge(seed: int, steps: int, budget: float | None, healthy: bool, cpu_time: 
     drawn: tuple[str, ...] = ()
     control = None
     if not healthy:
-        patient, drawn = at_random(case, count, unsafe.report.measurement)
-        control = train_treated(case, patient, steps)
+        treated, drawn = at_random(case, count, unsafe.report.measurement)
+        control = train_treated(case, treated, steps)
     return Row(
         seed,
         case.words,
         untreated,
-        None if safe is None else train_treated(case, safe.patient, steps),
-        train_treated(case, unsafe.patient, steps),
+        None if safe is None else train_treated(case, safe.copy, steps),
+        train_treated(case, unsafe.copy, steps),
         control,
         () if safe is None else kept(safe),
         kept(unsafe),
@@ -114,10 +116,10 @@ def kept(fixed: Fixed) -> tuple[str, ...]:
 
 
 def at_random(case: Case, count: int, m: Measurement) -> tuple[TreatedWorkload, tuple[str, ...]]:
-    """A patient with so many remedies of the vocabulary, drawn by the seed, at the settings they have when no finding asks for them."""
+    """A treated with so many remedies of the vocabulary, drawn by the seed, at the settings they have when no finding asks for them."""
     rng = random.Random(case.seed)
     workload = from_objects(case.model, case.batches, loss=case.loss, optimizer=case.optimizer)
-    ward = Lab(workload, CATALOGUE, Settings(), RepairOptions(), lambda what, share: None)
+    lab = RepairLab(workload, CATALOGUE, Settings(), RepairOptions(), lambda what, share: None)
     chosen: tuple[Any, ...] = ()
     names = [name for name, treatment in CATALOGUE.items() if treatment.apply is not None]
     rng.shuffle(names)
@@ -126,18 +128,18 @@ def at_random(case: Case, count: int, m: Measurement) -> tuple[TreatedWorkload, 
         if not options:
             continue
         try:
-            ward.patient((*chosen, options[0]))
+            lab.treated((*chosen, options[0]))
         except (Inapplicable, gradcheck.GradcheckError):
             continue
         chosen = (*chosen, options[0])
         if len(chosen) == count:
             break
-    return ward.patient(chosen), tuple(p.treatment for p in chosen)
+    return lab.treated(chosen), tuple(p.treatment for p in chosen)
 
 
-def train_treated(case: Case, patient: TreatedWorkload, steps: int) -> float:
+def train_treated(case: Case, treated: TreatedWorkload, steps: int) -> float:
     """As `train` does, with the treated model, optimizer, loss, clipping and batches. In units of chance; infinite if it diverged."""
-    fixed = Fixed(patient, None, None, None)  # type: ignore[arg-type]
+    fixed = Fixed(treated, None, None, None)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(case.seed + HELD_OUT)
     torch.manual_seed(case.seed)
     step = 0
@@ -217,7 +219,7 @@ def sample(path: str, unsafe: bool, budget: float | None) -> tuple[str, list[str
     """(name, errors and warnings before, those left on the treated copy, treatments kept, seconds)."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    fixed = fix_target(TargetSpec(path), Settings(), terms_of(unsafe, None, 3, budget))
+    fixed = fix_target(TargetSpec(path), Settings(), options_of(unsafe, None, 3, budget))
     before, after = severities(fixed.report), severities(fixed.after or fixed.report)
     return Path(path).stem, list(before), list(after), list(kept(fixed)), time.perf_counter() - started
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from gradcheck.version import __version__
 
 if TYPE_CHECKING:
+    from gradcheck.api import fix, scan, trial, watch
     from gradcheck.errors import ConfigError, GradcheckError, SavedRunError, TargetError, TrainingStopped
-    from gradcheck.live.watch import Board, watch
-    from gradcheck.pipeline import scan
-    from gradcheck.repair.story import Fixed, fix
-    from gradcheck.trials.run import trial
+    from gradcheck.live.watch import Board
+    from gradcheck.repair.fixed import Fixed
     from gradcheck.types.finding import Evidence, Finding, Remedy
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.report import Report
@@ -52,11 +51,11 @@ _HOMES = {
     "TargetError": "gradcheck.errors",
     "TrainingStopped": "gradcheck.errors",
     "Board": "gradcheck.live.watch",
-    "Fixed": "gradcheck.repair.story",
-    "fix": "gradcheck.repair.story",
-    "scan": "gradcheck.pipeline",
-    "trial": "gradcheck.trials.run",
-    "watch": "gradcheck.live.watch",
+    "Fixed": "gradcheck.repair.fixed",
+    "fix": "gradcheck.api",
+    "scan": "gradcheck.api",
+    "trial": "gradcheck.api",
+    "watch": "gradcheck.api",
     "Measurement": "gradcheck.types.measurement",
     "Report": "gradcheck.types.report",
     "TrialResult": "gradcheck.types.trial",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import torch
 from torch import nn
 
 from gradcheck.analysis.gaps import described
@@ -16,13 +14,12 @@ from gradcheck.capture.script import captured
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.capture.trainings import Training, explain_ending, trainings_of
 from gradcheck.capture.unseen import nothing_seen
-from gradcheck.config.settings import Settings, settings_from
+from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
 from gradcheck.loading.load import load
-from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.measure.session import Plan, measure
@@ -32,7 +29,6 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from gradcheck.version import __version__
-from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.workload import Workload
 
@@ -48,39 +44,8 @@ Progress = Callable[[str, float], None]  # phase, fraction done
 Seen = Callable[[Measurement], Measurement]
 
 
-def scan(
-    model: nn.Module,
-    data: Any,
-    *,
-    loss: Callable[[Any, Any], torch.Tensor] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    val_data: Any = None,
-    training_step: Callable[[nn.Module, Any], torch.Tensor] | None = None,
-    steps: int | None = None,
-    config: Settings | Mapping[str, Any] | str | Path | None = None,
-) -> Report:
-    """Measures a model on data and says what will keep it from training. Changes nothing of what it is given.
-
-    `data`: one batch or an iterable of batches; a batch is a tensor, `(inputs, target)`, or a dict.
-    `loss(output, target)` gives a scalar; `training_step(model, batch)` gives full control instead.
-    `steps`: optimizer steps of the probe training. `config`: a file, or a mapping with the keys of `[tool.gradcheck]`.
-    Of the processes of a distributed training rank 0 reports: the reports of the others hold no findings.
-    Raises `gradcheck.errors.TargetError` when the workload does not run, `ConfigError` for bad settings.
-    """
-    settings = settings_from(config)
-    if steps is not None:
-        settings = settings.with_flags(steps=steps)
-    if isinstance(model, nn.Module) and any(is_spread(p) for p in model.parameters()):
-        hint = "scan the model before fully_shard(), or watch its training: with gradcheck.watch(model, optimizer)"
-        raise TargetError("the parameters are sharded over several processes: no process has a model to train", hint=hint)
-    with untouched():
-        workload = from_objects(model, data, loss=loss, optimizer=optimizer, val_data=val_data, training_step=training_step)
-        report = scan_workload(workload, settings)
-    return report if is_rank_zero() else replace(report, findings=(), suppressed=(), rules=())
-
-
 def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> Report:
-    """The same for a target that is named: a model file or an import path. `started`: when the seconds of the report begin."""
+    """A target that is named: a model file or an import path. `started`: when the seconds of the report begin."""
     started = time.perf_counter() if started is None else started
     tick = progress or _silent
     tick("loading", 0.0)

@@ -14,7 +14,8 @@ from gradcheck.cli import main
 from gradcheck.config.settings import Settings
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.repair import writing
-from gradcheck.repair.story import fix_target, terms_of
+from gradcheck.repair.options import options_of
+from gradcheck.repair.story import fix_target
 
 FAULTY = Path(__file__).parent.parent / "sample_models" / "faulty" / "learning_rate_too_high.py"
 HEALTHY = FAULTY.parent.parent / "healthy" / FAULTY.name
@@ -103,7 +104,7 @@ def test_a_dirty_tree_is_not_written_to(folder, run):
 def test_a_file_whose_scan_still_finds_it_is_restored(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "model.py").read_bytes()
-    fixed = fix_target(TargetSpec("model.py"), Settings(), terms_of(False, 50, 3, None))
+    fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
     monkeypatch.setattr(writing, "_scanned", lambda words: [fixed.report])
     with pytest.raises(writing.WriteError, match="OPT001 would still be found"):
         writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
@@ -113,7 +114,7 @@ def test_a_file_whose_scan_still_finds_it_is_restored(folder, monkeypatch):
 def test_a_file_whose_scan_cannot_look_for_it_is_restored(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "model.py").read_bytes()
-    fixed = fix_target(TargetSpec("model.py"), Settings(), terms_of(False, 50, 3, None))
+    fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
     states = tuple(replace(s, status="not-measured") if s.code == "OPT001" else s for s in fixed.report.rules)
     monkeypatch.setattr(writing, "_scanned", lambda words: [replace(fixed.report, findings=(), rules=states)])
     with pytest.raises(writing.WriteError, match="OPT001 could not be looked for"):
@@ -124,7 +125,7 @@ def test_a_file_whose_scan_cannot_look_for_it_is_restored(folder, monkeypatch):
 def test_a_file_that_cannot_be_scanned_after_writing_is_restored(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "model.py").read_bytes()
-    fixed = fix_target(TargetSpec("model.py"), Settings(), terms_of(False, 50, 3, None))
+    fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
     with pytest.raises(writing.WriteError, match="cannot be scanned: error: there is no file"):
         writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["missing.py"], False)
     assert (folder / "model.py").read_bytes() == before

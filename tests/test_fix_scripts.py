@@ -13,8 +13,9 @@ import pytest
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
+from gradcheck.repair.fixed import Fixed
+from gradcheck.repair.options import options_of
 from gradcheck.repair.script import fix_script
-from gradcheck.repair.story import Fixed, terms_of
 
 SCRIPTS = Path(__file__).parent.parent / "sample_models" / "scripts"
 # Sample -> lines of the written code that its healthy twin does not have: where there are two ways to say the same.
@@ -27,7 +28,7 @@ OTHERWISE = {
 
 def treated(name: str) -> list[Fixed]:
     quiet = ScriptSpec(name, quiet=True)
-    return fix_script(quiet, Settings(budget=1.0, fast=True, select=("LOOP", "GRAPH006")), terms_of(False, 20, 1, 3.0))
+    return fix_script(quiet, Settings(budget=1.0, fast=True, select=("LOOP", "GRAPH006")), options_of(False, 20, 1, 3.0))
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def test_loop_and_model_are_edited_together() -> None:
     Path("train.py").write_text(faulty)
     spec = ScriptSpec("train.py", quiet=True)
     settings = Settings(budget=4.0, select=("GRAPH006", "LOSS001"))
-    (fixed,) = fix_script(spec, settings, terms_of(True, 30, 1, 10.0))
+    (fixed,) = fix_script(spec, settings, options_of(True, 30, 1, 10.0))
     assert {o.prescription.treatment for o in fixed.outcomes if o.status == "kept"} == {"clear-gradients", "remove-output-activation"}
     assert fixed.report.proof is not None and set(fixed.report.proof.cured) == {"GRAPH006", "LOSS001"}
     assert fixed.source is not None
@@ -96,7 +97,7 @@ for _ in range(30):
 def fixed_of(text: str, *, select: tuple[str, ...], unsafe: bool = True) -> list[Fixed]:
     Path("train.py").write_text(text)
     settings = Settings(budget=2.0, fast=True, select=select)
-    return fix_script(ScriptSpec("train.py", quiet=True), settings, terms_of(unsafe, 20, 1, 3.0))
+    return fix_script(ScriptSpec("train.py", quiet=True), settings, options_of(unsafe, 20, 1, 3.0))
 
 
 def kept(results: list[Fixed]) -> dict[str, str]:
@@ -125,7 +126,7 @@ def test_the_edited_script_runs_where_its_data_are_and_leaves_nothing(tmp_path: 
     results = fix_script(
         ScriptSpec("package/train.py", quiet=True),
         Settings(budget=1.0, fast=True, select=("LOOP", "GRAPH006")),
-        terms_of(False, 20, 1, 3.0),
+        options_of(False, 20, 1, 3.0),
     )
     assert kept(results) == {"clear-gradients": "    opt.zero_grad()\n"}
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before and not (project / "new").exists()

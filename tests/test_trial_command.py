@@ -69,22 +69,23 @@ ENDLESS = """
 import os, sys, time
 from pathlib import Path
 from gradcheck.cli.main import main
-from gradcheck.trials import worker_pool
+from gradcheck.training import pool
+from gradcheck.trials import jobs
 
-begin, work, folder = worker_pool._begin, worker_pool.work, Path(sys.argv.pop(1))
+begin, work, folder = pool._begin, jobs.work, Path(sys.argv.pop(1))
 
-def begins(ward):
-    begin(ward)
+def begins(lab):
+    begin(lab)
     (folder / f"worker {os.getpid()}").touch()
 
-def works(ward, job):
+def works(lab, job):
     if len(list(folder.glob("run *"))) > 1:
         time.sleep(600)
-    answer = work(ward, job)
-    (folder / f"run {job.seed} {[p.treatment for p in job.prescriptions]}").touch()
+    answer = work(lab, job)
+    (folder / f"run {job.seed} {[p.treatment for p in job.fixes]}").touch()
     return answer
 
-worker_pool._begin, worker_pool.work = begins, works
+pool._begin, jobs.work = begins, works
 main()
 """
 

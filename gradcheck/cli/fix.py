@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
     from gradcheck.config.settings import Settings
     from gradcheck.loading.spec import TargetSpec
-    from gradcheck.repair.lab import RepairOptions
-    from gradcheck.repair.story import Fixed
+    from gradcheck.repair.fixed import Fixed
+    from gradcheck.repair.options import RepairOptions
     from gradcheck.types.report import Report
 
 EPILOG = (
@@ -107,7 +107,7 @@ def fix(
         from gradcheck.capture.spec import ScriptSpec
         from gradcheck.cli.jobs import arguments_of, jobs_of, with_scripts
         from gradcheck.errors import ConfigError
-        from gradcheck.repair.story import terms_of
+        from gradcheck.repair.options import options_of
         from gradcheck.report.browser import open_reports
         from gradcheck.report.outputs import View, parse_outputs, write_outputs
 
@@ -116,13 +116,13 @@ def fix(
             raise ConfigError("--write and --diff exclude each other", hint="--diff shows what --write would do")
         chosen = rule_choice(select, ignore, extend_select, rules)
         settings = settings_of(config, isolated, **chosen, device=device, dtype=dtype, fail_on=fail_on, allow_partial=allow_partial or None)
-        terms = terms_of(unsafe_fixes, steps, seeds, budget)
+        options = options_of(unsafe_fixes, steps, seeds, budget)
         outputs = () if diff and not output else parse_outputs(output or (), opened=open_page)
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
         jobs = jobs_of([target], arguments_of(arg or []), flags, settings, None)
         run = ScriptSpec("", ctx.obj or (), None, None, sandbox, quiet_script)
         (job,) = with_scripts(jobs, script or ctx.obj is not None, run)
-        treated = treat(*job, terms, quiet)
+        treated = treat(*job, options, quiet)
         after: list[Report] | None = None
         if write:
             apart = ["--sandbox"] if isinstance(job[0], ScriptSpec) and not sandbox else []
@@ -137,7 +137,7 @@ def fix(
         sys.exit(_code(treated, after, settings, exit_zero))
 
 
-def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: RepairOptions, quiet: bool) -> list[Fixed]:
+def treat(spec: TargetSpec | ScriptSpec, settings: Settings, options: RepairOptions, quiet: bool) -> list[Fixed]:
     """stdout carries results only: what the user's code prints goes to stderr."""
     from gradcheck.capture.spec import ScriptSpec
     from gradcheck.errors import TargetError
@@ -150,15 +150,15 @@ def treat(spec: TargetSpec | ScriptSpec, settings: Settings, terms: RepairOption
         raise TargetError(f"{spec.path} is a notebook, and gradcheck edits none", hint=hint)
     with progress_bar(spec.target, quiet=quiet) as progress, redirect_stdout(sys.stderr):
         if isinstance(spec, ScriptSpec):
-            return fix_script(spec, settings, terms, progress)
-        return [fix_target(spec, settings, terms, progress)]
+            return fix_script(spec, settings, options, progress)
+        return [fix_target(spec, settings, options, progress)]
 
 
 def treat_all(jobs: list[tuple[TargetSpec | ScriptSpec, Settings]], unsafe: bool, quiet: bool) -> tuple[list[Report], bool]:
     """What `gradcheck scan --fix` shows: reports with what was tried, and whether a target failed, which none did that returned."""
-    from gradcheck.repair.story import terms_of
+    from gradcheck.repair.options import options_of
 
-    return [fixed.report for job in jobs for fixed in treat(*job, terms_of(unsafe, None, 3, None), quiet)], False
+    return [fixed.report for job in jobs for fixed in treat(*job, options_of(unsafe, None, 3, None), quiet)], False
 
 
 # Options of `fix` that `scan` does not have, or that mean something else there.

@@ -25,7 +25,9 @@ from gradcheck.config.keys import Assertion, RuleSettings, TargetSettings, parse
 from gradcheck.config.toml_file import Source, find_file, inline, read_file
 from gradcheck.types.finding import Severity
 
-__all__ = ["RuleSettings", "Settings", "TargetSettings", "load", "settings_from"]
+__all__ = ["EVERY", "RuleSettings", "Settings", "TargetSettings", "load", "settings_from"]
+
+EVERY = 50  # steps of a watched run of which one is measured
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradcheck.config.settings import Settings
+from gradcheck.config.settings import EVERY, Settings
 from gradcheck.errors import ConfigError
 from gradcheck.integrations.monitor import Monitor
 from gradcheck.live.sinks import Sink
-from gradcheck.live.watch import EVERY
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.report import Report
 

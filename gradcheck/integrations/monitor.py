@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.config.settings import Settings
+from gradcheck.config.settings import EVERY, Settings
 from gradcheck.errors import GradcheckError
 from gradcheck.judge.finding_key import key
 from gradcheck.live.live_judge import at_least
 from gradcheck.live.loop_monitor import EARLY
 from gradcheck.live.sinks import Sink
-from gradcheck.live.watch import EVERY, Board, watch
+from gradcheck.live.watch import Board, watched
 from gradcheck.report.formatting import summary
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.report import Report
@@ -41,7 +41,7 @@ class Monitor:
         config: Settings | Mapping[str, Any] | str | Path | None = None,
     ) -> None:
         self.every, self.stop_on, self.save, self.sinks, self.config = every, stop_on, save, sinks, config
-        watch(nn.Identity(), every=every, stop_on=stop_on, sinks=sinks, config=config)  # says now what is wrong with the settings
+        watched(nn.Identity(), every=every, stop_on=stop_on, sinks=sinks, config=config)  # says now what is wrong with the settings
         self.board: Board | None = None
         self.report: Report | None = None
         self.stopped: Finding | None = None
@@ -61,7 +61,9 @@ class Monitor:
         self._said.clear()
         self.stopped = self.report = None
         name = f"the training of {type(model).__name__}"
-        self.board = watch(model, optimizer, every=self.every, name=name, on_measured=self._measured, sinks=self.sinks, config=self.config)
+        self.board = watched(
+            model, optimizer, every=self.every, name=name, on_measured=self._measured, sinks=self.sinks, config=self.config
+        )
         self.board.feed.taken = taken
         self.board.start()
         _latest = weakref.ref(self)

@@ -54,7 +54,7 @@ def gradcheck(request: pytest.FixtureRequest) -> Callable[..., Report]:
     settings = _settings(request)
 
     def check(model: Any, data: Any, **options: Any) -> Report:
-        from gradcheck.pipeline import scan
+        from gradcheck.api import scan
 
         report = scan(model, data, config=settings, **options)
         failed = report.exit_code(settings.fail_on, allow_partial=settings.allow_partial) != 0

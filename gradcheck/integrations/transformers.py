@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from gradcheck.config.settings import Settings
+from gradcheck.config.settings import EVERY, Settings
 from gradcheck.errors import ConfigError
 from gradcheck.integrations.monitor import Monitor
 from gradcheck.live.sinks import Sink
-from gradcheck.live.watch import EVERY
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.report import Report
 

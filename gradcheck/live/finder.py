@@ -23,7 +23,7 @@ from gradcheck.live.frames import frame
 from gradcheck.live.live_judge import SHARE
 from gradcheck.live.messages import send
 from gradcheck.live.models import living_optimizers, unwrapped
-from gradcheck.live.watch import Board, watch
+from gradcheck.live.watch import Board, watched
 from gradcheck.types.report import Report
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, origin_of, record_sites
 
@@ -78,7 +78,7 @@ class Finder:
             return
         self._let_go()
         order = self.order
-        board = watch(
+        board = watched(
             model, optimizer, every=order["every"], stop_on=order["stop_on"], name=order["name"], on_measured=self._measured,
             config=self.settings,
         )  # fmt: skip

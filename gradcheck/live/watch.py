@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.config.settings import Settings, settings_from
+from gradcheck.config.settings import EVERY, Settings, settings_from
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
 from gradcheck.live.hooks import inner_optimizer
 from gradcheck.live.live_judge import LiveJudge, at_least
@@ -28,10 +28,8 @@ from gradcheck.types.finding import SEVERITIES, Finding, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 
-EVERY = 50
 
-
-def watch(
+def watched(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     *,
@@ -43,17 +41,7 @@ def watch(
     sinks: Sequence[Sink] = (),
     config: Settings | Mapping[str, Any] | str | Path | None = None,
 ) -> Board:
-    """Watches a training loop that runs in a `with` block, or between `start()` and `close()`. The loop is not changed, nor its result.
-
-    `optimizer`: whose steps are counted; None: the first one that trains the model. `loss`: the loss function; a module that holds
-    parameters of its own belongs to the model then. `every`: the first four steps are measured, and then every so many.
-    `stop_on`: "error" or "warning" ends the loop at the next measured step, with `gradcheck.errors.TrainingStopped`, which the `with`
-    block takes up: the program goes on behind it. `on_measured`: called with the board after each measured step. `sinks`: trackers of
-    experiments that get the numbers of each measured step: see gradcheck/integrations.
-    `config`: a file, or a mapping with the keys of `[tool.gradcheck]`. Of the processes of a distributed training all call it, at the same
-    point, and rank 0 reports: `board.leads`.
-    Raises `gradcheck.errors.ConfigError` for bad settings, `TargetError` for what is no model or no optimizer.
-    """
+    """The run that `gradcheck.watch` tells of. Raises ConfigError for bad settings, TargetError for what is no model or no optimizer."""
     if not isinstance(model, nn.Module):
         raise TargetError(f"watch needs a torch.nn.Module, not {type(model).__name__}", hint="gradcheck.watch(model, optimizer)")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
@@ -70,7 +58,7 @@ def watch(
 
 
 class Board:
-    """A watched run. Made by `watch`. `record` holds what was measured so far, `stopped` the finding that ended the run, if one did."""
+    """A watched run. `record` holds what was measured so far, `stopped` the finding that ended the run, if one did."""
 
     def __init__(
         self,

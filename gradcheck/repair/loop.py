@@ -64,12 +64,12 @@ def mend(spec: ScriptSpec, seen: ScriptRun, bench: Bench, progress: Progress, re
     for number in range(TRIES):
         untried = ((r, f, p) for r, f, p in wanted(mended.run) if (r.target, f.code, p.treatment) not in tried)
         options = ((r, f, p) for r, f, p in untried if p.treatment not in refused)
-        report, finding, prescription = next(options, (None, None, None))
-        if report is None or finding is None or prescription is None:
+        report, finding, fix = next(options, (None, None, None))
+        if report is None or finding is None or fix is None:
             break
-        progress(f"running the script with {prescription.treatment}", number / TRIES)
-        trial = _try(mended, report, prescription, bench)
-        key = report.target, finding.code, prescription.treatment
+        progress(f"running the script with {fix.treatment}", number / TRIES)
+        trial = _try(mended, report, fix, bench)
+        key = report.target, finding.code, fix.treatment
         failed.pop(key, None)
         if trial.run is None:
             tried.add(key)
@@ -92,21 +92,21 @@ class _Trial:
     otherwise: Outcome | None = None  # what becomes of the edit when nothing else speaks for it
 
 
-def _try(mended: Mended, report: Report, prescription: Fix, bench: Bench) -> _Trial:
+def _try(mended: Mended, report: Report, fix: Fix, bench: Bench) -> _Trial:
     fresh = [d.settled() for d in mended.drafts]
     seen = mended.run
     try:
-        plan = plan_edits([prescription], report.measurement, seen.files, fresh)
+        plan = plan_edits([fix], report.measurement, seen.files, fresh)
     except GradcheckError as error:
-        return _Trial(Outcome(prescription, "inapplicable", error.message), mended.spec)
+        return _Trial(Outcome(fix, "inapplicable", error.message), mended.spec)
     if plan.unwritten:
-        return _Trial(Outcome(prescription, "inapplicable", plan.unwritten[0][1]), mended.spec)
+        return _Trial(Outcome(fix, "inapplicable", plan.unwritten[0][1]), mended.spec)
     spec = edited(mended.spec, plan)
     try:
-        after = bench.run(spec, seen.unrepeatable if bench.judges_alone(prescription.findings) else None)
-        (judged,) = bench.judge([prescription], report, (mended.spec, seen), (spec, after))
+        after = bench.run(spec, seen.unrepeatable if bench.judges_alone(fix.findings) else None)
+        (judged,) = bench.judge([fix], report, (mended.spec, seen), (spec, after))
     except GradcheckError as error:
-        return _Trial(Outcome(prescription, "failed", not_run(error)), mended.spec)
+        return _Trial(Outcome(fix, "failed", not_run(error)), mended.spec)
     outcome = replace(judged.outcome, diff=plan.own_diff)
     drafts = tuple(d.settled() for d in plan.drafts)
     otherwise = judged.settled() if judged.otherwise is not None else None

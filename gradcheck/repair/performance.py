@@ -1,80 +1,25 @@
-"""What a short training of a patient comes to, and how that of two patients compares."""
+"""What a short training of a treated copy comes to, and how that of two copies compares."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
-from statistics import fmean
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch.overrides import TorchFunctionMode
-
-from gradcheck.instrument.loss_calls import LOSSES, SeenLoss, seen
 from gradcheck.remedies.definition import changes_loss
 from gradcheck.training.intervals import CONFIDENCE
-from gradcheck.training.paired import effect, paired_effect, training_loss
+from gradcheck.training.paired import effect, paired_effect
+from gradcheck.training.result import Result
+from gradcheck.training.skill import skill
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.fix import Effect, Fix
-from gradcheck.types.training import Run
-from gradcheck.workload.outputs import first_tensor
-from gradcheck.workload.step import run as forward
-from gradcheck.workload.workload import Batch, TrainingStep
 
-Score = tuple[str, float, float]  # metric, value, value of the best constant prediction
-
-MOST_BATCHES = 8  # that accuracy and explained variance are taken over
 WELL = 0.5  # loss in units of chance: the model trains, and no more is looked for (as in benchmarks/predictions.py)
 
 
-@dataclass(frozen=True)
-class RelativeScore:
-    """Accuracy, or explained variance, of a trained patient on its training batches; `chance` is what a constant prediction has."""
-
-    metric: str
-    value: float
-    chance: float
-
-    @property
-    def relative(self) -> float:
-        """1: no better than a constant prediction; 0: perfect."""
-        return (1 - self.value) / (1 - self.chance)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One training of one patient with one seed."""
-
-    run: Run
-    comparable: bool  # its loss measures the same as the untreated one's
-    skill: RelativeScore | None = None
-
-    @property
-    def loss(self) -> float:
-        """Mean over the last steps; infinite when it diverged."""
-        return training_loss(self.run)
-
-    @property
-    def failed(self) -> bool:
-        return self.run.ended in ("non-finite", "raised")
-
-    def relative(self, reference: float) -> float:
-        """The loss in units of `reference`, what the best constant prediction costs; where the loss is another one, the skill's."""
-        if self.failed or math.isnan(self.loss):
-            return math.inf
-        if self.comparable:
-            return self.loss / reference if reference > 0 else math.inf
-        if self.skill is not None:
-            return self.skill.relative if math.isfinite(self.skill.relative) else math.inf
-        return self.loss / self.run.losses[0] if self.run.losses[0] > 0 else math.inf
-
-
-def result_of(course: Trainer, applied: Sequence[Fix]) -> Result:
-    comparable = not changes_loss(applied)
-    workload = course.treated.workload
-    return Result(course.record(), comparable, skill(course.trainee.model, workload.batches, workload.training_step))
+def result_of(training: Trainer, applied: Sequence[Fix]) -> Result:
+    workload = training.treated.workload
+    score = skill(training.trainee.model, workload.batches, workload.training_step)
+    return Result(training.record(), not changes_loss(applied), score)
 
 
 def compare(base: Sequence[Result], treated: Sequence[Result], confidence: float = CONFIDENCE) -> Effect:
@@ -88,86 +33,3 @@ def compare(base: Sequence[Result], treated: Sequence[Result], confidence: float
         return paired_effect([a for a, _ in values], [b for _, b in values], metric=known[0], lower_is_better=False, confidence=confidence)
     falls = [[r.relative(r.run.losses[0]) if r.run.losses else math.inf for r in pair] for pair in pairs]
     return paired_effect([a for a, _ in falls], [b for _, b in falls], metric="loss relative to its start", confidence=confidence)
-
-
-@torch.no_grad()
-def skill(model: torch.nn.Module, batches: Sequence[Batch], step: TrainingStep | None = None) -> RelativeScore | None:
-    """None where the targets are neither classes nor values of the prediction's size.
-
-    `step`: tells output and target by what its loss function is given, where the model and the batch alone do not.
-    """
-    chosen = batches[:MOST_BATCHES]
-    known = _known(_score_of_output(model, batch) for batch in chosen)
-    if step is not None and len(known) < len(chosen):
-        known = _known(_score_of_loss(model, batch, step) for batch in chosen)
-    if not known or len(known) < len(chosen):
-        return None
-    metric, values, chances = known[0][0], [s[1] for s in known], [s[2] for s in known]
-    chance = fmean(chances)
-    return RelativeScore(metric, fmean(values), chance) if chance < 1 else None
-
-
-class _LossArguments(TorchFunctionMode):
-    """What each call of a loss function of torch is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[SeenLoss] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if (name := LOSSES.get(func)) is not None and (call := seen(name, args, kwargs or {}, None)) is not None:
-            self.seen.append(call)
-        return func(*args, **(kwargs or {}))
-
-
-def _known(scores: Iterable[Score | None]) -> list[Score]:
-    """Those until the first that is not known; the user's own code runs here, and where it fails the loss has to tell."""
-    try:
-        return list(takewhile(lambda score: score is not None, scores))  # type: ignore[arg-type]
-    except Exception:
-        return []
-
-
-def _score_of_output(model: torch.nn.Module, batch: Batch) -> Score | None:
-    output, target = forward(model, batch)
-    return _score(first_tensor(output), target)
-
-
-def _score_of_loss(model: torch.nn.Module, batch: Batch, step: TrainingStep) -> Score | None:
-    """Of a step that calls one loss function once."""
-    with _LossArguments() as losses:
-        step(model, batch)
-    return _score(losses.seen[0].input, losses.seen[0].target) if len(losses.seen) == 1 else None
-
-
-def _score(output: torch.Tensor, target: object) -> Score | None:
-    """(metric, value, value of the best constant prediction) on one batch."""
-    if not isinstance(target, torch.Tensor) or target.numel() == 0:
-        return None
-    output, target = output.detach().double(), target.detach()
-    if not bool(torch.isfinite(output).all()):
-        return None
-    binary = output.numel() == target.numel() and bool(((target == 0) | (target == 1)).all())
-    if binary:
-        limit = 0.5 if float(output.min()) >= 0 and float(output.max()) <= 1 else 0.0
-        return _accuracy(output.reshape(-1) > limit, target.reshape(-1).bool())
-    if not target.is_floating_point() and output.ndim == target.ndim + 1:
-        axis = 1 if target.shape == (output.shape[0], *output.shape[2:]) else -1
-        return _accuracy(output.argmax(axis).reshape(-1), target.reshape(-1))
-    if output.shape == target.shape and output.ndim > 1 and _are_distributions(target):
-        return _accuracy(output.argmax(1), target.argmax(1))
-    if output.numel() == target.numel():
-        wanted = target.double().reshape(output.shape)
-        variance = float(((wanted - wanted.mean(0)) ** 2).mean())
-        return ("explained variance", 1 - float(((output - wanted) ** 2).mean()) / variance, 0.0) if variance > 0 else None
-    return None
-
-
-def _accuracy(predicted: torch.Tensor, target: torch.Tensor) -> Score:
-    most = float(torch.unique(target, return_counts=True)[1].max()) / target.numel()
-    return "accuracy", float((predicted == target).double().mean()), most
-
-
-def _are_distributions(target: torch.Tensor) -> bool:
-    rows = target.sum(1)
-    return bool((target >= 0).all()) and bool(torch.allclose(rows, torch.ones_like(rows), atol=1e-4))

@@ -11,12 +11,12 @@ from gradcheck.types.finding import Finding, Remedy
 from gradcheck.types.fix import STAGES, Fix, Outcome
 from gradcheck.types.measurement import Measurement
 
-Vocabulary = Mapping[str, RemedyDefinition]
+Catalogue = Mapping[str, RemedyDefinition]
 
 NEEDS_UNSAFE = "it changes the architecture or the checkpoint keys: only with --unsafe-fixes"
 
 
-def prescriptions(findings: Iterable[Finding], m: Measurement, vocabulary: Vocabulary) -> list[Fix]:
+def fixes_for(findings: Iterable[Finding], m: Measurement, catalogue: Catalogue) -> list[Fix]:
     """What the remedies of these findings come to for this model, wiring first, regularisation last.
 
     What several findings ask for is prescribed once, for all of them.
@@ -24,7 +24,7 @@ def prescriptions(findings: Iterable[Finding], m: Measurement, vocabulary: Vocab
     found: dict[tuple[object, ...], Fix] = {}
     for finding in findings:
         for remedy in finding.remedies:
-            treatment = vocabulary.get(remedy.name)
+            treatment = catalogue.get(remedy.name)
             if treatment is None or treatment.apply is None:
                 continue
             for p in treatment.propose(finding, m):
@@ -35,22 +35,22 @@ def prescriptions(findings: Iterable[Finding], m: Measurement, vocabulary: Vocab
     return sorted(found.values(), key=lambda p: STAGES.index(p.stage))
 
 
-def allowed(prescriptions: Sequence[Fix], unsafe: bool) -> list[Fix]:
-    return [p for p in prescriptions if p.applicability == "safe" or (unsafe and p.applicability == "unsafe")]
+def allowed(fixes: Sequence[Fix], unsafe: bool) -> list[Fix]:
+    return [p for p in fixes if p.applicability == "safe" or (unsafe and p.applicability == "unsafe")]
 
 
-def refused(prescriptions: Sequence[Fix], unsafe: bool) -> list[Outcome]:
+def refused(fixes: Sequence[Fix], unsafe: bool) -> list[Outcome]:
     """What was not tried because it is not safe."""
-    return [Outcome(p, "untried", NEEDS_UNSAFE) for p in prescriptions if p.applicability == "unsafe" and not unsafe]
+    return [Outcome(p, "untried", NEEDS_UNSAFE) for p in fixes if p.applicability == "unsafe" and not unsafe]
 
 
-def advice(findings: Iterable[Finding], m: Measurement, vocabulary: Vocabulary, left: Collection[str]) -> list[Outcome]:
+def advice(findings: Iterable[Finding], m: Measurement, catalogue: Catalogue, left: Collection[str]) -> list[Outcome]:
     """What a person has to do about the findings that are left: remedies that no treatment applies, to any model or to this one."""
     shown: dict[str, Outcome] = {}
     for finding in findings:
         if finding.code in left and finding.severity in TREATED:
             for remedy in finding.remedies:
-                treatment = vocabulary.get(remedy.name)
+                treatment = catalogue.get(remedy.name)
                 if treatment is None or treatment.apply is None or not treatment.propose(finding, m):
                     shown.setdefault(remedy.text, Outcome(_advised(remedy, finding), "advice"))
     return list(shown.values())

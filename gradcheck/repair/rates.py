@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from gradcheck.repair.lab import Plan
-from gradcheck.repair.plan import Vocabulary
+from gradcheck.repair.plan import Catalogue
 from gradcheck.types.fix import Fix
 from gradcheck.types.training import OptimizerFacts
 
@@ -36,16 +36,16 @@ def rate_of(plan: Plan, optimizer: OptimizerFacts) -> float:
     return chosen[-1] if chosen else optimizer.lr
 
 
-def with_rate(plan: Plan, rate: float, optimizer: OptimizerFacts, vocabulary: Vocabulary) -> Plan:
+def with_rate(plan: Plan, rate: float, optimizer: OptimizerFacts, catalogue: Catalogue) -> Plan:
     """The plan with this rate: that of the optimizer that it puts in, else of the user's."""
     now, wanted = optimizer.lr, float(f"{rate:.2g}")
     plan = without_rate(plan)
     if adapts(plan):
-        return tuple(vocabulary[ADAPTIVE].at(p, lr=wanted) if p.treatment == ADAPTIVE else p for p in plan)
+        return tuple(catalogue[ADAPTIVE].at(p, lr=wanted) if p.treatment == ADAPTIVE else p for p in plan)
     if math.isclose(wanted, now, rel_tol=SAME):
         return plan
     text = f"set the learning rate to {wanted:g} (now {now:g}): the best of those tried"
-    return (*plan, vocabulary[rate_treatment(now, wanted)].prescription(text, settings={"lr": wanted}))
+    return (*plan, catalogue[rate_treatment(now, wanted)].prescription(text, settings={"lr": wanted}))
 
 
 def rate_treatment(now: float, wanted: float) -> str:

@@ -1,4 +1,4 @@
-"""A patient is measured and judged again."""
+"""A treated copy is measured and judged again."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def looked_at(report: Report) -> frozenset[str]:
     return frozenset(s.code for s in report.rules if s.status not in UNSEEN)
 
 
-def rescan(patient: TreatedWorkload, settings: Settings, seconds: float, seen: Seen | None, codes: Collection[str] | None = None) -> Report:
-    """A scan of the patient with one seed. `codes`: of the rules to run; all of the user's when None."""
+def rescan(treated: TreatedWorkload, settings: Settings, seconds: float, seen: Seen | None, codes: Collection[str] | None = None) -> Report:
+    """A scan of the copy with one seed. `codes`: of the rules to run; all of the user's when None."""
     own = replace(settings, seeds=1, budget=max(seconds, 1.0), profile=False)
     if codes is not None:
         own = replace(own, select=tuple(codes), extend_select=())
-    return scan_workload(patient.workload, own, None, seen, costs=False)
+    return scan_workload(treated.workload, own, None, seen, costs=False)
 
 
 def worsened(before: dict[str, Severity], after: dict[str, Severity]) -> tuple[str, ...]:

@@ -13,15 +13,16 @@ from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
 from gradcheck.pipeline import Progress
 from gradcheck.remedies.catalogue import CATALOGUE
-from gradcheck.repair.lab import RepairOptions
+from gradcheck.repair.fixed import Fixed
 from gradcheck.repair.loop import Mended, mend, wanted
-from gradcheck.repair.plan import allowed, prescriptions
+from gradcheck.repair.options import RepairOptions
+from gradcheck.repair.plan import allowed, fixes_for
 from gradcheck.repair.rescan import faulty
 from gradcheck.repair.script_outcomes import outcomes_of, proof_of
 from gradcheck.repair.script_plan import TOGETHER, Edit, ScriptTrials, in_order
 from gradcheck.repair.script_run import ScriptRun, noted, run_script, scanned, share
 from gradcheck.repair.script_verification import Bench
-from gradcheck.repair.story import Fixed, Treated, treat
+from gradcheck.repair.story import Repaired, repair
 from gradcheck.types.fix import Outcome
 from gradcheck.types.report import Report
 from gradcheck.workload.process_state import untouched
@@ -29,13 +30,13 @@ from gradcheck.workload.process_state import untouched
 INTERRUPTED = "it holds on a copy; interrupted before the script was run with it"
 
 
-def fix_script(spec: ScriptSpec, settings: Settings, terms: RepairOptions, progress: Progress | None = None) -> list[Fixed]:
+def fix_script(spec: ScriptSpec, settings: Settings, options: RepairOptions, progress: Progress | None = None) -> list[Fixed]:
     """Scans a training script, tries remedies on it and on copies of what it trains: one result for each of its optimizers.
 
     The script runs in a mirror of its folder, which keeps what it writes. The edits of all results are in the last one: they go together
     into the script. Raises TargetError when the script trains nothing, or fails for a reason that no finding explains.
     """
-    work = _Work(replace(spec, sandbox=True), settings, terms, progress or (lambda phase, fraction: None))
+    work = _Work(replace(spec, sandbox=True), settings, options, progress or (lambda phase, fraction: None))
     with untouched():
         return work.results()
 
@@ -44,9 +45,9 @@ def fix_script(spec: ScriptSpec, settings: Settings, terms: RepairOptions, progr
 class _Work:
     spec: ScriptSpec
     settings: Settings
-    terms: RepairOptions
+    options: RepairOptions
     progress: Progress
-    treated: dict[str, Treated] = field(default_factory=dict)  # trainings that were treated on copies
+    repaired: dict[str, Repaired] = field(default_factory=dict)  # trainings that were treated on copies
 
     def results(self) -> list[Fixed]:
         self.progress("running the script", 0.0)
@@ -87,22 +88,22 @@ class _Work:
             workload = training.workload
             if workload is None or workload.borrowed is not None or not faulty(report):
                 continue
-            done = treat(workload, report, own, self.terms, self.progress, training.seen, partial=True)
-            self.treated[training.name] = done
+            done = repair(workload, report, own, self.options, self.progress, training.seen, partial=True)
+            self.repaired[training.name] = done
             if done.interrupted:
                 break
 
     def _tried(self, mended: Mended, now: ScriptRun, bench: Bench) -> ScriptTrials:
         """What held on copies, and what could not be tried there, in the script."""
         trials = ScriptTrials(mended, now, bench)
-        kept = [Edit(name, p) for name, done in self.treated.items() for p in done.verdict.plan]
-        if any(done.interrupted for done in self.treated.values()):
-            trials.outcomes |= {e: Outcome(e.prescription, "untried", INTERRUPTED) for e in kept}
+        kept = [Edit(name, p) for name, done in self.repaired.items() for p in done.verified.plan]
+        if any(done.interrupted for done in self.repaired.values()):
+            trials.outcomes |= {e: Outcome(e.fix, "untried", INTERRUPTED) for e in kept}
             return trials
         trials.prove(in_order(kept))
         for edit in in_order(self._untried(now)):
-            if trials.left(edit.target).intersection(edit.prescription.findings):
-                self.progress(f"running the script with {edit.prescription.treatment}", 1.0)
+            if trials.left(edit.target).intersection(edit.fix.findings):
+                self.progress(f"running the script with {edit.fix.treatment}", 1.0)
                 trials.attempt(edit)
         return trials
 
@@ -110,7 +111,7 @@ class _Work:
         """Whether the script with all edits speaks for those of its loop that did no good by themselves."""
         state = trials.state
         for target, outcome in mended.undecided:
-            others = [e.prescription for e in state.plan if e.target == target]
+            others = [e.fix for e in state.plan if e.target == target]
             versions = (self.spec, seen), (state.spec, state.run)
             (judged,) = trials.bench.judge([outcome.prescription], seen.report_of(target), *versions, beside=others)
             if not others or judged.settled().status != "kept":
@@ -124,15 +125,15 @@ class _Work:
         mended.outcomes += old.undecided
         now = run_script(mended.spec, lambda trainings: scanned(trainings, self.settings)) if mended.drafts else seen
         why = TOGETHER.format(names=", ".join(refused))
-        told = {e: o if o.status != "kept" else Outcome(e.prescription, "not-verified", why) for e, o in trials.outcomes.items()}
+        told = {e: o if o.status != "kept" else Outcome(e.fix, "not-verified", why) for e, o in trials.outcomes.items()}
         return mended, ScriptTrials(mended, now, trials.bench, told)
 
     def _fixed(self, report: Report, mended: Mended, trials: ScriptTrials, *, last: bool) -> Fixed:
         """The result for one training. The edits, which go together, are in the last one."""
-        done = self.treated.get(report.target)
-        verdict = done.verdict if done is not None else None
-        outcomes = outcomes_of(report, verdict, mended, trials, self.terms.unsafe)
-        proof = proof_of(report, verdict, outcomes, trials)
+        done = self.repaired.get(report.target)
+        verified = done.verified if done is not None else None
+        outcomes = outcomes_of(report, verified, mended, trials, self.options.unsafe)
+        proof = proof_of(report, verified, outcomes, trials)
         source = (trials.state.source or mended.plan()) if last else None
         after = trials.state.run.report_of(report.target) if proof is not None else None
         interrupted = done is not None and done.interrupted
@@ -142,11 +143,11 @@ class _Work:
         """What findings ask for, and what no copy was there for, or could show."""
         found = []
         for report in now.reports:
-            done = self.treated.get(report.target)
+            done = self.repaired.get(report.target)
             if done is not None:
-                found += [Edit(report.target, o.prescription) for o in done.verdict.outcomes if o.status == "inapplicable"]
+                found += [Edit(report.target, o.prescription) for o in done.verified.outcomes if o.status == "inapplicable"]
                 continue
             roots = [f for f in faulty(report) if f.cause is None] or list(faulty(report))
-            wishes = allowed(prescriptions(roots, report.measurement, CATALOGUE), self.terms.unsafe)
+            wishes = allowed(fixes_for(roots, report.measurement, CATALOGUE), self.options.unsafe)
             found += [Edit(report.target, p) for p in wishes]
         return found

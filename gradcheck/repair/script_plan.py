@@ -23,10 +23,10 @@ NO_RUN = "there was no time to run the script with it"
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A prescription for one of the script's trainings."""
+    """A fix for one of the script's trainings."""
 
     target: str
-    prescription: Fix
+    fix: Fix
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ class ScriptTrials:
     def _without_extras(self, plan: tuple[Edit, ...], refused: Edit) -> tuple[Edit, ...]:
         """What no finding asked for was chosen for the treated model: without the cure of an error it is not what was proved."""
         errors = {f.code for f in self.now.report_of(refused.target).findings if f.severity == "error"}
-        if not errors.intersection(refused.prescription.findings):
+        if not errors.intersection(refused.fix.findings):
             return plan
-        extras = [e for e in plan if e.target == refused.target and not e.prescription.findings]
+        extras = [e for e in plan if e.target == refused.target and not e.fix.findings]
         for edit in extras:
-            why = TOGETHER.format(names=refused.prescription.treatment)
-            self.outcomes[edit] = Outcome(edit.prescription, "not-verified", why)
+            why = TOGETHER.format(names=refused.fix.treatment)
+            self.outcomes[edit] = Outcome(edit.fix, "not-verified", why)
         return tuple(e for e in plan if e not in extras)
 
     # ------------------------------------------------------- what could not be tried on copies
@@ -124,7 +124,7 @@ class ScriptTrials:
     def diff_of(self, edit: Edit) -> str:
         """What this edit alone changes in the files as the loop's edits left them."""
         drafts = [Draft(d.document, d.origin) for d in self.mended.drafts]
-        return plan_edits([edit.prescription], self.now.report_of(edit.target).measurement, self.now.files, drafts).own_diff
+        return plan_edits([edit.fix], self.now.report_of(edit.target).measurement, self.now.files, drafts).own_diff
 
     # ---------------------------------------------------------------------------- runs
 
@@ -153,30 +153,30 @@ class ScriptTrials:
             own = [e for e in plan if e.target == target]
             measurement = self.now.report_of(target).measurement
             try:
-                source = plan_edits([e.prescription for e in own], measurement, self.now.files, drafts)
+                source = plan_edits([e.fix for e in own], measurement, self.now.files, drafts)
             except GradcheckError as error:
                 self._note(own, "inapplicable", error.message)
                 return None
             missing = {p.treatment: why for p, why in source.unwritten}
             for edit in own:
-                if edit.prescription.treatment in missing:
-                    self._note([edit], "inapplicable", missing[edit.prescription.treatment])
+                if edit.fix.treatment in missing:
+                    self._note([edit], "inapplicable", missing[edit.fix.treatment])
             if missing:
                 return None
             drafts = source.drafts
-        return SourcePlan(tuple(drafts), tuple(e.prescription for e in plan), ())
+        return SourcePlan(tuple(drafts), tuple(e.fix for e in plan), ())
 
     def _judged(self, before: State, after: State, target: str, plan: Sequence[Edit]) -> list[tuple[Edit, Judged]]:
         own = [e for e in plan if e.target == target]
         report = before.run.report_of(target)
-        found = self.bench.judge([e.prescription for e in own], report, (before.spec, before.run), (after.spec, after.run))
+        found = self.bench.judge([e.fix for e in own], report, (before.spec, before.run), (after.spec, after.run))
         return list(zip(own, found, strict=True))
 
     def _note(self, edits: Iterable[Edit], status: str, reason: str) -> None:
         for edit in edits:
-            self.outcomes[edit] = Outcome(edit.prescription, status, reason)  # type: ignore[arg-type]
+            self.outcomes[edit] = Outcome(edit.fix, status, reason)  # type: ignore[arg-type]
 
 
 def in_order(edits: Iterable[Edit]) -> list[Edit]:
     """By stage; of one stage what is safe comes first."""
-    return sorted(edits, key=lambda e: (STAGES.index(e.prescription.stage), e.prescription.applicability != "safe"))
+    return sorted(edits, key=lambda e: (STAGES.index(e.fix.stage), e.fix.applicability != "safe"))

@@ -43,10 +43,10 @@ class Judged:
         return replace(self.outcome, status=self.otherwise, cured=()) if self.otherwise is not None else self.outcome
 
 
-def same_loss(prescriptions: Sequence[Fix]) -> bool:
+def same_loss(fixes: Sequence[Fix]) -> bool:
     """Whether the losses of the script with and without these measure the same."""
-    others = [p for p in prescriptions if p.treatment not in SAME_VALUE]
-    return not changes_loss(others) and not any(p.treatment in OTHER_CONDITIONS for p in prescriptions)
+    others = [p for p in fixes if p.treatment not in SAME_VALUE]
+    return not changes_loss(others) and not any(p.treatment in OTHER_CONDITIONS for p in fixes)
 
 
 @dataclass
@@ -66,18 +66,18 @@ class Bench:
 
     def judge(
         self,
-        prescriptions: Sequence[Fix],
+        fixes: Sequence[Fix],
         report: Report,
         before: Version,
         after: Version,
         beside: Sequence[Fix] = (),
     ) -> list[Judged]:
-        """What the edited script shows of prescriptions for one training, which was told of in `report`. `beside`: its other edits."""
-        found = [self._seen(p, report, before[1], after[1]) for p in prescriptions]
+        """What the edited script shows of fixes for one training, which was told of in `report`. `beside`: its other edits."""
+        found = [self._seen(p, report, before[1], after[1]) for p in fixes]
         failed = [f for f in found if f.outcome.status != "kept"]
         if failed:
             return found
-        same = same_loss([*prescriptions, *beside])
+        same = same_loss([*fixes, *beside])
         trained = standing(before[1], after[1], report.target, same_loss=same)
         if trained.kind in ("same", "unknown") or (trained.kind == "worse" and not after[1].several):
             longer = self._longer(before[0], before[1]), self._longer(after[0], after[1])
@@ -93,22 +93,22 @@ class Bench:
             self._long[spec] = self.run(replace(spec, steps=steps, budget=min(LONG_SECONDS, spec.budget or LONG_SECONDS), quiet=True), ())
         return self._long[spec]
 
-    def _seen(self, prescription: Fix, report: Report, before: ScriptRun, after: ScriptRun) -> Judged:
+    def _seen(self, fix: Fix, report: Report, before: ScriptRun, after: ScriptRun) -> Judged:
         """What the rules say of the edited script."""
         twin = after.report_of(report.target)
         now = severities(twin)
         looked = looked_at(twin)
-        left = [code for code in prescription.findings if code in now or code not in looked]
+        left = [code for code in fix.findings if code in now or code not in looked]
         new = worsened({c: s for c, s in before.severities.items() if c in looked}, after.severities)
-        measured = changes(report, twin, prescription.findings, self.settings)
+        measured = changes(report, twin, fix.findings, self.settings)
         if after.error and after.error != before.error:
-            return Judged(Outcome(prescription, "worse", f"the edited script fails: {after.error}"))
+            return Judged(Outcome(fix, "worse", f"the edited script fails: {after.error}"))
         if left:
-            return Judged(Outcome(prescription, "not-verified", f"{', '.join(left)} is still found in the edited script", measured))
+            return Judged(Outcome(fix, "not-verified", f"{', '.join(left)} is still found in the edited script", measured))
         if new:
-            return Judged(Outcome(prescription, "worse", f"with it comes {', '.join(new)}", measured, new=new))
+            return Judged(Outcome(fix, "worse", f"with it comes {', '.join(new)}", measured, new=new))
         gone = tuple(code for code in severities(report) if code in looked and code not in now)
-        return Judged(Outcome(prescription, "kept", "", measured, gone))
+        return Judged(Outcome(fix, "kept", "", measured, gone))
 
     def _trained(self, outcome: Outcome, report: Report, trained: Standing, after: ScriptRun) -> Judged:
         """What the losses say, where the rules say that it is a cure."""
@@ -131,7 +131,7 @@ class Bench:
         return Judged(replace(outcome, reason=why))
 
 
-def _is_to_do_no_harm(prescription: Fix, report: Report) -> bool:
+def _is_to_do_no_harm(fix: Fix, report: Report) -> bool:
     """Whether no better training is asked of a cure: it is of no error, or of one that need not show in the losses."""
-    errors = any(f.severity == "error" and f.code in prescription.findings for f in report.findings)
-    return prescription.treatment in (*HARMLESS, *SLOWER) or (bool(prescription.findings) and not errors)
+    errors = any(f.severity == "error" and f.code in fix.findings for f in report.findings)
+    return fix.treatment in (*HARMLESS, *SLOWER) or (bool(fix.findings) and not errors)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
 
 from gradcheck.errors import GradcheckError
-from gradcheck.repair.lab import PATIENCE, Lab, Plan, TimeUp, signature
+from gradcheck.repair.lab import PATIENCE, Plan, RepairLab, TimeUp, signature
 from gradcheck.repair.performance import WELL
 from gradcheck.repair.plan import allowed
 from gradcheck.repair.rates import ADAPTIVE, adapts, rate_of, usual_rates, with_rate, without_rate
 from gradcheck.repair.search_space import BUILDS, FIRST_BUILDS, FIRST_STARTS, REBUILDS, REGIMENS, STARTS, Names
+from gradcheck.training.halving import survivors
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable
 
@@ -41,10 +42,10 @@ REPAIRS = ("wiring", "loss", "data")  # stages whose treatments are right whatev
 
 
 @dataclass
-class Search:
+class RemedySearch:
     """The best plan so far. `reference`: what the best constant prediction costs."""
 
-    ward: Lab
+    lab: RepairLab
     measurement: Measurement
     reference: float
     kept: Plan
@@ -59,16 +60,16 @@ class Search:
 
     def run(self) -> None:
         """Ends early when time is up, or when a plan trains well."""
-        self.best, self.relative = self.kept, self.ward.relative(self.kept, self.reference)
+        self.best, self.relative = self.kept, self.lab.relative(self.kept, self.reference)
         try:
-            self.steps = steps_to_train(self.ward, self.best, self.reference)
+            self.steps = steps_to_train(self.lab, self.best, self.reference)
             for plans in self._rounds():
                 before = self.best
                 if self.steps:
                     return
                 self.tournament(plans(), LATE_RUNGS if plans in (self._regimens, self._rebuilds) else EARLY_RUNGS)
                 if self.best != before and not self.steps:
-                    self.steps = steps_to_train(self.ward, self.best, self.reference)
+                    self.steps = steps_to_train(self.lab, self.best, self.reference)
             if not self.steps and not self.only_rates:
                 self._longer()
         except TimeUp:
@@ -100,7 +101,7 @@ class Search:
 
     def _optimizers(self) -> list[Plan]:
         """Another optimizer at its own usual rates."""
-        if not self.ward.terms.unsafe:
+        if not self.lab.options.unsafe:
             return []
         return [self.with_rate(plan, rate) for plan in self.variants((ADAPTIVE,)) for rate in self._usual(plan)]
 
@@ -111,7 +112,7 @@ class Search:
         return self._all_of(REGIMENS)
 
     def _rebuilds(self) -> list[Plan]:
-        return self._all_of(REBUILDS) if self.ward.terms.unsafe else []
+        return self._all_of(REBUILDS) if self.lab.options.unsafe else []
 
     def _all_of(self, regimens: Iterable[Names]) -> list[Plan]:
         """Each with what fits of it, at the best rate so far and the usual ones; it takes the place of all but true repairs."""
@@ -126,13 +127,13 @@ class Search:
 
     def _fits(self, plan: Plan) -> bool:
         try:
-            self.ward.patient(plan)
+            self.lab.treated(plan)
         except (Inapplicable, GradcheckError):
             return False
         return True
 
     def _first(self) -> list[Plan]:
-        names = FIRST_STARTS + (FIRST_BUILDS if self.ward.terms.unsafe else ())
+        names = FIRST_STARTS + (FIRST_BUILDS if self.lab.options.unsafe else ())
         return [plan for one in names for plan in self.around(self.variants(one))]
 
     def _starts(self) -> list[Plan]:
@@ -145,7 +146,7 @@ class Search:
         return [plan for a, b in pairs for plan in self.around([(*self.ground, *a, *b)])]
 
     def _builds(self) -> list[Plan]:
-        if not self.ward.terms.unsafe:
+        if not self.lab.options.unsafe:
             return []
         best = without_rate(self.best)
         plans = [(*best, *extra) for names in BUILDS for extra in self._prescribed(names, best)]
@@ -161,7 +162,7 @@ class Search:
     def _longer(self) -> None:
         """The best of all rounds, and the winner at other rates, in longer trainings: what is slow at first may be best in the end."""
         steps = self._steps(PATIENCE)
-        self.relative = self.ward.relative(self.best, self.reference, steps)
+        self.relative = self.lab.relative(self.best, self.reference, steps)
         ranked = [plan for _, plan in sorted(self.finished, key=lambda entry: entry[0])]
         for plans in (ranked, [self.at(self.best, factor) for factor in CLOSE]):
             if not self.steps:
@@ -187,7 +188,7 @@ class Search:
         return self.with_rate(plan, factor * (self.rate if adapts(plan) == adapts(self.best) else self.rate_of(plan)))
 
     def with_rate(self, plan: Plan, rate: float) -> Plan:
-        return with_rate(plan, rate, self.measurement.optimizer, self.ward.vocabulary)
+        return with_rate(plan, rate, self.measurement.optimizer, self.lab.catalogue)
 
     def around(self, plans: Iterable[Plan]) -> list[Plan]:
         return [self.at(plan, factor) for plan in plans for factor in (NEARBY if self.rate else (1.0,))]
@@ -196,13 +197,13 @@ class Search:
         return [(*self.ground, *extra) for extra in self._prescribed(names, self.ground)]
 
     def _prescribed(self, names: Names, onto: Plan) -> list[Plan]:
-        """The prescriptions of each name in turn; nothing when one of them does not fit, is not allowed, or is in the plan already."""
+        """The fixes of each name in turn; nothing when one of them does not fit, is not allowed, or is in the plan already."""
         plans: list[Plan] = [()]
         for name in names:
-            treatment = self.ward.vocabulary.get(name)
+            treatment = self.lab.catalogue.get(name)
             if treatment is None or treatment.apply is None or name in {p.treatment for p in onto}:
                 return []
-            options = allowed(treatment.propose(None, self.measurement), self.ward.terms.unsafe)
+            options = allowed(treatment.propose(None, self.measurement), self.lab.options.unsafe)
             plans = [(*plan, option) for plan in plans for option in options]
         return plans
 
@@ -220,7 +221,7 @@ class Search:
         self._crown(entries, steps)
 
     def _steps(self, rung: float) -> int:
-        return max(1, round(rung * self.ward.terms.steps))
+        return max(1, round(rung * self.lab.options.steps))
 
     def _entries(self, plans: Iterable[Plan], steps: int) -> list[Entry]:
         found = [(relative, plan) for plan in plans if (relative := self._relative(plan, steps)) is not None]
@@ -228,11 +229,11 @@ class Search:
 
     def _survivors(self, entries: list[Entry]) -> list[Plan]:
         fewest = 2 if begun(entries) or self.measurement.optimizer.adaptive else 3
-        count = max(fewest, math.ceil(SURVIVORS * len(entries)))
-        alive = [plan for relative, plan in self._promising(entries)[:count] if math.isfinite(relative)]
+        better = survivors(self._promising(entries), len(entries), SURVIVORS, fewest)
+        alive = [plan for relative, plan in better if math.isfinite(relative)]
         for _, plan in entries:
             if plan not in alive:
-                self.ward.forget(plan)
+                self.lab.forget(plan)
         return alive
 
     def _promising(self, entries: list[Entry]) -> list[Entry]:
@@ -256,7 +257,7 @@ class Search:
 
     def _relative(self, plan: Plan, steps: int) -> float | None:
         try:
-            return self.ward.train(plan, steps).relative(self.reference)
+            return self.lab.train(plan, steps).relative(self.reference)
         except (Inapplicable, GradcheckError) as error:
             if plan:
                 self.inapplicable[plan[-1].treatment] = str(error)
@@ -266,7 +267,7 @@ class Search:
         """The best, when it is clearly better than what was; of those that train well first the safe ones, with few treatments."""
         well = sorted((e for e in entries if e[0] <= WELL), key=_preference)
         for _, plan in unique_entries([*well, *entries])[:MOST_BEST]:
-            relative = self.ward.relative(plan, self.reference, steps)
+            relative = self.lab.relative(plan, self.reference, steps)
             if math.isfinite(relative) and relative < self.relative - CLEAR:
                 self.relative, self.best, self.horizon = relative, plan, steps
             if self.relative <= WELL:
@@ -280,13 +281,13 @@ def _preference(entry: Entry) -> tuple[bool, bool, int]:
     return any(p.applicability != "safe" for p in plan), relative > SURE, len(plan)
 
 
-def steps_to_train(ward: Lab, plan: Plan, reference: float) -> int:
+def steps_to_train(lab: RepairLab, plan: Plan, reference: float) -> int:
     """After how many steps the plan has brought the loss well below chance; 0 when it has not. One that has begun to is given more."""
-    steps = ward.terms.steps
-    relative = ward.relative(plan, reference)
+    steps = lab.options.steps
+    relative = lab.relative(plan, reference)
     if WELL < relative < BEGUN:
         steps *= PATIENCE
-        relative = ward.relative(plan, reference, steps)
+        relative = lab.relative(plan, reference, steps)
     return steps if relative <= WELL else 0
 
 

@@ -10,12 +10,13 @@ from typing import Literal
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.errors import GradcheckError
-from gradcheck.repair.lab import PATIENCE, Lab, Plan, TimeUp, signature
-from gradcheck.repair.performance import WELL, Result
-from gradcheck.repair.plan import allowed, prescriptions, refused
+from gradcheck.repair.lab import PATIENCE, Plan, RepairLab, TimeUp, signature
+from gradcheck.repair.performance import WELL
+from gradcheck.repair.plan import allowed, fixes_for, refused
 from gradcheck.repair.rates import LOWER, RAISE, rate_treatment, without_rate
 from gradcheck.repair.rescan import faulty, severities, worsened
-from gradcheck.repair.search import CLEAR, SLOW, Search
+from gradcheck.repair.search import CLEAR, SLOW, RemedySearch
+from gradcheck.training.result import Result
 from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import Inapplicable
@@ -31,9 +32,9 @@ FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8 
 
 @dataclass
 class RepairSession:
-    """What was tried on a ward's workload. `base`: what a scan says of it untreated."""
+    """What was tried on a lab's workload. `base`: what a scan says of it untreated."""
 
-    ward: Lab
+    lab: RepairLab
     base: Report
     kept: Plan = ()
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by signature: what was tried and not kept
@@ -42,12 +43,12 @@ class RepairSession:
     dropped: list[Outcome] = field(default_factory=list)  # in the proof
     proposed: list[float] = field(default_factory=list)  # rates that findings ask for, and that the search is to try
     searched: bool = False  # beyond what findings ask for
-    patient: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
+    longer_runs: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
 
     @property
     def steps(self) -> int:
         """Of the trainings that prune and prove."""
-        return self.ward.terms.steps * (PATIENCE if self.patient else 1)
+        return self.lab.options.steps * (PATIENCE if self.longer_runs else 1)
 
     @property
     def reference(self) -> float:
@@ -69,10 +70,10 @@ class RepairSession:
             return "none"
         if not self.learns:
             return "everything"
-        relative = self.ward.train(()).relative(self.reference)
+        relative = self.lab.train(()).relative(self.reference)
         if WELL < relative <= SLOW:  # it may begin to learn, and collapse
-            relative = self.ward.train((), PATIENCE * self.ward.terms.steps).relative(self.reference)
-            self.patient = self.patient or relative > SLOW
+            relative = self.lab.train((), PATIENCE * self.lab.options.steps).relative(self.reference)
+            self.longer_runs = self.longer_runs or relative > SLOW
         if relative > SLOW:
             return "everything"
         hinted = any(r.name in ABOUT_RATES for f in self.base.findings for r in f.remedies)
@@ -81,119 +82,119 @@ class RepairSession:
     def run(self) -> None:
         """Raises KeyboardInterrupt as it comes: what was kept until then stays."""
         try:
-            self.ward.share = FINDINGS_SHARE
+            self.lab.share = FINDINGS_SHARE
             self._by_findings()
         except TimeUp:
             pass
         try:
-            self.ward.share = SEARCH_SHARE
+            self.lab.share = SEARCH_SHARE
             self._in_general()
         except TimeUp:
             pass
         try:
-            self.patient = self.patient or (self.hopeful and self._affords_patience())
-            proof = self.ward.share_before(2 * self.ward.terms.seeds * self.steps)
-            self.ward.share = min(PRUNING_SHARE, proof)
+            self.longer_runs = self.longer_runs or (self.hopeful and self._affords_patience())
+            proof = self.lab.share_before(2 * self.lab.options.seeds * self.steps)
+            self.lab.share = min(PRUNING_SHARE, proof)
             self.prune()
         except TimeUp:
             pass
 
     def _affords_patience(self) -> bool:
         """Whether there is time to prune and to prove in long trainings, in which what was found is seen not to collapse."""
-        trainings = 2 * (self.ward.terms.seeds + len(self.kept))
-        return self.ward.share_before(trainings * PATIENCE * self.ward.terms.steps) > LONG_SHARE
+        trainings = 2 * (self.lab.options.seeds + len(self.kept))
+        return self.lab.share_before(trainings * PATIENCE * self.lab.options.steps) > LONG_SHARE
 
     # ------------------------------------------------------------- what findings ask for
 
     def _by_findings(self) -> None:
         for number in range(ROUNDS):
-            report = self.base if not self.kept else self.ward.exam(self.kept)
+            report = self.base if not self.kept else self.lab.rescan(self.kept)
             found = faulty(report)
             if not number:
                 found = tuple(f for f in found if f.cause is None) or found
-            wanted = prescriptions(found, report.measurement, self.ward.vocabulary)
-            for outcome in refused(wanted, self.ward.terms.unsafe):
+            wanted = fixes_for(found, report.measurement, self.lab.catalogue)
+            for outcome in refused(wanted, self.lab.options.unsafe):
                 self._note(outcome)
             before = self.kept
-            self._try_all(allowed(wanted, self.ward.terms.unsafe), {f.code for f in found})
+            self._try_all(allowed(wanted, self.lab.options.unsafe), {f.code for f in found})
             if number and self.kept == before:
                 return
 
     def _try_all(self, wanted: Sequence[Fix], ill: set[str]) -> None:
-        for prescription in wanted:
-            if signature([prescription]) in self.outcomes or prescription in self.kept:
+        for fix in wanted:
+            if signature([fix]) in self.outcomes or fix in self.kept:
                 continue
-            aims = [code for code in prescription.findings if code in ill]
+            aims = [code for code in fix.findings if code in ill]
             if not aims:
-                self._note(Outcome(prescription, "not-needed", SPARED))
+                self._note(Outcome(fix, "not-needed", SPARED))
                 continue
             try:
-                ill -= self._attempt(prescription)
+                ill -= self._attempt(fix)
             except TimeUp:
-                self._note(Outcome(prescription, "untried", "time was up"))
+                self._note(Outcome(fix, "untried", "time was up"))
                 raise
 
-    def _attempt(self, prescription: Fix) -> set[str]:
-        """Keeps the prescription if it makes its findings go away, or the training better. The codes that are gone."""
-        plan = self._with(prescription)
-        before = self.ward.train(self.kept)
+    def _attempt(self, fix: Fix) -> set[str]:
+        """Keeps the fix if it makes its findings go away, or the training better. The codes that are gone."""
+        plan = self._with(fix)
+        before = self.lab.train(self.kept)
         try:
-            after = self.ward.train(plan)
+            after = self.lab.train(plan)
             gain = self.gain(before, after)
-            if self._left_to_search(prescription, before, after):
-                return self._put_off(prescription)
+            if self._left_to_search(fix, before, after):
+                return self._put_off(fix)
             if -math.inf < gain < -WORSE and before.comparable:
                 gain = self._later_gain(plan)
-            gone = set() if gain < -WORSE else self._gone(plan, prescription.findings)
+            gone = set() if gain < -WORSE else self._gone(plan, fix.findings)
         except Inapplicable as reason:
-            self._note(Outcome(prescription, "inapplicable", str(reason)))
+            self._note(Outcome(fix, "inapplicable", str(reason)))
             return set()
         except GradcheckError as error:
-            self._note(Outcome(prescription, "failed", error.message))
+            self._note(Outcome(fix, "failed", error.message))
             return set()
         if gain >= CLEAR or (gone and gain >= -WORSE):
             self._replace(plan, "a later one takes its place")
             return gone
-        self._note(_rejected(prescription, before, after, gain, self.reference))
+        self._note(_rejected(fix, before, after, gain, self.reference))
         return set()
 
-    def _left_to_search(self, prescription: Fix, *results: Result) -> bool:
-        """Whether it is a rate with which nothing begins to learn, in a therapy that will search for others."""
-        is_rate = prescription.treatment in (LOWER, RAISE) and not self.searched
+    def _left_to_search(self, fix: Fix, *results: Result) -> bool:
+        """Whether it is a rate with which nothing begins to learn, in a session that will search for others."""
+        is_rate = fix.treatment in (LOWER, RAISE) and not self.searched
         return is_rate and min(r.relative(self.reference) for r in results) > SLOW and self.need() == "everything"
 
-    def _put_off(self, prescription: Fix) -> set[str]:
+    def _put_off(self, fix: Fix) -> set[str]:
         """With this rate the model has not begun to learn either: the search, which begins with rates, will try it beside others."""
-        self.proposed.append(float(prescription.settings["lr"]))
-        self._note(Outcome(prescription, "not-verified", PUT_OFF))
+        self.proposed.append(float(fix.settings["lr"]))
+        self._note(Outcome(fix, "not-verified", PUT_OFF))
         return set()
 
-    def _with(self, prescription: Fix) -> Plan:
+    def _with(self, fix: Fix) -> Plan:
         """What is kept and this one. It takes the place of an earlier one of its kind, for whose findings a rate then stands, too."""
-        if prescription.treatment not in (LOWER, RAISE):
-            return (*(p for p in self.kept if not _same_kind(p, prescription)), prescription)
+        if fix.treatment not in (LOWER, RAISE):
+            return (*(p for p in self.kept if not _same_kind(p, fix)), fix)
         rest = without_rate(self.kept)
         codes = [code for p in self.kept if p not in rest for code in p.findings]
-        name = rate_treatment(self.base.measurement.optimizer.lr, float(prescription.settings["lr"]))
-        return (*rest, replace(prescription, treatment=name, findings=tuple(dict.fromkeys((*codes, *prescription.findings)))))
+        name = rate_treatment(self.base.measurement.optimizer.lr, float(fix.settings["lr"]))
+        return (*rest, replace(fix, treatment=name, findings=tuple(dict.fromkeys((*codes, *fix.findings)))))
 
     def _replace(self, plan: Plan, reason: str) -> None:
         """Keeps the plan; what is no longer in it was not needed."""
         gone, self.kept = [p for p in self.kept if p not in plan], plan
-        for prescription in plan:  # one that was put off, and came back by the search
-            self.outcomes.pop(signature([prescription]), None)
-        for prescription in gone:
-            self._note(Outcome(prescription, "not-needed", reason))
+        for fix in plan:  # one that was put off, and came back by the search
+            self.outcomes.pop(signature([fix]), None)
+        for fix in gone:
+            self._note(Outcome(fix, "not-needed", reason))
 
     def _later_gain(self, plan: Plan) -> float:
         """What a treatment that slows the first steps, as a warm-up does, comes to later on."""
-        longer = PATIENCE * self.ward.terms.steps
-        gain = self.gain(self.ward.train(self.kept, longer), self.ward.train(plan, longer))
-        self.patient = self.patient or gain >= -WORSE
+        longer = PATIENCE * self.lab.options.steps
+        gain = self.gain(self.lab.train(self.kept, longer), self.lab.train(plan, longer))
+        self.longer_runs = self.longer_runs or gain >= -WORSE
         return gain
 
     def _gone(self, plan: Plan, codes: Sequence[str]) -> set[str]:
-        left = severities(self.ward.exam(plan, codes))
+        left = severities(self.lab.rescan(plan, codes))
         return {code for code in codes if code not in left}
 
     def gain(self, before: Result, after: Result) -> float:
@@ -211,13 +212,13 @@ class RepairSession:
         need = self.need()
         if need == "none":
             return
-        search = Search(self.ward, self.base.measurement, self.reference, self.kept, need == "rate", tuple(self.proposed))
+        search = RemedySearch(self.lab, self.base.measurement, self.reference, self.kept, need == "rate", tuple(self.proposed))
         try:
             search.run()
         finally:
             self.searched, self.hopeful = True, search.steps > 0
             if self.hopeful or need == "everything":  # another rate alone has to make it train
-                self.patient = self.patient or max(search.steps, search.horizon) > self.ward.terms.steps
+                self.longer_runs = self.longer_runs or max(search.steps, search.horizon) > self.lab.options.steps
                 if search.best != self.kept and math.isfinite(search.relative):
                     self._replace(search.best, "the model trains better with others in its place")
 
@@ -235,7 +236,7 @@ class RepairSession:
         }
         for key in asked:
             del self.outcomes[key]
-        self.ward.share = SECOND_SHARE
+        self.lab.share = SECOND_SHARE
         try:
             if asked:
                 self._by_findings()
@@ -249,21 +250,21 @@ class RepairSession:
     def again(self) -> bool:
         """A second search, on other seeds, when what is kept did not train in the proof. Whether anything came of it."""
         before = self.kept
-        self.ward.share = SECOND_SHARE
+        self.lab.share = SECOND_SHARE
         try:
             if not self.hopeful or self.trains_in_proof():
                 return False
-            self.ward.reseed()
+            self.lab.reseed()
             self._in_general()
         except TimeUp:
             pass
-        for prescription in self.kept:
-            self.outcomes.pop(signature([prescription]), None)
+        for fix in self.kept:
+            self.outcomes.pop(signature([fix]), None)
         return self.kept != before
 
     def trains_in_proof(self) -> bool:
-        seeds = range(self.ward.proof_seed, self.ward.proof_seed + self.ward.terms.seeds)
-        return median(self.ward.train(self.kept, self.steps, seed).relative(self.reference) for seed in seeds) <= WELL
+        seeds = range(self.lab.proof_seed, self.lab.proof_seed + self.lab.options.seeds)
+        return median(self.lab.train(self.kept, self.steps, seed).relative(self.reference) for seed in seeds) <= WELL
 
     # -------------------------------------------------------------- the smallest set
 
@@ -275,36 +276,36 @@ class RepairSession:
         if dropped and self._comes_back(whole, self.kept):
             self.kept = whole
             dropped = self._pruned(lambda now, rest: self._trains_as_well(now, rest) and not self._comes_back(now, rest))
-        for prescription in dropped:
-            self._note(Outcome(prescription, "not-needed", "the others cure without it"))
+        for fix in dropped:
+            self._note(Outcome(fix, "not-needed", "the others cure without it"))
 
     def _pruned(self, spared: Callable[[Plan, Plan], bool]) -> list[Fix]:
         """What was dropped, since the rest `spared` it."""
         dropped = []
-        for prescription in sorted(self.kept, key=lambda p: (p.applicability == "safe", -self.kept.index(p))):
-            rest = tuple(p for p in self.kept if p is not prescription)
+        for fix in sorted(self.kept, key=lambda p: (p.applicability == "safe", -self.kept.index(p))):
+            rest = tuple(p for p in self.kept if p is not fix)
             if rest and spared(self.kept, rest):
                 self.kept = rest
-                dropped.append(prescription)
+                dropped.append(fix)
         return dropped
 
     def _trains_as_well(self, plan: Plan, rest: Plan) -> bool:
         try:
-            without = self.ward.train(rest, self.steps)
+            without = self.lab.train(rest, self.steps)
         except (Inapplicable, GradcheckError):
             return False
-        whole = self.ward.train(plan, self.steps)
+        whole = self.lab.train(plan, self.steps)
         well = whole.relative(self.reference) <= WELL
         return self.gain(without, whole) < CLEAR and not (well and without.relative(self.reference) > WELL)
 
     def _comes_back(self, plan: Plan, rest: Plan) -> bool:
         """Whether a finding that the plan cures is there with the rest of it."""
-        now, then = severities(self.ward.exam(plan)), severities(self.ward.exam(rest))
+        now, then = severities(self.lab.rescan(plan)), severities(self.lab.rescan(rest))
         return bool(set(then) - set(now)) or bool(worsened(now, then))
 
-    def drop(self, prescription: Fix, status: OutcomeStatus, reason: str) -> None:
-        self.kept = tuple(p for p in self.kept if p is not prescription)
-        self.dropped.append(Outcome(prescription, status, reason))
+    def drop(self, fix: Fix, status: OutcomeStatus, reason: str) -> None:
+        self.kept = tuple(p for p in self.kept if p is not fix)
+        self.dropped.append(Outcome(fix, status, reason))
         self._note(self.dropped[-1])
 
     def _note(self, outcome: Outcome) -> None:
@@ -316,9 +317,9 @@ def _same_kind(one: Fix, other: Fix) -> bool:
     return (one.treatment, one.layers) == (other.treatment, other.layers)
 
 
-def _rejected(prescription: Fix, before: Result, after: Result, gain: float, reference: float) -> Outcome:
+def _rejected(fix: Fix, before: Result, after: Result, gain: float, reference: float) -> Outcome:
     if after.run.ended == "raised":
-        return Outcome(prescription, "failed", f"the training step raised {after.run.error}")
+        return Outcome(fix, "failed", f"the training step raised {after.run.error}")
     worse = gain < -WORSE
     reason = "the training gets worse with it" if worse else "its findings stay, and the training is no better"
-    return Outcome(prescription, "worse" if worse else "not-verified", reason, base=(before.run,), treated=(after.run,))
+    return Outcome(fix, "worse" if worse else "not-verified", reason, base=(before.run,), treated=(after.run,))

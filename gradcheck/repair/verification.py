@@ -1,4 +1,4 @@
-"""What was kept is proved: against the untreated model, and each treatment against the plan without it, on seeds that chose nothing."""
+"""What was kept is verified: against the untreated model, and each remedy against the plan without it, on seeds that chose nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from statistics import median
 from gradcheck.errors import GradcheckError
 from gradcheck.repair.changes import changes
 from gradcheck.repair.lab import Plan, TimeUp
-from gradcheck.repair.performance import WELL, Result, compare
+from gradcheck.repair.performance import WELL, compare
 from gradcheck.repair.rescan import severities, worsened
 from gradcheck.repair.search import CLEAR, SLOW
 from gradcheck.repair.session import WORSE, RepairSession
+from gradcheck.training.result import Result
 from gradcheck.types.fix import Effect, Fix, Outcome, OutcomeStatus, Proof
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import Inapplicable
@@ -22,12 +23,12 @@ SECOND_LOOK = 0.975  # at an interval that makes up for looking twice
 
 NO_HELP = "on fresh seeds it helps no more than chance would"
 NO_TIME = "there was time for {done} of {all} pairs of trainings on fresh seeds, which prove nothing; a larger --budget gives it"
-NO_EXAM = "the training is no better with it, and there was no time to see whether its findings are gone; a larger --budget gives it"
+NO_RESCAN = "the training is no better with it, and there was no time to see whether its findings are gone; a larger --budget gives it"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What stays of a therapy."""
+class Verified:
+    """What stays of a session."""
 
     plan: Plan
     outcomes: tuple[Outcome, ...]
@@ -36,103 +37,103 @@ class Verdict:
     after: Report | None  # a scan of the treated workload
 
 
-def verify(therapy: RepairSession) -> Verdict:
+def verify(session: RepairSession) -> Verified:
     """Drops what does not hold on fresh seeds until the rest does, or nothing is left."""
-    ward = therapy.ward
-    ward.share = 1.0
+    lab = session.lab
+    lab.share = 1.0
     base: list[Result] = []
-    while therapy.kept:
-        fresh = _pairs(therapy, therapy.kept, base, ward.terms.seeds)
-        pairs = fresh or [(ward.known(()), ward.known(therapy.kept))]  # what the search trained: it proves nothing
+    while session.kept:
+        fresh = _pairs(session, session.kept, base, lab.options.seeds)
+        pairs = fresh or [(lab.known(()), lab.known(session.kept))]  # what the search trained: it proves nothing
         base = [b for b, _ in pairs]
         treated = [t for _, t in pairs]
-        after = _after(therapy)
-        gone, new = _codes(therapy.base, after)
+        after = _after(session)
+        gone, new = _codes(session.base, after)
         whole = compare(base, treated)
-        if not gone and not new and len(fresh) == ward.terms.seeds and _undecided(therapy, whole, fresh):
-            fresh = _pairs(therapy, therapy.kept, base, ward.terms.seeds + MORE_SEEDS)
+        if not gone and not new and len(fresh) == lab.options.seeds and _undecided(session, whole, fresh):
+            fresh = _pairs(session, session.kept, base, lab.options.seeds + MORE_SEEDS)
             base, treated = [b for b, _ in fresh], [t for _, t in fresh]
             whole = compare(base, treated, SECOND_LOOK)
-        alone = len(therapy.kept) == 1
-        single = {id(p): (whole, base) if alone else _without(therapy, p, treated) for p in therapy.kept}
-        spare = [p for p in therapy.kept if not alone and not p.findings and _dispensable(therapy, *single[id(p)], treated)]
-        doubt = _doubt(therapy, after, len(fresh))
-        rescued = _rescued(therapy, fresh)
-        helps = rescued or _helps(therapy, whole)
+        alone = len(session.kept) == 1
+        single = {id(p): (whole, base) if alone else _without(session, p, treated) for p in session.kept}
+        spare = [p for p in session.kept if not alone and not p.findings and _dispensable(session, *single[id(p)], treated)]
+        doubt = _doubt(session, after, len(fresh))
+        rescued = _rescued(session, fresh)
+        helps = rescued or _helps(session, whole)
         if rescued and after is not None:  # a warning about a training that now works is left to be told
             new = tuple(code for code in new if severities(after)[code] == "error")
-        refuted = _refuted(therapy, whole, helps, gone, new, {k: v[0] for k, v in single.items()}, spare, doubt)
+        refuted = _refuted(session, whole, helps, gone, new, {k: v[0] for k, v in single.items()}, spare, doubt)
         if not refuted:
-            left = tuple(severities(after)) if after is not None else tuple(severities(therapy.base))
+            left = tuple(severities(after)) if after is not None else tuple(severities(session.base))
             proof = Proof(whole, tuple(r.run for r in base), tuple(r.run for r in treated), gone, left)
-            kept = [_kept(therapy, p, gone, after, *single[id(p)], treated) for p in therapy.kept]
+            kept = [_kept(session, p, gone, after, *single[id(p)], treated) for p in session.kept]
             kept = _told_once(kept)
-            return Verdict(therapy.kept, (*kept, *therapy.outcomes.values()), proof, therapy.base, after)
-        for prescription, status, reason in refuted:
-            therapy.drop(prescription, status, reason)
-    return Verdict((), tuple(therapy.outcomes.values()), None, therapy.base, None)
+            return Verified(session.kept, (*kept, *session.outcomes.values()), proof, session.base, after)
+        for fix, status, reason in refuted:
+            session.drop(fix, status, reason)
+    return Verified((), tuple(session.outcomes.values()), None, session.base, None)
 
 
-def _pairs(therapy: RepairSession, plan: Plan, base: Sequence[Result], seeds: int) -> list[tuple[Result, Result]]:
+def _pairs(session: RepairSession, plan: Plan, base: Sequence[Result], seeds: int) -> list[tuple[Result, Result]]:
     """(untreated, treated) for each of so many seeds of the proof that there is time for."""
-    ward, found = therapy.ward, []
+    lab, found = session.lab, []
     for i in range(max(seeds, len(base))):
         try:
-            untreated = base[i] if i < len(base) else ward.train((), therapy.steps, ward.proof_seed + i)
-            found.append((untreated, ward.train(plan, therapy.steps, ward.proof_seed + i)))
+            untreated = base[i] if i < len(base) else lab.train((), session.steps, lab.proof_seed + i)
+            found.append((untreated, lab.train(plan, session.steps, lab.proof_seed + i)))
         except TimeUp:
             break
     return found
 
 
-def _without(therapy: RepairSession, prescription: Fix, treated: Sequence[Result]) -> tuple[Effect | None, list[Result]]:
+def _without(session: RepairSession, fix: Fix, treated: Sequence[Result]) -> tuple[Effect | None, list[Result]]:
     """The effect of one treatment, the others in force; None when there is no time for it, or they do not go without it."""
-    rest = tuple(p for p in therapy.kept if p is not prescription)
+    rest = tuple(p for p in session.kept if p is not fix)
     try:
-        runs = [therapy.ward.train(rest, therapy.steps, therapy.ward.proof_seed + i) for i in range(len(treated))]
+        runs = [session.lab.train(rest, session.steps, session.lab.proof_seed + i) for i in range(len(treated))]
     except (TimeUp, Inapplicable, GradcheckError):
         return None, []
     return compare(runs, treated), runs
 
 
-def _dispensable(therapy: RepairSession, own: Effect | None, without: Sequence[Result], treated: Sequence[Result]) -> bool:
+def _dispensable(session: RepairSession, own: Effect | None, without: Sequence[Result], treated: Sequence[Result]) -> bool:
     """Whether what no finding asked for is not sure to help, and the model trains without it, or no worse."""
-    if own is None or _helps(therapy, own):
+    if own is None or _helps(session, own):
         return False
-    now, then = (median(r.relative(therapy.reference) for r in runs) for runs in (treated, without))
+    now, then = (median(r.relative(session.reference) for r in runs) for runs in (treated, without))
     return then <= WELL or then - now < CLEAR
 
 
-def _undecided(therapy: RepairSession, effect: Effect, pairs: Sequence[tuple[Result, Result]]) -> bool:
+def _undecided(session: RepairSession, effect: Effect, pairs: Sequence[tuple[Result, Result]]) -> bool:
     """Whether the training is clearly better in the middle, and noise has not been ruled out."""
-    return not _helps(therapy, effect) and not _rescued(therapy, pairs) and -harm(effect) > _limit(therapy, effect, CLEAR)
+    return not _helps(session, effect) and not _rescued(session, pairs) and -harm(effect) > _limit(session, effect, CLEAR)
 
 
-def _limit(therapy: RepairSession, effect: Effect, share: float = WORSE) -> float:
-    return share * (therapy.reference if effect.metric == "training loss" else 1.0)
+def _limit(session: RepairSession, effect: Effect, share: float = WORSE) -> float:
+    return share * (session.reference if effect.metric == "training loss" else 1.0)
 
 
-def _helps(therapy: RepairSession, effect: Effect) -> bool:
-    return effect.better and -harm(effect) > _limit(therapy, effect)
+def _helps(session: RepairSession, effect: Effect) -> bool:
+    return effect.better and -harm(effect) > _limit(session, effect)
 
 
-def _rescued(therapy: RepairSession, pairs: Sequence[tuple[Result, Result]]) -> bool:
+def _rescued(session: RepairSession, pairs: Sequence[tuple[Result, Result]]) -> bool:
     """Whether it trains well on every fresh seed that there was time for, and far better than any untreated run: noise of a few runs
     does not reach so far, though an interval that has to allow for its tails may."""
-    untreated = [a.relative(therapy.reference) for a, _ in pairs]
-    treated = [b.relative(therapy.reference) for _, b in pairs]
+    untreated = [a.relative(session.reference) for a, _ in pairs]
+    treated = [b.relative(session.reference) for _, b in pairs]
     return bool(pairs) and max(treated) <= WELL and min(untreated) - max(treated) >= SLOW - WELL
 
 
-def _doubt(therapy: RepairSession, after: Report | None, pairs: int) -> str:
-    if pairs < therapy.ward.terms.seeds:
-        return NO_TIME.format(done=pairs, all=therapy.ward.terms.seeds)
-    return NO_HELP if after is not None else NO_EXAM
+def _doubt(session: RepairSession, after: Report | None, pairs: int) -> str:
+    if pairs < session.lab.options.seeds:
+        return NO_TIME.format(done=pairs, all=session.lab.options.seeds)
+    return NO_HELP if after is not None else NO_RESCAN
 
 
-def _after(therapy: RepairSession) -> Report | None:
+def _after(session: RepairSession) -> Report | None:
     try:
-        return therapy.ward.exam(therapy.kept)
+        return session.lab.rescan(session.kept)
     except TimeUp:
         return None
 
@@ -146,7 +147,7 @@ def _codes(base: Report, after: Report | None) -> tuple[tuple[str, ...], tuple[s
 
 
 def _refuted(
-    therapy: RepairSession,
+    session: RepairSession,
     whole: Effect,
     helps: bool,
     gone: Sequence[str],
@@ -156,21 +157,21 @@ def _refuted(
     doubt: str,
 ) -> list[tuple[Fix, OutcomeStatus, str]]:
     """Treatments that have to go: one that does harm, else all of them when together they neither help nor cure, with the `doubt`."""
-    limit = _limit(therapy, whole)
-    for prescription in reversed(therapy.kept):
-        own = single[id(prescription)]
+    limit = _limit(session, whole)
+    for fix in reversed(session.kept):
+        own = single[id(fix)]
         if own is not None and harm(own) > limit and not own.better:
-            return [(prescription, "worse", f"on fresh seeds the {own.metric} is worse with it")]
-        if own is not None and prescription in spare:
-            return [(prescription, "not-needed", f"on fresh seeds the {own.metric} is no better with it")]
-    if new and len(therapy.kept) > 1:
-        return [(therapy.kept[-1], "worse", f"with it comes {', '.join(new)}")]
+            return [(fix, "worse", f"on fresh seeds the {own.metric} is worse with it")]
+        if own is not None and fix in spare:
+            return [(fix, "not-needed", f"on fresh seeds the {own.metric} is no better with it")]
+    if new and len(session.kept) > 1:
+        return [(session.kept[-1], "worse", f"with it comes {', '.join(new)}")]
     if new:
-        return [(p, "worse", f"with it comes {', '.join(new)}") for p in therapy.kept]
+        return [(p, "worse", f"with it comes {', '.join(new)}") for p in session.kept]
     if harm(whole) > limit:
-        return [(p, "worse", f"on fresh seeds the {whole.metric} is worse") for p in therapy.kept]
+        return [(p, "worse", f"on fresh seeds the {whole.metric} is worse") for p in session.kept]
     if not gone and not helps:
-        return [(p, "not-verified", doubt) for p in therapy.kept]
+        return [(p, "not-verified", doubt) for p in session.kept]
     return []
 
 
@@ -191,22 +192,22 @@ def harm(effect: Effect) -> float:
 
 
 def _kept(
-    therapy: RepairSession,
-    prescription: Fix,
+    session: RepairSession,
+    fix: Fix,
     gone: Sequence[str],
     after: Report | None,
     effect: Effect | None,
     without: Sequence[Result],
     treated: Sequence[Result],
 ) -> Outcome:
-    aimed = {code for p in therapy.kept for code in p.findings}
-    mine = prescription.findings or tuple(code for code in gone if code not in aimed)
+    aimed = {code for p in session.kept for code in p.findings}
+    mine = fix.findings or tuple(code for code in gone if code not in aimed)
     cured = tuple(code for code in gone if code in mine)
     return Outcome(
-        replace(prescription, findings=mine),
+        replace(fix, findings=mine),
         "kept",
         "" if effect is not None else "there was no time to train without it",
-        changes(therapy.base, after, mine, therapy.ward.settings) if after is not None else (),
+        changes(session.base, after, mine, session.lab.settings) if after is not None else (),
         cured,
         effect=effect,
         base=tuple(r.run for r in without),

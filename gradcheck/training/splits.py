@@ -1,4 +1,4 @@
-"""Batches as single samples, and how they are dealt into training and validation data for each seed."""
+"""Batches as single samples, and how they are split into training and validation data for each seed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Samples:
         index = torch.as_tensor(list(chosen), dtype=torch.long)
         return map_structure(lambda leaf: leaf[index.to(leaf.device)] if isinstance(leaf, torch.Tensor) else leaf, self.whole)
 
-    def deal(self, chosen: Sequence[int], size: int) -> list[Batch]:
+    def batches(self, chosen: Sequence[int], size: int) -> list[Batch]:
         """Batches of `size`; a last one with a single sample is left out, since a batch normalization refuses it."""
         pieces = [chosen[i : i + size] for i in range(0, len(chosen), size)]
         if len(pieces) > 1 and len(pieces[-1]) == 1:
@@ -110,11 +110,11 @@ class Splitter:
         share = 1 / self.folds if self.folds else SHARE
         return share / (1 - share)
 
-    def deal(self, seed: int) -> tuple[list[Batch], list[Batch]]:
+    def split(self, seed: int) -> tuple[list[Batch], list[Batch]]:
         if self.samples is None:
             return self._whole_batches(seed)
         training, validation = self._indices(seed)
-        return self.samples.deal(training, min(self.samples.size, len(training))), _in_parts(self.samples, validation)
+        return self.samples.batches(training, min(self.samples.size, len(training))), _in_parts(self.samples, validation)
 
     def _whole_batches(self, seed: int) -> tuple[list[Batch], list[Batch]]:
         if self.how != "batches":
@@ -159,8 +159,8 @@ def stratification(labels: torch.Tensor | None, fewest: int, share: float | None
     return labels.numpy()
 
 
-def dealer(workload: Workload, *, folds: int = 0, time_ordered: bool = False) -> Splitter:
-    """How this workload's data are dealt. Raises ConfigError for folds or an order that it does not allow."""
+def splitter_of(workload: Workload, *, folds: int = 0, time_ordered: bool = False) -> Splitter:
+    """How this workload's data are split. Raises ConfigError for folds or an order that it does not allow."""
     samples = samples_of(workload.batches, workload.model)
     if (folds or time_ordered) and workload.val_batches:
         flag = "folds" if folds else "a time-ordered split"

@@ -9,7 +9,7 @@ from gradcheck.errors import ConfigError
 from gradcheck.judge.select import suggestion
 from gradcheck.remedies.catalogue import ADVICE_ONLY, CATALOGUE
 from gradcheck.remedies.definition import RemedyDefinition, Strength
-from gradcheck.trials.standings import Contestant
+from gradcheck.trials.standings import Candidate
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
@@ -50,27 +50,27 @@ USUAL_FOR: dict[Task, tuple[str, ...]] = {
 }
 
 
-def entries(report: Report, task: Task, remedies: Sequence[str] = (), *, variants: bool = True) -> list[Contestant]:
-    """One contestant for each remedy, or three with `variants` where it has a strength. Raises ConfigError for unknown names."""
+def entries(report: Report, task: Task, remedies: Sequence[str] = (), *, variants: bool = True) -> list[Candidate]:
+    """One candidate for each remedy, or three with `variants` where it has a strength. Raises ConfigError for unknown names."""
     m = report.measurement
     proposed = findings_of(report.findings)
     named = bool(remedies)
     names = list(dict.fromkeys(remedies)) if named else usual(proposed, task)
-    found: list[Contestant] = []
+    found: list[Candidate] = []
     seen: list[tuple[object, ...]] = []
     for name in names:
         treatment = treatment_named(name)
-        prescription = prescribed(treatment, proposed.get(name), m)
-        if prescription is not None and not named:  # two names for one thing need one entry
-            same = (prescription.stage, prescription.settings, prescription.layers)
-            if prescription.settings and same in seen:
+        fix = prescribed(treatment, proposed.get(name), m)
+        if fix is not None and not named:  # two names for one thing need one entry
+            same = (fix.stage, fix.settings, fix.layers)
+            if fix.settings and same in seen:
                 continue
             seen.append(same)
-        if prescription is not None:
-            strengths = versions(treatment, prescription, m) if variants else [prescription]
-            found += [Contestant(name, title(treatment, p), (p,), variant=i >= entering(name)) for i, p in enumerate(strengths)]
+        if fix is not None:
+            strengths = versions(treatment, fix, m) if variants else [fix]
+            found += [Candidate(name, title(treatment, p), (p,), variant=i >= entering(name)) for i, p in enumerate(strengths)]
         elif named:
-            found.append(Contestant(name, treatment.title, failure=UNFIT, inapplicable=True))
+            found.append(Candidate(name, treatment.title, failure=UNFIT, inapplicable=True))
     return found
 
 
@@ -99,22 +99,22 @@ def treatment_named(name: str) -> RemedyDefinition:
 
 
 def prescribed(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> Fix | None:
-    """The best of its prescriptions, for the finding if one proposes it."""
+    """The best of its fixes, for the finding if one proposes it."""
     options = treatment.propose(finding, m) if finding is not None else []
     options = options or treatment.propose(None, m)
     return options[0] if options else None
 
 
-def versions(treatment: RemedyDefinition, prescription: Fix, m: Measurement) -> list[Fix]:
-    """The prescription, then other strengths of it, if it has any. Penalties enter at a grid of their own."""
+def versions(treatment: RemedyDefinition, fix: Fix, m: Measurement) -> list[Fix]:
+    """The fix, then other strengths of it, if it has any. Penalties enter at a grid of their own."""
     if not treatment.strengths:
-        return [prescription]
+        return [fix]
     strength = within(treatment, m)[0]
     if treatment.name in PENALTIES:
-        return [treatment.at(prescription, **{strength.setting: value}) for value in (*FIRST_STRENGTHS, *OTHER_STRENGTHS)]
-    now = float(prescription.settings.get(strength.setting, strength.default))
+        return [treatment.at(fix, **{strength.setting: value}) for value in (*FIRST_STRENGTHS, *OTHER_STRENGTHS)]
+    now = float(fix.settings.get(strength.setting, strength.default))
     values = neighbours(strength, now, both=treatment.stage != "clipping")
-    return [prescription, *(treatment.at(prescription, **{strength.setting: value}) for value in values)]
+    return [fix, *(treatment.at(fix, **{strength.setting: value}) for value in values)]
 
 
 def entering(name: str) -> int:
@@ -147,19 +147,19 @@ def neighbours(strength: Strength, now: float, *, both: bool = True) -> list[flo
     return [value for value in dict.fromkeys(rounded) if value != now]
 
 
-def scheduled(contestant: Contestant, steps: int) -> Contestant:
+def scheduled(candidate: Candidate, steps: int) -> Candidate:
     """With schedules that end with the training, at the length of the trial's runs."""
     share = {"cosine-schedule": 1.0, "step-schedule": 1 / 3}
     fitted = tuple(
         CATALOGUE[p.treatment].at(p, steps=max(1, round(steps * share[p.treatment]))) if p.treatment in share else p
-        for p in contestant.prescriptions
+        for p in candidate.fixes
     )
-    return replace(contestant, prescriptions=fitted) if fitted != contestant.prescriptions else contestant
+    return replace(candidate, fixes=fitted) if fitted != candidate.fixes else candidate
 
 
-def title(treatment: RemedyDefinition, prescription: Fix) -> str:
+def title(treatment: RemedyDefinition, fix: Fix) -> str:
     """`dropout 0.3`: its name, and the strength if it has one."""
-    words = [f"{number}" for s in treatment.strengths if (number := shown(prescription.settings.get(s.setting))) is not None]
+    words = [f"{number}" for s in treatment.strengths if (number := shown(fix.settings.get(s.setting))) is not None]
     return " ".join([treatment.name, "/".join(words)]).strip()
 
 

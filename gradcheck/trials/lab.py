@@ -1,60 +1,37 @@
-"""Patients of a trial: for every seed the untreated one, and treated copies of it, each trained on its own and measured at the end."""
+"""The runs of a trial: for every seed the untreated copy, and treated ones, each trained by itself and measured at its end."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
 
-from gradcheck.errors import TargetError
 from gradcheck.remedies.catalogue import apply
 from gradcheck.training.early_stopping import stopped_early, stops_early
+from gradcheck.training.lab import Lab
 from gradcheck.training.metrics import predictions, scores, task_of
 from gradcheck.training.paired import training_loss
+from gradcheck.training.result import Result
 from gradcheck.training.splits import Splitter
 from gradcheck.training.trainer import Trainer, sample_mean
 from gradcheck.trials.target_scaling import in_untreated_units
 from gradcheck.types.fix import Fix
 from gradcheck.types.training import Run
 from gradcheck.types.trial import Task
-from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.step import make_training_step
-from gradcheck.workload.treated import TreatedWorkload, treated_copy
+from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import TrainingStep, Workload
 
 CHECKPOINTS = 20  # of validation in a run
 TIMED_STEPS = 20
 SETTLED = 20  # steps before which gradient norms are not counted: the first ones are larger in healthy trainings, too
-KEPT = 4  # seeds whose untreated patients stay in memory
 # Treatments that change what the loss means: they are compared by accuracy or R2, not by loss.
 OTHER_LOSS = frozenset(("replace-loss", "flip-sign"))
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run of one entry. `value`: the metric that entries are compared by; infinite when the run diverged or raised."""
-
-    run: Run
-    value: float
-    parts: tuple[float, ...] = ()  # the loss on each validation batch over the last fifth; `value` is their mean over samples
-    checkpoints: tuple[tuple[float, ...], ...] = ()  # the same at every validation of the run
-    scores: Mapping[str, float] = field(default_factory=dict)
-    sparsity: float | None = None
-    step_seconds: float = 0.0
-
-    @property
-    def lost(self) -> bool:
-        return self.run.ended in ("non-finite", "raised")
-
-    @property
-    def cut(self) -> bool:
-        return self.run.ended == "budget"
 
 
 class Pace(NamedTuple):
@@ -65,69 +42,42 @@ class Pace(NamedTuple):
     start: float
 
 
-class Lab:
+class TrialLab(Lab):
     """Everything that runs of a trial share."""
 
-    def __init__(self, workload: Workload, dealer: Splitter) -> None:
-        self.workload = workload
-        self.dealer = dealer
-        self._bases: OrderedDict[int, TreatedWorkload] = OrderedDict()
-        self.task: Task = "other"
+    splitter: Splitter
+    task: Task = "other"
+
+    def __init__(self, workload: Workload, splitter: Splitter) -> None:
+        super().__init__(workload, apply, splitter)
 
     @property
     def metric(self) -> str:
-        return "training loss" if self.dealer.how == "none" else "validation loss"
+        return "training loss" if self.splitter.how == "none" else "validation loss"
 
-    def base(self, seed: int) -> TreatedWorkload:
-        """The untreated patient: fresh weights where the target can be built anew, and this seed's share of the data."""
-        if seed not in self._bases:
-            batches, val_batches = self.dealer.deal(seed)
-            built = self._built(seed)
-            self._bases[seed] = treated_copy(replace(built, batches=batches, val_batches=val_batches))
-            while len(self._bases) > KEPT:
-                self._bases.popitem(last=False)
-        return self._bases[seed]
-
-    def _built(self, seed: int) -> Workload:
-        if self.workload.rebuild is None or not seed:
-            return self.workload
-        try:
-            return self.workload.rebuild(seed)
-        except TargetError:
-            return self.workload
-
-    def treated(self, seed: int, prescriptions: Sequence[Fix]) -> TreatedWorkload:
-        """Raises Inapplicable, or what applying raises."""
-        with preserve_rng():
-            patient = self.base(seed).copy()
-            for prescription in prescriptions:
-                seed_all(seed)
-                apply(patient, prescription)
-        return patient
-
-    def judge(self, seed: int, patient: TreatedWorkload) -> TrainingStep:
+    def judge(self, seed: int, treated: TreatedWorkload) -> TrainingStep:
         """The untreated loss in the untreated units: penalties, smoothed labels and scaled targets would not be comparable."""
         base = self.base(seed)
-        own = {p.treatment for p in patient.applied} & OTHER_LOSS
+        own = {p.treatment for p in treated.applied} & OTHER_LOSS
         loss = base.workload.loss
         if loss is None or own:
-            return patient.workload.training_step
+            return treated.workload.training_step
         judge = make_training_step(base.model, loss)
-        return in_untreated_units(judge, base, patient)
+        return in_untreated_units(judge, base, treated)
 
     def run(
         self,
         seed: int,
-        prescriptions: Sequence[Fix],
+        fixes: Sequence[Fix],
         steps: int,
         deadline: float = math.inf,
         watch: Callable[[Trainer], bool] | None = None,
     ) -> Result:
-        """Trains this seed's patient. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
-        patient = self.treated(seed, prescriptions) if prescriptions else self.base(seed)
-        course = Trainer.of(patient, seed, judge=self.judge(seed, patient))
+        """Trains this seed's treated. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
+        treated = self.treated(fixes, seed) if fixes else self.base(seed)
+        course = Trainer.of(treated, seed, judge=self.judge(seed, treated))
         self.carry_on(course, steps, deadline, watch)
-        return self.measured(course)
+        return self.measured(course, seed)
 
     def pace(self, seconds: float) -> Pace:
         """A few steps of the untreated model, for so long at most, and one validation."""
@@ -148,25 +98,32 @@ class Lab:
             if course.ended == "done" and not watch(course):
                 course.ended = "budget"
 
-    def measured(self, course: Trainer) -> Result:
-        run, patient = course.record(), course.treated
+    def measured(self, course: Trainer, seed: int) -> Result:
+        run, treated = course.record(), course.treated
         seconds = course.step_seconds
-        lost = run.ended in ("non-finite", "raised")
-        if lost:
-            return Result(run, math.inf, step_seconds=seconds)
-        sparsity = zeros(patient)
+        if run.ended in ("non-finite", "raised"):
+            return Result(run, value=math.inf, step_seconds=seconds)
+        sparsity = zeros(treated)
         if not course.parts:
-            return Result(run, training_loss(run), sparsity=sparsity, step_seconds=seconds)
+            return Result(run, value=training_loss(run), sparsity=sparsity, step_seconds=seconds)
         parts = settled(course.parts)
-        value = sample_mean(parts, patient.workload.val_batches)
+        value = sample_mean(parts, treated.workload.val_batches)
         if not math.isfinite(value):
-            return Result(run, math.inf, step_seconds=seconds)
-        result = Result(run, value, parts, tuple(course.parts), self._scores(course, value), sparsity, seconds)
-        return self.stopped(result, course.seed) if stops_early(patient.applied) else result
+            return Result(run, value=math.inf, step_seconds=seconds)
+        result = Result(
+            run,
+            value=value,
+            parts=parts,
+            checkpoints=tuple(course.parts),
+            scores=self._scores(course, value),
+            sparsity=sparsity,
+            step_seconds=seconds,
+        )
+        return self.stopped(result, seed) if stops_early(treated.applied) else result
 
     def stopped(self, result: Result, seed: int) -> Result:
         """The same run, ended early. Its other scores are of the last step, and are left out."""
-        if result.lost or not result.checkpoints:
+        if result.failed or not result.checkpoints:
             return result
         batches = self.base(seed).workload.val_batches
         parts = stopped_early(result.checkpoints, batches)
@@ -201,9 +158,9 @@ def settled(checkpoints: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(fmean(losses) for losses in zip(*last, strict=True))
 
 
-def zeros(patient: TreatedWorkload) -> float | None:
+def zeros(treated: TreatedWorkload) -> float | None:
     """Share of the entries of all trainable weights with two axes or more that are exactly zero."""
-    weights = [p for p in patient.model.parameters() if p.requires_grad and p.dim() >= 2]
+    weights = [p for p in treated.model.parameters() if p.requires_grad and p.dim() >= 2]
     count = sum(p.numel() for p in weights)
     return float(sum(int((p == 0).sum()) for p in weights)) / count if count else None
 

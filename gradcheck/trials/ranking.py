@@ -1,4 +1,4 @@
-"""From the results of a contest to ranked entries, what adds up, and what is recommended."""
+"""From the results of a tournament to ranked entries, what adds up, and what is recommended."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from statistics import fmean, median
 
 from gradcheck.training.intervals import CONFIDENCE, paired_interval
 from gradcheck.training.metrics import LOWER_IS_BETTER
-from gradcheck.trials.lab import Result, spread
+from gradcheck.training.result import Result
+from gradcheck.trials.lab import spread
 from gradcheck.trials.rounds import Tournament
-from gradcheck.trials.standings import Contestant, compare, is_relevant, is_undecided, shared, values
+from gradcheck.trials.standings import Candidate, compare, is_relevant, is_undecided, shared, values
 from gradcheck.types.fix import Effect
 from gradcheck.types.trial import Curve, Entry, EntryStatus, Interaction, Score
 
@@ -21,38 +22,38 @@ ORDER: tuple[EntryStatus, ...] = (
 )  # fmt: skip
 
 
-def simultaneous(contest: Tournament) -> float:
+def simultaneous(tournament: Tournament) -> float:
     """Confidence of each interval of the final, so that all hold at once with 95 % (Bonferroni)."""
-    return 1 - (1 - CONFIDENCE) / max(1, len(contest.finalists))
+    return 1 - (1 - CONFIDENCE) / max(1, len(tournament.finalists))
 
 
-def entry_of(contest: Tournament, contestant: Contestant) -> Entry:
+def entry_of(tournament: Tournament, candidate: Candidate) -> Entry:
     """Judged on the fresh seeds of the final where it was in it, else on those of the screening."""
-    seeds = shared(contestant, contest.base, contest.fresh)
-    final = len(seeds) >= FEWEST and contestant in contest.finalists
-    seeds = seeds if final else shared(contestant, contest.base)
-    effect = compare(contestant, contest.base, contest.stick, seeds, simultaneous(contest) if final else CONFIDENCE)
-    results = [contestant.results[s] for s in seeds]
-    status = status_of(contest, contestant, effect, final)
-    return _described(contestant.name, contestant, status, results, effect, final)
+    seeds = shared(candidate, tournament.base, tournament.fresh)
+    final = len(seeds) >= FEWEST and candidate in tournament.finalists
+    seeds = seeds if final else shared(candidate, tournament.base)
+    effect = compare(candidate, tournament.base, tournament.metric, seeds, simultaneous(tournament) if final else CONFIDENCE)
+    results = [candidate.results[s] for s in seeds]
+    status = status_of(tournament, candidate, effect, final)
+    return _described(candidate.name, candidate, status, results, effect, final)
 
 
-def base_entry(contest: Tournament) -> Entry:
-    base = contest.base
-    seeds = [s for s in contest.fresh if s in base.results] or sorted(base.results)
-    return _described("untreated", base, "untreated", [base.results[s] for s in seeds], None, seeds[:1] == contest.fresh[:1])
+def base_entry(tournament: Tournament) -> Entry:
+    base = tournament.base
+    seeds = [s for s in tournament.fresh if s in base.results] or sorted(base.results)
+    return _described("untreated", base, "untreated", [base.results[s] for s in seeds], None, seeds[:1] == tournament.fresh[:1])
 
 
 def _described(
-    name: str, contestant: Contestant, status: EntryStatus, results: Sequence[Result], effect: Effect | None, fresh: bool
+    name: str, candidate: Candidate, status: EntryStatus, results: Sequence[Result], effect: Effect | None, fresh: bool
 ) -> Entry:
     spreads = [x for r in results if (x := spread(r.run)) is not None]
     sparsities = [r.sparsity for r in results if r.sparsity is not None]
     return Entry(
         name,
-        contestant.title,
+        candidate.title,
         status,
-        prescriptions=contestant.prescriptions,
+        prescriptions=candidate.fixes,
         effect=effect,
         fresh=fresh,
         seeds=len(results),
@@ -64,23 +65,23 @@ def _described(
         step_ms=1e3 * median(r.step_seconds for r in results) if results else None,
         sparsity=median(sparsities) if sparsities else None,
         diverged=sum(r.run.ended == "non-finite" or math.isinf(r.value) for r in results),
-        reason=contestant.failure,
+        reason=candidate.failure,
     )
 
 
-def status_of(contest: Tournament, contestant: Contestant, effect: Effect | None, final: bool) -> EntryStatus:
-    if contestant.failure:
-        return "inapplicable" if contestant.inapplicable else "failed"
+def status_of(tournament: Tournament, candidate: Candidate, effect: Effect | None, final: bool) -> EntryStatus:
+    if candidate.failure:
+        return "inapplicable" if candidate.inapplicable else "failed"
     if effect is None:
         return "untried"
-    lost = [contestant.results[s].lost for s in shared(contestant, contest.base)]
+    lost = [candidate.results[s].failed for s in shared(candidate, tournament.base)]
     if sum(lost) > len(lost) / 2:
         return "diverged"
     bad = effect.low > 0 if effect.lower_is_better else effect.high < 0
-    if not is_relevant(effect, contest.stick):
+    if not is_relevant(effect, tournament.metric):
         return "no-difference"
     if final:
-        undecided = is_undecided(effect, contest.stick)
+        undecided = is_undecided(effect, tournament.metric)
         return "helps" if effect.better else "worse" if bad else "undecided" if undecided else "no-difference"
     down = effect.difference < 0 if effect.lower_is_better else effect.difference > 0
     return "promising" if down else "worse" if bad else "no-difference"
@@ -139,54 +140,54 @@ def best_single(helpful: Sequence[Entry], relevant: float) -> Entry | None:
     return min(as_low, key=lambda e: fmean(e.validation.median), default=lowest)
 
 
-def recommendation(contest: Tournament, entries: Sequence[Entry]) -> str:
+def recommendation(tournament: Tournament, entries: Sequence[Entry]) -> str:
     """The best single remedy that helps; a combination only where it is better than that by more than chance."""
     helpful = [e for e in entries if e.status == "helps"]
-    single = best_single([e for e in helpful if " + " not in e.name], contest.stick.relevant)
+    single = best_single([e for e in helpful if " + " not in e.name], tournament.metric.relevant)
     pairs = sorted((e for e in helpful if " + " in e.name), key=_loss_of)
     if single is None:
         return pairs[0].name if pairs else ""
     for pair in pairs:
-        effect = beside(contest, pair.name, single.name)
-        if effect is not None and effect.better and is_relevant(effect, contest.stick):
+        effect = beside(tournament, pair.name, single.name)
+        if effect is not None and effect.better and is_relevant(effect, tournament.metric):
             return pair.name
     return single.name
 
 
-def beside(contest: Tournament, name: str, other: str) -> Effect | None:
+def beside(tournament: Tournament, name: str, other: str) -> Effect | None:
     """The paired effect of one finalist against another one, on the fresh seeds."""
-    found = {c.name: c for c in contest.finalists}
+    found = {c.name: c for c in tournament.finalists}
     if name not in found or other not in found or found[name].judged_by_score != found[other].judged_by_score:
         return None
-    seeds = shared(found[name], found[other], contest.fresh)
-    return compare(found[name], found[other], contest.stick, seeds) if len(seeds) >= FEWEST else None
+    seeds = shared(found[name], found[other], tournament.fresh)
+    return compare(found[name], found[other], tournament.metric, seeds) if len(seeds) >= FEWEST else None
 
 
-def interactions(contest: Tournament) -> tuple[Interaction, ...]:
+def interactions(tournament: Tournament) -> tuple[Interaction, ...]:
     """Of the combinations in the final: is their effect the sum of the single ones?"""
-    found = {c.name: c for c in contest.finalists}
+    found = {c.name: c for c in tournament.finalists}
     result = []
     for name, pair in found.items():
         team = [found[part] for part in name.split(" + ") if part in found]
-        seeds = [s for s in contest.fresh if all(s in c.results for c in (contest.base, pair, *team))]
+        seeds = [s for s in tournament.fresh if all(s in c.results for c in (tournament.base, pair, *team))]
         if len(team) > 1 and len(seeds) >= FEWEST and not any(c.judged_by_score for c in team):
-            known = _interaction(contest, pair, team, seeds)
+            known = _interaction(tournament, pair, team, seeds)
             result += [known] if known is not None else []
     return tuple(result)
 
 
-def _interaction(contest: Tournament, pair: Contestant, team: Sequence[Contestant], seeds: Sequence[int]) -> Interaction | None:
-    stick, base = contest.stick, contest.base
-    single = [[b - a for a, b in zip(*values(c, base, seeds, stick), strict=True)] for c in team]
-    both = [b - a for a, b in zip(*values(pair, base, seeds, stick), strict=True)]
+def _interaction(tournament: Tournament, pair: Candidate, team: Sequence[Candidate], seeds: Sequence[int]) -> Interaction | None:
+    metric, base = tournament.metric, tournament.base
+    single = [[b - a for a, b in zip(*values(c, base, seeds, metric), strict=True)] for c in team]
+    both = [b - a for a, b in zip(*values(pair, base, seeds, metric), strict=True)]
     excess = [x - sum(parts) for x, parts in zip(both, zip(*single, strict=True), strict=True)]
     if not all(map(math.isfinite, excess)):
         return None
-    interval = paired_interval(excess, overlap=stick.overlap)
+    interval = paired_interval(excess, overlap=metric.overlap)
     sums = tuple(median(d) for d in single)
     verdict = "reinforce" if interval.high < 0 else "overlap" if interval.low > 0 else "undecided"
-    if verdict != "undecided" and abs(interval.mean) < stick.relevant:
+    if verdict != "undecided" and abs(interval.mean) < metric.relevant:
         verdict = "add up"
-    if verdict == "undecided" and max(abs(interval.low), abs(interval.high)) < max(stick.relevant, 0.5 * abs(sum(sums))):
+    if verdict == "undecided" and max(abs(interval.low), abs(interval.high)) < max(metric.relevant, 0.5 * abs(sum(sums))):
         verdict = "add up"
     return Interaction(tuple(c.name for c in team), sums, median(both), median(excess), interval.low, interval.high, verdict)  # type: ignore[arg-type]

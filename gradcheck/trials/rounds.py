@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from gradcheck.training.early_stopping import stops_early
+from gradcheck.training.halving import survivors
+from gradcheck.training.pool import WorkerPool
 from gradcheck.trials.candidates import scheduled
-from gradcheck.trials.lab import Lab
+from gradcheck.trials.jobs import Job, answers
+from gradcheck.trials.lab import TrialLab
 from gradcheck.trials.plan import COSTLIER, FEWEST_SEEDS, Plan, Planner
-from gradcheck.trials.standings import ComparisonMetric, Contestant, gain, shared
-from gradcheck.trials.worker_pool import Job, WorkerPool
+from gradcheck.trials.standings import Candidate, ComparisonMetric, gain, shared
 from gradcheck.types.fix import STAGES
 
 SCREENING_SHARE = 0.55  # of the time: the rest is for the final
@@ -44,16 +46,16 @@ Tick = Callable[[str, float], None]
 class Tournament:
     """`deadline`: of time.perf_counter(), for everything. Results stay when a round is broken off, by time or by the user."""
 
-    ward: Lab
-    contestants: list[Contestant]
-    stick: ComparisonMetric
+    lab: TrialLab
+    candidates: list[Candidate]
+    metric: ComparisonMetric
     plan: Plan
-    crew: WorkerPool
+    pool: WorkerPool[TrialLab]
     deadline: float
     tick: Tick = lambda phase, fraction: None
     planner: Planner | None = None  # where the plan may still be changed
-    base: Contestant = field(default_factory=lambda: Contestant("untreated", "untreated"))
-    finalists: list[Contestant] = field(default_factory=list)
+    base: Candidate = field(default_factory=lambda: Candidate("untreated", "untreated"))
+    finalists: list[Candidate] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     seeds: int = 0  # of the final; known when it begins
     run_seconds: float = 0.0  # from one finished run to the next, on the average
@@ -61,25 +63,25 @@ class Tournament:
     @property
     def fresh(self) -> list[int]:
         """Seeds of the final."""
-        folds = max(1, self.ward.dealer.folds)
+        folds = max(1, self.lab.splitter.folds)
         first = -(-FRESH // folds) * folds
         return list(range(first, first + (self.seeds or self.plan.seeds)))
 
-    def hold(self) -> None:
+    def run(self) -> None:
         """All rounds, as far as time allows."""
         self.first_round()
         if self.replanned():
             self.first_round()
-        better = self.best_of_each(self.contestants)
-        half = better[: max(self.plan.finalists, -(-len(better) // 2))]
+        better = self.best_of_each(self.candidates)
+        half = survivors(better, len(better), 1 / 2, self.plan.finalists)
         screening = self.half_time()
         if self.plan.variants:
             self.round("other strengths", self.near(half), list(range(self.plan.first)), screening)
         names = {c.name for c in half}
-        better = [c for c in self.best_of_each(self.contestants) if c.name in names]
+        better = [c for c in self.best_of_each(self.candidates) if c.name in names]
         self.round("second round", better, list(range(self.plan.first, self.plan.first + self.plan.second)), screening)
         self.finalists = self.chosen(better)
-        gains = [gain(c, self.base, self.stick) for c in self.finalists]
+        gains = [gain(c, self.base, self.metric) for c in self.finalists]
         self.finalists += combinations(self.finalists, gains)[: self.plan.together]
         while len(self.finalists) > 1 and self.affordable() < min(ENOUGH_SEEDS, self.plan.seeds):
             self.finalists.pop()  # combinations stand last, and before them the remedies that looked least good
@@ -87,8 +89,8 @@ class Tournament:
         self.round("final", self.finalists, self.fresh, self.deadline)
 
     def first_round(self) -> None:
-        self.contestants = [scheduled(c, self.plan.steps) for c in self.contestants]
-        self.round("first round", by_turns([c for c in self.contestants if not c.variant]), list(range(self.plan.first)), self.half_time())
+        self.candidates = [scheduled(c, self.plan.steps) for c in self.candidates]
+        self.round("first round", by_turns([c for c in self.candidates if not c.variant]), list(range(self.plan.first)), self.half_time())
 
     def replanned(self) -> bool:
         """Whether runs took so much less time than planned that all begins anew with longer ones: the machine had other work before."""
@@ -99,8 +101,8 @@ class Tournament:
         if plan.steps < MUCH_LONGER * self.plan.steps:
             return False
         self.plan = plan
-        for contestant in (self.base, *self.contestants):
-            contestant.results.clear()
+        for candidate in (self.base, *self.candidates):
+            candidate.results.clear()
         return True
 
     def half_time(self) -> float:
@@ -109,17 +111,17 @@ class Tournament:
         left = max(0.0, self.deadline - now)
         return now + min(SCREENING_SHARE * left, max(0.0, left - SMALL_FINAL * self.run_seconds / RESERVE))
 
-    def near(self, best: Sequence[Contestant]) -> list[Contestant]:
+    def near(self, best: Sequence[Candidate]) -> list[Candidate]:
         """The strengths next to the best ones so far."""
-        found: list[Contestant] = []
+        found: list[Candidate] = []
         for one in best:
-            others = [c for c in self.contestants if c.variant and c.name == one.name]
+            others = [c for c in self.candidates if c.variant and c.name == one.name]
             found += sorted(others, key=lambda c: apart(c, one))[:NEXT_TO]
         return found
 
     def affordable(self) -> int:
         """Seeds of the final that there is time for, by what runs took so far; three at least, with folds a multiple of them."""
-        folds, runs = self.ward.dealer.folds, 1 + sum(not stops_early(c.prescriptions, only=True) for c in self.finalists)
+        folds, runs = self.lab.splitter.folds, 1 + sum(not stops_early(c.fixes, only=True) for c in self.finalists)
         left = RESERVE * (self.deadline - time.perf_counter())
         seeds = min(self.plan.seeds, int(left / max(self.run_seconds * runs, 1e-9)))
         if folds:
@@ -132,54 +134,54 @@ class Tournament:
         known = (c for c in (self.base, *self.finalists) if not c.failure)
         return bool(self.seeds) and all(s in c.results for c in known for s in self.fresh)
 
-    def round(self, name: str, contestants: Sequence[Contestant], seeds: Sequence[int], deadline: float) -> None:
+    def round(self, name: str, candidates: Sequence[Candidate], seeds: Sequence[int], deadline: float) -> None:
         """Seed by seed, so that what is there when time is up can be compared."""
-        everyone = [(s, c) for s in seeds for c in (self.base, *contestants) if not c.failure and s not in c.results]
-        same = [(s, c) for s, c in everyone if c.prescriptions and stops_early(c.prescriptions, only=True)]
+        everyone = [(s, c) for s in seeds for c in (self.base, *candidates) if not c.failure and s not in c.results]
+        same = [(s, c) for s, c in everyone if c.fixes and stops_early(c.fixes, only=True)]
         trained = [pair for pair in everyone if pair not in same]
         started, done = time.perf_counter(), 0
-        for i, answer in self.crew.do([Job(s, c.prescriptions, self.plan.steps, deadline) for s, c in trained]):
-            seed, contestant = trained[i]
-            done += contestant.note(seed, answer)
+        for i, answer in answers(self.pool, [Job(s, c.fixes, self.plan.steps, deadline) for s, c in trained]):
+            seed, candidate = trained[i]
+            done += candidate.note(seed, answer)
             self.run_seconds = (time.perf_counter() - started) / max(1, done)
-            self.tick(f"{name}, {contestant.title}", (time.perf_counter() - self.started) / (self.deadline - self.started))
-        for seed, contestant in same:  # the untreated training, ended early
+            self.tick(f"{name}, {candidate.title}", (time.perf_counter() - self.started) / (self.deadline - self.started))
+        for seed, candidate in same:  # the untreated training, ended early
             if seed in self.base.results:
-                contestant.results[seed] = self.ward.stopped(self.base.results[seed], seed)
+                candidate.results[seed] = self.lab.stopped(self.base.results[seed], seed)
 
-    def best_of_each(self, contestants: Sequence[Contestant]) -> list[Contestant]:
+    def best_of_each(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The best strength of each remedy, best remedy first; those without a result are left out."""
-        known = [c for c in contestants if not c.failure and shared(c, self.base)]
-        ranked = sorted(known, key=lambda c: gain(c, self.base, self.stick), reverse=True)
+        known = [c for c in candidates if not c.failure and shared(c, self.base)]
+        ranked = sorted(known, key=lambda c: gain(c, self.base, self.metric), reverse=True)
         return [c for i, c in enumerate(ranked) if c.name not in {d.name for d in ranked[:i]}]
 
-    def chosen(self, contestants: Sequence[Contestant]) -> list[Contestant]:
+    def chosen(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Who enters the final: what looks better so far; the best one in any case, so that "no difference" was looked for."""
-        ranked = [c for c in self.best_of_each(contestants) if not c.failure]
-        promising = [c for c in ranked if gain(c, self.base, self.stick) >= PROMISING]
+        ranked = [c for c in self.best_of_each(candidates) if not c.failure]
+        promising = [c for c in ranked if gain(c, self.base, self.metric) >= PROMISING]
         return (promising or ranked[:1])[: self.plan.finalists]
 
 
-def combinations(finalists: Sequence[Contestant], gains: Sequence[float]) -> list[Contestant]:
+def combinations(finalists: Sequence[Candidate], gains: Sequence[float]) -> list[Candidate]:
     """The best two, and the best three, that do not take each other's place."""
-    team: list[Contestant] = []
-    for contestant, value in sorted(zip(finalists, gains, strict=True), key=lambda pair: -pair[1]):
-        if value >= 1 and not any(rivals(contestant.name, other.name) for other in team):
-            team.append(contestant)
+    team: list[Candidate] = []
+    for candidate, value in sorted(zip(finalists, gains, strict=True), key=lambda pair: -pair[1]):
+        if value >= 1 and not any(rivals(candidate.name, other.name) for other in team):
+            team.append(candidate)
     return [together(team[:n]) for n in range(2, min(len(team), TOGETHER) + 1)]
 
 
-def by_turns(contestants: Sequence[Contestant]) -> list[Contestant]:
+def by_turns(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Every remedy once before any at its next strength: when time is short, rather fewer strengths than fewer remedies."""
-    turns: dict[str, list[Contestant]] = {}
-    for contestant in contestants:
-        turns.setdefault(contestant.name, []).append(contestant)
+    turns: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        turns.setdefault(candidate.name, []).append(candidate)
     return [c for turn in zip_longest(*turns.values()) for c in turn if c is not None]
 
 
-def apart(one: Contestant, other: Contestant) -> float:
+def apart(one: Candidate, other: Candidate) -> float:
     """How many times stronger or weaker, as a logarithm; 0 for remedies whose strengths are not on one scale."""
-    values = [c.prescriptions[0].settings.get("strength") for c in (one, other) if c.prescriptions]
+    values = [c.fixes[0].settings.get("strength") for c in (one, other) if c.fixes]
     known = [math.log(v) for v in values if isinstance(v, float) and v > 0]
     return abs(known[0] - known[1]) if len(known) == 2 else 0.0
 
@@ -188,7 +190,7 @@ def rivals(one: str, other: str) -> bool:
     return any(one in group and other in group for group in RIVALS)
 
 
-def together(team: Sequence[Contestant]) -> Contestant:
+def together(team: Sequence[Candidate]) -> Candidate:
     """Applied in the order of the stages: what is wired wrongly before what is tuned."""
-    prescriptions = sorted((p for c in team for p in c.prescriptions), key=lambda p: STAGES.index(p.stage))
-    return Contestant(" + ".join(c.name for c in team), " + ".join(c.title for c in team), tuple(prescriptions))
+    fixes = sorted((p for c in team for p in c.fixes), key=lambda p: STAGES.index(p.stage))
+    return Candidate(" + ".join(c.name for c in team), " + ".join(c.title for c in team), tuple(fixes))

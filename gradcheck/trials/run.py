@@ -5,33 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from gradcheck.config.settings import Settings, settings_from
+from gradcheck.config.settings import Settings
 from gradcheck.errors import GradcheckError
 from gradcheck.loading.load import load
-from gradcheck.loading.objects import from_objects
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.pipeline import Progress, scan_workload
 from gradcheck.remedies.writers import plan_edits
 from gradcheck.training.early_stopping import NAME as EARLY_STOPPING
 from gradcheck.training.metrics import require_scikit_learn
-from gradcheck.training.splits import Splitter, dealer
+from gradcheck.training.pool import WorkerPool, usual_workers
+from gradcheck.training.splits import Splitter, splitter_of
 from gradcheck.trials.candidates import entries, treatment_named
-from gradcheck.trials.lab import Lab
-from gradcheck.trials.options import DEFAULT_BUDGET, Options
+from gradcheck.trials.jobs import pace
+from gradcheck.trials.lab import TrialLab
+from gradcheck.trials.options import Options
 from gradcheck.trials.plan import SPARSE, Planner
 from gradcheck.trials.ranking import base_entry, entry_of, interactions, ranked, recommendation
 from gradcheck.trials.rounds import NEXT_TO, Tournament
-from gradcheck.trials.standings import RELEVANT_SHARE, ComparisonMetric, Contestant
+from gradcheck.trials.standings import RELEVANT_SHARE, Candidate, ComparisonMetric
 from gradcheck.trials.summary import explained, verdict
-from gradcheck.trials.worker_pool import WorkerPool
 from gradcheck.types.measurement import Assumption
 from gradcheck.types.report import Report
 from gradcheck.types.trial import SearchPoint, Task, TrialResult
@@ -53,50 +48,10 @@ SCORES: dict[Task, str] = {
 }
 
 
-def trial(
-    model: nn.Module,
-    data: Any,
-    *,
-    loss: Callable[[Any, Any], torch.Tensor] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    val_data: Any = None,
-    training_step: Callable[[nn.Module, Any], torch.Tensor] | None = None,
-    remedies: Sequence[str] = (),
-    budget: float = DEFAULT_BUDGET,
-    steps: int | None = None,
-    seeds: int | None = None,
-    search: str | None = None,
-    trials: int | None = None,
-    study: str | None = None,
-    workers: int | None = None,
-    folds: int = 0,
-    time_ordered: bool = False,
-    config: Settings | Mapping[str, Any] | str | Path | None = None,
-) -> TrialResult:
-    """Trains copies of a model with and without remedies, and says which helps, by how much, and how surely. Changes nothing it is given.
-
-    Model, data, loss and optimizer are those of `gradcheck.scan`. `remedies`: names; else what the scan proposes and what is usual.
-    `budget`: seconds. `steps`: of every run, `seeds`: of the final; else what the budget allows. `search`: "grid", "random" or "bayes"
-    over the strengths (`trials` of each remedy, stored in `study`). `workers`: processes (as many as
-    processors). `folds`: of a cross-validation. `time_ordered`: validate on the last
-    samples. Ctrl-C ends the trial early: the result has what was found by then. Raises TargetError and ConfigError as `scan` does.
-    """
-    names = (remedies,) if isinstance(remedies, str) else tuple(remedies)
-    options = Options(names, budget, steps, seeds, search, trials, study, workers, folds, time_ordered)
-    settings = settings_from(config)
-    with untouched():
-        workload = from_objects(
-            model, data, loss=loss, optimizer=optimizer, val_data=val_data, training_step=training_step, batches=BATCHES
-        )
-        result = trial_workload(workload, options, settings).trial
-    assert result is not None
-    return result
-
-
 def trial_target(
     spec: TargetSpec, options: Options, settings: Settings, progress: Progress | None = None, started: float | None = None
 ) -> Report:
-    """The same for a target that is named; the report of its scan, with the result in `trial`. `started`: when the budget began."""
+    """Of a target that is named; the report of its scan, with the result in `trial`. `started`: when the budget began."""
     started = time.perf_counter() if started is None else started
     require_scikit_learn()
     with untouched():
@@ -106,34 +61,34 @@ def trial_target(
 def trial_workload(
     workload: Workload, options: Options, settings: Settings, progress: Progress | None = None, started: float | None = None
 ) -> Report:
-    """Scan, hold the contest, rank. What a KeyboardInterrupt leaves of the contest is ranked, too."""
+    """Scan, hold the tournament, rank. What a KeyboardInterrupt leaves of the tournament is ranked, too."""
     require_scikit_learn()
     for name in options.remedies:
         treatment_named(name)  # what is misspelt is said before anything is measured
     started = time.perf_counter() if started is None else started
     deadline = started + options.budget - min(LONGEST_CONCLUDING, CONCLUDING_SHARE * options.budget)
     tick = progress or (lambda phase, fraction: None)
-    dealing = dealer(workload, folds=options.folds, time_ordered=options.time_ordered)
+    splitter = splitter_of(workload, folds=options.folds, time_ordered=options.time_ordered)
     report = _scanned(workload, options, settings, tick)
     tick("preparing", 0.0)
-    ward = Lab(workload, dealing)
-    task = ward.tell_task()
+    lab = TrialLab(workload, splitter)
+    task = lab.tell_task()
     found = entries(report, task, options.remedies, variants=options.search is None)
     ended: str = "done"
     points: tuple[SearchPoint, ...] = ()
-    with WorkerPool(ward, options.workers) as crew:
-        contest = _contest(ward, found, report, options, crew, deadline, tick)
+    with WorkerPool(lab, options.workers or usual_workers(workload)) as pool:
+        tournament = _tournament(lab, found, report, options, pool, deadline, tick)
         try:
-            points = _searched(contest, options, report)
-            contest.hold()
+            points = _searched(tournament, options, report)
+            tournament.run()
         except KeyboardInterrupt:
             ended = "interrupted"
-    if ended == "done" and not contest.complete:
+    if ended == "done" and not tournament.complete:
         ended = "budget"
-    result = concluded(contest, task, ended, points)
+    result = concluded(tournament, task, ended, points)
     result = with_edits(result, report, workload)
-    samples = _sample_counts(ward)
-    said = (*report.measurement.assumptions, *assumptions(dealing, workload, samples))
+    samples = _sample_counts(lab)
+    said = (*report.measurement.assumptions, *assumptions(splitter, workload, samples))
     result = replace(
         result, target=workload.name, samples=samples, assumptions=said, budget=options.budget, seconds=time.perf_counter() - started
     )
@@ -147,25 +102,25 @@ def _scanned(workload: Workload, options: Options, settings: Settings, tick: Pro
     return scan_workload(few, replace(settings, seeds=1, budget=seconds), lambda phase, fraction: tick(f"scanning: {phase}", 0.0))
 
 
-def _contest(
-    ward: Lab, found: list[Contestant], report: Report, options: Options, crew: WorkerPool, deadline: float, tick: Progress
+def _tournament(
+    lab: TrialLab, found: list[Candidate], report: Report, options: Options, pool: WorkerPool[TrialLab], deadline: float, tick: Progress
 ) -> Tournament:
     """Times a few steps of the untreated model, and plans with what is left of the budget."""
-    pace = crew.pace(TIMING_SHARE * (deadline - time.perf_counter()))
+    timed = pace(pool, TIMING_SHARE * (deadline - time.perf_counter()))
     able = [c for c in found if not c.failure]
     others = Counter(c.name for c in able if c.variant)
     variants = sum(min(NEXT_TO, n) for n in others.values())
     planner = Planner(len(able) - others.total(), variants, options.steps, options.seeds)
-    left = crew.workers * max(deadline - time.perf_counter(), 0.0) * (0.6 if options.search is not None else 1.0)
-    chosen = planner.plan(left, pace.step + pace.validating / SPARSE)
-    stick = ComparisonMetric(
-        ward.metric,
-        _relevant(pace.start, report.measurement.chance),
-        SCORES.get(ward.task),
-        ward.dealer.overlap,
-        ward.dealer.how in ("given", "time-ordered"),
+    left = pool.workers * max(deadline - time.perf_counter(), 0.0) * (0.6 if options.search is not None else 1.0)
+    chosen = planner.plan(left, timed.step + timed.validating / SPARSE)
+    metric = ComparisonMetric(
+        lab.metric,
+        _relevant(timed.start, report.measurement.chance),
+        SCORES.get(lab.task),
+        lab.splitter.overlap,
+        lab.splitter.how in ("given", "time-ordered"),
     )
-    return Tournament(ward, found, stick, chosen, crew, deadline, tick, planner if options.search is None else None)
+    return Tournament(lab, found, metric, chosen, pool, deadline, tick, planner if options.search is None else None)
 
 
 def _relevant(start: float, chance: float | None) -> float:
@@ -174,51 +129,51 @@ def _relevant(start: float, chance: float | None) -> float:
     return RELEVANT_SHARE * min(known, default=1.0)
 
 
-def _searched(contest: Tournament, options: Options, report: Report) -> tuple[SearchPoint, ...]:
+def _searched(tournament: Tournament, options: Options, report: Report) -> tuple[SearchPoint, ...]:
     if options.search is None:
         return ()
     from gradcheck.trials.search import search
 
-    return search(contest, options, report.measurement)
+    return search(tournament, options, report.measurement)
 
 
-def concluded(contest: Tournament, task: Task, ended: str, points: Sequence[SearchPoint] = ()) -> TrialResult:
+def concluded(tournament: Tournament, task: Task, ended: str, points: Sequence[SearchPoint] = ()) -> TrialResult:
     """The result from whatever runs there are."""
-    base = base_entry(contest)
-    judged = [explained(entry_of(contest, c), base, contest.stick) for c in _one_each(contest)]
-    recommended = recommendation(contest, judged)
+    base = base_entry(tournament)
+    judged = [explained(entry_of(tournament, c), base, tournament.metric) for c in _one_each(tournament)]
+    recommended = recommendation(tournament, judged)
     order = ranked(judged, recommended)
     return TrialResult(
         "",
         task,
-        contest.stick.metric,
+        tournament.metric.name,
         base,
         tuple(order),
-        verdict(order, recommended, base, contest.stick, ended),
-        contest.stick.relevant,
-        interactions=interactions(contest),
+        verdict(order, recommended, base, tournament.metric, ended),
+        tournament.metric.relevant,
+        interactions=interactions(tournament),
         recommended=recommended,
-        searched=(*points, *_variants(contest)) if not points else tuple(points),
-        steps=contest.plan.steps,
+        searched=(*points, *_variants(tournament)) if not points else tuple(points),
+        steps=tournament.plan.steps,
         ended=ended,  # type: ignore[arg-type]
         version=__version__,
     )
 
 
-def _one_each(contest: Tournament) -> list[Contestant]:
+def _one_each(tournament: Tournament) -> list[Candidate]:
     """For every remedy its finalist, else its best strength, else why there is none; and the combinations."""
-    found: dict[str, Contestant] = {}
-    for contestant in (*contest.finalists, *contest.best_of_each(contest.contestants), *contest.contestants):
-        found.setdefault(contestant.name, contestant)
+    found: dict[str, Candidate] = {}
+    for candidate in (*tournament.finalists, *tournament.best_of_each(tournament.candidates), *tournament.candidates):
+        found.setdefault(candidate.name, candidate)
     return list(found.values())
 
 
-def _variants(contest: Tournament) -> tuple[SearchPoint, ...]:
+def _variants(tournament: Tournament) -> tuple[SearchPoint, ...]:
     """The strengths that entered, with their value in the first round."""
     points = []
-    for c in contest.contestants:
-        names = [s for p in c.prescriptions for s in p.settings.items() if isinstance(s[1], float)]
-        if names and sum(c.name == d.name for d in contest.contestants) > 1 and 0 in c.results:
+    for c in tournament.candidates:
+        names = [s for p in c.fixes for s in p.settings.items() if isinstance(s[1], float)]
+        if names and sum(c.name == d.name for d in tournament.candidates) > 1 and 0 in c.results:
             points.append(SearchPoint(c.name, {k: float(v) for k, v in names}, c.results[0].value, "complete"))
     return tuple(points)
 
@@ -236,21 +191,21 @@ def with_edits(result: TrialResult, report: Report, workload: Workload) -> Trial
     return replace(result, diff=plan.diff, unwritten=(*missing, *((p.treatment, why) for p, why in plan.unwritten)))
 
 
-def _sample_counts(ward: Lab) -> tuple[int, int]:
+def _sample_counts(lab: TrialLab) -> tuple[int, int]:
     from gradcheck.workload.tensors import batch_size
 
-    w = ward.base(0).workload
+    w = lab.base(0).workload
     return sum(map(batch_size, w.batches)), sum(map(batch_size, w.val_batches))
 
 
-def assumptions(dealing: Splitter, workload: Workload, samples: tuple[int, int]) -> tuple[Assumption, ...]:
+def assumptions(splitter: Splitter, workload: Workload, samples: tuple[int, int]) -> tuple[Assumption, ...]:
     """What was decided about the data and the weights."""
     texts = {
         "held out": f"no validation data given: for every seed another {samples[1]} of {sum(samples)} samples are held out",
         "batches": f"no validation data given: for every seed other batches with {samples[1]} of {sum(samples)} samples are held out",
         "none": "nothing to validate on: training losses are compared, which says nothing about new data",
     }
-    said = [Assumption("validation", texts[dealing.how])] if dealing.how in texts else []
+    said = [Assumption("validation", texts[splitter.how])] if splitter.how in texts else []
     if workload.rebuild is None:
         said.append(Assumption("model", "all seeds start from the same weights: a seed is an order of batches and a draw of dropout"))
     return tuple(said)

@@ -6,28 +6,25 @@ import contextlib
 import itertools
 import json
 import math
-import multiprocessing
-import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from gradcheck.errors import ConfigError
 from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.definition import RemedyDefinition, Strength
 from gradcheck.training.trainer import Trainer
 from gradcheck.trials.candidates import title, within
+from gradcheck.trials.lab import TrialLab
 from gradcheck.trials.options import DEFAULT_TRIALS, Options
 from gradcheck.trials.plan import Plan
 from gradcheck.trials.rounds import Tournament
-from gradcheck.trials.standings import Contestant
+from gradcheck.trials.standings import Candidate
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.trial import SearchPoint
@@ -53,36 +50,52 @@ def require_optuna() -> Any:
 class Quest:
     """The strengths of one remedy, and where the search for them is kept."""
 
-    contestant: Contestant
-    treatment: RemedyDefinition
+    candidate: Candidate
     strengths: tuple[Strength, ...]
     study: str  # its name in the storage
 
     @property
-    def prescription(self) -> Fix:
-        return self.contestant.prescriptions[0]
+    def treatment(self) -> RemedyDefinition:
+        return CATALOGUE[self.candidate.name]
+
+    @property
+    def fix(self) -> Fix:
+        return self.candidate.fixes[0]
 
     def at(self, values: dict[str, float]) -> Fix:
-        return self.treatment.at(self.prescription, **values)
+        return self.treatment.at(self.fix, **values)
 
 
-def search(contest: Tournament, options: Options, measurement: Measurement) -> tuple[SearchPoint, ...]:
-    """Tries strengths, and leaves in the contest each remedy at its best one. Returns everything that was tried."""
+@dataclass(frozen=True)
+class Order:
+    """What one process is to search. `deadline`: of the search; `end`: of the trainings in it."""
+
+    quests: Sequence[Quest]
+    options: Options
+    place: str | None
+    steps: int
+    deadline: float
+    end: float
+
+
+def search(tournament: Tournament, options: Options, measurement: Measurement) -> tuple[SearchPoint, ...]:
+    """Tries strengths, and leaves in the tournament each remedy at its best one. Returns everything that was tried."""
     optuna = require_optuna()
     quests = [
-        Quest(c, CATALOGUE[c.name], within(CATALOGUE[c.name], measurement), f"{contest.ward.workload.name}: {c.name}")
-        for c in contest.contestants
+        Quest(c, within(CATALOGUE[c.name], measurement), f"{tournament.lab.workload.name}: {c.name}")
+        for c in tournament.candidates
         if not c.failure and CATALOGUE[c.name].strengths
     ]
-    with _quiet(optuna), _place(options, contest.crew.workers) as place:
+    with _quiet(optuna), _place(options, tournament.pool.workers) as place:
         storage = _opened(optuna, place)
-        contest.plan = _agreed_plan(optuna, storage, quests, contest, options)
-        deadline = time.perf_counter() + SHARE * (contest.deadline - time.perf_counter())
+        tournament.plan = _agreed_plan(optuna, storage, quests, tournament, options)
+        deadline = time.perf_counter() + SHARE * (tournament.deadline - time.perf_counter())
+        order = Order(quests, options, place, tournament.plan.steps, deadline, tournament.deadline)
         try:
-            _try_all(contest, quests, options, storage, place, deadline)
+            _try_all(tournament, order, storage)
         finally:  # what was found before an interrupt counts, too
             points = tuple(p for quest in quests for p in _points(optuna, storage, quest))
-            contest.contestants = [_at_best(c, quests, points) for c in contest.contestants]
+            tournament.candidates = [_at_best(c, quests, points) for c in tournament.candidates]
     return points
 
 
@@ -137,62 +150,50 @@ def _refuse_other_files(path: Path) -> None:
             raise ValueError("it is no journal of Optuna's")
 
 
-def _agreed_plan(optuna: Any, storage: Any, quests: Sequence[Quest], contest: Tournament, options: Options) -> Plan:
-    """The contest's, with the steps of the study that is gone on with, since values after other numbers of steps cannot be compared."""
+def _agreed_plan(optuna: Any, storage: Any, quests: Sequence[Quest], tournament: Tournament, options: Options) -> Plan:
+    """The tournament's, with the steps of the study that is gone on with, since values after other numbers of steps cannot be compared."""
     known = {s.study_name: s.user_attrs.get("steps") for s in optuna.get_all_study_summaries(storage)}
     stored = next((known[q.study] for q in quests if known.get(q.study)), None)
     if stored is None:
-        return contest.plan
+        return tournament.plan
     if options.steps is not None and options.steps != stored:
         raise ConfigError(f"the study's runs have {stored} steps, not {options.steps}", hint="leave --steps out, or begin another --study")
-    return replace(contest.plan, steps=int(stored))
+    return replace(tournament.plan, steps=int(stored))
 
 
-def _try_all(contest: Tournament, quests: Sequence[Quest], options: Options, storage: Any, place: str | None, deadline: float) -> None:
-    if contest.crew.workers == 1:
-        _try_here(contest, quests, options, storage, deadline)
+def _try_all(tournament: Tournament, order: Order, storage: Any) -> None:
+    def tick(what: str = "strengths") -> None:
+        span = tournament.deadline - tournament.started
+        tournament.tick(f"searching {what}", (time.perf_counter() - tournament.started) / span)
+
+    if tournament.pool.workers == 1:
+        _try_here(tournament.lab, order, storage, tick)
         return
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise ConfigError("several workers need a system that can fork processes", hint="leave --workers out; or share a --study URL")
-    for quest in quests:  # two processes must not make the same one
-        _study(quest, options, storage, contest.plan.steps)
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_work, args=(contest, quests, options, place, deadline, i)) for i in range(contest.crew.workers)]
+    for quest in order.quests:  # two processes must not make the same one
+        _study(quest, order.options, storage, order.steps)
+    turns = [[*order.quests[i:], *order.quests[:i]] for i in (n % max(1, len(order.quests)) for n in range(tournament.pool.workers))]
     try:
-        for worker in workers:
-            worker.start()
-        while any(worker.is_alive() for worker in workers):
-            contest.tick("searching strengths", (time.perf_counter() - contest.started) / (contest.deadline - contest.started))
-            time.sleep(0.1)
-    finally:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
-            worker.join()
-
-
-def _work(contest: Tournament, quests: Sequence[Quest], options: Options, place: str | None, deadline: float, number: int) -> None:
-    """A worker process: one thread, its own place to begin, silent when the user ends it."""
-    torch.set_num_threads(1)
-    contest.tick = lambda phase, fraction: None
-    turned = [*quests[number % max(1, len(quests)) :], *quests[: number % max(1, len(quests))]]
-    try:
-        _try_here(contest, turned, options, _opened(require_optuna(), place), deadline)
+        for _ in tournament.pool.map(_work, [replace(order, quests=quests) for quests in turns], tournament.deadline, look=tick):
+            pass
     except KeyboardInterrupt:
-        os._exit(130)
+        tournament.pool.terminate()
+        raise
 
 
-def _try_here(contest: Tournament, quests: Sequence[Quest], options: Options, storage: Any, deadline: float) -> None:
+def _work(lab: TrialLab, order: Order) -> None:
+    """In a process of its own, with its own access to the study."""
+    _try_here(lab, order, _opened(require_optuna(), order.place), lambda what: None)
+
+
+def _try_here(lab: TrialLab, order: Order, storage: Any, tick: Callable[[str], None]) -> None:
     """Remedy by remedy, each with an equal share of the time that is left."""
-    for i, quest in enumerate(quests):
-        until = time.perf_counter() + (deadline - time.perf_counter()) / (len(quests) - i)
-        study = _study(quest, options, storage, contest.plan.steps)
-        while _open_trials(study, quest, options) > 0 and time.perf_counter() < until:
+    for i, quest in enumerate(order.quests):
+        until = time.perf_counter() + (order.deadline - time.perf_counter()) / (len(order.quests) - i)
+        study = _study(quest, order.options, storage, order.steps)
+        while _open_trials(study, quest, order.options) > 0 and time.perf_counter() < until:
             asked = study.ask()
-            contest.tick(
-                f"searching {quest.contestant.name}", (time.perf_counter() - contest.started) / (contest.deadline - contest.started)
-            )
-            _answer(contest, quest, study, asked, until)
+            tick(quest.candidate.name)
+            _answer(lab, order, quest, study, asked)
 
 
 def _study(quest: Quest, options: Options, storage: Any, steps: int) -> optuna.Study:
@@ -222,7 +223,7 @@ def _queued(quest: Quest, options: Options) -> list[dict[str, float]]:
     if options.search == "grid":
         axes = grid(quest.strengths, options.trials or DEFAULT_TRIALS)
         return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
-    now = {s.setting: float(quest.prescription.settings.get(s.setting, s.default)) for s in quest.strengths}
+    now = {s.setting: float(quest.fix.settings.get(s.setting, s.default)) for s in quest.strengths}
     return [now] if all(s.low <= now[s.setting] <= s.high for s in quest.strengths) else []
 
 
@@ -243,7 +244,7 @@ def _open_trials(study: optuna.Study, quest: Quest, options: Options) -> int:
     return wanted - sum(t.state.name in ("COMPLETE", "PRUNED", "RUNNING", "FAIL") for t in study.get_trials(deepcopy=False))
 
 
-def _answer(contest: Tournament, quest: Quest, study: optuna.Study, asked: optuna.Trial, until: float) -> None:
+def _answer(lab: TrialLab, order: Order, quest: Quest, study: optuna.Study, asked: optuna.Trial) -> None:
     """Trains with the proposed strength. Pruned where its first seed lags behind; failed when it diverges or cannot be applied."""
     from optuna.trial import TrialState
 
@@ -258,7 +259,7 @@ def _answer(contest: Tournament, quest: Quest, study: optuna.Study, asked: optun
 
     try:
         for seed in SEEDS:
-            result = contest.ward.run(seed, [quest.at(values)], contest.plan.steps, contest.deadline, watch)
+            result = lab.run(seed, [quest.at(values)], order.steps, order.end, watch)
             if result.cut:
                 study.tell(asked, state=TrialState.PRUNED)
                 return
@@ -280,18 +281,18 @@ def _points(optuna: Any, storage: Any, quest: Quest) -> list[SearchPoint]:
         return []
     states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
     return [
-        SearchPoint(quest.contestant.name, dict(t.params), t.value if t.state.name == "COMPLETE" else None, states[t.state.name])  # type: ignore[arg-type]
+        SearchPoint(quest.candidate.name, dict(t.params), t.value if t.state.name == "COMPLETE" else None, states[t.state.name])  # type: ignore[arg-type]
         for t in study.get_trials(deepcopy=False)
         if t.state.name in states and t.params
     ]
 
 
-def _at_best(contestant: Contestant, quests: Sequence[Quest], points: Sequence[SearchPoint]) -> Contestant:
+def _at_best(candidate: Candidate, quests: Sequence[Quest], points: Sequence[SearchPoint]) -> Candidate:
     """The remedy at the strength with the lowest value; as it was where nothing was found."""
-    quest = next((q for q in quests if q.contestant is contestant), None)
-    known = [p for p in points if p.remedy == contestant.name and p.value is not None]
+    quest = next((q for q in quests if q.candidate is candidate), None)
+    known = [p for p in points if p.remedy == candidate.name and p.value is not None]
     if quest is None or not known:
-        return contestant
+        return candidate
     best = min(known, key=lambda p: p.value if p.value is not None else math.inf)
-    prescription = quest.at(best.settings)
-    return Contestant(contestant.name, title(quest.treatment, prescription), (prescription,))
+    fix = quest.at(best.settings)
+    return Candidate(candidate.name, title(quest.treatment, fix), (fix,))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, median, stdev
 
 from gradcheck.training.paired import paired_effect
-from gradcheck.trials.lab import OTHER_LOSS, Result
-from gradcheck.trials.worker_pool import Answer
+from gradcheck.training.result import Result
+from gradcheck.trials.jobs import Answer
+from gradcheck.trials.lab import OTHER_LOSS
 from gradcheck.types.fix import Effect, Fix
 
 RELEVANT_SHARE = 0.02  # of the loss at the start, or of the best constant prediction: SCIENCE, fix verification protocol
@@ -18,12 +19,12 @@ RELEVANT_SCORE = 0.02  # of accuracy or R2, where losses cannot be compared
 
 
 @dataclass
-class Contestant:
+class Candidate:
     """A remedy at one strength, or several remedies together. `family`: the remedy, whatever its strength."""
 
     name: str
     title: str
-    prescriptions: tuple[Fix, ...] = ()
+    fixes: tuple[Fix, ...] = ()
     results: dict[int, Result] = field(default_factory=dict)
     failure: str = ""  # why it cannot be applied, or what it raised
     inapplicable: bool = False
@@ -38,48 +39,48 @@ class Contestant:
             return False
         if result.cut:
             return False
-        if result.run.ended == "raised" and self.prescriptions:
+        if result.run.ended == "raised" and self.fixes:
             self.failure = str(result.run.error)
         self.results[seed] = result
         return True
 
     @property
     def judged_by_score(self) -> bool:
-        return any(p.treatment in OTHER_LOSS for p in self.prescriptions)
+        return any(p.treatment in OTHER_LOSS for p in self.fixes)
 
 
 @dataclass(frozen=True)
 class ComparisonMetric:
     """What differences are measured by."""
 
-    metric: str
+    name: str
     relevant: float  # smallest difference of the metric that counts
     score: str | None  # metric for entries whose losses mean something else
     overlap: float = 0.0  # see `paired_interval`
     sampled: bool = False  # all seeds have the same validation samples
 
 
-def values(contestant: Contestant, base: Contestant, seeds: Sequence[int], stick: ComparisonMetric) -> tuple[list[float], list[float]]:
+def values(candidate: Candidate, base: Candidate, seeds: Sequence[int], metric: ComparisonMetric) -> tuple[list[float], list[float]]:
     """Untreated and treated value on each seed. Divergence is infinitely bad."""
-    if not contestant.judged_by_score or stick.score is None:
-        return [base.results[s].value for s in seeds], [contestant.results[s].value for s in seeds]
-    pairs = [[x.results[s].scores.get(stick.score, -math.inf) for s in seeds] for x in (base, contestant)]
+    if not candidate.judged_by_score or metric.score is None:
+        return [base.results[s].value for s in seeds], [candidate.results[s].value for s in seeds]
+    pairs = [[x.results[s].scores.get(metric.score, -math.inf) for s in seeds] for x in (base, candidate)]
     return pairs[0], pairs[1]
 
 
-def shared(contestant: Contestant, base: Contestant, seeds: Sequence[int] | None = None) -> list[int]:
+def shared(candidate: Candidate, base: Candidate, seeds: Sequence[int] | None = None) -> list[int]:
     """Seeds on which both have run."""
-    return [s for s in sorted(contestant.results) if s in base.results and (seeds is None or s in seeds)]
+    return [s for s in sorted(candidate.results) if s in base.results and (seeds is None or s in seeds)]
 
 
-def gain(contestant: Contestant, base: Contestant, stick: ComparisonMetric, seeds: Sequence[int] | None = None) -> float:
+def gain(candidate: Candidate, base: Candidate, metric: ComparisonMetric, seeds: Sequence[int] | None = None) -> float:
     """How much better than untreated, in units of the smallest difference that counts; the mean over the seeds."""
-    both = shared(contestant, base, seeds)
+    both = shared(candidate, base, seeds)
     if not both:
         return -math.inf
-    before, after = values(contestant, base, both, stick)
-    scored = contestant.judged_by_score and stick.score is not None
-    unit = RELEVANT_SCORE if scored else stick.relevant
+    before, after = values(candidate, base, both, metric)
+    scored = candidate.judged_by_score and metric.score is not None
+    unit = RELEVANT_SCORE if scored else metric.relevant
     signs = -1.0 if scored else 1.0
     if not scored and all(0 < x < math.inf for x in (*before, *after)):
         ratio = fmean(math.log(a / b) for a, b in zip(after, before, strict=True))
@@ -89,22 +90,22 @@ def gain(contestant: Contestant, base: Contestant, stick: ComparisonMetric, seed
 
 
 def compare(
-    contestant: Contestant, base: Contestant, stick: ComparisonMetric, seeds: Sequence[int] | None = None, confidence: float = 0.95
+    candidate: Candidate, base: Candidate, metric: ComparisonMetric, seeds: Sequence[int] | None = None, confidence: float = 0.95
 ) -> Effect | None:
     """The paired effect on the seeds that both ran on; None when there are none."""
-    both = shared(contestant, base, seeds)
+    both = shared(candidate, base, seeds)
     if not both:
         return None
-    before, after = values(contestant, base, both, stick)
-    scored = contestant.judged_by_score and stick.score is not None
-    error = 0.0 if scored or not stick.sampled else sampling_error(contestant, base, both)
+    before, after = values(candidate, base, both, metric)
+    scored = candidate.judged_by_score and metric.score is not None
+    error = 0.0 if scored or not metric.sampled else sampling_error(candidate, base, both)
     return paired_effect(
         before,
         after,
-        metric=str(stick.score) if scored else stick.metric,
+        metric=str(metric.score) if scored else metric.name,
         lower_is_better=not scored,
         confidence=confidence,
-        overlap=stick.overlap,
+        overlap=metric.overlap,
         sampling_error=error,
         ratios=not scored,
         ceiling=None if scored else ceiling([*before, *after], [base.results[s] for s in both]),
@@ -117,12 +118,12 @@ def ceiling(losses: Sequence[float], untreated: Sequence[Result]) -> float | Non
     return max((x for x in (*losses, *starts) if math.isfinite(x)), default=None)
 
 
-def sampling_error(contestant: Contestant, base: Contestant, seeds: Sequence[int]) -> float:
+def sampling_error(candidate: Candidate, base: Candidate, seeds: Sequence[int]) -> float:
     """Standard error of the logarithm of the ratio of mean losses: how much it hangs on the samples that happen to be for validation.
 
     From the losses a and b on each validation batch, by the delta method: the error of  mean(b / mean b - a / mean a).
     """
-    rows = [(base.results[s].parts, contestant.results[s].parts) for s in seeds]
+    rows = [(base.results[s].parts, candidate.results[s].parts) for s in seeds]
     rows = [(a, b) for a, b in rows if a and len(a) == len(b)]
     if not rows or len(rows[0][0]) < 2:
         return 0.0
@@ -133,16 +134,16 @@ def sampling_error(contestant: Contestant, base: Contestant, seeds: Sequence[int
     return stdev(spread) / math.sqrt(len(spread))
 
 
-def is_undecided(effect: Effect, stick: ComparisonMetric) -> bool:
+def is_undecided(effect: Effect, metric: ComparisonMetric) -> bool:
     """Whether an improvement that would count cannot be told from chance, though the better part of its interval is on the good side."""
-    unit = stick.relevant if effect.lower_is_better else RELEVANT_SCORE
+    unit = metric.relevant if effect.lower_is_better else RELEVANT_SCORE
     low, middle, high = effect.low, effect.difference, effect.high
     if not effect.lower_is_better:
         low, middle, high = -high, -middle, -low
     return middle <= -unit and high >= 0 and -low > HOPEFUL * high
 
 
-def is_relevant(effect: Effect, stick: ComparisonMetric) -> bool:
+def is_relevant(effect: Effect, metric: ComparisonMetric) -> bool:
     """Whether the difference is large enough to matter; divergence always is."""
-    unit = stick.relevant if effect.lower_is_better else RELEVANT_SCORE
+    unit = metric.relevant if effect.lower_is_better else RELEVANT_SCORE
     return not abs(effect.difference) < unit  # NaN and infinities count

@@ -19,12 +19,12 @@ REGULARIZING = frozenset(
 )
 
 
-def explained(entry: Entry, base: Entry, stick: ComparisonMetric) -> Entry:
+def explained(entry: Entry, base: Entry, metric: ComparisonMetric) -> Entry:
     """The entry with its sentence."""
-    return replace(entry, text=sentence(entry, base, stick))
+    return replace(entry, text=sentence(entry, base, metric))
 
 
-def sentence(entry: Entry, base: Entry, stick: ComparisonMetric) -> str:
+def sentence(entry: Entry, base: Entry, metric: ComparisonMetric) -> str:
     effect = entry.effect
     if entry.status == "inapplicable":
         return f"{entry.title} is not applicable: {entry.reason}"
@@ -42,7 +42,7 @@ def sentence(entry: Entry, base: Entry, stick: ComparisonMetric) -> str:
     if entry.status == "promising":
         tried = f"in {counted(entry.seeds, 'seed')} of the screening"
         return f"{entry.title} {moves(effect)} {tried}; whether that is chance was not tested in the final"
-    return f"{entry.title} {nothing(effect, stick)}{why_nothing(entry, base, stick)}{sparse(entry, base)}"
+    return f"{entry.title} {nothing(effect, metric)}{why_nothing(entry, base, metric)}{sparse(entry, base)}"
 
 
 def moves(effect: Effect) -> str:
@@ -62,21 +62,21 @@ def amount(effect: Effect) -> str:
     return f"{number(abs(effect.difference))} ({number(sign * low)} to {number(sign * high)})"
 
 
-def nothing(effect: Effect, stick: ComparisonMetric) -> str:
+def nothing(effect: Effect, metric: ComparisonMetric) -> str:
     if effect.difference == 0 or not math.isfinite(effect.difference):
         return "changes nothing"
     shown = f"{'+' if effect.difference > 0 else '-'}{amount(effect)}"
-    small = effect.lower_is_better and abs(effect.difference) < stick.relevant
+    small = effect.lower_is_better and abs(effect.difference) < metric.relevant
     return f"changes {effect.metric} by {shown}: {'too little to count' if small else 'that may be chance'}"
 
 
-def why_nothing(entry: Entry, base: Entry, stick: ComparisonMetric) -> str:
+def why_nothing(entry: Entry, base: Entry, metric: ComparisonMetric) -> str:
     """What of the untreated training explains that the remedy has nothing to do."""
     calm = base.gradient_spread is not None and base.gradient_spread < CALM
     if "clip" in entry.name and "+" not in entry.name and calm:
         return f"; your gradients never spike (the largest is {number(base.gradient_spread or 0.0)} times the median)"
     gap = next((s.median for s in base.scores if s.metric == "generalization gap"), None)
-    if entry.name in REGULARIZING and gap is not None and gap < stick.relevant:
+    if entry.name in REGULARIZING and gap is not None and gap < metric.relevant:
         return "; there is nothing to regularize: validation loss is as low as training loss"
     return ""
 
@@ -87,7 +87,7 @@ def sparse(entry: Entry, base: Entry) -> str:
     return f"; {entry.sparsity:.0%} of the weights are exactly zero"
 
 
-def verdict(entries: Sequence[Entry], recommended: str, base: Entry, stick: ComparisonMetric, ended: str) -> str:
+def verdict(entries: Sequence[Entry], recommended: str, base: Entry, metric: ComparisonMetric, ended: str) -> str:
     """The trial in one or two sentences."""
     chosen = next((e for e in entries if e.name == recommended), None) if recommended else None
     cut = {"budget": " Time was up before the end.", "interrupted": " It was interrupted: what is shown is partial."}.get(ended, "")
@@ -104,7 +104,5 @@ def verdict(entries: Sequence[Entry], recommended: str, base: Entry, stick: Comp
         return f"Undecided: {', '.join(hopeful[:4])} looked better, but that may be chance.{more}{cut}"
     if base.diverged > base.seeds / 2:
         return f"The untreated model diverges, and none of the {len(tested)} that entered cures that.{cut}"
-    least = number(stick.relevant)
-    return (
-        f"No difference: none of {len(tested)} lowers the {stick.metric} by {least} or more beyond chance. Leave the model as it is.{cut}"
-    )
+    least = number(metric.relevant)
+    return f"No difference: none of {len(tested)} lowers the {metric.name} by {least} or more beyond chance. Leave the model as it is.{cut}"

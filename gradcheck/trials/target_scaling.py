@@ -1,4 +1,4 @@
-"""Losses of patients with scaled targets, in the units of the untreated target."""
+"""Losses of copies with scaled targets, in the units of the untreated target."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SAME = 1e-6  # relative difference below which targets count as untouched
 FITTED = 1e-3  # and below which a straight line gives them back
 
 
-def in_untreated_units(judge: TrainingStep, base: TreatedWorkload, patient: TreatedWorkload) -> TrainingStep:
+def in_untreated_units(judge: TrainingStep, base: TreatedWorkload, treated: TreatedWorkload) -> TrainingStep:
     """`judge`, after outputs and targets went back through the straight line by which the treatment changed the targets, if it did."""
-    line = target_line(base.workload.batches, patient.workload.batches, base.model)
+    line = target_line(base.workload.batches, treated.workload.batches, base.model)
     return judge if line is None else functools.partial(_judge_on_line, judge, *line)
 
 

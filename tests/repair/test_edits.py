@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradcheck.repair.story import _edits, _with_diffs
-from gradcheck.repair.verification import Verdict
+from gradcheck.repair.edits import source_edits, with_diffs
+from gradcheck.repair.verification import Verified
 from gradcheck.types.fix import Fix, Outcome
 from gradcheck.types.report import Report
 from tests.remedies.editing.sheets import HEAD, Sheet
@@ -27,10 +27,10 @@ def test_what_no_finding_asked_for_is_not_written_without_the_cure_of_an_error(
     measurement = Sheet(text).optimizer("torch.optim.SGD(chosen(), lr=0.1)", "SGD", lr=0.1).measurement
     report = Report("model.py", (finding("GRAPH003", severity),), (), (measurement,))
     kept = tuple(Outcome(p, "kept") for p in (CURE, RATE))
-    verdict, workload = Verdict((CURE, RATE), kept, None, report, None), SimpleNamespace(files=("model.py",))
-    source, why = _edits(verdict, workload)
+    verified, workload = Verified((CURE, RATE), kept, None, report, None), SimpleNamespace(files=("model.py",))
+    source, why = source_edits(verified, workload)
     assert source is not None and not why and bool(source.drafts) is written
-    cure, rate = _with_diffs(verdict, workload, source)
+    cure, rate = with_diffs(verified, workload, source)
     assert not cure.diff and "not written" in cure.reason
     assert bool(rate.diff) is written
     assert ("chosen together with add-to-optimizer, which is not in the source" in rate.reason) is not written

@@ -11,7 +11,10 @@ from sklearn.metrics import accuracy_score, r2_score
 from torch import nn
 from torch.nn import functional as F
 
-from gradcheck.repair.performance import RelativeScore, Result, changes_loss, compare, skill
+from gradcheck.remedies.definition import changes_loss
+from gradcheck.repair.performance import compare
+from gradcheck.training.result import Result
+from gradcheck.training.skill import RelativeScore, skill
 from gradcheck.types.fix import Fix
 from gradcheck.types.training import Run
 

@@ -7,7 +7,7 @@ from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.changes import changes
-from gradcheck.repair.plan import advice, allowed, prescriptions, refused
+from gradcheck.repair.plan import advice, allowed, fixes_for, refused
 from gradcheck.repair.rescan import worsened
 from gradcheck.types.finding import Finding, Remedy
 from gradcheck.types.report import Report
@@ -41,12 +41,12 @@ def finding(code, *names, severity="error"):
 
 
 def test_prescriptions_come_in_the_order_of_the_stages_and_once():
-    found = prescriptions([finding("A001", "clip", "rebuild"), finding("B001", "rewire", "clip")], measurement(), VOCABULARY)
+    found = fixes_for([finding("A001", "clip", "rebuild"), finding("B001", "rewire", "clip")], measurement(), VOCABULARY)
     assert [(p.treatment, p.findings) for p in found] == [("rewire", ("B001",)), ("rebuild", ("A001",)), ("clip", ("A001", "B001"))]
 
 
 def test_unsafe_ones_are_refused_unless_allowed():
-    found = prescriptions([finding("A001", "clip", "rebuild")], measurement(), VOCABULARY)
+    found = fixes_for([finding("A001", "clip", "rebuild")], measurement(), VOCABULARY)
     assert [p.treatment for p in allowed(found, False)] == ["clip"] and [p.treatment for p in allowed(found, True)] == ["rebuild", "clip"]
     assert [o.prescription.treatment for o in refused(found, False)] == ["rebuild"] and refused(found, True) == []
 

@@ -14,8 +14,10 @@ from gradcheck.config.settings import Settings
 from gradcheck.errors import ConfigError
 from gradcheck.loading.objects import from_objects
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.repair.lab import Lab
-from gradcheck.repair.story import Fixed, fix_workload, terms_of
+from gradcheck.repair.fixed import Fixed
+from gradcheck.repair.lab import RepairLab
+from gradcheck.repair.options import options_of
+from gradcheck.repair.story import fix_workload
 from gradcheck.workload.treated import treated_copy
 from tests.test_no_trace import loss, process_state, users
 
@@ -67,11 +69,11 @@ FAULTY = {
 }
 
 
-@pytest.mark.parametrize("illness", FAULTY)
-def test_a_faulty_workload_trains_after_fix_and_scans_clean(illness):
-    model, data, lr, unsafe = FAULTY[illness]
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_faulty_workload_trains_after_fix_and_scans_clean(fault):
+    model, data, lr, unsafe = FAULTY[fault]
     fixed = gradcheck.fix(model, data, loss=F.cross_entropy, optimizer=sgd(model, lr), unsafe=unsafe, **QUICK)
-    assert kept(fixed) and (fixed.report.proof.effect.better or "softmax" in illness)  # a softmax in this place slows, accuracy gets there
+    assert kept(fixed) and (fixed.report.proof.effect.better or "softmax" in fault)  # a softmax in this place slows, accuracy gets there
     assert fixed.after.count("error") == 0 and set(fixed.report.proof.cured)
     assert trained(fixed, data) > 0.9
 
@@ -84,9 +86,9 @@ def test_the_users_clipping_is_what_was_prescribed_whatever_its_kind():
         ("adaptive-gradient-clipping", "clipping"),
     ):
         model = mlp()
-        patient = treated_copy(from_objects(model, data, loss=F.cross_entropy, optimizer=sgd(model, 0.1)))
-        apply(patient, CATALOGUE[name].prescription("", settings={setting: 1e-3}))
-        fixed = Fixed(patient, None, None, None)
+        treated = treated_copy(from_objects(model, data, loss=F.cross_entropy, optimizer=sgd(model, 0.1)))
+        apply(treated, CATALOGUE[name].prescription("", settings={setting: 1e-3}))
+        fixed = Fixed(treated, None, None, None)
         F.cross_entropy(fixed.model(data[0][0]), data[0][1]).backward()
         fixed.clip(fixed.model.parameters())
         clipped.append([p.grad for p in fixed.model.parameters()])
@@ -167,7 +169,7 @@ def test_time_that_is_up_leaves_what_is_known():
 
 
 def interrupt_after(monkeypatch, count):
-    check, seen = Lab.check, []
+    check, seen = RepairLab.check, []
 
     def interrupted(self, what):
         seen.append(what)
@@ -175,7 +177,7 @@ def interrupt_after(monkeypatch, count):
             raise KeyboardInterrupt
         check(self, what)
 
-    monkeypatch.setattr(Lab, "check", interrupted)
+    monkeypatch.setattr(RepairLab, "check", interrupted)
 
 
 def test_an_interrupt_ends_the_call_and_leaves_no_trace(monkeypatch, users):
@@ -190,10 +192,10 @@ def test_an_interrupt_ends_the_call_and_leaves_no_trace(monkeypatch, users):
 def test_an_interrupt_of_the_command_leaves_what_was_found_by_then(monkeypatch):
     model = mlp()
     workload = from_objects(model, batches(), loss=F.cross_entropy, optimizer=sgd(model, 300.0))
-    whole = fix_workload(workload, Settings(), terms_of(False, 50, 3, 60.0), partial=True)
+    whole = fix_workload(workload, Settings(), options_of(False, 50, 3, 60.0), partial=True)
     assert not whole.interrupted
     interrupt_after(monkeypatch, 4)
-    part = fix_workload(workload, Settings(), terms_of(False, 50, 3, 60.0), partial=True)
+    part = fix_workload(workload, Settings(), options_of(False, 50, 3, 60.0), partial=True)
     assert part.interrupted and kept(part) == kept(whole) == ["lower-learning-rate"]
 
 

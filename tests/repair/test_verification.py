@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradcheck.repair.performance import Result, compare
+from gradcheck.repair.performance import compare
 from gradcheck.repair.verification import _rescued, _undecided, verify
+from gradcheck.training.result import Result
 from gradcheck.types.fix import Fix, Outcome
 from tests.literals import run
 
@@ -47,32 +48,32 @@ def test_what_trains_well_far_from_every_untreated_run_is_proved(untreated, trea
     ],
 )
 def test_more_pairs_are_trained_where_three_show_a_gain_and_leave_it_in_doubt(untreated, treated, undecided):
-    therapy = SimpleNamespace(reference=1.0)
+    session = SimpleNamespace(reference=1.0)
     pairs = [(result(a), result(b)) for a, b in zip(untreated, treated, strict=True)]
     effect = compare([a for a, _ in pairs], [b for _, b in pairs])
-    assert _undecided(therapy, effect, pairs) is undecided
+    assert _undecided(session, effect, pairs) is undecided
 
 
 class Trainings:
-    """A therapy whose trainings are made up; what a scan finds with a treatment is `after`."""
+    """A session whose trainings are made up; what a scan finds with a treatment is `after`."""
 
     def __init__(self, untreated, treated, after=()):
         self.kept, self.reference, self.steps, self.outcomes = (PLAN,), 1.0, 100, {}
         self.base, self.losses, self.seeds = SimpleNamespace(findings=(), measurement=None), (untreated, treated), set()
-        self.ward = SimpleNamespace(
-            terms=SimpleNamespace(seeds=3),
+        self.lab = SimpleNamespace(
+            options=SimpleNamespace(seeds=3),
             proof_seed=0,
             settings=None,
             train=self.train,
-            exam=lambda plan: SimpleNamespace(findings=after, measurement=None),
+            rescan=lambda plan: SimpleNamespace(findings=after, measurement=None),
         )
 
     def train(self, plan, steps, seed):
         self.seeds.add(seed)
         return result(self.losses[bool(plan)][seed])
 
-    def drop(self, prescription, status, reason):
-        self.kept, self.outcomes = (), {"": Outcome(prescription, status, reason)}
+    def drop(self, fix, status, reason):
+        self.kept, self.outcomes = (), {"": Outcome(fix, status, reason)}
 
 
 PLAN = Fix("warm-up", "", "optimizer", "safe")
@@ -80,13 +81,13 @@ PLAN = Fix("warm-up", "", "optimizer", "safe")
 
 @pytest.mark.parametrize(("last", "kept"), [((0.3, 0.3), (PLAN,)), ((1.3, 1.2), ())])
 def test_five_pairs_decide_what_three_did_not(last, kept):
-    therapy = Trainings((1.0, 0.5, 1.0, 1.0, 1.0), (0.34, 0.22, 0.58, *last))
-    assert verify(therapy).plan == kept and therapy.seeds == {0, 1, 2, 3, 4}
+    session = Trainings((1.0, 0.5, 1.0, 1.0, 1.0), (0.34, 0.22, 0.58, *last))
+    assert verify(session).plan == kept and session.seeds == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize(("severity", "kept"), [("warning", (PLAN,)), ("error", ())])
 def test_a_rescued_training_may_come_with_a_new_warning_and_not_with_a_new_error(severity, kept):
-    therapy = Trainings((1.0,) * 3, (0.1,) * 3, (SimpleNamespace(code="OPT005", severity=severity),))
-    assert verify(therapy).plan == kept and therapy.seeds == {0, 1, 2}
+    session = Trainings((1.0,) * 3, (0.1,) * 3, (SimpleNamespace(code="OPT005", severity=severity),))
+    assert verify(session).plan == kept and session.seeds == {0, 1, 2}
     merely_better = Trainings((1.0,) * 3, (0.7,) * 3, (SimpleNamespace(code="OPT005", severity=severity),))
     assert verify(merely_better).plan == ()

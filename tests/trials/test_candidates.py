@@ -44,16 +44,16 @@ def test_named_remedies_enter_alone_and_those_that_do_not_fit_say_so(report):
 
 
 def test_a_remedy_enters_as_prescribed_and_at_other_strengths(report):
-    rates = [(c.prescriptions[0].settings["rate"], c.variant) for c in entries(report, "classification", ["dropout"])]
+    rates = [(c.fixes[0].settings["rate"], c.variant) for c in entries(report, "classification", ["dropout"])]
     assert rates[0] == (0.2, False) and all(variant for _, variant in rates[1:]) and len(rates) == 3
     penalties = [c for c in entries(report, "classification", ["l1"]) if not c.variant]
-    assert [c.prescriptions[0].settings["strength"] for c in penalties] == list(FIRST_STRENGTHS)
-    unit = penalties[0].prescriptions[0].settings["unit_l1"]
-    assert penalties[1].prescriptions[0].settings["l1"] == pytest.approx(0.03 * unit)
+    assert [c.fixes[0].settings["strength"] for c in penalties] == list(FIRST_STRENGTHS)
+    unit = penalties[0].fixes[0].settings["unit_l1"]
+    assert penalties[1].fixes[0].settings["l1"] == pytest.approx(0.03 * unit)
 
 
 def test_a_lower_rate_is_lower_at_every_strength(report):
-    rates = [c.prescriptions[0].settings["lr"] for c in entries(report, "classification", ["lower-learning-rate"])]
+    rates = [c.fixes[0].settings["lr"] for c in entries(report, "classification", ["lower-learning-rate"])]
     assert rates and max(rates) < report.measurement.optimizer.lr
 
 
@@ -66,4 +66,4 @@ def test_neighbours_stay_in_their_range():
 def test_schedules_end_with_the_runs(report):
     (cosine,) = [scheduled(c, 321) for c in entries(report, "classification", ["cosine-schedule"])]
     (stairs,) = [scheduled(c, 321) for c in entries(report, "classification", ["step-schedule"])]
-    assert (cosine.prescriptions[0].settings["steps"], stairs.prescriptions[0].settings["steps"]) == (321, 107)
+    assert (cosine.fixes[0].settings["steps"], stairs.fixes[0].settings["steps"]) == (321, 107)

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from gradcheck.loading.objects import from_objects
 from gradcheck.training.early_stopping import stopped_early
-from gradcheck.training.splits import dealer
-from gradcheck.trials.lab import Lab, zeros
-from gradcheck.trials.standings import Contestant
+from gradcheck.training.pool import WorkerPool
+from gradcheck.training.splits import splitter_of
+from gradcheck.trials.jobs import Job, answers
+from gradcheck.trials.lab import TrialLab, zeros
+from gradcheck.trials.standings import Candidate
 from gradcheck.trials.target_scaling import target_line
-from gradcheck.trials.worker_pool import Job, WorkerPool
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import treated_copy
 from tests.trials.problems import diverging, sparse_linear
@@ -28,9 +29,9 @@ def prescription(name, stage="regularization", **settings):
     return Fix(name, name, stage, "safe", settings)
 
 
-def ward(problem):
+def lab(problem):
     workload = problem.workload()
-    found = Lab(workload, dealer(workload))
+    found = TrialLab(workload, splitter_of(workload))
     found.tell_task()
     return found
 
@@ -38,29 +39,29 @@ def ward(problem):
 def test_seeds_start_from_fresh_weights_where_the_target_can_be_built_anew():
     w = sparse_linear().workload()
     w = replace(w, rebuild=lambda seed: sparse_linear(seed).workload())
-    found = Lab(w, dealer(w))
+    found = TrialLab(w, splitter_of(w))
     assert not torch.equal(found.base(0).model.weight, found.base(1).model.weight)
     assert torch.equal(found.base(0).workload.batches[0][0], found.base(1).workload.batches[0][0])  # the data stay those of the target
 
 
 def test_penalties_are_not_part_of_the_loss_that_is_compared():
     """A loss with a penalty of 5 written into it, as label smoothing and the like change it: judged by the untreated loss."""
-    found = ward(sparse_linear())
-    patient = found.base(0).copy()
-    patient.replace_loss(lambda output, target: F.mse_loss(output, target) + 5.0)
-    x, y = patient.workload.val_batches[0]
-    judged = found.judge(0, patient)(patient.model, (x, y))
-    assert judged.item() == pytest.approx(F.mse_loss(patient.model(x), y).item())
+    found = lab(sparse_linear())
+    treated = found.base(0).copy()
+    treated.replace_loss(lambda output, target: F.mse_loss(output, target) + 5.0)
+    x, y = treated.workload.val_batches[0]
+    judged = found.judge(0, treated)(treated.model, (x, y))
+    assert judged.item() == pytest.approx(F.mse_loss(treated.model(x), y).item())
 
 
 def test_scaled_targets_are_judged_in_their_own_units():
-    found = ward(sparse_linear())
-    patient = found.base(0).copy()
-    patient.transform(lambda batch: (batch[0], (batch[1] - 3.0) / 7.0))
+    found = lab(sparse_linear())
+    treated = found.base(0).copy()
+    treated.transform(lambda batch: (batch[0], (batch[1] - 3.0) / 7.0))
     x, y = found.base(0).workload.val_batches[0]
-    scaled = patient.workload.val_batches[0]
-    judged = found.judge(0, patient)(patient.model, scaled)
-    assert judged.item() == pytest.approx(F.mse_loss(patient.model(x) * 7.0 + 3.0, y).item(), rel=1e-4)
+    scaled = treated.workload.val_batches[0]
+    judged = found.judge(0, treated)(treated.model, scaled)
+    assert judged.item() == pytest.approx(F.mse_loss(treated.model(x) * 7.0 + 3.0, y).item(), rel=1e-4)
 
 
 def test_a_line_is_told_column_by_column_and_only_where_there_is_one():
@@ -72,12 +73,12 @@ def test_a_line_is_told_column_by_column_and_only_where_there_is_one():
 
 
 def test_divergence_and_a_step_that_raises_are_results():
-    lost = ward(diverging()).run(0, (), 60)
-    assert lost.lost and lost.value == math.inf and lost.run.ended == "non-finite"
+    lost = lab(diverging()).run(0, (), 60)
+    assert lost.failed and lost.value == math.inf and lost.run.ended == "non-finite"
     broken = sparse_linear().workload()
     broken.training_step = lambda model, batch: 1 / 0
-    result = Lab(broken, dealer(broken)).run(0, (), 5)
-    assert result.lost and "division by zero" in result.run.error
+    result = TrialLab(broken, splitter_of(broken)).run(0, (), 5)
+    assert result.failed and "division by zero" in result.run.error
 
 
 def test_early_stopping_is_chosen_on_one_half_and_judged_on_the_other():
@@ -103,19 +104,19 @@ def test_zeros_are_counted_in_weights_only():
     with torch.no_grad():
         model[0].weight[0] = 0
         model[0].bias.zero_()
-    patient = treated_copy(from_objects(model, [(torch.randn(4, 4), torch.randn(4, 2))], loss=F.mse_loss))
-    assert zeros(patient) == 0.5
+    treated = treated_copy(from_objects(model, [(torch.randn(4, 4), torch.randn(4, 2))], loss=F.mse_loss))
+    assert zeros(treated) == 0.5
 
 
 def test_jobs_of_several_processes_have_the_answers_of_one():
-    found = ward(sparse_linear())
+    found = lab(sparse_linear())
     jobs = [Job(seed, p, 15, math.inf) for seed in (0, 1) for p in ((), (prescription("no-such-remedy"),))]
-    alone = dict(WorkerPool(found, 1).do(jobs))
-    crew = WorkerPool(found, 2)
+    alone = dict(answers(WorkerPool(found, 1), jobs))
+    pool = WorkerPool(found, 2)
     try:
-        shared = dict(crew.do(jobs))
+        shared = dict(answers(pool, jobs))
     finally:
-        crew.dismiss()
+        pool.terminate()
     assert shared[0].result.value == pytest.approx(alone[0].result.value, rel=1e-5)
     assert shared[0].result.value != shared[2].result.value
     assert shared[1].inapplicable and alone[1].inapplicable and shared[1].failure == alone[1].failure
@@ -123,9 +124,9 @@ def test_jobs_of_several_processes_have_the_answers_of_one():
 
 def test_jobs_after_the_deadline_are_not_begun():
     """Time that is up is neither a result nor a failure, and costs nothing: a queue of them ends at once."""
-    found = ward(sparse_linear())
-    base = Contestant("untreated", "untreated")
-    ((_, answer),) = WorkerPool(found, 1).do([Job(0, (), 15, time.perf_counter() - 1)])
+    found = lab(sparse_linear())
+    base = Candidate("untreated", "untreated")
+    ((_, answer),) = answers(WorkerPool(found, 1), [Job(0, (), 15, time.perf_counter() - 1)])
     assert not answer.begun and not base.note(0, answer)
     assert not base.failure and not base.results
 
@@ -133,7 +134,7 @@ def test_jobs_after_the_deadline_are_not_begun():
 def test_a_step_that_outlasts_the_deadline_does_not_hold_up_the_trial(wall_clock):
     slow = sparse_linear().workload()
     slow.training_step = lambda model, batch: (time.sleep(600), model(batch[0]).mean())[1]
-    crew = WorkerPool(Lab(slow, dealer(slow)), 2)
+    pool = WorkerPool(TrialLab(slow, splitter_of(slow)), 2)
     started = time.perf_counter()
-    assert list(crew.do([Job(seed, (), 5, started + 1) for seed in (0, 1)])) == []
-    assert time.perf_counter() - started < 300 and crew.pool is None
+    assert list(answers(pool, [Job(seed, (), 5, started + 1) for seed in (0, 1)])) == []
+    assert time.perf_counter() - started < 300 and pool.executor is None

@@ -9,31 +9,31 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradcheck.trials.lab import Result
+from gradcheck.training.pool import WorkerPool
+from gradcheck.training.result import Result
 from gradcheck.trials.plan import Plan, Planner
 from gradcheck.trials.ranking import base_entry, best_single, entry_of, interactions, ranked, recommendation
 from gradcheck.trials.rounds import Tournament, by_turns, combinations, rivals, together
 from gradcheck.trials.run import concluded
-from gradcheck.trials.standings import ComparisonMetric, Contestant, compare, gain, is_undecided
-from gradcheck.trials.worker_pool import WorkerPool
+from gradcheck.trials.standings import Candidate, ComparisonMetric, compare, gain, is_undecided
 from gradcheck.types.fix import Effect, Fix
 from gradcheck.types.training import Run
 from gradcheck.workload.treated import Inapplicable
 
 PLAN = Plan(100, 2, 2, 4, 6, 2)
-STICK = ComparisonMetric("validation loss", 0.02, "accuracy")
+METRIC = ComparisonMetric("validation loss", 0.02, "accuracy")
 
 
 def prescription(name, stage="regularization"):
     return Fix(name, f"use {name}", stage, "safe")
 
 
-class DrawnWard:
-    """A ward whose runs are draws: the seed's own loss, times a factor for each remedy, times noise of 5 %."""
+class DrawnLab:
+    """A lab whose runs are draws: the seed's own loss, times a factor for each remedy, times noise of 5 %."""
 
     def __init__(self, effects, dice, spread=0.05, lost=()):
         self.effects, self.dice, self.spread, self.lost = effects, dice, spread, lost
-        self.dealer = SimpleNamespace(folds=0)
+        self.splitter = SimpleNamespace(folds=0)
         self.calls = []
 
     def run(self, seed, prescriptions, steps, deadline=None, watch=None):
@@ -44,26 +44,27 @@ class DrawnWard:
         if "crash" in names:
             raise ZeroDivisionError("division by zero")
         if (not names and "untreated" in self.lost) or any(n in self.lost for n in names):
-            return Result(Run("", (1.0, math.nan), ended="non-finite"), math.inf)
+            return Result(Run("", (1.0, math.nan), ended="non-finite"), value=math.inf)
         level = math.exp(random.Random(seed).gauss(0, 0.3))
         value = level * math.prod(self.effects.get(n, 1.0) for n in names) * math.exp(self.dice.gauss(0, self.spread))
-        return Result(Run("", (2.0, value), (1.0, 1.0), validated=((2, value),)), value, (value,), ((value,),), {"accuracy": 0.9})
+        known = Run("", (2.0, value), (1.0, 1.0), validated=((2, value),))
+        return Result(known, value=value, parts=(value,), checkpoints=((value,),), scores={"accuracy": 0.9})
 
 
-def contest_of(ward, names, stick=STICK, plan=PLAN):
-    contestants = [Contestant(n, n, (prescription(n),)) for n in names]
-    return Tournament(ward, contestants, stick, plan, WorkerPool(ward, 1), time.perf_counter() + 60)
+def tournament_of(lab, names, metric=METRIC, plan=PLAN):
+    candidates = [Candidate(n, n, (prescription(n),)) for n in names]
+    return Tournament(lab, candidates, metric, plan, WorkerPool(lab, 1), time.perf_counter() + 60)
 
 
 def held(effects, names, seed=0, plan=PLAN, **more):
-    contest = contest_of(DrawnWard(effects, random.Random(seed), **more), names, plan=plan)
-    contest.hold()
-    return contest
+    tournament = tournament_of(DrawnLab(effects, random.Random(seed), **more), names, plan=plan)
+    tournament.run()
+    return tournament
 
 
-def claimed(contest):
+def claimed(tournament):
     """Whether any remedy is said to help."""
-    return any(e.status == "helps" for e in concluded(contest, "regression", "done").entries)
+    return any(e.status == "helps" for e in concluded(tournament, "regression", "done").entries)
 
 
 def test_a_remedy_that_halves_the_loss_is_recommended():
@@ -86,17 +87,17 @@ def test_without_the_final_on_fresh_seeds_noise_would_be_claimed():
     """The same trials, judged on the seeds that chose: the check above can fail."""
     claims = 0
     for seed in range(100):
-        contest = held({}, [f"r{i}" for i in range(12)], seed, Plan(100, 3, 0, 1, 3, 0))
-        claims += any(compare(c, contest.base, STICK, [0, 1, 2]).better for c in contest.contestants)
+        tournament = held({}, [f"r{i}" for i in range(12)], seed, Plan(100, 3, 0, 1, 3, 0))
+        claims += any(compare(c, tournament.base, METRIC, [0, 1, 2]).better for c in tournament.candidates)
     assert claims > 10
 
 
 def test_a_difference_too_small_to_count_is_no_help():
-    stick = ComparisonMetric("validation loss", 0.5, None)
-    ward = DrawnWard({"slight": 0.8}, random.Random(0), spread=0.01)
-    contest = contest_of(ward, ["slight"], stick)
-    contest.hold()
-    entry = entry_of(contest, contest.contestants[0])
+    metric = ComparisonMetric("validation loss", 0.5, None)
+    lab = DrawnLab({"slight": 0.8}, random.Random(0), spread=0.01)
+    tournament = tournament_of(lab, ["slight"], metric)
+    tournament.run()
+    entry = entry_of(tournament, tournament.candidates[0])
     assert entry.effect.better and entry.status == "no-difference"
 
 
@@ -128,15 +129,15 @@ def test_a_remedy_that_rescues_a_diverging_model_helps():
 
 
 def test_screening_and_final_share_no_seed_and_pairs_share_all():
-    contest = held({"good": 0.5}, ["good", "other"])
-    seeds = {name: [c[0] for c in contest.ward.calls if c[1:] == (name,)] for name in ("good", "other")}
-    assert seeds["good"] == [0, 1, 2, 3, *contest.fresh]
-    assert set(seeds["good"]) == {c[0] for c in contest.ward.calls if c[1:] == ()}
+    tournament = held({"good": 0.5}, ["good", "other"])
+    seeds = {name: [c[0] for c in tournament.lab.calls if c[1:] == (name,)] for name in ("good", "other")}
+    assert seeds["good"] == [0, 1, 2, 3, *tournament.fresh]
+    assert set(seeds["good"]) == {c[0] for c in tournament.lab.calls if c[1:] == ()}
 
 
 def test_two_good_remedies_are_tried_together_and_add_up():
-    contest = held({"one": 0.7, "two": 0.6}, ["one", "two", "idle"])
-    result = concluded(contest, "regression", "done")
+    tournament = held({"one": 0.7, "two": 0.6}, ["one", "two", "idle"])
+    result = concluded(tournament, "regression", "done")
     assert result.recommended == "two + one" and result.entries[0].name == "two + one"
     (pair,) = result.interactions
     assert pair.names == ("two", "one") and pair.together == pytest.approx(-0.58, abs=0.25)
@@ -144,14 +145,14 @@ def test_two_good_remedies_are_tried_together_and_add_up():
 
 
 def test_a_combination_that_is_no_better_than_its_best_part_is_not_recommended():
-    class Lab(DrawnWard):
+    class TrialLab(DrawnLab):
         def run(self, seed, prescriptions, steps, deadline=None, watch=None):
             return super().run(seed, prescriptions[:1], steps, deadline, watch)
 
-    ward = Lab({"one": 0.5, "two": 0.6}, random.Random(1))
-    contest = contest_of(ward, ["one", "two"])
-    contest.hold()
-    result = concluded(contest, "regression", "done")
+    lab = TrialLab({"one": 0.5, "two": 0.6}, random.Random(1))
+    tournament = tournament_of(lab, ["one", "two"])
+    tournament.run()
+    result = concluded(tournament, "regression", "done")
     assert result.recommended == "one" and [e.name for e in result.entries] == ["one", "two", "one + two"]
     assert result.interactions[0].verdict == "overlap"
 
@@ -159,38 +160,38 @@ def test_a_combination_that_is_no_better_than_its_best_part_is_not_recommended()
 def test_rivals_are_not_combined_and_stages_are_in_order():
     assert rivals("l1", "l2") and rivals("he-init", "orthogonal-init") and not rivals("l1", "dropout")
     team = [
-        Contestant(n, n, (prescription(n, s),)) for n, s in (("l1", "regularization"), ("l2", "regularization"), ("x", "initialization"))
+        Candidate(n, n, (prescription(n, s),)) for n, s in (("l1", "regularization"), ("l2", "regularization"), ("x", "initialization"))
     ]
     found = combinations(team, [3.0, 2.0, 1.5])
     assert [c.name for c in found] == ["l1 + x"]
-    assert [p.treatment for p in together([team[0], team[2]]).prescriptions] == ["x", "l1"]
+    assert [p.treatment for p in together([team[0], team[2]]).fixes] == ["x", "l1"]
     assert combinations(team, [0.5, 0.2, 0.1]) == []
 
 
 def test_the_best_strength_of_a_remedy_represents_it():
-    weak, strong = Contestant("l1", "l1 0.1", (prescription("weak"),)), Contestant("l1", "l1 1", (prescription("strong"),), variant=True)
-    ward = DrawnWard({"weak": 0.8, "strong": 0.4}, random.Random(0))
-    contest = Tournament(ward, [weak, strong], STICK, PLAN, WorkerPool(ward, 1), time.perf_counter() + 60)
-    contest.hold()
-    result = concluded(contest, "regression", "done")
+    weak, strong = Candidate("l1", "l1 0.1", (prescription("weak"),)), Candidate("l1", "l1 1", (prescription("strong"),), variant=True)
+    lab = DrawnLab({"weak": 0.8, "strong": 0.4}, random.Random(0))
+    tournament = Tournament(lab, [weak, strong], METRIC, PLAN, WorkerPool(lab, 1), time.perf_counter() + 60)
+    tournament.run()
+    result = concluded(tournament, "regression", "done")
     assert [e.title for e in result.entries] == ["l1 1"] and result.recommended == "l1"
-    assert gain(strong, contest.base, STICK) > gain(weak, contest.base, STICK)
+    assert gain(strong, tournament.base, METRIC) > gain(weak, tournament.base, METRIC)
 
 
 def test_what_is_there_when_time_is_up_is_ranked():
-    ward = DrawnWard({"good": 0.5}, random.Random(0))
-    contest = contest_of(ward, ["good"])
-    contest.round("first round", contest.contestants, [0, 1], contest.deadline)
-    result = concluded(contest, "regression", "interrupted")
+    lab = DrawnLab({"good": 0.5}, random.Random(0))
+    tournament = tournament_of(lab, ["good"])
+    tournament.round("first round", tournament.candidates, [0, 1], tournament.deadline)
+    result = concluded(tournament, "regression", "interrupted")
     assert result.entries[0].status == "promising" and not result.entries[0].fresh
     assert result.verdict == "Undecided: good looked better, but that may be chance. It was interrupted: what is shown is partial."
-    empty = contest_of(ward, ["late"])
+    empty = tournament_of(lab, ["late"])
     assert concluded(empty, "regression", "budget").verdict == "Nothing was compared. Time was up before the end."
 
 
 def test_a_remedy_whose_losses_mean_something_else_is_judged_by_its_score():
-    contest = held({}, ["replace-loss"])
-    entry = entry_of(contest, contest.contestants[0])
+    tournament = held({}, ["replace-loss"])
+    entry = entry_of(tournament, tournament.candidates[0])
     assert entry.effect.metric == "accuracy" and not entry.effect.lower_is_better and entry.status == "no-difference"
 
 
@@ -212,54 +213,54 @@ def test_scores_are_not_weighed_against_curves_of_losses():
 
 
 def test_entries_are_ranked_by_status_then_effect():
-    contest = held({"a": 0.9, "b": 0.5, "bad": 3.0}, ["bad", "a", "b"], plan=Plan(100, 2, 2, 2, 6, 0))
-    entries = [entry_of(contest, c) for c in contest.contestants]
-    assert [e.name for e in ranked(entries, recommendation(contest, entries))] == ["b", "a", "bad"]
-    assert base_entry(contest).status == "untreated" and interactions(contest) == ()
+    tournament = held({"a": 0.9, "b": 0.5, "bad": 3.0}, ["bad", "a", "b"], plan=Plan(100, 2, 2, 2, 6, 0))
+    entries = [entry_of(tournament, c) for c in tournament.candidates]
+    assert [e.name for e in ranked(entries, recommendation(tournament, entries))] == ["b", "a", "bad"]
+    assert base_entry(tournament).status == "untreated" and interactions(tournament) == ()
 
 
 def test_other_strengths_are_those_next_to_the_best_one():
     def at(strength, variant=True):
-        return Contestant("l1", f"l1 {strength}", (Fix("l1", "l1", "regularization", "safe", {"strength": strength}),), variant=variant)
+        return Candidate("l1", f"l1 {strength}", (Fix("l1", "l1", "regularization", "safe", {"strength": strength}),), variant=variant)
 
-    contest = contest_of(DrawnWard({}, random.Random(0)), [])
-    contest.contestants = [at(0.03, False), *(at(x) for x in (8.0, 0.1, 20.0, 0.003, 1.0, 0.01))]
-    assert {c.title for c in contest.near([contest.contestants[0]])} == {"l1 0.1", "l1 0.01", "l1 0.003"}
+    tournament = tournament_of(DrawnLab({}, random.Random(0)), [])
+    tournament.candidates = [at(0.03, False), *(at(x) for x in (8.0, 0.1, 20.0, 0.003, 1.0, 0.01))]
+    assert {c.title for c in tournament.near([tournament.candidates[0]])} == {"l1 0.1", "l1 0.01", "l1 0.003"}
 
 
 def test_a_slow_machine_gives_up_finalists_rather_than_seeds():
-    contest = contest_of(DrawnWard({"good": 0.3, "fair": 0.5, "slight": 0.7}, random.Random(0)), ["good", "fair", "slight"])
-    real = contest.round
+    tournament = tournament_of(DrawnLab({"good": 0.3, "fair": 0.5, "slight": 0.7}, random.Random(0)), ["good", "fair", "slight"])
+    real = tournament.round
 
     def slow(name, *rest):
         real(name, *rest)
-        contest.run_seconds = 60 * 0.9 / 13  # twelve runs are left: six pairs
+        tournament.run_seconds = 60 * 0.9 / 13  # twelve runs are left: six pairs
 
-    contest.round = slow
-    contest.hold()
-    assert [c.name for c in contest.finalists] == ["good"] and contest.seeds == 6
+    tournament.round = slow
+    tournament.run()
+    assert [c.name for c in tournament.finalists] == ["good"] and tournament.seeds == 6
 
 
 def test_a_diverged_run_counts_as_the_worst_loss_seen():
     """Seven of eight seeds are better by far, two of them untreated diverge; one is worse by a little: still, that is an effect."""
-    base, cured = Contestant("untreated", ""), Contestant("cure", "", (prescription("cure"),))
+    base, cured = Candidate("untreated", ""), Candidate("cure", "", (prescription("cure"),))
     before = [math.inf, 5.0, 6.0, math.inf, 4.0, 5.0, 0.19, 7.0]
     for seed, loss in enumerate(before):
-        base.results[seed] = Result(Run("", (2.0,), validated=((0, 2.0),)), loss)
-        cured.results[seed] = Result(Run("", (2.0,), validated=((0, 2.0),)), 0.2 + 0.001 * seed)
-    effect = compare(cured, base, STICK)
+        base.results[seed] = Result(Run("", (2.0,), validated=((0, 2.0),)), value=loss)
+        cured.results[seed] = Result(Run("", (2.0,), validated=((0, 2.0),)), value=0.2 + 0.001 * seed)
+    effect = compare(cured, base, METRIC)
     assert effect.better and math.isfinite(effect.low) and -5.5 < effect.difference < -5
-    alike = compare(base, base, STICK)
+    alike = compare(base, base, METRIC)
     assert alike.difference == 0 and not alike.better
 
 
 def test_every_remedy_enters_once_before_any_at_its_next_strength():
-    crowd = [Contestant(name, f"{name} {i}") for name, count in (("l1", 3), ("dropout", 1), ("l2", 2)) for i in range(count)]
+    crowd = [Candidate(name, f"{name} {i}") for name, count in (("l1", 3), ("dropout", 1), ("l2", 2)) for i in range(count)]
     assert [c.title for c in by_turns(crowd)] == ["l1 0", "dropout 0", "l2 0", "l1 1", "l2 1", "l1 2"]
 
 
-class PacedWard(DrawnWard):
-    """A ward whose steps take so many seconds each, on a clock that stands still otherwise."""
+class PacedWard(DrawnLab):
+    """A lab whose steps take so many seconds each, on a clock that stands still otherwise."""
 
     step_seconds = 1e-6
     now = 0.0
@@ -272,17 +273,17 @@ class PacedWard(DrawnWard):
 @pytest.mark.parametrize(("step_seconds", "anew"), [(1e-6, True), (1e-4, False)])
 def test_runs_that_are_much_faster_than_planned_are_taken_anew_and_longer(step_seconds, anew, monkeypatch):
     """Planned for a machine with other work, on one that has none any more; and for the machine as it was."""
-    ward = PacedWard({"good": 0.5}, random.Random(0))
-    ward.step_seconds = step_seconds
-    monkeypatch.setattr(time, "perf_counter", lambda: ward.now)
-    contest = contest_of(ward, ["good", "a", "b"])
-    contest.planner, contest.deadline = Planner(3, steps=None), time.perf_counter() + 3
-    contest.plan = contest.planner.plan(3, 1e-4)
-    planned = contest.plan.steps
-    contest.hold()
-    assert (contest.plan.steps > planned) == anew
-    assert ward.calls.count((0,)) == 1 + anew
-    assert concluded(contest, "regression", "done").recommended == "good"
+    lab = PacedWard({"good": 0.5}, random.Random(0))
+    lab.step_seconds = step_seconds
+    monkeypatch.setattr(time, "perf_counter", lambda: lab.now)
+    tournament = tournament_of(lab, ["good", "a", "b"])
+    tournament.planner, tournament.deadline = Planner(3, steps=None), time.perf_counter() + 3
+    tournament.plan = tournament.planner.plan(3, 1e-4)
+    planned = tournament.plan.steps
+    tournament.run()
+    assert (tournament.plan.steps > planned) == anew
+    assert lab.calls.count((0,)) == 1 + anew
+    assert concluded(tournament, "regression", "done").recommended == "good"
 
 
 @pytest.mark.parametrize(
@@ -299,4 +300,4 @@ def test_runs_that_are_much_faster_than_planned_are_taken_anew_and_longer(step_s
 )
 def test_what_may_help_but_is_not_proven_is_undecided(low, difference, high, lower_is_better, undecided):
     effect = Effect("loss", 1.0, 1.0 + difference, difference, low, high, 6, high < 0, lower_is_better)
-    assert is_undecided(effect, STICK) == undecided
+    assert is_undecided(effect, METRIC) == undecided

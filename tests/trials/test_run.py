@@ -91,16 +91,16 @@ def test_a_trial_keeps_its_budget_and_says_that_time_was_up():
 
 
 def test_an_interrupt_leaves_a_partial_result(monkeypatch):
-    crew = importlib.import_module("gradcheck.trials.worker_pool")
-    real, calls = crew.work, []
+    jobs = importlib.import_module("gradcheck.trials.jobs")
+    real, calls = jobs.work, []
 
-    def interrupted(ward, job):
+    def interrupted(lab, job):
         calls.append(job)
         if len(calls) > 4:
             raise KeyboardInterrupt
-        return real(ward, job)
+        return real(lab, job)
 
-    monkeypatch.setattr(crew, "work", interrupted)
+    monkeypatch.setattr(jobs, "work", interrupted)
     result = held(sparse_linear(), remedies=["l1", "l2"], steps=60)
     assert result.ended == "interrupted" and "It was interrupted" in result.verdict
     assert result.entry("l1").seeds < 3 and result.entry("l1").status in ("promising", "no-difference")
