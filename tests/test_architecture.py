@@ -33,8 +33,8 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(tree: ast.Module, names: set[str]) -> Iterator[str]:
-    """The modules among `names` that are imported anywhere in a module, except for type checkers only."""
+def imported(tree: ast.Module, names: set[str], *, for_types: bool = False) -> Iterator[str]:
+    """The modules among `names` that are imported anywhere in a module; `for_types`: for type checkers only, too."""
     typing_only = {
         id(node)
         for block in ast.walk(tree)
@@ -43,7 +43,7 @@ def imported(tree: ast.Module, names: set[str]) -> Iterator[str]:
         for node in ast.walk(statement)
     }
     for node in ast.walk(tree):
-        if id(node) in typing_only:
+        if id(node) in typing_only and not for_types:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in names)
@@ -99,6 +99,13 @@ def test_no_module_imports_itself_through_others() -> None:
     assert circles(edges) == []
 
 
+@pytest.mark.parametrize("room", ["capture", "instrument", "live"])
+def test_what_listens_to_loops_has_no_circle_for_types_either(room: str) -> None:
+    every = {name: path for name, path in modules().items() if name.startswith(f"gradcheck.{room}.")}
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in every.items()}
+    assert circles({name: set(imported(tree, set(every), for_types=True)) - {name} for name, tree in trees.items()}) == []
+
+
 def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
@@ -127,6 +134,7 @@ def test_the_files_whose_frames_are_skipped_exist() -> None:
         ("gradcheck.workload.training_copy", "tap"),
         ("gradcheck.capture.recorder", "tap"),
         ("gradcheck.capture.tape", "tap"),
+        ("gradcheck.instrument.loop_hooks", "tap"),
         ("gradcheck.capture.script", "gradcheck"),
         ("gradcheck.loading.importing", "gradcheck"),
         ("gradcheck.pipeline", "gradcheck"),

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from gradcheck.capture.patches import Patches
+from gradcheck.instrument.patches import Patches
 from gradcheck.workload.source_sites import origin_of
 
 LOOKS = 0.05  # seconds between two looks at the clock

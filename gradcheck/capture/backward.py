@@ -3,119 +3,120 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from gradcheck.capture.events import BackwardPass
+from gradcheck.capture.forgotten import Forgotten
 from gradcheck.capture.passes import leaves
-from gradcheck.capture.root_modules import variable_of
-from gradcheck.capture.tape import outside
-from gradcheck.workload.source_sites import location_of_frame
-
-if TYPE_CHECKING:
-    from gradcheck.capture.recorder import Recorder
-
+from gradcheck.capture.recording import Recording
+from gradcheck.capture.updates import Updates
+from gradcheck.instrument.loop_events import LoopListener
+from gradcheck.instrument.running_code import here, variable_of
 
 ASKED = 63  # passes whose gradients were asked for and not used yet, before the last one
 
 
-class Backward:
-    """`wrapper` stands around `torch.autograd.backward`, `asking` around `torch.autograd.grad`."""
+class Backward(LoopListener):
+    """Is told of passes; `asking` stands around `torch.autograd.grad`."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(self, recording: Recording, updates: Updates, forgotten: Forgotten) -> None:
+        self.recording, self.updates, self.forgotten = recording, updates, forgotten
+        self._running: list[tuple[BackwardPass, dict[int, torch.Tensor]]] | None = None  # with the leaves that each reaches
 
-    def wrapper(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        recorder = self.recorder
+    def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
+        recording = self.recording
+        if recording.busy:
+            return
+        recording.busy += 1
+        self._running = []
+        self.updates.close()
+        for loss in losses:
+            reached = leaves(loss)
+            self._running.append((self._pass(loss, reached, given), reached))
+            reached.pop(id(loss), None)  # a loss that is a leaf itself was made anew from numbers, and is no weight
+        for watched in recording.optimizers.values():
+            watched.settle()
 
-        def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
-            if recorder.busy:
-                return original(tensors, grad_tensors, *args, **kwargs)
-            tensors = _kept(tensors)
-            losses = _tensors(tensors)
-            recorder.busy += 1
-            try:
-                recorder.updates.close()
-                reached = [leaves(t) for t in losses]
-                passes = [self._pass(t, ids, grad_tensors is not None) for t, ids in zip(losses, reached, strict=True)]
-                for watched in recorder.optimizers.values():
-                    watched.settle()
-                result = original(tensors, grad_tensors, *args, **kwargs)
-                recorder.backwards += len(passes)
-                self._claim(passes)
-                for loss, found, mine in zip(losses, passes, reached, strict=True):
-                    mine.pop(id(loss), None)  # a loss that is a leaf itself was made anew from numbers, and is no weight
-                    recorder.updates.wait_for(found, mine, {key: t.grad for key, t in mine.items() if t.grad is not None})
-                    recorder.forgotten.look(found, mine)
-            finally:
-                recorder.busy -= 1
-            recorder.observer(recorder)
-            return result
-
-        return backward
+    def after_backward(self, done: bool) -> None:
+        recording = self.recording
+        passes, self._running = self._running, None
+        if passes is None:
+            return
+        try:
+            if done:
+                recording.backwards += len(passes)
+                self._claim([found for found, _ in passes])
+                for found, mine in passes:
+                    self.updates.wait_for(found, mine, {key: t.grad for key, t in mine.items() if t.grad is not None})
+                    self.forgotten.look(found, mine)
+        finally:
+            recording.busy -= 1
+        if done:
+            recording.observer(recording)
 
     def asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Gradients that are given back and not left in `.grad`: whether they are used shows later."""
-        recorder, signature = self.recorder, inspect.signature(original)
+        recording, signature = self.recording, inspect.signature(original)
 
         def grad(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             given = bound.arguments
             given |= {name: _kept(given[name]) for name in ("outputs", "inputs")}
             losses, inputs = _tensors(given["outputs"]), _tensors(given["inputs"])
-            if not recorder.busy:
-                recorder.forgotten.ask(inputs)
-            if recorder.busy or given.get("create_graph") or given.get("is_grads_batched"):
+            if not recording.busy:
+                self.forgotten.ask(inputs)
+            if recording.busy or given.get("create_graph") or given.get("is_grads_batched"):
                 return original(*bound.args, **bound.kwargs)
-            recorder.busy += 1
+            recording.busy += 1
             try:
-                recorder.updates.close()
+                self.updates.close()
                 reached = {key: leaf for t in losses for key, leaf in leaves(t).items()}
                 asked = {id(t): t for t in inputs if t.is_leaf and id(t) in reached and self._is_weight(t, reached)}
                 passes = [self._pass(t, asked, given.get("grad_outputs") is not None) for t in losses] if asked else []
                 result = original(*bound.args, **bound.kwargs)
                 gradients = {id(t): g for t, g in zip(inputs, result, strict=True) if id(t) in asked and g is not None}
-                recorder.asked = [*recorder.asked[-ASKED:], *passes]
+                recording.asked = [*recording.asked[-ASKED:], *passes]
                 for found in passes[-1:]:
-                    recorder.updates.wait_for(found, {**reached, **asked}, gradients)
-                    recorder.forgotten.look(found, reached)
+                    self.updates.wait_for(found, {**reached, **asked}, gradients)
+                    self.forgotten.look(found, reached)
             finally:
-                recorder.busy -= 1
-            recorder.observer(recorder)
+                recording.busy -= 1
+            recording.observer(recording)
             return result
 
         return grad
 
     def _is_weight(self, tensor: torch.Tensor, reached: Mapping[int, torch.Tensor]) -> bool:
         key = id(tensor)
-        return any(key in w.ids for w in self.recorder.optimizers.values()) or key in self.recorder.updates.trainable(reached)
+        return any(key in w.ids for w in self.recording.optimizers.values()) or key in self.updates.trainable(reached)
 
     def _pass(self, loss: torch.Tensor, reached: Iterable[int], given: bool) -> BackwardPass:
-        recorder, tape = self.recorder, self.recorder.tape
-        place = location_of_frame(outside())
-        recorder.backward_site = recorder.backward_site or place
+        recording, tape = self.recording, self.recording.tape
+        place = here()
+        recording.backward_site = recording.backward_site or place
         factor = getattr(loss, "_gradcheck_factor", 1.0)
         ref = tape.ref(loss) if tape.recording else None
         given = given and loss.dim() > 0
         value = loss.detach() / factor
-        recorder.losses.append((place, value))
-        return BackwardPass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts), dict(recorder.unfollowed))
+        recording.losses.append((place, value))
+        return BackwardPass(value, ref, place, frozenset(reached), factor, given, tape.unknown, len(tape.cuts), dict(recording.unfollowed))
 
     def _claim(self, passes: list[BackwardPass]) -> None:
-        recorder = self.recorder
+        recording = self.recording
         for found in passes:
-            recorder.newest = found
-            wanted = [w for w in recorder.optimizers.values() if w.ids & found.reached]
+            recording.newest = found
+            wanted = [w for w in recording.optimizers.values() if w.ids & found.reached]
             for watched in wanted:
                 watched.label = watched.label or variable_of(watched.optimizer)
                 watched.live = [*watched.live[-255:], found]
                 watched.keep_watch()
                 watched.note_version()
-            recorder.connected = recorder.connected or bool(wanted)
+            recording.connected = recording.connected or bool(wanted)
             if not wanted:
-                recorder.unclaimed = [*recorder.unclaimed[-63:], found]
+                recording.unclaimed = [*recording.unclaimed[-63:], found]
 
 
 def _kept(value: Any) -> Any:

@@ -12,15 +12,16 @@ import torch
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
-from gradcheck.capture.events import BackwardPass, Clip, OptimizerTrace
+from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.layout import first_given, samples_axis, time_first_calls
+from gradcheck.capture.nodes import Owner, Ref
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Helpers, Models, Program, replay
 from gradcheck.capture.schedule import Schedule
 from gradcheck.capture.slices import Slice, slices_of
-from gradcheck.capture.tape import Owner, Ref
 from gradcheck.capture.together import as_one
 from gradcheck.capture.twins import ReplayMismatch, Twins, twins_of
+from gradcheck.instrument.loop_journal import Clip
 from gradcheck.loading.optimizers import assumed_optimizer, rate_of
 from gradcheck.measure.forgetting import Forgetting
 from gradcheck.types.measurement import Assumption
@@ -210,7 +211,7 @@ def _clipping(recorder: Recorder, watched: OptimizerTrace | None) -> Clipping | 
     """The clipping that acts on the gradients of this optimizer's steps."""
     if watched is None:
         return None
-    acting = [c for c in recorder.clips.values() if {id(w) for w in watched.members} & c.owners and _acts(c)]
+    acting = [c for c in recorder.journal.clips.values() if {id(w) for w in watched.members} & c.owners and _acts(c)]
     found = acting[0] if acting else None
     return Clipping(found.kind, found.threshold, found.site) if found is not None else None
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from gradcheck.capture.events import Clip, OptimizerTrace
+from gradcheck.capture.events import OptimizerTrace
+from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.update_rule import UpdateRule, recognised
-
-if TYPE_CHECKING:
-    from gradcheck.capture.recorder import Recorder
+from gradcheck.instrument.loop_journal import Clip
 
 SMALLEST = 1e-12  # norm that is divided by
 SELDOM = 0.1  # of the steps of the busiest training: what changes weights less often prepares or ends one
@@ -71,7 +70,7 @@ def _follow(recorder: Recorder, watched: OptimizerTrace, rule: UpdateRule) -> No
     watched.copy = _class(rule)(given, maximize=climbs, **_settings(rule))
     if rule.clipped is not None:
         clip = Clip("norm", rule.clipped, watched.step_site, {id(watched)}, len(watched.steps), len(watched.parameters))
-        recorder.clips["norm", watched.step_site] = clip
+        recorder.journal.clips["norm", watched.step_site] = clip
     watched.base_rate = first
     watched.site = watched.step_site
     for step, rate in zip(watched.steps, [*rates, *rates[-1:] * len(watched.steps)], strict=False):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.capture.patches import Patches
+from gradcheck.instrument.patches import Patches
 
 
 def keep_checkpoints(patches: Patches, home: Path | None) -> None:

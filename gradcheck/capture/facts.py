@@ -10,16 +10,14 @@ from typing import Any, Literal
 import torch
 
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
+from gradcheck.capture.nodes import Loose, Weight
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.silent_terms import silent_terms
-from gradcheck.capture.structures import shape_of
-from gradcheck.capture.tape import Loose, Weight
 from gradcheck.capture.trace import scale_of
+from gradcheck.instrument.fingerprints import shape_of
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopBatches, LoopClip, LoopEvaluation, LoopFacts, LoopScaler
-
-SHOWN_LAYERS = 20
+from gradcheck.types.loop import NEVER_EVALUATED, LoopBatches, LoopFacts, LoopScaler
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,6 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
     every = [p for s in steps for p in s.passes] or watched.live
     site = next((p.place for p in every if p.place is not None), recorder.backward_site)
     own = LoopFacts(
-        optimizer=watched.label,
         steps=len(steps),
         backwards=len(every) if steps else recorder.backwards,
         parameters=len(watched.parameters),
@@ -58,37 +55,29 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         losses=tuple(float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in steps if s.passes),
         rates=tuple(s.rate for s in steps),
         base_rate=watched.base_rate or 0.0,
-        schedules=recorder.schedulers.calls,
         leftover=sum(s.leftover for s in steps),
         lost=sum(s.lost for s in steps),
         accumulated=_accumulated(steps),
         weight=_weight(steps) if watched.changes is None else None,
         dropped=sum(s.dropped for s in steps),
-        clips=_clips(recorder, watched),
+        clips=recorder.journal.clips_of(watched),
         scaler=_scaler(recorder, steps),
-        evaluation=_evaluation(recorder, steps),
+        evaluation=watched.evaluations.record(next((p for p in recorder.journal.eval_sites.values() if p is not None), None)),
         batches=_batches(recorder, steps),
-        **_schedulers(watched),
-        made=1 + len(watched.renewals),
-        life=watched.life or 0,
-        forgets=watched.forgets,
         by_hand=watched.changes is not None,
-        step_site=watched.step_site,
         made_site=watched.site if watched.changes is None else None,
-        clear_site=watched.clear_site,
-        schedulers=recorder.schedulers.facts(watched),
-        averages=recorder.averages.facts(watched),
+        averages=recorder.averages.facts(watched.ids, frozenset().union(*(p.reached for p in every))),
         silent=silent_terms(recorder.tape.silent, every),
-        schedule_site=recorder.schedulers.step_site,
+        **recorder.journal.facts(watched),
         **base | {"backward_site": site},
     )
     return own
 
 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:
-    clips = tuple(c.record() for c in recorder.clips.values())
-    counts: dict[str, Any] = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "schedules": recorder.schedulers.calls, "rates": ()}
-    counts |= {"made": 1, "schedules_made": 0, "schedulers": ()}
+    clips = tuple(c.record() for c in recorder.journal.clips.values())
+    counts: dict[str, Any] = {"leftover": 0, "lost": 0, "accumulated": 1, "dropped": 0, "rates": ()}
+    counts |= {"schedules": recorder.journal.schedulers.calls, "made": 1, "schedules_made": 0, "schedulers": ()}
     return counts | {"clips": clips, "scaler": _scaler(recorder, ()), "evaluation": NEVER_EVALUATED}
 
 
@@ -98,14 +87,6 @@ def _trouble(facts: LoopFacts) -> float:
     peak = max(rates, default=0.0)
     fallen = 1 - rates[-1] / peak if peak else float(bool(rates))
     return 2 * ((facts.leftover or 0) + (facts.lost or 0)) / max(1, facts.steps) + bool(facts.forgets) + round(fallen, 2)
-
-
-def _schedulers(watched: OptimizerTrace) -> dict[str, Any]:
-    """Those of the place where most were made. The last of several is still in use."""
-    place, steps = max(watched.schedulers.items(), key=lambda item: len(item[1]), default=(None, []))
-    finished = sorted(steps[:-1])
-    life = finished[len(finished) // 2] if finished else 0
-    return {"schedules_made": len(steps), "schedule_life": life, "schedule_made_site": place}
 
 
 def _moved(recorder: Recorder, watched: OptimizerTrace | None) -> int | None:
@@ -154,28 +135,11 @@ def _weight(steps: Sequence[Step]) -> float | None:
     return sum(s for s in scales if s is not None) if None not in scales else None
 
 
-def _clips(recorder: Recorder, watched: OptimizerTrace) -> tuple[LoopClip, ...]:
-    key = id(watched)
-    mine = [c for c in recorder.clips.values() if key in c.owners or not c.owners]
-    return tuple(c.record() for c in mine)
-
-
 def _scaler(recorder: Recorder, steps: Sequence[Step]) -> LoopScaler:
-    found = next((s for _, s in recorder.scalers.values()), None)
-    if found is None:
-        return NO_SCALER
-    bare = sum(s.bare for s in steps) if found.enabled else sum(not s.by_scaler for s in steps) * bool(found.scaled)
-    return LoopScaler(found.enabled, found.factor, found.scaled, found.steps, bare, found.updates, found.step_site, found.scale_site)
-
-
-def _evaluation(recorder: Recorder, steps: Sequence[Step]) -> LoopEvaluation:
-    off = [i for i, s in enumerate(steps) if s.evaluated and (s.off or s.frozen)]
-    if not off:
-        return NEVER_EVALUATED
-    first = steps[off[0]]
-    site = next((p for p in recorder.eval_sites.values() if p is not None), None)
-    trained = any(not s.evaluated and s.passes for s in steps[: off[0]])
-    return LoopEvaluation(len(off), off[0], trained, first.off[:SHOWN_LAYERS], first.frozen[:SHOWN_LAYERS], first.fresh, site)
+    scaler = recorder.journal.scaler
+    if scaler is not None and not scaler.enabled:
+        return recorder.journal.scaling(sum(not s.by_scaler for s in steps) * bool(scaler.scaled))
+    return recorder.journal.scaling(sum(s.bare for s in steps))
 
 
 def _batches(recorder: Recorder, steps: Sequence[Step]) -> LoopBatches | None:
@@ -186,16 +150,4 @@ def _batches(recorder: Recorder, steps: Sequence[Step]) -> LoopBatches | None:
     call = calls_behind(first.ref.node, since)[0]
     constant = next((c for c in call.constants() if c.value.dim()), None)
     samples = shape_of(constant.value)[0] if constant is not None else 0
-    from_loader = [n for loader, n in recorder.loaders.values() if n and getattr(loader, "batch_size", None) == samples]
-    sizes = [_length(loader) for loader, n in recorder.loaders.values() if n and getattr(loader, "batch_size", None) == samples]
-    available = max((n for n in sizes if n), default=None)
-    if available is None and constant is not None:
-        available = constant.rows
-    return LoopBatches(len(seen), len(set(seen)), samples, available, bool(from_loader), call.place)
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader.dataset)
-    except TypeError:
-        return None
+    return recorder.journal.batches(len(seen), len(set(seen)), samples, constant.rows if constant is not None else None, call.place)

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from gradcheck.capture.events import BackwardPass
-from gradcheck.capture.root_modules import place_of_variable
-from gradcheck.capture.tape import Constant, Node, Ref, nodes_behind
+from gradcheck.capture.nodes import Constant, Node, Ref, nodes_behind
+from gradcheck.capture.recording import Recording
+from gradcheck.instrument.running_code import place_of_variable
 from gradcheck.types.location import Location
-
-if TYPE_CHECKING:
-    from gradcheck.capture.recorder import Recorder
 
 STEPS = 4  # different steps whose losses reach a leaf that stays what it is; those of a loop that trains by turns come sooner
 AGO = 8  # steps without it after which a leaf is let go
@@ -44,8 +41,8 @@ class _Leaf:
 class Forgotten:
     """`look` after each backward pass; `ask` before derivatives with respect to `inputs` are taken."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
         self.places: dict[int, Location] = {}  # of those that were found, by id: where the script makes each
         self._seen: dict[int, _Leaf] = {}
 
@@ -55,17 +52,17 @@ class Forgotten:
                 self._noted(tensor).settled = True
 
     def look(self, found: BackwardPass, leaves: Mapping[int, torch.Tensor]) -> None:
-        recorder = self.recorder
-        weights = recorder.tape.weights
+        recording = self.recording
+        weights = recording.tape.weights
         unknown = {key: t for key, t in leaves.items() if key not in weights}
         if not unknown or found.ref is None:
             return
-        held = frozenset[int]().union(*(w.ids for w in recorder.optimizers.values()))
-        self._seen = {k: x for k, x in self._seen.items() if max(x.steps, default=recorder.steps) >= recorder.steps - AGO}
+        held = frozenset[int]().union(*(w.ids for w in recording.optimizers.values()))
+        self._seen = {k: x for k, x in self._seen.items() if max(x.steps, default=recording.steps) >= recording.steps - AGO}
         due: list[_Leaf] = []
         for key, tensor in unknown.items():
             leaf = self._noted(tensor)
-            leaf.steps.add(recorder.steps)
+            leaf.steps.add(recording.steps)
             if len(leaf.steps) >= STEPS and not leaf.settled and key not in held:
                 leaf.settled = True
                 due.append(leaf)
@@ -80,16 +77,16 @@ class Forgotten:
 
     def _adopt(self, found: BackwardPass, tensors: Iterable[torch.Tensor]) -> None:
         """Those that are weights are from now on known as such, and were so in the calls that are recorded."""
-        recorder, tape = self.recorder, self.recorder.tape
+        recording, tape = self.recording, self.recording.tape
         parameters = [t for t in tensors if isinstance(t, nn.Parameter)]
-        recorder.owners.own(parameters)
+        recording.owners.own(parameters)
         nodes = nodes_behind(found.nodes)
         left = [t for t in tensors if id(t) not in tape.weights and (isinstance(t, nn.Parameter) or self._serves(t, nodes))]
         if not left:
             return
         reached = [tape.weights[key].owner for key in found.reached if key in tape.weights]
-        recorder.owners.adopt(left, next((owner for owner in reached if owner.is_free), None))
-        ends = [n for w in recorder.optimizers.values() for s in w.steps for p in s.passes for n in p.nodes]
+        recording.owners.adopt(left, next((owner for owner in reached if owner.is_free), None))
+        ends = [n for w in recording.optimizers.values() for s in w.steps for p in s.passes for n in p.nodes]
         for tensor in left:
             tape.promote(tensor, [*ends, *found.nodes])
             place = place_of_variable(tensor)
@@ -98,7 +95,7 @@ class Forgotten:
 
     def _serves(self, tensor: torch.Tensor, nodes: Iterable[Node]) -> bool:
         """Whether the recorded calls use a leaf as they use weights."""
-        known = self.recorder.tape.constant(tensor)
+        known = self.recording.tape.constant(tensor)
         stands: set[int] = set()  # ids of calls whose values are the leaf's, in another shape
         for node in nodes:
             mine = [i for i, x in enumerate(node.args) if x is known or (isinstance(x, Ref) and id(x.node) in stands)]

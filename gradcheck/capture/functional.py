@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from gradcheck.capture.passes import leaves
-
-if TYPE_CHECKING:
-    from gradcheck.capture.recorder import Recorder
+from gradcheck.capture.recording import Recording
 
 Transform = Callable[..., Callable[..., Any]]
 
 
 class Functional:
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
 
     def wrappers(self) -> tuple[tuple[str, Callable[[Transform], Transform]], ...]:
         """By the name of the function of torch.func that each stands around."""
@@ -29,7 +27,7 @@ class Functional:
             transformed = original(func, argnums, has_aux)
 
             def call(*args: Any, **kwargs: Any) -> Any:
-                if self.recorder.busy or not isinstance(argnums, int) or not _are_weights(args[argnums : argnums + 1]):
+                if self.recording.busy or not isinstance(argnums, int) or not _are_weights(args[argnums : argnums + 1]):
                     return transformed(*args, **kwargs)
                 taken = self._gradient(func, argnums, has_aux, args, kwargs)
                 if taken is None:

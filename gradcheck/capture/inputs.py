@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gradcheck.capture.tape import Constant, Node, Ref, Weight, references
+from gradcheck.capture.nodes import Constant, Node, Ref, Weight, references
 from gradcheck.workload.step import TARGET_NAMES, forward_of
 
 # What they put beside a value that the model gave is its scale (a tolerance, a mask, a step size), not what it is to see.

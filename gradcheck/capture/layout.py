@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from gradcheck.capture.nodes import Constant, Node, Ref
 from gradcheck.capture.resizing import counter
-from gradcheck.capture.structures import is_plain, shape_of
-from gradcheck.capture.tape import Constant, Node, Ref
+from gradcheck.capture.structures import is_plain
+from gradcheck.instrument.fingerprints import shape_of
 
 _SEQUENCES = (nn.RNNBase, nn.MultiheadAttention)
 

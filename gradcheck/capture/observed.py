@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from gradcheck.capture.events import BackwardPass, OptimizerTrace
+from gradcheck.capture.nodes import Weight, nodes_behind
 from gradcheck.capture.recorder import Recorder
-from gradcheck.capture.tape import Weight, nodes_behind
 from gradcheck.measure.facts import environment, optimizer_facts
 from gradcheck.types.data import DataFacts
 from gradcheck.types.location import Location

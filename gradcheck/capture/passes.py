@@ -6,10 +6,9 @@ import torch
 
 from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.replay import calls_behind
-from gradcheck.capture.structures import digest_parts, shape_of
+from gradcheck.instrument.fingerprints import digest
 
 MOST_LEAVES = 200_000  # autograd nodes that are walked over for the leaves of one loss
-FINGERPRINT = 4096  # numbers at each end of a tensor that its fingerprint looks at
 
 
 def leaves(loss: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -33,15 +32,4 @@ def leaves(loss: torch.Tensor) -> dict[int, torch.Tensor]:
 def fingerprint(passes: list[BackwardPass], since: int) -> int | None:
     """Of the tensors that the modules were called with after the call `since`."""
     inputs = [c.value for p in passes if p.ref is not None for n in calls_behind(p.ref.node, since) for c in n.constants()]
-    return hash(tuple(map(_digest, inputs))) if inputs else None
-
-
-def _digest(tensor: torch.Tensor) -> int:
-    return hash((shape_of(tensor), *map(_bytes, digest_parts(tensor))))
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().reshape(-1)
-    if flat.numel() > 2 * FINGERPRINT:
-        flat = torch.cat([flat[:FINGERPRINT], flat[-FINGERPRINT:]])
-    return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return hash(tuple(map(digest, inputs))) if inputs else None

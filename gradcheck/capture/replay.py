@@ -12,10 +12,10 @@ from torch import nn
 
 from gradcheck.capture.inputs import data_in
 from gradcheck.capture.layout import Layout
+from gradcheck.capture.nodes import Constant, Node, Ref, Weight, nodes_behind
 from gradcheck.capture.resizing import counter, resized
 from gradcheck.capture.slices import Slice
 from gradcheck.capture.structures import Packed, tensors_in
-from gradcheck.capture.tape import Constant, Node, Ref, Weight, nodes_behind
 
 
 @dataclass(frozen=True)

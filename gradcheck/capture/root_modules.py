@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from types import FrameType
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradcheck.capture.tape import CHANGED, Loose, Owner, Tape, Weight, outside
+from gradcheck.capture.nodes import CHANGED, Loose, Owner, Weight
+from gradcheck.capture.tape import Tape
 from gradcheck.errors import TargetError
-from gradcheck.types.location import Location
-from gradcheck.workload.assignments import first_assignment
+from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.workload.borrowing import ran_out_of_memory
 from gradcheck.workload.copying import duplicate
 from gradcheck.workload.source_sites import Sites
 
-_NAMED_FRAMES = 30  # how far up the stack variables are looked for
 MOST_COPIES = 20  # of one root, before buffers and plain attributes no longer count as a change of it
 MOST_SECONDS = 2.0  # for them, likewise
 _COMPARED = 200  # items of a container, or attributes of an object, that are compared
@@ -153,10 +151,6 @@ def _make_parameters(root: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> 
                 module._parameters[name] = memo[id(original._parameters[name])] = parameter
 
 
-def is_wrapper(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-
-
 def versions(root: nn.Module) -> tuple[Any, ...]:
     """What tells whether a model is still what it was: its parameters, buffers, and the plain attributes of its modules."""
     return _tensor_versions(root.parameters()), _tensor_versions(root.buffers()), tuple(_attributes(m) for m in root.modules())
@@ -184,49 +178,3 @@ def _plain(value: Any, depth: int) -> Any:
     if type(held) is dict and not isinstance(value, type) and not callable(value):
         return id(value), tuple((k, _plain(v, depth - 1)) for k, v in list(held.items())[:_COMPARED])
     return id(value)
-
-
-def variable_of(wanted: Any, *, outermost: bool = False) -> str:
-    """The name under which the running user's code knows an object, the function that runs first, or last; "" when it is not found."""
-    frame: FrameType | None = outside()
-    found = ""
-    for _ in range(_NAMED_FRAMES):
-        if frame is None or (found and not outermost):
-            break
-        found = next((name for name, value in _variables(frame) if _is(value, wanted)), found)
-        frame = frame.f_back
-    return found
-
-
-def place_of_variable(wanted: torch.Tensor) -> Location | None:
-    """Where the running user's code first gives a variable that holds a tensor its value."""
-    frame: FrameType | None = outside()
-    found = None
-    for _ in range(_NAMED_FRAMES):
-        if frame is None:
-            break
-        names = [name for name, value in _variables(frame) if value is wanted]
-        places = (first_assignment(frame.f_code.co_filename, name) for name in names)
-        found = next((p for p in places if p is not None), found)
-        frame = frame.f_back
-    return found
-
-
-def _is(value: Any, wanted: Any) -> bool:
-    inner = value._modules.values() if isinstance(value, nn.Module) and is_wrapper(value) else ()
-    return value is wanted or any(v is wanted for v in inner)
-
-
-def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
-    """Local variables of a frame, the attributes of `self`, and module-level ones."""
-    if frame.f_globals.get("__name__", "").startswith(("torch", "gradcheck")):
-        return
-    for name, value in list(frame.f_locals.items()):
-        if name != "self" and name.isidentifier():
-            yield name, value
-    own = frame.f_locals.get("self")
-    if own is not None and hasattr(own, "__dict__"):
-        found = {**vars(own), **(own._modules if isinstance(own, nn.Module) else {})}
-        yield from ((name, value) for name, value in found.items() if name.isidentifier())
-    if frame.f_locals is not frame.f_globals:
-        yield from ((n, v) for n, v in list(frame.f_globals.items()) if n.isidentifier())

@@ -28,12 +28,12 @@ from gradcheck.capture.checkpoints import keep_checkpoints
 from gradcheck.capture.events import taken_alike
 from gradcheck.capture.facts import Ending
 from gradcheck.capture.mirror import Mirror
-from gradcheck.capture.patches import Patches
+from gradcheck.capture.processes import note_processes
 from gradcheck.capture.program import start
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.capture.unseen import note_processes
 from gradcheck.errors import TargetError
+from gradcheck.instrument.patches import Patches
 from gradcheck.loading.importing import session
 from gradcheck.workload.notebook import code_cells, shell
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, moved, origin_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gradcheck.capture.events import BackwardPass
+from gradcheck.capture.nodes import Constant, Node, Ref, nodes_behind
 from gradcheck.capture.silent import PRODUCTS, Mark, Silent
-from gradcheck.capture.tape import Constant, Node, Ref, nodes_behind
 from gradcheck.types.location import Location
 from gradcheck.types.loop import SilentTerm
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from gradcheck.capture.inputs import feeding
-from gradcheck.capture.tape import Node, Owner, Ref, Weight, nodes_behind
+from gradcheck.capture.nodes import Node, Owner, Ref, Weight, nodes_behind
 
 
 class Slice:

@@ -93,23 +93,6 @@ def _inside(value: Any) -> Iterator[torch.Tensor]:
             pending += reversed(list(vars(item).values()))
 
 
-def digest_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Dense tensors that hold the numbers of a tensor of any layout."""
-    if tensor.is_nested:
-        return tuple(tensor.unbind())
-    if tensor.layout is torch.strided:
-        return (tensor,)
-    if tensor.layout is torch.sparse_coo:
-        tensor = tensor.coalesce()
-        return tensor.indices(), tensor.values()
-    return (tensor.values(),)
-
-
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether its rows can be taken one by one."""
     return tensor.layout is torch.strided and not tensor.is_nested
-
-
-def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Of a nested tensor the number of its parts only."""
-    return (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)

@@ -6,23 +6,21 @@ From a loss, the calls that it depends on can be put together to a `Program` tha
 
 from __future__ import annotations
 
-import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 
 from gradcheck.capture.births import Births
+from gradcheck.capture.nodes import CHANGED, Constant, Loose, Node, Owner, Ref, Weight, nodes_behind, replaced
 from gradcheck.capture.rows import Rows, forget_in
 from gradcheck.capture.silent import Silent
-from gradcheck.capture.structures import Packed, pack, tensors_in
+from gradcheck.capture.structures import pack, tensors_in
 from gradcheck.capture.writing import is_in_place, written
+from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
-from gradcheck.workload.source_sites import location_of_frame
 
 _VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # properties whose values are the tensor's own
 # They give no new values, or values that stand for themselves.
@@ -32,135 +30,6 @@ _READ = frozenset("item tolist numpy __array__ __float__ __int__ __index__ __boo
 _MOVES = "detach cpu to long int float double bool clone contiguous squeeze unsqueeze view reshape flatten data __getitem__".split()
 _COMPARES = "eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__".split()
 _SAME_VALUES = frozenset((*_MOVES, *_COMPARES))
-
-
-@dataclass(frozen=True, eq=False)
-class Ref:
-    """The tensor at a position among those that a call put out."""
-
-    node: Node
-    index: int
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A tensor that depends on nothing live, as it was when it was used."""
-
-    value: torch.Tensor
-    leaf: bool  # gradients with respect to it are asked for
-    rows: int | None = None  # entries of the tensor that it was cut out of, where that is known
-    chosen: bool = False  # its rows were picked or stacked one by one: they are samples
-    origin: Node | None = None  # the call that made its first axis out of the axes of another constant
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """A parameter of a root module, or a free one."""
-
-    owner: Owner
-    name: str
-    key: int  # id of the user's own parameter, of the first one where others took its place
-
-
-class Loose(nn.Module):
-    """Stands for the module of weights that no module holds: `tensors`, by key."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: dict[int, torch.Tensor] = {}
-
-
-CHANGED = (None, None, None)  # versions of a root that is not what it was when it was copied
-
-
-@dataclass(eq=False)
-class Owner:
-    """A root module of the user, and what it was before training: a copy, or its state where it cannot be copied."""
-
-    original: nn.Module
-    copy: nn.Module | None
-    memo: dict[int, Any]  # id(object of the original) -> its copy; of tensors also without a copy of the module
-    versions: tuple[Any, ...]
-    label: str  # its variable in the script
-    why: str = ""  # there is no copy
-    short: bool = False  # for want of memory
-
-    @property
-    def is_free(self) -> bool:
-        return isinstance(self.original, Loose)
-
-    def held(self, path: str) -> Iterator[int]:
-        """id of each of the user's parameters below a path."""
-        return map(id, self.original.get_submodule(path).parameters())
-
-    def before(self, weight: Weight) -> torch.Tensor:
-        """A parameter as it was before training."""
-        return self.memo[weight.key]
-
-
-@dataclass(eq=False)
-class Node:
-    """One recorded call."""
-
-    serial: int
-    call: Callable[..., Any] | None  # a function; None: a module
-    owner: Owner | None
-    path: str  # of the module in its owner
-    args: Any
-    kwargs: Any
-    place: Location | None
-    grad: bool
-    autocast: tuple[tuple[str, torch.dtype], ...]
-    random: torch.Tensor | None = None  # state of the generator before a call that draws numbers, or a module's
-    in_place: bool = False
-    values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
-    counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results
-    read: bool = False  # the loop took its values out of torch: what it made of them fits no others
-
-    def inputs(self) -> Iterator[Any]:
-        return references((self.args, self.kwargs))
-
-    def constants(self) -> list[Constant]:
-        return [x for x in self.inputs() if isinstance(x, Constant)]
-
-
-def references(value: Any) -> Iterator[Any]:
-    """The Refs, Constants and Weights in the arguments of a call."""
-    if isinstance(value, (Ref, Constant, Weight)):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from references(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from references(item)
-    elif isinstance(value, Packed):
-        yield from references(value.parts)
-
-
-def replaced(value: Any, old: Any, new: Any) -> Any:
-    """The arguments of a call with one of them in the place of another."""
-    if value is old:
-        return new
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(replaced(v, old, new) for v in value))
-    if type(value) in (tuple, list):
-        return type(value)(replaced(v, old, new) for v in value)
-    if type(value) is dict:
-        return {k: replaced(v, old, new) for k, v in value.items()}
-    return value.with_parts(replaced(value.parts, old, new)) if isinstance(value, Packed) else value
-
-
-def nodes_behind(ends: Iterable[Node]) -> list[Node]:
-    """All calls that the ends depend on, in their order."""
-    found: dict[int, Node] = {}
-    pending = list(ends)
-    while pending:
-        node = pending.pop()
-        if id(node) not in found:
-            found[id(node)] = node
-            pending += [x.node for x in node.inputs() if isinstance(x, Ref)]
-    return sorted(found.values(), key=lambda n: n.serial)
 
 
 @dataclass
@@ -275,7 +144,7 @@ class Tape:
             output = function(*args, **kwargs)
         except Exception as error:
             if node is not None:
-                node.place = location_of_frame(outside())
+                node.place = here()
                 self.failed = node, error
             raise
         if node is not None and random is not None and not torch.equal(random, torch.get_rng_state()):
@@ -301,8 +170,8 @@ class Tape:
         return self._node(function, self.encode(args), self.encode(kwargs), changes)
 
     def _ended(self, name: str, node: Node | None, function: Any, args: Any, kwargs: Any, output: Any) -> None:
-        self.births.look(name, args, kwargs, output, lambda: location_of_frame(outside()))
-        self.silent.look(name, function, args, output, lambda: location_of_frame(outside()))
+        self.births.look(name, args, kwargs, output, here)
+        self.silent.look(name, function, args, output, here)
         if node is None:
             starts = torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad
             if starts and name != "requires_grad_" and self._takes_leaf(args, kwargs):
@@ -316,7 +185,7 @@ class Tape:
         self._cut(name, any(t.requires_grad and not t.is_leaf for t in tensors_in((args, kwargs))), output, node)
         results = [args[0]] if name == "__setitem__" else list(tensors_in(output, 2))
         if results:
-            node.place = location_of_frame(outside())
+            node.place = here()
             self.put_out(node, results)
         if node.in_place and results:
             self._write_through(results[0])
@@ -330,7 +199,7 @@ class Tape:
             place = tuple(part.size()), part.stride(), part.storage_offset() - base.storage_offset()
             before = base if self.ref(base) is not None else base.detach()
         node = self._node(written, self.encode((before, part, *place)), {}, False)
-        node.place = location_of_frame(outside())
+        node.place = here()
         self.put_out(node, [base])
 
     def _takes_leaf(self, args: Any, kwargs: Any) -> bool:
@@ -380,7 +249,7 @@ class Tape:
             operation = "no_grad" if isinstance(output, torch.Tensor) else None
         if operation is not None and len(self.cuts) < 1000:
             owners = frozenset(id(n.owner.original) for n in nodes_behind([node]) if n.owner is not None)
-            self.cuts.append(SeenCut(operation, location_of_frame(outside()), owners, node.serial))
+            self.cuts.append(SeenCut(operation, here(), owners, node.serial))
 
 
 def mark_read(reader: Node) -> None:
@@ -413,11 +282,3 @@ def _name(function: Any) -> str | None:
 
 def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
-
-
-def outside() -> FrameType | None:
-    """The frame that called into the recording code."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("gradcheck.capture"):
-        frame = frame.f_back
-    return frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradcheck.capture.tape import Constant, Node, Ref
+from gradcheck.capture.nodes import Constant, Node, Ref
 
 _DIVISIONS = frozenset(("__truediv__", "div", "true_divide", "divide", "div_", "__itruediv__"))
 _PRODUCTS = frozenset(("__mul__", "__rmul__", "mul", "multiply", "mul_", "__imul__"))

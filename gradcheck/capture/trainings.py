@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +13,12 @@ from gradcheck.capture.build import workload_of
 from gradcheck.capture.by_hand import tell_rules
 from gradcheck.capture.events import OptimizerTrace, taken_alike
 from gradcheck.capture.facts import loop_facts
+from gradcheck.capture.nodes import nodes_behind
 from gradcheck.capture.observed import observed, own_run
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Models
 from gradcheck.capture.script import Capture
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.capture.tape import nodes_behind
 from gradcheck.capture.together import joined
 from gradcheck.capture.twins import ReplayMismatch
 from gradcheck.capture.unseen import CORRECT, nothing_seen
@@ -29,7 +28,7 @@ from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.report import Report
 from gradcheck.types.training import Run
-from gradcheck.workload.comments import snippets
+from gradcheck.workload.comments import places, snippets
 from gradcheck.workload.failure import failure
 from gradcheck.workload.workload import Workload
 
@@ -164,17 +163,6 @@ def with_loop(m: Measurement, loop: LoopFacts) -> Measurement:
     texts = snippets(list(places(loop)))
     merged = {path: {**m.snippets.get(path, {}), **lines} for path, lines in texts.items()}
     return replace(m, loop=loop, snippets={**m.snippets, **merged})
-
-
-def places(value: Any) -> Iterator[Location]:
-    if isinstance(value, Location):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from places(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for spec in dataclasses.fields(value):
-            yield from places(getattr(value, spec.name))
 
 
 def explain_ending(capture: Capture, spec: ScriptSpec, reports: Sequence[Report]) -> None:

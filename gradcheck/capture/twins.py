@@ -13,8 +13,8 @@ from torch import nn
 
 from gradcheck.analysis.gaps import described
 from gradcheck.capture.events import BackwardPass
+from gradcheck.capture.nodes import Loose, Owner
 from gradcheck.capture.replay import Program
-from gradcheck.capture.tape import Loose, Owner
 from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.workload.borrowing import Borrowed, State, shielded
 from gradcheck.workload.copying import bind_copies, memo_for

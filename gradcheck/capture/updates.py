@@ -9,22 +9,20 @@ in for the update.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from gradcheck.capture.changes import Changes, Waiting, chosen_entries, successors
 from gradcheck.capture.events import BackwardPass, OptimizerTrace
+from gradcheck.capture.nodes import CHANGED
+from gradcheck.capture.recording import Recording
+from gradcheck.capture.step_log import StepLog
 from gradcheck.capture.structures import tensors_in
-from gradcheck.capture.tape import CHANGED, outside
 from gradcheck.capture.writing import is_in_place
+from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
 from gradcheck.workload.dtensor import is_spread
-from gradcheck.workload.source_sites import location_of_frame
-
-if TYPE_CHECKING:
-    from gradcheck.capture.recorder import Recorder
-    from gradcheck.capture.steps import Steps
 
 BESIDE = 2  # steps by hand, before the first one of an optimizer that holds the weights: a perturbation, as SAM makes, and its undoing
 PASSES = 63  # of one step, before the last one
@@ -39,8 +37,8 @@ Tensor = torch.Tensor
 class Updates:
     """`wait_for` after a pass, `writes` before each function of torch, `close` before the next pass: then a step is over."""
 
-    def __init__(self, recorder: Recorder, steps: Steps) -> None:
-        self.recorder, self.steps = recorder, steps
+    def __init__(self, recording: Recording, log: StepLog) -> None:
+        self.recording, self.log = recording, log
         self._waiting: dict[int, Waiting] = {}  # by id of the leaf
         self._storages: dict[int, int] = {}  # address of a leaf's memory -> id of the leaf
         self._entries: dict[int, tuple[int, Tensor]] = {}  # id of a leaf -> its size, the entries that are looked at in all steps
@@ -68,8 +66,8 @@ class Updates:
 
     def trainable(self, leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Those that no optimizer of torch has moved. A tensor of no module is an input where the parameters of one take part."""
-        weights = self.recorder.tape.weights
-        moving = [w for w in self.recorder.optimizers.values() if w.changes is None and (w.steps or id(w.optimizer) in self.steps.stepping)]
+        weights = self.recording.tape.weights
+        moving = [w for w in self.recording.optimizers.values() if w.changes is None and (w.steps or w is self.recording.stepping)]
         held = frozenset[int]().union(*(w.ids for w in moving))
         of_modules = any(key in held or (key in weights and not weights[key].owner.is_free) for key in leaves)
         return {key: leaf for key, leaf in leaves.items() if key not in held and (key in weights or not of_modules)}
@@ -92,8 +90,8 @@ class Updates:
             parameters = watched.optimizer.param_groups[0]["params"]
             parameters[[id(p) for p in parameters].index(key)] = leaf
             self._entries[id(leaf)] = self._entries.pop(key)
-            self.recorder.tape.succeed(key, leaf, found.nodes)
-        if found not in self.recorder.asked:
+            self.recording.tape.succeed(key, leaf, found.nodes)
+        if found not in self.recording.asked:
             for watched in dict.fromkeys(self._trainings[id(leaf)] for leaf in pairs.values()):
                 watched.live.append(found)
 
@@ -101,14 +99,14 @@ class Updates:
 
     def writes(self, function: Any, args: Any, kwargs: Any) -> bool:
         """Whether a function is about to change leaves that wait; notes which."""
-        if self.recorder.owners.initial:
+        if self.recording.owners.initial:
             for tensor in _targets(function, args, kwargs):
-                self.recorder.tape.changed(tensor)
+                self.recording.tape.changed(tensor)
         if not self._waiting:
             return False
         name = getattr(function, "__name__", "")
         if self._read is None and name not in _NUMBERS and any(self._key(t) is not None for t in tensors_in(args, 2)):
-            self._read = location_of_frame(outside())
+            self._read = here()
             self.computed = self._read if torch.is_grad_enabled() else self.computed
         found = [key for tensor in _targets(function, args, kwargs) if (key := self._key(tensor)) is not None]
         for key in found:
@@ -130,48 +128,48 @@ class Updates:
         if waiting.written:
             return
         waiting.written = True
-        self.recorder.busy += 1
+        self.recording.busy += 1
         try:
             if waiting.leaf.grad is not None:
                 waiting.take(waiting.leaf.grad)
             watched = self._training_of(waiting.leaf)
-            weight = self.recorder.tape.weights[key]
+            weight = self.recording.tape.weights[key]
             weight.owner.versions = CHANGED  # `p.data` does not count its changes
             watched.memo.setdefault(weight.key, weight.owner.memo[weight.key])
             if watched not in self._stepping:
                 self._stepping.append(watched)
-                watched.step_site = watched.step_site or site or location_of_frame(outside())
+                watched.step_site = watched.step_site or site or here()
                 watched.settle()
                 watched.keep_watch()
-                self.steps.note(watched)
+                self.log.note(watched)
         finally:
-            self.recorder.busy -= 1
+            self.recording.busy -= 1
 
     # --------------------------------------------------------------- trainings
 
     def _training_of(self, leaf: Tensor) -> OptimizerTrace:
-        recorder, key = self.recorder, id(leaf)
+        recording, key = self.recording, id(leaf)
         if key in self._trainings:
             return self._trainings[key]
         watched = self._trainings[key] = self._stepping[0] if self._stepping else self._founded()
         watched.optimizer.param_groups[0]["params"].append(leaf)
         mine = [p for p in self._passes if key in p.reached and p not in watched.live]
         watched.live += [] if watched in self._stepping else mine
-        recorder.unclaimed = [p for p in recorder.unclaimed if p not in mine]
-        if key not in recorder.tape.weights:
-            watched.free = recorder.owners.adopt([leaf], watched.free)
+        recording.unclaimed = [p for p in recording.unclaimed if p not in mine]
+        if key not in recording.tape.weights:
+            watched.free = recording.owners.adopt([leaf], watched.free)
             for found in self._passes:
-                recorder.tape.promote(leaf, found.nodes)
+                recording.tape.promote(leaf, found.nodes)
         return watched
 
     def _founded(self) -> OptimizerTrace:
         """A training that was not known."""
-        recorder = self.recorder
+        recording = self.recording
         stand_in = torch.optim.SGD([torch.zeros(())], lr=0.0)
         stand_in.param_groups[0]["params"].clear()
-        recorder.connected = True
-        watched = recorder.optimizers[id(stand_in)] = OptimizerTrace(stand_in, "", None, changes=Changes())
-        recorder.beginning.append(watched)
+        recording.connected = True
+        watched = recording.optimizers[id(stand_in)] = OptimizerTrace(stand_in, "", None, changes=Changes())
+        recording.beginning.append(watched)
         return watched
 
     # ------------------------------------------------------------------- after
@@ -184,8 +182,8 @@ class Updates:
             return
         for other in {id(w): w for key in watched.ids if (w := self._trainings.get(key)) is not None}.values():
             if len(other.steps) <= BESIDE and other.ids <= watched.ids:  # what the loop did to them was no training
-                self.recorder.optimizers.pop(id(other.optimizer), None)
-                self.recorder.beginning = [w for w in self.recorder.beginning if w is not other]
+                self.recording.optimizers.pop(id(other.optimizer), None)
+                self.recording.beginning = [w for w in self.recording.beginning if w is not other]
                 self._trainings = {key: w for key, w in self._trainings.items() if w is not other}
 
     def close_seen(self) -> None:
@@ -204,12 +202,12 @@ class Updates:
     def _end(self, moved: Mapping[int, Tensor]) -> None:
         if not self._stepping:
             return
-        weights = self.recorder.tape.weights
+        weights = self.recording.tape.weights
         for watched in self._stepping:
             assert watched.changes is not None
             mine = {weights[k].key: (self._waiting[k], delta) for k, delta in moved.items() if self._trainings[k] is watched}
             watched.changes.add(len(watched.steps) - 1, mine)
-            self.steps.taken(watched)
+            self.log.taken(watched)
         self._stepping, self._passes = [], []
         self._waiting, self._storages = {}, {}
 

@@ -1,17 +1,17 @@
 """Following a training that runs by itself. `watch.py` tells the story: hooks see the loop, some of its steps are measured, rules judge.
 
-    hooks      where a loop can be seen: backward passes, steps, clipping, loss scaling
-    follower   which steps are measured, and what happens in which order; what it asks the others for:
-      losses      which backward passes make up a step, and what their values add up to
-      optimizers  whose steps are counted, and which parameters they move
-      gradients   cleared, left over, or changed by hand
-      scaling     the factor of a GradScaler
-      lines       which lines of the user's code run backward passes that count
-      models      what is asked of a model before it is watched
-      tapping     the taps of a measured step; `taps` are these, `first` reads the first pass, of which more is seen
-    record     what has been measured so far, as a Measurement; `series` keeps its losses in bounded memory, `pace` its durations
-    verdicts   judging it, at a bounded cost
-    frames     the numbers that a display shows
+    loop_monitor  which steps are measured, and what happens in which order: it hears the events of `instrument/loop_hooks`, and asks
+      losses         which backward passes make up a step, and what their values add up to
+      optimizers     whose steps are counted, and which parameters they move
+      gradients      cleared, left over, or changed by hand
+      scaling        the factor of a GradScaler
+      backward_sites which lines of the user's code run backward passes that count
+      models         what is asked of a model before it is watched
+      tapping        the taps of a measured step; `taps` are these, `first` reads the first pass, of which more is seen
+    record        what has been measured so far, as a Measurement; `loop_log` what the loop does, `series` its losses, in bounded memory
+    step_timer    how long steps take, and what watching costs
+    live_judge    judging it, at a bounded cost
+    frames        the numbers that a display shows; `sinks` hands them to trackers of experiments
 
 The command `gradcheck watch -- python train.py`:
 
@@ -23,8 +23,8 @@ The command `gradcheck watch -- python train.py`:
 
 Several processes that train together:
 
-    together   every rank says what it saw at a measured step, and rank 0 makes one record of it
-    ranks      how they meet, and that none waits for another in vain
-    shares     what a rank says, and how the words of all become one
-    replicas   whether parameters that all should share are still equal
+    merge            every rank says what it saw at a measured step, and rank 0 makes one record of it
+    ranks            how they meet, and that none waits for another in vain
+    rank_statistics  what a rank says, and how the words of all become one
+    replicas         whether parameters that all should share are still equal
 """

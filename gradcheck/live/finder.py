@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from gradcheck.capture.root_modules import is_wrapper, variable_of
 from gradcheck.config.settings import Settings, load
 from gradcheck.errors import TrainingStopped
+from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.live.frames import frame
 from gradcheck.live.live_judge import SHARE
 from gradcheck.live.messages import send
@@ -126,7 +126,7 @@ class Finder:
         new = tuple((f.code, f.message) for f in findings) != self._known
         if now - self._told >= FRAME_EVERY or new or board.steps <= 1:
             self._told, self._known = now, tuple((f.code, f.message) for f in findings)
-            send(self.pipe, "frame", **dataclasses.asdict(frame(board, findings)))
+            send(self.pipe, "frame", **dataclasses.asdict(frame(board.record, board.pace, findings)))
 
     def _save(self, report: Report, *, always: bool = False) -> None:
         """Written now and then, so that a program that is killed leaves one too."""
@@ -149,10 +149,11 @@ class Finder:
             send(self.pipe, "end", elsewhere=True)
             return
         failure = board.failure
-        if board.steps:
+        seen = board.steps > 0 or any(f.code == "LOOP001" for f in board.findings)
+        if seen:
             self._save(board.report(), always=True)
-            send(self.pipe, "frame", **dataclasses.asdict(frame(board, board.findings)))
+            send(self.pipe, "frame", **dataclasses.asdict(frame(board.record, board.pace, board.findings)))
         stopped = error.finding.code if isinstance(error, TrainingStopped) and error.finding is board.stopped else ""
         place = location_of_traceback(error.__traceback__) if error is not None else None
         failed = f"{type(failure).__name__}: {failure}" if failure is not None else ""
-        send(self.pipe, "end", seen=bool(board.steps), stopped=stopped, failure=failed, place=str(place or ""))
+        send(self.pipe, "end", seen=seen, stopped=stopped, failure=failed, place=str(place or ""))

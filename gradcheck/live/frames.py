@@ -1,27 +1,24 @@
-"""From a board to the numbers that a display shows."""
+"""From a watched run to the numbers that a display shows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
+from gradcheck.live.record import Record
+from gradcheck.live.step_timer import StepTimer
 from gradcheck.measure.layers import LayerAccumulator
 from gradcheck.measure.parameters import Watched
 from gradcheck.types.finding import Finding
 from gradcheck.types.live import Frame, LiveFinding, LiveLayer
 
-if TYPE_CHECKING:
-    from gradcheck.live.watch import Board
-
 SHOWN_LAYERS = 4
 SHOWN_LOSSES = 48
 
 
-def frame(board: Board, findings: Sequence[Finding]) -> Frame:
+def frame(record: Record, pace: StepTimer, findings: Sequence[Finding]) -> Frame:
     """`findings`: those of the last verdict; judging again for each frame would cost too much."""
-    record, pace = board.record, board.pace
     losses = record.losses.values()
     stride = max(1, -(-len(losses) // SHOWN_LOSSES))
     return Frame(
@@ -30,18 +27,18 @@ def frame(board: Board, findings: Sequence[Finding]) -> Frame:
         losses=losses[::stride],
         norm=record.norms[-1] if record.norms else None,
         norms=tuple(record.norms[-SHOWN_LOSSES:]),
-        update=typical_update(board),
+        update=typical_update(record),
         rate=record.rates[-1] if record.rates else 0.0,
         speed=pace.rate,
         overhead=pace.overhead,
-        layers=ranked(board)[:SHOWN_LAYERS],
+        layers=ranked(record)[:SHOWN_LAYERS],
         findings=tuple(LiveFinding(f.severity, f.code, f.name, f.message, str(f.location or "")) for f in findings if f.cause is None),
     )
 
 
-def typical_update(board: Board) -> float | None:
+def typical_update(record: Record) -> float | None:
     """||change|| / ||weight|| of the last measured step, the median over the weight matrices."""
-    updates = [r for w in board.record.watched if w.tensor.dim() > 1 and (r := _update(w)) is not None]
+    updates = [r for w in record.watched if w.tensor.dim() > 1 and (r := _update(w)) is not None]
     return median(updates) if updates else None
 
 
@@ -49,9 +46,8 @@ def _update(w: Watched) -> float | None:
     return w.steps[-1].update_ratio if w.steps else None
 
 
-def ranked(board: Board) -> tuple[LiveLayer, ...]:
+def ranked(record: Record) -> tuple[LiveLayer, ...]:
     """Layers with weights whose gradient lies furthest from the others', and activations with dead units."""
-    record = board.record
     updates = {w.layer: _update(w) for w in reversed(record.watched) if w.tensor.dim() > 1}
     rows: list[tuple[float, LiveLayer]] = []
     known = {name: g for name, layer in record.layers.layers.items() if name in updates and (g := _gradient(layer)) is not None}

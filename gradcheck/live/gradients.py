@@ -6,9 +6,9 @@ import itertools
 
 import torch
 
+from gradcheck.instrument.loop_journal import is_filled
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.record import Record
-from gradcheck.workload.dtensor import local
 
 FOLLOWED = 4  # parameters whose gradients tell whether they were cleared
 Marks = list[tuple[int, int]]
@@ -52,11 +52,3 @@ class Gradients:
 
     def _current_versions(self) -> list[int]:
         return [w.tensor.grad._version for w in self._record.watched if w.tensor.grad is not None]
-
-
-def is_filled(parameter: torch.Tensor) -> bool:
-    """Whether it has a gradient that is not zero."""
-    if parameter.grad is None:
-        return False
-    gradient = local(parameter.grad)
-    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())

@@ -1,45 +1,58 @@
-"""What a watched loop does around its passes and steps: clipping, modes, rates, loss scaling, passes of a step. From it, LoopFacts."""
+"""What a watched loop does around its passes and steps: the journal of its events, and what measured steps add to it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Any
 
 import torch
 
-from gradcheck.capture.events import Clip, Scaler
-from gradcheck.capture.modes import Off
+from gradcheck.instrument.averages import Averages
+from gradcheck.instrument.loop_journal import Evaluations, LoopJournal
+from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopClip, LoopEvaluation, LoopScaler
+from gradcheck.types.loop import NO_SCALER, LoopFacts, LoopScaler
 
 MOST_RATES = 1000  # steps, from the first one on, whose rates are kept
-SHOWN_LAYERS = 20
+MOST_BATCHES = 64  # measured steps whose batches are compared
+SOME_PASSES = 8  # backward passes of a loop that is over, from which on a step is missed in it
+MOST_PASSES = 160  # likewise of a loop that goes on: it may accumulate the gradients of many
+FOLLOWED = 8, 64  # parameters, and entries of each, that tell whether anything moves them
 
 
 @dataclass
 class LoopLog:
     """Counts are of measured steps, where values on a device may be read. None as in LoopFacts: it could not be looked at."""
 
+    journal: LoopJournal | None = None
+    averages: Averages | None = None
+    evaluations: Evaluations = field(default_factory=Evaluations)
     steps: int = 0
     leftover: int = 0
     lost: int = 0
     dropped: int = 0
     rates: list[float] | None = field(default_factory=list)
     base_rate: float = 0.0
-    eval_site: Location | None = None
-    scaler: Scaler | None = None
     bare: int = 0  # steps on gradients that were still scaled
+    alone: int = 0  # steps that were not taken by a scaler
+    passes: int = 0  # backward passes of the model, before the first step
+    over: bool = False  # nobody listens any more
     edited: bool = False  # something that was not seen changed the gradients before a step
+    samples: int = 0  # in a batch
+    called_site: Location | None = None  # where the model is called with it
+    _first: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # parameters, and entries of them as they were
+    _batches: list[int] = field(default_factory=list)  # digests, one a step
     _passes: Counter[int] = field(default_factory=Counter)
     _mixed: bool = False  # steps had passes of several lines, which cannot be counted apart
-    _clips: dict[tuple[str, Location | None], Clip] = field(default_factory=dict)
-    _off: list[int] = field(default_factory=list)  # steps in evaluation mode
-    _trained: bool = False  # a step before them was in training mode
-    _first: tuple[tuple[str, ...], tuple[str, ...], bool] = ((), (), False)  # what was off in the first of them
 
     # ------------------------------------------------------------------- writing
+
+    def remember(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Before the first step: what tells whether these move without any."""
+        self._first = [(p, _entries(p)) for p in islice(parameters, FOLLOWED[0])]
 
     def note_rate(self, groups: Sequence[dict[str, Any]]) -> None:
         """Of every step. A rate that lies on a device is not waited for."""
@@ -62,26 +75,11 @@ class LoopLog:
         else:
             self._mixed = True
 
-    def note_modes(self, step: int, off: Sequence[Off]) -> None:
-        """`off`: of the modules that ran in the step and that the optimizer trains."""
-        if not off:
-            return
-        dropouts, norms = tuple(n for o in off for n in o.dropouts), tuple(n for o in off for n in o.norms)
-        evaluated = all(not o.module.training for o in off)
-        if evaluated and (dropouts or norms):
-            if not self._off:
-                self._first = dropouts, norms, any(o.fresh for o in off)
-            self._off.append(step)
-        elif not self._off:
-            self._trained = self._trained or not evaluated
-
-    def note_clip(self, kind: Literal["norm", "value"], threshold: float, count: int, site: Location | None, fault: str) -> None:
-        """`fault`: the name of the counter of LoopClip for what is wrong with this call; "" for nothing."""
-        clip = self._clips.setdefault((kind, site), Clip(kind, threshold, site))
-        clip.calls += 1
-        clip.threshold, clip.parameters = threshold, count
-        if fault:
-            setattr(clip, fault, getattr(clip, fault) + 1)
+    def note_batch(self, digests: Sequence[int], samples: int, site: Location | None) -> None:
+        """What the model was called with in a step."""
+        if digests and len(self._batches) < MOST_BATCHES:
+            self._batches.append(hash(tuple(digests)))
+            self.samples, self.called_site = samples, site
 
     # ------------------------------------------------------------------- reading
 
@@ -91,20 +89,53 @@ class LoopLog:
             return None
         return self._passes.most_common(1)[0][0]
 
-    def clips(self) -> tuple[LoopClip, ...] | None:
-        if self.edited and not self._clips:
-            return None
-        return tuple(clip.record() for clip in self._clips.values())
-
     def scaling(self) -> LoopScaler:
-        s = self.scaler
-        if s is None:
+        scaler = self.journal.scaler if self.journal is not None else None
+        if self.journal is None or scaler is None:
             return NO_SCALER
-        return LoopScaler(s.enabled, s.factor, s.scaled, s.steps, self.bare, s.updates, s.step_site, s.scale_site)
+        return self.journal.scaling(self.bare if scaler.enabled else self.alone * bool(scaler.scaled))
 
-    def evaluation(self) -> LoopEvaluation:
-        if not self._off:
-            return NEVER_EVALUATED
-        dropouts, norms, fresh = self._first
-        site = self.eval_site
-        return LoopEvaluation(len(self._off), self._off[0], self._trained, dropouts[:SHOWN_LAYERS], norms[:SHOWN_LAYERS], fresh, site)
+    def facts(self, traced: TracedOptimizer | None, backwards: int, site: Location | None, untapped: bool) -> LoopFacts | None:
+        """`untapped`: the inside of the model is not seen, and with it what its passes and modes would tell. None: nothing to go by."""
+        journal = self.journal
+        if journal is not None and not self.steps:
+            return self._without_steps(journal, traced, site)
+        if journal is None or traced is None or self.steps < 2:
+            return None
+        clips, sites = journal.clips_of(traced), journal.eval_sites.values()
+        batches = self._batches
+        averages = self.averages
+        return LoopFacts(
+            steps=self.steps,
+            taken=traced.taken,
+            backwards=backwards,
+            ended="stopped",
+            parameters=len(traced.parameters),
+            rates=tuple(self.rates) if self.rates is not None else None,
+            base_rate=self.base_rate,
+            leftover=self.leftover,
+            lost=None if untapped else self.lost,
+            accumulated=None if untapped else self.accumulated,
+            dropped=None if untapped else self.dropped,
+            clips=clips or (None if self.edited else ()),
+            scaler=self.scaling(),
+            evaluation=None if untapped else self.evaluations.record(next((p for p in sites if p is not None), None)),
+            batches=journal.batches(len(batches), len(set(batches)), self.samples, None, self.called_site) if batches else None,
+            averages=averages.facts(traced.ids, None) if averages is not None else None,
+            made_site=traced.site,
+            backward_site=site,
+            **journal.facts(traced),
+        )
+
+    def _without_steps(self, journal: LoopJournal, traced: TracedOptimizer | None, site: Location | None) -> LoopFacts | None:
+        """A loop that runs backward passes and never steps, where that can be told: a scaler may have left out the first steps."""
+        scales = journal.scaler is not None and journal.scaler.steps > 0
+        if self.passes < (SOME_PASSES if self.over else MOST_PASSES) or scales or not self._first:
+            return None
+        moved = sum(not torch.equal(_entries(p), before) for p, before in self._first)
+        label, count = (traced.label, len(traced.parameters)) if traced is not None else ("", len(self._first))
+        return LoopFacts(label, 0, self.passes, moved=moved, parameters=count, backward_site=site)
+
+
+def _entries(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().reshape(-1)[: FOLLOWED[1]].clone()

@@ -9,23 +9,27 @@ the user's is written.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradcheck.capture.events import Scaler
 from gradcheck.instrument.activation_recorder import Call
+from gradcheck.instrument.averages import Averages
+from gradcheck.instrument.loop_events import ClipKind, LoopListener
+from gradcheck.instrument.loop_hooks import LoopHooks
+from gradcheck.instrument.loop_journal import LoopJournal, fault_of_clipping
+from gradcheck.instrument.running_code import here, outside, variable_of
+from gradcheck.instrument.source_loops import loops_around
 from gradcheck.live.backward_sites import BackwardSites, caller
 from gradcheck.live.first import FirstPass
-from gradcheck.live.gradients import Gradients, is_filled
-from gradcheck.live.hooks import Kind, LoopHooks
+from gradcheck.live.gradients import Gradients
 from gradcheck.live.losses import Losses
 from gradcheck.live.merge import Together
-from gradcheck.live.models import is_compiled, unwrapped
+from gradcheck.live.models import is_compiled, living_modules, unwrapped
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.ranks import join
 from gradcheck.live.record import Record
@@ -34,26 +38,28 @@ from gradcheck.live.step_timer import StepTimer
 from gradcheck.live.tapping import Tapping
 from gradcheck.measure import facts
 from gradcheck.measure.parameters import StepWatch
-from gradcheck.workload.source_sites import location_of_frame
 
 EARLY = 4  # the first steps, all measured
 ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
 _COMPILED = "the model is compiled by torch.compile, and what happens inside it is not seen"
 
 
-class LoopMonitor:
+class LoopMonitor(LoopListener):
     """Listens to the loop's hooks and fills a Record. `after` is called when a measured step is over."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None, every: int, record: Record, after: Callable[[], None]) -> None:
         self.model, self.every, self.record, self.after = unwrapped(model), every, record, after
-        self.hooks, self.pace = LoopHooks(self), StepTimer()
+        self.pace = StepTimer()
         self.together: Together | None = None  # with the other processes of a distributed training
         self.optimizers = Optimizers(self.model, optimizer, record, self._is_sharded)
         self.gradients = Gradients(self.optimizers, record)
         self.tapping = Tapping(self.model, record, FirstPass(self.model, record, self.optimizers, self._is_sharded))
         self.losses, self.lines, self.scaling = Losses(record.note_loss), BackwardSites(), Scaling()
         self.watching: StepWatch | None = None  # the step that is being measured, once its gradients are there
+        self.measures = True  # the step that comes next
         self._closure = False  # the optimizer calls one, which runs the backward passes
+        self.journal = record.log.journal = LoopJournal(lambda: self.optimizers.traces, self.optimizers.traced)
+        self.hooks = LoopHooks(self.journal, self)
 
     # ----------------------------------------------------------------- context
 
@@ -63,6 +69,9 @@ class LoopMonitor:
         record.pretrained = facts.pretrained(self.model, self.optimizers.known)
         record.untapped = _COMPILED if is_compiled(self.model) else ""
         self._join()
+        if self.together is None:
+            record.log.averages = averages_of(self.model, record)
+            record.log.remember(p for p in self.model.parameters() if p.requires_grad)
         self.hooks.install()
         self._arm()
 
@@ -85,16 +94,18 @@ class LoopMonitor:
     def stop(self) -> None:
         self.tapping.stop()
         self.hooks.remove()
+        self.record.log.over = True
         self.losses.read()
         if self.together is not None:
             self.together.leave()
         self.losses.passes.clear()
         self.watching = None
 
-    def failed(self) -> None:
+    def failed(self, error: Exception) -> None:
         """The other ranks are not to wait for this one."""
         if self.together is not None:
-            self.together.ranks.give_up("watching failed")
+            with suppress(Exception):
+                self.together.ranks.give_up("watching failed")
 
     # ---------------------------------------------------------------- schedule
 
@@ -103,23 +114,21 @@ class LoopMonitor:
         return self.record.steps
 
     @property
-    def measures(self) -> bool:
-        """Whether the step that comes next is measured."""
-        return self._scheduled or (self.record.bad_losses == 1 and (self.together is None or not self.together.ranks.joined))
-
-    @property
     def _scheduled(self) -> bool:
         """By count alone: so that the ranks of a distributed training measure the same steps."""
         return self.step < EARLY or self.step % self.every == 0
 
     def _arm(self) -> None:
+        """The step that comes next begins."""
+        broke = self.record.bad_losses == 1 and (self.together is None or not self.together.ranks.joined)
+        self.measures = self._scheduled or broke
         self.watching = None
         self.gradients.forget()
         self.tapping.arm(self.measures)
 
     # ---------------------------------------------------------------- backward
 
-    def before_backward(self, losses: Sequence[torch.Tensor]) -> None:
+    def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
         self.losses.begin(losses, self.scaling.loss)
         self.lines.current = caller()
         if self._closure:
@@ -131,13 +140,16 @@ class LoopMonitor:
                 self.gradients.look_for_leftover()
         self.tapping.before_backward(losses)
 
-    def after_backward(self) -> None:
+    def after_backward(self, done: bool) -> None:
+        if not done:
+            return
         measures = self.measures
         self.record.backwards += measures
         calls = self.tapping.reached()
         ours = self._gather(calls) if calls is not None else self._closure or self.lines.belongs(self.optimizers.several)
         if self.losses.end(ours):
             self.lines.step.add(self.lines.current)
+            self.record.log.passes += not self.step
         self.gradients.note_versions(measures)
         if self._closure and measures and self.watching is None:
             self._watch_step()
@@ -149,7 +161,7 @@ class LoopMonitor:
             self.tapping.listen()
             return False
         if self.tapping.calls is None:
-            self.record.backward_site = self.record.backward_site or location_of_frame(sys._getframe())
+            self.record.backward_site = self.record.backward_site or here()
             self.tapping.keep(calls, self.losses.running, self.scaling)
             self.gradients.remember()
         if line in self.lines.sure:
@@ -165,10 +177,20 @@ class LoopMonitor:
 
     # ------------------------------------------------------------------- steps
 
+    def optimizer_made(self, optimizer: Optimizer) -> None:
+        self.optimizers.made(optimizer)
+
+    def clears(self, optimizer: Optimizer) -> None:
+        traced = self.record.traced
+        if self.measures and traced is not None and traced.optimizer is optimizer and traced.clear_site is None:
+            traced.clear_site = here()
+
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
-        self.optimizers.see(optimizer)
+        self.optimizers.see(optimizer, self.measures)
         if not self.optimizers.is_main(optimizer):
             return
+        if self.measures and self.record.log.averages is not None:
+            self.record.log.averages.before_step()
         self.record.optimizer = optimizer
         self._closure = closure
         if closure:
@@ -179,29 +201,24 @@ class LoopMonitor:
                 self.record.clipped = not self.scaling.unscaled and self.gradients.edited()
                 self.record.log.edited |= self.record.clipped
                 self._watch_step()
-        if self.record.step_site is None:
-            self.record.step_site = location_of_frame(sys._getframe())
+        traced = self.record.traced
+        if self.measures and traced is not None and traced.step_site is None:
+            traced.step_site, traced.loops = here(), loops_around(outside())
+            traced.label = variable_of(optimizer)
+            self.journal.schedulers.name(traced)
 
-    def before_clipping(self, kind: Kind, threshold: float, parameters: Sequence[torch.Tensor]) -> None:
+    def before_clipping(self, kind: ClipKind, threshold: float, parameters: Sequence[torch.Tensor]) -> None:
         if not self.measures or self._closure or self.optimizers.main is None:
             return
-        fault = self._fault_of_clipping(parameters)
-        if fault is not None:
-            self.record.log.note_clip(kind, float(threshold), len(parameters), location_of_frame(sys._getframe()), fault)
+        own, ids = set(map(id, self.optimizers.parameters())), set(map(id, parameters))
+        mine = bool(own & ids)
+        if mine or not self.optimizers.trains_any(ids):
+            scaled = self.scaling.scaler is not None and not self.scaling.unscaled
+            fault = fault_of_clipping(parameters, mine, bool(self.losses.passes), False, self.step > 0, scaled)
+            self.journal.note_clip(kind, threshold, len(parameters), fault)
         own = {id(w.tensor) for w in self.record.watched}
-        if self.watching is None and self.losses.passes and any(id(p) in own for p in parameters):
+        if self.watching is None and self.losses.passes and own & ids:
             self._watch_step()
-
-    def _fault_of_clipping(self, parameters: Sequence[torch.Tensor]) -> str | None:
-        """What is wrong with the call, as LoopClip counts it; None when it is about another optimizer's parameters."""
-        if not parameters:
-            return "empty"
-        ids = set(map(id, parameters))
-        if not any(id(p) in ids for p in self.optimizers.parameters()):
-            return None if self.optimizers.trains_any(ids) else "foreign"
-        if not self.losses.passes:
-            return "late" if self.step and any(map(is_filled, parameters)) else "early"
-        return "scaled" if self.scaling.scaler is not None and not self.scaling.unscaled else ""
 
     def _watch_step(self) -> None:
         record = self.record
@@ -219,6 +236,8 @@ class LoopMonitor:
             return
         measured = self.watching if self.measures else None
         self.record.log.note_rate(optimizer.param_groups)
+        assert self.record.traced is not None
+        self.record.traced.taken += 1
         self.lines.sure |= self.lines.step if self.measures else set()
         self._file_loss()
         if measured is not None and (self.scaling.scaler is None or math.isfinite(measured.total_norm)):
@@ -228,6 +247,8 @@ class LoopMonitor:
         self._clear()
         scheduled = self._scheduled
         self.record.steps += 1
+        if self._scheduled and self.record.log.averages is not None:
+            self.record.log.averages.after_step()  # the next step is measured, too
         self.pace.step(measured is not None)
         if measured is not None:
             self.losses.read()
@@ -262,10 +283,13 @@ class LoopMonitor:
         if not self._closure:
             log.note_passes(len(self.losses.passes), len(self.lines.step))
         log.dropped += self.lines.dropped()
-        if log.scaler is not None:
-            log.scaler.factor = self.record.scale
-        log.bare += self.scaling.in_gradients() != 1.0 and not self.scaling.by_scaler
-        log.note_modes(self.step, self.tapping.modes.take(frozenset(map(id, self.optimizers.parameters()))))
+        if self.journal.scaler is not None and self.journal.scaler.enabled:
+            self.journal.scaler.factor = self.record.scale
+        log.bare += self.scaling.in_gradients() != 1.0 and not self.journal.by_scaler
+        log.alone += not self.journal.by_scaler
+        off = self.tapping.modes.take(frozenset(map(id, self.optimizers.parameters())))
+        log.evaluations.note(self.step, off, bool(off))
+        log.note_batch(*self.tapping.batch())
 
     def _clear(self) -> None:
         """What is known of one step only."""
@@ -276,37 +300,26 @@ class LoopMonitor:
 
     # ------------------------------------------------------------------ scaler
 
-    def scaled(self, scaler: Any, loss: torch.Tensor) -> None:
-        self.scaling.scaled(scaler, loss)
-        seen = self._seen_scaler()
-        seen.scaled += 1
-        seen.scale_site = seen.scale_site or location_of_frame(sys._getframe())
+    def scaled(self, scaler: Any, loss: torch.Tensor, result: torch.Tensor | None) -> None:
+        if scaler.is_enabled():
+            self.scaling.scaled(scaler, loss)
 
-    def _seen_scaler(self) -> Scaler:
-        log = self.record.log
-        log.scaler = log.scaler or Scaler(True)
-        return log.scaler
-
-    def scaler_steps(self, scaler: Any) -> None:
-        self.scaling.by_scaler = True
-        seen = self._seen_scaler()
-        seen.steps += 1
-        seen.step_site = seen.step_site or location_of_frame(sys._getframe())
-
-    def scaler_updated(self) -> None:
-        self._seen_scaler().updates += 1
-
-    def evaluated(self, module: nn.Module) -> None:
-        log = self.record.log
-        if log.eval_site is None and any(m is module for m in self.model.modules()):
-            log.eval_site = location_of_frame(sys._getframe())
-
-    def unscaled(self, optimizer: Optimizer) -> None:
-        if self.optimizers.is_main(optimizer):
+    def unscaled(self, scaler: Any, optimizer: Optimizer) -> None:
+        if scaler.is_enabled() and self.optimizers.is_main(optimizer):
             self.scaling.unscaled = True
 
-    def scaler_stepped(self, optimizer: Optimizer) -> None:
+    def scaler_stepped(self, scaler: Any, optimizer: Optimizer) -> None:
         """A step that the scaler skipped, because a gradient was not finite, is none."""
         if optimizer is self.optimizers.main and self.losses.passes:
             self._clear()
             self._arm()
+
+
+def averages_of(model: nn.Module, record: Record) -> Averages:
+    """Models of the process that follow this one, or a part of it where gradcheck has put several together."""
+    return Averages(
+        lambda: [m for m in living_modules() if m is not model or type(m) is not nn.ModuleDict],
+        lambda: frozenset(map(id, model.parameters())),
+        lambda module: record.sites.get(id(module)),
+        sees_calls=False,
+    )

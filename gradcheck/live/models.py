@@ -8,7 +8,7 @@ import sys
 from torch import nn
 from torch.optim import Optimizer
 
-from gradcheck.capture.root_modules import is_wrapper
+from gradcheck.instrument.running_code import is_wrapper
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -31,6 +31,11 @@ def is_compiled(model: nn.Module) -> bool:
     if kind is None:
         return False
     return any(type(x) is kind and id(x._modules.get("_orig_mod")) in inner for x in gc.get_objects())
+
+
+def living_modules() -> list[nn.Module]:
+    """All modules of the process."""
+    return [x for x in gc.get_objects() if issubclass(type(x), nn.Module) and "_parameters" in vars(x)]
 
 
 def living_optimizers() -> list[Optimizer]:

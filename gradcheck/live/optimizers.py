@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,18 +10,35 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradcheck.instrument.running_code import here
+from gradcheck.instrument.traced_optimizer import TracedOptimizer, holds_the_same, inner_optimizer
 from gradcheck.live.models import living_optimizers
 from gradcheck.live.record import Record
 from gradcheck.measure.parameters import watch
+from gradcheck.types.location import Location
+
+MOST_NEW = 16  # optimizers that were made and have not stepped, of which something is kept
 
 
 class Optimizers:
-    """`main`: whose steps are counted; when None is given, the first that trains the model. `sharded`: whether each rank holds a part."""
+    """`main`: whose steps are counted; when None is given, the first that trains the model. `sharded`: whether each rank holds a part.
+
+    One that is made anew in the place of the main one takes over from it with its first step.
+    """
 
     def __init__(self, model: nn.Module, main: Optimizer | None, record: Record, sharded: Callable[[], bool]) -> None:
-        self.model, self.main, self.record, self.sharded = model, main, record, sharded
+        self.model, self.record, self.sharded = model, record, sharded
+        self.main: Optimizer | None = None
+        self.traces: dict[int, TracedOptimizer] = {}  # by id: what is known of the main one
+        self._new: dict[int, tuple[weakref.ref[Optimizer], Location | None]] = {}  # made, and where; they have not stepped yet
         self._seen: dict[int, Optimizer] = {}  # that stepped
         self._strangers: set[int] = set()  # ids of tensors that no optimizer holds
+        if main is not None:
+            self._choose(main)
+
+    def _choose(self, optimizer: Optimizer) -> None:
+        self.main = optimizer
+        self.record.traced = self.traces[id(optimizer)] = TracedOptimizer(optimizer, site=self._made_at(optimizer))
 
     @property
     def several(self) -> bool:
@@ -31,13 +49,47 @@ class Optimizers:
         """The best that can be said so far."""
         return self.main or next(iter(self._seen.values()), None) or torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
 
-    def see(self, optimizer: Optimizer) -> None:
-        """One is about to step."""
+    def made(self, optimizer: Optimizer) -> None:
+        if inner_optimizer(optimizer) is not optimizer:
+            return
+        self._new.pop(id(optimizer), None)
+        while len(self._new) >= MOST_NEW:
+            del self._new[next(iter(self._new))]
+        self._new[id(optimizer)] = weakref.ref(optimizer), here()
+
+    def _made_at(self, optimizer: Optimizer) -> Location | None:
+        reference, site = self._new.get(id(optimizer), (None, None))
+        return site if reference is not None and reference() is optimizer else self.record.sites.get(id(optimizer))
+
+    def traced(self, optimizer: Optimizer) -> TracedOptimizer | None:
+        """Of the main one, or of one that is to take its place."""
+        return self.record.traced if optimizer is self.main or self._succeeds(optimizer) else None
+
+    def _succeeds(self, optimizer: Optimizer) -> bool:
+        """Whether one that was made takes the place of the main one: made alike, by the same expression, for the same parameters."""
+        reference, own = self._new.get(id(optimizer), (None,))[0], self.record.traced
+        if own is None or reference is None or reference() is not optimizer or optimizer is own.optimizer:
+            return False
+        if type(optimizer) is not type(own.optimizer) or not holds_the_same(optimizer, own.optimizer):
+            return False
+        sites = (self._made_at(o) for o in (optimizer, own.optimizer))
+        return len({(s.path, s.line, s.column) for s in (*sites, own.site) if s is not None}) < 2
+
+    def see(self, optimizer: Optimizer, reads: bool) -> None:
+        """One is about to step. `reads`: whether values on a device may be read."""
+        own = self.record.traced
+        if own is not None and self._succeeds(optimizer):
+            self._seen.pop(id(own.optimizer), None)
+            own.site = own.site or self._made_at(optimizer)
+            own.renew(optimizer, reads)
+            own.starts(reads)
+            self.main, self.traces = optimizer, {id(optimizer): own}
+        self._new.pop(id(optimizer), None)
         self._seen[id(optimizer)] = optimizer
 
     def is_main(self, optimizer: Optimizer) -> bool:
         if self.main is None and self._trains(optimizer):
-            self.main = optimizer
+            self._choose(optimizer)
         return optimizer is self.main
 
     def note_other(self, optimizer: Optimizer) -> None:

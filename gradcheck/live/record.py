@@ -13,6 +13,7 @@ from torch import nn
 
 from gradcheck.analysis.gaps import unread_layers
 from gradcheck.instrument import data_flow
+from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.live.loop_log import LoopLog
 from gradcheck.live.series import DownsampledSeries, thinned
 from gradcheck.measure import facts, first_step
@@ -28,7 +29,7 @@ from gradcheck.types.parameters import Cut
 from gradcheck.types.ranks import RankFacts
 from gradcheck.types.rule import Need
 from gradcheck.types.training import NonFinite, OptimizerFacts, Run
-from gradcheck.workload.comments import ignores, snippets
+from gradcheck.workload.comments import ignores, places, snippets
 
 FEWEST_STEPS = 4  # before the course of a training is judged at all
 MOST_SNAPSHOTS = 60  # measured steps that are kept
@@ -75,7 +76,7 @@ class Record:
     bad_losses: int = 0  # non-finite ones in a row, up to the last step
     steps: int = 0
     backward_site: Location | None = None
-    step_site: Location | None = None
+    traced: TracedOptimizer | None = None  # what is known of the optimizer
     ranks: RankFacts | None = None  # of a distributed training
     apart: list[NotMeasured] = field(default_factory=list)  # what is not known of the other ranks
     started: float = field(default_factory=time.perf_counter)
@@ -137,10 +138,10 @@ class Record:
         sites = {name: self.sites.get(id(m)) for name, m in self.model.named_modules()}
         layers = self.layers.records(sites, {})
         cuts = self._lasting_cuts()
-        first, loop = self.first, self._loop()
+        first, loop = self.first, self.log.facts(self.traced, self.backwards, self.backward_site, bool(self.untapped))
         sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden, *first.zero_derivatives)
-        places = [x.site for x in sited if x.site is not None]
-        places += [p for p in (*sites.values(), self.backward_site, self.step_site) if p is not None]
+        shown = [x.site for x in sited if x.site is not None]
+        shown += [*(p for p in (*sites.values(), self.backward_site) if p is not None), *places(loop)]
         return Measurement(
             target=self.name,
             seed=0,
@@ -170,23 +171,23 @@ class Record:
             ranks=self.ranks,
             pretrained=self.pretrained,
             training=self.training,
-            not_measured=(*self._lacking(), *self.not_measured, *self.apart, *self._failed()),
+            not_measured=(*self._lacking(loop), *self.not_measured, *self.apart, *self._failed()),
             assumptions=(Assumption("data", f"a live run: {self.steps} steps seen, {len(self.measured)} of them measured", given=True),),
             ignores=ignores(self.files),
-            snippets=snippets(places),
+            snippets=snippets(shown),
             seconds={"total": time.perf_counter() - self.started},
         )
 
     def _failed(self) -> list[NotMeasured]:
         return unread_layers(self.failures)
 
-    def _lacking(self) -> list[NotMeasured]:
+    def _lacking(self, loop: LoopFacts | None) -> list[NotMeasured]:
         lacking = [NotMeasured(need, NEVER, "left-out") for need in get_args(Need) if need not in SEEN]
         if self.untapped:
             lacking += [NotMeasured(need, self.untapped, remedy=UNCOMPILED) for need in get_args(Need) if need in NEEDS_TAPS]
         if not self.measured:
-            lacking += [NotMeasured(need, "no step was measured", remedy=LONGER) for need in SEEN]
-        elif self.log.steps < 2:
+            lacking += [NotMeasured(need, "no step was measured", remedy=LONGER) for need in SEEN if need != "loop" or loop is None]
+        elif loop is None:
             lacking.append(NotMeasured("loop", "a single step was measured", remedy=LONGER))
         if self.broken:
             return lacking
@@ -210,30 +211,6 @@ class Record:
         peak = max(self.rates, default=said.lr)
         warming = bool(self.rates) and self.rates[0] < WARM * peak
         return replace(said, lr=peak, stale=sum(key not in self.graded for key in outside), warming_up=warming or said.warming_up)
-
-    def _loop(self) -> LoopFacts | None:
-        """What passes and modes would tell is not looked at where the inside of the model is not seen."""
-        log, blind = self.log, bool(self.untapped)
-        if log.steps < 2:
-            return None
-        return LoopFacts(
-            optimizer="",
-            steps=log.steps,
-            backwards=self.backwards,
-            ended="stopped",
-            parameters=sum(len(g["params"]) for g in self.optimizer.param_groups) if self.optimizer is not None else 0,
-            rates=tuple(log.rates) if log.rates is not None else None,
-            base_rate=log.base_rate,
-            leftover=log.leftover,
-            lost=None if blind else log.lost,
-            accumulated=None if blind else log.accumulated,
-            dropped=None if blind else log.dropped,
-            clips=log.clips(),
-            scaler=log.scaling(),
-            evaluation=None if blind else log.evaluation(),
-            step_site=self.step_site,
-            backward_site=self.backward_site,
-        )
 
     def _lasting_cuts(self) -> tuple[Cut, ...]:
         """Cuts of the first step, without the parameters that a later one did reach."""

@@ -22,7 +22,6 @@ class Scaling:
     loss: torch.Tensor | None = None  # as it was before it was multiplied
     unscaled: bool = False
     factor: float = 1.0
-    by_scaler: bool = False  # the step is taken by `scaler.step`
 
     def scaled(self, scaler: Any, loss: torch.Tensor) -> None:
         self.scaler, self.loss = scaler, loss.detach()
@@ -47,7 +46,7 @@ class Scaling:
 
     def clear(self) -> None:
         self.scaler = self.loss = None
-        self.unscaled, self.factor, self.by_scaler = False, 1.0, False
+        self.unscaled, self.factor = False, 1.0
 
 
 def rescaled(stats: TensorStats, factor: float) -> TensorStats:

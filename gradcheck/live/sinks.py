@@ -16,16 +16,13 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.judge.scores import scores
 from gradcheck.live.frames import ranked, typical_update
+from gradcheck.live.record import Record
 from gradcheck.types.finding import SEVERITIES
 from gradcheck.types.live import Magnitudes
 from gradcheck.types.report import Report
-
-if TYPE_CHECKING:
-    from gradcheck.live.watch import Board
 
 PREFIX = "gradcheck"
 MOST_LAYERS = 20
@@ -47,21 +44,21 @@ class Sink(ABC):
 
 
 class SinkDispatcher:
-    """Hands the numbers of a board to its sinks. `taken`: steps of the training before it was watched, when it was resumed."""
+    """Hands the numbers of a watched run to its sinks. `taken`: steps of the training before it was watched, when it was resumed."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self.sinks = list(sinks)
         self.taken = 0
         self._chosen: dict[int, dict[str, None]] = {}  # id(sink) -> its layers: one that was chosen stays, so that no curve has holes
 
-    def measured(self, board: Board, report: Report | None) -> None:
+    def measured(self, record: Record, report: Report | None) -> None:
         """`report`: when this step was judged."""
         if not self.sinks:
             return
-        step = self.taken + board.record.measured[-1]
-        whole, layers, sizes = _of_the_run(board, report), list(_of_layers(board)), dict(_magnitudes(board))
+        step = self.taken + record.measured[-1]
+        whole, layers, sizes = _of_the_run(record, report), list(_of_layers(record)), dict(_magnitudes(record))
         for sink in list(self.sinks):
-            chosen = self._layers(sink, board, report)
+            chosen = self._layers(sink, record, report)
             scalars = whole | {f"{PREFIX}/{what}/{tag(name)}": value for what, name, value in layers if name in chosen}
             finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
             shown = {f"{PREFIX}/gradient_log2/{tag(name)}": found for name, found in sizes.items() if name in chosen}
@@ -70,12 +67,10 @@ class SinkDispatcher:
             except Exception as error:
                 self._drop(sink, error)
 
-    def finish(self, board: Board) -> None:
-        if not board.record.measured:
-            return
+    def finish(self, report: Report) -> None:
         for sink in list(self.sinks):
             try:
-                sink.finish(board.report())
+                sink.finish(report)
             except Exception as error:
                 self._drop(sink, error)
 
@@ -84,13 +79,13 @@ class SinkDispatcher:
         text = f"gradcheck: {type(sink).__name__} failed and gets no more numbers: {type(error).__name__}: {error}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
-    def _layers(self, sink: Sink, board: Board, report: Report | None) -> Iterable[str]:
+    def _layers(self, sink: Sink, record: Record, report: Report | None) -> Iterable[str]:
         """The layers that stood out when there was room, and as many more that findings name."""
         if sink.layers is None:
-            return {*board.record.layers.layers, *(w.layer for w in board.record.watched)}
+            return {*record.layers.layers, *(w.layer for w in record.watched)}
         chosen = self._chosen.setdefault(id(sink), {})
         if len(chosen) < sink.layers:
-            names = [*(layer.name for layer in ranked(board)), *(w.layer for w in board.record.watched)]
+            names = [*(layer.name for layer in ranked(record)), *(w.layer for w in record.watched)]
             _join(chosen, names, sink.layers)
         if report is not None:
             _join(chosen, (name for finding in report.headlines for name in finding.layers), 2 * sink.layers)
@@ -109,9 +104,9 @@ def _join(chosen: dict[str, None], names: Iterable[str], most: int) -> None:
         chosen[name] = None
 
 
-def _of_the_run(board: Board, report: Report | None) -> dict[str, float]:
-    record, update = board.record, typical_update(board)
-    found = {"loss": board.loss, "gradient_norm": record.norms[-1], "learning_rate": record.rates[-1]}
+def _of_the_run(record: Record, report: Report | None) -> dict[str, float]:
+    update = typical_update(record)
+    found = {"loss": record.losses.last, "gradient_norm": record.norms[-1], "learning_rate": record.rates[-1]}
     if update is not None:
         found["typical_update"] = update
     if report is not None:
@@ -120,9 +115,8 @@ def _of_the_run(board: Board, report: Report | None) -> dict[str, float]:
     return {f"{PREFIX}/{name}": value for name, value in found.items()}
 
 
-def _of_layers(board: Board) -> Iterator[tuple[str, str, float]]:
+def _of_layers(record: Record) -> Iterator[tuple[str, str, float]]:
     """What, layer, value, at the last measured step."""
-    record = board.record
     last = record.measured[-1]
     for name, layer in record.layers.layers.items():
         if not layer.snapshots or layer.snapshots[-1].step != last:
@@ -138,10 +132,10 @@ def _of_layers(board: Board) -> Iterator[tuple[str, str, float]]:
             yield "update", w.layer, w.steps[-1].update_ratio
 
 
-def _magnitudes(board: Board) -> Iterator[tuple[str, Magnitudes]]:
+def _magnitudes(record: Record) -> Iterator[tuple[str, Magnitudes]]:
     """Of the gradient at each layer's output, at the last measured step."""
-    last = board.record.measured[-1]
-    for name, layer in board.record.layers.layers.items():
+    last = record.measured[-1]
+    for name, layer in record.layers.layers.items():
         stats = layer.snapshots[-1].gradient if layer.snapshots and layer.snapshots[-1].step == last else None
         if stats is not None and any(stats.exponent_counts):
             yield name, Magnitudes(stats.exponent_low, stats.exponent_counts)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.capture.modes import Modes
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Downstream
+from gradcheck.instrument.modes import Modes
 from gradcheck.live.first import FirstPass
 from gradcheck.live.record import Record
 from gradcheck.live.scaling import Scaling
 from gradcheck.live.taps import LiveTaps, LiveTracer
+from gradcheck.types.location import Location
 
 
 class Tapping:
@@ -91,6 +92,11 @@ class Tapping:
             self.first.after_backward(taps, loss)
             self._functional = any(c.module is None for c in calls)
             taps.calls = others
+
+    def batch(self) -> tuple[list[int], int, Location | None]:
+        """Digests of what the model was called with since the step before, samples, and where it is called."""
+        taps = self._taps
+        return (taps.digests, taps.samples, taps.called_site) if taps is not None else ([], 0, None)
 
     def discard(self) -> None:
         """They did not count: another pass will."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
-from gradcheck.capture.modes import Modes
-from gradcheck.instrument.activation_recorder import ActivationRecorder, Call
+from gradcheck.instrument.activation_recorder import ActivationRecorder, Call, tensors_in
+from gradcheck.instrument.fingerprints import digest, shape_of
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
+from gradcheck.instrument.modes import Modes
+from gradcheck.instrument.running_code import here
+from gradcheck.types.location import Location
 
 
 def push_below(mode: TorchFunctionMode) -> None:
@@ -55,6 +59,9 @@ class LiveTaps(ActivationRecorder):
         self.modes = modes
         self.starts: list[int] = []  # index of the first call of each forward pass
         self.inputs: list[Any] = []  # what the first pass was called with
+        self.digests: list[int] = []  # of what the model was called with
+        self.samples = 0  # in a batch
+        self.called_site: Location | None = None
         self.on = False
         self._active = False  # the function mode lies on torch's stack
 
@@ -86,6 +93,19 @@ class LiveTaps(ActivationRecorder):
                 if not self.inputs:
                     self.inputs = list(args)
         super()._before(module, args)
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if len(self.stack) == 1 and self.recording and self.stack[0][0] is module:
+            self._note_batch(args, kwargs)
+        super()._after(module, args, kwargs, output)
+
+    def _note_batch(self, args: Any, kwargs: Any) -> None:
+        """Of a call from outside, what the model was given."""
+        with torch._C.DisableTorchFunction(), torch.no_grad(), suppress(RuntimeError, NotImplementedError):  # tensors without numbers
+            given = list(tensors_in((args, kwargs)))
+            self.digests += map(digest, given)
+            samples = (shape_of(t)[0] for t in given if t.dim())
+            self.samples, self.called_site = next(samples, 0), here()
 
     def take_reached(self) -> list[Call]:
         """Calls of the forward passes that gradient came back to. They are not in `calls` any more."""

@@ -18,7 +18,7 @@ from torch import nn
 
 from gradcheck.config.settings import EVERY, Settings, settings_from
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
-from gradcheck.live.hooks import inner_optimizer
+from gradcheck.instrument.traced_optimizer import inner_optimizer
 from gradcheck.live.live_judge import LiveJudge, at_least
 from gradcheck.live.loop_monitor import LoopMonitor
 from gradcheck.live.record import Record
@@ -108,8 +108,8 @@ class Board:
             _current, self._open = None, False
             self._follower.stop()
             self._verdicts.fresh = False
-            if self.leads:
-                self.feed.finish(self)
+            if self.leads and self.feed.sinks and self.record.measured:
+                self.feed.finish(self.report())
 
     def step(self, loss: torch.Tensor | float) -> None:
         """Says what the loss of the coming step is (call it before `optimizer.step()`), where what is passed to `backward` does not."""
@@ -179,7 +179,7 @@ class Board:
         judged = self._verdicts.fresh
         if not judged and (self.stop_on is not None or self.feed.sinks) and self.due():
             judged = self.report() is not None
-        self.feed.measured(self, self.report() if judged else None)
+        self.feed.measured(self.record, self.report() if judged else None)
         if self.stop_on is not None and judged:
             found = at_least(self.findings, self.stop_on)
             if found is not None and ranks is not None and ranks.joined:

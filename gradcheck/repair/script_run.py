@@ -10,7 +10,7 @@ from typing import get_args
 
 from gradcheck.capture.script import Capture, captured
 from gradcheck.capture.spec import ScriptSpec
-from gradcheck.capture.trainings import Training, places, trainings_of
+from gradcheck.capture.trainings import Training, trainings_of
 from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
@@ -21,6 +21,7 @@ from gradcheck.types.finding import Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
+from gradcheck.workload.comments import places
 
 Judge = Callable[[Sequence[Training]], list[Report]]
 

@@ -121,6 +121,7 @@ class LoopFacts:
     ended: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"  # how the run ended; stopped: by gradcheck
     error: str = ""  # the exception, when the script raised
     error_site: Location | None = None
+    taken: int = 0  # all steps, where only some of them were looked at; 0: they all were
     parameters: int = 0  # tensors in its groups
     moved: int | None = None  # of these, how many any step or other code changed; None: not looked at
     losses: tuple[float, ...] = ()  # by step: the sum over its backward passes
@@ -151,3 +152,8 @@ class LoopFacts:
     schedule_site: Location | None = None
     made_site: Location | None = None
     schedule_made_site: Location | None = None
+
+    @property
+    def in_all(self) -> int:
+        """Steps, looked at or not."""
+        return max(self.taken, self.steps)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from gradcheck.errors import TargetError
 from gradcheck.types.location import Ignore, Location, cell_file, path_and_cell
@@ -96,3 +97,15 @@ def _lines(path: str, wanted: set[int]) -> dict[int, str]:
             return {number: text.rstrip("\r\n") for number, text in enumerate(file, 1) if number in wanted}
     except (OSError, SyntaxError, UnicodeDecodeError, TargetError):
         return {}
+
+
+def places(value: Any) -> Iterator[Location]:
+    """All that a record points at."""
+    if isinstance(value, Location):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from places(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for spec in dataclasses.fields(value):
+            yield from places(getattr(value, spec.name))

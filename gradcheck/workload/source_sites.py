@@ -32,7 +32,7 @@ _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
 _RECORDING = tuple(
     (
-        "recorder forward backward steps clips scalers schedulers_and_loaders schedulers averages births rows modes passes tape patches "
+        "recorder recording forward backward steps step_log gradient_changes installation births rows passes tape nodes "
         "updates functional forgotten silent"
     ).split()
 )

@@ -93,14 +93,14 @@ def _forgetting(m: Measurement, loop: LoopFacts, limits: Limits) -> Finding:
     severity: Severity = "error" if fails else "warning"
     steps = "step" if loop.life == 1 else f"{loop.life} steps"
     message = (
-        f"{name} is made anew every {steps} (limit {number(limits['life'])}), {loop.made} times in {loop.steps} steps: "
+        f"{name} is made anew every {steps} (limit {number(limits['life'])}), {loop.made} times in {loop.in_all} steps: "
         f"{_loss_of(m)}{_compared(m, kept) if fails else ''}"
     )
     return found(
         severity,
         message,
         location=loop.made_site,
-        evidence=(Evidence("steps of one optimizer", loop.life, limits["life"], "<", f"of {loop.steps}"),),
+        evidence=(Evidence("steps of one optimizer", loop.life, limits["life"], "<", f"of {loop.in_all}"),),
         remedies=(Remedy("keep-optimizer", f"make {name} once, before the loop", "safe"),),
         confirmed=f"by the probe: {_compared(m, kept).removeprefix('; ')}" if fails else "",
     )
@@ -122,7 +122,7 @@ def _restarting(loop: LoopFacts, limits: Limits) -> Finding:
     first, last = loop.rates[0] if loop.rates else 0.0, loop.rates[-1] if loop.rates else 0.0
     message = (
         f"{loop.schedules_made} schedulers are made at one place, and each is stepped {often} (limit {number(limits['schedule_life'])}): "
-        f"the schedule begins again and again; after {loop.steps} steps the rate has gone from {number(first)} to {number(last)}"
+        f"the schedule begins again and again; after {loop.in_all} steps the rate has gone from {number(first)} to {number(last)}"
     )
     return found(
         "warning",

@@ -117,7 +117,7 @@ def _exploding(loop: LoopFacts, every: Sequence[float], limits: Limits) -> Findi
 
 
 def _often(loop: LoopFacts) -> str:
-    steps = max(1, loop.steps)
+    steps = max(1, loop.in_all)
     if loop.schedules is None:
         return ""
     often = "after every step" if loop.schedules >= 0.8 * steps else f"{loop.schedules} times in {steps} steps"

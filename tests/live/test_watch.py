@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,14 @@ PLACES: tuple[tuple[Any, str], ...] = (
     (torch.amp.grad_scaler.GradScaler, "update"),
     (torch.amp.grad_scaler.GradScaler, "scale"),
     (torch.amp.grad_scaler.GradScaler, "step"),
+    (torch.amp.grad_scaler.GradScaler, "__init__"),
+    (torch.amp.grad_scaler.GradScaler, "unscale_"),
+    (torch.optim.Optimizer, "__init__"),
+    (torch.optim.Optimizer, "zero_grad"),
+    (torch.optim.lr_scheduler.LRScheduler, "__init__"),
+    (torch.optim.lr_scheduler.LRScheduler, "step"),
+    (torch.optim.lr_scheduler.ReduceLROnPlateau, "step"),
+    (torch.utils.data.DataLoader, "__iter__"),
 )
 
 
@@ -106,6 +116,19 @@ def test_hooks_are_gone_after_an_exception() -> None:
     assert traces() == before
     board.close()
     assert board.findings == ()
+
+
+def test_what_was_imported_meanwhile_holds_torch_s_own_functions() -> None:
+    original = nn.utils.clip_grad_norm_
+    module = types.ModuleType("imported_while_watched")
+    sys.modules[module.__name__] = module
+    try:
+        with gradcheck.watch(loops.mlp()):
+            exec("from torch.nn.utils import clip_grad_norm_", vars(module))
+            assert module.clip_grad_norm_ is not original
+        assert module.clip_grad_norm_ is original
+    finally:
+        del sys.modules[module.__name__]
 
 
 def test_a_mode_of_the_user_that_ends_inside_the_loop_ends_itself() -> None:

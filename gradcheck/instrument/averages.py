@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from gradcheck.capture.events import OptimizerTrace
-from gradcheck.capture.root_modules import is_wrapper, variable_of
+from gradcheck.instrument.running_code import here, is_wrapper, variable_of
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopAverage
-
-if TYPE_CHECKING:
-    from gradcheck.capture.recorder import Recorder
 
 SAMPLE = 4096  # entries of one weight that are compared
 FOLLOWS = 0.999  # cosine of what changed in the one weight with the difference to the other, from which on it follows it
 LOOKED_AT = 8  # steps
+MOST_PAIRS = 8  # that are followed
 MOVED = 1e-6  # relative change of a buffer, which rounding in the script's own arithmetic may make
 
 
@@ -58,10 +55,20 @@ def _sampled(weight: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Averages:
-    recorder: Recorder
+    """`modules`: those of the program; `trained`: ids of what optimizers move; `site`: where a module is made."""
+
+    modules: Callable[[], list[nn.Module]]
+    trained: Callable[[], frozenset[int]]
+    site: Callable[[nn.Module], Location | None]
     called: dict[int, Location | None] = field(default_factory=dict)  # id(module), in evaluation mode -> where it was called first
+    sees_calls: bool = True  # else evaluation mode is enough
     _pairs: list[_Pair] | None = None
     _steps: int = 0
+
+    def calls(self, module: nn.Module) -> None:
+        """A module is called from outside all others."""
+        if not module.training and id(module) not in self.called:
+            self.called[id(module)] = here()
 
     def before_step(self) -> None:
         with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -80,40 +87,42 @@ class Averages:
 
     def _found(self) -> list[_Pair]:
         """Models that are made alike, of which one is trained by an optimizer and the other one is not."""
-        trained = frozenset().union(*(w.ids for w in self.recorder.optimizers.values()))
+        trained = self.trained()
         alike: dict[Any, list[tuple[nn.Module, nn.Module]]] = {}
-        for shell in _roots(self.recorder.sites.modules()):
+        for shell in _roots(self.modules()):
             for module in dict.fromkeys((shell, _inside(shell))):
                 alike.setdefault(_signature(module), []).append((module, shell))
         found = []
         for models in alike.values():
             leaders = [m for m, _ in models if any(id(p) in trained for p in m.parameters())]
             others = [(m, shell) for m, shell in models if m not in leaders]
-            found += [self._pair(m, shell, leaders[0]) for m, shell in others if len(leaders) == 1]
-        return found
+            found += [(m, shell, leaders[0]) for m, shell in others if len(leaders) == 1]
+        if len(found) > MOST_PAIRS:  # those of trainings that are over may still be there: what has a name is in use
+            found.sort(key=lambda models: not variable_of(models[1]))
+        return [self._pair(*models) for models in found[:MOST_PAIRS]]
 
     def _pair(self, follower: nn.Module, shell: nn.Module, leader: nn.Module) -> _Pair:
         other = dict(leader.named_buffers())
         buffers = {n: (b.detach().clone(), other[n].detach().clone()) for n, b in follower.named_buffers() if n in other}
         return _Pair(follower, shell, leader, variable_of(shell), variable_of(leader), buffers)
 
-    def facts(self, watched: OptimizerTrace) -> tuple[LoopAverage, ...]:
-        mine = [p for p in self._pairs or () if p.follows and any(id(x) in watched.ids for x in p.leader.parameters())]
-        reached = frozenset().union(*(p.reached for s in watched.steps for p in s.passes)) if mine else frozenset()
+    def facts(self, trained: Set[int], reached: Set[int] | None) -> tuple[LoopAverage, ...]:
+        """Of the models that follow one with these parameters. `reached`: ids of what losses send gradient to; None: what holds one."""
+        mine = [p for p in self._pairs or () if p.follows and any(id(x) in trained for x in p.leader.parameters())]
         return tuple(self._fact(p, reached) for p in mine)
 
-    def _fact(self, pair: _Pair, reached: frozenset[int]) -> LoopAverage:
+    def _fact(self, pair: _Pair, reached: Set[int] | None) -> LoopAverage:
         mine, other = dict(pair.follower.named_buffers()), dict(pair.leader.named_buffers())
         floating = [n for n, (b, _) in pair.buffers.items() if b.is_floating_point() and n in mine and n in other]
         stale = tuple(n for n in floating if not _moved(pair.buffers[n][0], mine[n]) and _moved(pair.buffers[n][1], other[n]))
-        graded = sum(id(p) in reached for p in pair.follower.parameters())
+        graded = sum(p.grad is not None if reached is None else id(p) in reached for p in pair.follower.parameters())
         return LoopAverage(
             pair.name,
             pair.leader_name,
             stale,
-            id(pair.shell) in self.called,
+            id(pair.shell) in self.called or (not self.sees_calls and not pair.shell.training),
             graded,
-            self.called.get(id(pair.shell)) or self.recorder.sites.get(pair.shell),
+            self.called.get(id(pair.shell)) or self.site(pair.shell),
         )
 
 

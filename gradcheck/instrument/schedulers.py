@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch.optim.optimizer import Optimizer
 
-from gradcheck.capture.events import OptimizerTrace
-from gradcheck.capture.loops import Loop, loops_around, loops_at_call, product
-from gradcheck.capture.root_modules import variable_of
-from gradcheck.capture.tape import outside
+from gradcheck.instrument.running_code import outside, variable_of
+from gradcheck.instrument.source_loops import Loop, loops_around, loops_at_call, product
+from gradcheck.instrument.traced_optimizer import TracedOptimizer, inner_optimizer
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopSchedule
 from gradcheck.workload.source_sites import location_of_frame, origin_of
 
-if TYPE_CHECKING:
-    from gradcheck.capture.recorder import Recorder
-
+MOST = 256  # schedulers that are kept: a loop may make a new one again and again
 _KEPT = 64  # calls whose place among the optimizer's steps is kept
 _TORCH = "torch.optim.lr_scheduler"
 
@@ -38,67 +35,72 @@ class SeenScheduler:
     loops: tuple[Loop, ...] = ()  # around the first call
     after: list[int] = field(default_factory=list)  # steps of its optimizer before each call
 
-    def belongs_to(self, watched: OptimizerTrace) -> bool:
-        optimizer = getattr(self.scheduler, "optimizer", None)
-        return watched.optimizer in (optimizer, getattr(optimizer, "optimizer", None))
-
 
 class Schedulers:
-    """`making` and `stepping` stand around `__init__` and `step` of torch's schedulers."""
+    """`optimizers` gives those that are known, by id; `traced` what is known of one, of a new one too."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(
+        self,
+        optimizers: Callable[[], Mapping[int, TracedOptimizer]],
+        traced: Callable[[Optimizer], TracedOptimizer | None],
+        busy: Callable[[], bool],
+    ) -> None:
+        self.optimizers, self.traced, self.busy = optimizers, traced, busy
         self.seen: dict[int, SeenScheduler] = {}
-
-    @property
-    def calls(self) -> int:
-        return sum(s.calls for s in self.seen.values())
+        self.calls = 0
 
     @property
     def step_site(self) -> Location | None:
         return next((s.step_site for s in self.seen.values() if s.step_site is not None), None)
 
-    def making(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def init(scheduler: Any, *args: Any, **kwargs: Any) -> None:
-            frame = outside()
-            self.seen[id(scheduler)] = seen = SeenScheduler(scheduler, location_of_frame(frame), *_told(scheduler, frame))
-            original(scheduler, *args, **kwargs)
-            optimizer = getattr(scheduler, "optimizer", None)
-            if isinstance(optimizer, Optimizer) and not self.recorder.busy:
-                self.recorder.watched(optimizer).schedulers.setdefault(seen.site, []).append(0)
+    def _know(self, seen: SeenScheduler) -> SeenScheduler:
+        while len(self.seen) >= MOST:
+            del self.seen[next(iter(self.seen))]
+        self.seen[id(seen.scheduler)] = seen
+        return seen
 
-        return init
+    def made(self, scheduler: Any) -> None:
+        optimizer, frame = inner_optimizer(getattr(scheduler, "optimizer", None)), outside()
+        traced = self.traced(optimizer) if isinstance(optimizer, Optimizer) and not self.busy() else None
+        if traced is not None:
+            seen = self._know(SeenScheduler(scheduler, location_of_frame(frame), *_told(scheduler, frame)))
+            traced.schedulers.setdefault(seen.site, []).append(0)
 
-    def stepping(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            frame = outside()
-            if frame is not None and origin_of(frame.f_code.co_filename) not in ("torch", "hidden"):
-                self._stepped(scheduler, frame)
-            return original(scheduler, *args, **kwargs)
+    def moves(self, scheduler: Any) -> None:
+        frame = outside()
+        if frame is not None and origin_of(frame.f_code.co_filename) not in ("torch", "hidden"):
+            self._moved(scheduler, frame)
 
-        return step
-
-    def _stepped(self, scheduler: Any, frame: FrameType) -> None:
-        seen = self.seen.setdefault(id(scheduler), SeenScheduler(scheduler, None))
+    def _moved(self, scheduler: Any, frame: FrameType) -> None:
+        traced = next((w for w in self.optimizers().values() if drives(scheduler, w)), None)
+        if traced is None:
+            return
+        known = self.seen.get(id(scheduler))
+        seen = known if known is not None and known.scheduler is scheduler else self._know(SeenScheduler(scheduler, None))
         seen.calls += 1
-        if seen.step_site is None:
+        self.calls += 1
+        if seen.calls == 1:
             seen.step_site, seen.loops = location_of_frame(frame), loops_around(frame)
-        watched = next((w for w in self.recorder.optimizers.values() if seen.belongs_to(w)), None)
-        made = watched.schedulers.get(seen.site) if watched is not None else None
+        made = traced.schedulers.get(seen.site)
         if made:
             made[-1] += 1  # a step of the last one that was made at its place
-        if watched is not None and len(seen.after) < _KEPT:
-            seen.after.append(len(watched.steps))
+        if len(seen.after) < _KEPT:
+            seen.after.append(traced.taken)
 
-    def name(self, watched: OptimizerTrace) -> None:
+    def name(self, traced: TracedOptimizer) -> None:
         """Notes the variables of an optimizer's schedulers, which are bound once it takes steps."""
         for seen in self.seen.values():
-            if not seen.label and seen.belongs_to(watched):
+            if not seen.label and drives(seen.scheduler, traced):
                 seen.label = variable_of(seen.scheduler)
 
-    def facts(self, watched: OptimizerTrace) -> tuple[LoopSchedule, ...]:
+    def facts(self, traced: TracedOptimizer) -> tuple[LoopSchedule, ...]:
         inner = {id(x) for s in self.seen.values() for x in getattr(s.scheduler, "_schedulers", ())}  # stepped by the one that holds them
-        return tuple(_fact(s, watched) for s in self.seen.values() if s.belongs_to(watched) and id(s.scheduler) not in inner)
+        return tuple(_fact(s, traced) for s in self.seen.values() if drives(s.scheduler, traced) and id(s.scheduler) not in inner)
+
+
+def drives(scheduler: Any, traced: TracedOptimizer) -> bool:
+    """Whether it sets the rate of this optimizer."""
+    return inner_optimizer(getattr(scheduler, "optimizer", None)) is traced.optimizer
 
 
 def _told(scheduler: Any, frame: FrameType | None) -> tuple[int | None, int | None]:
@@ -113,10 +115,10 @@ def _told(scheduler: Any, frame: FrameType | None) -> tuple[int | None, int | No
     return None, None
 
 
-def _fact(seen: SeenScheduler, watched: OptimizerTrace) -> LoopSchedule:
+def _fact(seen: SeenScheduler, traced: TracedOptimizer) -> LoopSchedule:
     length, decay = _length(seen.scheduler)
-    loops = seen.loops if seen.calls else loops_at_call(seen.label, "step", watched.loops) if seen.label else None
-    stepped, epochs, epoch_steps = _cadence(loops, watched.loops, seen)
+    loops = seen.loops if seen.calls else loops_at_call(seen.label, "step", traced.loops) if seen.label else None
+    stepped, epochs, epoch_steps = _cadence(loops, traced.loops, seen)
     return LoopSchedule(
         type(seen.scheduler).__name__,
         length,

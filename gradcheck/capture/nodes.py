@@ -1,0 +1,142 @@
+"""What stands on a tape: calls, and what went into them: results of other calls, constants, weights and their owners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.capture.structures import Packed
+from gradcheck.types.location import Location
+
+
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """The tensor at a position among those that a call put out."""
+
+    node: Node
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that depends on nothing live, as it was when it was used."""
+
+    value: torch.Tensor
+    leaf: bool  # gradients with respect to it are asked for
+    rows: int | None = None  # entries of the tensor that it was cut out of, where that is known
+    chosen: bool = False  # its rows were picked or stacked one by one: they are samples
+    origin: Node | None = None  # the call that made its first axis out of the axes of another constant
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A parameter of a root module, or a free one."""
+
+    owner: Owner
+    name: str
+    key: int  # id of the user's own parameter, of the first one where others took its place
+
+
+class Loose(nn.Module):
+    """Stands for the module of weights that no module holds: `tensors`, by key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, torch.Tensor] = {}
+
+
+CHANGED = (None, None, None)  # versions of a root that is not what it was when it was copied
+
+
+@dataclass(eq=False)
+class Owner:
+    """A root module of the user, and what it was before training: a copy, or its state where it cannot be copied."""
+
+    original: nn.Module
+    copy: nn.Module | None
+    memo: dict[int, Any]  # id(object of the original) -> its copy; of tensors also without a copy of the module
+    versions: tuple[Any, ...]
+    label: str  # its variable in the script
+    why: str = ""  # there is no copy
+    short: bool = False  # for want of memory
+
+    @property
+    def is_free(self) -> bool:
+        return isinstance(self.original, Loose)
+
+    def held(self, path: str) -> Iterator[int]:
+        """id of each of the user's parameters below a path."""
+        return map(id, self.original.get_submodule(path).parameters())
+
+    def before(self, weight: Weight) -> torch.Tensor:
+        """A parameter as it was before training."""
+        return self.memo[weight.key]
+
+
+@dataclass(eq=False)
+class Node:
+    """One recorded call."""
+
+    serial: int
+    call: Callable[..., Any] | None  # a function; None: a module
+    owner: Owner | None
+    path: str  # of the module in its owner
+    args: Any
+    kwargs: Any
+    place: Location | None
+    grad: bool
+    autocast: tuple[tuple[str, torch.dtype], ...]
+    random: torch.Tensor | None = None  # state of the generator before a call that draws numbers, or a module's
+    in_place: bool = False
+    values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
+    counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results
+    read: bool = False  # the loop took its values out of torch: what it made of them fits no others
+
+    def inputs(self) -> Iterator[Any]:
+        return references((self.args, self.kwargs))
+
+    def constants(self) -> list[Constant]:
+        return [x for x in self.inputs() if isinstance(x, Constant)]
+
+
+def references(value: Any) -> Iterator[Any]:
+    """The Refs, Constants and Weights in the arguments of a call."""
+    if isinstance(value, (Ref, Constant, Weight)):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from references(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from references(item)
+    elif isinstance(value, Packed):
+        yield from references(value.parts)
+
+
+def replaced(value: Any, old: Any, new: Any) -> Any:
+    """The arguments of a call with one of them in the place of another."""
+    if value is old:
+        return new
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(replaced(v, old, new) for v in value))
+    if type(value) in (tuple, list):
+        return type(value)(replaced(v, old, new) for v in value)
+    if type(value) is dict:
+        return {k: replaced(v, old, new) for k, v in value.items()}
+    return value.with_parts(replaced(value.parts, old, new)) if isinstance(value, Packed) else value
+
+
+def nodes_behind(ends: Iterable[Node]) -> list[Node]:
+    """All calls that the ends depend on, in their order."""
+    found: dict[int, Node] = {}
+    pending = list(ends)
+    while pending:
+        node = pending.pop()
+        if id(node) not in found:
+            found[id(node)] = node
+            pending += [x.node for x in node.inputs() if isinstance(x, Ref)]
+    return sorted(found.values(), key=lambda n: n.serial)

@@ -1,0 +1,234 @@
+"""Where any training loop can be seen: global hooks and thin wrappers around what torch's loops call. They tell listeners of events."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.data import DataLoader
+
+from gradcheck.instrument.loop_events import ClipKind, LoopListener
+from gradcheck.instrument.patches import Patches
+from gradcheck.instrument.traced_optimizer import inner_optimizer
+
+_Function = Callable[..., Any]
+_CLIPS: dict[str, tuple[ClipKind, str]] = {"clip_grad_norm_": ("norm", "max_norm"), "clip_grad_value_": ("value", "clip_value")}
+
+
+class LoopHooks:
+    """Installed by `install`, taken out by `remove`, which may be called at any time and twice. Listeners hear in their order."""
+
+    def __init__(self, *listeners: LoopListener) -> None:
+        self.listeners = listeners
+        events = [name for name in vars(LoopListener) if not name.startswith("_")]
+        deaf = {name: getattr(LoopListener, name) for name in events}
+        # By event, those who take it up: a loop may take thousands of steps a second.
+        self._heard = {e: [getattr(x, e) for x in listeners if getattr(type(x), e) is not deaf[e]] for e in events}
+        self._patches = Patches()
+        self._handles: list[Any] = []
+        self._inside = 0  # a backward pass may run another one
+        self._stepping: list[Optimizer] = []  # a step may run that of another optimizer, or that of its base class
+        self.failure: Exception | None = None  # of gradcheck's own code: it is silent from then on
+
+    def install(self) -> None:
+        """Raises nothing that leaves a part of it behind."""
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _install(self) -> None:
+        from torch.nn.utils import clip_grad
+
+        self._handles += [register_optimizer_step_pre_hook(self._before_step), register_optimizer_step_post_hook(self._after_step)]
+        wrap = self._patches.wrap
+        wrap(torch.autograd, "backward", self._backward)
+        self._patches.wrap_everywhere(clip_grad, {name: functools.partial(self._clipping, *kind) for name, kind in _CLIPS.items()})
+        scaler = torch.amp.grad_scaler.GradScaler
+        wrap(scaler, "__init__", self._making_scaler)
+        wrap(scaler, "scale", self._scaling)
+        wrap(scaler, "step", self._scaler_step)
+        wrap(scaler, "unscale_", self._unscaling)
+        wrap(scaler, "update", self._telling_of("scaler_updated"))
+        wrap(Optimizer, "__init__", self._telling_of("optimizer_made"))
+        wrap(Optimizer, "zero_grad", self._telling_of("clears", before=True))
+        wrap(nn.Module, "eval", self._telling_of("evaluated", before=True))
+        wrap(DataLoader, "__iter__", self._telling_of("data_begun", before=True))
+        wrap(lr_scheduler.LRScheduler, "__init__", self._telling_of("scheduler_made"))
+        for kind in [c for c in vars(lr_scheduler).values() if inspect.isclass(c) and "step" in vars(c)]:
+            wrap(kind, "step", self._telling_of("schedule_moves", before=True))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._patches.undo()
+
+    def _tell(self, event: str, *args: Any) -> None:
+        """The user's loop is not to fail for being watched. What ends it on purpose is no Exception."""
+        if self.failure is not None:
+            return
+        try:
+            for hear in self._heard[event]:
+                hear(*args)
+        except Exception as error:
+            self.failure = error
+            for listener in self.listeners:
+                listener.failed(error)
+
+    def _telling_of(self, event: str, *, before: bool = False) -> Callable[[_Function], _Function]:
+        """A wrapper around a method that tells of its object."""
+
+        def make(original: _Function) -> _Function:
+            def tell_first(owner: Any, *args: Any, **kwargs: Any) -> Any:
+                self._tell(event, owner)
+                return original(owner, *args, **kwargs)
+
+            def tell_then(owner: Any, *args: Any, **kwargs: Any) -> Any:
+                result = original(owner, *args, **kwargs)
+                self._tell(event, owner)
+                return result
+
+            return tell_first if before else tell_then
+
+        return make
+
+    # ---------------------------------------------------------------- backward
+
+    def _backward(self, original: _Function) -> _Function:
+        def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return original(tensors, grad_tensors, *args, **kwargs)
+            tensors = tuple(tensors) if isinstance(tensors, Iterator) else tensors
+            losses = [tensors] if isinstance(tensors, torch.Tensor) else [t for t in tensors if isinstance(t, torch.Tensor)]
+            with self._own():
+                self._tell("before_backward", losses, grad_tensors is not None)
+                done = False
+                try:
+                    result = original(tensors, grad_tensors, *args, **kwargs)
+                    done = True
+                finally:
+                    self._tell("after_backward", done)
+            return result
+
+        return backward
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+    # ------------------------------------------------------------------- steps
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if inner_optimizer(optimizer) is not optimizer:  # a wrapper whose inner optimizer steps
+            return None
+        while self._stepping and not _runs(self._stepping[0]):
+            self._tell("step_failed", self._stepping[0])
+            self._stepping.clear()
+        first, closure = not self._stepping, args[1] if len(args) > 1 else kwargs.get("closure")
+        self._stepping.append(optimizer)
+        if not first:
+            return None
+        self._tell("before_step", optimizer, callable(closure))
+        return _with_closure(args, kwargs, self._evaluating(closure)) if callable(closure) else None
+
+    def _evaluating(self, closure: _Function) -> _Function:
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            self._tell("closure_begins")
+            try:
+                return closure(*args, **kwargs)
+            finally:
+                self._tell("closure_ended")
+
+        return evaluate
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not any(o is optimizer for o in self._stepping):
+            return
+        while self._stepping.pop() is not optimizer:  # steps inside it that raised
+            pass
+        if not self._stepping:
+            self._tell("after_step", optimizer)
+
+    # ------------------------------------------------------ clipping and scaling
+
+    def _clipping(self, kind: ClipKind, argument: str, original: _Function) -> _Function:
+        def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            given = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+            self._tell("before_clipping", kind, float(args[0] if args else kwargs.get(argument, math.inf)), given)
+            try:
+                return original(given, *args, **kwargs)
+            finally:
+                self._tell("after_clipping")
+
+        return clip
+
+    def _making_scaler(self, original: _Function) -> _Function:
+        signature = inspect.signature(original)
+
+        def made(scaler: Any, *args: Any, **kwargs: Any) -> None:
+            original(scaler, *args, **kwargs)
+            self._tell("scaler_made", scaler, bool(signature.bind(scaler, *args, **kwargs).arguments.get("enabled", True)))
+
+        return made
+
+    def _scaling(self, original: _Function) -> _Function:
+        def scale(scaler: Any, outputs: Any) -> Any:
+            if not isinstance(outputs, torch.Tensor):
+                return original(scaler, outputs)
+            self._tell("scales", scaler)
+            result = None
+            try:
+                result = original(scaler, outputs)
+            finally:
+                self._tell("scaled", scaler, outputs, result)
+            return result
+
+        return scale
+
+    def _unscaling(self, original: _Function) -> _Function:
+        def unscale(scaler: Any, optimizer: Optimizer) -> Any:
+            result = original(scaler, optimizer)
+            self._tell("unscaled", scaler, inner_optimizer(optimizer))
+            return result
+
+        return unscale
+
+    def _scaler_step(self, original: _Function) -> _Function:
+        def step(scaler: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            self._tell("scaler_steps", scaler)
+            try:
+                return original(scaler, optimizer, *args, **kwargs)
+            finally:
+                self._tell("scaler_stepped", scaler, inner_optimizer(optimizer))
+
+        return step
+
+
+def _with_closure(args: Any, kwargs: Any, closure: _Function) -> tuple[Any, Any]:
+    """Arguments of a step with another closure."""
+    return ((args[0], closure, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closure})
+
+
+def _runs(optimizer: Optimizer) -> bool:
+    """Whether a step of it is running: one that raised has told nobody."""
+    frame = sys._getframe(3)  # above the step that is about to run
+    while frame is not None:  # torch's wrapper around every step has it as its first argument
+        if frame.f_code.co_name == "wrapper" and (frame.f_locals.get("args") or (None,))[0] is optimizer:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -1,0 +1,218 @@
+"""What a loop does around its passes and steps, noted from its events: the facts that LOOP rules read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from gradcheck.instrument.loop_events import ClipKind, LoopListener
+from gradcheck.instrument.modes import Off
+from gradcheck.instrument.running_code import here
+from gradcheck.instrument.schedulers import Schedulers
+from gradcheck.instrument.traced_optimizer import TracedOptimizer
+from gradcheck.types.location import Location
+from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopBatches, LoopClip, LoopEvaluation, LoopScaler
+from gradcheck.workload.dtensor import local
+
+SHOWN_LAYERS = 20
+MOST_EVAL_SITES = 64
+
+
+@dataclass(eq=False)
+class Clip:
+    """Calls of a clipping function at one place."""
+
+    kind: ClipKind
+    threshold: float
+    site: Location | None
+    owners: set[int] = field(default_factory=set)  # ids of the traced optimizers whose parameters it was given
+    calls: int = 0
+    parameters: int = 0
+    empty: int = 0
+    foreign: int = 0
+    late: int = 0
+    early: int = 0
+    scaled: int = 0
+
+    def record(self) -> LoopClip:
+        counts = self.calls, self.parameters, self.empty, self.foreign, self.late, self.early, self.scaled
+        return LoopClip(self.kind, self.threshold, *counts, site=self.site)
+
+
+@dataclass(eq=False)
+class Scaler:
+    enabled: bool
+    factor: float = 1.0
+    scaled: int = 0
+    steps: int = 0
+    updates: int = 0
+    step_site: Location | None = None
+    scale_site: Location | None = None
+
+
+class LoopJournal(LoopListener):
+    """`optimizers` gives those of the loop, by id, `traced` what is known of one. `busy`: whether gradcheck's own code runs."""
+
+    def __init__(
+        self,
+        optimizers: Callable[[], Mapping[int, TracedOptimizer]],
+        traced: Callable[[Optimizer], TracedOptimizer | None],
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.busy = busy
+        self.schedulers = Schedulers(optimizers, traced, busy)
+        self.clips: dict[tuple[str, Location | None], Clip] = {}
+        self.scaler: Scaler | None = None  # the first one
+        self.by_scaler = False  # inside `scaler.step`
+        self.loaders: dict[tuple[int | None, int | None], int] = {}  # by size of a batch and of the data: passes over it
+        self.eval_sites: dict[int, Location | None] = {}
+        self._asleep: set[int] = set()  # ids of scalers that were made not to scale
+
+    # ------------------------------------------------------------------- events
+
+    def scheduler_made(self, scheduler: Any) -> None:
+        self.schedulers.made(scheduler)
+
+    def schedule_moves(self, scheduler: Any) -> None:
+        self.schedulers.moves(scheduler)
+
+    def evaluated(self, module: nn.Module) -> None:
+        if not self.busy() and len(self.eval_sites) < MOST_EVAL_SITES:
+            self.eval_sites[id(module)] = here()
+
+    def data_begun(self, loader: Any) -> None:
+        try:
+            size = len(loader.dataset)
+        except (TypeError, AttributeError, NotImplementedError):
+            size = None
+        key = getattr(loader, "batch_size", None), size
+        self.loaders[key] = self.loaders.get(key, 0) + 1
+
+    def scaler_made(self, scaler: Any, asked: bool) -> None:
+        if asked:
+            self.scaler = self.scaler or Scaler(scaler.is_enabled())
+        else:
+            self._asleep.add(id(scaler))
+
+    def _seen(self, scaler: Any) -> Scaler | None:
+        """What is noted of it. One that was made before anybody listened counts when it scales."""
+        if id(scaler) in self._asleep:
+            return None
+        if self.scaler is None and scaler.is_enabled():
+            self.scaler = Scaler(True)
+        return self.scaler
+
+    def scaled(self, scaler: Any, loss: torch.Tensor, result: torch.Tensor | None) -> None:
+        seen = self._seen(scaler)
+        if seen is not None:
+            seen.scaled += 1
+            seen.scale_site = seen.scale_site or here()
+
+    def scaler_steps(self, scaler: Any) -> None:
+        seen = self._seen(scaler)
+        self.by_scaler = seen is not None
+        if seen is not None:
+            seen.steps += 1
+            seen.step_site = seen.step_site or here()
+
+    def scaler_stepped(self, scaler: Any, optimizer: Optimizer) -> None:
+        self.by_scaler = False
+
+    def scaler_updated(self, scaler: Any) -> None:
+        seen = self._seen(scaler)
+        if seen is not None:
+            seen.updates += 1
+
+    # ----------------------------------------------------- what listeners can tell
+
+    def note_clip(self, kind: ClipKind, threshold: float, count: int, fault: str, owners: Sequence[TracedOptimizer] = ()) -> None:
+        """`fault`: the name of the counter of LoopClip for what is wrong with this call; "" for nothing."""
+        site = here()
+        clip = self.clips.setdefault((kind, site), Clip(kind, threshold, site))
+        clip.owners.update(map(id, owners))
+        clip.calls += 1
+        clip.threshold, clip.parameters = threshold, count
+        if fault:
+            setattr(clip, fault, getattr(clip, fault) + 1)
+
+    # -------------------------------------------------------------------- facts
+
+    def scaling(self, bare: int) -> LoopScaler:
+        """`bare`: steps on gradients that were still scaled."""
+        s = self.scaler
+        return LoopScaler(s.enabled, s.factor, s.scaled, s.steps, bare, s.updates, s.step_site, s.scale_site) if s else NO_SCALER
+
+    def batches(self, compared: int, distinct: int, samples: int, rows: int | None, place: Location | None) -> LoopBatches:
+        """`rows`: entries that the samples were cut out of, where no loader gave them."""
+        sizes = [size for batch, size in self.loaders if batch == samples]
+        available = max((n for n in sizes if n), default=rows)
+        return LoopBatches(compared, distinct, samples, available, bool(sizes), place)
+
+    def clips_of(self, traced: TracedOptimizer) -> tuple[LoopClip, ...]:
+        return tuple(c.record() for c in self.clips.values() if id(traced) in c.owners or not c.owners)
+
+    def facts(self, traced: TracedOptimizer) -> dict[str, Any]:
+        """As `LoopFacts` names them."""
+        schedules = self.schedulers
+        return {
+            "optimizer": traced.label,
+            "schedules": schedules.calls,
+            "schedulers": schedules.facts(traced),
+            "schedule_site": schedules.step_site,
+            **traced.facts(),
+        }
+
+
+@dataclass
+class Evaluations:
+    """Steps that are taken in evaluation mode."""
+
+    steps: list[int] = field(default_factory=list)
+    trained: bool = False  # a step before them was in training mode
+    first: tuple[tuple[str, ...], tuple[str, ...], bool] = ((), (), False)  # what was off in the first of them
+
+    def note(self, step: int, off: Sequence[Off], passes: bool = True) -> None:
+        """`off`: of the modules that ran in the step and that the optimizer trains. `passes`: it followed a backward pass."""
+        dropouts, norms = tuple(n for o in off for n in o.dropouts), tuple(n for o in off for n in o.norms)
+        evaluated = bool(off) and all(not o.module.training for o in off)
+        if evaluated and (dropouts or norms):
+            self.first = self.first if self.steps else (dropouts, norms, any(o.fresh for o in off))
+            self.steps.append(step)
+        elif not self.steps:
+            self.trained = self.trained or (passes and not evaluated)
+
+    def record(self, site: Location | None) -> LoopEvaluation:
+        if not self.steps:
+            return NEVER_EVALUATED
+        dropouts, norms, fresh = self.first
+        return LoopEvaluation(len(self.steps), self.steps[0], self.trained, dropouts[:SHOWN_LAYERS], norms[:SHOWN_LAYERS], fresh, site)
+
+
+def fault_of_clipping(given: Sequence[torch.Tensor], trained: bool | None, passes: bool, cleared: bool, stepped: bool, scaled: bool) -> str:
+    """What is wrong with a call, as `LoopClip` counts it; "" for nothing.
+
+    `trained`: some optimizer moves what it was given; None: there is none. `passes`: gradients that no step has used lie there, `cleared`:
+    they lay there; `stepped`: some step was taken; `scaled`: they hold a scaler's factor.
+    """
+    if not given:
+        return "empty"
+    if not trained:
+        return "foreign" if trained is not None else ""
+    if not any(map(is_filled, given)):
+        return "early" if not passes and not cleared else ""  # those that were cleared are a finding of their own
+    if not passes:
+        return "late" if stepped else ""
+    return "scaled" if scaled else ""
+
+
+def is_filled(parameter: torch.Tensor) -> bool:
+    """Whether it has a gradient that is not zero."""
+    if parameter.grad is None:
+        return False
+    gradient = local(parameter.grad)
+    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())

@@ -1,0 +1,53 @@
+"""Replacing attributes of classes and modules for a while."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class Patches:
+    """Attributes that were replaced; `undo` puts the originals back, the last one first."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Any, str, Any, bool]] = []
+        self._everywhere: list[tuple[Any, Any]] = []  # originals, and what is in their place in every module
+
+    def wrap(self, home: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Replaces `home.name` by `make(original)`, which looks like the original."""
+        original = getattr(home, name)
+        self.put(home, name, functools.wraps(original)(make(original)))
+
+    def put(self, home: Any, name: str, value: Any) -> None:
+        """A class keeps an inherited attribute inherited after `undo`."""
+        own = name in vars(home)
+        self._done.append((home, name, vars(home).get(name), own))
+        setattr(home, name, value)
+
+    def wrap_everywhere(self, home: Any, makers: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]) -> None:
+        """The same for functions of a module, also where other modules, such as the user's, have imported them by name."""
+        for name, make in makers.items():
+            original = getattr(home, name)
+            self.wrap(home, name, make)
+            self._everywhere.append((original, getattr(home, name)))
+        _replace({id(original): wrapper for original, wrapper in self._everywhere})
+
+    def undo(self) -> None:
+        while self._done:
+            home, name, original, own = self._done.pop()
+            if own:
+                setattr(home, name, original)
+            else:
+                delattr(home, name)
+        _replace({id(wrapper): original for original, wrapper in self._everywhere})  # also in what was imported meanwhile
+        self._everywhere.clear()
+
+
+def _replace(replaced: Mapping[int, Any]) -> None:
+    """In the namespaces of all modules, by id of what is replaced."""
+    for module in list(sys.modules.values()) if replaced else ():
+        names = getattr(module, "__dict__", {})
+        for name in [name for name, held in list(names.items()) if id(held) in replaced]:
+            setattr(module, name, replaced[id(names[name])])
