@@ -12,6 +12,7 @@ from torch import nn
 
 from gradcheck.capture.root_modules import is_wrapper
 from gradcheck.capture.tape import Node, outside
+from gradcheck.workload.rng import torch_states
 from gradcheck.workload.source_sites import location_of_frame
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Forward:
         if not (trained and (torch.is_grad_enabled() or not recorder.connected)) and not tape.is_live(args):
             return None
         owner, path = recorder.owners.of(module)
-        random = torch.get_rng_state() if recorder.owners.initial else None
+        random = torch_states() if recorder.owners.initial else None
         return tape.module(owner, path, tape.encode(args), {}, location_of_frame(outside()), random)
 
     def after(self, module: nn.Module, args: Any, *rest: Any) -> None:

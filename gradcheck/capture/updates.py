@@ -167,7 +167,7 @@ class Updates:
     def _founded(self) -> OptimizerTrace:
         """A training that was not known."""
         recorder = self.recorder
-        stand_in = torch.optim.SGD([torch.zeros(())], lr=0.0)
+        stand_in = torch.optim.SGD([torch.zeros((), device="cpu")], lr=0.0)
         stand_in.param_groups[0]["params"].clear()
         recorder.connected = True
         watched = recorder.optimizers[id(stand_in)] = OptimizerTrace(stand_in, "", None, changes=Changes())

@@ -29,7 +29,7 @@ class Optimizers:
     @property
     def known(self) -> Optimizer:
         """The best that can be said so far."""
-        return self.main or next(iter(self._seen.values()), None) or torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
+        return self.main or next(iter(self._seen.values()), None) or torch.optim.SGD([nn.Parameter(torch.zeros((), device="cpu"))], lr=0.0)
 
     def see(self, optimizer: Optimizer) -> None:
         """One is about to step."""

@@ -17,6 +17,7 @@ import torch
 
 from gradcheck.trials.lab import Lab, Pace, Result
 from gradcheck.types.fix import Fix
+from gradcheck.workload.device import accelerator_in_use
 from gradcheck.workload.treated import Inapplicable
 
 MOST_WORKERS = 4
@@ -119,7 +120,7 @@ class WorkerPool:
 def usual_workers(ward: Lab) -> int:
     """As many as there are processors, for models on the CPU that fit several times; one where processes cannot be forked safely."""
     w = ward.workload
-    if sys.platform != "linux" or w.device.type != "cpu" or torch.cuda.is_initialized():
+    if sys.platform != "linux" or w.device.type != "cpu" or accelerator_in_use() is not None:
         return 1
     if sum(p.numel() for p in w.model.parameters()) > LARGEST_MODEL:
         return 1
