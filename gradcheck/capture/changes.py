@@ -76,7 +76,7 @@ def chosen_entries(gradient: Tensor, leaves: int) -> Tensor:
     if flat.numel() <= count:
         return torch.arange(flat.numel(), device=flat.device)
     largest = flat.abs().topk(count // 2).indices
-    spaced = torch.linspace(0, flat.numel() - 1, count - count // 2, device=flat.device, dtype=torch.float64).long()
+    spaced = torch.linspace(0, flat.numel() - 1, count - count // 2, device="cpu", dtype=torch.float64).long().to(flat.device)
     return torch.cat([largest, spaced]).unique()
 
 

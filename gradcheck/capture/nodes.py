@@ -11,6 +11,7 @@ from torch import nn
 
 from gradcheck.capture.structures import Packed
 from gradcheck.types.location import Location
+from gradcheck.workload.rng import TorchStates
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ class Node:
     place: Location | None
     grad: bool
     autocast: tuple[tuple[str, torch.dtype], ...]
-    random: torch.Tensor | None = None  # state of the generator before a call that draws numbers, or a module's
+    random: TorchStates | None = None  # states of the generators before a call that draws numbers, or a module's
     in_place: bool = False
     values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
     counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results

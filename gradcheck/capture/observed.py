@@ -20,6 +20,7 @@ from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.parameters import Cut, Parameter
 from gradcheck.types.training import OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, snippets
+from gradcheck.workload.device import wide
 
 SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows,
 FROM_PASSES = frozenset(("reach",))  # as far as it had a backward pass
@@ -83,7 +84,7 @@ def _passes(recorder: Recorder, watched: OptimizerTrace | None) -> list[Backward
 def _parameter(weight: Weight, reached: frozenset[int], groups: Sequence[dict[str, Any]], others: frozenset[int]) -> Parameter:
     """`others`: what other optimizers of the script train, which this training takes as it is."""
     before = weight.owner.before(weight)
-    values = before.detach().double()
+    values = wide(before.detach())
     held = [g for g in groups if any(id(p) == weight.key for p in g["params"])]
     return Parameter(
         weight.name,

@@ -16,6 +16,7 @@ from gradcheck.capture.nodes import Constant, Node, Ref, Weight, nodes_behind
 from gradcheck.capture.resizing import counter, resized
 from gradcheck.capture.slices import Slice
 from gradcheck.capture.structures import Packed, tensors_in
+from gradcheck.workload.rng import put_back
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Program:
         if node.in_place and self._is_constant(instruction.args[0]):
             args = (args[0].clone(), *args[1:])
         if random and node.random is not None:
-            torch.set_rng_state(node.random)
+            put_back(node.random)
         with ExitStack() as stack:
             if node.grad != torch.is_grad_enabled():
                 stack.enter_context(torch.set_grad_enabled(node.grad))

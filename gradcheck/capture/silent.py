@@ -66,7 +66,7 @@ class Silent:
         if len(pair) != 2 or not result.numel() or result.numel() > MOST or any(t.requires_grad for t in pair):
             return None
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            low, high = torch.aminmax(pair[0]) if pair[0].numel() else (torch.zeros(()), torch.zeros(()))
+            low, high = torch.aminmax(pair[0]) if pair[0].numel() else (torch.zeros((), device="cpu"), torch.zeros((), device="cpu"))
             size = max(abs(float(low)), abs(float(high)))
             if not bool((result.abs() <= EQUAL * size).all()):
                 return None

@@ -41,7 +41,7 @@ def pack(value: Any, encode: Callable[[torch.Tensor], Any]) -> Any:
     tensors = list(_inside(value)) if _may_hold(value) else []
     if not tensors:
         return value
-    places = tuple(torch.empty(0) for _ in tensors)
+    places = tuple(torch.empty(0, device="cpu") for _ in tensors)
     try:
         template = copy.deepcopy(value, {id(t): place for t, place in zip(tensors, places, strict=True)})
     except Exception:  # objects that refer to files, locks, generators

@@ -21,6 +21,8 @@ from gradcheck.capture.structures import pack, tensors_in
 from gradcheck.capture.writing import is_in_place, written
 from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
+from gradcheck.workload.device import autocast_kinds
+from gradcheck.workload.rng import TorchStates, same_states, torch_states
 
 _VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # properties whose values are the tensor's own
 # They give no new values, or values that stand for themselves.
@@ -119,7 +121,7 @@ class Tape:
         self._count += 1
         return self._count - 1
 
-    def module(self, owner: Owner, path: str, args: Any, kwargs: Any, place: Location | None, random: torch.Tensor | None) -> Node:
+    def module(self, owner: Owner, path: str, args: Any, kwargs: Any, place: Location | None, random: TorchStates | None) -> Node:
         return Node(self._serial(), None, owner, path, args, kwargs, place, torch.is_grad_enabled(), autocast_state(), random)
 
     def put_out(self, node: Node, output: Any) -> None:
@@ -139,7 +141,7 @@ class Tape:
         if name is None:
             return function(*args, **kwargs)
         node = self._safely(self._begun, name, function, args, kwargs)
-        random = torch.get_rng_state() if node is not None else None
+        random = torch_states() if node is not None else None
         try:
             output = function(*args, **kwargs)
         except Exception as error:
@@ -147,7 +149,7 @@ class Tape:
                 node.place = here()
                 self.failed = node, error
             raise
-        if node is not None and random is not None and not torch.equal(random, torch.get_rng_state()):
+        if node is not None and random is not None and not same_states(random, torch_states()):
             node.random = random
         self._safely(self._ended, name, node, function, args, kwargs, output)
         return output
@@ -281,4 +283,4 @@ def _name(function: Any) -> str | None:
 
 
 def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
-    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in autocast_kinds() if torch.is_autocast_enabled(kind))

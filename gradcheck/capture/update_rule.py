@@ -87,16 +87,16 @@ def _side_by_side(changes: Sequence[Sequence[Change]], epsilons: Sequence[float]
     steps = max((c.step for leaf in changes for c in leaf), default=-1) + 1
     columns: dict[str, list[Tensor]] = {name: [] for name in ("before", "gradient", "delta", "there", "noise", "leaf")}
     for number, (leaf, eps) in enumerate(zip(changes, epsilons, strict=True)):
-        width, rows = len(leaf[0].delta), torch.tensor([c.step for c in leaf])
+        width, rows = len(leaf[0].delta), torch.tensor([c.step for c in leaf], device="cpu")
         for name in ("before", "gradient", "delta"):
-            column = torch.zeros(steps, width, dtype=torch.float64)
+            column = torch.zeros(steps, width, dtype=torch.float64, device="cpu")
             column[rows] = torch.stack([getattr(c, name).double() for c in leaf])
             columns[name].append(column)
-        there = torch.zeros(steps, width, dtype=torch.bool)
+        there = torch.zeros(steps, width, dtype=torch.bool, device="cpu")
         there[rows] = True
         columns["there"].append(there)
         columns["noise"].append(ROUNDINGS * eps * columns["before"][-1].nan_to_num().abs().amax(0))
-        columns["leaf"].append(torch.full((width,), number))
+        columns["leaf"].append(torch.full((width,), number, device="cpu"))
     if not steps:
         return None
     seen = _Seen(**{name: torch.cat(parts, dim=-1) for name, parts in columns.items()})
@@ -120,7 +120,7 @@ def _fitted(seen: _Seen, rule: UpdateRule, direction: Direction) -> UpdateRule:
 def _fit(seen: _Seen, rule: UpdateRule, direction: Direction, *, shrinks: bool) -> UpdateRule:
     leaves = int(seen.leaf.max()) + 1
     way = direction(seen.gradient + rule.coupled * seen.before, seen.there)
-    decays = torch.zeros(leaves, dtype=torch.float64)
+    decays = torch.zeros(leaves, dtype=torch.float64, device="cpu")
     if shrinks:
         decays = torch.stack([_decay(seen, way, seen.leaf == n) for n in range(leaves)])
         way = way + decays[seen.leaf] * seen.before
@@ -141,14 +141,14 @@ def _decay(seen: _Seen, way: Tensor, mine: Tensor) -> Tensor:
     uu, pp, up, du, dp = ((a * b).sum(1) for a, b in ((u, u), (p, p), (u, p), (d, u), (d, p)))
     rate, decay = du * pp - dp * up, dp * uu - du * up
     known = (rate != 0) & (uu * pp - up * up > 1e-9 * uu * pp)
-    return (decay[known] / rate[known]).median() if bool(known.any()) else torch.zeros((), dtype=torch.float64)
+    return (decay[known] / rate[known]).median() if bool(known.any()) else torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def _rates(seen: _Seen, way: Tensor, leaves: int) -> tuple[Tensor, Tensor]:
     """Factors by leaf, and rates by step: medians, which what happens to a few entries does not move, made finer by least squares."""
     clear = _is_clear(seen) & (way != 0)
     if not bool(clear.any()):
-        return torch.ones(leaves, dtype=torch.float64), _least_squares(seen, way, seen.there).expand(len(way))
+        return torch.ones(leaves, dtype=torch.float64, device="cpu"), _least_squares(seen, way, seen.there).expand(len(way))
     ratio = torch.where(clear, -seen.delta / way, torch.nan)
     by_leaf = torch.stack([_median(ratio[:, seen.leaf == n]) for n in range(leaves)])
     main = by_leaf[int(torch.stack([clear[:, seen.leaf == n].sum() for n in range(leaves)]).argmax())]
@@ -169,7 +169,7 @@ def _is_clear(seen: _Seen) -> Tensor:
 
 
 def _median(rows: Tensor) -> Tensor:
-    return rows.nanmedian(1).values if rows.shape[1] else torch.full((len(rows),), torch.nan, dtype=torch.float64)
+    return rows.nanmedian(1).values if rows.shape[1] else torch.full((len(rows),), torch.nan, dtype=torch.float64, device="cpu")
 
 
 def _refined(seen: _Seen, way: Tensor, rate: Tensor) -> Tensor:

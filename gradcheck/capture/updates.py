@@ -165,7 +165,7 @@ class Updates:
     def _founded(self) -> OptimizerTrace:
         """A training that was not known."""
         recording = self.recording
-        stand_in = torch.optim.SGD([torch.zeros(())], lr=0.0)
+        stand_in = torch.optim.SGD([torch.zeros((), device="cpu")], lr=0.0)
         stand_in.param_groups[0]["params"].clear()
         recording.connected = True
         watched = recording.optimizers[id(stand_in)] = OptimizerTrace(stand_in, "", None, changes=Changes())

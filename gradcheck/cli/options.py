@@ -31,7 +31,7 @@ Input = Annotated[Texts, typer.Option(metavar="TYPE[SHAPE]", help="A synthetic i
 Loss = Annotated[str | None, typer.Option(help="cross_entropy, mse_loss, ..., or FILE.py:name.")]
 Optimizer = Annotated[str | None, typer.Option(help="sgd, adam, adamw, ..., or FILE.py:name.")]
 LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [auto].")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ... [auto].")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")]
 Script = Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")]
 Sandbox = Annotated[bool, typer.Option("--sandbox", help="Run the script in a mirror of its folder, which keeps its output.")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
@@ -54,16 +54,29 @@ class Call:
     output_node: Any = None
     input_nodes: tuple[Any, ...] = ()
     weight: torch.Tensor | None = None  # parameter used by a functional linear or conv call
-    saturated: torch.Tensor | None = None  # 0-d, as the next: read after the backward pass
+    saturated: torch.Tensor | None = None  # 0-d on the host, as the next two: known once settled
     token_cosine: torch.Tensor | None = None
+    sample_cosine: torch.Tensor | None = None  # of the last linear layers
     features: tuple[torch.Tensor, int] | None = None  # input [samples, D] of a linear layer, and its version: for their similarity
-    alive: torch.Tensor | None = None  # [units] bool
+    alive: torch.Tensor | None = None  # [units] bool, on the host
     effective_samples: int = 0
     measures: bool = True  # whether statistics of its output are taken
     dtype: str = ""  # of its output
 
     def set_output(self, stats: TensorStats) -> None:
         self.output = stats
+
+    def set_alive(self, mask: torch.Tensor) -> None:
+        self.alive = mask
+
+    def set_saturated(self, share: torch.Tensor) -> None:
+        self.saturated = share
+
+    def set_token_cosine(self, cosine: torch.Tensor) -> None:
+        self.token_cosine = cosine
+
+    def set_sample_cosine(self, cosine: torch.Tensor) -> None:
+        self.sample_cosine = cosine
 
 
 class _Role(NamedTuple):
@@ -128,6 +141,7 @@ class ActivationRecorder(TorchFunctionMode):
         super().__init__()
         self.names = names
         self.functions = functions
+        self.heads: Collection[str] | None = None  # layers that may be the head, where that is known
         self.calls: list[Call] = []
         self.failures: dict[str, str] = {}  # layers that could not be measured, and why
         self.hidden: dict[int, nn.Module] = {}  # modules that ran inside the model but are not listed by it
@@ -179,13 +193,23 @@ class ActivationRecorder(TorchFunctionMode):
 
     def settle(self) -> None:
         """Waits for the device, once: after the backward pass."""
+        for call in self._last_linear:
+            if call.features is not None and call.features[0]._version == call.features[1]:  # not overwritten since
+                self.bring(unit_activity.sample_cosine(call.features[0]), call.set_sample_cosine)
+            call.features = None
+        self._last_linear.clear()
         self._pending.settle()
+
+    def bring(self, value: torch.Tensor | None, receive: Callable[[torch.Tensor], None]) -> None:
+        """Hands a small result over on the host, with all others when settled."""
+        if value is not None:
+            self._pending.bring(value, receive)
 
     def release(self) -> None:
         """Lets go of autograd nodes and tensors, once the structure has been read."""
         self._outputs.clear()
         for call in self.calls:
-            call.output_node, call.input_nodes, call.weight, call.features = None, (), None, None
+            call.output_node, call.input_nodes, call.weight = None, (), None
 
     # ------------------------------------------------------------------ modules
 
@@ -241,13 +265,13 @@ class ActivationRecorder(TorchFunctionMode):
         if not 2 <= rank <= 3 or not features.is_floating_point() or not readable(features):
             return
         if call.kind == "linear":
-            if rank == 2 and not features.is_inference():
+            if rank == 2 and not features.is_inference() and (self.heads is None or call.name in self.heads):
                 call.features = features.detach(), features._version
                 self._last_linear.append(call)
                 if len(self._last_linear) > HEADS:
                     self._last_linear.pop(0).features = None
         elif rank == 3:
-            call.token_cosine = unit_activity.token_cosine(features)
+            self.bring(unit_activity.token_cosine(features), call.set_token_cosine)
 
     # ---------------------------------------------------------------- functions
 
@@ -296,9 +320,9 @@ class ActivationRecorder(TorchFunctionMode):
         call.dtype = _DTYPES.get(tensor.dtype, "")
         measures = call.measures and readable(tensor)
         if measures:
-            zeros = self._pending.add(tensor, call.set_output)
+            self._pending.add(tensor, call.set_output)
             if call.kind == "activation" and call.function is not None:
-                self._activation(call, tensor, zeros)
+                self._activation(call, tensor)
         node = tensor.grad_fn
         if node is not None:
             call.output_node = node
@@ -309,16 +333,13 @@ class ActivationRecorder(TorchFunctionMode):
             self.last_weighted = call.kind
         self.calls.append(call)
 
-    def _activation(self, call: Call, tensor: torch.Tensor, zeros: float | None) -> None:
+    def _activation(self, call: Call, tensor: torch.Tensor) -> None:
         assert call.function is not None
-        call.saturated = unit_activity.saturated_share(tensor, call.function)
+        self.bring(unit_activity.saturated_share(tensor, call.function), call.set_saturated)
         if call.function in unit_activity.DYING and tensor.dim() >= 2 and tensor.numel():
             axis = unit_activity.channel_axis(call.shape, self.last_weighted)
             call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
-            if zeros is None or zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
-                call.alive = unit_activity.alive(tensor, axis)
-            else:
-                call.alive = torch.ones(tensor.shape[axis], dtype=torch.bool)
+            self.bring(unit_activity.alive(tensor, axis), call.set_alive)
 
 
 class _GradientTap:

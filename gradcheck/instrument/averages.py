@@ -50,7 +50,7 @@ class _Pair:
 
 
 def _sampled(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().reshape(-1)[:SAMPLE].double().cpu().clone()
+    return weight.detach().reshape(-1)[:SAMPLE].cpu().double().clone()
 
 
 @dataclass

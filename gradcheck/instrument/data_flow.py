@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from gradcheck.instrument import kinds
+from gradcheck.instrument import kinds, recorded_calls
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Graph, Node, parents
 from gradcheck.instrument.recorded_calls import Seen, SeenDropout, SeenNorm, SeenSum
@@ -34,6 +34,7 @@ def read(graph: Graph | None, calls: Sequence[Call], seen: Sequence[Seen], sites
     """All three; call it before the backward pass, which frees what the nodes remember. Without a graph, what was seen of batch norms."""
     if graph is None:
         return Linked(refused(seen, sites))
+    recorded_calls.read(seen)
     links = DataFlow(graph, calls, seen, sites)
     return Linked(links.norms(), links.pairs(), links.streams())
 
@@ -141,7 +142,7 @@ class DataFlow:
             seen.of_batch,
             seen.momentum,
             seen.tracks,
-            seen.fresh,
+            seen.fresh is not None and bool(seen.fresh),
             seen.trains,
             fed,
             dropout.layer if dropout else None,
@@ -317,7 +318,7 @@ class DataFlow:
         steps = [(self.sums[n], i) for n in nodes if (i := bypass[n]) is not None]
         if len(steps) < 2:
             return None
-        sizes = [(_number(s.sizes[i]), _number(s.sizes[1 - i])) for s, i in steps]
+        sizes = [(_number(s.second if i else s.first), _number(s.first if i else s.second)) for s, i in steps]
         end = _number(steps[-1][0].size)
         if end is None or any(a is None or b is None or a == 0 for a, b in sizes):
             return None

@@ -8,29 +8,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from gradcheck.instrument.tensor_statistics import (
-    EXPONENT_BITS,
     Array,
     Numbers,
     describe,
+    exponents,
     histogram_stride,
+    merge,
     numbers,
+    of_sample,
     real_values,
     small_values,
-    trimmed,
 )
 from gradcheck.types.layers import TensorStats
+from gradcheck.workload.device import has_float64
+from gradcheck.workload.transfers import on_host
 
 SMALL = 1 << 16  # elements up to which a tensor is copied, to be reduced together with others
 TOGETHER = 1 << 20  # elements that are reduced together at most
+SLICE = 1 << 22  # elements of a tensor that are reduced at once: what is made on the way stays below 64 MB
+READABLE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # that devices reduce as they are
 _BINS = 256  # exponents of float32
 
 Sink = Callable[[TensorStats], None]
+
+
+@dataclass
+class _Block:
+    """Tensors of equal size on a device [tensors, count], reduced but not read."""
+
+    sinks: Sequence[Sink]
+    counts: list[int]  # entries of each slice
+    slices: list[list[torch.Tensor]]  # of each: least, largest, not zero, sum and norm [tensors], see `_reduced`
+    sample: torch.Tensor  # [tensors, some entries]
+    count: int
 
 
 @dataclass
@@ -40,28 +56,30 @@ class DeferredStatistics:
     read: list[tuple[Sink, Numbers]] = field(default_factory=list)  # small CPU tensors: all but their histogram
     samples: list[Array] = field(default_factory=list)  # of the same tensors, for it: the bits of float32 numbers
     groups: dict[tuple[torch.device, torch.dtype, int], list[tuple[torch.Tensor, Sink]]] = field(default_factory=dict)  # copies
-    rows: list[torch.Tensor] = field(default_factory=list)  # results, [tensors, 7 + _BINS] each
-    sinks: list[tuple[int, Sink]] = field(default_factory=list)  # count and receiver of each row
+    blocks: list[_Block] = field(default_factory=list)
+    riders: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = field(default_factory=list)
 
-    def add(self, tensor: torch.Tensor, sink: Sink) -> float | None:
-        """Hands the statistics to `sink`, at the latest when settled; never, when the tensor has none.
+    def bring(self, tensor: torch.Tensor, receive: Callable[[torch.Tensor], None]) -> None:
+        """Hands a small tensor over on the CPU, at the latest when settled."""
+        if tensor.is_cpu:
+            receive(tensor)
+        else:
+            self.riders.append((tensor, receive))
 
-        Returns the share of zeros, where that is known at once.
-        """
+    def add(self, tensor: torch.Tensor, sink: Sink) -> None:
+        """Hands the statistics to `sink`, at the latest when settled; never, when the tensor has none."""
         if not tensor.is_cpu:
             self.queue(tensor, sink)
-            return None
+            return
         values = small_values(tensor)
         found = numbers(values) if values is not None else None
         if values is not None and found is not None:
             self.read.append((sink, found))
             self.samples.append(values.view(np.int32)[:: histogram_stride(len(values))].copy())
-            return found[-1]
+            return
         stats = describe(tensor)
-        if stats is None:
-            return None
-        sink(stats)
-        return stats.zeros
+        if stats is not None:
+            sink(stats)
 
     def queue(self, tensor: torch.Tensor, sink: Sink) -> None:
         """Statistics without waiting for the device."""
@@ -82,11 +100,15 @@ class DeferredStatistics:
             group.clear()
 
     def _reduce(self, block: torch.Tensor, sinks: Sequence[Sink]) -> None:
-        self.rows.append(_rows(block))
-        self.sinks.extend((block.shape[1], sink) for sink in sinks)
+        """block: [tensors, count]."""
+        slices = block.split(SLICE, 1)
+        sample = block[:, :: histogram_stride(block.shape[1])]
+        wide = torch.float64 if block.dtype is torch.float64 else torch.float32
+        sample = sample.to(wide, copy=len(sinks) == 1)  # a group is a copy already
+        self.blocks.append(_Block(sinks, [s.shape[1] for s in slices], [_reduced(s) for s in slices], sample, block.shape[1]))
 
     def settle(self) -> None:
-        """Hands out all statistics that are still on their way. Waits for other devices, once each."""
+        """Hands out all that is still on its way. Waits for other devices, once each."""
         if self.read:
             for (sink, found), histogram in zip(self.read, _histograms(self.samples), strict=True):
                 sink(TensorStats(*found, *histogram))
@@ -95,14 +117,28 @@ class DeferredStatistics:
         for group in self.groups.values():
             self._reduce_group(group)
         self.groups.clear()
-        if not self.rows:
-            return
-        devices = {r.device for r in self.rows}
-        table = torch.cat([r.cpu() for r in self.rows] if len(devices) > 1 else self.rows).cpu().double().numpy()
-        for (count, sink), row in zip(self.sinks, table, strict=True):
-            sink(_stats_of_row(count, row))
-        self.rows.clear()
-        self.sinks.clear()
+        blocks, riders, self.blocks, self.riders = self.blocks, self.riders, [], []
+        tensors = [t for block in blocks for t in (block.sample, *(t for part in block.slices for t in part))]
+        arrived = iter(on_host([*tensors, *(t for t, _ in riders)]))
+        for block in blocks:
+            sample = next(arrived).numpy()
+            slices = [[next(arrived).tolist() for _ in part] for part in block.slices]
+            _hand_out(block, sample, slices)
+        for _, receive in riders:
+            receive(next(arrived))
+
+
+def _hand_out(block: _Block, sample: Array, slices: list[list[list[float]]]) -> None:
+    for i, sink in enumerate(block.sinks):
+        parts = [_stats(count, *(values[i] for values in part)) for count, part in zip(block.counts, slices, strict=True)]
+        finite = [p for p in parts if p is not None]
+        if len(finite) < len(parts):
+            sink(of_sample(sample[i], block.count, [end[i] for part in slices for end in part[:2]]))
+            continue
+        stats = merge(finite)
+        assert stats is not None
+        first, counts = exponents(sample[i])
+        sink(replace(stats, exponent_low=first, exponent_counts=counts))
 
 
 def _histograms(samples: Sequence[Array]) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -119,33 +155,31 @@ def _histograms(samples: Sequence[Array]) -> Iterator[tuple[int, tuple[int, ...]
         yield (first - 127, tuple(row[first:last].tolist())) if any_found else (0, ())
 
 
-def _rows(block: torch.Tensor) -> torch.Tensor:
-    """Every statistic of each row [tensors, count], on the device: [sum, norm, min, max, zeros, NaN, Inf, exponents of a sample]."""
-    wide = torch.float32 if block.device.type == "mps" else torch.float64  # there is no float64 there
-    x = block if block.dtype in EXPONENT_BITS else block.float()
-    nan, inf = torch.isnan(x), torch.isinf(x)
-    bad = nan | inf
-    clean = torch.where(bad, 0.0, x)
-    low, high = torch.where(bad, math.inf, x).amin(1), torch.where(bad, -math.inf, x).amax(1)
-    largest = clean.abs().amax(1)
-    unit = torch.where(largest > 0, largest, 1.0)
-    norm = torch.linalg.vector_norm(clean / unit[:, None], dim=1, dtype=wide) * unit  # scaled: squares of tiny entries vanish in float32
-    zeros = (clean == 0).sum(1) - bad.sum(1)
-    numbers = [clean.sum(1, dtype=wide), norm, low, high, zeros, nan.sum(1), inf.sum(1)]
-    bits = x[:, :: histogram_stride(x.shape[1])].float().contiguous().view(torch.int32)
-    exponents = ((bits >> 23) & 0xFF).long()
-    bins = torch.zeros(len(x), _BINS, dtype=wide, device=x.device).scatter_add_(1, exponents, torch.ones_like(exponents, dtype=wide))
-    return torch.cat([torch.stack([n.to(wide) for n in numbers], 1), bins], 1)
+def _reduced(block: torch.Tensor) -> list[torch.Tensor]:
+    """Four reads of a block [tensors, count]: least, largest, number of entries but zero, sum and norm, [tensors] each.
+
+    Where the device has no float64, sum and norm are those of (x - shift) / unit, and `shift` and `unit` follow: squares of tiny entries
+    would vanish in float32, and digits be lost far from zero.
+    """
+    x = block if block.dtype in READABLE else block.float()
+    low, high = torch.aminmax(x, dim=1)
+    filled = torch.linalg.vector_norm(x, ord=0, dim=1, dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
+    if has_float64(x.device):
+        return [low, high, filled, x.sum(1, dtype=torch.float64), torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)]
+    shift = (low.float() + high.float()) / 2
+    unit = high.float() - shift
+    unit = torch.where(unit > 0, unit, 1.0)
+    x = (x - shift[:, None]) / unit[:, None]
+    return [low, high, filled, x.sum(1), torch.linalg.vector_norm(x, dim=1), shift, unit]
 
 
-def _stats_of_row(count: int, row: Array) -> TensorStats:
-    total, norm, low, high, zeros, nan, inf = row[:7].tolist()
-    finite = count - int(nan) - int(inf)
-    if not finite:
-        return TensorStats(count, int(nan), int(inf))
-    bins = row[7:].astype(np.int64)
-    bins[-1] = 0  # NaN and Inf
-    first, counts = trimmed(bins, 127)
-    mean = total / finite
-    variance = max(0.0, norm * norm / finite - mean * mean) if high > low else 0.0
-    return TensorStats(count, int(nan), int(inf), mean, variance**0.5, norm, low, high, zeros / count, first, counts)
+def _stats(
+    count: int, low: float, high: float, filled: float, total: float, norm: float, shift: float = 0.0, unit: float = 1.0
+) -> TensorStats | None:
+    """Without a histogram; None for what is not finite."""
+    if not math.isfinite(low) or not math.isfinite(high):
+        return None
+    mean = total / count
+    variance = max(0.0, norm * norm / count - mean * mean) if high > low else 0.0
+    std, mean = variance**0.5 * unit, mean * unit + shift
+    return TensorStats(count, 0, 0, mean, std, (count * (std * std + mean * mean)) ** 0.5, low, high, 1.0 - filled / count)

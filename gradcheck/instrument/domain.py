@@ -35,7 +35,7 @@ def _reason(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reason 
     first = args[0] if args else kwargs.get("input")
     if name in _DIVISIONS:
         other = first if name.startswith("__r") else args[1] if len(args) > 1 else kwargs.get("other")
-        return _some(torch.as_tensor(other) == 0, "zero denominators")
+        return _some((other if isinstance(other, torch.Tensor) else torch.tensor(other, device="cpu")) == 0, "zero denominators")
     if name == "scaled_dot_product_attention":
         return _masked(_argument("attn_mask", 3, args, kwargs), keep=True)
     if name == "multi_head_attention_forward":
@@ -89,11 +89,11 @@ def _without_target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reason | N
 
 def _too_long(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reason | None:
     """Targets that need more steps than their input has: one for each label, and a blank between equal neighbours."""
-    targets, inputs, lengths = (torch.as_tensor(_argument(n, i, args, kwargs)).cpu() for i, n in CTC)
+    targets, inputs, lengths = (torch.as_tensor(_argument(n, i, args, kwargs), device="cpu") for i, n in CTC)
     rows = (
         list(targets.split(lengths.tolist()))
         if targets.dim() == 1 and lengths.dim()
         else [t[:n] for t, n in zip(targets, lengths, strict=True)]
     )
     needed = [len(t) + int((t[1:] == t[:-1]).sum()) for t in rows]
-    return _some(torch.tensor(needed) > inputs.reshape(-1), "long targets")
+    return _some(torch.tensor(needed, device="cpu") > inputs.reshape(-1), "long targets")

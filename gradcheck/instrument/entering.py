@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Entering
+from gradcheck.workload.transfers import on_host
 
 _CHANNELS = {F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}  # axis of the features, where it is not the last one
 TAKERS = {F.linear, *_CHANNELS}
@@ -20,7 +21,7 @@ class Entrances:
     """Calls of linear and convolution layers whose weights are trained and whose input carries no gradient."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Entering] = {}
+        self._seen: dict[str, tuple[torch.Tensor, tuple[int, ...], Location | None]] = {}  # the numbers of `read`, where they lie
         self._frozen = False  # a layer that is not trained has run: what comes out of it is no data
 
     @torch.no_grad()
@@ -31,14 +32,22 @@ class Entrances:
         if not weight.requires_grad and not given.requires_grad:
             self._frozen = True
         plain = given.is_floating_point() and given.layout is torch.strided and given.dim() > 1
-        if layer in self.found or given.requires_grad or not weight.requires_grad or not plain:
+        if layer in self._seen or given.requires_grad or not weight.requires_grad or not plain:
             return
         features = given.detach().float().movedim(_CHANNELS.get(function, -1), -1).flatten(0, -2)
-        if len(features) < FEWEST or not bool(torch.isfinite(features).all()):
+        if len(features) < FEWEST:
             return
         stds = features.std(0, correction=0)
-        loudest = int(stds.argmax())
-        column = features[:, loudest]
-        share = float((stds > stds[loudest] / 10).float().mean())
-        mean, low, high = float(column.mean()), float(column.min()), float(column.max())
-        self.found[layer] = Entering(layer, site(), tuple(given.shape), float(stds[loudest]), mean, low, high, share)
+        loudest, place = stds.max(0)
+        column = features.index_select(1, place.reshape(1)).squeeze(1)
+        share = (stds > loudest / 10).float().mean()
+        numbers = torch.stack([torch.isfinite(features).all().float(), loudest, column.mean(), column.min(), column.max(), share])
+        self._seen[layer] = numbers, tuple(given.shape), site()
+
+    def read(self) -> tuple[Entering, ...]:
+        found = []
+        numbers = on_host([n for n, _, _ in self._seen.values()])
+        for (layer, (_, shape, site)), read in zip(self._seen.items(), numbers, strict=True):
+            finite, *rest = read.tolist()
+            found += [Entering(layer, site, shape, *rest)] if finite else []
+        return tuple(found)

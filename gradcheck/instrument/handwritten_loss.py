@@ -18,6 +18,7 @@ from gradcheck.instrument.graph_structure import Graph, parents
 from gradcheck.types.checks import Difference, LossOperation
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors
+from gradcheck.workload.transfers import on_host
 
 Operation = Literal["log", "exp", "division"]
 Source = Literal["softmax", "sigmoid", "sum of exponentials", "output", "shares", "other"]
@@ -48,16 +49,14 @@ _SCALES = frozenset(("Mul", "Div", "Sub", "Add"))  # with one operand that carri
 
 @dataclass(eq=False)
 class SeenOperation:
-    """A call of one of OPERATIONS whose result carries gradient, and the range of its argument."""
+    """A call of one of OPERATIONS whose result carries gradient, with a sample of its argument."""
 
     operation: Operation
     layer: str
     site: Location | None
     node: Any
     argument: Any  # autograd node of the argument; of the denominator
-    low: float
-    high: float
-    smallest: float  # |x|
+    values: torch.Tensor | None  # a sample of the argument; None where it is overwritten
 
 
 @dataclass(eq=False)
@@ -85,12 +84,14 @@ def operation(function: Any, args: Any, output: Any, layer: str, site: Callable[
         behind, values = parents(output.grad_fn)[0], None
     else:
         values = argument.detach().reshape(-1)[:: max(1, argument.numel() // MOST_VALUES)].float()
-    low, high, smallest = _range(values + 1 if values is not None and name == "log1p" else values)
-    return SeenOperation(what, layer, site(), output.grad_fn, behind, low, high, smallest)
+    if values is not None:
+        values = values + 1 if name == "log1p" else values.clone()
+    return SeenOperation(what, layer, site(), output.grad_fn, behind, values)
 
 
 def _range(values: torch.Tensor | None) -> tuple[float, float, float]:
-    finite = values[torch.isfinite(values)] if values is not None else torch.empty(0)
+    """Least, largest, and least |x|, of the finite ones on the host."""
+    finite = values[torch.isfinite(values)] if values is not None else torch.empty(0, device="cpu")
     if not finite.numel():
         return math.nan, math.nan, math.nan
     low, high = torch.aminmax(finite)
@@ -112,7 +113,14 @@ def difference(args: Any, output: Any, site: Callable[[], Location | None]) -> S
 def differences(seen: Sequence[SeenDifference], batch: Any, made: Collection[str] = ()) -> tuple[Difference, ...]:
     """Those whose other side is a tensor of the batch. `made`: names of those that a model made."""
     known = [t for name, t in named_tensors(batch) if t.is_floating_point() and name not in made]
-    return tuple(_difference(d) for d in seen if any(_same(d.target, t) for t in known))
+    sizes = {t.numel() for t in known}
+    near = [d for d in seen if d.target.numel() in sizes]
+    if not near:
+        return ()
+    there = on_host([*(d.output for d in near), *(d.target for d in near), *known])
+    outputs, targets, batch_ = there[: len(near)], there[len(near) : 2 * len(near)], there[2 * len(near) :]
+    triples = zip(near, outputs, targets, strict=True)
+    return tuple(_difference(d.site, output, target) for d, output, target in triples if any(_same(target, t) for t in batch_))
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -121,10 +129,10 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() or torch.equal(one.reshape(-1).double(), other.reshape(-1).double())
 
 
-def _difference(d: SeenDifference) -> Difference:
-    output, target = d.output.double(), d.target.double()
+def _difference(site: Location | None, output: torch.Tensor, target: torch.Tensor) -> Difference:
+    shape, output, target = tuple(target.shape), output.double(), target.double()
     spreads = output.std(correction=0).item(), target.std(correction=0).item()
-    return Difference(d.site, tuple(d.target.shape), output.mean().item(), spreads[0], target.mean().item(), spreads[1])
+    return Difference(site, shape, output.mean().item(), spreads[0], target.mean().item(), spreads[1])
 
 
 def operations(seen: Sequence[SeenOperation], graph: Graph, calls: Sequence[Call]) -> tuple[LossOperation, ...]:
@@ -134,16 +142,18 @@ def operations(seen: Sequence[SeenOperation], graph: Graph, calls: Sequence[Call
     for node in graph.order:  # consumers before producers
         followed[node] = any(c in outputs or followed[c] for c in graph.consumers[node])
     found: dict[tuple[Any, ...], LossOperation] = {}
-    for s in seen:
-        if s.node in graph and not followed[s.node]:
-            source = _source(s, outputs)
-            if source is not None:
-                low = s.smallest if s.operation == "division" else s.low
-                found.setdefault((s.operation, source, s.layer, s.site), LossOperation(s.operation, source, s.site, s.layer, low, s.high))
+    free = [s for s in seen if s.node in graph and not followed[s.node]]
+    samples = iter(on_host([s.values for s in free if s.values is not None]))
+    for s in free:
+        low, high, smallest = _range(next(samples) if s.values is not None else None)
+        source = _source(s, outputs, low, high)
+        if source is not None:
+            least = smallest if s.operation == "division" else low
+            found.setdefault((s.operation, source, s.layer, s.site), LossOperation(s.operation, source, s.site, s.layer, least, high))
     return tuple(found.values())
 
 
-def _source(s: SeenOperation, outputs: set[Any]) -> Source | None:
+def _source(s: SeenOperation, outputs: set[Any], low: float, high: float) -> Source | None:
     """What the argument is; None when something keeps it in the domain."""
     if s.operation == "exp":
         return "other"
@@ -152,7 +162,7 @@ def _source(s: SeenOperation, outputs: set[Any]) -> Source | None:
     guarded = summed = added = False
     for node, name in _walk(s.argument, outputs):
         if node in outputs:
-            crosses_zero = s.operation == "log" or s.low < 0 < s.high
+            crosses_zero = s.operation == "log" or low < 0 < high
             return None if guarded else "output" if crosses_zero and not summed else "other"
         if name == "Exp":
             joined = summed or (added and s.operation == "log")  # log(exp(z)) alone is the scale of a distribution: no logit, z stays small

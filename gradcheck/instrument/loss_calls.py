@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from gradcheck.instrument.deferred_statistics import SLICE, DeferredStatistics
+from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.losses import LossCall
 
@@ -36,15 +38,36 @@ class SeenLoss:
     site: Location | None
     options: dict[str, Any]
     target_made: bool = False  # the model made the target itself
-    value: float | None = None
+    value: torch.Tensor | None = None  # 0-d, as the weights: read after the backward pass
     raised: str | None = None
-    weights: list[float] = field(default_factory=list)  # d(total)/d(this), one entry a backward pass
+    weights: list[torch.Tensor] = field(default_factory=list)  # d(total)/d(this), one entry a backward pass
+    range: TensorStats | None = None  # of the input, as the next two once it is `read`
+    errors: tuple[float | None, float | None] = (None, None)  # largest |sum - 1| and |log-sum-exp| of its rows
+    host_target: torch.Tensor | None = None
 
     def watch(self, output: torch.Tensor) -> None:
         """Notes the value, and the weight in the total when gradient arrives."""
-        self.value = output.detach().float().mean().item()
+        self.value = output.detach().float().mean()
         if output.requires_grad:
-            output.register_hook(lambda gradient: self.weights.append(gradient.detach().float().sum().item()))
+            output.register_hook(lambda gradient: self.weights.append(gradient.detach().float().sum()))
+
+
+    # What `read` puts there.
+
+    def set_input(self, stats: TensorStats) -> None:
+        self.range = stats
+
+    def set_errors(self, errors: torch.Tensor) -> None:
+        self.errors = errors[0].item(), errors[1].item()
+
+    def set_target(self, target: torch.Tensor) -> None:
+        self.host_target = target
+
+    def set_value(self, value: torch.Tensor) -> None:
+        self.value = value
+
+    def set_weights(self, weights: torch.Tensor) -> None:
+        self.weights = list(weights)
 
 
 def seen(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], site: Location | None) -> SeenLoss | None:
@@ -61,25 +84,52 @@ def seen(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], site: Loc
 
 
 @torch.no_grad()
+def read(seen: Sequence[SeenLoss]) -> None:
+    """Reads what devices hold of the calls, with one wait for all: call it after the backward pass, before `facts`."""
+    results = DeferredStatistics()
+    for one in seen:
+        x = one.input.detach()
+        axis = _class_axis(one.function, x)
+        results.add(x if x.is_floating_point() or x.is_complex() else x.float(), one.set_input)
+        if axis is not None and x.numel() and not x.is_complex():
+            results.bring(_row_errors(x, axis), one.set_errors)
+        if one.target is not None:
+            results.bring(one.target.detach(), one.set_target)
+        if one.value is not None:
+            results.bring(one.value, one.set_value)
+        if one.weights:
+            results.bring(torch.stack(one.weights), one.set_weights)
+    results.settle()
+
+
+def _row_errors(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Largest distances of the rows' sums from 1, and of their log-sum-exp from 0 [2]."""
+    rows = max(1, SLICE * x.shape[0] // x.numel()) if axis else x.shape[0]
+    found = [
+        torch.stack([(part.sum(axis) - 1).abs().amax(), torch.logsumexp(part, axis).abs().amax()])
+        for part in (p.float() for p in x.split(rows))
+    ]
+    return torch.stack(found).amax(0)
+
+
+@torch.no_grad()
 def facts(seen_loss: SeenLoss, producer: str | None, layer: str | None, site: Location | None) -> LossCall:
-    """The LossCall of a recorded call. `producer`, `layer` and `site` say what made its input."""
-    source, target = seen_loss.input.detach(), seen_loss.target
-    x = source.float() if source.is_floating_point() else source.double()
-    finite = x[torch.isfinite(x)]
+    """The LossCall of a recorded call that was `read`. `producer`, `layer` and `site` say what made its input."""
+    source, target, range_ = seen_loss.input.detach(), seen_loss.host_target, seen_loss.range
+    known = range_ is not None and range_.count > range_.nan + range_.inf
     values: dict[str, Any] = {
-        "input_min": finite.min().item() if finite.numel() else math.nan,
-        "input_max": finite.max().item() if finite.numel() else math.nan,
-        "input_mean": finite.mean().item() if finite.numel() else math.nan,
-        "input_std": finite.std(correction=0).item() if finite.numel() else math.nan,
+        "input_min": range_.min if range_ is not None and known else math.nan,
+        "input_max": range_.max if range_ is not None and known else math.nan,
+        "input_mean": range_.mean if range_ is not None and known else math.nan,
+        "input_std": range_.std if range_ is not None and known else math.nan,
     }
-    axis = _class_axis(seen_loss.function, x)
+    axis = _class_axis(seen_loss.function, source)
     if axis is not None:
-        values["row_sum_error"] = (x.sum(axis) - 1).abs().max().item() if x.numel() else None
-        values["row_logsumexp_error"] = torch.logsumexp(x, axis).abs().max().item() if x.numel() else None
+        values["row_sum_error"], values["row_logsumexp_error"] = seen_loss.errors
         if seen_loss.function in _CLASS_LOSSES:
-            values["classes"] = x.shape[axis]
+            values["classes"] = source.shape[axis]
     if target is not None:
-        values |= _target_facts(seen_loss, x, target.detach())
+        values |= _target_facts(seen_loss, source.shape, target)
     chance, uniform = chance_level(seen_loss.function, values.get("classes"), [target] if target is not None else [], seen_loss.options)
     chance = None if seen_loss.target_made else chance
     return LossCall(
@@ -89,11 +139,11 @@ def facts(seen_loss: SeenLoss, producer: str | None, layer: str | None, site: Lo
         producer=producer,
         producer_layer=layer,
         producer_site=site,
-        value=seen_loss.value,
+        value=None if seen_loss.value is None else seen_loss.value.item(),
         chance=chance,
         uniform=uniform,
         label_smoothing=float(seen_loss.options.get("label_smoothing") or 0.0),
-        weight_in_total=sum(seen_loss.weights) if seen_loss.weights else None,
+        weight_in_total=sum(w.item() for w in seen_loss.weights) if seen_loss.weights else None,
         raised=seen_loss.raised,
         target_made=seen_loss.target_made,
         **values,
@@ -108,7 +158,7 @@ def _class_axis(function: str, x: torch.Tensor) -> int | None:
     return None
 
 
-def _target_facts(seen_loss: SeenLoss, x: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
+def _target_facts(seen_loss: SeenLoss, shape: torch.Size, target: torch.Tensor) -> dict[str, Any]:
     t = target.double()
     integer = not target.is_floating_point()
     classes = seen_loss.function in _CLASS_LOSSES and integer
@@ -121,13 +171,13 @@ def _target_facts(seen_loss: SeenLoss, x: torch.Tensor, target: torch.Tensor) ->
     probabilities = seen_loss.function.startswith("binary_cross_entropy") or (seen_loss.function in _CLASS_LOSSES and not integer)
     facts["target_kind"] = "classes" if classes else "probabilities" if probabilities or seen_loss.function == "kl_div" else "values"
     if classes:
-        width = x.shape[0 if x.dim() == 1 else 1]
+        width = shape[0 if len(shape) == 1 else 1]
         facts["out_of_range"] = int(((t < 0) | (t >= width)).sum().item())
     elif seen_loss.function.startswith("binary_cross_entropy"):
         facts["out_of_range"] = int(((t < 0) | (t > 1)).sum().item())
-    if seen_loss.function in ELEMENTWISE and target.shape != x.shape:
+    if seen_loss.function in ELEMENTWISE and target.shape != shape:
         with suppress(RuntimeError):  # shapes that do not broadcast: the call raises, and says so itself
-            facts["broadcast"] = tuple(torch.broadcast_shapes(target.shape, x.shape))
+            facts["broadcast"] = tuple(torch.broadcast_shapes(target.shape, shape))
     return facts
 
 
@@ -139,16 +189,20 @@ def ignored(options: Mapping[str, Any]) -> int:
 
 @torch.no_grad()
 def floor_level(function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any]) -> float:
-    """Loss of a prediction that equals the targets: the entropy of soft or smoothed ones; 0 where it is none, or is not known."""
+    """Loss of a prediction that equals the targets: the entropy of soft or smoothed ones; 0 where it is none, or is not known.
+
+    `targets` lie on the host.
+    """
     if options.get("reduction") == "sum" or options.get("weight") is not None or options.get("pos_weight") is not None:
         return 0.0
     soft = [t.detach().double() for t in targets if _is_soft(t)]
     if function.startswith("binary_cross_entropy"):
-        values = torch.cat([t.reshape(-1) for t in soft]) if soft else torch.empty(0)
+        values = torch.cat([t.reshape(-1) for t in soft]) if soft else torch.empty(0, device="cpu")
         return (_entropy(values) + _entropy(1 - values)).mean().item() if values.numel() else 0.0
     if function != "cross_entropy" or not classes or classes < 2:
         return 0.0
-    shares = _rows(soft, classes) if soft else torch.eye(classes, dtype=torch.double)[:1]  # labels: all have the same entropy
+    one_label = torch.eye(classes, dtype=torch.double, device="cpu")[:1]  # all labels have the same entropy
+    shares = _rows(soft, classes) if soft else one_label
     return _entropy(_smoothed(shares, options)).sum(-1).mean().item()
 
 
@@ -174,7 +228,7 @@ def _entropy(share: torch.Tensor) -> torch.Tensor:
 def chance_level(
     function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any], *, fewest_labels: int = 10
 ) -> tuple[float | None, float | None]:
-    """Loss of the best constant prediction for the targets, and of the uniform one.
+    """Loss of the best constant prediction for the targets, which lie on the host, and of the uniform one.
 
     Cross entropy: the entropy of the class frequencies when there are at least `fewest_labels` labels a class, else
     log(classes): the entropy of a few labels among many classes says little; of soft targets that of their mean.
@@ -189,7 +243,7 @@ def chance_level(
         if soft and options.get("weight") is None:
             return _entropy(_smoothed(_rows(soft, classes).mean(0), options)).sum().item(), uniform
         labels = [t.reshape(-1)[t.reshape(-1) != ignored(options)] for t in targets if not t.is_floating_point()]
-        joined = torch.cat(labels) if labels else torch.empty(0, dtype=torch.long)
+        joined = torch.cat(labels) if labels else torch.empty(0, dtype=torch.long, device="cpu")
         joined = joined[(joined >= 0) & (joined < classes)]
         if joined.numel() < max(1, fewest_labels * classes) or options.get("weight") is not None:
             return uniform, uniform

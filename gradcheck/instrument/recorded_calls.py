@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from gradcheck.instrument.activation_recorder import parameter_of
 from gradcheck.types.location import Location
+from gradcheck.workload.transfers import on_host
 
 # alpha_dropout is none of these: it keeps mean and variance.
 DROPOUTS = frozenset((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, torch.feature_dropout))
@@ -36,7 +38,7 @@ class SeenNorm:
     of_batch: bool
     momentum: float | None
     tracks: bool
-    fresh: bool
+    fresh: torch.Tensor | None  # 0-d bool: its running statistics are those of a new layer
     trains: bool
     source: Any  # autograd node of its input
     node: Any = None
@@ -56,9 +58,10 @@ class SeenDropout:
 class SeenSum:
     layer: str
     site: Location | None
-    sizes: tuple[torch.Tensor, torch.Tensor]  # root mean squares of the two terms, 0-d, as the next
+    first: torch.Tensor  # root mean square of the first term, 0-d, as the next
+    second: torch.Tensor
     sources: tuple[Any, Any]
-    size: torch.Tensor | None = None
+    size: torch.Tensor | None = None  # of the sum
     node: Any = None
 
 
@@ -95,9 +98,17 @@ def rms(tensor: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)) / max(1, x.numel()) ** 0.5
 
 
-def fresh(mean: torch.Tensor | None, variance: torch.Tensor | None) -> bool:
+def _fresh(mean: torch.Tensor | None, variance: torch.Tensor | None) -> torch.Tensor | None:
     """Whether running statistics are those of a new layer."""
-    return mean is not None and variance is not None and bool((mean == 0).all()) and bool((variance == 1).all())
+    return (mean == 0).all() & (variance == 1).all() if mean is not None and variance is not None else None
+
+
+def read(seen: Sequence[Seen]) -> None:
+    """Brings what devices hold of the calls to the host, with one wait for all."""
+    names = ("fresh", "shift", "size", "first", "second")
+    held = [(s, name) for s in seen for name in names if isinstance(getattr(s, name, None), torch.Tensor)]
+    for (s, name), value in zip(held, on_host([getattr(s, name) for s, name in held]), strict=True):
+        setattr(s, name, value)
 
 
 def _norm(given: dict[str, Any], module: nn.Module, layer: str, site: Location | None) -> SeenNorm | None:
@@ -114,7 +125,7 @@ def _norm(given: dict[str, Any], module: nn.Module, layer: str, site: Location |
         bool(given["training"]),
         float(momentum) if mean is not None and momentum is not None else None,
         mean is not None,
-        fresh(mean, variance),
+        _fresh(mean, variance),
         trains,
         x.grad_fn,
     )
@@ -150,4 +161,4 @@ def _sum(args: Any, kwargs: Any, layer: str, site: Any) -> SeenSum | None:
     a, b = pair
     if a.shape != b.shape or a.dim() < 2 or not a.is_floating_point() or a.grad_fn is b.grad_fn:
         return None
-    return SeenSum(layer, site(), (rms(a), rms(b)), (a.grad_fn, b.grad_fn))
+    return SeenSum(layer, site(), rms(a), rms(b), (a.grad_fn, b.grad_fn))

@@ -13,6 +13,7 @@ from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Graph, Node, parents
 from gradcheck.types.checks import Derivatives
 from gradcheck.types.training import Run
+from gradcheck.workload.transfers import on_host
 
 BOTH_SIGNS = "it weighs what the model puts out with factors of both signs, as policy gradients do"
 OWN_PAST = "it is computed from what the model did in earlier steps"
@@ -40,6 +41,7 @@ def noted(probe: Run, found: Derivatives | None) -> Run:
     return replace(probe, surrogate=probe.surrogate or DETACHED)
 
 
+@torch.no_grad()
 def both_signs(graph: Graph, calls: Iterable[Call]) -> bool:
     """Whether the loss is linear in products of something live with fixed factors, some of them positive and some negative.
 
@@ -48,17 +50,21 @@ def both_signs(graph: Graph, calls: Iterable[Call]) -> bool:
     """
     layers = {c.output_node for c in calls if c.kind in kinds.WEIGHTED_KINDS}
     linear: set[Node] = set()  # nodes that the loss is linear in
+    several: list[torch.Tensor] = []
     scalars: list[torch.Tensor] = []
     for node in graph.order:
         if node in layers or not (node is graph.root or any(c in linear for c in graph.consumers[node])):
             continue
         factors = _factors(node) if graph.names[node] in _PRODUCTS else []
-        if any(_varied(f) for f in factors if f.numel() >= FEWEST):
-            return True
-        scalars += [f.detach().reshape(1).float().cpu() for f in factors if f.numel() == 1]
+        several += [f.detach() for f in factors if f.numel() >= FEWEST]
+        scalars += [f.detach() for f in factors if f.numel() == 1]
         if graph.names[node] in _LINEAR:
             linear.add(node)
-    return len(scalars) >= FEWEST_SCALARS and _varied(torch.cat(scalars))
+    if len(scalars) >= FEWEST_SCALARS:
+        several.append(torch.cat([s.reshape(1).float() for s in on_host(scalars)]))
+    counted = [f for f in several if not f.is_complex() and f.layout is torch.strided]
+    counts = on_host([torch.stack([(f > 0).sum(), (f < 0).sum()]) for f in counted])
+    return any(bool((found > LEAST_SHARE * f.numel()).all()) for f, found in zip(counted, counts, strict=True))
 
 
 def _factors(node: Node) -> list[torch.Tensor]:
@@ -72,11 +78,3 @@ def _factors(node: Node) -> list[torch.Tensor]:
         except (AttributeError, RuntimeError):
             continue
     return [x for x in found if isinstance(x, torch.Tensor) and not x.requires_grad]
-
-
-@torch.no_grad()
-def _varied(factor: torch.Tensor) -> bool:
-    if factor.is_complex() or factor.layout is not torch.strided:
-        return False
-    least = LEAST_SHARE * factor.numel()
-    return bool((factor > 0).sum() > least) and bool((factor < 0).sum() > least)

@@ -1,7 +1,7 @@
 """Statistics of a tensor in one pass over its memory.
 
 On the CPU a tensor is read in chunks that stay in cache, with the cheapest reductions that torch and numpy have; NaN and Inf
-show in those, and are counted only when they show. For other devices see `pending`.
+show in those, and are counted only when they show. For other devices see `deferred_statistics`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None
     assert stats is not None
     if not histogram:
         return stats
-    first, counts = _exponents(_array(flat[:: histogram_stride(count)]))
+    first, counts = exponents(_array(flat[:: histogram_stride(count)]))
     return replace(stats, exponent_low=first, exponent_counts=counts)
 
 
@@ -122,7 +122,7 @@ def _of_chunk(values: Array, histogram: bool) -> TensorStats:
     found = numbers(values)
     if found is None:
         return _of_non_finite(values)
-    return TensorStats(*found, *(_exponents(values[:: histogram_stride(len(values))]) if histogram else ()))
+    return TensorStats(*found, *(exponents(values[:: histogram_stride(len(values))]) if histogram else ()))
 
 
 def numbers(values: Array) -> Numbers | None:
@@ -160,14 +160,10 @@ def _sums(values: Array, largest: float) -> tuple[float, float]:
     return float(np.add.reduce(wide)), float(np.add.reduce(np.square(wide)))
 
 
-def _exponents(sample: Array) -> tuple[int, tuple[int, ...]]:
+def exponents(sample: Array) -> tuple[int, tuple[int, ...]]:
     """Counts of floor(log2|x|) over the non-zero entries, from the exponent bits."""
     integer, shift, mask, bias = EXPONENT_BITS[torch.float32 if sample.dtype == np.float32 else torch.float64]
-    return trimmed(np.bincount((sample.view(integer) >> shift) & mask), bias)
-
-
-def trimmed(counts: Array, bias: int) -> tuple[int, tuple[int, ...]]:
-    """Lowest exponent that occurs, and the counts from there on."""
+    counts = np.bincount((sample.view(integer) >> shift) & mask)
     counts[0] = 0  # zeros, and subnormal numbers with them
     present = counts.nonzero()[0]
     if not len(present):
@@ -185,6 +181,18 @@ def _of_non_finite(values: Array) -> TensorStats:
         return TensorStats(count, nan, inf)
     rest = _of_chunk(finite, True)
     return replace(rest, count=count, nan=nan, inf=inf, zeros=rest.zeros * len(finite) / count)
+
+
+def of_sample(sample: Array, count: int, extremes: Sequence[float]) -> TensorStats:
+    """Of a tensor with `count` entries that is not finite, told by a sample of them.
+
+    `extremes`: NaN where some slice holds NaN, +-Inf where one holds Inf: that much is sure.
+    """
+    found = _of_non_finite(sample)
+    scale = count / len(sample)
+    nan = max(round(found.nan * scale), int(any(x != x for x in extremes)))
+    inf = max(round(found.inf * scale), int(any(math.isinf(x) for x in extremes)))
+    return replace(found, count=count, nan=nan, inf=inf, norm=found.norm * scale**0.5)
 
 
 def merge(parts: Sequence[TensorStats]) -> TensorStats | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gradcheck.instrument.tensor_statistics import spread
 from gradcheck.types.layers import LayerKind
+from gradcheck.workload.device import wide
 
 # Functions that are exactly zero over half of their domain: a unit can die in them.
 DYING = frozenset(("relu", "relu6", "relu2", "threshold"))
@@ -32,9 +36,20 @@ def alive(output: torch.Tensor, axis: int) -> torch.Tensor:
     others = tuple(i for i in range(x.dim()) if i != axis)
     if not others:
         return x > 0
-    if x.device.type == "cpu" and x.dtype is torch.float32:  # numpy takes a third of the time for small arrays
-        return torch.from_numpy(np.maximum.reduce(x.numpy(), axis=others) > 0)
+    if x.is_cpu and x.dtype is torch.float32:
+        return torch.from_numpy(_alive(x.numpy(), axis))
     return torch.amax(x, dim=others) > 0
+
+
+def _alive(x: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.bool_]:
+    """Most units show themselves in the first few samples: the others are read only where one did not."""
+    units, last = x.shape[axis], axis == x.ndim - 1
+    rows = x.reshape(-1, units) if last else x.reshape(-1, units, math.prod(x.shape[axis + 1 :]))
+    across, few = (0, ROWS) if last else ((0, 2), 1)
+    found = np.maximum.reduce(rows[:few], axis=across, initial=-np.inf) > 0
+    if len(rows) > few and not found.all():
+        found |= np.maximum.reduce(rows[few:], axis=across) > 0
+    return found
 
 
 def saturated_share(output: torch.Tensor, function: str) -> torch.Tensor | None:
@@ -59,8 +74,7 @@ def mean_cosine(rows: torch.Tensor) -> torch.Tensor:
 
     The sum of all pairwise products of unit vectors is |sum of them|^2, so no [n, n] matrix is made.
     """
-    x = rows.detach()
-    x = x.float() if x.device.type == "mps" else x.double()
+    x = wide(rows.detach())
     inverse = torch.linalg.vector_norm(x, dim=-1).reciprocal_()
     inverse = torch.where(torch.isinf(inverse), 0.0, inverse)
     total = torch.matmul(inverse.unsqueeze(-2), x).squeeze(-2)

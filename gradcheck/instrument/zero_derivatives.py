@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gradcheck.instrument.graph_structure import Graph, upstream_leaves
 from gradcheck.types.location import Location
 from gradcheck.types.parameters import ZeroDerivative
+from gradcheck.workload.transfers import on_host
 
 _HOMES = (torch, torch.Tensor)
 
@@ -42,7 +43,7 @@ class SeenZero:
     node: Any  # autograd node of the result
     factor: str = ""
     zero: torch.Tensor | None = None  # 0-d bool: read after the backward pass
-    operands: tuple[torch.Tensor, ...] = ()  # of a product of two zeros
+    operands: tuple[tuple[int, Any], ...] = ()  # of a product of two factors that carry gradient: id and autograd node of each
 
 
 def seen(
@@ -69,19 +70,21 @@ def seen(
 
 
 def _both_zero(operands: tuple[torch.Tensor, ...], layer: str, site: Callable[[], Location | None], node: Any) -> SeenZero | None:
+    if not all(t.numel() for t in operands):
+        return None
     with torch._C.DisableTorchFunction(), torch.no_grad():
-        small = min(operands, key=lambda t: t.numel())
-        if bool(small.any()) or not all(t.numel() for t in operands):
+        small, other = sorted(operands, key=torch.Tensor.numel)
+        if small.is_cpu and small.any():
             return None
-        other = operands[1] if small is operands[0] else operands[0]
-        return None if bool(other.any()) else SeenZero(ZEROS, layer, site(), node, operands=operands)
+        zero = ~(small.any() | other.any())
+    return SeenZero(ZEROS, layer, site(), node, zero=zero, operands=tuple((id(t), t.grad_fn) for t in operands))
 
 
-def _zero_parameter(operand: torch.Tensor, parameters: Mapping[int, str]) -> str:
+def _zero_parameter(operand: int, node: Any, parameters: Mapping[int, str]) -> str:
     """The nearest parameter behind a factor that is zero itself; "" for none."""
-    if id(operand) in parameters:
-        return parameters[id(operand)]
-    queue, seen_nodes = [node for node in (operand.grad_fn,) if node is not None], 0
+    if operand in parameters:
+        return parameters[operand]
+    queue, seen_nodes = [node] if node is not None else [], 0
     while queue and seen_nodes < NEAR:
         node = queue.pop(0)
         seen_nodes += 1
@@ -115,11 +118,13 @@ def places(
     if graph is None:
         return ()
     result = []
-    for one in found:
-        if one.node not in graph or (one.zero is not None and not one.zero.item()):
+    within = [one for one in found if one.node in graph]
+    facts = iter(on_host([one.zero for one in within if one.zero is not None]))
+    for one in within:
+        if one.zero is not None and not next(facts):
             continue
         if one.operation == ZEROS:
-            factors = tuple(_zero_parameter(t, parameters) for t in one.operands)
+            factors = tuple(_zero_parameter(*operand, parameters) for operand in one.operands)
             if all(factors) and factors[0] != factors[1]:
                 result.append(ZeroDerivative(ZEROS, one.layer, made(factors[0]) or one.site, factors))
             continue

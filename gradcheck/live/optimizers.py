@@ -47,7 +47,7 @@ class Optimizers:
     @property
     def known(self) -> Optimizer:
         """The best that can be said so far."""
-        return self.main or next(iter(self._seen.values()), None) or torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
+        return self.main or next(iter(self._seen.values()), None) or torch.optim.SGD([nn.Parameter(torch.zeros((), device="cpu"))], lr=0.0)
 
     def made(self, optimizer: Optimizer) -> None:
         if inner_optimizer(optimizer) is not optimizer:

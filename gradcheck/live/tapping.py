@@ -43,6 +43,7 @@ class Tapping:
             self.modes = Modes()
             first = not self.record.measured
             self._taps = LiveTracer(names, self.modes) if first else LiveTaps(names, self.modes, functions=self._functional)
+            self._taps.heads = self.record.layers.heads
             self._taps.start()
 
     def stop(self) -> None:

@@ -113,7 +113,7 @@ class Board:
 
     def step(self, loss: torch.Tensor | float) -> None:
         """Says what the loss of the coming step is (call it before `optimizer.step()`), where what is passed to `backward` does not."""
-        value = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss))
+        value = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), device="cpu")
         self._follower.losses.explicit = value.sum() if value.dim() else value
 
     @property

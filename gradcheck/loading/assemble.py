@@ -27,9 +27,9 @@ _INPUT_STREAM = 7919
 
 def assemble(parts: Parts) -> Workload:
     """Raises TargetError when the model has nothing to train, runs on no input, or has no loss."""
-    place_module(parts.model, parts.device, parts.dtype)
+    moved = place_module(parts.model, parts.device, parts.dtype)
     if isinstance(parts.loss, nn.Module):
-        place_module(parts.loss, parts.device, parts.dtype)
+        moved |= place_module(parts.loss, parts.device, parts.dtype)
     _refuse_without_parameters(parts.model)
     with preserve_rng():
         data = _data(parts)
@@ -37,7 +37,7 @@ def assemble(parts: Parts) -> Workload:
         _initialize_lazy(parts, data)
         objective = decide_objective(parts, data, val)
     optimizer, said = parts.optimizer(parts.model)
-    place_optimizer(optimizer)
+    place_optimizer(optimizer, moved)
     return Workload(
         name=parts.name,
         model=parts.model,

@@ -118,7 +118,7 @@ def batched(content: Any, limit: int, seed: int, path: str) -> list[Any]:
     count = lengths.pop()
     if count == 0:
         raise TargetError(f"{path} is empty", hint="it has no samples")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     full = max(1, count // BATCH_SIZE)  # an incomplete last batch is left out
     return [_rows(content, order[i * BATCH_SIZE : (i + 1) * BATCH_SIZE]) for i in range(min(full, limit))]
 

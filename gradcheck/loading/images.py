@@ -30,7 +30,7 @@ def read_images(folder: Path, limit: int, seed: int) -> Any:
         raise TargetError(
             f"{folder} has no images", hint=f"gradcheck looks for {', '.join(_SUFFIXES)}, in sub-folders named after the classes"
         )
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     chosen = [files[i] for i in order[:limit]]
     size: tuple[int, int] | None = None
     mode, images = "RGB", []
@@ -45,7 +45,7 @@ def read_images(folder: Path, limit: int, seed: int) -> Any:
         except (OSError, ValueError, SyntaxError) as error:
             raise TargetError(f"{file} cannot be read as an image: {error}", hint="remove it or replace it") from error
     x = torch.stack(images)
-    return (x, torch.tensor([label for _, label in chosen])) if classes else x
+    return (x, torch.tensor([label for _, label in chosen], device="cpu")) if classes else x
 
 
 def _images_in(folder: Path) -> list[Path]:

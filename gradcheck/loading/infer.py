@@ -130,11 +130,11 @@ def targets_for(loss_name: str, output: torch.Tensor, generator: torch.Generator
 def random_classes(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """[N, C, ...] -> labels [N, ...] below C."""
     shape = (output.shape[0], *output.shape[2:])
-    return torch.randint(output.shape[1], shape, generator=generator).to(output.device)
+    return torch.randint(output.shape[1], shape, generator=generator, device="cpu").to(output.device)
 
 
 def random_bits(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(2, tuple(output.shape), generator=generator).to(output)
+    return torch.randint(2, tuple(output.shape), generator=generator, device="cpu").to(output)
 
 
 def random_values(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -162,7 +162,8 @@ def _values_within(kind: Range) -> Callable[[torch.Tensor, torch.Generator], tor
 
 
 def _normal(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    values = torch.randn(tuple(output.shape), generator=generator, dtype=torch.complex64 if output.is_complex() else torch.float32)
+    dtype = torch.complex64 if output.is_complex() else torch.float32
+    values = torch.randn(tuple(output.shape), generator=generator, dtype=dtype, device="cpu")
     return values.to(output)
 
 

@@ -16,12 +16,13 @@ from gradcheck.loading.load import loss_or_step
 from gradcheck.loading.models import unwrapped
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.batches import Data, collates, collect
-from gradcheck.workload.copying import duplicate
+from gradcheck.workload.copying import memo_for
 from gradcheck.workload.device import choose_device, choose_dtype
 from gradcheck.workload.losses import loss_by_name
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.source_sites import display_path, origin_of
 from gradcheck.workload.step import make_user_step
+from gradcheck.workload.training_copy import copy_training
 from gradcheck.workload.trial_pass import Maker, Parts
 from gradcheck.workload.workload import Batch, Workload
 
@@ -54,13 +55,12 @@ def from_objects(
     there, wanted = choose_device(device) if device else here, choose_dtype(dtype)
     if there.type == here.type and there.index is None:
         there = here
-    if isinstance(loss, str):
-        loss = loss_by_name(loss)
     step = make_user_step(training_step) if training_step is not None else None
-    if loss is not None:
-        loss, step = loss_or_step(loss, "", "loss", [])
+    judged: Any = loss_by_name(loss) if isinstance(loss, str) else loss
+    if judged is not None:
+        judged, step = loss_or_step(judged, "", "loss", [])
     if there != here or wanted is not None or _is_lazy(inner):
-        inner, optimizer, loss, step = duplicate((inner, optimizer, loss, step), inner)
+        inner, optimizer, step, judged = copy_training(inner, optimizer, step, judged, memo_for(inner))
     with preserve_rng():
         parts = Parts(
             name=type(inner).__name__,
@@ -69,7 +69,7 @@ def from_objects(
             optimizer_given=optimizer is not None,
             device=there,
             data=Data(collect(data, batches, seed, "data"), "data", collated=collates(data)) if data is not None else None,
-            loss=loss,
+            loss=judged,
             step=step,
             val=Data(collect(val_data, batches, seed, "val_data"), "val_data") if val_data is not None else None,
             dtype=wanted,

@@ -60,10 +60,11 @@ def requested_inputs(texts: Sequence[str], model: nn.Module) -> Callable[[torch.
 
 def _maker(dtype: torch.dtype, shape: tuple[int, ...], bound: int) -> Maker:
     if dtype in _INTEGERS.values():
-        return lambda generator: torch.randint(bound, shape, generator=generator).to(dtype)
+        return lambda generator: torch.randint(bound, shape, generator=generator, device="cpu").to(dtype)
     if dtype == torch.bool:
-        return lambda generator: torch.randint(2, shape, generator=generator).bool()
-    return lambda generator: torch.randn(shape, generator=generator, dtype=dtype if dtype.is_complex else torch.float32).to(dtype)
+        return lambda generator: torch.randint(2, shape, generator=generator, device="cpu").bool()
+    drawn = dtype if dtype.is_complex else torch.float32
+    return lambda generator: torch.randn(shape, generator=generator, dtype=drawn, device="cpu").to(dtype)
 
 
 def invented_inputs(model: nn.Module) -> Iterator[tuple[Callable[[torch.Generator], Inputs], str]]:

@@ -84,7 +84,7 @@ def _tokens(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
     for shape in ((_TOKENS[0], length), (1, length), (_TOKENS[0], 2, length)):
 
         def maker(generator: torch.Generator, shape: tuple[int, ...] = shape) -> dict[str, Any]:
-            return {name: torch.randint(first, vocabulary, shape, generator=generator)}
+            return {name: torch.randint(first, vocabulary, shape, generator=generator, device="cpu")}
 
         yield maker, f"{name} int64<{vocabulary}>{list(shape)}"
 
@@ -124,7 +124,7 @@ def _series(config: Any, name: str) -> Iterator[tuple[Maker, str]]:
 
 
 def _normal(name: str, shape: tuple[int, ...]) -> Maker:
-    return lambda generator: {name: torch.randn(shape, generator=generator)}
+    return lambda generator: {name: torch.randn(shape, generator=generator, device="cpu")}
 
 
 def transformer_labels(model: Any, inputs: Mapping[str, Any], output: Any, generator: torch.Generator) -> tuple[dict[str, Any], str] | None:
@@ -132,7 +132,9 @@ def transformer_labels(model: Any, inputs: Mapping[str, Any], output: Any, gener
     forward, kind, config = forward_of(model), type(model).__name__, model.config
     main = inputs.get("input_ids")
     if forward.accepts("start_positions") and isinstance(main, torch.Tensor):
-        spans = {name: torch.randint(main.shape[-1], main.shape[:1], generator=generator) for name in ("start_positions", "end_positions")}
+        length, samples_ = main.shape[-1], main.shape[:1]
+        names = ("start_positions", "end_positions")
+        spans = {name: torch.randint(length, samples_, generator=generator, device="cpu") for name in names}
         return spans, "random answer spans"
     if not forward.accepts("labels"):
         return None
@@ -141,28 +143,28 @@ def transformer_labels(model: Any, inputs: Mapping[str, Any], output: Any, gener
     if kind.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel", "ForPreTraining")) and isinstance(main, torch.Tensor):
         scores = first_tensor(output)
         if scores.shape == main.shape:  # real or replaced: one score for each token
-            return {"labels": torch.randint(2, tuple(main.shape), generator=generator)}, "random zeros and ones as labels"
+            return {"labels": torch.randint(2, tuple(main.shape), generator=generator, device="cpu")}, "random zeros and ones as labels"
         labels = {"labels": _without_padding(main, inputs.get("attention_mask"))}
         if forward.accepts("next_sentence_label"):
-            labels["next_sentence_label"] = torch.randint(2, (samples,), generator=generator)
+            labels["next_sentence_label"] = torch.randint(2, (samples,), generator=generator, device="cpu")
         return labels, "the tokens themselves as labels"
     if kind.endswith("ForCTC"):
-        return {"labels": torch.randint(1, int(config.vocab_size), (samples, 8), generator=generator)}, "random labels"
+        return {"labels": torch.randint(1, int(config.vocab_size), (samples, 8), generator=generator, device="cpu")}, "random labels"
     if kind.endswith(("ForConditionalGeneration", "ForSpeechSeq2Seq")):
         decoder = inputs.get("decoder_input_ids", main)
         return ({"labels": decoder.clone()}, "the decoder's tokens as labels") if isinstance(decoder, torch.Tensor) else None
     if kind.endswith("ForSemanticSegmentation"):
         pixels = inputs.get("pixel_values")
         return (
-            ({"labels": torch.randint(classes, (samples, *pixels.shape[-2:]), generator=generator)}, "random labels")
+            ({"labels": torch.randint(classes, (samples, *pixels.shape[-2:]), generator=generator, device="cpu")}, "random labels")
             if pixels is not None
             else None
         )
     if kind.endswith(("Classification", "ForNextSentencePrediction", "ForMultipleChoice", "ClassificationWithTeacher")):
         scores = first_tensor(output)
         if scores.shape[-1] == 1:
-            return {"labels": torch.randn(scores.shape[:-1], generator=generator)}, "random numbers as labels"
-        return {"labels": torch.randint(scores.shape[-1], tuple(scores.shape[:-1]), generator=generator)}, "random labels"
+            return {"labels": torch.randn(scores.shape[:-1], generator=generator, device="cpu")}, "random numbers as labels"
+        return {"labels": torch.randint(scores.shape[-1], tuple(scores.shape[:-1]), generator=generator, device="cpu")}, "random labels"
     return None
 
 

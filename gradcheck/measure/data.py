@@ -12,6 +12,7 @@ from gradcheck.measure import duplicates
 from gradcheck.types.data import DataFacts, InputFacts, LabelFacts
 from gradcheck.types.layers import LayerKind
 from gradcheck.workload.tensors import batch_size, named_tensors
+from gradcheck.workload.transfers import on_host
 
 MOST_FEATURES = 100_000
 MOST_MOMENTS = 64  # features whose moments are kept
@@ -52,6 +53,7 @@ def _input(name: str, tensors: list[torch.Tensor], first: LayerKind | None) -> I
     shape, dtype = tuple(tensors[0].shape), str(tensors[0].dtype).removeprefix("torch.")
     if tensors[0].is_complex():
         tensors = [torch.view_as_real(t) for t in tensors]
+    tensors = on_host(tensors)
     if not tensors[0].is_floating_point():
         whole = torch.cat([t.reshape(-1) for t in tensors])
         return InputFacts(name, shape, dtype, min=float(whole.min().item()), max=float(whole.max().item()), used_by=first)
@@ -115,7 +117,7 @@ def _features(tensors: list[torch.Tensor]) -> tuple[float | None, float | None, 
 def _labels(targets: Sequence[torch.Tensor], classes: int | None, ignore_index: int) -> LabelFacts | None:
     if not targets or classes is None or any(t.is_floating_point() for t in targets):
         return None
-    flat = [t.reshape(-1).long() for t in targets]
+    flat = [t.reshape(-1).long() for t in on_host(targets)]
     ignored = sum(int((t == ignore_index).sum().item()) for t in flat)
     flat = [t[t != ignore_index] for t in flat]
     joined = torch.cat(flat)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from gradcheck.types.data import InputFacts
+from gradcheck.workload.transfers import on_host
 
 MOST_ENTRIES = 1 << 22  # of an input that is looked at
 FEWEST_SAMPLES = 16
@@ -23,10 +24,10 @@ def facts(found: InputFacts, tensors: Sequence[torch.Tensor], targets: Sequence[
     """
     if not _comparable(tensors) or found.non_finite:
         return found
-    x = torch.cat([t.detach().double().flatten(1) for t in tensors])
+    x = torch.cat([t.double().flatten(1) for t in on_host(tensors)])
     if len(x) < FEWEST_SAMPLES or x.shape[1] < 2:
         return found
-    labels = torch.cat([t.reshape(-1) for t in targets]) if targets else None
+    labels = torch.cat([t.reshape(-1) for t in on_host(targets)]) if targets else None
     labels = labels if labels is not None and len(labels) == len(x) and not labels.is_floating_point() else None
     same, conflicting = samples(x, labels)
     found = replace(found, duplicate_features=features(x) if tensors[0].dim() == 2 else 0)
@@ -68,4 +69,4 @@ def samples(x: torch.Tensor, labels: torch.Tensor | None) -> tuple[int, int]:
 def _direction(rows: torch.Tensor) -> torch.Tensor:
     """A random vector: equal rows have equal products with it, and come to lie side by side when sorted by them."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows.shape[1], generator=generator, dtype=rows.dtype).to(rows.device)
+    return torch.randn(rows.shape[1], generator=generator, dtype=rows.dtype, device="cpu")

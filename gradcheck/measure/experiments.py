@@ -129,7 +129,7 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
     if len(batches) < 2 or time.perf_counter() > deadline:
         return []
     failure.tick("other order")
-    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     training = Trainer(fork(failure.workload, seed=seed), [batches[i] for i in order], **failure.told)
     training.train(
         failure.steps,

@@ -16,6 +16,7 @@ from gradcheck.instrument.first_pass_recorder import FirstPassRecorder, SeenSoft
 from gradcheck.instrument.graph_structure import Graph, producer
 from gradcheck.instrument.loss_calls import IGNORED
 from gradcheck.measure.parameters import Watched
+from gradcheck.training.gradient_norms import gradient_of, norms_of
 from gradcheck.types.checks import Difference, LossOperation
 from gradcheck.types.layers import LayerKind
 from gradcheck.types.location import Location
@@ -25,6 +26,7 @@ from gradcheck.types.parameters import Cut, HiddenTensor, ZeroDerivative
 from gradcheck.workload.assignments import assignment_of
 from gradcheck.workload.tensors import batch_size, named_tensors
 from gradcheck.workload.training_copy import TrainingCopy
+from gradcheck.workload.transfers import on_host
 from gradcheck.workload.workload import Workload
 
 REST = 0.2  # of the loss, beside those that are known: a penalty
@@ -68,7 +70,7 @@ class FirstStep:
         target = dict(named_tensors(batch)).get(self.main.target)
         if target is None:
             return None, 0.0
-        known = self.main.function, self.classes, [target], self.main.options
+        known = self.main.function, self.classes, on_host([target]), self.main.options
         chance, _ = losses.chance_level(*known, fewest_labels=0)
         return self.main.weight * chance if chance else None, self.main.weight * losses.floor_level(*known)
 
@@ -88,7 +90,7 @@ def read(
     for w in watched:
         w.used = id(w.tensor) in reached
     unreached = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad and w.tensor.grad is None}
-    zero = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad and w.tensor.grad is not None and not w.tensor.grad.any()}
+    zero = _zero_gradients(watched)
     trained = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad}
     called = {c.name for c in taps.calls}
     batch = workload.batches[0]
@@ -101,7 +103,7 @@ def read(
         mixes=tuple(taps.mixes),
         loss_operations=handwritten_loss.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=handwritten_loss.differences(taps.differences, batch, workload.made),
-        entering=tuple(taps.entrances.found.values()),
+        entering=taps.entrances.read(),
         cuts=disconnected.cuts(unreached, zero, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, trainee.model, sites)),
         hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
@@ -117,7 +119,16 @@ def _made(model: nn.Module, sites: Mapping[str, Location | None], parameter: str
     return assignment_of(model.get_submodule(path), name) or sites.get(path)
 
 
+def _zero_gradients(watched: Sequence[Watched]) -> dict[int, str]:
+    """Parameters that gradient reaches as zeros only, by id."""
+    graded = [(w, g) for w in watched if w.tensor.requires_grad and (g := gradient_of(w.tensor)) is not None]
+    norms = norms_of([g for _, g in graded if g.numel()])
+    found = iter(norms)
+    return {id(w.tensor): w.name for w, g in graded if not g.numel() or next(found) == 0.0}
+
+
 def loss_calls(taps: FirstPassRecorder, sites: Mapping[str, Location | None]) -> tuple[LossCall, ...]:
+    losses.read(taps.losses)
     return tuple(_loss_call(seen, taps, sites) for seen in taps.losses)
 
 
@@ -147,16 +158,17 @@ def _targets(said: FirstStep, taps: FirstPassRecorder, workload: Workload, loss:
     total = known = floor = whole = 0.0
     for seen, call in zip(taps.losses, said.losses, strict=True):
         weight = call.weight_in_total
-        if seen.target is None or weight is None or call.value is None:
+        if seen.target is None or seen.host_target is None or weight is None or call.value is None:
             continue
         name = _name_in(workload.batches[0], seen.target)
         made = seen.target_made or name in workload.made
         targets = _entries(workload.batches, name) if name is not None and not made else []
+        there = on_host(targets) or [seen.host_target]
         whole += weight * call.value
-        floor += weight * losses.floor_level(call.function, call.classes, targets or [seen.target.detach()], seen.options)
+        floor += weight * losses.floor_level(call.function, call.classes, there, seen.options)
         if made:
             continue
-        chance, _ = losses.chance_level(call.function, call.classes, targets or [seen.target], seen.options)
+        chance, _ = losses.chance_level(call.function, call.classes, there, seen.options)
         if name is not None and targets and not said.targets:
             said.targets, said.classes = targets, call.classes
             said.ignore_index = losses.ignored(seen.options)

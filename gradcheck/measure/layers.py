@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from gradcheck.instrument import kinds
-from gradcheck.instrument import unit_activity as units
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Downstream
 from gradcheck.instrument.tensor_statistics import merge
@@ -60,6 +59,11 @@ class Layers:
             self._units(layer, same)
 
     @property
+    def heads(self) -> frozenset[str] | None:
+        """Names of the head's layers; None before the first step."""
+        return frozenset(name for name, layer in self.layers.items() if layer.fate.head) if self.layers else None
+
+    @property
     def _several(self) -> bool:
         return len(frozenset().union(*(x.fate.nets for x in self.layers.values()))) > 1
 
@@ -72,7 +76,7 @@ class Layers:
     def _units(layer: LayerAccumulator, same: list[Call]) -> None:
         masks = [c.alive for c in same if c.alive is not None]
         if masks and all(m.shape == masks[0].shape for m in masks):
-            layer.alive.append((torch.stack(masks).any(0) if len(masks) > 1 else masks[0]).cpu())
+            layer.alive.append(torch.stack(masks).any(0) if len(masks) > 1 else masks[0])
             layer.samples.append(sum(c.effective_samples for c in same))
 
     def records(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
@@ -144,15 +148,9 @@ def _snapshot(step: int, calls: list[Call], head: bool) -> Snapshot:
         merge([c.output for c in calls if c.output is not None]),
         merge([g for c in calls for g in c.gradients]),
         _mean([c.saturated for c in calls]),
-        _mean([_sample_cosine(c) for c in calls]) if head else None,
+        _mean([c.sample_cosine for c in calls]) if head else None,
         _mean([c.token_cosine for c in calls]),
     )
-
-
-def _sample_cosine(call: Call) -> torch.Tensor | None:
-    if call.features is None or call.features[0]._version != call.features[1]:  # overwritten since
-        return None
-    return units.sample_cosine(call.features[0])
 
 
 def _mean(values: Sequence[torch.Tensor | None]) -> float | None:

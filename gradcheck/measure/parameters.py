@@ -13,17 +13,19 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import spread
-from gradcheck.training.gradient_norms import as_numbers, as_real, gradient_of, norms_of
+from gradcheck.measure.equal_rows import EqualRows
+from gradcheck.training.gradient_norms import as_real, gradient_of, mended, raw_norms
+from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.parameters import Parameter, ParameterStep
 from gradcheck.workload.dtensor import local
+from gradcheck.workload.transfers import in_groups
 
 SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step
 BLOCK = 16  # entries side by side in that sample: each place in memory costs a cache line
 HALF = (torch.float16, torch.bfloat16)
-ROWS_AT_ONCE = 4096  # rows compared at a time
-SAME = 1e-6  # relative distance below which two rows count as equal
 
 Numbers = npt.NDArray[np.float64]
 
@@ -52,6 +54,10 @@ class Watched:
         if self.sample is None or self.sample.data_ptr() != tensor.data_ptr():
             self.sample = _sampled(tensor)
         return self.sample if self.sample.data_ptr() == tensor.data_ptr() else _sampled(tensor)
+
+    def set_moments(self, stats: TensorStats) -> None:
+        """Of a tensor that is not finite they are not known."""
+        self.mean, self.std = (stats.mean, stats.std) if stats.finite else (math.nan, math.nan)
 
     def record(self) -> Parameter:
         t = self.tensor
@@ -91,11 +97,16 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
         if groups and groups[0].get("lr") is not None:
             watched.lr = float(groups[0]["lr"])
         watched.weight_decay = max((float(g.get("weight_decay") or 0.0) for g in groups), default=0.0)
-        values = as_real(p.detach())
-        if values.numel():
-            watched.mean = values.mean().item()
-            watched.std = values.std(correction=0).item()
+    _describe(list(found.values()))
     return list(found.values())
+
+
+def _describe(watched: Sequence[Watched]) -> None:
+    """Means and standard deviations, with one wait for all."""
+    results = DeferredStatistics()
+    for w in watched:
+        results.add(local(w.tensor.detach()), w.set_moments)
+    results.settle()
 
 
 def records(watched: Iterable[Watched], model: nn.Module, sites: Mapping[int, Location]) -> tuple[Parameter, ...]:
@@ -114,17 +125,30 @@ class StepWatch:
         self.rows = look_at_rows
         self.gradients = [gradient_of(w.tensor) for w in self.watched]
         present = [g for g in self.gradients if g is not None and g.numel()]
-        norms = norms_of([*(as_real(w.tensor) for w in self.watched), *present])
+        halves = any(w.tensor.dtype in HALF for w in self.watched)
+        follows = bool(self.watched) and (step == 0 or halves)
+        groups = [
+            raw_norms([*(as_real(w.tensor.detach()) for w in self.watched), *present]),
+            _extremes(present) if step == 0 else [],
+            _joined([w.sampled() for w in self.watched]),
+            _joined(self._downhill()) if follows else [],
+        ]
+        norms, ends, before, downhill = in_groups(groups)
+        self._keep_norms([n for t in norms for n in t.reshape(-1).tolist()], present)
+        pairs = zip(*(e.tolist() for e in ends), strict=True) if ends else ()
+        largest = iter([max(-low, high) if low == low else low for low, high in pairs])
+        self.gradient_maxima = [next(largest, None) if g is not None and g.numel() else None for g in self.gradients]
+        self.before = _as_array(before)
+        slopes = _as_array(downhill) if follows else None
+        self.direction = slopes if step == 0 else None
+        self.bounds = list(itertools.accumulate((w.sampled().numel() for w in self.watched), initial=0)) if halves else []
+        self.pushed = {i: pushed for i, w in enumerate(self.watched) if (pushed := self._pushed(i, w, slopes)) is not None}
+
+    def _keep_norms(self, norms: list[float], present: Sequence[torch.Tensor]) -> None:
+        norms = mended(norms, [*(as_real(w.tensor.detach()) for w in self.watched), *present])
         self.norms, found = norms[: len(self.watched)], iter(norms[len(self.watched) :])
         self.total_norm = math.sqrt(math.fsum(n * n for n in norms[len(self.watched) :]))  # of all gradients together
         self.gradient_norms = [None if g is None else next(found) if g.numel() else 0.0 for g in self.gradients]
-        largest = iter(_largest(present) if step == 0 else [None] * len(present))
-        self.gradient_maxima = [next(largest) if g is not None and g.numel() else None for g in self.gradients]
-        self.before = _joined([w.sampled() for w in self.watched]) if self.watched else np.empty(0)
-        self.direction = self._downhill() if step == 0 and self.watched else None
-        halves = any(w.tensor.dtype in HALF for w in self.watched)
-        self.bounds = list(itertools.accumulate((w.sampled().numel() for w in self.watched), initial=0)) if halves else []
-        self.pushed = {i: pushed for i, w in enumerate(self.watched) if (pushed := self._pushed(i, w)) is not None}
 
     def unscale(self, factor: float) -> None:
         """Divides what was read of the gradients by the factor of a loss scaler."""
@@ -134,17 +158,18 @@ class StepWatch:
         self.gradient_norms = [None if n is None else n / factor for n in self.gradient_norms]
         self.gradient_maxima = [None if n is None else n / factor for n in self.gradient_maxima]
 
-    def _downhill(self) -> Numbers:
-        """The gradient at the entries of the sample, zero where there is none."""
-        pairs = zip(self.gradients, (w.tensor for w in self.watched), strict=True)
-        return _joined([_sampled(g if g is not None and g.numel() == _count(p) else torch.zeros_like(local(p))) for g, p in pairs])
+    def _downhill(self) -> list[torch.Tensor]:
+        """The gradient at the entries of each sample, zero where there is none."""
+        pairs = zip(self.gradients, self.watched, strict=True)
+        return [_sampled(g) if g is not None and g.numel() == _count(w.tensor) else torch.zeros_like(w.sampled()) for g, w in pairs]
 
-    def _pushed(self, i: int, w: Watched) -> npt.NDArray[np.bool_] | None:
+    def _pushed(self, i: int, w: Watched, slopes: Numbers | None) -> npt.NDArray[np.bool_] | None:
         """Parameters of half precision: which entries of the sample have a gradient."""
         gradient = self.gradients[i]
-        if w.tensor.dtype not in HALF or gradient is None or gradient.numel() != _count(w.tensor):
+        if w.tensor.dtype not in HALF or slopes is None or gradient is None or gradient.numel() != _count(w.tensor):
             return None
-        return (_joined([_sampled(gradient)]) != 0) & np.isfinite(self.before[self._part(i)])
+        part = self._part(i)
+        return (slopes[part] != 0) & np.isfinite(self.before[part])
 
     def _part(self, i: int) -> slice:
         """Where the sample of a parameter lies among all."""
@@ -158,12 +183,16 @@ class StepWatch:
         now = [w.sampled() for w in self.watched]
         sizes = [x.numel() for x in now]
         starts = np.cumsum([0, *sizes[:-1]])
-        change = _joined(now) - self.before
-        moved = np.sqrt(np.add.reduceat(np.square(change), starts)).tolist()
+        suspects = [i for i, w in enumerate(self.watched) if self.rows and w.suspicious and w.tensor.dim() >= 2]
+        rows = EqualRows((self.watched[i].tensor, self.gradients[i]) for i in suspects)
+        moved, flags = in_groups([_joined(now), rows.flags])
+        alike = dict(zip(suspects, rows.read(flags), strict=True))
+        change = _as_array(moved) - self.before
+        lengths = np.sqrt(np.add.reduceat(np.square(change), starts)).tolist()
         base = np.sqrt(np.add.reduceat(np.square(self.before), starts)).tolist()
         for i, w in enumerate(self.watched):
-            ratio = moved[i] / base[i] if base[i] > 0 and math.isfinite(moved[i]) and w.tensor.requires_grad else None
-            w.steps.append(self._noun(i, w, ratio, self._unchanged(i, change)))
+            ratio = lengths[i] / base[i] if base[i] > 0 and math.isfinite(lengths[i]) and w.tensor.requires_grad else None
+            w.steps.append(self._noun(i, w, ratio, self._unchanged(i, change), alike.get(i)))
         return self._cosine(change, sizes)
 
     def _unchanged(self, i: int, change: Numbers) -> float | None:
@@ -182,13 +211,12 @@ class StepWatch:
         scale = float(np.sum(weights * np.square(change))) ** 0.5 * float(np.sum(weights * np.square(self.direction))) ** 0.5
         return product / scale if scale > 0 and math.isfinite(scale) else None
 
-    def _noun(self, i: int, w: Watched, ratio: float | None, unchanged: float | None) -> ParameterStep:
-        norm, gradient = self.gradient_norms[i], self.gradients[i]
+    def _noun(self, i: int, w: Watched, ratio: float | None, unchanged: float | None, alike: tuple[float, bool] | None) -> ParameterStep:
+        norm = self.gradient_norms[i]
         if norm is not None:
             w.used = True
-        duplicates, constant = None, False
-        if self.rows and w.suspicious and w.tensor.dim() >= 2:
-            duplicates, constant = equal_rows(w.tensor, gradient)
+        duplicates, constant = alike if alike is not None else (None, False)
+        if alike is not None:
             w.suspicious = constant or bool(duplicates)
         return ParameterStep(
             self.step,
@@ -203,47 +231,11 @@ class StepWatch:
         )
 
 
-def equal_rows(weight: torch.Tensor, gradient: torch.Tensor | None) -> tuple[float, bool]:
-    """Share of the rows [units, fan_in] that equal another row in weight and in gradient, and whether all entries are equal.
-
-    Rows are sorted by their product with one random vector: equal rows have equal products and come to lie side by
-    side, where they are compared entry by entry.
-    """
-    weight = local(weight.detach())
-    rows = as_real(weight).reshape(weight.shape[0], -1)
-    low, high = torch.aminmax(rows) if rows.numel() else (torch.zeros(()), torch.zeros(()))
-    constant = bool(low == high) and rows.numel() > 1
-    if rows.shape[0] < 2 or rows.shape[1] < 2:
-        return 0.0, constant
-    twin = _has_twin(rows)
-    if gradient is not None and gradient.numel() == rows.numel() and bool(twin.any()):
-        twin &= _has_twin(gradient.reshape(rows.shape))
-    return int(twin.sum()) / len(twin), constant
-
-
-def _has_twin(rows: torch.Tensor) -> torch.Tensor:
-    """rows: [n, d] -> bool [n]: another row is equal."""
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(rows.shape[1], generator=generator).to(rows.device, rows.dtype)
-    largest = rows.abs().amax()
-    if largest > 0:
-        direction = direction / largest  # the products of tiny entries would vanish
-    key = rows @ direction
-    order = key.argsort()
-    close = key[order].diff().abs() <= SAME * rows.shape[1] ** 0.5
-    twin = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    for candidates in close.nonzero().squeeze(1).split(ROWS_AT_ONCE):
-        one, other = order[candidates], order[candidates + 1]
-        equal = (rows[one] - rows[other]).abs().amax(1) <= SAME * largest
-        twin[one[equal]] = twin[other[equal]] = True
-    return twin
-
-
-def _largest(tensors: Sequence[torch.Tensor]) -> list[float]:
-    """Largest |x| of each. One pass: torch's infinity norm is ten times as slow as its minimum and maximum together."""
+def _extremes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Least and largest of each, [tensors] both. One pass: torch's infinity norm is ten times as slow."""
     pairs = [torch.aminmax(t) for t in tensors]
-    lows, highs = as_numbers([p.min for p in pairs]), as_numbers([p.max for p in pairs])
-    return [max(-low, high) if low == low else low for low, high in zip(lows, highs, strict=True)]
+    devices = {p.min.device for p in pairs}
+    return [torch.stack([e.float().cpu() if len(devices) > 1 else e.float() for e in ends]) for ends in zip(*pairs, strict=True)]
 
 
 def _count(tensor: torch.Tensor) -> int:
@@ -264,10 +256,13 @@ def _sampled(tensor: torch.Tensor) -> torch.Tensor:
     return blocks[:: spread(len(blocks), SAMPLE // BLOCK)]
 
 
-def _joined(samples: Sequence[torch.Tensor]) -> Numbers:
-    """One after the other, copied."""
-    first = samples[0]
-    if any(t.dtype is not first.dtype or t.device != first.device for t in samples):
-        samples = [t.to("cpu", torch.float64) for t in samples]
-    groups = [torch.cat(list(group)).reshape(-1) for _, group in itertools.groupby(samples, key=torch.Tensor.dim)]
-    return torch.cat(groups).to("cpu", torch.float64).numpy()
+def _joined(samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """One after the other, copied: [entries] of each device."""
+    dtypes = {t.dtype for t in samples}
+    common = next(iter(dtypes)) if len(dtypes) == 1 else torch.float64 if torch.float64 in dtypes else torch.float32
+    alike = itertools.groupby(samples, key=lambda t: (t.device, t.dim()))
+    return [torch.cat([t.to(common) for t in group]).reshape(-1) for _, group in alike]
+
+
+def _as_array(parts: Sequence[torch.Tensor]) -> Numbers:
+    return (torch.cat(list(parts)) if len(parts) != 1 else parts[0]).to(torch.float64).numpy() if parts else np.empty(0)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.types.layers import Profile
+from gradcheck.workload.device import synchronize
 from gradcheck.workload.training_copy import TrainingCopy
 
 REPEATS = 3  # timed passes, after one to warm up; the median is reported
@@ -132,5 +132,5 @@ def _timers(names: dict[int, str], costs: _Costs) -> Iterator[None]:
 
 def _synchronize(value: Any) -> None:
     tensor = next(tensors_in(value), None)
-    if tensor is not None and tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
+    if tensor is not None:
+        synchronize(tensor.device)

@@ -148,6 +148,7 @@ class Session:
         trainee, first = self.trainee, step == 0
         trainee.optimizer.zero_grad(set_to_none=True)
         taps: ActivationRecorder = FirstPassRecorder(self.names) if first else ActivationRecorder(self.names, functions=self.functional)
+        taps.heads = self.layers.heads
         with taps:
             loss = trainee.loss(batch)
         if isinstance(taps, FirstPassRecorder):
@@ -159,10 +160,12 @@ class Session:
             fates = graph.fates(taps.calls) if graph is not None else {}
             self.training.surrogate = surrogate.why(graph, taps.calls, own_past=self.workload.own_past)
             self._link(taps, graph)
-        value = float(loss.detach())
+        values: list[torch.Tensor] = []
+        taps.bring(loss.detach().clone(), values.append)
         if loss.requires_grad:
             loss.backward()
         taps.settle()
+        value = float(values[0])
         if isinstance(taps, FirstPassRecorder):
             self.first = first_step.read(taps, graph, trainee, self.watched, self.workload, self.sites, value)
             self.training.floor = self.first.floor

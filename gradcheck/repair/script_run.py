@@ -22,6 +22,7 @@ from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from gradcheck.workload.comments import places
+from gradcheck.workload.device import wide
 
 Judge = Callable[[Sequence[Training]], list[Report]]
 
@@ -71,7 +72,7 @@ def noted(run: Capture, trainings: Sequence[Training], reports: list[Report]) ->
 
 def _losses(run: Capture, site: Location | None, weight: float) -> Losses:
     """`weight`: what the script multiplies the loss of each accumulated batch by."""
-    return tuple(float(value.double().sum()) / weight for place, value in run.recorder.losses if place == site)
+    return tuple(float(wide(value).sum()) / weight for place, value in run.recorder.losses if place == site)
 
 
 def _files(run: Capture, trainings: Sequence[Training]) -> tuple[str, ...]:

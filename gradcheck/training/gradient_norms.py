@@ -8,7 +8,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
+from gradcheck.workload.device import has_float64
 from gradcheck.workload.dtensor import local
+from gradcheck.workload.transfers import as_numbers, on_host
+
+WIDE = (torch.float32, torch.float64)
+SLICE = 1 << 22  # elements that are widened at once
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> float:
@@ -21,27 +26,45 @@ def norms_of(tensors: Sequence[torch.Tensor]) -> list[float]:
     """2-norms in one batched call; in float64 where float32 underflows or overflows."""
     if not tensors:
         return []
-    found = as_numbers(torch._foreach_norm(list(tensors)))
-    for i, (value, tensor) in enumerate(zip(found, tensors, strict=True)):
-        if not 1e-15 < value < 1e18:
-            found[i] = tensor.double().norm().item()
-    return found
+    return mended([n for t in on_host(raw_norms(tensors)) for n in t.reshape(-1).tolist()], tensors)
 
 
-def as_numbers(scalars: Sequence[torch.Tensor]) -> list[float]:
-    """0-d tensors as numbers, with one transfer from each device."""
-    if not scalars:
-        return []
-    devices = {t.device for t in scalars}
-    return torch.stack([t.double().cpu() for t in scalars] if len(devices) > 1 else [t.float() for t in scalars]).tolist()
+def raw_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """2-norms in float32 or more, where the tensors lie: together or one by one, in their order. Waits for no device."""
+    narrow = any(t.dtype not in WIDE for t in tensors)
+    norms = [torch.linalg.vector_norm(t, dtype=_accumulator(t)) for t in tensors] if narrow else list(torch._foreach_norm(list(tensors)))
+    alike = all(n.dtype is norms[0].dtype and n.device == norms[0].device for n in norms)
+    return [torch.stack(norms)] if alike and norms else norms
+
+
+def _accumulator(tensor: torch.Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype in WIDE else torch.float32
+
+
+def mended(norms: list[float], tensors: Sequence[torch.Tensor]) -> list[float]:
+    """The norms of tensors, taken anew of those whose squares may have left the range of float32. Waits only for such."""
+    outside = [i for i, value in enumerate(norms) if not 1e-15 < value < 1e18]
+    for i, value in zip(outside, as_numbers([_wide_norm(tensors[i]) for i in outside]), strict=True):
+        norms[i] = value
+    return norms
+
+
+def _wide_norm(x: torch.Tensor) -> torch.Tensor:
+    """By slices, in float64; on devices without it in units of the largest entry. 0-d."""
+    parts = []
+    for part in x.reshape(-1).split(SLICE):
+        if has_float64(x.device):
+            parts.append(part.double().norm())
+            continue
+        largest = part.abs().amax()
+        parts.append((part / torch.where(largest > 0, largest, 1.0)).norm() * largest)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).norm()
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
-    """As real float32 or float64; of a DTensor the local part, here and below."""
+    """As real numbers; of a DTensor the local part, here and below."""
     tensor = local(tensor)
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def gradient_of(p: torch.Tensor) -> torch.Tensor | None:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from gradcheck.errors import ConfigError
+from gradcheck.workload.device import accelerator_in_use
 from gradcheck.workload.workload import Workload
 
 MOST_WORKERS = 4
@@ -87,7 +88,7 @@ class WorkerPool(Generic[Lab]):
 
 def usual_workers(workload: Workload) -> int:
     """As many as there are processors, for models on the CPU that fit several times; one where processes cannot be forked safely."""
-    if sys.platform != "linux" or workload.device.type != "cpu" or torch.cuda.is_initialized():
+    if sys.platform != "linux" or workload.device.type != "cpu" or accelerator_in_use() is not None:
         return 1
     if sum(p.numel() for p in workload.model.parameters()) > LARGEST_MODEL:
         return 1

@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from gradcheck.instrument.loss_calls import LOSSES, SeenLoss, seen
+from gradcheck.workload.device import wide
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.step import run as forward
 from gradcheck.workload.workload import Batch, TrainingStep
@@ -89,7 +90,7 @@ def _score(output: torch.Tensor, target: object) -> Score | None:
     """(metric, value, value of the best constant prediction) on one batch."""
     if not isinstance(target, torch.Tensor) or target.numel() == 0:
         return None
-    output, target = output.detach().double(), target.detach()
+    output, target = wide(output.detach()), target.detach()
     if not bool(torch.isfinite(output).all()):
         return None
     binary = output.numel() == target.numel() and bool(((target == 0) | (target == 1)).all())
@@ -102,7 +103,7 @@ def _score(output: torch.Tensor, target: object) -> Score | None:
     if output.shape == target.shape and output.ndim > 1 and _are_distributions(target):
         return _accuracy(output.argmax(1), target.argmax(1))
     if output.numel() == target.numel():
-        wanted = target.double().reshape(output.shape)
+        wanted = wide(target).reshape(output.shape)
         variance = float(((wanted - wanted.mean(0)) ** 2).mean())
         return ("explained variance", 1 - float(((output - wanted) ** 2).mean()) / variance, 0.0) if variance > 0 else None
     return None
@@ -110,7 +111,7 @@ def _score(output: torch.Tensor, target: object) -> Score | None:
 
 def _accuracy(predicted: torch.Tensor, target: torch.Tensor) -> Score:
     most = float(torch.unique(target, return_counts=True)[1].max()) / target.numel()
-    return "accuracy", float((predicted == target).double().mean()), most
+    return "accuracy", float(wide(predicted == target).mean()), most
 
 
 def _are_distributions(target: torch.Tensor) -> bool:

@@ -33,7 +33,7 @@ class Samples:
     labels: torch.Tensor | None = None  # [count] class labels, for stratified splits
 
     def take(self, chosen: Sequence[int]) -> Batch:
-        index = torch.as_tensor(list(chosen), dtype=torch.long)
+        index = torch.as_tensor(list(chosen), dtype=torch.long, device="cpu")
         return map_structure(lambda leaf: leaf[index.to(leaf.device)] if isinstance(leaf, torch.Tensor) else leaf, self.whole)
 
     def batches(self, chosen: Sequence[int], size: int) -> list[Batch]:

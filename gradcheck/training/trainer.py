@@ -163,10 +163,11 @@ class Trainer:
         trainee = self.trainee
         trainee.optimizer.zero_grad(set_to_none=True)
         loss = trainee.loss(batch)
-        value, norm = float(loss.detach()), 0.0
+        before, norm = loss.detach().clone(), 0.0  # read after the backward pass: a device would have to be waited for in its middle
         if loss.requires_grad:
             loss.backward()
             norm = total_norm(trainee.model.parameters()) if norms else 0.0
+        value = float(before)
         if norms:
             self.norms.append(norm)
         if self.seed is None or (math.isfinite(value) and math.isfinite(norm)):

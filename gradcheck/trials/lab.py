@@ -168,5 +168,5 @@ def zeros(treated: TreatedWorkload) -> float | None:
 def spread(run: Run) -> float | None:
     """Largest over median gradient norm after the first steps."""
     norms = [n for n in run.gradient_norms[SETTLED:] if math.isfinite(n)]
-    middle = float(torch.tensor(norms).median()) if norms else 0.0
+    middle = float(torch.tensor(norms, device="cpu").median()) if norms else 0.0
     return max(norms) / middle if middle > 0 else None

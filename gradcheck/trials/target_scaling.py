@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
+from gradcheck.workload.device import wide
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.step import call, split
 from gradcheck.workload.treated import TreatedWorkload
@@ -29,7 +30,7 @@ def target_line(before: Sequence[Batch], after: Sequence[Batch], model: nn.Modul
     pair = _targets(before, model), _targets(after, model)
     if pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
         return None
-    old, new = pair[0].double(), pair[1].double()
+    old, new = wide(pair[0]), wide(pair[1])
     if float((old - new).abs().max()) <= SAME * float(old.abs().max() + 1e-12):
         return None
     centred = new - new.mean(0)

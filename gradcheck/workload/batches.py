@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
 from gradcheck.errors import TargetError
 from gradcheck.workload.failure import failure
@@ -124,7 +124,23 @@ def _loader(dataset: Any, seed: int, where: str) -> DataLoader[Any]:
     if len(dataset) == 0:
         raise TargetError(f"{where} is empty", hint="the dataset has no samples")
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, generator=generator, drop_last=len(dataset) > BATCH_SIZE)
+    plain = torch.get_default_device().type == "cpu"  # a loader draws with its generator on the default device
+    order = _Shuffled(len(dataset), generator)
+    generator_ = generator if plain else None
+    return DataLoader(dataset, batch_size=BATCH_SIZE, sampler=order, generator=generator_, drop_last=len(dataset) > BATCH_SIZE)
+
+
+class _Shuffled(Sampler[int]):
+    """Another order each time, drawn on the CPU."""
+
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self.count, self.generator = count, generator
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(self.count, generator=self.generator, device="cpu").tolist()
+
+    def __len__(self) -> int:
+        return self.count
 
 
 def _from_function(function: Callable[..., Any], limit: int, seed: int, where: str) -> Iterator[Batch]:

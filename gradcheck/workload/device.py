@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,20 +27,73 @@ FLOATS = {
 }
 
 
+def accelerator() -> str | None:
+    """Type of the accelerator of this process, "cuda" for one; None where there is none."""
+    home = getattr(torch, "accelerator", None)
+    if home is None or not home.is_available():
+        return None
+    device = home.current_accelerator()
+    return device.type if device is not None and device.type != "cpu" else None
+
+
+def accelerator_in_use() -> Any:
+    """The module of the accelerator (`torch.cuda`, `torch.xpu`, ...), once this process has used it; None before."""
+    kind = accelerator()
+    module = torch.get_device_module(kind) if kind is not None else None
+    is_initialized = getattr(module, "is_initialized", None)
+    return module if is_initialized is None or is_initialized() else None
+
+
+def autocast_kinds() -> tuple[str, ...]:
+    """Device types for which autocast may be on."""
+    kind = accelerator()
+    return ("cpu",) if kind is None else ("cpu", kind)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what was asked of a device."""
+    if device.type not in ("cpu", "meta"):
+        wait = getattr(torch.get_device_module(device.type), "synchronize", None)
+        if wait is not None:
+            wait()
+
+
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU. Raises TargetError when the device is unknown or absent."""
+    """ "auto" is the accelerator where there is one, else the CPU. Raises TargetError when the device is unknown or absent."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(accelerator() or "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise TargetError(f"unknown device {name!r}", hint="choose auto, cpu, cuda, cuda:1 or mps") from error
-    absent = (device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count())) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if absent:
+        raise TargetError(f"unknown device {name!r}", hint="choose auto, cpu, cuda, cuda:1, mps or xpu") from error
+    if not _is_there(device):
         raise TargetError(f"there is no device {name}", hint="choose --device cpu or auto")
     return device
+
+
+def _is_there(device: torch.device) -> bool:
+    if device.type in ("cpu", "meta"):
+        return True
+    try:
+        module = torch.get_device_module(device.type)
+        return module.is_available() and (device.index or 0) < module.device_count()
+    except Exception:  # modules of absent devices raise all kinds of errors
+        return False
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Whether tensors on a device can be float64: MPS, some XPUs and NPUs lack it. Asked once a device."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """As float64; as float32 on devices without it."""
+    return tensor.double() if tensor.is_cpu or has_float64(tensor.device) else tensor.float()
 
 
 def choose_dtype(name: str | None) -> torch.dtype | None:
@@ -49,19 +104,25 @@ def choose_dtype(name: str | None) -> torch.dtype | None:
     return FLOATS[name]
 
 
-def place_module(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
-    """Moves in place; parameters keep their identity, so that an optimizer's groups stay valid. Raises TargetError."""
+def place_module(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> dict[torch.Tensor, torch.Tensor]:
+    """Moves in place. Returns the parameters that became other objects, as they do on some devices. Raises TargetError."""
+    before = dict(module.named_parameters())
     try:
         if device is not None and any(t.device != device for t in (*module.parameters(), *module.buffers())):
             module.to(device)
         if dtype is not None:
             module.to(dtype)
-    except (RuntimeError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, NotImplementedError, TypeError, AssertionError, ImportError) as error:
         raise TargetError(f"the model cannot be moved to {device}: {error}", hint="choose another --device or --dtype") from error
+    return {before[name]: p for name, p in module.named_parameters() if before[name] is not p}
 
 
-def place_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Moves what the optimizer remembers of each parameter to the parameter's device."""
+def place_optimizer(optimizer: torch.optim.Optimizer, moved: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    """Puts moved parameters into the optimizer's groups, and what it remembers of each parameter on the parameter's device."""
+    for group in optimizer.param_groups:
+        group["params"] = [moved.get(p, p) for p in group["params"]]
+    for old in [p for p in optimizer.state if p in moved]:
+        optimizer.state[moved[old]] = optimizer.state.pop(old)
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from gradcheck.workload.device import autocast_kinds
 from gradcheck.workload.rng import preserve_rng
 
 _BACKEND_FLAGS = (
@@ -18,13 +19,13 @@ _BACKEND_FLAGS = (
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Puts random states (torch, CUDA, numpy, python) and torch's global flags back on the way out, however one leaves."""
+    """Puts random states (torch, numpy, python) and torch's global flags back on the way out, however one leaves."""
     grad, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     precision, device = torch.get_float32_matmul_precision(), _default_device()
     flags = [(home, name, getattr(home, name)) for home, names in _BACKEND_FLAGS for name in names]
-    autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")}
+    autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in autocast_kinds()}
     cache, numpy_errors = torch.is_autocast_cache_enabled(), np.geterr()
     try:
         with preserve_rng():

@@ -1,31 +1,66 @@
-"""Random states of torch, numpy and python: saved, seeded, put back."""
+"""Random states of torch on every device in use, of numpy and of python: saved, seeded, put back."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from gradcheck.workload.device import accelerator_in_use
+
+
+class TorchStates(NamedTuple):
+    """States of torch's generators: the CPU's, and those of the accelerator's devices where one is in use."""
+
+    cpu: torch.Tensor
+    devices: tuple[torch.Tensor, ...]
+
+
+def torch_states() -> TorchStates:
+    module = accelerator_in_use()
+    return TorchStates(torch.get_rng_state(), _states_of(module) if module is not None else ())
+
+
+def put_back(states: TorchStates) -> None:
+    torch.set_rng_state(states.cpu)
+    module = accelerator_in_use() if states.devices else None
+    if module is None:
+        return
+    if hasattr(module, "set_rng_state_all"):
+        module.set_rng_state_all(list(states.devices))
+    elif len(states.devices) == 1:  # MPS takes no index
+        module.set_rng_state(states.devices[0])
+    else:
+        for index, state in enumerate(states.devices):
+            module.set_rng_state(state, index)
+
+
+def same_states(one: TorchStates, other: TorchStates) -> bool:
+    pairs = zip((one.cpu, *one.devices), (other.cpu, *other.devices), strict=False)
+    return len(one.devices) == len(other.devices) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def _states_of(module: Any) -> tuple[torch.Tensor, ...]:
+    if hasattr(module, "get_rng_state_all"):
+        return tuple(module.get_rng_state_all())
+    count = module.device_count()
+    return (module.get_rng_state(),) if count == 1 else tuple(module.get_rng_state(i) for i in range(count))
 
 
 @contextmanager
 def preserve_rng() -> Iterator[None]:
     """Puts the states of all generators back on the way out, also after an exception."""
-    python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    python, array, states = random.getstate(), np.random.get_state(), torch_states()
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(array)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
+        put_back(states)
 
 
 def seed_all(seed: int) -> None:
@@ -39,10 +74,9 @@ def reseed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    if torch.backends.mps.is_available():
-        torch.mps.manual_seed(seed)
+    module = accelerator_in_use()
+    if module is not None:
+        getattr(module, "manual_seed_all", module.manual_seed)(seed)
 
 
 class Dice:
@@ -51,13 +85,13 @@ class Dice:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         seed_all(seed)
-        self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self.states = random.getstate(), np.random.get_state(), torch_states()
 
     def throw(self) -> None:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            seed_all(self.seed)
+        python, array, states = self.states
+        if not states.devices and accelerator_in_use() is not None:  # it came into use since
+            self.__init__(self.seed)  # type: ignore[misc]
             return
-        python, array, cpu = self.states
         random.setstate(python)
         np.random.set_state(array)
-        torch.set_rng_state(cpu)
+        put_back(states)

@@ -79,17 +79,22 @@ def fork(workload: Workload, *, seed: int = 0) -> TrainingCopy:
     if workload.borrowed is not None:
         return lend(workload, workload.borrowed, seed=seed)
     memo = memo_for(workload.model)
-    with copying():
-        model = copy.deepcopy(workload.model, memo)
-        require_parts(workload.model, memo)
-        optimizer = copy_optimizer(workload.optimizer, memo)
-        step = bound(workload.training_step, memo)
-        loss = bound(workload.loss, memo)
-        bind_copies(memo)
+    model, optimizer, step, loss = copy_training(workload.model, workload.optimizer, workload.training_step, workload.loss, memo)
     sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
     trainee = TrainingCopy(model, optimizer, step, sites, workload.clip, loss)
     trainee.own |= {id(twin) for twin in memo.values() if isinstance(twin, (nn.Module, torch.Tensor))}
     return _started(trainee, seed)
+
+
+def copy_training(model: nn.Module, optimizer: Any, step: Any, loss: Any, memo: dict[int, Any]) -> tuple[Any, Any, Any, Any]:
+    """Copies that refer to each other as the originals do; optimizer, step and loss may be None. Raises TargetError."""
+    with copying():
+        twin = copy.deepcopy(model, memo)
+        require_parts(model, memo)
+        optimizer = copy_optimizer(optimizer, memo) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+        step, loss = bound(step, memo), bound(loss, memo)
+        bind_copies(memo)
+    return twin, optimizer, step, loss
 
 
 def lend(workload: Workload, borrowed: Borrowed, *, seed: int = 0) -> TrainingCopy:

@@ -358,11 +358,11 @@ def test_units_behind_a_convolution_are_its_channels() -> None:
     assert calls["1"].effective_samples == 2 * 4 * 4
 
 
-def test_features_of_the_last_linear_layers_are_kept_for_their_similarity() -> None:
+def test_samples_are_compared_in_the_last_linear_layers() -> None:
     model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(HEADS + 3)])
     x = sample("")
     calls = tapped(model, x)
-    kept = [c.features is not None for c in calls if c.type == "Linear"]
+    kept = [c.sample_cosine is not None for c in calls if c.type == "Linear"]
     assert kept == [False] * 3 + [True] * HEADS
 
 

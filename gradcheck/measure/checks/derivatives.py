@@ -39,6 +39,7 @@ from gradcheck.measure.checks.functions import (
 )
 from gradcheck.types.checks import Derivatives
 from gradcheck.types.location import Location
+from gradcheck.workload.device import has_float64
 from gradcheck.workload.few_samples import is_divisible, some_samples
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import location_of_frame, origin_of
@@ -74,7 +75,7 @@ def derivatives(scene: CheckContext) -> Derivatives:
 
 
 def _affordable(scene: CheckContext) -> None:
-    if scene.workload.device.type == "mps":
+    if not has_float64(scene.workload.device):
         raise Unmeasured("this device cannot compute in float64, where derivatives can be compared")
     steps = max(1, len(scene.probe.losses))
     first = next(iter(scene.workload.batches[:1]), None)
@@ -247,7 +248,7 @@ class _Case:
         self.watch = Watch(self.stack.layer)
         self.watch.watch_modules(model, lambda name: self.scene.sites.get(name))
         self.generator = torch.Generator().manual_seed(self.scene.seed)
-        self.pool = torch.randn(POOL, generator=self.generator)
+        self.pool = torch.randn(POOL, generator=self.generator, device="cpu")
         self.buffers = [(m, k, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
         weights = [p for p in model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in weights]
@@ -273,7 +274,7 @@ class _Case:
 
     def _normal(self, like: torch.Tensor) -> torch.Tensor:
         """Numbers from one pool, each tensor's from another place in it on: drawing millions takes longer than a pass."""
-        start = int(torch.randint(POOL, (), generator=self.generator))
+        start = int(torch.randint(POOL, (), generator=self.generator, device="cpu"))
         rounds = -(-(start + like.numel()) // POOL)
         pool = self.pool if rounds == 1 else self.pool.repeat(rounds)
         return pool[start : start + like.numel()].reshape(like.shape).to(like, copy=True)

@@ -106,7 +106,7 @@ def _with_constant(trainee: TrainingCopy, batch: Any, found: _Pass, seed: int) -
     points: Mapping[str, torch.Tensor] = {name: torch.cat(x).detach().mean(0) for name, x in found.outputs.items()}
     first = next(iter(points.values()))
     if seed:  # one for all modules: any point would do
-        other = torch.randn(first.shape, generator=generator).to(first)
+        other = torch.randn(first.shape, generator=generator, device="cpu").to(first)
         size = torch.cat(next(iter(found.outputs.values()))).detach().norm(dim=1).mean()
         points = dict.fromkeys(points, other / other.norm() * size)
     paths = {id(m): name for name, m in trainee.model.named_modules()}

@@ -246,7 +246,7 @@ class _Case:
             outputs = self._apply([a if leaf is None else leaf.clone() for a, leaf in zip(call.args, leaves, strict=True)])
             live = [y for y in outputs if y.requires_grad]
             generator = torch.Generator().manual_seed(seed)
-            self.weights = [torch.randn(y.shape, generator=generator).to(y) for y in live]
+            self.weights = [torch.randn(y.shape, generator=generator, device="cpu").to(y) for y in live]
             self.live = [k for k, y in enumerate(outputs) if y.requires_grad]
             wanted = [leaf for leaf in leaves if leaf is not None]
             found = iter(torch.autograd.grad(live, wanted, self.weights, allow_unused=True) if live else [None] * len(wanted))
@@ -309,7 +309,7 @@ class _Case:
         argument = self.call.args[index]
         generator = torch.Generator().manual_seed(self.seed + 1)
         size = _rms(argument) or 1.0
-        ways = [size * torch.randn(argument.shape, generator=generator).to(argument) for _ in range(WAYS)]
+        ways = [size * torch.randn(argument.shape, generator=generator, device="cpu").to(argument) for _ in range(WAYS)]
         nearby = max(self._slope(index, STEPS[0], way) for way in (move, *ways))
         return nearby == 0 or any(self._slope(index, step, way) > STEEPER * nearby for step in JUMPS for way in (move, *ways))
 

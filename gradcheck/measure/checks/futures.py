@@ -15,6 +15,7 @@ from torch import nn
 from gradcheck.instrument.activation_recorder import caller, tensors_in
 from gradcheck.measure.checks.sample_mixing import ROUNDING, Seen
 from gradcheck.types.location import Location
+from gradcheck.workload.device import wide
 from gradcheck.workload.source_sites import location_of_frame
 
 State = Literal["same", "own", "seen", "without places"]
@@ -97,7 +98,7 @@ def _print(x: torch.Tensor, length: int, upto: int) -> _Print:
     if x.is_complex():
         x = torch.view_as_real(x)
     with torch._C.DisableTorchFunction():
-        x = torch.nan_to_num(x.double(), posinf=0.0, neginf=0.0)
+        x = torch.nan_to_num(wide(x), posinf=0.0, neginf=0.0)
         axes = [k for k, size in enumerate(x.shape) if size == length]
         parts = [_sums(x.narrow(k, 0, upto).movedim(k, 0)) for k in axes]
         if len(axes) > 1:  # places against places: what is made of those that came later decides

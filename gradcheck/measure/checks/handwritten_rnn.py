@@ -16,6 +16,7 @@ from torch import nn
 
 from gradcheck.instrument import kinds
 from gradcheck.instrument.graph_structure import Graph
+from gradcheck.workload.device import wide
 
 Node = Any
 
@@ -53,7 +54,7 @@ class Loop:
         def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
             for g in gradients:
                 if g is not None:
-                    self.squares[t] += float(g.detach().double().square().sum())
+                    self.squares[t] += float(wide(g.detach()).square().sum())
 
         return hook
 

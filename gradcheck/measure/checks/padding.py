@@ -14,6 +14,7 @@ from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Reading
 from gradcheck.measure.checks.sample_axis import Inputs, inputs_of
 from gradcheck.types.sequence import Padding
+from gradcheck.workload.device import wide
 from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.training_copy import TrainingCopy
@@ -68,7 +69,7 @@ def _told(others: list[torch.Tensor], rows: int, length: int, by_index: torch.Te
             for mask in (x == 1, ~x) if x.dtype == torch.bool else (x == 1,):
                 if _at_the_end(mask) and (by_index is None or torch.equal(mask, by_index)):
                     yield "mask", mask
-    places = torch.arange(length)
+    places = torch.arange(length, device="cpu")
     for x in others:
         if x.shape == (rows,) and not x.is_floating_point() and x.dtype != torch.bool:
             mask = places[None] < x.cpu()[:, None]
@@ -117,10 +118,10 @@ class _Case:
         except Exception as error:
             raise Unmeasured("the model does not run on a single sequence, or on a shorter one") from error
         pooled = pairs[0][0].shape == pairs[0][1].shape
-        changes = [(_cut(a, b.shape) - b).double() for a, b in pairs]
+        changes = [wide(_cut(a, b.shape) - b) for a, b in pairs]
         change = float(torch.cat([c.reshape(-1) for c in changes]).square().mean().sqrt())
-        size = float(torch.cat([b.reshape(-1) for _, b in pairs]).double().square().mean().sqrt())
-        rows = whole.double().reshape(-1, whole.shape[-1])
+        size = float(wide(torch.cat([b.reshape(-1) for _, b in pairs])).square().mean().sqrt())
+        rows = wide(whole).reshape(-1, whole.shape[-1])
         spread = float((rows - rows.mean(0)).square().mean().sqrt())
         lengths, length = self.padded.lengths, self.padded.length
         found = Padding(

@@ -19,6 +19,7 @@ from gradcheck.instrument.graph_structure import Graph
 from gradcheck.measure.checks import handwritten_rnn
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.checks import Recurrence
+from gradcheck.workload.device import wide
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.step import TARGET_NAMES
 from gradcheck.workload.training_copy import TrainingCopy
@@ -106,7 +107,7 @@ class _Call:
             gradient = gradient[:, None]
         elif self.module.batch_first:
             gradient = gradient.transpose(0, 1)
-        return aligned(gradient.double().norm(dim=2))
+        return aligned(wide(gradient).norm(dim=2))
 
     @staticmethod
     def _like(packed: PackedSequence, data: torch.Tensor) -> PackedSequence:
@@ -125,7 +126,7 @@ class _Call:
         last = self.output[:, -1] if self.module.batch_first and self.output.dim() == 3 else self.output[-1]
         if self.module.bidirectional:
             last = last[..., : last.shape[-1] // 2]
-        direction = torch.randn(last.shape, dtype=last.dtype, generator=torch.Generator().manual_seed(0)).to(last.device)
+        direction = torch.randn(last.shape, dtype=last.dtype, generator=torch.Generator().manual_seed(0), device="cpu").to(last.device)
         (self.projected,) = torch.autograd.grad(last, self.inputs, direction, retain_graph=True)
 
 
@@ -195,7 +196,7 @@ def aligned(norms: torch.Tensor) -> list[float]:
     real = sorted(n for n in lengths if n)
     if not real:
         return []
-    squares, counts = torch.zeros(max(real), dtype=norms.dtype), torch.zeros(max(real), dtype=norms.dtype)
+    squares, counts = torch.zeros(max(real), dtype=norms.dtype, device="cpu"), torch.zeros(max(real), dtype=norms.dtype, device="cpu")
     for n, column in zip(lengths, norms.T, strict=True):
         squares[:n] += column[:n].flip(0).square()  # from the last step back
         counts[:n] += 1
@@ -294,7 +295,7 @@ def spectral_radius(weights: Sequence[torch.Tensor]) -> float | None:
     """Largest |eigenvalue| of recurrent weights [units, units]: of the layer or direction that is furthest from 1."""
     if not weights or any(w.dim() != 2 or w.shape[0] != w.shape[1] or w.shape[0] > WIDEST for w in weights):
         return None
-    radii = [float(torch.linalg.eigvals(w.detach().double().cpu()).abs().max()) for w in weights]
+    radii = [float(torch.linalg.eigvals(w.detach().cpu().double()).abs().max()) for w in weights]
     return max(radii, key=lambda r: abs(math.log(max(r, 1e-12))))
 
 

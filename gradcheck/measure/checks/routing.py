@@ -15,6 +15,7 @@ from gradcheck.instrument.activation_recorder import ActivationRecorder, caller,
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.location import Location
 from gradcheck.types.routing import Router
+from gradcheck.workload.device import wide
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.training_copy import TrainingCopy, restored
@@ -155,8 +156,9 @@ def _router(layer: str, after: Sequence[_Choice], before: Sequence[_Choice]) -> 
 
 
 def _distribution(scores: torch.Tensor) -> torch.Tensor:
-    scores = scores.double()
-    if bool((scores >= 0).all()) and torch.allclose(scores.sum(-1), torch.ones(len(scores), dtype=torch.float64), atol=1e-3):
+    scores = wide(scores)
+    sums = scores.sum(-1)
+    if bool((scores >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         return scores
     return scores.softmax(-1)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.device import wide
 from gradcheck.workload.step import TARGET_NAMES, forward_of, split
 from gradcheck.workload.training_copy import TrainingCopy
 
@@ -162,11 +163,11 @@ def as_rows(output: torch.Tensor, count: int, kept: Sequence[int]) -> list[torch
     if axes:
         for a in axes[1:]:
             x = x.index_select(a, torch.tensor(kept, device=x.device))
-        return [x.movedim(axes[0], 0).reshape(count, -1).double()]
+        return [wide(x.movedim(axes[0], 0).reshape(count, -1))]
     if x.dim() and x.shape[0] and x.shape[0] % count == 0:
         inner = x.shape[0] // count
         grouped = x.reshape(count, inner, -1), x.reshape(inner, count, -1).transpose(0, 1)
-        return [g.reshape(count, -1).double() for g in grouped]
+        return [wide(g.reshape(count, -1)) for g in grouped]
     return []
 
 

@@ -15,9 +15,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from gradcheck.errors import TargetError
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import SampleGradients
+from gradcheck.workload.device import wide
 from gradcheck.workload.few_samples import is_divisible
 from gradcheck.workload.tensors import batch_size, named_tensors
 from gradcheck.workload.training_copy import TrainingCopy
+from gradcheck.workload.transfers import as_numbers
 
 SINGLES = 8
 EXTREME = 3  # of them: with the largest inputs or targets of the batch
@@ -89,7 +91,7 @@ def part(value: Any, keep: slice | torch.Tensor) -> Any:
 def picked(batch: Any, count: int) -> torch.Tensor:
     """Indices of samples to look at: those whose inputs or targets are largest, and the first ones of the others."""
     size = sample_count(batch)
-    score = torch.zeros(size)
+    score = torch.zeros(size, device="cpu")
     for _, t in named_tensors(batch):
         if t.dim() and t.is_floating_point():
             norms = t.detach().float().reshape(size, -1).norm(dim=1).cpu()
@@ -97,7 +99,7 @@ def picked(batch: Any, count: int) -> torch.Tensor:
     order = score.argsort(descending=True, stable=True)
     extreme = order[: min(EXTREME, size)]
     others = [i for i in range(size) if i not in set(extreme.tolist())]
-    return torch.cat([extreme, torch.tensor(others[: max(0, count - len(extreme))], dtype=torch.long)])
+    return torch.cat([extreme, torch.tensor(others[: max(0, count - len(extreme))], dtype=torch.long, device="cpu")])
 
 
 @contextmanager
@@ -148,7 +150,7 @@ def single_norms(trainee: TrainingCopy, batch: Any, count: int) -> tuple[float, 
 
 
 def norm(tensors: Iterable[torch.Tensor]) -> float:
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
+    return math.sqrt(sum(as_numbers([wide(t.detach()).square().sum() for t in tensors])))
 
 
 def groups_of(batches: Sequence[Any], draws: int) -> list[Any]:
@@ -168,7 +170,7 @@ def gram_of(trainee: TrainingCopy, groups: Sequence[Any]) -> tuple[torch.Tensor,
     rows = []
     for group in groups:
         entries = torch.cat([g.reshape(-1) for g in gradient(trainee, group)[1]])
-        rows.append(entries[::stride].double())
+        rows.append(wide(entries[::stride]))
     matrix = torch.stack(rows)
     return matrix @ matrix.T, batch_size(groups[0])
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
 from gradcheck.types.location import Location
+from gradcheck.workload.device import wide
 from gradcheck.workload.source_sites import location_of_frame
 
 State = Literal["same", "own", "mixed", "spread"]  # spread: changed, and without an axis for the samples
@@ -124,7 +125,7 @@ class _Comparing(Seen):
 
     def _state(self, old: torch.Tensor, new: torch.Tensor) -> State:
         a, b = (
-            torch.nan_to_num(t.detach().double()) if not t.is_complex() else torch.view_as_real(t.detach()).double() for t in (old, new)
+            torch.nan_to_num(wide(t.detach())) if not t.is_complex() else wide(torch.view_as_real(t.detach())) for t in (old, new)
         )
         size = float(a.abs().max()) if a.numel() else 0.0
         differs = (a - b).abs() > ROUNDING * max(size, 1e-30)

@@ -17,6 +17,7 @@ from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Asked, Reading
 from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
+from gradcheck.workload.device import wide
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.training_copy import TrainingCopy
 
@@ -104,7 +105,7 @@ class _Case:
     def _stream(self, start: _Pass, read: int, loss: int, a: Alignment) -> TokenStream:
         tokens, asked = start.seen.reads[read], start.seen.asked[loss]
         found = TokenStream(tokens.layer, loss, a.ahead, a.agreement, a.places, loss_site=asked.site, read_site=tokens.site)
-        base = a.rows(asked.logits).double()
+        base = wide(a.rows(asked.logits))
         size = float(base[torch.isfinite(base)].square().mean().sqrt())
         effects = [self._effect(start, read, loss, a, base, t) for t in _places(a.supervised)]
         measured = [e for e in effects if e is not None]
@@ -127,7 +128,7 @@ class _Case:
         asked = self._pass(start.batch, {read: other}).seen.asked
         if len(asked) <= loss or asked[loss].logits.shape != start.seen.asked[loss].logits.shape:
             return None
-        change = torch.nan_to_num(a.rows(asked[loss].logits).double() - base).square().mean(-1)
+        change = torch.nan_to_num(wide(a.rows(asked[loss].logits)) - base).square().mean(-1)
         upto = change[:, : t + 1][a.supervised[:, : t + 1]]
         later = float(change[:, t + 1 :].mean().sqrt())
         return later, float(change[:, t + 1].mean().sqrt()), float(upto.max().sqrt())

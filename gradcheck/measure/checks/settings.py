@@ -15,6 +15,7 @@ from gradcheck.training.trainer import Trainer, needs_closure, take_step
 from gradcheck.types.checks import Clip
 from gradcheck.types.training import Run
 from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.device import wide
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.training_copy import TrainingCopy, restored
@@ -95,13 +96,13 @@ def _clipped_by_value(trainee: TrainingCopy, batch: Any, threshold: float) -> tu
     """Share of the gradient's entries beyond the threshold, and the cosine of the clipped gradient with the whole one."""
     trainee.optimizer.zero_grad(set_to_none=True)
     trainee.loss(batch).backward()
-    gradients = [p.grad.detach().double().reshape(-1) for p in _parameters(trainee.model) if p.grad is not None and not p.grad.is_sparse]
+    gradients = [wide(p.grad.detach()).reshape(-1) for p in _parameters(trainee.model) if p.grad is not None and not p.grad.is_sparse]
     if not gradients:
         raise Unmeasured("all gradients are sparse, or there are none")
     whole = torch.cat(gradients)
     cut = whole.clamp(-threshold, threshold)
     cosine = torch.nn.functional.cosine_similarity(whole, cut, dim=0).item() if bool(whole.any()) else 1.0
-    return (whole.abs() > threshold).double().mean().item(), cosine
+    return wide(whole.abs() > threshold).mean().item(), cosine
 
 
 def _parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -12,9 +12,11 @@ from gradcheck.analysis.convergence import outcome
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.sample_gradients import deterministic, norm
 from gradcheck.types.checks import Sharpness
+from gradcheck.workload.device import wide
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.training_copy import TrainingCopy
+from gradcheck.workload.transfers import as_numbers
 
 SAMPLES = 64
 ITERATIONS = 12  # power iterations, as in the calibration of the rule that reads it
@@ -134,13 +136,13 @@ def _start(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -
 def _random(weights: Sequence[torch.Tensor]) -> Vector:
     """A direction of length 1, always the same one."""
     generator = torch.Generator().manual_seed(0)
-    v = [torch.randn(p.shape, generator=generator).to(p) for p in weights]
+    v = [torch.randn(p.shape, generator=generator, device="cpu").to(p) for p in weights]
     length = norm(v)
     return [x / length for x in v]
 
 
 def _dot(a: Vector, b: Vector) -> float:
-    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+    return sum(as_numbers([(wide(x) * wide(y)).sum() for x, y in zip(a, b, strict=True)]))
 
 
 def _agree(a: Vector, b: Vector) -> bool:

@@ -18,6 +18,7 @@ from gradcheck.instrument.loss_calls import LOSSES
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
+from gradcheck.workload.device import wide
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.training_copy import TrainingCopy
 
@@ -250,7 +251,7 @@ def _norm(tensor: torch.Tensor, parameters: Sequence[torch.Tensor], weights: tor
     if weights is None:
         weights = torch.ones_like(tensor) if tensor.numel() == 1 else torch.rand_like(tensor) + 0.5
     found = torch.autograd.grad(tensor, parameters, weights, retain_graph=True, allow_unused=True)
-    return float(sum(float(g.detach().double().norm()) ** 2 for g in found if g is not None)) ** 0.5
+    return float(sum(float(wide(g.detach()).norm()) ** 2 for g in found if g is not None)) ** 0.5
 
 
 def _order(derivative: Call) -> int:

@@ -14,7 +14,7 @@ from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Validation
 from gradcheck.workload.few_samples import is_divisible
-from gradcheck.workload.rng import seed_all
+from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, restored
 from gradcheck.workload.training_mode import set_mode
@@ -50,10 +50,8 @@ def _lowest(scene: CheckContext, val: Sequence[Any], end: float) -> tuple[float,
         training.train(checkpoint, max(scene.deadline, time.perf_counter()), norms=False)
         if training.step < checkpoint:
             break
-        state = torch.get_rng_state()
-        with restored(training.trainee):
+        with preserve_rng(), restored(training.trainee):
             value = fmean(_losses(training.trainee, val, scene.seed))
-        torch.set_rng_state(state)
         if value < lowest:
             lowest, at = value, checkpoint
     return lowest, at

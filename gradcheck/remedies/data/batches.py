@@ -17,6 +17,7 @@ from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import input_indices, joined, picked, replaced, target_index, tensor_at
 from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.device import wide
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch
@@ -87,9 +88,9 @@ def moments(tensors: Sequence[torch.Tensor], axis: Axis) -> tuple[torch.Tensor, 
     if axis != "all" and any(t.shape[1:2] != tensors[0].shape[1:2] for t in tensors):
         raise Inapplicable("batches differ in their number of features")
     if axis == "all":
-        columns = torch.cat([t.detach().double().reshape(-1, 1) for t in tensors])
+        columns = torch.cat([wide(t.detach()).reshape(-1, 1) for t in tensors])
     else:
-        columns = torch.cat([t.detach().double().movedim(1, -1).reshape(-1, t.shape[1]) for t in tensors])
+        columns = torch.cat([wide(t.detach()).movedim(1, -1).reshape(-1, t.shape[1]) for t in tensors])
     known = torch.isfinite(columns)
     count = known.sum(0).clamp_min(1)
     mean = torch.where(known, columns, 0).sum(0) / count
@@ -146,14 +147,14 @@ def standardize_target(patient: TreatedWorkload, p: Fix) -> None:
         index = _by_moments(batch, p)
     if index is None or not tensor_at(batch, index).is_floating_point():
         raise Inapplicable("the batches have no target of floating-point numbers")
-    mean, std = (torch.tensor(float(p.settings[k]), dtype=torch.float64) for k in ("mean", "std"))
+    mean, std = (torch.tensor(float(p.settings[k]), dtype=torch.float64, device="cpu") for k in ("mean", "std"))
     patient.transform(Rescale(index, mean, std))
 
 
 def _by_moments(batch: Batch, p: Fix) -> int | None:
     """Position of the tensor with these moments: the batches of a captured script do not say which of theirs is the target."""
     mean, std = float(p.settings["mean"]), float(p.settings["std"])
-    floating = [(i, t.double()) for i, t in enumerate(tensors_of(batch)) if t.is_floating_point() and t.numel() > 1]
+    floating = [(i, wide(t)) for i, t in enumerate(tensors_of(batch)) if t.is_floating_point() and t.numel() > 1]
     fits = [i for i, t in floating if abs(t.mean() - mean) + abs(t.std(correction=0) - std) < 1e-3 * std]
     return fits[0] if len(fits) == 1 else None
 
@@ -172,7 +173,7 @@ def shuffle(patient: TreatedWorkload, _: Fix) -> None:
     batches = patient.workload.batches
     sizes = [batch_size(b) for b in batches]
     whole = joined(batches)
-    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(SEED))
+    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(SEED), device="cpu")
     patient.workload.batches = [picked(whole, part) for part in order.split(sizes)]
 
 
@@ -187,7 +188,7 @@ def propose_clean(finding: Finding | None, m: Measurement) -> list[Fix]:
 def complete(batch: Batch) -> Batch:
     """The batch without samples that hold NaN or infinity. A batch of such samples only keeps them, with zeros in these places."""
     size = batch_size(batch)
-    fine = torch.ones(size, dtype=torch.bool)
+    fine = torch.ones(size, dtype=torch.bool, device="cpu")
     for t in tensors_of(batch):
         if t.is_floating_point() and t.dim() and t.shape[0] == size:
             fine &= torch.isfinite(t).reshape(size, -1).all(1).cpu()

@@ -89,7 +89,7 @@ def _std_without_bias(m: Measurement, head: Layer) -> float | None:
 
 def set_prior(patient: TreatedWorkload, prescription: Fix) -> None:
     """Sets the output's bias; one number is for all units."""
-    values = torch.tensor([float(v) for v in str(prescription.settings["bias"]).split(",")])
+    values = torch.tensor([float(v) for v in str(prescription.settings["bias"]).split(",")], device="cpu")
     for name in prescription.layers:
         own = getattr(module_at(patient, name), "bias", None)
         if not isinstance(own, nn.Parameter):

@@ -17,6 +17,7 @@ from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
+from gradcheck.workload.device import wide
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
@@ -41,7 +42,7 @@ class _Outputs(TorchFunctionMode):
         if getattr(function, "__name__", "") in PRODUCTS and isinstance(output, torch.Tensor):
             with torch._C.DisableTorchFunction():
                 for key in self._taking_part(args, kwargs or {}):
-                    self.stds.setdefault(key, float(output.detach().double().std(correction=0)))
+                    self.stds.setdefault(key, float(wide(output.detach()).std(correction=0)))
         return output
 
     def _taking_part(self, args: Any, kwargs: Any) -> list[int]:

@@ -43,7 +43,7 @@ def bias_pairs(module: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]
 def remember(patient: TreatedWorkload, prescription: Fix) -> None:
     """The forget gate's bias to a constant."""
     value = float(prescription.settings["value"])
-    _set_gates(patient, prescription, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value), False)
+    _set_gates(patient, prescription, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value, device="cpu"), False)
 
 
 def chrono(patient: TreatedWorkload, prescription: Fix) -> None:
@@ -51,7 +51,7 @@ def chrono(patient: TreatedWorkload, prescription: Fix) -> None:
     longest = max(2.0, float(prescription.settings["steps"]) - 1)
 
     def drawn(hidden: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.empty(hidden).uniform_(1.0, longest, generator=generator).log()
+        return torch.empty(hidden, device="cpu").uniform_(1.0, longest, generator=generator).log()
 
     _set_gates(patient, prescription, ("LSTM", "GRU"), drawn, True)
 
@@ -96,7 +96,7 @@ def orthogonal_recurrent(patient: TreatedWorkload, prescription: Fix) -> None:
         with torch.no_grad():
             for weight in weights:
                 for block in weight.chunk(gates):
-                    block.copy_(nn.init.orthogonal_(torch.empty(block.shape), generator=generator))
+                    block.copy_(nn.init.orthogonal_(torch.empty(block.shape, device="cpu"), generator=generator))
 
 
 # ------------------------------------------------------------------------------ prescribing

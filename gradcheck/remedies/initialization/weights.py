@@ -114,7 +114,7 @@ def xavier_uniform(weight: torch.Tensor, gain: float, generator: torch.Generator
 
 def orthogonal(weight: torch.Tensor, gain: float, generator: torch.Generator) -> None:
     """Rows, or columns where there are fewer, orthonormal times the gain."""
-    flat = torch.empty(weight.shape[0], fan_in(weight))
+    flat = torch.empty(weight.shape[0], fan_in(weight), device="cpu")
     nn.init.orthogonal_(flat, gain=gain, generator=generator)
     weight.copy_(flat.view(weight.shape))
 
@@ -143,7 +143,7 @@ def apply(patient: TreatedWorkload, prescription: Fix) -> None:
 
 def fill(weight: Weight, draw: Draw, gain: float, generator: torch.Generator) -> None:
     """Draws on the CPU in float32, so that device and type make no difference."""
-    fresh = torch.empty(weight.parameter.shape)
+    fresh = torch.empty(weight.parameter.shape, device="cpu")
     draw(weight.view(fresh), gain, generator)
     with torch.no_grad():
         weight.parameter.copy_(fresh)
