@@ -30,7 +30,7 @@ class Done:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs a command in the folder, in this process; a written file is scanned in another one, as for users."""
+    """Runs a command in the folder, in this process; an edited copy is scanned in another one, as for users."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
 
@@ -101,33 +101,33 @@ def test_a_dirty_tree_is_not_written_to(folder, run):
     assert run("fix", "model.py", "--write", "--allow-dirty").returncode == 0
 
 
-def test_a_file_whose_scan_still_finds_it_is_restored(folder, monkeypatch):
+def test_a_file_whose_scan_still_finds_it_is_not_written(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "model.py").read_bytes()
     fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
-    monkeypatch.setattr(writing, "_scanned", lambda words: [fixed.report])
+    monkeypatch.setattr(writing, "_scanned", lambda source, words: [fixed.report])
     with pytest.raises(writing.WriteError, match="OPT001 would still be found"):
-        writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
+        writing.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
     assert (folder / "model.py").read_bytes() == before
 
 
-def test_a_file_whose_scan_cannot_look_for_it_is_restored(folder, monkeypatch):
+def test_a_file_whose_scan_cannot_look_for_it_is_not_written(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "model.py").read_bytes()
     fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
     states = tuple(replace(s, status="not-measured") if s.code == "OPT001" else s for s in fixed.report.rules)
-    monkeypatch.setattr(writing, "_scanned", lambda words: [replace(fixed.report, findings=(), rules=states)])
+    monkeypatch.setattr(writing, "_scanned", lambda source, words: [replace(fixed.report, findings=(), rules=states)])
     with pytest.raises(writing.WriteError, match="OPT001 could not be looked for"):
-        writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
+        writing.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["model.py"], False)
     assert (folder / "model.py").read_bytes() == before
 
 
-def test_a_file_that_cannot_be_scanned_after_writing_is_restored(folder, monkeypatch):
+def test_a_file_that_cannot_be_scanned_is_not_written(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = (folder / "model.py").read_bytes()
     fixed = fix_target(TargetSpec("model.py"), Settings(), options_of(False, 50, 3, None))
     with pytest.raises(writing.WriteError, match="cannot be scanned: error: there is no file"):
-        writing.write_and_scan(fixed.source, [(fixed.report, ["OPT001"])], ["missing.py"], False)
+        writing.scan_and_write(fixed.source, [(fixed.report, ["OPT001"])], ["missing.py"], False)
     assert (folder / "model.py").read_bytes() == before
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from gradcheck import interrupts
 from gradcheck.instrument.patches import Patches
 from gradcheck.workload.source_sites import origin_of
 
@@ -34,12 +35,12 @@ class Stop(BaseException):
 class Alarm:
     """`due` is asked, in a thread of its own, whether the script is to be ended; what `guarded` runs is ended then.
 
-    `on_interrupt` is called at a Ctrl-C, before the script hears of it.
+    `on_interrupt` is called at a Ctrl-C, or another signal that ends gradcheck, before the script hears of it.
     """
 
     def __init__(self, due: Callable[[], bool], on_interrupt: Callable[[], None] = lambda: None) -> None:
         self.due, self.on_interrupt = due, on_interrupt
-        self.interrupted = False  # by Ctrl-C, whatever the script makes of it
+        self.interrupted = False  # by a signal, whatever the script makes of it
         self._rings = 0
         self._over = threading.Event()
         self._threads: set[threading.Thread] = set()
@@ -80,9 +81,8 @@ class Alarm:
             yield
             return
         before = signal.signal(_SIGNAL, self._ring)
-        plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if plain:
-            signal.signal(signal.SIGINT, self._interrupt)
+        heeded = [number for number in interrupts.SIGNALS if signal.getsignal(number) in (signal.default_int_handler, interrupts.handle)]
+        others = {number: signal.signal(number, self._interrupt) for number in heeded}
         watch = threading.Thread(target=self._watch, args=(threading.get_ident(),), name="gradcheck alarm", daemon=True)
         watch.start()
         try:
@@ -90,9 +90,8 @@ class Alarm:
         finally:
             self._over.set()
             watch.join()
-            signal.signal(_SIGNAL, before)
-            if plain:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number, handler in {_SIGNAL: before, **others}.items():
+                signal.signal(number, handler)
 
     def _watch(self, main: int) -> None:
         while not self._over.wait(LOOKS if not self._rings else GRACE):
@@ -110,7 +109,7 @@ class Alarm:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
         self.on_interrupt()
-        raise KeyboardInterrupt
+        interrupts.handle(number, frame)
 
     # --------------------------------------------------- a Stop that has been lost
 

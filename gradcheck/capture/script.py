@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gradcheck import rank
+from gradcheck import interrupts, rank
 from gradcheck.analysis.convergence import FEWEST_STEPS
 from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.checkpoints import keep_checkpoints
@@ -188,7 +188,7 @@ class _Run:
     def _process(self) -> Iterator[None]:
         """The process as a script expects it: closed input, no display, the folder it starts in; put back on the way out."""
         before = dict(os.environ)
-        state = sys.modules["__main__"], sys.stdin, signal.getsignal(signal.SIGINT), logging.root.handlers[:], logging.root.level
+        state = sys.modules["__main__"], sys.stdin, _handlers(), logging.root.handlers[:], logging.root.level
         patches = Patches()
         patches.put(atexit, "register", self._register)
         note_processes(patches, self.started)
@@ -202,8 +202,9 @@ class _Run:
         finally:
             patches.undo()
             sys.modules["__main__"], sys.stdin = state[0], state[1]
-            with contextlib.suppress(TypeError, ValueError):
-                signal.signal(signal.SIGINT, state[2])
+            for number, handler in state[2].items():
+                with contextlib.suppress(TypeError, ValueError):
+                    signal.signal(number, handler)
             logging.root.handlers[:], logging.root.level = state[3], state[4]
             os.chdir(self.cwd)
             for name in os.environ.keys() - before.keys():
@@ -255,6 +256,11 @@ class _Run:
                 print("gradcheck: an exit handler of the script took too long and was ended", file=sys.stderr)
             except (Exception, SystemExit) as error:
                 print(f"gradcheck: an exit handler of the script raised {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _handlers() -> dict[int, Any]:
+    """Of the signals that end gradcheck: a script may have its own while it runs."""
+    return {number: signal.getsignal(number) for number in interrupts.SIGNALS}
 
 
 def _ending(error: BaseException | None, clock: _Clock) -> Ending:

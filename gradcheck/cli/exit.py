@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from gradcheck import interrupts
 
 if TYPE_CHECKING:
     from gradcheck.errors import GradcheckError
 
-FOUND, FAILED, INTERRUPTED = 1, 2, 130
+FOUND, FAILED = 1, 2
+
+
+def complain(text: str) -> None:
+    """A line on stderr, where there is one that can be written to."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def version() -> None:
@@ -49,21 +58,31 @@ def exits(color: str = "auto") -> Iterator[None]:
 
     try:
         yield
-    except GradcheckError as e:
-        say(e, color)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         raise
+    except KeyboardInterrupt:
+        _say_interrupted()
     except Exception as e:
-        import traceback
-
-        traceback.print_exc()
-        print(f"error: gradcheck failed: {type(e).__name__}: {e}", file=sys.stderr)
-        print("help: this is a bug in gradcheck; please report it with the lines above", file=sys.stderr)
+        if interrupts.received():  # what an interrupt leaves behind, as in an import that it cut short, is no fault of anybody's
+            _say_interrupted()
+        if isinstance(e, GradcheckError):
+            say(e, color)
+        else:
+            _say_bug(e)
         sys.exit(FAILED)
+
+
+def _say_interrupted() -> NoReturn:
+    complain("interrupted")
+    sys.exit(interrupts.exit_code())
+
+
+def _say_bug(error: Exception) -> None:
+    import traceback
+
+    complain("".join(traceback.format_exception(error)).rstrip("\n"))
+    complain(f"error: gradcheck failed: {type(error).__name__}: {error}")
+    complain("help: this is a bug in gradcheck; please report it with the lines above")
 
 
 def wants_text(output_format: str) -> bool:

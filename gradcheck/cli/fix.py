@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradcheck.cli.exit import INTERRUPTED, exits
+from gradcheck import interrupts
+from gradcheck.cli import guard
+from gradcheck.cli.exit import exits
 from gradcheck.cli.jobs import named
 from gradcheck.cli.options import (
     AllowPartial,
@@ -56,6 +58,8 @@ EPILOG = (
     "2: could not run, or could judge only in part."
 )
 
+SCANS = 60.0  # seconds that a scan takes by default, which the budget does not count
+
 TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training [100].")]
 Seeds = Annotated[int, typer.Option(help="Pairs of trainings that prove a cure.")]
 Budget = Annotated[
@@ -66,7 +70,7 @@ Budget = Annotated[
 def fix(
     ctx: typer.Context,
     target: Target = None,
-    write: Annotated[bool, typer.Option("--write", help="Write the edits into the source, and scan what was written.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the edits, once a scan of an edited copy has shown a cure.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Print the edits as one patch, and nothing else, to stdout.")] = False,
     unsafe_fixes: UnsafeFixes = False,
     allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="Write although git has uncommitted changes.")] = False,
@@ -122,9 +126,10 @@ def fix(
         jobs = jobs_of([target], arguments_of(arg or []), flags, settings, None)
         run = ScriptSpec("", ctx.obj or (), None, None, sandbox, quiet_script)
         (job,) = with_scripts(jobs, script or ctx.obj is not None, run)
+        guard.budget(budget and budget + SCANS * (1 + write))
         treated = treat(*job, options, quiet)
         after: list[Report] | None = None
-        if write:
+        if write and not any(f.interrupted for f in treated):
             apart = ["--sandbox"] if isinstance(job[0], ScriptSpec) and not sandbox else []
             after = _written(treated, [*apart, *scan_words(ctx, target)], allow_dirty)
         if diff:
@@ -193,8 +198,8 @@ def scan_words(ctx: typer.Context, target: str) -> list[str]:
 
 
 def _written(treated: list[Fixed], words: list[str], allow_dirty: bool) -> list[Report] | None:
-    """A scan of the written files; None when there was nothing to write."""
-    from gradcheck.repair.writing import promises, write_and_scan
+    """A scan of the edited files, which are written then; None when there was nothing to write."""
+    from gradcheck.repair.writing import promises, scan_and_write
 
     source = next((f.source for f in treated if f.source is not None and f.source.drafts), None)
     if source is None:
@@ -204,7 +209,7 @@ def _written(treated: list[Fixed], words: list[str], allow_dirty: bool) -> list[
         cured = fixed.report.proof.cured if fixed.report.proof is not None else ()
         kept = [o.prescription for o in fixed.outcomes if o.status == "kept"]
         promised.append((fixed.report, promises(source, cured, kept)))
-    return write_and_scan(source, promised, words, allow_dirty)
+    return scan_and_write(source, promised, words, allow_dirty)
 
 
 def _say_tail(treated: list[Fixed], written: bool, only_patch: bool) -> None:
@@ -226,7 +231,7 @@ def _code(treated: list[Fixed], after: list[Report] | None, settings: Settings, 
     from gradcheck.cli.gate import code
 
     if any(f.interrupted for f in treated):
-        return INTERRUPTED
+        return interrupts.exit_code()
     left = after if after is not None else [f.report for f in treated]
     edits = after is None and any(f.source is not None and f.source.drafts for f in treated)
     found = edits or any(r.exit_code(settings.fail_on, allow_partial=True) for r in left)

@@ -1,33 +1,90 @@
 """The command `gradcheck`: it answers what is quick at once, and leaves the rest to `gradcheck.cli.app`.
 
-Exit codes: 0 nothing at --fail-on or above, 1 findings, 2 could not run, 130 interrupted.
+Exit codes: 0 nothing at --fail-on or above, 1 findings, 2 could not run, 128 + the signal that interrupted: 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 
-from gradcheck.cli.exit import INTERRUPTED, exits, explain, version
+try:
+    import contextlib
+    import io
+    import sys
+    from typing import NoReturn
+
+    from gradcheck import interrupts
+    from gradcheck.cli import guard
+    from gradcheck.cli.exit import FAILED, complain, exits, explain, version
+except KeyboardInterrupt:  # nothing has begun
+    os._exit(130)
 
 
 def main() -> None:
     """The `gradcheck` command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no reason to fail
+    _need_streams()
+    words = sys.argv[1:]
+    if guard.wanted(words):
+        sys.exit(guard.run(lambda: _answer(words)))
+    _answer(words)
+
+
+def _answer(words: list[str]) -> NoReturn:
+    """Raises SystemExit with the exit code."""
+    code: int | str | None = 0
+    with interrupts.ending(guard.heard):
+        try:
+            code = _called(words)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            complain("interrupted")
+        except BrokenPipeError:  # the reader of our output has gone: `gradcheck rules | head`
+            _drop_output()
+            code = 1
+        except OSError as error:
+            _drop_output()
+            complain(f"error: the output cannot be written: {error.strerror}")
+            code = FAILED
+        if interrupts.received():
+            code = interrupts.exit_code()
+    sys.exit(code)
+
+
+def _called(words: list[str]) -> int | str | None:
     try:
-        if not _quickly(sys.argv[1:]):
+        if not _quickly(words):
             from gradcheck.cli.app import app
 
             app()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone: `gradcheck rules | head`
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def _need_streams() -> None:
+    """Streams that were closed are not left to the files that are opened next: what is meant for stdout must not come into one."""
+    closed = sys.stdout is None
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    if closed:
+        complain("error: stdout is closed: there is nowhere to report to")
+        complain("help: redirect it instead: gradcheck ... >/dev/null")
+        sys.exit(FAILED)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no reason to fail
+
+
+def _drop_output() -> None:
+    """What is left in the buffer cannot be written when the interpreter ends, either."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def _quickly(words: list[str]) -> bool:

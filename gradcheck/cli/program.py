@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from gradcheck import rank
+from gradcheck import interrupts, rank
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.live.command import Program
 from gradcheck.live.launch import launch
@@ -94,12 +94,12 @@ def main() -> None:
     """In the program's process."""
     started = time.perf_counter()
     order = received()
-    with speaking(order) as pipe:
+    with speaking(order) as pipe, interrupts.ending() if not order.get("launched") else nullcontext():
         told = _scanned(order, pipe, started)
         if order.get("launched"):
             deaf()
         send(pipe, "end", **(told if rank.launched()[0] == 0 else {"elsewhere": True}))
-    sys.exit(130 if told.get("interrupted") and not order.get("launched") else 0)
+    sys.exit(interrupts.exit_code() if told.get("interrupted") and not order.get("launched") else 0)
 
 
 def _scanned(order: dict[str, Any], pipe: IO[str], started: float) -> dict[str, Any]:
@@ -120,16 +120,16 @@ def _scanned(order: dict[str, Any], pipe: IO[str], started: float) -> dict[str, 
         reports = scan_script(ScriptSpec(order["what"], **run), settings, progress, started)
         if reports:
             write_text(Path(order["report"]), dumps_all(reports))
-    except GradcheckError as error:
-        place = dataclasses.asdict(error.location) if error.location is not None else None
-        return {"error": error.message, "hint": error.hint, "location": place}
+    except Exception as error:
+        return {"interrupted": True} if interrupts.received() else _failed(error)
     except KeyboardInterrupt:
         return {"interrupted": True}
-    except Exception as error:
-        traceback.print_exc()
-        return {"failure": f"{type(error).__name__}: {error}"}
     return {}
 
 
-if __name__ == "__main__":
-    main()
+def _failed(error: Exception) -> dict[str, Any]:
+    if isinstance(error, GradcheckError):
+        place = dataclasses.asdict(error.location) if error.location is not None else None
+        return {"error": error.message, "hint": error.hint, "location": place}
+    traceback.print_exception(error)
+    return {"failure": f"{type(error).__name__}: {error}"}

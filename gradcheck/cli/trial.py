@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradcheck.cli.exit import INTERRUPTED, exits
+from gradcheck import interrupts
+from gradcheck.cli import guard
+from gradcheck.cli.exit import exits
 from gradcheck.cli.jobs import named
 from gradcheck.cli.options import (
     Arg,
@@ -97,11 +99,12 @@ def trial(
         if spec.target.endswith(".py") and not any(flags.values()) and is_script(spec.target):
             hint = "put model, data, loss and optimizer into functions of a module: `gradcheck scan` tells which names it looks for"
             raise ConfigError(f"{spec.target} trains when it is run: a trial needs its parts", hint=hint)
+        guard.budget(budget)
         report = _held(spec, options, settings, quiet, started)
         write_outputs([report], outputs, View(checked_color(color), show_all=show_all))
         if open_page:
             open_reports([report], outputs)
-        sys.exit(INTERRUPTED if report.trial is not None and report.trial.ended == "interrupted" else 0)
+        sys.exit(interrupts.exit_code() if report.trial is not None and report.trial.ended == "interrupted" else 0)
 
 
 def _held(spec: TargetSpec, options: Options, settings: Settings, quiet: bool, started: float) -> Report:

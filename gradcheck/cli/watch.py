@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradcheck.cli.exit import FOUND, INTERRUPTED, exits
+from gradcheck import interrupts
+from gradcheck.cli.exit import FOUND, exits
 from gradcheck.cli.options import (
     AllowPartial,
     Color,
@@ -60,8 +61,8 @@ def watch(
 ) -> None:
     """Run a training program to its end, and follow it: -- python train.py ARGUMENTS, or -- torchrun ... train.py ARGUMENTS.
 
-    The program runs as it would without gradcheck. Exit code: 130 after Ctrl-C; 1 when --stop-on ended it; the program's own, when that
-    is not 0; else as for scan.
+    The program runs as it would without gradcheck. Exit code: 130 after Ctrl-C, 128 + the signal after another; 1 when --stop-on ended
+    it; the program's own, when that is not 0; else as for scan.
     """
     with exits(color):
         from gradcheck.errors import ConfigError
@@ -125,7 +126,7 @@ def _code(ending: Ending, settings: Settings, exit_zero: bool) -> int:
     from gradcheck.cli.gate import exit_code
 
     if ending.interrupted:
-        return INTERRUPTED
+        return interrupts.exit_code()
     if ending.stopped:
         return FOUND
     if ending.code:

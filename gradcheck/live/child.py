@@ -1,4 +1,4 @@
-"""Runs a Python program as the interpreter would, watched: `python -m gradcheck.live.child`, started by `gradcheck watch`.
+"""Runs a Python program as the interpreter would, watched: started by `gradcheck watch`.
 
 A wrapper rather than a hook of the interpreter's start (sitecustomize, .pth): those would reach every process that the program
 starts, and could hide the user's own. What to run, and where to say what was seen, stands in an environment variable, which is taken out
@@ -15,6 +15,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+from gradcheck import interrupts
 from gradcheck.capture.program import Kind, start
 from gradcheck.live.messages import deaf, received, speaking
 
@@ -33,6 +34,7 @@ def main() -> None:
         finder.install()
         if order.get("launched"):
             signal.signal(signal.SIGTERM, _end)
+        interrupts.as_usual()
         try:
             _run(order["kind"], order["what"], order["arguments"])
         except BaseException as caught:
@@ -72,7 +74,3 @@ def _leave(error: BaseException | None, stopped: int) -> None:
     else:
         sys.excepthook(type(error), error, trace)
     sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-if __name__ == "__main__":
-    main()

@@ -27,6 +27,7 @@ _LAUNCHERS = {
     ("accelerate.commands.accelerate_cli", "launch"): "accelerate launch",
 }
 _LONG_NAME = "'''exec' "  # how installers begin the second line of a script whose interpreter does not fit into the first one
+FIND = "import sys\nif not sys.flags.safe_path: del sys.path[0]\nimport gradcheck"  # which does not lie in the working directory
 EXAMPLE = "gradcheck {command} -- python train.py --epochs 3"
 INSIDE = "with another launcher, put gradcheck behind it, or `with gradcheck.watch(model, optimizer):` around the loop"
 
@@ -148,7 +149,7 @@ def check_interpreter(program: Program) -> None:
     """Raises ConfigError when another interpreter than ours cannot import gradcheck."""
     if program.interpreter == sys.executable:
         return
-    asked = subprocess.run([program.interpreter, *program.options, "-c", "import gradcheck"], capture_output=True, text=True)
+    asked = subprocess.run([program.interpreter, *program.options, "-c", FIND], capture_output=True, text=True)
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["it could not be started"])[-1]
         hint = f"{program.interpreter} -m pip install gradcheck"

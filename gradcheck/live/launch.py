@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from gradcheck import interpreter, interrupts
 from gradcheck.errors import ConfigError
 from gradcheck.live.command import Program
 
 LAUNCHED = "gradcheck.live.launched"
+START = "start.py"
 VARIABLE = "GRADCHECK_ORDER"  # of the environment: what the processes are told
 _AFTER = 2.0  # seconds that what was said last has to arrive; processes that the program left behind may hold the pipe open
 
@@ -49,9 +51,11 @@ def launch(
     spread = bool(program.launcher)
     read, write, address = _fifo(folder / "said") if spread else _pipe()
     told = order | {"kind": program.kind, "what": program.what, "arguments": program.arguments, "name": program.name}
-    told |= {"pipe": address, "child": child, "launcher": program.launcher}
+    told |= {"pipe": address, "start": str(folder / START), "launcher": program.launcher}
     environment = os.environ | {VARIABLE: json.dumps(told)}
-    command = [program.interpreter, *program.options, "-m", LAUNCHED if spread else child]
+    if spread:  # what the launcher starts, in the place of the program
+        (folder / START).write_text(interpreter.code(child, program.interpreter), encoding="utf-8")
+    command = interpreter.command(LAUNCHED if spread else child, (), program.interpreter, program.options)
     ended = Exit()
     with streams as given, _forwarding(ended) as follow:
         process = subprocess.Popen(command, env=environment, pass_fds=() if spread else (write,), **given)
@@ -87,16 +91,17 @@ def _fifo(path: Path) -> tuple[int, int, str]:
 
 @contextmanager
 def _forwarding(ended: Exit) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Ctrl-C is the program's: on a terminal it gets it by itself; what is sent to this process alone is passed on."""
+    """Signals are the program's: of a terminal it gets them by itself; what is sent to this process alone is passed on."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def interrupted(number: int, frame: Any) -> None:
         ended.interrupted = True
+        interrupts.note(number)
         for process in processes:
-            if number != signal.SIGINT or not _in_foreground():
+            if number == signal.SIGTERM or not _in_foreground():
                 process.send_signal(number)
 
-    before = {s: signal.signal(s, interrupted) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, interrupted) for s in interrupts.SIGNALS if interrupts.is_plain(s)}
     try:
         yield processes
     finally:

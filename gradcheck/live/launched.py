@@ -1,6 +1,6 @@
-"""A launcher whose processes run gradcheck: `python -m gradcheck.live.launched`, for `-- torchrun ...` and `-- accelerate launch ...`.
+"""A launcher whose processes run gradcheck: for `-- torchrun ...` and `-- accelerate launch ...`.
 
-The launcher is the library's own with the options that it was given; what it starts is a module of gradcheck's, which runs the program.
+The launcher is the library's own with the options that it was given; what it starts is a file of gradcheck's, which runs the program.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     sys.argv[0] = order["launcher"]  # its messages begin so
     args = parse(given)
     os.environ[VARIABLE] = json.dumps(order | program(args))
-    launch([*options(given, args.training_script_args), "--module", order["child"]])
+    launch([*options(given, args.training_script_args), order["start"]])
 
 
 def _torchrun() -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -64,7 +64,3 @@ def options(given: Sequence[str], behind: Sequence[str]) -> list[str]:
 def _refuse(what: str, hint: str) -> NoReturn:
     print_error(ConfigError(what, hint=hint))
     sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 from typing import IO, Any
 
 from gradcheck.live.launch import VARIABLE
@@ -17,8 +16,6 @@ def received() -> dict[str, Any]:
     order: dict[str, Any] = json.loads(os.environ.pop(VARIABLE))
     if isinstance(order["pipe"], int):
         os.set_inheritable(order["pipe"], False)
-    if not sys.flags.safe_path:
-        del sys.path[0]  # the working directory, for `-m`: the program has a first entry of its own
     return order
 
 

@@ -1,4 +1,4 @@
-"""The plan is written into the source files, and what was written is scanned in a fresh process."""
+"""The edited files are scanned in a fresh process, in a mirror of their folders; then they replace the source files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from gradcheck import interpreter
+from gradcheck.capture.mirror import Mirror
 from gradcheck.errors import GradcheckError, SavedRunError
 from gradcheck.remedies.editing.plan import SourcePlan
 from gradcheck.repair.rescan import looked_at, severities
@@ -20,49 +22,52 @@ Promise = tuple[Report, Sequence[str]]  # what was found before, and which codes
 
 
 class WriteError(GradcheckError):
-    """The written files do not do what was proved on the copy; the originals are back in place."""
+    """The edited files do not do what was proved on the copy; nothing was written."""
 
 
-def write_and_scan(source: SourcePlan, promised: Sequence[Promise], words: Sequence[str], allow_dirty: bool) -> list[Report]:
-    """Writes the files and returns a scan of them. `promised`: of each training; `words`: arguments of `gradcheck scan`.
+def scan_and_write(source: SourcePlan, promised: Sequence[Promise], words: Sequence[str], allow_dirty: bool) -> list[Report]:
+    """Writes the files when a scan of them has shown what they do, and returns it. Whenever it is ended, no file holds unproved edits.
 
-    Raises WriteError, with the original files restored, when the scan fails, a promised code is still there, or an error is new;
-    and what `SourcePlan.write` raises when nothing may be written.
+    `promised`: of each training; `words`: arguments of `gradcheck scan`. Raises WriteError when the scan fails, a promised code is still
+    there, or an error is new; and what `SourcePlan.write` raises when nothing may be written.
     """
+    source.refuse(allow_dirty=allow_dirty)
+    reports = _scanned(source, words)
+    for before, codes in promised:
+        _check(before, codes, reports)
     source.write(allow_dirty=allow_dirty)
-    try:
-        reports = _scanned(words)
-        for before, codes in promised:
-            _check(before, codes, reports)
-    except BaseException:  # Ctrl-C too: a half-checked file is not left behind
-        source.restore()
-        raise
     return reports
 
 
-def _scanned(words: Sequence[str]) -> list[Report]:
-    with tempfile.TemporaryDirectory() as folder:
+def _scanned(source: SourcePlan, words: Sequence[str]) -> list[Report]:
+    """Of the edited files, in a mirror of their folders and of the working directory."""
+    here = Path.cwd()
+    edits = {Path(path).resolve(): data for path, data in source.texts.items()}
+    with tempfile.TemporaryDirectory(prefix="gradcheck-", ignore_cleanup_errors=True) as folder:
         saved = Path(folder) / "run.json"
-        command = [
-            sys.executable,
-            "-m",
-            "gradcheck",
-            "scan",
-            "--quiet",
-            "--exit-zero",
-            "--no-baseline",
-            "--output",
-            f"json:{saved}",
-            *words,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"})
+        home = Path(folder) / "mirror"
+        home.mkdir()
+        mirror = Mirror(home, (*(file.parent for file in edits), here), edits)
+        options = ["--quiet", "--exit-zero", "--no-baseline", "--output", f"json:{saved}"]
+        command = interpreter.command("gradcheck.cli.main", ["scan", *options, *(_mirrored(mirror, word) for word in words)])
+        paths = [twin for entry in sys.path if (twin := mirror.of_edited(Path(entry))) is not None]
+        environment = os.environ | {"NO_COLOR": "1", "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=mirror.path(here))
         try:
             return list(load_all(saved))
         except SavedRunError as error:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             why = next((line for line in lines if line.startswith("error:")), lines[-1] if lines else "no report was written")
-            hint = "the original files are back; the treated model itself is what `gradcheck.fix` returns"
-            raise WriteError(f"the written file cannot be scanned: {why}", hint=hint) from error
+            hint = "nothing was written; the treated model itself is what `gradcheck.fix` returns"
+            raise WriteError(f"the edited file cannot be scanned: {why}", hint=hint) from error
+
+
+def _mirrored(mirror: Mirror, word: str) -> str:
+    """A word of the command line that names an edited file by its whole path."""
+    path, colon, name = word.partition(":")
+    if not os.path.isabs(path) or Path(path).resolve() not in mirror.edited:
+        return word
+    return f"{mirror.path(Path(path).resolve())}{colon}{name}"
 
 
 def _check(before: Report, promised: Sequence[str], reports: Sequence[Report]) -> None:
@@ -77,7 +82,7 @@ def _check(before: Report, promised: Sequence[str], reports: Sequence[Report]) -
     if unseen and not problem:
         problem = f"{', '.join(unseen)} could not be looked for"
     if problem:
-        raise WriteError(f"nothing was written: after the edits {problem}", hint="the original files are back; `--diff` shows the edits")
+        raise WriteError(f"nothing was written: after the edits {problem}", hint="`--diff` shows the edits")
 
 
 def promises(source: SourcePlan, cured: Sequence[str], findings: Sequence[Fix]) -> list[str]:

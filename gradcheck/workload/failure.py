@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from gradcheck.errors import TargetError
 from gradcheck.types.location import Location, path_and_cell
 from gradcheck.workload.source_sites import display_path, location_of_traceback
+
+_SHADOWED = re.compile(r"^module 'gradcheck' has no attribute|^cannot import name .* from 'gradcheck'|^No module named 'gradcheck\.")
 
 
 def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
@@ -22,5 +26,7 @@ def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
         next_step = "gradcheck imports the file: put what runs under `if __name__ == '__main__':`, so that importing only builds the model"
         return TargetError(message, hint=hint or next_step, location=place)
     text = str(error).strip()
+    if _SHADOWED.search(text):
+        hint = "a file of yours is named gradcheck.py, or a folder gradcheck, as this package is: rename it"
     first = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return TargetError(f"{what}: {first}", hint=hint or "correct it, or name another target", location=place)

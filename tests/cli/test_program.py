@@ -80,7 +80,6 @@ def process() -> Iterator[None]:
     """What the child changes for good, since its process ends with it."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     path, words, main = list(sys.path), list(sys.argv), sys.modules["__main__"]
-    sys.path.insert(0, "")
     yield
     sys.path[:], sys.argv[:], sys.modules["__main__"] = path, words, main
     for number, handler in handlers.items():
@@ -181,10 +180,10 @@ def test_a_launcher_is_given_its_options_and_our_module(launcher, given, module,
     parse, launched_with = launched.LAUNCHERS[launcher]()[0], []
     monkeypatch.setitem(launched.LAUNCHERS, launcher, lambda: (parse, launched_with.append))
     what = "package.train" if module else "train.py"
-    order = {"arguments": [*given, *module, what, "--nproc-per-node", "7"], "launcher": launcher, "child": "gradcheck.cli.program"}
+    order = {"arguments": [*given, *module, what, "--nproc-per-node", "7"], "launcher": launcher, "start": "start.py"}
     monkeypatch.setenv(VARIABLE, json.dumps(order))
     launched.main()
-    assert launched_with == [[*given, *module, "--module", "gradcheck.cli.program"]]
+    assert launched_with == [[*given, *module, "start.py"]]
     told = json.loads(os.environ[VARIABLE])
     assert (told["kind"], told["what"], told["arguments"]) == ("module" if module else "script", what, ["--nproc-per-node", "7"])
 

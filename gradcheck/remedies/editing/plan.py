@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.document import SourceError, digest
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.write import Change, restore, write
+from gradcheck.remedies.editing.write import Change, refuse, write
 from gradcheck.types.fix import STAGES, Fix
 from gradcheck.types.measurement import Measurement
 
@@ -47,15 +47,17 @@ class SourcePlan:
 
         Raises SourceError when a file is not the one that was read, cannot be written, or lies in a git tree with uncommitted changes.
         """
-        changes = [Change(d.path, d.origin.data, d.origin.encoded(d.text)) for d in self.drafts]
+        changes = self._changes()
         write(changes, allow_dirty=allow_dirty)
         self.done = changes
         return [c.path for c in changes]
 
-    def restore(self) -> None:
-        """Puts the files back that `write` replaced, unless someone changed them since."""
-        restore(self.done)
-        self.done = []
+    def refuse(self, allow_dirty: bool = False) -> None:
+        """Raises SourceError as `write` does, and writes nothing."""
+        refuse(self._changes(), allow_dirty=allow_dirty)
+
+    def _changes(self) -> list[Change]:
+        return [Change(d.path, d.origin.data, d.origin.encoded(d.text)) for d in self.drafts]
 
 
 def plan(

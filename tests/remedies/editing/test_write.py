@@ -12,7 +12,7 @@ import pytest
 
 from gradcheck.remedies.editing.document import SourceError
 from gradcheck.remedies.editing.plan import SourcePlan
-from gradcheck.remedies.editing.write import Change, write
+from gradcheck.remedies.editing.write import Change, restore, write
 from tests.remedies.editing.sheets import HEAD, Sheet, prescription
 
 TEXT = HEAD + "model = nn.Linear(2, 2)\noptimizer = torch.optim.SGD(model.parameters(), lr=10.0)\n"
@@ -44,7 +44,7 @@ def test_a_file_is_replaced_with_its_mode_and_restored() -> None:
     Path("model.py").chmod(0o751)
     assert plan.write() == ["model.py"]
     assert Path("model.py").read_text() == AFTER and Path("model.py").stat().st_mode & 0o777 == 0o751
-    plan.restore()
+    restore(plan.done)
     assert Path("model.py").read_text() == TEXT and leftovers() == []
 
 
@@ -52,7 +52,7 @@ def test_what_was_changed_after_the_writing_is_not_restored() -> None:
     plan = planned()
     plan.write()
     Path("model.py").write_text("mine = 1\n")
-    plan.restore()
+    restore(plan.done)
     assert Path("model.py").read_text() == "mine = 1\n"
 
 
@@ -156,3 +156,18 @@ def test_without_git_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     plan = planned()
     monkeypatch.setenv("PATH", "")
     assert plan.write() == ["model.py"]
+
+
+def test_every_name_of_a_file_shows_the_edits() -> None:
+    Path("model.py").write_text(TEXT)
+    Path("same.py").hardlink_to("model.py")
+    write([Change("model.py", TEXT.encode(), AFTER.encode())])
+    assert Path("same.py").read_text() == AFTER and Path("model.py").samefile("same.py")
+
+
+def test_a_file_whose_mode_forbids_it_is_not_written_even_by_root() -> None:
+    Path("model.py").write_text(TEXT)
+    Path("model.py").chmod(0o444)
+    with pytest.raises(SourceError, match="read-only"):
+        write([Change("model.py", TEXT.encode(), AFTER.encode())])
+    assert Path("model.py").read_text() == TEXT

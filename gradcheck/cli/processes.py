@@ -1,0 +1,99 @@
+"""What a process and its parent can do for each other: end together, end copies of themselves, say where the code is. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_OWN = str(Path(__file__).resolve().parent.parent) + os.sep
+_PR_SET_PDEATHSIG = 1
+_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
+
+
+def die_with_parent(parent: int) -> None:
+    """When the parent is killed, this process ends as if it were told to. Only Linux can."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_tree(pid: int) -> None:
+    """Kills a process and all that it started."""
+    for each in (*_descendants(pid), pid):
+        with contextlib.suppress(OSError):
+            os.kill(each, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Where there is a /proc to read; the youngest first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parent = int(entry.read_text(errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.parent.name))
+    found, queue = [], [pid]
+    while queue:
+        queue = [child for each in queue for child in children.get(each, [])]
+        found += queue
+    return found[::-1]
+
+
+def leave_forks(forget: Callable[[], None]) -> None:
+    """A copy of this process that the user's code makes with os.fork ends where it would come back to gradcheck. For good: not undone."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _leave_later(sys._getframe(1), forget))
+
+
+def _leave_later(frame: FrameType | None, forget: Callable[[], None]) -> None:
+    forget()
+    ours = set()
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(os.sep + "popen_fork.py"):  # multiprocessing's own: it ends by itself
+            return
+        if frame.f_code.co_filename.startswith(_OWN):
+            ours.add(frame)
+        frame = frame.f_back
+
+    def leave(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "return" and frame.f_back in ours:
+            os._exit(0)
+
+    sys.setprofile(leave)
+
+
+def place_in(trace: str) -> str:
+    """The user's innermost line in what faulthandler wrote, else the outermost one that gradcheck called; "" where there is none."""
+    installed = tuple({sysconfig.get_path(x) + os.sep for x in ("stdlib", "platstdlib", "purelib", "platlib")})
+    frames = [(m["file"], place_of(m["file"], int(m["line"]), m["name"])) for m in _FRAME.finditer(trace)]
+    others = []
+    for file, place in frames:
+        if file.startswith(_OWN):
+            break
+        if not file.startswith((*installed, "<")) and "-packages" + os.sep not in file:
+            return place
+        others.append(place)
+    return others[-1] if others else ""
+
+
+def place_of(file: str, line: int, name: str) -> str:
+    return f"{_shown(file)}:{line}, in {name}"
+
+
+def _shown(file: str) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        near = os.path.relpath(file)
+        return file if near.startswith("..") else near
+    return file
