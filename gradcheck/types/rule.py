@@ -47,6 +47,7 @@ Need = Literal[
     "baseline",
     "sharpness",
     "terms",  # IdleTerm
+    "balance",  # Imbalance
     "embeddings",
     "functional_step",
     "epsilon",  # small_epsilon

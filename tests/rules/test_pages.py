@@ -59,6 +59,7 @@ CATALOGUE = {
     "LOSS006": ("unstable-loss", "warning"),
     "LOSS008": ("no-learning-signal", "error"),
     "LOSS009": ("inert-loss-term", "warning"),
+    "LOSS010": ("unbalanced-loss-terms", "warning"),
     "NUM001": ("non-finite", "error"),
     "NUM002": ("singular-derivative", "error"),
     "NUM003": ("half-overflow", "error"),
