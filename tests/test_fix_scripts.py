@@ -16,6 +16,7 @@ from gradcheck.errors import TargetError
 from gradcheck.repair.fixed import Fixed
 from gradcheck.repair.options import options_of
 from gradcheck.repair.script import fix_script
+from tests.measure.test_terms import AVERAGED, VAE
 
 SCRIPTS = Path(__file__).parent.parent / "sample_models" / "scripts"
 # Sample -> lines of the written code that its healthy twin does not have: where there are two ways to say the same.
@@ -94,9 +95,9 @@ for _ in range(30):
 """
 
 
-def fixed_of(text: str, *, select: tuple[str, ...], unsafe: bool = True) -> list[Fixed]:
+def fixed_of(text: str, *, select: tuple[str, ...], unsafe: bool = True, fast: bool = True) -> list[Fixed]:
     Path("train.py").write_text(text)
-    settings = Settings(budget=2.0, fast=True, select=select)
+    settings = Settings(budget=2.0 if fast else 20.0, fast=fast, select=select)
     return fix_script(ScriptSpec("train.py", quiet=True), settings, options_of(unsafe, 20, 1, 3.0))
 
 
@@ -192,6 +193,12 @@ def test_a_model_that_sees_the_answer_no_longer_does(attention: str, merged: str
     """Its loss is higher without the answer, which is no reason to keep it."""
     text = LANGUAGE_MODEL.replace("ATTENTION", attention).replace("MERGED", merged)
     assert kept(fixed_of(text, select=("SEQ001",), unsafe=False)) == cure
+
+
+def test_a_summed_term_is_averaged_as_the_other_one_is() -> None:
+    text = VAE.replace("RECONSTRUCTION", AVERAGED)
+    edits = kept(fixed_of(text, select=("LOSS010",), fast=False))
+    assert edits == {"average-term": "    divergence = -0.5 * torch.mean(1 + logvar - mu.pow(2) - logvar.exp())\n"}
 
 
 def test_a_finding_of_a_training_that_cannot_be_repeated_is_told() -> None:

@@ -32,6 +32,7 @@ LOOKS: Mapping[Need, str] = {
     "baseline": "what a linear model makes of the data",
     "sharpness": "the sharpness of the loss",
     "terms": "what the loss is a sum of",
+    "balance": "how much each term of the loss weighs",
     "embeddings": "how far apart the embeddings are",
     "functional_step": "how far the first update moves the output",
     "epsilon": "training with the usual epsilon",

@@ -30,7 +30,8 @@ def shown_places(
         *(values.get("routers") or ()),
         *(v for name in ("dependence", "derivatives", "padding", "embeddings") if (v := values.get(name)) is not None),
     )
-    sequence = values.get("sequence")
+    sequence, pair = values.get("sequence"), values.get("imbalance")
+    compared = (pair.strong, pair.weak) if pair is not None else ()
     made = (w.sites.get(id(x)) for x in (*w.model.parameters(), w.optimizer))
-    places = (*(x.site for x in every), *sites.values(), *made, *(sequence.sites if sequence is not None else ()))
+    places = (*(x.site for x in (*every, *compared)), *sites.values(), *made, *(sequence.sites if sequence is not None else ()))
     return [place for place in places if place is not None]

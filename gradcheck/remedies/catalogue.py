@@ -8,7 +8,7 @@ from gradcheck.remedies.data import batches, placeholder
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import head, lsuv, recurrent, weights
 from gradcheck.remedies.loop import edits
-from gradcheck.remedies.loss import form, label_smoothing, replacement, stability
+from gradcheck.remedies.loss import form, label_smoothing, reduction, replacement, stability
 from gradcheck.remedies.normalization import layers, modes
 from gradcheck.remedies.optimizer import adaptive, schedule, settings, weight_decay
 from gradcheck.remedies.precision import regions
@@ -30,6 +30,7 @@ MODULES = (
     modes,
     replacement,
     form,
+    reduction,
     stability,
     output,
     batches,

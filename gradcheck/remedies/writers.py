@@ -12,7 +12,7 @@ from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.plan import SourcePlan, plan
 from gradcheck.remedies.initialization import write_lsuv, write_values, write_weights
 from gradcheck.remedies.loop import write_causality, write_clipping, write_epochs, write_graph, write_steps
-from gradcheck.remedies.loss import write_loss, write_stability
+from gradcheck.remedies.loss import write_loss, write_reduction, write_stability
 from gradcheck.remedies.normalization import write_normalization
 from gradcheck.remedies.optimizer import write_adaptive, write_schedule, write_settings
 from gradcheck.remedies.precision import write_regions
@@ -35,6 +35,7 @@ MODULES = (
     write_placeholder,
     write_regions,
     write_loss,
+    write_reduction,
     write_stability,
     write_batches,
     write_weights,

@@ -226,6 +226,27 @@ class IdleTerm:
 
 
 @dataclass(frozen=True)
+class LossTerm:
+    """A term of the loss that is a sum or a mean over entries."""
+
+    operation: str  # that sums or averages them
+    site: Location | None
+    shape: tuple[int, ...]  # of the entries
+    weight: float  # of one entry in the loss
+
+
+@dataclass(frozen=True)
+class Imbalance:
+    """Two terms of one loss, of which one weighs its entries much more, and what that does to what it is made of."""
+
+    strong: LossTerm
+    weak: LossTerm
+    ratio: float  # of the weights of their entries
+    gradients: float  # of the norms of their gradients in the weights that both train; before training or after the probe, the larger
+    spread: float  # of what the strong term is made of, over the samples: after the probe over that before training
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """Embeddings of a loss that compares them with each other only. The spread: 1 for points all around, 0 for one point."""
 

@@ -18,6 +18,7 @@ from gradcheck.types.checks import (
     Embeddings,
     HalfGradients,
     IdleTerm,
+    Imbalance,
     LossOperation,
     Recurrence,
     SampleGradients,
@@ -142,6 +143,7 @@ class Measurement:
     sharpness: Sharpness | None = None
     embeddings: Embeddings | None = None  # where the loss compares them with each other only
     idle_terms: tuple[IdleTerm, ...] = ()  # parts of the loss that train nothing
+    imbalance: Imbalance | None = None  # None: no two terms of the loss weigh their entries differently
     clip: Clip | None = None
     functional_step: float | None = None  # rms change of the output by the first update / its std (at least 0.1); adaptive optimizers only
     small_epsilon: Run | None = None  # the probe again with Adam's usual epsilon, where the user's is much larger

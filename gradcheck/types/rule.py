@@ -48,6 +48,7 @@ Need = Literal[
     "baseline",
     "sharpness",
     "terms",  # IdleTerm
+    "balance",  # Imbalance
     "embeddings",
     "functional_step",
     "epsilon",  # small_epsilon

@@ -12,4 +12,5 @@ RULES = (
     "unstable_loss",
     "no_learning_signal",
     "inert_loss_term",
+    "unbalanced_loss_terms",
 )

@@ -92,3 +92,44 @@ def test_a_loss_is_taken_apart_with_the_factors_of_its_terms():
     with Listing() as listing:
         parts = torch.stack([a.exp() / 2, 3 * b.exp()]).sum() - 0.5 * (c.exp() * 4)
     assert {round(call.tensor.log().item()): abs(factor) for call, factor in terms_of(listing.of(parts))} == {1: 0.5, 2: 3.0, 3: 2.0}
+
+
+VAE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+torch.manual_seed(0)
+factors = torch.randn(512, 4) @ torch.randn(4, 32)
+encoder, decoder = nn.Linear(32, 16), nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 32))
+optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-3)
+for step in range(120):
+    x = factors[torch.randint(512, (64,))]
+    mu, logvar = encoder(x).chunk(2, 1)
+    decoded = decoder(mu + (0.5 * logvar).exp() * torch.randn_like(mu))
+    RECONSTRUCTION
+    divergence = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+    loss = (reconstruction + divergence) / len(x)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+AVERAGED = "reconstruction = F.mse_loss(decoded, x)"
+
+
+@pytest.mark.parametrize(
+    ("reconstruction", "told"),
+    [
+        (AVERAGED, True),
+        ("reconstruction = (decoded - x).pow(2).mean()", True),
+        (AVERAGED.replace(")", ", reduction='sum')"), False),
+        (AVERAGED + " * x.numel()", False),
+    ],
+)
+def test_a_summed_divergence_beside_a_mean_error(tmp_path, monkeypatch, reconstruction, told):
+    monkeypatch.chdir(tmp_path)
+    text = VAE.replace("RECONSTRUCTION", reconstruction)
+    found = [f for r in scan(written(tmp_path, text)) for f in r.findings if f.code == "LOSS010"]
+    assert len(found) == told
+    if told:
+        assert "torch.sum" in text.splitlines()[found[0].location.line - 1]

@@ -1,4 +1,4 @@
-"""LOSS008 and LOSS009 on literal measurements."""
+"""LOSS008, LOSS009 and LOSS010 on literal measurements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 from gradcheck.rules.loss.inert_loss_term import inert_loss_term
 from gradcheck.rules.loss.no_learning_signal import no_learning_signal
-from gradcheck.types.checks import IdleTerm
+from gradcheck.rules.loss.unbalanced_loss_terms import unbalanced_loss_terms
+from gradcheck.types.checks import IdleTerm, Imbalance, LossTerm
 from gradcheck.types.loop import SilentTerm
 from gradcheck.types.measurement import Measurement, NotMeasured
 from tests.literals import layer, location, loop, measurement
@@ -66,3 +67,27 @@ def test_two_sides_that_are_equal():
 def test_a_loss_that_could_not_be_taken_apart():
     unmeasured = (NotMeasured("terms", "why"),)
     assert no_verdict(no_learning_signal, measurement(not_measured=unmeasured)) == "not-measured"
+
+
+def unbalanced(**overrides: float) -> Measurement:
+    strong, weak = LossTerm("sum", location(38), (64, 8), 0.5), LossTerm("mse_loss", location(37), (64, 64), 0.0156)
+    values = {"ratio": 32.0, "gradients": 47.0, "spread": 0.3} | overrides
+    return measurement(imbalance=Imbalance(strong, weak, **values))
+
+
+def test_a_term_whose_entries_weigh_too_much():
+    f = only(unbalanced_loss_terms, unbalanced())
+    assert f.location == location(38) and "32 times" in f.message and "[64, 64]" in f.message
+
+
+@pytest.mark.parametrize("name", ["ratio", "gradients", "spread"])
+def test_limits_of_unbalanced_terms(name):
+    limit = {"ratio": 10.0, "gradients": 10.0, "spread": 0.5}[name]
+    beyond, within = (0.99, 1.01) if name == "spread" else (1.01, 0.99)
+    assert severities(unbalanced_loss_terms, unbalanced(**{name: limit * beyond})) == ["warning"]
+    assert findings(unbalanced_loss_terms, unbalanced(**{name: limit * within})) == []
+
+
+def test_terms_that_weigh_their_entries_alike():
+    assert findings(unbalanced_loss_terms, measurement(loss_given=True)) == []
+    assert no_verdict(unbalanced_loss_terms, measurement(loss_given=False)) == "not-applicable"

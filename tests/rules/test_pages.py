@@ -60,6 +60,7 @@ CATALOGUE = {
     "LOSS008": ("no-learning-signal", "error"),
     "TUNE001": ("adapter-coverage", "warning"),
     "LOSS009": ("inert-loss-term", "warning"),
+    "LOSS010": ("unbalanced-loss-terms", "warning"),
     "NUM001": ("non-finite", "error"),
     "NUM002": ("singular-derivative", "error"),
     "NUM003": ("half-overflow", "error"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from gradcheck.measure.checks import (
     adapters,
     attention,
+    balance,
     baseline,
     dependence,
     derivatives,
@@ -47,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     Check("baseline", "baseline", baseline.baseline, quick=True),
     Check("embeddings", "embeddings", embeddings.embeddings),
     Check("terms", "idle_terms", terms.idle_terms),
+    Check("balance", "imbalance", balance.imbalance),
     Check("sharpness", "sharpness", sharpness.sharpness),
 )
 PROBE_IN_WORDS = "the short training and its experiments"

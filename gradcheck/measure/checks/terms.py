@@ -53,6 +53,7 @@ class Call:
     given: list[torch.Tensor] = field(default_factory=list)
     sources: list[Call | None] = field(default_factory=list)
     factor: float = 1.0  # of the loss before it: what it makes of the mean of what it is given
+    reduction: str = ""  # of a loss function
     uses: int = 0
 
     @property
@@ -91,6 +92,7 @@ class Listing(TorchFunctionMode):
                 name, tensor, place, tensor.requires_grad, from_live and not tensor.requires_grad, function in LOSSES, given, sources
             )
             call.factor = _factor(name, args, tensor)
+            call.reduction = _reduction(args, kwargs) if call.is_loss else ""
             self.known[id(tensor)] = weakref.ref(tensor), call
             if function is torch.autograd.grad and (kwargs.get("create_graph") or (len(args) > 4 and args[4])):
                 self.derivatives.append(call)
@@ -109,7 +111,7 @@ def terms_of(call: Call) -> Iterator[tuple[Call, float]]:
         if not pending:
             return
         here, factor = pending.pop()
-        parts = _parts(here)
+        parts = parts_of(here)
         if not parts:
             yield here, factor
         for tensor, source in parts:
@@ -117,7 +119,7 @@ def terms_of(call: Call) -> Iterator[tuple[Call, float]]:
             pending += [(source, factor * here.factor * share)] if source is not None else []
 
 
-def _parts(call: Call) -> list[tuple[torch.Tensor, Call | None]]:
+def parts_of(call: Call) -> list[tuple[torch.Tensor, Call | None]]:
     """The summands, or the one tensor that a call scales or averages; none where it does something else."""
     pairs = list(zip(call.given, call.sources, strict=True))
     if call.name in _SUMS or call.name in _SAME:
@@ -141,6 +143,11 @@ def _factor(name: str, args: Sequence[Any], result: torch.Tensor) -> float:
     if "div" not in name or plain[0] is not args[1]:
         return number
     return 1 / number if number else 1.0
+
+
+def _reduction(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    given = kwargs.get("reduction", next((a for a in args if isinstance(a, str)), "mean"))
+    return str(given)
 
 
 def _is_number(value: Any) -> bool:
