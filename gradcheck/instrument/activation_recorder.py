@@ -58,6 +58,7 @@ class Call:
     token_cosine: torch.Tensor | None = None
     features: tuple[torch.Tensor, int] | None = None  # input [samples, D] of a linear layer, and its version: for their similarity
     alive: torch.Tensor | None = None  # [units] bool
+    magnitudes: torch.Tensor | None = None  # [units]
     effective_samples: int = 0
     measures: bool = True  # whether statistics of its output are taken
     dtype: str = ""  # of its output
@@ -312,9 +313,12 @@ class ActivationRecorder(TorchFunctionMode):
     def _activation(self, call: Call, tensor: torch.Tensor, zeros: float | None) -> None:
         assert call.function is not None
         call.saturated = unit_activity.saturated_share(tensor, call.function)
-        if call.function in unit_activity.DYING and tensor.dim() >= 2 and tensor.numel():
-            axis = unit_activity.channel_axis(call.shape, self.last_weighted)
-            call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
+        if tensor.dim() < 2 or not tensor.numel():
+            return
+        axis = unit_activity.channel_axis(call.shape, self.last_weighted)
+        call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
+        call.magnitudes = unit_activity.magnitudes(tensor, axis)
+        if call.function in unit_activity.DYING:
             if zeros is None or zeros >= 0.4:  # with fewer zeros at most 40 % of the units can be dead
                 call.alive = unit_activity.alive(tensor, axis)
             else:
