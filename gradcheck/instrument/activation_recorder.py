@@ -59,6 +59,7 @@ class Call:
     sample_cosine: torch.Tensor | None = None  # of the last linear layers
     features: tuple[torch.Tensor, int] | None = None  # input [samples, D] of a linear layer, and its version: for their similarity
     alive: torch.Tensor | None = None  # [units] bool, on the host
+    magnitudes: torch.Tensor | None = None  # [units], on the host
     effective_samples: int = 0
     measures: bool = True  # whether statistics of its output are taken
     dtype: str = ""  # of its output
@@ -68,6 +69,9 @@ class Call:
 
     def set_alive(self, mask: torch.Tensor) -> None:
         self.alive = mask
+
+    def set_magnitudes(self, sizes: torch.Tensor) -> None:
+        self.magnitudes = sizes
 
     def set_saturated(self, share: torch.Tensor) -> None:
         self.saturated = share
@@ -336,9 +340,12 @@ class ActivationRecorder(TorchFunctionMode):
     def _activation(self, call: Call, tensor: torch.Tensor) -> None:
         assert call.function is not None
         self.bring(unit_activity.saturated_share(tensor, call.function), call.set_saturated)
-        if call.function in unit_activity.DYING and tensor.dim() >= 2 and tensor.numel():
-            axis = unit_activity.channel_axis(call.shape, self.last_weighted)
-            call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
+        if tensor.dim() < 2 or not tensor.numel():
+            return
+        axis = unit_activity.channel_axis(call.shape, self.last_weighted)
+        call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
+        self.bring(unit_activity.magnitudes(tensor, axis), call.set_magnitudes)
+        if call.function in unit_activity.DYING:
             self.bring(unit_activity.alive(tensor, axis), call.set_alive)
 
 

@@ -18,7 +18,10 @@ DYING = frozenset(("relu", "relu6", "relu2", "threshold"))
 _TANH_FLAT, _SIGMOID_FLAT = 0.97, 0.03
 SATURATING = frozenset(("tanh", "sigmoid", "softsign", "hardtanh", "hardsigmoid"))
 
+DORMANT = 0.025  # of the mean magnitude of a layer's units: Sokar et al. 2023, section 3 (their threshold for image inputs)
+
 SAMPLE = 1 << 14  # entries looked at for saturation
+POSITIONS = 1 << 11  # samples x positions that the magnitudes of units are taken over
 ROWS = 64  # samples, and tokens of a sample, compared for similarity
 SEQUENCES = 4  # samples whose tokens are compared
 
@@ -50,6 +53,17 @@ def _alive(x: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.bool_]:
     if len(rows) > few and not found.all():
         found |= np.maximum.reduce(rows[few:], axis=across) > 0
     return found
+
+
+def magnitudes(output: torch.Tensor, axis: int) -> torch.Tensor:
+    """Mean |x| of each unit [C], over an even sample of the samples and positions."""
+    x = output.detach()
+    if axis == x.dim() - 1:
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[:: spread(len(rows), POSITIONS)].abs().mean(0, dtype=torch.float32)
+    x = x.movedim(axis, 1).flatten(2)
+    stride = spread(x.shape[2], max(1, POSITIONS // x.shape[0]))
+    return x[:, :, ::stride].abs().mean((0, 2), dtype=torch.float32)
 
 
 def saturated_share(output: torch.Tensor, function: str) -> torch.Tensor | None:

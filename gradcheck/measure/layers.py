@@ -15,7 +15,7 @@ from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Downstream
 from gradcheck.instrument.tensor_statistics import merge
 from gradcheck.measure.probe import FINAL_STEPS
-from gradcheck.types.layers import Layer, Profile, Snapshot
+from gradcheck.types.layers import Dormancy, Layer, Profile, Snapshot
 from gradcheck.types.location import Location
 
 
@@ -29,7 +29,8 @@ class LayerAccumulator:
     fate: Downstream = field(default_factory=Downstream)
     snapshots: list[Snapshot] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)  # effective samples at each measured step
-    alive: list[torch.Tensor] = field(default_factory=list)  # at each measured step
+    alive: list[torch.Tensor] = field(default_factory=list)  # at each measured step, as the next
+    magnitudes: list[torch.Tensor] = field(default_factory=list)
     fan_in: int | None = None
     groups: int = 1
 
@@ -75,12 +76,23 @@ class Layers:
     @staticmethod
     def _units(layer: LayerAccumulator, same: list[Call]) -> None:
         masks = [c.alive for c in same if c.alive is not None]
+        sizes = [c.magnitudes for c in same if c.magnitudes is not None]
+        if sizes and all(s.shape == sizes[0].shape for s in sizes):
+            layer.magnitudes.append(torch.stack(sizes).mean(0) if len(sizes) > 1 else sizes[0])
+            layer.samples.append(sum(c.effective_samples for c in same))
         if masks and all(m.shape == masks[0].shape for m in masks):
             layer.alive.append(torch.stack(masks).any(0) if len(masks) > 1 else masks[0])
-            layer.samples.append(sum(c.effective_samples for c in same))
 
     def records(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
         return tuple(self._noun(name, layer, sites, profiles) for name, layer in self.layers.items())
+
+    def _dormancy(self, layer: LayerAccumulator) -> Dormancy | None:
+        found = layer.magnitudes
+        if not found or any(m.shape != found[0].shape for m in found) or not all(bool(m.isfinite().all()) for m in found):
+            return None
+        batches = len(set(self.batches[-FINAL_STEPS:]))
+        last, start = found[-FINAL_STEPS:], found[:2]
+        return Dormancy(len(found[0]), _dormant(last), _dormant(start), sum(layer.samples[-FINAL_STEPS:]), batches)
 
     def _noun(self, name: str, layer: LayerAccumulator, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> Layer:
         first, fate = layer.first, layer.fate
@@ -118,12 +130,18 @@ class Layers:
             samples,
             batches,
             at_start,
+            self._dormancy(layer),
             tuple(layer.snapshots),
             profiles.get(name),
             first.dtype,
             fate.depth,
             tuple(sorted(fate.nets)) if self._several else (),
         )
+
+
+def _dormant(magnitudes: Sequence[torch.Tensor]) -> int:
+    size = torch.stack(list(magnitudes)).mean(0)
+    return int((size <= units.DORMANT * size.mean()).sum())
 
 
 def _joined(fates: list[Downstream]) -> Downstream:

@@ -75,6 +75,17 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Dormancy:
+    """Units (channels) of an activation whose mean magnitude is a small part of the mean over its layer, over the last measured steps."""
+
+    units: int
+    dormant: int
+    at_start: int  # the same count before the first optimizer step, and in the one after it
+    samples: int  # samples x positions
+    batches: int  # different ones
+
+
+@dataclass(frozen=True)
 class Layer:
     """A module, or a functional call inside one, that ran in the forward pass. Merged over its calls."""
 
@@ -102,6 +113,7 @@ class Layer:
     effective_samples: int = 0  # samples x positions that `dead_units` was looked at over
     dead_batches: int = 0  # different batches that it was looked at over
     dead_at_start: int | None = None  # the same count before the first optimizer step
+    dormancy: Dormancy | None = None  # activations only
     snapshots: tuple[Snapshot, ...] = ()
     profile: Profile | None = None
     dtype: str = ""  # of its output: "float32", "float16", ...

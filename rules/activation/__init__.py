@@ -10,4 +10,5 @@ RULES = (
     "collapsed_representation",
     "attention_collapse",
     "missing_nonlinearity",
+    "dormant_units",
 )

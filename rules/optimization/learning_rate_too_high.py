@@ -103,7 +103,7 @@ def order_finding(m: Measurement) -> Finding:
         "update_ratio_info": Limit(0.1, "of the weight", f"{RATIOS}: beyond 0.1, 67 % diverge with momentum; the best is at 0.02"),
         "update_ratio_warning": Limit(0.3, "of the weight", f"{RATIOS}: beyond 0.3 most diverge with any optimizer"),
     },
-    explains=("NUM001", "ACT001", "ACT002", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT008"),
+    explains=("NUM001", "ACT001", "ACT002", "ACT007", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT008"),
 )
 def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     """The optimizer's steps are larger than this model can take.

@@ -35,6 +35,7 @@ CATALOGUE = {
     "ACT004": ("collapsed-representation", "error"),
     "ACT005": ("attention-collapse", "error"),
     "ACT006": ("missing-nonlinearity", "warning"),
+    "ACT007": ("dormant-units", "warning"),
     "INIT001": ("signal-gain", "warning"),
     "INIT002": ("weight-scale", "error"),
     "INIT003": ("residual-growth", "warning"),
