@@ -59,3 +59,17 @@ def update_ratio(m: Measurement) -> float | None:
     ]
     settled = [ratio for step, ratio in ratios if FIRST <= step <= LAST]
     return median(settled or [ratio for _, ratio in ratios]) if ratios else None
+
+
+def outgrowth(m: Measurement) -> tuple[float, float] | None:
+    """By what the probe multiplies the norm of a weight matrix, and the gain that it ends with, rms * sqrt(inputs of a unit): medians.
+
+    A gain near 1 keeps the size of a signal, and initialisations choose it; large ones without a normalization saturate what follows.
+    """
+    moved = [
+        (p.steps[-1].norm / p.steps[0].norm, p.steps[-1].norm * math.sqrt(math.prod(p.shape[1:]) / p.count))
+        for p in m.parameters
+        if p.trainable and p.groups > 0 and is_matrix(p) and len(p.steps) > 1 and p.steps[0].norm > 0
+    ]
+    known = [pair for pair in moved if all(map(math.isfinite, pair))]
+    return (median(growth for growth, _ in known), median(gain for _, gain in known)) if known else None

@@ -55,7 +55,7 @@ class Forward:
         recording = self.recording
         if is_wrapper(module):
             return
-        top = not recording.depth and not recording.busy and _holds_anything(module)
+        top = not recording.depth and not recording.busy and not _without_values(args) and _holds_anything(module)
         counts = bool(recording.depth) or (not recording.busy and top)
         node = None
         if top:
@@ -114,5 +114,13 @@ class Forward:
 
 
 def _holds_anything(module: nn.Module) -> bool:
-    """Modules without parameters and buffers are looked through: losses, activations."""
-    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
+    """Modules without parameters and buffers are looked through: losses, activations.
+
+    Their tables are read: asking a module for its parameters may fix them, while it still builds itself.
+    """
+    return any(x is not None for m in module.modules() for x in (*m._parameters.values(), *m._buffers.values()))
+
+
+def _without_values(args: Any) -> bool:
+    """Whether a module is called to see what shapes come out."""
+    return any(isinstance(x, torch.Tensor) and x.is_meta for x in args)

@@ -95,7 +95,7 @@ class Failure:
 
 
 def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, rated: bool) -> list[Run]:
-    """Other rates of the user's optimizer (`rated`: it has one) until one explains the failure; another order; one batch when none did."""
+    """Other rates of the user's optimizer (when it has one: `rated`) until one explains it, another order, and one batch when none did."""
     factors = rate_factors(failure.probe, failure.chance, watched) if rated else ()
     kept = state_kept(failure)
     runs = other_rates(failure, factors)

@@ -129,8 +129,8 @@ def _log_of_shares(o: LossOperation, limits: Limits) -> Finding:
     low = o.minimum or 0.0
     return found(
         "error",
-        f"the loss takes the logarithm of a ReLU's outputs over their sum, as if they were probabilities; the smallest of them is "
-        f"{number(low)} in the first step: a class whose unit is off has a huge loss there, and no gradient that would lower it",
+        f"the loss takes the logarithm of a ReLU's outputs over their sum, as if they were probabilities; the smallest is {number(low)} "
+        "in the first step: a class whose unit is off has a huge loss there, and no gradient that would lower it",
         location=o.site,
         evidence=(Evidence("smallest share", low, limits["smallest_share"], "<"),),
         remedies=(

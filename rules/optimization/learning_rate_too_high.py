@@ -16,14 +16,15 @@ from gradcheck.analysis.convergence import (
     start_and_end,
     training_outcome,
 )
-from gradcheck.analysis.update_sizes import update_ratio
+from gradcheck.analysis.costs import learns_slowly
+from gradcheck.analysis.update_sizes import outgrowth, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
 from gradcheck.rules.optimization.shared import RATIOS, at_most_info, best_rate, not_judged, rate_finding, ratio_finding
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
+    from gradcheck.types.finding import Finding, Severity
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.training import Run
 
@@ -89,6 +90,14 @@ def order_finding(m: Measurement) -> Finding:
     return found(at_most_info(m, "warning"), message, location=m.optimizer.site, evidence=evidence, remedies=remedies)
 
 
+def outgrown(m: Measurement, limits: Limits) -> Evidence | None:
+    """The weights have left the scale that they started at, and the loss has not come far."""
+    growth, gain = outgrowth(m) or (0.0, 0.0)
+    if growth <= limits["growth"] or gain <= limits["gain"] or not learns_slowly(m):
+        return None
+    return Evidence("norm of the weights after the probe, of that before it, median", growth, limits["growth"], ">", "times")
+
+
 @rule(
     "OPT001",
     "learning-rate-too-high",
@@ -102,6 +111,12 @@ def order_finding(m: Measurement) -> Finding:
         "rise": Limit(1.0, "of the loss", "definition: the loss has doubled against the better of where it started and chance"),
         "update_ratio_info": Limit(0.1, "of the weight", f"{RATIOS}: beyond 0.1, 67 % diverge with momentum; the best is at 0.02"),
         "update_ratio_warning": Limit(0.3, "of the weight", f"{RATIOS}: beyond 0.3 most diverge with any optimizer"),
+        "growth": Limit(
+            8.0, "times", "random workloads of benchmarks/predictions.py: 3 at most where updates are small and the model trains"
+        ),
+        "gain": Limit(
+            8.0, "rms x sqrt(inputs)", "the same: 3 at most; what reaches it and trains is normalised, and its loss falls by half"
+        ),
     },
     explains=("NUM001", "ACT001", "ACT002", "ACT007", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT008"),
 )
@@ -129,7 +144,9 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     if the loss diverges and rises by `rise`, to twice the better of its start and chance. A warning when
     the probe fails, and learns with its batches in another order. Otherwise, when the probe does not learn:
     updates above `update-ratio-warning` 30 % of the weight are a warning, above `update-ratio-info` 10 %
-    advice. When it learns: advice above 30 %. Beyond `sharpness` 16 (with momentum `sharpness-momentum` 8)
+    advice. When it learns: advice above 30 %. Such updates are a warning, too, where they have made the weights `growth` 8
+    times as large, and larger than `gain` 8 of what keeps a signal's size, while the loss has fallen by less than half.
+    Beyond `sharpness` 16 (with momentum `sharpness-momentum` 8)
     and `first-step` 1 the two other numbers are evidence; alone they are none, since healthy nets pass 2,
     the limit of a quadratic loss. An optimizer that gradcheck assumed gets advice only. From 12 networks,
     three optimizers and 11 rates: the best ratio is 1.5 to 2 %, within 0.4 decades, for all of them.
@@ -166,8 +183,10 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
         return [diverging(m, limits)]
     if lapsed is not None:
         return [relapsing(m, *lapsed)]
-    if ratio is None or ratio <= limits["update_ratio_info"] or (learns and ratio <= limits["update_ratio_warning"]):
+    grown = outgrown(m, limits)
+    if ratio is None or ratio <= limits["update_ratio_info"] or (learns and ratio <= limits["update_ratio_warning"] and not grown):
         return []
     large = ratio > limits["update_ratio_warning"]
     limit = limits["update_ratio_warning" if large else "update_ratio_info"]
-    return [ratio_finding(m, ratio, limit, "warning" if large and not learns else "info", high=True)]
+    severity: Severity = "warning" if grown or (large and not learns) else "info"
+    return [ratio_finding(m, ratio, limit, severity, high=True, more=[grown] if grown else [])]

@@ -60,14 +60,16 @@ def rate_finding(m: Measurement, run: Run, severity: Severity, what: str, name: 
     return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
 
 
-def ratio_finding(m: Measurement, ratio: float, limit: float, severity: Severity, *, high: bool) -> Finding:
+def ratio_finding(m: Measurement, ratio: float, limit: float, severity: Severity, *, high: bool, more: Sequence[Evidence] = ()) -> Finding:
+    """`more`: further evidence; of updates that are too large, how the weights have grown."""
     wanted = m.optimizer.lr * TARGET_RATIO / ratio if ratio > 0 else None
     means = "steps this large destroy what was learned" if high else "the weights will hardly move"
     message = (
         f"each step of {optimizer_in_words(m)} changes a typical weight by {_share(ratio)} of its norm "
         f"({'limit' if high else 'at least'} {_share(limit)}), and {run_in_words(m.probe)}: {means}"
     )
-    evidence = (Evidence("update per step, median over weights", ratio, limit, ">" if high else "<", "of the weight"),)
+    message += f"; by the end they have made a typical weight {number(more[0].value)} times as large" if more else ""
+    evidence = (Evidence("update per step, median over weights", ratio, limit, ">" if high else "<", "of the weight"), *more)
     name = "lower-learning-rate" if high else "raise-learning-rate"
     text = f"set the rate to about {number(float(f'{wanted:.1g}'))}: 1 % per step" if wanted else "raise the rate"
     remedies = (Remedy(name, text, "safe"),)

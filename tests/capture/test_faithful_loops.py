@@ -66,6 +66,40 @@ def partial_and_bound_method() -> list[Any]:
     return trained(model, lambda x, y: F.cross_entropy(model(x), y))
 
 
+class Late(nn.Module):
+    """Lists its weight from when it is first asked for its parameters, as layers of Keras do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Tensor] = []
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        if self.made and not self._parameters:
+            self.register_parameter("weight", self.made[0])  # type: ignore[arg-type]
+        return super().named_parameters(*args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.made[0]
+
+
+def builds_itself_on_shapes() -> list[Any]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Late()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.layer.made:
+                self.layer.made = [nn.Parameter(x.new_empty(4, 3))]
+            return self.layer(x)
+
+    model = Net()
+    model(torch.empty(6, 4, device="meta"))
+    model.layer.made = [nn.Parameter(torch.randn(4, 3))]
+    assert not any(p.is_meta for p in model.layer.parameters())
+    return trained(model.layer, lambda x, y: F.cross_entropy(model(x), y))
+
+
 def hook_that_holds_the_model() -> list[Any]:
     model = mlp()
     model[0].register_forward_hook(lambda module, args, output: output * model[3].weight.mean())

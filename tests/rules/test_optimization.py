@@ -105,6 +105,17 @@ class TestLearningRateTooHigh:
         assert "each step of AdamW at rate 0.001 changes a typical weight by 40 % of its norm (limit 30 %)" in f.message
         assert "set the rate to about 3e-05" in f.remedies[0].text
 
+    @pytest.mark.parametrize(
+        ("end", "size", "expected"),
+        [(1.9, 40.0, ["warning"]), (1.9, 2.0, ["info"]), (0.5, 40.0, ["info"])],  # far along, as nets whose layers are normalised come
+    )
+    def test_weights_that_outgrow_their_scale_are_a_warning_where_the_loss_has_not_come_far(self, end, size, expected):
+        """A small Llama at AdamW 0.3: updates of 36 %, weights 40 to 80 times as large after 100 steps, a loss down by a quarter."""
+        first, *rest = parameter_steps(norm=5.0, update_ratio=0.36)
+        steps = (first, *(replace(s, norm=5.0 * size) for s in rest))
+        m = measurement(parameters=(parameter(steps=steps),), probe=run(falling(2.3, end)))
+        assert severities(learning_rate_too_high, m) == expected
+
     def test_an_assumed_optimizer_gets_advice_only(self):
         assert severities(learning_rate_too_high, measurement(probe=diverged(), experiments=(at(0.1),), optimizer=ASSUMED)) == ["info"]
         assert severities(learning_rate_too_high, moving(0.4, probe=stalled(), optimizer=ASSUMED)) == ["info"]
