@@ -54,6 +54,7 @@ _HOMES = {
     "Board": "gradcheck.live.watch",
     "Fixed": "gradcheck.repair.story",
     "fix": "gradcheck.repair.story",
+    "load_ipython_extension": "gradcheck.integrations.notebook",
     "scan": "gradcheck.pipeline",
     "trial": "gradcheck.trials.run",
     "watch": "gradcheck.live.watch",
