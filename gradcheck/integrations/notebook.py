@@ -106,7 +106,7 @@ class GradcheckMagics(Magics):
         if not 1 <= len(names) <= 2 or None in found:
             missing = next((name for name, value in zip(names, found, strict=True) if value is None), "")
             raise ConfigError(f"there is no {missing} in the notebook" if missing else "watch needs the name of the model", hint=USAGE)
-        board = watch(*found, on_measured=LiveBoard())  # type: ignore[arg-type]
+        board = watch(*found, on_measured=LiveBoard())
         board.locate(self._sites.living(), [])
         with board:
             self.shell.run_cell(cell)

@@ -18,7 +18,8 @@ CELLS = (
     "x = torch.randn(256, 8); y = (x[:, 0] > 0).long()\nlosses, history = [], {'steps': 0}",
     "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(8, 16)\n"
     "        self.b = nn.Linear(16, 2)\n    def forward(self, x):\n        return torch.softmax(self.b(torch.relu(self.a(x))), 1)\n"
-    "model = Net()\nopt = torch.optim.SGD(model.parameters(), lr=0.1)\nbefore = model.a.weight.detach().clone(); state = torch.get_rng_state()",
+    "model = Net()\nopt = torch.optim.SGD(model.parameters(), lr=0.1)\nbefore = model.a.weight.detach().clone(); "
+    "state = torch.get_rng_state()",
     "%%gradcheck --budget 10\nrate = 0.1\nfor i in range(60):\n    opt.zero_grad()\n"
     "    loss = nn.functional.cross_entropy(model(x), y)\n    loss.backward(); opt.step(); losses.append(loss.item())",
     "same = torch.equal(before, model.a.weight) and torch.equal(state, torch.get_rng_state())\n"

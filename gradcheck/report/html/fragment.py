@@ -73,7 +73,8 @@ def _curve(frame: Frame) -> Markup | None:
     drawn = tag("path", class_=f"curve {HUES[0]}", d=line)
     low, high = min(frame.losses), max(frame.losses)
     words = f"Loss from {number(frame.losses[0])} to {number(frame.losses[-1])}, between {number(low)} and {number(high)}"
-    picture = tag("svg", tag("title", words), drawn, viewBox=f"0 0 {coordinate(RIGHT)} {coordinate(BOTTOM + TOP)}", role="img", class_="curves")
+    size = f"0 0 {coordinate(RIGHT)} {coordinate(BOTTOM + TOP)}"
+    picture = tag("svg", tag("title", words), drawn, viewBox=size, role="img", class_="curves")
     return tag("figure", picture, tag("figcaption", words, class_="soft"))
 
 
