@@ -53,6 +53,7 @@ _HOMES = {
     "Board": "gradcheck.live.watch",
     "Fixed": "gradcheck.repair.fixed",
     "fix": "gradcheck.api",
+    "load_ipython_extension": "gradcheck.integrations.notebook",
     "scan": "gradcheck.api",
     "trial": "gradcheck.api",
     "watch": "gradcheck.api",

@@ -14,10 +14,11 @@ from gradcheck.workload import source_sites
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Reports import their writers when they are asked to write themselves: pyproject.toml names the same three.
+# Reports import their writers when they are asked to write themselves: pyproject.toml names the same four.
 WRITERS = {
     ("gradcheck.types.report", "gradcheck.report.html"),
     ("gradcheck.types.report", "gradcheck.report.json"),
+    ("gradcheck.types.trial", "gradcheck.report.html"),
     ("gradcheck.types.trial", "gradcheck.report.json"),
 }
 

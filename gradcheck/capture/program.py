@@ -14,7 +14,7 @@ from typing import Literal
 
 from gradcheck.workload import notebook
 
-Kind = Literal["script", "module", "code", "notebook"]
+Kind = Literal["script", "module", "code", "notebook", "cell"]
 
 
 def start(kind: Kind, what: str, arguments: Sequence[str], module: ModuleType, home: str, file: str = "") -> Iterator[CodeType]:

@@ -132,6 +132,8 @@ def captured(spec: ScriptSpec, tick: Tick = lambda phase, fraction: None) -> Ite
         code_cells(spec.path)
     with ExitStack() as stack:
         current = stack.enter_context(session(spec.seed))
+        if spec.cell is not None:
+            current.sites.add(spec.cell.sites)
         run = _Run(spec, stack)
         capture = run.go(current.sites, tick)
         current.note_files()
@@ -155,7 +157,7 @@ class _Run:
         self.file = str(self.folder / Path(spec.path).resolve().name) if spec.is_file else ""
         self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
         self.started: list[str] = []
-        self.module = types.ModuleType("__main__")
+        self.module = types.ModuleType("__main__") if spec.cell is None else spec.cell.module
 
     def own_files(self) -> list[str]:
         file = self.file or getattr(self.module, "__file__", None)
@@ -181,6 +183,9 @@ class _Run:
         return Capture(recorder, _ending(error, clock), error, [], time.monotonic() - clock.began, self.module, self.started)
 
     def _run(self) -> None:
+        if self.spec.cell is not None:
+            exec(self.spec.cell.code, self.module.__dict__)
+            return
         for code in start(self.spec.kind, self.spec.path, self.spec.arguments, self.module, str(self.folder), self.file):
             exec(code, self.module.__dict__)
 

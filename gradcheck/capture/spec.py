@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
 
 from gradcheck.capture.program import Kind
+
+
+@dataclass(frozen=True)
+class LiveCell:
+    """A cell of a notebook that is running: its code, to be run among the names of the notebook."""
+
+    code: CodeType
+    module: ModuleType  # the notebook's `__main__`
+    sites: Any  # Sites of what earlier cells have made
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,7 @@ class ScriptSpec:
     seed: int = 0
     edits: tuple[tuple[str, bytes], ...] = ()  # (path, content) of files that read otherwise in the copy, which is made for them
     kind: Kind = "script"
+    cell: LiveCell | None = None  # run in place of a program; `path` is what it is called
 
     @property
     def target(self) -> str:

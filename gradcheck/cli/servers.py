@@ -21,6 +21,14 @@ def mcp(
         serve(allow_write=allow_write)
 
 
+def server() -> None:
+    """Serve editors over stdio (Language Server Protocol): findings of saved runs. Scans nothing. Needs gradcheck[lsp]."""
+    with exits(), _extra("pygls", "lsp"):
+        from gradcheck.integrations.lsp import serve
+
+        serve()
+
+
 @contextmanager
 def _extra(package: str, extra: str) -> Iterator[None]:
     """Raises ConfigError with the line that installs what is missing."""

@@ -125,6 +125,10 @@ class Board:
         """The run so far as a Report: `to_json` saves it, for `gradcheck report` and `gradcheck diff`."""
         return self._verdicts.report() if self.leads else self._verdicts.silent()
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the run so far."""
+        return self.report()._repr_html_()
+
     @property
     def leads(self) -> bool:
         """Whether this process reports: of a distributed training rank 0 does, for all of them. The reports of others hold no finding."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.instrument import kinds
+from gradcheck.instrument import kinds, unit_activity
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Downstream
 from gradcheck.instrument.tensor_statistics import merge
@@ -141,7 +141,7 @@ class Layers:
 
 def _dormant(magnitudes: Sequence[torch.Tensor]) -> int:
     size = torch.stack(list(magnitudes)).mean(0)
-    return int((size <= units.DORMANT * size.mean()).sum())
+    return int((size <= unit_activity.DORMANT * size.mean()).sum())
 
 
 def _joined(fates: list[Downstream]) -> Downstream:

@@ -38,6 +38,10 @@ class Fixed:
     why_no_source: str = ""
     interrupted: bool = False
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the report, with what was tried and proved."""
+        return self.report._repr_html_()
+
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
         return self.report.outcomes

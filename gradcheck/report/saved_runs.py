@@ -36,20 +36,16 @@ def kept_before(run: Path) -> Path | None:
     return run.replace(run.with_name(run.name.removesuffix(".json") + BEFORE))
 
 
-def last_runs(root: Path) -> Iterator[tuple[Path, Report]]:
-    """The reports of the runs that are saved in a folder and in its folder of saved runs; of each target the newest one."""
+def saved_runs(root: Path) -> Iterator[tuple[Path, Report]]:
+    """The reports that are saved in a folder and in its folder of saved runs, the newest first."""
     from gradcheck.report.json import load_all
 
     files = [path for place in (root, root / FOLDER) for path in place.glob("*.json") if not path.name.endswith(BEFORE)]
-    seen: set[str] = set()
     for path in sorted(filter(_looks_saved, files), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            reports = load_all(path)
-        except SavedRunError:
+            yield from ((path, report) for report in load_all(path))
+        except SavedRunError:  # of a newer gradcheck, or half written
             continue
-        fresh = [report for report in reports if report.target not in seen]
-        seen |= {report.target for report in fresh}
-        yield from ((path, report) for report in fresh)
 
 
 def _looks_saved(path: Path) -> bool:

@@ -85,6 +85,12 @@ class Report:
             write_text(Path(path), text)
         return text
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from gradcheck.report.html import shown
+
+        return shown([self])
+
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """A report saved by `to_json`. Raises `gradcheck.errors.SavedRunError` when it is not one."""

@@ -140,3 +140,9 @@ class TrialResult:
         if path is not None:
             write_text(Path(path), text)
         return text
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from gradcheck.report.html import shown
+
+        return shown(self)

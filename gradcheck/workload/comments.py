@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import linecache
 import re
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,8 @@ def _opened(file: str, magics: bool = True) -> TextIO:
     """The text of a file, or of a cell, with its magics or without."""
     path, number = path_and_cell(file)
     if not number:
+        if path in linecache.cache and not Path(path).exists():  # a cell of a notebook that is running
+            return io.StringIO("".join(linecache.getlines(path)))
         return tokenize.open(readable_path(path))
     source = next((cell.source for cell in code_cells(readable_path(path)) if cell.number == number), "")
     return io.StringIO(source if magics else python_of(source))

@@ -87,8 +87,20 @@ def _folder(path: str) -> str:
     return os.path.realpath(path).rstrip(os.sep) + os.sep
 
 
+# What is compiled without a file has a name in place of one: a notebook says which. File as Python calls it -> name.
+_namers: list[Callable[[str], str | None]] = []
+
+
+def named_by(namer: Callable[[str], str | None]) -> None:
+    """From now on files that `namer` knows are shown by the names that it gives."""
+    _namers.append(namer)
+
+
 def display_path(path: str | Path) -> str:
     """Relative to the working directory when it lies inside, else absolute."""
+    name = next((name for namer in _namers if (name := namer(str(path)))), None)
+    if name is not None:
+        return name
     absolute, here = os.path.realpath(path), os.path.realpath(os.getcwd())
     for copy, original, folder in _copies:
         if absolute.startswith(copy):
@@ -186,6 +198,10 @@ class Sites:
     def __init__(self) -> None:
         self.recording = True
         self._seen: dict[int, tuple[weakref.ref[Constructed], Location]] = {}
+
+    def add(self, others: Sites) -> None:
+        """What was constructed while others recorded is known here, too."""
+        self._seen |= others._seen
 
     def living(self) -> dict[int, Location]:
         """id(object) -> Location, for all that still exist; modules that no other one lists among them."""

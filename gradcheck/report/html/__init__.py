@@ -5,6 +5,7 @@ verdict        the verdict in words, and the scores
 findings       a finding with its source, numbers and remedies; treatments: what was tried; rule_text: the rule's page
 signal         the numbers over depth; depth and heatmap draw them, axes and png help
 curves         losses;  layers: the table;  distributions: histograms;  states: rules without a finding;  method: settings
+fragment       a part of the page for a notebook, with styles of its own
 markup, theme  HTML that escapes what is data; colours.  style.css, script.js: what the page looks like, and what it does on request
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradcheck.report.outputs import View
     from gradcheck.types.report import Report
+    from gradcheck.types.trial import TrialResult
 
 
 def render(reports: Sequence[Report], view: View | None = None) -> str:
@@ -23,3 +25,10 @@ def render(reports: Sequence[Report], view: View | None = None) -> str:
     from gradcheck.report.html.page import document
 
     return document(reports)
+
+
+def shown(what: Sequence[Report] | TrialResult) -> str:
+    """Reports or the result of a trial as a notebook shows them: a part of a page, with styles of its own."""
+    from gradcheck.report.html.fragment import of_reports, of_trial
+
+    return of_reports(what) if isinstance(what, Sequence) else of_trial(what)

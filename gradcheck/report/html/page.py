@@ -32,7 +32,7 @@ from gradcheck.types.report import Report
 
 def document(reports: Sequence[Report]) -> str:
     """The whole page of one or several reports."""
-    style, script = Markup(variables() + _asset("style.css")), Markup(_asset("script.js"))
+    style, script = Markup(variables() + asset("style.css")), Markup(asset("script.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
@@ -136,7 +136,7 @@ def _contents(reports: Sequence[Report]) -> Markup:
 
 
 @functools.cache
-def _asset(file: str) -> str:
+def asset(file: str) -> str:
     """A file beside this one, without its indentation and lines of comment."""
     lines = files("gradcheck.report.html").joinpath(file).read_text(encoding="utf-8").splitlines()
     return "\n".join(bare for line in lines if (bare := line.strip()) and not bare.startswith("// "))

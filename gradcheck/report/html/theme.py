@@ -64,15 +64,16 @@ SEEN = tuple((name, "paper") for name in ("gradient", "output", "first", "second
 
 def variables() -> str:
     """`:root` rules: light, dark where the system is, and either one on request (`data-theme`, which the button sets)."""
-    dark = _rule(DARK, "dark")
+    dark = rule(DARK, "dark")
     return (
-        f":root{{{_rule(LIGHT, 'light')}}}"
+        f":root{{{rule(LIGHT, 'light')}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
         f"@media screen{{:root[data-theme=dark]{{{dark}}}}}"
     )
 
 
-def _rule(colors: Mapping[str, str], scheme: str) -> str:
+def rule(colors: Mapping[str, str], scheme: str) -> str:
+    """The declarations of a theme."""
     return "".join(f"--{name}:{color};" for name, color in colors.items()) + f"color-scheme:{scheme}"
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from gradcheck.report.html.page import _asset
+from gradcheck.report.html.page import asset
 from gradcheck.report.html.theme import DARK, LIGHT, READ, SEEN, contrast, variables
 
 AA_TEXT, AA_GRAPHICS = 4.5, 3.0  # WCAG 2.2, 1.4.3 and 1.4.11
@@ -30,12 +30,12 @@ def test_contrast_is_that_of_wcag(one, other, ratio):
 
 
 def test_both_themes_have_the_colours_that_the_style_sheet_uses():
-    used = set(re.findall(r"var\(--([a-z-]+)\)", _asset("style.css"))) - {"mono"}
+    used = set(re.findall(r"var\(--([a-z-]+)\)", asset("style.css"))) - {"mono"}
     assert used <= LIGHT.keys() == DARK.keys()
 
 
 def test_colours_are_in_the_theme_only():
-    assert not re.search(r"#[0-9a-f]{3,8}\b|rgb\(", _asset("style.css").replace("#tip", ""))
+    assert not re.search(r"#[0-9a-f]{3,8}\b|rgb\(", asset("style.css").replace("#tip", ""))
 
 
 def test_print_is_light():
