@@ -28,11 +28,12 @@ from IPython.core.magic import Magics, cell_magic, magics_class
 from IPython.display import HTML, display
 from torch import nn
 
+from gradcheck.api import watch
 from gradcheck.capture.spec import LiveCell, ScriptSpec
 from gradcheck.config.settings import load
 from gradcheck.errors import ConfigError, GradcheckError
 from gradcheck.live.frames import frame
-from gradcheck.live.watch import Board, watch
+from gradcheck.live.watch import Board
 from gradcheck.pipeline import scan_script
 from gradcheck.report.html.fragment import of_frame, of_reports
 from gradcheck.types.report import Report
@@ -143,7 +144,7 @@ class LiveBoard:
             return
         self._last = now
         findings = self._report.findings if self._report is not None else ()
-        self._handle.update(HTML(of_frame(frame(board, findings), self.title)))
+        self._handle.update(HTML(of_frame(frame(board.record, board.pace, findings), self.title)))
 
 
 def _flags(words: list[str]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _declared(model: nn.Module) -> Iterator[Held]:
         own = [_of_active(getattr(module, str(part), None), active) for part in parts]
         tensors = [p for part in own for p in part]
         off = bool(getattr(module, "disable_adapters", False) or getattr(module, "merged", False)) or not tensors
-        weights = [p for p in base.parameters() if _is_frozen_weight(p)]
+        weights: list[torch.Tensor] = [p for p in base.parameters() if _is_frozen_weight(p)]
         if weights and (tensors or off):
             pairs = [(a, b) for a, b in _pairs(weights[0], [p for p in tensors if _is_matrix(p)])]
             yield Held(name, module, weights, tensors, pairs, off)
@@ -122,7 +122,7 @@ def _is_void(h: Held) -> bool:
 
 def _held(name: str, owner: nn.Module, weight: torch.Tensor, module: nn.Module) -> Held | None:
     own = list(owner.parameters())
-    others = [p for p in own if _is_matrix(p) and p is not weight]
+    others: list[torch.Tensor] = [p for p in own if _is_matrix(p) and p is not weight]
     if not others or len(others) > len(own):
         return None
     pairs = _pairs(weight, others)
@@ -171,6 +171,7 @@ def _bare(model: nn.Module, held: list[Held]) -> Iterator[tuple[str, tuple[int, 
     known |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        plain = isinstance(weight, nn.Parameter) and not nn.parameter.is_lazy(weight) and weight.dim() == 2
-        if plain and not weight.requires_grad and id(weight) not in known and not isinstance(module, nn.Embedding):
+        if not isinstance(weight, nn.Parameter) or nn.parameter.is_lazy(weight) or weight.dim() != 2:
+            continue
+        if not weight.requires_grad and id(weight) not in known and not isinstance(module, nn.Embedding):
             yield name, tuple(weight.shape)
