@@ -18,9 +18,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def gradcheck(
-    context: typer.Context, show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
-) -> None:
+def gradcheck(context: typer.Context, show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
     if show_version:
         version()
     elif context.invoked_subcommand is None:

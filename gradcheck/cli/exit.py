@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gradcheck.errors import GradcheckError
 
 FOUND, FAILED = 1, 2
+USUAL_DEPTH = 1000  # Python's own recursion limit
 
 
 def complain(text: str) -> None:
@@ -67,6 +68,9 @@ def exits(color: str = "auto") -> Iterator[None]:
             _say_interrupted()
         if isinstance(e, GradcheckError):
             say(e, color)
+        elif isinstance(e, RecursionError) and sys.getrecursionlimit() < USUAL_DEPTH:
+            complain(f"error: the code that is run has set the recursion limit to {sys.getrecursionlimit()}, which is too little for torch")
+            complain("help: leave it as it is, or raise it")
         else:
             _say_bug(e)
         sys.exit(FAILED)

@@ -24,6 +24,8 @@ def main() -> None:
     """The `gradcheck` command."""
     _need_streams()
     words = sys.argv[1:]
+    if words and words != ["--version"]:
+        _need_folder()
     if guard.wanted(words):
         sys.exit(guard.run(lambda: _answer(words)))
     _answer(words)
@@ -49,6 +51,16 @@ def _answer(words: list[str]) -> NoReturn:
         if interrupts.received():
             code = interrupts.exit_code()
     sys.exit(code)
+
+
+def _need_folder() -> None:
+    """Raises SystemExit where the working directory has been removed."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        complain(f"error: there is no working directory: {error.strerror}")
+        complain("help: change to a folder that exists")
+        sys.exit(FAILED)
 
 
 def _called(words: list[str]) -> int | str | None:

@@ -72,7 +72,7 @@ def report(
         chosen = rule_choice(select, ignore, extend_select, rules)
         gates = {"fail_on": fail_on, "max_warnings": max_warnings, "allow_partial": allow_partial or None}
         settings = settings_of(config, isolated, **chosen, **gates)
-        outputs = parse_outputs([*([format] if format else []), *(output or ())], opened=open_page)
+        outputs = parse_outputs([*([format] if format else []), *(output or ())], opened=open_page, inputs=[run])
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
         reports = without_known([judge_again(saved, settings) for saved in load_all(Path(run))], settings, known)
         write_outputs(reports, outputs, view_of(settings, color, profile, show_passed, show_all))

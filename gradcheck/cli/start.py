@@ -69,13 +69,14 @@ def demo(
         from gradcheck.cli.jobs import scan_configured
         from gradcheck.cli.options import view_of
         from gradcheck.config.settings import Settings
+        from gradcheck.files import place
         from gradcheck.report.outputs import parse_outputs, write_outputs
 
         every = samples()
         if only_list:
             print("\n".join(f"{name:<32}{_title(path)}" for name, path in every.items()))
             return
-        file = written(name, Path(to).expanduser(), every)
+        file = written(name, place(to), every)
         print(f"{file} is a faulty sample: {_title(every[file.stem.replace('_', '-')])}\n$ gradcheck scan {shlex.quote(str(file))}\n")
         settings = Settings()
         reports, _ = scan_configured([str(file)], settings, quiet)

@@ -86,12 +86,11 @@ def watch(
 
 
 def _place(save: str) -> Path:
-    from pathlib import Path
-
     from gradcheck.errors import ConfigError
+    from gradcheck.files import is_folder, place
 
-    path = Path(save).expanduser()
-    if path.is_dir() or (save != SAVED and not path.parent.is_dir()):
+    path = place(save)
+    if is_folder(path) or (save != SAVED and not is_folder(path.parent)):
         raise ConfigError(f"--save {save}: no file can be written there", hint="--save run.json")
     return path
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradcheck import files
 from gradcheck.errors import ConfigError
 from gradcheck.types.location import Location
 
@@ -77,7 +78,7 @@ def find_file(start: Path) -> Path | None:
 def read_file(path: Path) -> tuple[Mapping[str, Any], Source]:
     """The settings table of a file and its source. Raises ConfigError when it cannot be read."""
     try:
-        raw = path.read_bytes()
+        raw = files.content(path)
     except OSError as e:
         raise ConfigError(f"cannot read the configuration {path}: {e.strerror}", hint="check --config") from e
     table = _toml(path, raw)

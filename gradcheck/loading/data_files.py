@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ SUFFIXES = (".pt", ".pth", ".safetensors", ".npz", ".npy", ".csv", ".tsv")
 _INPUT_KEYS = ("x", "X", "inputs", "input", "data", "images", "image", "features", "x_train", "X_train")
 _TARGET_KEYS = ("y", "Y", "targets", "target", "labels", "label", "y_train", "Y_train")
 _TARGET_COLUMNS = ("target", "label", "labels", "y", "class")
+# Bytes of a file, and of what an archive or a tensor unfolds to: a scan looks at some batches. (heuristic)
+MOST_BYTES = 8_000_000_000
+# An archive of more than so many bytes that unfolds to more than so many times its size holds nothing but repetitions. (heuristic)
+FOLDED_BYTES, MOST_FOLDED = 1_000_000_000, 100
 # A column of whole numbers with at most so many different ones holds class labels.
 _MOST_CLASSES = 50
 
@@ -34,12 +40,28 @@ def read_data(path: str, limit: int, seed: int) -> Data:
         return Data(batched(read_images(file, limit * BATCH_SIZE, seed), limit, seed, path), path, loose_targets=True)
     if file.suffix.lower() not in SUFFIXES:
         raise TargetError(f"{path} is no data file that gradcheck reads", hint=f"it reads {', '.join(SUFFIXES)} and folders of images")
-    if file.stat().st_size == 0:
+    size = _size(file)
+    if size == 0:
         raise TargetError(f"{path} is empty", hint="the file has no bytes")
-    content = _samples(_read(file), path)
+    if size > MOST_BYTES or size > max(FOLDED_BYTES, MOST_FOLDED * file.stat().st_size):
+        what = f"{path} unfolds to {size / 1e9:.3g} GB: more than gradcheck reads"
+        raise TargetError(what, hint="save some batches of it: a few hundred samples are enough")
+    found = _read(file)
+    _refuse_unusual(found, path)
+    content = _samples(found, path)
     if isinstance(content, list):  # batches as they are
         return Data(collect(content, limit, seed, path), path)
     return Data(batched(content, limit, seed, path), path, loose_targets=True)
+
+
+def _size(file: Path) -> int:
+    """Bytes of the file, or of what the archive that it is says it holds."""
+    size = file.stat().st_size
+    if not zipfile.is_zipfile(file):
+        return size
+    with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(file) as archive:
+        size = max(size, sum(member.file_size for member in archive.infolist()))
+    return size
 
 
 def _read(file: Path) -> Any:
@@ -96,6 +118,26 @@ def _samples(content: Any, path: str) -> Any:
     if not any(True for _ in tensors_of(content)):
         raise TargetError(f"{path} holds {type(content).__name__}, no tensors", hint="save x, (x, y) or {'x': x, 'y': y}")
     return content
+
+
+def _refuse_unusual(content: Any, path: str) -> None:
+    """Raises TargetError for tensors whose samples cannot be picked, or that unfold to more than a machine has."""
+    for tensor in tensors_of(content):
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+            kind = (
+                "a quantized"
+                if tensor.is_quantized
+                else "a nested"
+                if tensor.is_nested
+                else "an empty (meta)"
+                if tensor.is_meta
+                else "a sparse"
+            )
+            raise TargetError(f"{path} holds {kind} tensor", hint="save dense ones: x.to_dense(), x.dequantize()")
+        unfolded = tensor.numel() * tensor.element_size()
+        if unfolded > MOST_BYTES and unfolded > tensor.untyped_storage().nbytes():
+            what = f"{path} holds a tensor {list(tensor.shape)} that repeats few numbers over {unfolded / 1e9:.3g} GB"
+            raise TargetError(what, hint="save what it is made of, or some samples of it")
 
 
 def _named(content: Mapping[str, Any], path: str) -> Any:

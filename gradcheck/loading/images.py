@@ -42,7 +42,7 @@ def read_images(folder: Path, limit: int, seed: int) -> Any:
                     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
                     mode = "L" if image.mode in ("1", "L", "I", "I;16", "F") else "RGB"
                 images.append(_pixels(image.convert(mode).resize(size)))
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise TargetError(f"{file} cannot be read as an image: {error}", hint="remove it or replace it") from error
     x = torch.stack(images)
     return (x, torch.tensor([label for _, label in chosen], device="cpu")) if classes else x

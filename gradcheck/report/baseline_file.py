@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gradcheck import files
 from gradcheck.errors import ConfigError
 from gradcheck.judge.baseline import Entry
 from gradcheck.report.json import write_text
@@ -39,13 +40,13 @@ def _line(entry: Entry) -> str:
 def read(path: Path) -> tuple[Entry, ...]:
     """The entries. Raises ConfigError when the file cannot be read or is not a baseline."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = files.parsed(path)
     except OSError as e:
         raise ConfigError(f"cannot read the baseline {path}: {e.strerror}", hint="`gradcheck baseline create` makes one") from e
     except ValueError as e:
         raise _wrong(path, f"it is not JSON: {e}") from e
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if not isinstance(version, int) or not isinstance(data.get("findings"), list):
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1 or not isinstance(data.get("findings"), list):
         raise _wrong(path, "it has no schema_version and findings")
     if version > VERSION:
         raise ConfigError(f"{path} has schema version {version}; this gradcheck reads up to {VERSION}", hint="update gradcheck")
@@ -72,6 +73,6 @@ def _wrong(path: Path, what: str) -> ConfigError:
 def lines(path: Path, baseline: Sequence[Entry]) -> Mapping[Entry, int]:
     """Entry -> the line of the file that holds it, where each stands on a line of its own."""
     numbers: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(files.text(path).splitlines(), start=1):
         numbers.setdefault(line.strip().rstrip(","), number)
     return {entry: numbers[line] for entry in baseline if (line := _line(entry)) in numbers}

@@ -30,12 +30,19 @@ MOST_UNMEASURED = 3
 APPLICABILITY = {"safe": "", "unsafe": " (unsafe: changes the architecture or the checkpoint keys)", "advice": ""}
 
 
+NARROWEST = 20  # columns that text can be wrapped to; what claims less has no size
+USUAL = 80
+
+
 def make_console(file: TextIO, color: Color = "auto") -> Console:
     """A console that never wraps nor highlights. `auto` honours NO_COLOR, FORCE_COLOR and TERM=dumb."""
     plain = color == "never" or (color == "auto" and bool(os.environ.get("NO_COLOR")))
     forced = False if plain else True if color == "always" else None
     system: Literal["auto", "standard"] = "standard" if color == "always" else "auto"
-    return Console(file=file, soft_wrap=True, highlight=False, force_terminal=forced, no_color=plain, color_system=system)
+    console = Console(file=file, soft_wrap=True, highlight=False, force_terminal=forced, no_color=plain, color_system=system)
+    if console.width < NARROWEST:
+        console.width = USUAL
+    return console
 
 
 def show(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradcheck import files
 from gradcheck.errors import SavedRunError
 from gradcheck.types.report import SCHEMA_VERSION, Report
 from gradcheck.types.trial import TrialResult
@@ -45,7 +46,7 @@ def render(reports: Sequence[Report], view: object = None) -> str:
 
 def write_text(path: Path, text: str, hint: str = "give another path after --output FORMAT:") -> None:
     """Writes a file whole or not at all. Raises SavedRunError when it cannot be written."""
-    path = path.expanduser()
+    path = files.place(str(path))
     try:
         path = path.resolve()
         if path.exists() and not path.is_file():  # a pipe or a device: nothing to replace
@@ -57,8 +58,9 @@ def write_text(path: Path, text: str, hint: str = "give another path after --out
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
-    except OSError as e:
-        raise SavedRunError(f"cannot write {path}: {e.strerror}", hint=hint) from e
+    except (OSError, RuntimeError) as e:  # of links that go in a circle resolve() says RuntimeError
+        why = e.strerror if isinstance(e, OSError) else "its links go in a circle"
+        raise SavedRunError(f"cannot write {path}: {why}", hint=hint) from e
 
 
 def load(path: Path) -> Report:
@@ -72,31 +74,38 @@ def load(path: Path) -> Report:
 def load_all(path: Path) -> tuple[Report, ...]:
     """The reports saved in a file by a scan of one or several targets. Raises SavedRunError as `load` does."""
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
+        data = files.parsed(path)
     except OSError as e:
         hint = "save a run with `gradcheck scan TARGET --output json:run.json`"
         raise SavedRunError(f"cannot read {path}: {e.strerror}", hint=hint) from e
     except ValueError as e:  # UnicodeDecodeError and JSONDecodeError
         raise SavedRunError(f"{path} is not JSON: {e}", hint="a saved run comes from `--output json:PATH`") from e
-    if not isinstance(data, dict) or not isinstance(data.get("schema_version"), int):
-        raise _wrong_shape(path, "no schema_version")
-    if data["schema_version"] > SCHEMA_VERSION:
-        newer = f"{path} has schema version {data['schema_version']}; this gradcheck reads up to {SCHEMA_VERSION}"
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise _wrong_shape(path, "no schema_version of 1 or above")
+    if version > SCHEMA_VERSION:
+        newer = f"{path} has schema version {version}; this gradcheck reads up to {SCHEMA_VERSION}"
         raise SavedRunError(newer, hint="update gradcheck, or scan again")
-    several = data.get("reports")
-    return tuple(_report(path, d) for d in (several if isinstance(several, list) else [data]))
+    several = data.get("reports", [data])
+    if not isinstance(several, list) or not several:
+        raise _wrong_shape(path, "no reports")
+    return tuple(_report(path, d) for d in several)
 
 
 def _report(path: Path, data: object) -> Report:
     from pydantic import ValidationError
 
     try:
-        return _adapter().validate_python(data)
+        report = _adapter().validate_python(data)
+    except RecursionError as e:
+        raise _wrong_shape(path, "nested too deeply") from e
     except ValidationError as e:
         first = e.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise _wrong_shape(path, f"{where}: {first['msg']}") from e
+    if not report.measurements:
+        raise _wrong_shape(path, "no measurements")
+    return report
 
 
 def _wrong_shape(path: Path, what: str) -> SavedRunError:

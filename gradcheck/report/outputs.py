@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
-from gradcheck.errors import ConfigError
+from gradcheck import files
+from gradcheck.errors import ConfigError, SavedRunError
 from gradcheck.report.console import Color, make_console, show
 from gradcheck.types.finding import Severity
 from gradcheck.types.report import Report
@@ -53,8 +55,9 @@ class View:
     allow_partial: bool = False  # a run that was judged in part does not fail
 
 
-def parse_outputs(texts: Iterable[str], *, opened: bool = False) -> tuple[Output, ...]:
-    """Outputs of a run. When none goes to stdout, `full` does too. `opened`: a browser will show the page.
+def parse_outputs(texts: Iterable[str], *, opened: bool = False, inputs: Iterable[str] = ()) -> tuple[Output, ...]:
+    """Outputs of a run. When none goes to stdout, `full` does too. `opened`: a browser will show the page. `inputs`: files that
+    the run reads, which no output may replace.
 
     Raises ConfigError for an unknown format, a folder that does not exist, two outputs for one place, or a page in a terminal.
     """
@@ -65,13 +68,15 @@ def parse_outputs(texts: Iterable[str], *, opened: bool = False) -> tuple[Output
         outputs = [o for o in outputs if o != Output("html")]
     if all(o.path is not None for o in outputs):
         outputs.insert(0, Output("full"))
-    places = [o.path for o in outputs]
+    places = [o.path and os.path.realpath(o.path) for o in outputs]
     if places.count(None) > 1:
         both = " and ".join(o.format for o in outputs if o.path is None)
         raise ConfigError(f"{both} would both be written to stdout", hint="give all but one a file: --output json:run.json")
-    for path in places:
-        if places.count(path) > 1:
-            raise ConfigError(f"two outputs would be written to {path}", hint="give each its own file")
+    for output, place in zip(outputs, places, strict=True):
+        if places.count(place) > 1 and place != os.devnull:
+            raise ConfigError(f"two outputs would be written to {output.path}", hint="give each its own file")
+        if place in {os.path.realpath(name) for name in inputs}:
+            raise ConfigError(f"--output {output.format}:{output.path} would replace what is read", hint="give it another file")
     return tuple(outputs)
 
 
@@ -83,10 +88,10 @@ def _output(text: str) -> Output:
         raise ConfigError(f"unknown output format {name!r}", hint=suggestion(name, FORMATS) + f"formats: {', '.join(FORMATS)}")
     if not colon or path == "-":
         return Output(name)
-    place = Path(path).expanduser()
-    if not path or place.is_dir():
+    place = files.place(path)
+    if not path or files.is_folder(place):
         raise ConfigError(f"--output {text} names no file", hint=f"--output {name}:FILE")
-    if not place.parent.is_dir():
+    if not files.is_folder(place.parent):
         raise ConfigError(f"no such folder: {place.parent}", hint=f"make it first, or give another path after --output {name}:")
     return Output(name, place)
 
@@ -102,12 +107,21 @@ def write_outputs(reports: Sequence[Report], outputs: Iterable[Output], view: Vi
             _render(reports, output.format, text, replace(view, color="never"))
             write_text(output.path, text.getvalue())
         else:
-            _render(reports, output.format, sys.stdout, view)
-            sys.stdout.flush()
+            _to_stdout(reports, output.format, view)
     if any(o.format == "github" for o in outputs):
         from gradcheck.report.github import append_summary
 
         append_summary(reports)
+
+
+def _to_stdout(reports: Sequence[Report], format: str, view: View) -> None:
+    try:
+        _render(reports, format, sys.stdout, view)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SavedRunError(f"cannot write to stdout: {error.strerror}", hint=f"give it a file: --output {format}:FILE") from error
 
 
 def _render(reports: Sequence[Report], format: str, file: TextIO, view: View) -> None:

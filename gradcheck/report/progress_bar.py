@@ -24,8 +24,8 @@ def print_error(error: GradcheckError, color: Color = "auto") -> None:
     console = make_console(sys.stderr, color)
     first, *rest = error.message.splitlines() or [""]
     console.print(Text.assemble(("error:", "bold red"), " ", (clean(first), "bold")))
-    for line in rest:
-        console.print(Text(clean(line)))
+    for line in filter(str.strip, rest):  # set off: a line of somebody else's text must not pass for a command to what reads stderr
+        console.print(Text(f"  | {clean(line)}"))
     if error.location is not None:
         scope = f"  in {clean(error.location.scope)}" if error.location.scope else ""
         console.print(Text.assemble(("  --> ", "bold blue"), clean(str(error.location)), scope))

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from gradcheck import files
 from gradcheck.errors import ConfigError
 from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.remedies.definition import RemedyDefinition, Strength
@@ -132,7 +133,7 @@ def _opened(optuna: Any, place: str | None) -> Any:
     try:
         if "://" in place:
             return optuna.storages.RDBStorage(place)
-        path = Path(place).expanduser()
+        path = files.place(place)
         _refuse_other_files(path)
         return JournalStorage(JournalFileBackend(str(path)))
     except Exception as error:  # no such folder, no permission, no such driver, or a file that is something else

@@ -11,6 +11,14 @@ from gradcheck.workload.source_sites import display_path, location_of_traceback
 _SHADOWED = re.compile(r"^module 'gradcheck' has no attribute|^cannot import name .* from 'gradcheck'|^No module named 'gradcheck\.")
 
 
+def one_line(text: str) -> str:
+    """Somebody else's text for a message of ours; of a traceback, which a data loader's worker sends, how it begins and ends."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(line.endswith("Traceback (most recent call last):") for line in lines):
+        lines = [lines[0], lines[-1]]
+    return " ".join(lines)
+
+
 def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
     """A TargetError for an exception out of the user's code, at the user's innermost line."""
     place = location_of_traceback(error.__traceback__)
@@ -25,7 +33,7 @@ def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
         message = f"{what}: it exits by itself (SystemExit: {error.code})"
         next_step = "gradcheck imports the file: put what runs under `if __name__ == '__main__':`, so that importing only builds the model"
         return TargetError(message, hint=hint or next_step, location=place)
-    text = str(error).strip()
+    text = one_line(str(error))
     if _SHADOWED.search(text):
         hint = "a file of yours is named gradcheck.py, or a folder gradcheck, as this package is: rename it"
     first = f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -52,7 +52,7 @@ def forward_of(model: nn.Module) -> Forward:
         return Forward(tuple(a.name for a in arguments), tuple(a.name for a in arguments if not a.has_default_value()))
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
-    except (TypeError, ValueError):
+    except Exception:  # an object that answers to every name raises what it likes
         return Forward(("input",), ("input",))
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return Forward(
@@ -150,7 +150,14 @@ def make_user_step(function: Callable[[nn.Module, Batch], Any]) -> TrainingStep:
 def make_method_step(model: nn.Module) -> TrainingStep:
     """A step of the model's own `training_step(batch, batch_idx)` method, as Lightning writes it."""
     method: Any = getattr(model, "training_step")  # noqa: B009
-    return functools.partial(_step_of_method, len(inspect.signature(method).parameters) > 1)
+    return functools.partial(_step_of_method, _takes_index(method))
+
+
+def _takes_index(method: Any) -> bool:
+    try:
+        return len(inspect.signature(method).parameters) > 1
+    except (TypeError, ValueError):
+        return False
 
 
 def _step_with_loss(loss: Loss, of_torch: bool, only_output: bool, model: nn.Module, batch: Batch) -> torch.Tensor:

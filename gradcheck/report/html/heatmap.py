@@ -152,7 +152,7 @@ def _legend(s: Statistic, prefix: str) -> Iterator[Markup]:
 
 def encoded(s: Statistic) -> str:
     """The palette's indices, step by step, in base64: what hovering reads."""
-    return b64encode(b"".join(bytes(s.code(v) for v in row) for row in s.rows)).decode()
+    return b64encode(b"".join(bytes(min(max(s.code(v), 0), 255) for v in row) for row in s.rows)).decode()
 
 
 def chooser(choices: Sequence[Statistic], prefix: str) -> Markup:

@@ -1,0 +1,233 @@
+"""What is wrong with input, output or surroundings is one line and a next step, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gradcheck.cli import main
+from gradcheck.report.json import dumps
+from gradcheck.types.report import Report
+from tests.literals import measurement
+
+ROOT = Path(__file__).parent.parent.parent
+Run = Callable[..., tuple[int, str, str]]
+HEAD = "import torch\nfrom torch import nn\n"
+MODEL = HEAD + "def build_model():\n    return nn.Linear(8, 4)\n"
+
+
+@pytest.fixture
+def gradcheck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.json").write_text(dumps(Report("model.py", (), (), (measurement(),))))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gradcheck", *words])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def refused(done: tuple[int, str, str], said: str) -> None:
+    code, out, err = done
+    assert code == 2 and "Traceback" not in err and "bug in gradcheck" not in err, err
+    assert said in err and err.count("error:") == 1 and "help:" in err and not out, (out, err)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (DEEP, "nested too deeply"),
+        ('{"schema_version": 1, "reports": ' + DEEP + "}", "nested too deeply"),
+        ('{"schema_version": 1, "reports": []}', "no reports"),
+        ('{"schema_version": 1, "reports": {}}', "no reports"),
+        *((f'{{"schema_version": {v}}}', "schema_version") for v in ("-1", "0", "true", '"1"', "1.0", "null")),
+        ('{"schema_version": 99}', "update gradcheck"),
+    ],
+)
+def test_a_saved_run_that_is_none(text: str, said: str, gradcheck: Run) -> None:
+    Path("bad.json").write_text(text)
+    refused(gradcheck("report", "bad.json"), said)
+
+
+def test_a_saved_run_without_measurements(gradcheck: Run) -> None:
+    data = json.loads(Path("run.json").read_text()) | {"measurements": []}
+    Path("bad.json").write_text(json.dumps(data))
+    refused(gradcheck("report", "bad.json"), "no measurements")
+
+
+def test_a_saved_run_with_a_byte_order_mark(gradcheck: Run) -> None:
+    Path("bom.json").write_bytes(b"\xef\xbb\xbf" + Path("run.json").read_bytes())
+    assert gradcheck("report", "bom.json")[0] in (0, 2)
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"schema_version": 0, "findings": []}', '{"schema_version": true, "findings": []}'])
+def test_a_baseline_that_is_none(text: str, gradcheck: Run) -> None:
+    Path("base.json").write_text(text)
+    refused(gradcheck("report", "run.json", "--baseline", "base.json"), "is not a baseline")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices")
+@pytest.mark.parametrize("words", [["/dev/zero"], ["run.json", "--baseline", "/dev/zero"], ["run.json", "--config", "/dev/zero"]])
+def test_a_file_without_an_end(words: list[str], gradcheck: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradcheck.files.content.__defaults__", (1_000_000,))
+    refused(gradcheck("report", *words), "more than 1 MB")
+
+
+@pytest.mark.parametrize("name", ["la", "~nouser/x", "x" * 300, "y/" + "x" * 300])
+def test_an_output_that_cannot_be(name: str, gradcheck: Run) -> None:
+    Path("la").symlink_to("lb")
+    Path("lb").symlink_to("la")
+    code, _, err = gradcheck("report", "run.json", "--output", f"json:{name}")
+    assert code == 2 and "Traceback" not in err and err.count("error:") == 1 and "help:" in err, err
+
+
+@pytest.mark.parametrize("words", [["json:a.json", "sarif:./a.json"], ["json:a.json", "sarif:link.json"]])
+def test_two_outputs_for_one_file(words: list[str], gradcheck: Run) -> None:
+    Path("link.json").symlink_to("a.json")
+    refused(gradcheck("report", "run.json", *(x for word in words for x in ("--output", word))), "two outputs")
+    assert not Path("a.json").exists()
+
+
+def test_an_output_over_the_input(gradcheck: Run) -> None:
+    before = Path("run.json").read_bytes()
+    refused(gradcheck("report", "run.json", "--output", "html:./run.json"), "would replace what is read")
+    assert Path("run.json").read_bytes() == before
+
+
+def sparse() -> None:
+    torch.save(torch.eye(40).to_sparse(), "data.pt")
+
+
+def expanded() -> None:
+    torch.save(torch.ones(1, 8).expand(10**10, 8), "data.pt")
+
+
+def meta() -> None:
+    torch.save(torch.ones(40, 8, device="meta"), "data.pt")
+
+
+def bomb() -> None:
+    with zipfile.ZipFile("data.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (2_500_000, 1000)})
+        member.write(bytes(10_000))
+    raw = Path("data.npz").read_bytes()
+    size = (10_000_000_128).to_bytes(8, "little")
+    # The sizes that the archive names are those of 10 GB, in fields of 64 bits.
+    place = raw.rindex(b"PK\x01\x02")
+    name = int.from_bytes(raw[place + 28 : place + 30], "little")
+    extra = b"\x01\x00\x08\x00" + size
+    entry = bytearray(raw[place : place + 46 + name])
+    entry[24:28], entry[30:32] = b"\xff\xff\xff\xff", len(extra).to_bytes(2, "little")
+    end = bytearray(raw[raw.rindex(b"PK\x05\x06") :])
+    end[12:16] = (len(entry) + len(extra)).to_bytes(4, "little")
+    Path("data.npz").write_bytes(raw[:place] + bytes(entry) + extra + bytes(end))
+
+
+@pytest.mark.parametrize(("make", "said"), [(sparse, "sparse"), (expanded, "repeats few numbers"), (meta, "meta"), (bomb, "10 GB")])
+def test_data_that_cannot_be_used(make: Callable[[], None], said: str, gradcheck: Run) -> None:
+    Path("model.py").write_text(MODEL)
+    make()
+    (name,) = (p.name for p in Path().glob("data.*"))
+    refused(gradcheck("scan", "model.py", "--data", name, "--fast", "-q"), said)
+
+
+def test_an_image_that_unfolds(gradcheck: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Path("model.py").write_text(MODEL)
+    Path("images").mkdir()
+    Image.new("L", (100, 100)).save("images/a.png")
+    refused(gradcheck("scan", "model.py", "--data", "images", "--fast", "-q"), "cannot be read as an image")
+
+
+def test_somebody_elses_lines_are_one(gradcheck: Run) -> None:
+    forward = "class M(nn.Module):\n    def forward(self, x):\n        raise ValueError('a\\n::error::b\\nc')\n"
+    text = HEAD + forward + "def build_model():\n    return M()\n"
+    Path("model.py").write_text(text)
+    code, _, err = gradcheck("scan", "model.py", "--input", "float32[4,8]", "--fast", "-q")
+    assert code == 2 and not any(line.lstrip().startswith("::") for line in err.splitlines()), err
+
+
+def test_a_small_recursion_limit_is_said(gradcheck: Run) -> None:
+    text = MODEL + "import sys\nsys.setrecursionlimit(len(__import__('inspect').stack()) + 60)\n"
+    Path("model.py").write_text(text)
+    limit = sys.getrecursionlimit()
+    try:
+        code, _, err = gradcheck("scan", "model.py", "--input", "float32[4,8]", "--fast", "-q")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert "Traceback" not in err and "bug in" not in err and code in (0, 1, 2), err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class M(nn.Linear):\n    def __getattr__(self, name):\n        try:\n            return super().__getattr__(name)\n"
+        "        except AttributeError:\n            return self\ndef build_model():\n    return M(8, 4)\n",
+        "def build_model():\n    model = nn.Linear(8, 4)\n    torch.set_default_device('meta')\n    return model\n",
+    ],
+)
+def test_an_odd_model_is_measured_or_refused(text: str, gradcheck: Run) -> None:
+    Path("model.py").write_text(HEAD + text)
+    code, _, err = gradcheck("scan", "model.py", "--input", "float32[4,8]", "--loss", "mse_loss", "--fast", "-q")
+    assert "Traceback" not in err and "bug in" not in err and code in (0, 1, 2), err
+
+
+# -------------------------------------------------------------- in a process of its own
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "run.json").write_text(dumps(Report("model.py", (), (), (measurement(),))))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GRADCHECK": f"{sys.executable} -m gradcheck"}
+    return subprocess.run(["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs devices")
+@pytest.mark.parametrize("format", ["full", "json", "html", "concise"])
+def test_a_full_disk_behind_stdout(format: str, tmp_path: Path) -> None:
+    done = shell(f"$GRADCHECK report run.json --allow-partial --format {format} >/dev/full", tmp_path)
+    assert done.returncode == 2 and done.stderr.count("error:") == 1 and "No space left" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("$GRADCHECK report run.json >&-", 2),
+        ("$GRADCHECK report run.json >/dev/full 2>/dev/full", 2),
+        ("$GRADCHECK report run.json 2>&- >/dev/null", 0),
+        ("mkdir gone && cd gone && rmdir ../gone && $GRADCHECK report ../run.json", 2),
+        ("COLUMNS=0 $GRADCHECK report run.json --allow-partial | grep -q rule", 0),
+        ("COLUMNS=0 $GRADCHECK report run.json --allow-partial --output full:x.txt >/dev/null; grep -q rule x.txt", 0),
+    ],
+)
+def test_surroundings(command: str, code: int, tmp_path: Path) -> None:
+    done = shell(command, tmp_path)
+    assert done.returncode == code and "Traceback" not in done.stderr, (done.returncode, done.stderr)
+
+
+def test_a_row_of_a_saved_run_that_is_out_of_range() -> None:
+    from gradcheck.report.html import heatmap
+
+    class Loose:
+        rows = ((1.0, 2.0),)
+
+        def code(self, value: float) -> int:
+            return 300 if value > 1 else -5
+
+    assert heatmap.encoded(Loose()) == "AP8="  # type: ignore[arg-type]
