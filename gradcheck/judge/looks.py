@@ -31,6 +31,7 @@ LOOKS: Mapping[Need, str] = {
     "validation": "the loss on validation data",
     "baseline": "what a linear model makes of the data",
     "sharpness": "the sharpness of the loss",
+    "critical": "the rate at which the loss rises along the own update",
     "terms": "what the loss is a sum of",
     "balance": "how much each term of the loss weighs",
     "embeddings": "how far apart the embeddings are",

@@ -121,6 +121,21 @@ class Sharpness:
 
 
 @dataclass(frozen=True)
+class CriticalRate:
+    """The user's rate over the least one at which the loss rises along the optimizer's own update.
+
+    Between 1/256 and 256: farther away nothing was looked at. Within a factor of sqrt(2), but on the right side of 1.
+    """
+
+    shares: tuple[float, ...]  # at the first step; where it is beyond 1, once more some steps later
+
+    @property
+    def share(self) -> float:
+        """The least of them: beyond 1 the loss rose at every look."""
+        return min(self.shares)
+
+
+@dataclass(frozen=True)
 class Clip:
     """Gradient clipping that the user configured."""
 

@@ -12,6 +12,7 @@ from gradcheck.types.checks import (
     Baseline,
     Clip,
     Cost,
+    CriticalRate,
     Dependence,
     Derivatives,
     Difference,
@@ -141,6 +142,7 @@ class Measurement:
     baseline: Baseline | None = None
     validation: Validation | None = None
     sharpness: Sharpness | None = None
+    critical: CriticalRate | None = None
     embeddings: Embeddings | None = None  # where the loss compares them with each other only
     idle_terms: tuple[IdleTerm, ...] = ()  # parts of the loss that train nothing
     imbalance: Imbalance | None = None  # None: no two terms of the loss weigh their entries differently

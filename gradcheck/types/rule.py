@@ -47,6 +47,7 @@ Need = Literal[
     "validation",
     "baseline",
     "sharpness",
+    "critical",  # CriticalRate
     "terms",  # IdleTerm
     "balance",  # Imbalance
     "embeddings",

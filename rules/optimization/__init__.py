@@ -10,5 +10,6 @@ RULES = (
     "coupled_weight_decay",
     "warmup_missing",
     "batch_size",
+    "past_critical_rate",
     "momentum_too_long",
 )

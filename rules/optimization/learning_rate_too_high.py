@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 
 def step_evidence(m: Measurement, limits: Limits) -> list[Evidence]:
-    """How large a step is for this loss: rate times sharpness (SGD), and how far the first one moved the output (adaptive ones)."""
+    """How large a step is: against the critical one, times sharpness (SGD), and how far the first moved the output (adaptive ones)."""
     found_out = []
+    if m.critical is not None:
+        found_out.append(Evidence("rate over the critical rate", m.critical.share, limits["critical"], ">", "at the first steps"))
     if m.sharpness is not None and not m.optimizer.adaptive:
         limit = limits["sharpness_momentum" if m.optimizer.momentum else "sharpness"]
         found_out.append(Evidence("rate times largest curvature of the loss", m.optimizer.lr * m.sharpness.value, limit, ">"))
@@ -103,10 +105,11 @@ def outgrown(m: Measurement, limits: Limits) -> Evidence | None:
     "learning-rate-too-high",
     up_to="error",
     needs=("parameters", "probe"),
-    wants=("sharpness", "functional_step"),
+    wants=("sharpness", "functional_step", "critical"),
     limits={
         "sharpness": Limit(16.0, "rate x sharpness", f"{RATIOS}: plain SGD diverges in 38 to 57 % of the runs beyond 8, 89 % beyond 64"),
         "sharpness_momentum": Limit(8.0, "rate x sharpness", f"{RATIOS}: with momentum 57 % diverge beyond 8, 96 % beyond 64"),
+        "critical": Limit(1.0, "of the critical rate", "definition: the loss rises along the optimizer's own update"),
         "first_step": Limit(1.0, "of the output's spread", "calibration E14: failures 1.6 to 2.2, with warm-up at most 0.17"),
         "rise": Limit(1.0, "of the loss", "definition: the loss has doubled against the better of where it started and chance"),
         "update_ratio_info": Limit(0.1, "of the weight", f"{RATIOS}: beyond 0.1, 67 % diverge with momentum; the best is at 0.02"),
@@ -118,7 +121,7 @@ def outgrown(m: Measurement, limits: Limits) -> Evidence | None:
             8.0, "rms x sqrt(inputs)", "the same: 3 at most; what reaches it and trains is normalised, and its loss falls by half"
         ),
     },
-    explains=("NUM001", "ACT001", "ACT002", "ACT007", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT008"),
+    explains=("NUM001", "ACT001", "ACT002", "ACT007", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT007", "OPT008"),
 )
 def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     """The optimizer's steps are larger than this model can take.
@@ -135,8 +138,9 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     A short probe training with your optimizer. When it fails, the same start is trained again at lower and
     higher rates. A probe of fewer than 40 steps fails only when its loss is not finite or 100 times its start. The
     size of an update is ||update|| / ||weight||, the median over weight matrices and the measured steps 3 to 20;
-    weights that start at zero are left out. After a failed probe, two more numbers say how large a step is: the rate
-    times the largest curvature of the loss at the start (SGD and kin), and how far the first step moves the output (adaptive ones).
+    weights that start at zero are left out. After a failed probe, three more numbers say how large a step is: the rate over the least at
+    which the loss rises along its own update (see `past-critical-rate`), the rate times the largest curvature of the loss at the
+    start (SGD and kin), and how far the first step moves the output (adaptive ones).
 
     ## Limits and their sources
     An error: the probe diverges or stalls, and the best of the other rates that learn is a lower one; or
@@ -146,10 +150,10 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     updates above `update-ratio-warning` 30 % of the weight are a warning, above `update-ratio-info` 10 %
     advice. When it learns: advice above 30 %. Such updates are a warning, too, where they have made the weights `growth` 8
     times as large, and larger than `gain` 8 of what keeps a signal's size, while the loss has fallen by less than half.
-    Beyond `sharpness` 16 (with momentum `sharpness-momentum` 8)
-    and `first-step` 1 the two other numbers are evidence; alone they are none, since healthy nets pass 2,
-    the limit of a quadratic loss. An optimizer that gradcheck assumed gets advice only. From 12 networks,
-    three optimizers and 11 rates: the best ratio is 1.5 to 2 %, within 0.4 decades, for all of them.
+    Beyond `sharpness` 16 (with momentum `sharpness-momentum` 8), `critical` 1 and `first-step` 1 the other numbers are
+    evidence; alone they are none, since healthy nets pass 2, the limit of a quadratic loss. An optimizer that gradcheck
+    assumed gets advice only. From 12 networks, three optimizers and 11 rates: the best ratio is 1.5 to 2 %, within 0.4
+    decades, for all of them.
 
     ## When to ignore it
     When your schedule warms the rate up and the scan did not see it.

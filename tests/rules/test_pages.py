@@ -73,6 +73,7 @@ CATALOGUE = {
     "OPT004": ("coupled-weight-decay", "info"),
     "OPT005": ("warmup-missing", "warning"),
     "OPT006": ("batch-size", "info"),
+    "OPT007": ("past-critical-rate", "warning"),
     "OPT008": ("momentum-too-long", "warning"),
     "CLIP001": ("clipping-needed", "warning"),
     "CLIP002": ("clipping-too-tight", "warning"),

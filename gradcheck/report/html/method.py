@@ -50,6 +50,8 @@ def _facts(report: Report) -> Iterator[tuple[str, Child]]:
     yield "steps", f"{m.steps}; measured at {', '.join(map(str, m.measured_steps))}"
     yield "model", _model(m)
     yield "optimizer", f"{clean(o.name)} at rate {number(o.lr)}" + ("" if o.given else " (assumed)")
+    if m.critical is not None:
+        yield "critical rate", f"yours is {number(m.critical.share)} of that at which the loss rises along the first update"
     yield "data", f"{d.batches} {'batch' if d.batches == 1 else 'batches'} of {d.batch_size}" + ("" if d.given else " (made up)")
     yield "loss", ", ".join(dict.fromkeys(clean(c.function) for c in m.losses)) or "not seen"
     yield "time", f"{report.seconds:.1f} s"

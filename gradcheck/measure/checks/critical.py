@@ -1,0 +1,91 @@
+"""The least rate at which the loss rises along the optimizer's own update, for the first steps of a copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gradcheck.measure.checks.context import CheckContext, Unmeasured
+from gradcheck.training.gradient_norms import gradient_of
+from gradcheck.training.trainer import Trainer, needs_closure, take_step
+from gradcheck.types.checks import CriticalRate
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.training_copy import TrainingCopy
+
+AGAIN = (
+    3  # steps after which it is looked at once more, where the first update raises the loss: Adam's first one is larger than those after it
+)
+GROWTH, FARTHEST = 4.0, 4  # factor between multiples of the update, and how many of them: 1/256 to 256 of the rate
+
+
+def critical_rate(scene: CheckContext) -> CriticalRate | None:
+    """None where the level of the loss says nothing, or the optimizer evaluates the loss itself.
+
+    Raises Unmeasured when the loss is not finite, or no step changes the weights.
+    """
+    if scene.probe.surrogate or scene.probe.beside or needs_closure(scene.workload.optimizer):
+        return None
+    trainee = scene.fork()
+    training = Trainer(trainee, scene.workload.batches)
+    found: list[float] = []
+    while training.ended == "done" and training.step <= AGAIN:
+        share = _look(trainee, scene.workload.batches[training.step % len(scene.workload.batches)], scene.seed)
+        if share is not None:
+            found.append(share)
+        if share is not None and share <= 1:
+            break
+        training.train(training.step + AGAIN, norms=False)
+    if not found:
+        raise Unmeasured("no step of the optimizer changes a finite loss")
+    return CriticalRate(tuple(found))
+
+
+def _look(trainee: TrainingCopy, batch: Any, seed: int) -> float | None:
+    """The rate over the critical one, at the present weights, which are put back; the optimizer's state is one step on."""
+    weights = [p for p in trainee.model.parameters() if p.requires_grad]
+    trainee.optimizer.zero_grad(set_to_none=True)
+    seed_all(seed)
+    start = trainee.loss(batch)
+    if not math.isfinite(float(start.detach())) or not start.requires_grad:
+        return None
+    start.backward()
+    weights = [p for p in weights if gradient_of(p) is not None]
+    before = [p.detach().clone() for p in weights]
+    take_step(trainee, batch)
+    update = [p.detach() - x for p, x in zip(weights, before, strict=True)]
+    if not any(bool(u.any()) for u in update) or not all(bool(u.isfinite().all()) for u in update):
+        return None
+
+    @torch.no_grad()
+    def rises(factor: float) -> bool:
+        """Whether the loss, with the same random numbers, is above its start so many updates ahead."""
+        for p, x, u in zip(weights, before, update, strict=True):
+            p.copy_(x + factor * u)
+        seed_all(seed)
+        return not float(trainee.loss(batch)) <= float(start.detach())
+
+    try:
+        return 1 / _least(rises)
+    finally:
+        with torch.no_grad():
+            for p, x in zip(weights, before, strict=True):
+                p.copy_(x)
+
+
+def _least(rises: Callable[[float], bool]) -> float:
+    """The least factor at which it rises, within a factor of sqrt(2), if there is one in reach."""
+    up = rises(1.0)
+    step = 1 / GROWTH if up else GROWTH
+    factor = 1.0
+    for _ in range(FARTHEST):
+        if rises(factor * step) != up:
+            break
+        factor *= step
+    else:
+        return factor
+    low, high = sorted((factor, factor * step))
+    middle = math.sqrt(low * high)
+    return math.sqrt(low * middle) if rises(middle) else math.sqrt(middle * high)
