@@ -115,7 +115,7 @@ def outgrown(m: Measurement, limits: Limits) -> Evidence | None:
             8.0, "times", "random workloads of benchmarks/predictions.py: 3 at most where updates are small and the model trains"
         ),
         "gain": Limit(
-            8.0, "rms x sqrt(inputs)", "the same: 3 at most; what reaches it and trains is normalised, and its loss falls by half"
+            5.0, "rms x sqrt(inputs)", "the same: 3 at most; what reaches it and trains is normalised, and its loss falls by half"
         ),
     },
     explains=("NUM001", "ACT001", "ACT002", "ACT007", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT008"),
@@ -145,7 +145,7 @@ def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     the probe fails, and learns with its batches in another order. Otherwise, when the probe does not learn:
     updates above `update-ratio-warning` 30 % of the weight are a warning, above `update-ratio-info` 10 %
     advice. When it learns: advice above 30 %. Such updates are a warning, too, where they have made the weights `growth` 8
-    times as large, and larger than `gain` 8 of what keeps a signal's size, while the loss has fallen by less than half.
+    times as large, and larger than `gain` 5 times what keeps a signal's size, while the loss has fallen by less than half.
     Beyond `sharpness` 16 (with momentum `sharpness-momentum` 8)
     and `first-step` 1 the two other numbers are evidence; alone they are none, since healthy nets pass 2,
     the limit of a quadratic loss. An optimizer that gradcheck assumed gets advice only. From 12 networks,
