@@ -22,7 +22,7 @@ def scan_again(words: Sequence[str], folder: Path = Path()) -> int:
 
     class Sources(DefaultFilter):
         def __call__(self, change: object, path: str) -> bool:
-            return path.endswith(SUFFIXES) and super().__call__(change, path)  # type: ignore[arg-type]
+            return path.endswith(SUFFIXES) and super().__call__(change, path)
 
     command = [sys.executable, "-P", "-m", "gradcheck", *without_watch(words)]
     code = _scanned(command)

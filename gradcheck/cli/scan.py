@@ -52,7 +52,8 @@ from gradcheck.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from gradcheck.report.outputs import Output, View
+    from gradcheck.report.outputs import Output as Written
+    from gradcheck.report.outputs import View
     from gradcheck.types.report import Report
 
 Fast = Annotated[bool, typer.Option("--fast", help="A few steps only: what the first steps show, without training experiments.")]
@@ -156,7 +157,7 @@ def scan(
         sys.exit(FAILED if failed else exit_code(reports, settings, exit_zero=exit_zero, allow_stale=allow_stale))
 
 
-def write(reports: Sequence[Report], outputs: Sequence[Output], view: View, *, statistics: bool, add_ignore: bool) -> None:
+def write(reports: Sequence[Report], outputs: Sequence[Written], view: View, *, statistics: bool, add_ignore: bool) -> None:
     """The outputs; statistics take the place of what goes to stdout."""
     from gradcheck.report.outputs import write_outputs
 

@@ -74,7 +74,7 @@ ABOUT = {
 
 def schema(rules: Sequence[Rule]) -> Schema:
     """Of the table in pyproject.toml, and of a whole gradcheck.toml."""
-    shapes = SHAPES | {
+    shapes: dict[keys.Reader, Schema] = dict(SHAPES) | {
         keys._rule_table: _rules(rules),
         keys._assertions: _assertions(),
         keys._target_table: {"type": "object", "additionalProperties": _target()},
