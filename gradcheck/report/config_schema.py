@@ -84,6 +84,7 @@ def schema(rules: Sequence[Rule]) -> Schema:
         "$id": ID,
         "title": "gradcheck",
         "description": "Configuration of gradcheck: [tool.gradcheck] in pyproject.toml, or gradcheck.toml",
+        "definitions": {"limit": {"anyOf": [SIDES, {"type": "array", "items": [SEVERITY, SIDES], "minItems": 2, "maxItems": 2}]}},
         "type": "object",
         "properties": _properties(keys.READERS, shapes),
         "additionalProperties": False,
@@ -120,7 +121,7 @@ def _limits(rule: Rule) -> Schema:
 
 
 def _assertions() -> Schema:
-    limit = {"anyOf": [SIDES, {"type": "array", "items": [SEVERITY, SIDES], "minItems": 2, "maxItems": 2}]}
+    limit = {"$ref": "#/definitions/limit"}
     names = [*(f"stat:{name}" for name in STATS), *(f"score:{name}" for name in CATEGORIES)]
     return {
         "type": "object",
