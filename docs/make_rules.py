@@ -1,7 +1,10 @@
-"""Writes docs/rules/: a page per rule and their index, from the rules themselves. `python docs/make_rules.py`"""
+"""Writes what the rules say of themselves: docs/rules/, a page per rule and their index, and docs/gradcheck.schema.json, the JSON Schema of
+`[tool.gradcheck]`. `python docs/make_rules.py`
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,9 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from gradcheck.judge.registry import builtin_rules  # noqa: E402
+from gradcheck.report.config_schema import schema  # noqa: E402
 from gradcheck.types.rule import Rule  # noqa: E402
 
 FOLDER = ROOT / "docs" / "rules"
+SCHEMA = ROOT / "docs" / "gradcheck.schema.json"
 
 
 def page(rule: Rule) -> str:
@@ -38,6 +43,15 @@ def documents() -> dict[str, str]:
     return {"README.md": index(rules)} | {f"{rule.name}.md": page(rule) for rule in rules}
 
 
+def schema_text() -> str:
+    """The schema, a line for each rule."""
+    whole = schema(builtin_rules())
+    table = whole["properties"]["rules"]
+    rules = ",\n".join(f"    {json.dumps(name)}: {json.dumps(own, ensure_ascii=False)}" for name, own in table["properties"].items())
+    table["properties"] = "RULES"
+    return json.dumps(whole, indent=1, ensure_ascii=False).replace('"RULES"', f"{{\n{rules}\n   }}") + "\n"
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "&#124;").replace("\n", " ")
 
@@ -45,6 +59,7 @@ def _cell(text: str) -> str:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     texts = documents()
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
     for old in FOLDER.glob("*.md"):
         if old.name not in texts:
             old.unlink()

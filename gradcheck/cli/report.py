@@ -32,7 +32,7 @@ from gradcheck.cli.options import (
     settings_of,
     view_of,
 )
-from gradcheck.cli.scan import ShowAll
+from gradcheck.cli.scan import AddIgnore, ShowAll, Statistics, write
 
 
 def report(
@@ -56,6 +56,8 @@ def report(
     profile: Profile = False,
     show_passed: ShowPassed = False,
     show_all: ShowAll = False,
+    statistics: Statistics = False,
+    add_ignore: AddIgnore = False,
     config: Config = None,
     isolated: Isolated = False,
     color: Color = "auto",
@@ -67,7 +69,7 @@ def report(
         from gradcheck.cli.gate import baseline_path, exit_code, load_known, without_known
         from gradcheck.judge.judge import judge_again
         from gradcheck.report.json import load_all
-        from gradcheck.report.outputs import parse_outputs, write_outputs
+        from gradcheck.report.outputs import parse_outputs
 
         chosen = rule_choice(select, ignore, extend_select, rules)
         gates = {"fail_on": fail_on, "max_warnings": max_warnings, "allow_partial": allow_partial or None}
@@ -75,7 +77,7 @@ def report(
         outputs = parse_outputs([*([format] if format else []), *(output or ())], opened=open_page, inputs=[run])
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
         reports = without_known([judge_again(saved, settings) for saved in load_all(Path(run))], settings, known)
-        write_outputs(reports, outputs, view_of(settings, color, profile, show_passed, show_all))
+        write(reports, outputs, view_of(settings, color, profile, show_passed, show_all), statistics=statistics, add_ignore=add_ignore)
         if open_page:
             from gradcheck.report.browser import open_reports
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -50,8 +51,16 @@ from gradcheck.cli.options import (
     view_of,
 )
 
+if TYPE_CHECKING:
+    from gradcheck.report.outputs import Output as Written
+    from gradcheck.report.outputs import View
+    from gradcheck.types.report import Report
+
 Fast = Annotated[bool, typer.Option("--fast", help="A few steps only: what the first steps show, without training experiments.")]
 ShowAll = Annotated[bool, typer.Option("--show-all", help="Show all layers in the profile.")]
+Statistics = Annotated[bool, typer.Option("--statistics", help="In place of the findings, how many each rule has, over all targets.")]
+AddIgnore = Annotated[bool, typer.Option("--add-ignore", help="Write comments that ignore the findings at their lines.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Scan again whenever a source file changes. Needs gradcheck[watch].")]
 EPILOG = "Example: gradcheck scan --steps 50 -- accelerate launch train.py --epochs 3"
 
 
@@ -92,6 +101,9 @@ def scan(
     profile: Profile = False,
     show_passed: ShowPassed = False,
     show_all: ShowAll = False,
+    statistics: Statistics = False,
+    add_ignore: AddIgnore = False,
+    watch: Watch = False,
     config: Config = None,
     isolated: Isolated = False,
     color: Color = "auto",
@@ -103,11 +115,15 @@ def scan(
     a command behind `--` where no TARGET stands before it: -- python -m package.train ARGUMENTS, -- torchrun ... train.py ARGUMENTS.
     """
     with exits(color):
+        if watch:
+            from gradcheck.cli.again import scan_again
+
+            sys.exit(scan_again(sys.argv[1:]))
         from gradcheck.capture.spec import ScriptSpec
         from gradcheck.cli.gate import baseline_path, exit_code, load_known, without_known
         from gradcheck.cli.jobs import arguments_of, flag_names, jobs_of, refuse_flags, scan_all, scan_command, with_scripts
         from gradcheck.cli.program import Orders, run_of
-        from gradcheck.report.outputs import parse_outputs, write_outputs
+        from gradcheck.report.outputs import parse_outputs
 
         chosen = rule_choice(select, ignore, extend_select, rules)
         limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
@@ -133,9 +149,25 @@ def scan(
         if not speaks:
             sys.exit(FAILED if failed else 0)
         reports = without_known(reports, settings, known)
-        write_outputs(reports, outputs, view_of(settings, color, profile, show_passed, show_all))
+        write(reports, outputs, view_of(settings, color, profile, show_passed, show_all), statistics=statistics, add_ignore=add_ignore)
         if open_page:
             from gradcheck.report.browser import open_reports
 
             open_reports(reports, outputs)
         sys.exit(FAILED if failed else exit_code(reports, settings, exit_zero=exit_zero, allow_stale=allow_stale))
+
+
+def write(reports: Sequence[Report], outputs: Sequence[Written], view: View, *, statistics: bool, add_ignore: bool) -> None:
+    """The outputs; statistics take the place of what goes to stdout."""
+    from gradcheck.report.outputs import write_outputs
+
+    write_outputs(reports, [o for o in outputs if o.path is not None] if statistics else outputs, view)
+    if statistics:
+        from gradcheck.report.statistics import text
+
+        print(text(reports), end="")
+    if add_ignore:
+        from gradcheck.report.add_ignores import add_ignores
+
+        count, left = add_ignores(reports)
+        print(f"wrote {count} {'comment' if count == 1 else 'comments'}", *left, sep="\n", file=sys.stderr)
