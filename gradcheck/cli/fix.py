@@ -11,39 +11,9 @@ import typer
 from gradcheck import interrupts
 from gradcheck.cli import guard
 from gradcheck.cli.exit import exits
+from gradcheck.cli.groups import ConfigOptions, GateOptions, OutputOptions, Parts, RuleOptions, ScriptOptions, with_groups
 from gradcheck.cli.jobs import named
-from gradcheck.cli.options import (
-    AllowPartial,
-    Arg,
-    Color,
-    Config,
-    Data,
-    Device,
-    Dtype,
-    ExitZero,
-    ExtendSelect,
-    FailOn,
-    Ignore,
-    Input,
-    Isolated,
-    LearningRate,
-    Loss,
-    OpenPage,
-    Optimizer,
-    Output,
-    Quiet,
-    QuietScript,
-    RulePaths,
-    Sandbox,
-    Script,
-    Select,
-    Target,
-    UnsafeFixes,
-    ValData,
-    checked_color,
-    rule_choice,
-    settings_of,
-)
+from gradcheck.cli.options import Color, Device, Dtype, Quiet, Target, UnsafeFixes, checked_color
 
 if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
@@ -67,8 +37,10 @@ Budget = Annotated[
 ]
 
 
+@with_groups
 def fix(
     ctx: typer.Context,
+    *,
     target: Target = None,
     write: Annotated[bool, typer.Option("--write", help="Write the edits, once a scan of an edited copy has shown a cure.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Print the edits as one patch, and nothing else, to stdout.")] = False,
@@ -77,29 +49,14 @@ def fix(
     steps: TrainingSteps = None,
     seeds: Seeds = 3,
     budget: Budget = None,
-    arg: Arg = None,
-    data: Data = None,
-    val_data: ValData = None,
-    input: Input = None,
-    loss: Loss = None,
-    optimizer: Optimizer = None,
-    lr: LearningRate = None,
+    parts: Parts,
     device: Device = None,
     dtype: Dtype = None,
-    script: Script = False,
-    sandbox: Sandbox = False,
-    quiet_script: QuietScript = False,
-    select: Select = None,
-    ignore: Ignore = None,
-    extend_select: ExtendSelect = None,
-    rules: RulePaths = None,
-    fail_on: FailOn = None,
-    exit_zero: ExitZero = False,
-    allow_partial: AllowPartial = False,
-    output: Output = None,
-    open_page: OpenPage = False,
-    config: Config = None,
-    isolated: Isolated = False,
+    scripts: ScriptOptions,
+    rules: RuleOptions,
+    gate: GateOptions,
+    outputs: OutputOptions,
+    config: ConfigOptions,
     color: Color = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -108,38 +65,30 @@ def fix(
     Remedies are tried on a copy of the model, measured again, and trained against the untreated twin on the same batches.
     """
     with exits(color):
-        from gradcheck.capture.spec import ScriptSpec
         from gradcheck.cli.jobs import arguments_of, jobs_of, with_scripts
         from gradcheck.errors import ConfigError
         from gradcheck.repair.options import options_of
-        from gradcheck.report.browser import open_reports
-        from gradcheck.report.outputs import View, parse_outputs, write_outputs
+        from gradcheck.report.outputs import View, write_outputs
 
         target = named(target, ctx)
         if write and diff:
             raise ConfigError("--write and --diff exclude each other", hint="--diff shows what --write would do")
-        chosen = rule_choice(select, ignore, extend_select, rules)
-        settings = settings_of(config, isolated, **chosen, device=device, dtype=dtype, fail_on=fail_on, allow_partial=allow_partial or None)
+        settings = config.settings(**rules.choice, device=device, dtype=dtype, **gate.flags)
         options = options_of(unsafe_fixes, steps, seeds, budget)
-        outputs = () if diff and not output else parse_outputs(output or (), opened=open_page)
-        flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
-        jobs = jobs_of([target], arguments_of(arg or []), flags, settings, None)
-        run = ScriptSpec("", ctx.obj or (), None, None, sandbox, quiet_script)
-        (job,) = with_scripts(jobs, script or ctx.obj is not None, run)
+        places = () if diff and not outputs.output else outputs.parsed()
+        jobs = jobs_of([target], arguments_of(parts.arg or []), parts.flags, settings, None)
+        (job,) = with_scripts(jobs, scripts.script or ctx.obj is not None, scripts.spec(ctx.obj))
         guard.budget(budget and budget + SCANS * (1 + write))
         treated = treat(*job, options, quiet)
-        after: list[Report] | None = None
-        if write and not any(f.interrupted for f in treated):
-            apart = ["--sandbox"] if isinstance(job[0], ScriptSpec) and not sandbox else []
-            after = _written(treated, [*apart, *scan_words(ctx, target)], allow_dirty)
+        reports = [f.report for f in treated]
+        after = _written(treated, job[0], ctx, target, allow_dirty) if write and not any(f.interrupted for f in treated) else None
         if diff:
             print("".join(f.source.diff for f in treated if f.source is not None), end="")
         view = View(checked_color(color), written=after is not None, fail_on=settings.fail_on, allow_partial=settings.allow_partial)
-        write_outputs([f.report for f in treated], outputs, view)
-        if open_page:
-            open_reports([f.report for f in treated], outputs)
+        write_outputs(reports, places, view)
+        outputs.open(reports, places)
         _say_tail(treated, write, diff)
-        sys.exit(_code(treated, after, settings, exit_zero))
+        sys.exit(_code(treated, after, settings, gate.exit_zero))
 
 
 def treat(spec: TargetSpec | ScriptSpec, settings: Settings, options: RepairOptions, quiet: bool) -> list[Fixed]:
@@ -197,8 +146,11 @@ def scan_words(ctx: typer.Context, target: str) -> list[str]:
     return [*words, "--", *ctx.obj] if ctx.obj else words
 
 
-def _written(treated: list[Fixed], words: list[str], allow_dirty: bool) -> list[Report] | None:
+def _written(
+    treated: list[Fixed], spec: TargetSpec | ScriptSpec, ctx: typer.Context, target: str, allow_dirty: bool
+) -> list[Report] | None:
     """A scan of the edited files, which are written then; None when there was nothing to write."""
+    from gradcheck.capture.spec import ScriptSpec
     from gradcheck.repair.writing import promises, scan_and_write
 
     source = next((f.source for f in treated if f.source is not None and f.source.drafts), None)
@@ -209,7 +161,8 @@ def _written(treated: list[Fixed], words: list[str], allow_dirty: bool) -> list[
         cured = fixed.report.proof.cured if fixed.report.proof is not None else ()
         kept = [o.prescription for o in fixed.outcomes if o.status == "kept"]
         promised.append((fixed.report, promises(source, cured, kept)))
-    return scan_and_write(source, promised, words, allow_dirty)
+    apart = ["--sandbox"] if isinstance(spec, ScriptSpec) and not spec.sandbox else []
+    return scan_and_write(source, promised, [*apart, *scan_words(ctx, target)], allow_dirty)
 
 
 def _say_tail(treated: list[Fixed], written: bool, only_patch: bool) -> None:

@@ -13,12 +13,6 @@ from gradcheck.cli.exit import FAILED, say
 
 if TYPE_CHECKING:
     from gradcheck.capture.spec import ScriptSpec
-    from gradcheck.config.settings import Settings
-    from gradcheck.loading.spec import TargetSpec
-    from gradcheck.types.report import Report
-
-if TYPE_CHECKING:
-    from gradcheck.capture.spec import ScriptSpec
     from gradcheck.cli.program import Orders
     from gradcheck.config.settings import Settings
     from gradcheck.loading.spec import TargetSpec
@@ -64,10 +58,6 @@ def scan_command(words: tuple[str, ...], orders: Orders, quiet: bool) -> list[Re
     if not found:  # another machine's process reports
         sys.exit(0)
     return found
-
-
-def flag_names(flags: dict[str, Any]) -> dict[str, Any]:
-    return {f"--{name.replace('_', '-')}".replace("--inputs", "--input"): value for name, value in flags.items()}
 
 
 def refuse_flags(given: dict[str, Any], what: str) -> None:

@@ -1,4 +1,4 @@
-"""The options of the commands, each declared once, and what several commands read from them. Defaults stand in the commands."""
+"""The options of the commands, each declared once; `groups.py` puts together what several commands take."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from gradcheck.cli.completion import format_name, rule_name, rule_words
-
-if TYPE_CHECKING:
-    from gradcheck.config.settings import Settings
-    from gradcheck.report.outputs import View
 
 if TYPE_CHECKING:
     from gradcheck.config.settings import Settings
@@ -73,6 +69,9 @@ Output = Annotated[
 OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Show what each layer costs.")]
 ShowPassed = Annotated[bool, typer.Option("--show-passed", help="Show the state of every rule, and what was found by convention.")]
+ShowAll = Annotated[bool, typer.Option("--show-all", help="Show all layers in the profile.")]
+Statistics = Annotated[bool, typer.Option("--statistics", help="In place of the findings, how many each rule has, over all targets.")]
+AddIgnore = Annotated[bool, typer.Option("--add-ignore", help="Write comments that ignore the findings at their lines.")]
 Color = Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -94,11 +93,6 @@ def split(words: list[str] | None) -> list[str] | None:
     return None if words is None else [w.strip() for word in words for w in word.split(",") if w.strip()]
 
 
-def rule_choice(select: Texts, ignore: Texts, extend_select: Texts, rules: Texts) -> dict[str, list[str] | None]:
-    """The settings that say which rules run."""
-    return {"select": split(select), "ignore": split(ignore), "extend_select": split(extend_select), "rule_paths": rules}
-
-
 def settings_of(config: list[str] | None, isolated: bool, **flags: Any) -> Settings:
     from gradcheck.config.settings import load
 
@@ -112,9 +106,3 @@ def checked_color(color: str) -> Literal["auto", "always", "never"]:
     if color not in COLORS:
         raise ConfigError(f"--color must be auto, always or never; got {color!r}")
     return cast(Literal["auto", "always", "never"], color)
-
-
-def view_of(settings: Settings, color: str, profile: bool, show_passed: bool, show_all: bool) -> View:
-    from gradcheck.report.outputs import View
-
-    return View(checked_color(color), profile, show_passed, show_all, fail_on=settings.fail_on, allow_partial=settings.allow_partial)

@@ -9,77 +9,37 @@ import typer
 
 from gradcheck.cli.completion import format_name
 from gradcheck.cli.exit import exits
-from gradcheck.cli.options import (
-    AllowPartial,
-    AllowStale,
-    BaselineFile,
-    Color,
-    Config,
-    ExitZero,
-    ExtendSelect,
-    FailOn,
-    Ignore,
-    Isolated,
-    MaxWarnings,
-    NoBaseline,
-    OpenPage,
-    Output,
-    Profile,
-    RulePaths,
-    Select,
-    ShowPassed,
-    rule_choice,
-    settings_of,
-    view_of,
-)
-from gradcheck.cli.scan import AddIgnore, ShowAll, Statistics, write
+from gradcheck.cli.groups import BaselineOptions, ConfigOptions, GateOptions, OutputOptions, RuleOptions, ViewOptions, with_groups
+from gradcheck.cli.options import Color
 
 
+@with_groups
 def report(
+    *,
     run: Annotated[str, typer.Argument(metavar="RUN.json", help="A saved run: what `scan --output json:RUN.json` wrote.")],
     format: Annotated[
         str | None, typer.Option("--format", metavar="FORMAT", help="Short for --output FORMAT.", autocompletion=format_name)
     ] = None,
-    select: Select = None,
-    ignore: Ignore = None,
-    extend_select: ExtendSelect = None,
-    rules: RulePaths = None,
-    fail_on: FailOn = None,
-    exit_zero: ExitZero = False,
-    allow_partial: AllowPartial = False,
-    max_warnings: MaxWarnings = None,
-    baseline: BaselineFile = None,
-    no_baseline: NoBaseline = False,
-    allow_stale: AllowStale = False,
-    output: Output = None,
-    open_page: OpenPage = False,
-    profile: Profile = False,
-    show_passed: ShowPassed = False,
-    show_all: ShowAll = False,
-    statistics: Statistics = False,
-    add_ignore: AddIgnore = False,
-    config: Config = None,
-    isolated: Isolated = False,
+    rules: RuleOptions,
+    gate: GateOptions,
+    baseline: BaselineOptions,
+    outputs: OutputOptions,
+    view: ViewOptions,
+    config: ConfigOptions,
     color: Color = "auto",
 ) -> None:
     """Judge a saved run again, with other rules or limits, and show it. Nothing is run."""
     with exits(color):
         from pathlib import Path
 
-        from gradcheck.cli.gate import baseline_path, exit_code, load_known, without_known
+        from gradcheck.cli.gate import exit_code, without_known
         from gradcheck.judge.judge import judge_again
         from gradcheck.report.json import load_all
-        from gradcheck.report.outputs import parse_outputs
 
-        chosen = rule_choice(select, ignore, extend_select, rules)
-        gates = {"fail_on": fail_on, "max_warnings": max_warnings, "allow_partial": allow_partial or None}
-        settings = settings_of(config, isolated, **chosen, **gates)
-        outputs = parse_outputs([*([format] if format else []), *(output or ())], opened=open_page, inputs=[run])
-        known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
+        settings = config.settings(**rules.choice, **gate.flags, max_warnings=baseline.max_warnings)
+        places = outputs.parsed(*([format] if format else []), inputs=[run])
+        known = baseline.known(settings, config.isolated)
         reports = without_known([judge_again(saved, settings) for saved in load_all(Path(run))], settings, known)
-        write(reports, outputs, view_of(settings, color, profile, show_passed, show_all), statistics=statistics, add_ignore=add_ignore)
-        if open_page:
-            from gradcheck.report.browser import open_reports
-
-            open_reports(reports, outputs)
-        sys.exit(exit_code(reports, settings, exit_zero=exit_zero, allow_stale=allow_stale))
+        view.write(reports, places, settings, color)
+        outputs.open(reports, places)
+        sys.exit(exit_code(reports, settings, exit_zero=gate.exit_zero, allow_stale=baseline.allow_stale))

@@ -66,11 +66,10 @@ def demo(
 ) -> None:
     """Write a faulty sample into a folder and scan it: a first finding, and what to do with it."""
     with exits(color):
+        from gradcheck.cli.groups import OutputOptions, ViewOptions
         from gradcheck.cli.jobs import scan_configured
-        from gradcheck.cli.options import view_of
         from gradcheck.config.settings import Settings
         from gradcheck.files import place
-        from gradcheck.report.outputs import parse_outputs, write_outputs
 
         every = samples()
         if only_list:
@@ -80,7 +79,7 @@ def demo(
         print(f"{file} is a faulty sample: {_title(every[file.stem.replace('_', '-')])}\n$ gradcheck scan {shlex.quote(str(file))}\n")
         settings = Settings()
         reports, _ = scan_configured([str(file)], settings, quiet)
-        write_outputs(reports, parse_outputs(()), view_of(settings, color, False, False, False))
+        ViewOptions().write(reports, OutputOptions().parsed(), settings, color)
         print(f"\nNext: gradcheck fix {shlex.quote(str(file))}   # tries remedies, proves them, and shows the edit")
         print("      gradcheck demo --list                # the other samples")
         print("      gradcheck                            # in your project: what it would scan there")

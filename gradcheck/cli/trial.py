@@ -12,26 +12,22 @@ import typer
 from gradcheck import interrupts
 from gradcheck.cli import guard
 from gradcheck.cli.exit import exits
+from gradcheck.cli.groups import ConfigOptions, OutputOptions, with_groups
 from gradcheck.cli.jobs import named
 from gradcheck.cli.options import (
     Arg,
     Color,
-    Config,
     Data,
     Device,
     Dtype,
-    Isolated,
     LearningRate,
     Loss,
-    OpenPage,
     Optimizer,
-    Output,
     Quiet,
     RulePaths,
     Target,
     ValData,
     checked_color,
-    settings_of,
     split,
 )
 
@@ -44,8 +40,10 @@ if TYPE_CHECKING:
 EPILOG = "Exit 0: the trial was held, whatever it found. 2: could not run. 130: interrupted; what was found by then is shown."
 
 
+@with_groups
 def trial(
     ctx: typer.Context,
+    *,
     target: Target = None,
     remedy: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="Remedies: l2,dropout,... [what the scan proposes].")] = None,
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="For everything, the scan included.")] = 120.0,
@@ -66,11 +64,9 @@ def trial(
     device: Device = None,
     dtype: Dtype = None,
     rules: RulePaths = None,
-    output: Output = None,
-    open_page: OpenPage = False,
+    outputs: OutputOptions,
     show_all: Annotated[bool, typer.Option("--show-all", help="Say also why remedies were not tried.")] = False,
-    config: Config = None,
-    isolated: Isolated = False,
+    config: ConfigOptions,
     color: Color = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -83,8 +79,7 @@ def trial(
         from gradcheck.capture.detect import is_script
         from gradcheck.cli.jobs import arguments_of, jobs_of
         from gradcheck.errors import ConfigError
-        from gradcheck.report.browser import open_reports
-        from gradcheck.report.outputs import View, parse_outputs, write_outputs
+        from gradcheck.report.outputs import View, write_outputs
         from gradcheck.trials.options import Options
 
         if ctx.obj is not None:
@@ -92,8 +87,8 @@ def trial(
         target = named(target, ctx)
         names = tuple(split(remedy) or ())
         options = Options(names, budget, steps, seeds, search, trials, study, workers, folds, time_ordered)
-        settings = settings_of(config, isolated, rule_paths=rules, device=device, dtype=dtype)
-        outputs = parse_outputs(output or (), opened=open_page)
+        settings = config.settings(rule_paths=rules, device=device, dtype=dtype)
+        places = outputs.parsed()
         flags = {"data": data, "val_data": val_data, "loss": loss, "optimizer": optimizer, "lr": lr}
         ((spec, settings),) = jobs_of([target], arguments_of(arg or []), flags, settings, None)
         if spec.target.endswith(".py") and not any(flags.values()) and is_script(spec.target):
@@ -101,9 +96,8 @@ def trial(
             raise ConfigError(f"{spec.target} trains when it is run: a trial needs its parts", hint=hint)
         guard.budget(budget)
         report = _held(spec, options, settings, quiet, started)
-        write_outputs([report], outputs, View(checked_color(color), show_all=show_all))
-        if open_page:
-            open_reports([report], outputs)
+        write_outputs([report], places, View(checked_color(color), show_all=show_all))
+        outputs.open([report], places)
         sys.exit(interrupts.exit_code() if report.trial is not None and report.trial.ended == "interrupted" else 0)
 
 

@@ -9,22 +9,8 @@ import typer
 
 from gradcheck import interrupts
 from gradcheck.cli.exit import FOUND, exits
-from gradcheck.cli.options import (
-    AllowPartial,
-    Color,
-    Config,
-    ExitZero,
-    ExtendSelect,
-    FailOn,
-    Ignore,
-    Isolated,
-    MaxWarnings,
-    Output,
-    RulePaths,
-    Select,
-    rule_choice,
-    settings_of,
-)
+from gradcheck.cli.groups import ConfigOptions, GateOptions, RuleOptions, with_groups
+from gradcheck.cli.options import Color, MaxWarnings, Output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,25 +23,21 @@ EPILOG = "Example: gradcheck watch --every 100 -- python train.py --epochs 3"
 SAVED = ".gradcheck/last.json"
 
 
+@with_groups
 def watch(
     ctx: typer.Context,
+    *,
     every: Annotated[int, typer.Option(metavar="N", min=1, help="Measure the first four steps, and then every N.")] = 50,
     stop_on: Annotated[
         str | None, typer.Option(metavar="error|warning", help="End the program at a finding of this level or above.")
     ] = None,
     save: Annotated[str, typer.Option(metavar="PATH", help="Where the run is saved, for `gradcheck report` and `gradcheck diff`.")] = SAVED,
     no_save: Annotated[bool, typer.Option("--no-save", help="Save nothing.")] = False,
-    select: Select = None,
-    ignore: Ignore = None,
-    extend_select: ExtendSelect = None,
-    rules: RulePaths = None,
-    fail_on: FailOn = None,
-    exit_zero: ExitZero = False,
-    allow_partial: AllowPartial = False,
+    rules: RuleOptions,
+    gate: GateOptions,
     max_warnings: MaxWarnings = None,
     output: Output = None,
-    config: Config = None,
-    isolated: Isolated = False,
+    config: ConfigOptions,
     color: Color = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No board, no lines: the report only.")] = False,
 ) -> None:
@@ -70,19 +52,17 @@ def watch(
         from gradcheck.live.parent import Orders, run
         from gradcheck.report.outputs import parse_outputs
 
-        flags = rule_choice(select, ignore, extend_select, rules)
-        gates = {"fail_on": fail_on, "max_warnings": max_warnings, "allow_partial": allow_partial or None}
-        settings = settings_of(config, isolated, **flags, **gates)
+        settings = config.settings(**rules.choice, **gate.flags, max_warnings=max_warnings)
         outputs = parse_outputs(output or ())
         if stop_on not in (None, "error", "warning"):
             raise ConfigError(f"--stop-on must be error or warning; got {stop_on!r}")
         place = None if no_save else _place(save)
         program = program_of(ctx.obj or ())
         check_interpreter(program)
-        orders = Orders(every, stop_on, config or [], isolated, {k: v for k, v in flags.items() if v})
+        orders = Orders(every, stop_on, config.config or [], config.isolated, {k: v for k, v in rules.choice.items() if v})
         ending = run(program, orders, color=color, quiet=quiet)
         _tell(ending, settings, outputs, place, color)
-        sys.exit(_code(ending, settings, exit_zero))
+        sys.exit(_code(ending, settings, gate.exit_zero))
 
 
 def _place(save: str) -> Path:
