@@ -14,6 +14,7 @@ from gradcheck.cli.options import (
     AllowStale,
     BaselineFile,
     Color,
+    Column,
     Config,
     ExitZero,
     ExtendSelect,
@@ -28,6 +29,7 @@ from gradcheck.cli.options import (
     RulePaths,
     Select,
     ShowPassed,
+    columns_of,
     rule_choice,
     settings_of,
     view_of,
@@ -36,7 +38,9 @@ from gradcheck.cli.scan import AddIgnore, ShowAll, Statistics, write
 
 
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN.json", help="A saved run: what `scan --output json:RUN.json` wrote.")],
+    run: Annotated[str, typer.Argument(metavar="RUN.json|LOG", help="A saved run (`scan --output json:RUN.json`), or a log.")],
+    column: Column = None,
+    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Of a log: the norm that its gradients were clipped to.")] = None,
     format: Annotated[
         str | None, typer.Option("--format", metavar="FORMAT", help="Short for --output FORMAT.", autocompletion=format_name)
     ] = None,
@@ -62,12 +66,17 @@ def report(
     isolated: Isolated = False,
     color: Color = "auto",
 ) -> None:
-    """Judge a saved run again, with other rules or limits, and show it. Nothing is run."""
+    """Judge a saved run again, with other rules or limits, or the log of a run that something else wrote. Nothing is run.
+
+    Logs: trainer_state.json, metrics.csv, event files of TensorBoard, local runs of W&B and MLflow, CSV, JSON lines; or a run's folder.
+    """
     with exits(color):
         from pathlib import Path
 
         from gradcheck.cli.gate import baseline_path, exit_code, load_known, without_known
         from gradcheck.judge.judge import judge_again
+        from gradcheck.logs.read import is_log
+        from gradcheck.logs.report import report_of
         from gradcheck.report.json import load_all
         from gradcheck.report.outputs import parse_outputs
 
@@ -76,7 +85,12 @@ def report(
         settings = settings_of(config, isolated, **chosen, **gates)
         outputs = parse_outputs([*([format] if format else []), *(output or ())], opened=open_page, inputs=[run])
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
-        reports = without_known([judge_again(saved, settings) for saved in load_all(Path(run))], settings, known)
+        path = Path(run)
+        if is_log(path):
+            judged = [report_of(path, settings, columns_of(column), clip)]
+        else:
+            judged = [judge_again(saved, settings) for saved in load_all(path)]
+        reports = without_known(judged, settings, known)
         write(reports, outputs, view_of(settings, color, profile, show_passed, show_all), statistics=statistics, add_ignore=add_ignore)
         if open_page:
             from gradcheck.report.browser import open_reports
