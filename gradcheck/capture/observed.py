@@ -22,7 +22,7 @@ from gradcheck.types.training import OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, snippets
 from gradcheck.workload.device import wide
 
-SEEN = frozenset(("reach", "optimizer", "loop", "log"))  # what the run itself shows, or has nothing to do with,
+SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows,
 FROM_PASSES = frozenset(("reach",))  # as far as it had a backward pass
 
 

@@ -182,7 +182,7 @@ class Record:
         return unread_layers(self.failures)
 
     def _lacking(self, loop: LoopFacts | None) -> list[NotMeasured]:
-        lacking = [NotMeasured(need, NEVER, "left-out") for need in get_args(Need) if need not in (*SEEN, "log")]
+        lacking = [NotMeasured(need, NEVER, "left-out") for need in get_args(Need) if need not in SEEN]
         if self.untapped:
             lacking += [NotMeasured(need, self.untapped, remedy=UNCOMPILED) for need in get_args(Need) if need in NEEDS_TAPS]
         if not self.measured:

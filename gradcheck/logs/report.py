@@ -19,7 +19,6 @@ from gradcheck.types.report import Report
 from gradcheck.types.training import OptimizerFacts, Run
 from gradcheck.version import __version__
 
-NEED = "log"
 SHOWN = 1000  # losses of the run that a page draws
 
 
@@ -27,8 +26,7 @@ def report_of(path: Path, settings: Settings, columns: Mapping[str, str], clip: 
     """Judges the log of a finished run by the rules that read logs. Raises ConfigError for what is no log."""
     started = time.perf_counter()
     measurement = measured(str(path), read(path, columns, clip))
-    rules = [r for r in chosen(settings) if NEED in r.needs]
-    findings, suppressed, states = judge([measurement], rules, settings)
+    findings, suppressed, states = judge([measurement], chosen(settings), settings)
     report = Report(measurement.target, findings, states, (measurement,), suppressed, time.perf_counter() - started, __version__)
     return asserted(report, settings)
 
