@@ -18,6 +18,7 @@ FAMILIES = (
     "regularization",
     "data",
     "loop",
+    "log",
     "sequence",
     "experts",
     "adapters",

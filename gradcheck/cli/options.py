@@ -48,6 +48,8 @@ RuleName = Annotated[
 ]
 TextOrJson = Annotated[str, typer.Option("--output", "--output-format", metavar="text|json")]
 
+Column = Annotated[Texts, typer.Option(metavar="ROLE=NAME", help="Of a log: the column that is its loss, evaluation, rate or norm.")]
+
 # ------------------------------------------------------------------------- the exit code
 FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level or above [error].")]
 ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")]
@@ -91,6 +93,18 @@ class TakesArguments(typer.core.TyperCommand):
 def split(words: list[str] | None) -> list[str] | None:
     """`--select GRAD,INIT --select dead-units` as one list."""
     return None if words is None else [w.strip() for word in words for w in word.split(",") if w.strip()]
+
+
+def columns_of(column: Texts) -> dict[str, str]:
+    """`--column loss=train/loss` as a mapping. Raises ConfigError for anything else."""
+    from gradcheck.errors import ConfigError
+    from gradcheck.logs.table import ROLES
+
+    pairs = dict(word.partition("=")[::2] for word in column or ())
+    for role, name in pairs.items():
+        if role not in ROLES or not name:
+            raise ConfigError(f"--column {role}={name}: no such column of a log", hint=f"--column ROLE=NAME; roles: {', '.join(ROLES)}")
+    return pairs
 
 
 def settings_of(config: list[str] | None, isolated: bool, **flags: Any) -> Settings:

@@ -10,13 +10,15 @@ import typer
 from gradcheck.cli.completion import format_name
 from gradcheck.cli.exit import exits
 from gradcheck.cli.groups import BaselineOptions, ConfigOptions, GateOptions, OutputOptions, RuleOptions, ViewOptions, with_groups
-from gradcheck.cli.options import Color
+from gradcheck.cli.options import Color, Column, columns_of
 
 
 @with_groups
 def report(
     *,
-    run: Annotated[str, typer.Argument(metavar="RUN.json", help="A saved run: what `scan --output json:RUN.json` wrote.")],
+    run: Annotated[str, typer.Argument(metavar="RUN.json|LOG", help="A saved run (`scan --output json:RUN.json`), or a log.")],
+    column: Column = None,
+    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Of a log: the norm that its gradients were clipped to.")] = None,
     format: Annotated[
         str | None, typer.Option("--format", metavar="FORMAT", help="Short for --output FORMAT.", autocompletion=format_name)
     ] = None,
@@ -28,18 +30,28 @@ def report(
     config: ConfigOptions,
     color: Color = "auto",
 ) -> None:
-    """Judge a saved run again, with other rules or limits, and show it. Nothing is run."""
+    """Judge a saved run again, with other rules or limits, or the log of a run that something else wrote. Nothing is run.
+
+    Logs: trainer_state.json, metrics.csv, event files of TensorBoard, local runs of W&B and MLflow, CSV, JSON lines; or a run's folder.
+    """
     with exits(color):
         from pathlib import Path
 
         from gradcheck.cli.gate import exit_code, without_known
         from gradcheck.judge.judge import judge_again
+        from gradcheck.logs.read import is_log
+        from gradcheck.logs.report import report_of
         from gradcheck.report.json import load_all
 
         settings = config.settings(**rules.choice, **gate.flags, max_warnings=baseline.max_warnings)
         places = outputs.parsed(*([format] if format else []), inputs=[run])
         known = baseline.known(settings, config.isolated)
-        reports = without_known([judge_again(saved, settings) for saved in load_all(Path(run))], settings, known)
+        path = Path(run)
+        if is_log(path):
+            judged = [report_of(path, settings, columns_of(column), clip)]
+        else:
+            judged = [judge_again(saved, settings) for saved in load_all(path)]
+        reports = without_known(judged, settings, known)
         view.write(reports, places, settings, color)
         outputs.open(reports, places)
         sys.exit(exit_code(reports, settings, exit_zero=gate.exit_zero, allow_stale=baseline.allow_stale))

@@ -13,7 +13,7 @@ from gradcheck.judge.assertions import asserted
 from gradcheck.judge.consensus import agree, merge_sites
 from gradcheck.judge.looks import in_words
 from gradcheck.judge.root_causes import fold
-from gradcheck.judge.select import chosen, needs
+from gradcheck.judge.select import chosen, for_these, needs
 from gradcheck.judge.suppress import split_by_comments, split_by_layers, unused_ignore, without_effect
 from gradcheck.types.finding import SEVERITIES, Finding, RuleState, RuleStatus
 from gradcheck.types.location import Ignore
@@ -37,6 +37,7 @@ def judge(measurements: Sequence[Measurement], rules: Sequence[Rule], settings: 
     states: list[RuleState] = []
     used: set[tuple[str, int, str]] = set()
     ignores = _ignores(measurements)
+    rules = for_these(rules, measurements)
     for rule in rules:
         if rule.code == unused_ignore.code:
             continue
@@ -62,7 +63,7 @@ def judge_again(report: Report, settings: Settings) -> Report:
     """The report with its measurements judged by other settings. What was not measured then is "not-measured"."""
     from gradcheck.judge.registry import load_rules
 
-    rules = chosen(settings)
+    rules = for_these(chosen(settings), report.measurements)
     ran = {state.code for state in report.rules}
     measured = needs(r for r in load_rules(settings.rule_paths) if r.code in ran)
     able = [r for r in rules if r.code in ran or measured.issuperset(r.needs)]

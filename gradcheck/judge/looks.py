@@ -40,6 +40,7 @@ LOOKS: Mapping[Need, str] = {
     "clipping": "the effect of gradient clipping",
     "regularization": "training without regularization",
     "normalization": "the statistics of batch normalization",
+    "log": "the log of a finished run",
     "loop": "the training loop",
 }
 

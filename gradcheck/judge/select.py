@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from gradcheck.config.settings import Settings
 from gradcheck.errors import ConfigError, closest
 from gradcheck.judge.registry import find_rule, load_rules
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Need, Rule
 
 
@@ -15,6 +16,12 @@ def chosen(settings: Settings) -> tuple[Rule, ...]:
     rules = load_rules(settings.rule_paths)
     check_rule_settings(rules, settings)
     return select(rules, settings.select, settings.ignore, settings.extend_select)
+
+
+def for_these(rules: Iterable[Rule], measurements: Iterable[Measurement]) -> tuple[Rule, ...]:
+    """Those of the rules that can have a say: about the log of a finished run the rules of logs, about all else the others."""
+    of_log = any(m.log is not None for m in measurements)
+    return tuple(r for r in rules if ("log" in r.needs) == of_log)
 
 
 def needs(rules: Iterable[Rule]) -> frozenset[Need]:

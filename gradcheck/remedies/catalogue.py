@@ -83,6 +83,7 @@ ADVICE_ONLY: dict[str, str] = {
     "float32-weights": _PRECISION,
     "inspect-data": "a person has to look at the sample",
     "keep-batch-axis": _MEANING,
+    "watch-run": "a log does not show what the training does",
     "follow-buffers": "which model follows which is the author's to say",
     "keep-optimizer": "where it is to be made, and what it is to hold, follows from the loop",
     "keep-or-remove": _MEANING,

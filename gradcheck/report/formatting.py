@@ -144,6 +144,7 @@ def result(report: Report) -> str:
     more = f" and {counted(follow, 'consequence')}" if follow else ""
     layers = layer_count(report.measurement)
     where = f" in {counted(layers, 'layer')}" if layers or not report.coverage.in_part else ""
+    where = " in the log" if report.measurement.log is not None else where
     return f"{found}{more}{where} ({rule_counts(report)})."
 
 
@@ -170,6 +171,8 @@ def rule_counts(report: Report) -> str:
 def conditions(report: Report) -> str:
     """`100 steps x 3 seeds on cpu, torch 2.13.0, 4.2 s.`"""
     m = report.measurement
+    if m.log is not None:
+        return f"{counted(m.steps, 'step')}, {m.log.format}, {report.seconds:.1f} s."
     seeds = counted(len(report.measurements), "seed")
     dtype = "" if m.environment.dtype == "float32" else f" ({m.environment.dtype})"
     return f"{counted(m.steps, 'step')} x {seeds} on {m.environment.device}{dtype}, torch {m.environment.torch}, {report.seconds:.1f} s."

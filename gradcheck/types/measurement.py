@@ -29,6 +29,7 @@ from gradcheck.types.checks import (
 from gradcheck.types.data import DataFacts
 from gradcheck.types.layers import Layer, LayerKind
 from gradcheck.types.location import Ignore, Location
+from gradcheck.types.log import LogFacts
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.losses import Ascent, BroadcastMix, LossCall, Softmax
 from gradcheck.types.parameters import Cut, HiddenTensor, Parameter, ZeroDerivative
@@ -156,6 +157,7 @@ class Measurement:
     normalization: Statistics | None = None
     costs: tuple[Cost, ...] = ()  # of findings, where the probe learned slowly
     loop: LoopFacts | None = None  # the user's own training loop; None: none was seen
+    log: LogFacts | None = None  # of a finished run that something else wrote down; None: there is none
     ranks: RankFacts | None = None  # of a distributed training that was watched
     pretrained: bool = False  # weights or normalization statistics show that the model was trained before
     training: bool = True  # the model was in training mode when it was handed over

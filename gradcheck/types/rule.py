@@ -56,6 +56,7 @@ Need = Literal[
     "clipping",  # Clip
     "regularization",
     "normalization",  # Statistics; runs the probe first
+    "log",  # LogFacts: only where the log of a finished run is read
     "loop",  # LoopFacts: only where a training script was run, or a training was watched
 ]
 

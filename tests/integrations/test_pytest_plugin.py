@@ -48,7 +48,7 @@ def test_without(): pass
 """
 STUB = """
 import sys, types
-sys.modules["gradcheck.pipeline"] = module = types.ModuleType("gradcheck.pipeline")
+sys.modules["gradcheck.api"] = module = types.ModuleType("gradcheck.api")
 module.scan = lambda model, data, config: model
 """
 

@@ -1,0 +1,68 @@
+"""Which program wrote a log, told by its names and its first bytes; and reading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from gradcheck.errors import ConfigError
+from gradcheck.logs import mlflow, tensorboard, text, wandb
+from gradcheck.logs.table import Table, facts
+from gradcheck.types.log import LogFacts
+
+_EVENTS = "*tfevents*"
+_TEXT = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".log")
+
+
+def is_log(path: Path) -> bool:
+    """Whether this is a log of another program, and not a saved run of gradcheck."""
+    if path.is_dir() or "tfevents" in path.name or path.suffix in (".wandb", ".db") or path.suffix.lower() in _TEXT:
+        return path.exists()
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return path.read_bytes()[:1] == b"{" and b"\n{" in path.read_bytes()[:65536]
+    return isinstance(found, list) or (isinstance(found, dict) and "log_history" in found)
+
+
+def read(path: Path, columns: Mapping[str, str], clip: float | None = None) -> LogFacts:
+    """`columns`: role -> name of the column. Raises ConfigError for what is no log, or names no loss."""
+    try:
+        return facts(_table(path), columns, clip)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _table(path: Path) -> Table:
+    if path.is_dir():
+        return _of_folder(path)
+    if "tfevents" in path.name:
+        return tensorboard.read([path])
+    if path.suffix == ".db":
+        return mlflow.read_database(path)
+    return wandb.read(path) if path.suffix == ".wandb" else text.read(path)
+
+
+def _of_folder(folder: Path) -> Table:
+    """A run's folder; of Transformers the newest checkpoint tells all of the run."""
+    states = sorted(folder.rglob("trainer_state.json"), key=lambda p: p.stat().st_mtime)
+    if states:
+        return text.read(states[-1])
+    if (folder / "metrics").is_dir():
+        return mlflow.read(folder)
+    for pattern in ("*.wandb", "files/wandb-history.jsonl", "wandb-history.jsonl", "metrics.csv", "mlflow.db"):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return _table(found[-1])
+    events = [p for p in folder.glob(_EVENTS) if p.is_file()]
+    if events:
+        return tensorboard.read(events)
+    inside = sorted({p.parent for pattern in (_EVENTS, "*.wandb", "metrics.csv") for p in folder.rglob(pattern)})
+    if len(inside) == 1:
+        return _of_folder(inside[0])
+    several = f": it holds {len(inside)} runs" if inside else ""
+    hint = f"name one: {', '.join(map(str, inside[:3]))}" if inside else "gradcheck reads trainer_state.json, metrics.csv, event files, ..."
+    raise ConfigError(f"{folder} is no run's folder{several}", hint=hint)

@@ -1,0 +1,137 @@
+"""The columns of a log, whoever wrote it, and which of them rules read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gradcheck.errors import ConfigError
+from gradcheck.types.log import Curve, LogFacts
+
+Role = Literal["loss", "evaluation", "rate", "norm"]
+ROLES: tuple[Role, ...] = ("loss", "evaluation", "rate", "norm")
+MOST_POINTS = 20_000  # of a column that are kept: of longer ones the extremes of equal parts
+STEPS = ("step", "global_step", "_step", "iteration", "iter", "trainer_global_step", "train_global_step", "steps", "update", "epoch")
+
+_TRAINING = ("train", "training", "tr")
+_EVALUATION = ("eval", "evaluation", "val", "valid", "validation", "test", "dev")
+# Names of columns in lower case, with "_" for all that is no letter or digit; the first one that a log has counts.
+NAMES: Mapping[Role, tuple[str, ...]] = {
+    "loss": (
+        "loss",
+        *(f"{t}_{x}" for t in _TRAINING for x in ("loss", "loss_step", "total_loss")),
+        *(f"loss_{t}" for t in _TRAINING),
+        *(f"{t}_loss_epoch" for t in _TRAINING),
+        "total_loss",
+        "loss_step",
+        "batch_loss",
+        "loss_epoch",
+        "gradcheck_loss",
+    ),
+    "evaluation": (*(f"{e}_loss" for e in _EVALUATION), *(f"loss_{e}" for e in _EVALUATION), *(f"{e}_loss_epoch" for e in _EVALUATION)),
+    "rate": ("learning_rate", "lr", "train_learning_rate", "train_lr", "lr_0", "learning_rate_0", "gradcheck_learning_rate"),
+    "norm": (
+        *(
+            name
+            for g in ("grad", "gradient")
+            for name in (f"{g}_norm", f"train_{g}_norm", f"{g}_norm_total", f"total_{g}_norm", f"{g}norm")
+        ),
+        "gradcheck_gradient_norm",
+    ),
+}
+_CLIPS = ("max_grad_norm", "gradient_clip_val", "grad_clip", "clip_grad_norm", "clip_grad", "max_norm", "gradient_clipping")
+
+
+@dataclass
+class Table:
+    """`columns`: name -> (step, value), in the order in which they were written. `settings`: of the training, where they are known."""
+
+    format: str
+    columns: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, step: float, value: Any) -> None:
+        """Notes a number; what is none is left out."""
+        number = as_number(value)
+        if number is not None:
+            self.columns.setdefault(name, []).append((step, number))
+
+    def add_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows of one moment each. Their step is a column of that meaning, else their number."""
+        for index, row in enumerate(rows):
+            flat = dict(_flat(row))
+            known = {plain(name): name for name in flat}
+            key = next((known[s] for s in map(plain, STEPS) if s in known and as_number(flat[known[s]]) is not None), None)
+            step = as_number(flat[key]) if key is not None else None
+            for name, value in flat.items():
+                if name != key:
+                    self.add(name, float(index) if step is None or not math.isfinite(step) else step, value)
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def as_number(value: Any) -> float | None:
+    """Also of "nan" and "inf" as text; None for what is no number."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def facts(table: Table, columns: Mapping[str, str], clip: float | None = None) -> LogFacts:
+    """`columns`: role -> the user's choice. Raises ConfigError for a column that the log has not, and where none is a loss."""
+    chosen = {role: _column(table, role, columns.get(role)) for role in ROLES}
+    used = {c.name for c in chosen.values() if c is not None}
+    others = tuple(name for name in table.columns if name not in used)
+    if chosen["loss"] is None and chosen["evaluation"] is None:
+        shown = ", ".join(others[:12]) or "none"
+        raise ConfigError(f"the log has no column that looks like a loss; its columns: {shown}", hint="name it: --column loss=NAME")
+    settings = {plain(name).rpartition("__")[2]: as_number(value) for name, value in table.settings.items()}
+    known = next((v for name in _CLIPS if (v := settings.get(name)) is not None and v > 0), None)
+    return LogFacts(table.format, **chosen, clip=clip if clip is not None else known, others=others)
+
+
+def _column(table: Table, role: Role, wanted: str | None) -> Curve | None:
+    if wanted is not None and wanted not in table.columns:
+        raise ConfigError(f"the log has no column {wanted!r}", hint=f"its columns: {', '.join(list(table.columns)[:20])}")
+    known = {plain(name): name for name in reversed(table.columns)}
+    name = wanted or next((known[n] for n in NAMES[role] if n in known), None)
+    if name is None and role == "rate":  # Lightning's monitor names them after the optimizer
+        name = next((n for n in table.columns if plain(n).startswith(("lr_", "train_lr_"))), None)
+    return _curve(name, table.columns[name]) if name is not None else None
+
+
+def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
+    """Sorted by step; of a step that was written twice, as after a resumption, the last value counts."""
+    latest = dict(points)
+    ordered = sorted(latest.items())
+    if len(ordered) > MOST_POINTS:
+        size = -(-len(ordered) // (MOST_POINTS // 2))
+        parts = (ordered[i : i + size] for i in range(0, len(ordered), size))
+        ordered = [point for part in parts for point in _extremes(part)]
+    return Curve(name, tuple(s for s, _ in ordered), tuple(v for _, v in ordered))
+
+
+def _extremes(part: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    broken = next((p for p in part if not math.isfinite(p[1])), None)
+    ends = [min(part, key=_height), broken or max(part, key=_height)]
+    return sorted(dict(ends).items())
+
+
+def _height(point: tuple[float, float]) -> float:
+    return point[1] if not math.isnan(point[1]) else math.inf

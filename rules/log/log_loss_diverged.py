@@ -1,0 +1,87 @@
+"""LOG002: log-loss-diverged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.curves import ends, lowest, noise
+from gradcheck.analysis.wording import BY_VALUE, number, percent
+from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.types.finding import Evidence
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.measurement import Measurement
+
+
+@rule(
+    "LOG002",
+    "log-loss-diverged",
+    up_to="error",
+    needs=("log",),
+    limits={
+        "points": Limit(20, "points", "heuristic: a tenth of them is two at least"),
+        "learned": Limit(0.2, "of the first level", "heuristic: a run that has learned so much, and loses all of it, has diverged"),
+        "lost": Limit(0.5, "of what was learned", "heuristic: half of the way back"),
+        "noise": Limit(6, "standard deviations", "heuristic: of the values around their own course"),
+    },
+    explains=("LOG003", "LOG004", "LOG007"),
+)
+def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
+    """The logged loss falls, and then rises for good.
+
+    ## What it finds
+    Runs whose loss ends well above the lowest level that it had.
+
+    ## Why it matters
+    A training loss that rises and does not come back means that the steps are too large for where the weights are by now, or that
+    the data changed. The last checkpoint is worse than an earlier one.
+
+    ## How it is measured
+    Levels are medians over a tenth of the curve: the first, the lowest, and the last one. Noise is told by the differences of neighbours.
+
+    ## Limits and their sources
+    `learned` (20 %): a loss that had fallen by as much, and ends above its first level, is an error. `lost` (50 %): a warning when it
+    ends so far up the way that it had come down. Both only beyond `noise` (6 standard deviations), of `points` (20) values or more.
+
+    ## When to ignore it
+    When the loss need not fall: adversaries, reinforcement learning, a curriculum whose data become harder.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ```
+
+    ## Use instead
+    ```python
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    ```
+
+    ## References
+    Wortsman et al. 2023, Small-scale proxies for large-scale transformer training instabilities.
+    """
+    loss = m.log.loss if m.log is not None else None
+    if m.log is None:
+        return not_applicable(NO_LOG)
+    if loss is None:
+        return not_applicable("the log has no loss of training")
+    curve = loss.finite
+    if len(curve.values) < limits["points"]:
+        return not_measured(f"{len(curve.values)} values of the loss are too few")
+    (first, last), (step, best) = ends(curve.values), lowest(curve)
+    learned, lost = first - best, last - best
+    if not lost > limits["noise"] * noise(curve.values) or learned <= 0 or not lost > limits["lost"] * learned:
+        return []
+    gone = last > first and learned > limits["learned"] * abs(first)
+    share = percent(min(lost / learned, 1.0))
+    where = (
+        f"above the {number(first)} that it began with" if last > first else f"{share} of the way back to the {number(first)} of the start"
+    )
+    message = (
+        f"the loss ({curve.name}) falls to {number(best)} by {at_step(step)}, and then rises to {number(last)} at the end, {where} "
+        f"(limit {percent(limits['lost'])}): the last weights are worse than those of {at_step(step)}"
+    )
+    evidence = (Evidence("of what was learned, lost again", lost / learned, limits["lost"], ">"),)
+    remedies = (look(f"go back to a checkpoint before {at_step(step)}, with a lower rate"),)
+    return [found("error" if gone else "warning", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE if gone else "")]

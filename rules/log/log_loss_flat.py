@@ -1,0 +1,94 @@
+"""LOG004: log-loss-flat."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.curves import ENDS, ends, lowest, noise
+from gradcheck.analysis.wording import number, percent
+from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.types.finding import Evidence
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.measurement import Measurement
+
+
+@rule(
+    "LOG004",
+    "log-loss-flat",
+    up_to="warning",
+    needs=("log",),
+    limits={
+        "points": Limit(50, "points", "heuristic: fewer may all be warm-up"),
+        "fall": Limit(0.02, "of the first level", "heuristic: no training of any use ends within 2 % of its start"),
+        "noise": Limit(3, "standard errors", "heuristic: of the level, a median over a tenth of the curve"),
+        "late": Limit(0.02, "of the whole fall", "heuristic: what the second half of the run brought"),
+    },
+)
+def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
+    """The logged loss does not fall, or not any more.
+
+    ## What it finds
+    Runs whose loss ends where it began; and, as advice, runs whose second half brought next to nothing.
+
+    ## Why it matters
+    A loss that never falls means that nothing is learned: the gradient does not arrive, the rate is far too low or too high, or
+    targets and outputs do not belong together. Half a run without any gain is half of the computing time for nothing.
+
+    ## How it is measured
+    Levels are medians over a tenth of the curve.
+
+    ## Limits and their sources
+    `fall` (2 % of the first level) and `noise` (3 standard errors of a level): a warning when the fall stays below both. `late` (2 % of
+    the whole fall): advice when the second half of the run brought no more. Logs of fewer than `points` (50) values are not judged.
+
+    ## When to ignore it
+    When the loss need not fall: adversaries, reinforcement learning; a log that begins late in a run, or after a resumption.
+
+    ## Example
+    ```python
+    for x, y in loader:
+        loss(model(x), y).backward()
+    ```
+
+    ## Use instead
+    ```python
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+    ```
+
+    ## References
+    Karpathy 2019, A recipe for training neural networks.
+    """
+    if m.log is None:
+        return not_applicable(NO_LOG)
+    if m.log.loss is None:
+        return not_applicable("the log has no loss of training")
+    curve = m.log.loss.finite
+    if len(curve.values) < limits["points"]:
+        return not_measured(f"{len(curve.values)} values of the loss are too few")
+    first, best = ends(curve.values)[0], lowest(curve)[1]
+    fall, error = first - best, noise(curve.values) / math.sqrt(ENDS * len(curve.values))
+    if fall < limits["fall"] * abs(first) and fall <= limits["noise"] * error:
+        message = (
+            f"the loss ({curve.name}) does not fall: it begins at {number(first)}, and its lowest level is {number(best)} "
+            f"({percent(fall / abs(first) if first else 0.0)} lower, limit {percent(limits['fall'])})"
+        )
+        evidence = (Evidence("fall of the loss", fall, limits["fall"] * abs(first), "<"),)
+        remedies = (look("find out whether a gradient arrives, and what the steps change"),)
+        return [found("warning", message, evidence=evidence, remedies=remedies)]
+    middle = len(curve.values) // 2
+    half = lowest(type(curve)(curve.name, curve.steps[:middle], curve.values[:middle]))[1]
+    late = half - best
+    if late >= limits["late"] * fall or late > limits["noise"] * error:
+        return []
+    message = (
+        f"the second half of the run, from {at_step(curve.steps[middle])} on, lowers the loss ({curve.name}) by {number(max(late, 0.0))}, "
+        f"{percent(max(late, 0.0) / fall)} of the whole fall to {number(best)} (limit {percent(limits['late'])})"
+    )
+    evidence = (Evidence("fall in the second half", late, limits["late"] * fall, "<"),)
+    return [found("info", message, evidence=evidence, remedies=(look("see whether the rate, the data or the model sets the floor"),))]

@@ -1,0 +1,100 @@
+"""LOG003: log-loss-spikes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.curves import FEWEST, Spike, resembling, spikes
+from gradcheck.analysis.wording import number
+from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.types.finding import Evidence, Severity
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.log import LogFacts
+    from gradcheck.types.measurement import Measurement
+
+
+@rule(
+    "LOG003",
+    "log-loss-spikes",
+    up_to="warning",
+    needs=("log",),
+    limits={
+        "score": Limit(
+            10,
+            "standard deviations",
+            "measured: 0 such jumps in 13 healthy runs, batches of one and heavy tails among them; failures: 200 to 300",
+        ),
+        "reach": Limit(3, "times the highest value before", "heuristic: noise with heavy tails has been as high before"),
+        "count": Limit(3, "spikes", "heuristic: one or two bad batches are no illness of the training"),
+    },
+)
+def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
+    """The logged loss jumps up.
+
+    ## What it finds
+    Three values in a row far above the level of the fifty before them: jumps that do not come back, and several that do. A value that
+    stands alone is a bad sample or noise, and not reported.
+
+    ## Why it matters
+    A spike that comes back has cost some steps. One that does not has thrown the run back; it is often the first sign of a
+    divergence. They come from bad batches, from a second moment of Adam that lags behind the gradients, or from logits that grow.
+
+    ## How it is measured
+    By a robust score: the distance from the median of the fifty values before, over their standard deviation (from their median
+    distance to it). The norm of the gradient right before a spike is said, where the log has it.
+
+    ## Limits and their sources
+    `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
+    a warning, as are more than `count` (3) that do; fewer are advice.
+
+    ## When to ignore it
+    When the data change at that step on purpose.
+
+    ## Example
+    ```python
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.999))
+    ```
+
+    ## Use instead
+    ```python
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95))
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    ```
+
+    ## References
+    Wortsman et al. 2023, Stable and low-precision training for large-scale vision-language models (arXiv 2304.13013); Chowdhery et al.
+    2022, PaLM, section 5.1.
+    """
+    if m.log is None:
+        return not_applicable(NO_LOG)
+    if m.log.loss is None:
+        return not_applicable("the log has no loss of training")
+    curve = m.log.loss.finite
+    if len(curve.values) <= FEWEST:
+        return not_measured(f"{len(curve.values)} values of the loss are too few")
+    every = spikes(curve, limits["score"], limits["reach"])
+    if not every:
+        return []
+    stays = [s for s in every if s.back is None]
+    worst = stays[0] if stays else max(every, key=lambda s: s.score)
+    severity: Severity = "warning" if stays or len(every) > limits["count"] else "info"
+    others = f", and {len(every) - 1} more" if len(every) > 1 else ""
+    after = "and does not come back" if worst.back is None else f"and is back at {at_step(worst.back)}"
+    message = (
+        f"the loss ({curve.name}) jumps from {number(worst.level)} to {number(worst.value)} at {at_step(worst.step)}, "
+        f"{number(worst.score)} standard deviations above the values before (limit {number(limits['score'])}), {after}{others}"
+        f"{_norm_before(m.log, worst)}"
+    )
+    evidence = (Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations"),)
+    remedies = (look(f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}"),)
+    return [found(severity, message, evidence=evidence, remedies=remedies)]
+
+
+def _norm_before(log: LogFacts, spike: Spike) -> str:
+    norm = log.norm.finite if log.norm is not None else None
+    if norm is None or not norm.values:
+        return ""
+    (value,) = resembling(norm, [spike.step])
+    return f"; the norm of the gradient is {number(value)} there"

@@ -1,0 +1,155 @@
+"""Logs of other programs: the same numbers come back, whoever wrote them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradcheck.errors import ConfigError
+from gradcheck.logs.read import is_log, read
+from gradcheck.logs.table import MOST_POINTS
+from tests.logs import writers
+
+LOSS = writers.falling(60)
+RATE = [1e-3 * (1 - i / 60) for i in range(60)]
+NORM = [1.0 + i / 60 for i in range(60)]
+SLASHES = {"train/loss": LOSS, "train/learning_rate": RATE, "train/grad_norm": NORM, "eval/loss": LOSS}
+PLAIN = {"train_loss": LOSS, "lr": RATE, "grad_norm": NORM, "val_loss": LOSS}
+OF_TRANSFORMERS = {"loss": LOSS, "learning_rate": RATE, "grad_norm": NORM, "eval_loss": LOSS}
+
+
+def in_folder(write: Callable[..., Path], name: str, columns: writers.Columns, **more: Any) -> Callable[[Path], Path]:
+    def written(folder: Path) -> Path:
+        write(folder / name, columns, **more)
+        return folder
+
+    return written
+
+
+WRITTEN: dict[str, Callable[[Path], Path]] = {
+    "JSON lines": lambda p: writers.json_lines(p / "run.jsonl", PLAIN),
+    "CSV": lambda p: writers.csv(p / "run.csv", SLASHES),
+    "CSV, semicolons": lambda p: writers.csv(p / "run.csv", PLAIN, ";"),
+    "Lightning": in_folder(writers.lightning, "metrics.csv", PLAIN),
+    "TensorBoard": in_folder(writers.event_file, "events.out.tfevents.1.host", SLASHES),
+    "TensorBoard, tensors": in_folder(writers.event_file, "events.out.tfevents.1.host", SLASHES, tensors=True),
+    "W&B": in_folder(writers.wandb, "run-abc.wandb", SLASHES),
+    "MLflow": lambda p: writers.mlflow(p / "run", PLAIN),
+    "MLflow, database": lambda p: writers.mlflow_database(p / "mlflow.db", PLAIN),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_numbers_come_back(name: str, tmp_path: Path) -> None:
+    path = WRITTEN[name](tmp_path)
+    assert is_log(path)
+    log = read(path, {})
+    for curve, values in ((log.loss, LOSS), (log.rate, RATE), (log.norm, NORM), (log.evaluation, LOSS)):
+        assert curve is not None and curve.values == pytest.approx(values, rel=1e-6)
+        assert curve.steps == tuple(range(60))
+
+
+def test_what_the_trainer_of_transformers_writes(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-9").mkdir()
+    writers.trainer_state(tmp_path / "checkpoint-9" / "trainer_state.json", OF_TRANSFORMERS)
+    assert is_log(tmp_path) and is_log(tmp_path / "checkpoint-9" / "trainer_state.json")
+    log = read(tmp_path, {})
+    assert log.loss is not None and log.loss.name == "loss" and log.loss.values == pytest.approx(LOSS)
+    assert log.loss.steps[:3] == (0, 10, 20)
+    assert log.evaluation is not None and log.evaluation.values == pytest.approx(LOSS[::5])
+
+
+def test_records_that_go_over_the_end_of_a_block(tmp_path: Path) -> None:
+    values = writers.falling(3000)
+    log = read(writers.wandb(tmp_path / "run-abc.wandb", {"loss": values}, {"max_grad_norm": 0.5}), {})
+    assert (tmp_path / "run-abc.wandb").stat().st_size > 3 * 32768
+    assert log.loss is not None and log.loss.values == pytest.approx(values) and log.clip == 0.5
+
+
+def test_settings_tell_the_threshold_of_clipping(tmp_path: Path) -> None:
+    path = writers.mlflow(tmp_path / "run", PLAIN, {"gradient_clip_val": "0.25"})
+    assert read(path, {}).clip == 0.25 and read(path, {}, 2.0).clip == 2.0
+
+
+@pytest.mark.parametrize("name", ["TensorBoard", "W&B", "JSON lines"])
+def test_a_log_that_is_cut_off_is_read_up_to_there(name: str, tmp_path: Path) -> None:
+    path = WRITTEN[name](tmp_path)
+    file = path if path.is_file() else next(path.iterdir())
+    file.write_bytes(file.read_bytes()[:-20])
+    loss = read(file, {}).loss
+    assert loss is not None and 55 <= len(loss.values) < 61
+
+
+def test_what_is_not_finite_stays_and_a_step_written_twice_counts_once(tmp_path: Path) -> None:
+    rows = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": "nan"}, {"step": 1, "loss": 0.5}, {"step": 2, "loss": float("inf")}]
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(rows))
+    loss = read(path, {}).loss
+    assert loss is not None and loss.values == (1.0, 0.5, math.inf) and loss.finite.values == (1.0, 0.5)
+
+
+def test_long_columns_keep_their_extremes(tmp_path: Path) -> None:
+    values = writers.falling(3 * MOST_POINTS)
+    values[12345] = 50.0
+    loss = read(writers.json_lines(tmp_path / "run.jsonl", {"loss": values}), {}).loss
+    assert loss is not None and len(loss.values) <= MOST_POINTS and 50.0 in loss.values and min(values) in loss.values
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    path = writers.csv(tmp_path / "run.csv", {"a": LOSS, "b": NORM})
+    with pytest.raises(ConfigError, match="looks like a loss; its columns: a, b"):
+        read(path, {})
+    with pytest.raises(ConfigError, match="no column 'c'"):
+        read(path, {"loss": "c"})
+    assert read(path, {"loss": "b"}).loss == read(path, {"loss": "b", "norm": "a"}).loss
+
+
+@pytest.mark.parametrize("content", ["", "hello\nworld\n", "[]", "{}"])
+def test_what_is_no_log_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text(content)
+    with pytest.raises(ConfigError):
+        read(tmp_path / "x.txt", {})
+    with pytest.raises(ConfigError, match="is no run's folder"):
+        read(tmp_path, {})
+
+
+def test_a_folder_of_several_runs_names_them(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        writers.lightning(tmp_path / name / "metrics.csv", PLAIN)
+    with pytest.raises(ConfigError, match="it holds 2 runs"):
+        read(tmp_path, {})
+    assert read(tmp_path / "one", {}).loss is not None
+
+
+def test_a_saved_run_of_gradcheck_is_no_log(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"target":"x","schema_version":1}')
+    assert not is_log(tmp_path / "run.json") and not is_log(tmp_path / "missing.csv")
+
+
+def test_no_torch_is_needed(tmp_path: Path) -> None:
+    path = writers.json_lines(tmp_path / "run.jsonl", PLAIN)
+    code = f"import sys; sys.modules['torch'] = None; sys.argv = ['gradcheck', 'report', {str(path)!r}]; "
+    code += "from gradcheck.cli.main import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and "No findings in the log (7 rules passed)" in run.stdout, run.stderr
+
+
+def test_the_real_writers_agree(tmp_path: Path) -> None:
+    tensorboard = pytest.importorskip("tensorboard")
+    assert tensorboard
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(tmp_path))
+    for i, value in enumerate(LOSS):
+        writer.add_scalar("Loss/train", value, i, new_style=i % 2 == 0)
+    writer.close()
+    loss = read(tmp_path, {}).loss
+    assert loss is not None and loss.values == pytest.approx(LOSS, rel=1e-6)

@@ -1,0 +1,137 @@
+"""LOG001 to LOG007 on literal logs: just beyond each limit, and just within."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from gradcheck.rules.log.log_evaluation_departs import log_evaluation_departs
+from gradcheck.rules.log.log_gradient_norms import log_gradient_norms
+from gradcheck.rules.log.log_loss_diverged import log_loss_diverged
+from gradcheck.rules.log.log_loss_flat import log_loss_flat
+from gradcheck.rules.log.log_loss_not_finite import log_loss_not_finite
+from gradcheck.rules.log.log_loss_spikes import log_loss_spikes
+from gradcheck.rules.log.log_rate_jumps import log_rate_jumps
+from gradcheck.types.log import Curve, LogFacts
+from gradcheck.types.measurement import Measurement
+from tests.literals import measurement
+from tests.rules.verdicts import findings, no_verdict, only
+
+RULES = (
+    log_loss_not_finite,
+    log_loss_diverged,
+    log_loss_spikes,
+    log_loss_flat,
+    log_rate_jumps,
+    log_evaluation_departs,
+    log_gradient_norms,
+)
+FALLING = [1 / (1 + i / 10) for i in range(100)]
+ZIGZAG = [1 + 0.01 * (-1) ** i for i in range(60)]
+
+
+def curve(values: list[float]) -> Curve:
+    return Curve("x", tuple(map(float, range(len(values)))), tuple(values))
+
+
+def logged(clip: float | None = None, **curves: list[float]) -> Measurement:
+    return replace(measurement(), log=LogFacts("CSV", **{name: curve(v) for name, v in curves.items()}, clip=clip))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.code)
+def test_without_a_log_or_a_column_there_is_no_verdict(rule):
+    assert no_verdict(rule, measurement()) == "not-applicable"
+    if rule.code < "LOG005":
+        assert findings(rule, logged(loss=FALLING)) == []
+    if rule.code not in ("LOG001", "LOG006"):
+        few = {"LOG005": "rate", "LOG007": "norm"}.get(rule.code, "loss")
+        assert no_verdict(rule, logged(**{few: [1.0, 1.0]})) == "not-measured"
+
+
+@pytest.mark.parametrize(("bad", "severity"), [(0, None), (1, "error"), (5, "error")])
+def test_a_loss_that_ends_as_nan(bad, severity):
+    found = findings(log_loss_not_finite, logged(loss=[*FALLING, *[math.nan] * bad]))
+    assert [f.severity for f in found] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("bad", "fires"), [(2, False), (3, True)])
+def test_a_norm_that_ends_as_infinity(bad, fires):
+    assert bool(findings(log_loss_not_finite, logged(loss=FALLING, norm=[*[1.0] * 200, *[math.inf] * bad]))) == fires
+
+
+@pytest.mark.parametrize(("bad", "fires"), [(2, False), (3, True)])
+def test_a_share_of_values_that_are_not_finite(bad, fires):
+    values = [math.nan if i in range(10, 10 + bad) else v for i, v in enumerate(FALLING)]
+    assert [f.severity for f in findings(log_loss_not_finite, logged(loss=values))] == ["warning"] * fires
+
+
+@pytest.mark.parametrize(("end", "severity"), [(0.3, None), (0.4, "warning"), (0.7, "error")])
+def test_a_loss_that_rises_again(end, severity):
+    values = [*FALLING, *[0.1 + (end - 0.1) * i / 30 for i in range(31)], *[end] * 30]
+    assert [f.severity for f in findings(log_loss_diverged, logged(loss=values))] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("height", "width", "severity"), [(0.1, 5, None), (0.6, 2, None), (0.6, 5, "info"), (0.6, 100, "warning")])
+def test_jumps(height, width, severity):
+    values = [*ZIGZAG, *[v + height for v in ZIGZAG[:width]], *(ZIGZAG if width < 100 else [1.6] * 60)]
+    assert [f.severity for f in findings(log_loss_spikes, logged(loss=values))] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("fall", "severity"), [(0.0, "warning"), (0.001, "warning"), (0.3, None)])
+def test_a_loss_that_does_not_fall(fall, severity):
+    values = [v - fall * i / 60 for i, v in enumerate(ZIGZAG)]
+    assert [f.severity for f in findings(log_loss_flat, logged(loss=values))] == ([severity] if severity else [])
+
+
+def test_a_second_half_that_brings_nothing():
+    found = only(log_loss_flat, logged(loss=[*FALLING, *[FALLING[-1]] * 120]))
+    assert found.severity == "info" and "the second half" in found.message
+
+
+@pytest.mark.parametrize(
+    ("rates", "fires"),
+    [
+        ([1e-3] * 20 + [9e-3] * 20, False),
+        ([1e-3] * 20 + [1.1e-2] * 20, True),
+        ([1e-3 * 10**i for i in range(5)] + [10.0] * 30, False),
+        ([1e-3] * 20 + [1.1e-5] * 20, False),
+        ([1e-3] * 20 + [0.9e-5] * 20, True),
+        ([1e-3] * 38 + [0.9e-5] * 2, False),
+        ([1e-3] * 37 + [0.0] * 3, False),
+        ([1e-3] * 34 + [0.0] * 6, True),
+    ],
+)
+def test_rates(rates, fires):
+    found = findings(log_rate_jumps, logged(loss=FALLING[: len(rates)], rate=rates))
+    assert [f.severity for f in found] == ["warning"] * fires
+
+
+@pytest.mark.parametrize(("end", "fires"), [(0.54, False), (0.56, True)])
+def test_an_evaluation_that_leaves_the_training(end, fires):
+    evaluation = [1.0, 0.7, 0.5, 0.51, 0.52, end, end, end]
+    m = logged(loss=FALLING, evaluation=evaluation)
+    assert m.log is not None
+    steps = tuple(float(12 * i) for i in range(8))
+    m = replace(m, log=replace(m.log, evaluation=Curve("val", steps, tuple(evaluation))))
+    found = findings(log_evaluation_departs, m)
+    assert [f.severity for f in found] == ["warning"] * fires
+    assert not fires or "lowest at step 24" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("norms", "clip", "severity"),
+    [
+        ([1.0] * 40, None, None),
+        ([1.0] * 40, 2.0, None),
+        ([1.0] * 40, 0.5, "info"),
+        ([1.0] * 36 + [0.1] * 4, 0.5, None),
+        ([1.0] * 36 + [29.0] * 4, None, None),
+        ([1.0] * 36 + [31.0] * 4, None, "warning"),
+        ([1.0] * 36 + [0.0] * 4, None, "warning"),
+    ],
+)
+def test_norms(norms, clip, severity):
+    found = findings(log_gradient_norms, logged(clip=clip, loss=FALLING, norm=norms))
+    assert [f.severity for f in found] == ([severity] if severity else [])
