@@ -61,7 +61,6 @@ ShowAll = Annotated[bool, typer.Option("--show-all", help="Show all layers in th
 Statistics = Annotated[bool, typer.Option("--statistics", help="In place of the findings, how many each rule has, over all targets.")]
 AddIgnore = Annotated[bool, typer.Option("--add-ignore", help="Write comments that ignore the findings at their lines.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Scan again whenever a source file changes. Needs gradcheck[watch].")]
-EPILOG = "Example: gradcheck scan --steps 50 -- accelerate launch train.py --epochs 3"
 
 
 def scan(
@@ -74,11 +73,14 @@ def scan(
     loss: Loss = None,
     optimizer: Optimizer = None,
     lr: LearningRate = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the probe training [100], or of the script.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds; findings are what most of them show [1].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the probe training, or of the script. [default: 100]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; a finding must appear in most of them. [default: 1]")] = None,
     device: Device = None,
     dtype: Dtype = None,
-    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="For all of it, a script's own run included.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="For all of it. [default: 30, or 60 for large models]"),
+    ] = None,
     script: Script = False,
     sandbox: Sandbox = False,
     quiet_script: QuietScript = False,

@@ -159,7 +159,8 @@ def test_baselines(shape: bool, request: pytest.FixtureRequest, home: Path) -> N
 
 
 def test_configurations(request: pytest.FixtureRequest, home: Path) -> None:
-    text = 'steps = 40\nfail-on = "warning"\nselect = ["GRAD", "INIT001"]\n[rules.vanishing-gradient]\nlimit = 3.0\n[targets.a]\nmodel = "a.py"\n'
+    text = 'steps = 40\nfail-on = "warning"\nselect = ["GRAD", "INIT001"]\n[rules.vanishing-gradient]\nlimit = 3.0\n'
+    text += '[targets.a]\nmodel = "a.py"\n'
     file = home / "gradcheck.toml"
 
     def case(steps: Any) -> None:
