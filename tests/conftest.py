@@ -15,6 +15,11 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--hostile-cases", type=int, default=500, help="damaged files that tests/hostile tries")
+    parser.addoption("--hostile-seed", type=int, default=0, help="of these files")
+
+
 @pytest.fixture
 def wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what waits, and for deadlines that several processes share: each has a CPU clock of its own."""

@@ -30,10 +30,10 @@ EPILOG = (
 
 SCANS = 60.0  # seconds that a scan takes by default, which the budget does not count
 
-TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training [100].")]
+TrainingSteps = Annotated[int | None, typer.Option("--steps", help="Steps of each short training. [default: 100]")]
 Seeds = Annotated[int, typer.Option(help="Pairs of trainings that prove a cure.")]
 Budget = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="For treating and proving, after the scan [180 to 300, as the steps take].")
+    float | None, typer.Option(metavar="SECONDS", help="For treating and proving, after the scan. [default: 180 to 300, as the steps take]")
 ]
 
 

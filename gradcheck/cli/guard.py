@@ -36,7 +36,7 @@ _telling: tuple[int, int] | None = None  # the pipe to the parent, and its inode
 
 def wanted(words: list[str]) -> bool:
     """Whether a process of its own is to run the command: where that costs no copy of torch, and the streams are the process's own."""
-    runs_code = bool(words) and words[0] in COMMANDS and not {"--help", "-h"} & set(words[1:])
+    runs_code = bool(words) and words[0] in COMMANDS and not {"--help", "-h", "--watch"} & set(words[1:])
     alone = threading.active_count() == 1 and "torch" not in sys.modules
     return runs_code and alone and hasattr(os, "fork") and sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
 

@@ -27,9 +27,9 @@ Input = Annotated[Texts, typer.Option(metavar="TYPE[SHAPE]", help="A synthetic i
 Loss = Annotated[str | None, typer.Option(help="cross_entropy, mse_loss, ..., or FILE.py:name.")]
 Optimizer = Annotated[str | None, typer.Option(help="sgd, adam, adamw, ..., or FILE.py:name.")]
 LearningRate = Annotated[float | None, typer.Option(help="Learning rate.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ... [auto].")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps, xpu, ... [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")]
-Script = Annotated[bool, typer.Option("--script", help="Run TARGET as a training script; else its text tells.")]
+Script = Annotated[bool, typer.Option("--script", help="Treat TARGET as a training script. [default: what its source says]")]
 Sandbox = Annotated[bool, typer.Option("--sandbox", help="Run the script in a mirror of its folder, which keeps its output.")]
 QuietScript = Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")]
 UnsafeFixes = Annotated[bool, typer.Option("--unsafe-fixes", help="Also what changes the architecture or the checkpoint keys.")]
@@ -51,11 +51,11 @@ TextOrJson = Annotated[str, typer.Option("--output", "--output-format", metavar=
 Column = Annotated[Texts, typer.Option(metavar="ROLE=NAME", help="Of a log: the column that is its loss, evaluation, rate or norm.")]
 
 # ------------------------------------------------------------------------- the exit code
-FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings at this level or above [error].")]
+FailOn = Annotated[str | None, typer.Option(metavar="error|warning|info|never", help="Exit 1 for findings of this level. [default: error]")]
 ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 also when there are findings.")]
 AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Do not fail when a run could only be judged in part.")]
 MaxWarnings = Annotated[int | None, typer.Option(metavar="N", help="Exit 1 when there are more warnings than this.")]
-BaselineFile = Annotated[str | None, typer.Option("--baseline", metavar="FILE", help="Findings that are known [.gradcheck-baseline.json].")]
+BaselineFile = Annotated[str | None, typer.Option("--baseline", metavar="FILE", help="Known findings. [default: .gradcheck-baseline.json]")]
 NoBaseline = Annotated[bool, typer.Option("--no-baseline", help="Show known findings too.")]
 AllowStale = Annotated[bool, typer.Option("--allow-stale", help="Do not fail for entries of the baseline whose findings are gone.")]
 
@@ -78,16 +78,6 @@ Color = Annotated[str, typer.Option(metavar="auto|always|never", help="Colours."
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 COLORS = ("auto", "always", "never")
-
-
-class TakesArguments(typer.core.TyperCommand):
-    """What stands after `--` belongs to the script or program: it is left in `ctx.obj`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--" in args:
-            place = args.index("--")
-            ctx.obj, args = tuple(args[place + 1 :]), args[:place]
-        return super().parse_args(ctx, args)
 
 
 def split(words: list[str] | None) -> list[str] | None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Fast = Annotated[bool, typer.Option("--fast", help="A few steps only: what the first steps show, without training experiments.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Scan again whenever a source file changes. Needs gradcheck[watch].")]
-EPILOG = "Example: gradcheck scan --steps 50 -- accelerate launch train.py --epochs 3"
 
 
 @with_groups
@@ -39,11 +38,14 @@ def scan(
     *,
     targets: Targets = None,
     parts: Parts,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the probe training [100], or of the script.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds; findings are what most of them show [1].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the probe training, or of the script. [default: 100]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; a finding must appear in most of them. [default: 1]")] = None,
     device: Device = None,
     dtype: Dtype = None,
-    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="For all of it, a script's own run included.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="For all of it. [default: 30, or 60 for large models]"),
+    ] = None,
     scripts: ScriptOptions,
     fix: Annotated[bool, typer.Option("--fix", help="Try remedies too, and show the edits; `gradcheck fix --write` writes them.")] = False,
     unsafe_fixes: UnsafeFixes = False,

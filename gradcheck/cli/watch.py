@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gradcheck.live.parent import Ending
     from gradcheck.types.report import Report
 
-EPILOG = "Example: gradcheck watch --every 100 -- python train.py --epochs 3"
 SAVED = ".gradcheck/last.json"
 
 

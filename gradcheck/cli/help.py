@@ -1,0 +1,181 @@
+"""What `--help` shows of a command, and what is said where a word is no command or an option is none."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from gradcheck.cli.exit import FAILED, say, version
+from gradcheck.errors import ConfigError, closest
+
+# Heading -> names of the parameters below it.
+GROUPS: Mapping[str, str] = {
+    "Target and data": "arg data val_data input loss optimizer lr device dtype script sandbox quiet_script",
+    "Training": "fast steps seeds budget watch every stop_on folds time_ordered workers",
+    "Remedies": "fix write diff unsafe_fixes allow_dirty remedy search trials study",
+    "Rules": "select ignore extend_select rules add_ignore tolerance",
+    "Exit code": "fail_on max_warnings exit_zero allow_partial fail_on_new baseline no_baseline allow_stale",
+    "Output": "output statistics format output_format open_page profile show_passed show_all save no_save color quiet",
+    "Configuration": "config isolated",
+}
+OTHER = "Other"
+TYPES = {"str": "NAME", "int": "N", "float": "NUMBER"}  # shown for options that name no word of their own
+
+EXAMPLES: Mapping[str, Sequence[str]] = {
+    "scan": (
+        "gradcheck scan train.py",
+        "gradcheck scan model.py:build --data batch.pt --loss cross_entropy",
+        "gradcheck scan -- torchrun --nproc-per-node 2 train.py",
+    ),
+    "fix": ("gradcheck fix model.py", "gradcheck fix train.py --diff > fix.patch", "gradcheck fix train.py --write --unsafe-fixes"),
+    "watch": (
+        "gradcheck watch -- python train.py --epochs 3",
+        "gradcheck watch --every 100 --stop-on error -- python train.py",
+        "gradcheck watch -- torchrun --nproc-per-node 2 train.py",
+    ),
+    "trial": (
+        "gradcheck trial model.py",
+        "gradcheck trial model.py --remedy l2,dropout --budget 300",
+        "gradcheck trial model.py --output html:trial.html",
+    ),
+    "report": (
+        "gradcheck report run.json",
+        "gradcheck report run.json --output html:report.html",
+        "gradcheck report run.json --fail-on warning",
+    ),
+    "diff": (
+        "gradcheck diff base.json head.json",
+        "gradcheck diff base.json head.json --fail-on-new",
+        "gradcheck diff base.json head.json --format markdown",
+    ),
+}
+# What people type -> what does it.
+COMMANDS = {
+    **dict.fromkeys(("check", "lint", "run", "test"), "scan"),
+    "explain": "rule",
+    **dict.fromkeys(("show", "view", "open"), "report"),
+    "compare": "diff",
+}
+OPTIONS = {
+    "--html": "--output html:report.html",
+    "--json": "--output json:run.json",
+    "--sarif": "--output sarif:gradcheck.sarif",
+    "--markdown": "--output markdown",
+    **dict.fromkeys(("-o", "--out"), "--output FORMAT:FILE"),
+    **{name: f"-- {name} N: what the script is given stands behind --" for name in ("--epochs", "--batch-size")},
+    **dict.fromkeys(("-v", "--verbose"), "--show-passed"),
+}
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": shutil.get_terminal_size().columns}
+
+
+def give_up(message: str, hint: str) -> None:
+    """One error and the next step, as for all that is wrong with what was typed."""
+    say(ConfigError(message, hint=hint), "auto")
+    sys.exit(FAILED)
+
+
+class Command(typer.core.TyperCommand):
+    """Options in groups, then examples."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        arguments = [row for p in self.params if p.param_type_name == "argument" and (row := p.get_help_record(ctx))]
+        if arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl([(re.sub(r" <.*>$", "", left), right) for left, right in arguments])
+        left_over = [p for p in self.get_params(ctx) if p.param_type_name != "argument"]
+        grouped = {heading: [p for p in left_over if p.name in names.split()] for heading, names in GROUPS.items()}
+        known = {p.name for found in grouped.values() for p in found}
+        for heading, found in (*grouped.items(), (OTHER, [p for p in left_over if p.name not in known])):
+            rows = [_row(record) for p in found if (record := p.get_help_record(ctx))]
+            if rows:
+                with formatter.section(heading if arguments or len(known) else "Options"):
+                    formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        lines = EXAMPLES.get(ctx.info_name or "", ())
+        if lines:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"{'':>{formatter.current_indent}}{line}\n" for line in lines))
+        super().format_epilog(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            at = next((i for i, word in enumerate(given) if _starts_a_program(word)), None)
+            if ctx.info_name == "watch" and ctx.obj is None and at is not None:
+                give_up("the program to watch stands behind --", shlex.join(["gradcheck", "watch", *given[:at], "--", *given[at:]]))
+            name = getattr(error, "option_name", None)
+            if name is not None and type(error).__name__ == "NoSuchOption":
+                self._no_option(ctx, name)
+            raise
+
+    def _no_option(self, ctx: Any, name: str) -> None:
+        near = closest(name, [o for p in self.get_params(ctx) for o in (*p.opts, *p.secondary_opts) if o.startswith("--")])
+        hint = OPTIONS.get(name) or (f"did you mean {near}?" if near else f"gradcheck {ctx.info_name} --help lists them")
+        give_up(f"No such option: {name}", hint)
+
+
+class TakesArguments(Command):
+    """What stands after `--` belongs to the script or program: it is left in `ctx.obj`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            place = args.index("--")
+            ctx.obj, args = tuple(args[place + 1 :]), args[:place]
+        return super().parse_args(ctx, args)
+
+
+class Group(typer.core.TyperGroup):
+    """All commands. A word that is none of them is answered with the command that does what it asks for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        word, rest = args[0], args[1:]
+        if self.get_command(ctx, word) is None and not word.startswith("-"):
+            if word == "version":
+                version()
+                sys.exit(0)
+            if word == "help":
+                return super().resolve_command(ctx, [*rest[:1], "--help"]) if rest else self._help(ctx)
+            self._no_command(ctx, word, rest)
+        return super().resolve_command(ctx, args)
+
+    def _help(self, ctx: Any) -> Any:
+        print(self.get_help(ctx))
+        sys.exit(0)
+
+    def _no_command(self, ctx: Any, word: str, rest: Sequence[str]) -> None:
+        if word in COMMANDS:
+            give_up(f"there is no command {word!r}", shlex.join(["gradcheck", COMMANDS[word], *(rest or ["TARGET"])]))
+        if word.endswith(".json"):
+            give_up(f"{word!r} is no command", shlex.join(["gradcheck", "report", word, *rest]))
+        if _names_a_target(word):
+            words = ["--", word, *rest] if _starts_a_program(word) and ".py" not in word else [word, *rest]
+            give_up(f"{word!r} is no command", shlex.join(["gradcheck", "scan", *words]))
+        near = closest(word, self.list_commands(ctx))
+        give_up(f"there is no command {word!r}", f"did you mean gradcheck {near}?" if near else "gradcheck --help lists the commands")
+
+
+def _row(record: tuple[str, str]) -> tuple[str, str]:
+    """The name of a type in the place of its code."""
+    left, right = record
+    return re.sub(r" <(?:list\[)?(\w+)\]?[^>]*>$", lambda m: f" {TYPES.get(m[1], m[1].upper())}", left), right
+
+
+def _names_a_target(word: str) -> bool:
+    """Whether a word is what `scan` takes: a file, a folder, an import path, a program."""
+    from pathlib import Path
+
+    return ".py" in word or ".ipynb" in word or ":" in word or "/" in word or word == "." or Path(word).is_dir() or _starts_a_program(word)
+
+
+def _starts_a_program(word: str) -> bool:
+    name = word.rpartition("/")[2]
+    return name.startswith("python") or name in ("torchrun", "accelerate") or word.endswith(".py")
