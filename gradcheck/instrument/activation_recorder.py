@@ -260,7 +260,7 @@ class ActivationRecorder(TorchFunctionMode):
         call.measures = role.measured or (role.kind == "container" and bool(self.stack))
         if not role.leaf and tensor.grad_fn in self._outputs:
             call.measures = False
-        if inputs and role.kind in ("linear", "norm"):
+        if inputs and (role.kind == "norm" or (role.kind == "linear" and (self.heads is None or name in self.heads))):
             self._similarity(call, inputs[0])
         self._record(call, tensor)
 
@@ -268,8 +268,8 @@ class ActivationRecorder(TorchFunctionMode):
         rank = features.dim()
         if not 2 <= rank <= 3 or not features.is_floating_point() or not readable(features):
             return
-        if call.kind == "linear":
-            if rank == 2 and not features.is_inference() and (self.heads is None or call.name in self.heads):
+        if call.kind == "linear":  # that may be the head
+            if rank == 2 and not features.is_inference():
                 call.features = features.detach(), features._version
                 self._last_linear.append(call)
                 if len(self._last_linear) > HEADS:

@@ -46,14 +46,19 @@ class Watched:
     suspicious: bool = True  # constant, or with equal rows, at the first look: looked at again
     used: bool = False
     sample: torch.Tensor | None = None  # a view of some of its entries, see `sampled`
+    place: int = 0  # in memory, of that view
     steps: list[ParameterStep] = field(default_factory=list)
 
     def sampled(self) -> torch.Tensor:
         """An even sample of the entries; the same view as long as the parameter stays where it is in memory."""
         tensor = local(self.tensor)
-        if self.sample is None or self.sample.data_ptr() != tensor.data_ptr():
-            self.sample = _sampled(tensor)
-        return self.sample if self.sample.data_ptr() == tensor.data_ptr() else _sampled(tensor)
+        place = tensor.data_ptr()
+        if self.sample is not None and self.place == place:
+            return self.sample
+        found = _sampled(tensor)
+        if found.data_ptr() == place:  # else it is a copy, which does not follow
+            self.sample, self.place = found, place
+        return found
 
     def set_moments(self, stats: TensorStats) -> None:
         """Of a tensor that is not finite they are not known."""
@@ -127,14 +132,15 @@ class StepWatch:
         present = [g for g in self.gradients if g is not None and g.numel()]
         halves = any(w.tensor.dtype in HALF for w in self.watched)
         follows = bool(self.watched) and (step == 0 or halves)
+        tensors = [*(as_real(w.tensor.detach()) for w in self.watched), *present]
         groups = [
-            raw_norms([*(as_real(w.tensor.detach()) for w in self.watched), *present]),
+            raw_norms(tensors),
             _extremes(present) if step == 0 else [],
             _joined([w.sampled() for w in self.watched]),
             _joined(self._downhill()) if follows else [],
         ]
         norms, ends, before, downhill = in_groups(groups)
-        self._keep_norms([n for t in norms for n in t.reshape(-1).tolist()], present)
+        self._keep_norms(mended([n for t in norms for n in t.reshape(-1).tolist()], tensors))
         pairs = zip(*(e.tolist() for e in ends), strict=True) if ends else ()
         largest = iter([max(-low, high) if low == low else low for low, high in pairs])
         self.gradient_maxima = [next(largest, None) if g is not None and g.numel() else None for g in self.gradients]
@@ -144,8 +150,7 @@ class StepWatch:
         self.bounds = list(itertools.accumulate((w.sampled().numel() for w in self.watched), initial=0)) if halves else []
         self.pushed = {i: pushed for i, w in enumerate(self.watched) if (pushed := self._pushed(i, w, slopes)) is not None}
 
-    def _keep_norms(self, norms: list[float], present: Sequence[torch.Tensor]) -> None:
-        norms = mended(norms, [*(as_real(w.tensor.detach()) for w in self.watched), *present])
+    def _keep_norms(self, norms: list[float]) -> None:
         self.norms, found = norms[: len(self.watched)], iter(norms[len(self.watched) :])
         self.total_norm = math.sqrt(math.fsum(n * n for n in norms[len(self.watched) :]))  # of all gradients together
         self.gradient_norms = [None if g is None else next(found) if g.numel() else 0.0 for g in self.gradients]
@@ -261,7 +266,7 @@ def _joined(samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     dtypes = {t.dtype for t in samples}
     common = next(iter(dtypes)) if len(dtypes) == 1 else torch.float64 if torch.float64 in dtypes else torch.float32
     alike = itertools.groupby(samples, key=lambda t: (t.device, t.dim()))
-    return [torch.cat([t.to(common) for t in group]).reshape(-1) for _, group in alike]
+    return [torch.cat([t if t.dtype is common else t.to(common) for t in group]).reshape(-1) for _, group in alike]
 
 
 def _as_array(parts: Sequence[torch.Tensor]) -> Numbers:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+
+_WHOLE = (torch.Tensor, nn.Parameter)  # the usual kinds: asking them for attributes that they lack takes longer
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The shard of a DTensor that lies in this process, detached; any other tensor as it is."""
-    if not is_spread(tensor):
+    if type(tensor) in _WHOLE or not is_spread(tensor):
         return tensor
     with torch.no_grad():
         spread: Any = tensor.detach()
