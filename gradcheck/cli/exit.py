@@ -67,6 +67,9 @@ def exits(color: str = "auto") -> Iterator[None]:
             _say_interrupted()
         if isinstance(e, GradcheckError):
             say(e, color)
+        elif isinstance(e, ModuleNotFoundError) and e.name == "torch":
+            hint = "run gradcheck with the Python that has it: python -m pip install gradcheck there, then python -m gradcheck"
+            say(GradcheckError(f"there is no PyTorch in {sys.executable}", hint=hint), color)
         else:
             _say_bug(e)
         sys.exit(FAILED)
