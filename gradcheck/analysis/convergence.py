@@ -40,6 +40,7 @@ NEGLIGIBLE = 1e-3  # losses that start below it start at their optimum, as dista
 LEAST_REACH = 1e-4  # of the loss: what is closer to its floor at the start is no measure
 CRAWL = 0.06  # of the start: random workloads with too low a rate had fallen by 4 % at most (benchmarks/predictions.py)
 FAR = 2.0  # times chance: well above the plateau of models that learn nothing of their inputs
+LONG = 1000  # steps: a run that is still far after so many, ten times a probe's, has to lead somewhere
 REACH = 10.0  # runs this many times as long as the probe are usual
 
 
@@ -122,8 +123,8 @@ def levelled(run: Run, chance: float | None = None) -> bool:
 def on_its_way(run: Run, chance: float | None = None) -> bool:
     """Whether the loss has left its start, keeps falling, and leads to where it counts as learning.
 
-    Far above chance, a fall that goes on is enough. Near it, where models stay that learn nothing of their inputs, the fall must also
-    last: continued as it slowed down over the last quarters of the run, it gets there.
+    Far above chance, a fall that goes on is enough for some time. Near it, where models stay that learn nothing of their inputs, and after
+    many steps, the fall must also last: continued as it slowed down over the last quarters of the run, it gets there.
     """
     chance = run.chance if run.chance is not None else chance
     start, end, error = start_and_end(run)
@@ -138,7 +139,7 @@ def on_its_way(run: Run, chance: float | None = None) -> bool:
     before, now = half - last, (last - end) * quarter / max(ahead, 1.0)
     if end <= goal or start - end < CRAWL * abs(start) or last - end <= STANDARD_ERRORS * error or before <= 0:
         return False
-    if chance is not None and chance > 0 and end > FAR * chance:
+    if chance is not None and chance > 0 and end > FAR * chance and n <= LONG:
         return True
     slowed = min(now / before, 1 - 1 / (4 * REACH))
     return end - now * slowed / (1 - slowed) <= goal

@@ -79,7 +79,7 @@ def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
         severity,
         f"{count_in_words(m, missing)} are {_left_out(m)}, {_which(missing, owners, 'from ')}: they keep their initial values{why}{stale}",
         layers=owners,
-        location=_first_made(missing) or site_of(m, owners) or m.optimizer.site,
+        location=_first_made(missing) or m.optimizer.site or site_of(m, owners),
         evidence=(
             Evidence("trainable parameters outside the optimizer", len(missing), 0, ">", f"of {sum(p.trainable for p in m.parameters)}"),
         ),

@@ -196,3 +196,11 @@ def test_noise_and_a_fall_of_little_are_no_relapse():
 )
 def test_the_users_own_run_diverges_only_where_its_level_says_so(losses, surrogate, expected):
     assert outcome(Run("the script", losses, live=True, surrogate=surrogate)) == expected
+
+
+@pytest.mark.parametrize(("steps", "towards", "expected"), [(900, 3.0, "unknown"), (1200, 3.0, "stalls"), (1200, 0.0, "unknown")])
+def test_a_run_far_above_chance_has_to_lead_somewhere_after_many_steps(steps: int, towards: float, expected: str) -> None:
+    """A deep net with dropout whose loss starts at 1e5 times chance, and stays at chance from step 3,000 on: after 1,150 it was at 3.6."""
+    half_life = steps / 4
+    losses = tuple(towards + 40.0 * 0.5 ** (t / half_life) for t in range(steps))
+    assert outcome(Run("probe", losses, batches=4), 0.95) == expected
