@@ -16,7 +16,7 @@ from gradcheck.errors import ConfigError, closest
 
 # Heading -> names of the parameters below it.
 GROUPS: Mapping[str, str] = {
-    "Target and data": "arg data val_data input loss optimizer lr device dtype script sandbox quiet_script",
+    "Target and data": "arg data val_data column clip input loss optimizer lr device dtype script sandbox quiet_script",
     "Training": "fast steps seeds budget watch every stop_on folds time_ordered workers",
     "Remedies": "fix write diff unsafe_fixes allow_dirty remedy search trials study",
     "Rules": "select ignore extend_select rules add_ignore tolerance",
