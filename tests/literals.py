@@ -14,7 +14,7 @@ from gradcheck.types.checks import Cost
 from gradcheck.types.data import DataFacts, InputFacts, LabelFacts
 from gradcheck.types.layers import Layer, Profile, Snapshot, TensorStats
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, LoopFacts
+from gradcheck.types.loop import NEVER_EVALUATED, NO_SCALER, NOT_RETAINED, LoopFacts
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Environment, Measurement
 from gradcheck.types.parameters import Parameter, ParameterStep
@@ -57,6 +57,7 @@ def loop(**overrides: Any) -> LoopFacts:
         "schedules_made": 0,
         "schedulers": (),
         "clips": (),
+        "retained": NOT_RETAINED,
         "scaler": NO_SCALER,
         "evaluation": NEVER_EVALUATED,
         "backward_site": location(80),

@@ -24,6 +24,7 @@ OTHERWISE = {
     "gradients_not_cleared": 0,
     "accumulation_unscaled": 2,  # the twin divides where the loss is computed
     "schedule_kills_rate": 0,
+    "graph_retained": 0,
 }
 
 

@@ -13,6 +13,7 @@ from gradcheck.capture.forgotten import Forgotten
 from gradcheck.capture.passes import leaves
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.updates import Updates
+from gradcheck.capture.weighting import gradient_sample
 from gradcheck.instrument.loop_events import LoopListener
 from gradcheck.instrument.running_code import here, variable_of
 
@@ -52,6 +53,7 @@ class Backward(LoopListener):
                 for found, mine in passes:
                     self.updates.wait_for(found, mine, {key: t.grad for key, t in mine.items() if t.grad is not None})
                     self.forgotten.look(found, mine)
+                    found.gradient = gradient_sample(mine) if found.ref is not None else None
         finally:
             recording.busy -= 1
         if done:

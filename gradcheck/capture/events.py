@@ -35,6 +35,7 @@ class BackwardPass:
     cuts: int = 0  # cuts on the tape when it ran
     unfollowed: Mapping[int, Location | None] = field(default_factory=dict)  # by id of a module, where it was called without gradients last
     constants: tuple[Constant, ...] = ()
+    gradient: torch.Tensor | None = None  # entries of what the gradients are after it
 
     @property
     def nodes(self) -> list[Node]:
@@ -58,6 +59,7 @@ class Step:
     since: int = -1  # the last call on the tape before the step before it
     number: int = 0  # among the steps of all optimizers
     edited: bool = False  # gradients were changed by hand between backward and step
+    gradient: torch.Tensor | None = None  # size of some of its gradients, where there are other optimizers
     near: BackwardPass | None = None  # of a step without passes: the last one before it, after every other step
 
 

@@ -9,15 +9,17 @@ from typing import Any, Literal
 
 import torch
 
+from gradcheck.capture.adversaries import adversary
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.nodes import Loose, Weight
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.silent_terms import silent_terms
 from gradcheck.capture.trace import scale_of
+from gradcheck.capture.weighting import weighting
 from gradcheck.instrument.fingerprints import shape_of
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, LoopBatches, LoopFacts, LoopScaler
+from gradcheck.types.loop import NEVER_EVALUATED, NOT_RETAINED, LoopBatches, LoopFacts, LoopRetained, LoopScaler
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,19 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         made_site=watched.site if watched.changes is None else None,
         averages=recorder.averages.facts(watched.ids, frozenset().union(*(p.reached for p in every))),
         silent=silent_terms(recorder.tape.silent, every),
+        retained=_retained(recorder, every),
+        weighting=weighting(steps),
+        leak=recorder.leaks.found(),
+        adversary=adversary(watched, recorder.optimizers.values()),
         **recorder.journal.facts(watched),
         **base | {"backward_site": site},
     )
     return own
+
+
+def _retained(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopRetained:
+    found = [x for place, x in recorder.retained.found.items() if place in {p.place for p in passes}]
+    return max(found, key=lambda x: x.steps, default=NOT_RETAINED)
 
 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from gradcheck.capture.backward import Backward
 from gradcheck.capture.forward import Forward
 from gradcheck.capture.functional import Functional
+from gradcheck.capture.leaks import Leaks
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.structures import tensors_in
 from gradcheck.instrument.loop_hooks import LoopHooks
@@ -31,6 +32,7 @@ class Installation:
     forward: Forward
     backward: Backward
     functional: Functional
+    leaks: Leaks
     _patches: Patches = field(default_factory=Patches)
     _handles: list[Any] = field(default_factory=list)
 
@@ -63,6 +65,7 @@ class Installation:
 
         def fetch(iterator: Any) -> Any:
             batch, tape = original(iterator), self.recording.tape
+            self.leaks.fetched(iterator, batch)
             if tape.recording and iterator._auto_collation and iterator._collate_fn is default_collate:
                 rows = len(iterator._dataset) if hasattr(iterator._dataset, "__len__") else 0
                 for tensor in tensors_in(batch):

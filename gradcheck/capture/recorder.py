@@ -17,7 +17,9 @@ from gradcheck.capture.forward import Forward
 from gradcheck.capture.functional import Functional
 from gradcheck.capture.gradient_changes import GradientChanges
 from gradcheck.capture.installation import Installation
+from gradcheck.capture.leaks import Leaks
 from gradcheck.capture.recording import Recording
+from gradcheck.capture.retained import Retained
 from gradcheck.capture.step_log import StepLog
 from gradcheck.capture.steps import Steps
 from gradcheck.capture.updates import Updates
@@ -34,9 +36,11 @@ class Recorder(TorchFunctionMode, Recording, LoopListener):
         Recording.__init__(self, sites, taped, observer)
         log = StepLog(self)
         self.updates, self.forgotten = Updates(self, log), Forgotten(self)
+        self.retained, self.leaks = Retained(self), Leaks(self)
         backward = Backward(self, self.updates, self.forgotten)
-        hooks = LoopHooks(self, self.journal, backward, Steps(self, log, self.updates), GradientChanges(self))
-        self._places = Installation(self, hooks, Forward(self, self.updates), backward, Functional(self))
+        steps = Steps(self, log, self.updates)
+        hooks = LoopHooks(self, self.journal, self.retained, self.leaks, backward, steps, GradientChanges(self))
+        self._places = Installation(self, hooks, Forward(self, self.updates), backward, Functional(self), self.leaks)
 
     def __enter__(self) -> Recorder:
         try:

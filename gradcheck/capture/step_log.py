@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradcheck.capture.adversaries import gradient_size
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.passes import fingerprint
 from gradcheck.capture.recording import Recording
@@ -42,6 +43,7 @@ class StepLog:
                 epoch=sum(count for _, count in recording.loaders.values()),
                 number=recording.steps,
                 edited=watched.edited(),
+                gradient=gradient_size(watched.parameters) if len(recording.optimizers) > 1 else None,
                 near=recording.newest if not passes and len(watched.steps) < recording.taped else None,
             )
         )

@@ -51,7 +51,6 @@ class SeenLoss:
         if output.requires_grad:
             output.register_hook(lambda gradient: self.weights.append(gradient.detach().float().sum()))
 
-
     # What `read` puts there.
 
     def set_input(self, stats: TensorStats) -> None:

@@ -1,13 +1,13 @@
 """Notebooks: `%load_ext gradcheck`, `%%gradcheck` over a cell that trains, and a board that lives in a cell.
 
-    %load_ext gradcheck
+%load_ext gradcheck
 
-    %%gradcheck
-    for x, y in loader:           # run for its first steps, on the notebook's own objects, which are put back afterwards
-        ...
+%%gradcheck
+for x, y in loader:           # run for its first steps, on the notebook's own objects, which are put back afterwards
+    ...
 
-    with gradcheck.watch(model, optimizer, on_measured=LiveBoard()) as board:
-        train()
+with gradcheck.watch(model, optimizer, on_measured=LiveBoard()) as board:
+    train()
 """
 
 from __future__ import annotations

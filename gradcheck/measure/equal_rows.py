@@ -95,4 +95,3 @@ class EqualRows:
 def _as_rows(weight: torch.Tensor) -> torch.Tensor:
     weight = local(weight.detach())
     return as_real(weight).reshape(weight.shape[0], -1) if weight.numel() else weight.reshape(0, 0)
-

@@ -65,6 +65,7 @@ _MEANING = "which one is meant cannot be read from the numbers"
 ADVICE_ONLY: dict[str, str] = {
     "adapt-siblings": "which layers are adapted is decided where the adapters are made",
     "asymmetric-sides": "what is to hold embeddings apart is the author's choice",
+    "balance-adversaries": "which of two trainings is to go slower, and by which loss, is the author's to say",
     "balance-classes": "how classes are to count depends on what mistakes cost",
     "balance-experts": "the balancing term is one of the loss, which is the user's",
     "causal-mask": "where places are kept from seeing later ones is written differently in each model",
@@ -100,6 +101,8 @@ ADVICE_ONLY: dict[str, str] = {
     "smaller-batch": "batches come from the user's loader",
     "supervise-targets": "what is to be predicted is part of the task",
     "train-adapters": "who froze them, or switched them off, did so in a place that the numbers do not show",
+    "weigh-micro-batches": "the elements of all micro-batches are to be counted before the first of them",
+    "split-once": "which samples are to be kept for validation is part of the task",
     "synchronise-ranks": "how a training is spread over processes is decided where it is launched",
 }
 

@@ -112,6 +112,56 @@ class SilentTerm:
 
 
 @dataclass(frozen=True)
+class LoopRetained:
+    """Graphs of losses that were alive at the same time."""
+
+    steps: int  # whose graphs were
+    window: int  # steps from the first of them to the last
+    bytes: int  # that the nodes of one step's graph take, about
+    name: str = ""  # of the variable that keeps them
+    site: Location | None = None  # what is added to it
+
+
+@dataclass(frozen=True)
+class LoopWeighting:
+    """Accumulated passes: how much one supervised element weighs in each. Medians over the steps."""
+
+    ratio: float  # of the largest weight to the smallest, in one step
+    difference: float | None  # of the gradient to that of elements that weigh alike, relative to it; None: not measured
+    fewest: int  # elements of a pass
+    most: int
+    site: Location | None = None  # of backward()
+
+
+@dataclass(frozen=True)
+class LoopLeak:
+    """Samples that the loop looks at without training on them, and how many of the same it trains on."""
+
+    rows: int  # different ones that it looked at
+    shared: int  # of these, that it trained on, as far as it was followed
+    twins: float  # share of the samples that are trained on that have a twin among themselves
+    whole: bool = False  # it looks at nearly as many as there are to train on
+    site: Location | None = None  # where the loop goes through them first
+
+
+@dataclass(frozen=True)
+class LoopAdversary:
+    """Another training, through whose weights the loss of this one goes. Medians over the first steps and the last."""
+
+    name: str  # variable of its optimizer
+    loss_start: float
+    loss_end: float
+    own_start: float  # loss of this training
+    own_end: float
+    gradient_start: float  # norm of entries of this training's gradient
+    gradient_end: float
+    steps: int
+
+
+NOT_RETAINED = LoopRetained(0, 0, 0)
+
+
+@dataclass(frozen=True)
 class LoopFacts:
     """The steps of one optimizer in the user's loop. The counts are of the steps that were looked at."""
 
@@ -146,6 +196,10 @@ class LoopFacts:
     schedulers: tuple[LoopSchedule, ...] | None = None
     averages: tuple[LoopAverage, ...] | None = None  # None: not looked at
     silent: tuple[SilentTerm, ...] | None = None
+    retained: LoopRetained | None = None
+    adversary: LoopAdversary | None = None
+    leak: LoopLeak | None = None  # where a loader gives data that are only looked at
+    weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told
     step_site: Location | None = None
     backward_site: Location | None = None
     clear_site: Location | None = None

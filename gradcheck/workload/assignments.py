@@ -19,16 +19,16 @@ def assignment_of(module: nn.Module, name: str) -> Location | None:
             if isinstance(method, FunctionType) and origin_of(method.__code__.co_filename) == "user":
                 node = _set_in(method, name)
                 if node is not None:
-                    return _location(method.__code__.co_filename, node, method.__qualname__)
+                    return expression_at(method.__code__.co_filename, node, method.__qualname__)
     return None
 
 
 def first_assignment(file: str, name: str) -> Location | None:
     """The expression that a file of the user's first sets a variable, or an attribute of an object, by that name to."""
-    tree = _parsed(file) if origin_of(file) == "user" else None
+    tree = parsed(file) if origin_of(file) == "user" else None
     found = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and _sets(node, name)] if tree is not None else []
     first = min(found, key=lambda n: n.lineno, default=None)
-    return _location(file, first, "") if first is not None else None
+    return expression_at(file, first, "") if first is not None else None
 
 
 def _sets(node: ast.Assign, name: str) -> bool:
@@ -36,12 +36,14 @@ def _sets(node: ast.Assign, name: str) -> bool:
     return any((isinstance(t, ast.Name) and t.id == name) or (isinstance(t, ast.Attribute) and t.attr == name) for t in targets)
 
 
-def _location(file: str, node: ast.expr, function: str) -> Location:
+def expression_at(file: str, node: ast.expr, function: str = "") -> Location:
+    """The place of an expression of a parsed file."""
     end = node.end_lineno or node.lineno
     return Location(display_path(file), node.lineno, node.col_offset + 1, end, (node.end_col_offset or 0) + 1, function)
 
 
-def _parsed(file: str) -> ast.Module | None:
+def parsed(file: str) -> ast.Module | None:
+    """The source of a file, parsed; None where it is none."""
     try:
         return ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):
@@ -50,7 +52,7 @@ def _parsed(file: str) -> ast.Module | None:
 
 def _set_in(method: FunctionType, name: str) -> ast.expr | None:
     """What a method assigns to an attribute of that name, or registers under it."""
-    tree = _parsed(method.__code__.co_filename)
+    tree = parsed(method.__code__.co_filename)
     if tree is None:
         return None
     first = method.__code__.co_firstlineno

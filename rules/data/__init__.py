@@ -9,4 +9,5 @@ RULES = (
     "unscaled_target",
     "degenerate_labels",
     "uninformative_features",
+    "validation_leak",
 )

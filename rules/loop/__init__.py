@@ -13,6 +13,8 @@ RULES = (
     "scaler_misused",
     "ranks_disagree",
     "optimizer_recreated",
+    "graph_retained",
+    "accumulation_unweighted",
     "average_incomplete",
     "schedule_misplaced",
 )

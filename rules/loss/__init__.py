@@ -10,6 +10,7 @@ RULES = (
     "softmax_dimension",
     "loss_not_falling",
     "unstable_loss",
+    "adversary_saturated",
     "no_learning_signal",
     "inert_loss_term",
     "unbalanced_loss_terms",

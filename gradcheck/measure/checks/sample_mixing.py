@@ -124,9 +124,7 @@ class _Comparing(Seen):
         return Culprit(name, self.module_name, location_of_frame(caller()), result.requires_grad, floating, shape)
 
     def _state(self, old: torch.Tensor, new: torch.Tensor) -> State:
-        a, b = (
-            torch.nan_to_num(wide(t.detach())) if not t.is_complex() else wide(torch.view_as_real(t.detach())) for t in (old, new)
-        )
+        a, b = (torch.nan_to_num(wide(t.detach())) if not t.is_complex() else wide(torch.view_as_real(t.detach())) for t in (old, new))
         size = float(a.abs().max()) if a.numel() else 0.0
         differs = (a - b).abs() > ROUNDING * max(size, 1e-30)
         if not bool(differs.any()):

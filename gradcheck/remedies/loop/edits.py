@@ -28,6 +28,11 @@ REMEDIES = (
     _treatment("scale-loss", "average over accumulated batches", f"{_RECIPES}, gradient accumulation"),
     _treatment("restore-training-mode", "training mode after an evaluation", "PyTorch documentation, torch.nn.Module.eval"),
     _treatment("keep-tensor", "the tensor in place of its numbers", "PyTorch documentation, Autograd mechanics"),
+    _treatment(
+        "detach-kept",
+        "numbers kept without their graph",
+        "PyTorch documentation, Frequently asked questions, my model reports out of memory",
+    ),
     _treatment("next-batch", "a new batch for each step", "PyTorch documentation, torch.utils.data.DataLoader"),
     _treatment(
         "step-schedule-per-batch", "a schedule stepped with each batch", "PyTorch documentation, torch.optim.lr_scheduler.OneCycleLR"

@@ -7,7 +7,7 @@ import ast
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.imports import original
-from gradcheck.remedies.editing.nodes import called, dotted, in_place_of, statement_of
+from gradcheck.remedies.editing.nodes import called, closed, dotted, in_place_of, statement_of
 from gradcheck.remedies.editing.statements import remove_statement
 from gradcheck.types.fix import Fix
 
@@ -62,4 +62,10 @@ def _whole(draft: Draft, node: ast.expr) -> ast.expr:
             return node
 
 
-WRITERS: dict[str, Writer] = {"keep-tensor": keep}
+def let_go(p: Fix, context: Context) -> None:
+    """`total += loss` becomes `total += loss.detach()`."""
+    draft, node = context.at(p.location)
+    draft.replace(node, f"{closed(draft, node)}.detach()")
+
+
+WRITERS: dict[str, Writer] = {"keep-tensor": keep, "detach-kept": let_go}

@@ -1,0 +1,58 @@
+"""Two trainings of which one goes through the weights of the other, and how far each has got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+import torch
+
+from gradcheck.capture.events import OptimizerTrace
+from gradcheck.types.loop import LoopAdversary
+
+FEWEST_STEPS = 40  # of each
+EDGE = 10  # steps at either end that are compared
+TENSORS = 4  # whose gradients are sampled,
+ENTRIES = 1024  # at so many entries each
+
+
+def gradient_size(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Norm of entries of some of the gradients, as they are before a step."""
+    given = [p.grad for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
+    chosen = given[:: max(1, len(given) // TENSORS)][:TENSORS]
+    if not chosen:
+        return None
+    parts = [g.detach().reshape(-1)[:: max(1, g.numel() // ENTRIES)][:ENTRIES].float().norm() for g in chosen]
+    return torch.stack([p.to(parts[0].device) for p in parts]).norm()
+
+
+def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> LoopAdversary | None:
+    """The training that this one's loss goes through the weights of; None where there is none, or too little was seen."""
+    losses, sizes = _losses(watched), [float(s.gradient) for s in watched.steps if s.gradient is not None]
+    if len(losses) < FEWEST_STEPS or len(sizes) < FEWEST_STEPS:
+        return None
+    for other in others:
+        theirs = _losses(other)
+        if other is watched or len(theirs) < FEWEST_STEPS or not _goes_through(watched, other) or _goes_through(other, watched):
+            continue
+        return LoopAdversary(
+            other.label,
+            *_ends(theirs),
+            *_ends(losses),
+            *_ends(sizes),
+            max(len(losses), len(theirs)),
+        )
+    return None
+
+
+def _losses(watched: OptimizerTrace) -> list[float]:
+    return [float(sum(float(p.loss.float().sum()) for p in s.passes)) for s in watched.steps if s.passes]
+
+
+def _goes_through(one: OptimizerTrace, other: OptimizerTrace) -> bool:
+    passes = [p for s in one.steps for p in s.passes]
+    return bool(passes) and 2 * sum(bool(p.reached & other.ids) for p in passes) > len(passes)
+
+
+def _ends(series: Sequence[float]) -> tuple[float, float]:
+    return median(series[:EDGE]), median(series[-EDGE:])

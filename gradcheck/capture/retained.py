@@ -1,0 +1,166 @@
+"""Graphs of losses that are kept from step to step, and the variable that keeps them.
+
+A graph lives as long as its nodes do, which torch holds. Each loss's first nodes get a small object into their `metadata`; it dies with the
+last of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gradcheck.capture.recording import Recording
+from gradcheck.instrument.loop_events import LoopListener
+from gradcheck.instrument.running_code import here, outside
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopRetained
+from gradcheck.workload.assignments import expression_at, parsed
+from gradcheck.workload.source_sites import origin_of
+
+MARKED = 4  # nodes of a loss that are marked: scales of it are made anew, the loss itself may be kept
+KEPT = 8  # steps whose graphs are alive at a time, from which on it is asked what keeps them
+DENSE = 0.5  # share of the steps since the first of these
+FOLLOWED = 256  # losses
+NODE = 450  # bytes of a node of the graph after its backward pass. Measured: growth of the process over 1500 kept graphs of a net of linear
+# layers (467 a node) and of a transformer (442)
+FRAMES = 30  # up the stack
+WALKED = 2000  # nodes from a variable's tensor that are looked at
+ITEMS = 64  # of a container, from its end
+_KEY = "gradcheck"
+_ADDING = frozenset(("append", "extend", "add", "update", "appendleft"))
+
+
+class _Mark:
+    """In the metadata of the nodes of one loss."""
+
+
+@dataclass(eq=False)
+class _Loss:
+    mark: weakref.ref[_Mark]
+    step: int
+    place: Location | None
+
+
+class Retained(LoopListener):
+    """Hears of the losses before the recording is busy with them."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.found: dict[Location | None, LoopRetained] = {}  # by the place of the backward pass
+        self._losses: list[_Loss] = []
+
+    def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
+        if self.recording.busy or len(self._losses) >= FOLLOWED:
+            return
+        for loss in losses:
+            if loss.grad_fn is not None:
+                self._look(loss, here())
+
+    def _look(self, loss: torch.Tensor, place: Location | None) -> None:
+        mark = _Mark()
+        for node in _first_nodes(loss.grad_fn):
+            node.metadata[_KEY] = mark
+        step = self.recording.steps
+        self._losses.append(_Loss(weakref.ref(mark), step, place))
+        alive = sorted({x.step for x in self._losses if x.place == place and x.mark() is not None})
+        known = self.found.get(place)
+        if len(alive) < KEPT or len(alive) < DENSE * (step - alive[0] + 1):
+            return
+        if known is None:
+            name, site = _keeper(outside())
+            known = LoopRetained(0, 0, _count(loss.grad_fn) * NODE, name, site)
+        self.found[place] = LoopRetained(max(known.steps, len(alive)), step - alive[0] + 1, known.bytes, known.name, known.site)
+
+
+def _first_nodes(node: Any) -> Iterator[Any]:
+    """A loss's own node, and those that it is a scale or a mean of."""
+    for _ in range(MARKED):
+        yield node
+        behind = [n for n, _ in node.next_functions if n is not None]
+        if len(behind) != 1 or not behind[0].next_functions:
+            return
+        node = behind[0]
+
+
+def _nodes(start: Any, most: int) -> Iterator[Any]:
+    seen, pending = {start}, [start]
+    while pending and len(seen) <= most:
+        node = pending.pop()
+        yield node
+        for behind, _ in node.next_functions:
+            if behind is not None and behind not in seen:
+                seen.add(behind)
+                pending.append(behind)
+
+
+def _count(node: Any) -> int:
+    return sum(1 for _ in _nodes(node, 100_000))
+
+
+def _marks(value: Any) -> int:
+    """Of how many losses a value keeps graphs."""
+    if isinstance(value, dict):
+        return max((_marks(v) for v in list(value.values())[:ITEMS]), default=0)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return len({id(m) for item in list(value)[-ITEMS:] for m in _held(item)})
+    return len({id(m) for m in _held(value)})
+
+
+def _held(value: Any) -> Iterator[_Mark]:
+    if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+        yield from (node.metadata[_KEY] for node in _nodes(value.grad_fn, WALKED) if _KEY in node.metadata)
+
+
+def _keeper(frame: FrameType | None) -> tuple[str, Location | None]:
+    """The variable, or attribute, of the running code that keeps the graphs, and the expression of the loss that is added to it."""
+    for _ in range(FRAMES):
+        if frame is None:
+            break
+        if origin_of(frame.f_code.co_filename) == "user":
+            for name, value in _variables(frame):
+                if _marks(value) >= KEPT // 2:
+                    return name, _added(frame.f_code.co_filename, name)
+        frame = frame.f_back
+    return "", None
+
+
+def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
+    for name, value in list(frame.f_locals.items()):
+        yield name, value
+        if name == "self":
+            yield from ((f"self.{key}", x) for key, x in vars(value).items()) if hasattr(value, "__dict__") else ()
+
+
+def _added(file: str, name: str) -> Location | None:
+    """What a file adds to a variable: `total += loss`, `total = total + loss`, `losses.append(loss)`."""
+    tree = parsed(file)
+    for node in ast.walk(tree) if tree is not None else ():
+        value = _value(node, name)
+        if value is not None:
+            return expression_at(file, value)
+    return None
+
+
+def _value(node: ast.AST, name: str) -> ast.expr | None:
+    if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add) and _root(node.target) == name:
+        return node.value
+    if isinstance(node, ast.Assign) and [_root(t) for t in node.targets] == [name] and isinstance(node.value, ast.BinOp):
+        sides = (node.value.left, node.value.right)
+        others = [x for x in sides if _root(x) != name]
+        return others[0] if len(others) == 1 else None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _ADDING and len(node.args) == 1:
+        return node.args[0] if _root(node.func.value) == name else None
+    return None
+
+
+def _root(node: ast.expr) -> str:
+    """The variable, or attribute, that an expression is or is an item of."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
