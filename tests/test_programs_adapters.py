@@ -19,13 +19,15 @@ WIDTH, RANK = 16, 2
 
 
 class Around(nn.Module):
+    scale = 1.0
+
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
         self.a, self.b = nn.Parameter(torch.randn(RANK, base.in_features) / 4), nn.Parameter(torch.zeros(base.out_features, RANK))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + x @ self.a.T @ self.b.T
+        return self.base(x) + self.scale * (x @ self.a.T @ self.b.T)
 
 
 class Inside(nn.Linear):
@@ -157,3 +159,32 @@ def test_a_frozen_bottleneck_is_no_adapter():
     net = nn.Sequential(Bottleneck().requires_grad_(False), Bottleneck().requires_grad_(False), nn.Linear(WIDTH, 3))
     report = scan(net)
     assert judged(report) == [] and report.measurement.adaptation is None
+
+
+@way
+def test_scale_and_size_are_told_from_what_a_layer_adds(wrap):
+    adaptation = scan(adapted(wrap, r"blocks\.\d\.fc1")).measurement.adaptation
+    assert adaptation is not None
+    assert [a.scale for a in adaptation.adapters] == pytest.approx([1.0] * 4, rel=1e-4)
+    assert all(0.01 < (a.size or 0) < 2 for a in adaptation.adapters)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.5, None), (8.0, None), (1000.0, 1.0)])
+def test_a_scale_of_any_size(scale, size):
+    class Scaled(Around):
+        pass
+
+    Scaled.scale = scale
+    report = scan(adapted(Scaled, r"blocks\.\d\.fc1"))
+    adaptation = report.measurement.adaptation
+    assert adaptation is not None and adaptation.adapters[0].scale == pytest.approx(scale, rel=1e-3)
+    assert [f.code for f in report.findings] == (["TUNE002"] if size else [])
+
+
+def test_what_is_no_plain_product_has_no_scale():
+    class Gated(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + torch.tanh(x @ self.a.T @ self.b.T)
+
+    adaptation = scan(adapted(Gated, r"blocks\.\d\.fc1")).measurement.adaptation
+    assert adaptation is not None and {(a.rank, a.scale) for a in adaptation.adapters} == {(RANK, None)}

@@ -90,6 +90,7 @@ ADVICE_ONLY: dict[str, str] = {
     "loss-scaling": "a GradScaler has to scale, unscale and step in the user's loop; bfloat16 needs none",
     "mask-padding": "how padding is left out follows from what the places are put together by",
     "pool-over-time": "what the loss sees of a sequence is part of the task",
+    "rank-stabilised-scale": "the scale is computed where the adapters are made",
     "remove-hook": _MEANING,
     "remove-unused-modules": "an unused module may be used elsewhere",
     "scale-attention": "where the scores are scaled is written differently in each attention",

@@ -18,6 +18,8 @@ class Adapter:
     off: bool = False  # switched off or merged, by what its library says
     rank: int | None = None  # None: no product of two factors
     site: Location | None = None  # where it is made
+    scale: float | None = None  # factor on the product of its two factors; None: not known, or no such adapter
+    size: float | None = None  # norm of what it adds to the weight, over that of the weight, after the short training
 
 
 @dataclass(frozen=True)

@@ -3,4 +3,4 @@
 `RULES`: the files, each with the rule of its name, in the order of their codes.
 """
 
-RULES = ("adapter_coverage",)
+RULES = ("adapter_coverage", "adapter_scale")

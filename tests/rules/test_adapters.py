@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gradcheck.rules.adapters.adapter_coverage import adapter_coverage
+from gradcheck.rules.adapters.adapter_scale import adapter_scale
 from gradcheck.types.adapters import Adaptation, Adapter
 from gradcheck.types.measurement import Measurement
 from tests.literals import layer, location, measurement, optimizer, parameter
@@ -106,3 +107,22 @@ class TestAdapterCoverage:
         kinds = "abcdefghijk"
         m = adapted(adapter("q"), bare=tuple(f"net.{kinds[i]}" for i in range(others)))
         assert severities(adapter_coverage, m) == expected
+
+
+class TestAdapterScale:
+    @pytest.mark.parametrize(
+        ("rank", "scale", "expected"),
+        [(64, 0.25, ["info"]), (64, 0.26, []), (63, 0.25, []), (256, 16 / 256, ["info"]), (256, 16 / 16, []), (8, 0.1, [])],
+    )
+    def test_alpha_over_a_high_rank(self, rank, scale, expected):
+        m = adapted(adapter("q", rank=rank, scale=scale, size=0.2))
+        assert severities(adapter_scale, m) == expected
+
+    @pytest.mark.parametrize(("sizes", "expected"), [((2.9, 2.9, 9.0), []), ((0.1, 3.1, 3.2), ["info"])])
+    def test_adapters_that_outweigh_their_weights(self, sizes, expected):
+        m = adapted(*(adapter(f"blocks.{i}.q", scale=1.0, size=size) for i, size in enumerate(sizes)))
+        assert severities(adapter_scale, m) == expected
+
+    def test_other_kinds_of_adapters_have_no_scale(self):
+        assert no_verdict(adapter_scale, adapted(adapter("q"))) == "not-measured"
+        assert no_verdict(adapter_scale, measurement()) == "not-applicable"

@@ -60,6 +60,7 @@ CATALOGUE = {
     "LOSS006": ("unstable-loss", "warning"),
     "LOSS008": ("no-learning-signal", "error"),
     "TUNE001": ("adapter-coverage", "warning"),
+    "TUNE002": ("adapter-scale", "info"),
     "LOSS009": ("inert-loss-term", "warning"),
     "LOSS010": ("unbalanced-loss-terms", "warning"),
     "NUM001": ("non-finite", "error"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.measure.checks.adapter_sizes import Product, scales_and_sizes
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.adapters import Adaptation, Adapter
 from gradcheck.types.location import Location
@@ -27,7 +28,9 @@ def adaptation(scene: CheckContext) -> Adaptation | None:
     if not held:
         return None
     names = {id(p): name for name, p in model.named_parameters()}
-    found = tuple(_record(h, names, scene.sites) for h in held)
+    products = [p for h in held if not h.off and (p := _product(h, names)) is not None]
+    acting = scales_and_sizes(scene, products) if products else {}
+    found = tuple(_record(h, names, scene.sites, acting) for h in held)
     return Adaptation(found, tuple(_bare(model, held)))
 
 
@@ -43,17 +46,31 @@ class Held:
     off: bool = False
 
 
-def _record(h: Held, names: Mapping[int, str], sites: Mapping[str, Location | None]) -> Adapter:
+def _product(h: Held, names: Mapping[int, str]) -> Product | None:
+    """Where the adapter is one product of two matrices."""
+    plain = len(h.pairs) == 1 and len(h.weights) == 1 and all(p.dim() == 2 for p in (*h.pairs[0], h.weights[0]))
+    if not plain or not all(id(p) in names for p in (*h.pairs[0], h.weights[0])):
+        return None
+    first, second = h.pairs[0]
+    return Product(_layer(h), names[id(h.weights[0])], (names[id(first)], names[id(second)]))
+
+
+def _layer(h: Held) -> str:
+    return h.name.partition(PARAMETRIZED)[0]
+
+
+def _record(h: Held, names: Mapping[int, str], sites: Mapping[str, Location | None], acting: Mapping[str, tuple[float, float]]) -> Adapter:
     rank = _rank(*h.pairs[0]) if h.pairs else None
     weight = max(h.weights, key=torch.Tensor.numel, default=None)
     return Adapter(
-        h.name.partition(PARAMETRIZED)[0],
+        _layer(h),
         tuple(weight.shape) if weight is not None else (),
         tuple(names[id(p)] for p in h.parts if id(p) in names),
         any(p.requires_grad for p in h.parts),
         h.off,
         rank,
-        sites.get(h.name) or sites.get(h.name.partition(PARAMETRIZED)[0]),
+        sites.get(h.name) or sites.get(_layer(h)),
+        *acting.get(_layer(h), (None, None)),
     )
 
 
