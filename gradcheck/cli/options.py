@@ -71,7 +71,7 @@ Output = Annotated[
     ),
 ]
 OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
-Profile = Annotated[bool, typer.Option("--profile", help="Show what each layer costs.")]
+Profile = Annotated[bool, typer.Option("--profile", help="Show what each layer costs, and what fp16 and fp8 could not hold.")]
 ShowPassed = Annotated[bool, typer.Option("--show-passed", help="Show the state of every rule, and what was found by convention.")]
 Color = Annotated[str, typer.Option(metavar="auto|always|never", help="Colours.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
