@@ -69,7 +69,7 @@ Output = Annotated[
     ),
 ]
 OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in the web browser; see --output html:PATH.")]
-Profile = Annotated[bool, typer.Option("--profile", help="Show what each layer costs.")]
+Profile = Annotated[bool, typer.Option("--profile", help="Show what each layer costs, and what fp16 and fp8 could not hold.")]
 ShowPassed = Annotated[bool, typer.Option("--show-passed", help="Show the state of every rule, and what was found by convention.")]
 ShowAll = Annotated[bool, typer.Option("--show-all", help="Show all layers in the profile.")]
 Statistics = Annotated[bool, typer.Option("--statistics", help="In place of the findings, how many each rule has, over all targets.")]

@@ -43,6 +43,7 @@ class Watched:
     weight_decay: float = 0.0
     mean: float = 0.0
     std: float = 0.0
+    exponents: tuple[int, tuple[int, ...], float] = (0, (), 0.0)  # and the largest entry: see Parameter
     suspicious: bool = True  # constant, or with equal rows, at the first look: looked at again
     used: bool = False
     sample: torch.Tensor | None = None  # a view of some of its entries, see `sampled`
@@ -63,6 +64,7 @@ class Watched:
     def set_moments(self, stats: TensorStats) -> None:
         """Of a tensor that is not finite they are not known."""
         self.mean, self.std = (stats.mean, stats.std) if stats.finite else (math.nan, math.nan)
+        self.exponents = stats.exponent_low, stats.exponent_counts, max(abs(stats.min), abs(stats.max))
 
     def record(self) -> Parameter:
         t = self.tensor
@@ -81,6 +83,8 @@ class Watched:
             tuple(self.steps),
             self.lr,
             self.weight_decay,
+            None,
+            *self.exponents,
         )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gradcheck.report import in_part, outcomes, trial
+from gradcheck.report.forecast import forecast_table
 from gradcheck.report.formatting import clean, collapse, conditions, counted, guesses, looked, measured, number, result, summary, tree
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
@@ -185,6 +186,12 @@ class _Page:
         self.add((header, "bold"))
         for row in rows:
             self.add(row)
+        forecast = forecast_table(self.report.measurement, everything=everything)
+        if forecast:
+            self.blank()
+            self.add((forecast[0], "bold"))
+            for row in forecast[1:]:
+                self.add(row)
 
     def tail(self, written: bool = False) -> None:
         self.blank()

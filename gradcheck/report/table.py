@@ -24,15 +24,15 @@ def profile_table(m: Measurement, *, everything: bool = False) -> list[str]:
     shown = layers if everything else layers[:TOP]
     rows = [HEADER, *(_row(x) for x in shown), _total(m, layers)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    lines = [_aligned(row, widths) for row in rows]
+    lines = [aligned(row, widths) for row in rows]
     more = len(layers) - len(shown)
     note = [f"{more} more layers: --show-all"] if more else []
     return [*lines[:-1], *note, lines[-1]]
 
 
-def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
+def aligned(row: tuple[str, ...], widths: list[int], left: int = LEFT) -> str:
     cells = zip(row, widths, strict=True)
-    return "  ".join(c.ljust(w) if i < LEFT else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
+    return "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
 
 
 def _milliseconds(layer: Layer) -> float:

@@ -42,6 +42,9 @@ class Parameter:
     lr: float | None = None  # of its parameter group
     weight_decay: float = 0.0  # of its parameter group
     site: Location | None = None  # where the script makes it, of a tensor that no module holds
+    exponent_low: int = 0  # at the start, as in TensorStats
+    exponent_counts: tuple[int, ...] = ()
+    largest: float = 0.0  # entry, without its sign
 
     def at(self, step: int) -> ParameterStep | None:
         if step < 0:

@@ -9,4 +9,5 @@ RULES = (
     "half_overflow",
     "half_underflow",
     "lost_updates",
+    "precision_forecast",
 )

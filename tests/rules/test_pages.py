@@ -68,6 +68,7 @@ CATALOGUE = {
     "NUM002": ("singular-derivative", "error"),
     "NUM003": ("half-overflow", "error"),
     "NUM004": ("half-underflow", "warning"),
+    "NUM006": ("precision-forecast", "info"),
     "NUM005": ("lost-updates", "warning"),
     "OPT001": ("learning-rate-too-high", "error"),
     "OPT002": ("learning-rate-too-low", "error"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -46,14 +46,18 @@ def _group(report: Report, status: RuleStatus) -> Markup | None:
     if not count:
         return None
     level, title, meaning = GROUPS[status]
-    if silenced:
-        rows = [tag("li", tag("b", f.name), " ", tag("code", f.code), " ", f.message) for f in silenced]
-    else:
-        rows = [_rule(s) for s in rules]
+    rows = [tag("li", tag("b", f.name), " ", tag("code", f.code), " ", f.message) for f in silenced] or _rules(rules)
     head = tag("summary", sign(level), tag("b", f"{title} ({count})"), tag("span", meaning, class_="gist"))
     return tag("details", head, tag("ul", rows, class_="rules"), class_="state", open=status == "crashed")
 
 
-def _rule(state: RuleState) -> Markup:
-    said = state.reason or next((r.summary for r in builtin_rules() if r.code == state.code and state.status == "passed"), "")
-    return tag("li", tag("b", state.name), " ", tag("code", state.code), " ", said)
+def _rules(states: Sequence[RuleState]) -> list[Markup]:
+    """A row for each reason, with all rules that have it."""
+    summaries = {r.code: r.summary for r in builtin_rules()}
+    said: dict[str, list[RuleState]] = {}
+    for s in states:
+        said.setdefault(s.reason or (summaries.get(s.code, "") if s.status == "passed" else ""), []).append(s)
+    return [
+        tag("li", [(", " if i else "", tag("b", s.name), " ", tag("code", s.code)) for i, s in enumerate(of)], " ", why)
+        for why, of in said.items()
+    ]
