@@ -135,7 +135,7 @@ def scan(
         flags = {"data": data, "val_data": val_data, "inputs": tuple(input or ()), "loss": loss, "optimizer": optimizer, "lr": lr}
         known = load_known(None if no_baseline else baseline_path(settings, baseline, isolated=isolated))
         run = ScriptSpec("", ctx.obj or (), steps, settings.budget, sandbox, quiet_script)
-        guard.budget(settings.budget, max(1, len(targets or settings.targets)) * settings.seeds)
+        guard.budget(None if fix else settings.budget, max(1, len(targets or settings.targets)) * settings.seeds)
         speaks = rank.is_rank_zero()  # of the processes of torchrun one does
         if ctx.obj is not None and not targets:
             refuse_flags({"--arg": arg, **flag_names(flags), "--device": device, "--dtype": dtype, "--fix": fix}, "a command after --")
