@@ -21,7 +21,7 @@ SHOWN = 3  # more names than these are counted, not listed
 
 
 def number(x: float) -> str:
-    """Three significant digits: "0.41", "5.7", "1230", "7.4e-07"; never "0.00"."""
+    """Three significant digits: "0.41", "5.7", "1230", "7.4e-07"; never "0.00". Whole numbers of up to six digits in full: "65504"."""
     if x != x:
         return "NaN"
     if math.isinf(x):
@@ -31,6 +31,8 @@ def number(x: float) -> str:
     if not 1e-3 <= abs(x) < 1e6:
         mantissa, _, exponent = f"{x:.2e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+    if x == round(x):
+        return f"{x:.0f}"
     digits = max(0, 2 - math.floor(math.log10(abs(x))))
     text = f"{round(x, digits):.{digits}f}" if abs(x) < 1000 else f"{float(f'{x:.3g}'):.0f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
@@ -69,7 +71,7 @@ def _split_at_index(name: str) -> tuple[str, int, str] | None:
 
 def _group_in_words(key: tuple[str, ...], indices: Sequence[int]) -> str:
     if len(key) == 1:
-        return key[0] or "the model"
+        return quoted(key[0]) if key[0] else "the model"
     low, high = min(indices), max(indices)
     if len(indices) == 1:
         middle = str(low)
@@ -77,7 +79,12 @@ def _group_in_words(key: tuple[str, ...], indices: Sequence[int]) -> str:
         middle = f"{{{low}..{high}}}"
     else:
         middle = f"{{{','.join(map(str, sorted(indices)[:6]))}{',..' if len(indices) > 6 else ''}}}"
-    return f"{key[0]}{middle}{key[1]}"
+    return quoted(f"{key[0]}{middle}{key[1]}")
+
+
+def quoted(name: str) -> str:
+    """The name of a layer; in quotation marks where it would read as a number in a sentence: "`0.1`"."""
+    return name if name[:1].isalpha() or name[:1] == "_" else f"`{name}`"
 
 
 def run_in_words(run: Run) -> str:

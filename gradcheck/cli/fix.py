@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -64,6 +66,7 @@ def fix(
 
     Remedies are tried on a copy of the model, measured again, and trained against the untreated twin on the same batches.
     """
+    started = time.perf_counter()
     with exits(color):
         from gradcheck.cli.jobs import arguments_of, jobs_of, with_scripts
         from gradcheck.errors import ConfigError
@@ -80,6 +83,8 @@ def fix(
         (job,) = with_scripts(jobs, scripts.script or ctx.obj is not None, scripts.spec(ctx.obj))
         guard.budget(budget and budget + SCANS * (1 + write))
         treated = treat(*job, options, quiet)
+        for fixed in treated:  # treating and proving are part of the wait
+            fixed.report = replace(fixed.report, seconds=time.perf_counter() - started)
         reports = [f.report for f in treated]
         after = _written(treated, job[0], ctx, target, allow_dirty) if write and not any(f.interrupted for f in treated) else None
         if diff:
@@ -174,10 +179,20 @@ def _say_tail(treated: list[Fixed], written: bool, only_patch: bool) -> None:
             print(tail(fixed.report), file=sys.stderr)
         if fixed.why_no_source:
             print(f"no edits: {fixed.why_no_source}", file=sys.stderr)
+        elif not fixed.outcomes:
+            print(f"fix: nothing was tried: {_why_nothing(fixed.report)}", file=sys.stderr)
+        elif written and (fixed.source is None or not fixed.source.drafts) and fixed is treated[-1]:
+            print(f"fix: nothing was written: {tail(fixed.report)}", file=sys.stderr)
         if written and fixed.source is not None and fixed.source.done:
             print("wrote " + ", ".join(change.path for change in fixed.source.done), file=sys.stderr)
         if fixed.interrupted:
             print("interrupted: this is what was found by then", file=sys.stderr)
+
+
+def _why_nothing(report: Report) -> str:
+    if any(f.severity != "info" for f in report.findings):
+        return "there is no remedy for what was found"
+    return "only errors and warnings are treated" if report.findings else "nothing was found"
 
 
 def _code(treated: list[Fixed], after: list[Report] | None, settings: Settings, exit_zero: bool) -> int:

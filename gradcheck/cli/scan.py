@@ -77,7 +77,7 @@ def scan(
         settings = config.settings(**rules.choice, **limits, **gate.flags, max_warnings=baseline.max_warnings)
         places, known = outputs.parsed(), baseline.known(settings, config.isolated)
         run = scripts.spec(ctx.obj, steps, settings.budget)
-        guard.budget(settings.budget, max(1, len(targets or settings.targets)) * settings.seeds)
+        guard.budget(None if fix else settings.budget, max(1, len(targets or settings.targets)) * settings.seeds)
         speaks = rank.is_rank_zero()  # of the processes of torchrun one does
         if ctx.obj is not None and not targets:
             refuse_flags({**parts.named, "--device": device, "--dtype": dtype, "--fix": fix}, "a command after --")

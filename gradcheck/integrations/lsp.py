@@ -15,6 +15,7 @@ from lsprotocol import types as lsp
 from pygls.lsp.server import LanguageServer
 from pygls.uris import from_fs_path, to_fs_path
 
+from gradcheck.analysis.unsafe import reason
 from gradcheck.config.settings import load
 from gradcheck.errors import GradcheckError
 from gradcheck.judge.judge import judge_again
@@ -210,8 +211,9 @@ def _actions(runs: Runs, made: LanguageServer, document: Any, diagnostic: lsp.Di
             seen.add(outcome.diff)
             edit = _edit(runs, made, outcome.diff)
             if edit is not None:
-                unsafe = " (changes the architecture or the checkpoint keys)" if outcome.prescription.applicability == "unsafe" else ""
-                title = f"{clean(outcome.prescription.text)}: proved by paired training{unsafe}"
+                fix = outcome.prescription
+                unsafe = f" ({reason(fix.treatment)})" if fix.applicability == "unsafe" else ""
+                title = f"{clean(fix.text)}: proved by paired training{unsafe}"
                 yield lsp.CodeAction(title, quick, [diagnostic], is_preferred=not unsafe, edit=edit)
     line = diagnostic.range.start.line
     text = document.lines[line].rstrip("\r\n") if line < len(document.lines) else ""

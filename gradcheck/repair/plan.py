@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from gradcheck.analysis.unsafe import reason
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.repair.rescan import TREATED
 from gradcheck.types.finding import Finding, Remedy
@@ -13,7 +14,7 @@ from gradcheck.types.measurement import Measurement
 
 Catalogue = Mapping[str, RemedyDefinition]
 
-NEEDS_UNSAFE = "it changes the architecture or the checkpoint keys: only with --unsafe-fixes"
+NEEDS_UNSAFE = "it {reason}: only with --unsafe-fixes"
 
 
 def fixes_for(findings: Iterable[Finding], m: Measurement, catalogue: Catalogue) -> list[Fix]:
@@ -41,7 +42,8 @@ def allowed(fixes: Sequence[Fix], unsafe: bool) -> list[Fix]:
 
 def refused(fixes: Sequence[Fix], unsafe: bool) -> list[Outcome]:
     """What was not tried because it is not safe."""
-    return [Outcome(p, "untried", NEEDS_UNSAFE) for p in fixes if p.applicability == "unsafe" and not unsafe]
+    refused = [p for p in fixes if p.applicability == "unsafe" and not unsafe]
+    return [Outcome(p, "untried", NEEDS_UNSAFE.format(reason=reason(p.treatment))) for p in refused]
 
 
 def advice(findings: Iterable[Finding], m: Measurement, catalogue: Catalogue, left: Collection[str]) -> list[Outcome]:

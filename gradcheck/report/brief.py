@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gradcheck.analysis.unsafe import reason
 from gradcheck.report.formatting import clean, collapse, conditions, counted, measured, summary, tree
 from gradcheck.report.in_part import explained
 from gradcheck.report.rows import place
@@ -90,7 +91,7 @@ def _finding(report: Report, finding: Finding, below: Sequence[Finding], detaile
 
 
 def _remedy(remedy: Remedy) -> str:
-    return _cut(remedy.text) + (" (unsafe: changes the architecture or the checkpoint keys)" if remedy.applicability == "unsafe" else "")
+    return _cut(remedy.text) + (f" (unsafe: {reason(remedy.name)})" if remedy.applicability == "unsafe" else "")
 
 
 def _next(report: Report, step: Step) -> str:

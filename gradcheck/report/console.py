@@ -12,7 +12,20 @@ from rich.text import Text
 
 from gradcheck.report import in_part, outcomes, trial
 from gradcheck.report.forecast import forecast_table
-from gradcheck.report.formatting import clean, collapse, conditions, counted, guesses, looked, measured, number, result, summary, tree
+from gradcheck.report.formatting import (
+    clean,
+    collapse,
+    conditions,
+    counted,
+    guesses,
+    looked,
+    measured,
+    number,
+    result,
+    summary,
+    tree,
+    with_reason,
+)
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import profile_table
@@ -28,7 +41,6 @@ SIGNAL_FAMILIES = ("GRAD", "INIT")  # findings that the course of the gradient o
 SIGNAL_CODES = ("ACT003",)
 MOST_LAYERS = 5  # patterns of layer names in a finding
 MOST_UNMEASURED = 3
-APPLICABILITY = {"safe": "", "unsafe": " (unsafe: changes the architecture or the checkpoint keys)", "advice": ""}
 
 
 NARROWEST = 20  # columns that text can be wrapped to; what claims less has no size
@@ -123,7 +135,7 @@ class _Page:
             more = f" and {len(patterns) - MOST_LAYERS} more" if len(patterns) > MOST_LAYERS else ""
             self.labelled("layers:  ", "", ", ".join(patterns[:MOST_LAYERS]) + more)
         for remedy in finding.remedies:
-            self.labelled("help:", "bold cyan", f"{remedy.text}{APPLICABILITY[remedy.applicability]}")
+            self.labelled("help:", "bold cyan", with_reason(remedy))
         if finding.confirmed:
             self.labelled("note:", "bold yellow", f"confirmed {finding.confirmed}")
         for consequence in below:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 
+from gradcheck.analysis.unsafe import reason
 from gradcheck.types.coverage import Coverage
-from gradcheck.types.finding import SEVERITIES, Evidence, Finding, RuleState
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Remedy, RuleState
 from gradcheck.types.measurement import Assumption, Measurement
 from gradcheck.types.report import Report
 
@@ -38,6 +39,11 @@ def apart(value: float, limit: float) -> tuple[str, str]:
         if number(value, digits) != number(limit, digits) or value == limit:
             return number(value, digits), number(limit, digits)
     return number(value, 6), number(limit, 6)
+
+
+def with_reason(remedy: Remedy) -> str:
+    """What to do, and what makes it unsafe."""
+    return f"{remedy.text} (unsafe: {reason(remedy.name)})" if remedy.applicability == "unsafe" else remedy.text
 
 
 def measured(evidence: Evidence) -> str:

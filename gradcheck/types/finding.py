@@ -28,7 +28,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A proposal. `safe` keeps the architecture and the checkpoint keys, `unsafe` changes one of them, `advice` has no edit."""
+    """A proposal. `safe` keeps the architecture, the checkpoint keys and the loss, `unsafe` changes one of them, `advice` has no edit."""
 
     name: str  # kebab-case, from the closed vocabulary of treatments
     text: str

@@ -82,7 +82,7 @@ measured: |g| = 7.4e-07 at encoder.layers.0.linear1   (needs >= 1e-05)   1 seed,
     )
     assert "gradient over depth ▁▁" in text and "first 1e-07 -> last 0.018" in text
     assert "layers:   encoder.layers.{0..22}.linear1\n" in text
-    assert "help: normalise the block input (unsafe: changes the architecture or the checkpoint keys)\n" in text
+    assert "help: normalise the block input (unsafe: changes the architecture: old checkpoints do not fit)\n" in text
     assert "note: confirmed by the probe: 100 steps moved the loss from 2.31 to 2.3\n" in text
     assert "  └ follows: zero-gradient (GRAD004) zero gradients in 2 layers\n" in text
 

@@ -100,7 +100,7 @@ class TestUnregisteredModules:
         tensors = tuple(hidden(f"self.blocks[{i}].weight") for i in range(3))
         f = only(unregistered_modules, measurement(hidden=tensors))
         assert f.severity == "error" and f.location == location(14)
-        assert "3 trainable tensors" in f.message and "12300 numbers" in f.message and "self.blocks.{0..2}" in f.message
+        assert "3 trainable tensors" in f.message and "12288 numbers" in f.message and "self.blocks.{0..2}" in f.message
         assert "nn.ModuleList" in f.remedies[0].text
 
     def test_tensors_that_are_trained_by_hand_are_a_warning(self):

@@ -76,7 +76,7 @@ class TestHalfUnderflow:
 
     def test_it_names_the_worst_layer_and_the_scale(self):
         f = only(half_underflow, measurement(half=HalfGradients(2048.0, 0.4, 2048, "fc1", 0.6)))
-        assert "40 % of the gradient entries" in f.message and "60 % in fc1" in f.message and "2050" in f.remedies[0].text
+        assert "40 % of the gradient entries" in f.message and "60 % in fc1" in f.message and "2048" in f.remedies[0].text
         assert f.location == location(10)
 
     def test_no_verdict_without_float16(self):

@@ -225,7 +225,7 @@ class TestScaler:
     def test_the_other_halves_that_may_be_missing(self):
         assert "refuses its next step" in only(scaler_misused, seen(scaler=scaler(updates=0, steps=2))).message
         assert "never scales" in only(scaler_misused, seen(scaler=scaler(scaled=0))).message
-        assert "still scaled by 65500" in only(scaler_misused, seen(scaler=scaler(), clips=(clip(scaled=40),))).message
+        assert "still scaled by 65536" in only(scaler_misused, seen(scaler=scaler(), clips=(clip(scaled=40),))).message
 
     def test_a_scaler_that_is_off_here_is_a_warning(self):
         assert severities(scaler_misused, seen(scaler=scaler(enabled=False, bare=40))) == ["warning"]

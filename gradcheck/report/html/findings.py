@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 from rich.text import Text
 
+from gradcheck.analysis.unsafe import reason
 from gradcheck.judge.registry import builtin_rules, find_rule
 from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, number, tree
 from gradcheck.report.html.icons import sign
@@ -15,18 +16,18 @@ from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.rule_text import inline, page_html
 from gradcheck.report.html.treatments import treatments
 from gradcheck.report.snippet import GUTTER, snippet
-from gradcheck.types.finding import Evidence, Finding
+from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 
 OPEN = 3  # findings that are unfolded at first
 MOST_PATTERNS = 12
 MOST_DECADES = 2.0  # on each side of the limit in the small scale of a number
-APPLICABILITY = {
-    "safe": "keeps the architecture and the checkpoint keys",
-    "unsafe": "changes the architecture or the checkpoint keys",
-    "advice": "advice: has no edit",
-}
+APPLICABILITY = {"safe": "keeps the architecture and the checkpoint keys", "advice": "has no edit"}
+
+
+def _meaning(remedy: Remedy) -> str:
+    return APPLICABILITY.get(remedy.applicability) or reason(remedy.name)
 
 
 def findings(report: Report, prefix: str) -> Markup:
@@ -148,7 +149,7 @@ def _remedies(finding: Finding) -> Markup | None:
         return None
     rows = [
         tag(
-            "li", inline(r.text), " ", tag("span", r.applicability, class_=f"badge {r.applicability}", title=APPLICABILITY[r.applicability])
+            "li", inline(r.text), " ", tag("span", r.applicability, class_=f"badge {r.applicability}", title=_meaning(r))
         )
         for r in finding.remedies
     ]
