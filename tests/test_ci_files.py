@@ -54,11 +54,29 @@ def test_the_guide_has_a_workflow_a_pipeline_and_a_hook():
 
 
 def test_the_workflow_of_the_guide_is_the_one_that_init_writes():
-    from gradcheck.cli.starter import WORKFLOW
+    from gradcheck.cli.starter import workflow
 
-    written = YAML(typ="safe").load(WORKFLOW)
+    written = YAML(typ="safe").load(workflow())
     shown = YAML(typ="safe").load(next(text for name, text in snippets() if "workflows" in name))
     assert shown == written
+
+
+def test_repository_and_tag_are_said_in_one_place():
+    from gradcheck.version import REPOSITORY, TAG
+
+    assert set(re.findall(r"([\w.-]+/gradcheck)(?:/\.github|@|\n    rev)", GUIDE.read_text())) == {REPOSITORY}
+    assert set(re.findall(r"(?:scan@|gradcheck@|rev: )([\w.]+)", GUIDE.read_text())) == {TAG}
+
+
+def test_the_release_is_a_valid_workflow_and_only_its_last_job_may_publish(tmp_path):
+    release = ROOT / ".github" / "workflows" / "release.yml"
+    assert check("github-workflows", release) == ""
+    jobs = read(release)["jobs"]
+    assert read(release)["permissions"] == {"contents": "read"} and "permissions" not in jobs["build"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"} and jobs["publish"]["if"] == "github.ref_type == 'tag'"
+    assert "secrets." not in release.read_text()
+    script = (ROOT / ".ci" / "release").read_text()
+    assert os.access(ROOT / ".ci" / "release", os.X_OK) and "twine" in script and "check-wheel-contents" in script
 
 
 def test_the_workflow_uses_inputs_that_the_action_has():

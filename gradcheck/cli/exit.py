@@ -71,6 +71,9 @@ def exits(color: str = "auto") -> Iterator[None]:
         elif isinstance(e, RecursionError) and sys.getrecursionlimit() < USUAL_DEPTH:
             complain(f"error: the code that is run has set the recursion limit to {sys.getrecursionlimit()}, which is too little for torch")
             complain("help: leave it as it is, or raise it")
+        elif isinstance(e, ModuleNotFoundError) and e.name == "torch":
+            hint = "run gradcheck with the Python that has it: python -m pip install gradcheck there, then python -m gradcheck"
+            say(GradcheckError(f"there is no PyTorch in {sys.executable}", hint=hint), color)
         else:
             _say_bug(e)
         sys.exit(FAILED)

@@ -9,6 +9,7 @@ from pathlib import Path
 from gradcheck.config.toml_file import OWN_FILE
 from gradcheck.errors import ConfigError
 from gradcheck.report.json import write_text
+from gradcheck.version import REPOSITORY, TAG
 
 HINT = "is the folder yours to write to?"
 WORKFLOW_PATH = Path(".github", "workflows", "gradcheck.yml")
@@ -46,7 +47,7 @@ fail-on = "error"
 """
 
 WORKFLOW = """\
-# Scans the targets of [tool.gradcheck.targets] on every pull request. Put the owner and a tag of gradcheck where it says OWNER and TAG.
+# Scans the targets of [tool.gradcheck.targets] on every pull request.
 name: gradcheck
 on:
   pull_request:
@@ -69,7 +70,7 @@ jobs:
       - run: |
           python -m pip install torch --index-url https://download.pytorch.org/whl/cpu
           python -m pip install -e .
-      - uses: OWNER/gradcheck/.github/actions/scan@TAG
+      - uses: REPOSITORY/.github/actions/scan@TAG
         with:
           sarif: gradcheck.sarif
       # The token of a fork may not upload.
@@ -121,6 +122,11 @@ def _tables(path: Path, text: str) -> dict[str, dict[str, object]]:
         raise ConfigError(f"{path.name} has no room for a [tool.gradcheck]: {e}", hint=hint) from e
 
 
+def workflow() -> str:
+    """With gradcheck's own repository and the tag of this version."""
+    return WORKFLOW.replace("REPOSITORY", REPOSITORY).replace("TAG", TAG)
+
+
 def _workflow(folder: Path) -> str:
     path = folder / WORKFLOW_PATH
     if path.exists():
@@ -129,5 +135,5 @@ def _workflow(folder: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"cannot make {path.parent}: {e.strerror}", hint="is there a file of that name?") from e
-    write_text(path, WORKFLOW, HINT)
-    return f"{WORKFLOW_PATH.as_posix()} written: replace OWNER and TAG in it"
+    write_text(path, workflow(), HINT)
+    return f"{WORKFLOW_PATH.as_posix()} written; it uses {REPOSITORY} at {TAG}"

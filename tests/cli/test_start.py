@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,6 @@ NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
 def gradcheck(folder, *words):
     """(exit code, stdout, stderr) of the command in a folder."""
-    import os
-
     env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
     done = subprocess.run([sys.executable, "-P", "-m", "gradcheck", *words], cwd=folder, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
@@ -90,3 +89,10 @@ def test_a_folder_and_a_notebook_are_told_what_to_run(tmp_path):
     assert "gradcheck scan src/train.py" in gradcheck(tmp_path, "scan", "src")[2]
     assert "gradcheck scan n.ipynb" in gradcheck(tmp_path, "trial", "n.ipynb")[2]
     assert "jupyter nbconvert --to script n.ipynb" in gradcheck(tmp_path, "fix", "n.ipynb")[2]
+
+
+def test_without_torch_it_says_which_python_lacks_it(tmp_path):
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['gradcheck', 'demo']; from gradcheck.cli.main import main; main()"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and f"there is no PyTorch in {sys.executable}" in done.stderr and "bug" not in done.stderr
