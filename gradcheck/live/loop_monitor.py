@@ -208,7 +208,7 @@ class LoopMonitor(LoopListener):
             self.journal.schedulers.name(traced)
 
     def before_clipping(self, kind: ClipKind, threshold: float, parameters: Sequence[torch.Tensor]) -> None:
-        if not self.measures or self._closure or self.optimizers.main is None:
+        if not self.measures or self.optimizers.main is None:
             return
         own, ids = set(map(id, self.optimizers.parameters())), set(map(id, parameters))
         mine = bool(own & ids)
@@ -217,7 +217,7 @@ class LoopMonitor(LoopListener):
             fault = fault_of_clipping(parameters, mine, bool(self.losses.passes), False, self.step > 0, scaled)
             self.journal.note_clip(kind, threshold, len(parameters), fault)
         own = {id(w.tensor) for w in self.record.watched}
-        if self.watching is None and self.losses.passes and own & ids:
+        if self.watching is None and self.losses.passes and not self._closure and own & ids:
             self._watch_step()
 
     def _watch_step(self) -> None:

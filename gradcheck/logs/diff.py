@@ -65,9 +65,9 @@ def _rows(first: LogFacts, second: LogFacts) -> Iterator[Row]:
             yield Row(f"lowest {what}", lowest(a)[1] if a else None, lowest(b)[1] if b else None, True)
             yield Row(f"step of the lowest {what}", lowest(a)[0] if a else None, lowest(b)[0] if b else None)
     for what, one, other, of in (("highest rate", first.rate, second.rate, max), ("median gradient norm", first.norm, second.norm, median)):
-        values = [tuple(of(c.finite.values) if c is not None and c.finite.values else None for c in (one, other))]
-        if any(v is not None for v in values[0]):
-            yield Row(what, *values[0])
+        base, head = (of(c.finite.values) if c is not None and c.finite.values else None for c in (one, other))
+        if base is not None or head is not None:
+            yield Row(what, base, head)
 
 
 def _end(curve: Curve | None) -> float | None:

@@ -41,7 +41,8 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def first(found: dict[int, list[Field]], number: int) -> Field | None:
-    return found.get(number, [None])[0]  # type: ignore[list-item]
+    values = found.get(number)
+    return values[0] if values else None
 
 
 def signed(value: int) -> int:

@@ -388,3 +388,25 @@ def test_passes_of_a_loop_that_goes_on_are_no_missing_step() -> None:
         loop.run()
         (state,) = [s for s in board.report().rules if s.code == "LOOP001"]
         assert state.status == "not-measured"
+
+
+@pytest.mark.parametrize(("before", "codes"), [(False, set()), (True, {"LOOP002"})])
+def test_clipping_in_a_closure_is_seen(before: bool, codes: set[str]) -> None:
+    """As Lightning's trainer clips; `before` the pass."""
+
+    class Closure(Loop):
+        def step(self, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+            def closure() -> torch.Tensor:
+                self.optimizer.zero_grad()
+                if before:
+                    clip_grad_norm_(self.model.parameters(), 1.0)
+                loss = passed(self.model, x, y)
+                if not before:
+                    clip_grad_norm_(self.model.parameters(), 1.0)
+                return loss
+
+            self.optimizer.step(closure)  # type: ignore[arg-type]
+
+    report = Closure(False).watched()
+    assert found(report) == codes
+    assert report.measurement.loop is not None and report.measurement.loop.clips
