@@ -1,7 +1,8 @@
 """Statistics of many tensors, on their way.
 
 For small tensors a call costs more than the reading, so that what can wait is done for many of them together. On devices
-other than the CPU every reduction is queued without a synchronisation, and `settle` brings all results to the host at once.
+other than the CPU every reduction is queued without a synchronisation, and `settle` brings all results to the host at once: four reads
+of a tensor, or one where `fused_statistics` can run, and nothing of its size is made.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from gradcheck.instrument import fused_statistics
 from gradcheck.instrument.tensor_statistics import (
     Array,
     Numbers,
@@ -32,7 +34,6 @@ from gradcheck.workload.transfers import on_host
 SMALL = 1 << 16  # elements up to which a tensor is copied, to be reduced together with others
 TOGETHER = 1 << 20  # elements that are reduced together at most
 SLICE = 1 << 22  # elements of a tensor that are reduced at once: what is made on the way stays below 64 MB
-READABLE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # that devices reduce as they are
 _BINS = 256  # exponents of float32
 
 Sink = Callable[[TensorStats], None]
@@ -101,11 +102,13 @@ class DeferredStatistics:
 
     def _reduce(self, block: torch.Tensor, sinks: Sequence[Sink]) -> None:
         """block: [tensors, count]."""
-        slices = block.split(SLICE, 1)
+        fused = fused_statistics.reduced(block)
+        parts = [block] if fused is not None else block.split(SLICE, 1)
+        results = [fused] if fused is not None else [_reduced(part) for part in parts]
         sample = block[:, :: histogram_stride(block.shape[1])]
         wide = torch.float64 if block.dtype is torch.float64 else torch.float32
         sample = sample.to(wide, copy=len(sinks) == 1)  # a group is a copy already
-        self.blocks.append(_Block(sinks, [s.shape[1] for s in slices], [_reduced(s) for s in slices], sample, block.shape[1]))
+        self.blocks.append(_Block(sinks, [part.shape[1] for part in parts], results, sample, block.shape[1]))
 
     def settle(self) -> None:
         """Hands out all that is still on its way. Waits for other devices, once each."""
@@ -161,7 +164,7 @@ def _reduced(block: torch.Tensor) -> list[torch.Tensor]:
     Where the device has no float64, sum and norm are those of (x - shift) / unit, and `shift` and `unit` follow: squares of tiny entries
     would vanish in float32, and digits be lost far from zero.
     """
-    x = block if block.dtype in READABLE else block.float()
+    x = block if block.dtype in fused_statistics.READABLE else block.float()
     low, high = torch.aminmax(x, dim=1)
     filled = torch.linalg.vector_norm(x, ord=0, dim=1, dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
     if has_float64(x.device):

@@ -81,7 +81,7 @@ def _scale(module: nn.Module, x: torch.Tensor, factors: Sequence[torch.Tensor]) 
     module.eval()
     try:
         for f in factors:
-            f.copy_(torch.randn(f.shape, generator=generator))
+            f.copy_(torch.randn(f.shape, generator=generator, device="cpu"))
         products = _products(factors[0].float(), factors[1].float())
         with preserve_rng():
             there = module(x)
