@@ -94,7 +94,7 @@ def _styled(row: Text) -> Markup:
 def evidence_table(report: Report, finding: Finding) -> Markup | None:
     if not finding.evidence:
         return None
-    head = tag("tr", [tag("th", h, scope="col") for h in ("measured", "value", "needs", "", "at")])
+    head = tag("tr", [tag("th", h, scope="col") for h in ("measured", "value", "needs", "scale", "at")])
     return tag(
         "div", tag("table", tag("thead", head), tag("tbody", [_number(report, e) for e in finding.evidence])), class_="evidence wide"
     )
@@ -148,9 +148,7 @@ def _remedies(finding: Finding) -> Markup | None:
     if not finding.remedies:
         return None
     rows = [
-        tag(
-            "li", inline(r.text), " ", tag("span", r.applicability, class_=f"badge {r.applicability}", title=_meaning(r))
-        )
+        tag("li", inline(r.text), " ", tag("span", r.applicability, class_=f"badge {r.applicability}", title=_meaning(r)))
         for r in finding.remedies
     ]
     return join(tag("h4", "What helps"), tag("ul", rows, class_="remedies"))

@@ -50,7 +50,7 @@ def layer_table(report: Report, layers: Sequence[Layer], prefix: str) -> Markup:
         box = tag("input", type="checkbox", class_="show-all")
         more = tag("label", box, f"show all {len(rows)} layers (the first {FIRST} are shown)", class_="all")
     tools = tag("div", more, class_="tools")
-    return join(tools, tag("div", table, class_="wide tall", tabindex=0, role="region", aria_label="Table of layers"))
+    return join(tools, tag("div", table, class_="wide tall", tabindex=0, role="region", aria_label=f"Table of the layers of {report.target}"))
 
 
 def _parameters(m: Measurement) -> dict[str, int]:

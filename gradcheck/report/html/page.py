@@ -25,7 +25,7 @@ from gradcheck.report.html.signal import columns, shown_layers
 from gradcheck.report.html.theme import variables
 from gradcheck.report.html.treatments import proof
 from gradcheck.report.html.trial import trial
-from gradcheck.report.html.verdict import gauges, level, plain_sign, sentence, verdict
+from gradcheck.report.html.verdict import cure, gauges, level, plain_sign, sentence, verdict
 from gradcheck.types.layers import Layer
 from gradcheck.types.report import Report
 
@@ -56,16 +56,20 @@ def article(report: Report, prefix: str, index: int, count: int) -> Markup:
     """One report: its sections, those without content left out."""
     layers = shown_layers(report.measurement)
     rows = columns(layers)
-    parts: list[Markup | None] = [tag("header", _title(report, count), verdict(report, prefix), gauges(report), class_="top")]
-    parts.append(_section("Findings", findings(report, prefix), prefix) if report.findings else None)
+    parts = _Sections(prefix, alone=count == 1)
+    if report.findings:
+        parts.add("Findings", findings(report, prefix))
     if rows:
-        parts.append(_section("Over depth", _depth(report, layers, rows, prefix), prefix))
-    parts.append(_section("Treatment", proof(report), prefix) if report.proof else None)
-    parts.append(_section("Trial", trial(report.trial), prefix) if report.trial else None)
+        parts.add("Over depth", _depth(report, layers, rows, prefix))
+    if report.proof:
+        parts.add("Treatment", proof(report))
+    if report.trial:
+        parts.add("Trial", trial(report.trial))
     charts = [curve_chart(g) for g in groups(report)]
-    parts.append(_section("Losses", tag("div", charts, class_="figures"), prefix) if charts else None)
+    if charts:
+        parts.add("Losses", tag("div", charts, class_="figures"))
     if layers:
-        parts.append(_section(f"Layers ({len(layers)})", layer_table(report, layers, prefix), prefix))
+        parts.add(f"Layers ({len(layers)})", layer_table(report, layers, prefix), folded=True)
     shown = [distribution(x) for x in chosen_layers(report, layers)]
     if shown:
         said = tag(
@@ -76,19 +80,35 @@ def article(report: Report, prefix: str, index: int, count: int) -> Markup:
             _key("gradient"),
             "gradients. Filled: at the first measured step, line: at the last.",
         )
-        parts.append(_section("Distributions", join(said, tag("div", shown, class_="figures small")), prefix))
-    parts.append(_section("Rules without a finding", states(report), prefix))
-    parts.append(_section("Method and settings", method(report), prefix))
-    return tag("article", parts, id=f"r{index}", class_="report", aria_labelledby=f"{prefix}verdict")
+        parts.add("Distributions", join(said, tag("div", shown, class_="figures small")), folded=True)
+    parts.add("Rules without a finding", states(report), folded=True)
+    parts.add("Method and settings", method(report), folded=True)
+    top = tag("header", _title(report, count), verdict(report, prefix), cure(report), parts.contents(report.target), class_="top")
+    return tag("article", top, gauges(report), parts.every, id=f"r{index}", class_="report", aria_labelledby=f"{prefix}verdict")
 
 
 def _title(report: Report, count: int) -> Markup | None:
     return tag("p", tag("code", report.target), class_="target") if count > 1 else None
 
 
-def _section(title: str, content: Child, prefix: str) -> Markup:
-    words = title.partition(" (")[0].lower().replace(" ", "-")
-    return tag("section", tag("h3", title, id=prefix + words), content, aria_labelledby=prefix + words)
+class _Sections:
+    """Of one report, with the list of links to them. Landmarks need names of their own: beside other reports the sections are none."""
+
+    def __init__(self, prefix: str, alone: bool) -> None:
+        self.prefix, self.alone = prefix, alone
+        self.every: list[Markup] = []
+        self._links: list[Markup] = []
+
+    def add(self, title: str, content: Child, *, folded: bool = False) -> None:
+        """`folded`: what one looks up, rather than reads."""
+        id = self.prefix + title.partition(" (")[0].lower().replace(" ", "-")
+        heading = tag("h3", title, id=id)
+        whole = tag("details", tag("summary", heading), content, class_="folded") if folded else join(heading, content)
+        self.every.append(tag("section", whole, aria_labelledby=id if self.alone else None))
+        self._links.append(tag("li", tag("a", title, href=f"#{id}")))
+
+    def contents(self, target: str) -> Markup:
+        return tag("nav", tag("ul", self._links), class_="sections", aria_label=f"Sections of {target}")
 
 
 def _depth(report: Report, every: Sequence[Layer], rows: Sequence[int], prefix: str) -> Markup:
@@ -124,7 +144,8 @@ def _bar(reports: Sequence[Report]) -> Markup:
     target = reports[0].target if len(reports) == 1 else f"{len(reports)} targets"
     toggle = tag("button", "dark or light", type="button", id="theme", hidden=True)
     unfold = tag("button", "unfold all", type="button", id="unfold", hidden=True)
-    return tag("div", tag("b", "gradcheck"), tag("code", target), tag("span", class_="space"), unfold, toggle, class_="bar")
+    heading = tag("h1", "gradcheck ", tag("code", target))
+    return tag("header", heading, tag("span", class_="space"), unfold, toggle, class_="bar")
 
 
 def _contents(reports: Sequence[Report]) -> Markup:

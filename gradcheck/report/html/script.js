@@ -34,7 +34,7 @@
   // What is folded is printed too, and folded again afterwards.
   let folded = [];
   addEventListener("beforeprint", () => {
-    folded = [...document.querySelectorAll(".finding:not([open]),.follows details:not([open])")];
+    folded = [...document.querySelectorAll(".finding:not([open]),.folded:not([open]),.follows details:not([open])")];
     for (const d of folded) d.open = true;
   });
   addEventListener("afterprint", () => { for (const d of folded) d.open = false; });

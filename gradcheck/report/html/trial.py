@@ -34,8 +34,10 @@ WORDS: Mapping[EntryStatus, tuple[str, str]] = {
 
 def trial(result: TrialResult) -> Markup:
     """The verdict, the ranking, what each remedy did, the curves, the strengths that were searched, and the recommended edit."""
-    head = tag("tr", [tag("th", h, scope="col") for h in ("remedy", "", f"{result.metric}: difference", "interval", "seeds", "at the end")])
-    table = tag("table", tag("thead", head), tag("tbody", [_row(e) for e in (*result.entries, result.base)]))
+    head = tag(
+        "tr", [tag("th", h, scope="col") for h in ("remedy", "verdict", f"{result.metric}: difference", "interval", "seeds", "at the end")]
+    )
+    table = tag("table", tag("thead", head), tag("tbody", [_row(e) for e in (result.base, *result.entries)]))
     samples = f"{result.samples[0]} samples to train on, {result.samples[1]} to validate on" if any(result.samples) else ""
     size = ", ".join(part for part in (f"{result.steps} steps", samples, f"{result.seconds:.1f} s") if part)
     return join(
@@ -53,7 +55,8 @@ def trial(result: TrialResult) -> Markup:
 def _in_words(result: TrialResult) -> Markup | None:
     """What every remedy that ran did, one sentence each."""
     said = [e.text for e in result.entries if e.text and e.seeds]
-    return join(tag("h4", "What each did"), tag("ul", [tag("li", inline(text)) for text in said], class_="remedies")) if said else None
+    sentences = tag("ul", [tag("li", inline(text)) for text in said], class_="remedies")
+    return tag("details", tag("summary", "What each did, in words"), sentences) if said else None
 
 
 def _together(result: TrialResult) -> Markup | None:
@@ -141,7 +144,7 @@ def _searched(points: Sequence[SearchPoint]) -> Markup | None:
     if not points:
         return None
     known = sorted(points, key=lambda p: (p.remedy, math.inf if p.value is None else p.value))
-    head = tag("tr", [tag("th", h, scope="col") for h in ("remedy", "strength", "loss", "")])
+    head = tag("tr", [tag("th", h, scope="col") for h in ("remedy", "strength", "loss", "state")])
     table = tag("table", tag("thead", head), tag("tbody", [_strength(p) for p in known]))
     return tag("details", tag("summary", f"{counted(len(points), 'strength')} tried"), tag("div", table, class_="wide"))
 

@@ -12,6 +12,7 @@ from gradcheck.report.formatting import conditions, counted, guesses, looked, su
 from gradcheck.report.html.icons import SIGNS, sign
 from gradcheck.report.html.markup import join, tag
 from gradcheck.report.html.rule_text import inline
+from gradcheck.report.html.treatments import diff
 from gradcheck.types.finding import Severity
 from gradcheck.types.report import Report
 
@@ -71,6 +72,19 @@ def verdict(report: Report, prefix: str) -> Markup:
     )
 
 
+def cure(report: Report) -> Markup | None:
+    """What to do first: the proved edits where there are some, else the first remedy of the worst finding."""
+    kept = [o for o in report.outcomes if o.status == "kept"]
+    edits = [diff(o.diff) for o in kept if o.diff]
+    if edits:
+        said = "; ".join(o.prescription.text for o in kept if o.diff)
+        return tag("div", tag("p", tag("b", "What cures it: "), inline(said)), edits, class_="cure")
+    first = next((f for f in report.findings if f.severity == worst(report) and f.remedies), None)
+    if first is None or first.severity == "info":
+        return None
+    return tag("div", tag("p", tag("b", "What to do: "), inline(first.remedies[0].text)), class_="cure")
+
+
 def _in_part(report: Report) -> Markup | None:
     """A box that says why rules could not look, and what to do."""
     part = report.coverage
@@ -86,7 +100,7 @@ def gauges(report: Report) -> Markup:
     if not every:
         return Markup("")
     dials = tag("ul", [_gauge(s) for s in every], class_="gauges")
-    return join(dials, tag("p", LEGEND, class_="legend"), _method(every))
+    return tag("div", dials, tag("p", LEGEND, class_="legend"), _method(every), class_="scores")
 
 
 def _gauge(score: Score) -> Markup:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,9 @@ from tests.report.html.pages import deep, healthy, treated
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+# axe.min.js of the package axe-core: where AXE_CORE says, or as axe-playwright-python brings it.
+_FOUND = os.environ.get("AXE_CORE") or (importlib.util.find_spec("axe_playwright_python") and files("axe_playwright_python") / "axe.min.js")
+AXE = Path(str(_FOUND)) if _FOUND else None
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 PAGES = {"treated": lambda: [treated()], "healthy": lambda: [healthy()], "two": lambda: [treated(), healthy()], "deep": lambda: [deep(120)]}
 
@@ -25,8 +32,8 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
+@pytest.fixture(scope="module", name="files")
+def _files(tmp_path_factory):
     """Address of each page."""
     folder = tmp_path_factory.mktemp("pages")
     for name, make in PAGES.items():
@@ -113,6 +120,7 @@ def test_arrow_keys_move_over_the_layers(browser, files):
 
 def test_the_table_is_sorted_filtered_and_shown_in_full(browser, files):
     with opened(browser, files["deep"]) as page:
+        page.get_by_role("heading", name="Layers (120)").click()
         assert shown_rows(page) == 50
         page.get_by_role("button", name="gradient", exact=True).click()
         values = [float(x) for x in page.locator(".layers-table tbody tr td:nth-child(6)").all_inner_texts() if x]
@@ -164,10 +172,48 @@ def test_all_of_it_is_there_without_scripts(browser, files):
         assert page.locator(".chart").nth(0).is_visible() and page.locator("g.stat.gradient image").first.is_visible()
         page.get_by_label("output, root mean square").check()
         assert page.locator("g.stat.output image").first.is_visible() and page.locator("g.stat.gradient image").first.is_hidden()
+        page.get_by_role("heading", name="Layers (120)").click()
         assert shown_rows(page) == 50
         page.get_by_label("show all 120 layers").check()
         assert shown_rows(page) == 120
         assert page.locator("#theme").is_hidden() and page.locator(".scripted").is_hidden()
+
+
+@pytest.mark.skipif(AXE is None, reason="no axe-core")
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser, files, name, scheme):
+    """The rules of WCAG 2.2 AA and the best practices, with all that is folded opened."""
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    try:
+        page = context.new_page()
+        page.goto(files[name])
+        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = page.evaluate("async () => (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)])")
+        assert found == []
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize("width", [1200, 800, 390])
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_cut(browser, files, name, width):
+    """Neither at the window's edge, nor in the heading, the verdict and the scores."""
+    with opened(browser, files[name], viewport={"width": width, "height": 900}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        cut = "(all) => all.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.outerHTML)"
+        assert page.eval_on_selector_all(".bar, .bar h1, .top > *:not(.cure), .headlines li, .gauges li, .sections li", cut) == []
+
+
+def test_what_to_do_stands_above_the_scores(browser, files):
+    with opened(browser, files["treated"]) as page:
+        places = [
+            page.locator(s).first.bounding_box()["y"] for s in ("h1", ".top h2", ".headlines", ".cure pre", "nav.sections", ".gauges")
+        ]
+        assert places == sorted(places)
+        page.get_by_role("link", name="Method and settings").click()
+        page.wait_for_function("[...document.querySelectorAll('.folded')].at(-1).open")
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -8,6 +8,7 @@ import re
 import time
 from base64 import b64encode
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def size_of(report):
 
 
 def test_the_page_is_small(thousand):
-    assert size_of(deep(100)) <= 100
+    assert size_of(deep(100)) <= 104
     assert size_of(thousand) <= 600
 
 
@@ -106,8 +107,16 @@ def test_several_reports_are_one_page_with_a_table_of_contents():
     assert len(tree.all("article")) == 2
 
 
-def test_one_report_has_no_table_of_contents():
-    assert not Page(render([treated()])).root.all("nav")
+def test_one_report_lists_its_sections_and_no_targets():
+    (nav,) = Page(render([treated()])).root.all("nav")
+    assert nav.has("class", "sections") and nav.all("a")[0].words == "Findings"
+
+
+def test_there_is_one_heading_of_the_first_level_and_no_level_is_left_out():
+    for reports in ([treated()], [treated(), healthy()]):
+        levels = [int(e.tag[1]) for e in Page(render(reports)).root.all() if e.tag in ("h1", "h2", "h3", "h4", "h5")]
+        assert levels.count(1) == 1 and levels[0] == 1
+        assert all(b <= a + 1 for a, b in pairwise(levels))
 
 
 def test_a_training_that_was_never_measured_makes_a_page():
