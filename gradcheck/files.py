@@ -1,11 +1,16 @@
-"""Files that a user names: read up to a size that can be meant, whatever they are, and looked for wherever they may be."""
+"""Files that a user names: read up to a size that can be meant, looked for wherever they may be, written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+from gradcheck.errors import SavedRunError
 
 # Bytes. The saved run of a model of 20,000 layers has 49 MB (measured); a device has no end.
 LARGEST = 400_000_000
@@ -47,3 +52,43 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def write_text(path: Path, text: str, hint: str = "give another path after --output FORMAT:") -> None:
+    """Raises SavedRunError when the file cannot be written."""
+    path = place(str(path))
+    try:
+        write(path, text.encode("utf-8"))
+    except (OSError, RuntimeError) as e:  # of links that go in a circle resolve() says RuntimeError
+        why = e.strerror if isinstance(e, OSError) else "its links go in a circle"
+        raise SavedRunError(f"cannot write {path}: {why}", hint=hint) from e
+
+
+def write(path: Path, data: bytes) -> None:
+    """Whole or not at all, through symbolic links; a file that is there keeps its mode and owner. Raises OSError and RuntimeError.
+
+    A pipe or a device has nothing to replace, and of a file with several names (hard links) another one would leave the others behind:
+    these are written in place.
+    """
+    target = path.resolve()
+    there = target.exists()
+    if there and (not target.is_file() or target.stat().st_nlink > 1):
+        with target.open("r+b" if target.is_file() else "wb", buffering=0) as file:
+            file.write(data)
+            if target.is_file():
+                file.truncate(len(data))
+                os.fsync(file.fileno())
+        return
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if there:
+            shutil.copymode(target, beside)
+            with contextlib.suppress(OSError, AttributeError):  # of somebody else's file, where this is root
+                os.chown(beside, target.stat().st_uid, target.stat().st_gid)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Reports import their writers when they are asked to write themselves: pyproject.toml names the same four.
 WRITERS = {
     ("gradcheck.types.report", "gradcheck.report.html"),
-    ("gradcheck.types.report", "gradcheck.report.json"),
+    ("gradcheck.types.report", "gradcheck.saved_run"),
     ("gradcheck.types.trial", "gradcheck.report.html"),
-    ("gradcheck.types.trial", "gradcheck.report.json"),
+    ("gradcheck.types.trial", "gradcheck.saved_run"),
 }
 
 

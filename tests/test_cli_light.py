@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.report.json import dumps
 from gradcheck.report.outputs import FORMATS
+from gradcheck.saved_run import dumps
 from gradcheck.types.report import Report
 from tests.literals import measurement
 

@@ -15,7 +15,7 @@ from gradcheck.errors import ConfigError
 from gradcheck.judge.judge import judge, judge_again
 from gradcheck.judge.looks import LOOKS
 from gradcheck.judge.scores import scores
-from gradcheck.report.json import dumps, load
+from gradcheck.saved_run import dumps, load
 from gradcheck.types.coverage import coverage
 from gradcheck.types.finding import RuleState
 from gradcheck.types.measurement import Lack, NotMeasured

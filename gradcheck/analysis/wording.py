@@ -20,21 +20,20 @@ SYNTHETIC = "the data were made up by gradcheck"
 SHOWN = 3  # more names than these are counted, not listed
 
 
-def number(x: float) -> str:
-    """Three significant digits: "0.41", "5.7", "1230", "7.4e-07"; never "0.00". Whole numbers of up to six digits in full: "65504"."""
-    if x != x:
-        return "NaN"
-    if math.isinf(x):
-        return "infinity" if x > 0 else "-infinity"
-    if x == 0:
-        return "0"
-    if not 1e-3 <= abs(x) < 1e6:
-        mantissa, _, exponent = f"{x:.2e}".partition("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
-    if x == round(x):
-        return f"{x:.0f}"
-    digits = max(0, 2 - math.floor(math.log10(abs(x))))
-    text = f"{round(x, digits):.{digits}f}" if abs(x) < 1000 else f"{float(f'{x:.3g}'):.0f}"
+def number(value: float, digits: int = 3) -> str:
+    """Three significant digits; whole numbers below a million in full, exponents below 1e-3 and from 1e5: "0.41", "65504", "7.4e-07"."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    size = abs(value)
+    if value == round(value) and size < 1e6:
+        return f"{value:.0f}"
+    if not 1e-3 <= size < 1e5:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return f"{_trimmed(mantissa)}e{exponent}"
+    return _trimmed(f"{value:.{max(digits - math.floor(math.log10(size)) - 1, 0)}f}")
+
+
+def _trimmed(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

@@ -92,8 +92,9 @@ def prune(runs: Runs = None, file: BaselineFile = None, config: Config = None, i
 def show(file: BaselineFile = None, config: Config = None, isolated: Isolated = False) -> None:
     """List the entries. Nothing is scanned."""
     with exits():
+        from gradcheck.analysis.wording import number
         from gradcheck.report.baseline_file import read
-        from gradcheck.report.formatting import clean, number
+        from gradcheck.report.formatting import clean
 
         for entry in read(_place(settings_of(config, isolated), file)):
             value = "" if entry.value is None else f"  {entry.quantity} {number(entry.value)}"
@@ -132,7 +133,7 @@ def _reports(runs: list[str] | None, settings: Settings, quiet: bool) -> list[Re
     from pathlib import Path
 
     from gradcheck.judge.judge import judge_again
-    from gradcheck.report.json import load_all
+    from gradcheck.saved_run import load_all
 
     words = runs or []
     saved = [judge_again(report, settings) for word in words if word.endswith(".json") for report in load_all(Path(word))]

@@ -34,7 +34,7 @@ def diff(
         from gradcheck.logs.read import is_log
         from gradcheck.report import diff as shown
         from gradcheck.report.diff_html import page
-        from gradcheck.report.json import load_all
+        from gradcheck.saved_run import load_all
 
         renderers = {"text": shown.text, "markdown": shown.markdown, "json": shown.as_json, "html": page}
         if output_format not in renderers:

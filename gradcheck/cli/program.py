@@ -55,7 +55,7 @@ def scan_program(program: Program, orders: Orders, progress: Callable[[str, floa
 
     What the program prints goes to stderr. Raises TargetError as a scan does, and KeyboardInterrupt on Ctrl-C.
     """
-    from gradcheck.report.json import load_all
+    from gradcheck.saved_run import load_all
 
     last: dict[str, Any] = {}
 
@@ -114,8 +114,9 @@ def _scanned(order: dict[str, Any], pipe: IO[str], started: float) -> dict[str, 
         settings = load(config=order["config"], isolated=order["isolated"]).with_flags(**order["flags"])
         run = order["run"] | {"kind": order["kind"], "arguments": tuple(order["arguments"])}
         progress("importing torch", 0.0)
+        from gradcheck.files import write_text
         from gradcheck.pipeline import scan_script
-        from gradcheck.report.json import dumps_all, write_text
+        from gradcheck.saved_run import dumps_all
 
         reports = scan_script(ScriptSpec(order["what"], **run), settings, progress, started)
         if reports:

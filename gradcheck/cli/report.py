@@ -41,7 +41,7 @@ def report(
         from gradcheck.judge.judge import judge_again
         from gradcheck.logs.read import is_log
         from gradcheck.logs.report import report_of
-        from gradcheck.report.json import load_all
+        from gradcheck.saved_run import load_all
 
         settings = config.settings(**rules.choice, **gate.flags, max_warnings=baseline.max_warnings)
         places = outputs.parsed(*([format] if format else []), inputs=[run])

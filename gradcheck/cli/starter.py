@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gradcheck.config.toml_file import OWN_FILE
 from gradcheck.errors import ConfigError
-from gradcheck.report.json import write_text
+from gradcheck.files import write_text
 from gradcheck.version import REPOSITORY, TAG
 
 HINT = "is the folder yours to write to?"

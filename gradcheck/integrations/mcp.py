@@ -30,11 +30,11 @@ from gradcheck.judge.registry import builtin_rules, find_rule, load_rules
 from gradcheck.judge.select import unknown
 from gradcheck.report import diff as shown
 from gradcheck.report.brief import ROOM, Step, brief
-from gradcheck.report.json import load_all
 from gradcheck.report.outcomes import tail
 from gradcheck.report.progress_bar import LINE, LINES
 from gradcheck.report.rule_page import rule_page
 from gradcheck.report.saved_runs import kept_before, run_of
+from gradcheck.saved_run import load_all
 from gradcheck.version import __version__
 
 INSTRUCTIONS = (

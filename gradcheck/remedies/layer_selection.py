@@ -113,10 +113,6 @@ def usual_activation(layers: Sequence[Layer]) -> str | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
-def number(value: float) -> str:
-    return f"{value:.3g}"
-
-
 def listed(names: Sequence[str]) -> str:
     """A list of names as one setting."""
     return ",".join(names)

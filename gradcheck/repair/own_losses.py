@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Literal
 
 from gradcheck.analysis.convergence import Outcome, outcome, start_and_end
-from gradcheck.report.formatting import number
+from gradcheck.analysis.wording import number
 from gradcheck.training.intervals import paired_interval
 from gradcheck.types.training import Run
 

@@ -14,7 +14,7 @@ from gradcheck.capture.mirror import Mirror
 from gradcheck.errors import GradcheckError, SavedRunError
 from gradcheck.remedies.editing.plan import SourcePlan
 from gradcheck.repair.rescan import looked_at, severities
-from gradcheck.report.json import load_all
+from gradcheck.saved_run import load_all
 from gradcheck.types.fix import Fix
 from gradcheck.types.report import Report
 

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from gradcheck.files import write_text
 from gradcheck.report.in_editor import IGNORE, placed
-from gradcheck.report.json import write_text
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 

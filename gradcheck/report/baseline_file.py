@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gradcheck import files
 from gradcheck.errors import ConfigError
+from gradcheck.files import write_text
 from gradcheck.judge.baseline import Entry
-from gradcheck.report.json import write_text
 from gradcheck.types.finding import SEVERITIES
 
 NAME = ".gradcheck-baseline.json"

@@ -10,6 +10,7 @@ from typing import Literal, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from gradcheck.analysis.wording import number
 from gradcheck.report import in_part, outcomes, trial
 from gradcheck.report.forecast import forecast_table
 from gradcheck.report.formatting import (
@@ -20,7 +21,6 @@ from gradcheck.report.formatting import (
     guesses,
     looked,
     measured,
-    number,
     result,
     summary,
     tree,

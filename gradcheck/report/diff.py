@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradcheck.analysis.statistics import CATEGORIES
+from gradcheck.analysis.wording import number
 from gradcheck.judge.diff import STATES, FindingChange, NumberChange, TargetDiff
-from gradcheck.report.formatting import clean, looked, number
-from gradcheck.report.json import as_plain
+from gradcheck.report.formatting import clean, looked
 from gradcheck.report.markdown import MARKER, code, escape
+from gradcheck.saved_run import as_plain
 from gradcheck.types.finding import Evidence
 
 SHOWN = ("better", "worse", "changed")  # states of numbers that are worth a line

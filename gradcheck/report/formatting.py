@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 
 from gradcheck.analysis.unsafe import reason
+from gradcheck.analysis.wording import number
 from gradcheck.types.coverage import Coverage
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Remedy, RuleState
 from gradcheck.types.measurement import Assumption, Measurement
@@ -15,22 +16,6 @@ from gradcheck.types.report import Report
 
 HEALTHY = {"<": ">=", ">": "<=", "<=": ">", ">=": "<"}  # the opposite of what describes the faulty state
 MOST_RUNS = 8  # of consecutive numbers in a folded layer name
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Three significant digits, whole numbers below 100 000 in full, scientific below 1e-3 and from 1e5: "0.41", "7.4e-07"."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    size = abs(value)
-    if size != 0 and not 1e-3 <= size < 1e5:
-        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        return f"{_trimmed(mantissa)}e{exponent}"
-    whole = math.floor(math.log10(size)) + 1 if size else 1  # digits before the point
-    return _trimmed(f"{value:.{max(digits - whole, 0)}f}")
-
-
-def _trimmed(text: str) -> str:
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def apart(value: float, limit: float) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradcheck.report.in_part import NAME
-from gradcheck.report.json import line
+from gradcheck.saved_run import line
 from gradcheck.types.report import Report
 
 

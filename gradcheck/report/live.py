@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradcheck.analysis.wording import percent
+from gradcheck.analysis.wording import number, percent
 from gradcheck.report.console import STYLES
-from gradcheck.report.formatting import clean, number
+from gradcheck.report.formatting import clean
 from gradcheck.report.spark import BLOCKS, spark
 from gradcheck.types.live import Frame, LiveFinding
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from gradcheck.analysis.wording import number
 from gradcheck.judge.scores import Score, scores
-from gradcheck.report.formatting import clean, collapse, conditions, counted, number, summary
+from gradcheck.report.formatting import clean, collapse, conditions, counted, summary
 from gradcheck.report.in_part import explained
 from gradcheck.report.rows import Row, numbers, rows
 from gradcheck.report.snippet import snippet

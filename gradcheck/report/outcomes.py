@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gradcheck.report.formatting import HEALTHY, apart, clean, counted, number
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import HEALTHY, apart, clean, counted
 from gradcheck.report.snippet import GUTTER
 from gradcheck.report.spark import spark
 from gradcheck.types.fix import Change, Effect, Outcome, Proof

@@ -22,7 +22,7 @@ FORMATS: Mapping[str, str] = {
     "full": "gradcheck.report.console",
     "concise": "gradcheck.report.concise",
     "brief": "gradcheck.report.brief",
-    "json": "gradcheck.report.json",
+    "json": "gradcheck.saved_run",
     "html": "gradcheck.report.html",
     "json-lines": "gradcheck.report.json_lines",
     "markdown": "gradcheck.report.markdown",
@@ -98,7 +98,7 @@ def _output(text: str) -> Output:
 
 def write_outputs(reports: Sequence[Report], outputs: Iterable[Output], view: View) -> None:
     """Writes the reports, files first. Raises SavedRunError when a file cannot be written."""
-    from gradcheck.report.json import write_text
+    from gradcheck.files import write_text
 
     outputs = sorted(outputs, key=lambda o: o.path is None)
     for output in outputs:

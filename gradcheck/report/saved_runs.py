@@ -38,7 +38,7 @@ def kept_before(run: Path) -> Path | None:
 
 def saved_runs(root: Path) -> Iterator[tuple[Path, Report]]:
     """The reports that are saved in a folder and in its folder of saved runs, the newest first."""
-    from gradcheck.report.json import load_all
+    from gradcheck.saved_run import load_all
 
     files = [path for place in (root, root / FOLDER) for path in place.glob("*.json") if not path.name.endswith(BEFORE)]
     for path in sorted(filter(_looks_saved, files), key=lambda path: path.stat().st_mtime, reverse=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradcheck.report.formatting import number
+from gradcheck.analysis.wording import number
 from gradcheck.types.layers import Layer, LayerKind
 from gradcheck.types.measurement import Measurement
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from gradcheck.report.formatting import clean, counted, number
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import clean, counted
 from gradcheck.report.outcomes import ADDED, REMOVED, Labelled, Line
 from gradcheck.report.spark import BLOCKS
 from gradcheck.types.report import Report

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gradcheck.report.formatting import counted, number
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import counted
 from gradcheck.trials.standings import ComparisonMetric
 from gradcheck.types.fix import Effect
 from gradcheck.types.trial import Entry

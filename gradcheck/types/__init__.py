@@ -7,5 +7,5 @@
     coverage     Coverage: how many of the rules that apply looked, and whether that is enough for a verdict
     report       Report: what the user gets
 
-All of them survive a round trip through JSON (`gradcheck.report.json`), NaN and infinities included.
+All of them survive a round trip through JSON (`gradcheck.saved_run`), NaN and infinities included.
 """

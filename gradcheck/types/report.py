@@ -68,7 +68,7 @@ class Report:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The whole report as JSON; written to `path` when one is given. Raises `gradcheck.errors.SavedRunError` when that fails."""
-        from gradcheck.report.json import dumps, write_text
+        from gradcheck.saved_run import dumps, write_text
 
         text = dumps(self)
         if path is not None:
@@ -78,7 +78,7 @@ class Report:
     def to_html(self, path: str | Path | None = None) -> str:
         """The report as one self-contained page; written to `path` when one is given. Raises as `to_json` does."""
         from gradcheck.report.html import render
-        from gradcheck.report.json import write_text
+        from gradcheck.saved_run import write_text
 
         text = render([self])
         if path is not None:
@@ -94,6 +94,6 @@ class Report:
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """A report saved by `to_json`. Raises `gradcheck.errors.SavedRunError` when it is not one."""
-        from gradcheck.report.json import load
+        from gradcheck.saved_run import load
 
         return load(Path(path))

@@ -134,7 +134,7 @@ class TrialResult:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The result as JSON; written to `path` when one is given. Raises `gradcheck.errors.SavedRunError` when that fails."""
-        from gradcheck.report.json import dumps, write_text
+        from gradcheck.saved_run import dumps, write_text
 
         text = dumps(self)
         if path is not None:

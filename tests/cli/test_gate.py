@@ -11,7 +11,7 @@ import pytest
 
 from gradcheck.cli import main
 from gradcheck.report.baseline_file import NAME
-from gradcheck.report.json import dumps
+from gradcheck.saved_run import dumps
 from gradcheck.types.measurement import NotMeasured
 from tests.literals import measurement
 from tests.report.reports import FAULTY, IN_PART, report

@@ -22,7 +22,7 @@ from gradcheck.errors import TargetError
 from gradcheck.live import launched
 from gradcheck.live.command import program_of
 from gradcheck.live.launch import VARIABLE, Exit
-from gradcheck.report.json import load_all
+from gradcheck.saved_run import load_all
 
 TRAIN = """
 import sys

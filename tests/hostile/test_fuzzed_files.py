@@ -26,8 +26,8 @@ from gradcheck.report import diff as shown
 from gradcheck.report.baseline_file import read
 from gradcheck.report.baseline_file import text as baseline_text
 from gradcheck.report.diff_html import page
-from gradcheck.report.json import dumps, load_all
 from gradcheck.report.outputs import FORMATS, Output, View, write_outputs
+from gradcheck.saved_run import dumps, load_all
 from tests.report.html.pages import treated
 
 hypothesis = pytest.importorskip("hypothesis")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from gradcheck.cli import main
-from gradcheck.report.json import dumps
+from gradcheck.saved_run import dumps
 from gradcheck.types.report import Report
 from tests.literals import measurement
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from gradcheck.report.formatting import apart, clean, collapse, measured, number, scaled
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import apart, clean, collapse, measured, scaled
 from gradcheck.types.finding import Evidence
 
 
@@ -19,7 +20,8 @@ from gradcheck.types.finding import Evidence
         (99.96, "100"),
         (1234.5, "1234"),
         (41900, "41900"),
-        (123456.0, "1.23e+05"),
+        (123456.0, "123456"),
+        (123456.7, "1.23e+05"),
         (7.4e-7, "7.4e-07"),
         (0.00123, "0.00123"),
         (-0.5, "-0.5"),

@@ -7,8 +7,8 @@ import math
 from dataclasses import replace
 
 from gradcheck.report.console import make_console, show
-from gradcheck.report.json import dumps, load
 from gradcheck.report.outcomes import tail
+from gradcheck.saved_run import dumps, load
 from gradcheck.types.fix import Change, Effect, Fix, Outcome, Proof
 from gradcheck.types.report import Report
 from tests.literals import measurement, run

@@ -13,7 +13,7 @@ import torch
 import gradcheck
 from gradcheck.errors import ConfigError
 from gradcheck.remedies.catalogue import ADVICE_ONLY
-from gradcheck.report.json import dumps, load
+from gradcheck.saved_run import dumps, load
 from gradcheck.types.report import Report
 from tests.trials.problems import classes, diverging, sparse_linear
 

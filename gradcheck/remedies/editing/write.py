@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradcheck import files
 from gradcheck.remedies.editing.document import SourceError, digest, parsed
 
 _GIT = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false")
@@ -68,31 +66,13 @@ def _expect(path: str, wanted: str) -> None:
 
 
 def replace(path: str, data: bytes) -> None:
-    """Keeps the mode, and writes through a symbolic link: atomic, but for a file with several names (hard links), which all show the edits.
-
-    Raises SourceError when the file cannot be written.
-    """
+    """Keeps the mode, and writes through a symbolic link. Raises SourceError when the file cannot be written."""
     target = _writable(path)
     try:
-        if os.stat(target).st_nlink > 1:
-            _overwrite(target, data)
-            return
-        handle, beside = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", suffix=".tmp", dir=os.path.dirname(target))
+        files.write(Path(target), data)
     except OSError as error:
-        raise SourceError(f"cannot write beside {path}: {error.strerror}", hint="make the folder writable") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(target, beside)
-        with contextlib.suppress(OSError, AttributeError):  # of somebody else's file, where this is root
-            os.chown(beside, os.stat(target).st_uid, os.stat(target).st_gid)
-        os.replace(beside, target)
-    except OSError as error:
-        raise SourceError(f"cannot write {path}: {error.strerror}", hint="make it writable, or apply the diff by hand") from error
-    finally:
-        Path(beside).unlink(missing_ok=True)
+        hint = "make it and its folder writable, or apply the diff by hand"
+        raise SourceError(f"cannot write {path}: {error.strerror}", hint=hint) from error
 
 
 def _writable(path: str) -> str:
@@ -101,14 +81,6 @@ def _writable(path: str) -> str:
     if not os.access(target, os.W_OK) or not os.stat(target).st_mode & 0o222:
         raise SourceError(f"{path} is read-only", hint="make it writable, or apply the diff by hand")
     return target
-
-
-def _overwrite(target: str, data: bytes) -> None:
-    """In place: another file under the name would leave the other names with the old text."""
-    with open(target, "r+b", buffering=0) as file:
-        file.write(data)
-        file.truncate(len(data))
-        os.fsync(file.fileno())
 
 
 def refuse_dirty(paths: Sequence[str]) -> None:

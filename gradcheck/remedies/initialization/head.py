@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from gradcheck.analysis.layer_groups import bias, in_order, parameters_by_name
+from gradcheck.analysis.wording import number
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization.weights import CHECKPOINT, weights_of
-from gradcheck.remedies.layer_selection import is_tuned, number
+from gradcheck.remedies.layer_selection import is_tuned
 from gradcheck.remedies.modules.surgery import module_at
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix

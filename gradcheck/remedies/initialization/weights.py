@@ -12,12 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from gradcheck.analysis.depth import GAINS
 from gradcheck.analysis.layer_groups import body, constant_at_start, gain, parameters_by_name
+from gradcheck.analysis.wording import number
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.layer_selection import (
     DEEP,
     is_tuned,
     listed,
-    number,
     several,
     usual_activation,
     weight_names,

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from gradcheck.analysis.layer_groups import in_order, parameters_by_name
+from gradcheck.analysis.wording import number
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization.weights import CHECKPOINT
-from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned, number, several, usual_activation
+from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned, several, usual_activation
 from gradcheck.remedies.modules.surgery import module_at, rewired, wrap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from gradcheck.analysis.wording import number
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization.weights import CHECKPOINT
-from gradcheck.remedies.layer_selection import is_tuned, number, several
+from gradcheck.remedies.layer_selection import is_tuned, several
 from gradcheck.remedies.modules.rewriting import bind, method_of
 from gradcheck.remedies.modules.surgery import follow, like, module_at, rewired
 from gradcheck.remedies.normalization.layers import features_of

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradcheck.report.formatting import number
+from gradcheck.analysis.wording import number
 from gradcheck.report.html.markup import coordinate
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

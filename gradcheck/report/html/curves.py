@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from gradcheck.report.formatting import clean, number
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import Axis, crossing, linear_axis, log_axis, path
 from gradcheck.report.html.markup import coordinate, tag
 from gradcheck.types.report import Report

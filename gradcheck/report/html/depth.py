@@ -11,7 +11,8 @@ from markupsafe import Markup
 from gradcheck.analysis.depth import gradient_trend
 from gradcheck.analysis.layer_groups import BODY_KINDS
 from gradcheck.analysis.parallel_nets import nets
-from gradcheck.report.formatting import clean, number
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import Axis, crossing, log_axis, path
 from gradcheck.report.html.icons import SIGNS
 from gradcheck.report.html.markup import coordinate, join, tag

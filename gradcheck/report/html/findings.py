@@ -9,8 +9,9 @@ from markupsafe import Markup
 from rich.text import Text
 
 from gradcheck.analysis.unsafe import reason
+from gradcheck.analysis.wording import number
 from gradcheck.judge.registry import builtin_rules, find_rule
-from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, number, tree
+from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, tree
 from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.rule_text import inline, page_html

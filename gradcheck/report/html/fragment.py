@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from gradcheck.report.formatting import number
+from gradcheck.analysis.wording import number
 from gradcheck.report.html.axes import linear_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, RIGHT, TOP
 from gradcheck.report.html.icons import sign

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from gradcheck.report.formatting import number
+from gradcheck.analysis.wording import number
 from gradcheck.report.html.depth import LEFT, RIGHT, WIDTH, height_of_names, picture
 from gradcheck.report.html.markup import join, tag
 from gradcheck.report.html.png import Color, data_url

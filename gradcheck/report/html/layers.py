@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from gradcheck.report.formatting import number
+from gradcheck.analysis.wording import number
 from gradcheck.report.html.icons import SIGNS
 from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.signal import Number, gradient, marks, output, updates, zeros

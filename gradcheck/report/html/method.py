@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from gradcheck.report.formatting import clean, counted, guesses, layer_count, number, scaled
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import clean, counted, guesses, layer_count, scaled
 from gradcheck.report.html.markup import Child, join, tag
 from gradcheck.report.html.rule_text import inline
 from gradcheck.report.in_part import unmeasured

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from gradcheck.report.formatting import HEALTHY, counted, number
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import HEALTHY, counted
 from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.rule_text import inline

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from gradcheck.report.formatting import counted, number
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import counted
 from gradcheck.report.html.axes import Axis, linear_axis, log_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, LOG_FROM, RIGHT, TALLEST, TOP, WIDTH, grid
 from gradcheck.report.html.icons import sign

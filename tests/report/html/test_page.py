@@ -15,7 +15,7 @@ import pytest
 
 from gradcheck.report.html import render
 from gradcheck.report.html.markup import join, tag
-from gradcheck.report.json import dumps, load
+from gradcheck.saved_run import dumps, load
 from gradcheck.types.report import Report
 from tests.literals import measurement
 from tests.report.html.pages import Page, deep, healthy, states, treated

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradcheck import files
 from gradcheck.errors import SavedRunError
+from gradcheck.files import write_text as write_text  # of reports that write themselves
 from gradcheck.types.report import SCHEMA_VERSION, Report
 from gradcheck.types.trial import TrialResult
 
@@ -42,25 +42,6 @@ def line(value: Any, **more: str) -> str:
 def render(reports: Sequence[Report], view: object = None) -> str:
     """The `json` format, which is a saved run."""
     return dumps_all(reports)
-
-
-def write_text(path: Path, text: str, hint: str = "give another path after --output FORMAT:") -> None:
-    """Writes a file whole or not at all. Raises SavedRunError when it cannot be written."""
-    path = files.place(str(path))
-    try:
-        path = path.resolve()
-        if path.exists() and not path.is_file():  # a pipe or a device: nothing to replace
-            path.write_text(text, encoding="utf-8", newline="")
-            return
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            beside.write_text(text, encoding="utf-8", newline="")
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as e:  # of links that go in a circle resolve() says RuntimeError
-        why = e.strerror if isinstance(e, OSError) else "its links go in a circle"
-        raise SavedRunError(f"cannot write {path}: {why}", hint=hint) from e
 
 
 def load(path: Path) -> Report:

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from gradcheck.errors import SavedRunError
-from gradcheck.report.json import dumps, dumps_all, load, load_all, write_text
+from gradcheck.files import write_text
+from gradcheck.saved_run import dumps, dumps_all, load, load_all
 from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState
 from gradcheck.types.location import Ignore
 from gradcheck.types.report import Report
