@@ -97,7 +97,8 @@ class Lineage:
         return _compared(x.root, y.root, one[:MOST_SAMPLES], other[:MOST_SAMPLES], site)
 
     def _of_pass(self, nodes: list[Node]) -> Iterator[tuple[Origin, Origin]]:
-        inputs, targets = [], []
+        inputs: list[Origin] = []
+        targets: list[Origin] = []
         for node in nodes:
             held = [e[1] for c in node.constants() if (e := self._constants.get(id(c))) is not None]
             (targets if node.call is not None and any(isinstance(v, Ref) for v in node.inputs()) else inputs).extend(held)

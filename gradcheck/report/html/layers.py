@@ -49,8 +49,9 @@ def layer_table(report: Report, layers: Sequence[Layer], prefix: str) -> Markup:
     if len(rows) > FIRST:
         box = tag("input", type="checkbox", class_="show-all")
         more = tag("label", box, f"show all {len(rows)} layers (the first {FIRST} are shown)", class_="all")
+    label = f"Table of the layers of {report.target}"
     tools = tag("div", more, class_="tools")
-    return join(tools, tag("div", table, class_="wide tall", tabindex=0, role="region", aria_label=f"Table of the layers of {report.target}"))
+    return join(tools, tag("div", table, class_="wide tall", tabindex=0, role="region", aria_label=label))
 
 
 def _parameters(m: Measurement) -> dict[str, int]:
