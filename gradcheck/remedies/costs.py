@@ -126,14 +126,14 @@ class Trained:
     """A copy in training, with a change or as it is, and its losses on the way: on the batches that it is trained on, and on others."""
 
     def __init__(self, workload: Workload, change: Change, seed: int, penalized: bool) -> None:
-        patient = treated_copy(workload)
+        treated = treated_copy(workload)
         if change.remedy is not None:
             seed_all(seed)
-            apply(patient, change.remedy)
-        self.course = Trainer.of(patient, seed)
+            apply(treated, change.remedy)
+        self.course = Trainer.of(treated, seed)
         lift(self.course.trainee, change.lifted)
-        treated = self.course.treated.workload
-        self.step = without_penalty(treated.training_step) if penalized else treated.training_step
+        own = self.course.treated.workload
+        self.step = without_penalty(own.training_step) if penalized else own.training_step
         self.known = {0: self._evaluated()}
 
     def losses(self, steps: int) -> Losses:
