@@ -22,14 +22,13 @@ from gradcheck.measure.probe import SMALL_STEP
 from gradcheck.measure.session import Plan, on_copies
 from gradcheck.remedies.catalogue import CATALOGUE, apply
 from gradcheck.remedies.definition import changes_loss
+from gradcheck.training.lab import Lab
 from gradcheck.training.trainer import Trainer, sample_mean
 from gradcheck.types.checks import Cost
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Rule
-from gradcheck.workload.rng import seed_all
-from gradcheck.workload.treated import treated_copy
 from gradcheck.workload.workload import Workload
 
 LONGER = 3  # times the probe's steps
@@ -90,12 +89,12 @@ def with_costs(
     suspects = _suspects(m, rules, settings)
     if not suspects:
         return m
-    lab = Lab(workload, m, plan.steps, min(began + plan.seconds, time.perf_counter() + SHARE * plan.seconds), tick)
+    pairs = Pairs(workload, m, plan.steps, min(began + plan.seconds, time.perf_counter() + SHARE * plan.seconds), tick)
     with on_copies(workload):
         if m.seconds.get("probe", 0.0) < SMALL_STEP * len(m.probe.losses):
             torch.set_num_threads(1)
         started = time.perf_counter()
-        costs = tuple(lab.costs(suspects))
+        costs = tuple(pairs.costs(suspects))
     return replace(m, costs=costs, seconds={**m.seconds, "costs": time.perf_counter() - started})
 
 
@@ -126,32 +125,29 @@ class Trained:
     """A copy in training, with a change or as it is, and its losses on the way: on the batches that it is trained on, and on others."""
 
     def __init__(self, workload: Workload, change: Change, seed: int, penalized: bool) -> None:
-        patient = treated_copy(workload)
-        if change.remedy is not None:
-            seed_all(seed)
-            apply(patient, change.remedy)
-        self.course = Trainer.of(patient, seed)
-        lift(self.course.trainee, change.lifted)
-        treated = self.course.treated.workload
-        self.step = without_penalty(treated.training_step) if penalized else treated.training_step
+        fixes = [change.remedy] if change.remedy is not None else []
+        self.training = Trainer.of(Lab(workload, apply).treated(fixes, seed), seed)
+        lift(self.training.trainee, change.lifted)
+        own = self.training.treated.workload
+        self.step = without_penalty(own.training_step) if penalized else own.training_step
         self.known = {0: self._evaluated()}
 
     def losses(self, steps: int) -> Losses:
         """After so many steps in all, in evaluation mode; infinite when it diverged, NaN when a step raised."""
         if steps not in self.known:
-            self.course.train(steps)
-            failed = {"non-finite": math.inf, "raised": math.nan}.get(self.course.ended)
+            self.training.train(steps)
+            failed = {"non-finite": math.inf, "raised": math.nan}.get(self.training.ended)
             self.known[steps] = self._evaluated() if failed is None else (failed, failed)
         return self.known[steps]
 
     def _evaluated(self) -> Losses:
-        w = self.course.treated.workload
-        with self.course.evaluating() as model, Noise((SMOOTHING,)):
+        w = self.training.treated.workload
+        with self.training.evaluating() as model, Noise((SMOOTHING,)):
             seen, unseen = ([float(self.step(model, batch)) for batch in batches[:MOST_BATCHES]] for batches in (w.batches, w.val_batches))
         return sample_mean(seen, w.batches[:MOST_BATCHES]), sample_mean(unseen, w.val_batches[:MOST_BATCHES]) if unseen else math.nan
 
 
-class Lab:
+class Pairs:
     """Runs the pairs of trainings, as long as there is time, and trains nothing twice.
 
     What regularizes less fits the training batches better in any case: that is judged on batches that are not trained on.
@@ -201,7 +197,7 @@ class Lab:
         started, base = time.perf_counter(), self._training(AS_IT_IS, 0)
         if base is None or math.isnan(base.losses(self.fewest)[0]):
             return None
-        self.step_seconds = (time.perf_counter() - started) / max(1, base.course.step)
+        self.step_seconds = (time.perf_counter() - started) / max(1, base.training.step)
         affordable = self.fewest + int((self.deadline - time.perf_counter()) / self.step_seconds) // 2  # of the first pair
         wanted = min(LATEST * self.fewest, int(SECONDS / self.step_seconds)) if late else 0
         self.steps = min(max(LONGER * self.fewest, wanted), affordable) if longer else min(self.fewest, affordable)

@@ -1,4 +1,4 @@
-"""What a treatment is, and the patient that it changes."""
+"""What a treatment is, and the copy that it changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RemedyDefinition:
     """An entry of the vocabulary.
 
     `propose(finding, measurement)` gives the settings for this model (for no finding in particular when it is None, as a trial asks),
-    or nothing when it does not fit; it reads plain numbers only. `apply(patient, prescription)` changes the patient, and raises
+    or nothing when it does not fit; it reads plain numbers only. `apply(treated, prescription)` changes the copy, and raises
     Inapplicable when it cannot. How it is written into the source is in `gradcheck.remedies.editing`, under the same name.
     """
 

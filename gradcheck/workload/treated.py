@@ -21,7 +21,7 @@ Augment = Callable[[Batch, torch.Generator], Batch]
 
 
 class Inapplicable(Exception):
-    """The treatment cannot be applied to this patient; the message says why, in words for the user."""
+    """The treatment cannot be applied to this copy; the message says why, in words for the user."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class TreatedWorkload:
 
 
 def treated_copy(workload: Workload) -> TreatedWorkload:
-    """A patient made from a workload, which stays as it is. Raises TargetError when the model cannot be copied faithfully."""
+    """A copy made from a workload, which stays as it is. Raises TargetError when the model cannot be copied faithfully."""
     if workload.borrowed is not None:
         raise TargetError(f"remedies are tried on copies, and {workload.borrowed.why}", hint="`gradcheck scan` measures the model itself")
     return TreatedWorkload(_copied(workload))

@@ -65,35 +65,35 @@ def call_of(function: str, argument: ast.expr) -> ast.expr:
     return torch_function(f"nn.functional.{function if function in MODULES else 'relu'}", argument)
 
 
-def replace_one(patient: TreatedWorkload, name: str, site: Location | None, new: str) -> None:
+def replace_one(treated: TreatedWorkload, name: str, site: Location | None, new: str) -> None:
     """Another activation in the place of a module, or of the call at a place in a module's code."""
     if ":" not in name:
-        swap(patient, name, module_of(new))
+        swap(treated, name, module_of(new))
         return
 
     def edit(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
         argument = operand(node, function)
         return call_of(new, argument) if argument is not None else None
 
-    rewrite(patient, site, edit)
+    rewrite(treated, site, edit)
 
 
 # ---------------------------------------------------------------------- replace-activation
 
 
-def apply_replacement(patient: TreatedWorkload, prescription: Fix) -> None:
+def apply_replacement(treated: TreatedWorkload, prescription: Fix) -> None:
     """Replaces the activations, then initialises the layers before them for the new one where that is prescribed."""
     new, sites = str(prescription.settings["new"]), sites_of(prescription)
-    with rewired(patient):
+    with rewired(treated):
         done: set[Location | None] = set()
         for name in prescription.layers:
             site = sites.get(name, prescription.location)
             if ":" in name and site in done:
                 continue
-            replace_one(patient, name, site, new)
+            replace_one(treated, name, site, new)
             done.add(site if ":" in name else None)
     if names := str(prescription.settings.get("initialized", "")):
-        weights.apply(patient, replace(prescription, layers=tuple(names.split(","))))
+        weights.apply(treated, replace(prescription, layers=tuple(names.split(","))))
 
 
 def sites_of(prescription: Fix) -> dict[str, Location]:
@@ -152,15 +152,15 @@ _TITLES = {"relu": "ReLU", "leaky_relu": "LeakyReLU(0.01)", "gelu": "GELU", "tan
 # ----------------------------------------------------------------------- insert-activation
 
 
-def apply_insertion(patient: TreatedWorkload, prescription: Fix) -> None:
+def apply_insertion(treated: TreatedWorkload, prescription: Fix) -> None:
     """Puts an activation behind each layer: behind a module, or around a functional call."""
     kind, sites = str(prescription.settings["activation"]), sites_of(prescription)
-    with rewired(patient):
+    with rewired(treated):
         for name in prescription.layers:
             if ":" in name:
-                rewrite(patient, sites.get(name), lambda node, _: call_of(kind, node))
+                rewrite(treated, sites.get(name), lambda node, _: call_of(kind, node))
             else:
-                follow(patient, name, module_of(kind))
+                follow(treated, name, module_of(kind))
 
 
 def propose_insertion(finding: Finding | None, m: Measurement) -> list[Fix]:

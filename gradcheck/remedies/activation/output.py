@@ -14,14 +14,14 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 
-def remove_activation(patient: TreatedWorkload, prescription: Fix) -> None:
+def remove_activation(treated: TreatedWorkload, prescription: Fix) -> None:
     """Takes the activation away, or puts a sigmoid in its place."""
     if not prescription.layers:
-        edit_code(patient, prescription.location, operand)
+        edit_code(treated, prescription.location, operand)
         return
-    with rewired(patient):
+    with rewired(treated):
         for name in prescription.layers:
-            replace_one(patient, name, prescription.location, str(prescription.settings.get("new", "identity")))
+            replace_one(treated, name, prescription.location, str(prescription.settings.get("new", "identity")))
 
 
 def propose_removal(finding: Finding | None, m: Measurement) -> list[Fix]:

@@ -49,8 +49,8 @@ def _norm_words(s: Settings) -> str:
     return f"clip the gradient's norm at {float(s['max_norm']):.3g}, between backward and step"
 
 
-def clip_norm(patient: TreatedWorkload, p: Fix) -> None:
-    patient.workload.clip = Clipping("norm", float(p.settings["max_norm"]))
+def clip_norm(treated: TreatedWorkload, p: Fix) -> None:
+    treated.workload.clip = Clipping("norm", float(p.settings["max_norm"]))
 
 
 def propose_value(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -64,8 +64,8 @@ def _value_words(s: Settings) -> str:
     return f"clip each entry of the gradient at {float(s['clip_value']):.3g}"
 
 
-def clip_value(patient: TreatedWorkload, p: Fix) -> None:
-    patient.workload.clip = Clipping("value", float(p.settings["clip_value"]))
+def clip_value(treated: TreatedWorkload, p: Fix) -> None:
+    treated.workload.clip = Clipping("value", float(p.settings["clip_value"]))
 
 
 def propose_adaptive(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -78,9 +78,9 @@ def _adaptive_words(s: Settings) -> str:
     return f"clip each unit's gradient at {float(s['clipping']):.3g} of the norm of its weights, the output layer left out"
 
 
-def clip_adaptively(patient: TreatedWorkload, p: Fix) -> None:
-    exempt = tuple(path_now(patient, name) for name in str(p.settings.get("exempt", "")).split(",") if name)
-    patient.workload.clip = Clipping("adaptive", float(p.settings["clipping"]), exempt=exempt)
+def clip_adaptively(treated: TreatedWorkload, p: Fix) -> None:
+    exempt = tuple(path_now(treated, name) for name in str(p.settings.get("exempt", "")).split(",") if name)
+    treated.workload.clip = Clipping("adaptive", float(p.settings["clipping"]), exempt=exempt)
 
 
 BY_NORM = RemedyDefinition(

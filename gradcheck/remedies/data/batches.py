@@ -71,16 +71,16 @@ def propose_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [INPUT.prescription(text, finding, settings=settings)]
 
 
-def standardize_input(patient: TreatedWorkload, p: Fix) -> None:
+def standardize_input(treated: TreatedWorkload, p: Fix) -> None:
     """With mean and standard deviation over the training batches. What never varies is only centred."""
     names = [x for x in str(p.settings.get("input", "")).split(",") if x]
-    batches = patient.workload.batches
-    indices = input_indices(batches[0], patient.model, names)
+    batches = treated.workload.batches
+    indices = input_indices(batches[0], treated.model, names)
     if not indices:
         raise Inapplicable("the batches have no floating-point input")
     for index in indices:
         mean, std = moments([tensor_at(b, index) for b in batches], p.settings["axis"])  # type: ignore[arg-type]
-        patient.transform(Rescale(index, mean, std))
+        treated.transform(Rescale(index, mean, std))
 
 
 def moments(tensors: Sequence[torch.Tensor], axis: Axis) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,15 +140,15 @@ def propose_target(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [TARGET.prescription(text, finding, settings={"mean": t.mean, "std": t.std, "axis": "all"})]
 
 
-def standardize_target(patient: TreatedWorkload, p: Fix) -> None:
-    batch = patient.workload.batches[0]
-    index = target_index(batch, patient.model)
+def standardize_target(treated: TreatedWorkload, p: Fix) -> None:
+    batch = treated.workload.batches[0]
+    index = target_index(batch, treated.model)
     if index is None:
         index = _by_moments(batch, p)
     if index is None or not tensor_at(batch, index).is_floating_point():
         raise Inapplicable("the batches have no target of floating-point numbers")
     mean, std = (torch.tensor(float(p.settings[k]), dtype=torch.float64, device="cpu") for k in ("mean", "std"))
-    patient.transform(Rescale(index, mean, std))
+    treated.transform(Rescale(index, mean, std))
 
 
 def _by_moments(batch: Batch, p: Fix) -> int | None:
@@ -168,13 +168,13 @@ def propose_shuffle(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [SHUFFLE.prescription("deal the samples into batches at random: shuffle=True", finding)]
 
 
-def shuffle(patient: TreatedWorkload, _: Fix) -> None:
+def shuffle(treated: TreatedWorkload, _: Fix) -> None:
     """Deals the samples of all batches anew, into batches of the same sizes."""
-    batches = patient.workload.batches
+    batches = treated.workload.batches
     sizes = [batch_size(b) for b in batches]
     whole = joined(batches)
     order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(SEED), device="cpu")
-    patient.workload.batches = [picked(whole, part) for part in order.split(sizes)]
+    treated.workload.batches = [picked(whole, part) for part in order.split(sizes)]
 
 
 def propose_clean(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -200,8 +200,8 @@ def complete(batch: Batch) -> Batch:
     return picked(batch, fine)
 
 
-def clean(patient: TreatedWorkload, _: Fix) -> None:
-    patient.transform(complete)
+def clean(treated: TreatedWorkload, _: Fix) -> None:
+    treated.transform(complete)
 
 
 INPUT = RemedyDefinition(

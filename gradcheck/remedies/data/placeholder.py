@@ -22,14 +22,14 @@ def propose_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [INPUT.prescription("use the input where a tensor of its shape stands in its place: zeros_like(x) and the like", finding)]
 
 
-def use_input(patient: TreatedWorkload, p: Fix) -> None:
-    found = [(method, copies) for method in own_methods(patient) if (copies := placeholders(method.tree))]
+def use_input(treated: TreatedWorkload, p: Fix) -> None:
+    found = [(method, copies) for method in own_methods(treated) if (copies := placeholders(method.tree))]
     if sum(len(copies) for _, copies in found) != 1:
         what = "several places" if found else "no place"
         raise Inapplicable(f"{what} of the model's code put a tensor like the input in its place")
     method, (call,) = found[0]
     bind(method, _Without(call).visit(method.tree))
-    require_running(patient)
+    require_running(treated)
 
 
 def placeholders(tree: ast.FunctionDef) -> list[ast.Call]:

@@ -33,11 +33,11 @@ def heads(m: Measurement) -> list[Layer]:
 # ---------------------------------------------------------------------------- head scaling
 
 
-def scale_head(patient: TreatedWorkload, prescription: Fix) -> None:
+def scale_head(treated: TreatedWorkload, prescription: Fix) -> None:
     """Multiplies the weights and zeroes the bias."""
     factor = float(prescription.settings["factor"])
     with torch.no_grad():
-        for weight in list(weights_of(patient, prescription)):
+        for weight in list(weights_of(treated, prescription)):
             weight.parameter.mul_(factor)
             if weight.bias is not None and prescription.settings.get("zero_bias", True):
                 weight.bias.zero_()
@@ -88,11 +88,11 @@ def _std_without_bias(m: Measurement, head: Layer) -> float | None:
 # ------------------------------------------------------------------------------ prior bias
 
 
-def set_prior(patient: TreatedWorkload, prescription: Fix) -> None:
+def set_prior(treated: TreatedWorkload, prescription: Fix) -> None:
     """Sets the output's bias; one number is for all units."""
     values = torch.tensor([float(v) for v in str(prescription.settings["bias"]).split(",")], device="cpu")
     for name in prescription.layers:
-        own = getattr(module_at(patient, name), "bias", None)
+        own = getattr(module_at(treated, name), "bias", None)
         if not isinstance(own, nn.Parameter):
             raise Inapplicable(f"{name} has no bias")
         if values.numel() not in (1, own.numel()):

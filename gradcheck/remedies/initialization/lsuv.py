@@ -50,16 +50,16 @@ class _Outputs(TorchFunctionMode):
         return [key for a in tensors if (key := a.untyped_storage().data_ptr()) in self.weights]
 
 
-def apply(patient: TreatedWorkload, prescription: Fix) -> None:
-    """Rescales on a copy in training mode, on the patient's first batch, and takes the weights over.
+def apply(treated: TreatedWorkload, prescription: Fix) -> None:
+    """Rescales on a copy in training mode, on the copy's first batch, and takes the weights over.
 
     A weight whose output does not vary at all is drawn orthogonal first. Raises Inapplicable when there is no forward pass to measure.
     """
-    if not patient.workload.batches:
+    if not treated.workload.batches:
         raise Inapplicable("there is no batch to run")
     with preserve_rng(), torch.no_grad():
-        twin = patient.copy()
-        own, copies = list(weights_of(patient, prescription)), list(weights_of(twin, prescription))
+        twin = treated.copy()
+        own, copies = list(weights_of(treated, prescription)), list(weights_of(twin, prescription))
         for weight in copies:
             if weight.bias is not None:
                 weight.bias.zero_()

@@ -40,24 +40,24 @@ def bias_pairs(module: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]
             yield bias, other
 
 
-def remember(patient: TreatedWorkload, prescription: Fix) -> None:
+def remember(treated: TreatedWorkload, prescription: Fix) -> None:
     """The forget gate's bias to a constant."""
     value = float(prescription.settings["value"])
-    _set_gates(patient, prescription, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value, device="cpu"), False)
+    _set_gates(treated, prescription, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value, device="cpu"), False)
 
 
-def chrono(patient: TreatedWorkload, prescription: Fix) -> None:
+def chrono(treated: TreatedWorkload, prescription: Fix) -> None:
     """Biases for memories of all lengths up to T: forget log(uniform(1, T - 1)), input its negative; GRU: the update gate."""
     longest = max(2.0, float(prescription.settings["steps"]) - 1)
 
     def drawn(hidden: int, generator: torch.Generator) -> torch.Tensor:
         return torch.empty(hidden, device="cpu").uniform_(1.0, longest, generator=generator).log()
 
-    _set_gates(patient, prescription, ("LSTM", "GRU"), drawn, True)
+    _set_gates(treated, prescription, ("LSTM", "GRU"), drawn, True)
 
 
 def _set_gates(
-    patient: TreatedWorkload,
+    treated: TreatedWorkload,
     prescription: Fix,
     kinds: tuple[str, ...],
     values: Callable[[int, torch.Generator], torch.Tensor],
@@ -65,7 +65,7 @@ def _set_gates(
 ) -> None:
     generator = torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
     for name in prescription.layers:
-        module = module_at(patient, name)
+        module = module_at(treated, name)
         gates, pairs = gates_of(module), list(bias_pairs(module))
         if not any(gates == GATES[kind] for kind in kinds):
             raise Inapplicable(f"{name} is no {' or '.join(kinds)}")
@@ -81,11 +81,11 @@ def _set_gates(
                     first[:hidden], second[:hidden] = -value, torch.zeros_like(value)
 
 
-def orthogonal_recurrent(patient: TreatedWorkload, prescription: Fix) -> None:
+def orthogonal_recurrent(treated: TreatedWorkload, prescription: Fix) -> None:
     """Recurrent weights [gates * hidden, hidden], orthogonal gate by gate; square weights of hand-written layers whole."""
     generator = torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
     for name in prescription.layers:
-        module = module_at(patient, name)
+        module = module_at(treated, name)
         gates = gates_of(module)
         weights = [p for n, p in module._parameters.items() if n.startswith("weight_hh") and p is not None]
         if not gates:

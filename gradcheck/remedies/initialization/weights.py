@@ -50,16 +50,16 @@ class Weight:
     head: bool = False
 
 
-def weights_of(patient: TreatedWorkload, prescription: Fix) -> Iterator[Weight]:
+def weights_of(treated: TreatedWorkload, prescription: Fix) -> Iterator[Weight]:
     """The weights that a prescription names. Raises Inapplicable."""
     heads = str(prescription.settings.get("heads", "")).split(",")
     transposed = str(prescription.settings.get("transposed", "")).split(",")
-    parameters = dict(patient.model.named_parameters(remove_duplicate=False))
+    parameters = dict(treated.model.named_parameters(remove_duplicate=False))
     for name in prescription.layers:
         if name in parameters:
-            yield Weight(parameter_at(patient, name), None, _last_first if name in transposed else _as_it_is)
+            yield Weight(parameter_at(treated, name), None, _last_first if name in transposed else _as_it_is)
         else:
-            module = module_at(patient, name)
+            module = module_at(treated, name)
             own = getattr(module, "bias", None)
             yield Weight(_weight(module, name), own if isinstance(own, nn.Parameter) else None, _view(module), name in heads)
 
@@ -129,12 +129,12 @@ _DRAWS: dict[str, Draw] = {"he-init": he_normal, "lecun-init": he_normal, "xavie
 # --------------------------------------------------------------------------------- applying
 
 
-def apply(patient: TreatedWorkload, prescription: Fix) -> None:
-    """Draws the named weights anew, the same ones on every patient, and sets their biases to zero."""
+def apply(treated: TreatedWorkload, prescription: Fix) -> None:
+    """Draws the named weights anew, the same ones on every copy, and sets their biases to zero."""
     settings, generator = prescription.settings, torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
     name = str(settings.get("init", prescription.treatment))
     draw = _DRAWS[name if name in _DRAWS else "he-init"]
-    for weight in list(weights_of(patient, prescription)):
+    for weight in list(weights_of(treated, prescription)):
         if "std" in settings:
             fill(weight, _normal, float(settings["std"]), generator)
         else:

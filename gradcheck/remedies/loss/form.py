@@ -42,15 +42,15 @@ def propose_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
     return []
 
 
-def match_shapes(patient: TreatedWorkload, p: Fix) -> None:
+def match_shapes(treated: TreatedWorkload, p: Fix) -> None:
     operand, dim = p.settings["operand"], int(p.settings["dim"])
     if operand == "output":
-        map_output(patient, functools.partial(_squeezed, dim))
+        map_output(treated, functools.partial(_squeezed, dim))
         return
-    index = target_index(patient.workload.batches[0], patient.model)
+    index = target_index(treated.workload.batches[0], treated.model)
     if index is None:
         raise Inapplicable("the target is not a tensor of the batch")
-    patient.transform(functools.partial(_squeezed_batch, index, dim))
+    treated.transform(functools.partial(_squeezed_batch, index, dim))
 
 
 def _squeezed(dim: int, output: torch.Tensor, _: Any) -> torch.Tensor:
@@ -76,8 +76,8 @@ def propose_sign(finding: Finding | None, m: Measurement) -> list[Fix]:
     return []
 
 
-def flip_sign(patient: TreatedWorkload, p: Fix) -> None:
-    groups = patient.optimizer.param_groups
+def flip_sign(treated: TreatedWorkload, p: Fix) -> None:
+    groups = treated.optimizer.param_groups
     if "maximize" in p.settings:
         for group in groups:
             group["maximize"] = False
@@ -85,11 +85,11 @@ def flip_sign(patient: TreatedWorkload, p: Fix) -> None:
         for group in groups:
             group["lr"] = abs(group["lr"])
     elif not p.settings["whole"]:
-        edit_code(patient, p.location, lambda node, _: ast.UnaryOp(ast.USub(), node) if isinstance(node, ast.Call) else None)
-    elif patient.workload.loss is not None:
-        patient.replace_loss(functools.partial(_negated, patient.workload.loss))
+        edit_code(treated, p.location, lambda node, _: ast.UnaryOp(ast.USub(), node) if isinstance(node, ast.Call) else None)
+    elif treated.workload.loss is not None:
+        treated.replace_loss(functools.partial(_negated, treated.workload.loss))
     else:
-        patient.workload.training_step = functools.partial(_negated_step, patient.workload.training_step)
+        treated.workload.training_step = functools.partial(_negated_step, treated.workload.training_step)
 
 
 def _negated(loss: Any, output: Any, target: Any) -> torch.Tensor:

@@ -42,20 +42,20 @@ def _smooth_words(s: Settings) -> str:
     return f"smooth the labels: cross_entropy with label_smoothing={float(s['smoothing']):.3g}"
 
 
-def smooth_labels(patient: TreatedWorkload, p: Fix) -> None:
-    set_smoothing(patient, float(p.settings["smoothing"]), p.location)
+def smooth_labels(treated: TreatedWorkload, p: Fix) -> None:
+    set_smoothing(treated, float(p.settings["smoothing"]), p.location)
 
 
-def set_smoothing(patient: TreatedWorkload, smoothing: float, site: Location | None) -> None:
+def set_smoothing(treated: TreatedWorkload, smoothing: float, site: Location | None) -> None:
     """In every nn.CrossEntropyLoss that the loss holds, or in the call at a place. Raises Inapplicable."""
-    loss = patient.workload.loss
-    modules = list(_cross_entropies(loss if loss is not None else user_function(patient)))
+    loss = treated.workload.loss
+    modules = list(_cross_entropies(loss if loss is not None else user_function(treated)))
     for module in modules:
         module.label_smoothing = smoothing
     if loss is F.cross_entropy:
-        patient.replace_loss(functools.partial(_smoothed, smoothing))
+        treated.replace_loss(functools.partial(_smoothed, smoothing))
     elif not modules:
-        edit_code(patient, site, functools.partial(_with_smoothing, smoothing))
+        edit_code(treated, site, functools.partial(_with_smoothing, smoothing))
 
 
 def _cross_entropies(holder: Any) -> Iterator[nn.CrossEntropyLoss]:

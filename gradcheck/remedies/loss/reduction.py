@@ -14,7 +14,7 @@ def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [AVERAGE.prescription(remedy.text, finding)] if remedy is not None else []
 
 
-def apply(patient: TreatedWorkload, p: Fix) -> None:
+def apply(treated: TreatedWorkload, p: Fix) -> None:
     raise Inapplicable("how a term is taken together is written in the source")
 
 

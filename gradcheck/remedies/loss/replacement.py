@@ -92,29 +92,29 @@ def _loss_words(s: Settings) -> str:
     return f"use {s['new']} in place of {s['old']}{without}"
 
 
-def replace_loss(patient: TreatedWorkload, p: Fix) -> None:
+def replace_loss(treated: TreatedWorkload, p: Fix) -> None:
     """A loss of torch is exchanged. A user's own stays, and sees what makes it the new one: nll_loss of log_softmax is cross entropy."""
     s = p.settings
     old, new, classes = str(s["old"]), str(s["new"]), int(s.get("classes") or 0)
     if "target" in s:
-        _coerce_targets(patient, str(s["target"]))
+        _coerce_targets(treated, str(s["target"]))
         return
     if old in CLASS_LOSSES and new == "binary_cross_entropy_with_logits":
-        patient.replace_loss(_binary)
+        treated.replace_loss(_binary)
         return
     if s.get("in_code"):
-        edit_code(patient, p.location, _with_logarithm if s["function"] == "softmax" or old == new else operand)
+        edit_code(treated, p.location, _with_logarithm if s["function"] == "softmax" or old == new else operand)
         return
     if old == new:
-        map_output(patient, _logarithm if s["function"] else _last_log_softmax)
+        map_output(treated, _logarithm if s["function"] else _last_log_softmax)
         return
-    other = counterpart(patient.workload.loss, new)
+    other = counterpart(treated.workload.loss, new)
     if other is not None:
-        patient.replace_loss(other)
+        treated.replace_loss(other)
     if s["function"] == "softmax":
-        map_output(patient, _logarithm)
+        map_output(treated, _logarithm)
     elif other is None:
-        map_output(patient, functools.partial(_log_softmax, classes) if old == "nll_loss" else _MAPS[old])
+        map_output(treated, functools.partial(_log_softmax, classes) if old == "nll_loss" else _MAPS[old])
 
 
 _MODULES: dict[str, Any] = {
@@ -185,11 +185,11 @@ def _binary(output: Any, target: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits.reshape(target.shape), target.to(logits.dtype))
 
 
-def _coerce_targets(patient: TreatedWorkload, kind: str) -> None:
-    index = target_index(patient.workload.batches[0], patient.model)
+def _coerce_targets(treated: TreatedWorkload, kind: str) -> None:
+    index = target_index(treated.workload.batches[0], treated.model)
     if index is None:
         raise Inapplicable("the target is not a tensor of the batch")
-    patient.transform(functools.partial(_coerced_batch, index, kind))
+    treated.transform(functools.partial(_coerced_batch, index, kind))
 
 
 def _coerced_batch(index: int, kind: str, batch: Batch) -> Batch:

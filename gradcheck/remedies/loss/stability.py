@@ -140,8 +140,8 @@ def propose_stable(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [STABLE.prescription(remedy, finding, layers=finding.layers, settings=settings)]
 
 
-def stabilise(patient: TreatedWorkload, p: Fix) -> None:
-    edit_code(patient, p.location, functools.partial(stable_form, str(p.settings.get("of", "other"))))
+def stabilise(treated: TreatedWorkload, p: Fix) -> None:
+    edit_code(treated, p.location, functools.partial(stable_form, str(p.settings.get("of", "other"))))
 
 
 def propose_guard(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -152,8 +152,8 @@ def propose_guard(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [GUARD.prescription(text, finding, layers=finding.layers)]
 
 
-def guard(patient: TreatedWorkload, p: Fix) -> None:
-    edit_code(patient, p.location, guarded)
+def guard(treated: TreatedWorkload, p: Fix) -> None:
+    edit_code(treated, p.location, guarded)
 
 
 STABLE = RemedyDefinition(

@@ -1,7 +1,7 @@
-"""Edited methods: what a module's own code does is changed on the patient as an edit of the source would change it.
+"""Edited methods: what a module's own code does is changed on the copy as an edit of the source would change it.
 
 The method is parsed, changed at the span of one expression, compiled with the positions of the user's file, and bound to
-every module of the patient that runs it. Functions refer to the same globals as before; nothing of the user's is changed.
+every module of the copy that runs it. Functions refer to the same globals as before; nothing of the user's is changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TREE = "_gradcheck_tree"  # on an edited function: its syntax tree, with the po
 
 @dataclass(frozen=True)
 class Method:
-    """A method of modules of the patient that covers a place in the source."""
+    """A method of modules of the copy that covers a place in the source."""
 
     name: str
     function: types.FunctionType  # as written, without decorators
@@ -42,9 +42,9 @@ class Method:
         return linecache.getlines(self.function.__code__.co_filename)
 
 
-def rewrite(patient: TreatedWorkload, site: Location | None, edit: Edit) -> None:
+def rewrite(treated: TreatedWorkload, site: Location | None, edit: Edit) -> None:
     """Replaces the expression at a place in a module's code. Raises Inapplicable when it cannot be reached."""
-    method = method_at(patient, site)
+    method = method_at(treated, site)
     assert site is not None
 
     def guarded(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
@@ -59,9 +59,9 @@ def rewrite(patient: TreatedWorkload, site: Location | None, edit: Edit) -> None
     bind(method, tree)
 
 
-def rewrite_method(patient: TreatedWorkload, site: Location | None, edit: TreeEdit) -> None:
+def rewrite_method(treated: TreatedWorkload, site: Location | None, edit: TreeEdit) -> None:
     """Replaces the whole method around a place. Raises Inapplicable."""
-    method = method_at(patient, site)
+    method = method_at(treated, site)
     tree = edit(copy.deepcopy(method.tree))
     if tree is None:
         raise Inapplicable(f"{method.function.__qualname__} has no form that can be changed")
@@ -90,10 +90,10 @@ def transformed(function: types.FunctionType, edit: TreeEdit) -> Callable[..., A
     return _compiled(inner, tree) if tree is not None else None
 
 
-def own_methods(patient: TreatedWorkload) -> list[Method]:
-    """Every method that the modules of a patient run, once each, where its source can be read; not those of torch."""
+def own_methods(treated: TreatedWorkload) -> list[Method]:
+    """Every method that the modules of a copy run, once each, where its source can be read; not those of torch."""
     found: dict[types.FunctionType, list[tuple[str, nn.Module]]] = {}
-    for module in patient.model.modules():
+    for module in treated.model.modules():
         for name, function in _methods(module):
             found.setdefault(function, []).append((name, module))
     methods = []
@@ -106,14 +106,14 @@ def own_methods(patient: TreatedWorkload) -> list[Method]:
     return methods
 
 
-def method_at(patient: TreatedWorkload, site: Location | None) -> Method:
-    """The method that covers a place, with every module of the patient that runs it."""
+def method_at(treated: TreatedWorkload, site: Location | None) -> Method:
+    """The method that covers a place, with every module of the copy that runs it."""
     if site is None:
         raise Inapplicable("its place in the source is not known")
     if site.detail is not None:
         raise Inapplicable(f"it lies in an installed package ({site.detail})")
     found: dict[types.FunctionType, list[tuple[str, nn.Module]]] = {}
-    for module in patient.model.modules():
+    for module in treated.model.modules():
         for name, function in _methods(module):
             if _covers(function, site):
                 found.setdefault(function, []).append((name, module))
@@ -124,12 +124,12 @@ def method_at(patient: TreatedWorkload, site: Location | None) -> Method:
     return Method(found[function][0][0], function, tuple(m for _, m in found[function]), tree)
 
 
-def method_of(patient: TreatedWorkload, module: nn.Module, name: str) -> Method:
-    """A method of a module by its name, with every module of the patient that runs the same one. Raises Inapplicable."""
+def method_of(treated: TreatedWorkload, module: nn.Module, name: str) -> Method:
+    """A method of a module by its name, with every module of the copy that runs the same one. Raises Inapplicable."""
     function = dict(_methods(module)).get(name)
     if function is None:
         raise Inapplicable(f"{type(module).__name__} has no {name} of its own")
-    same = [other for other in patient.model.modules() if dict(_methods(other)).get(name) is function]
+    same = [other for other in treated.model.modules() if dict(_methods(other)).get(name) is function]
     return Method(name, function, tuple(same), getattr(function, _TREE, None) or _parsed(function))
 
 

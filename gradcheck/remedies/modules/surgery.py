@@ -1,4 +1,4 @@
-"""Exchanging modules of a patient: everywhere they are used, with the optimizer and the creation sites kept in step.
+"""Exchanging modules of a copy: everywhere they are used, with the optimizer and the creation sites kept in step.
 
 Treatments name layers as the measurement does. A wrapped layer has another path afterwards; `module_at` follows it.
 """
@@ -17,39 +17,39 @@ from gradcheck.workload.training_mode import set_mode
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 
-def path_now(patient: TreatedWorkload, name: str) -> str:
-    """The path that a module of the measurement has in the patient."""
-    for old, new in patient.renames:
+def path_now(treated: TreatedWorkload, name: str) -> str:
+    """The path that a module of the measurement has in the copy."""
+    for old, new in treated.renames:
         if name == old or name.startswith(f"{old}."):
             name = new + name[len(old) :]
     return name
 
 
-def module_at(patient: TreatedWorkload, name: str) -> nn.Module:
+def module_at(treated: TreatedWorkload, name: str) -> nn.Module:
     """The module of that name. Raises Inapplicable when there is none, as for a call inside a forward method."""
     if ":" in name:
         raise Inapplicable(f"{name} is a function call, not a module")
     try:
-        return patient.model.get_submodule(path_now(patient, name))
+        return treated.model.get_submodule(path_now(treated, name))
     except AttributeError:
         raise Inapplicable(f"the model has no module {name}") from None
 
 
-def parameter_at(patient: TreatedWorkload, name: str) -> nn.Parameter:
+def parameter_at(treated: TreatedWorkload, name: str) -> nn.Parameter:
     """The parameter of that name. Raises Inapplicable."""
     holder, _, local = name.rpartition(".")
-    found = getattr(module_at(patient, holder), local, None)
+    found = getattr(module_at(treated, holder), local, None)
     if not isinstance(found, nn.Parameter):
         raise Inapplicable(f"the model has no parameter {name}")
     return found
 
 
-def swap(patient: TreatedWorkload, name: str, new: nn.Module) -> None:
+def swap(treated: TreatedWorkload, name: str, new: nn.Module) -> None:
     """Puts `new` wherever the named module is: tied places, and plain lists that refer to it, too."""
-    old = module_at(patient, name)
-    if old is patient.model:
+    old = module_at(treated, name)
+    if old is treated.model:
         raise Inapplicable("it is the whole model")
-    for parent in list(patient.model.modules()):
+    for parent in list(treated.model.modules()):
         if isinstance(parent, torch.jit.ScriptModule):
             raise Inapplicable("the model is compiled to TorchScript")
         for key, child in parent._modules.items():
@@ -58,7 +58,7 @@ def swap(patient: TreatedWorkload, name: str, new: nn.Module) -> None:
         for value in vars(parent).values():
             _swap_in_plain(value, old, new)
     set_mode(new, old.training)
-    _inherit_site(patient, old, new)
+    _inherit_site(treated, old, new)
 
 
 def _swap_in_plain(value: Any, old: nn.Module, new: nn.Module) -> None:
@@ -69,20 +69,20 @@ def _swap_in_plain(value: Any, old: nn.Module, new: nn.Module) -> None:
             value[key] = new
 
 
-def wrap(patient: TreatedWorkload, name: str, make: Callable[[nn.Module], nn.Module]) -> None:
+def wrap(treated: TreatedWorkload, name: str, make: Callable[[nn.Module], nn.Module]) -> None:
     """Puts `make(module)`, which holds the module, in its place."""
-    old = module_at(patient, name)
+    old = module_at(treated, name)
     new = make(old)
     inner = next(path for path, module in new.named_modules() if module is old)
-    here = path_now(patient, name)
-    swap(patient, name, new)
-    patient.renames.append((here, f"{here}.{inner}"))
+    here = path_now(treated, name)
+    swap(treated, name, new)
+    treated.renames.append((here, f"{here}.{inner}"))
 
 
-def follow(patient: TreatedWorkload, name: str, new: nn.Module) -> None:
+def follow(treated: TreatedWorkload, name: str, new: nn.Module) -> None:
     """Puts `new` behind the named module: Sequential(module, new)."""
-    like(new, module_at(patient, name))
-    wrap(patient, name, lambda old: nn.Sequential(old, new))
+    like(new, module_at(treated, name))
+    wrap(treated, name, lambda old: nn.Sequential(old, new))
 
 
 def like(new: nn.Module, old: nn.Module) -> nn.Module:
@@ -91,38 +91,38 @@ def like(new: nn.Module, old: nn.Module) -> nn.Module:
     return new.to(model.device, model.dtype) if model is not None else new
 
 
-def _inherit_site(patient: TreatedWorkload, old: nn.Module, new: nn.Module) -> None:
-    place = patient.workload.sites.get(id(old))
+def _inherit_site(treated: TreatedWorkload, old: nn.Module, new: nn.Module) -> None:
+    place = treated.workload.sites.get(id(old))
     if place is not None:
-        made = {id(m): place for m in new.modules() if id(m) not in patient.workload.sites}
-        patient.workload.sites = {**patient.workload.sites, **made}
+        made = {id(m): place for m in new.modules() if id(m) not in treated.workload.sites}
+        treated.workload.sites = {**treated.workload.sites, **made}
 
 
 # ------------------------------------------------------------------------------ optimizer
 
 
 @contextmanager
-def rewired(patient: TreatedWorkload) -> Iterator[None]:
+def rewired(treated: TreatedWorkload) -> Iterator[None]:
     """After the changes made inside, the optimizer holds the parameters that the model has, and a training step still runs.
 
     Raises Inapplicable when it does not.
     """
-    before = {id(p) for p in patient.model.parameters()}
+    before = {id(p) for p in treated.model.parameters()}
     yield
-    sync_optimizer(patient, before)
-    require_running(patient)
+    sync_optimizer(treated, before)
+    require_running(treated)
 
 
-def sync_optimizer(patient: TreatedWorkload, before: set[int]) -> None:
+def sync_optimizer(treated: TreatedWorkload, before: set[int]) -> None:
     """Parameters that left the model leave the optimizer, with their state; new ones join the group of their neighbours."""
-    listed = {id(p) for p in patient.model.parameters()}
-    remove_parameters(patient, before - listed)
-    join(patient, [p for p in patient.model.parameters() if id(p) not in before])
+    listed = {id(p) for p in treated.model.parameters()}
+    remove_parameters(treated, before - listed)
+    join(treated, [p for p in treated.model.parameters() if id(p) not in before])
 
 
-def remove_parameters(patient: TreatedWorkload, gone: set[int]) -> None:
+def remove_parameters(treated: TreatedWorkload, gone: set[int]) -> None:
     """Takes parameters, by id, out of every group."""
-    optimizer = patient.optimizer
+    optimizer = treated.optimizer
     for group in optimizer.param_groups:
         kept = [i for i, p in enumerate(group["params"]) if id(p) not in gone]
         _set_parameters(group, kept)
@@ -139,11 +139,11 @@ def _set_parameters(group: dict[str, Any], kept: Iterable[int]) -> None:
             group[key] = [group[key][i] for i in kept]
 
 
-def join(patient: TreatedWorkload, parameters: Iterable[nn.Parameter]) -> None:
+def join(treated: TreatedWorkload, parameters: Iterable[nn.Parameter]) -> None:
     """Adds trainable parameters, those that no group holds yet, to the group that fits."""
-    groups = patient.optimizer.param_groups
+    groups = treated.optimizer.param_groups
     held = {id(p) for group in groups for p in group["params"]}
-    names = {id(p): name for name, p in patient.model.named_parameters()}
+    names = {id(p): name for name, p in treated.model.named_parameters()}
     for p in parameters:
         if p.requires_grad and id(p) not in held:
             group = _group_for(p, names, groups)
@@ -151,7 +151,7 @@ def join(patient: TreatedWorkload, parameters: Iterable[nn.Parameter]) -> None:
             if "param_names" in group:
                 group["param_names"].append(names[id(p)])
             held.add(id(p))
-    _refresh(patient.optimizer)
+    _refresh(treated.optimizer)
 
 
 def _group_for(p: nn.Parameter, names: dict[int, str], groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -174,12 +174,12 @@ def _refresh(optimizer: torch.optim.Optimizer) -> None:
         vars(optimizer).update(_params=optimizer.param_groups[0]["params"], _numel_cache=None)
 
 
-def require_running(patient: TreatedWorkload) -> None:
+def require_running(treated: TreatedWorkload) -> None:
     """Runs the forward pass of a copy. Raises Inapplicable with what the user's code says of the changed module."""
-    if not patient.workload.batches:
+    if not treated.workload.batches:
         return
     with preserve_rng(), torch.no_grad():
-        twin = patient.copy()
+        twin = treated.copy()
         try:
             twin.workload.training_step(twin.model, twin.workload.batches[0])
         except Exception as error:

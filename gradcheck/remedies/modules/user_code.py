@@ -1,6 +1,6 @@
 """Between the model's output and the user's loss: maps of the output, and changes of the loss's own code.
 
-What changes a loss is a `functools.partial` around the one that the user gave, so that copies of a patient copy that one too. A training
+What changes a loss is a `functools.partial` around the one that the user gave, so that copies of a copy copy that one too. A training
 step that computes its loss by itself gets a model whose output is mapped.
 """
 
@@ -26,17 +26,17 @@ from gradcheck.workload.workload import Batch, TrainingStep
 Map = Callable[[torch.Tensor, Any], torch.Tensor]  # (output, target) to the output that the loss sees; no target in a training step
 
 
-def map_output(patient: TreatedWorkload, change: Map) -> None:
+def map_output(treated: TreatedWorkload, change: Map) -> None:
     """The loss sees `change(output, target)` in place of the output. `change` must be a function or a partial of one.
 
     Raises Inapplicable when the training step does not run with it, as for outputs that are no tensors.
     """
-    w = patient.workload
+    w = treated.workload
     if w.loss is not None:
-        patient.replace_loss(functools.partial(_loss_of_mapped, w.loss, change))
+        treated.replace_loss(functools.partial(_loss_of_mapped, w.loss, change))
     else:
         w.training_step = functools.partial(_step_of_mapped, w.training_step, change)
-    require_running(patient)
+    require_running(treated)
 
 
 def _loss_of_mapped(loss: Any, change: Map, output: Any, target: Any) -> torch.Tensor:
@@ -79,50 +79,50 @@ class _MappedModel(nn.Module):
 # ---------------------------------------------------------------------------- code of the loss
 
 
-def user_function(patient: TreatedWorkload) -> types.FunctionType | None:
+def user_function(treated: TreatedWorkload) -> types.FunctionType | None:
     """The user's own function that the loss is computed by: the loss, or the training step; None where it is neither."""
-    w = patient.workload
+    w = treated.workload
     candidate: Any = w.loss
     if candidate is None and isinstance(w.training_step, functools.partial) and w.training_step.args:
         candidate = w.training_step.args[0]
     return candidate if isinstance(candidate, types.FunctionType) else None
 
 
-def edit_code(patient: TreatedWorkload, site: Location | None, edit: Edit) -> None:
+def edit_code(treated: TreatedWorkload, site: Location | None, edit: Edit) -> None:
     """Replaces an expression of the loss, the training step or the model, as an edit of the source would. Raises Inapplicable."""
-    function = user_function(patient)
+    function = user_function(treated)
     if function is None or site is None:
-        rewrite(patient, site, edit)
+        rewrite(treated, site, edit)
         return
     try:
         new = rewritten(function, site, edit)
     except Inapplicable:
-        rewrite(patient, site, edit)
+        rewrite(treated, site, edit)
         return
-    _use(patient, new)
-    require_running(patient)
+    _use(treated, new)
+    require_running(treated)
 
 
-def edit_all_code(patient: TreatedWorkload, edit: TreeEdit) -> None:
+def edit_all_code(treated: TreatedWorkload, edit: TreeEdit) -> None:
     """Edits every function that the workload consists of: the loss or the training step, and the methods of the model's modules.
 
     `edit` gets a copy of a function's tree, and gives None for one that it leaves alone. Raises Inapplicable when it changes none.
     """
-    function = user_function(patient)
+    function = user_function(treated)
     new = transformed(function, edit) if function is not None else None
     if new is not None:
-        _use(patient, new)
-    methods = [(method, tree) for method in own_methods(patient) if (tree := edit(copy.deepcopy(method.tree))) is not None]
+        _use(treated, new)
+    methods = [(method, tree) for method in own_methods(treated) if (tree := edit(copy.deepcopy(method.tree))) is not None]
     for method, tree in methods:
         bind(method, tree)
     if new is None and not methods:
         raise Inapplicable("the code of the loss, the training step and the model has no such place")
-    require_running(patient)
+    require_running(treated)
 
 
-def _use(patient: TreatedWorkload, function: Callable[..., Any]) -> None:
+def _use(treated: TreatedWorkload, function: Callable[..., Any]) -> None:
     """A changed loss or training step in the place of the user's."""
-    if patient.workload.loss is not None:
-        patient.replace_loss(function)
+    if treated.workload.loss is not None:
+        treated.replace_loss(function)
     else:
-        patient.workload.training_step = make_user_step(function)
+        treated.workload.training_step = make_user_step(function)

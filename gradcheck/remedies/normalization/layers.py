@@ -52,14 +52,14 @@ def norm_of(kind: str, features: int, groups: int = GROUPS) -> nn.Module:
 # --------------------------------------------------------------------------- inserting one
 
 
-def insert(patient: TreatedWorkload, prescription: Fix) -> None:
+def insert(treated: TreatedWorkload, prescription: Fix) -> None:
     """Puts a normalization behind each layer; batch normalization takes away the bias that it would subtract."""
     kind, groups = str(prescription.settings["kind"]), int(prescription.settings.get("groups", GROUPS))
-    with rewired(patient):
+    with rewired(treated):
         for name in prescription.layers:
-            layer = module_at(patient, name)
+            layer = module_at(treated, name)
             new = norm_of(_for_layer(kind, layer), features_of(layer, name), groups)
-            follow(patient, name, new)
+            follow(treated, name, new)
             if prescription.settings.get("drop_bias") and isinstance(new, _BatchNorm) and getattr(layer, "bias", None) is not None:
                 layer.register_parameter("bias", None)
 
@@ -110,19 +110,19 @@ _FORCED = {"batch-normalization": "BatchNorm", "layer-normalization": "LayerNorm
 # ------------------------------------------------------------------------- replacing batch norm
 
 
-def without_batch(patient: TreatedWorkload, prescription: Fix) -> None:
+def without_batch(treated: TreatedWorkload, prescription: Fix) -> None:
     """GroupNorm, or LayerNorm for vectors, with gain and bias of the batch normalization that it replaces."""
     groups = int(prescription.settings.get("groups", GROUPS))
-    with rewired(patient):
+    with rewired(treated):
         for name in prescription.layers:
-            old = module_at(patient, name)
+            old = module_at(treated, name)
             if not isinstance(old, _BatchNorm):
                 raise Inapplicable(f"{name} is no batch normalization of torch")
             vector = prescription.settings["kind"] == "LayerNorm"
             new = like(norm_of("LayerNorm" if vector else "GroupNorm", old.num_features, groups), old)
             if old.affine:
                 new.weight, new.bias = old.weight, old.bias
-            swap(patient, name, new)
+            swap(treated, name, new)
 
 
 def propose_without_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -142,10 +142,10 @@ def propose_without_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
 # ----------------------------------------------------------------------------- bias and dropout
 
 
-def remove_bias(patient: TreatedWorkload, prescription: Fix) -> None:
-    with rewired(patient):
+def remove_bias(treated: TreatedWorkload, prescription: Fix) -> None:
+    with rewired(treated):
         for name in prescription.layers:
-            module = module_at(patient, name)
+            module = module_at(treated, name)
             if module._parameters.get("bias") is None:
                 raise Inapplicable(f"{name} has no bias of its own")
             module.register_parameter("bias", None)
@@ -159,29 +159,29 @@ def propose_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [REMOVE_BIAS.prescription(text, finding, layers=names)] if names else []
 
 
-def move_dropout(patient: TreatedWorkload, prescription: Fix) -> None:
+def move_dropout(treated: TreatedWorkload, prescription: Fix) -> None:
     """Takes the dropout away where it is, and puts it behind the normalization; inside one nn.Sequential it changes places."""
     dropout, norm = prescription.layers
-    with rewired(patient):
+    with rewired(treated):
         if ":" in dropout:
-            rewrite(patient, prescription.location, _without_dropout)
+            rewrite(treated, prescription.location, _without_dropout)
             moved: nn.Module = nn.Dropout(float(prescription.settings["rate"]))
         else:
-            moved = module_at(patient, dropout)
-            if _reordered(patient, dropout, norm):
+            moved = module_at(treated, dropout)
+            if _reordered(treated, dropout, norm):
                 return
-            swap(patient, dropout, nn.Identity())
-        follow(patient, norm, moved)
+            swap(treated, dropout, nn.Identity())
+        follow(treated, norm, moved)
 
 
 def _without_dropout(node: ast.expr, function: types.FunctionType) -> ast.expr | None:
     return operand(node, function)
 
 
-def _reordered(patient: TreatedWorkload, dropout: str, norm: str) -> bool:
+def _reordered(treated: TreatedWorkload, dropout: str, norm: str) -> bool:
     """Whether both are entries of one nn.Sequential; they are then in their new order."""
-    (home, _, first), (other, _, last) = (path_now(patient, name).rpartition(".") for name in (dropout, norm))
-    parent = patient.model.get_submodule(home)
+    (home, _, first), (other, _, last) = (path_now(treated, name).rpartition(".") for name in (dropout, norm))
+    parent = treated.model.get_submodule(home)
     if home != other or not isinstance(parent, nn.Sequential):
         return False
     keys, modules = list(parent._modules), list(parent)
@@ -192,7 +192,7 @@ def _reordered(patient: TreatedWorkload, dropout: str, norm: str) -> bool:
         parent._modules[key] = module
     shifted = [(f"{prefix}{keys[i]}", f"{prefix}{keys[i - 1]}") for i in range(start + 1, end + 1)]
     aside = f"{prefix}(moved)"
-    patient.renames.extend([(f"{prefix}{first}", aside), *shifted, (aside, f"{prefix}{last}")])
+    treated.renames.extend([(f"{prefix}{first}", aside), *shifted, (aside, f"{prefix}{last}")])
     return True
 
 

@@ -32,33 +32,33 @@ def propose_mode(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [MODE.prescription(f"leave {listed(layers)} in training mode while training", finding, layers=layers)]
 
 
-def put_into_training(patient: TreatedWorkload, p: Fix) -> None:
+def put_into_training(treated: TreatedWorkload, p: Fix) -> None:
     """Puts them into training mode; where a method of the model takes them out of it, its calls follow the mode of their module."""
-    wanted = {path_now(patient, name) for name in p.layers}
-    _wake(patient, p.layers)
-    modes = _modes_after_step(patient)
-    for index in range(len(own_methods(patient))):
-        trial = patient.copy()
+    wanted = {path_now(treated, name) for name in p.layers}
+    _wake(treated, p.layers)
+    modes = _modes_after_step(treated)
+    for index in range(len(own_methods(treated))):
+        trial = treated.copy()
         if not _follows(own_methods(trial)[index]):
             continue
         _wake(trial, p.layers)  # a `train` method of the user's put them to sleep when the copy was made
         after = _modes_after_step(trial)
         moved = {name for name in modes if after[name] != modes[name]}
         if moved and moved <= wanted:
-            _follows(own_methods(patient)[index])
+            _follows(own_methods(treated)[index])
             modes = after
     if not all(modes[name] for name in wanted):
         raise Inapplicable("what puts them into evaluation mode is not a call of eval() on them alone")
 
 
-def _wake(patient: TreatedWorkload, names: Sequence[str]) -> None:
+def _wake(treated: TreatedWorkload, names: Sequence[str]) -> None:
     for name in names:
-        set_mode(module_at(patient, name), True)
+        set_mode(module_at(treated, name), True)
 
 
-def _modes_after_step(patient: TreatedWorkload) -> dict[str, bool]:
+def _modes_after_step(treated: TreatedWorkload) -> dict[str, bool]:
     """Module -> whether it is in training mode after a training step of a copy."""
-    twin = patient.copy()
+    twin = treated.copy()
     with preserve_rng(), torch.no_grad():
         twin.workload.training_step(twin.model, twin.workload.batches[0])
     return {name: module.training for name, module in twin.model.named_modules()}
@@ -95,9 +95,9 @@ def propose_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [DEFAULT.prescription(text, finding, layers=layers, settings=settings)] if layers else []
 
 
-def set_momentum(patient: TreatedWorkload, p: Fix) -> None:
+def set_momentum(treated: TreatedWorkload, p: Fix) -> None:
     for name in p.layers:
-        module: Any = module_at(patient, name)
+        module: Any = module_at(treated, name)
         if not hasattr(module, "momentum"):
             raise Inapplicable(f"{name} has no momentum")
         module.momentum = float(p.settings["momentum"])

@@ -28,9 +28,9 @@ def _words(s: Settings) -> str:
     return f"train with {'AdamW' if s['weight_decay'] else 'Adam'} at rate {float(s['lr']):.3g} in the place of SGD"
 
 
-def put_adam(patient: TreatedWorkload, p: Fix) -> None:
+def put_adam(treated: TreatedWorkload, p: Fix) -> None:
     """All groups keep their ratio to the first one's rate; momentum is forgotten. Without decay AdamW is Adam."""
-    old = patient.optimizer
+    old = treated.optimizer
     if type(old) is not torch.optim.SGD:
         raise Inapplicable(f"{type(old).__name__} is not SGD")
     first = float(old.param_groups[0]["lr"])
@@ -45,7 +45,7 @@ def put_adam(patient: TreatedWorkload, p: Fix) -> None:
         if "initial_lr" in group:
             own["initial_lr"] = group["initial_lr"] * factor
         groups.append({"params": list(group["params"]), **kept, **own})
-    patient.replace_optimizer(torch.optim.AdamW(groups))
+    treated.replace_optimizer(torch.optim.AdamW(groups))
 
 
 ADAPTIVE = RemedyDefinition(

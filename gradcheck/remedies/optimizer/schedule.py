@@ -24,8 +24,8 @@ def _warm_words(s: Settings) -> str:
     return f"raise the rate from {float(s['start']):.0%} of its value to all of it over the first {s['steps']} steps"
 
 
-def warm_up(patient: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(warming_up(int(p.settings["steps"]), float(p.settings.get("start", WARM_START)))).attach(patient.optimizer)
+def warm_up(treated: TreatedWorkload, p: Fix) -> None:
+    RateSchedule(warming_up(int(p.settings["steps"]), float(p.settings.get("start", WARM_START)))).attach(treated.optimizer)
 
 
 def propose_cosine(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -33,8 +33,8 @@ def propose_cosine(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [COSINE.prescription("let the rate fall to 0 along half a cosine over the training", finding, settings=settings)]
 
 
-def anneal(patient: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(cosine(int(p.settings["steps"]))).attach(patient.optimizer)
+def anneal(treated: TreatedWorkload, p: Fix) -> None:
+    RateSchedule(cosine(int(p.settings["steps"]))).attach(treated.optimizer)
 
 
 def propose_staircase(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -42,8 +42,8 @@ def propose_staircase(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [STAIRCASE.prescription("divide the rate by 10 after each third of the training", finding, settings=settings)]
 
 
-def descend_stairs(patient: TreatedWorkload, p: Fix) -> None:
-    RateSchedule(staircase(int(p.settings["steps"]), float(p.settings["factor"]))).attach(patient.optimizer)
+def descend_stairs(treated: TreatedWorkload, p: Fix) -> None:
+    RateSchedule(staircase(int(p.settings["steps"]), float(p.settings["factor"]))).attach(treated.optimizer)
 
 
 WARM_UP = RemedyDefinition(

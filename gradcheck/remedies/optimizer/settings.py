@@ -59,9 +59,9 @@ def _rate_words(s: Settings) -> str:
     return f"set the learning rate to {s['lr']:.3g}"
 
 
-def set_rate(patient: TreatedWorkload, p: Fix) -> None:
+def set_rate(treated: TreatedWorkload, p: Fix) -> None:
     """All groups keep their ratio to the first one."""
-    groups = patient.optimizer.param_groups
+    groups = treated.optimizer.param_groups
     now = float(groups[0].get("lr") or 0.0) if groups else 0.0
     if not now:
         raise Inapplicable("the optimizer has no learning rate")
@@ -80,10 +80,10 @@ def propose_epsilon(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [EPSILON.prescription(f"set eps to {new:g} (now {eps:g})", finding, settings={"eps": new})]
 
 
-def set_epsilon(patient: TreatedWorkload, p: Fix) -> None:
-    groups = [g for g in patient.optimizer.param_groups if isinstance(g.get("eps"), (int, float))]
+def set_epsilon(treated: TreatedWorkload, p: Fix) -> None:
+    groups = [g for g in treated.optimizer.param_groups if isinstance(g.get("eps"), (int, float))]
     if not groups:
-        raise Inapplicable(f"{type(patient.optimizer).__name__} has no epsilon")
+        raise Inapplicable(f"{type(treated.optimizer).__name__} has no epsilon")
     for group in groups:
         group["eps"] = float(p.settings["eps"])
 
@@ -95,10 +95,10 @@ def propose_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [MOMENTUM.prescription(text, finding, settings={"momentum": USUAL_MOMENTUM})]
 
 
-def set_momentum(patient: TreatedWorkload, p: Fix) -> None:
-    groups = [g for g in patient.optimizer.param_groups if g.get("momentum")]
+def set_momentum(treated: TreatedWorkload, p: Fix) -> None:
+    groups = [g for g in treated.optimizer.param_groups if g.get("momentum")]
     if not groups:
-        raise Inapplicable(f"{type(patient.optimizer).__name__} has no momentum")
+        raise Inapplicable(f"{type(treated.optimizer).__name__} has no momentum")
     for group in groups:
         group["momentum"] = float(p.settings["momentum"])
 

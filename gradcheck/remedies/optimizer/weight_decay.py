@@ -31,19 +31,19 @@ def _decoupled_words(s: Settings) -> str:
     return f"let weight decay {float(s['weight_decay']):.3g} shrink the weights themselves (AdamW), not pass through the moments"
 
 
-def decouple(patient: TreatedWorkload, p: Fix) -> None:
+def decouple(treated: TreatedWorkload, p: Fix) -> None:
     """AdamW in the place of Adam, with its moments; NAdam and RAdam by their own switch. Biases and gains are left undecayed."""
-    old = patient.optimizer
+    old = treated.optimizer
     if type(old) not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam):
         raise Inapplicable(f"{type(old).__name__} has no form with decoupled weight decay")
     if type(old) is torch.optim.Adam:
         new = torch.optim.AdamW([{**g, "params": list(g["params"])} for g in old.param_groups])
         new.state.update(old.state)
-        patient.replace_optimizer(new)
-    for group in patient.optimizer.param_groups:
+        treated.replace_optimizer(new)
+    for group in treated.optimizer.param_groups:
         group["decoupled_weight_decay"] = True
         group["weight_decay"] = float(p.settings["weight_decay"])
-    spare_vectors(patient.optimizer)
+    spare_vectors(treated.optimizer)
 
 
 def propose_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -57,8 +57,8 @@ def propose_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [GROUPS.prescription(text, finding, layers=layers, settings=settings)]
 
 
-def divide_groups(patient: TreatedWorkload, _: Fix) -> None:
-    if not spare_vectors(patient.optimizer):
+def divide_groups(treated: TreatedWorkload, _: Fix) -> None:
+    if not spare_vectors(treated.optimizer):
         raise Inapplicable("no bias or gain is in a group with weight decay")
 
 
@@ -92,27 +92,27 @@ def propose_weaker(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [WEAKER.prescription(f"set weight_decay to {decay:g} (now {strongest:g})", finding, settings={"weight_decay": decay})]
 
 
-def weaken(patient: TreatedWorkload, p: Fix) -> None:
+def weaken(treated: TreatedWorkload, p: Fix) -> None:
     if "divisor" in p.settings:
-        weaken_penalty(patient, float(p.settings["divisor"]))
+        weaken_penalty(treated, float(p.settings["divisor"]))
         return
-    groups = [g for g in patient.optimizer.param_groups if g.get("weight_decay")]
+    groups = [g for g in treated.optimizer.param_groups if g.get("weight_decay")]
     if not groups:
         raise Inapplicable("the optimizer has no weight decay")
     for group in groups:
         group["weight_decay"] = min(group["weight_decay"], float(p.settings["weight_decay"]))
 
 
-def weaken_penalty(patient: TreatedWorkload, divisor: float) -> None:
+def weaken_penalty(treated: TreatedWorkload, divisor: float) -> None:
     """The loss of the data, and the rest of it divided: the penalty is what does not go through the model's output."""
-    whole = patient.workload.training_step
+    whole = treated.workload.training_step
     data = without_penalty(whole)
 
     def weakened(model: nn.Module, batch: Any) -> torch.Tensor:
         rest = data(model, batch)
         return rest + (whole(model, batch) - rest) / divisor
 
-    patient.workload.training_step = weakened
+    treated.workload.training_step = weakened
 
 
 DECOUPLED = RemedyDefinition(

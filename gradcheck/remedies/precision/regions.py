@@ -22,8 +22,8 @@ def propose_bfloat16(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [BFLOAT16.prescription("autocast to bfloat16, which has the range of float32, instead of float16", finding)]
 
 
-def compute_in_bfloat16(patient: TreatedWorkload, p: Fix) -> None:
-    edit_all_code(patient, in_bfloat16)
+def compute_in_bfloat16(treated: TreatedWorkload, p: Fix) -> None:
+    edit_all_code(treated, in_bfloat16)
 
 
 def in_bfloat16(tree: ast.FunctionDef) -> ast.FunctionDef | None:

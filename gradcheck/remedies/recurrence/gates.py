@@ -24,24 +24,24 @@ FORGET = 1.0  # Gers et al. 2000; Jozefowicz et al. 2015
 Shape = tuple[int, ...]
 
 
-def gate(patient: TreatedWorkload, prescription: Fix) -> None:
+def gate(treated: TreatedWorkload, prescription: Fix) -> None:
     """Each Elman layer becomes an LSTM with open forget gates, or a GRU, of the same sizes and options.
 
     An LSTM returns (output, (h, c)) and an Elman layer (output, h): Inapplicable is raised when the model does not run with that, or
     when its output has another shape then, as after `h[-1]`, which is the last layer's state of the one and all cells of the other.
     """
     kind = str(prescription.settings["kind"])
-    before = _output_shape(patient)
-    with rewired(patient), preserve_rng():
+    before = _output_shape(treated)
+    with rewired(treated), preserve_rng():
         torch.manual_seed(int(prescription.settings.get("seed", 0)))
         for name in prescription.layers:
-            old = module_at(patient, name)
+            old = module_at(treated, name)
             new = _gated(KINDS[kind], old, name)
-            _take_groups(patient, old, new)
-            swap(patient, name, new)
+            _take_groups(treated, old, new)
+            swap(treated, name, new)
             if kind == "LSTM" and new.bias:
-                remember(patient, FORGET_BIAS.prescription("", layers=(name,), settings={"value": FORGET}))
-    if _output_shape(patient) != before:
+                remember(treated, FORGET_BIAS.prescription("", layers=(name,), settings={"value": FORGET}))
+    if _output_shape(treated) != before:
         raise Inapplicable(f"its output changes shape: it uses the state of the layer, which is another one in nn.{kind}")
 
 
@@ -57,21 +57,21 @@ def _gated(kind: Callable[..., nn.RNNBase], old: nn.Module, name: str) -> nn.RNN
     return new
 
 
-def _take_groups(patient: TreatedWorkload, old: nn.Module, new: nn.Module) -> None:
+def _take_groups(treated: TreatedWorkload, old: nn.Module, new: nn.Module) -> None:
     """Parameters go to the places of those of their name, since a group of their own may have a rate of its own."""
     instead = {id(p): new.get_parameter(name) for name, p in old.named_parameters()}
-    for group in patient.optimizer.param_groups:
+    for group in treated.optimizer.param_groups:
         group["params"] = [instead.get(id(p), p) for p in group["params"]]
 
 
-def _output_shape(patient: TreatedWorkload) -> Shape | None:
+def _output_shape(treated: TreatedWorkload) -> Shape | None:
     """Of what the model returns in a training step; None where no batch or no call tells. Raises Inapplicable."""
-    if not patient.workload.batches:
+    if not treated.workload.batches:
         return None
     shapes: list[Shape | None] = []
     try:
         with preserve_rng(), torch.no_grad():
-            twin = patient.copy()
+            twin = treated.copy()
             twin.model.register_forward_hook(lambda *call: shapes.append(_shape(call[-1])))
             twin.workload.training_step(twin.model, twin.workload.batches[0])
     except Exception as error:

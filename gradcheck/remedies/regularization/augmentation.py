@@ -28,23 +28,23 @@ def _images(m: Measurement) -> list[InputFacts]:
     return [x for x in _floating(m) if len(x.shape) == 4 and min(x.shape[2:]) >= 4]
 
 
-def _one_input(patient: TreatedWorkload, p: Fix) -> int:
+def _one_input(treated: TreatedWorkload, p: Fix) -> int:
     name = str(p.settings.get("input", ""))
-    found = input_indices(patient.workload.batches[0], patient.model, [name] if name else [])
+    found = input_indices(treated.workload.batches[0], treated.model, [name] if name else [])
     if not found:
         raise Inapplicable("the batches have no floating-point input")
     return found[0]
 
 
-def _one_image(patient: TreatedWorkload, p: Fix) -> int:
-    index = _one_input(patient, p)
-    if tensor_at(patient.workload.batches[0], index).dim() != 4:
+def _one_image(treated: TreatedWorkload, p: Fix) -> int:
+    index = _one_input(treated, p)
+    if tensor_at(treated.workload.batches[0], index).dim() != 4:
         raise Inapplicable("the input is not a batch of images")
     return index
 
 
-def _add(patient: TreatedWorkload, augment: Augment) -> None:
-    patient.augmentations.append(augment)
+def _add(treated: TreatedWorkload, augment: Augment) -> None:
+    treated.augmentations.append(augment)
 
 
 def _prescribed(
@@ -99,17 +99,17 @@ def _mixup_words(s: Settings) -> str:
     return f"mix pairs of samples and of their losses, in shares drawn from Beta({float(s['alpha']):.2g}, {float(s['alpha']):.2g})"
 
 
-def mixup(patient: TreatedWorkload, p: Fix) -> None:
-    batch = patient.workload.batches[0]
-    index, target = _one_input(patient, p), target_index(batch, patient.model)
+def mixup(treated: TreatedWorkload, p: Fix) -> None:
+    batch = treated.workload.batches[0]
+    index, target = _one_input(treated, p), target_index(batch, treated.model)
     if target is None:
         raise Inapplicable("the target is not a tensor of the batch")
     if not tensor_at(batch, target).is_floating_point():
-        loss = patient.workload.loss
+        loss = treated.workload.loss
         if loss is None:
             raise Inapplicable("the training step computes its loss by itself, of one label for each sample")
-        patient.replace_loss(functools.partial(mixed_loss, loss))
-    _add(patient, functools.partial(mix, index, target, float(p.settings["alpha"])))
+        treated.replace_loss(functools.partial(mixed_loss, loss))
+    _add(treated, functools.partial(mix, index, target, float(p.settings["alpha"])))
 
 
 def propose_tokens(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -121,13 +121,13 @@ def _token_words(s: Settings) -> str:
     return f"replace {float(s['rate']):.0%} of the input tokens by random ones of the batch"
 
 
-def drop_some_tokens(patient: TreatedWorkload, p: Fix) -> None:
-    batch = patient.workload.batches[0]
-    target = target_index(batch, patient.model)
+def drop_some_tokens(treated: TreatedWorkload, p: Fix) -> None:
+    batch = treated.workload.batches[0]
+    target = target_index(batch, treated.model)
     found = [i for i, t in enumerate(tensors_of(batch)) if i != target and t.dim() == 2 and t.dtype in (torch.int64, torch.int32)]
     if not found:
         raise Inapplicable("the batches have no tokens [samples, length]")
-    _add(patient, functools.partial(drop_tokens, found[0], float(p.settings["rate"])))
+    _add(treated, functools.partial(drop_tokens, found[0], float(p.settings["rate"])))
 
 
 FLIP = RemedyDefinition(
@@ -137,7 +137,7 @@ FLIP = RemedyDefinition(
     "safe",
     "Krizhevsky et al. 2012, ImageNet Classification with Deep Convolutional Neural Networks",
     propose_flip,
-    lambda patient, p: _add(patient, functools.partial(flip, _one_image(patient, p))),
+    lambda treated, p: _add(treated, functools.partial(flip, _one_image(treated, p))),
     wording=_flip_words,
 )
 MOVE = RemedyDefinition(
@@ -147,7 +147,7 @@ MOVE = RemedyDefinition(
     "safe",
     "Simard et al. 2003, Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis",
     propose_shift,
-    lambda patient, p: _add(patient, functools.partial(shift, _one_image(patient, p), float(p.settings["share"]))),
+    lambda treated, p: _add(treated, functools.partial(shift, _one_image(treated, p), float(p.settings["share"]))),
     strengths=(Strength("share", SHIFT, 0.02, 0.3, log=False),),
     wording=_shift_words,
 )
@@ -158,7 +158,7 @@ CUT = RemedyDefinition(
     "safe",
     "He et al. 2016, Deep Residual Learning for Image Recognition, section 4.2",
     propose_crop,
-    lambda patient, p: _add(patient, functools.partial(crop, _one_image(patient, p), float(p.settings["share"]))),
+    lambda treated, p: _add(treated, functools.partial(crop, _one_image(treated, p), float(p.settings["share"]))),
     strengths=(Strength("share", CROP, 0.02, 0.3, log=False),),
     wording=_crop_words,
 )
@@ -169,7 +169,7 @@ JITTER = RemedyDefinition(
     "safe",
     "Bishop 1995, Training with Noise is Equivalent to Tikhonov Regularization",
     propose_noise,
-    lambda patient, p: _add(patient, functools.partial(noise, _one_input(patient, p), float(p.settings["scale"]))),
+    lambda treated, p: _add(treated, functools.partial(noise, _one_input(treated, p), float(p.settings["scale"]))),
     strengths=(Strength("scale", NOISE, 0.01, 1.0),),
     wording=_noise_words,
 )

@@ -38,25 +38,25 @@ def _width_words(s: Settings) -> str:
     return f"make every hidden layer {float(s['width']):.2g} times as wide"
 
 
-def narrow(patient: TreatedWorkload, p: Fix) -> None:
+def narrow(treated: TreatedWorkload, p: Fix) -> None:
     """Cuts units off every hidden layer; what is left of the weights is scaled so that outputs keep their variance.
 
     The first layer keeps its inputs and the last one its outputs. Raises Inapplicable for models whose code fixes their widths.
     """
-    before, called = _trial_run(patient)
+    before, called = _trial_run(treated)
     if len(called) < 2:
         raise Inapplicable("it has no hidden layer whose width can change")
-    made = dict(_narrowed(patient.model, called[0], called[-1], float(p.settings["width"])))
-    with rewired(patient):
+    made = dict(_narrowed(treated.model, called[0], called[-1], float(p.settings["width"])))
+    with rewired(treated):
         for name, module in made.items():
-            swap(patient, name, module)
-    if _trial_run(patient)[0] != before:
+            swap(treated, name, module)
+    if _trial_run(treated)[0] != before:
         raise Inapplicable("its output changes shape with the width of its layers")
 
 
-def _trial_run(patient: TreatedWorkload) -> tuple[tuple[int, ...], list[str]]:
+def _trial_run(treated: TreatedWorkload) -> tuple[tuple[int, ...], list[str]]:
     """Shape of what the model returns in a training step, and its linear and convolution layers in order of their first call."""
-    twin = patient.copy()
+    twin = treated.copy()
     shapes: list[tuple[int, ...]] = []
     called: dict[str, None] = {}
     twin.model.register_forward_hook(lambda *a: shapes.append(tuple(first_tensor(a[-1]).shape)))
@@ -142,12 +142,12 @@ def propose_shallower(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [SHALLOWER.prescription("leave out every second of the blocks that repeat", finding)]
 
 
-def drop_blocks(patient: TreatedWorkload, _: Fix) -> None:
+def drop_blocks(treated: TreatedWorkload, _: Fix) -> None:
     """Of each row of equal blocks in an nn.Sequential or nn.ModuleList, every second one. Raises Inapplicable where nothing repeats."""
-    before = _trial_run(patient)[0]
+    before = _trial_run(treated)[0]
     dropped = 0
-    with rewired(patient):
-        for module in list(patient.model.modules()):
+    with rewired(treated):
+        for module in list(treated.model.modules()):
             if isinstance(module, nn.Sequential | nn.ModuleList):
                 children = list(module)
                 keep = _thinned([_signature(x) for x in children])
@@ -156,7 +156,7 @@ def drop_blocks(patient: TreatedWorkload, _: Fix) -> None:
                 module._modules.update({str(i): children[k] for i, k in enumerate(keep)})
         if not dropped:
             raise Inapplicable("no block repeats in an nn.Sequential or nn.ModuleList")
-    if _trial_run(patient)[0] != before:
+    if _trial_run(treated)[0] != before:
         raise Inapplicable("its output changes shape with its depth")
 
 
@@ -194,10 +194,10 @@ def _batch_words(s: Settings) -> str:
     return f"take one step for {s['batches']} batches together: larger batches, or accumulated gradients"
 
 
-def enlarge(patient: TreatedWorkload, p: Fix) -> None:
+def enlarge(treated: TreatedWorkload, p: Fix) -> None:
     """Joins so many batches to one. What is left over at the end is joined too."""
-    batches, count = list(patient.workload.batches), int(p.settings["batches"])
-    patient.workload.batches = [joined(batches[i : i + count]) for i in range(0, len(batches), count)]
+    batches, count = list(treated.workload.batches), int(p.settings["batches"])
+    treated.workload.batches = [joined(batches[i : i + count]) for i in range(0, len(batches), count)]
 
 
 SMALLER = RemedyDefinition(

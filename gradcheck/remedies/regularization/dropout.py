@@ -55,28 +55,28 @@ def _dropout_words(s: Settings) -> str:
     return f"drop {rate:.0%} of the values behind each hidden activation" if s["insert"] else f"set the rate of dropout to {rate:.2g}"
 
 
-def drop(patient: TreatedWorkload, p: Fix) -> None:
+def drop(treated: TreatedWorkload, p: Fix) -> None:
     rate = float(p.settings["rate"])
     if not p.settings["insert"]:
         for name in p.layers:
-            set_dropout(patient, name, rate, p)
+            set_dropout(treated, name, rate, p)
         return
     sites, done = sites_of(p), set[Location]()
     for name in p.layers:
         if ":" not in name:
-            insert_dropout(patient, name, rate)
+            insert_dropout(treated, name, rate)
         elif (site := sites.get(name)) is None:
             raise Inapplicable(f"the place of {name} in the source is not known")
         elif site not in done:
-            rewrite(patient, site, functools.partial(_dropped, rate))
+            rewrite(treated, site, functools.partial(_dropped, rate))
             done.add(site)
 
 
-def insert_dropout(patient: TreatedWorkload, name: str, rate: float) -> None:
+def insert_dropout(treated: TreatedWorkload, name: str, rate: float) -> None:
     """Behind an activation module, whose parameters, where it has any, would get other names."""
-    if list(module_at(patient, name).parameters()):
+    if list(module_at(treated, name).parameters()):
         raise Inapplicable(f"dropout behind {name} would rename its parameters")
-    follow(patient, name, nn.Dropout(rate))
+    follow(treated, name, nn.Dropout(rate))
 
 
 def _dropped(rate: float, node: ast.expr, method: types.FunctionType) -> ast.expr:
@@ -101,10 +101,10 @@ class _AtRate(ast.NodeTransformer):
         return ast.copy_location(ast.Call(node.func, positional, keywords), node)
 
 
-def set_dropout(patient: TreatedWorkload, name: str, rate: float, p: Fix) -> None:
+def set_dropout(treated: TreatedWorkload, name: str, rate: float, p: Fix) -> None:
     """Of a dropout module, of the dropout inside attention or recurrent layers, or of a call whose rate is an attribute or a number."""
     holder, called, _ = name.partition(":")
-    module = module_at(patient, holder)
+    module = module_at(treated, holder)
     if not called and isinstance(module, nn.modules.dropout._DropoutNd):
         module.p = rate
     elif not called and isinstance(module, nn.MultiheadAttention | nn.RNNBase):
@@ -112,7 +112,7 @@ def set_dropout(patient: TreatedWorkload, name: str, rate: float, p: Fix) -> Non
     elif attributes := [a for a in RATES if isinstance(getattr(module, a, None), float)]:
         setattr(module, attributes[0], rate)
     else:
-        rewrite_method(patient, sites_of(p).get(name, p.location), _AtRate(rate).visit)
+        rewrite_method(treated, sites_of(p).get(name, p.location), _AtRate(rate).visit)
 
 
 def propose_lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -135,9 +135,9 @@ def _in_a_row(count: int) -> float:
     return float(f"{1 - (1 - DROPPED) ** min(1.0, MOST_IN_A_ROW / count):.2g}")
 
 
-def lower_dropout(patient: TreatedWorkload, p: Fix) -> None:
+def lower_dropout(treated: TreatedWorkload, p: Fix) -> None:
     for name in p.layers:
-        set_dropout(patient, name, float(p.settings["rate"]), p)
+        set_dropout(treated, name, float(p.settings["rate"]), p)
 
 
 DROPOUT = RemedyDefinition(

@@ -38,16 +38,16 @@ def propose_less(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [LESS.prescription(", ".join(texts), finding, layers=tuple(d.layer for d in r.dropouts), settings=settings)]
 
 
-def regularise_less(patient: TreatedWorkload, p: Fix) -> None:
+def regularise_less(treated: TreatedWorkload, p: Fix) -> None:
     if "weight_decay" in p.settings:
-        for group in patient.optimizer.param_groups:
+        for group in treated.optimizer.param_groups:
             group["weight_decay"] = min(group.get("weight_decay", 0.0), float(p.settings["weight_decay"]))
     if "smoothing" in p.settings:
-        set_smoothing(patient, float(p.settings["smoothing"]), None)
+        set_smoothing(treated, float(p.settings["smoothing"]), None)
     if "divisor" in p.settings:
-        weaken_penalty(patient, float(p.settings["divisor"]))
+        weaken_penalty(treated, float(p.settings["divisor"]))
     if "rate" in p.settings:
-        lower_dropout(patient, p)
+        lower_dropout(treated, p)
 
 
 def propose_stop(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -56,8 +56,8 @@ def propose_stop(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [STOP.prescription(f"stop{when}, and keep those weights", finding)]
 
 
-def stop_early(patient: TreatedWorkload, p: Fix) -> None:
-    """Nothing about the patient changes: the trial keeps the best validation step of one that this was applied to."""
+def stop_early(treated: TreatedWorkload, p: Fix) -> None:
+    """Nothing about the copy changes: the trial keeps the best validation step of one that this was applied to."""
 
 
 LESS = RemedyDefinition(

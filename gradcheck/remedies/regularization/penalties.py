@@ -92,17 +92,17 @@ def tables(model: nn.Module) -> list[nn.Parameter]:
     return [x.weight for x in model.modules() if isinstance(x, nn.Embedding | nn.EmbeddingBag) and isinstance(x.weight, nn.Parameter)]
 
 
-def add_proximal(patient: TreatedWorkload, p: Fix) -> None:
+def add_proximal(treated: TreatedWorkload, p: Fix) -> None:
     """Soft thresholding after each step; the optimizer's own weight decay stays."""
-    Proximal(float(p.settings["l1"]), float(p.settings["l2"]), tables(patient.model)).attach(patient.optimizer)
+    Proximal(float(p.settings["l1"]), float(p.settings["l2"]), tables(treated.model)).attach(treated.optimizer)
 
 
-def add_penalty(patient: TreatedWorkload, p: Fix) -> None:
+def add_penalty(treated: TreatedWorkload, p: Fix) -> None:
     """Weight decay of the optimizer where that is an L2 penalty; else the penalty's gradient, added before each step."""
-    decay, optimizer = float(p.settings["weight_decay"]), patient.optimizer
+    decay, optimizer = float(p.settings["weight_decay"]), treated.optimizer
     coupled = isinstance(optimizer, COUPLED) and not any(g.get("decoupled_weight_decay") for g in optimizer.param_groups)
-    if not coupled or tables(patient.model):
-        Penalty(decay, tables(patient.model)).attach(optimizer)
+    if not coupled or tables(treated.model):
+        Penalty(decay, tables(treated.model)).attach(optimizer)
         return
     for group in optimizer.param_groups:
         group["weight_decay"] = group.get("weight_decay", 0.0) + decay

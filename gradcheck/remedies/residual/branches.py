@@ -43,18 +43,18 @@ class Residual(nn.Module):
 # ------------------------------------------------------------------------------ add-residual
 
 
-def add_residual(patient: TreatedWorkload, prescription: Fix) -> None:
+def add_residual(treated: TreatedWorkload, prescription: Fix) -> None:
     """Wraps blocks whose output has the shape of their input; the others stay. Raises Inapplicable when fewer than two have."""
     scale = float(prescription.settings.get("scale", 1.0))
-    fitting = [name for name in prescription.layers if name in _shape_keeping(patient, prescription.layers)]
+    fitting = [name for name in prescription.layers if name in _shape_keeping(treated, prescription.layers)]
     if len(fitting) < 2:
         raise Inapplicable("there are no two blocks whose output has the shape of their input")
-    with rewired(patient):
+    with rewired(treated):
         for name in fitting:
-            wrap(patient, name, lambda block: Residual(block, scale).train(block.training))
+            wrap(treated, name, lambda block: Residual(block, scale).train(block.training))
 
 
-def _shape_keeping(patient: TreatedWorkload, names: Sequence[str]) -> set[str]:
+def _shape_keeping(treated: TreatedWorkload, names: Sequence[str]) -> set[str]:
     """Blocks that take one tensor and give one of the same shape, in one forward pass of a copy."""
     kept, seen = dict.fromkeys(names, True), set()
 
@@ -67,7 +67,7 @@ def _shape_keeping(patient: TreatedWorkload, names: Sequence[str]) -> set[str]:
         module.register_forward_hook(hook, with_kwargs=True)
 
     with preserve_rng(), torch.no_grad():
-        twin = patient.copy()
+        twin = treated.copy()
         for name in names:
             watch(name, module_at(twin, name))
         twin.workload.training_step(twin.model, twin.workload.batches[0])
@@ -120,20 +120,20 @@ def _square_layers(m: Measurement) -> list[str]:
 # ---------------------------------------------------------------------------- branches there are
 
 
-def scale_branches(patient: TreatedWorkload, prescription: Fix) -> None:
+def scale_branches(treated: TreatedWorkload, prescription: Fix) -> None:
     """Multiplies the last weights of each branch, and their biases."""
-    _multiply(patient, prescription, float(prescription.settings["scale"]))
+    _multiply(treated, prescription, float(prescription.settings["scale"]))
 
 
-def zero_branches(patient: TreatedWorkload, prescription: Fix) -> None:
+def zero_branches(treated: TreatedWorkload, prescription: Fix) -> None:
     """Starts each branch at zero; its last weights then learn first."""
-    _multiply(patient, prescription, 0.0)
+    _multiply(treated, prescription, 0.0)
 
 
-def _multiply(patient: TreatedWorkload, prescription: Fix, factor: float) -> None:
+def _multiply(treated: TreatedWorkload, prescription: Fix, factor: float) -> None:
     with torch.no_grad():
         for name in prescription.layers:
-            module = module_at(patient, name)
+            module = module_at(treated, name)
             if nn.utils.parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_g"):
                 raise Inapplicable(f"the weight of {name} is computed from others")
             own = [p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None]

@@ -33,18 +33,18 @@ FUSED = ("qkv", "c_attn", "in_proj", "to_qkv", "qkv_proj", "wqkv", "w_qkv", "que
 # --------------------------------------------------------------------------------- pre-norm
 
 
-def pre_norm(patient: TreatedWorkload, prescription: Fix) -> None:
+def pre_norm(treated: TreatedWorkload, prescription: Fix) -> None:
     """norm_first=True in torch's blocks, and one more normalization at the end of their stack; the like in blocks of the user's own."""
-    with rewired(patient):
-        if not (_torch_blocks(patient) | _own_blocks(patient, prescription)):
+    with rewired(treated):
+        if not (_torch_blocks(treated) | _own_blocks(treated, prescription)):
             raise Inapplicable("its blocks have no form that can be turned: norm(x + f(x))")
 
 
-def _torch_blocks(patient: TreatedWorkload) -> bool:
-    blocks = [b for b in patient.model.modules() if isinstance(b, BLOCKS) and not b.norm_first]
+def _torch_blocks(treated: TreatedWorkload) -> bool:
+    blocks = [b for b in treated.model.modules() if isinstance(b, BLOCKS) and not b.norm_first]
     for block in blocks:
         block.norm_first = True
-    for stack in patient.model.modules():
+    for stack in treated.model.modules():
         if isinstance(stack, STACKS) and stack.norm is None and any(block in set(stack.layers) for block in blocks):
             width = stack.layers[0].norm1.normalized_shape
             stack.norm = like(nn.LayerNorm(width), stack)
@@ -53,14 +53,14 @@ def _torch_blocks(patient: TreatedWorkload) -> bool:
     return bool(blocks)
 
 
-def _own_blocks(patient: TreatedWorkload, prescription: Fix) -> bool:
+def _own_blocks(treated: TreatedWorkload, prescription: Fix) -> bool:
     """self.norm(x + f(x)) becomes x + f(self.norm(x)) in every module that holds one of the norms."""
     turned = False
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in prescription.layers):
-        holder = module_at(patient, owner)
+        holder = module_at(treated, owner)
         if isinstance(holder, BLOCKS):
             continue
-        method = method_of(patient, holder, "forward")
+        method = method_of(treated, holder, "forward")
         turner = _Turn({key for key, child in holder.named_children() if "norm" in type(child).__name__.lower()})
         tree = turner.visit(copy.deepcopy(method.tree))
         if turner.turned:
@@ -129,12 +129,12 @@ def projections(owner: nn.Module) -> dict[str, str]:
     return found if {"query", "key"} <= found.keys() or "fused" in found else {}
 
 
-def smaller(patient: TreatedWorkload, prescription: Fix) -> None:
+def smaller(treated: TreatedWorkload, prescription: Fix) -> None:
     """Multiplies the weights and biases that make queries and keys."""
     factor = float(prescription.settings["factor"])
     with torch.no_grad():
         for name in prescription.layers:
-            parts = list(_query_key_parts(module_at(patient, name)))
+            parts = list(_query_key_parts(module_at(treated, name)))
             if not parts:
                 raise Inapplicable(f"what makes the queries and keys of {name} was not found")
             for part in parts:
@@ -178,18 +178,18 @@ def propose_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [SMALLER.prescription(text, finding, layers=layers, settings={"factor": factor})]
 
 
-def normalise_queries(patient: TreatedWorkload, prescription: Fix) -> None:
+def normalise_queries(treated: TreatedWorkload, prescription: Fix) -> None:
     """LayerNorm behind the projections to queries and to keys."""
-    with rewired(patient):
+    with rewired(treated):
         for name in prescription.layers:
-            owner = module_at(patient, name)
+            owner = module_at(treated, name)
             found = projections(owner)
             if "query" not in found:
                 why = "one matrix makes queries, keys and values" if found or isinstance(owner, nn.MultiheadAttention) else "no projections"
                 raise Inapplicable(f"{name} has no separate projections to queries and keys: {why}")
             for kind in ("query", "key"):
                 path = f"{name}.{found[kind]}" if name else found[kind]
-                follow(patient, path, nn.LayerNorm(features_of(module_at(patient, path), path)))
+                follow(treated, path, nn.LayerNorm(features_of(module_at(treated, path), path)))
 
 
 def propose_query_norm(finding: Finding | None, m: Measurement) -> list[Fix]:

@@ -28,14 +28,14 @@ SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.T
 # -------------------------------------------------------------------------- register-modules
 
 
-def register(patient: TreatedWorkload, prescription: Fix) -> None:
+def register(treated: TreatedWorkload, prescription: Fix) -> None:
     """Plain lists and dicts of modules become ModuleList and ModuleDict, plain tensors parameters; all join the optimizer."""
-    before = len(list(patient.model.parameters()))
-    with rewired(patient):
-        while any(_register_in(module) for module in list(patient.model.modules())):
+    before = len(list(treated.model.parameters()))
+    with rewired(treated):
+        while any(_register_in(module) for module in list(treated.model.modules())):
             pass  # from the top again: what was hidden may hide more
-        join(patient, patient.model.parameters())
-    if len(list(patient.model.parameters())) == before:
+        join(treated, treated.model.parameters())
+    if len(list(treated.model.parameters())) == before:
         raise Inapplicable("no plain list, dict or tensor of the model's modules holds them")
 
 
@@ -80,18 +80,18 @@ def propose_register(finding: Finding | None, m: Measurement) -> list[Fix]:
 # -------------------------------------------------------------------------- add-to-optimizer
 
 
-def add_to_optimizer(patient: TreatedWorkload, prescription: Fix) -> None:
+def add_to_optimizer(treated: TreatedWorkload, prescription: Fix) -> None:
     """Every trainable parameter in one group; tensors that the model does not have leave."""
-    listed = {id(p) for p in patient.model.parameters()}
-    held = [p for group in patient.optimizer.param_groups for p in group["params"]]
-    remove_parameters(patient, {id(p) for p in held} - listed)
+    listed = {id(p) for p in treated.model.parameters()}
+    held = [p for group in treated.optimizer.param_groups for p in group["params"]]
+    remove_parameters(treated, {id(p) for p in held} - listed)
     seen: set[int] = set()
-    for group in patient.optimizer.param_groups:
+    for group in treated.optimizer.param_groups:
         kept = [i for i, p in enumerate(group["params"]) if id(p) not in seen]
         for key in [k for k in ("params", "param_names") if k in group]:
             group[key] = [group[key][i] for i in kept]
         seen |= {id(p) for p in group["params"]}
-    join(patient, patient.model.parameters())
+    join(treated, treated.model.parameters())
 
 
 def propose_add(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -109,19 +109,19 @@ def propose_add(finding: Finding | None, m: Measurement) -> list[Fix]:
 # ----------------------------------------------------------------------------- remove-detach
 
 
-def remove_cut(patient: TreatedWorkload, prescription: Fix) -> None:
+def remove_cut(treated: TreatedWorkload, prescription: Fix) -> None:
     """Takes away detach(), .data or no_grad() at its place in a module's code."""
     if prescription.settings["operation"] == "no_grad":
-        rewrite_method(patient, prescription.location, _with_gradient)
+        rewrite_method(treated, prescription.location, _with_gradient)
     else:
-        rewrite(patient, prescription.location, _uncut)
-    _require_gradient(patient, prescription.layers)
+        rewrite(treated, prescription.location, _uncut)
+    _require_gradient(treated, prescription.layers)
 
 
-def _require_gradient(patient: TreatedWorkload, layers: Sequence[str]) -> None:
+def _require_gradient(treated: TreatedWorkload, layers: Sequence[str]) -> None:
     """Raises Inapplicable when still no gradient reaches these layers: it may be cut in a second place."""
     with preserve_rng():
-        twin = patient.copy()
+        twin = treated.copy()
     parameters = [p for name in layers for p in module_at(twin, name).parameters(recurse=False) if p.requires_grad]
     try:
         with preserve_rng():
@@ -186,11 +186,11 @@ def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
 # --------------------------------------------------------------------------------- batch-first
 
 
-def batch_first(patient: TreatedWorkload, prescription: Fix) -> None:
+def batch_first(treated: TreatedWorkload, prescription: Fix) -> None:
     """batch_first=True on recurrent layers, attention, and torch's transformer blocks."""
-    with rewired(patient):
+    with rewired(treated):
         for name in prescription.layers:
-            inside = [x for x in module_at(patient, name).modules() if isinstance(x, SEQUENCES) and hasattr(x, "batch_first")]
+            inside = [x for x in module_at(treated, name).modules() if isinstance(x, SEQUENCES) and hasattr(x, "batch_first")]
             if not inside:
                 raise Inapplicable(f"{name or 'the model'} has no layer of torch with batch_first")
             for layer in inside:

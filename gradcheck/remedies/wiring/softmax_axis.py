@@ -17,11 +17,11 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 
-def fix_dimension(patient: TreatedWorkload, prescription: Fix) -> None:
+def fix_dimension(treated: TreatedWorkload, prescription: Fix) -> None:
     """Lets a softmax go over another axis: an attribute of the module, or an argument of the call."""
     dim = int(prescription.settings["dim"])
     for name in prescription.layers:
-        module = module_at(patient, name)
+        module = module_at(treated, name)
         if isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin)):
             module.dim = dim
             return
@@ -37,7 +37,7 @@ def fix_dimension(patient: TreatedWorkload, prescription: Fix) -> None:
         others = [k for k in node.keywords if k.arg not in ("dim", "axis")]
         return ast.Call(node.func, node.args, [*others, ast.keyword("dim", value)])
 
-    rewrite(patient, prescription.location, edit)
+    rewrite(treated, prescription.location, edit)
 
 
 def propose_dimension(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:

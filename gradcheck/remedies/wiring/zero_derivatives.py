@@ -40,9 +40,9 @@ def propose_straight(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [STRAIGHT.prescription(text, finding, layers=finding.layers if finding is not None else (), settings=settings)]
 
 
-def pass_through(patient: TreatedWorkload, p: Fix) -> None:
+def pass_through(treated: TreatedWorkload, p: Fix) -> None:
     sign = p.settings["operation"] == "sign"
-    rewrite(patient, p.location, lambda node, function: straight(node, function, sign=sign))
+    rewrite(treated, p.location, lambda node, function: straight(node, function, sign=sign))
 
 
 def straight(call: ast.expr, function: types.FunctionType, *, sign: bool) -> ast.expr | None:
@@ -89,17 +89,17 @@ def propose_trainable(finding: Finding | None, m: Measurement) -> list[Fix]:
     return [TRAINABLE.prescription(text, finding, layers=owners, settings=settings)]
 
 
-def train_scales(patient: TreatedWorkload, p: Fix) -> None:
+def train_scales(treated: TreatedWorkload, p: Fix) -> None:
     """Buffers, plain tensors and frozen parameters become trainable ones, with the values that they have."""
-    with rewired(patient):
+    with rewired(treated):
         for name in str(p.settings["factors"]).split(","):
-            _train(patient, name)
-        join(patient, patient.model.parameters())
+            _train(treated, name)
+        join(treated, treated.model.parameters())
 
 
-def _train(patient: TreatedWorkload, name: str) -> None:
+def _train(treated: TreatedWorkload, name: str) -> None:
     holder, _, local = name.rpartition(".")
-    module = module_at(patient, holder)
+    module = module_at(treated, holder)
     value = getattr(module, local, None)
     if isinstance(value, nn.Parameter):
         value.requires_grad_(True)
