@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.layer_groups import by_site, gate_makers, names
 from gradcheck.analysis.wording import also_in, number, percent
-from gradcheck.rules.activation.dead_units import dead_share, dead_units
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 
 FEWEST_UNITS = 8  # of fewer, half are few enough to be chance
+MOSTLY = 0.5  # of the dormant units: dead ones are told by dead-units, which knows how many of them are usual
 AMPLE = 0.9  # relative fall of the loss: what has learned so much did not lack the units
 
 
@@ -47,14 +47,14 @@ def dormant_units(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     Mean magnitude of each unit (channel) over an even sample of up to 2048 positions of each of the last four measured steps, divided by
     the mean over the layer's units: the score of Sokar et al., dormant at 0.025 or less. The same at the first two measured steps
-    gives the growth. Sigmoid gates, and what feeds them, are exempt. Layers of ReLU that `dead-units` speaks of are left to it.
+    gives the growth. Sigmoid gates, and what feeds them, are exempt. Layers most of whose dormant units are dead are left to `dead-units`.
 
     ## Limits and their sources
     `share` 50 % and `growth` 25 % of the units. After 60 to 100 steps 20 healthy models of the zoo (BERT- and GPT-like, convolutional,
     mixtures of experts, MLPs) have at most 8 %, and at most 6 % more than at the start; so have MLPs of nine activations at rates of
     0.001 and 0.01. At a rate of 0.1 with Adam GELU, SiLU, Mish and sigmoid have 50 to 98 % in some layer and reach losses of 0.5 to 1.6,
     where 0.003 reaches 0. ReLU with 78 % and softplus with 73 % reached 0: hence advice where the loss has fallen by 90 %.
-    `samples` 64 in `batches` 2.
+    `samples` 64 in `batches` 2. A healthy BYOL has 59 % in its predictor, three quarters of them dead.
 
     ## When to ignore it
     In pruned models, and where a layer is meant to use few units at a time.
@@ -83,7 +83,7 @@ def dormant_units(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(
             f"{most} samples x positions are too few to call a unit dormant (needed: {number(limits['samples'])} in two batches)"
         )
-    faulty = [x for x, d in judged if _is_faulty(d, limits) and dead_share(x) < dead_units.limits["warning_share"].value]
+    faulty = [x for x, d in judged if _is_faulty(d, limits) and (x.dead_units or 0) < MOSTLY * d.dormant]
     return [_finding(m, group, limits) for group in by_site(faulty)]
 
 

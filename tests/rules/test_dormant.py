@@ -50,7 +50,7 @@ def test_gates_and_layers_of_few_units_are_not_looked_at(overrides):
     assert no_verdict(dormant_units, with_layer(gelu(**{"dormant": 40} | overrides))) == "not-applicable"
 
 
-@pytest.mark.parametrize(("dead", "expected"), [(31, ["warning"]), (32, [])])
+@pytest.mark.parametrize(("dead", "expected"), [(19, ["warning"]), (20, [])])
 def test_what_dead_units_says_is_not_said_twice(dead, expected):
     relu = gelu(40, function="relu", units=64, dead_units=dead, dead_at_start=0, effective_samples=256, dead_batches=4)
     assert severities(dormant_units, with_layer(relu)) == expected
