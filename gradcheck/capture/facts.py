@@ -11,7 +11,7 @@ import torch
 
 from gradcheck.capture.adversaries import adversary
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
-from gradcheck.capture.nodes import Loose, Weight
+from gradcheck.capture.nodes import Loose, Weight, nodes_behind
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.silent_terms import silent_terms
@@ -19,7 +19,7 @@ from gradcheck.capture.trace import scale_of
 from gradcheck.capture.weighting import weighting
 from gradcheck.instrument.fingerprints import shape_of
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, NOT_RETAINED, LoopBatches, LoopFacts, LoopRetained, LoopScaler
+from gradcheck.types.loop import NEVER_EVALUATED, NOT_RETAINED, LoopBatches, LoopFacts, LoopPairing, LoopRetained, LoopScaler
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         retained=_retained(recorder, every),
         weighting=weighting(steps),
         leak=recorder.leaks.found(),
+        pairing=_pairing(recorder, every),
         adversary=adversary(watched, recorder.optimizers.values()),
         **recorder.journal.facts(watched),
         **base | {"backward_site": site},
@@ -83,6 +84,11 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
 def _retained(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopRetained:
     found = [x for place, x in recorder.retained.found.items() if place in {p.place for p in passes}]
     return max(found, key=lambda x: x.steps, default=NOT_RETAINED)
+
+
+def _pairing(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopPairing | None:
+    taped = (nodes_behind(p.nodes) for p in passes if p.ref is not None)
+    return recorder.tape.lineage.pairing(taped, (loader.dataset for loader, _ in recorder.loaders.values()))
 
 
 def _without_steps(recorder: Recorder) -> dict[str, Any]:

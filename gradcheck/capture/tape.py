@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gradcheck.capture.births import Births
+from gradcheck.capture.lineage import Lineage
 from gradcheck.capture.nodes import CHANGED, Constant, Loose, Node, Owner, Ref, Weight, nodes_behind, replaced
 from gradcheck.capture.rows import Rows, forget_in
 from gradcheck.capture.silent import Silent
@@ -54,6 +55,7 @@ class Tape:
     births: Births = field(default_factory=Births)
     rows: Rows = field(default_factory=Rows)
     silent: Silent = field(default_factory=Silent)
+    lineage: Lineage = field(default_factory=Lineage)
     unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them
     failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
     failure: str = ""  # why the recording ended early
@@ -105,6 +107,7 @@ class Tape:
             constant = Constant(tensor.detach().clone(), tensor.requires_grad, rows, chosen, origin)
         self.births.note(constant, tensor)
         self.silent.note(constant, tensor)
+        self.lineage.note(constant, tensor)
         self._constants[id(tensor)] = weakref.ref(tensor, forget_in(self._constants, id(tensor))), tensor._version, constant
         return constant
 
@@ -180,6 +183,7 @@ class Tape:
                 node = self._node(function, self.encode(args), self.encode(kwargs), False)
             elif isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor) and args[0].dim():
                 self.rows.follow(name, function, args, kwargs, output)
+                self.lineage.follow(name, args, kwargs, output)
         if node is None:
             return
         if name in _READ:

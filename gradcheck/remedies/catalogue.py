@@ -102,6 +102,7 @@ ADVICE_ONLY: dict[str, str] = {
     "supervise-targets": "what is to be predicted is part of the task",
     "train-adapters": "who froze them, or switched them off, did so in a place that the numbers do not show",
     "weigh-micro-batches": "the elements of all micro-batches are to be counted before the first of them",
+    "shuffle-together": "where the data are put in order is written differently in each script",
     "split-once": "which samples are to be kept for validation is part of the task",
     "synchronise-ranks": "how a training is spread over processes is decided where it is launched",
 }

@@ -158,6 +158,19 @@ class LoopAdversary:
     steps: int
 
 
+@dataclass(frozen=True)
+class LoopPairing:
+    """Inputs and targets that are trained on in other pairs than they came in.
+
+    Shares of the variance of the targets that a linear model of the inputs, or nearest neighbours, explain on new samples.
+    """
+
+    trained: float  # as they are paired in training,
+    source: float  # and as they came
+    samples: int
+    site: Location | None = None  # where the one of both is put in another order
+
+
 NOT_RETAINED = LoopRetained(0, 0, 0)
 
 
@@ -198,6 +211,7 @@ class LoopFacts:
     silent: tuple[SilentTerm, ...] | None = None
     retained: LoopRetained | None = None
     adversary: LoopAdversary | None = None
+    pairing: LoopPairing | None = None
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told
     step_site: Location | None = None

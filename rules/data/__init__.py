@@ -10,4 +10,5 @@ RULES = (
     "degenerate_labels",
     "uninformative_features",
     "validation_leak",
+    "labels_shuffled",
 )

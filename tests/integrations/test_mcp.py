@@ -66,7 +66,7 @@ def test_an_agent_scans_and_is_told_what_to_do_next(project):
     assert "write" not in tools["fix"].input_schema["properties"] and tools["report"].annotations.read_only_hint
     said = text(scanned)
     assert not scanned.is_error and "error gradient-ascent (GRAPH004)" in said and "at model.py:" in said
-    assert 'next: ' in said and 'explain(rule="gradient-ascent")' in said and f"run saved to {FOLDER}/model.py.json" in said
+    assert "next: " in said and 'explain(rule="gradient-ascent")' in said and f"run saved to {FOLDER}/model.py.json" in said
     assert len(said) <= ROOM
     assert scanned.structured_content is None
     assert [p for p in phases if "measuring" in p[2]] and all(0 <= done <= 1 == total for done, total, _ in phases)

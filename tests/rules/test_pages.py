@@ -92,6 +92,7 @@ CATALOGUE = {
     "DATA004": ("degenerate-labels", "error"),
     "DATA005": ("uninformative-features", "info"),
     "DATA006": ("validation-leak", "error"),
+    "DATA007": ("labels-shuffled", "warning"),
     "LOOP001": ("optimizer-never-steps", "error"),
     "LOOP002": ("clipping-misplaced", "error"),
     "LOOP003": ("evaluation-mode-in-training", "error"),
