@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import any_learned, training_outcome
@@ -42,6 +43,12 @@ def zero_severity(m: Measurement, share: float, upstream: bool, limits: Limits) 
         return "error", BY_VALUE
     few = training_outcome(m) == "learns" and share < limits["warning_share"] and not upstream
     return ("info" if few else "warning"), ""
+
+
+# The weights between states of a recurrent layer's reverse direction. Its output at the last position is that of its first step.
+REVERSE = re.compile(r"weight_hh_l\d+_reverse$")
+READ_FIRST = "the reverse direction is read at its first step only, whose state before is 0: it has seen one position of the sequence"
+WHOLE = "read the reverse direction where it has seen the whole sequence: from h_n, or its half of the output at position 0"
 
 
 @rule(
@@ -119,18 +126,26 @@ def zero_gradient(m: Measurement, limits: Limits) -> Verdict:
     steps = max(s.step for s in stuck[0][0].steps)
     layers = tuple(dict.fromkeys(x.name for _, x in sorted(stuck, key=lambda pair: pair[1].order)))
     blocks = blocking(m, frozenset(p.name for p, _ in stuck))
-    reason = f"; {_cause(blocks)}" if blocks else ""
+    backwards = not blocks and all(x.kind == "recurrent" and REVERSE.search(p.name) for p, x in stuck)
+    reason = f"; {_cause(blocks)}" if blocks else f"; {READ_FIRST}" if backwards else ""
     message = (
         f"gradient is exactly 0 from step 0 to step {steps} for {len(stuck)} of {len(weights)} weights ({percent(share)}): "
-        f"{layers_in_words(layers)} will never change{'; nothing passes back beyond ' + worst.name if upstream else ''}{reason}"
+        f"{_named(stuck, weights)} will never change{'; nothing passes back beyond ' + worst.name if upstream else ''}{reason}"
     )
     evidence = (
         Evidence("weights with zero gradient", share, limits["error_share"], ">=", "of the weight matrices", worst.name),
         Evidence("largest gradient norm of theirs", 0.0, 0.0, "=", "", worst.name),
     )
     place = (blocks[0].site if blocks else None) or worst.site
-    remedies = _remedies(blocks, worst.name)
+    remedies = (Remedy("check-data-path", WHOLE),) if backwards else _remedies(blocks, worst.name)
     return [found(severity, message, layers=layers, location=place, evidence=evidence, remedies=remedies, confirmed=confirmed)]
+
+
+def _named(stuck: Sequence[tuple[Parameter, Layer]], weights: Sequence[tuple[Parameter, Layer]]) -> str:
+    """The layers that are stuck; of one that is so in part, its weights."""
+    moving = {x.name for p, x in weights if not never_moved(p, x)}
+    ordered = sorted(stuck, key=lambda pair: pair[1].order)
+    return layers_in_words(list(dict.fromkeys(p.name if x.name in moving else x.name for p, x in ordered)))
 
 
 def blocking(m: Measurement, stuck: frozenset[str]) -> list[ZeroDerivative]:

@@ -107,3 +107,13 @@ def test_two_factors_of_zero_are_named_with_their_cure():
     f = only(zero_gradient, weights([True, True, False, False], zero_derivatives=tuple(pairs)))
     assert f.location == location(7) and [(r.name, r.applicability) for r in f.remedies] == [("break-symmetry", "safe")]
     assert "are multiplied with each other and both 0" in f.message and "at random" in f.remedies[0].text
+
+
+def test_a_reverse_direction_that_is_read_at_its_first_step_is_named():
+    """`lstm(x)[0][:, -1]` of a bidirectional LSTM: the weight between its states multiplies zeros."""
+    names = ("lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.weight_ih_l0_reverse", "lstm.weight_hh_l0_reverse")
+    parameters = tuple(parameter(n, steps=parameter_steps(5.0, 0.0 if n == names[-1] else 0.1)) for n in names)
+    m = measurement(layers=(layer("lstm", "recurrent", parameters=names), layer("fc", order=1)), parameters=parameters)
+    f = only(zero_gradient, m)
+    assert f.severity == "warning" and "lstm.weight_hh_l0_reverse will never change; the reverse direction is read" in f.message
+    assert [r.name for r in f.remedies] == ["check-data-path"]
