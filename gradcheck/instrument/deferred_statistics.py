@@ -28,7 +28,7 @@ from gradcheck.instrument.tensor_statistics import (
     small_values,
 )
 from gradcheck.types.layers import TensorStats
-from gradcheck.workload.device import has_float64
+from gradcheck.workload.device import ends, has_float64
 from gradcheck.workload.transfers import on_host
 
 SMALL = 1 << 16  # elements up to which a tensor is copied, to be reduced together with others
@@ -165,7 +165,7 @@ def _reduced(block: torch.Tensor) -> list[torch.Tensor]:
     would vanish in float32, and digits be lost far from zero.
     """
     x = block if block.dtype in fused_statistics.READABLE else block.float()
-    low, high = torch.aminmax(x, dim=1)
+    low, high = ends(x, 1)
     filled = torch.linalg.vector_norm(x, ord=0, dim=1, dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
     if has_float64(x.device):
         return [low, high, filled, x.sum(1, dtype=torch.float64), torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)]

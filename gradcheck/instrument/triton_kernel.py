@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def kernel(x, parts, count, stride, BLOCK: tl.constexpr, TIMES: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def kernel(x, parts, count, stride, BLOCK: tl.constexpr, TIMES: tl.constexpr):
     """x [rows, count] -> parts [rows, programs, 6]: least, largest, not zero, sum, sum of squares, NaN, of what each program reads."""
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     start = part.to(tl.int64) * BLOCK * TIMES

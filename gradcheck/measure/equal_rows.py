@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from gradcheck.training.gradient_norms import as_real
+from gradcheck.workload.device import ends
 from gradcheck.workload.dtensor import local
 from gradcheck.workload.transfers import on_host
 
@@ -54,7 +55,7 @@ def _direction(device: torch.device, count: int) -> torch.Tensor:
 
 def _sorted(rows: torch.Tensor, direction: torch.Tensor) -> _Sorted:
     wide = torch.promote_types(rows.dtype, torch.float32)
-    low, high = (end.to(wide) for end in torch.aminmax(rows))
+    low, high = (end.to(wide) for end in ends(rows))
     largest = torch.maximum(-low, high)
     scaled = direction[: rows.shape[1]].to(wide) / torch.where(largest > 0, largest, 1.0)  # the products of tiny entries would vanish
     key = torch.cat([part.to(wide) @ scaled for part in rows.split(max(1, AT_ONCE // rows.shape[1]))])

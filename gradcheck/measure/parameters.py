@@ -20,6 +20,7 @@ from gradcheck.training.gradient_norms import as_real, gradient_of, mended, raw_
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.parameters import Parameter, ParameterStep
+from gradcheck.workload.device import ends
 from gradcheck.workload.dtensor import local
 from gradcheck.workload.transfers import in_groups
 
@@ -143,9 +144,9 @@ class StepWatch:
             _joined([w.sampled() for w in self.watched]),
             _joined(self._downhill()) if follows else [],
         ]
-        norms, ends, before, downhill = in_groups(groups)
+        norms, sides, before, downhill = in_groups(groups)
         self._keep_norms(mended([n for t in norms for n in t.reshape(-1).tolist()], tensors))
-        pairs = zip(*(e.tolist() for e in ends), strict=True) if ends else ()
+        pairs = zip(*(e.tolist() for e in sides), strict=True) if sides else ()
         largest = iter([max(-low, high) if low == low else low for low, high in pairs])
         self.gradient_maxima = [next(largest, None) if g is not None and g.numel() else None for g in self.gradients]
         self.before = _as_array(before)
@@ -242,9 +243,9 @@ class StepWatch:
 
 def _extremes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Least and largest of each, [tensors] both. One pass: torch's infinity norm is ten times as slow."""
-    pairs = [torch.aminmax(t) for t in tensors]
-    devices = {p.min.device for p in pairs}
-    return [torch.stack([e.float().cpu() if len(devices) > 1 else e.float() for e in ends]) for ends in zip(*pairs, strict=True)]
+    pairs = [ends(t) for t in tensors]
+    devices = {low.device for low, _ in pairs}
+    return [torch.stack([e.float().cpu() if len(devices) > 1 else e.float() for e in side]) for side in zip(*pairs, strict=True)]
 
 
 def _count(tensor: torch.Tensor) -> int:

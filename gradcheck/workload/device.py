@@ -91,6 +91,15 @@ def has_float64(device: torch.device) -> bool:
     return True
 
 
+def ends(tensor: torch.Tensor, dim: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least and largest entry, in one read where the device has it."""
+    try:
+        low, high = torch.aminmax(tensor) if dim is None else torch.aminmax(tensor, dim=dim)
+    except NotImplementedError:
+        low, high = (tensor.amin(), tensor.amax()) if dim is None else (tensor.amin(dim), tensor.amax(dim))
+    return low, high
+
+
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     """As float64; as float32 on devices without it."""
     return tensor.double() if tensor.is_cpu or has_float64(tensor.device) else tensor.float()
