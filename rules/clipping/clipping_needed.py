@@ -127,6 +127,7 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     warning above `spike-warning` 5 when the loss then rises by `jump` 25 % of its start or stops being finite, or when
     the probe does not learn clearly. While it learns clearly, and where the loss does not rise, the spike must be above
     `spike-learning` 10.
+
     ## When to ignore it
     With batches of one or two samples, and in reinforcement learning, norms vary that much anyway.
 
