@@ -112,7 +112,7 @@ class Lineage:
         if isinstance(tensors, tuple) and len(tensors) == 2 and all(isinstance(t, torch.Tensor) and t.dim() for t in tensors):
             known = [self.of(t) for t in tensors]
             if any(k is not None for k in known):
-                x, y = (k or Origin(t, torch.arange(len(t))) for k, t in zip(known, tensors, strict=True))
+                x, y = (k or Origin(t, torch.arange(len(t), device="cpu")) for k, t in zip(known, tensors, strict=True))
                 yield x, y
 
 
@@ -137,7 +137,7 @@ def _rows(index: Any, count: int) -> torch.Tensor | None:
     if isinstance(index, torch.Tensor) and (index.dim() != 1 or index.is_floating_point()):
         return None
     with torch._C.DisableTorchFunction():
-        rows = torch.arange(count)[index.cpu() if isinstance(index, torch.Tensor) else index]
+        rows = torch.arange(count, device="cpu")[index.cpu() if isinstance(index, torch.Tensor) else index]
     return rows if rows.dim() == 1 else None
 
 
