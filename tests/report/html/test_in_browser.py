@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from gradcheck.report.html import render
-from tests.report.html.pages import deep, healthy, treated
+from tests.report.html.pages import deep, faulty, healthy, treated
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
@@ -221,3 +222,18 @@ def test_a_phone_scrolls_in_one_direction_only(browser, files, name):
     with opened(browser, files[name], viewport={"width": 390, "height": 800}) as page:
         page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_table_of_layers_fits_a_laptop(browser, tmp_path):
+    """Long names, wide shapes and several findings a layer: the column of findings is not cut off."""
+    report = deep(12)
+    (m,) = report.measurements
+    name = "encoder.transformer_blocks.{}.feed_forward_network_contraction"
+    wide = {"type": "NonDynamicallyQuantizableLinear", "output_shape": (16, 1024, 12800)}
+    layers = tuple(replace(x, name=name.format(i), **wide) for i, x in enumerate(m.layers))
+    found = tuple(faulty(code, layers=[x.name for x in layers]) for code in ("GRAD001", "INIT001", "ACT002", "NORM003"))
+    address = tmp_path / "page.html"
+    address.write_text(render([replace(report, findings=found, measurements=(replace(m, layers=layers),))]), encoding="utf-8")
+    with opened(browser, address.as_uri(), viewport={"width": 1200, "height": 900}) as page:
+        width, room = page.evaluate("[document.querySelector('.tall').scrollWidth, document.querySelector('.tall').clientWidth]")
+        assert width <= room, (width, room)
