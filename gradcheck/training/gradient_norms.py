@@ -73,9 +73,11 @@ def _wide_norm(x: torch.Tensor) -> torch.Tensor:
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
-    """As real numbers; of a DTensor the local part, here and below."""
+    """As real floating-point numbers; of a DTensor the local part, here and below."""
     tensor = local(tensor)
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    return tensor if tensor.is_floating_point() else tensor.float()  # frameworks keep counters as parameters
 
 
 def gradient_of(p: torch.Tensor) -> torch.Tensor | None:

@@ -43,7 +43,7 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `warning-share` 1 % and `error-share` 20 % of the rows beyond the share of twins, and at least `fewest` 4 rows (heuristics). It is
-    a warning, too, where about as many rows are looked at as are trained on: it may be the training's own figure.
+    a warning, too, where all rows that are looked at are trained on, or about as many: it may be the training's own figure.
 
     Calibration: in 12 healthy scripts (random splits, halves of a tensor, a test set from elsewhere, a look at the training set
     beside validation, the training's loader looked at again, bits, small integers, oversampling within the training part,
@@ -77,7 +77,7 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
     share = leak.shared / max(1, leak.rows) - leak.twins
     if share <= limits["warning_share"] or leak.shared < limits["fewest"]:
         return []
-    error = share > limits["error_share"] and not leak.whole
+    error = share > limits["error_share"] and not leak.whole and leak.shared < leak.rows  # all of them: perhaps the training's own figure
     limit = limits["error_share" if error else "warning_share"]
     twins = f", {percent(leak.twins)} of which equal each other anyway" if leak.twins else ""
     message = (

@@ -247,3 +247,10 @@ class TestEqualRows:
         before = torch.get_rng_state()
         equal_rows((torch.ones(4, 4), None))
         assert torch.equal(before, torch.get_rng_state())
+
+
+def test_counters_that_a_framework_keeps_as_parameters_are_no_obstacle():
+    model = nn.Linear(4, 3)
+    model.count = nn.Parameter(torch.tensor([3, 4]), requires_grad=False)
+    report = gradcheck.scan(model, (torch.randn(16, 4), torch.randint(3, (16,))), loss=nn.functional.cross_entropy, steps=20)
+    assert not report.coverage.in_part and not report.count("error")

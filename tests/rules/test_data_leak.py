@@ -18,6 +18,8 @@ from tests.rules.verdicts import no_verdict, severities
         (200, 0.0, False, ["warning"]),
         (201, 0.0, False, ["error"]),
         (1000, 0.0, True, ["warning"]),
+        (1000, 0.0, False, ["warning"]),
+        (999, 0.0, False, ["error"]),
         (300, 0.11, False, ["warning"]),
         (300, 0.3, False, []),
     ],
