@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from gradcheck import files
 from gradcheck.errors import ConfigError
 from gradcheck.logs import mlflow, tensorboard, text, wandb
 from gradcheck.logs.table import Table, facts
@@ -22,9 +22,13 @@ def is_log(path: Path) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        found = json.loads(path.read_bytes())
+        found = files.parsed(path)
     except ValueError:
-        return path.read_bytes()[:1] == b"{" and b"\n{" in path.read_bytes()[:65536]
+        with path.open("rb") as file:
+            start = file.read(65536)
+        return start[:1] == b"{" and b"\n{" in start
+    except OSError:
+        return False
     return isinstance(found, list) or (isinstance(found, dict) and "log_history" in found)
 
 
