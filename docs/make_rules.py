@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def page(rule: Rule) -> str:
     consequences = f" What it explains is shown under it: {', '.join(rule.explains)}." if rule.explains else ""
     parts = [f"# {rule.name} ({rule.code})", f"Severity: up to {rule.up_to}.{consequences}", rule.page]
     if rule.limits:
-        rows = [f"| `{name.replace('_', '-')}` | {x.value:g} | {x.unit} | {_cell(x.source)} |" for name, x in rule.limits.items()]
+        rows = [f"| `{name.replace('_', '-')}` | {x.value:g} | {x.unit} | {_source(x.source)} |" for name, x in rule.limits.items()]
         table = "\n".join(["| limit | value | unit | source |", "|---|---|---|---|", *rows])
         parts.append(f"## Settings\n\nIn `[tool.gradcheck.rules.{rule.name}]`:\n\n{table}")
     return "\n\n".join(parts) + "\n"
@@ -50,6 +51,11 @@ def schema_text() -> str:
     rules = ",\n".join(f"    {json.dumps(name)}: {json.dumps(own, ensure_ascii=False)}" for name, own in table["properties"].items())
     table["properties"] = "RULES"
     return json.dumps(whole, indent=1, ensure_ascii=False).replace('"RULES"', f"{{\n{rules}\n   }}") + "\n"
+
+
+def _source(text: str) -> str:
+    """Calibrations are linked to where they are explained."""
+    return re.sub(r"calibration E\d+", r"[\g<0>](../limits.md)", _cell(text))
 
 
 def _cell(text: str) -> str:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     limits={
         "entropy_error": Limit(0.05, "of log(keys)", "transformers with weights of std 2 have 0.03 and fail; healthy ones 0.97 to 1"),
         "entropy": Limit(0.3, "of log(keys)", "logits x30 give 0.15, weights of std 0.5 give 0.39: both train, but more slowly"),
-        "logit_error": Limit(1e4, "", "heuristic; the largest ViT diverged with logits of 5e4 (Dehghani et al. 2023)"),
+        "logit_error": Limit(1e4, "", "heuristic; ViTs of 8e9 parameters diverged as their logits grew (Dehghani et al. 2023)"),
         "logit": Limit(1e3, "", "heuristic"),
-        "logit_info": Limit(50.0, "", "heuristic: softmax of two logits that lie this far apart is 0 or 1 in float32"),
+        "logit_info": Limit(50.0, "", "heuristic: of two logits this far apart softmax gives one 1 in float32, and the other 2e-22"),
         "logit_std": Limit(3.0, "", "heuristic: scaled logits have about 1, without 1 / sqrt(d) they have sqrt(d), 8 for d = 64"),
     },
     explains=("INIT002", "GRAD001", "GRAD002", "LOSS003", "LOSS005", "OPT001", "OPT002"),
@@ -60,7 +60,7 @@ def attention_collapse(m: Measurement, limits: Limits) -> Verdict:
 
     ## Example
     ```python
-    scores = q @ k.transpose(-2, -1)  # of width 512: a standard deviation of 22
+    scores = q @ k.transpose(-2, -1)  # of width 512: a standard deviation of 23
     ```
 
     ## Use instead

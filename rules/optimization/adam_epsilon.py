@@ -49,7 +49,7 @@ def has_small_gains(m: Measurement) -> bool:
     up_to="warning",
     needs=("parameters", "probe", "epsilon"),
     limits={
-        "multiple": Limit(10.0, "epsilons", "heuristic: below 10 epsilons the step loses more than a tenth of its size"),
+        "multiple": Limit(10.0, "epsilons", "heuristic: below 10 epsilons the step loses more than 9 % of its size"),
         "share": Limit(0.1, "of the weights", "heuristic; Wortsman et al. 2023 saw layers stall below epsilon"),
         "gain": Limit(0.3, "of the loss", "heuristic: how much further the loss must fall with the usual epsilon"),
     },

@@ -65,7 +65,7 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     Batches that are several times the gradient noise scale, and batches that are a small fraction of it.
 
     ## Why it matters
-    Below the noise scale twice the batch gives nearly twice the progress per step; far above it gives
+    Far below the noise scale twice the batch gives nearly twice the progress per step, at half of it 1.5 times; far above it gives
     next to none, and the same samples would be better spent on more steps.
 
     ## How it is measured
