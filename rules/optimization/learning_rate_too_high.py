@@ -114,7 +114,7 @@ def outgrown(m: Measurement, limits: Limits) -> Evidence | None:
         "rise": Limit(1.0, "of the loss", "definition: the loss has doubled against the better of where it started and chance"),
         "update_ratio_info": Limit(0.1, "of the weight", f"{RATIOS}: beyond 0.1, 67 % diverge with momentum; the best is at 0.02"),
         "update_ratio_warning": Limit(0.3, "of the weight", f"{RATIOS}: beyond 0.3 most diverge with any optimizer"),
-        "growth": Limit(8.0, "times", "40 workloads of benchmarks/predictions.py: at most 3.9 in what trains, but for a normed net (47)"),
+        "growth": Limit(8.0, "times", "33 workloads of benchmarks/predictions.py: at most 3.9 in what trains, but for a normed net (47)"),
         "gain": Limit(5.0, "rms x sqrt(inputs)", "the same: at most 1.8 in what trains, but for that net (27)"),
     },
     explains=("NUM001", "ACT001", "ACT002", "ACT007", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT007", "OPT008"),

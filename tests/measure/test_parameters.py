@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import gradcheck
 from gradcheck.measure.equal_rows import EqualRows
 from gradcheck.measure.parameters import SAMPLE, StepWatch, watch
 from gradcheck.training.gradient_norms import total_norm
