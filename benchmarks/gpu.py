@@ -122,7 +122,7 @@ def steps(w: Workload) -> None:
     peak = torch.cuda.max_memory_allocated()
     session = measuring.Session(w, measuring.Plan(), lambda phase, fraction: None)
     session.observe(0, w.batches[0])
-    copied = session.trainee.model, session.trainee.optimizer, session.trainee.training_step, w.batches[0]
+    copied = session.copy.model, session.copy.optimizer, session.copy.training_step, w.batches[0]
     arms = {"bare": lambda: bare_step(*copied), "measured": lambda: session.observe(3, w.batches[0])}
     times: dict[str, list[float]] = {arm: [] for arm in arms}
     for _ in range(REPEATS):

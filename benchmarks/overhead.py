@@ -133,7 +133,7 @@ def one_step(name: str, repeats: int) -> dict[str, Any]:
     session = measuring.Session(workload, measuring.Plan(), lambda phase, fraction: None)
     batch = workload.batches[0]
     session.observe(0, batch)
-    trained = session.trainee.model, session.trainee.optimizer, session.trainee.training_step, batch
+    trained = session.copy.model, session.copy.optimizer, session.copy.training_step, batch
     arms = {
         "bare": lambda: bare_step(*trained),
         "control": lambda: bare_step(*trained),

@@ -1,4 +1,4 @@
-"""Trainings whose right remedy is known, drawn anew for every seed: what a trial should conclude is beside each."""
+"""Trainings whose right remedy is known, redrawn for every seed: what a trial should conclude is beside each."""
 
 from __future__ import annotations
 

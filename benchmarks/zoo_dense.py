@@ -188,7 +188,7 @@ def triplets() -> Case:
 
 
 def noise_prediction() -> Case:
-    """Diffusion: the noise is predicted, and drawn anew in every step."""
+    """Diffusion: the noise is predicted, and redrawn in every step."""
     model = mlp(33, 128, 128, 32, activation=nn.SiLU)
 
     def step(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:

@@ -154,7 +154,7 @@ def watch(
     experiments that get the numbers of each measured step: see gradcheck/integrations.
     `config`: a file, or a mapping with the keys of `[tool.gradcheck]`. Of the processes of a distributed training all call it, at the same
     point, and rank 0 reports: `board.leads`.
-    Raises `gradcheck.errors.ConfigError` for bad settings, `TargetError` for what is no model or no optimizer.
+    Raises `gradcheck.errors.ConfigError` for bad settings, `TargetError` for what is neither a model nor an optimizer.
     """
     from gradcheck.live.watch import watched
 

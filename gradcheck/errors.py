@@ -47,7 +47,7 @@ class SavedRunError(GradcheckError):
 
 
 class TrainingStopped(BaseException):
-    """A watched run has a finding that `stop_on` asked to stop at. Not an Exception: loops that catch those are to end all the same."""
+    """A watched run has a finding that `stop_on` asked to stop at. Not an Exception: loops that catch those are to end anyway."""
 
     def __init__(self, message: str, *, finding: Finding) -> None:
         super().__init__(message)

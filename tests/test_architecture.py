@@ -112,7 +112,7 @@ def test_a_circle_is_seen() -> None:
 
 
 def test_no_module_is_named_like_a_public_function() -> None:
-    """`import gradcheck.scan` would put the module in the place of the function."""
+    """`import gradcheck.scan` would put the module in place of the function."""
     import gradcheck
 
     assert not {name.removeprefix("gradcheck.") for name in modules()} & set(gradcheck.__all__)

@@ -27,7 +27,7 @@ LOST = Limit(0.1, "of chance", "what counts as learning, where the loss has rise
 LEAST_FALL = 2 * CLEAR_FALL  # with the change: a training that hardly learns either proves nothing,
 ALL = 1.0  # of chance: unless the change takes off as much as a constant prediction leaves
 LATE = ("OPT001", "OPT005", "OPT008", "REG001")  # steps or a decay whose harm may show after the probe only
-# Rules that predict what becomes of the training, or of evaluation: one that comes far all the same takes their warning back.
+# Rules that predict what becomes of the training, or of evaluation: one that comes far anyway takes their warning back.
 PREDICTIONS = (*LATE, "NORM004")
 
 
@@ -127,7 +127,7 @@ def _costless(finding: Finding, cost: Cost) -> Finding:
     """A finding about a training that was seen to come far enough as it is."""
     if finding.code not in PREDICTIONS:
         return finding
-    message = f"{finding.message}; all the same the loss is {number(cost.loss)} after {cost.steps} steps"
+    message = f"{finding.message}; even so the loss is {number(cost.loss)} after {cost.steps} steps"
     return replace(finding, severity="info", message=message)
 
 

@@ -68,7 +68,7 @@ class Alarm:
             patches.undo()
 
     def wait_for_threads(self) -> None:
-        """As the interpreter does before it ends: threads that are no daemons go on when the main one is done."""
+        """As the interpreter does before it ends: threads that are not daemons go on when the main one is done."""
         for thread in self._own_threads():
             thread.join()
 

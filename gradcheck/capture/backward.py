@@ -37,7 +37,7 @@ class Backward(LoopListener):
         for loss in losses:
             reached = leaves(loss)
             self._running.append((self._pass(loss, reached, given), reached))
-            reached.pop(id(loss), None)  # a loss that is a leaf itself was made anew from numbers, and is no weight
+            reached.pop(id(loss), None)  # a loss that is a leaf itself was made again from numbers, and is not a weight
         for watched in recording.optimizers.values():
             watched.settle()
 

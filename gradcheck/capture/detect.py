@@ -28,7 +28,7 @@ _VERBS = ("train", "fit", "finetune", "cli_main")  # how functions of such libra
 # Packages whose `fit` and `run` train no net, beside those of the standard library.
 OTHER_LIBRARIES = frozenset("sklearn numpy pandas scipy matplotlib PIL tqdm torch torchvision torchaudio wandb datasets tokenizers".split())
 _PREPARES = ("Scaler", "Encoder", "Imputer", "Vectorizer", "Binarizer", "Discretizer", "PCA", "Tokenizer")  # their `fit` looks at data
-# Bases of classes that are no modules.
+# Bases of classes that are not modules.
 _NO_MODULES = frozenset(
     "object Dataset IterableDataset Sampler Callback LightningDataModule ABC Enum NamedTuple TypedDict Protocol".split()
 )
@@ -40,7 +40,7 @@ _Definition = _Function | ast.ClassDef
 
 
 def is_script(path: str) -> bool:
-    """False for what is no readable Python file, too: loading it says what is wrong."""
+    """False for what is not a readable Python file, too: loading it says what is wrong."""
     file = _read(Path(path))
     if file is None:
         return False
@@ -63,7 +63,7 @@ def scripts_in(folder: Path) -> list[Path]:
 
 
 def _trains_when_run(path: Path) -> bool:
-    """Narrower than `is_script`: what does other things when it is run does not train. False for what is no readable Python file."""
+    """Narrower than `is_script`: what does other things when it is run does not train. False for what is not a readable Python file."""
     file = _read(path)
     if file is None:
         return False

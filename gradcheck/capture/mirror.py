@@ -69,7 +69,7 @@ class Mirror:
         self._replace(twin, folder)
 
     def _replace(self, twin: Path, original: Path) -> None:
-        """Puts a folder with links in the place of a link to a folder."""
+        """Puts a folder with links in place of a link to a folder."""
         if twin.is_symlink():
             twin.unlink()
         twin.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from gradcheck.workload.rng import TorchStates
 
 @dataclass(frozen=True, eq=False)
 class Ref:
-    """The tensor at a position among those that a call put out."""
+    """The tensor at a position among those that a call returned."""
 
     node: Node
     index: int
@@ -119,7 +119,7 @@ def references(value: Any) -> Iterator[Any]:
 
 
 def replaced(value: Any, old: Any, new: Any) -> Any:
-    """The arguments of a call with one of them in the place of another."""
+    """The arguments of a call with one of them in place of another."""
     if value is old:
         return new
     if isinstance(value, tuple) and hasattr(value, "_fields"):

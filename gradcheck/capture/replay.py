@@ -43,7 +43,7 @@ class _Fixed:
 
 @dataclass(frozen=True)
 class _Counter:
-    """A tensor that counts samples: made anew for the number that there is."""
+    """A tensor that counts samples: made again for the number that there is."""
 
     make: Callable[[int], torch.Tensor]
 
@@ -159,7 +159,7 @@ class Program:
     # ------------------------------------------------------------------ running
 
     def run(self, modules: Sequence[nn.Module], entries: Sequence[torch.Tensor], *, random: bool = False) -> torch.Tensor:
-        """The sum of the losses, a scalar, with `modules` in the place of the roots. `random`: with the random numbers of the recording."""
+        """The sum of the losses, a scalar, with `modules` in place of the roots. `random`: with the random numbers of the recording."""
         losses = self.losses(modules, entries, random=random)
         total = losses[0]
         for loss in losses[1:]:
@@ -172,9 +172,9 @@ class Program:
         inputs = [t.movedim(0, a) if a else t for t, a in zip(entries, self._axes, strict=True)]
         inputs = [t.detach().clone().requires_grad_() if i in self._leaves else t for i, t in enumerate(inputs)]
         count = self._count(entries)
-        scene = _Scene(modules, values, inputs, self.fixed, count)
+        context = _Scene(modules, values, inputs, self.fixed, count)
         for instruction in self.instructions:
-            values.append(self._step(instruction, scene, count, random))
+            values.append(self._step(instruction, context, count, random))
         return [values[r.step][r.index] for r in self.results]
 
     def _count(self, entries: Sequence[torch.Tensor]) -> int:
@@ -183,10 +183,10 @@ class Program:
             return self.size
         return entries[0].shape[0]
 
-    def _step(self, instruction: Instruction, scene: _Scene, count: int, random: bool) -> list[torch.Tensor]:
+    def _step(self, instruction: Instruction, context: _Scene, count: int, random: bool) -> list[torch.Tensor]:
         node = instruction.node
-        args, kwargs = scene.filled(instruction.args), scene.filled(instruction.kwargs)
-        function: Any = node.call if node.call is not None else scene.modules[instruction.root].get_submodule(node.path)
+        args, kwargs = context.filled(instruction.args), context.filled(instruction.kwargs)
+        function: Any = node.call if node.call is not None else context.modules[instruction.root].get_submodule(node.path)
         args = resized(getattr(function, "__name__", ""), args, self.size, count)
         if node.in_place and self._is_constant(instruction.args[0]):
             args = (args[0].clone(), *args[1:])

@@ -23,7 +23,7 @@ from gradcheck.types.loop import LoopRetained
 from gradcheck.workload.assignments import expression_at, parsed
 from gradcheck.workload.source_sites import origin_of
 
-MARKED = 4  # nodes of a loss that are marked: scales of it are made anew, the loss itself may be kept
+MARKED = 4  # nodes of a loss that are marked: scales of it are made again, the loss itself may be kept
 KEPT = 8  # steps whose graphs are alive at a time, from which on it is asked what keeps them
 DENSE = 0.5  # share of the steps since the first of these
 FOLLOWED = 256  # losses

@@ -143,7 +143,7 @@ class RootModules:
 
 
 def _make_parameters(root: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:
-    """While `torch.func.functional_call` runs a module, plain tensors are in the place of its parameters: in the copy, parameters are."""
+    """While `torch.func.functional_call` runs a module, plain tensors are in place of its parameters: in the copy, parameters are."""
     for original, module in zip(root.modules(), twin.modules(), strict=True):
         for name, value in module._parameters.items():
             if value is not None and not isinstance(value, nn.Parameter):

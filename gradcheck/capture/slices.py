@@ -1,4 +1,4 @@
-"""What of a tape a step's losses are computed from anew, and what stays as it was."""
+"""What of a tape a step's losses are computed from again, and what stays as it was."""
 
 from __future__ import annotations
 

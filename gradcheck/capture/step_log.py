@@ -63,7 +63,7 @@ class StepLog:
     def taken(self, watched: OptimizerTrace) -> None:
         recording = self.recording
         watched.dirty = True
-        begun = recording.beginning  # of those that are no optimizers of torch, as many as have stepped
+        begun = recording.beginning  # of those that are not optimizers of torch, as many as have stepped
         if all(w.steps and w.changes is None for w in begun) or any(len(w.steps) > (AHEAD if w.changes is None else 1) for w in begun):
             recording.owners.initial = False
         self._release(watched)

@@ -14,7 +14,7 @@ MEANS = frozenset(("mean", "nanmean"))
 
 
 def scale_of(ref: Ref) -> float | None:
-    """The factor that a loss has been given after its mean was taken; None when what is scaled is no mean, or cannot be told."""
+    """The factor that a loss has been given after its mean was taken; None when what is scaled is not a mean, or cannot be told."""
     factor, node = 1.0, ref.node
     for _ in range(50):
         name = getattr(node.call, "__name__", "")

@@ -185,6 +185,6 @@ def _advice(error: BaseException, computed: Location | None) -> str:
     if "a leaf Variable that requires grad" in str(error):
         return "update weights under `with torch.no_grad():`"
     if computed is not None and "NoneType" in str(error):
-        line = f"line {computed.line} puts the result of a computation in the place of a weight"
+        line = f"line {computed.line} puts the result of a computation in place of a weight"
         return f"{line}: backward() leaves it no .grad. Update the weight in place, under `with torch.no_grad():`"
     return CORRECT

@@ -35,7 +35,7 @@ class ReplayMismatch(Exception):
 
 @dataclass
 class Twins:
-    """What is trained in the place of the owners' roots."""
+    """What is trained in place of the owners' roots."""
 
     modules: list[nn.Module]
     tensors: dict[int, torch.Tensor]  # id of a parameter or buffer of the user's -> what stands for it

@@ -60,7 +60,7 @@ def _of_logs(base: Path, head: Path, output_format: str, columns: Mapping[str, s
 
     for path in (base, head):
         if not is_log(path):
-            raise ConfigError(f"{path} is no log, and a log is compared with logs", hint="name two logs, or two saved runs")
+            raise ConfigError(f"{path} is not a log, and a log is compared with logs", hint="name two logs, or two saved runs")
     renderers = {"text": logs.text, "markdown": logs.markdown, "json": logs.as_json}
     if output_format not in renderers:
         raise ConfigError(f"logs are not compared as {output_format}", hint=f"formats: {', '.join(renderers)}")

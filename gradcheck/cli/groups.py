@@ -205,7 +205,7 @@ class ConfigOptions:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer is to see it: in the place of each group stand its options. All of them are given by keyword."""
+    """The command as typer is to see it: in place of each group stand its options. All of them are given by keyword."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type] = {}
     shown: list[inspect.Parameter] = []

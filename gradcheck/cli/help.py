@@ -1,4 +1,4 @@
-"""What `--help` shows of a command, and what is said where a word is no command or an option is none."""
+"""What `--help` shows of a command, and what is said where a word is not a command or an option is none."""
 
 from __future__ import annotations
 
@@ -155,16 +155,16 @@ class Group(typer.core.TyperGroup):
         if word in COMMANDS:
             give_up(f"there is no command {word!r}", shlex.join(["gradcheck", COMMANDS[word], *(rest or ["TARGET"])]))
         if word.endswith(".json"):
-            give_up(f"{word!r} is no command", shlex.join(["gradcheck", "report", word, *rest]))
+            give_up(f"{word!r} is not a command", shlex.join(["gradcheck", "report", word, *rest]))
         if _names_a_target(word):
             words = ["--", word, *rest] if _starts_a_program(word) and ".py" not in word else [word, *rest]
-            give_up(f"{word!r} is no command", shlex.join(["gradcheck", "scan", *words]))
+            give_up(f"{word!r} is not a command", shlex.join(["gradcheck", "scan", *words]))
         near = closest(word, self.list_commands(ctx))
         give_up(f"there is no command {word!r}", f"did you mean gradcheck {near}?" if near else "gradcheck --help lists the commands")
 
 
 def _row(record: tuple[str, str]) -> tuple[str, str]:
-    """The name of a type in the place of its code."""
+    """The name of a type in place of its code."""
     left, right = record
     return re.sub(r" <(?:list\[)?(\w+)\]?[^>]*>$", lambda m: f" {TYPES.get(m[1], m[1].upper())}", left), right
 

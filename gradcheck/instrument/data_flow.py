@@ -116,7 +116,7 @@ class DataFlow:
         return (*found, *(self._norm(None, s) for s in self.order if s not in covered))
 
     def _weights(self, call: Call) -> bool:
-        """Whether a call normalises weights: standardised ones are no activations."""
+        """Whether a call normalises weights: standardised ones are not activations."""
         return bool(call.input_nodes) and all(self._constant(n) for n in call.input_nodes)
 
     def _batch_norm(self, call: Call) -> SeenNorm | None:

@@ -89,7 +89,7 @@ def hidden(
             local, owner = owners[key]
             name = f"{type(owner).__name__}.{local}"
         if not name and not isinstance(tensor, nn.Parameter):
-            continue  # made anew in each pass, like an initial state
+            continue  # made again in each pass, like an initial state
         kind = type(item or owner).__name__ if owner is not None else "Parameter"
         site = sites.get(id(item)) or sites.get(id(owner)) or sites.get(id(holder))
         result.append(HiddenTensor(name, kind, tuple(tensor.shape), site, key in optimized))

@@ -113,7 +113,7 @@ def read(seen: Sequence[Seen]) -> None:
 
 def _norm(given: dict[str, Any], module: nn.Module, layer: str, site: Location | None) -> SeenNorm | None:
     x, mean, variance, weight = given["input"], given.get("running_mean"), given.get("running_var"), given["weight"]
-    if not isinstance(x, torch.Tensor) or x.dim() < 2 or parameter_of(x) is not None:  # standardised weights are no activations
+    if not isinstance(x, torch.Tensor) or x.dim() < 2 or parameter_of(x) is not None:  # standardised weights are not activations
         return None
     momentum = module.momentum if isinstance(module, nn.modules.batchnorm._NormBase) else given["momentum"]
     trains = x.requires_grad or (isinstance(weight, torch.Tensor) and weight.requires_grad)

@@ -148,7 +148,7 @@ def _cadence(
 
 
 def _length(scheduler: Any) -> tuple[int | None, float | None]:
-    """The calls of `step` that a schedule of torch's is laid out for, and the factor on the rate for as many."""
+    """The calls of `step` that a schedule of torch is laid out for, and the factor on the rate for as many."""
     kind = type(scheduler).__name__
     if kind == "LambdaLR":
         return _of_lambda(scheduler), None

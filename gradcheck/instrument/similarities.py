@@ -1,4 +1,4 @@
-"""Matrices that are normalised over one axis and compared over another: products of the two are no cosines."""
+"""Matrices that are normalised over one axis and compared over another: products of the two are not cosines."""
 
 from __future__ import annotations
 

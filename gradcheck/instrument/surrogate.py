@@ -15,7 +15,7 @@ from gradcheck.types.checks import Derivatives
 from gradcheck.types.training import Run
 from gradcheck.workload.transfers import on_host
 
-BOTH_SIGNS = "it weighs what the model puts out with factors of both signs, as policy gradients do"
+BOTH_SIGNS = "it weighs what the model outputs with factors of both signs, as policy gradients do"
 OWN_PAST = "it is computed from what the model did in earlier steps"
 DETACHED = "it depends on the weights through detached values as well"
 

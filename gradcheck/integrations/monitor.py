@@ -67,7 +67,7 @@ class Monitor:
         self.board.feed.taken = taken
         self.board.start()
         _latest = weakref.ref(self)
-        atexit.register(self.end)  # after an exception or Ctrl-C of which the trainer tells nobody, there is a report all the same
+        atexit.register(self.end)  # after an exception or Ctrl-C of which the trainer tells nobody, there is a report anyway
 
     def end(self) -> None:
         """Takes the hooks out, says what is new, and saves the report. May be called again."""

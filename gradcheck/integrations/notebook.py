@@ -148,7 +148,7 @@ class LiveBoard:
 
 
 def _flags(words: list[str]) -> dict[str, Any]:
-    """`--budget 5 --select GRAD,INIT`. Raises ConfigError for what is no flag of the magic."""
+    """`--budget 5 --select GRAD,INIT`. Raises ConfigError for what is not a flag of the magic."""
     flags: dict[str, Any] = {}
     rest = iter(words)
     for word in rest:

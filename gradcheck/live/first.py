@@ -49,11 +49,11 @@ class FirstPass:
         record = self.record
         record.training = self.model.training  # the loop may have set it since it is watched
         optimizer = self.optimizers.known
-        trainee = TrainingCopy(self.model, optimizer, _no_step, dict(record.sites))
+        copy = TrainingCopy(self.model, optimizer, _no_step, dict(record.sites))
         workload = Workload(record.name, self.model, [taps.batch()], _no_step, optimizer)
         value = float(loss) if loss is not None else math.nan
         try:
-            record.first = first_step.read(taps, self._graph, trainee, record.watched, workload, self._sites(), value)
+            record.first = first_step.read(taps, self._graph, copy, record.watched, workload, self._sites(), value)
         except Exception as error:  # the loop is the user's: it may hold anything
             why = "what the first step showed could not be read"
             record.not_measured += [NotMeasured(what, why, detail=described(error)) for what in ("graph", "reach", "losses")]

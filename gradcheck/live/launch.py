@@ -53,7 +53,7 @@ def launch(
     told = order | {"kind": program.kind, "what": program.what, "arguments": program.arguments, "name": program.name}
     told |= {"pipe": address, "start": str(folder / START), "launcher": program.launcher}
     environment = os.environ | {VARIABLE: json.dumps(told)}
-    if spread:  # what the launcher starts, in the place of the program
+    if spread:  # what the launcher starts, in place of the program
         (folder / START).write_text(interpreter.code(child, program.interpreter), encoding="utf-8")
     command = interpreter.command(LAUNCHED if spread else child, (), program.interpreter, program.options)
     ended = Exit()

@@ -23,7 +23,7 @@ MOST_NEW = 16  # optimizers that were made and have not stepped, of which someth
 class Optimizers:
     """`main`: whose steps are counted; when None is given, the first that trains the model. `sharded`: whether each rank holds a part.
 
-    One that is made anew in the place of the main one takes over from it with its first step.
+    One that is made again in place of the main one takes over from it with its first step.
     """
 
     def __init__(self, model: nn.Module, main: Optimizer | None, record: Record, sharded: Callable[[], bool]) -> None:

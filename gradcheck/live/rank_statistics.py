@@ -84,7 +84,7 @@ def _broken(values: Sequence[float]) -> float:
 
 
 def merge_layers(record: Record, shares: Sequence[Share], step: int) -> list[str]:
-    """Puts the statistics of all ranks in the place of rank 0's. Returns the layers that ran on other ranks only."""
+    """Puts the statistics of all ranks in place of rank 0's. Returns the layers that ran on other ranks only."""
     for name, layer in record.layers.layers.items():
         said = [s.layers[name] for s in shares if name in s.layers]
         if len(said) > 1 and layer.snapshots and layer.snapshots[-1].step == step:

@@ -147,7 +147,7 @@ class Terminal(Screen):
             self._write(data)
 
     def _write(self, data: bytes) -> None:
-        """Complete lines go above the board; the one that is being written stays in it. A carriage return begins that one anew."""
+        """Complete lines go above the board; the one that is being written stays in it. A carriage return restarts it."""
         with self._lock:
             *lines, rest = (self.partial + data).split(b"\n")
             for text in lines:

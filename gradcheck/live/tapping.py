@@ -61,7 +61,7 @@ class Tapping:
         taps = self._taps
         if taps is None or not taps.recording:
             return
-        taps.recording = False  # a checkpoint that computes again is no forward pass
+        taps.recording = False  # a checkpoint that computes again is not a forward pass
         if self.calls is None and isinstance(taps, LiveTracer) and losses and losses[0].grad_fn is not None:
             fates = self.first.before_backward(taps, losses[0])
             self._fates = fates if fates is not None else self._fates

@@ -41,7 +41,7 @@ def watched(
     sinks: Sequence[Sink] = (),
     config: Settings | Mapping[str, Any] | str | Path | None = None,
 ) -> Board:
-    """The run that `gradcheck.watch` tells of. Raises ConfigError for bad settings, TargetError for what is no model or no optimizer."""
+    """The run that `gradcheck.watch` reports on. Raises ConfigError for bad settings, TargetError for neither a model nor an optimizer."""
     if not isinstance(model, nn.Module):
         raise TargetError(f"watch needs a torch.nn.Module, not {type(model).__name__}", hint="gradcheck.watch(model, optimizer)")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
@@ -52,7 +52,7 @@ def watched(
         raise ConfigError(f"stop_on must be error, warning, info or None; got {stop_on!r}")
     for sink in sinks:
         if not isinstance(sink, Sink):
-            raise ConfigError(f"{type(sink).__name__} is no sink", hint="sinks=[gradcheck.integrations.tensorboard.TensorBoard(writer)]")
+            raise ConfigError(f"{type(sink).__name__} is not a sink", hint="sinks=[gradcheck.integrations.tensorboard.TensorBoard(writer)]")
     whole = nn.ModuleDict({"model": model, "loss": loss}) if isinstance(loss, nn.Module) and any(loss.parameters()) else model
     return Board(whole, inner_optimizer(optimizer), every, stop_on, name, on_measured, sinks, settings_from(config))
 

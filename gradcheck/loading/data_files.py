@@ -39,7 +39,7 @@ def read_data(path: str, limit: int, seed: int) -> Data:
 
         return Data(batched(read_images(file, limit * BATCH_SIZE, seed), limit, seed, path), path, loose_targets=True)
     if file.suffix.lower() not in SUFFIXES:
-        raise TargetError(f"{path} is no data file that gradcheck reads", hint=f"it reads {', '.join(SUFFIXES)} and folders of images")
+        raise TargetError(f"{path} is not a data file that gradcheck reads", hint=f"it reads {', '.join(SUFFIXES)} and folders of images")
     size = _size(file)
     if size == 0:
         raise TargetError(f"{path} is empty", hint="the file has no bytes")

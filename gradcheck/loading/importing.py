@@ -142,7 +142,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def split_reference(text: str) -> tuple[str, str]:
-    """ "model.py:name" -> ("model.py", "name"). A colon of a Windows drive is no separator."""
+    """ "model.py:name" -> ("model.py", "name"). A colon of a Windows drive is not a separator."""
     home, colon, name = text.rpartition(":")
     return (home, name) if colon and len(home) > 1 and not ("/" in name or "\\" in name) else (text, "")
 

@@ -33,7 +33,7 @@ def is_log(path: Path) -> bool:
 
 
 def read(path: Path, columns: Mapping[str, str], clip: float | None = None) -> LogFacts:
-    """`columns`: role -> name of the column. Raises ConfigError for what is no log, or names no loss."""
+    """`columns`: role -> name of the column. Raises ConfigError for what is not a log, or names no loss."""
     try:
         return facts(_table(path), columns, clip)
     except OSError as error:

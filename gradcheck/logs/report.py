@@ -23,7 +23,7 @@ SHOWN = 1000  # losses of the run that a page draws
 
 
 def report_of(path: Path, settings: Settings, columns: Mapping[str, str], clip: float | None = None) -> Report:
-    """Judges the log of a finished run by the rules that read logs. Raises ConfigError for what is no log."""
+    """Judges the log of a finished run by the rules that read logs. Raises ConfigError for what is not a log."""
     started = time.perf_counter()
     measurement = measured(str(path), read(path, columns, clip))
     findings, suppressed, states = judge([measurement], chosen(settings), settings)

@@ -76,7 +76,7 @@ def plain(name: str) -> str:
 
 
 def as_number(value: Any) -> float | None:
-    """Also of "nan" and "inf" as text; None for what is no number."""
+    """Also of "nan" and "inf" as text; None for what is not a number."""
     if isinstance(value, bool) or value is None:
         return None
     try:

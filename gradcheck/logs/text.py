@@ -56,5 +56,5 @@ def _csv(text: str, path: Path) -> Table:
     table.add_rows({str(k): v for k, v in row.items() if k is not None and v not in (None, "")} for row in rows)
     if not table.columns:
         hint = "gradcheck reads trainer_state.json, metrics.csv, event files, runs of W&B and MLflow, CSV and JSON lines"
-        raise ConfigError(f"{path} is no log that can be read: no column holds numbers", hint=hint)
+        raise ConfigError(f"{path} is not a log that can be read: no column holds numbers", hint=hint)
     return table

@@ -108,15 +108,15 @@ def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, ra
 
 
 def state_kept(failure: Failure) -> list[Run]:
-    """The probe again with one optimizer, where the script makes it anew again and again."""
+    """The probe again with one optimizer, where the script makes it again and again."""
     deadline = failure.until(3)
     if not forgettings(failure.workload.optimizer) or time.perf_counter() > deadline:
         return []
     failure.tick(ONE_OPTIMIZER)
-    trainee = fork(failure.workload, seed=failure.seed)
-    for hook in forgettings(trainee.optimizer):
+    copy = fork(failure.workload, seed=failure.seed)
+    for hook in forgettings(copy.optimizer):
         hook.steps = 0
-    training = Trainer(trainee, failure.workload.batches, floor=failure.probe.floor)
+    training = Trainer(copy, failure.workload.batches, floor=failure.probe.floor)
     enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
     training.train(failure.steps, deadline, norms=False, enough=enough)
     return [training.record(ONE_OPTIMIZER, chance=failure.chance)]
@@ -148,10 +148,10 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
         if time.perf_counter() >= deadline:
             break
         failure.tick(f"rate x{factor:g}")
-        trainee = fork(workload, seed=failure.seed)
-        for group in trainee.optimizer.param_groups:
+        copy = fork(workload, seed=failure.seed)
+        for group in copy.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
-        training = Trainer(trainee, workload.batches, **failure.told)
+        training = Trainer(copy, workload.batches, **failure.told)
         enough = lambda losses: _clearly_fallen(losses, len(workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
         training.train(failure.steps, deadline, norms=False, enough=enough)
         runs.append(training.record(f"rate x{factor:g}", rate_factor=factor))
@@ -170,9 +170,9 @@ def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:
         if time.perf_counter() >= deadline:
             break
         failure.tick(f"one batch, Adam {rate:g}")
-        trainee = fork(failure.workload, seed=failure.seed)
-        trainee.optimizer = torch.optim.Adam([p for p in trainee.model.parameters() if p.requires_grad], lr=rate)
-        training = Trainer(trainee, [batch], surrogate=failure.probe.surrogate, floor=floor)
+        copy = fork(failure.workload, seed=failure.seed)
+        copy.optimizer = torch.optim.Adam([p for p in copy.model.parameters() if p.requires_grad], lr=rate)
+        training = Trainer(copy, [batch], surrogate=failure.probe.surrogate, floor=floor)
         fallen = lambda losses: _clearly_fallen(losses, 1, chance, floor, 0.5)  # noqa: E731
         training.train(ONE_BATCH_STEPS, deadline, norms=False, enough=fallen)
         while (

@@ -28,8 +28,8 @@ class Look:
     """What one computation of the first loss showed."""
 
     loss: float | None  # None: it raised
-    modules: list[nn.Module] = field(default_factory=list)  # called, and not the trainee's own
-    tensors: list[torch.Tensor] = field(default_factory=list)  # reached by the gradient, and not the trainee's own
+    modules: list[nn.Module] = field(default_factory=list)  # called, and not the copy's own
+    tensors: list[torch.Tensor] = field(default_factory=list)  # reached by the gradient, and not the copy's own
 
     @property
     def strangers(self) -> bool:
@@ -57,17 +57,17 @@ def ensure_faithful(workload: Workload, seed: int = 0) -> None:
 def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
     """Why no copy will do ("": one will), what of the user's it would train, and whether memory is short."""
     try:
-        trainee = fork(workload, seed=seed)
+        copy = fork(workload, seed=seed)
     except TargetError as error:
         spill = ran_out_of_memory(error)
         return ("the device has no memory for a copy of it" if spill else error.message), Look(None), spill
-    return *_compared(trainee, workload, seed), False
+    return *_compared(copy, workload, seed), False
 
 
-def _compared(trainee: TrainingCopy, workload: Workload, seed: int) -> tuple[str, Look]:
-    of_copy = _look(trainee, workload, seed)
+def _compared(copy: TrainingCopy, workload: Workload, seed: int) -> tuple[str, Look]:
+    of_copy = _look(copy, workload, seed)
     if of_copy.strangers:
-        again = _look(trainee, workload, seed)  # what is made anew in each forward pass is not the user's
+        again = _look(copy, workload, seed)  # what is made again in each forward pass is not the user's
         known = set(map(id, again.modules)), set(map(id, again.tensors))
         of_copy.modules = [m for m in of_copy.modules if id(m) in known[0]]
         of_copy.tensors = [t for t in of_copy.tensors if id(t) in known[1]]
@@ -96,16 +96,16 @@ def _of_original(workload: Workload, seed: int, outside: Look) -> Look:
         borrowed.give_back()
 
 
-def _look(trainee: TrainingCopy, workload: Workload, seed: int) -> Look:
+def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
     look, batch = Look(None), workload.batches[0]
     seed_all(seed)
     try:
-        with shielded(trainee.own) as look.modules:
-            loss = trainee.loss(batch)
+        with shielded(copy.own) as look.modules:
+            loss = copy.loss(batch)
     except Exception:  # what keeps the step from running is told when it is measured
         return look
     look.loss = float(loss.detach())
     given = set(map(id, tensors_of(batch)))
     found = upstream_leaves([loss.grad_fn]) if loss.grad_fn is not None else []
-    look.tensors = [t for t in found if id(t) not in trainee.own | given]
+    look.tensors = [t for t in found if id(t) not in copy.own | given]
     return look

@@ -78,7 +78,7 @@ class FirstStep:
 def read(
     taps: FirstPassRecorder,
     graph: Graph | None,
-    trainee: TrainingCopy,
+    copy: TrainingCopy,
     watched: Sequence[Watched],
     workload: Workload,
     sites: Mapping[str, Location | None],
@@ -94,7 +94,7 @@ def read(
     trained = {id(w.tensor): w.name for w in watched if w.tensor.requires_grad}
     called = {c.name for c in taps.calls}
     batch = workload.batches[0]
-    optimized = {id(p) for group in trainee.optimizer.param_groups for p in group["params"]}
+    optimized = {id(p) for group in copy.optimizer.param_groups for p in group["params"]}
     first = next((c.kind for c in taps.calls if c.kind in _FIRST_KINDS), None)
     said = FirstStep(
         losses=loss_calls(taps, sites),
@@ -105,8 +105,8 @@ def read(
         differences=handwritten_loss.differences(taps.differences, batch, workload.made),
         entering=taps.entrances.read(),
         cuts=disconnected.cuts(unreached, zero, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
-        zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, trainee.model, sites)),
-        hidden=disconnected.hidden(trainee.model, leaves, taps.hidden.values(), batch, optimized, trainee.sites),
+        zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, copy.model, sites)),
+        hidden=disconnected.hidden(copy.model, leaves, taps.hidden.values(), batch, optimized, copy.sites),
         first_kind=first,
     )
     _targets(said, taps, workload, loss)
@@ -114,7 +114,7 @@ def read(
 
 
 def _made(model: nn.Module, sites: Mapping[str, Location | None], parameter: str) -> Location | None:
-    """Where a parameter is made: in the class of the user's module that holds it, or with the layer of torch's that does."""
+    """Where a parameter is made: in the class of the user's module that holds it, or with the layer of torch that does."""
     path, _, name = parameter.rpartition(".")
     return assignment_of(model.get_submodule(path), name) or sites.get(path)
 

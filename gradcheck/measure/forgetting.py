@@ -1,4 +1,4 @@
-"""An optimizer that is made anew after every so many steps, as some loops do it: what it learned about the gradients is lost each time."""
+"""An optimizer that is made again after every so many steps, as some loops do it: what it learned about the gradients is lost each time."""
 
 from __future__ import annotations
 

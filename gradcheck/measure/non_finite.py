@@ -104,13 +104,13 @@ def _range(tensors: list[torch.Tensor]) -> tuple[float, float]:
     return min(v.min().item() for v in finite[:1]), max(v.max().item() for v in finite[:1])
 
 
-def locate(trainee: Any, batch: Any, step: int, names: Mapping[int, str]) -> tuple[NonFinite, ...]:
+def locate(copy: Any, batch: Any, step: int, names: Mapping[int, str]) -> tuple[NonFinite, ...]:
     """Runs one forward and backward pass and says where the first number went wrong."""
     locator = Locator(names)
-    trainee.optimizer.zero_grad(set_to_none=True)
+    copy.optimizer.zero_grad(set_to_none=True)
     try:
         with locator:
-            loss = trainee.loss(batch)
+            loss = copy.loss(batch)
         bad_loss = not bool(torch.isfinite(loss.detach()))
         locator.recording = False
         if not bad_loss and loss.requires_grad:

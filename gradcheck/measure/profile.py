@@ -31,16 +31,16 @@ class _Costs:
     backward: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def profile(trainee: TrainingCopy, batch: Any) -> dict[str, Profile]:
+def profile(copy: TrainingCopy, batch: Any) -> dict[str, Profile]:
     """Costs by module name. Backward time runs from the gradient of a module's output to the gradient of its input."""
     costs = _Costs()
-    names = {id(m): name for name, m in trainee.model.named_modules()}
-    _count(trainee, batch, names, costs)
-    _pass(trainee, batch)
+    names = {id(m): name for name, m in copy.model.named_modules()}
+    _count(copy, batch, names, costs)
+    _pass(copy, batch)
     for _ in range(REPEATS):
         with _timers(names, costs):
-            _pass(trainee, batch)
-    return {name: _profile(name, module, costs) for name, module in trainee.model.named_modules() if name in costs.forward}
+            _pass(copy, batch)
+    return {name: _profile(name, module, costs) for name, module in copy.model.named_modules() if name in costs.forward}
 
 
 def _profile(name: str, module: nn.Module, costs: _Costs) -> Profile:
@@ -54,9 +54,9 @@ def _profile(name: str, module: nn.Module, costs: _Costs) -> Profile:
     )
 
 
-def _pass(trainee: TrainingCopy, batch: Any) -> None:
-    trainee.optimizer.zero_grad(set_to_none=True)
-    loss = trainee.loss(batch)
+def _pass(copy: TrainingCopy, batch: Any) -> None:
+    copy.optimizer.zero_grad(set_to_none=True)
+    loss = copy.loss(batch)
     if loss.requires_grad:
         loss.backward()
 
@@ -78,7 +78,7 @@ class _FlopMode(TorchDispatchMode):
         return output
 
 
-def _count(trainee: TrainingCopy, batch: Any, names: dict[int, str], costs: _Costs) -> None:
+def _count(copy: TrainingCopy, batch: Any, names: dict[int, str], costs: _Costs) -> None:
     """FLOPs and activation memory of one forward pass."""
     stack: list[str] = []
 
@@ -91,7 +91,7 @@ def _count(trainee: TrainingCopy, batch: Any, names: dict[int, str], costs: _Cos
             costs.bytes[stack.pop()] += sum(t.numel() * t.element_size() for t in tensors_in(output) if t.requires_grad)
 
     with _hooks(before, after), _FlopMode(stack, costs):
-        trainee.loss(batch)
+        copy.loss(batch)
 
 
 @contextmanager

@@ -98,9 +98,9 @@ class Session:
     def __init__(self, workload: Workload, plan: Plan, tick: Tick) -> None:
         self.workload, self.plan, self.tick = workload, plan, tick
         self.started = time.perf_counter()
-        self.trainee: TrainingCopy = fork(workload, seed=plan.seed)
-        self.training = Trainer(self.trainee, workload.batches)
-        self.names = _names(self.trainee)
+        self.copy: TrainingCopy = fork(workload, seed=plan.seed)
+        self.training = Trainer(self.copy, workload.batches)
+        self.names = _names(self.copy)
         self.sites: dict[str, Location | None] = {name: workload.sites.get(id(m)) for name, m in workload.model.named_modules()}
         self.watched: list[Watched] = []
         self.layers = Layers()
@@ -145,18 +145,18 @@ class Session:
 
     def observe(self, step: int, batch: Any) -> float:
         """One measured step. Returns the loss before it."""
-        trainee, first = self.trainee, step == 0
-        trainee.optimizer.zero_grad(set_to_none=True)
+        copy, first = self.copy, step == 0
+        copy.optimizer.zero_grad(set_to_none=True)
         taps: ActivationRecorder = FirstPassRecorder(self.names) if first else ActivationRecorder(self.names, functions=self.functional)
         taps.heads = self.layers.heads
         with taps:
-            loss = trainee.loss(batch)
+            loss = copy.loss(batch)
         if isinstance(taps, FirstPassRecorder):
             taps.ends_in(loss)
         fates: Mapping[int, Downstream] | None = None
         graph = Graph(loss.grad_fn) if first and loss.grad_fn is not None else None
         if first:
-            self.watched = watch(trainee.model, trainee.optimizer)
+            self.watched = watch(copy.model, copy.optimizer)
             fates = graph.fates(taps.calls) if graph is not None else {}
             self.training.surrogate = surrogate.why(graph, taps.calls, own_past=self.workload.own_past)
             self._link(taps, graph)
@@ -167,12 +167,12 @@ class Session:
         taps.settle()
         value = float(values[0])
         if isinstance(taps, FirstPassRecorder):
-            self.first = first_step.read(taps, graph, trainee, self.watched, self.workload, self.sites, value)
+            self.first = first_step.read(taps, graph, copy, self.watched, self.workload, self.sites, value)
             self.training.floor = self.first.floor
             self.functional = any(c.module is None for c in taps.calls)
         watching = StepWatch(self.watched, step, look_at_rows=first or step >= 3)
         self.training.norms.append(watching.total_norm)
-        take_step(trainee, batch)
+        take_step(copy, batch)
         cosine = watching.after()
         if first:
             self.cosine = cosine
@@ -201,7 +201,7 @@ class Session:
         if isinstance(error, GradcheckError) or self._runs(step):
             raise error  # gradcheck's own
         replay = self._replayed(step)
-        taps = FirstPassRecorder(_names(replay.trainee))
+        taps = FirstPassRecorder(_names(replay.copy))
         try:
             with taps:
                 replay.take_step(self._batch(step))
@@ -224,7 +224,7 @@ class Session:
         why = f"{who} raised an error in step {step}, which ended it"
         self.not_measured.append(NotMeasured("probe", why, detail=described(error)))
         if step == 0:
-            self.watched = watch(self.trainee.model, self.trainee.optimizer)
+            self.watched = watch(self.copy.model, self.copy.optimizer)
             self.layers.add(0, 0, taps.calls, {})
             self.measured.append(0)
             self.not_measured += [NotMeasured(what, why, detail=described(error)) for what in ("graph", "reach")]
@@ -256,7 +256,7 @@ class Session:
         each = self.seconds["probe"] / max(1, self.training.step)
         tell: Callable[[str], None] = lambda what: self.tick(f"experiment: {what}", 0.0)  # noqa: E731
         failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, tell, each)
-        rated = lr_of(self.trainee.optimizer) is not None
+        rated = lr_of(self.copy.optimizer) is not None
         runs = experiments.after(failure, self.watched, self.first.levels_on, rated=rated)
         if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
             self.not_measured.append(NotMeasured("why the short training failed", LATE, remedy=more_time(plan.seconds)))
@@ -268,8 +268,8 @@ class Session:
             return ()
         self.tick("locating NaN", 0.0)
         step = len(probe.losses) - 1
-        trainee = self._replayed(step).trainee
-        return non_finite.locate(trainee, self._batch(step), step, _names(trainee))
+        copy = self._replayed(step).copy
+        return non_finite.locate(copy, self._batch(step), step, _names(copy))
 
     def _checks(self, probe: Run) -> CheckResults:
         """The checks that need the step to run; the copy that the probe trained goes with them."""
@@ -278,8 +278,8 @@ class Session:
         plan = self.plan
         deadline = max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds)
         first, half = self.first, self.layers.half
-        scene = CheckContext(self.workload, plan.seed, deadline, self.sites, self.trainee, probe, first.chance, half, first.targets)
-        done = registry.check(scene, plan.needs, plan.fast, self.tick)
+        context = CheckContext(self.workload, plan.seed, deadline, self.sites, self.copy, probe, first.chance, half, first.targets)
+        done = registry.check(context, plan.needs, plan.fast, self.tick)
         late = more_time(plan.seconds)
         self.not_measured += [replace(n, remedy=late) if n.why == LATE else n for n in done.not_measured]
         self.seconds |= done.seconds
@@ -362,5 +362,5 @@ class Session:
         return tuple(c for c in left if c.parameters)
 
 
-def _names(trainee: TrainingCopy) -> dict[int, str]:
-    return {id(m): name for name, m in trainee.model.named_modules()}
+def _names(copy: TrainingCopy) -> dict[int, str]:
+    return {id(m): name for name, m in copy.model.named_modules()}

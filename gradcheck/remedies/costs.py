@@ -127,7 +127,7 @@ class Trained:
     def __init__(self, workload: Workload, change: Change, seed: int, penalized: bool) -> None:
         fixes = [change.remedy] if change.remedy is not None else []
         self.training = Trainer.of(Lab(workload, apply).treated(fixes, seed), seed)
-        lift(self.training.trainee, change.lifted)
+        lift(self.training.copy, change.lifted)
         own = self.training.treated.workload
         self.step = without_penalty(own.training_step) if penalized else own.training_step
         self.known = {0: self._evaluated()}

@@ -49,7 +49,7 @@ class RemedyDefinition:
     checkpoint: str = ""
     loop: bool = False  # of the user's own training loop: it is an edit of the source alone, proved by running the edited script
     strengths: tuple[Strength, ...] = ()
-    # For treatments with strengths: settings that follow from others are worked out anew, and put into words.
+    # For treatments with strengths: settings that follow from others are recomputed, and put into words.
     derive: Callable[[Settings], dict[str, Setting]] = dict
     wording: Callable[[Settings], str] | None = None
 

@@ -18,7 +18,7 @@ WELL = 0.5  # loss in units of chance: the model trains, and no more is looked f
 
 def result_of(training: Trainer, applied: Sequence[Fix]) -> Result:
     workload = training.treated.workload
-    score = skill(training.trainee.model, workload.batches, workload.training_step)
+    score = skill(training.copy.model, workload.batches, workload.training_step)
     return Result(training.record(), not changes_loss(applied), score)
 
 

@@ -67,7 +67,7 @@ def _entry(path: Path, nth: int, row: object) -> Entry:
 
 
 def _wrong(path: Path, what: str) -> ConfigError:
-    return ConfigError(f"{path} is not a baseline of gradcheck ({what})", hint="`gradcheck baseline update` writes it anew")
+    return ConfigError(f"{path} is not a baseline of gradcheck ({what})", hint="`gradcheck baseline update` writes it again")
 
 
 def lines(path: Path, baseline: Sequence[Entry]) -> Mapping[Entry, int]:

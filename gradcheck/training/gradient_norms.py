@@ -53,7 +53,7 @@ def _accumulator(tensor: torch.Tensor) -> torch.dtype:
 
 
 def mended(norms: list[float], tensors: Sequence[torch.Tensor]) -> list[float]:
-    """The norms of tensors, taken anew of those whose squares may have left the range of float32. Waits only for such."""
+    """The norms of tensors, taken again of those whose squares may have left the range of float32. Waits only for such."""
     outside = [i for i, value in enumerate(norms) if not 1e-15 < value < 1e18]
     for i, value in zip(outside, as_numbers([_wide_norm(tensors[i]) for i in outside]), strict=True):
         norms[i] = value

@@ -29,7 +29,7 @@ def paired_interval(
 ) -> Interval:
     """Of one difference nothing is known: its interval is the whole line. Infinite ones (divergence) leave their range only.
 
-    `overlap`: validation over training samples, when every seed splits the same samples anew. Then the differences are not independent,
+    `overlap`: validation over training samples, when every seed splits the same samples afresh. Then the differences are not independent,
     and their variance is corrected as Nadeau and Bengio (2003, Inference for the generalization error) do. `sampling_error`: standard
     error of the mean difference that comes from the choice of the validation samples, when all seeds have the same ones.
     """

@@ -22,7 +22,7 @@ class Lab:
     """Makes them, treated and untreated, for each seed."""
 
     def __init__(self, workload: Workload, apply: Apply, splitter: Splitter | None = None) -> None:
-        """`apply`: puts a fix into a copy. `splitter`: gives every seed weights of its own, where the target can be built anew, and its own
+        """`apply`: puts a fix into a copy. `splitter`: gives every seed weights of its own, where the target can be rebuilt, and its own
         training and validation data; without it a seed is an order of batches and a draw of dropout."""
         self.workload, self.splitter = workload, splitter
         self._apply = apply

@@ -68,7 +68,7 @@ def paired_effect(
     nothing but their direction counts.
     """
     if not before or len(before) != len(after):
-        raise ValueError(f"{len(before)} untreated and {len(after)} treated runs are no pairs")
+        raise ValueError(f"{len(before)} untreated and {len(after)} treated runs are not pairs")
     usual = median(before)
     pairs = [tuple(ceiling if ceiling is not None and math.isinf(x) else x for x in pair) for pair in zip(before, after, strict=True)]
     logs = ratios and all(0 < x < math.inf for pair in pairs for x in pair)

@@ -49,7 +49,7 @@ def samples_of(batches: Sequence[Batch], model: torch.nn.Module) -> Samples | No
     sizes = [_size(batch) for batch in batches]
     if not sizes or None in sizes or len({_form(batch) for batch in batches}) > 1:
         return None
-    if len(set(sizes[:-1])) > 1:  # only a last batch is smaller: sequences of other lengths are no samples
+    if len(set(sizes[:-1])) > 1:  # only a last batch is smaller: sequences of other lengths are not samples
         return None
     whole = _concatenated(batches)
     count = sum(size for size in sizes if size is not None)
@@ -104,7 +104,7 @@ class Splitter:
 
     @property
     def overlap(self) -> float:
-        """Validation over training samples where every seed splits the same data anew, else 0: see `paired_interval`."""
+        """Validation over training samples where every seed splits the same data afresh, else 0: see `paired_interval`."""
         if self.how not in ("held out", "folds", "batches"):
             return 0.0
         share = 1 / self.folds if self.folds else SHARE

@@ -41,7 +41,7 @@ class Trainer:
 
     def __init__(
         self,
-        trainee: TrainingCopy,
+        copy: TrainingCopy,
         batches: Sequence[Batch],
         *,
         seed: int | None = None,
@@ -52,8 +52,8 @@ class Trainer:
     ) -> None:
         """`treated`: what the copy belongs to, for augmentations and validation batches. `judge(model, batch)`: the loss on the latter; the
         copy's own training step without it. `surrogate`, `floor`: see Run."""
-        self.trainee, self.batches, self.seed = trainee, batches, seed
-        self.judge = judge or trainee.training_step
+        self.copy, self.batches, self.seed = copy, batches, seed
+        self.judge = judge or copy.training_step
         self.surrogate, self.floor = surrogate, floor
         self._treated = treated
         self.losses: list[float] = []
@@ -74,8 +74,8 @@ class Trainer:
         with preserve_rng():
             own = treated.copy()
         w = own.workload
-        trainee = TrainingCopy(w.model, w.optimizer, w.training_step, w.sites, w.clip, w.loss)
-        return cls(trainee, w.batches, seed=seed, treated=own, judge=judge)
+        copy = TrainingCopy(w.model, w.optimizer, w.training_step, w.sites, w.clip, w.loss)
+        return cls(copy, w.batches, seed=seed, treated=own, judge=judge)
 
     @property
     def treated(self) -> TreatedWorkload:
@@ -160,18 +160,18 @@ class Trainer:
 
     def take_step(self, batch: Batch, norms: bool = True) -> float:
         """One step as the user would take it. Returns the loss before it. A paired training keeps the weights that it breaks down with."""
-        trainee = self.trainee
-        trainee.optimizer.zero_grad(set_to_none=True)
-        loss = trainee.loss(batch)
+        copy = self.copy
+        copy.optimizer.zero_grad(set_to_none=True)
+        loss = copy.loss(batch)
         before, norm = loss.detach().clone(), 0.0  # read after the backward pass: a device would have to be waited for in its middle
         if loss.requires_grad:
             loss.backward()
-            norm = total_norm(trainee.model.parameters()) if norms else 0.0
+            norm = total_norm(copy.model.parameters()) if norms else 0.0
         value = float(before)
         if norms:
             self.norms.append(norm)
         if self.seed is None or (math.isfinite(value) and math.isfinite(norm)):
-            take_step(trainee, batch)
+            take_step(copy, batch)
         return value
 
     def _raised(self, error: Exception) -> None:
@@ -194,10 +194,10 @@ class Trainer:
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
         """The model in evaluation mode, without gradients; training goes on afterwards as if nothing had been."""
-        with preserve_rng(), restored(self.trainee), torch.no_grad():
-            set_mode(self.trainee.model, False)
+        with preserve_rng(), restored(self.copy), torch.no_grad():
+            set_mode(self.copy.model, False)
             reseed(self.seed or 0)
-            yield self.trainee.model
+            yield self.copy.model
 
     def record(self, name: str = "", **more: Any) -> Run:
         """The training so far. `name`: the treatments, where none is given."""
@@ -207,7 +207,7 @@ class Trainer:
             tuple(self.losses),
             tuple(self.norms),
             len(self.batches),
-            lr_of(self.trainee.optimizer),
+            lr_of(self.copy.optimizer),
             ended=self.ended,  # type: ignore[arg-type]
             error=self.error,
             surrogate=self.surrogate,
@@ -232,22 +232,22 @@ def sample_mean(losses: Sequence[float], batches: Sequence[Batch]) -> float:
     return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
 
 
-def take_step(trainee: TrainingCopy, batch: Any) -> None:
+def take_step(copy: TrainingCopy, batch: Any) -> None:
     """The optimizer's step; with a closure for those that evaluate the loss themselves (LBFGS)."""
-    if not needs_closure(trainee.optimizer):
-        clip_gradients(trainee.clip, trainee.model)
-        trainee.optimizer.step()
+    if not needs_closure(copy.optimizer):
+        clip_gradients(copy.clip, copy.model)
+        copy.optimizer.step()
         return
 
     def closure() -> torch.Tensor:
-        trainee.optimizer.zero_grad(set_to_none=True)
-        loss = trainee.loss(batch)
+        copy.optimizer.zero_grad(set_to_none=True)
+        loss = copy.loss(batch)
         if loss.requires_grad:
             loss.backward()
-            clip_gradients(trainee.clip, trainee.model)
+            clip_gradients(copy.clip, copy.model)
         return loss
 
-    trainee.optimizer.step(closure)  # type: ignore[arg-type]
+    copy.optimizer.step(closure)  # type: ignore[arg-type]
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:

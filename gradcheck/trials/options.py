@@ -41,4 +41,4 @@ class Options:
         if self.folds and self.time_ordered:
             raise ConfigError("--folds and --time-ordered exclude each other", hint="folds mix early and late samples")
         if self.folds < 0 or self.folds == 1:
-            raise ConfigError(f"--folds {self.folds} is no cross-validation", hint="give 2 folds or more")
+            raise ConfigError(f"--folds {self.folds} is not a cross-validation", hint="give 2 folds or more")

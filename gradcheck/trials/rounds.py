@@ -25,7 +25,7 @@ ENOUGH_SEEDS = 6  # of the final, rather than more finalists: three seeds give a
 NEXT_TO = 3  # other strengths of a remedy that are tried: those nearest to its best one
 SMALL_FINAL = 3 * ENOUGH_SEEDS  # runs: the untreated model and two remedies
 PROMISING = 0.5  # gain, in smallest differences that count, with which an entry enters the final
-MUCH_LONGER = 1.5  # runs than planned, for which it is worth beginning anew
+MUCH_LONGER = 1.5  # runs than planned, for which it is worth starting over
 TOGETHER = 3  # remedies at most in a combination
 
 # Remedies that take each other's place: one of a group at most is in a combination.
@@ -93,7 +93,7 @@ class Tournament:
         self.round("first round", by_turns([c for c in self.candidates if not c.variant]), list(range(self.plan.first)), self.half_time())
 
     def replanned(self) -> bool:
-        """Whether runs took so much less time than planned that all begins anew with longer ones: the machine had other work before."""
+        """Whether runs took so much less time than planned that all starts over with longer ones: the machine had other work before."""
         if self.planner is None or not self.run_seconds:
             return False
         left = self.deadline - time.perf_counter()

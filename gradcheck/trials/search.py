@@ -143,12 +143,12 @@ def _opened(optuna: Any, place: str | None) -> Any:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Raises ValueError, or OSError, for a file that is no journal of Optuna's: it would be appended to."""
+    """Raises ValueError, or OSError, for a file that is not a journal of Optuna's: it would be appended to."""
     if path.exists() and path.stat().st_size:
         with path.open(encoding="utf-8") as file:
             first = json.loads(file.readline())
         if not isinstance(first, dict) or "op_code" not in first:
-            raise ValueError("it is no journal of Optuna's")
+            raise ValueError("it is not a journal of Optuna's")
 
 
 def _agreed_plan(optuna: Any, storage: Any, quests: Sequence[Quest], tournament: Tournament, options: Options) -> Plan:

@@ -42,7 +42,7 @@ def target_line(before: Sequence[Batch], after: Sequence[Batch], model: nn.Modul
 
 
 def _targets(batches: Sequence[Batch], model: nn.Module) -> torch.Tensor | None:
-    """[samples, columns]; None when they are no floating-point numbers."""
+    """[samples, columns]; None when they are not floating-point numbers."""
     found = []
     for batch in batches:
         index = target_index(batch, model)

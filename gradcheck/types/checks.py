@@ -269,6 +269,6 @@ class Embeddings:
     end: float  # and after the probe
     start_loss: float
     loss: float
-    constant_loss: float  # with one point, any, in the place of all of them
+    constant_loss: float  # with one point, any, in place of all of them
     stopped: bool  # gradient is stopped on one side
     site: Location | None = None  # of the loss

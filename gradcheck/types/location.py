@@ -9,7 +9,7 @@ _CELL = re.compile(r"(.+\.ipynb):cell (\d+)")
 
 
 def cell_file(path: str, cell: int) -> str:
-    """What a cell of a notebook is called where files have names; the path itself for 0, which is no cell."""
+    """What a cell of a notebook is called where files have names; the path itself for 0, which is not a cell."""
     return f"{path}:cell {cell}" if cell else path
 
 

@@ -78,7 +78,7 @@ class LoopSchedule:
 
     kind: str  # class name
     length: int | None  # calls of step() that it is laid out for: total_steps, T_max, step_size, ...; None: not known
-    decay: float | None  # factor on the rate for as many calls, where it goes on falling for ever
+    decay: float | None  # factor on the rate for as many calls, where it goes on falling forever
     calls: int  # of step(), by the loop
     stepped: Literal["step", "epoch", ""]  # after each step of the optimizer, or once in an outer loop; "": not known
     epochs: int | None = None  # turns of the outer loop over the whole training

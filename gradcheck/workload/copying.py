@@ -45,7 +45,7 @@ def require_parts(model: nn.Module, memo: Memo) -> None:
 
 
 def memo_for(model: nn.Module) -> Memo:
-    """A memo with what torch refuses to copy: tensors that are no leaves (old weight_norm keeps one, a recurrent net its state)."""
+    """A memo with what torch refuses to copy: tensors that are not leaves (old weight_norm keeps one, a recurrent net its state)."""
     kept = (t for module in model.modules() for value in vars(module).values() for t in _tensors(value, _DEPTH) if not t.is_leaf)
     return {id(t): t.detach().clone() for t in kept}
 

@@ -22,7 +22,7 @@ from gradcheck.errors import TargetError
 from gradcheck.types.location import cell_file
 
 SUFFIX = ".ipynb"
-PYTHON_CELLS = ("time", "timeit", "capture", "prun")  # magics of a cell that is Python all the same
+PYTHON_CELLS = ("time", "timeit", "capture", "prun")  # magics of a cell that is Python anyway
 _TIMED = re.compile(r"(\s*)%time (?=\s*[^\s-])")
 _QUESTION = re.compile(r"\?{1,2}[\w.*]+|[\w.*]+\?{1,2}")
 _ASSIGNED = re.compile(r"(\s*)([A-Za-z_][\w.,\[\]'\" ]*?\s*=)\s*[!%].*", re.DOTALL)
@@ -35,7 +35,7 @@ class Cell:
 
 
 def code_cells(path: str) -> list[Cell]:
-    """Raises TargetError for what is no notebook, is written for another language, or holds no code."""
+    """Raises TargetError for what is not a notebook, is written for another language, or holds no code."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -80,7 +80,7 @@ def reseed(seed: int) -> None:
 
 
 class Dice:
-    """The random numbers that follow a seed, again and again: `throw()` starts them anew, at a fraction of the cost of seeding."""
+    """The random numbers that follow a seed, again and again: `throw()` restarts them, at a fraction of the cost of seeding."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

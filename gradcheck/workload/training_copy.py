@@ -22,7 +22,7 @@ from gradcheck.workload.workload import Batch, Clipping, TrainingStep, Workload
 class TrainingCopy:
     """A model, optimizer and loss that may be trained and thrown away: a copy, or the user's own objects while they are lent.
 
-    Of lent ones only the trainee that was asked for last is in place: `model` and `optimizer` put it there.
+    Of lent ones only the copied that was asked for last is in place: `model` and `optimizer` put it there.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TrainingCopy:
             self._borrowed.use(self._state)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """The scalar training loss. Raises what the user's code raises, and TargetError when it is no scalar."""
+        """The scalar training loss. Raises what the user's code raises, and TargetError when it is not a scalar."""
         value = self.training_step(self.model, batch)
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
             what = f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
@@ -81,9 +81,9 @@ def fork(workload: Workload, *, seed: int = 0) -> TrainingCopy:
     memo = memo_for(workload.model)
     model, optimizer, step, loss = copy_training(workload.model, workload.optimizer, workload.training_step, workload.loss, memo)
     sites = {id(memo[key]): place for key, place in workload.sites.items() if key in memo}
-    trainee = TrainingCopy(model, optimizer, step, sites, workload.clip, loss)
-    trainee.own |= {id(twin) for twin in memo.values() if isinstance(twin, (nn.Module, torch.Tensor))}
-    return _started(trainee, seed)
+    copied = TrainingCopy(model, optimizer, step, sites, workload.clip, loss)
+    copied.own |= {id(twin) for twin in memo.values() if isinstance(twin, (nn.Module, torch.Tensor))}
+    return _started(copied, seed)
 
 
 def copy_training(model: nn.Module, optimizer: Any, step: Any, loss: Any, memo: dict[int, Any]) -> tuple[Any, Any, Any, Any]:
@@ -106,14 +106,14 @@ def lend(workload: Workload, borrowed: Borrowed, *, seed: int = 0) -> TrainingCo
     )
 
 
-def _started(trainee: TrainingCopy, seed: int) -> TrainingCopy:
-    _set_training(trainee.model)
+def _started(copied: TrainingCopy, seed: int) -> TrainingCopy:
+    _set_training(copied.model)
     seed_all(seed)
-    return trainee
+    return copied
 
 
 def _set_training(model: nn.Module) -> None:
-    """Training mode; what was put into evaluation mode on purpose stays there, as a `train` of the user's own says too."""
+    """Training mode; what was put into evaluation mode on purpose stays there, as a `train` of the user says too."""
     if not model.training:
         set_mode(model, True)
         return
@@ -142,11 +142,11 @@ def copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> to
 
 
 @contextmanager
-def restored(trainee: TrainingCopy) -> Iterator[None]:
+def restored(copied: TrainingCopy) -> Iterator[None]:
     """Puts back what running the model without steps changes: buffers, modes and gradients."""
-    buffers = [(b, b.detach().clone()) for b in trainee.model.buffers()]
-    modes = [(m, m.training) for m in trainee.model.modules()]
-    gradients = [(p, p.grad) for p in trainee.model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in copied.model.buffers()]
+    modes = [(m, m.training) for m in copied.model.modules()]
+    gradients = [(p, p.grad) for p in copied.model.parameters()]
     for p, _ in gradients:
         p.grad = None
     try:

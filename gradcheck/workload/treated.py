@@ -35,7 +35,7 @@ class TreatedWorkload:
     workload: Workload
     preparations: list[Prepare] = field(default_factory=list)
     applied: list[Fix] = field(default_factory=list)
-    augmentations: list[Augment] = field(default_factory=list)  # of training batches only, drawn anew at each step
+    augmentations: list[Augment] = field(default_factory=list)  # of training batches only, redrawn at each step
     renames: list[tuple[str, str]] = field(default_factory=list)  # (path, path now) of modules that were wrapped, in order
 
     @property
@@ -72,7 +72,7 @@ class TreatedWorkload:
         self.workload.training_step = make_training_step(self.model, loss)
 
     def replace_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Puts another optimizer in the place of the present one, whose place in the source and step hooks it takes over."""
+        """Puts another optimizer in place of the present one, whose place in the source and step hooks it takes over."""
         old = self.optimizer
         optimizer._optimizer_step_pre_hooks.update(old._optimizer_step_pre_hooks)
         optimizer._optimizer_step_post_hooks.update(old._optimizer_step_post_hooks)
@@ -100,15 +100,15 @@ def treated_copy(workload: Workload) -> TreatedWorkload:
 
 
 def _copied(workload: Workload) -> Workload:
-    trainee = fork(workload)
-    loss = trainee.loss_function
+    copied = fork(workload)
+    loss = copied.loss_function
     return replace(
         workload,
-        model=trainee.model,
-        optimizer=trainee.optimizer,
-        training_step=trainee.training_step,
+        model=copied.model,
+        optimizer=copied.optimizer,
+        training_step=copied.training_step,
         loss=loss,
-        sites=trainee.sites,
+        sites=copied.sites,
         batches=list(workload.batches),
         val_batches=list(workload.val_batches),
         assumptions=copy.copy(workload.assumptions),

@@ -82,7 +82,7 @@ def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
 
     Embeddings are looked at where the loss takes nothing but what the model makes of its inputs: the standard deviation of the
     normalised embeddings over the samples times the root of their width (1 for points all around, 0 for one point), before
-    training and after the probe; and the loss with one point, any point, in the place of all of them. Where that is as low as
+    training and after the probe; and the loss with one point, any point, in place of all of them. Where that is as low as
     the trained loss, one point is all that the loss asks for; a predictor on one side, with the gradient stopped on the other,
     is then what can keep them apart, and where both are there nothing is said.
 

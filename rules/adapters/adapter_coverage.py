@@ -43,7 +43,7 @@ def adapter_coverage(m: Measurement, limits: Limits) -> Verdict:
     factors of a lower rank whose product has its shape; or from what PEFT's layers say of themselves.
 
     ## Why it matters
-    The frozen weights stay as they are: what has no adapter in training does not learn. The loss falls all the same, by
+    The frozen weights stay as they are: what has no adapter in training does not learn. The loss falls anyway, by
     the head or by the layers that are left.
 
     ## How it is measured

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 FEWEST = 40  # steps; a shorter probe is not judged
-BESIDE = 10  # steps on either side that a norm is compared with: norms that fall with the loss are no spikes
+BESIDE = 10  # steps on either side that a norm is compared with: norms that fall with the loss are not spikes
 AFTER = 3  # steps within which a spike must show in the loss
 SUDDEN = 5.0  # times the usual norm: enough when the training, fine until then, breaks down at that step
 BY_CHANCE = 0.01  # share of trainings in which chance alone may give a note

@@ -29,7 +29,7 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     A second data set that the loop only looks at, and never trains on as such, whose samples are in the training data: a split
-    that overlaps, a training loader over the whole data, oversampling before the split, a split that is drawn anew.
+    that overlaps, a training loader over the whole data, oversampling before the split, a split that is redrawn.
 
     ## Why it matters
     The validation figures are those of what was learned by heart. Models, rates and the time to stop are chosen by them.

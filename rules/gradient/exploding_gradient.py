@@ -69,7 +69,7 @@ def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
     learns = training_outcome(m) == "learns"
     loudest = max((x for x in layers if (s := x.at(0)) and s.output), key=lambda x: x.at(0).output.rms, default=None)  # type: ignore[union-attr]
     signal = f"; the largest output, rms {number(loudest.at(0).output.rms)}, is that of {loudest.name}" if loudest else ""  # type: ignore[union-attr]
-    means = "it learns in the probe all the same" if learns else "the first steps only undo the scale of the outputs, or ruin the weights"
+    means = "it learns in the probe anyway" if learns else "the first steps only undo the scale of the outputs, or ruin the weights"
     message = (
         f"initial loss {number(m.probe.losses[0])} is {number(ratio)} times that of a constant prediction "
         f"(limit {number(limits['initial_loss'])}){signal}: {means}"

@@ -92,7 +92,7 @@ def remedies(m: Measurement, r: Recurrence) -> tuple[Remedy, ...]:
 
 
 def elman(m: Measurement, r: Recurrence) -> bool:
-    """Whether it is torch's RNN itself: neither a cell, nor a class of the user's own, whatever its name."""
+    """Whether it is torch's RNN itself: neither a cell, nor a class of the user, whatever its name."""
     layer = m.layer(r.layer)
     return r.type == "RNN" and (layer is None or (layer.kind, layer.type) == ("recurrent", "RNN"))
 
@@ -123,7 +123,7 @@ def meaning(m: Measurement, r: Recurrence, severity: Severity, shrinks: bool) ->
     if r.every_step:
         return "each step learns only from the few steps before it" if shrinks else "one step's loss reaches too far back"
     if training_outcome(m) == "learns":
-        return "the probe training learns from the last steps" if shrinks else "the probe training learns all the same"
+        return "the probe training learns from the last steps" if shrinks else "the probe training learns anyway"
     return "what the first steps hold is hardly learned" if shrinks else "steps will be unstable"
 
 
@@ -175,7 +175,7 @@ def gradient_through_time(m: Measurement, limits: Limits) -> Verdict:
     reaches back ten steps per two decades.
 
     ## How it is measured
-    On 16 samples before training (4 when the model has no recurrent layer of torch's): the 2-norm of the gradient
+    On 16 samples before training (4 when the model has no recurrent layer of torch): the 2-norm of the gradient
     of your loss at the input of each time step; for loops written by hand, at what the recurrent weights put out
     in each round. A sample's steps are counted back from the last one that the loss sees, so padding does not
     count; layers that read both ways are judged by their blind spot. The decay is the ratio of the ends or that

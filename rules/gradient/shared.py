@@ -90,7 +90,7 @@ def trend_finding(m: Measurement, trend: Trend, limits: Limits, verb: str, outco
     severity, confirmed = trend_severity(m, abs(trend.total), limits)
     culprit, where = one_place(m, trend)
     if severity == "info":
-        outcome = "the probe training learns all the same, with little to spare"
+        outcome = "the probe training learns anyway, with little to spare"
     message = (
         f"gradient {verb} towards the input: {number(abs(trend.slope))} decades per layer over {trend.n} layers "
         f"({number(abs(trend.total))} decades; limit {number(limits['total'])}{where}), "

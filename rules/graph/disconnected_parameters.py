@@ -176,12 +176,12 @@ def _all_cut(m: Measurement, cut: Cut | None) -> tuple[Remedy, ...]:
     general = Remedy("remove-detach", "compute the loss from the model's output by differentiable operations only")
     if m.loop is None or cut is None or cut.operation not in REMADE:
         return (general,)
-    text = f"remove {OPERATIONS[cut.operation]} from the loop: a tensor made anew from its values has no gradient to the model"
+    text = f"remove {OPERATIONS[cut.operation]} from the loop: a tensor made again from its values has no gradient to the model"
     return Remedy("keep-tensor", text, "safe"), general
 
 
 def _is_momentum_copy(m: Measurement, parameters: Sequence[Parameter]) -> bool:
-    """Each parameter has a trained twin of equal shape and start, whose name differs in one part that is no index."""
+    """Each parameter has a trained twin of equal shape and start, whose name differs in one part that is not an index."""
     trained = [p for p in m.parameters if p.trainable and p.used]
 
     def twin(p: Parameter) -> bool:

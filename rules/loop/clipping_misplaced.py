@@ -78,7 +78,7 @@ def _clip(clip: LoopClip, loop: LoopFacts, share: float) -> Finding | None:
     between = f"call it between backward() and {'the update' if loop.by_hand else 'step()'}"
     factor = f" by {number(loop.scaler.factor)}" if loop.scaler and loop.scaler.scaled else ""
     cases = (
-        (clip.empty, "is given no parameter: an iterator such as parameters() is used up by its first user", "call parameters() anew"),
+        (clip.empty, "is given no parameter: an iterator such as parameters() is used up by its first user", "call parameters() again"),
         (clip.foreign, f"is given {clip.parameters} parameters that no optimizer trains", "pass the parameters that the optimizer holds"),
         (clip.late, f"comes after {step} that used the gradients", between),
         (clip.early, "comes before the backward pass: there is no gradient yet", between),

@@ -27,7 +27,7 @@ def graph_retained(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Losses that are kept as tensors after their backward pass: `total += loss`, `losses.append(loss)`. The sum, or the list,
-    holds the graph of every step that went into it, until it is made anew.
+    holds the graph of every step that went into it, until it is made again.
 
     ## Why it matters
     Memory grows from step to step until the epoch ends, or the process is ended for want of it; freeing a long chain of graphs
@@ -85,5 +85,5 @@ def graph_retained(m: Measurement, limits: Limits) -> Verdict:
         f"grows by about {size} with every step"
     )
     evidence = [Evidence("steps whose graphs are alive", kept.steps, limit, ">=", "steps")]
-    cure = Remedy("detach-kept", "keep loss.detach(), or loss.item(), in the place of the loss")
+    cure = Remedy("detach-kept", "keep loss.detach(), or loss.item(), in place of the loss")
     return [found("warning", message, location=kept.site or loop.backward_site, evidence=evidence, remedies=[cure])]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     explains=("OPT002", "LOSS005", "LOOP004", "GRAD002"),
 )
 def optimizer_recreated(m: Measurement, limits: Limits) -> Verdict:
-    """The loop makes its optimizer, or its scheduler, anew at every step or every few steps.
+    """The loop makes its optimizer, or its scheduler, again at every step or every few steps.
 
     ## What it finds
     `torch.optim.Adam(...)`, or a scheduler, inside the loop or in the function that takes a step. It is told from the parameters
@@ -48,7 +48,7 @@ def optimizer_recreated(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     At least `made` 4 of them, each for less than `life` 10 steps: what a momentum of 0.9 remembers. In trainings of a multilayer
-    perceptron by seven optimizers, 600 steps each, one that was made anew at every step ended at 1.2 to 7 times the loss (median
+    perceptron by seven optimizers, 600 steps each, one that was made again at every step ended at 1.2 to 7 times the loss (median
     1.5), one of 128 steps at 1.1. It is a warning therefore; an error where the probe fails, and learns with one optimizer.
     Schedulers: at least `made` 4, each stepped `schedule-life` 2 times or less: a warning. Optimizers without state, such as
     SGD without momentum, are not reported: nothing is lost.
@@ -93,7 +93,7 @@ def _forgetting(m: Measurement, loop: LoopFacts, limits: Limits) -> Finding:
     severity: Severity = "error" if fails else "warning"
     steps = "step" if loop.life == 1 else f"{loop.life} steps"
     message = (
-        f"{name} is made anew every {steps} (limit {number(limits['life'])}), {loop.made} times in {loop.in_all} steps: "
+        f"{name} is made again every {steps} (limit {number(limits['life'])}), {loop.made} times in {loop.in_all} steps: "
         f"{_loss_of(m)}{_compared(m, kept) if fails else ''}"
     )
     return found(

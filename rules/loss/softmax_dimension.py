@@ -81,7 +81,7 @@ def _similarity(s: Similarity) -> Finding:
     return found(
         "warning",
         f"embeddings of shape {list(s.shape)} are normalised over their {rows} rows (dim=0; expected 1), and then compared row by row: the "
-        f"similarities are no cosines, and each of the {width} features of a sample depends on the other samples of the batch",
+        f"similarities are not cosines, and each of the {width} features of a sample depends on the other samples of the batch",
         location=s.site,
         evidence=(Evidence("axis of the normalization", 0, 1, "<"),),
         remedies=(Remedy("fix-softmax-dimension", "pass dim=1", "unsafe"),),

@@ -81,7 +81,7 @@ def _without_skips(m: Measurement, limits: Limits) -> Verdict:
     if trend.slope > -limits["slope"] or trend.total > -limits["total"]:
         return []
     mild = not falls_short(m)
-    means = "the probe training learns all the same" if learns_clearly(m) else "no one rate fits both ends"
+    means = "the probe training learns anyway" if learns_clearly(m) else "no one rate fits both ends"
     message = (
         f"{len(norms)} batch normalizations in a row without a bypass: the gradient grows by {number(abs(trend.slope))} decades per layer "
         f"towards the input, {number(abs(trend.total))} in all (limit {number(limits['total'])}): {means}"

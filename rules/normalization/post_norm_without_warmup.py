@@ -73,7 +73,7 @@ def post_norm_without_warmup(m: Measurement, limits: Limits) -> Verdict:
     if training_outcome(m) == "unknown":
         return not_measured("the probe training is too short to say whether it learns")
     mild = learns_clearly(m) or not o.given
-    means = "the probe training learns all the same" if learns_clearly(m) else "the first steps may throw it onto a plateau"
+    means = "the probe training learns anyway" if learns_clearly(m) else "the first steps may throw it onto a plateau"
     message = (
         f"{len(norm_names(norms))} normalizations take the sum of bypass and branch (post-norm; limit {number(limits['norms'])}), and "
         f"{optimizer_in_words(m)} (limit {number(limits['rate'])}) starts without warm-up: {means}"

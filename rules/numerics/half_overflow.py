@@ -100,7 +100,7 @@ def _overflow(m: Measurement, events: Sequence[NonFinite], layer: Layer | None) 
     if layer is not None:
         step = next(s.step for s in layer.snapshots if s.output is not None and s.output.inf)
         count = next(s.inf for s in _outputs(layer) if s.inf)
-        what, name, site = f"layer {layer.name or 'the model'} puts out {count} infinities", layer.name, layer.site
+        what, name, site = f"layer {layer.name or 'the model'} outputs {count} infinities", layer.name, layer.site
     else:
         event = events[0]
         owner = m.layer(event.layer)

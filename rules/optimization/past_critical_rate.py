@@ -56,7 +56,7 @@ def past_critical_rate(m: Measurement, limits: Limits) -> Verdict:
     training the share says nothing: models thrown into flat places have 0.01.
 
     ## When to ignore it
-    When a schedule warms the rate up and the scan did not see it. Where the loss falls by 90 % all the same, it is advice.
+    When a schedule warms the rate up and the scan did not see it. Where the loss falls by 90 % anyway, it is advice.
 
     ## Example
     ```python

@@ -78,7 +78,7 @@ def decay_too_strong(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     An error: the probe fails, and without the decay or penalty the same training learns. Without that proof: a
     warning when the probe does not learn clearly and weights shrink by e in less than `epochs` 0.5 epochs of your data or
-    `steps` 50 steps, or a penalty is above `penalty` 10 times the rest of the loss; a note when it learns all the same.
+    `steps` 50 steps, or a penalty is above `penalty` 10 times the rest of the loss; a note when it learns anyway.
     Below `suspect-steps` 500 it is a note, a warning where a paired training with weaker decay shows a cost, and nothing where
     it shows none.
 

@@ -1,6 +1,6 @@
 """The encoder's output is detached.
 
-Faulty: no gradient passes `.detach()`: the encoder keeps its random weights while the loss falls all the same, thanks
+Faulty: no gradient passes `.detach()`: the encoder keeps its random weights while the loss falls anyway, thanks
     to the head.
 Expected: disconnected-parameters (GRAPH001) error
 Cure: drop `.detach()`

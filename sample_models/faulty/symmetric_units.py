@@ -1,6 +1,6 @@
 """All units of the hidden layer start with the same random weights.
 
-Faulty: the generator is seeded anew for every row, so all rows are alike: 64 units are worth one, and stay so.
+Faulty: the generator is seeded again for every row, so all rows are alike: 64 units are worth one, and stay so.
 Expected: symmetric-units (INIT006) error
 Cure: `manual_seed(0)` -> `manual_seed(row)`
 """

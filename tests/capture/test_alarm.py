@@ -53,7 +53,7 @@ ENDLESS = {
         finally:
             gc.callbacks.clear()
         """,
-    "starting anew, over and over": """
+    "starting again, over and over": """
         def main():
             try: spin(600)
             except BaseException: main()

@@ -458,12 +458,12 @@ def all_loops() -> Iterator[Loop]:
 def test_it_is_trained_again(loop: Loop) -> None:
     recorder, expected = recorded(loop)
     (workload,) = workloads(recorder)
-    trainee = fork(workload)
+    copy = fork(workload)
     for batch in workload.batches:
-        trainee.optimizer.zero_grad()
-        trainee.loss(batch).backward()
-        take_step(trainee, batch)
-    found = sorted((tuple(p.shape), p.detach().sum().item()) for p in trainee.model.parameters() if p.requires_grad)
+        copy.optimizer.zero_grad()
+        copy.loss(batch).backward()
+        take_step(copy, batch)
+    found = sorted((tuple(p.shape), p.detach().sum().item()) for p in copy.model.parameters() if p.requires_grad)
     held = {id(p): p for w in recorder.optimizers.values() for p in w.parameters}
     if workload.borrowed is not None:
         workload.borrowed.give_back()

@@ -83,7 +83,7 @@ CASES = {
     "an overlap": (case("TensorDataset(x[:350], y[:350])", "TensorDataset(x[250:], y[250:])"), ["error"]),
     "trained on the whole": (case("data", "other", before=SPLIT), ["warning"]),
     "a part of the training set alone": (case("data", "Subset(data, range(100))"), ["warning"]),
-    "a split that is drawn anew": (case("one", "random_split(data, [300, 100])[1]", before=SPLIT), ["error"]),
+    "a split that is redrawn": (case("one", "random_split(data, [300, 100])[1]", before=SPLIT), ["error"]),
     "oversampled before the split": (
         case("one", "other", before="data = ConcatDataset([data, data])\none, other = random_split(data, [600, 200])"),
         ["warning"],

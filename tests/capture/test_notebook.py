@@ -137,7 +137,7 @@ def test_magics_are_left_out_and_all_else_stays_where_it_is(text: str) -> None:
     assert python_of(text).removesuffix("\n") == CELLS[text]
 
 
-# ---------------------------------------------------------------- what is no notebook
+# ---------------------------------------------------------------- what is not a notebook
 
 BAD = {
     "not JSON": ("import torch\n", "it is not JSON"),

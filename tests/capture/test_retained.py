@@ -50,7 +50,7 @@ for rows in torch.arange(256).split(16): trainer.step(rows)
 """
 KEEPERS = {
     "a sum": (LOOP.replace("AFTER", "total += loss"), "total", "loss"),
-    "a sum anew in each epoch": (LOOP.replace("BEFORE", "total = 0").replace("AFTER", "total = total + loss"), "total", "loss"),
+    "a sum again in each epoch": (LOOP.replace("BEFORE", "total = 0").replace("AFTER", "total = total + loss"), "total", "loss"),
     "a list": (LOOP.replace("AFTER", "losses.append(loss)"), "losses", "loss"),
     "an item": (LOOP.replace("AFTER", "stats['loss'] += loss"), "stats", "loss"),
     "an attribute": (OWN_CLASS, "self.total", "loss * len(rows)"),

@@ -79,7 +79,7 @@ def test_fixed_factors_of_zero_are_found_by_their_name(middle: Middle, factor: s
         lambda m, z: z + (torch.round(z) - z).detach(),  # straight-through: the rounding is no part of the graph
         lambda m, z: m.quarter * z,
         lambda m, z: z + m.trained * z,  # ReZero: opens after the first step
-        lambda m, z: z * torch.zeros(8),  # of no module: made anew in each pass
+        lambda m, z: z * torch.zeros(8),  # of no module: made again in each pass
     ],
 )
 def test_healthy_ones_are_not(middle: Middle) -> None:

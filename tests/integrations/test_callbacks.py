@@ -130,7 +130,7 @@ def test_after_an_exception_the_next_training_is_watched(kind: Kind, tmp_path: P
     [
         ({"every": 0}, "every must be"),
         ({"stop_on": "errors"}, "stop_on must be"),
-        ({"sinks": [1]}, "int is no sink"),
+        ({"sinks": [1]}, "int is not a sink"),
         ({"config": {"slect": 1}}, "slect"),
     ],
 )

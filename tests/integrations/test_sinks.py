@@ -119,7 +119,7 @@ def test_sinks_change_nothing_in_the_loop() -> None:
 
 
 def test_what_is_no_sink_is_refused() -> None:
-    with pytest.raises(ConfigError, match="str is no sink"):
+    with pytest.raises(ConfigError, match="str is not a sink"):
         gradcheck.watch(nn.Linear(2, 2), sinks=["runs"])  # type: ignore[list-item]
 
 

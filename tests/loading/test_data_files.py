@@ -133,7 +133,7 @@ BROKEN = {
     "no samples": (lambda: save_pt((X[:0], Y[:0])), "empty"),
     "lengths": (lambda: save_pt({"x": X, "y": Y[:-1]}), r"x \[70, 4\], y \[69\]"),
     "no tensors": (lambda: save_pt({"a": 1}), "no arrays"),
-    "suffix": (lambda: write_bytes("d.xlsx", b"1"), "no data file that gradcheck reads"),
+    "suffix": (lambda: write_bytes("d.xlsx", b"1"), "not a data file that gradcheck reads"),
     "missing": (lambda: "absent.pt", "there is no data file"),
     "word in csv": (lambda: save_csv([[1, 2], [3, "four"]], ["a", "b"]), "line 3, column b: 'four' is not a number"),
     "gap in csv": (lambda: save_csv([[1, 2], ["", 4]]), "line 2, column 1: an empty cell"),

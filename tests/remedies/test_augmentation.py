@@ -1,4 +1,4 @@
-"""Augmentations are drawn anew at each step, keep shapes and targets, and are the same for the same seed."""
+"""Augmentations are redrawn at each step, keep shapes and targets, and are the same for the same seed."""
 
 from __future__ import annotations
 

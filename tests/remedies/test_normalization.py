@@ -112,7 +112,7 @@ def test_in_images_it_becomes_group_norm() -> None:
 
 def test_a_norm_of_another_kind_is_refused() -> None:
     one = patient(plain(2))
-    with pytest.raises(Inapplicable, match="no batch normalization"):
+    with pytest.raises(Inapplicable, match="not a batch normalization"):
         norm.without_batch(one, norm.BATCH_FREE.prescription("", layers=("0",), settings={"kind": "LayerNorm"}))
 
 

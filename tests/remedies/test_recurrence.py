@@ -172,14 +172,14 @@ def test_a_state_that_the_model_passes_in_is_refused_by_an_lstm() -> None:
 
 
 class Own(nn.RNN):
-    """A class of the user's own."""
+    """A class of the user."""
 
 
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        (nn.GRU(FEATURES, HIDDEN, batch_first=True), "no nn.RNN of torch"),
-        (Own(FEATURES, HIDDEN, batch_first=True), "no nn.RNN of torch"),
+        (nn.GRU(FEATURES, HIDDEN, batch_first=True), "not an nn.RNN of torch"),
+        (Own(FEATURES, HIDDEN, batch_first=True), "not an nn.RNN of torch"),
         (nn.RNN(FEATURES, HIDDEN, batch_first=True).requires_grad_(False), "frozen"),
     ],
 )

@@ -134,5 +134,5 @@ def test_pairs_are_compared_after_as_many_steps_as_both_took():
 def test_where_more_is_better_the_sign_turns():
     assert paired_effect([0.5, 0.6, 0.55], [0.8, 0.9, 0.86], metric="accuracy", lower_is_better=False).better
     assert not paired_effect([0.8, 0.9, 0.86], [0.5, 0.6, 0.55], metric="accuracy", lower_is_better=False).better
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="are not pairs"):
         paired_effect([], [], metric="accuracy")

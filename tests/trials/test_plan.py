@@ -46,7 +46,7 @@ def test_what_the_user_sets_stays():
         ({"trials": 5}, "--trials is for a search"),
         ({"study": "x.log"}, "--study is for a search"),
         ({"folds": 3, "time_ordered": True}, "exclude each other"),
-        ({"folds": 1}, "no cross-validation"),
+        ({"folds": 1}, "not a cross-validation"),
         ({"workers": 0}, "workers must be at least 1"),
     ],
 )

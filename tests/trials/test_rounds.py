@@ -270,8 +270,8 @@ class PacedWard(DrawnLab):
         return super().run(seed, prescriptions, steps, deadline, watch)
 
 
-@pytest.mark.parametrize(("step_seconds", "anew"), [(1e-6, True), (1e-4, False)])
-def test_runs_that_are_much_faster_than_planned_are_taken_anew_and_longer(step_seconds, anew, monkeypatch):
+@pytest.mark.parametrize(("step_seconds", "again"), [(1e-6, True), (1e-4, False)])
+def test_runs_that_are_much_faster_than_planned_are_taken_anew_and_longer(step_seconds, again, monkeypatch):
     """Planned for a machine with other work, on one that has none any more; and for the machine as it was."""
     lab = PacedWard({"good": 0.5}, random.Random(0))
     lab.step_seconds = step_seconds
@@ -281,8 +281,8 @@ def test_runs_that_are_much_faster_than_planned_are_taken_anew_and_longer(step_s
     tournament.plan = tournament.planner.plan(3, 1e-4)
     planned = tournament.plan.steps
     tournament.run()
-    assert (tournament.plan.steps > planned) == anew
-    assert lab.calls.count((0,)) == 1 + anew
+    assert (tournament.plan.steps > planned) == again
+    assert lab.calls.count((0,)) == 1 + again
     assert concluded(tournament, "regression", "done").recommended == "good"
 
 

@@ -57,7 +57,7 @@ def test_workers_share_one_study():
 
 
 def test_a_study_that_cannot_be_used_is_one_clear_error(tmp_path):
-    (tmp_path / "no.log").write_text("this is no journal\n")
+    (tmp_path / "no.log").write_text("this is not a journal\n")
     with pytest.raises(ConfigError, match="cannot be used"):
         searched(study=str(tmp_path / "no.log"))
     with pytest.raises(ConfigError, match="cannot be used"):

@@ -29,22 +29,22 @@ def assert_unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
         assert torch.equal(value, before[name]), name
 
 
-def train(trainee: TrainingCopy, w: Workload, steps: int = 3) -> None:
+def train(copied: TrainingCopy, w: Workload, steps: int = 3) -> None:
     for i in range(steps):
-        trainee.optimizer.zero_grad()
-        trainee.loss(w.batches[i % len(w.batches)]).backward()
-        take_step(trainee, w.batches[i % len(w.batches)])
+        copied.optimizer.zero_grad()
+        copied.loss(w.batches[i % len(w.batches)]).backward()
+        take_step(copied, w.batches[i % len(w.batches)])
 
 
 def assert_only_the_copy_trains(w: Workload) -> TrainingCopy:
     before = state(w.model)
-    trainee = fork(w)
-    started = state(trainee.model)
-    train(trainee, w)
+    copied = fork(w)
+    started = state(copied.model)
+    train(copied, w)
     assert_unchanged(w.model, before)
     assert all(p.grad is None for p in w.model.parameters())
-    assert any(not torch.equal(v, started[n]) for n, v in trainee.model.state_dict().items())
-    return trainee
+    assert any(not torch.equal(v, started[n]) for n, v in copied.model.state_dict().items())
+    return copied
 
 
 def test_the_copy_trains_and_the_original_stays() -> None:
@@ -54,37 +54,37 @@ def test_the_copy_trains_and_the_original_stays() -> None:
 def test_the_copy_starts_equal_and_in_training_mode() -> None:
     w = workload()
     w.model.eval()
-    trainee = fork(w)
-    assert_unchanged(trainee.model, state(w.model))
-    assert trainee.model.training
+    copied = fork(w)
+    assert_unchanged(copied.model, state(w.model))
+    assert copied.model.training
     assert not w.model.training
 
 
 def test_flags_of_single_modules_are_kept_while_the_model_trains() -> None:
-    trainee = fork(workload())
-    assert [m.training for m in trainee.model] == [True, False, *[True] * 5]
-    assert not trainee.model[4].weight.requires_grad
+    copied = fork(workload())
+    assert [m.training for m in copied.model] == [True, False, *[True] * 5]
+    assert not copied.model[4].weight.requires_grad
 
 
 def test_the_optimizer_of_the_copy_holds_the_copies() -> None:
     w = workload()
-    trainee = fork(w)
-    held = [id(p) for g in trainee.optimizer.param_groups for p in g["params"]]
-    assert held == [id(p) for p in trainee.model.parameters()]
+    copied = fork(w)
+    held = [id(p) for g in copied.optimizer.param_groups for p in g["params"]]
+    assert held == [id(p) for p in copied.model.parameters()]
 
 
 def test_optimizer_state_is_copied_under_the_copied_parameters() -> None:
     w = workload()
     train(TrainingCopy(w.model, w.optimizer, w.training_step, {}), w)
     w.model.zero_grad(set_to_none=True)
-    trainee = fork(w)
+    copied = fork(w)
     assert w.optimizer.state
-    for p, q in zip(w.model.parameters(), trainee.model.parameters(), strict=True):
+    for p, q in zip(w.model.parameters(), copied.model.parameters(), strict=True):
         if p in w.optimizer.state:
-            ours, theirs = trainee.optimizer.state[q]["momentum_buffer"], w.optimizer.state[p]["momentum_buffer"]
+            ours, theirs = copied.optimizer.state[q]["momentum_buffer"], w.optimizer.state[p]["momentum_buffer"]
             assert torch.equal(ours, theirs)
             assert ours is not theirs
-    assert len(trainee.optimizer.state) == len(w.optimizer.state)
+    assert len(copied.optimizer.state) == len(w.optimizer.state)
 
 
 def with_closure(model: nn.Module) -> Callable[[nn.Module, Any], torch.Tensor]:
@@ -216,8 +216,8 @@ def test_parametrized_and_spectrally_normed_layers_can_be_copied() -> None:
 def test_tied_weights_stay_tied() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2))
     model[1].weight = model[0].weight
-    trainee = assert_only_the_copy_trains(workload(model))
-    assert trainee.model[1].weight is trainee.model[0].weight
+    copied = assert_only_the_copy_trains(workload(model))
+    assert copied.model[1].weight is copied.model[0].weight
 
 
 def test_a_tensor_that_a_forward_pass_left_on_a_module_is_copied() -> None:
@@ -251,9 +251,9 @@ def test_equal_seeds_give_equal_runs() -> None:
     w = workload()
     runs = []
     for seed in (1, 1, 2):
-        trainee = fork(w, seed=seed)
-        train(trainee, w)
-        runs.append(torch.cat([p.detach().reshape(-1) for p in trainee.model.parameters()]))
+        copied = fork(w, seed=seed)
+        train(copied, w)
+        runs.append(torch.cat([p.detach().reshape(-1) for p in copied.model.parameters()]))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -261,10 +261,10 @@ def test_equal_seeds_give_equal_runs() -> None:
 def test_closure_optimizers_are_given_a_closure() -> None:
     w = workload(nn.Linear(6, 2), batches=two_clusters(1))
     w.optimizer = torch.optim.LBFGS(w.model.parameters(), lr=0.5)
-    trainee = fork(w)
-    first = trainee.loss(w.batches[0]).item()
-    train(trainee, w, 2)
-    assert trainee.loss(w.batches[0]).item() < first
+    copied = fork(w)
+    first = copied.loss(w.batches[0]).item()
+    train(copied, w, 2)
+    assert copied.loss(w.batches[0]).item() < first
 
 
 class KeepsNormResting(nn.Module):

@@ -27,24 +27,24 @@ class Product:
     factors: tuple[str, str]
 
 
-def scales_and_sizes(scene: CheckContext, products: Sequence[Product]) -> dict[str, tuple[float, float]]:
+def scales_and_sizes(context: CheckContext, products: Sequence[Product]) -> dict[str, tuple[float, float]]:
     """By layer: the factor on the product of its two factors, and norm(factor * product) / norm(weight) after the short training.
 
     Layers of one kind are taken to have one factor. Those of which it cannot be told are left out.
     """
-    trainee = scene.trained
-    tensors = dict(trainee.model.named_parameters(remove_duplicate=False))
+    copy = context.trained
+    tensors = dict(copy.model.named_parameters(remove_duplicate=False))
     kinds: dict[tuple[type, torch.Size, torch.Size], list[Product]] = {}
     for p in products:
         if p.weight in tensors and all(f in tensors for f in p.factors):
-            module = trainee.model.get_submodule(p.layer)
+            module = copy.model.get_submodule(p.layer)
             kinds.setdefault((type(module), tensors[p.weight].shape, tensors[p.factors[0]].shape), []).append(p)
     chosen = {group[0].layer: group for group in list(kinds.values())[:KINDS]}
-    inputs = _inputs(trainee, scene.workload.batches[0], list(chosen))
+    inputs = _inputs(copy, context.workload.batches[0], list(chosen))
     found: dict[str, tuple[float, float]] = {}
     for layer, x in inputs.items():
         group = chosen[layer]
-        scale = _scale(trainee.model.get_submodule(layer), x, [tensors[f] for f in group[0].factors])
+        scale = _scale(copy.model.get_submodule(layer), x, [tensors[f] for f in group[0].factors])
         for p in group if scale is not None else ():
             size = _size(tensors, p)
             if scale is not None and math.isfinite(size):
@@ -52,7 +52,7 @@ def scales_and_sizes(scene: CheckContext, products: Sequence[Product]) -> dict[s
     return found
 
 
-def _inputs(trainee: TrainingCopy, batch: object, layers: Sequence[str]) -> Mapping[str, torch.Tensor]:
+def _inputs(copy: TrainingCopy, batch: object, layers: Sequence[str]) -> Mapping[str, torch.Tensor]:
     """Rows [n, features] of what each of these modules is first called with."""
     seen: dict[str, torch.Tensor] = {}
 
@@ -61,12 +61,12 @@ def _inputs(trainee: TrainingCopy, batch: object, layers: Sequence[str]) -> Mapp
             if args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point() and args[0].dim() > 1:
                 seen.setdefault(layer, args[0].detach().reshape(-1, args[0].shape[-1])[:ROWS].clone())
 
-        return trainee.model.get_submodule(layer).register_forward_pre_hook(note)
+        return copy.model.get_submodule(layer).register_forward_pre_hook(note)
 
     handles = [look(layer) for layer in layers]
     try:
-        with preserve_rng(), restored(trainee), torch.no_grad():
-            trainee.loss(batch)
+        with preserve_rng(), restored(copy), torch.no_grad():
+            copy.loss(batch)
     finally:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]

@@ -17,9 +17,9 @@ from gradcheck.types.location import Location
 PARAMETRIZED = ".parametrizations."
 
 
-def adaptation(scene: CheckContext) -> Adaptation | None:
+def adaptation(context: CheckContext) -> Adaptation | None:
     """None where no frozen weight has an adapter."""
-    model = scene.workload.model
+    model = context.workload.model
     if not any(_is_frozen_weight(p) for p in model.parameters()):
         return None
     held = [*_declared(model)]
@@ -29,8 +29,8 @@ def adaptation(scene: CheckContext) -> Adaptation | None:
         return None
     names = {id(p): name for name, p in model.named_parameters()}
     products = [p for h in held if not h.off and (p := _product(h, names)) is not None]
-    acting = scales_and_sizes(scene, products) if products else {}
-    found = tuple(_record(h, names, scene.sites, acting) for h in held)
+    acting = scales_and_sizes(context, products) if products else {}
+    found = tuple(_record(h, names, context.sites, acting) for h in held)
     return Adaptation(found, tuple(_bare(model, held)))
 
 
@@ -183,7 +183,7 @@ def _rank(a: torch.Tensor, b: torch.Tensor) -> int:
 
 
 def _bare(model: nn.Module, held: list[Held]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Linear layers that are frozen, and adapted nowhere; what an embedding holds too is no linear layer."""
+    """Linear layers that are frozen, and adapted nowhere; what an embedding holds too is not a linear layer."""
     known = {id(p) for h in held for p in (*h.module.parameters(), *h.weights)}
     known |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, module in model.named_modules():

@@ -52,21 +52,21 @@ class Spread:
     logit_std: float | None
 
 
-def measure(scene: CheckContext) -> tuple[Attention, ...]:
+def measure(context: CheckContext) -> tuple[Attention, ...]:
     """The attention layers of the workload before training, in order of their first call. Raises Unmeasured when it does not run."""
-    watcher = _run(scene, some_samples(scene.workload, SAMPLES))
+    watcher = _run(context, some_samples(context.workload, SAMPLES))
     if isinstance(watcher, Exception):
         raise Unmeasured("the forward pass raised an error when it was run again") from watcher
     return tuple(watcher.found.values())
 
 
-def _run(scene: CheckContext, batch: Any) -> Watcher | Exception:
-    trainee = scene.fork()
-    names = {id(m): name for name, m in trainee.model.named_modules()}
-    watcher = Watcher(names, scene.sites, batch_size(batch))
+def _run(context: CheckContext, batch: Any) -> Watcher | Exception:
+    copy = context.fork()
+    names = {id(m): name for name, m in copy.model.named_modules()}
+    watcher = Watcher(names, context.sites, batch_size(batch))
     try:
         with watcher:
-            trainee.loss(batch)
+            copy.loss(batch)
     except Exception as error:
         return error
     return watcher

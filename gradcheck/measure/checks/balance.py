@@ -33,14 +33,14 @@ class _Term:
     made_of: list[torch.Tensor] = field(default_factory=list)
 
 
-def imbalance(scene: CheckContext) -> Imbalance | None:
+def imbalance(context: CheckContext) -> Imbalance | None:
     """The two terms whose entries differ most in weight. None where there are no such two."""
-    batches = scene.workload.batches
-    late = _Look(scene.trained, batches[-1])
+    batches = context.workload.batches
+    late = _Look(context.trained, batches[-1])
     pair = late.pair()
     if pair is None:
         return None
-    early = _Look(scene.fork(), batches[0])
+    early = _Look(context.fork(), batches[0])
     before = [early.like(term) for term in pair]
     strong, weak = pair
     first, other = before
@@ -56,11 +56,11 @@ def imbalance(scene: CheckContext) -> Imbalance | None:
 class _Look:
     """The terms of one loss."""
 
-    def __init__(self, trainee: TrainingCopy, batch: object) -> None:
-        self.parameters = [p for group in trainee.optimizer.param_groups for p in group["params"] if p.requires_grad]
+    def __init__(self, copy: TrainingCopy, batch: object) -> None:
+        self.parameters = [p for group in copy.optimizer.param_groups for p in group["params"] if p.requires_grad]
         listing = Listing()
         with torch.enable_grad(), listing:
-            loss = trainee.loss(batch)
+            loss = copy.loss(batch)
         whole = listing.of(loss)
         self.terms: list[_Term] = []
         if whole is not None and loss.requires_grad and bool(torch.isfinite(loss.detach()).all()):

@@ -22,17 +22,17 @@ SHARES = (0.6, 0.8)  # the first part fits, the second chooses the penalty, the 
 
 
 @torch.no_grad()
-def baseline(scene: CheckContext) -> Baseline | None:
+def baseline(context: CheckContext) -> Baseline | None:
     """Ridge regression of the targets on the flattened inputs, judged on samples that it has not seen; None when the probe learned.
 
     Raises Unmeasured when inputs or targets cannot be laid out as a table of at least FEWEST_SAMPLES different samples.
     """
-    if outcome(scene.probe, scene.chance) not in ("stalls", "diverges"):
+    if outcome(context.probe, context.chance) not in ("stalls", "diverges"):
         return None
-    if not scene.targets:
+    if not context.targets:
         raise Unmeasured("the loss takes no tensor of the batch as its target")
-    x, y = table(scene.workload.batches, scene.targets, scene.workload.inputs)
-    generator = torch.Generator().manual_seed(scene.seed)
+    x, y = table(context.workload.batches, context.targets, context.workload.inputs)
+    generator = torch.Generator().manual_seed(context.seed)
     order = torch.randperm(len(x), generator=generator, device="cpu")[:MOST_SAMPLES]
     x, y = x[order], y[order]
     shuffled = y[torch.randperm(len(y), generator=generator, device="cpu")]

@@ -66,17 +66,17 @@ class CheckResults:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(scene: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None]) -> CheckResults:
+def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None]) -> CheckResults:
     """Makes the checks one after another, the quick ones in any case, the others as long as there is time."""
     done = CheckResults()
     for check in checks:
-        if scene.late and not check.quick:
+        if context.late and not check.quick:
             done.not_measured.append(NotMeasured(check.need, LATE))
             continue
         tick(check.need, 0.0)
         started = time.perf_counter()
         try:
-            value = check.make(scene)
+            value = check.make(context)
             if value is not None:
                 done.values[check.name] = value
         except Unmeasured as reason:

@@ -21,18 +21,18 @@ AGAIN = (
 GROWTH, FARTHEST = 4.0, 4  # factor between multiples of the update, and how many of them: 1/256 to 256 of the rate
 
 
-def critical_rate(scene: CheckContext) -> CriticalRate | None:
+def critical_rate(context: CheckContext) -> CriticalRate | None:
     """None where the level of the loss says nothing, or the optimizer evaluates the loss itself.
 
     Raises Unmeasured when the loss is not finite, or no step changes the weights.
     """
-    if scene.probe.surrogate or scene.probe.beside or needs_closure(scene.workload.optimizer):
+    if context.probe.surrogate or context.probe.beside or needs_closure(context.workload.optimizer):
         return None
-    trainee = scene.fork()
-    training = Trainer(trainee, scene.workload.batches)
+    copy = context.fork()
+    training = Trainer(copy, context.workload.batches)
     found: list[float] = []
     while training.ended == "done" and training.step <= AGAIN:
-        share = _look(trainee, scene.workload.batches[training.step % len(scene.workload.batches)], scene.seed)
+        share = _look(copy, context.workload.batches[training.step % len(context.workload.batches)], context.seed)
         if share is not None:
             found.append(share)
         if share is not None and share <= 1:
@@ -43,18 +43,18 @@ def critical_rate(scene: CheckContext) -> CriticalRate | None:
     return CriticalRate(tuple(found))
 
 
-def _look(trainee: TrainingCopy, batch: Any, seed: int) -> float | None:
+def _look(copy: TrainingCopy, batch: Any, seed: int) -> float | None:
     """The rate over the critical one, at the present weights, which are put back; the optimizer's state is one step on."""
-    weights = [p for p in trainee.model.parameters() if p.requires_grad]
-    trainee.optimizer.zero_grad(set_to_none=True)
+    weights = [p for p in copy.model.parameters() if p.requires_grad]
+    copy.optimizer.zero_grad(set_to_none=True)
     seed_all(seed)
-    start = trainee.loss(batch)
+    start = copy.loss(batch)
     if not math.isfinite(float(start.detach())) or not start.requires_grad:
         return None
     start.backward()
     weights = [p for p in weights if gradient_of(p) is not None]
     before = [p.detach().clone() for p in weights]
-    take_step(trainee, batch)
+    take_step(copy, batch)
     update = [p.detach() - x for p, x in zip(weights, before, strict=True)]
     if not any(bool(u.any()) for u in update) or not all(bool(u.isfinite().all()) for u in update):
         return None
@@ -65,7 +65,7 @@ def _look(trainee: TrainingCopy, batch: Any, seed: int) -> float | None:
         for p, x, u in zip(weights, before, update, strict=True):
             p.copy_(x + factor * u)
         seed_all(seed)
-        return not float(trainee.loss(batch)) <= float(start.detach())
+        return not float(copy.loss(batch)) <= float(start.detach())
 
     try:
         return 1 / _least(rises)

@@ -30,19 +30,19 @@ BATCHES = 2
 NOT_THE_SAME = 0.05  # of the change in other samples: what equivariance to their order may be missed by
 
 
-def dependence(scene: CheckContext) -> Dependence:
+def dependence(context: CheckContext) -> Dependence:
     """Raises Unmeasured when samples cannot be told apart in what goes into the model or comes out of it."""
-    trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
-    with evaluating(trainee):
-        return _Case(trainee, scene).result()
+    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    with evaluating(copy):
+        return _Case(copy, context).result()
 
 
 @contextmanager
-def evaluating(trainee: TrainingCopy) -> Iterator[None]:
+def evaluating(copy: TrainingCopy) -> Iterator[None]:
     """Dropout off and statistics frozen; no fused kernels, which drop padding; everything as before on the way out."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    with restored(trainee):
-        set_mode(trainee.model, False)
+    with restored(copy):
+        set_mode(copy.model, False)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
@@ -51,9 +51,9 @@ def evaluating(trainee: TrainingCopy) -> Iterator[None]:
 
 
 class _Case:
-    def __init__(self, trainee: TrainingCopy, scene: CheckContext) -> None:
-        self.trainee, self.model, self.scene, self.dice = trainee, trainee.model, scene, Dice(scene.seed)
-        found = inputs_of(trainee, scene.workload.batches[0], collated=scene.workload.collated)
+    def __init__(self, copy: TrainingCopy, context: CheckContext) -> None:
+        self.copy, self.model, self.context, self.dice = copy, copy.model, context, Dice(context.seed)
+        found = inputs_of(copy, context.workload.batches[0], collated=context.workload.collated)
         if found is None:
             raise Unmeasured("the training step does not call the model as a whole with tensors")
         if found.rows < FEWEST:
@@ -84,7 +84,7 @@ class _Case:
         if seen is None:
             raise Unmeasured("the model's output has no entry for each sample")
         effect = _effect(seen)
-        found = Dependence(mixed=seen.mixed, input_effect=effect, certain=self.all.known and self.scene.workload.data_given)
+        found = Dependence(mixed=seen.mixed, input_effect=effect, certain=self.all.known and self.context.workload.data_given)
         if seen.mixed > MIXED:
             found = self._located(found, output, before, after, count, replaced, seen)
         if effect is None or effect >= SMALL_EFFECT:
@@ -128,7 +128,7 @@ class _Case:
             return replace(found, certain=certain, ordered=ordered, meant="relation")
         try:
             culprit = sample_mixing.culprit(self.model, before, after, count, replaced, self.dice)
-        except Exception:  # a pass with gradient that the model does not bear
+        except Exception:  # a pass with gradient that the model cannot take
             culprit = None
         if culprit is None:
             return replace(found, certain=certain, ordered=ordered)
@@ -146,10 +146,10 @@ class _Case:
         )
 
     def _place(self, layer: str, site: Location | None) -> Location | None:
-        """Where a module of torch's is created; where the operation is called, in code of the user's own."""
+        """Where a module of torch is created; where the operation is called, in code of the user."""
         module = dict(self.model.named_modules()).get(layer)
         ours = module is not None and type(module).__module__.startswith("torch.")
-        return (self.scene.sites.get(layer) or site) if ours else site
+        return (self.context.sites.get(layer) or site) if ours else site
 
     def _ordered(self, before: Inputs, output: torch.Tensor, count: int, seen: Change) -> bool:
         """Whether the samples' order matters: outputs of reordered samples are not the reordered outputs."""
@@ -188,13 +188,13 @@ class _Case:
 
     def _asked(self, found: Dependence) -> Dependence:
         """The loss with the inputs of each batch as they are, and shuffled against their targets."""
-        batches = self.scene.workload.batches
+        batches = self.context.workload.batches
         batches = [b for b in batches if batch_size(b) == batch_size(batches[0])][:BATCHES]
         try:
             true = fmean(self._loss(b) for b in batches)
             others = []
             for k in range(ORDERS):
-                generator = torch.Generator().manual_seed(self.scene.seed + k)
+                generator = torch.Generator().manual_seed(self.context.seed + k)
                 order = torch.randperm(self.all.rows, generator=generator, device="cpu").tolist()
                 with shuffled(self.model, order, self.all.rows):
                     others.append(fmean(self._loss(b) for b in batches))
@@ -205,7 +205,7 @@ class _Case:
     def _loss(self, batch: Any) -> float:
         self.dice.throw()
         with torch.no_grad():
-            return float(self.trainee.loss(batch))
+            return float(self.copy.loss(batch))
 
 
 def _effect(seen: Change) -> float | None:

@@ -57,14 +57,14 @@ MOST_STOPS = 16
 DIFFERENCE = 1e-3  # disagreement of a Function by itself that makes it a suspect (E6: a backward off by 1 % gives 2e-3)
 
 
-def derivatives(scene: CheckContext) -> Derivatives:
+def derivatives(context: CheckContext) -> Derivatives:
     """Raises Unmeasured when the training step does not run in float64, or when it would take too long."""
-    _affordable(scene)
-    trainee = scene.fork()
-    batch = some_samples(scene.workload, SAMPLES)
+    _affordable(context)
+    copy = context.fork()
+    batch = some_samples(context.workload, SAMPLES)
     with in_double():
-        widen(trainee.model)
-        case = _Case(trainee, widened(batch), scene)
+        widen(copy.model)
+        case = _Case(copy, widened(batch), context)
         try:
             case.start()
         except Unmeasured:
@@ -74,15 +74,15 @@ def derivatives(scene: CheckContext) -> Derivatives:
         return case.result()
 
 
-def _affordable(scene: CheckContext) -> None:
-    if not has_float64(scene.workload.device):
+def _affordable(context: CheckContext) -> None:
+    if not has_float64(context.workload.device):
         raise Unmeasured("this device cannot compute in float64, where derivatives can be compared")
-    steps = max(1, len(scene.probe.losses))
-    first = next(iter(scene.workload.batches[:1]), None)
+    steps = max(1, len(context.probe.losses))
+    first = next(iter(context.workload.batches[:1]), None)
     rows = max((t.shape[0] for t in _tensors(first) if t.dim()), default=1)
-    share = min(1.0, SAMPLES / rows) if is_divisible(scene.workload) else 1.0
-    seconds = PASSES * SLOWER * scene.probe.seconds / steps * share
-    if seconds > SHARE * max(0.0, scene.deadline - time.perf_counter()):
+    share = min(1.0, SAMPLES / rows) if is_divisible(context.workload) else 1.0
+    seconds = PASSES * SLOWER * context.probe.seconds / steps * share
+    if seconds > SHARE * max(0.0, context.deadline - time.perf_counter()):
         own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
         more = "" if own else "; this program has no backward() of its own that could be wrong"
         raise Unmeasured(f"it would take about {seconds:.2g} s in float64, more than its part of the time that is left{more}")
@@ -125,7 +125,7 @@ class Stop:
 
     layer: str
     site: Location | None
-    through: bool = False  # a staircase of torch's that lets the gradient through
+    through: bool = False  # a staircase of torch that lets the gradient through
 
 
 class Watch(Wide):
@@ -232,9 +232,9 @@ class _Stack:
 class _Case:
     """A copy in float64, its weights moved a little off the start, and one batch."""
 
-    trainee: TrainingCopy
+    copy: TrainingCopy
     batch: Any
-    scene: CheckContext
+    context: CheckContext
     weights: list[nn.Parameter] = field(default_factory=list)
     origin: list[torch.Tensor] = field(default_factory=list)  # weights as they are tested
     gradients: list[torch.Tensor] = field(default_factory=list)
@@ -243,11 +243,11 @@ class _Case:
 
     def start(self) -> None:
         """The loss and its gradient. Raises Unmeasured when there is none, or the user's own exception."""
-        model = self.trainee.model
-        self.stack, self.dice = _Stack(model), Dice(self.scene.seed)
+        model = self.copy.model
+        self.stack, self.dice = _Stack(model), Dice(self.context.seed)
         self.watch = Watch(self.stack.layer)
-        self.watch.watch_modules(model, lambda name: self.scene.sites.get(name))
-        self.generator = torch.Generator().manual_seed(self.scene.seed)
+        self.watch.watch_modules(model, lambda name: self.context.sites.get(name))
+        self.generator = torch.Generator().manual_seed(self.context.seed)
         self.pool = torch.randn(POOL, generator=self.generator, device="cpu")
         self.buffers = [(m, k, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -283,7 +283,7 @@ class _Case:
         """The gradient at the origin; False when the loss is not finite there."""
         recorder = Recorder(self.stack.layer)
         self.watch.recorder = recorder
-        for p in self.trainee.model.parameters():
+        for p in self.copy.model.parameters():
             p.grad = None
         with self.stack.following(), self.watch, recorder.recording():
             loss = self._loss()
@@ -316,7 +316,7 @@ class _Case:
                 else:
                     module._buffers[name] = values.clone()
         self.dice.throw()
-        return self.trainee.loss(self.batch)
+        return self.copy.loss(self.batch)
 
     def _at(self, direction: Sequence[torch.Tensor] = (), step: float = 0.0) -> float:
         with Wide():
@@ -398,8 +398,8 @@ class _Case:
     def _tested(self, call: Call) -> Tested | None:
         try:
             with Wide():
-                return tested(call, self.scene.seed)
-        except Exception:  # a Function that does not bear being called by itself
+                return tested(call, self.context.seed)
+        except Exception:  # a Function that cannot be called by itself
             return None
 
 

@@ -21,7 +21,7 @@ from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 8  # that a spread is taken over, at least,
 FEATURES = 4  # and so many features: fewer are no embedding
-POINTS = 3  # constants that are put in the place of the embeddings: their mean, and others of the same size
+POINTS = 3  # constants that are put in place of the embeddings: their mean, and others of the same size
 
 
 @dataclass
@@ -34,22 +34,22 @@ class _Pass:
     place: Location | None = None
 
 
-def embeddings(scene: CheckContext) -> Embeddings | None:
+def embeddings(context: CheckContext) -> Embeddings | None:
     """None where the loss takes anything but what the model makes of its inputs, or where there are no embeddings."""
-    batch, workload = scene.workload.batches[0], scene.workload
+    batch, workload = context.workload.batches[0], context.workload
     names = {name for name, _ in named_tensors(batch)}
     inputs = workload.inputs if workload.inputs is not None else names if len(names) == 1 else frozenset()
-    if scene.targets or workload.loss is not None or names - inputs - workload.made:
+    if context.targets or workload.loss is not None or names - inputs - workload.made:
         return None
-    late = _taken(scene.trained, batch)
+    late = _taken(context.trained, batch)
     if not late.outputs or (len(late.outputs) > 1 and late.stopped) or late.place is None:
         return None
-    fresh = scene.fork()
+    fresh = context.fork()
     early = _taken(fresh, batch)
     if early.outputs.keys() != late.outputs.keys():
         return None
     start, end = (min(_spread(torch.cat(x)) for x in found.outputs.values()) for found in (early, late))
-    constant = max(_with_constant(scene.trained, batch, late, seed) for seed in range(POINTS))
+    constant = max(_with_constant(context.trained, batch, late, seed) for seed in range(POINTS))
     return Embeddings(start, end, early.loss, late.loss, constant, len(late.outputs) == 1 and late.stopped, late.place)
 
 
@@ -59,9 +59,9 @@ def _spread(outputs: torch.Tensor) -> float:
     return float((1 - centre.square().sum()).clamp(min=0).sqrt())
 
 
-def _taken(trainee: TrainingCopy, batch: Any) -> _Pass:
+def _taken(copy: TrainingCopy, batch: Any) -> _Pass:
     found = _Pass()
-    paths = {id(m): name for name, m in trainee.model.named_modules()}
+    paths = {id(m): name for name, m in copy.model.named_modules()}
 
     def note(module: nn.Module, output: Any) -> Any:
         if _is_embedding(output):
@@ -71,7 +71,7 @@ def _taken(trainee: TrainingCopy, batch: Any) -> _Pass:
 
     listing = Listing()
     with torch.enable_grad(), _outermost(note), listing:
-        loss = trainee.loss(batch)
+        loss = copy.loss(batch)
     found.loss = float(loss.detach())
     whole = listing.of(loss)
     if whole is not None:
@@ -100,8 +100,8 @@ def _has_cut(whole: Call) -> bool:
     return False
 
 
-def _with_constant(trainee: TrainingCopy, batch: Any, found: _Pass, seed: int) -> float:
-    """The loss with one point for all samples in the place of each module's embeddings."""
+def _with_constant(copy: TrainingCopy, batch: Any, found: _Pass, seed: int) -> float:
+    """The loss with one point for all samples in place of each module's embeddings."""
     generator = torch.Generator().manual_seed(seed)
     points: Mapping[str, torch.Tensor] = {name: torch.cat(x).detach().mean(0) for name, x in found.outputs.items()}
     first = next(iter(points.values()))
@@ -109,7 +109,7 @@ def _with_constant(trainee: TrainingCopy, batch: Any, found: _Pass, seed: int) -
         other = torch.randn(first.shape, generator=generator, device="cpu").to(first)
         size = torch.cat(next(iter(found.outputs.values()))).detach().norm(dim=1).mean()
         points = dict.fromkeys(points, other / other.norm() * size)
-    paths = {id(m): name for name, m in trainee.model.named_modules()}
+    paths = {id(m): name for name, m in copy.model.named_modules()}
 
     def replace(module: nn.Module, output: Any) -> Any:
         point = points.get(paths.get(id(module), ""))
@@ -117,12 +117,12 @@ def _with_constant(trainee: TrainingCopy, batch: Any, found: _Pass, seed: int) -
         return point.expand_as(output) + 0 * output if fits and point is not None else output
 
     with torch.no_grad(), _outermost(replace):
-        return float(trainee.loss(batch))
+        return float(copy.loss(batch))
 
 
 @contextmanager
 def _outermost(look: Any) -> Iterator[None]:
-    """While active, `look(module, output)` gives what modules put out that are called from outside all others and hold weights."""
+    """While active, `look(module, output)` gives what modules return that are called from outside all others and hold weights."""
     depth = 0
 
     def before(module: nn.Module, args: Any) -> None:

@@ -15,27 +15,27 @@ from gradcheck.types.layers import TensorStats
 SCALES = (2.0**15, 2.0**11, 2.0**7)
 
 
-def measure(scene: CheckContext) -> HalfGradients | None:
+def measure(context: CheckContext) -> HalfGradients | None:
     """Compares one backward pass of the first batch with a scaled one of the same copy. None for a model without float16 layers.
 
     Both forward passes are the same, random numbers included. Layers: those whose output is float16 and gets a gradient.
     """
-    if not scene.half:
+    if not context.half:
         return None
-    plain = _zeros(scene, 1.0)
+    plain = _zeros(context, 1.0)
     for scale in SCALES:
-        scaled = _zeros(scene, scale)
+        scaled = _zeros(context, scale)
         if scaled and all(gradient.finite for gradient in scaled.values()):
             return _compared(plain, scaled, scale)
     raise Unmeasured("the gradients overflow float16 at every scale that was tried")
 
 
-def _zeros(scene: CheckContext, scale: float) -> dict[tuple[str, int], TensorStats]:
+def _zeros(context: CheckContext, scale: float) -> dict[tuple[str, int], TensorStats]:
     """Statistics of the gradient at every float16 output, by layer and call, with the loss times `scale`."""
-    trainee = scene.fork()
-    taps = ActivationRecorder({id(m): name for name, m in trainee.model.named_modules()})
+    copy = context.fork()
+    taps = ActivationRecorder({id(m): name for name, m in copy.model.named_modules()})
     with taps:
-        loss = trainee.loss(scene.workload.batches[0])
+        loss = copy.loss(context.workload.batches[0])
     loss.backward(torch.full_like(loss, scale))
     taps.settle()
     seen: dict[str, int] = {}

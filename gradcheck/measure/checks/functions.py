@@ -187,7 +187,7 @@ def _replaced(cls: type[Function], forward: Callable[..., Any]) -> Iterator[None
 
 
 def add_moves(calls: Sequence[Call], forth: Sequence[Call], back: Sequence[Call]) -> None:
-    """How each argument moves with the weights, from the calls of two passes with the weights moved forth and back.
+    """How each argument moves with the weights, from the calls of two passes with the weights moved back and forth.
 
     An argument moves in ways that its producers allow: zeros of a ReLU stay zeros, and no kink is met by accident.
     """
@@ -343,6 +343,6 @@ def words_of_gradcheck(call: Call) -> str | None:
     leaves = [a.clone().requires_grad_() if n else a for a, n in zip(call.args, call.needs, strict=True)]
     try:
         torch.autograd.gradcheck(call.cls.apply, tuple(leaves), eps=1e-6, atol=1e-5, rtol=1e-3, fast_mode=True, check_undefined_grad=False)
-    except Exception as error:  # of gradcheck, or of a Function that does not bear being called so
+    except Exception as error:  # of gradcheck, or of a Function that cannot be called so
         return " ".join(str(error).split("\n\n")[0].split())[:160]
     return None

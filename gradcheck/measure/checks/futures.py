@@ -149,7 +149,7 @@ def opening(
 
 
 def site_of(place: Opening, model: nn.Module, sites: Mapping[str, Location | None]) -> Location | None:
-    """Where a module of torch's is created, if that decides what its places see; else, as for attention with its mask, the call."""
+    """Where a module of torch is created, if that decides what its places see; else, as for attention with its mask, the call."""
     module = dict(model.named_modules()).get(place.layer)
     called = isinstance(module, (nn.MultiheadAttention, nn.Transformer))
     built = module is not None and type(module).__module__.startswith("torch.nn.modules") and not called

@@ -59,7 +59,7 @@ class Loop:
         return hook
 
     def norms(self) -> list[float]:
-        """2-norm of the loss's gradient at what the parameters put out, by round."""
+        """2-norm of the loss's gradient at what the parameters compute, by round."""
         return [math.sqrt(x) if math.isfinite(x) else 0.0 for x in self.squares]
 
 

@@ -49,24 +49,24 @@ def _shift(x: torch.Tensor, running: torch.Tensor) -> float:
     return float((running[known] / here[known]).median()) if bool(known.any()) else math.nan
 
 
-def statistics(scene: CheckContext) -> Statistics | None:
+def statistics(context: CheckContext) -> Statistics | None:
     """Two forward passes a batch on the trained copy, which is left as it was. None without running statistics."""
-    model = scene.trained.model
+    model = context.trained.model
     if not any(b.dim() == 1 for b in model.buffers()):
         return None
     evaluated: list[float] = []
     batch_wise: list[float] = []
     shifts: list[list[float]] = []
     with _evaluating(model), torch.no_grad():
-        for batch in scene.workload.batches[:BATCHES]:
+        for batch in context.workload.batches[:BATCHES]:
             with _BatchNorms(of_batch=False) as seen:
-                evaluated.append(float(scene.trained.loss(batch)))
+                evaluated.append(float(context.trained.loss(batch)))
             if not seen.running:
                 return None
             shifts.append(seen.shifts)
             with _BatchNorms(of_batch=True):
-                batch_wise.append(float(scene.trained.loss(batch)))
-            if scene.late:
+                batch_wise.append(float(context.trained.loss(batch)))
+            if context.late:
                 break
     if not all(map(math.isfinite, batch_wise)):
         raise Unmeasured("the loss is NaN or infinite after the short training")

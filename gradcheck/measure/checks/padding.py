@@ -27,15 +27,15 @@ LOOKED_INTO = 1e-2  # of the spread: changes whose origin is looked for
 Told = Literal["mask", "lengths", "index"]
 
 
-def padding(scene: CheckContext) -> Padding | None:
+def padding(context: CheckContext) -> Padding | None:
     """None where nothing tells of padding at the end of the sequences. Raises Unmeasured when sequences cannot be cut."""
-    trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
-    with evaluating(trainee), torch.no_grad():
-        inputs = inputs_of(trainee, scene.workload.batches[0], collated=scene.workload.collated)
-        found = _padded(trainee, inputs, scene) if inputs is not None else None
+    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    with evaluating(copy), torch.no_grad():
+        inputs = inputs_of(copy, context.workload.batches[0], collated=context.workload.collated)
+        found = _padded(copy, inputs, context) if inputs is not None else None
         if inputs is None or found is None:
             return None
-        return _Case(scene, trainee, inputs, found).result()
+        return _Case(context, copy, inputs, found).result()
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Padded:
     length: int
 
 
-def _padded(trainee: TrainingCopy, inputs: Inputs, scene: CheckContext) -> _Padded | None:
+def _padded(copy: TrainingCopy, inputs: Inputs, context: CheckContext) -> _Padded | None:
     """What the arguments, or the embedding that reads them, say of padding."""
     held = [(x, a) for x, a in zip(inputs.leaves, inputs.axes, strict=True) if isinstance(x, torch.Tensor) and a is not None]
     tensors = [x.movedim(a, 0) for x, a in held]
@@ -56,7 +56,7 @@ def _padded(trainee: TrainingCopy, inputs: Inputs, scene: CheckContext) -> _Padd
         return None
     first = sequences[0]
     length = first.shape[1]
-    by_index = _index(trainee, inputs, first, scene)
+    by_index = _index(copy, inputs, first, context)
     for told, mask in _told([x for x in tensors if x is not first], first.shape[0], length, by_index):
         return _Padded(told, mask.sum(1).tolist(), length)
     return None
@@ -80,14 +80,14 @@ def _told(others: list[torch.Tensor], rows: int, length: int, by_index: torch.Te
         yield "index", by_index
 
 
-def _index(trainee: TrainingCopy, inputs: Inputs, tokens: torch.Tensor, scene: CheckContext) -> torch.Tensor | None:
+def _index(copy: TrainingCopy, inputs: Inputs, tokens: torch.Tensor, context: CheckContext) -> torch.Tensor | None:
     """Real places by the padding index of the embedding that reads the tokens."""
     if tokens.is_floating_point():
         return None
-    seen = Reading({id(m): name for name, m in trainee.model.named_modules()})
-    Dice(scene.seed).throw()
+    seen = Reading({id(m): name for name, m in copy.model.named_modules()})
+    Dice(context.seed).throw()
     with seen:
-        inputs.run(trainee.model)
+        inputs.run(copy.model)
     shapes = (tokens.shape, tokens.T.shape)
     index = next((r.padding for r in seen.reads if r.padding is not None and r.tokens.shape in shapes), None)
     mask = tokens != index if index is not None else None
@@ -101,8 +101,8 @@ def _at_the_end(real: torch.Tensor) -> bool:
 
 
 class _Case:
-    def __init__(self, scene: CheckContext, trainee: TrainingCopy, inputs: Inputs, padded: _Padded) -> None:
-        self.scene, self.trainee, self.inputs, self.padded, self.dice = scene, trainee, inputs, padded, Dice(scene.seed)
+    def __init__(self, context: CheckContext, copy: TrainingCopy, inputs: Inputs, padded: _Padded) -> None:
+        self.context, self.copy, self.inputs, self.padded, self.dice = context, copy, inputs, padded, Dice(context.seed)
 
     def result(self) -> Padding | None:
         chosen = self._chosen()
@@ -160,17 +160,17 @@ class _Case:
 
     def _output(self, inputs: Inputs) -> torch.Tensor:
         self.dice.throw()
-        return first_tensor(inputs.run(self.trainee.model)).detach()
+        return first_tensor(inputs.run(self.copy.model)).detach()
 
     def _varies(self) -> bool | None:
         found = []
-        for batch in self.scene.workload.batches[:BATCHES]:
-            inputs = inputs_of(self.trainee, batch, collated=self.scene.workload.collated)
+        for batch in self.context.workload.batches[:BATCHES]:
+            inputs = inputs_of(self.copy, batch, collated=self.context.workload.collated)
             found.append(inputs.leaves[inputs.first].shape if inputs is not None else None)
         return len({s[1 - (self.inputs.axes[self.inputs.first] or 0)] for s in found if s}) > 1 if len(found) > 1 else None
 
     def _located(self, found: Padding, row: int) -> Padding:
-        names = {id(m): name for name, m in self.trainee.model.named_modules()}
+        names = {id(m): name for name, m in self.copy.model.named_modules()}
         places = self.padded.lengths[row]
 
         def step(changed: bool) -> Any:
@@ -179,7 +179,7 @@ class _Case:
         place = opening(step, names, (self.padded.length, places), places, pooling=True)
         if place is None:
             return found
-        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.trainee.model, self.scene.sites))
+        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.copy.model, self.context.sites))
 
 
 def _shortened(leaf: Any, length: int, places: int, axis: int | None) -> Any:

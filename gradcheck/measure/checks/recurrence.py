@@ -25,29 +25,29 @@ from gradcheck.workload.step import TARGET_NAMES
 from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 16
-FEW_SAMPLES = 4  # for models without a recurrent layer of torch's, most of which have no recurrence at all
+FEW_SAMPLES = 4  # for models without a recurrent layer of torch, most of which have no recurrence at all
 FEWEST_STEPS = handwritten_rnn.FEWEST_STEPS
 EVEN = 1.0  # decades between the ends below which every step is said to be seen
 WIDEST = 1024  # units; eigenvalues of larger matrices take longer than a training step
 
 
-def recurrences(scene: CheckContext) -> tuple[Recurrence, ...] | None:
+def recurrences(context: CheckContext) -> tuple[Recurrence, ...] | None:
     """The recurrences of the model, in the order in which they run; None without any."""
-    trainee = scene.fork()
-    likely = any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in trainee.model.modules())
-    batch = some_samples(scene.workload, SAMPLES if likely else FEW_SAMPLES)
-    watch = _Watch(trainee.model)
+    copy = context.fork()
+    likely = any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in copy.model.modules())
+    batch = some_samples(context.workload, SAMPLES if likely else FEW_SAMPLES)
+    watch = _Watch(copy.model)
     try:
-        loss, leaves = _forward(trainee, batch, watch)
+        loss, leaves = _forward(copy, batch, watch)
     except Exception:  # the model does not take inputs that require a gradient
-        trainee = scene.fork()
-        watch = _Watch(trainee.model)
+        copy = context.fork()
+        watch = _Watch(copy.model)
         with watch:
-            loss, leaves = trainee.loss(batch), ()
+            loss, leaves = copy.loss(batch), ()
     if loss.grad_fn is None:
         return None
     graph = Graph(loss.grad_fn)
-    found = handwritten_rnn.find(graph, trainee.model, exclude=(*leaves, *watch.weights()))
+    found = handwritten_rnn.find(graph, copy.model, exclude=(*leaves, *watch.weights()))
     if not found and not watch.calls:
         return None
     for call in watch.calls:
@@ -56,18 +56,18 @@ def recurrences(scene: CheckContext) -> tuple[Recurrence, ...] | None:
     for loop in found:
         loop.listen()
     loss.backward()
-    names = {id(m): name for name, m in trainee.model.named_modules()}
-    records = [_fused(call, names[id(call.module)], scene) for call in watch.calls]
-    records += [_written(loop, trainee.model, scene) for loop in found]
+    names = {id(m): name for name, m in copy.model.named_modules()}
+    records = [_fused(call, names[id(call.module)], context) for call in watch.calls]
+    records += [_written(loop, copy.model, context) for loop in found]
     return tuple(n for n in records if n is not None) or None
 
 
-def _forward(trainee: TrainingCopy, batch: Any, watch: _Watch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def _forward(copy: TrainingCopy, batch: Any, watch: _Watch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The loss of a batch whose float inputs require a gradient, so that the graph shows where they enter; and those inputs."""
     leaves: list[torch.Tensor] = []
     batch = _differentiable(batch, leaves, top=True)
     with watch:
-        return trainee.loss(batch), tuple(leaves)
+        return copy.loss(batch), tuple(leaves)
 
 
 def _differentiable(value: Any, leaves: list[torch.Tensor], *, top: bool = False) -> Any:
@@ -217,7 +217,7 @@ def farthest_first(profile: Sequence[float], *, both_ways: bool) -> list[float]:
     return values[values.index(min(values)) :]
 
 
-def _fused(call: _Call, name: str, scene: CheckContext) -> Recurrence | None:
+def _fused(call: _Call, name: str, context: CheckContext) -> Recurrence | None:
     both = call.module.bidirectional
     profile = call.profile(_total(call.arrived)) if call.arrived else []
     seen = call.profile(_total(call.seen)) if call.seen else []
@@ -232,7 +232,7 @@ def _fused(call: _Call, name: str, scene: CheckContext) -> Recurrence | None:
     return Recurrence(
         name,
         kind,
-        scene.sites.get(name),
+        context.sites.get(name),
         _length(call),
         call.module.hidden_size,
         tuple(profile),
@@ -250,7 +250,7 @@ def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 # -------------------------------------------------------------------------------- written
 
 
-def _written(loop: handwritten_rnn.Loop, model: nn.Module, scene: CheckContext) -> Recurrence | None:
+def _written(loop: handwritten_rnn.Loop, model: nn.Module, context: CheckContext) -> Recurrence | None:
     profile = loop.norms()
     while profile and profile[-1] == 0:
         profile.pop()  # padding
@@ -262,7 +262,7 @@ def _written(loop: handwritten_rnn.Loop, model: nn.Module, scene: CheckContext) 
     return Recurrence(
         loop.owner,
         type(module).__name__ if module is not None else "loop",
-        scene.sites.get(loop.owner),
+        context.sites.get(loop.owner),
         loop.steps,
         min((min(p.shape) for p in loop.parameters if p.dim() == 2), default=None),
         tuple(profile),

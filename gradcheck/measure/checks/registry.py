@@ -56,12 +56,12 @@ CHECKS: tuple[Check, ...] = (
 PROBE_IN_WORDS = "the short training and its experiments"
 
 
-def check(scene: CheckContext, needs: Collection[str] | None, fast: bool, tick: Callable[[str, float], None]) -> CheckResults:
+def check(context: CheckContext, needs: Collection[str] | None, fast: bool, tick: Callable[[str, float], None]) -> CheckResults:
     """Makes the checks that are needed (None: all); with `fast` the quick ones only, and says what was left out."""
     asked = [c for c in CHECKS if needs is None or c.need in needs]
     if not fast:
-        return run(scene, asked, tick)
-    done = run(scene, [c for c in asked if c.quick], tick)
+        return run(context, asked, tick)
+    done = run(context, [c for c in asked if c.quick], tick)
     left_out = dict.fromkeys((PROBE_IN_WORDS, *(c.need for c in asked if not c.quick)))
     done.not_measured += [NotMeasured(what, "left out by --fast", "left-out") for what in left_out]
     return done

@@ -58,73 +58,73 @@ class Strengths:
     all: tuple[str, ...]
 
 
-def regularization(scene: CheckContext) -> Regularization | None:
+def regularization(context: CheckContext) -> Regularization | None:
     """None when the training step is not regularized at all."""
-    batch = some_samples(scene.workload, SAMPLES)
-    with restored(scene.trained):
-        seed_all(scene.seed)
-        dropouts, smoothing = seen_noise(scene.trained, batch, lambda name: scene.sites.get(name))
-        penalized = _penalizes(scene.trained, batch)
-    decays = any(group.get("weight_decay") for group in scene.trained.optimizer.param_groups)
+    batch = some_samples(context.workload, SAMPLES)
+    with restored(context.trained):
+        seed_all(context.seed)
+        dropouts, smoothing = seen_noise(context.trained, batch, lambda name: context.sites.get(name))
+        penalized = _penalizes(context.trained, batch)
+    decays = any(group.get("weight_decay") for group in context.trained.optimizer.param_groups)
     if not (dropouts or smoothing or penalized or decays):
         return None
-    penalty = _penalty(scene.fork(), batch) if penalized else None
+    penalty = _penalty(context.fork(), batch) if penalized else None
     result = Regularization(dropouts, penalty, smoothing)
     weighty = penalty is not None and penalty.value > SHARE * penalty.data
-    failed = outcome(scene.probe, scene.chance) in ("stalls", "diverges")
-    if not weighty and not failed and relative_decrease(scene.probe, scene.chance) >= WEAK_FALL:
+    failed = outcome(context.probe, context.chance) in ("stalls", "diverges")
+    if not weighty and not failed and relative_decrease(context.probe, context.chance) >= WEAK_FALL:
         return result
-    kinds = _strengths(scene, dropouts, penalty, smoothing, batch)
+    kinds = _strengths(context, dropouts, penalty, smoothing, batch)
     if not kinds.strong:
         return result
-    chance = None if penalty is not None else scene.chance
-    start = _data_loss(scene, scene.fork(), penalty is not None)
-    with restored(scene.trained):
-        trained = _data_loss(scene, scene.trained, penalty is not None)
+    chance = None if penalty is not None else context.chance
+    start = _data_loss(context, context.fork(), penalty is not None)
+    with restored(context.trained):
+        trained = _data_loss(context, context.trained, penalty is not None)
     reference = start if chance is None else min(start, chance)
     learned = trained < (1 - CLEAR_FALL) * reference
     if not learned and not failed:  # the probe was ended early, since the penalty fell
-        trained = _trained_longer(scene)
+        trained = _trained_longer(context)
         learned = trained < (1 - CLEAR_FALL) * reference
     result = replace(result, kinds=kinds.strong, start_loss=start, trained_loss=trained, chance=chance)
     if learned:
         if failed and max((d.rate for d in dropouts), default=0.0) > LOUD_RATE:  # learned behind the noise, but how slowly?
-            return replace(result, runs=(_without(scene, (DROPOUT,), chance),))
+            return replace(result, runs=(_without(context, (DROPOUT,), chance),))
         return result
-    return replace(result, runs=tuple(_runs(scene, kinds, chance)))
+    return replace(result, runs=tuple(_runs(context, kinds, chance)))
 
 
 # ------------------------------------------------------------------- what there is
 
 
 def _plain(outputs: Sequence[Any]) -> bool:
-    """Whether the outputs' graphs could be cut: no objects of the user's own that hide tensors."""
+    """Whether the outputs' graphs could be cut: no objects of the user that hide tensors."""
     return bool(outputs) and all(isinstance(o, (torch.Tensor, dict, list, tuple)) and any(True for _ in tensors_of(o)) for o in outputs)
 
 
-def _answers(trainee: TrainingCopy, batch: Any) -> list[Any]:
+def _answers(copy: TrainingCopy, batch: Any) -> list[Any]:
     outputs: list[Any] = []
-    with torch.no_grad(), recording(trainee.model, outputs):
-        trainee.loss(batch)
+    with torch.no_grad(), recording(copy.model, outputs):
+        copy.loss(batch)
     return outputs if _plain(outputs) else []
 
 
-def _penalizes(trainee: TrainingCopy, batch: Any) -> bool:
+def _penalizes(copy: TrainingCopy, batch: Any) -> bool:
     """Whether the loss depends on weights other than through the model's output."""
-    outputs = _answers(trainee, batch)
+    outputs = _answers(copy, batch)
     if not outputs:
         return False
-    with answering(trainee.model, outputs):
-        return trainee.loss(batch).requires_grad
+    with answering(copy.model, outputs):
+        return copy.loss(batch).requires_grad
 
 
-def _penalty(trainee: TrainingCopy, batch: Any) -> Penalty | None:
+def _penalty(copy: TrainingCopy, batch: Any) -> Penalty | None:
     """The penalty on the weights at the start; None when what was found is no sum of powers 1 to 2 of them."""
-    outputs = _answers(trainee, batch)
-    parameters = [p for p in trainee.model.parameters() if p.requires_grad]
-    with answering(trainee.model, outputs):
-        fixed = trainee.loss(batch)
-    data = float(without_weights(trainee.training_step, trainee.model, batch, outputs))
+    outputs = _answers(copy, batch)
+    parameters = [p for p in copy.model.parameters() if p.requires_grad]
+    with answering(copy.model, outputs):
+        fixed = copy.loss(batch)
+    data = float(without_weights(copy.training_step, copy.model, batch, outputs))
     value = float(fixed.detach()) - data
     gradients = torch.autograd.grad(fixed, parameters, allow_unused=True)
     product = sum(float((g * p.detach()).sum()) for g, p in zip(gradients, parameters, strict=True) if g is not None)
@@ -132,13 +132,13 @@ def _penalty(trainee: TrainingCopy, batch: Any) -> Penalty | None:
     return Penalty(value, data, degree) if 0.9 <= degree <= 2.1 else None
 
 
-def _strengths(scene: CheckContext, dropouts: Sequence[Dropout], penalty: Penalty | None, smoothing: float, batch: Any) -> Strengths:
+def _strengths(context: CheckContext, dropouts: Sequence[Dropout], penalty: Penalty | None, smoothing: float, batch: Any) -> Strengths:
     rate = max((d.rate for d in dropouts), default=0.0)
-    groups = scene.trained.optimizer.param_groups
+    groups = context.trained.optimizer.param_groups
     speed = max((float(g.get("lr") or 0.0) * float(g.get("weight_decay") or 0.0) for g in groups), default=0.0)
     strong = {
         DROPOUT: rate >= RATE,
-        DECAY: speed * DECAY_STEPS > 1 or _decay_outweighs(scene.fork(), batch),
+        DECAY: speed * DECAY_STEPS > 1 or _decay_outweighs(context.fork(), batch),
         PENALTY: penalty is not None and penalty.value > SHARE * penalty.data,
         SMOOTHING: smoothing >= SMOOTHED,
     }
@@ -151,66 +151,66 @@ def _strengths(scene: CheckContext, dropouts: Sequence[Dropout], penalty: Penalt
     return Strengths(tuple(k for k, is_so in strong.items() if is_so), tuple(k for k, is_so in some.items() if is_so))
 
 
-def _decay_outweighs(trainee: TrainingCopy, batch: Any) -> bool:
+def _decay_outweighs(copy: TrainingCopy, batch: Any) -> bool:
     """Whether decay that is added to the gradient is larger than the gradient."""
-    decay = max((float(g.get("weight_decay") or 0.0) for g in trainee.optimizer.param_groups), default=0.0)
-    decoupled = trainee.optimizer.param_groups[0].get("decoupled_weight_decay", False)
+    decay = max((float(g.get("weight_decay") or 0.0) for g in copy.optimizer.param_groups), default=0.0)
+    decoupled = copy.optimizer.param_groups[0].get("decoupled_weight_decay", False)
     if not decay or decoupled:
         return False
-    trainee.loss(batch).backward()
-    size = math.sqrt(sum(float(p.detach().norm()) ** 2 for p in trainee.model.parameters()))
-    return decay * size > total_norm(trainee.model.parameters())
+    copy.loss(batch).backward()
+    size = math.sqrt(sum(float(p.detach().norm()) ** 2 for p in copy.model.parameters()))
+    return decay * size > total_norm(copy.model.parameters())
 
 
-def _data_loss(scene: CheckContext, trainee: TrainingCopy, penalized: bool) -> float:
+def _data_loss(context: CheckContext, copy: TrainingCopy, penalized: bool) -> float:
     """Mean loss over some batches: without dropout and penalty, labels not smoothed, normalization as in training."""
-    step = trainee.training_step
-    drops = [(m, m.dropout) for m in trainee.model.modules() if isinstance(m, (nn.MultiheadAttention, nn.RNNBase))]
+    step = copy.training_step
+    drops = [(m, m.dropout) for m in copy.model.modules() if isinstance(m, (nn.MultiheadAttention, nn.RNNBase))]
     try:
-        lift(trainee, (DROPOUT, SMOOTHING, *([PENALTY] if penalized else [])))
-        seed_all(scene.seed)
+        lift(copy, (DROPOUT, SMOOTHING, *([PENALTY] if penalized else [])))
+        seed_all(context.seed)
         with torch.no_grad():
-            return fmean(float(trainee.loss(batch)) for batch in scene.workload.batches[:BATCHES])
+            return fmean(float(copy.loss(batch)) for batch in context.workload.batches[:BATCHES])
     finally:
-        trainee.training_step = step
+        copy.training_step = step
         for module, rate in drops:
             module.dropout = rate
 
 
-def _trained_longer(scene: CheckContext) -> float:
+def _trained_longer(context: CheckContext) -> float:
     """Loss of the data after a training as the user's, penalty and all, of three times the probe's length."""
-    training = Trainer(scene.fork(), scene.workload.batches)
-    training.train(LONGER * len(scene.probe.losses), scene.deadline, norms=False)
-    return _data_loss(scene, training.trainee, True)
+    training = Trainer(context.fork(), context.workload.batches)
+    training.train(LONGER * len(context.probe.losses), context.deadline, norms=False)
+    return _data_loss(context, training.copy, True)
 
 
 # ------------------------------------------------------------------ trainings without
 
 
-def _runs(scene: CheckContext, kinds: Strengths, chance: float | None) -> Iterator[Run]:
+def _runs(context: CheckContext, kinds: Strengths, chance: float | None) -> Iterator[Run]:
     """Each strong kind lifted alone, then all together when none of them was it. A penalty hides the loss, so it is lifted first."""
     alone = [PENALTY] if PENALTY in kinds.strong else list(kinds.strong)
     learned = False
     for kind in alone:
-        if scene.late:
+        if context.late:
             return
-        run = _without(scene, (kind,), chance)
+        run = _without(context, (kind,), chance)
         learned |= outcome(run, chance) == "learns" and relative_decrease(run, chance) >= CLEAR_FALL
         yield run
-    if not learned and len(kinds.all) > 1 and not scene.late:
-        yield _without(scene, kinds.all, chance)
+    if not learned and len(kinds.all) > 1 and not context.late:
+        yield _without(context, kinds.all, chance)
 
 
-def _without(scene: CheckContext, kinds: Collection[str], chance: float | None) -> Run:
-    trainee = scene.fork()
-    lift(trainee, kinds)
-    batches = scene.workload.batches
-    training = Trainer(trainee, batches)
-    steps = max(len(scene.probe.losses), LEAST_STEPS)
+def _without(context: CheckContext, kinds: Collection[str], chance: float | None) -> Run:
+    copy = context.fork()
+    lift(copy, kinds)
+    batches = context.workload.batches
+    training = Trainer(copy, batches)
+    steps = max(len(context.probe.losses), LEAST_STEPS)
 
     def enough(losses: list[float]) -> bool:
         run = Run("", tuple(losses), batches=len(batches))
         return len(losses) >= 2 * max(5, len(batches)) and relative_decrease(run, chance) >= CLEAR and max(losses[-5:]) < losses[0]
 
-    training.train(steps, max(scene.deadline, time.perf_counter()), norms=False, enough=enough)
+    training.train(steps, max(context.deadline, time.perf_counter()), norms=False, enough=enough)
     return training.record(f"without {' and '.join(kinds)}", lifted=tuple(kinds))

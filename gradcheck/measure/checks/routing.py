@@ -41,16 +41,16 @@ class _Choice:
     site: Location | None
 
 
-def routers(scene: CheckContext) -> tuple[Router, ...] | None:
+def routers(context: CheckContext) -> tuple[Router, ...] | None:
     """None where no module holds anything that could be experts."""
-    trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
-    groups = _groups(trainee.model)
+    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    groups = _groups(copy.model)
     if not groups:
         return None
-    after = _chosen(scene, trainee, groups)
+    after = _chosen(context, copy, groups)
     if not after:
         return ()
-    before = _chosen(scene, scene.fork(), groups) if trainee is scene.trained else after
+    before = _chosen(context, context.fork(), groups) if copy is context.trained else after
     return tuple(_router(layer, after[layer], before.get(layer, after[layer])) for layer in after)
 
 
@@ -129,16 +129,16 @@ def _near(owner: str, layer: str) -> bool:
     return owner in (layer, layer.rpartition(".")[0])
 
 
-def _chosen(scene: CheckContext, trainee: TrainingCopy, groups: Sequence[_Group]) -> dict[str, list[_Choice]]:
+def _chosen(context: CheckContext, copy: TrainingCopy, groups: Sequence[_Group]) -> dict[str, list[_Choice]]:
     """Choices by layer, over some batches."""
-    names = {id(m): name for name, m in trainee.model.named_modules()}
+    names = {id(m): name for name, m in copy.model.named_modules()}
     found: dict[str, list[_Choice]] = defaultdict(list)
-    Dice(scene.seed).throw()
-    with restored(trainee):
-        for batch in scene.workload.batches[:BATCHES]:
+    Dice(context.seed).throw()
+    with restored(copy):
+        for batch in context.workload.batches[:BATCHES]:
             watching = _Watching(names, groups)
             with watching:
-                trainee.loss(batch)
+                copy.loss(batch)
             for choice in watching.choices:
                 if watching.is_routing(choice, groups):
                     found[choice.layer].append(choice)

@@ -84,7 +84,7 @@ def _requiring_grad(leaf: Any) -> Any:
     return copy.requires_grad_() if copy.is_floating_point() or copy.is_complex() else copy
 
 
-def inputs_of(trainee: TrainingCopy, batch: Any, *, collated: bool = False) -> Inputs | None:
+def inputs_of(copied: TrainingCopy, batch: Any, *, collated: bool = False) -> Inputs | None:
     """The arguments of the model's first call in a training step, and the layout of samples in them; None when it is not called.
 
     `collated`: samples are on the first axis for certain. Else that, or the axis as long as the target is taken for theirs.
@@ -95,15 +95,15 @@ def inputs_of(trainee: TrainingCopy, batch: Any, *, collated: bool = False) -> I
         caught.append((args, kwargs))
         raise _Caught
 
-    handle = trainee.model.register_forward_pre_hook(catch, with_kwargs=True, prepend=True)
+    handle = copied.model.register_forward_pre_hook(catch, with_kwargs=True, prepend=True)
     try:
         with torch.no_grad():
-            trainee.loss(batch)
+            copied.loss(batch)
     except _Caught:
         pass
     finally:
         handle.remove()
-    return _layout(caught[0], _target(trainee.model, batch), collated) if caught else None
+    return _layout(caught[0], _target(copied.model, batch), collated) if caught else None
 
 
 def _target(model: nn.Module, batch: Any) -> torch.Tensor | None:

@@ -30,36 +30,36 @@ INDIVISIBLE = "the training step does not run on a part of a batch"
 AGREE = 1e-2  # relative: the loss of a batch has to be the mean, or the sum, of its samples' losses
 
 
-def sample_gradients(scene: CheckContext) -> SampleGradients | None:
+def sample_gradients(context: CheckContext) -> SampleGradients | None:
     """Norms of single samples' gradients at the start, and the noise scale from groups of samples at the weights that the probe left.
 
     In evaluation mode, so that samples are independent of each other. None when the probe left no finite weights. Raises
-    Unmeasured when batches cannot be cut into samples, or their loss is no mean over samples.
+    Unmeasured when batches cannot be cut into samples, or their loss is not a mean over samples.
     """
-    batches = scene.workload.batches
+    batches = context.workload.batches
     size = sample_count(batches[0])
-    if scene.probe.ended in ("non-finite", "raised") or size < 4:
+    if context.probe.ended in ("non-finite", "raised") or size < 4:
         return None
-    if not is_divisible(scene.workload):
+    if not is_divisible(context.workload):
         raise Unmeasured(INDIVISIBLE)
-    trainee, kept = scene.fork(), picked(batches[0], SINGLES)
+    copy, kept = context.fork(), picked(batches[0], SINGLES)
     some = part(batches[0], kept)
     everything = True
     try:
-        with deterministic(trainee.model, everything=True):
-            norms = single_norms(trainee, some, len(kept))
+        with deterministic(copy.model, everything=True):
+            norms = single_norms(copy, some, len(kept))
     except (RuntimeError, ValueError, TypeError, TargetError):  # a model that does something else in evaluation mode
         everything = False
-        with deterministic(trainee.model, everything=False):
-            norms = single_norms(trainee, some, len(kept))
+        with deterministic(copy.model, everything=False):
+            norms = single_norms(copy, some, len(kept))
     single = SampleGradients(norms, size, largest=int(kept[norms.index(max(norms))]))
     groups = groups_of(batches, DRAWS)
-    if scene.late or not groups:
+    if context.late or not groups:
         return single
-    trained = {name: value.clone() for name, value in scene.trained.model.state_dict().items()}
-    trainee.model.load_state_dict(trained)
-    with deterministic(trainee.model, everything=everything):
-        noise = noise_scale(*gram_of(trainee, groups))
+    trained = {name: value.clone() for name, value in context.trained.model.state_dict().items()}
+    copy.model.load_state_dict(trained)
+    with deterministic(copy.model, everything=everything):
+        noise = noise_scale(*gram_of(copy, groups))
     if noise is None:
         return single
     scale, low, high = noise
@@ -123,25 +123,25 @@ def deterministic(model: nn.Module, *, everything: bool) -> Iterator[None]:
             m.training = True
 
 
-def gradient(trainee: TrainingCopy, batch: Any) -> tuple[float, list[torch.Tensor]]:
+def gradient(copy: TrainingCopy, batch: Any) -> tuple[float, list[torch.Tensor]]:
     """The loss of a batch and its gradient by parameter; zeros for those that it does not reach. Raises Unmeasured when one is sparse."""
-    parameters = [p for p in trainee.model.parameters() if p.requires_grad]
-    loss = trainee.loss(batch)
+    parameters = [p for p in copy.model.parameters() if p.requires_grad]
+    loss = copy.loss(batch)
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     if any(g is not None and g.layout != torch.strided for g in found):
         raise Unmeasured("some gradients are sparse")
     return float(loss.detach()), [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
-def single_norms(trainee: TrainingCopy, batch: Any, count: int) -> tuple[float, ...]:
+def single_norms(copy: TrainingCopy, batch: Any, count: int) -> tuple[float, ...]:
     """2-norms of the gradients of the samples of a batch. Raises Unmeasured when their losses do not make up the batch's."""
     losses, norms = [], []
     for i in range(count):
-        loss, gradients = gradient(trainee, part(batch, slice(i, i + 1)))
+        loss, gradients = gradient(copy, part(batch, slice(i, i + 1)))
         losses.append(loss)
         norms.append(norm(gradients))
     with torch.no_grad():
-        together = float(trainee.loss(batch))
+        together = float(copy.loss(batch))
     mean = sum(losses) / count
     scale = max(abs(x) for x in losses)
     if not math.isfinite(mean) or min(abs(together - mean), abs(together / count - mean)) > AGREE * max(scale, 1e-12):
@@ -163,13 +163,13 @@ def groups_of(batches: Sequence[Any], draws: int) -> list[Any]:
     return cuts[:draws]
 
 
-def gram_of(trainee: TrainingCopy, groups: Sequence[Any]) -> tuple[torch.Tensor, int]:
+def gram_of(copy: TrainingCopy, groups: Sequence[Any]) -> tuple[torch.Tensor, int]:
     """Inner products [n, n] of the groups' gradients, on evenly spaced entries, and the samples in a group."""
-    total = sum(p.numel() for p in trainee.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in copy.model.parameters() if p.requires_grad)
     stride = max(1, total // KEPT)
     rows = []
     for group in groups:
-        entries = torch.cat([g.reshape(-1) for g in gradient(trainee, group)[1]])
+        entries = torch.cat([g.reshape(-1) for g in gradient(copy, group)[1]])
         rows.append(wide(entries[::stride]))
     matrix = torch.stack(rows)
     return matrix @ matrix.T, batch_size(groups[0])

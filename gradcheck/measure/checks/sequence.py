@@ -27,11 +27,11 @@ ROUNDING = 1e-5  # of the logits: changes that float32 explains
 TRACE = 1e-4  # of the effect on later places: leaks from which their origin is looked for
 
 
-def sequence(scene: CheckContext) -> SequenceFacts:
+def sequence(context: CheckContext) -> SequenceFacts:
     """Raises Unmeasured where two passes over the same tokens differ."""
-    trainee = scene.trained if scene.probe.ended not in ("non-finite", "raised") else scene.fork()
-    with evaluating(trainee), torch.no_grad():
-        return _Case(scene, trainee).facts()
+    copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
+    with evaluating(copy), torch.no_grad():
+        return _Case(context, copy).facts()
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class _Pass:
 
 
 class _Case:
-    def __init__(self, scene: CheckContext, trainee: TrainingCopy) -> None:
-        self.scene, self.trainee, self.dice = scene, trainee, Dice(scene.seed)
-        self.names = {id(m): name for name, m in trainee.model.named_modules()}
+    def __init__(self, context: CheckContext, copy: TrainingCopy) -> None:
+        self.context, self.copy, self.dice = context, copy, Dice(context.seed)
+        self.names = {id(m): name for name, m in copy.model.named_modules()}
 
     def facts(self) -> SequenceFacts:
-        batches = self.scene.workload.batches
+        batches = self.context.workload.batches
         try:
             passes = [self._pass(batches[0])]
         except Exception:  # detectors give boxes in evaluation mode, and no loss
@@ -67,14 +67,14 @@ class _Case:
         self.dice.throw()
         seen = Reading(self.names, instead)
         with seen:
-            loss = self.trainee.loss(batch)
+            loss = self.copy.loss(batch)
         return _Pass(batch, seen, bool(torch.isfinite(loss)))
 
     def _others(self, asked: Sequence[Asked]) -> list[int]:
-        """Further batches whose targets are looked at: where some do not count, or where the probe met a loss that is no number."""
-        count, probe = len(self.scene.workload.batches), self.scene.probe
+        """Further batches whose targets are looked at: where some do not count, or where the probe met a loss that is not a number."""
+        count, probe = len(self.context.workload.batches), self.context.probe
         broke = [(len(probe.losses) - 1) % count] if probe.ended == "non-finite" else []
-        empty = [i for i, t in enumerate(self.scene.targets) if t.numel() and any(bool((t == a.ignored).all()) for a in asked)]
+        empty = [i for i, t in enumerate(self.context.targets) if t.numel() and any(bool((t == a.ignored).all()) for a in asked)]
         few = range(1, count) if any(bool((a.target == a.ignored).any()) for a in asked) else ()
         return [i for i in dict.fromkeys((*broke, *empty, *few)) if i][: BATCHES - 1]
 
@@ -147,7 +147,7 @@ class _Case:
         place = opening(step, self.names, (length, length), t + 1)
         if place is None:
             return found
-        site = site_of(place, self.trainee.model, self.scene.sites)
+        site = site_of(place, self.copy.model, self.context.sites)
         return replace(found, at=place.layer, operation=place.operation, site=site, pooled=place.pooled)
 
 

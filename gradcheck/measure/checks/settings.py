@@ -30,30 +30,30 @@ SETTLED = 20  # steps before which clipping is not counted
 _EPSILON_OF_GRADIENT = re.compile(r"adam|adamax|rms|radam|nadam|adabelief|lamb|yogi", re.IGNORECASE)
 
 
-def functional_step(scene: CheckContext) -> float | None:
+def functional_step(context: CheckContext) -> float | None:
     """How far the first update moves the output: rms(change) / max(std(output), 0.1). None unless the user chose an adaptive optimizer."""
-    optimizer = scene.workload.optimizer
-    if not scene.workload.optimizer_given or not is_adaptive(optimizer) or needs_closure(optimizer):
+    optimizer = context.workload.optimizer
+    if not context.workload.optimizer_given or not is_adaptive(optimizer) or needs_closure(optimizer):
         return None
-    trainee = scene.fork()
-    batch = some_samples(scene.workload, SAMPLES)
-    seed_all(scene.seed)
-    before, loss = _output(trainee, batch)
-    trainee.optimizer.zero_grad(set_to_none=True)
+    copy = context.fork()
+    batch = some_samples(context.workload, SAMPLES)
+    seed_all(context.seed)
+    before, loss = _output(copy, batch)
+    copy.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    take_step(trainee, batch)
-    seed_all(scene.seed)  # the same dropout
+    take_step(copy, batch)
+    seed_all(context.seed)  # the same dropout
     with torch.no_grad():
-        after, _ = _output(trainee, batch)
+        after, _ = _output(copy, batch)
     spread = before.std(correction=0).item()
     return (after - before).square().mean().sqrt().item() / max(spread, LEAST_SPREAD)
 
 
-def _output(trainee: TrainingCopy, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _output(copy: TrainingCopy, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The first floating-point tensor of what the model returns that is more than a number, and the loss."""
     outputs: list[Any] = []
-    with recording(trainee.model, outputs):
-        loss = trainee.loss(batch)
+    with recording(copy.model, outputs):
+        loss = copy.loss(batch)
     found = (t for output in outputs for t in tensors_of(output) if t.is_floating_point() and t.numel() > 1)
     output = next(found, None)
     if output is None:
@@ -61,42 +61,42 @@ def _output(trainee: TrainingCopy, batch: Any) -> tuple[torch.Tensor, torch.Tens
     return output.float(), loss
 
 
-def small_epsilon(scene: CheckContext) -> Run | None:
+def small_epsilon(context: CheckContext) -> Run | None:
     """The probe again with epsilon 1e-8; None unless the user's is much larger."""
-    groups = scene.trained.optimizer.param_groups
+    groups = context.trained.optimizer.param_groups
     epsilons = [g["eps"] for g in groups if isinstance(g.get("eps"), float)]
-    if not epsilons or max(epsilons) < LARGE_EPSILON or not _EPSILON_OF_GRADIENT.search(type(scene.trained.optimizer).__name__):
+    if not epsilons or max(epsilons) < LARGE_EPSILON or not _EPSILON_OF_GRADIENT.search(type(context.trained.optimizer).__name__):
         return None
-    trainee = scene.fork()
-    for group in trainee.optimizer.param_groups:
+    copy = context.fork()
+    for group in copy.optimizer.param_groups:
         group["eps"] = USUAL_EPSILON
-    training = Trainer(trainee, scene.workload.batches)
-    training.train(min(COMPARED_STEPS, len(scene.probe.losses)), scene.deadline, norms=False)
+    training = Trainer(copy, context.workload.batches)
+    training.train(min(COMPARED_STEPS, len(context.probe.losses)), context.deadline, norms=False)
     return training.record(f"epsilon {USUAL_EPSILON:g}")
 
 
-def clipping(scene: CheckContext) -> Clip | None:
+def clipping(context: CheckContext) -> Clip | None:
     """How often the user's clipping acted in the probe, or, by value, on how much of the gradients; None when there is none."""
-    given = scene.workload.clip
+    given = context.workload.clip
     if given is None:
         return None
     if given.kind == "norm":
-        norms = scene.probe.gradient_norms[SETTLED:]
+        norms = context.probe.gradient_norms[SETTLED:]
         share = sum(n > given.threshold for n in norms) / len(norms) if norms else None
         return Clip("norm", given.threshold, share, site=given.site)
     if given.kind == "adaptive":
         return Clip("adaptive", given.threshold, site=given.site)
-    first = _clipped_by_value(scene.fork(), scene.workload.batches[0], given.threshold)
-    with restored(scene.trained):
-        last = _clipped_by_value(scene.trained, scene.workload.batches[-1], given.threshold)
+    first = _clipped_by_value(context.fork(), context.workload.batches[0], given.threshold)
+    with restored(context.trained):
+        last = _clipped_by_value(context.trained, context.workload.batches[-1], given.threshold)
     return Clip("value", given.threshold, None, (first[0] + last[0]) / 2, (first[1] + last[1]) / 2, given.site)
 
 
-def _clipped_by_value(trainee: TrainingCopy, batch: Any, threshold: float) -> tuple[float, float]:
+def _clipped_by_value(copy: TrainingCopy, batch: Any, threshold: float) -> tuple[float, float]:
     """Share of the gradient's entries beyond the threshold, and the cosine of the clipped gradient with the whole one."""
-    trainee.optimizer.zero_grad(set_to_none=True)
-    trainee.loss(batch).backward()
-    gradients = [wide(p.grad.detach()).reshape(-1) for p in _parameters(trainee.model) if p.grad is not None and not p.grad.is_sparse]
+    copy.optimizer.zero_grad(set_to_none=True)
+    copy.loss(batch).backward()
+    gradients = [wide(p.grad.detach()).reshape(-1) for p in _parameters(copy.model) if p.grad is not None and not p.grad.is_sparse]
     if not gradients:
         raise Unmeasured("all gradients are sparse, or there are none")
     whole = torch.cat(gradients)

@@ -29,26 +29,26 @@ SMALL = 1e-3  # step of a finite difference, relative to the norm of the weights
 Vector = list[torch.Tensor]
 
 
-def sharpness(scene: CheckContext) -> Sharpness | None:
+def sharpness(context: CheckContext) -> Sharpness | None:
     """Sharpness on a few samples of the first batch; None when the probe learned, or when the loss is not finite.
 
     Raises Unmeasured when neither a second derivative nor a difference of gradients is finite.
     """
-    if outcome(scene.probe, scene.chance) == "learns":
+    if outcome(context.probe, context.chance) == "learns":
         return None
-    trainee = scene.fork()
-    batch = some_samples(scene.workload, SAMPLES)
-    with deterministic(trainee.model, everything=False):
-        return largest_eigenvalue(trainee, batch, scene.seed)
+    copy = context.fork()
+    batch = some_samples(context.workload, SAMPLES)
+    with deterministic(copy.model, everything=False):
+        return largest_eigenvalue(copy, batch, context.seed)
 
 
-def largest_eigenvalue(trainee: TrainingCopy, batch: Any, seed: int, iterations: int = ITERATIONS) -> Sharpness | None:
+def largest_eigenvalue(copy: TrainingCopy, batch: Any, seed: int, iterations: int = ITERATIONS) -> Sharpness | None:
     """Power iteration on Hessian-vector products, or on differences of gradients where there is no second derivative."""
-    weights = [p for p in trainee.model.parameters() if p.requires_grad]
+    weights = [p for p in copy.model.parameters() if p.requires_grad]
 
     def loss() -> torch.Tensor:
         seed_all(seed)
-        return trainee.loss(batch)
+        return copy.loss(batch)
 
     start = loss()
     gradients = torch.autograd.grad(start, weights, create_graph=True, allow_unused=True)

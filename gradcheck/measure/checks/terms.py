@@ -165,21 +165,21 @@ class _Look:
         self.found.setdefault((term.kind, term.operation, term.site), term)
 
 
-def idle_terms(scene: CheckContext) -> tuple[IdleTerm, ...]:
+def idle_terms(context: CheckContext) -> tuple[IdleTerm, ...]:
     """What trains nothing, neither before training nor after the probe."""
-    batch = scene.workload.batches[-1]
-    late = _look(scene.trained, batch)
+    batch = context.workload.batches[-1]
+    late = _look(context.trained, batch)
     if not late.found:
         return ()
-    early = _look(scene.fork(), scene.workload.batches[0])
+    early = _look(context.fork(), context.workload.batches[0])
     return tuple(term for key, term in late.found.items() if key in early.found)
 
 
-def _look(trainee: TrainingCopy, batch: Any) -> _Look:
+def _look(copy: TrainingCopy, batch: Any) -> _Look:
     look, listing = _Look(), Listing()
-    parameters = [p for group in trainee.optimizer.param_groups for p in group["params"] if p.requires_grad]
+    parameters = [p for group in copy.optimizer.param_groups for p in group["params"] if p.requires_grad]
     with torch.enable_grad(), listing:
-        loss = trainee.loss(batch)
+        loss = copy.loss(batch)
     whole = listing.of(loss)
     if whole is None or not loss.requires_grad or not parameters or not bool(torch.isfinite(loss.detach()).all()):
         return look

@@ -25,47 +25,47 @@ FEWEST_SAMPLES = 4  # in a part
 CHECKPOINTS = 10  # at which a training that ends with a gap is followed on the validation batches
 
 
-def validation(scene: CheckContext) -> Validation | None:
+def validation(context: CheckContext) -> Validation | None:
     """None when there are no validation batches."""
-    batches = list(scene.workload.val_batches[:MOST_BATCHES])
+    batches = list(context.workload.val_batches[:MOST_BATCHES])
     if not batches:
         return None
-    train, val = list(scene.workload.batches[:MOST_BATCHES]), batches
-    if is_divisible(scene.workload):
+    train, val = list(context.workload.batches[:MOST_BATCHES]), batches
+    if is_divisible(context.workload):
         train, val = _parts(train), _parts(val)
-    with restored(scene.trained):
-        on_train, on_val = (_losses(scene.trained, parts, scene.seed) for parts in (train, val))
-    before = fmean(_losses(scene.fork(), val, scene.seed))
+    with restored(context.trained):
+        on_train, on_val = (_losses(context.trained, parts, context.seed) for parts in (train, val))
+    before = fmean(_losses(context.fork(), val, context.seed))
     error = math.hypot(_standard_error(on_train), _standard_error(on_val))
     gap = fmean(on_val) - fmean(on_train)
-    lowest, step = _lowest(scene, val, fmean(on_val)) if gap > 3 * error and not scene.late else (None, None)
+    lowest, step = _lowest(context, val, fmean(on_val)) if gap > 3 * error and not context.late else (None, None)
     return Validation(fmean(on_train), fmean(on_val), error, before, sum(batch_size(b) for b in batches), lowest, step)
 
 
-def _lowest(scene: CheckContext, val: Sequence[Any], end: float) -> tuple[float, int]:
+def _lowest(context: CheckContext, val: Sequence[Any], end: float) -> tuple[float, int]:
     """Lowest validation loss on the way, and after how many steps: the probe's training again, looked at now and then."""
-    training, steps = Trainer(scene.fork(), scene.workload.batches), len(scene.probe.losses)
+    training, steps = Trainer(context.fork(), context.workload.batches), len(context.probe.losses)
     lowest, at = end, steps
     for checkpoint in sorted({max(1, round(steps * (i + 1) / (CHECKPOINTS + 1))) for i in range(CHECKPOINTS)}):
-        training.train(checkpoint, max(scene.deadline, time.perf_counter()), norms=False)
+        training.train(checkpoint, max(context.deadline, time.perf_counter()), norms=False)
         if training.step < checkpoint:
             break
-        with preserve_rng(), restored(training.trainee):
-            value = fmean(_losses(training.trainee, val, scene.seed))
+        with preserve_rng(), restored(training.copy):
+            value = fmean(_losses(training.copy, val, context.seed))
         if value < lowest:
             lowest, at = value, checkpoint
     return lowest, at
 
 
-def _losses(trainee: TrainingCopy, parts: Sequence[Any], seed: int) -> list[float]:
+def _losses(copy: TrainingCopy, parts: Sequence[Any], seed: int) -> list[float]:
     """Loss on each part, in evaluation mode. Raises Unmeasured when the training step gives none there."""
-    set_mode(trainee.model, False)
+    set_mode(copy.model, False)
     seed_all(seed)
     values = []
     with torch.no_grad():
         for part in parts:
             try:
-                values.append(float(trainee.loss(part)))
+                values.append(float(copy.loss(part)))
             except Exception as error:
                 raise Unmeasured("the training step raised an error in evaluation mode") from error
     return values

@@ -68,9 +68,9 @@ def _rate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     return float(kwargs.get("p", args[1] if len(args) > 1 else 0.5)) if training else 0.0
 
 
-def seen_noise(trainee: TrainingCopy, batch: Batch, sites: Callable[[str], Location | None]) -> tuple[tuple[Dropout, ...], float]:
+def seen_noise(copy: TrainingCopy, batch: Batch, sites: Callable[[str], Location | None]) -> tuple[tuple[Dropout, ...], float]:
     """Dropout that one evaluation of the loss applies, and its label smoothing. `sites`: module name -> where it is created."""
-    model, stack = trainee.model, [("", trainee.model)]
+    model, stack = copy.model, [("", copy.model)]
 
     def place() -> str:
         name, module = stack[-1]
@@ -83,7 +83,7 @@ def seen_noise(trainee: TrainingCopy, batch: Batch, sites: Callable[[str], Locat
     noise = Noise(place=place)
     try:
         with torch.no_grad(), noise:
-            trainee.loss(batch)
+            copy.loss(batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -116,22 +116,22 @@ def _written_by_hand(module: nn.Module) -> bool:
     return code is not None and "training" in code.co_names and not _RANDOM.isdisjoint(code.co_names)
 
 
-def lift(trainee: TrainingCopy, kinds: Collection[str]) -> None:
+def lift(copy: TrainingCopy, kinds: Collection[str]) -> None:
     """Takes these kinds of regularization away from the copy, for good."""
     if DECAY in kinds:
-        for group in trainee.optimizer.param_groups:
+        for group in copy.optimizer.param_groups:
             if group.get("weight_decay"):
                 group["weight_decay"] = 0.0
     if DROPOUT in kinds:
-        for _, module, _ in noisy_modules(trainee.model):
+        for _, module, _ in noisy_modules(copy.model):
             if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
                 module.dropout = 0.0
             else:
                 module.training = False
     if PENALTY in kinds:
-        trainee.training_step = without_penalty(trainee.training_step)
+        copy.training_step = without_penalty(copy.training_step)
     if {DROPOUT, SMOOTHING} & set(kinds):
-        trainee.training_step = _under(trainee.training_step, kinds)
+        copy.training_step = _under(copy.training_step, kinds)
 
 
 def _under(step: TrainingStep, kinds: Collection[str]) -> TrainingStep:

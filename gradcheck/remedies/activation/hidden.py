@@ -66,7 +66,7 @@ def call_of(function: str, argument: ast.expr) -> ast.expr:
 
 
 def replace_one(treated: TreatedWorkload, name: str, site: Location | None, new: str) -> None:
-    """Another activation in the place of a module, or of the call at a place in a module's code."""
+    """Another activation in place of a module, or of the call at a place in a module's code."""
     if ":" not in name:
         swap(treated, name, module_of(new))
         return

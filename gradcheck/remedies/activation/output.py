@@ -37,7 +37,7 @@ def propose_removal(finding: Finding | None, m: Measurement) -> list[Fix]:
     text = f"hand the loss the values before {function} ({layer.name}); apply {function} only where predictions are read"
     if call.function == "binary_cross_entropy" and function in ("softmax", "log_softmax"):
         settings["new"] = "sigmoid"
-        text = f"put a sigmoid in the place of {function} over one unit"
+        text = f"put a sigmoid in place of {function} over one unit"
     return [REMOVE.prescription(text, finding, layers=(layer.name,), settings=settings)]
 
 

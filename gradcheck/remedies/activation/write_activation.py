@@ -1,4 +1,4 @@
-"""Activations: another one in the place of one, and one between two layers."""
+"""Activations: another one in place of one, and one between two layers."""
 
 from __future__ import annotations
 

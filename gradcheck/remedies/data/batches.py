@@ -169,7 +169,7 @@ def propose_shuffle(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 
 def shuffle(treated: TreatedWorkload, _: Fix) -> None:
-    """Deals the samples of all batches anew, into batches of the same sizes."""
+    """Redeals the samples of all batches, into batches of the same sizes."""
     batches = treated.workload.batches
     sizes = [batch_size(b) for b in batches]
     whole = joined(batches)

@@ -1,4 +1,4 @@
-"""Treatment of a tensor that was left in the place of the input."""
+"""Treatment of a tensor that was left in place of the input."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def copied(call: ast.Call) -> ast.expr | None:
 
 
 class _Without(ast.NodeTransformer):
-    """A tree with one call's argument in the place of the call."""
+    """A tree with one call's argument in place of the call."""
 
     def __init__(self, call: ast.Call) -> None:
         self.place = call.lineno, call.col_offset
@@ -58,7 +58,7 @@ class _Without(ast.NodeTransformer):
 
 INPUT = RemedyDefinition(
     "use-input",
-    "the input in the place of a placeholder",
+    "the input in place of a placeholder",
     "wiring",
     "unsafe",
     "Karpathy 2019, A Recipe for Training Neural Networks: input-independent baseline",

@@ -103,7 +103,7 @@ def _statistics(name: str, p: Fix, axis: str, constant: bool) -> tuple[str, str]
         return literal(number(p, "mean"), 4), literal(number(p, "std"), 4)
     over = _AXES.get(axis)
     if over is None:
-        raise Unwritable(f"{axis} is no axis")
+        raise Unwritable(f"{axis} is not an axis")
     floor = ".clamp_min(1e-6)" if constant else ""
     return f"{name}.mean({over})", f"{name}.std({over}){floor}"
 

@@ -1,4 +1,4 @@
-"""The input in the place of a tensor like it."""
+"""The input in place of a tensor like it."""
 
 from __future__ import annotations
 

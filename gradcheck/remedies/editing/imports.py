@@ -50,7 +50,7 @@ def spelled(draft: Draft, name: str) -> str:
         return found
     package = next((p for p in sorted(_CUSTOMARY, key=len, reverse=True) if name == p or name.startswith(p + ".")), None)
     if package is None:
-        raise ValueError(f"{name} is no name of torch")
+        raise ValueError(f"{name} is not a name of torch")
     statement = _CUSTOMARY[package]
     _add(draft, statement if statement.split()[-1] not in _used(draft) else _CUSTOMARY["torch"])
     spelling = known(draft, name)

@@ -103,7 +103,7 @@ def argument(call: ast.Call, name: str, position: int | None = None) -> ast.expr
 
 
 def set_argument(draft: Draft, call: ast.Call, name: str, value: str, position: int | None = None) -> None:
-    """Gives a call an argument, in the place of the one that it has or behind the last one."""
+    """Gives a call an argument, in place of the one that it has or behind the last one."""
     given = argument(call, name, position)
     if given is not None:
         draft.replace(given, value)

@@ -34,7 +34,7 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 CHECKPOINT = "saved checkpoints still load; initial weights matter only for training from scratch"
 RECTIFIED = ("relu", "relu6", "leaky_relu", "prelu")
-HEAD_GAINS = (0.05, 3.0)  # a head with weights outside of it is initialised anew along with the body
+HEAD_GAINS = (0.05, 3.0)  # a head with weights outside of it is initialised again along with the body
 HEAD_GAIN = 1.0
 
 Draw = Callable[[torch.Tensor, float, torch.Generator], None]  # fills a weight [out, in, ...] for a gain
@@ -130,7 +130,7 @@ _DRAWS: dict[str, Draw] = {"he-init": he_normal, "lecun-init": he_normal, "xavie
 
 
 def apply(treated: TreatedWorkload, prescription: Fix) -> None:
-    """Draws the named weights anew, the same ones on every copy, and sets their biases to zero."""
+    """Redraws the named weights, the same ones on every copy, and sets their biases to zero."""
     settings, generator = prescription.settings, torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
     name = str(settings.get("init", prescription.treatment))
     draw = _DRAWS[name if name in _DRAWS else "he-init"]
@@ -189,7 +189,7 @@ def propose_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measur
 
 
 def _to_draw(finding: Finding | None, m: Measurement) -> list[Layer]:
-    """The layers to draw anew, without branches that start at zero on purpose and, in the body, without what no activation follows."""
+    """The layers to redraw, without branches that start at zero on purpose and, in the body, without what no activation follows."""
     layers, parameters = weighted_layers(finding, m), parameters_by_name(m)
     if not whole(finding):
         return sorted([*layers, *_as_constant(finding, m, layers)], key=lambda x: x.order)

@@ -32,7 +32,7 @@ class Scheme:
 
     function: str
     arguments: str = ""
-    doc: str = "Draws the weights anew."
+    doc: str = "Redraws the weights."
 
     def call(self, draft: Draft, weight: str, *, inputs_first: bool = False) -> str:
         """`inputs_first`: the weight is stored [in, out, ...], as that of a transposed convolution is."""
@@ -160,7 +160,7 @@ def _beside_biases(context: Context, wanted: Layers, scheme: Scheme) -> Layers:
 
 
 def _mostly(context: Context, covered: Layers, wanted: Layers) -> bool:
-    """Nearly all that the statement draws is to be drawn anew: a head or so may come along."""
+    """Nearly all that the statement draws is to be redrawn: a head or so may come along."""
     others = {x for x in covered - wanted if context.layer(x).kind in WEIGHTED}
     return len(others) <= max(1, len(covered & wanted) // 2)
 

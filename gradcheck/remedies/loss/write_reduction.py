@@ -1,4 +1,4 @@
-"""How a term of the loss is taken together: a mean in the place of a sum."""
+"""How a term of the loss is taken together: a mean in place of a sum."""
 
 from __future__ import annotations
 

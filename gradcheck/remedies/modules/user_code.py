@@ -29,7 +29,7 @@ Map = Callable[[torch.Tensor, Any], torch.Tensor]  # (output, target) to the out
 def map_output(treated: TreatedWorkload, change: Map) -> None:
     """The loss sees `change(output, target)` in place of the output. `change` must be a function or a partial of one.
 
-    Raises Inapplicable when the training step does not run with it, as for outputs that are no tensors.
+    Raises Inapplicable when the training step does not run with it, as for outputs that are not tensors.
     """
     w = treated.workload
     if w.loss is not None:
@@ -121,7 +121,7 @@ def edit_all_code(treated: TreatedWorkload, edit: TreeEdit) -> None:
 
 
 def _use(treated: TreatedWorkload, function: Callable[..., Any]) -> None:
-    """A changed loss or training step in the place of the user's."""
+    """A changed loss or training step in place of the user's."""
     if treated.workload.loss is not None:
         treated.replace_loss(function)
     else:

@@ -117,7 +117,7 @@ def without_batch(treated: TreatedWorkload, prescription: Fix) -> None:
         for name in prescription.layers:
             old = module_at(treated, name)
             if not isinstance(old, _BatchNorm):
-                raise Inapplicable(f"{name} is no batch normalization of torch")
+                raise Inapplicable(f"{name} is not a batch normalization of torch")
             vector = prescription.settings["kind"] == "LayerNorm"
             new = like(norm_of("LayerNorm" if vector else "GroupNorm", old.num_features, groups), old)
             if old.affine:

@@ -1,4 +1,4 @@
-"""An optimizer that divides by the size of the gradients, in the place of one that does not."""
+"""An optimizer that divides by the size of the gradients, in place of one that does not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def propose_adam(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 
 def _words(s: Settings) -> str:
-    return f"train with {'AdamW' if s['weight_decay'] else 'Adam'} at rate {float(s['lr']):.3g} in the place of SGD"
+    return f"train with {'AdamW' if s['weight_decay'] else 'Adam'} at rate {float(s['lr']):.3g} in place of SGD"
 
 
 def put_adam(treated: TreatedWorkload, p: Fix) -> None:
@@ -50,7 +50,7 @@ def put_adam(treated: TreatedWorkload, p: Fix) -> None:
 
 ADAPTIVE = RemedyDefinition(
     "adaptive-optimizer",
-    "Adam in the place of SGD",
+    "Adam in place of SGD",
     "optimizer",
     "unsafe",
     "Kingma and Ba 2015, Adam; Zhang et al. 2020, Why are Adaptive Methods Good for Attention Models?",

@@ -32,7 +32,7 @@ def _decoupled_words(s: Settings) -> str:
 
 
 def decouple(treated: TreatedWorkload, p: Fix) -> None:
-    """AdamW in the place of Adam, with its moments; NAdam and RAdam by their own switch. Biases and gains are left undecayed."""
+    """AdamW in place of Adam, with its moments; NAdam and RAdam by their own switch. Biases and gains are left undecayed."""
     old = treated.optimizer
     if type(old) not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam):
         raise Inapplicable(f"{type(old).__name__} has no form with decoupled weight decay")

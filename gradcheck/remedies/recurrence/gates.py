@@ -48,7 +48,7 @@ def gate(treated: TreatedWorkload, prescription: Fix) -> None:
 def _gated(kind: Callable[..., nn.RNNBase], old: nn.Module, name: str) -> nn.RNNBase:
     """An untrained layer with the options of an Elman layer, on its device and in its type."""
     if type(old) is not nn.RNN:  # what a subclass changes would be lost
-        raise Inapplicable(f"{name} is no nn.RNN of torch")
+        raise Inapplicable(f"{name} is not an nn.RNN of torch")
     if not any(p.requires_grad for p in old.parameters()):
         raise Inapplicable(f"the weights of {name} are frozen")
     new = kind(old.input_size, old.hidden_size, old.num_layers, old.bias, old.batch_first, bidirectional=old.bidirectional)

@@ -1,4 +1,4 @@
-"""Treatments of training batches that are drawn anew at every step; what is drawn is in `draws`."""
+"""Treatments of training batches that are redrawn at every step; what is drawn is in `draws`."""
 
 from __future__ import annotations
 

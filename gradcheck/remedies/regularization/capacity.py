@@ -219,7 +219,7 @@ SHALLOWER = RemedyDefinition(
     "Huang et al. 2016, Deep Networks with Stochastic Depth",
     propose_shallower,
     drop_blocks,
-    "blocks are left out and the others numbered anew: checkpoints do not load",
+    "blocks are left out and the others renumbered: checkpoints do not load",
 )
 LARGER = RemedyDefinition(
     "larger-batch",

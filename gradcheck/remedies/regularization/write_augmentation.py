@@ -1,4 +1,4 @@
-"""Augmentations: a collate function of the training loader draws them anew for every batch."""
+"""Augmentations: a collate function of the training loader redraws them for every batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _function(draft: Draft, text: str) -> str:
     body = "".join(f"    {line}\n" for line in text.split("\n"))
     return f'''
 def {NAME}(samples: list[tuple[{tensor}, {tensor}]]) -> tuple[{tensor}, {tensor}]:
-    """A training batch, with what is drawn anew for each."""
+    """A training batch, with what is redrawn for each."""
     {X}, {Y} = {collate}(samples)
 {body}    return {X}, {Y}
 '''

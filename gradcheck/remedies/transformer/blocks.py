@@ -34,7 +34,7 @@ FUSED = ("qkv", "c_attn", "in_proj", "to_qkv", "qkv_proj", "wqkv", "w_qkv", "que
 
 
 def pre_norm(treated: TreatedWorkload, prescription: Fix) -> None:
-    """norm_first=True in torch's blocks, and one more normalization at the end of their stack; the like in blocks of the user's own."""
+    """norm_first=True in torch's blocks, and one more normalization at the end of their stack; the like in blocks of the user."""
     with rewired(treated):
         if not (_torch_blocks(treated) | _own_blocks(treated, prescription)):
             raise Inapplicable("its blocks have no form that can be turned: norm(x + f(x))")

@@ -127,7 +127,7 @@ def _later(draft: Draft, made: ast.stmt, model: str) -> bool:
 
 
 def _instead(context: Context, draft: Draft, call: ast.Call, owner: ast.Name) -> bool:
-    """The parameters of the model in the place of another module's, when the optimizer holds none of the model's."""
+    """The parameters of the model in place of another module's, when the optimizer holds none of the model's."""
     root = context.measurement.layer("")
     if root is None or root.site is None or any(x.groups for x in context.measurement.parameters):
         return False
@@ -201,7 +201,7 @@ def uncut(p: Fix, context: Context) -> None:
 
 
 def _without_block(draft: Draft, node: ast.AST) -> None:
-    """The statements of `with torch.no_grad():` in the place of the block."""
+    """The statements of `with torch.no_grad():` in place of the block."""
     block = next((a for a in draft.ancestors(node) if isinstance(a, ast.With) and _switches_off(a)), None)
     if block is None or len(block.items) != 1:
         raise Unwritable(f"{draft.path}: what cuts the gradient off is not of a form that can be taken away")

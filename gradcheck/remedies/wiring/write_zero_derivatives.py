@@ -45,7 +45,7 @@ def _operand(draft: Draft, call: ast.Call) -> ast.expr | None:
 
 
 def _applied(draft: Draft, call: ast.Call, z: ast.expr, name: str) -> str:
-    """The call with a name in the place of its operand."""
+    """The call with a name in place of its operand."""
     start, end = draft.span(call)
     first, last = draft.span(z)
     before, after = draft.text[start:first], draft.text[last:end]

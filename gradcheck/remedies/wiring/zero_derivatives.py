@@ -67,7 +67,7 @@ def _clamped(x: ast.expr) -> ast.expr:
 
 
 class _With(ast.NodeTransformer):
-    """Puts one expression in the place of another, which is known by identity."""
+    """Puts one expression in place of another, which is known by identity."""
 
     def __init__(self, old: ast.expr, new: ast.expr) -> None:
         self.old, self.new = old, new
@@ -107,7 +107,7 @@ def _train(treated: TreatedWorkload, name: str) -> None:
         delattr(module, local)
         setattr(module, local, nn.Parameter(value.detach().clone()))
     else:
-        raise Inapplicable(f"{name} is no tensor of floating-point numbers")
+        raise Inapplicable(f"{name} is not a tensor of floating-point numbers")
 
 
 STRAIGHT = RemedyDefinition(

@@ -1,4 +1,4 @@
-"""A loss that is made anew from its number.
+"""A loss that is made again from its number.
 
 Faulty: `.item()` cuts the loss off from the model.
 Expected: disconnected-parameters (GRAPH001) error

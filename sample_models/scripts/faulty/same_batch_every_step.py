@@ -1,6 +1,6 @@
 """The first batch of the loader, again and again.
 
-Faulty: a loader that does not shuffle starts anew in each step.
+Faulty: a loader that does not shuffle starts again in each step.
 Expected: same-batch-every-step (LOOP005) warning
 Cure: `shuffle=True`
 """

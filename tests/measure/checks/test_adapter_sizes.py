@@ -32,9 +32,9 @@ def test_against_the_whole_product(inputs, outputs):
         "adapted", model, [torch.randn(4, inputs)], lambda m, x: m(x).square().mean(), torch.optim.SGD([layer.a, layer.b], lr=0.1)
     )
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    scene = CheckContext(workload, 0, float("inf"), {}, fork(workload), Run("probe", (1.0,)), None)
-    scale, size = scales_and_sizes(scene, [Product("0", "0.base.weight", ("0.a", "0.b"))])["0"]
+    context = CheckContext(workload, 0, float("inf"), {}, fork(workload), Run("probe", (1.0,)), None)
+    scale, size = scales_and_sizes(context, [Product("0", "0.base.weight", ("0.a", "0.b"))])["0"]
     slow = 0.7 * (layer.b @ layer.a.T).norm() / layer.base.weight.norm()
     assert scale == pytest.approx(0.7, rel=1e-4) and size == pytest.approx(slow.item(), rel=1e-4)
-    after = dict(scene.trained.model.named_parameters())
+    after = dict(context.trained.model.named_parameters())
     assert all(torch.equal(after[name], values) for name, values in before.items())

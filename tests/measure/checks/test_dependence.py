@@ -81,18 +81,18 @@ def step(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(model(batch[0]).reshape(-1, CLASSES), batch[1].reshape(-1))
 
 
-def scene(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, **more: Any) -> CheckContext:
+def context(model: nn.Module, data: list[Any] | None = None, *, steps: int = 3, **more: Any) -> CheckContext:
     w = Workload("test", model, data or batches(N, T, D), step, torch.optim.Adam(model.parameters(), 1e-3), **more)
-    trainee = fork(w)
-    training = Trainer(trainee, w.batches)
+    copy = fork(w)
+    training = Trainer(copy, w.batches)
     training.train(steps, float("inf"))
     assert training.exception is None
-    return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.record("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 600, {}, copy, training.record("probe"), None)
 
 
 def measured(model: nn.Module, data: list[Any] | None = None, **more: Any) -> Dependence:
     torch.manual_seed(0)
-    return dependence(scene(model, data, **more))
+    return dependence(context(model, data, **more))
 
 
 def obviously_mixed(model: nn.Module) -> bool:
@@ -202,7 +202,7 @@ def test_running_statistics_that_have_not_settled_do_not_hide_the_input() -> Non
 
 def test_the_trained_copy_is_left_as_it_was() -> None:
     torch.manual_seed(0)
-    here = scene(Net(Normed()))
+    here = context(Net(Normed()))
     before = {k: v.clone() for k, v in here.trained.model.state_dict().items()}
     modes = [m.training for m in here.trained.model.modules()]
     dependence(here)
@@ -222,7 +222,7 @@ def test_a_model_that_is_not_called_cannot_be_looked_at() -> None:
         def loss(self, batch: Any) -> Tensor:
             return F.cross_entropy(self.head(self.first(batch[0]).mean(1)), batch[1])
 
-    w = scene(Net(nn.Tanh()))
+    w = context(Net(nn.Tanh()))
     w.trained.training_step = lambda model, batch: Parts.loss(model, batch)  # type: ignore[arg-type]
     with pytest.raises(Unmeasured, match="does not call the model"):
         dependence(w)

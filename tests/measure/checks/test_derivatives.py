@@ -110,13 +110,13 @@ class Apply(nn.Module):
         return self.function(x)
 
 
-def scene(model: nn.Module, batches: Any = None) -> CheckContext:
+def context(model: nn.Module, batches: Any = None) -> CheckContext:
     torch.manual_seed(0)
     w: Workload = workload(model, torch.optim.SGD(model.parameters(), lr=0.01), cross_entropy_step, batches or two_clusters())
-    trainee = fork(w)
-    training = Trainer(trainee, w.batches)
+    copy = fork(w)
+    training = Trainer(copy, w.batches)
     training.train(2, float("inf"))
-    return CheckContext(w, 0, time.perf_counter() + 600, {}, trainee, training.record("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 600, {}, copy, training.record("probe"), None)
 
 
 def net(middle: Any) -> nn.Module:
@@ -125,7 +125,7 @@ def net(middle: Any) -> nn.Module:
 
 
 def measured(middle: Any) -> Derivatives:
-    return derivatives(scene(net(middle)))
+    return derivatives(context(net(middle)))
 
 
 def obvious_disagreement(model: nn.Module, batch: Any) -> float:
@@ -229,7 +229,7 @@ def test_a_tensor_hook_is_found(factor: float, expected: float) -> None:
 def test_a_module_hook_is_found() -> None:
     model = net(nn.Tanh())
     model[1].register_full_backward_hook(lambda module, inner, outer: tuple(3 * g for g in inner))
-    found = derivatives(scene(model))
+    found = derivatives(context(model))
     assert found.hook == "module" and found.layer == "1" and found.hook_factor == pytest.approx(3.0)
 
 
@@ -237,7 +237,7 @@ def test_the_padding_row_of_an_embedding_may_get_no_gradient() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(5, 6, padding_idx=0), nn.Flatten(), nn.Linear(18, 2))
     batches = [(torch.tensor([[0, 1, 2], [3, 0, 4], [0, 0, 1], [2, 3, 0]]), torch.tensor([0, 1, 1, 0]))]
-    assert derivatives(scene(model, batches)).error < 1e-5
+    assert derivatives(context(model, batches)).error < 1e-5
 
 
 def test_passes_that_count_themselves_are_not_deterministic() -> None:
@@ -252,7 +252,7 @@ def test_passes_that_count_themselves_are_not_deterministic() -> None:
 
 
 def test_a_step_that_takes_too_long_is_not_made() -> None:
-    late = scene(net(nn.Tanh()))
+    late = context(net(nn.Tanh()))
     late.deadline = time.perf_counter()
     with pytest.raises(Unmeasured, match="would take about"):
         derivatives(late)

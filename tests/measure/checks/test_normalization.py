@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gradcheck.measure.checks.normalization import statistics
 
 
-def scene(model: nn.Module) -> Any:
+def context(model: nn.Module) -> Any:
     g = torch.Generator().manual_seed(0)
     batches = [(torch.randn(32, 6, generator=g), torch.randint(3, (32,), generator=g)) for _ in range(2)]
     trained = SimpleNamespace(model=model, loss=lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
@@ -31,7 +31,7 @@ def net() -> nn.Module:
 
 def test_both_losses_are_those_of_the_plain_way():
     model = net()
-    found, given = statistics(scene(model)), scene(model)
+    found, given = statistics(context(model)), context(model)
     assert found is not None
     model.eval()
     assert found.evaluated == pytest.approx(sum(given.trained.loss(b).item() for b in given.workload.batches) / 2, rel=1e-5)
@@ -43,9 +43,9 @@ def test_both_losses_are_those_of_the_plain_way():
 
 def test_the_shift_is_the_ratio_of_the_variances():
     model = net()
-    first, batches = model[1], scene(model).workload.batches
+    first, batches = model[1], context(model).workload.batches
     plain = [(first.running_var / model[0](x).var(0, correction=0)).median().item() for x, _ in batches]
-    found = statistics(scene(model))
+    found = statistics(context(model))
     assert found is not None and len(found.shifts) == 2
     assert found.shifts[0] == pytest.approx(sum(plain) / 2, rel=1e-5)
 
@@ -54,11 +54,11 @@ def test_it_leaves_no_trace():
     model = net()
     model[3].eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    statistics(scene(model))
+    statistics(context(model))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model] == [True, True, True, False, True, True, True]
 
 
 def test_models_without_running_statistics_have_none():
-    assert statistics(scene(nn.Sequential(nn.Linear(6, 3)))) is None
-    assert statistics(scene(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)))) is None
+    assert statistics(context(nn.Sequential(nn.Linear(6, 3)))) is None
+    assert statistics(context(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 3)))) is None

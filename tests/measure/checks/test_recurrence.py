@@ -28,13 +28,13 @@ def batch(every: bool = False) -> tuple[Tensor, Tensor]:
     return torch.randn(8, STEPS, FEATURES, generator=g), torch.randint(CLASSES, (8, STEPS) if every else (8,), generator=g)
 
 
-def scene(model: nn.Module, data: Any, step: Callable[..., Tensor] = cross_entropy_step) -> CheckContext:
+def context(model: nn.Module, data: Any, step: Callable[..., Tensor] = cross_entropy_step) -> CheckContext:
     w = workload(model, step=step, batches=[data])
     return CheckContext(w, 0, time.perf_counter() + 1e6, {}, fork(w), Run("probe", ()), None)
 
 
 def found(model: nn.Module, data: Any = None, **more: Any) -> tuple[Recurrence, ...]:
-    return recurrences(scene(model, batch() if data is None else data, **more)) or ()
+    return recurrences(context(model, batch() if data is None else data, **more)) or ()
 
 
 class Fused(nn.Module):

@@ -19,10 +19,10 @@ from gradcheck.workload.workload import Workload
 from tests.measure.workloads import classifier, cross_entropy_step, two_clusters, workload
 
 
-def scene(w: Workload, steps: int = 40) -> CheckContext:
+def context(w: Workload, steps: int = 40) -> CheckContext:
     training = Trainer(fork(w), w.batches)
     training.train(steps, float("inf"))
-    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.record("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.copy, training.record("probe"), None)
 
 
 class Spellings(nn.Module):
@@ -51,10 +51,10 @@ class ByHand(nn.Module):
 
 
 def seen(model: nn.Module, step: Any = cross_entropy_step) -> tuple[dict[str, float], float]:
-    trainee = fork(workload(model, step=step))
-    for name, module in trainee.model.named_modules():
+    copy = fork(workload(model, step=step))
+    for name, module in copy.model.named_modules():
         module.training = name != "off"
-    dropouts, smoothing = seen_noise(trainee, two_clusters()[0], lambda _: None)
+    dropouts, smoothing = seen_noise(copy, two_clusters()[0], lambda _: None)
     return {d.layer: d.rate for d in dropouts}, smoothing
 
 
@@ -68,12 +68,12 @@ def test_smoothed_labels_are_seen():
     assert seen(classifier(), lambda model, batch: loss(model(batch[0]), batch[1]))[1] == 0.25
 
 
-def losses(trainee: TrainingCopy, batch: Any) -> list[float]:
+def losses(copy: TrainingCopy, batch: Any) -> list[float]:
     """The loss under different random numbers."""
     values = []
     for seed in range(3):
         torch.manual_seed(seed)
-        values.append(trainee.loss(batch).item())
+        values.append(copy.loss(batch).item())
     return values
 
 
@@ -92,9 +92,9 @@ def test_lifted_dropout_leaves_no_noise():
 def test_lifted_weight_decay_is_gone_from_every_group():
     model = classifier()
     groups = [{"params": [model[0].weight], "weight_decay": 0.5}, {"params": [model[6].weight], "weight_decay": 0.1}]
-    trainee = fork(workload(model, torch.optim.SGD(groups, lr=0.1)))
-    lift(trainee, ("weight decay",))
-    assert [g["weight_decay"] for g in trainee.optimizer.param_groups] == [0.0, 0.0]
+    copy = fork(workload(model, torch.optim.SGD(groups, lr=0.1)))
+    lift(copy, ("weight decay",))
+    assert [g["weight_decay"] for g in copy.optimizer.param_groups] == [0.0, 0.0]
 
 
 def penalized(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_a_penalty_is_told_from_the_loss_of_the_data(power, degree):
         return cross_entropy_step(model, batch) + 3.0 * sum(p.abs().pow(power).sum() for p in model.parameters())
 
     w = workload(model, torch.optim.SGD(model.parameters(), lr=1e-3), step)
-    found = regularization(scene(w))
+    found = regularization(context(w))
     assert found is not None and found.penalty is not None
     assert found.penalty.value == pytest.approx(3.0 * sum(float(p.abs().pow(power).sum()) for p in model.parameters()), rel=1e-4)
     assert found.penalty.data == pytest.approx(float(cross_entropy_step(model, w.batches[0])), rel=1e-4)
@@ -136,31 +136,31 @@ def test_terms_of_the_output_are_no_penalty():
         return F.cross_entropy(output, batch[1]) + output.square().mean()
 
     model = nn.Linear(6, 2)
-    assert regularization(scene(workload(model, torch.optim.SGD(model.parameters(), lr=0.05), step), 5)) is None
+    assert regularization(context(workload(model, torch.optim.SGD(model.parameters(), lr=0.05), step), 5)) is None
 
 
 def test_a_training_that_learns_is_not_repeated():
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 2))
-    found = regularization(scene(workload(model, torch.optim.SGD(model.parameters(), lr=0.1))))
+    found = regularization(context(workload(model, torch.optim.SGD(model.parameters(), lr=0.1))))
     assert found is not None and [d.rate for d in found.dropouts] == [0.5] and not found.runs
 
 
 def test_a_training_that_fails_is_repeated_without():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
-    found = regularization(scene(workload(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=2.0))))
+    found = regularization(context(workload(model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=2.0))))
     assert found is not None and found.kinds == ("weight decay",) and found.trained_loss == pytest.approx(0.69, abs=0.02)
     assert [r.lifted for r in found.runs] == [("weight decay",)] and found.runs[0].losses[-1] < 0.5
 
 
 def test_the_trained_copy_is_put_back():
-    trainee = fork(workload())
-    before = {k: v.clone() for k, v in trainee.model.state_dict().items()}
-    modes = [m.training for m in trainee.model.modules()]
-    with restored(trainee):
-        trainee.model.train()
-        trainee.loss(two_clusters()[0]).backward()
-        assert not torch.equal(before["1.running_mean"], trainee.model.state_dict()["1.running_mean"])
-        trainee.model.eval()
-    assert all(torch.equal(before[k], v) for k, v in trainee.model.state_dict().items())
-    assert modes == [m.training for m in trainee.model.modules()] and all(p.grad is None for p in trainee.model.parameters())
+    copy = fork(workload())
+    before = {k: v.clone() for k, v in copy.model.state_dict().items()}
+    modes = [m.training for m in copy.model.modules()]
+    with restored(copy):
+        copy.model.train()
+        copy.loss(two_clusters()[0]).backward()
+        assert not torch.equal(before["1.running_mean"], copy.model.state_dict()["1.running_mean"])
+        copy.model.eval()
+    assert all(torch.equal(before[k], v) for k, v in copy.model.state_dict().items())
+    assert modes == [m.training for m in copy.model.modules()] and all(p.grad is None for p in copy.model.parameters())

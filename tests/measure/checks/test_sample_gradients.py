@@ -21,7 +21,7 @@ from tests.measure.workloads import classifier, cross_entropy_step, two_clusters
 Tensor = torch.Tensor
 
 
-def scene(model: nn.Module | None = None, step: Callable[..., Tensor] = cross_entropy_step, batches: Any = None) -> CheckContext:
+def context(model: nn.Module | None = None, step: Callable[..., Tensor] = cross_entropy_step, batches: Any = None) -> CheckContext:
     w = workload(model, step=step, batches=batches)
     return CheckContext(w, 0, time.perf_counter() + 1e6, {}, fork(w), Run("probe", (1.0,)), None)
 
@@ -29,7 +29,7 @@ def scene(model: nn.Module | None = None, step: Callable[..., Tensor] = cross_en
 def test_norms_are_those_of_single_samples():
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 2))
     x, y = two_clusters()[0]
-    found = sample_gradients(scene(model))
+    found = sample_gradients(context(model))
     assert found is not None and found.batch == 16
     model.eval()
     expected = []
@@ -50,7 +50,7 @@ def test_the_extreme_samples_are_among_those_looked_at():
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_means_and_sums_over_samples_can_be_taken_apart(reduction):
-    assert sample_gradients(scene(step=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction=reduction))) is not None
+    assert sample_gradients(context(step=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction=reduction))) is not None
 
 
 def contrastive(model: nn.Module, batch: Any) -> Tensor:
@@ -60,22 +60,24 @@ def contrastive(model: nn.Module, batch: Any) -> Tensor:
 
 def test_losses_over_pairs_cannot():
     with pytest.raises(Unmeasured, match="neither the mean"):
-        sample_gradients(scene(step=contrastive))
+        sample_gradients(context(step=contrastive))
 
 
 def test_batches_whose_first_axes_differ_cannot():
     x = torch.randn(5, 16, 6)
     with pytest.raises(Unmeasured, match="first axes"):
-        sample_gradients(scene(step=lambda m, b: F.cross_entropy(m(b[0].mean(0)), b[1]), batches=[(x, torch.zeros(16, dtype=torch.long))]))
+        sample_gradients(
+            context(step=lambda m, b: F.cross_entropy(m(b[0].mean(0)), b[1]), batches=[(x, torch.zeros(16, dtype=torch.long))])
+        )
 
 
 def test_weights_that_are_not_finite_say_nothing():
-    s = scene()
+    s = context()
     assert sample_gradients(replace(s, probe=Run("probe", (1.0,), ended="non-finite"))) is None
 
 
 def test_the_trained_copy_is_left_as_it_was():
-    s = scene(classifier())
+    s = context(classifier())
     before = {k: v.clone() for k, v in s.trained.model.state_dict().items()}
     modes = [m.training for m in s.trained.model.modules()]
     sample_gradients(s)
@@ -104,7 +106,7 @@ def test_small_batches_make_no_groups():
 
 
 def test_the_gram_matrix_is_that_of_the_gradients():
-    s = scene(nn.Linear(6, 2))
+    s = context(nn.Linear(6, 2))
     groups = groups_of(s.workload.batches, 4)
     gram, size = gram_of(s.trained, groups)
     rows = []

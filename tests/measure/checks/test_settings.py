@@ -24,10 +24,10 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def scene(w: Workload, steps: int = 30) -> CheckContext:
+def context(w: Workload, steps: int = 30) -> CheckContext:
     training = Trainer(fork(w), w.batches)
     training.train(steps, float("inf"))
-    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.trainee, training.record("probe"), None)
+    return CheckContext(w, 0, time.perf_counter() + 60, {}, training.copy, training.record("probe"), None)
 
 
 def test_the_functional_step_is_how_far_the_first_update_moves_the_output():
@@ -40,17 +40,17 @@ def test_the_functional_step_is_how_far_the_first_update_moves_the_output():
     torch.optim.Adam(twin.parameters(), lr=0.05).step()
     moved = (twin(x).detach() - before).double().numpy()
     expected = (moved**2).mean() ** 0.5 / max(before.double().numpy().std(), 0.1)
-    assert functional_step(scene(w, 1)) == pytest.approx(expected, rel=1e-4)
+    assert functional_step(context(w, 1)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_there_is_none_for_sgd():
-    assert functional_step(scene(workload(net()), 1)) is None
+    assert functional_step(context(workload(net()), 1)) is None
 
 
 @pytest.mark.parametrize(("eps", "tried"), [(1e-8, False), (0.1, True)])
 def test_the_usual_epsilon_is_tried_against_a_large_one(eps, tried):
     model = net()
-    s = scene(workload(model, torch.optim.Adam(model.parameters(), lr=0.01, eps=eps)))
+    s = context(workload(model, torch.optim.Adam(model.parameters(), lr=0.01, eps=eps)))
     run = small_epsilon(s)
     assert (run is not None) == tried
     if run is not None:
@@ -81,24 +81,24 @@ def test_every_step_of_the_probe_is_clipped_as_in_the_users_loop(kind, threshold
         clip(model.parameters(), threshold)
         optimizer.step()
         losses.append(loss.item())
-    probe = scene(w).probe
+    probe = context(w).probe
     assert probe.losses == pytest.approx(losses, rel=1e-4) and probe.gradient_norms == pytest.approx(norms, rel=1e-3)
 
 
 def test_the_share_of_clipped_steps_leaves_the_first_20_out():
-    s = scene(clipped("norm", 0.05))
+    s = context(clipped("norm", 0.05))
     late = s.probe.gradient_norms[20:]
     found = clipping(s)
     assert found is not None and found.clipped == sum(n > 0.05 for n in late) / len(late)
-    assert clipping(scene(workload(net()), 1)) is None
+    assert clipping(context(workload(net()), 1)) is None
 
 
 def test_clipping_by_value_is_compared_with_the_whole_gradient():
     w = clipped("value", 0.01)
-    s = scene(w, 1)
+    s = context(w, 1)
     shares, cosines = [], []
-    for trainee, batch in ((fork(w), w.batches[0]), (s.trained, w.batches[-1])):
-        model = copy.deepcopy(trainee.model)
+    for copied, batch in ((fork(w), w.batches[0]), (s.trained, w.batches[-1])):
+        model = copy.deepcopy(copied.model)
         model.zero_grad()
         cross_entropy_step(model, batch).backward()
         entries = [v for p in model.parameters() if p.grad is not None for v in p.grad.double().reshape(-1).tolist()]
@@ -120,7 +120,7 @@ def evaluated(model: nn.Module, batches: list[Any]) -> float:
 def test_validation_is_the_loss_of_the_trained_copy_on_both_sides():
     w = workload(net())
     w.val_batches = two_clusters(batches=3)[1:]
-    s = scene(w)
+    s = context(w)
     found = validation(s)
     assert found is not None and found.samples == 32
     assert found.train_loss == pytest.approx(evaluated(s.trained.model, list(w.batches)), rel=1e-4)
@@ -134,13 +134,13 @@ def test_a_gap_is_followed_on_the_way():
     model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 2))
     w = workload(model, torch.optim.Adam(model.parameters(), lr=0.05))
     w.val_batches = [(x, 1 - y) for x, y in two_clusters()]
-    s = scene(w)
+    s = context(w)
     found = validation(s)
     assert found is not None and found.lowest is not None and found.lowest < found.loss
     replay = Trainer(fork(w), w.batches)
     replay.train(found.lowest_step or 0, float("inf"))
-    assert found.lowest == pytest.approx(evaluated(replay.trainee.model, list(w.val_batches)), rel=1e-4)
+    assert found.lowest == pytest.approx(evaluated(replay.copy.model, list(w.val_batches)), rel=1e-4)
 
 
 def test_without_validation_data_there_is_nothing():
-    assert validation(scene(workload(net()), 1)) is None
+    assert validation(context(workload(net()), 1)) is None

@@ -68,8 +68,8 @@ def test_it_is_the_largest_eigenvalue_of_the_hessian(more, method):
 def test_dropout_does_not_move_it():
     batch = two_clusters()[0]
     w = workload(net(nn.Dropout(0.5)))
-    scene = CheckContext(w, 0, time.perf_counter() + 1e6, {}, fork(w), STALLED, None)
-    found = sharpness(scene)
+    context = CheckContext(w, 0, time.perf_counter() + 1e6, {}, fork(w), STALLED, None)
+    found = sharpness(context)
     assert found is not None and found.iterations <= 12
     assert found.value == pytest.approx(exact(net(), batch), rel=0.1)
 
@@ -81,11 +81,11 @@ def test_a_probe_that_learned_needs_none():
 
 
 def test_the_weights_are_put_back():
-    trainee = fork(workload(net(Once())))
-    before = [p.detach().clone() for p in trainee.model.parameters()]
-    largest_eigenvalue(trainee, two_clusters()[0], seed=0, iterations=2)
-    assert all(torch.equal(a, b) for a, b in zip(before, trainee.model.parameters(), strict=True))
-    assert all(p.grad is None for p in trainee.model.parameters())
+    copy = fork(workload(net(Once())))
+    before = [p.detach().clone() for p in copy.model.parameters()]
+    largest_eigenvalue(copy, two_clusters()[0], seed=0, iterations=2)
+    assert all(torch.equal(a, b) for a, b in zip(before, copy.model.parameters(), strict=True))
+    assert all(p.grad is None for p in copy.model.parameters())
 
 
 def test_a_linear_loss_is_flat():

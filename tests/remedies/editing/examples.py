@@ -46,6 +46,6 @@ def net() -> Sheet:
 
 
 def changed(sheet: Sheet, text: str) -> list[str]:
-    """Lines that the text has in the place of others, or more than the sheet."""
+    """Lines that the text has in place of others, or more than the sheet."""
     before = sheet.text.splitlines()
     return [line for line in text.splitlines() if line not in before]

@@ -373,7 +373,7 @@ LOOPS = {
                         p.grad = None
         """,
     ),
-    "a loss that is made anew": (
+    "a loss that is made again": (
         """
         for _ in range(4):
             for x, y in loader:

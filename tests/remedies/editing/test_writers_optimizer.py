@@ -1,4 +1,4 @@
-"""Another class of optimizer in the place of SGD: a file before and after, and what it is left alone in."""
+"""Another class of optimizer in place of SGD: a file before and after, and what it is left alone in."""
 
 from __future__ import annotations
 
