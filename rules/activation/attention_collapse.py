@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         "logit_info": Limit(50.0, "", "heuristic: of two logits this far apart softmax gives one 1 in float32, and the other 2e-22"),
         "logit_std": Limit(3.0, "", "heuristic: scaled logits have about 1, without 1 / sqrt(d) they have sqrt(d), 8 for d = 64"),
     },
-    explains=("INIT002", "GRAD001", "GRAD002", "LOSS003", "LOSS005", "OPT001", "OPT002"),
+    explains=("INIT002", "GRAD001", "GRAD002", "LOSS003", "LOSS005", "OPT001", "OPT007", "OPT002"),
 )
 def attention_collapse(m: Measurement, limits: Limits) -> Verdict:
     """Attention puts all its weight on single keys before training.

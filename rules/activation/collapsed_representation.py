@@ -61,7 +61,7 @@ def collapse(layer: Layer, value: Callable[[Snapshot], float | None]) -> float |
         "contraction": Limit(1 / 3, "of the spread at the start", "measured: SimCLR, VICReg, SimSiam and BYOL on digits, see the page"),
         "layers": Limit(12, "layers", "about six blocks; a 3-block transformer with 1.000 still reached 90 %"),
     },
-    explains=("OPT001", "OPT002", "LOSS005"),
+    explains=("OPT001", "OPT007", "OPT002", "LOSS005"),
 )
 def collapsed_representation(m: Measurement, limits: Limits) -> Verdict:
     """All samples, or all tokens of a sample, reach the output as the same vector.

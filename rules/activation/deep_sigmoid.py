@@ -59,7 +59,7 @@ def _stacks_behind(m: Measurement, functions: set[str | None]) -> list[list[Laye
         "stacked": Limit(4, "layers", "0 of 13 such networks train as they are, or after data-driven rescaling"),
         "error_total": Limit(6.0, "decades", "96 of 96 random networks whose gradient changes by 6 decades or more fail at every rate"),
     },
-    explains=("GRAD001", "ACT001", "ACT004", "INIT001", "INIT002", "INIT007", "OPT001", "OPT002", "GRAPH008", "LOSS005"),
+    explains=("GRAD001", "ACT001", "ACT004", "INIT001", "INIT002", "INIT007", "OPT001", "OPT007", "OPT002", "GRAPH008", "LOSS005"),
 )
 def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
     """Four or more sigmoid-like hidden layers in a row without normalisation.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         "LOSS003",
         "LOSS005",
         "OPT001",
+        "OPT007",
         "OPT002",
         "GRAD001",
         "GRAD002",

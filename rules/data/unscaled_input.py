@@ -46,6 +46,7 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
         "ACT002",
         "INIT001",
         "OPT001",
+        "OPT007",
         "OPT002",
         "GRAD002",
         "GRAD004",

@@ -102,6 +102,7 @@ def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
         "INIT007",
         "ACT004",
         "OPT001",
+        "OPT007",
         "OPT002",
         "LOSS003",
         "LOSS005",

@@ -160,7 +160,7 @@ def finding(m: Measurement, hit: list[tuple[Recurrence, float]], limits: Limits)
         "large_decades": Limit(4.0, "decades", f"{RECALL}: 1 of 22 runs beyond 4.2 decades solves it"),
         "growth": Limit(2.0, "decades", "heuristic: a hundredfold gradient at the first step"),
     },
-    explains=("INIT004", "OPT001", "OPT002", "LOSS005", "GRAD001", "GRAD002", "ACT004", "CLIP001"),
+    explains=("INIT004", "OPT001", "OPT007", "OPT002", "LOSS005", "GRAD001", "GRAD002", "ACT004", "CLIP001"),
 )
 def gradient_through_time(m: Measurement, limits: Limits) -> Verdict:
     """The gradient shrinks or grows exponentially on its way back through the time steps of a recurrent layer.

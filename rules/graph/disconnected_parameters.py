@@ -36,7 +36,7 @@ IDLE = {"unused-output": "computed but not used in the loss", "not-called": "nev
     "disconnected-parameters",
     up_to="error",
     needs=("reach",),
-    explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT002"),
+    explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT007", "OPT002"),
 )
 def disconnected_parameters(m: Measurement, limits: Limits) -> Verdict:
     """Parameters that the optimizer should train get no gradient.

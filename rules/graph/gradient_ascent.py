@@ -48,7 +48,7 @@ DENSITY_LOSSES = frozenset(("gaussian_nll_loss", "poisson_nll_loss"))  # negativ
             -0.5, "cosine", "weight decay and coupled terms can turn a first step sideways, but not against the gradient"
         ),
     },
-    explains=("OPT001", "OPT002", "LOSS005", "LOSS003", "NUM001", "GRAD002", "ACT002", "ACT001", "GRAD004", "ACT004"),
+    explains=("OPT001", "OPT007", "OPT002", "LOSS005", "LOSS003", "NUM001", "GRAD002", "ACT002", "ACT001", "GRAD004", "ACT004"),
 )
 def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     """Training raises the loss, or lowers one that has no lower bound.

@@ -25,7 +25,7 @@ NO_SCRIPT = "no training script was run"
         "steps": Limit(3, "steps", "heuristic: fewer say nothing about a loop"),
         "share": Limit(0.5, "of the steps", "heuristic: a loop that clears now and then accumulates on purpose"),
     },
-    explains=("OPT001", "OPT002", "LOSS005", "LOOP001", "CLIP001", "GRAD002"),
+    explains=("OPT001", "OPT007", "OPT002", "LOSS005", "LOOP001", "CLIP001", "GRAD002"),
 )
 def gradients_not_cleared(m: Measurement, limits: Limits) -> Verdict:
     """Gradients pile up from step to step, or are cleared before the step can use them.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         "effect_learned": Limit(1e-4, "of the output", "heuristic: a ten-thousandth of the output varies with the input"),
         "standard_errors": Limit(2.0, "standard errors", "usual two-sided test at 5 %"),
     },
-    explains=("LOSS005", "OPT001", "OPT002"),
+    explains=("LOSS005", "OPT001", "OPT007", "OPT002"),
 )
 def input_ignored(m: Measurement, limits: Limits) -> Verdict:
     """The output hardly depends on the input.

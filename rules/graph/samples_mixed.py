@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     up_to="error",
     needs=("dependence",),
     limits={"share": Limit(1e-3, "of the own change", "heuristic: independent samples give 0, or float32's rounding of 1e-6")},
-    explains=("GRAPH008", "LOSS005", "OPT001", "OPT002", "NORM003"),
+    explains=("GRAPH008", "LOSS005", "OPT001", "OPT007", "OPT002", "NORM003"),
 )
 def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     """The output for one sample depends on the other samples of its batch.

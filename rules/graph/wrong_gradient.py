@@ -34,7 +34,7 @@ DIFFERENCE = "float64, 12 correct networks: at most 4.3e-8; a backward that is o
         "disagreement": Limit(1e-3, "of the larger derivative", DIFFERENCE),
         "advice": Limit(1e-5, "of the larger derivative", DIFFERENCE),
     },
-    explains=("GRAD001", "GRAD002", "GRAD004", "LOSS005", "OPT001", "OPT002", "GRAPH008"),
+    explains=("GRAD001", "GRAD002", "GRAD004", "LOSS005", "OPT001", "OPT007", "OPT002", "GRAPH008"),
 )
 def wrong_gradient(m: Measurement, limits: Limits) -> Verdict:
     """Autograd's gradient is not the derivative of the loss.

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         "INIT001",
         "LOSS005",
         "OPT001",
+        "OPT007",
         "OPT002",
     ),
 )

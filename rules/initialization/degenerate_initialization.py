@@ -47,7 +47,7 @@ def stays_degenerate(p: Parameter, limits: Limits) -> bool:
         "samples": Limit(64, "samples x positions", "as dead-units: at 64 a healthy network seems to have 19 % dead units"),
         "bias": Limit(-1.0, "mean bias", "heuristic: a unit-variance pre-activation is then negative for 84 % of the inputs"),
     },
-    explains=("INIT002", "INIT006", "ACT002", "ACT004", "GRAD001", "GRAD004", "GRAPH008", "LOSS005", "OPT001", "OPT002"),
+    explains=("INIT002", "INIT006", "ACT002", "ACT004", "GRAD001", "GRAD004", "GRAPH008", "LOSS005", "OPT001", "OPT007", "OPT002"),
 )
 def degenerate_initialization(m: Measurement, limits: Limits) -> Verdict:
     """Hidden weights that are constant, or zero, and stay so; biases that switch off a whole layer.

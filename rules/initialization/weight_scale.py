@@ -32,7 +32,20 @@ if TYPE_CHECKING:
         "embedding_lowest": Limit(1e-4, "standard deviation", "heuristic; 0.02 to 1 are usual"),
         "embedding_highest": Limit(10.0, "standard deviation", "heuristic; 0.02 to 1 are usual"),
     },
-    explains=("INIT001", "ACT001", "LOSS003", "LOSS005", "OPT001", "OPT002", "GRAD001", "GRAD002", "CLIP001", "GRAPH008", "NUM001"),
+    explains=(
+        "INIT001",
+        "ACT001",
+        "LOSS003",
+        "LOSS005",
+        "OPT001",
+        "OPT007",
+        "OPT002",
+        "GRAD001",
+        "GRAD002",
+        "CLIP001",
+        "GRAPH008",
+        "NUM001",
+    ),
 )
 def weight_scale(m: Measurement, limits: Limits) -> Verdict:
     """Weights that are orders of magnitude off what the number of inputs calls for.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         "too_small": Limit(0.67, "times one mean loss", "heuristic: the inverse"),
         "same_rate": Limit(3.0, "times", "heuristic: half a decade; the rates that are tried lie about one apart"),
     },
-    explains=("OPT001", "CLIP001", "CLIP002", "GRAD002", "LOSS005", "NUM001", "ACT001", "ACT002"),
+    explains=("OPT001", "OPT007", "CLIP001", "CLIP002", "GRAD002", "LOSS005", "NUM001", "ACT001", "ACT002"),
 )
 def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     """The gradients of several batches are added up without dividing by their number, or by a wrong one.

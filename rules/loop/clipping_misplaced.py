@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     up_to="error",
     needs=("loop",),
     limits={"share": Limit(0.5, "of the calls", "heuristic: a misplaced call is misplaced every time")},
-    explains=("OPT001", "CLIP001", "GRAD002"),
+    explains=("OPT001", "OPT007", "CLIP001", "GRAD002"),
 )
 def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
     """Gradient clipping is called where it has no effect, or the wrong one.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     up_to="error",
     needs=("loop",),
     limits={"share": Limit(0.5, "of the steps", "heuristic: a wrong call is wrong every time")},
-    explains=("LOOP002", "OPT001", "GRAD002", "NUM001", "LOSS005", "CLIP002"),
+    explains=("LOOP002", "OPT001", "OPT007", "GRAD002", "NUM001", "LOSS005", "CLIP002"),
 )
 def scaler_misused(m: Measurement, limits: Limits) -> Verdict:
     """A GradScaler scales the loss, but nothing unscales the gradients, or the reverse.

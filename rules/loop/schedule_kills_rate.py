@@ -31,7 +31,20 @@ FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line di
         "early": Limit(50, "steps", "heuristic: no training is finished after so few"),
         "explosion": Limit(100, "times the base rate", "heuristic: one-cycle schedules rise 25 times"),
     },
-    explains=("OPT001", "OPT002", "LOSS005", "GRAD002", "NUM001", "LOOP001", "ACT001", "ACT002", "CLIP001", "GRAPH008", "LOOP013"),
+    explains=(
+        "OPT001",
+        "OPT007",
+        "OPT002",
+        "LOSS005",
+        "GRAD002",
+        "NUM001",
+        "LOOP001",
+        "ACT001",
+        "ACT002",
+        "CLIP001",
+        "GRAPH008",
+        "LOOP013",
+    ),
 )
 def schedule_kills_rate(m: Measurement, limits: Limits) -> Verdict:
     """A scheduler takes the learning rate to nothing, or lets it explode, while the training goes on.

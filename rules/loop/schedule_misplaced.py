@@ -29,7 +29,7 @@ WHOLE = ("OneCycleLR", "CosineAnnealingLR", "PolynomialLR", "LambdaLR", "Sequent
         "epochs": Limit(2, "times the epochs", "heuristic: the same for a schedule in epochs"),
         "rest": Limit(1e-4, "of the rate", "heuristic: weights that moved by 1 % a step now move by a millionth"),
     },
-    explains=("OPT001", "OPT002", "LOSS005", "REG005"),
+    explains=("OPT001", "OPT007", "OPT002", "LOSS005", "REG005"),
 )
 def schedule_misplaced(m: Measurement, limits: Limits) -> Verdict:
     """A schedule is laid out for the steps of the training and stepped once an epoch, or the other way round.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "loss-domain",
     up_to="error",
     needs=("losses",),
-    explains=("LOSS003", "LOSS005", "NUM001", "OPT001", "OPT002", "GRAPH004", "GRAD002", "GRAD004"),
+    explains=("LOSS003", "LOSS005", "NUM001", "OPT001", "OPT007", "OPT002", "GRAPH004", "GRAD002", "GRAD004"),
 )
 def loss_domain(m: Measurement, limits: Limits) -> Verdict:
     """The loss function is called outside its domain, or on shapes that do not belong together.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     needs=("optimizer",),
     wants=("terms",),
     limits={"passes": Limit(16, "passes", "heuristic: in a healthy GRPO some groups agree, never all of so many steps")},
-    explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT002", "OPT003", "GRAPH005", "LOSS009"),
+    explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT007", "OPT002", "OPT003", "GRAPH005", "LOSS009"),
 )
 def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
     """There is nothing to learn from: all rewards of a group are equal, or both sides of a preference.

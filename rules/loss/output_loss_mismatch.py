@@ -35,7 +35,20 @@ if TYPE_CHECKING:
         ),
         "target_share": Limit(0.1, "of the targets", "heuristic: an error when a good share of targets is out of reach"),
     },
-    explains=("GRAD004", "GRAD001", "GRAD002", "LOSS003", "GRAPH008", "LOSS005", "ACT001", "ACT002", "OPT001", "OPT002", "GRAPH004"),
+    explains=(
+        "GRAD004",
+        "GRAD001",
+        "GRAD002",
+        "LOSS003",
+        "GRAPH008",
+        "LOSS005",
+        "ACT001",
+        "ACT002",
+        "OPT001",
+        "OPT007",
+        "OPT002",
+        "GRAPH004",
+    ),
 )
 def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     """The model's output is not what the loss function expects.

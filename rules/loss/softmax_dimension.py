@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "softmax-dimension",
     up_to="error",
     needs=("graph", "losses"),
-    explains=("LOSS001", "LOSS003", "LOSS005", "GRAD004", "GRAPH007", "OPT001", "OPT002"),
+    explains=("LOSS001", "LOSS003", "LOSS005", "GRAD004", "GRAPH007", "OPT001", "OPT007", "OPT002"),
 )
 def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
     """A softmax normalises over the batch, or over an axis other than the classes.

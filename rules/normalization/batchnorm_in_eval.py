@@ -33,6 +33,7 @@ TRAINED_BEFORE = "the model was trained before: its statistics were learned"
         "INIT003",
         "INIT007",
         "OPT001",
+        "OPT007",
         "OPT002",
         "LOSS003",
         "GRAPH008",

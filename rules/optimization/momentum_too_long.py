@@ -20,7 +20,7 @@ USUAL = 0.9
     "momentum-too-long",
     up_to="warning",
     needs=("probe",),
-    explains=("GRAPH008", "OPT001", "LOSS005", "ACT002", "GRAD004", "NUM001", "CLIP001"),
+    explains=("GRAPH008", "OPT001", "OPT007", "LOSS005", "ACT002", "GRAD004", "NUM001", "CLIP001"),
     limits={"steps": Limit(100, "steps", "digits: 0.99 and more fits in 300 steps and diverges by 2000; 0.95 does not")},
 )
 def momentum_too_long(m: Measurement, limits: Limits) -> Verdict:

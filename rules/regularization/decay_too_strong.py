@@ -43,6 +43,7 @@ def decay_steps(m: Measurement) -> float | None:
     },
     explains=(
         "OPT001",
+        "OPT007",
         "OPT002",
         "OPT003",
         "LOSS003",

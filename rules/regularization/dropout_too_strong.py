@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         "slower": Limit(5.0, "times", "heuristic: five times the training for the same fall"),
         "learned": Limit(0.3, "of the loss", "heuristic: beyond that the training is slow but no failure"),
     },
-    explains=("OPT001", "OPT002", "OPT003", "LOSS005", "GRAD001", "GRAD004", "ACT002", "ACT004", "NUM001", "CLIP001", "GRAPH008"),
+    explains=("OPT001", "OPT007", "OPT002", "OPT003", "LOSS005", "GRAD001", "GRAD004", "ACT002", "ACT004", "NUM001", "CLIP001", "GRAPH008"),
 )
 def dropout_too_strong(m: Measurement, limits: Limits) -> Verdict:
     """So much is dropped that too little is left to learn from.

@@ -40,7 +40,7 @@ TOLD = {
             "calibration, at 1 to 300 steps: attention with a mask, 0; encoders without one 0.01 to 0.3",
         ),
     },
-    explains=("GRAD003", "LOSS005", "OPT001", "OPT002", "GRAPH008"),
+    explains=("GRAD003", "LOSS005", "OPT001", "OPT007", "OPT002", "GRAPH008"),
 )
 def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     """The output for a sequence depends on how much padding follows it.

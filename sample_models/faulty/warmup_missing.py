@@ -1,4 +1,4 @@
-"""Adam at its full rate of 0.25 from the first step.
+"""Adam at its full rate of 0.15 from the first step.
 
 Faulty: the first update throws the outputs far away, and the loss rises to several times its start.
 Expected: warmup-missing (OPT005) warning
@@ -32,6 +32,6 @@ def build_model() -> nn.Module:
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.25)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.15)
     torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, total_iters=2000)  # stepped by the training loop
     return optimizer

@@ -27,6 +27,6 @@ def build_model() -> nn.Module:
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.25)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.15)
     torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=2000)  # stepped by the training loop
     return optimizer

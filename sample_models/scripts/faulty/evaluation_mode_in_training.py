@@ -16,7 +16,7 @@ torch.manual_seed(0)
 means = torch.randn(10, 32)
 labels = torch.randint(10, (1024,))
 inputs = means[labels] + torch.randn(1024, 32)
-loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
+loader = DataLoader(TensorDataset(inputs[128:], labels[128:]), batch_size=64, shuffle=True)
 
 held_out = DataLoader(TensorDataset(inputs[:128], labels[:128]), batch_size=64)
 model = nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))

@@ -1,7 +1,7 @@
 """A classifier whose validation samples are trained on.
 
 Faulty: the training loader goes over all data, those set aside for validation included.
-Expected: validation-leak (DATA006) error
+Expected: validation-leak (DATA006) warning
 Cure: train on the part that is not set aside
 """
 
