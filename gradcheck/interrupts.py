@@ -93,6 +93,13 @@ def ending(listener: Callable[[int], None] | None = None) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def no_more() -> None:
+    """From here on the process ends by itself: another signal, or the same one come late, would only disturb what Python cleans up."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is handle:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _plain_again() -> None:
     """In a process that was forked: its parent ends it as it likes."""
     for number in SIGNALS:

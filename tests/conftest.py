@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,16 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hostile-cases", type=int, default=500, help="damaged files that tests/hostile tries")
     parser.addoption("--hostile-seed", type=int, default=0, help="of these files")
+    parser.addoption("--slow", action="store_true", help="also the tests of slow_tests.txt, the longest ones of their kind")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what takes four seconds and more where others of the kind are quicker; a test that is named is run anyway."""
+    if config.getoption("--slow") or any("::" in word for word in config.args):
+        return
+    slow = set((Path(__file__).parent / "slow_tests.txt").read_text().splitlines())
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in slow])
+    items[:] = [item for item in items if item.nodeid not in slow]
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ def _answer(words: list[str]) -> NoReturn:
             code = FAILED
         if interrupts.received():
             code = interrupts.exit_code()
+            interrupts.no_more()
     sys.exit(code)
 
 

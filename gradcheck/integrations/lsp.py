@@ -119,12 +119,7 @@ def server() -> LanguageServer:
 
     @made.feature(lsp.INITIALIZED)
     def initialized(params: lsp.InitializedParams) -> None:
-        able = made.client_capabilities.workspace
-        if able is not None and able.did_change_watched_files is not None and able.did_change_watched_files.dynamic_registration:
-            watchers = [lsp.FileSystemWatcher("**/*.json"), lsp.FileSystemWatcher("**/*.toml")]
-            options = lsp.DidChangeWatchedFilesRegistrationOptions(watchers)
-            wish = lsp.Registration("runs", lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES, options)
-            made.client_register_capability(lsp.RegistrationParams([wish]))
+        _ask_for_changes(made)
 
     @made.feature(lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES)
     def saved(params: lsp.DidChangeWatchedFilesParams) -> None:
@@ -161,6 +156,16 @@ def server() -> LanguageServer:
         return [action for d in params.context.diagnostics if d.source == SOURCE for action in _actions(known(), made, document, d)]
 
     return made
+
+
+def _ask_for_changes(server: LanguageServer) -> None:
+    """Asks an editor that can tell to say when runs or settings are written."""
+    able = server.client_capabilities.workspace
+    if able is not None and able.did_change_watched_files is not None and able.did_change_watched_files.dynamic_registration:
+        watchers = [lsp.FileSystemWatcher("**/*.json"), lsp.FileSystemWatcher("**/*.toml")]
+        options = lsp.DidChangeWatchedFilesRegistrationOptions(watchers)
+        wish = lsp.Registration("runs", lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES, options)
+        server.client_register_capability(lsp.RegistrationParams([wish]))
 
 
 def _diagnostic(runs: Runs, mark: Mark, document: Any) -> lsp.Diagnostic:
