@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads that wait for each other spend seconds of CPU, too
 time.perf_counter = time.process_time  # before gradcheck is imported: some of its clocks are default arguments
 
 # A job in the background ignores Ctrl-C, and so does every program that it starts: the interrupts of the tests would be lost.
