@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.depth import GAINS
-from gradcheck.analysis.layer_groups import body, gain, parameters_by_name, usual_normalization
+from gradcheck.analysis.activations import SCALING, SIGMOID_LIKE, gain_for
+from gradcheck.analysis.layer_groups import body, gain, parameters_by_name, usual_activation, usual_normalization
 from gradcheck.analysis.wording import number
 from gradcheck.types.finding import Remedy
 
@@ -16,16 +15,6 @@ if TYPE_CHECKING:
 
     from gradcheck.types.layers import Layer
     from gradcheck.types.measurement import Measurement
-
-SIGMOID_LIKE = ("sigmoid", "softplus", "hardsigmoid", "logsigmoid")
-RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu")
-DEEP = 10  # tanh stacks deeper than this want a gain near 1.05 instead of 5/3
-
-
-def usual_activation(layers: Sequence[Layer]) -> str | None:
-    """The activation that most often follows these layers."""
-    counts = Counter(x.activation for x in layers if x.activation)
-    return counts.most_common(1)[0][0] if counts else None
 
 
 def median_gain(m: Measurement, layers: Sequence[Layer]) -> float | None:
@@ -42,18 +31,14 @@ def reinitialise(m: Measurement, layers: Sequence[Layer]) -> tuple[Remedy, ...]:
     if activation in SIGMOID_LIKE:
         return ()  # no initialisation carries a signal through a stack of sigmoids
     today = f" (now {number(now)})" if now is not None else ""
-    if activation in RECTIFIERS:
+    if activation in SCALING:
         text = f"initialise the weights with kaiming_normal_(nonlinearity='{activation}'): gain 1.41{today}, zero biases"
         return (Remedy("he-init", text, "safe"),)
     if activation == "selu":
         return (
             Remedy("lecun-init", f"initialise the weights with standard deviation 1 / sqrt(fan_in): gain 1{today}, zero biases", "safe"),
         )
-    if activation in ("tanh", "hardtanh"):
-        best = 1.05 if len(body(m)) > DEEP else 1.67
-        return (Remedy("orthogonal-init", f"initialise the weights with orthogonal_(gain={number(best)}){today}, zero biases", "safe"),)
-    low, high = GAINS.get(activation or "linear", (1.0, 1.0))
-    wanted = number((low + high) / 2)
+    wanted = number(gain_for(activation, len(body(m))))
     return (Remedy("orthogonal-init", f"initialise the weights with orthogonal_(gain={wanted}){today}, zero biases", "safe"),)
 
 

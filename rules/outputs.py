@@ -8,10 +8,11 @@ the true class at the upper end and all others at the lower one. Probabilities a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.activations import BOUNDS
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.finding import Evidence, Remedy, Severity
 
@@ -19,21 +20,6 @@ if TYPE_CHECKING:
     from gradcheck.types.losses import LossCall
     from gradcheck.types.rule import Limits
 
-# The range of each function's values.
-BOUNDS: Mapping[str, tuple[float, float]] = {
-    "relu": (0.0, math.inf),
-    "relu6": (0.0, 6.0),
-    "softplus": (0.0, math.inf),
-    "exp": (0.0, math.inf),
-    "sigmoid": (0.0, 1.0),
-    "hardsigmoid": (0.0, 1.0),
-    "softmax": (0.0, 1.0),
-    "tanh": (-1.0, 1.0),
-    "hardtanh": (-1.0, 1.0),
-    "softsign": (-1.0, 1.0),
-    "logsigmoid": (-math.inf, 0.0),
-    "log_softmax": (-math.inf, 0.0),
-}
 REGRESSION_LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 BOUND_SLACK = 1e-3  # rounding, in the units of the output
 

@@ -24,28 +24,6 @@ if TYPE_CHECKING:
 NEGLIGIBLE = 1e-12
 DEFAULT_GAIN = 3**-0.5  # torch's default: kaiming_uniform(a=sqrt(5)), whose std is 1 / sqrt(3 * fan_in)
 
-# Gain that carries the signal through each activation, as (lowest, highest) of: unit forward variance, preserved
-# gradient, and what is recommended for deep stacks. Computed by quadrature for N(0, 1) inputs.
-GAINS: dict[str, tuple[float, float]] = {
-    "linear": (1.0, 1.0),
-    "relu": (1.414, 1.414),
-    "relu6": (1.414, 1.414),
-    "leaky_relu": (1.387, 1.414),
-    "prelu": (1.387, 1.414),
-    "gelu": (1.481, 1.534),
-    "silu": (1.623, 1.677),
-    "mish": (1.445, 1.487),
-    "elu": (1.0, 1.25),
-    "selu": (0.75, 1.0),
-    "tanh": (1.05, 1.667),
-    "hardtanh": (1.05, 1.667),
-    "hardswish": (1.67, 1.737),
-    "softplus": (1.042, 1.846),
-    "sigmoid": (1.846, 4.723),
-    "hardsigmoid": (1.846, 4.723),
-    "relu2": (0.707, 0.816),
-}
-
 
 @dataclass(frozen=True)
 class Trend:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from gradcheck.analysis.activations import UNIT
 
 if TYPE_CHECKING:
     from gradcheck.types.layers import Layer, LayerKind
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from gradcheck.types.parameters import Parameter
 
 BODY_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "recurrent")
-GATES = ("sigmoid", "hardsigmoid")
+GATES = UNIT - {"softmax"}
 SMALL_BATCH = 8  # samples: batch statistics of fewer are noise
 
 
@@ -161,3 +164,14 @@ def usual_normalization(m: Measurement, layers: Sequence[Layer]) -> str:
     if tokens or m.data.batch_size < SMALL_BATCH:
         return "GroupNorm" if all(x.kind == "conv" for x in layers) else "LayerNorm"
     return "BatchNorm"
+
+
+def hidden_activations(m: Measurement, functions: Collection[str]) -> list[Layer]:
+    """Activations of these functions that are neither gates nor on the way from the last layer to the loss."""
+    return [x for x in in_order(m) if x.kind == "activation" and x.function in functions and not x.gate and not output_side(m, x)]
+
+
+def usual_activation(layers: Sequence[Layer]) -> str | None:
+    """The activation that most often follows these layers."""
+    counts = Counter(x.activation for x in layers if x.activation)
+    return counts.most_common(1)[0][0] if counts else None

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from gradcheck.analysis.activations import DYING
 from gradcheck.instrument import kinds, unit_activity
 from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import readable
@@ -345,7 +346,7 @@ class ActivationRecorder(TorchFunctionMode):
         axis = unit_activity.channel_axis(call.shape, self.last_weighted)
         call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
         self.bring(unit_activity.magnitudes(tensor, axis), call.set_magnitudes)
-        if call.function in unit_activity.DYING:
+        if call.function in DYING:
             self.bring(unit_activity.alive(tensor, axis), call.set_alive)
 
 

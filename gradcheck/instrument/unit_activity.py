@@ -8,15 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gradcheck.analysis.activations import SATURATING
 from gradcheck.instrument.tensor_statistics import spread
 from gradcheck.types.layers import LayerKind
 from gradcheck.workload.device import wide
 
-# Functions that are exactly zero over half of their domain: a unit can die in them.
-DYING = frozenset(("relu", "relu6", "relu2", "threshold"))
 # |y| beyond which a function counts as flat: its derivative is below 6 % (tanh), 12 % (sigmoid) of the largest.
 _TANH_FLAT, _SIGMOID_FLAT = 0.97, 0.03
-SATURATING = frozenset(("tanh", "sigmoid", "softsign", "hardtanh", "hardsigmoid"))
 
 DORMANT = 0.025  # of the mean magnitude of a layer's units: Sokar et al. 2023, section 3 (their threshold for image inputs)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
-from gradcheck.analysis.layer_groups import body, in_order, output_side, parameters_by_name
+from gradcheck.analysis.layer_groups import body, in_order, parameters_by_name
 from gradcheck.types.finding import Finding
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
@@ -13,9 +12,6 @@ from gradcheck.types.parameters import Parameter
 
 # Findings about the signal through the whole depth: their cure is one for all layers, not only for those that they name.
 WHOLE_SIGNAL = frozenset(("GRAD001", "GRAD002", "ACT003", "ACT004", "INIT001", "INIT003", "INIT007", "NORM001", "NORM002", "LOSS005"))
-DEEP = 10  # tanh stacks deeper than this want a gain near 1.05 instead of 5/3
-# Sigmoid-like: no initial weights carry a signal through a stack of them.
-SATURATING = ("sigmoid", "hardsigmoid", "softplus", "logsigmoid", "softsign")
 MATRIX_PRODUCTS = ("matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "__matmul__")  # with the weight on the right: [in, out]
 
 
@@ -70,12 +66,6 @@ def feeders(m: Measurement, layer: Layer) -> list[Layer]:
     return [x for x in weighted if x.order < layer.order][-1:]
 
 
-def body_activations(m: Measurement, functions: Sequence[str]) -> list[Layer]:
-    """Activations of these kinds between the layers: no gates, none at the output."""
-    found = [x for x in in_order(m) if x.kind == "activation" and x.function in functions]
-    return [x for x in found if not x.gate and not output_side(m, x)]
-
-
 def functional_weights(m: Measurement, layer: Layer) -> list[Parameter]:
     """Weights of a functional call such as F.linear(x, self.w): matrices of its module that no layer of its own holds."""
     owner = layer.name.partition(":")[0]
@@ -105,12 +95,6 @@ def weight_names(m: Measurement, layers: Sequence[Layer]) -> tuple[list[str], li
             if path in layer.parameters and path in known and known[path].trainable and len(known[path].shape) >= 2:
                 names.append(layer.name)
     return names, transposed
-
-
-def usual_activation(layers: Sequence[Layer]) -> str | None:
-    """The activation that most often follows these layers."""
-    counts = Counter(x.activation for x in layers if x.activation)
-    return counts.most_common(1)[0][0] if counts else None
 
 
 def listed(names: Sequence[str]) -> str:

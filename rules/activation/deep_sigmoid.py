@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.depth import gradient_trend
-from gradcheck.analysis.layer_groups import BODY_KINDS, body, gate_makers, in_order, names
+from gradcheck.analysis.layer_groups import BODY_KINDS, body, gate_makers, hidden_activations, in_order, names
 from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, probe_failure
 from gradcheck.rules import cures
-from gradcheck.rules.activation.saturated_activation import hidden_activations
 from gradcheck.types.finding import Evidence
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def sigmoid_stacks(m: Measurement) -> list[list[Layer]]:
     """Hidden sigmoid-like activations in a row, a layer with weights before each, without normalization or bypass between."""
-    hidden = hidden_activations(m, cures.SIGMOID_LIKE)
+    hidden = hidden_activations(m, SIGMOID_LIKE)
     stacks: list[list[Layer]] = [[]]
     weighted, depth = False, 0
     for x in in_order(m):
@@ -101,7 +101,7 @@ def deep_sigmoid(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _stacked(m: Measurement, limits: Limits) -> Verdict:
-    if not hidden_activations(m, cures.SIGMOID_LIKE):
+    if not hidden_activations(m, SIGMOID_LIKE):
         return not_applicable("no hidden sigmoid-like layer")
     stack = max(sigmoid_stacks(m), key=len)
     if len(stack) < limits["stacked"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.activations import UNIT
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, by_site, gate_makers, in_order, names
 from gradcheck.analysis.wording import number
 from gradcheck.types.finding import Evidence, Remedy
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 
 # What follows the second layer: these choose or weigh, and no hidden activation is missing before them.
-WEIGHING = ("softmax", "sigmoid", "hardsigmoid")
 
 
 @rule(
@@ -87,7 +87,7 @@ def missing_nonlinearity(m: Measurement, limits: Limits) -> Verdict:
 
 def _plain(second: Layer, followed: set[str]) -> bool:
     """Whether the second layer's output goes into an activation, a normalization, another such layer or the loss, not into attention."""
-    if second.gate or second.activation in WEIGHING:
+    if second.gate or second.activation in UNIT:
         return second.head
     return second.head or second.activation is not None or second.normalized or second.name in followed
 

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.layer_groups import by_site, in_order, names, output_side
+from gradcheck.analysis.activations import SATURATING
+from gradcheck.analysis.layer_groups import by_site, hidden_activations, names
 from gradcheck.analysis.wording import layers_in_words, percent, probe_failure
 from gradcheck.rules import cures
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gradcheck.types.finding import Finding
     from gradcheck.types.layers import Layer
     from gradcheck.types.measurement import Measurement
-
-
-BOUNDED = ("sigmoid", "tanh", "hardsigmoid", "softsign", "hardtanh")
-
-
-def hidden_activations(m: Measurement, functions: Sequence[str]) -> list[Layer]:
-    """Activations of these functions that are neither gates nor on the way from the last layer to the loss."""
-    return [x for x in in_order(m) if x.kind == "activation" and x.function in functions and not x.gate and not output_side(m, x)]
 
 
 def saturation(layer: Layer) -> float | None:
@@ -84,7 +75,7 @@ def saturated_activation(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks.
     """
-    layers = hidden_activations(m, BOUNDED)
+    layers = hidden_activations(m, SATURATING)
     if not layers:
         return not_applicable("no hidden sigmoid or tanh layer")
     if m.pretrained:

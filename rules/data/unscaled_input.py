@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.activations import SCALING
 from gradcheck.analysis.layer_groups import in_order
 from gradcheck.analysis.wording import SYNTHETIC, number, percent
 from gradcheck.rules.data.shared import FLOATING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 WEIGHTED = ("linear", "conv", "recurrent")
-RECTIFIERS = ("relu", "leaky_relu", "prelu")  # their outputs scale with their inputs
+UNBOUNDED = SCALING - {"relu6"}  # their outputs scale with their inputs, however large
 RESCALED = 20.0  # an output this many times too quiet for the input: trained filters are within 10
 
 
@@ -193,12 +194,12 @@ def _normalization_after(m: Measurement, x: InputFacts) -> Layer | None:
 
 
 def _normalization_behind(layers: Sequence[Layer], first: int) -> Layer | None:
-    if not (layers[first].normalized or layers[first].activation in RECTIFIERS):
+    if not (layers[first].normalized or layers[first].activation in UNBOUNDED):
         return None
     for y in layers[first + 1 :]:
         if y.kind == "norm":
             return y
-        if y.kind in (*WEIGHTED, "embedding", "attention") or (y.kind == "activation" and y.function not in RECTIFIERS):
+        if y.kind in (*WEIGHTED, "embedding", "attention") or (y.kind == "activation" and y.function not in UNBOUNDED):
             return None
     return None
 

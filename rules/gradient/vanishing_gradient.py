@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.depth import Trend
-from gradcheck.analysis.layer_groups import trained_body
+from gradcheck.analysis.layer_groups import trained_body, usual_activation
 from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.rules import cures
 from gradcheck.rules.gradient.shared import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding
@@ -82,7 +83,7 @@ def _vanishing(m: Measurement, limits: Limits) -> Verdict:
     if trend.slope <= 0 or not trend.beyond(limits["slope"], limits["total"]):
         return []
     layers = trained_body(m)
-    activation = cures.usual_activation(layers)
-    swap = (cures.other_activation(activation),) if activation in cures.SIGMOID_LIKE else ()
+    activation = usual_activation(layers)
+    swap = (cures.other_activation(activation),) if activation in SIGMOID_LIKE else ()
     remedies = (*swap, *cures.reinitialise(m, layers), *cures.rescale(m), *cures.bypass(layers), *cures.normalise(m, layers))
     return [trend_finding(m, trend, limits, "shrinks", "the layers near the input will hardly learn", remedies)]

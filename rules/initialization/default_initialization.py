@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.depth import DEFAULT_GAIN, GAINS, Trend, gradient_trend
-from gradcheck.analysis.layer_groups import body, depths, names
+from gradcheck.analysis.activations import GAINS
+from gradcheck.analysis.depth import DEFAULT_GAIN, Trend, gradient_trend
+from gradcheck.analysis.layer_groups import body, depths, names, usual_activation
 from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import falls_short, number
 from gradcheck.rules import cures
@@ -105,7 +106,7 @@ def _untouched(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _default_finding(m: Measurement, untouched: list[Layer], share: float, trend: Trend, severity: Severity, limits: Limits) -> Finding:
-    activation = cures.usual_activation(untouched)
+    activation = usual_activation(untouched)
     low, high = GAINS.get(activation or "linear", (1.0, 1.0))
     wanted = number(low) if low == high else f"{number(low)} to {number(high)}"
     message = (

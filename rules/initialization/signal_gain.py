@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.depth import GAINS, Trend, forward_trend, gradient_trend
+from gradcheck.analysis.activations import GAINS
+from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend
 from gradcheck.analysis.layer_groups import body, by_site, gain, names, parameters_by_name, weight
 from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import also_in, falls_short, number

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.activations import PIECEWISE_LINEAR
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.graph.disconnected_parameters import OPERATIONS
 from gradcheck.types.finding import Evidence, Finding, Remedy
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 
 ORDERS = {1: "a derivative", 2: "a second derivative", 3: "a third derivative"}
-PIECEWISE_LINEAR = ("relu", "leaky_relu", "relu6", "hardtanh", "prelu", "rrelu", "threshold")
 
 
 @rule("LOSS009", "inert-loss-term", up_to="warning", needs=("terms",))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradcheck.analysis.depth import GAINS, Trend, forward_trend, gradient_norms, gradient_trend, largest_drop, log_sizes, trend
+from gradcheck.analysis.activations import GAINS
+from gradcheck.analysis.depth import Trend, forward_trend, gradient_norms, gradient_trend, largest_drop, log_sizes, trend
 from gradcheck.analysis.layer_groups import (
     body,
     by_site,

@@ -9,19 +9,17 @@ from dataclasses import replace
 
 from torch import nn
 
-from gradcheck.analysis.layer_groups import in_order
+from gradcheck.analysis.activations import ACTIVATIONS, SIGMOID_LIKE
+from gradcheck.analysis.layer_groups import hidden_activations, in_order, usual_activation
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import weights
 from gradcheck.remedies.layer_selection import (
-    SATURATING,
-    body_activations,
     body_layers,
     feeders,
     is_tuned,
     listed,
     made_with,
     several,
-    usual_activation,
     weight_names,
 )
 from gradcheck.remedies.modules.rewriting import operand, rewrite, torch_function
@@ -36,20 +34,11 @@ from gradcheck.workload.treated import TreatedWorkload
 RECTIFIERS = ("relu", "relu6", "hardtanh")
 NEGATIVE_SLOPE = 0.01
 
+_WITH_ARGUMENTS = ("threshold", "prelu", "rrelu", "softmax", "log_softmax")  # or with weights of their own
 MODULES: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(NEGATIVE_SLOPE),
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "softplus": nn.Softplus,
-    "mish": nn.Mish,
-    "hardswish": nn.Hardswish,
-    "identity": nn.Identity,
+    name: getattr(nn, a.module) for name, a in ACTIVATIONS.items() if a.module and name not in _WITH_ARGUMENTS
 }
+MODULES["leaky_relu"] = lambda: nn.LeakyReLU(NEGATIVE_SLOPE)
 
 
 def module_of(function: str) -> nn.Module:
@@ -118,13 +107,13 @@ def placed(calls: Sequence[tuple[str, Location | None]]) -> str:
 
 def propose_replacement(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Sigmoids of the body become ReLU, initialised for it; ReLUs whose units died become LeakyReLU."""
-    sigmoids = body_activations(m, SATURATING)
+    sigmoids = hidden_activations(m, SIGMOID_LIKE)
     dying = finding is not None and finding.code in ("ACT002", "GRAD004")
     if sigmoids and not dying and (finding is None or finding.code != "ACT001"):
         return [_instead(finding, m, sigmoids, "relu", initialize=True)]
     if finding is not None and not dying:
         return []
-    rectifiers = body_activations(m, RECTIFIERS)
+    rectifiers = hidden_activations(m, RECTIFIERS)
     if finding is not None:
         rectifiers = made_with(m, [x for x in rectifiers if x.name in finding.layers]) or rectifiers
     return [_instead(finding, m, rectifiers, "leaky_relu", initialize=False)] if rectifiers else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 
+from gradcheck.analysis.activations import ACTIVATIONS
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.imports import spelled
@@ -13,19 +14,7 @@ from gradcheck.remedies.initialization.write_weights import draw, scheme_of
 from gradcheck.types.fix import Fix
 from gradcheck.types.location import Location
 
-CLASSES = {
-    "relu": "ReLU",
-    "leaky_relu": "LeakyReLU",
-    "gelu": "GELU",
-    "tanh": "Tanh",
-    "sigmoid": "Sigmoid",
-    "silu": "SiLU",
-    "selu": "SELU",
-    "elu": "ELU",
-    "softplus": "Softplus",
-    "identity": "Identity",
-    "mish": "Mish",
-}
+CLASSES = {name: a.module for name, a in ACTIVATIONS.items() if a.module}
 FUNCTIONS = {"relu": "torch.relu", "tanh": "torch.tanh", "sigmoid": "torch.sigmoid"}  # the others are in torch.nn.functional
 
 
@@ -68,7 +57,7 @@ def put_in_place(context: Context, place: Location, new: str, p: Fix) -> None:
     draft, node = context.at(place)
     call = call_at_or_above(draft, node)
     name = called(call)
-    if name in CLASSES.values() or name in ("Softmax", "LogSoftmax", "ReLU6", "Hardtanh", "Hardsigmoid", "PReLU", "LogSigmoid"):
+    if name in CLASSES.values():
         if new == "identity":
             _drop_module(draft, call)
         else:
@@ -85,7 +74,7 @@ def put_in_place(context: Context, place: Location, new: str, p: Fix) -> None:
 
 def operand_of(draft: Draft, call: ast.Call) -> ast.expr | None:
     """x in `torch.relu(x)`, `F.relu(x)` and `x.relu()`; None for anything else."""
-    if called(call).rstrip("_") not in {*CLASSES, "softmax", "log_softmax", "relu6", "hardtanh", "hardsigmoid", "logsigmoid"}:
+    if called(call).rstrip("_") not in CLASSES:
         return None
     if isinstance(call.func, ast.Attribute):
         holder = dotted(call.func.value)

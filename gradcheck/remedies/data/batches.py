@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from gradcheck.analysis.activations import POSITIVE, SYMMETRIC, UNIT
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Finding
@@ -25,8 +26,6 @@ from gradcheck.workload.workload import Batch
 Axis = Literal["feature", "channel", "all"]
 SEED = 0  # of the order that samples are dealt in
 REGRESSION_LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-POSITIVE = ("relu", "relu6", "softplus", "exp")
-UNIT, SYMMETRIC = ("sigmoid", "hardsigmoid", "softmax"), ("tanh", "hardtanh", "softsign")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def propose_target(finding: Finding | None, m: Measurement) -> list[Fix]:
     t = _targets(m)
     if t is None or not (math.isfinite(t.mean) and math.isfinite(t.std)):
         return []
-    if t.producer in (*UNIT, *SYMMETRIC) and t.low is not None and t.high is not None and t.high > t.low:
+    if t.producer in UNIT | SYMMETRIC and t.low is not None and t.high is not None and t.high > t.low:
         low, width = (t.low, t.high - t.low) if t.producer in UNIT else ((t.low + t.high) / 2, (t.high - t.low) / 2)
         span = "[0, 1]" if t.producer in UNIT else "[-1, 1]"
         text = f"scale the targets into {span}: subtract {low:.6g} and divide by {width:.6g}; undo it where predictions are read"

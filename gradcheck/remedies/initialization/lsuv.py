@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gradcheck.analysis.layer_groups import constant_at_start, parameters_by_name, weight
+from gradcheck.analysis.activations import SIGMOID_LIKE
+from gradcheck.analysis.layer_groups import constant_at_start, parameters_by_name, usual_activation, weight
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization.weights import CHECKPOINT, Weight, fill, orthogonal, weights_of
-from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned, listed, several, usual_activation, weight_names
+from gradcheck.remedies.layer_selection import body_layers, is_tuned, listed, several, weight_names
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
@@ -97,7 +98,7 @@ def output_std(twin: TreatedWorkload, parameter: nn.Parameter) -> float | None:
 
 def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
     """All body layers: what one of them gives is what the next one takes."""
-    if is_tuned(m) or usual_activation(body_layers(m)) in SATURATING:
+    if is_tuned(m) or usual_activation(body_layers(m)) in SIGMOID_LIKE:
         return []
     known = parameters_by_name(m)
     layers = [x for x in body_layers(m) if not (x.residual and (p := weight(x, known)) is not None and constant_at_start(p))]

@@ -10,16 +10,14 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from gradcheck.analysis.depth import GAINS
-from gradcheck.analysis.layer_groups import body, constant_at_start, gain, parameters_by_name
+from gradcheck.analysis.activations import gain_for
+from gradcheck.analysis.layer_groups import body, constant_at_start, gain, parameters_by_name, usual_activation
 from gradcheck.analysis.wording import number
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.layer_selection import (
-    DEEP,
     is_tuned,
     listed,
     several,
-    usual_activation,
     weight_names,
     weighted_layers,
     whole,
@@ -33,7 +31,6 @@ from gradcheck.types.parameters import Parameter
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 CHECKPOINT = "saved checkpoints still load; initial weights matter only for training from scratch"
-RECTIFIED = ("relu", "relu6", "leaky_relu", "prelu")
 HEAD_GAINS = (0.05, 3.0)  # a head with weights outside of it is initialised again along with the body
 HEAD_GAIN = 1.0
 
@@ -154,14 +151,6 @@ def fill(weight: Weight, draw: Draw, gain: float, generator: torch.Generator) ->
 # ------------------------------------------------------------------------------ prescribing
 
 
-def gain_for(m: Measurement, activation: str | None) -> float:
-    """Gain that carries the signal through an activation; for deep stacks of tanh the critical one, for others the middle."""
-    if activation in ("tanh", "hardtanh"):
-        return 1.05 if len(body(m)) > DEEP else 1.67
-    low, high = GAINS.get(activation or "linear", (1.0, 1.0))
-    return 2**0.5 if activation in RECTIFIED else (low + high) / 2
-
-
 def propose_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
     """New weights for the faulty layers. Never for a model that was trained before."""
     if is_tuned(m):
@@ -174,9 +163,8 @@ def propose_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measur
     if not names:
         return []
     activation = usual_activation(layers)
-    wanted = {"he-init": max(gain_for(m, activation), 2**0.5), "lecun-init": 1.0, "xavier-init": 1.0}.get(
-        treatment.name, gain_for(m, activation)
-    )
+    proper = gain_for(activation, len(body(m)))
+    wanted = {"he-init": max(proper, 2**0.5), "lecun-init": 1.0, "xavier-init": 1.0}.get(treatment.name, proper)
     settings: dict[str, Setting] = {"gain": round(wanted, 4), "activation": activation or "linear"}
     heads = _faulty_heads(m) if whole(finding) else []
     if heads:

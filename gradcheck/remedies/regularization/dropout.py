@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from gradcheck.analysis.layer_groups import hidden_activations
 from gradcheck.measure.checks.without_regularization import RATES
 from gradcheck.remedies.activation.hidden import placed, places, sites_of
 from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
-from gradcheck.remedies.layer_selection import body_activations, listed
+from gradcheck.remedies.layer_selection import listed
 from gradcheck.remedies.modules.rewriting import rewrite, rewrite_method, torch_function
 from gradcheck.remedies.modules.surgery import follow, module_at
 from gradcheck.types.checks import Dropout
@@ -35,7 +36,7 @@ def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
         settings |= places_of(chosen)
         layers = tuple(d.layer for d in chosen)
         return [DROPOUT.prescription(_dropout_words(settings), finding, layers=layers, settings=settings, applicability="safe")]
-    found = body_activations(m, [x.function for x in m.of_kind("activation") if x.function])
+    found = hidden_activations(m, [x.function for x in m.of_kind("activation") if x.function])
     if not found:
         return []
     settings = {"rate": DROPPED, "insert": True}

@@ -9,11 +9,12 @@ from itertools import groupby, pairwise
 import torch
 from torch import nn
 
-from gradcheck.analysis.layer_groups import in_order, parameters_by_name
+from gradcheck.analysis.activations import DYING, SCALING, SIGMOID_LIKE
+from gradcheck.analysis.layer_groups import in_order, parameters_by_name, usual_activation
 from gradcheck.analysis.wording import number
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization.weights import CHECKPOINT
-from gradcheck.remedies.layer_selection import SATURATING, body_layers, is_tuned, several, usual_activation
+from gradcheck.remedies.layer_selection import body_layers, is_tuned, several
 from gradcheck.remedies.modules.surgery import module_at, rewired, wrap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
@@ -22,10 +23,8 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
-POSITIVE = ("relu", "relu6", "leaky_relu", "prelu")  # what they give scales with what they take
 ENDING = ("linear", "conv", "norm")
 SHORTCUT = re.compile(r"skip|shortcut|downsample|bypass|identity", re.IGNORECASE)
-SHUT = ("relu", "relu6")  # their slope at 0 is 0
 
 
 class Residual(nn.Module):
@@ -79,7 +78,7 @@ def propose_residual(finding: Finding | None, m: Measurement) -> list[Fix]:
     if any(x.residual for x in m.of_kind("linear", "conv", "norm", "container")):
         return []
     blocks = list(_alike_blocks(m))
-    if not blocks and usual_activation(body_layers(m)) not in SATURATING:
+    if not blocks and usual_activation(body_layers(m)) not in SIGMOID_LIKE:
         blocks = _square_layers(m)
     if len(blocks) < 2:
         return []
@@ -154,11 +153,11 @@ def branch_ends(m: Measurement) -> list[tuple[Layer, bool]]:
         if not x.residual or x.kind == "container" or SHORTCUT.search(x.name):
             continue
         end, shut = x, False
-        if x.kind == "activation" and x.function in POSITIVE:
+        if x.kind == "activation" and x.function in SCALING:
             end = next((y for y in reversed(layers[:i]) if y.kind in ENDING), x)
             if end.residual:
                 continue  # the activation comes after the sum
-            shut = x.function in SHUT
+            shut = x.function in DYING
         if end.kind in ENDING and any(n in known and known[n].trainable for n in end.parameters):
             found.setdefault(end.name, (end, shut))
     ends = list(found.values())
