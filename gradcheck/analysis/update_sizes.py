@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 FIRST, LAST = 3, 20  # steps between which the size of an update is judged: after the start, before the decay
 COUPLED_DECAY = 1e-4  # beside gradients that an adaptive optimizer divides by their own size
 USUAL_L2 = 5e-4  # beside the gradients of SGD, which may be small: Krizhevsky et al. 2012; He et al. 2016 have 1e-4
-ADAPTIVE = re.compile("Ada|RMSprop")
 LONG = 1e5  # steps of a long training
 LEAST_DECAY = 0.01  # of a parameter, or of its gradient
 TARGET_RATIO = 0.01  # best at step 10 over 12 networks and 3 optimizers: 0.015 to 0.02, within 0.4 decades
@@ -30,7 +28,7 @@ def gentle_decay(m: Measurement, strongest: float) -> float:
     """
     o = m.optimizer
     slow = 1 / (o.lr * max(1000.0, 10.0 * m.data.batches)) if o.lr > 0 else COUPLED_DECAY
-    coupled = math.inf if o.decoupled else COUPLED_DECAY if ADAPTIVE.search(o.name) else USUAL_L2
+    coupled = math.inf if o.decoupled else COUPLED_DECAY if o.adaptive else USUAL_L2
     return float(f"{min(slow, coupled, strongest / 10):.1g}")
 
 

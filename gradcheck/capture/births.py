@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.instrument.domain import reason
 from gradcheck.measure.non_finite import FILLS
 from gradcheck.types.location import Location
 from gradcheck.types.training import NonFinite
+from gradcheck.workload.tensors import tensors_in
 
 
 class Births:

@@ -12,6 +12,7 @@ from torch import nn
 from gradcheck.capture.structures import Packed
 from gradcheck.types.location import Location
 from gradcheck.workload.rng import TorchStates
+from gradcheck.workload.tensors import with_items
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +123,9 @@ def replaced(value: Any, old: Any, new: Any) -> Any:
     """The arguments of a call with one of them in place of another."""
     if value is old:
         return new
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(replaced(v, old, new) for v in value))
-    if type(value) in (tuple, list):
-        return type(value)(replaced(v, old, new) for v in value)
-    if type(value) is dict:
-        return {k: replaced(v, old, new) for k, v in value.items()}
-    return value.with_parts(replaced(value.parts, old, new)) if isinstance(value, Packed) else value
+    if isinstance(value, Packed):
+        return value.with_parts(replaced(value.parts, old, new))
+    return value if (items := with_items(lambda v: replaced(v, old, new), value)) is None else items
 
 
 def nodes_behind(ends: Iterable[Node]) -> list[Node]:

@@ -17,6 +17,7 @@ from gradcheck.capture.resizing import counter, resized
 from gradcheck.capture.slices import Slice
 from gradcheck.capture.structures import Packed, tensors_in
 from gradcheck.workload.rng import put_back
+from gradcheck.workload.tensors import with_items
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,9 @@ class Program:
             return _Parameter(self._roots[id(value.owner.original)], value.name)
         if isinstance(value, range) and value == range(self.size) and self.size > 1:
             return _Counter(torch.arange)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)._make(self._resolved(v, given) for v in value)  # type: ignore[attr-defined]
-        if isinstance(value, (tuple, list)):
-            return type(value)(self._resolved(v, given) for v in value)
-        if isinstance(value, Mapping):
-            return {k: self._resolved(v, given) for k, v in value.items()}
         if isinstance(value, Packed):
             return value.with_parts(self._resolved(value.parts, given))
-        return value
+        return value if (items := with_items(lambda v: self._resolved(v, given), value)) is None else items
 
     def _own(self, constant: Constant, given: bool) -> _Entry | _Fixed | _Counter:
         place = self._constant((id(constant), 0), constant.value, constant.leaf, given)
@@ -230,15 +225,9 @@ class _Scene:
             return self.fixed[value.index]
         if isinstance(value, _Parameter):
             return self.modules[value.root].get_parameter(value.name)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)._make(self.filled(v) for v in value)  # type: ignore[attr-defined]
-        if isinstance(value, (tuple, list)):
-            return type(value)(self.filled(v) for v in value)
-        if isinstance(value, dict):
-            return {k: self.filled(v) for k, v in value.items()}
         if isinstance(value, Packed):
             return value.with_parts(self.filled(value.parts)).unpacked()
-        return value
+        return value if (items := with_items(self.filled, value)) is None else items
 
 
 class Models(nn.Module):

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 
-from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.instrument.loss_calls import LOSSES
 from gradcheck.types.location import Location
+from gradcheck.workload.tensors import tensors_in
 
 EQUAL = 1e-6  # of the larger number: rounding of float32, also that of a mean over a few
 MOST = 1 << 16  # entries of a difference that is looked at

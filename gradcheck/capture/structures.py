@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from gradcheck.workload import tensors
 
 _DEPTH = 4  # of containers
 _MOST = 1000  # objects that are looked into for the tensors of one value
@@ -38,33 +39,20 @@ def pack(value: Any, encode: Callable[[torch.Tensor], Any]) -> Any:
     """The object with its tensors encoded, an array as it is now; itself when it holds no tensor, or cannot be copied."""
     if isinstance(value, np.ndarray):
         return value.copy()  # the script may go on to shuffle it
-    tensors = list(_inside(value)) if _may_hold(value) else []
-    if not tensors:
+    held = list(_inside(value))
+    if not held:
         return value
-    places = tuple(torch.empty(0, device="cpu") for _ in tensors)
+    places = tuple(torch.empty(0, device="cpu") for _ in held)
     try:
-        template = copy.deepcopy(value, {id(t): place for t, place in zip(tensors, places, strict=True)})
+        template = copy.deepcopy(value, {id(t): place for t, place in zip(held, places, strict=True)})
     except Exception:  # objects that refer to files, locks, generators
         return value
-    return Packed(template, places, tuple(encode(t) for t in tensors))
+    return Packed(template, places, tuple(encode(t) for t in held))
 
 
 def tensors_in(value: Any, depth: int = _DEPTH) -> Iterator[torch.Tensor]:
-    """The tensors of a value of any structure, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif depth > 0:
-        if isinstance(value, Mapping):
-            for item in value.values():
-                yield from tensors_in(item, depth - 1)
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                yield from tensors_in(item, depth - 1)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            for spec in dataclasses.fields(value):
-                yield from tensors_in(getattr(value, spec.name, None), depth - 1)
-        elif _may_hold(value):
-            yield from _inside(value)
+    """The tensors of a value of any structure, in order; of an object, those that its attributes lead to."""
+    return tensors.tensors_in(value, depth, _inside)
 
 
 def _may_hold(value: Any) -> bool:
@@ -74,7 +62,7 @@ def _may_hold(value: Any) -> bool:
 def _inside(value: Any) -> Iterator[torch.Tensor]:
     """The tensors that an object's attributes lead to, each once."""
     seen: set[int] = set()
-    pending = [value]
+    pending = [value] if _may_hold(value) else []
     while pending and len(seen) < _MOST:
         item = pending.pop()
         if id(item) in seen:

@@ -24,6 +24,7 @@ from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
 from gradcheck.workload.device import autocast_kinds
 from gradcheck.workload.rng import TorchStates, same_states, torch_states
+from gradcheck.workload.tensors import with_items
 
 _VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # properties whose values are the tensor's own
 # They give no new values, or values that stand for themselves.
@@ -82,12 +83,10 @@ class Tape:
         """The value with its tensors replaced by what they are."""
         if isinstance(value, torch.Tensor):
             return self._encoded(value)
-        if depth > 0 and type(value) in (tuple, list):
-            return type(value)(self.encode(v, depth - 1) for v in value)
-        if depth > 0 and isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)._make(self.encode(v, depth - 1) for v in value)  # type: ignore[attr-defined]
-        if depth > 0 and type(value) is dict:
-            return {k: self.encode(v, depth - 1) for k, v in value.items()}
+        if depth > 0 and (type(value) in (tuple, list, dict) or hasattr(value, "_fields")):
+            items = with_items(lambda v: self.encode(v, depth - 1), value)
+            if items is not None:
+                return items
         return pack(value, self._encoded)
 
     def _encoded(self, tensor: torch.Tensor) -> Any:

@@ -7,10 +7,9 @@ in-place operations and views). Functional calls are seen through a `TorchFuncti
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from gradcheck.instrument.tensor_statistics import readable
 from gradcheck.types.layers import LayerKind, TensorStats
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 
 _RELU: tuple[LayerKind, str] = ("activation", "relu")
 # torch's handle of a global hook does not take its entry out of here.
@@ -117,22 +117,6 @@ class _Roles:
 
 
 _roles = _Roles()
-
-
-def tensors_in(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
-    """The tensors of an output or input of any structure, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif depth > 0:
-        if isinstance(value, Mapping):
-            for item in value.values():
-                yield from tensors_in(item, depth - 1)
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                yield from tensors_in(item, depth - 1)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            for spec in dataclasses.fields(value):
-                yield from tensors_in(getattr(value, spec.name, None), depth - 1)
 
 
 class ActivationRecorder(TorchFunctionMode):

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.instrument.first_pass_recorder import SeenCut
 from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.types.location import Location
 from gradcheck.types.parameters import Cut, HiddenTensor
+from gradcheck.workload.tensors import tensors_in
 
 CHOICES = ("int-cast", "bool", "argmax")  # results that choose among values, as an index does
 

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from gradcheck.instrument import entering, handwritten_loss, loss_calls, similarities, zero_derivatives
 from gradcheck.instrument import recorded_calls as seen
-from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
 from gradcheck.instrument.flow import Flow
 from gradcheck.types.location import Location
 from gradcheck.types.losses import BroadcastMix
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 
 _SOFTMAX = {
     F.softmax: False,

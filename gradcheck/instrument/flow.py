@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.instrument.activation_recorder import tensors_in
+from gradcheck.workload.tensors import tensors_in
 
 _NOTHING: frozenset[int] = frozenset()
 

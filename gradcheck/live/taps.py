@@ -13,12 +13,13 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
-from gradcheck.instrument.activation_recorder import ActivationRecorder, Call, tensors_in
+from gradcheck.instrument.activation_recorder import ActivationRecorder, Call
 from gradcheck.instrument.fingerprints import digest, shape_of
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 from gradcheck.instrument.modes import Modes
 from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
+from gradcheck.workload.tensors import tensors_in
 
 
 def push_below(mode: TorchFunctionMode) -> None:

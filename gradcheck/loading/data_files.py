@@ -14,8 +14,9 @@ import torch
 
 from gradcheck.errors import TargetError
 from gradcheck.types.location import Location
-from gradcheck.workload.batches import BATCH_SIZE, Data, collect, tensors_of, with_tensors
+from gradcheck.workload.batches import BATCH_SIZE, Data, collect, with_tensors
 from gradcheck.workload.source_sites import display_path
+from gradcheck.workload.tensors import tensors_of
 
 SUFFIXES = (".pt", ".pth", ".safetensors", ".npz", ".npy", ".csv", ".tsv")
 _INPUT_KEYS = ("x", "X", "inputs", "input", "data", "images", "image", "features", "x_train", "X_train")

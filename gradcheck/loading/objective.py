@@ -10,10 +10,11 @@ import torch
 from gradcheck.loading import infer
 from gradcheck.loading.transformers_inputs import is_transformer, transformer_labels
 from gradcheck.types.measurement import Assumption
-from gradcheck.workload.batches import Data, tensors_of
+from gradcheck.workload.batches import Data
 from gradcheck.workload.borrowing import stand_in
 from gradcheck.workload.outputs import first_tensor, own_loss_of
 from gradcheck.workload.step import Loss, is_class_loss, is_torch_loss, loss_name, make_training_step, takes_only_output
+from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.trial_pass import Parts, as_tuple, forward_once, inputs_of, placed, split_batch, try_step
 from gradcheck.workload.workload import Batch, TrainingStep
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.loading.transformers_inputs import is_transformer, transformer_inputs
-from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.device import FLOATS
 from gradcheck.workload.step import Forward, Inputs, call, forward_of
+from gradcheck.workload.tensors import tensors_of
 
 # How many fixed random batches stand for data.
 BATCHES = 2

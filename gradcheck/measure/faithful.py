@@ -15,10 +15,10 @@ from torch import nn
 from gradcheck.errors import TargetError
 from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.types.measurement import Assumption
-from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
+from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.training_copy import TrainingCopy, fork, lend
 from gradcheck.workload.workload import Workload
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
 from gradcheck.instrument.domain import Reason, reason
 from gradcheck.types.location import Location
 from gradcheck.types.training import NonFinite
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 
 # Masks are filled with -inf on purpose; what makes such a fill is not where a number went wrong.
 FILLS = frozenset(

@@ -15,9 +15,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.types.layers import Profile
 from gradcheck.workload.device import synchronize
+from gradcheck.workload.tensors import tensors_in
 from gradcheck.workload.training_copy import TrainingCopy
 
 REPEATS = 3  # timed passes, after one to warm up; the median is reported

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from gradcheck.errors import ConfigError
-from gradcheck.workload.batches import map_structure, tensors_of
 from gradcheck.workload.step import split
+from gradcheck.workload.tensors import map_structure, tensors_of
 from gradcheck.workload.workload import Batch, Workload
 
 SHARE = 0.25  # of the samples that validation gets when none are given for it

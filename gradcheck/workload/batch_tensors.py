@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.workload.batches import map_structure, tensors_of
 from gradcheck.workload.step import split
-from gradcheck.workload.tensors import named_tensors
+from gradcheck.workload.tensors import map_structure, named_tensors, tensors_of
 from gradcheck.workload.treated import Inapplicable
 from gradcheck.workload.workload import Batch
 

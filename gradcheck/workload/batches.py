@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 
 from gradcheck.errors import TargetError
 from gradcheck.workload.failure import failure
+from gradcheck.workload.tensors import map_structure, tensors_of
 from gradcheck.workload.workload import Batch
 
 BATCH_SIZE = 32
@@ -197,33 +198,3 @@ def with_tensors(value: Any) -> Any:
         return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 
     return map_structure(convert, value)
-
-
-def map_structure(function: Callable[[Any], Any], value: Any) -> Any:
-    """`function` of every leaf of nested dicts, lists and tuples; the containers keep their kind."""
-    if isinstance(value, Mapping):
-        mapped = {key: map_structure(function, item) for key, item in value.items()}
-        if type(value) is dict:
-            return mapped
-        try:
-            return type(value)(mapped)  # type: ignore[call-arg]
-        except Exception:  # a mapping with a constructor of its own
-            return mapped
-    if isinstance(value, tuple):
-        items = [map_structure(function, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [map_structure(function, item) for item in value]
-    return function(value)
-
-
-def tensors_of(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor of a nested structure."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_of(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_of(item)

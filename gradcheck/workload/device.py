@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
-from gradcheck.workload.batches import map_structure
+from gradcheck.workload.tensors import map_structure
 
 FLOATS = {
     "float32": torch.float32,

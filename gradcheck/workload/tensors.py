@@ -1,11 +1,63 @@
-"""Tensors in a batch of any structure."""
+"""Tensors in values of any structure: batches, arguments, outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+
+NONE: Callable[[Any], Iterator[torch.Tensor]] = lambda _: iter(())  # noqa: E731
+
+
+def tensors_in(value: Any, depth: int = 3, others: Callable[[Any], Iterator[torch.Tensor]] = NONE) -> Iterator[torch.Tensor]:
+    """The tensors in containers and dataclasses, in order, `depth` levels deep; in objects of other kinds as `others` finds them."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth > 0:
+        if isinstance(value, Mapping):
+            for item in value.values():
+                yield from tensors_in(item, depth - 1, others)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                yield from tensors_in(item, depth - 1, others)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for spec in dataclasses.fields(value):
+                yield from tensors_in(getattr(value, spec.name, None), depth - 1, others)
+        else:
+            yield from others(value)
+
+
+def with_items(function: Callable[[Any], Any], value: Any) -> Any:
+    """A tuple, a named tuple, a list or a mapping (as a dict) with the function's values in place of its items; None for what is none."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)._make(map(function, value))  # type: ignore[attr-defined]
+    if isinstance(value, (tuple, list)):
+        items = list(map(function, value))
+        try:
+            return type(value)(items)
+        except Exception:  # one with a constructor of its own
+            return items if isinstance(value, list) else tuple(items)
+    return {key: function(item) for key, item in value.items()} if isinstance(value, Mapping) else None
+
+
+def map_structure(function: Callable[[Any], Any], value: Any) -> Any:
+    """`function` of every leaf of nested mappings, lists and tuples; the containers keep their kind."""
+    items = with_items(lambda item: map_structure(function, item), value)
+    if items is None:
+        return function(value)
+    if isinstance(value, Mapping) and type(value) is not dict:
+        try:
+            return type(value)(items)  # type: ignore[call-arg]
+        except Exception:  # a mapping with a constructor of its own
+            return items
+    return items
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """The leaves of `map_structure` that are tensors."""
+    return (tensor for _, tensor in named_tensors(value))
 
 
 def named_tensors(value: Any, name: str = "input") -> Iterator[tuple[str, torch.Tensor]]:

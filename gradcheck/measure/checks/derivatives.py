@@ -34,12 +34,13 @@ from gradcheck.measure.checks.functions import (
     tested,
     words_of_gradcheck,
 )
-from gradcheck.measure.checks.gradient_changes import ModuleStack, Watch, tensors_in
+from gradcheck.measure.checks.gradient_changes import ModuleStack, Watch
 from gradcheck.types.checks import Derivatives
 from gradcheck.workload.device import has_float64
 from gradcheck.workload.few_samples import is_divisible, some_samples
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import origin_of
+from gradcheck.workload.tensors import tensors_in
 from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 4

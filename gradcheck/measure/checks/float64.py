@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gradcheck.workload.batches import map_structure
+from gradcheck.workload.tensors import map_structure
 
 _WIDE = {
     torch.float16: torch.float64,

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gradcheck.instrument.activation_recorder import caller, tensors_in
+from gradcheck.instrument.activation_recorder import caller
 from gradcheck.measure.checks.sample_mixing import ROUNDING, Seen
 from gradcheck.types.location import Location
 from gradcheck.workload.device import wide
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 
 State = Literal["same", "own", "seen", "without places"]
 # In "own" what lies up to the place is as it was, in "seen" it has changed along every axis that may hold the places.

@@ -16,6 +16,7 @@ from gradcheck.measure.checks.float64 import Wide
 from gradcheck.measure.checks.functions import Recorder
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 
 MOST_STOPS = 16
 _STAIRS = frozenset(("round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside", "argmax", "argmin", "gt", "ge", "lt", "le", "topk"))
@@ -136,13 +137,3 @@ class ModuleStack:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running.pop()
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)

@@ -29,9 +29,9 @@ from gradcheck.training.gradient_norms import total_norm
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Dropout, Penalty
 from gradcheck.types.training import Regularization, Run
-from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all
+from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.training_copy import TrainingCopy, restored
 
 SAMPLES = 16  # of a batch, where one look is enough

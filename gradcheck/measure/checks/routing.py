@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.location import Location
 from gradcheck.types.routing import Router
 from gradcheck.workload.device import wide
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 from gradcheck.workload.training_copy import TrainingCopy, restored
 
 BATCHES = 4

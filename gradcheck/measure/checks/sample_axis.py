@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.device import wide
 from gradcheck.workload.step import TARGET_NAMES, forward_of, split
+from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.training_copy import TrainingCopy
 
 COUNTS = (7, 11, 5, 13, 9)  # samples to look at: the first that is the size of no other axis

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gradcheck.instrument.activation_recorder import ActivationRecorder, caller, tensors_in
+from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
 from gradcheck.types.location import Location
 from gradcheck.workload.device import wide
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 
 State = Literal["same", "own", "mixed", "spread"]  # spread: changed, and without an axis for the samples
 

@@ -14,10 +14,10 @@ from gradcheck.measure.facts import is_adaptive
 from gradcheck.training.trainer import Trainer, needs_closure, take_step
 from gradcheck.types.checks import Clip
 from gradcheck.types.training import Run
-from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.device import wide
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all
+from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.training_copy import TrainingCopy, restored
 
 SAMPLES = 32

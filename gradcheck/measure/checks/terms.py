@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gradcheck.instrument.activation_recorder import caller, tensors_in
+from gradcheck.instrument.activation_recorder import caller
 from gradcheck.instrument.loss_calls import LOSSES
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
 from gradcheck.workload.device import wide
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 from gradcheck.workload.training_copy import TrainingCopy
 
 MOST_TERMS = 16  # whose gradients are looked at

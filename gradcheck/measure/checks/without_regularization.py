@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument.activation_recorder import caller
 from gradcheck.types.checks import Dropout
 from gradcheck.types.location import Location
-from gradcheck.workload.batches import map_structure
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import map_structure
 from gradcheck.workload.training_copy import TrainingCopy
 from gradcheck.workload.workload import Batch, TrainingStep
 

@@ -14,7 +14,7 @@ from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import input_indices, target_index, tensor_at
-from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.treated import Augment, Inapplicable, TreatedWorkload
 
 SHIFT, CROP, NOISE, ALPHA, TOKENS = 0.1, 0.125, 0.1, 0.2, 0.1
