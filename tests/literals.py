@@ -147,7 +147,7 @@ def parameter(name: str = "fc1.weight", **overrides: Any) -> Parameter:
 def optimizer(name: str = "AdamW", **overrides: Any) -> OptimizerFacts:
     """An optimizer that the user gave, AdamW at 1e-3 unless overridden."""
     lr = overrides.get("lr", 1e-3)
-    values: dict[str, Any] = {"given": True, "adaptive": name.startswith("Ada"), "lr": lr, "lrs": (lr,)}
+    values: dict[str, Any] = {"given": True, "adaptive": name.startswith("Ada"), "lr": lr}
     return OptimizerFacts(name, **values | overrides)
 
 
@@ -216,7 +216,6 @@ def input_facts(name: str = "input", **overrides: Any) -> InputFacts:
         "min": -3.5,
         "max": 3.5,
         "feature_std_ratio": 1.4,
-        "largest_feature_mean": 0.2,
         "used_by": "linear",
     }
     return InputFacts(name, **values | overrides)

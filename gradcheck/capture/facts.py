@@ -43,7 +43,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         moved = sum(facts.moved or 0 for facts in told)
         label = worst.optimizer if _trouble(worst) else watched.label
         return replace(worst, optimizer=label, parameters=len(watched.parameters), moved=moved, clips=clips)
-    base: dict[str, Any] = {"ended": ending.how, "error": ending.error, "error_site": ending.site, "backward_site": recorder.backward_site}
+    base: dict[str, Any] = {"ended": ending.how, "error": ending.error, "backward_site": recorder.backward_site}
     if watched is None:
         return LoopFacts("", 0, recorder.backwards, moved=_moved(recorder, None), **base | _without_steps(recorder))
     steps = watched.steps

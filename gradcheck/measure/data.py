@@ -69,21 +69,20 @@ def _input(name: str, tensors: list[torch.Tensor], first: LayerKind | None) -> I
     if not flat.numel():
         return InputFacts(name, shape, dtype, non_finite=bad, first_non_finite=place, used_by=first)
     low, high = torch.aminmax(flat)
-    ratio, offset, constant = _features(tensors)
+    ratio, constant = _features(tensors)
     return InputFacts(
         name,
         shape,
         dtype,
-        flat.double().mean().item(),
-        flat.double().std(correction=0).item(),
-        low.item(),
-        high.item(),
-        ratio,
-        offset,
-        bad,
-        place,
-        constant,
-        first,
+        mean=flat.double().mean().item(),
+        std=flat.double().std(correction=0).item(),
+        min=low.item(),
+        max=high.item(),
+        feature_std_ratio=ratio,
+        non_finite=bad,
+        first_non_finite=place,
+        constant_features=constant,
+        used_by=first,
         moments=_moments(tensors),
     )
 
@@ -98,19 +97,19 @@ def _moments(tensors: list[torch.Tensor]) -> tuple[tuple[float, float], ...]:
     return tuple((c.mean().item(), c.std(correction=0).item()) for c in finite) if all(len(c) for c in finite) else ()
 
 
-def _features(tensors: list[torch.Tensor]) -> tuple[float | None, float | None, int]:
-    """Over columns of 2-D inputs: ratio of the largest to the smallest spread, largest |mean| in spreads, constant columns."""
+def _features(tensors: list[torch.Tensor]) -> tuple[float | None, int]:
+    """Over columns of 2-D inputs: ratio of the largest to the smallest spread, constant columns."""
     if tensors[0].dim() != 2 or tensors[0].shape[1] > MOST_FEATURES or any(t.shape[1:] != tensors[0].shape[1:] for t in tensors):
-        return None, None, 0
+        return None, 0
     x = torch.cat([t.detach().double() for t in tensors])
     if x.shape[0] < 8 or not torch.isfinite(x).all():
-        return None, None, 0
-    std, mean = x.std(0, correction=0), x.mean(0).abs()
+        return None, 0
+    std = x.std(0, correction=0)
     varies = std > 1e-12 * x.abs().amax(0).clamp_min(1e-300)
     if not bool(varies.any()):
-        return None, None, x.shape[1]
+        return None, x.shape[1]
     spread = std[varies]
-    return (spread.max() / spread.min()).item(), (mean[varies] / spread).max().item(), int((~varies).sum().item())
+    return (spread.max() / spread.min()).item(), int((~varies).sum().item())
 
 
 @torch.no_grad()

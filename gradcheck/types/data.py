@@ -19,7 +19,6 @@ class InputFacts:
     min: float = 0.0
     max: float = 0.0
     feature_std_ratio: float | None = None  # largest over smallest non-zero std of a feature; 2-D inputs only
-    largest_feature_mean: float | None = None  # largest |mean| / std over features, 2-D inputs only
     non_finite: int = 0
     first_non_finite: tuple[int, ...] | None = None  # batch, then the index inside it: sample, feature, ...
     constant_features: int = 0

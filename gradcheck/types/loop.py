@@ -183,7 +183,6 @@ class LoopFacts:
     backwards: int  # backward passes whose gradients were meant for it
     ended: Literal["stopped", "budget", "end", "raised", "exit"] = "stopped"  # how the run ended; stopped: by gradcheck
     error: str = ""  # the exception, when the script raised
-    error_site: Location | None = None
     taken: int = 0  # all steps, where only some of them were looked at; 0: they all were
     parameters: int = 0  # tensors in its groups
     moved: int | None = None  # of these, how many any step or other code changed; None: not looked at

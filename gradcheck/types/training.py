@@ -20,7 +20,6 @@ class OptimizerFacts:
     given: bool  # False: assumed by gradcheck; rules about the optimizer then only advise
     adaptive: bool  # the size of its step hardly depends on the size of the gradient (Adam and kin)
     lr: float  # of the first group
-    lrs: tuple[float, ...] = ()
     momentum: float = 0.0
     weight_decay: float = 0.0
     maximize: bool = False

@@ -27,7 +27,7 @@ def fed(**facts) -> Measurement:
     return measurement(layers=(first,), data=data(inputs=(x,)))
 
 
-PIXELS = {"used_by": "conv", "shape": (32, 3, 32, 32), "feature_std_ratio": None, "largest_feature_mean": None}
+PIXELS = {"used_by": "conv", "shape": (32, 3, 32, 32), "feature_std_ratio": None}
 
 
 class TestUnscaledInput:
