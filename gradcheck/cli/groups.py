@@ -171,7 +171,8 @@ class ViewOptions:
 
     def write(self, reports: Sequence[Report], places: Sequence[Written], settings: Settings, color: str) -> None:
         """The outputs; statistics take the place of what goes to stdout."""
-        from gradcheck.report.outputs import View, write_outputs
+        from gradcheck.report.outputs import write_outputs
+        from gradcheck.report.view import View
 
         view = View(
             checked_color(color),

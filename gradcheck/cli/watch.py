@@ -76,7 +76,8 @@ def _place(save: str) -> Path:
 
 def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, color: str) -> None:
     from gradcheck.errors import TargetError
-    from gradcheck.report.outputs import View, write_outputs
+    from gradcheck.report.outputs import write_outputs
+    from gradcheck.report.view import View
 
     report = ending.report
     if ending.failure:

@@ -29,12 +29,11 @@ from gradcheck.report.formatting import (
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import profile_table
+from gradcheck.report.view import Color
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
-
-Color = Literal["auto", "always", "never"]
 
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 SIGNAL_FAMILIES = ("GRAD", "INIT")  # findings that the course of the gradient over depth illustrates, and:

@@ -16,7 +16,7 @@ from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 
 if TYPE_CHECKING:
-    from gradcheck.report.outputs import View
+    from gradcheck.report.view import View
 
 COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
 MOST = 10  # annotations of each level that GitHub takes from a step; it drops further ones without a word

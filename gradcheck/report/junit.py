@@ -13,7 +13,7 @@ from gradcheck.types.finding import SEVERITIES, Finding, RuleState, Severity
 from gradcheck.types.report import Report
 
 if TYPE_CHECKING:
-    from gradcheck.report.outputs import View
+    from gradcheck.report.view import View
 
 
 def render(reports: Sequence[Report], view: View) -> str:

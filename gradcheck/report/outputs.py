@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 from gradcheck import files
 from gradcheck.errors import ConfigError, SavedRunError
-from gradcheck.report.console import Color, make_console, show
-from gradcheck.types.finding import Severity
+from gradcheck.report.console import make_console, show
+from gradcheck.report.view import View
 from gradcheck.types.report import Report
 
 # Format -> the module that renders it with `render(reports, view) -> str`; `full` is drawn on a console, below.
@@ -40,19 +40,6 @@ class Output:
 
     format: str
     path: Path | None = None
-
-
-@dataclass(frozen=True)
-class View:
-    """How reports are shown. Only `full` heeds the first five."""
-
-    color: Color = "auto"
-    profile: bool = False
-    show_passed: bool = False
-    show_all: bool = False
-    written: bool = False  # the edits are in the source
-    fail_on: Severity | Literal["never"] = "error"  # from which severity on a finding fails the run
-    allow_partial: bool = False  # a run that was judged in part does not fail
 
 
 def parse_outputs(texts: Iterable[str], *, opened: bool = False, inputs: Iterable[str] = ()) -> tuple[Output, ...]:

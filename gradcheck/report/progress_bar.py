@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from rich.text import Text
 
 from gradcheck.errors import GradcheckError
-from gradcheck.report.console import Color, make_console
+from gradcheck.report.console import make_console
 from gradcheck.report.formatting import clean
+from gradcheck.report.view import Color
 
 Progress = Callable[[str, float], None]  # name of the phase, fraction of it that is done
 

@@ -12,7 +12,7 @@ from gradcheck.types.finding import Severity
 from gradcheck.types.report import Report
 
 if TYPE_CHECKING:
-    from gradcheck.report.outputs import View
+    from gradcheck.report.view import View
 
 SEVERITY: dict[Severity, str] = {"error": "ERROR", "warning": "WARNING", "info": "INFO"}
 

@@ -25,7 +25,7 @@ from gradcheck.types.rule import Rule
 from gradcheck.version import __version__
 
 if TYPE_CHECKING:
-    from gradcheck.report.outputs import View
+    from gradcheck.report.view import View
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}

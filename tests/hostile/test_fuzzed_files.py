@@ -26,7 +26,8 @@ from gradcheck.report import diff as shown
 from gradcheck.report.baseline_file import read
 from gradcheck.report.baseline_file import text as baseline_text
 from gradcheck.report.diff_html import page
-from gradcheck.report.outputs import FORMATS, Output, View, write_outputs
+from gradcheck.report.outputs import FORMATS, Output, write_outputs
+from gradcheck.report.view import View
 from gradcheck.saved_run import dumps, load_all
 from tests.report.html.pages import treated
 

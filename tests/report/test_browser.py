@@ -11,7 +11,8 @@ import pytest
 
 from gradcheck.errors import ConfigError
 from gradcheck.report.browser import open_reports
-from gradcheck.report.outputs import Output, View, parse_outputs, write_outputs
+from gradcheck.report.outputs import Output, parse_outputs, write_outputs
+from gradcheck.report.view import View
 from gradcheck.types.report import Report
 from tests.literals import measurement
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradcheck.report.outputs import View
+    from gradcheck.report.view import View
     from gradcheck.types.report import Report
     from gradcheck.types.trial import TrialResult
 
