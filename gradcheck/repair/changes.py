@@ -1,4 +1,4 @@
-"""The statistics of a finding, before and after treatment."""
+"""The statistics of a finding before and after a remedy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gradcheck.types.fix import Change
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Rule
 
-NO_LIMITS = (0.0, -math.inf, math.inf)  # a rule that is given such limits fires, and tells what it measures
+NO_LIMITS = (0.0, -math.inf, math.inf)  # with such limits a rule always fires, and reports what it measures
 
 
 def changes(before: Report, after: Report, codes: Collection[str], settings: Settings) -> tuple[Change, ...]:
-    """For each number against a limit in the findings of these codes, what it has become."""
+    """How each number that was compared with a limit, in the findings of these codes, has changed."""
     found: dict[tuple[str, str], Change] = {}
     for finding in before.findings:
         for e in finding.evidence if finding.code in codes else ():
@@ -29,7 +29,7 @@ def changes(before: Report, after: Report, codes: Collection[str], settings: Set
 
 
 def _measured_again(after: Report, code: str, evidence: Evidence, settings: Settings) -> float | None:
-    """The same quantity in the treated workload: of the finding if it stays, else as its rule gives it when nothing limits it."""
+    """The same quantity in the treated workload: from the finding if it is still there, else from its rule run without limits."""
     for value in _values(after, code, evidence.quantity):
         return value
     rules = [r for r in chosen(settings) if r.code == code]

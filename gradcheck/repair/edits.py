@@ -1,4 +1,4 @@
-"""What holds on copies, as edits of the source."""
+"""Edits of the source for the remedies that helped on copies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def source_edits(verified: Verified, workload: Workload) -> tuple[SourcePlan | N
 
 
 def _written_together(verified: Verified, workload: Workload) -> SourcePlan:
-    """The edits. What no finding asked for was chosen for the treated model: without the cure of an error it stays out of the source."""
+    """The edits. Remedies that no finding asked for are written only together with the cure of an error."""
     measurement, files = verified.before.measurement, list(workload.files)
     source = plan_edits(verified.plan, measurement, files)
     errors = {f.code for f in faulty(verified.before) if f.severity == "error"}
@@ -41,7 +41,7 @@ def _written_together(verified: Verified, workload: Workload) -> SourcePlan:
 
 
 def with_diffs(verified: Verified, workload: Workload, source: SourcePlan | None) -> list[Outcome]:
-    """The outcomes, each kept one with its own part of the edits, or the reason why it has none."""
+    """The outcomes. Each kept one has its part of the edits, or the reason why there is none."""
     if source is None:
         return list(verified.outcomes)
     done = []

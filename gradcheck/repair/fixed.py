@@ -21,7 +21,7 @@ from gradcheck.workload.workload import Batch
 
 @dataclass
 class Fixed:
-    """A treated copy of the workload, and how it came to that. With nothing prescribed it is a plain copy.
+    """A treated copy of the workload, and how it was found. Without any fix it is a plain copy.
 
     for batch in loader:
         x, y = fixed.prepare(batch)
@@ -67,15 +67,15 @@ class Fixed:
         return self.treated.workload.loss or _own_loss
 
     def training_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """The loss of a prepared batch, where the user gave `training_step`, or for brevity."""
+        """The loss of a prepared batch: the user's `training_step` where one was given, else model and loss."""
         return self.treated.workload.training_step(model, batch)
 
     def clip(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Clips the gradients, before the optimizer's step; does nothing when no clipping is prescribed nor was there."""
+        """Clips the gradients before the optimizer's step; does nothing where neither the fix nor the user clips."""
         clip_gradients(self.treated.workload.clip, self.treated.model, parameters)
 
     def prepare(self, batch: Batch) -> Batch:
-        """What becomes of a batch before the model and the loss see it."""
+        """The batch as the model and the loss should get it."""
         return self.treated.prepare(batch)
 
 

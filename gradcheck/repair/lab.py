@@ -25,7 +25,7 @@ Tick = Callable[[str, float], None]  # what is done, share of the time that is u
 SEARCH_SEEDS = (0, 1)  # on which remedies are chosen
 PROOF_SEED = 101  # the first of those on which they are proved
 SEEDS_APART = 200  # from those of a second search
-PATIENCE = 3  # times the steps, for a training that falls slowly, or may collapse
+PATIENCE = 3  # times the steps, for a loss that falls slowly or may collapse
 RESCAN_SHARE = 0.05  # of the time: the most that one measurement may take
 
 
@@ -34,7 +34,7 @@ class TimeUp(Exception):
 
 
 class RepairLab(Lab):
-    """The workload, the catalogue, and what is known of each treated copy. Its methods raise TimeUp when time is up."""
+    """The workload, the catalogue, and what is known about each treated copy. Methods raise TimeUp once the budget is used up."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class RepairLab(Lab):
         return self.deadline - time.perf_counter()
 
     def stop(self) -> None:
-        """From now on nothing is tried any more: what is known is the result."""
+        """Stops the search: what is known by now is the result."""
         self.stopped = True
 
     def check(self, what: str) -> None:
@@ -83,7 +83,7 @@ class RepairLab(Lab):
             apply(treated, fix)
         except (Inapplicable, GradcheckError):
             raise
-        except Exception as error:  # a model of a kind that nobody thought of: this remedy is out, the others go on
+        except Exception as error:  # the remedy does not fit this model; the others go on
             raise Inapplicable(f"{type(error).__name__}: {error}") from error
         if fix not in treated.applied:
             treated.applied.append(fix)
@@ -91,7 +91,7 @@ class RepairLab(Lab):
     def relative(self, plan: Sequence[Fix], reference: float, steps: int | None = None) -> float:
         """The loss in units of `reference`; of a plan that trains well, the worst of two seeds, and of a longer training.
 
-        Luck does not come twice, and what a rate or a decay ruins may look well at first.
+        One lucky seed does not count, and damage by a rate or a decay may show only later.
         """
         one, other = self.seeds
         worst = self.train(plan, steps, one).relative(reference)
@@ -102,12 +102,12 @@ class RepairLab(Lab):
         return worst
 
     def reseed(self) -> None:
-        """From now on remedies are chosen and proved on other seeds."""
+        """Switches to other seeds, on which remedies are chosen and verified from here on."""
         self.seeds = (self.seeds[0] + SEEDS_APART, self.seeds[1] + SEEDS_APART)
         self.proof_seed += SEEDS_APART
 
     def train(self, plan: Sequence[Fix], steps: int | None = None, seed: int | None = None) -> Result:
-        """After so many steps in all; a training that was begun is taken further. `seed`: the first of the search when None."""
+        """The training after `steps` steps in all; one that has begun is continued. `seed`: the first of the search when None."""
         steps, seed = steps or self.options.steps, self.seeds[0] if seed is None else seed
         key = signature(plan), seed
         if (*key, steps) not in self.results:
@@ -125,18 +125,18 @@ class RepairLab(Lab):
         return self.results[*key, steps]
 
     def share_before(self, steps: int) -> float:
-        """The share of the budget that is left when what so many steps take is put aside."""
+        """The share of the budget that would be left after a training of so many steps."""
         return 1 - steps * self.seconds_taken / max(1, self.steps_taken) / self.options.budget
 
     def known(self, plan: Sequence[Fix]) -> Result:
-        """As far as the plan was trained before time was up, three steps at least."""
+        """The training as far as it got before time was up; three steps at least."""
         seed = self.seeds[0]
         training = self.trainings.get((signature(plan), seed)) or Trainer.of(self.treated(plan), seed)
         training.train(max(training.step, FEWEST_STEPS))
         return result_of(training, plan)
 
     def forget(self, plan: Sequence[Fix]) -> None:
-        """Frees what a training that will not be taken further holds."""
+        """Frees the memory of a training that will not be continued."""
         for key in [k for k in self.trainings if k[0] == signature(plan)]:
             del self.trainings[key]
 

@@ -25,13 +25,13 @@ TRIES = 8  # edits that are tried, at most
 
 @dataclass
 class Mended:
-    """What became of the loop. `drafts`: the edited files, as the last run saw them; none when nothing was kept."""
+    """The mended loop. `drafts`: the edited files, as the last run saw them; none when nothing was kept."""
 
     spec: ScriptSpec  # of the script with its edits
     run: ScriptRun  # of the same
     drafts: tuple[Draft, ...] = ()
     outcomes: list[tuple[str, Outcome]] = field(default_factory=list)  # with the training that the finding was about
-    undecided: list[tuple[str, Outcome]] = field(default_factory=list)  # what becomes of outcomes when nothing else speaks for them
+    undecided: list[tuple[str, Outcome]] = field(default_factory=list)  # the status of outcomes for which nothing else speaks
 
     def of(self, target: str) -> tuple[Outcome, ...]:
         return tuple(outcome for name, outcome in self.outcomes if name == target)
@@ -54,9 +54,9 @@ def wanted(seen: ScriptRun) -> Iterator[tuple[Report, Finding, Fix]]:
 
 
 def mend(spec: ScriptSpec, seen: ScriptRun, bench: Bench, progress: Progress, refused: Collection[str] = ()) -> Mended:
-    """Tries the loop's remedies one after another, each on what the ones before it made of the script. `refused`: those that are not.
+    """Tries the remedies of the loop one after another, each on the script as the ones before it left it. `refused`: those that are not.
 
-    What is not kept is tried again when another one is: two faults may hide each other's cures.
+    A remedy that was not kept is tried again after another one was: two faults may hide each other's cures.
     """
     mended = Mended(spec, seen)
     tried: set[tuple[str, str, str]] = set()
@@ -89,7 +89,7 @@ class _Trial:
     spec: ScriptSpec
     drafts: tuple[Draft, ...] = ()
     run: ScriptRun | None = None  # None: the edit is not kept
-    otherwise: Outcome | None = None  # what becomes of the edit when nothing else speaks for it
+    otherwise: Outcome | None = None  # the status of the edit when nothing else speaks for it
 
 
 def _try(mended: Mended, report: Report, fix: Fix, bench: Bench) -> _Trial:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from gradcheck.errors import ConfigError
 from gradcheck.types.training import Run
 
-LEAST_BUDGET, MOST_BUDGET = 180.0, 300.0  # seconds for treating and verifying: between them, what so many trainings need
+LEAST_BUDGET, MOST_BUDGET = 180.0, 300.0  # seconds for treating and verifying, within which the default lies
 TRAININGS = 100
 
 
@@ -31,7 +31,7 @@ def options_of(unsafe: bool, steps: int | None, seeds: int, budget: float | None
 
 
 def with_budget(options: RepairOptions, probe: Run) -> RepairOptions:
-    """Where the user set no budget, what so many trainings like the probe need."""
+    """The default budget: the time that so many trainings like the probe take."""
     if options.budget:
         return options
     needed = TRAININGS * options.steps * probe.seconds / max(1, len(probe.losses))

@@ -14,8 +14,8 @@ from gradcheck.training.intervals import paired_interval
 from gradcheck.types.training import Run
 
 FEWEST = 12  # losses of both, below which nothing is said
-LAST_SHARE = 0.25  # of the losses: these are compared,
-BLOCKS = 5  # in so many groups, whose means are taken for independent
+LAST_SHARE = 0.25  # share of the losses that is compared,
+BLOCKS = 5  # in so many groups, whose means count as independent
 CLEAR = 0.05  # of how far the better of the two fell: a difference that counts, where it also exceeds the noise
 
 Kind = Literal["better", "same", "worse", "unknown"]
@@ -24,7 +24,7 @@ Losses = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Standing:
-    """How the edited script trains, beside the script as it is, or, for a loss that measures something else now, by itself."""
+    """How the edited script trains compared with the original, or by itself where its loss measures something else."""
 
     kind: Kind
     numbers: str  # in words for the user
@@ -33,7 +33,7 @@ class Standing:
     learns: bool = False  # the loss of the edited script falls
 
     def text(self, *, hoped: bool = False) -> str:
-        """What there is to say of the edited script. `hoped`: it was to train better."""
+        """The verdict on the edited script. `hoped`: it was expected to train better."""
         if self.kind == "same" and not self.alone:
             return f"it trains no {'better' if hoped else 'worse'}: {self.numbers}"
         return f"{(_ALONE if self.alone else _BESIDE)[self.kind]}: {self.numbers}"
@@ -45,7 +45,7 @@ _ALONE: dict[Kind, str] = {**_BESIDE, "better": "it learns", "same": "it learns 
 
 
 def compare(before: Losses, after: Losses, *, ended: bool = False) -> Standing:
-    """Of two courses of the same loss. `ended`: the script as it is failed behind its last loss."""
+    """Compares two series of the same loss. `ended`: the original script failed after its last loss."""
     steps = min(len(before), len(after))
     if not _finite(after[: max(steps, FEWEST)]):
         kind: Kind = "worse" if _finite(before) else "same"
@@ -73,7 +73,7 @@ def compare(before: Losses, after: Losses, *, ended: bool = False) -> Standing:
 
 
 def alone(after: Losses) -> Standing:
-    """Of a loss that measures something else than that of the script as it is: whether it falls."""
+    """Whether a loss falls that measures something else than the original script's."""
     if not _finite(after):
         return Standing("worse", f"its loss is {number(after[_first_bad(after)])} at step {_first_bad(after)}", alone=True)
     start, end, _ = start_and_end(_as_run(after))

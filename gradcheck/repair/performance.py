@@ -1,4 +1,4 @@
-"""What a short training of a treated copy comes to, and how that of two copies compares."""
+"""The result of a short training of a treated copy, and the comparison of two."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ NEEDS_UNSAFE = "it {reason}: only with --unsafe-fixes"
 
 
 def fixes_for(findings: Iterable[Finding], m: Measurement, catalogue: Catalogue) -> list[Fix]:
-    """What the remedies of these findings come to for this model, wiring first, regularisation last.
+    """The fixes for these findings of this model, wiring first, regularisation last.
 
-    What several findings ask for is prescribed once, for all of them.
+    A fix that several findings ask for appears once.
     """
     found: dict[tuple[object, ...], Fix] = {}
     for finding in findings:
@@ -47,7 +47,7 @@ def refused(fixes: Sequence[Fix], unsafe: bool) -> list[Outcome]:
 
 
 def advice(findings: Iterable[Finding], m: Measurement, catalogue: Catalogue, left: Collection[str]) -> list[Outcome]:
-    """What a person has to do about the findings that are left: remedies that no treatment applies, to any model or to this one."""
+    """What is left for the user to do: remedies that cannot be applied, to any model or to this one."""
     shown: dict[str, Outcome] = {}
     for finding in findings:
         if finding.code in left and finding.severity in TREATED:

@@ -15,11 +15,11 @@ LOWER, RAISE, ADAPTIVE = "lower-learning-rate", "raise-learning-rate", "adaptive
 # Rates that most trainings begin with: the defaults of torch and Keras, and of Karpathy's recipe for Adam.
 ADAPTIVE_RATE, ADAGRAD_RATE, SGD_RATE, MOMENTUM_RATE = 1e-3, 1e-2, 0.1, 0.01
 AROUND = (1.0, 0.3, 3.0, 0.1)  # factors on it
-SAME = 0.05  # relative: a rate so near to the user's own is the user's own
+SAME = 0.05  # relative: a rate this close to the user's counts as the user's
 
 
 def usual_rates(optimizer: OptimizerFacts, plan: Plan = ()) -> tuple[float, ...]:
-    """Those around the usual one of such an optimizer; none of a kind that is not known."""
+    """Rates around the usual one of this kind of optimizer; none for an unknown kind."""
     if adapts(plan):
         centre = ADAPTIVE_RATE
     elif optimizer.adaptive:
@@ -37,7 +37,7 @@ def rate_of(plan: Plan, optimizer: OptimizerFacts) -> float:
 
 
 def with_rate(plan: Plan, rate: float, optimizer: OptimizerFacts, catalogue: Catalogue) -> Plan:
-    """The plan with this rate: that of the optimizer that it puts in, else of the user's."""
+    """The plan with this rate, for the optimizer that it puts in, or else for the user's."""
     now, wanted = optimizer.lr, float(f"{rate:.2g}")
     plan = without_rate(plan)
     if adapts(plan):

@@ -12,7 +12,7 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import TreatedWorkload
 
-TREATED: tuple[Severity, ...] = ("error", "warning")  # what is treated; information is left to the user
+TREATED: tuple[Severity, ...] = ("error", "warning")  # severities that are treated; an info is left to the user
 UNSEEN = ("not-measured", "crashed")  # states of a rule that says nothing
 
 Seen = Callable[[Measurement], Measurement]
@@ -47,7 +47,7 @@ def rescan(treated: TreatedWorkload, settings: Settings, seconds: float, seen: S
 def worsened(before: dict[str, Severity], after: dict[str, Severity]) -> tuple[str, ...]:
     """Codes that are new, or more severe, and at least as severe as the worst that is gone."""
     cured = [SEVERITIES.index(s) for code, s in before.items() if code not in after]
-    limit = min(cured, default=1)  # what an error is exchanged for may be a warning, no other error
+    limit = min(cured, default=1)  # an error may turn into a warning, not into another error
     return tuple(
         code
         for code, severity in after.items()

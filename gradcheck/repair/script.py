@@ -1,4 +1,4 @@
-"""The story of a fix of a training script: its loop is mended, what it trains is treated, and the edited script has to show it."""
+"""The story of a fix of a training script: mend its loop, treat what it trains, and prove the edits by running the edited script."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class _Work:
                 break
 
     def _tried(self, mended: Mended, now: ScriptRun, bench: Bench) -> ScriptTrials:
-        """What held on copies, and what could not be tried there, in the script."""
+        """Tries in the script what helped on copies, and what could not be tried there."""
         trials = ScriptTrials(mended, now, bench)
         kept = [Edit(name, p) for name, done in self.repaired.items() for p in done.verified.plan]
         if any(done.interrupted for done in self.repaired.values()):
@@ -108,7 +108,7 @@ class _Work:
         return trials
 
     def _settled(self, mended: Mended, seen: ScriptRun, trials: ScriptTrials) -> bool:
-        """Whether the script with all edits speaks for those of its loop that did no good by themselves."""
+        """Whether the script with all edits justifies the edits of its loop that did no good by themselves."""
         state = trials.state
         for target, outcome in mended.undecided:
             others = [e.fix for e in state.plan if e.target == target]
@@ -119,7 +119,7 @@ class _Work:
         return True
 
     def _without_undecided(self, old: Mended, seen: ScriptRun, trials: ScriptTrials) -> tuple[Mended, ScriptTrials]:
-        """What did no good by itself might have done some beside other remedies; it did not, and goes."""
+        """Drops the edits that did no good by themselves and none beside the others."""
         refused = [outcome.prescription.treatment for _, outcome in old.undecided]
         mended = mend(self.spec, seen, trials.bench, self.progress, refused)
         mended.outcomes += old.undecided
@@ -140,7 +140,7 @@ class _Work:
         return Fixed(None, replace(report, outcomes=outcomes, proof=proof), after, source, interrupted=interrupted)
 
     def _untried(self, now: ScriptRun) -> list[Edit]:
-        """What findings ask for, and what no copy was there for, or could show."""
+        """Remedies that findings ask for and that could not be tried on a copy."""
         found = []
         for report in now.reports:
             done = self.repaired.get(report.target)

@@ -1,4 +1,4 @@
-"""What is told of the trainings of a script that was treated: outcomes and proofs."""
+"""Outcomes and proofs that are reported for the trainings of a treated script."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def outcomes_of(report: Report, copies: Verified | None, mended: Mended, trials:
 
 
 def _merged(outcome: Outcome, tried: dict[Edit, Outcome], trials: ScriptTrials) -> Outcome:
-    """What came of a remedy on copies, with what its edit showed in the script."""
+    """The outcome of a remedy on copies, with what its edit did in the script."""
     edit = next((e for e in tried if signature([e.fix]) == signature([outcome.prescription])), None)
     if edit is None:
         return outcome

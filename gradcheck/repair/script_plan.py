@@ -55,7 +55,7 @@ class ScriptTrials:
     # ------------------------------------------------------------- what held on copies
 
     def prove(self, edits: Sequence[Edit]) -> None:
-        """Takes over what holds: all of it together, else what holds by itself."""
+        """Keeps the edits that help: all together if that works, else those that help by themselves."""
         plan, start = tuple(edits), self.state
         while plan:
             whole = self._with(start, plan)
@@ -95,7 +95,7 @@ class ScriptTrials:
         return settled.status == "kept"
 
     def _without_extras(self, plan: tuple[Edit, ...], refused: Edit) -> tuple[Edit, ...]:
-        """What no finding asked for was chosen for the treated model: without the cure of an error it is not what was proved."""
+        """Remedies that no finding asked for are only proved together with the cure of an error."""
         errors = {f.code for f in self.now.report_of(refused.target).findings if f.severity == "error"}
         if not errors.intersection(refused.fix.findings):
             return plan
@@ -108,7 +108,7 @@ class ScriptTrials:
     # ------------------------------------------------------- what could not be tried on copies
 
     def attempt(self, edit: Edit) -> None:
-        """Tries one more edit; takes it over when the script is better for it."""
+        """Tries one more edit; keeps it when the script is better for it."""
         after = self._with(self.state, (edit,))
         if after is None:
             return
@@ -178,5 +178,5 @@ class ScriptTrials:
 
 
 def in_order(edits: Iterable[Edit]) -> list[Edit]:
-    """By stage; of one stage what is safe comes first."""
+    """By stage; within a stage the safe ones first."""
     return sorted(edits, key=lambda e: (STAGES.index(e.fix.stage), e.fix.applicability != "safe"))

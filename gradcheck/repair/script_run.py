@@ -37,8 +37,8 @@ class ScriptRun:
     places: dict[str, int]  # by name of the training: which of the losses are its own
     error: str = ""  # the exception that ended the run
     ended: bool = False  # by itself
-    unrepeatable: tuple[str, ...] = ()  # trainings of which only the run itself could be judged
-    several: bool = False  # trainings with losses of their own take turns: these need not all fall
+    unrepeatable: tuple[str, ...] = ()  # trainings of which only the loop could be judged
+    several: bool = False  # the trainings are adversaries: their losses need not all fall
 
     @property
     def severities(self) -> dict[str, Severity]:
@@ -124,7 +124,7 @@ def run_script(spec: ScriptSpec, judged: Judge) -> ScriptRun:
 
 
 def standing(before: ScriptRun, after: ScriptRun, target: str, *, same_loss: bool) -> Standing:
-    """How a training of the edited script goes beside that of the script as it is. `same_loss`: both losses measure the same."""
+    """Compares a training of the edited script with the original's. `same_loss`: both losses measure the same."""
     place = after.places.get(target, 0)
     if place >= len(after.losses) or len(after.losses) != len(before.losses):
         return Standing("unknown", "its losses cannot be told apart from others")

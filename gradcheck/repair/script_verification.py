@@ -1,4 +1,4 @@
-"""What an edit has to show in a run of the edited script: its finding is gone, nothing worse came, and the script trains better."""
+"""What a run of the edited script must show: the finding is gone, no worse one appeared, and the script trains better."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradcheck.types.report import Report
 # The losses are of other batches, of the model in another mode, or no longer of a model that sees the answer.
 OTHER_CONDITIONS = ("next-batch", "restore-training-mode", "causal-attention", "merge-heads")
 SAME_VALUE = ("stable-loss", "guard-domain")  # the loss is the same where it can be computed
-# What is wrong without them need not show in the losses of the first steps: they are to do no harm.
+# Their effect need not show in the losses of the first steps: they only must do no harm.
 HARMLESS = ("move-clipping", "complete-scaler", "scale-loss", *OTHER_CONDITIONS)
 # Without these each step is a multiple of what was meant, and the first ones may go faster for it: the edited script is to keep so much
 # of how far the loss falls.
@@ -34,7 +34,7 @@ Version = tuple[ScriptSpec, ScriptRun]  # the script with some edits, and a run 
 
 @dataclass(frozen=True)
 class Judged:
-    """`otherwise`: what the edit is when nothing else speaks for it; it does no harm then, and no good that could be seen."""
+    """`otherwise`: the status of an edit that does no harm and no visible good."""
 
     outcome: Outcome
     otherwise: OutcomeStatus | None = None
@@ -121,7 +121,7 @@ class Bench:
         return Judged(replace(outcome, reason=f"{gone}run as edited, {trained.text(hoped=True)}"), "not-verified")
 
     def _slower(self, outcome: Outcome, trained: Standing) -> Judged:
-        """What makes the steps as small as they are meant to be may make them too small for the rate."""
+        """An edit that corrects the size of the steps may make them too small for the present rate."""
         told = replace(outcome, reason=f"run as edited, {trained.text()}")
         if outcome.prescription.treatment not in SLOWER or not trained.learns:
             return Judged(replace(told, status="worse", cured=()))
@@ -132,6 +132,6 @@ class Bench:
 
 
 def _is_to_do_no_harm(fix: Fix, report: Report) -> bool:
-    """Whether no better training is asked of a cure: it is of no error, or of one that need not show in the losses."""
+    """Whether a cure need not make training better: it is not for an error, or for one that does not show in the losses."""
     errors = any(f.severity == "error" and f.code in fix.findings for f in report.findings)
     return fix.treatment in (*HARMLESS, *SLOWER) or (bool(fix.findings) and not errors)

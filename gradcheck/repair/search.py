@@ -1,7 +1,7 @@
-"""Treatments that no finding asks for: searched when the findings' own do not make the model train.
+"""Remedies that no finding asks for: searched when those that findings ask for do not make the model train.
 
-Rates first, since a wrong rate is the most frequent illness and hides what else would help; then regimens, everything at once that fits,
-since illnesses hide each other's cures; then what helps most often of initialisation, data and, where that is allowed, architecture;
+Rates first, since a wrong rate is the most frequent fault and hides what else would help; then regimens, everything at once that fits,
+since faults hide each other's cures; then what helps most often of initialisation, data and, where that is allowed, architecture;
 then the rest of each, alone and in pairs, at the rates around the best one so far. Every round is a tournament by successive halving
 (Jamieson and Talwalkar 2016) on one seed; what trains well there has to do so on a second one, and has yet to be proved on others.
 """
@@ -87,7 +87,7 @@ class RemedySearch:
     def _rates(self) -> list[Plan]:
         if not self.rate:
             return []
-        # What a finding made of the rate is not always near a good one.
+        # The rate that a finding proposed is not always near a good one.
         wanted = [
             *self.proposed,
             *self._usual(self.kept),
@@ -115,7 +115,7 @@ class RemedySearch:
         return self._all_of(REBUILDS) if self.lab.options.unsafe else []
 
     def _all_of(self, regimens: Iterable[Names]) -> list[Plan]:
-        """Each with what fits of it, at the best rate so far and the usual ones; it takes the place of all but true repairs."""
+        """Each regimen, as far as it fits, at the best rate so far and at the usual ones; it replaces everything but true repairs."""
         plans = [p for p in unique(self._what_fits(names) for names in regimens) if p != self.ground]
         return [plan for one in plans for plan in (self.at(one, 1.0), *(self.with_rate(one, rate) for rate in self._usual(one)))]
 
@@ -208,7 +208,7 @@ class RemedySearch:
         return plans
 
     def tournament(self, plans: Sequence[Plan], early: Sequence[float] = EARLY_RUNGS) -> None:
-        """Every plan for a few steps, the better ones for more. The winner becomes the best when it clearly is."""
+        """Trains every plan for a few steps, the better ones for more. The winner becomes the best plan when it is clearly better."""
         alive, entries, steps = unique(plans), [], 0
         for rung in early:
             alive = self._survivors(self._entries(alive, self._steps(rung)))
@@ -251,7 +251,7 @@ class RemedySearch:
         return unique_entries(entry for three in zip_longest(entries, common, bold) for entry in three if entry is not None)
 
     def _rank(self, plan: Plan) -> int | None:
-        """How usual its rate is: 0 is the most usual one."""
+        """Rank of its rate by how usual it is; 0 is the most usual."""
         usual, rate = [float(f"{rate:.2g}") for rate in self._usual(plan)], self.rate_of(plan)
         return usual.index(rate) if rate in usual else None
 
@@ -276,7 +276,7 @@ class RemedySearch:
 
 
 def _preference(entry: Entry) -> tuple[bool, bool, int]:
-    """What keeps the architecture, trains surely, and needs little."""
+    """Prefers plans that keep the architecture, train reliably, and have few remedies."""
     relative, plan = entry
     return any(p.applicability != "safe" for p in plan), relative > SURE, len(plan)
 

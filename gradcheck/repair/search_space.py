@@ -1,11 +1,11 @@
-"""What a search tries beside rates: names of treatments that it tries together, in the order in which it does."""
+"""What a search tries besides rates: remedies that are tried together, in this order."""
 
 from __future__ import annotations
 
 Names = tuple[str, ...]
 
-# Everything at once, for what has several illnesses that hide each other's cures; what does not fit a model is left out of it,
-# and what the others cure without is dropped afterwards.
+# Everything at once, for models with several faults that hide each other's cures; what does not fit a model is left out,
+# and what turns out to be unnecessary is dropped afterwards.
 _GENTLE: Names = ("standardize-input", "standardize-target", "weaker-weight-decay", "lower-dropout")
 _RECURRENT: Names = ("orthogonal-recurrent", "forget-bias")
 REGIMENS: tuple[Names, ...] = (

@@ -1,4 +1,4 @@
-"""Treatments are tried one after another on a copy; each is kept only if it earns its place."""
+"""Remedies are tried one after another on a copy; each is kept only if it helps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import Inapplicable
 
-ROUNDS = 3  # of measuring and treating what is found: a cured wiring shows what lay behind it
+ROUNDS = 3  # rounds of measuring and treating: mended wiring reveals what lay behind it
 WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
 ABOUT_RATES = (LOWER, RAISE, "warm-up", "clip-gradient-norm")
 SPARED = "what it is for is gone without it"
@@ -164,13 +164,13 @@ class RepairSession:
         return is_rate and min(r.relative(self.reference) for r in results) > SLOW and self.need() == "everything"
 
     def _put_off(self, fix: Fix) -> set[str]:
-        """With this rate the model has not begun to learn either: the search, which begins with rates, will try it beside others."""
+        """The model does not learn with this rate either: the search, which begins with rates, will try it among others."""
         self.proposed.append(float(fix.settings["lr"]))
         self._note(Outcome(fix, "not-verified", PUT_OFF))
         return set()
 
     def _with(self, fix: Fix) -> Plan:
-        """What is kept and this one. It takes the place of an earlier one of its kind, for whose findings a rate then stands, too."""
+        """The kept fixes and this one. It replaces an earlier one of its kind; a new rate then also answers the findings of the old one."""
         if fix.treatment not in (LOWER, RAISE):
             return (*(p for p in self.kept if not _same_kind(p, fix)), fix)
         rest = without_rate(self.kept)
@@ -179,7 +179,7 @@ class RepairSession:
         return (*rest, replace(fix, treatment=name, findings=tuple(dict.fromkeys((*codes, *fix.findings)))))
 
     def _replace(self, plan: Plan, reason: str) -> None:
-        """Keeps the plan; what is no longer in it was not needed."""
+        """Keeps the plan; fixes that are no longer in it were not needed."""
         gone, self.kept = [p for p in self.kept if p not in plan], plan
         for fix in plan:  # one that was put off, and came back by the search
             self.outcomes.pop(signature([fix]), None)
@@ -187,7 +187,7 @@ class RepairSession:
             self._note(Outcome(fix, "not-needed", reason))
 
     def _later_gain(self, plan: Plan) -> float:
-        """What a treatment that slows the first steps, as a warm-up does, comes to later on."""
+        """The later effect of a remedy that slows the first steps, as a warm-up does."""
         longer = PATIENCE * self.lab.options.steps
         gain = self.gain(self.lab.train(self.kept, longer), self.lab.train(plan, longer))
         self.longer_runs = self.longer_runs or gain >= -WORSE
@@ -269,7 +269,7 @@ class RepairSession:
     # -------------------------------------------------------------- the smallest set
 
     def prune(self) -> None:
-        """Drops, one at a time, what the others cure without: changes of the architecture first, and the latest before the earliest."""
+        """Drops, one at a time, fixes that the others do without: changes of the architecture first, the latest before the earliest."""
         if len(self.kept) < 2:
             return
         whole, dropped = self.kept, self._pruned(self._trains_as_well)

@@ -26,7 +26,7 @@ from gradcheck.workload.workload import Workload
 
 
 def fix_target(spec: TargetSpec, settings: Settings, options: RepairOptions, progress: Progress | None = None) -> Fixed:
-    """Of a target that is named: a model file or an import path. Ctrl-C ends the treatment, not the result."""
+    """For a named target: a model file or an import path. Ctrl-C ends the search; what was found is reported."""
     with untouched():
         return fix_workload(load(spec), settings, options, progress, partial=True)
 
@@ -63,7 +63,7 @@ def repair(
     seen: Seen | None = None,
     partial: bool = False,
 ) -> Repaired:
-    """Tries what the findings of a scan ask for, and what may help besides, on copies; what is left is verified."""
+    """Tries on copies what the findings ask for and what else may help, and verifies what is left."""
     probe = report.measurement.probe
     if probe.losses and probe.seconds < SMALL_STEP * len(probe.losses):
         torch.set_num_threads(1)
@@ -74,7 +74,7 @@ def repair(
 
 
 def _verified(session: RepairSession, partial: bool) -> Verified:
-    """What holds of a session; of a second one, when after the first the model does not train on the seeds of the verification."""
+    """The verified result of a session, or of a second one when the first does not make the model train on fresh seeds."""
     verified = None
     try:
         session.run()

@@ -38,7 +38,7 @@ class Verified:
 
 
 def verify(session: RepairSession) -> Verified:
-    """Drops what does not hold on fresh seeds until the rest does, or nothing is left."""
+    """Drops fixes that do not help on fresh seeds until the rest does, or nothing is left."""
     lab = session.lab
     lab.share = 1.0
     base: list[Result] = []
@@ -60,7 +60,7 @@ def verify(session: RepairSession) -> Verified:
         doubt = _doubt(session, after, len(fresh))
         rescued = _rescued(session, fresh)
         helps = rescued or _helps(session, whole)
-        if rescued and after is not None:  # a warning about a training that now works is left to be told
+        if rescued and after is not None:  # a warning about a training that now works is reported, not treated
             new = tuple(code for code in new if severities(after)[code] == "error")
         refuted = _refuted(session, whole, helps, gone, new, {k: v[0] for k, v in single.items()}, spare, doubt)
         if not refuted:
@@ -87,7 +87,7 @@ def _pairs(session: RepairSession, plan: Plan, base: Sequence[Result], seeds: in
 
 
 def _without(session: RepairSession, fix: Fix, treated: Sequence[Result]) -> tuple[Effect | None, list[Result]]:
-    """The effect of one treatment, the others in force; None when there is no time for it, or they do not go without it."""
+    """The effect of one fix with the others in place; None when there is no time for it, or the others need it."""
     rest = tuple(p for p in session.kept if p is not fix)
     try:
         runs = [session.lab.train(rest, session.steps, session.lab.proof_seed + i) for i in range(len(treated))]
@@ -156,7 +156,7 @@ def _refuted(
     spare: Sequence[Fix],
     doubt: str,
 ) -> list[tuple[Fix, OutcomeStatus, str]]:
-    """Treatments that have to go: one that does harm, else all of them when together they neither help nor cure, with the `doubt`."""
+    """Fixes to drop: one that does harm, else all when together they neither help nor cure, with the `doubt`."""
     limit = _limit(session, whole)
     for fix in reversed(session.kept):
         own = single[id(fix)]

@@ -26,7 +26,7 @@ class WriteError(GradcheckError):
 
 
 def scan_and_write(source: SourcePlan, promised: Sequence[Promise], words: Sequence[str], allow_dirty: bool) -> list[Report]:
-    """Writes the files when a scan of them has shown what they do, and returns it. Whenever it is ended, no file holds unproved edits.
+    """Writes the files once a scan of them has proved the edits, and returns that scan. No file ever holds unproved edits.
 
     `promised`: of each training; `words`: arguments of `gradcheck scan`. Raises WriteError when the scan fails, a promised code is still
     there, or an error is new; and what `SourcePlan.write` raises when nothing may be written.
@@ -86,7 +86,7 @@ def _check(before: Report, promised: Sequence[str], reports: Sequence[Report]) -
 
 
 def promises(source: SourcePlan, cured: Sequence[str], findings: Sequence[Fix]) -> list[str]:
-    """Of the cured codes those whose whole treatment could be written."""
+    """The cured codes whose whole fix could be written."""
     missing = {code for p, _ in source.unwritten for code in p.findings}
     written = {code for p in findings for code in p.findings}
     return [code for code in cured if code in written and code not in missing]

@@ -9,7 +9,7 @@ from torch import nn
 
 from gradcheck.workload.workload import Clipping
 
-SMALLEST_WEIGHTS = 1e-3  # norm of a unit's weights, at least: units that start at zero could never move
+SMALLEST_WEIGHTS = 1e-3  # least norm of a unit's weights: units that start at zero could never move
 
 
 def clip_gradients(clipping: Clipping | None, model: nn.Module, parameters: Iterable[nn.Parameter] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Early stopping, judged fairly: the step is chosen on one half of the validation batches and judged on the other, and the other way round.
 
-The lowest of many noisy validation losses is lower than the last one on any model; a choice and its judgement need samples of their own.
+The lowest of many noisy validation losses is below the last one for any model, so choosing and judging need separate samples.
 """
 
 from __future__ import annotations

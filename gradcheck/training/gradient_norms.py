@@ -21,7 +21,7 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> float:
     parameters = list(parameters)
     raw = [g for p in parameters if (g := p.grad) is not None]
     if raw and all(type(g) is torch.Tensor and g.dtype is torch.float32 and g.layout is torch.strided for g in raw):
-        with torch.no_grad():  # the most frequent case, in every step of a probe
+        with torch.no_grad():  # the common case: every step of a probe
             whole = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(raw)))) if _on_one_device(raw) else math.nan
         if 1e-15 < whole < 1e18:
             return whole
@@ -41,7 +41,7 @@ def norms_of(tensors: Sequence[torch.Tensor]) -> list[float]:
 
 
 def raw_norms(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """2-norms in float32 or more, where the tensors lie: together or one by one, in their order. Waits for no device."""
+    """2-norms in float32 or wider, on the tensors' own device, in their order. Does not wait for the device."""
     narrow = any(t.dtype not in WIDE for t in tensors)
     norms = [torch.linalg.vector_norm(t, dtype=_accumulator(t)) for t in tensors] if narrow else list(torch._foreach_norm(list(tensors)))
     alike = all(n.dtype is norms[0].dtype and n.device == norms[0].device for n in norms)
@@ -53,7 +53,7 @@ def _accumulator(tensor: torch.Tensor) -> torch.dtype:
 
 
 def mended(norms: list[float], tensors: Sequence[torch.Tensor]) -> list[float]:
-    """The norms of tensors, taken again of those whose squares may have left the range of float32. Waits only for such."""
+    """The norms of tensors, computed again for those whose squares may have left the range of float32. Waits for the device only then."""
     outside = [i for i, value in enumerate(norms) if not 1e-15 < value < 1e18]
     for i, value in zip(outside, as_numbers([_wide_norm(tensors[i]) for i in outside]), strict=True):
         norms[i] = value

@@ -1,4 +1,4 @@
-"""Successive halving (Jamieson and Talwalkar 2016): all candidates train for a little, the better ones for more."""
+"""Successive halving (Jamieson and Talwalkar 2016): all candidates train briefly, the better ones for longer."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ T = TypeVar("T")
 
 
 def survivors(ranked: Sequence[T], tried: int, share: float, fewest: int) -> list[T]:
-    """Those that go on: a share of all that were tried, of the ones that may, with the best first."""
+    """The candidates that go on: a share of all that were tried, chosen from those that may, best first."""
     return list(ranked[: max(fewest, math.ceil(share * tried))])

@@ -27,7 +27,7 @@ class Interval:
 def paired_interval(
     differences: Sequence[float], *, confidence: float = CONFIDENCE, overlap: float = 0.0, sampling_error: float = 0.0
 ) -> Interval:
-    """Of one difference nothing is known: its interval is the whole line. Infinite ones (divergence) leave their range only.
+    """A single difference has an infinite interval. Infinite differences (divergence) leave only the range.
 
     `overlap`: validation over training samples, when every seed splits the same samples afresh. Then the differences are not independent,
     and their variance is corrected as Nadeau and Bengio (2003, Inference for the generalization error) do. `sampling_error`: standard
@@ -49,7 +49,7 @@ def paired_interval(
 
 
 def _of_infinities(differences: Sequence[float]) -> Interval:
-    """The range of the differences, and a sign test: runs that diverge are told apart by their direction only."""
+    """The range of the differences, and a sign test: diverged runs count by their direction only."""
     known = [d for d in differences if not math.isnan(d)]
     low, high = (min(known), max(known)) if known else (-math.inf, math.inf)
     ups, downs = sum(d > 0 for d in known), sum(d < 0 for d in known)

@@ -1,4 +1,4 @@
-"""Copies of one workload that differ by their treatments only."""
+"""Copies of one workload that differ only by their fixes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Apply = Callable[[TreatedWorkload, Fix], None]
 
 
 class Lab:
-    """Makes them, treated and untreated, for each seed."""
+    """Makes treated and untreated copies for each seed."""
 
     def __init__(self, workload: Workload, apply: Apply, splitter: Splitter | None = None) -> None:
         """`apply`: puts a fix into a copy. `splitter`: gives every seed weights of its own, where the target can be rebuilt, and its own
@@ -48,7 +48,7 @@ class Lab:
             return self.workload
 
     def treated(self, fixes: Sequence[Fix], seed: int = 0) -> TreatedWorkload:
-        """A copy with these fixes. What they draw, they draw by the seed. Raises Inapplicable, or what applying raises."""
+        """A copy with these fixes, which draw by the seed. Raises Inapplicable, or what applying raises."""
         with preserve_rng():
             treated = self.base(seed) if self.splitter is None else self.base(seed).copy()
             for fix in fixes:

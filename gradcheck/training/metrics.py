@@ -43,7 +43,7 @@ class Predictions:
 
 @torch.no_grad()
 def predictions(model: nn.Module, batches: Sequence[Batch]) -> Predictions | None:
-    """Of a model in evaluation mode; None when the batches do not give one target tensor for one output tensor."""
+    """The metrics of a model in evaluation mode; None when the batches do not give one target tensor for one output tensor."""
     outputs, targets = [], []
     for batch in batches:
         output, target = run(model, batch)

@@ -1,4 +1,4 @@
-"""Trainings in pairs, compared: one with a treatment, one without, on the same batches with the same random numbers."""
+"""Paired trainings: one with a fix, one without, on the same batches with the same random numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradcheck.types.fix import Effect
 from gradcheck.types.training import Run
 
 LAST_SHARE = 0.1  # of the steps: their mean is a run's training loss, over every batch equally often where it can be
-LARGEST_LOG = 30.0  # of a ratio: beyond it nothing is known
+LARGEST_LOG = 30.0  # ratio beyond which nothing is known
 
 
 def training_loss(run: Run, steps: int | None = None) -> float:
@@ -83,7 +83,7 @@ def paired_effect(
 
 
 def _of_ratio(usual: float, logarithm: float) -> float:
-    """The difference that a ratio comes to. Where nothing is known it is infinite."""
+    """The difference that a ratio amounts to; infinite where nothing is known."""
     return usual * math.expm1(logarithm) if logarithm < LARGEST_LOG else math.inf
 
 

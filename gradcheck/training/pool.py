@@ -1,4 +1,4 @@
-"""Work on copies by several processes at once, which are forks of this one. What comes of it is the same whoever does it."""
+"""Work on copies in several forked processes at once. The results do not depend on which process does what."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class WorkerPool(Generic[Lab]):
     ) -> Iterator[tuple[int, Answer]]:
         """(position of a job, its answer), as they are done; `look()` is called now and then meanwhile.
 
-        Where processes do them, those that do not end soon after the deadline are cut. Raises ConfigError where there can be none.
+        Processes that do not end soon after the deadline are terminated. Raises ConfigError where there can be none.
         """
         if self.workers == 1 or len(jobs) == 1:
             yield from ((i, work(self.lab, job)) for i, job in enumerate(jobs))
@@ -73,7 +73,7 @@ class WorkerPool(Generic[Lab]):
         return self.executor
 
     def terminate(self) -> None:
-        """Ends the processes at once, whatever they do."""
+        """Terminates the processes at once."""
         if self.executor is None:
             return
         processes = list((self.executor._processes or {}).values())

@@ -1,4 +1,4 @@
-"""What a training of a copy came to."""
+"""The result of a training of a copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Result:
     """One training with one seed."""
 
     run: Run
-    comparable: bool = True  # its loss measures the same as the untreated one's
+    comparable: bool = True  # its loss measures the same thing as the untreated one's
     skill: RelativeScore | None = None  # on the training batches
     value: float = math.nan  # the metric that a trial compares by; infinite when the run diverged or raised
     parts: tuple[float, ...] = ()  # the loss on each validation batch over the last fifth; `value` is their mean over samples
@@ -27,7 +27,7 @@ class Result:
 
     @property
     def loss(self) -> float:
-        """Mean over the last steps; infinite when it diverged."""
+        """Mean loss over the last steps; infinite when it diverged."""
         return training_loss(self.run)
 
     @property

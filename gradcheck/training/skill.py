@@ -40,7 +40,7 @@ class RelativeScore:
 def skill(model: torch.nn.Module, batches: Sequence[Batch], step: TrainingStep | None = None) -> RelativeScore | None:
     """None where the targets are neither classes nor values of the prediction's size.
 
-    `step`: tells output and target by what its loss function is given, where the model and the batch alone do not.
+    `step`: shows output and target by the arguments of its loss function, where the model and the batch alone do not.
     """
     chosen = batches[:MOST_BATCHES]
     known = _known(_score_of_output(model, batch) for batch in chosen)
@@ -54,7 +54,7 @@ def skill(model: torch.nn.Module, batches: Sequence[Batch], step: TrainingStep |
 
 
 class _LossArguments(TorchFunctionMode):
-    """What each call of a loss function of torch is given."""
+    """Records the arguments of every call of one of torch's loss functions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _LossArguments(TorchFunctionMode):
 
 
 def _known(scores: Iterable[Score | None]) -> list[Score]:
-    """Those until the first that is not known; the user's own code runs here, and where it fails the loss has to tell."""
+    """The values up to the first unknown one. The user's own code runs here; where it fails only the loss is used."""
     try:
         return list(takewhile(lambda score: score is not None, scores))  # type: ignore[arg-type]
     except Exception:

@@ -1,4 +1,4 @@
-"""Training a copy: the user's optimizer, step after step, until the steps or the time are used up."""
+"""Training a copy with the user's optimizer until the steps or the time are used up."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 
 FEWEST_STEPS = 3  # of a training whose time is over
-STREAM = 1_000_003  # apart: random numbers of different seeds
+STREAM = 1_000_003  # distance between the random numbers of different seeds
 
 Enough = Callable[[list[float]], bool]
 Observe = Callable[[int, Any], float]
 
 
 class Trainer:
-    """A training of a copy, which can be taken further.
+    """A training of a copy that can be continued.
 
     Without a seed it goes as the user's loop does: the batches in turn, random numbers as they come. With one, step k sees the same batch
     and the same random numbers (dropout, noise) whatever was changed: two trainings with one seed differ by their treatments only, and
@@ -130,7 +130,7 @@ class Trainer:
         self.seconds += time.perf_counter() - begun
 
     def _is_late(self, deadline: float) -> bool:
-        """Three steps are taken in any case, but of those of which one takes as long as all were to."""
+        """Three steps are taken in any case, unless a single one takes as long as all of them should."""
         over, given = time.perf_counter() - deadline, deadline - self.started
         return over > 0 and self.step >= (1 if 0 < given < over else FEWEST_STEPS)
 
@@ -159,11 +159,11 @@ class Trainer:
         return batch
 
     def take_step(self, batch: Batch, norms: bool = True) -> float:
-        """One step as the user would take it. Returns the loss before it. A paired training keeps the weights that it breaks down with."""
+        """One step as the user would take it. Returns the loss before it. A paired training keeps the weights with which it breaks down."""
         copy = self.copy
         copy.optimizer.zero_grad(set_to_none=True)
         loss = copy.loss(batch)
-        before, norm = loss.detach().clone(), 0.0  # read after the backward pass: a device would have to be waited for in its middle
+        before, norm = loss.detach().clone(), 0.0  # read after the backward pass, so as not to wait for the device in the middle
         if loss.requires_grad:
             loss.backward()
             norm = total_norm(copy.model.parameters()) if norms else 0.0
@@ -193,7 +193,7 @@ class Trainer:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model in evaluation mode, without gradients; training goes on afterwards as if nothing had been."""
+        """The model in evaluation mode, without gradients; training continues afterwards as if nothing had happened."""
         with preserve_rng(), restored(self.copy), torch.no_grad():
             set_mode(self.copy.model, False)
             reseed(self.seed or 0)

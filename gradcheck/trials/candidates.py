@@ -20,7 +20,7 @@ MOST = 18  # remedies by default; the findings' come first
 UNFIT = "it does not fit this model, its data or its optimizer"
 # Penalties at the start over the loss: the best strength of a linear model and that of a net differ by a factor of a hundred.
 PENALTIES = ("l1", "l2", "elastic-net")
-# The first ones enter at once; of the others those next to the best of them.
+# The first ones enter at once; later those next to the best of them.
 FIRST_STRENGTHS, OTHER_STRENGTHS, STRONGEST = (0.3, 0.03, 3.0), (0.1, 1.0, 0.01, 8.0, 0.003, 20.0), 30.0
 LEAST_FACTOR, LARGEST_FACTOR = 2.0, 10.0  # between the strengths of a remedy that enter
 
@@ -61,7 +61,7 @@ def entries(report: Report, task: Task, remedies: Sequence[str] = (), *, variant
     for name in names:
         treatment = treatment_named(name)
         fix = prescribed(treatment, proposed.get(name), m)
-        if fix is not None and not named:  # two names for one thing need one entry
+        if fix is not None and not named:  # two names for the same thing need only one entry
             same = (fix.stage, fix.settings, fix.layers)
             if fix.settings and same in seen:
                 continue
@@ -84,7 +84,7 @@ def findings_of(findings: Iterable[Finding]) -> dict[str, Finding]:
 
 
 def usual(proposed: dict[str, Finding], task: Task) -> list[str]:
-    """Of several remedies that only differ by name one is enough, and what has no live treatment does not enter."""
+    """Leaves out remedies that differ only by name, and those that cannot be applied to a copy."""
     names = dict.fromkeys((*proposed, *USUAL, *USUAL_FOR[task]))
     return [n for n in names if n in CATALOGUE and CATALOGUE[n].apply is not None][:MOST]
 

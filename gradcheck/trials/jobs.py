@@ -1,4 +1,4 @@
-"""What a pool does for a trial: single runs. Pairs are trained alike whoever trains them."""
+"""The jobs of a trial's pool: single runs, which give the same result in any process."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Answer(NamedTuple):
 
 def work(lab: TrialLab, job: Job) -> Answer:
     """One run; what applying or training raises is an answer, too."""
-    if time.perf_counter() > job.deadline:  # one clock for all processes, where they are forked
+    if time.perf_counter() > job.deadline:  # forked processes share one clock
         return Answer(None)
     try:
         return Answer(lab.run(job.seed, job.fixes, job.steps, job.deadline))
     except Inapplicable as error:
         return Answer(None, str(error), True)
-    except Exception as error:  # a treatment met a model that it was not made for, or the user's own code raised
+    except Exception as error:  # the remedy does not fit the model, or the user's own code raised
         return Answer(None, f"{type(error).__name__}: {error}")
 
 

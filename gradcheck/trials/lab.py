@@ -56,7 +56,7 @@ class TrialLab(Lab):
         return "training loss" if self.splitter.how == "none" else "validation loss"
 
     def judge(self, seed: int, treated: TreatedWorkload) -> TrainingStep:
-        """The untreated loss in the untreated units: penalties, smoothed labels and scaled targets would not be comparable."""
+        """The user's own loss in its own units, since penalties, smoothed labels and scaled targets are not comparable."""
         base = self.base(seed)
         own = {p.treatment for p in treated.applied} & OTHER_LOSS
         loss = base.workload.loss
@@ -73,7 +73,7 @@ class TrialLab(Lab):
         deadline: float = math.inf,
         watch: Callable[[Trainer], bool] | None = None,
     ) -> Result:
-        """Trains this seed's treated. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
+        """Trains the treated copy of a seed. `watch(course)` is asked after every validation whether to go on. Raises Inapplicable."""
         treated = self.treated(fixes, seed) if fixes else self.base(seed)
         course = Trainer.of(treated, seed, judge=self.judge(seed, treated))
         self.carry_on(course, steps, deadline, watch)
@@ -137,7 +137,7 @@ class TrialLab(Lab):
             with course.evaluating() as model:
                 found = predictions(model, w.val_batches) if w.loss is not None else None
             return (scores(self.task, found, value, w) if found is not None else {}) | gap
-        except Exception:  # outputs of the user's model that no metric takes: the loss is what there is
+        except Exception:  # no metric takes the outputs of this model: only the loss is left
             return gap
 
     def tell_task(self) -> Task:
@@ -153,7 +153,7 @@ class TrialLab(Lab):
 
 
 def settled(checkpoints: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Loss on each validation batch, the mean over the last fifth of the run: a single step is at the mercy of the batch before it."""
+    """Loss on each validation batch, the mean over the last fifth of the run, since a single step depends on the batch before it."""
     last = checkpoints[-max(1, len(checkpoints) // 5) :]
     return tuple(fmean(losses) for losses in zip(*last, strict=True))
 

@@ -14,7 +14,7 @@ DEFAULT_TRIALS = 12  # strengths that a search tries of each remedy
 
 @dataclass(frozen=True)
 class Options:
-    """Raises ConfigError for what does not go together."""
+    """Raises ConfigError for options that exclude each other."""
 
     remedies: tuple[str, ...] = ()  # empty: what the scan's findings propose, and what is usual for the task
     budget: float = DEFAULT_BUDGET  # seconds

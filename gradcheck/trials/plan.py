@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 MOST_STEPS = 1000
 ENOUGH_STEPS = 500  # a plan with fewer seeds is taken before runs get shorter than this
 FEWEST_STEPS = 30
-COSTLIER = 1.3  # a treated run against an untreated one, with its copy and what cannot be foreseen
+COSTLIER = 1.3  # cost of a treated run relative to an untreated one, copy and reserve included
 FEWEST_SEEDS = 3
 SPARSE = 15  # steps to a validation, in a run of 300 steps
 
@@ -32,7 +32,7 @@ class Plan:
         return screening + self.seeds * (1 + min(self.finalists, entries) + self.together)
 
 
-# Richest first. Six seeds in the final are what a t interval needs to be of use.
+# Richest first. With fewer than six seeds in the final a t interval is too wide to be of use.
 SHAPES = (
     Plan(0, 2, 2, 6, 10, 2),
     Plan(0, 2, 2, 5, 8, 2),
@@ -55,7 +55,7 @@ class Planner:
     seeds: int | None = None
 
     def plan(self, seconds: float, step_seconds: float) -> Plan:
-        """The richest shape whose runs are long enough, else the poorest. What the user sets stays."""
+        """The richest plan whose runs are long enough, else the poorest. The user's own settings stay."""
         chosen = SHAPES[0]
         for shape in (replace(shape, seeds=self.seeds or shape.seeds) for shape in SHAPES):
             affordable = int(seconds / max(step_seconds * COSTLIER * shape.runs(self.entries, self.variants), 1e-9))

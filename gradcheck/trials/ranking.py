@@ -1,4 +1,4 @@
-"""From the results of a tournament to ranked entries, what adds up, and what is recommended."""
+"""From the results of a tournament to ranked entries, additive effects, and a recommendation."""
 
 from __future__ import annotations
 
@@ -124,14 +124,14 @@ def ranked(entries: Sequence[Entry], recommended: str) -> list[Entry]:
 
 
 def _loss_of(entry: Entry) -> float:
-    """Signed so that less is better; where there is no effect, last."""
+    """Signed so that less is better; entries without an effect come last."""
     if entry.effect is None or math.isnan(entry.effect.difference):
         return math.inf
     return entry.effect.difference if entry.effect.lower_is_better else -entry.effect.difference
 
 
 def best_single(helpful: Sequence[Entry], relevant: float) -> Entry | None:
-    """Of those whose loss ends as low as the lowest, by what counts as a difference, the one whose loss fell soonest."""
+    """Among those whose loss ends within the smallest difference of the lowest, the one whose loss fell soonest."""
     lowest = min(helpful, key=_loss_of, default=None)
     if lowest is None or lowest.effect is None or not lowest.effect.lower_is_better:
         return lowest

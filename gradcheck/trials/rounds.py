@@ -1,4 +1,4 @@
-"""The rounds of a trial: every entry on few seeds, the better half on more, the best on fresh seeds that chose nothing."""
+"""The rounds of a trial: every entry on few seeds, the better half on more, the best on fresh seeds that were not used for choosing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Tick = Callable[[str, float], None]
 
 @dataclass
 class Tournament:
-    """`deadline`: of time.perf_counter(), for everything. Results stay when a round is broken off, by time or by the user."""
+    """`deadline`: of time.perf_counter(), for everything. Results are kept when a round is ended early, by time or by the user."""
 
     lab: TrialLab
     candidates: list[Candidate]
@@ -93,7 +93,7 @@ class Tournament:
         self.round("first round", by_turns([c for c in self.candidates if not c.variant]), list(range(self.plan.first)), self.half_time())
 
     def replanned(self) -> bool:
-        """Whether runs took so much less time than planned that all starts over with longer ones: the machine had other work before."""
+        """Whether runs were so much faster than planned that the trial should start over with longer ones (the machine was busy before)."""
         if self.planner is None or not self.run_seconds:
             return False
         left = self.deadline - time.perf_counter()
@@ -106,7 +106,7 @@ class Tournament:
         return True
 
     def half_time(self) -> float:
-        """When the screening ends: at its share of the time; earlier where runs take longer than planned, for the sake of the final."""
+        """When the screening ends: at its share of the time, earlier where runs take longer than planned, to leave time for the final."""
         now = time.perf_counter()
         left = max(0.0, self.deadline - now)
         return now + min(SCREENING_SHARE * left, max(0.0, left - SMALL_FINAL * self.run_seconds / RESERVE))
@@ -156,7 +156,7 @@ class Tournament:
         return [c for i, c in enumerate(ranked) if c.name not in {d.name for d in ranked[:i]}]
 
     def chosen(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Who enters the final: what looks better so far; the best one in any case, so that "no difference" was looked for."""
+        """The finalists: entries that look better so far, and in any case the best one, so that "no difference" is a measured result."""
         ranked = [c for c in self.best_of_each(candidates) if not c.failure]
         promising = [c for c in ranked if gain(c, self.base, self.metric) >= PROMISING]
         return (promising or ranked[:1])[: self.plan.finalists]
@@ -172,7 +172,7 @@ def combinations(finalists: Sequence[Candidate], gains: Sequence[float]) -> list
 
 
 def by_turns(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Every remedy once before any at its next strength: when time is short, rather fewer strengths than fewer remedies."""
+    """Every remedy once before any at another strength: when time is short, fewer strengths rather than fewer remedies."""
     turns: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         turns.setdefault(candidate.name, []).append(candidate)
@@ -191,6 +191,6 @@ def rivals(one: str, other: str) -> bool:
 
 
 def together(team: Sequence[Candidate]) -> Candidate:
-    """Applied in the order of the stages: what is wired wrongly before what is tuned."""
+    """In the order of the stages: wiring before tuning."""
     fixes = sorted((p for c in team for p in c.fixes), key=lambda p: STAGES.index(p.stage))
     return Candidate(" + ".join(c.name for c in team), " + ".join(c.title for c in team), tuple(fixes))

@@ -61,10 +61,10 @@ def trial_target(
 def trial_workload(
     workload: Workload, options: Options, settings: Settings, progress: Progress | None = None, started: float | None = None
 ) -> Report:
-    """Scan, hold the tournament, rank. What a KeyboardInterrupt leaves of the tournament is ranked, too."""
+    """Scan, run the tournament, rank. After a KeyboardInterrupt, what has run is ranked."""
     require_scikit_learn()
     for name in options.remedies:
-        treatment_named(name)  # what is misspelt is said before anything is measured
+        treatment_named(name)  # misspelt names are reported before anything is measured
     started = time.perf_counter() if started is None else started
     deadline = started + options.budget - min(LONGEST_CONCLUDING, CONCLUDING_SHARE * options.budget)
     tick = progress or (lambda phase, fraction: None)
@@ -138,7 +138,7 @@ def _searched(tournament: Tournament, options: Options, report: Report) -> tuple
 
 
 def concluded(tournament: Tournament, task: Task, ended: str, points: Sequence[SearchPoint] = ()) -> TrialResult:
-    """The result from whatever runs there are."""
+    """The result from the runs so far."""
     base = base_entry(tournament)
     judged = [explained(entry_of(tournament, c), base, tournament.metric) for c in _one_each(tournament)]
     recommended = recommendation(tournament, judged)
@@ -199,7 +199,7 @@ def _sample_counts(lab: TrialLab) -> tuple[int, int]:
 
 
 def assumptions(splitter: Splitter, workload: Workload, samples: tuple[int, int]) -> tuple[Assumption, ...]:
-    """What was decided about the data and the weights."""
+    """The assumptions about data and weights."""
     texts = {
         "held out": f"no validation data given: for every seed another {samples[1]} of {sum(samples)} samples are held out",
         "batches": f"no validation data given: for every seed other batches with {samples[1]} of {sum(samples)} samples are held out",

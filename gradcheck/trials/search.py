@@ -1,4 +1,4 @@
-"""The search for strengths: Optuna proposes, paired training answers. One study a remedy, which a stored one can go on from."""
+"""The search for strengths: Optuna proposes, paired training evaluates. One study per remedy; a stored study can be continued."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Quest:
 
 @dataclass(frozen=True)
 class Order:
-    """What one process is to search. `deadline`: of the search; `end`: of the trainings in it."""
+    """The search of one process. `deadline`: of the search; `end`: of the trainings in it."""
 
     quests: Sequence[Quest]
     options: Options
@@ -94,7 +94,7 @@ def search(tournament: Tournament, options: Options, measurement: Measurement) -
         order = Order(quests, options, place, tournament.plan.steps, deadline, tournament.deadline)
         try:
             _try_all(tournament, order, storage)
-        finally:  # what was found before an interrupt counts, too
+        finally:  # what was found before an interrupt counts as well
             points = tuple(p for quest in quests for p in _points(optuna, storage, quest))
             tournament.candidates = [_at_best(c, quests, points) for c in tournament.candidates]
     return points

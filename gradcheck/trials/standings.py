@@ -1,4 +1,4 @@
-"""Who is in the trial, their results by seed, and how they compare with the untreated model."""
+"""The entries of a trial, their results by seed, and how they compare with the untreated model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Candidate:
     variant: bool = False  # at another strength than the prescribed one
 
     def note(self, seed: int, answer: Answer) -> bool:
-        """Keeps the result of a run, or why there will be none. Whether it went to its end."""
+        """Keeps the result of a run, or the reason why there is none. Returns whether the run was complete."""
         result = answer.result
         if result is None:
             if answer.begun:
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ComparisonMetric:
-    """What differences are measured by."""
+    """How differences are measured."""
 
     name: str
     relevant: float  # smallest difference of the metric that counts
@@ -113,7 +113,7 @@ def compare(
 
 
 def ceiling(losses: Sequence[float], untreated: Sequence[Result]) -> float | None:
-    """What a diverged run counts as in an interval: the worst loss seen, that of an untrained model included. It was no better."""
+    """The value of a diverged run in an interval: the worst loss seen, that of the untrained model included."""
     starts = [r.run.validated[0][1] if r.run.validated else r.run.losses[0] for r in untreated if r.run.validated or r.run.losses]
     return max((x for x in (*losses, *starts) if math.isfinite(x)), default=None)
 
@@ -135,7 +135,7 @@ def sampling_error(candidate: Candidate, base: Candidate, seeds: Sequence[int]) 
 
 
 def is_undecided(effect: Effect, metric: ComparisonMetric) -> bool:
-    """Whether an improvement that would count cannot be told from chance, though the better part of its interval is on the good side."""
+    """Whether an improvement large enough to count cannot be told from chance, though most of its interval is on the better side."""
     unit = metric.relevant if effect.lower_is_better else RELEVANT_SCORE
     low, middle, high = effect.low, effect.difference, effect.high
     if not effect.lower_is_better:

@@ -1,4 +1,4 @@
-"""What came of a trial, in plain words."""
+"""The result of a trial in plain words."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def nothing(effect: Effect, metric: ComparisonMetric) -> str:
 
 
 def why_nothing(entry: Entry, base: Entry, metric: ComparisonMetric) -> str:
-    """What of the untreated training explains that the remedy has nothing to do."""
+    """Why the remedy has nothing to do in the untreated training."""
     calm = base.gradient_spread is not None and base.gradient_spread < CALM
     if "clip" in entry.name and "+" not in entry.name and calm:
         return f"; your gradients never spike (the largest is {number(base.gradient_spread or 0.0)} times the median)"

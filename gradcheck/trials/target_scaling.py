@@ -20,7 +20,7 @@ FITTED = 1e-3  # and below which a straight line gives them back
 
 
 def in_untreated_units(judge: TrainingStep, base: TreatedWorkload, treated: TreatedWorkload) -> TrainingStep:
-    """`judge`, after outputs and targets went back through the straight line by which the treatment changed the targets, if it did."""
+    """`judge` on outputs and targets in the original units, where the remedy scaled the targets."""
     line = target_line(base.workload.batches, treated.workload.batches, base.model)
     return judge if line is None else functools.partial(_judge_on_line, judge, *line)
 
@@ -54,7 +54,7 @@ def _targets(batches: Sequence[Batch], model: nn.Module) -> torch.Tensor | None:
 
 
 class _Answer(nn.Module):
-    """Gives an output that is known already."""
+    """Stands for the model: returns an output that is already known."""
 
     def __init__(self, output: torch.Tensor) -> None:
         super().__init__()
