@@ -65,7 +65,7 @@ def start_and_end(run: Run) -> tuple[float, float, float]:
     if batches > FIRST_BATCHES and all(map(math.isfinite, losses)):
         visits = [fmean(last[(i - n + window) % batches :: batches]) for i in range(FIRST_BATCHES)]
         start = fmean(last) + fmean(losses[:FIRST_BATCHES]) - fmean(visits)
-        before = fmean(last) + losses[0] - visits[0]  # any step: the first ones may have thrown the loss up
+        before = fmean(last) + losses[0] - visits[0]  # any step: the first steps may have raised the loss
         start = before if 0 < DIVERGED * before < start else start
     changes = [b - a for a, b in zip(losses[-window - batches : -batches], last, strict=True)] if n >= window + batches else last
     return start, fmean(last), _standard_error(changes) / 2**0.5
@@ -104,14 +104,14 @@ def _reference(start: float, chance: float | None) -> float:
 
 
 def _scale(run: Run, reference: float, chance: float | None) -> float:
-    """What a fall is measured by: the loss itself; where its level means nothing, no less than it differs from batch to batch."""
+    """The unit of a fall: the loss itself, or where its level means nothing at least its spread from batch to batch."""
     first = run.losses[: max(1, run.batches)]
     varies = len(first) > 1 and not levelled(run, chance) and all(map(math.isfinite, first))
     return max(_reach(run, reference), pstdev(first) if varies else 0.0)
 
 
 def _reach(run: Run, reference: float) -> float:
-    """How far a loss can fall: to zero, or to what soft targets leave of it."""
+    """How far a loss can fall: to zero, or to the entropy of soft targets."""
     return max(abs(reference) - run.floor, LEAST_REACH * abs(reference))
 
 
@@ -123,8 +123,8 @@ def levelled(run: Run, chance: float | None = None) -> bool:
 def on_its_way(run: Run, chance: float | None = None) -> bool:
     """Whether the loss has left its start, keeps falling, and leads to where it counts as learning.
 
-    Far above chance, a fall that goes on is enough for some time. Near it, where models stay that learn nothing of their inputs, and after
-    many steps, the fall must also last: continued as it slowed down over the last quarters of the run, it gets there.
+    Far above chance a continuing fall is enough for some time. Near chance, where models that learn nothing from their inputs stay, and
+    after many steps, the fall must also lead there: extrapolated, with its slowing down over the last quarters of the run.
     """
     chance = run.chance if run.chance is not None else chance
     start, end, error = start_and_end(run)
@@ -174,12 +174,12 @@ def ran_away(run: Run, chance: float | None = None) -> bool:
 
 
 def _beyond_all_measure(run: Run) -> bool:
-    """Whether even a loss whose level says nothing went so far up, and stayed there, that it speaks."""
+    """Whether a loss whose level says nothing rose so far, and stayed there, that it counts as diverged."""
     return min(run.losses[-max(3, len(run.losses) // 4) :]) > BLOWN_UP**3 * max(abs(run.losses[0]), NEGLIGIBLE)
 
 
 def outcome(run: Run, chance: float | None = None) -> Outcome:
-    """What became of a run. `chance` is the probe's; a run on other batches brings its own."""
+    """The outcome of a run. `chance` is the probe's; a run on other batches has its own."""
     chance = run.chance if run.chance is not None else chance
     if run.ended == "non-finite":
         return "diverges"
@@ -231,7 +231,7 @@ def sooner(run: Run, probe: Run) -> bool:
 
 
 def _live_outcome(run: Run, chance: float | None) -> Outcome:
-    """Of the user's own run. It may be resumed, fine-tuned, or led by rewards: a loss that stays, or rises a little, proves nothing.
+    """Outcome of the user's own run. A loss that stays, or rises a little, proves nothing: it may be resumed or driven by rewards.
 
     It diverges where the loss stays well above both its start and chance; where chance is not known, or few steps are, far above.
     """
@@ -261,7 +261,7 @@ def unsettled(run: Run, chance: float | None = None) -> bool:
 
 def relapse(run: Run, chance: float | None = None) -> tuple[float, int] | None:
     """The lowest level of a loss that had fallen clearly and is half way back or more, and the step where it was reached; else None."""
-    if run.surrogate:  # of actions that are those of a policy long gone, it goes up and down
+    if run.surrogate:  # with the actions of an earlier policy it goes up and down
         return None
     n, start = len(run.losses), start_and_end(run)[0]
     window = max(SETTLED_VISITS, run.batches if run.batches <= n // 4 else 0)

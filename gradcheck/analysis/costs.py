@@ -1,7 +1,7 @@
-"""What findings cost, and what that makes of their severity: between a note and a warning the measured cost decides.
+"""What findings cost, and their severity by it: the measured cost decides between info and warning.
 
-A paired training takes no error back, and makes none of a training that learns: what learns less than it could still learns. Of one
-that fails, and learns with a finding's remedy alone, that finding is the error.
+A paired training never removes an error, and never adds one to a training that learns. Of a training that fails, but learns with one
+finding's remedy alone, that finding is the error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOST = Limit(0.1, "of chance", "what counts as learning, where the loss has rise
 LEAST_FALL = 2 * CLEAR_FALL  # with the change: a training that hardly learns either proves nothing,
 ALL = 1.0  # of chance: unless the change takes off as much as a constant prediction leaves
 LATE = ("OPT001", "OPT005", "OPT008", "REG001")  # steps or a decay whose harm may show after the probe only
-# Rules that predict what becomes of the training, or of evaluation: one that comes far anyway takes their warning back.
+# Rules that predict the end of training, or evaluation: a training that goes well anyway takes their warning back.
 PREDICTIONS = (*LATE, "NORM004")
 
 
@@ -44,7 +44,7 @@ def failed(m: Measurement) -> bool:
 
 
 def learns_slowly(m: Measurement) -> bool:
-    """Whether the probe leaves something to be explained."""
+    """Whether the probe's result needs an explanation."""
     return relative_decrease(m.probe, m.chance) < SLOW.value
 
 
@@ -69,20 +69,20 @@ def trains(cost: Cost) -> bool:
 
 
 def share_of_fall(cost: Cost) -> float:
-    """The fall of the loss as it is trained, of the fall with the change."""
+    """The fall of the loss as a share of the fall with the change."""
     reached = 1 - relative(cost.start, cost.chance, cost.changed)
     return (1 - relative(cost.start, cost.chance, cost.loss)) / reached if reached > 0 else math.inf
 
 
 def saved(cost: Cost) -> float:
-    """What the change takes off the loss, in units of chance."""
+    """By how much the change lowers the loss, in units of chance."""
     return 0.0 if cost.loss == cost.changed else relative(cost.start, cost.chance, cost.loss - cost.changed)
 
 
 def is_costly(cost: Cost) -> bool:
     """Whether the training comes less than half as far as with the change, or ends at four times its loss and clearly above it.
 
-    Where the loss has risen since the probe, less is clear: nothing of it is for want of time.
+    Where the loss has risen since the probe, less is enough: more time would not help.
     """
     proves = 1 - relative(cost.start, cost.chance, cost.changed) >= LEAST_FALL or saved(cost) >= ALL
     if not math.isfinite(cost.changed) or not proves:
@@ -98,13 +98,13 @@ def is_cause(cost: Cost) -> bool:
 
 
 def costs_nothing(m: Measurement, code: str) -> bool:
-    """Whether a rule's suspicion was followed up by paired trainings, and nothing speaks for it."""
+    """Whether paired trainings looked for the cost of a rule's finding and found none."""
     followed = [c for c in m.costs if c.code == code]
     return bool(followed) and not any(map(is_costly, followed))
 
 
 def with_cost(finding: Finding, m: Measurement, up_to: Severity) -> Finding:
-    """The finding with what it was measured to cost: a warning where that is much. An error stays one, and none comes of it."""
+    """The finding with its measured cost: a warning where that is high. An error stays one; none is added."""
     where = finding.code, finding.layers, finding.location
     cost = next((c for c in m.costs if (c.code, c.layers, c.location) == where), None)
     if cost is None or finding.severity == "error":
@@ -124,7 +124,7 @@ def with_cost(finding: Finding, m: Measurement, up_to: Severity) -> Finding:
 
 
 def _costless(finding: Finding, cost: Cost) -> Finding:
-    """A finding about a training that was seen to come far enough as it is."""
+    """A finding about a training that was seen to do well as it is."""
     if finding.code not in PREDICTIONS:
         return finding
     message = f"{finding.message}; even so the loss is {number(cost.loss)} after {cost.steps} steps"

@@ -56,7 +56,7 @@ def lowest(curve: Curve) -> tuple[float, float]:
 def spikes(curve: Curve, least: float, reach: float) -> list[Spike]:
     """Values more than `least` standard deviations above the level before them, and `reach` times as far above it as any of those.
 
-    Neighbouring ones are one spike. A value that stands alone is a bad sample, or noise with heavy tails, and none. `curve`: finite.
+    Neighbouring ones are one spike. A single value is a bad sample or heavy-tailed noise, not a spike. `curve`: finite.
     """
     values, ordered, recent = curve.values, list[float](), list[float]()
     found: list[Spike] = []
@@ -82,7 +82,7 @@ def spikes(curve: Curve, least: float, reach: float) -> list[Spike]:
 
 
 def _back(curve: Curve, index: int, level: float) -> int | None:
-    """Where the curve is at the level again, with as many of the next points below it as above."""
+    """Where the curve is back at the level, with as many of the next points below it as above."""
     values = curve.values
     for i in range(index + 1, len(values)):
         if values[i] <= level and median(values[i : i + FEWEST]) <= level:

@@ -30,7 +30,7 @@ def body(m: Measurement) -> list[Layer]:
 
 
 def trained_body(m: Measurement) -> list[Layer]:
-    """The same, up to the last layer with weights that the optimizer holds.
+    """The body, up to the last layer with weights that the optimizer holds.
 
     What comes after it, as a critic does after the generator, scales the gradient of all of them alike.
     """
@@ -159,7 +159,7 @@ def head_site(m: Measurement) -> Location | None:
 
 
 def usual_normalization(m: Measurement, layers: Sequence[Layer]) -> str:
-    """What to put behind layers that have none: batch normalization for vectors and images, where batches are large enough."""
+    """The normalization for layers without one: batch normalization for vectors and images where batches are large enough."""
     tokens = any(x.kind == "linear" and len(x.output_shape) > 2 for x in layers)
     if tokens or m.data.batch_size < SMALL_BATCH:
         return "GroupNorm" if all(x.kind == "conv" for x in layers) else "LayerNorm"

@@ -1,4 +1,4 @@
-"""What of a tensor narrower formats of numbers could not hold, from the exponents of its entries."""
+"""Which entries of a tensor narrower number formats could not hold, from their exponents."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def _net(m: Measurement, number: int) -> Measurement:
 
 
 def over_nets(m: Measurement, check: Callable[[Measurement], Verdict]) -> Verdict:
-    """The findings of all nets, those at one place as one; without any, that it passed if one did."""
+    """The findings of all nets, those at one place as one; without findings, passed if one net did."""
     verdicts = [check(net) for net in nets(m)]
     findings = [f for v in verdicts if not isinstance(v, NoVerdict) for f in v]
     if findings or len(verdicts) == 1:
@@ -42,7 +42,7 @@ def over_nets(m: Measurement, check: Callable[[Measurement], Verdict]) -> Verdic
 
 
 def _merged(findings: Sequence[Finding]) -> list[Finding]:
-    """What one line makes several nets of is one finding: the worst, with the layers of all."""
+    """One finding where one line makes several nets: the worst, with the layers of all."""
     groups: dict[Location | None, list[Finding]] = {}
     for f in findings:
         groups.setdefault(f.location, []).append(f)

@@ -1,4 +1,4 @@
-"""A program that takes one step and ends trains nothing: what becomes of more steps is no prediction about it."""
+"""A program that ends after one step: further steps predict nothing about it."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def update_ratio(m: Measurement) -> float | None:
 
 
 def outgrowth(m: Measurement) -> tuple[float, float] | None:
-    """By what the probe multiplies the norm of a weight matrix, and the gain that it ends with, rms * sqrt(inputs of a unit): medians.
+    """How much the probe multiplies the norm of a weight matrix, and the gain that it ends with, rms * sqrt(inputs of a unit): medians.
 
     A gain near 1 keeps the size of a signal, and initialisations choose it; large ones without a normalization saturate what follows.
     """

@@ -82,7 +82,7 @@ def _group_in_words(key: tuple[str, ...], indices: Sequence[int]) -> str:
 
 
 def quoted(name: str) -> str:
-    """The name of a layer; in quotation marks where it would read as a number in a sentence: "`0.1`"."""
+    """The name of a layer; in quotation marks where it could be read as a number: "`0.1`"."""
     return name if name[:1].isalpha() or name[:1] == "_" else f"`{name}`"
 
 
@@ -109,7 +109,7 @@ def probe_failure(m: Measurement) -> str:
 
 
 def learns_clearly(m: Measurement) -> bool:
-    """Whether the loss of the probe fell so far that no measurement can speak against it.
+    """Whether the loss of the probe fell so far that no measurement can contradict it.
 
     A significant fall of a few percent is learning too, but a model whose last layers learn what its first ones
     leave of the input shows as much.
@@ -118,7 +118,7 @@ def learns_clearly(m: Measurement) -> bool:
 
 
 def falls_short(m: Measurement) -> bool:
-    """Whether the probe fails, or learns only a little; not where it has no verdict, which speaks against nothing."""
+    """Whether the probe fails, or learns only a little; false where it has no verdict."""
     return training_outcome(m) != "unknown" and not learns_clearly(m)
 
 

@@ -1,4 +1,4 @@
-"""The baseline: findings that a project has looked at and lives with, so that a run fails only for what is new or worse."""
+"""The baseline: findings that a project has accepted, so that a run fails only for new or worse ones."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _entry(finding: Finding, report: Report, root: Path) -> Entry:
 
 
 def compare(report: Report, baseline: Sequence[Entry], root: Path, tolerance: float = TOLERANCE) -> Compared:
-    """Takes what is known out of a report. A finding that is more severe than its entry says, or worse by more than
+    """Takes the known findings out of a report. A finding that is more severe than its entry says, or worse by more than
     `tolerance` of the stored value, stays, and its message says so."""
     target = target_name(report.target, root)
     mine: dict[str, list[Entry]] = defaultdict(list)
@@ -98,7 +98,7 @@ def compare(report: Report, baseline: Sequence[Entry], root: Path, tolerance: fl
 
 
 def _without(report: Report, known: list[Finding], worse: Mapping[int, Finding]) -> Report:
-    """Known findings go, and with them what follows from them; rules that have nothing left are "suppressed"."""
+    """Drops known findings and their consequences; rules that have nothing left are "suppressed"."""
     gone = {id(f) for f in known}
     causes = {f.code for f in known} - {f.code for f in report.findings if f.cause is None and id(f) not in gone}
     left = tuple(worse.get(id(f), f) for f in report.findings if id(f) not in gone and f.cause not in causes)
@@ -117,7 +117,7 @@ def _decided(entry: Entry, report: Report) -> bool:
 
 
 def worsened(finding: Finding, entry: Entry, tolerance: float) -> str:
-    """How a finding is worse than its entry, in words; nothing when it is not."""
+    """In words, how a finding is worse than its entry; empty when it is not."""
     if SEVERITIES.index(finding.severity) < SEVERITIES.index(entry.severity):
         return f"{finding.severity}, it was {entry.severity}"
     number = next((e for e in finding.evidence if e.quantity == entry.quantity and e.comparison == entry.comparison), None)

@@ -60,7 +60,7 @@ def _same(a: Finding, b: Finding) -> bool:
 
 
 def _agreed(group: Sequence[Finding], seeds: int) -> Finding:
-    """The finding with the severity that most seeds reach, its numbers the medians over the seeds."""
+    """The finding with the severity that most seeds reach, and the medians of its numbers over the seeds."""
     severity = _common_severity(group, seeds)
     candidates = sorted((f for f in group if f.severity == severity), key=excess)
     chosen = candidates[(len(candidates) - 1) // 2]

@@ -1,4 +1,4 @@
-"""What changed between two runs: findings, scores and numbers, as far as the changes are beyond noise."""
+"""What changed between two runs: findings, scores and numbers whose change exceeds the noise."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _alone(finding: Finding, state: State) -> FindingChange:
 
 
 def _headlines(report: Report) -> list[Finding]:
-    """Worst first. Known findings of a baseline count as well: they are there."""
+    """Worst first. Known findings of a baseline count as well."""
     heads = [f for f in (*report.findings, *report.known) if f.cause is None]
     return sorted(heads, key=lambda f: (SEVERITIES.index(f.severity), -excess(f)))
 
@@ -186,7 +186,7 @@ def _stat_change(name: str, before: Sequence[float], after: Sequence[float], tol
 
 
 def unsure(differences: Iterable[TargetDiff]) -> bool:
-    """Whether head was judged in part: that it has nothing new proves nothing."""
+    """Whether head was judged in part, so that the absence of new findings proves nothing."""
     return any(side == "head" for d in differences for side, _ in d.in_part)
 
 

@@ -1,4 +1,4 @@
-"""Which finding is which, from run to run: keys that hold no line number, so that edits elsewhere in a file change none."""
+"""Identifies findings from run to run, by keys without line numbers: edits elsewhere in a file do not change them."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ def target_name(target: str, root: Path) -> str:
 
 
 def telling(finding: Finding) -> Evidence | None:
-    """The number that the finding stands or falls by: the first one that has a limit."""
+    """The number that decides the finding: the first one that has a limit."""
     return next((e for e in finding.evidence if e.limit is not None), None)

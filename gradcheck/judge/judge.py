@@ -29,7 +29,7 @@ SILENT = ("crashed", "not-measured", "not-applicable")  # states without a verdi
 def judge(measurements: Sequence[Measurement], rules: Sequence[Rule], settings: Settings) -> Judged:
     """Findings, suppressed findings, and the state of every rule, for measurements of one target, one per seed.
 
-    A rule that raises is "crashed" and spoils nothing else. With several seeds, a finding counts when more than half
+    A rule that raises is "crashed"; the others are not affected. With several seeds, a finding counts when more than half
     of them show it.
     """
     findings: list[Finding] = []
@@ -95,7 +95,7 @@ def _over_seeds(rule: Rule, measurements: Sequence[Measurement], own: RuleSettin
 
 
 def _outcome(rule: Rule, m: Measurement, own: RuleSettings) -> Outcome:
-    """Findings of one rule on one measurement, or why there is no verdict. After too short a look silence is none."""
+    """Findings of one rule on one measurement, or why there is no verdict. After too short a look, finding nothing is not a verdict."""
     lacking = [n for n in m.not_measured if n.what in rule.needs]
     blind = next((n for n in lacking if n.lack != "short"), None)
     if blind is not None:

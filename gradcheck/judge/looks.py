@@ -46,5 +46,5 @@ LOOKS: Mapping[Need, str] = {
 
 
 def in_words(what: str) -> str:
-    """Of a need; layers and the like are in words already."""
+    """The user's words for a need; layers and the like are in words already."""
     return next((text for need, text in LOOKS.items() if need == what), what)

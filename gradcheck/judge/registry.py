@@ -89,7 +89,7 @@ def _rules_of_file(path: Path) -> list[Rule]:
     module = sys.modules[f"rules of {path}"] = ModuleType(f"rules of {path}")  # dataclasses look their module up
     module.__file__ = str(path)
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # leaves no bytecode in the user's folder
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # so that no bytecode is left in the user's folder
     except Exception as e:
         raise ConfigError(f"{where} could not be loaded: {_words(e)}", hint="correct it, or leave it out") from e
     return _rules_of(module, where, str(path))

@@ -24,7 +24,7 @@ from gradcheck.types.report import Report
 
 UNSCORED = ("META",)
 BANDS: Mapping[Severity, tuple[int, int]] = {"error": (0, 49), "warning": (50, 89), "info": (90, 99)}
-AT_LIMIT = 0.9  # what one finding right at its limit leaves of the band
+AT_LIMIT = 0.9  # share of the band that is left by one finding right at its limit
 NO_LIMIT = 1.0  # decades that a finding without a limit counts as beyond one
 VERDICTS = ("passed", "finding", "suppressed")
 

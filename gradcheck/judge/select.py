@@ -19,7 +19,7 @@ def chosen(settings: Settings) -> tuple[Rule, ...]:
 
 
 def for_these(rules: Iterable[Rule], measurements: Iterable[Measurement]) -> tuple[Rule, ...]:
-    """Those of the rules that can have a say: about the log of a finished run the rules of logs, about all else the others."""
+    """The rules that apply to the kind of run: rules of logs to the log of a finished run, the others to everything else."""
     of_log = any(m.log is not None for m in measurements)
     return tuple(r for r in rules if ("log" in r.needs) == of_log)
 

@@ -22,11 +22,11 @@ SUFFIXES = (".pt", ".pth", ".safetensors", ".npz", ".npy", ".csv", ".tsv")
 _INPUT_KEYS = ("x", "X", "inputs", "input", "data", "images", "image", "features", "x_train", "X_train")
 _TARGET_KEYS = ("y", "Y", "targets", "target", "labels", "label", "y_train", "Y_train")
 _TARGET_COLUMNS = ("target", "label", "labels", "y", "class")
-# Bytes of a file, and of what an archive or a tensor unfolds to: a scan looks at some batches. (heuristic)
+# Largest size in bytes of a file, and of an unpacked archive or tensor: a scan looks at some batches only. (heuristic)
 MOST_BYTES = 8_000_000_000
-# An archive of more than so many bytes that unfolds to more than so many times its size holds nothing but repetitions. (heuristic)
+# An archive larger than this that unpacks to more than so many times its size is a bomb. (heuristic)
 FOLDED_BYTES, MOST_FOLDED = 1_000_000_000, 100
-# A column of whole numbers with at most so many different ones holds class labels.
+# A column with at most so many different whole numbers holds class labels.
 _MOST_CLASSES = 50
 
 
@@ -56,7 +56,7 @@ def read_data(path: str, limit: int, seed: int) -> Data:
 
 
 def _size(file: Path) -> int:
-    """Bytes of the file, or of what the archive that it is says it holds."""
+    """Bytes of the file, or what an archive says that it holds."""
     size = file.stat().st_size
     if not zipfile.is_zipfile(file):
         return size

@@ -21,7 +21,7 @@ from gradcheck.workload.failure import failure
 from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.source_sites import Sites, display_path, origin_of, record_sites
 
-# The user's modules of the latest load. They stay importable (a forward method may import late) until the next load runs them afresh.
+# The user's modules of the latest load. They stay importable, since a forward method may import late, until the next load.
 _loaded: dict[str, ModuleType] = {}
 
 
@@ -108,7 +108,7 @@ class Session:
 
 @contextmanager
 def session(seed: int) -> Iterator[Session]:
-    """While active, the user's code can be run: seeded, its prints on stderr, its modules recorded; all is put back on the way out."""
+    """Runs the user's code: seeded, its prints on stderr, its modules recorded; everything is put back at the end."""
     for name, module in _loaded.items():
         if sys.modules.get(name) is module:
             del sys.modules[name]

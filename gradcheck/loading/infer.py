@@ -1,4 +1,4 @@
-"""What loss a model is trained with when nobody says, and what targets when there are none.
+"""Infers the loss where none is given, and targets where there are none.
 
 Decided once, while the target is loaded, from the output of one forward pass.
 """

@@ -1,4 +1,4 @@
-"""From what the user names to a Workload: model, data, loss and optimizer by flag, else by convention, else assumed and said."""
+"""From what the user names to a Workload: model, data, loss and optimizer by flag, else by convention, else assumed, with a note."""
 
 from __future__ import annotations
 

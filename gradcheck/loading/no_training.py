@@ -1,4 +1,4 @@
-"""A file that trains while it is imported is not a model file, whatever its text tells: its first backward pass ends the import."""
+"""A file that trains while it is imported is a script, not a model file: its first backward pass ends the import."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TrainsWhenImported(TargetError):
 
 
 class _Begins(BaseException):
-    """Not an Exception: what catches those while it trains is to end anyway."""
+    """Not an Exception, so that training code that catches those ends anyway."""
 
 
 @contextmanager
