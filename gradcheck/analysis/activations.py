@@ -27,7 +27,7 @@ class Activation:
 ACTIVATIONS = {
     "relu": Activation("ReLU", (0, inf), (1.414, 1.414), piecewise_linear=True, scales=True, zero_half=True),
     "relu6": Activation("ReLU6", (0, 6), (1.414, 1.414), piecewise_linear=True, scales=True, zero_half=True),
-    "relu2": Activation(gains=(0.707, 0.816), zero_half=True),
+    "relu2": Activation(bounds=(0, inf), gains=(0.707, 0.816), zero_half=True),
     "threshold": Activation("Threshold", piecewise_linear=True, zero_half=True),
     "leaky_relu": Activation("LeakyReLU", gains=(1.387, 1.414), piecewise_linear=True, scales=True),
     "prelu": Activation("PReLU", gains=(1.387, 1.414), piecewise_linear=True, scales=True),

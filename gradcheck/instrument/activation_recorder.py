@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from gradcheck.analysis.activations import DYING
+from gradcheck.analysis.activations import DYING, POSITIVE
 from gradcheck.instrument import kinds, unit_activity
 from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import readable
@@ -329,9 +329,11 @@ class ActivationRecorder(TorchFunctionMode):
             return
         axis = unit_activity.channel_axis(call.shape, self.last_weighted)
         call.effective_samples = tensor.numel() // max(1, tensor.shape[axis])
-        self.bring(unit_activity.magnitudes(tensor, axis), call.set_magnitudes)
+        magnitudes, complete = unit_activity.magnitudes(tensor, axis, call.function)
+        self.bring(magnitudes, call.set_magnitudes)
         if call.function in DYING:
-            self.bring(unit_activity.alive(tensor, axis), call.set_alive)
+            shown = complete and call.function in POSITIVE  # a unit that is never negative is dead where its mean is 0
+            self.bring(magnitudes > 0 if shown else unit_activity.alive(tensor, axis), call.set_alive)
 
 
 class _GradientTap:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradcheck.analysis.activations import SATURATING
+from gradcheck.analysis.activations import POSITIVE, SATURATING
 from gradcheck.instrument.tensor_statistics import spread
 from gradcheck.types.layers import LayerKind
 from gradcheck.workload.device import wide
@@ -53,15 +53,20 @@ def _alive(x: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.bool_]:
     return found
 
 
-def magnitudes(output: torch.Tensor, axis: int) -> torch.Tensor:
-    """Mean |x| of each unit [C], over an even sample of the samples and positions."""
-    x = output.detach()
+def magnitudes(output: torch.Tensor, axis: int, function: str = "") -> tuple[torch.Tensor, bool]:
+    """Mean |x| of each unit [C], over an even sample of the samples and positions, and whether these are all of them."""
+    x, positive = output.detach(), function in POSITIVE
     if axis == x.dim() - 1:
         rows = x.reshape(-1, x.shape[-1])
-        return rows[:: spread(len(rows), POSITIONS)].abs().mean(0, dtype=torch.float32)
+        stride = spread(len(rows), POSITIONS)
+        taken = rows[::stride] if positive else rows[::stride].abs()
+        if taken.dtype is torch.float32:  # a product takes a fraction of the time of a sum over rows
+            return torch.mv(taken.t(), taken.new_full((len(taken),), 1 / len(taken))), stride == 1
+        return taken.mean(0, dtype=torch.float32), stride == 1
     x = x.movedim(axis, 1).flatten(2)
     stride = spread(x.shape[2], max(1, POSITIONS // x.shape[0]))
-    return x[:, :, ::stride].abs().mean((0, 2), dtype=torch.float32)
+    x = x[:, :, ::stride] if positive else x[:, :, ::stride].abs()
+    return x.mean((0, 2), dtype=torch.float32), stride == 1
 
 
 def saturated_share(output: torch.Tensor, function: str) -> torch.Tensor | None:

@@ -38,6 +38,17 @@ def test_a_unit_is_alive_when_any_of_its_entries_is_positive(shape: tuple[int, .
     assert unit_activity.alive(x, axis).tolist() == expected == [False, True, False, False]
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((6, 4), 1), ((9001, 4), 1), ((2, 4, 3, 3), 1), ((2, 3, 4), 2), ((2, 4, 90, 90), 1)])
+@pytest.mark.parametrize("function", ["relu", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_magnitudes_are_the_means_of_the_sizes(shape: tuple[int, ...], axis: int, function: str, dtype: torch.dtype) -> None:
+    x = getattr(torch.nn.functional, function)(normal(*shape)).to(dtype)
+    found, complete = unit_activity.magnitudes(x, axis, function)
+    slow = [sum(map(abs, (values := x.select(axis, i).reshape(-1).tolist()))) / len(values) for i in range(4)]
+    assert complete == (x.numel() < 8000)  # larger ones are sampled
+    assert found.tolist() == pytest.approx(slow, rel=0.2 if not complete else 1e-2 if dtype is torch.bfloat16 else 1e-5)
+
+
 def test_aliveness_does_not_depend_on_the_memory_format() -> None:
     x = torch.relu(normal(3, 8, 4, 4) - 3)
     assert torch.equal(unit_activity.alive(x, 1), unit_activity.alive(x.to(memory_format=torch.channels_last), 1))
