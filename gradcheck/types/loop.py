@@ -212,6 +212,7 @@ class LoopFacts:
     silent: tuple[SilentTerm, ...] | None = None
     retained: LoopRetained | None = None
     adversary: LoopAdversary | None = None
+    played_against: bool = False  # it is such an adversary of another training
     pairing: LoopPairing | None = None
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told

@@ -80,7 +80,7 @@ class _Case:
 
     @staticmethod
     def _alignments(seen: Reading) -> list[tuple[int, int, Alignment]]:
-        found = ((i, j, align(r.tokens, a.target, a.ignored)) for j, a in enumerate(seen.asked) for i, r in enumerate(seen.reads))
+        found = ((i, j, align(r.tokens, a.target, a.ignored)) for j, a in enumerate(seen.asked) for i, r in enumerate(seen.sequences))
         return [(i, j, a) for i, j, a in found if a is not None]
 
     def _supervision(self, loss: int, passes: Sequence[_Pass], aligned: Mapping[tuple[int, int], Alignment]) -> Supervision:
@@ -103,7 +103,7 @@ class _Case:
     # ---------------------------------------------------------------------- effects
 
     def _stream(self, start: _Pass, read: int, loss: int, a: Alignment) -> TokenStream:
-        tokens, asked = start.seen.reads[read], start.seen.asked[loss]
+        tokens, asked = start.seen.sequences[read], start.seen.asked[loss]
         found = TokenStream(tokens.layer, loss, a.ahead, a.agreement, a.places, loss_site=asked.site, read_site=tokens.site)
         base = wide(a.rows(asked.logits))
         size = float(base[torch.isfinite(base)].square().mean().sqrt())
@@ -122,10 +122,10 @@ class _Case:
 
     def _effect(self, start: _Pass, read: int, loss: int, a: Alignment, base: torch.Tensor, t: int) -> tuple[float, float, float] | None:
         """Of other tokens after place t: on the places after it, on the next one, and the largest on one that counts up to it."""
-        other = _swapped(start, read, a, t)
+        tokens, other = start.seen.sequences[read], _swapped(start, read, a, t)
         if other is None:
             return None
-        asked = self._pass(start.batch, {read: other}).seen.asked
+        asked = self._pass(start.batch, tokens.instead(other)).seen.asked
         if len(asked) <= loss or asked[loss].logits.shape != start.seen.asked[loss].logits.shape:
             return None
         change = torch.nan_to_num(wide(a.rows(asked[loss].logits)) - base).square().mean(-1)
@@ -134,16 +134,16 @@ class _Case:
         return later, float(change[:, t + 1].mean().sqrt()), float(upto.max().sqrt())
 
     def _located(self, found: TokenStream, start: _Pass, read: int, a: Alignment) -> TokenStream:
-        tokens = start.seen.reads[read].tokens
+        tokens = start.seen.sequences[read]
         t = _places(a.supervised)[-1]
         other = _swapped(start, read, a, t)
-        if other is None:
+        if other is None or tokens.one is not None:  # one place at a time: no operation has an axis of places
             return found
 
         def step(changed: bool) -> None:
-            self._pass(start.batch, {read: other} if changed else None)
+            self._pass(start.batch, tokens.instead(other) if changed else None)
 
-        length = a.tokens(tokens).shape[1]
+        length = a.tokens(tokens.tokens).shape[1]
         place = opening(step, self.names, (length, length), t + 1)
         if place is None:
             return found
@@ -160,7 +160,7 @@ def _places(supervised: torch.Tensor) -> list[int]:
 
 def _swapped(start: _Pass, read: int, a: Alignment, t: int) -> torch.Tensor | None:
     """The tokens, with others after place t: each is replaced by the next one that occurs. None when there is only one kind."""
-    read_tokens = start.seen.reads[read].tokens
+    read_tokens = start.seen.sequences[read].tokens
     kinds, index = torch.unique(read_tokens, return_inverse=True)
     if len(kinds) < 2:
         return None
