@@ -237,6 +237,18 @@ class StepByStep(nn.Module):
         return torch.stack(seen, 1)
 
 
+class Conditional(nn.Module):
+    """Made from a label for each sample, which a second net is to tell from it, as in a conditional GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.net = nn.Embedding(VOCABULARY, WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.head(self.net(self.embedding(labels) * torch.ones(len(labels), WIDTH)))
+
+
 def same_language() -> list[tuple[Tensor, Tensor, Tensor]]:
     """The Annotated Transformer's task: to repeat the source, which begins as the decoder's input does."""
     return [(x, x[:, :-1], x[:, 1:]) for x in text()]
@@ -281,6 +293,7 @@ HEALTHY: dict[str, Program] = {
     "convolutions": (lm(lambda: Convolution(2, 0), lambda: Convolution(8, 0, 4)), next_tokens),
     "recurrent": (lm(lambda: Recurrent(nn.LSTM), lambda: Recurrent(nn.GRU)), next_tokens),
     "time first": (lambda: TimeFirst(False), time_first),
+    "a label for each sample": (Conditional, lambda: [(torch.randint(VOCABULARY, (64,)),) * 2]),
     "one token at a time": (StepByStep, next_tokens),
     "state space": (lm(Scan), next_tokens),
     "long convolution": (lm(Long), next_tokens),

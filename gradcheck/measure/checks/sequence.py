@@ -60,7 +60,7 @@ class _Case:
         aligned = {(i, j): a for i, j, a in self._alignments(telling.seen)}
         losses = [j for j, asked in enumerate(passes[0].seen.asked) if not asked.picked]
         supervision = [self._supervision(j, passes, aligned) for j in losses]
-        streams = [self._stream(telling, i, j, a) for (i, j), a in aligned.items()]
+        streams = [self._stream(telling, i, j, a) for (i, j), a in aligned.items() if a.samples > 1 or self._is_sequence(telling, i, j, a)]
         return SequenceFacts(tuple(streams), tuple(supervision))
 
     def _pass(self, batch: Any, instead: Mapping[int, torch.Tensor] | None = None) -> _Pass:
@@ -120,6 +120,18 @@ class _Case:
             raise Unmeasured("the model gave other outputs for the same tokens and the same random numbers")
         return self._located(found, start, read, a)
 
+    def _is_sequence(self, start: _Pass, read: int, loss: int, a: Alignment) -> bool:
+        """Whether what comes first has an effect on what comes later: else it is one label for each sample, as a generator is given."""
+        tokens, places = start.seen.sequences[read], _places(a.supervised)
+        other = _swapped(start, read, a, places[-1], first=True) if places else None
+        if other is None:
+            return True
+        asked, base = self._pass(start.batch, tokens.instead(other)).seen.asked, start.seen.asked[loss].logits
+        if len(asked) <= loss or asked[loss].logits.shape != base.shape:
+            return True
+        later = torch.nan_to_num(wide(a.rows(asked[loss].logits)) - wide(a.rows(base)))[:, places[-1] + 1 :]
+        return float(later.abs().max()) > ROUNDING * float(wide(base).abs().max())
+
     def _effect(self, start: _Pass, read: int, loss: int, a: Alignment, base: torch.Tensor, t: int) -> tuple[float, float, float] | None:
         """Of other tokens after place t: on the places after it, on the next one, and the largest on one that counts up to it."""
         tokens, other = start.seen.sequences[read], _swapped(start, read, a, t)
@@ -158,12 +170,14 @@ def _places(supervised: torch.Tensor) -> list[int]:
     return sorted({possible[len(possible) * k // (PLACES + 1)] for k in range(1, PLACES + 1)}) if possible else []
 
 
-def _swapped(start: _Pass, read: int, a: Alignment, t: int) -> torch.Tensor | None:
-    """The tokens, with others after place t: each is replaced by the next one that occurs. None when there is only one kind."""
+def _swapped(start: _Pass, read: int, a: Alignment, t: int, *, first: bool = False) -> torch.Tensor | None:
+    """The tokens, with others after place t, or up to it: each is replaced by the next one that occurs. None when there is one kind."""
     read_tokens = start.seen.sequences[read].tokens
     kinds, index = torch.unique(read_tokens, return_inverse=True)
     if len(kinds) < 2:
         return None
     other = kinds[(index + 1) % len(kinds)]
     tokens, other = a.tokens(read_tokens), a.tokens(other)
+    if first:
+        tokens, other = other, tokens
     return a.as_read(torch.cat((tokens[:, : t + 1], other[:, t + 1 :]), 1), read_tokens)
