@@ -222,6 +222,33 @@ def time_first() -> list[tuple[Tensor, Tensor]]:
     return [(x.T.contiguous(), y.T.contiguous()) for x, y in next_tokens()]
 
 
+class StepByStep(nn.Module):
+    """A decoder that reads one token at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.cell, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.GRUCell(WIDTH, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h, seen = torch.zeros(len(tokens), WIDTH), []
+        for t in range(tokens.shape[1]):
+            h = self.cell(self.embedding(tokens[:, t]), h)
+            seen.append(self.head(h))
+        return torch.stack(seen, 1)
+
+
+class Conditional(nn.Module):
+    """Made from a label for each sample, which a second net is to tell from it, as in a conditional GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.net = nn.Embedding(VOCABULARY, WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.head(self.net(self.embedding(labels) * torch.ones(len(labels), WIDTH)))
+
+
 def same_language() -> list[tuple[Tensor, Tensor, Tensor]]:
     """The Annotated Transformer's task: to repeat the source, which begins as the decoder's input does."""
     return [(x, x[:, :-1], x[:, 1:]) for x in text()]
@@ -266,6 +293,8 @@ HEALTHY: dict[str, Program] = {
     "convolutions": (lm(lambda: Convolution(2, 0), lambda: Convolution(8, 0, 4)), next_tokens),
     "recurrent": (lm(lambda: Recurrent(nn.LSTM), lambda: Recurrent(nn.GRU)), next_tokens),
     "time first": (lambda: TimeFirst(False), time_first),
+    "a label for each sample": (Conditional, lambda: [(torch.randint(VOCABULARY, (64,)),) * 2]),
+    "one token at a time": (StepByStep, next_tokens),
     "state space": (lm(Scan), next_tokens),
     "long convolution": (lm(Long), next_tokens),
     "running mean": (lm(lambda: Mean(True)), next_tokens),
@@ -296,6 +325,7 @@ FAULTY: dict[str, tuple[str, str, Program]] = {
     "norm over places": ("SEQ001", "layer_norm", (lm(lambda: Attention(causal), norm=nn.LayerNorm([LENGTH, WIDTH])), next_tokens)),
     "decoder that repeats": ("SEQ001", "multi_head_attention_forward", (lambda: Translator(False), same_language)),
     "not shifted": ("SEQ002", "", (lm(lambda: Attention(causal)), lambda: [(x[:, :LENGTH],) * 2 for x in text()])),
+    "not shifted, one token at a time": ("SEQ002", "", (StepByStep, lambda: [(x[:, :LENGTH],) * 2 for x in text()])),
     "shifted twice": ("SEQ002", "", (lm(lambda: Attention(causal)), lambda: next_tokens(2))),
     "all masked": ("SEQ003", "", (lm(lambda: Attention(causal)), lambda: masked(1.0))),
     "one batch masked": ("SEQ003", "", (lm(lambda: Attention(causal)), lambda: [*masked(0.25)[:1], *masked(1.0)[:1]])),

@@ -32,12 +32,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def findings(folder: Path, text: str, *select: str, steps: int = 12) -> list[Finding]:
+def findings(folder: Path, text: str, *select: str, steps: int = 12, advice: bool = False) -> list[Finding]:
     """What the selected rules say of a script; none of them may crash or go unmeasured."""
     path = written(folder, START + text)
     reports = scan_script(ScriptSpec(str(path), quiet=True, steps=steps), Settings(select=select))
     assert not [s for r in reports for s in r.rules if s.status == "crashed"]
-    return [f for r in reports for f in r.findings if f.severity != "info"]
+    return [f for r in reports for f in r.findings if advice or f.severity != "info"]
 
 
 def marked(text: str) -> int:
@@ -216,6 +216,27 @@ for step in range(20):
 
 def test_a_teacher_whose_buffers_stay(tmp_path):
     check(tmp_path, TEACHER.replace("FOLLOWED", "parameters()"), TEACHER.replace("FOLLOWED", "state_dict().values()"), "LOOP012", "warning")
+
+
+AVERAGE = """
+model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+average = copy.deepcopy(model).requires_grad_(False)
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for step in range(20):
+    x, y = torch.randn(16, 8) * 3 + 2, torch.randint(3, (16,))
+    loss = F.cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        for a, b in zip(average.FOLLOWED, model.FOLLOWED):
+            a.copy_(a + 0.1 * (b - a))  # here
+"""
+
+
+def test_an_average_that_is_used_after_the_run_is_advised_where_it_is_moved(tmp_path):
+    faulty, cured = (AVERAGE.replace("FOLLOWED", what) for what in ("parameters()", "state_dict().values()"))
+    check(tmp_path, faulty, cured, "LOOP012", "info", advice=True)
 
 
 SCHEDULED = """

@@ -2,7 +2,7 @@
 # healthy: exact > 0.8
 # fault: the decoder is fed the word that it is to say, not the one before
 # codes: SEQ002 SEQ001
-# at: decoder( | self.embed( | previous =
+# at: decoder( | self.embed( | previous = | F.cross_entropy(
 # -         previous = torch.cat([torch.full((len(target), 1), SOS), target[:, :-1]], 1)
 # +         previous = target
 import torch

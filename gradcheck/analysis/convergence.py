@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev, stdev
 from typing import TYPE_CHECKING, Literal
 
+from gradcheck.types.training import SAME_RATE_LONGER
+
 if TYPE_CHECKING:  # rules import this module, and `gradcheck rule` has to be quick
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.training import Regularization, Run
@@ -322,6 +324,11 @@ def experiment_outcome(run: Run, m: Measurement) -> Outcome:
     if run.rate_factor not in (None, 1) and sooner(run, m.probe):
         return "learns"
     return outcome(run, m.chance if run.rate_factor is not None else None)
+
+
+def learned_later(m: Measurement) -> Run | None:
+    """The probe at its own rate over more steps, where it learned in these: the rate takes time, and keeps nothing from being learned."""
+    return next((r for r in m.experiments if r.name == SAME_RATE_LONGER and experiment_outcome(r, m) == "learns"), None)
 
 
 def any_learned(m: Measurement) -> bool:

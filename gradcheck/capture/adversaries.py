@@ -33,7 +33,7 @@ def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Loop
         return None
     for other in others:
         theirs = _losses(other)
-        if other is watched or len(theirs) < FEWEST_STEPS or not _goes_through(watched, other) or _goes_through(other, watched):
+        if len(theirs) < FEWEST_STEPS or not _against(watched, other):
             continue
         return LoopAdversary(
             other.label,
@@ -43,6 +43,15 @@ def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Loop
             max(len(losses), len(theirs)),
         )
     return None
+
+
+def is_played_against(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> bool:
+    """Whether the loss of another training goes through the weights of this one."""
+    return any(_against(other, watched) for other in others)
+
+
+def _against(one: OptimizerTrace, other: OptimizerTrace) -> bool:
+    return one is not other and _goes_through(one, other) and not _goes_through(other, one)
 
 
 def _losses(watched: OptimizerTrace) -> list[float]:

@@ -14,7 +14,6 @@ from gradcheck.capture.nodes import Node
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.updates import Updates
 from gradcheck.instrument.running_code import here, is_wrapper
-from gradcheck.workload.rng import torch_states
 
 
 class Forward:
@@ -85,8 +84,7 @@ class Forward:
         if not (trained and (torch.is_grad_enabled() or not recording.connected)) and not tape.is_live(args):
             return None
         owner, path = recording.owners.of(module)
-        random = torch_states() if recording.owners.initial else None
-        return tape.module(owner, path, tape.encode(args), {}, here(), random)
+        return tape.module(owner, path, tape.encode(args), here(), initial=recording.owners.initial)
 
     def after(self, module: nn.Module, args: Any, *rest: Any) -> None:
         """`rest`: keyword arguments and output; after an exception torch leaves the former out."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradcheck.capture.structures import Packed
 from gradcheck.types.location import Location
-from gradcheck.workload.rng import TorchStates
+from gradcheck.workload.rng import HostStates, TorchStates
 from gradcheck.workload.tensors import with_items
 
 
@@ -93,6 +93,7 @@ class Node:
     grad: bool
     autocast: tuple[tuple[str, torch.dtype], ...]
     random: TorchStates | None = None  # states of the generators before a call that draws numbers, or a module's
+    host: HostStates | None = None  # before a module's
     in_place: bool = False
     values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
     counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results

@@ -16,7 +16,7 @@ from gradcheck.capture.nodes import Constant, Node, Ref, Weight, nodes_behind
 from gradcheck.capture.resizing import counter, resized
 from gradcheck.capture.slices import Slice
 from gradcheck.capture.structures import Packed, tensors_in
-from gradcheck.workload.rng import put_back
+from gradcheck.workload.rng import put_back, put_back_host
 from gradcheck.workload.tensors import with_items
 
 
@@ -187,6 +187,8 @@ class Program:
             args = (args[0].clone(), *args[1:])
         if random and node.random is not None:
             put_back(node.random)
+            if node.host is not None:
+                put_back_host(node.host)
         with ExitStack() as stack:
             if node.grad != torch.is_grad_enabled():
                 stack.enter_context(torch.set_grad_enabled(node.grad))

@@ -23,7 +23,7 @@ from gradcheck.capture.writing import is_in_place, written
 from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
 from gradcheck.workload.device import autocast_kinds
-from gradcheck.workload.rng import TorchStates, same_states, torch_states
+from gradcheck.workload.rng import host_states, same_states, torch_states
 from gradcheck.workload.tensors import with_items
 
 _VIEWS_OF_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # properties whose values are the tensor's own
@@ -123,8 +123,12 @@ class Tape:
         self._count += 1
         return self._count - 1
 
-    def module(self, owner: Owner, path: str, args: Any, kwargs: Any, place: Location | None, random: TorchStates | None) -> Node:
-        return Node(self._serial(), None, owner, path, args, kwargs, place, torch.is_grad_enabled(), autocast_state(), random)
+    def module(self, owner: Owner, path: str, args: Any, place: Location | None, *, initial: bool) -> Node:
+        """`initial`: the call is computed again with its random numbers. Its keyword arguments are known when it is over."""
+        node = Node(self._serial(), None, owner, path, args, {}, place, torch.is_grad_enabled(), autocast_state())
+        if initial:
+            node.random, node.host = torch_states(), host_states()
+        return node
 
     def put_out(self, node: Node, output: Any) -> None:
         """Notes the tensors of an output as values of the call."""

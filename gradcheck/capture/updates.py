@@ -102,6 +102,8 @@ class Updates:
         if self.recording.owners.initial:
             for tensor in _targets(function, args, kwargs):
                 self.recording.tape.changed(tensor)
+        if self.recording.averages.unplaced:
+            self.recording.averages.writes(_targets(function, args, kwargs))
         if not self._waiting:
             return False
         name = getattr(function, "__name__", "")

@@ -31,6 +31,7 @@ class _Pair:
     leader_name: str
     buffers: dict[str, tuple[torch.Tensor, torch.Tensor]]  # of the follower and the leader, as they were when the pair was found
     follows: bool = False
+    moved_at: Location | None = None  # where its weights are written to, if that was seen
     sample: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,13 +63,27 @@ class Averages:
     site: Callable[[nn.Module], Location | None]
     called: dict[int, Location | None] = field(default_factory=dict)  # id(module), in evaluation mode -> where it was called first
     sees_calls: bool = True  # else evaluation mode is enough
+    used: set[int] = field(default_factory=set)  # id(module), called in either mode
+    unplaced: dict[int, _Pair] = field(default_factory=dict)  # address of a follower's weight, which is not known to be written to
     _pairs: list[_Pair] | None = None
     _steps: int = 0
 
     def calls(self, module: nn.Module) -> None:
         """A module is called from outside all others."""
+        self.used.add(id(module))
         if not module.training and id(module) not in self.called:
             self.called[id(module)] = here()
+
+    def writes(self, tensors: Iterable[torch.Tensor]) -> None:
+        """The script writes to these."""
+        for tensor in tensors:
+            try:
+                pair = self.unplaced.get(tensor.data_ptr())
+            except (RuntimeError, NotImplementedError):  # it has no storage
+                continue
+            if pair is not None:
+                pair.moved_at = here()
+                self.unplaced = {address: p for address, p in self.unplaced.items() if p is not pair}
 
     def before_step(self) -> None:
         with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -78,10 +93,12 @@ class Averages:
     def after_step(self) -> None:
         self._steps += 1
         if self._steps > LOOKED_AT:
+            self.unplaced = {}
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():
             if self._pairs is None:
                 self._pairs = self._found()
+                self.unplaced = {p.data_ptr(): pair for pair in self._pairs for p in pair.follower.parameters() if p.numel()}
             for pair in self._pairs:
                 pair.sample = pair.weights()
 
@@ -122,7 +139,8 @@ class Averages:
             stale,
             id(pair.shell) in self.called or (not self.sees_calls and not pair.shell.training),
             graded,
-            self.called.get(id(pair.shell)) or self.site(pair.shell),
+            self.called.get(id(pair.shell)) or pair.moved_at or self.site(pair.shell),
+            id(pair.shell) in self.used or not self.sees_calls,
         )
 
 

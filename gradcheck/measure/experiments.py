@@ -17,7 +17,7 @@ from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, held_up,
 from gradcheck.measure.forgetting import forgettings
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.trainer import Trainer
-from gradcheck.types.training import ONE_OPTIMIZER, Run
+from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER, Run
 from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
@@ -28,6 +28,8 @@ ONE_BATCH_STEPS = 200  # a healthy net needs 9 to 155 (calibration E16)
 ONE_BATCH_MOST = 1000  # while the loss still falls: targets far from zero take long to be reached
 ONE_BATCH_RATES = (3e-3, 1e-3)
 LONGEST_COMPARISON = 6.0  # seconds beyond the deadline, for the first other rate after a probe that was cut off
+TIMES_LONGER = 10  # what learns within so many times the steps is slow, not hopeless (as benchmarks/predictions.py tells them apart)
+LONGER_SECONDS = 4.0
 WINDOW = 5  # last losses that must all have fallen before a run is stopped as learned
 
 
@@ -100,6 +102,7 @@ def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, ra
     kept = state_kept(failure)
     runs = other_rates(failure, factors)
     learned = any(map(failure.learns, runs))
+    runs += longer(failure, runs)
     again = other_order(failure, runs_left=1 if learned else 2)
     runs += again
     if not learned and not any(map(failure.learns, [*kept, *again])):
@@ -158,6 +161,20 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
         if failure.explains(runs[-1]):
             break
     return runs
+
+
+def longer(failure: Failure, runs: Sequence[Run]) -> list[Run]:
+    """The probe again, for many more steps, where a higher rate learned so fast that its own may get there in these."""
+    higher = [r for r in runs if (r.rate_factor or 1) > 1 and failure.explains(r)]
+    steps = TIMES_LONGER * failure.steps
+    deadline = min(failure.until(2), time.perf_counter() + LONGER_SECONDS)
+    if not higher or held_up(failure.probe, failure.chance) or len(higher[-1].losses) * (higher[-1].rate_factor or 1) > steps:
+        return []
+    failure.tick(SAME_RATE_LONGER)
+    training = Trainer(fork(failure.workload, seed=failure.seed), failure.workload.batches, **failure.told)
+    enough = lambda losses: _clearly_fallen(losses, len(failure.workload.batches), failure.chance, failure.probe.floor)  # noqa: E731
+    training.train(steps, deadline, norms=False, enough=enough)
+    return [training.record(SAME_RATE_LONGER, chance=failure.chance)]
 
 
 def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:

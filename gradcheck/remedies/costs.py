@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gradcheck.analysis.convergence import learned_later
 from gradcheck.analysis.costs import comparable, failed, is_costly, learns_slowly, may_fail_later, saved, trains
 from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
@@ -107,6 +108,8 @@ def _suspects(m: Measurement, rules: Sequence[Rule], settings: Settings) -> list
         heads = [f for f in findings if f.code in able and f.severity == "warning"][:MOST_CAUSES] if failed(m) else []
     else:
         limited = {rule.code for rule in rules if rule.up_to == "info"}
+        if learned_later(m) is not None:
+            limited.add("OPT002")  # it costs time, which is known already
         heads = [f for f in findings if f.cause is None and f.code not in limited and (learns_slowly(m) or may_fail_later(f))]
     return [Suspect(f, changes, errors) for f in heads if (changes := tuple(_changes(f, m))[:MOST_CHANGES])]
 

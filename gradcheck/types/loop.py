@@ -96,7 +96,8 @@ class LoopAverage:
     stale: tuple[str, ...] = ()  # buffers that stayed as they were, while the leader's changed
     evaluated: bool = False  # it was called in evaluation mode, which uses them
     graded: int = 0  # parameters of it that the loss sends gradient to
-    site: Location | None = None  # where it is called in evaluation mode, or made
+    site: Location | None = None  # where it is called in evaluation mode, or else its weights are moved, or it is made
+    called: bool = True  # in either mode, as far as calls are seen
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,7 @@ class LoopFacts:
     silent: tuple[SilentTerm, ...] | None = None
     retained: LoopRetained | None = None
     adversary: LoopAdversary | None = None
+    played_against: bool = False  # it is such an adversary of another training
     pairing: LoopPairing | None = None
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told

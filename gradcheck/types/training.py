@@ -12,6 +12,7 @@ from gradcheck.types.checks import (
 from gradcheck.types.location import Location
 
 ONE_OPTIMIZER = "one optimizer for all steps"  # an experiment
+SAME_RATE_LONGER = "the same rate, longer"  # another one
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributions.transforms import _InverseTransform
 
 from gradcheck.errors import TargetError
 
@@ -77,12 +78,20 @@ def copying() -> Iterator[None]:
 
 def bind_copies(memo: Memo) -> None:
     """Binds the functions that copied objects hold to the copies; what only such functions refer to is copied on the way."""
+    _complete(memo)
     done: set[int] = set()
     while fresh := [twin for key, twin in memo.items() if key != id(memo) and id(twin) not in done]:
         for twin in fresh:
             done.add(id(twin))
             if not isinstance(twin, (torch.Tensor, types.FunctionType, types.ModuleType, type)):
                 _bind_held(twin, memo)
+
+
+def _complete(memo: Memo) -> None:
+    """Puts back what torch's transforms of distributions leave out of their copies: an inverse is nothing without what it inverts."""
+    for original in list(memo.get(id(memo), ())):
+        if isinstance(original, _InverseTransform) and getattr(twin := memo.get(id(original)), "_inv", original) is None:
+            twin._inv = copy.deepcopy(original._inv, memo)
 
 
 def _bind_held(twin: Any, memo: Memo) -> None:

@@ -20,6 +20,22 @@ class TorchStates(NamedTuple):
     devices: tuple[torch.Tensor, ...]
 
 
+class HostStates(NamedTuple):
+    """States of Python's generator and of numpy's, which modules draw from as well."""
+
+    python: Any
+    array: Any
+
+
+def host_states() -> HostStates:
+    return HostStates(random.getstate(), np.random.get_state())
+
+
+def put_back_host(states: HostStates) -> None:
+    random.setstate(states.python)
+    np.random.set_state(states.array)
+
+
 def torch_states() -> TorchStates:
     module = accelerator_in_use()
     return TorchStates(torch.get_rng_state(), _states_of(module) if module is not None else ())

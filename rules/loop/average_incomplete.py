@@ -34,8 +34,8 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     None: a buffer that stayed, while the trained model's changed, in a model that was called in evaluation mode. Gradients that reach
-    such a model are advice. An average that is not called, or called in training mode, is silent: its statistics may be taken later,
-    by `update_bn`.
+    such a model are advice, and so is an average that was not called yet: its statistics may be taken later, by `update_bn`. One that
+    is called in training mode is silent.
 
     ## When to ignore it
     When the statistics should stay fixed, like those of a trained backbone.
@@ -63,8 +63,13 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
         return not_measured("whether a model follows another one was not looked at")
     if not m.loop.averages:
         return not_applicable("no model follows another one's weights")
-    findings = (_stale(a) if a.stale and a.evaluated else _graded(a) if a.graded else None for a in m.loop.averages)
-    return [f for f in findings if f is not None]
+    return [f for a in m.loop.averages if (f := _finding(a)) is not None]
+
+
+def _finding(a: LoopAverage) -> Finding | None:
+    if a.stale and (a.evaluated or not (a.called or a.graded)):
+        return _stale(a)
+    return _graded(a) if a.graded else None
 
 
 def _names(a: LoopAverage) -> tuple[str, str]:
@@ -75,11 +80,13 @@ def _stale(a: LoopAverage) -> Finding:
     mine, leader = _names(a)
     message = (
         f"{mine} follows the weights of {leader}, not its buffers: {len(a.stale)} of them (limit 0), {layers_in_words(a.stale)}, "
-        "stay what they were at the start, and evaluation mode uses them"
+        f"stay what they were at the start, and evaluation mode uses them{'' if a.evaluated else ': it was not called so far'}"
     )
     text = f"copy the buffers of {leader} into {mine} as well, after each update of its weights"
+    if not a.evaluated:
+        text += ", or take them before it is used (torch.optim.swa_utils.update_bn)"
     return found(
-        "warning",
+        "warning" if a.evaluated else "info",
         message,
         location=a.site,
         evidence=(Evidence("buffers that do not follow", len(a.stale), 0, ">"),),

@@ -12,7 +12,7 @@ from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.outputs import floor_of_bounded_logits
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import ONE_OPTIMIZER
+from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER
 
 if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
@@ -91,7 +91,7 @@ def loss_not_falling(m: Measurement, limits: Limits) -> Verdict:
         return _not_judged(m)
     if convergence.best_experiment(m) is not None:
         return []
-    overfits = [r for r in m.experiments if r.rate_factor is None and r.batches == 1 and r.name != ONE_OPTIMIZER]
+    overfits = [r for r in m.experiments if r.rate_factor is None and r.batches == 1 and r.name not in (ONE_OPTIMIZER, SAME_RATE_LONGER)]
     tried = [r for r in overfits if convergence.experiment_outcome(r, m) != "unknown"]
     falling = any(convergence.on_its_way(r, r.chance) for r in overfits)
     if not tried and not falling:

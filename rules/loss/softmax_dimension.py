@@ -71,7 +71,7 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
             findings.append(_over_batch(m, s))
         elif not s.over_batch and (call := _loss_of_other_axis(s, m.losses)) is not None:
             findings.append(_over_wrong_axis(m, s, call))
-        elif not s.over_batch and s.implicit and s.axis == 0:
+        elif not s.over_batch and s.implicit and s.axis == 0 and len(s.shape) > 1:
             findings.append(_chosen_by_torch(m, s))
     return findings
 

@@ -51,7 +51,8 @@ def dropout_before_batchnorm(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     `shift` 1.2: a warning directly behind the dropout. Further away a warning only when the trained copy's loss
     in evaluation mode is more than `evaluation-ratio` 1.5 times that with each batch's own statistics (dropout off
-    both times) and `evaluation-margin` 0.1 of chance above it; else advice. The formula agrees with measured ratios to 1 %.
+    both times) and `evaluation-margin` 0.1 of chance above it; else advice, as of nets that are trained against each other: a
+    discriminator is not evaluated. The formula agrees with measured ratios to 1 %.
 
     ## When to ignore it
     When the statistics are estimated again, in evaluation mode, after the training.
@@ -77,10 +78,16 @@ def dropout_before_batchnorm(m: Measurement, limits: Limits) -> Verdict:
         return []
     near = [n for n in fed if (n.dropout_shift or 0.0) > limits["shift"]]
     far = [n for n in fed if n.dropout_shift is None and _measured_shift(m, n) > limits["shift"]]
-    severity: Severity = "warning" if evaluation_gap(m, limits) else "info"
-    return [_shift_finding(m, group, "warning", limits) for group in norms_by_site(near)] + [
-        _shift_finding(m, group, severity, limits) for group in norms_by_site(far)
+    severity: Severity = "info" if _has_rival(m) else "warning"
+    beyond: Severity = severity if evaluation_gap(m, limits) else "info"
+    return [_shift_finding(m, group, severity, limits) for group in norms_by_site(near)] + [
+        _shift_finding(m, group, beyond, limits) for group in norms_by_site(far)
     ]
+
+
+def _has_rival(m: Measurement) -> bool:
+    """Whether it is one of two nets that are trained against each other, which are used as they are trained."""
+    return m.loop is not None and (m.loop.adversary is not None or m.loop.played_against)
 
 
 def _measured_shift(m: Measurement, norm: Norm) -> float:

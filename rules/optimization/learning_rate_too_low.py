@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import (
-    relative_decrease,
-    training_outcome,
-)
+from gradcheck.analysis.convergence import learned_later, relative_decrease, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.rules.optimization.shared import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
+from gradcheck.types.finding import Evidence
 from gradcheck.types.rule import Limit, Limits, Verdict, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Severity
     from gradcheck.types.measurement import Measurement
+    from gradcheck.types.training import Run
 
 
-def low_severity(m: Measurement, ratio: float | None, limits: Limits) -> Severity:
-    """An error when the updates are small too, and the loss hardly moved. A higher rate got clearly further: it was chosen so."""
-    if m.pretrained:
+def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits: Limits) -> Severity:
+    """An error when the updates are small too, and the loss hardly moved. A higher rate got clearly further: it was chosen so.
+
+    A rate of usual size that learned `later` is only slow.
+    """
+    if m.pretrained or (later is not None and ratio is not None and ratio >= limits["usual_ratio"]):
         return "info"
+    if later is not None:
+        return "warning"
     small = ratio is None or ratio < limits["update_ratio"]
     crawls = relative_decrease(m.probe, m.chance) >= limits["crawl"]
     return "error" if small and not crawls else "warning"
@@ -34,6 +38,7 @@ def low_severity(m: Measurement, ratio: float | None, limits: Limits) -> Severit
     limits={
         "update_ratio": Limit(0.01, "of the weight", f"{RATIOS}: best at 0.015 to 0.02; random workloads of benchmarks/predictions.py"),
         "crawl": Limit(0.06, "of the loss", "random workloads: no failing one that this rule found had fallen by more than 4 %"),
+        "usual_ratio": Limit(0.001, "of the weight", "usual in long trainings (CS231n)"),
         "update_ratio_alone": Limit(1e-5, "of the weight", "lower bound for long trainings, a hundredth of the usual 0.001 (CS231n)"),
         "fall": Limit(0.05, "of the loss", "heuristic: a low ratio counts only with a flat loss"),
     },
@@ -57,7 +62,8 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     An error: the probe stalls for three times its steps, the best of the other rates that learn is a higher
     one, whose loss falls further by 10 % of it, and updates are below `update-ratio` 1 % of the weight. Else, and when the
-    loss crawls down by `crawl` 6 %, a warning. Without
+    loss crawls down by `crawl` 6 %, a warning. A rate that learns within ten times the probe's steps is a warning, and advice
+    where its updates are `usual-ratio` 0.1 % of the weight or more. Without
     experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
     An optimizer that gradcheck assumed, and a model that was trained before (fine-tuning rates are low),
     get advice only.
@@ -85,7 +91,9 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     outcome, ratio = training_outcome(m), update_ratio(m)
     run = best_rate(m, higher=True) if outcome == "stalls" else None
     if run is not None:
-        return [rate_finding(m, run, low_severity(m, ratio, limits), "low", "raise-learning-rate")]
+        later = learned_later(m)
+        more = [Evidence("steps in which this rate learns", len(later.losses), len(m.probe.losses), ">")] if later is not None else ()
+        return [rate_finding(m, run, low_severity(m, ratio, later, limits), "low", "raise-learning-rate", more)]
     flat = outcome != "learns" and relative_decrease(m.probe, m.chance) < limits["fall"]
     if m.experiments or m.pretrained or ratio is None or ratio >= limits["update_ratio_alone"] or not flat or outcome == "diverges":
         return []

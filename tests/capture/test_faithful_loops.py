@@ -408,6 +408,23 @@ def noise_drawn_in_the_loop() -> list[Any]:
     return trained(model, lambda x, y: F.cross_entropy(model(x) + 1e-6 * torch.randn_like(model(x)), y))
 
 
+def an_inverse_in_the_prior() -> list[Any]:
+    """torch's inverse of a transform leaves out of its copies what it inverts."""
+
+    class Flow(nn.Linear):
+        uniform = torch.distributions.Uniform(torch.zeros(3), torch.ones(3))
+
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.prior = torch.distributions.TransformedDistribution(self.uniform, torch.distributions.SigmoidTransform().inv)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.prior.log_prob(super().forward(x))
+
+    model = Flow()
+    return trained(model, lambda x, y: -model(x).mean())
+
+
 def rollout() -> list[Any]:
     """Values that the model gave without gradient are the data of several steps."""
     policy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
@@ -486,8 +503,23 @@ def test_what_no_copy_can_do_is_done_in_place(loop: Loop) -> None:
     assert workload.borrowed is not None and workload.borrowed.why
 
 
-@pytest.mark.parametrize("loop", [lambda_over_a_submodule, hook_that_holds_the_model, adapters_on_a_frozen_base, shared_encoder])
+@pytest.mark.parametrize(
+    "loop", [lambda_over_a_submodule, hook_that_holds_the_model, adapters_on_a_frozen_base, shared_encoder, an_inverse_in_the_prior]
+)
 def test_what_a_copy_can_do_is_done_on_one(loop: Loop) -> None:
     recorder, _ = recorded(loop)
     (workload,) = workloads(recorder)
+    assert workload.borrowed is None
+
+
+def test_noise_that_a_module_draws_from_numpy_is_that_of_the_script() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + torch.tensor(np.random.normal(0, 1, (len(x), 3)), dtype=torch.float32)
+
+    def loop() -> list[Any]:
+        model = Noisy(4, 3)
+        return trained(model, lambda x, y: F.cross_entropy(model(x), y))
+
+    (workload,) = workloads(recorded(loop)[0])
     assert workload.borrowed is None

@@ -24,6 +24,7 @@ class TestAverageIncomplete:
             ({}, ["warning"]),
             ({"stale": ()}, []),
             ({"evaluated": False}, []),  # its statistics may be taken later
+            ({"evaluated": False, "called": False}, ["info"]),  # or not
             ({"stale": (), "graded": 4}, ["info"]),
             ({"graded": 4}, ["warning"]),
         ],

@@ -56,6 +56,9 @@ class TestSoftmaxDimension:
         m = measurement(softmaxes=(softmax(shape=(32, 5, 10), axis=1, log=True),), losses=(call,))
         assert severities(softmax_dimension, m) == expected
 
+    def test_the_only_axis_is_the_right_one(self):
+        assert findings(softmax_dimension, measurement(softmaxes=(softmax(shape=(5,), axis=0, implicit=True),))) == []
+
     @pytest.mark.parametrize(("implicit", "expected"), [(True, ["warning"]), (False, [])])
     def test_an_axis_that_torch_chose_is_a_warning(self, implicit, expected):
         m = measurement(softmaxes=(softmax(shape=(2, 32, 10), axis=0, implicit=implicit),))

@@ -12,7 +12,7 @@ from gradcheck.rules.normalization.batchnorm_momentum import batchnorm_momentum
 from gradcheck.rules.normalization.batchnorm_small_batch import batchnorm_small_batch
 from gradcheck.rules.normalization.bias_before_normalization import bias_before_normalization
 from gradcheck.rules.normalization.dropout_before_batchnorm import dropout_before_batchnorm
-from tests.literals import data, diverged, location, measurement, norm, run, stalled, statistics
+from tests.literals import data, diverged, location, loop, measurement, norm, run, stalled, statistics
 from tests.rules.models import FINE, WORSE, having
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
@@ -103,3 +103,8 @@ class TestDropout:
 
     def test_without_running_statistics_evaluation_is_as_training(self):
         assert findings(dropout_before_batchnorm, having(self.near(2.0, tracks=False))) == []
+
+    @pytest.mark.parametrize(("against", "expected"), [(False, ["warning"]), (True, ["info"])])
+    def test_a_discriminator_is_not_evaluated(self, against, expected):
+        m = having(self.near(6.5), normalization=statistics(), loop=loop(played_against=against))
+        assert severities(dropout_before_batchnorm, m) == expected

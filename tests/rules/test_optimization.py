@@ -11,7 +11,7 @@ from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.rules.optimization.learning_rate_too_high import learning_rate_too_high
 from gradcheck.rules.optimization.learning_rate_too_low import learning_rate_too_low
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.training import Run
+from gradcheck.types.training import SAME_RATE_LONGER, Run
 from tests.literals import diverged, falling, location, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
@@ -155,6 +155,13 @@ class TestLearningRateTooLow:
         """An RNN at a rate too low: 1.3 % in 300 steps, and 15.5 % at fourteen times the rate."""
         higher = at(10.0, losses=(2.3, 2.3, *[end] * 298), ended="done")
         assert severities(learning_rate_too_low, moving(1e-4, probe=stalled(steps=300), experiments=(higher,))) == expected
+
+    @pytest.mark.parametrize(("ratio", "end", "expected"), [(0.0011, 1.5, "info"), (0.0009, 1.5, "warning"), (0.0011, 2.28, "error")])
+    def test_a_rate_that_learns_later_is_slow(self, ratio, end, expected):
+        """A skip-gram model at Adam's default rate, trained for 5000 steps: 3 % in 300 steps, clear after 1400."""
+        later = run(falling(2.3, end, 2000), name=SAME_RATE_LONGER)
+        f = only(learning_rate_too_low, moving(ratio, probe=stalled(steps=300), experiments=(at(10.0), later)))
+        assert f.severity == expected
 
     def test_divergence_is_never_too_low(self):
         assert findings(learning_rate_too_low, moving(1e-6, probe=diverged(), experiments=(at(10.0),))) == []

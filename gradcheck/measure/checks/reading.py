@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
+from gradcheck.measure.checks.alignment import SHORTEST
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
 
@@ -20,12 +22,26 @@ _IGNORED = -100  # torch's own choice
 
 @dataclass(frozen=True)
 class Read:
-    """A call of an embedding."""
+    """A call of an embedding, or its calls for one place after another, side by side."""
 
     layer: str
     tokens: torch.Tensor
     padding: int | None
     site: Location | None
+    calls: tuple[int, ...] = ()  # their numbers
+    one: torch.Size | None = None  # the shape of the tokens of each, where there are several
+
+    def instead(self, tokens: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Other tokens for each of the calls."""
+        if self.one is None:
+            return {self.calls[0]: tokens}
+        return {call: column.reshape(self.one) for call, column in zip(self.calls, tokens.T, strict=True)}
+
+
+def _joined(reads: Sequence[Read]) -> Read:
+    first = reads[0]
+    tokens = torch.stack([r.tokens.reshape(-1) for r in reads], 1)
+    return replace(first, tokens=tokens, calls=tuple(c for r in reads for c in r.calls), one=first.tokens.shape)
 
 
 @dataclass(frozen=True)
@@ -69,8 +85,17 @@ class Reading(ActivationRecorder):
     def _read(self, tokens: torch.Tensor, rest: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         padding = rest[1] if len(rest) > 1 else kwargs.get("padding_idx")
         number = len(self.reads)
-        self.reads.append(Read(self.module_name, tokens.detach(), padding, location_of_frame(caller())))
+        self.reads.append(Read(self.module_name, tokens.detach(), padding, location_of_frame(caller()), (number,)))
         return self.instead.get(number, tokens)
+
+    @cached_property
+    def sequences(self) -> list[Read]:
+        """What was read, once the step is over: the calls of a decoder that takes one token at a time are one sequence."""
+        groups: dict[Any, list[Read]] = {}
+        for read in self.reads:
+            single = read.tokens.dim() == 1 or (read.tokens.dim() == 2 and read.tokens.shape[1] == 1)
+            groups.setdefault((read.layer, read.site, read.tokens.shape) if single else read.calls, []).append(read)
+        return [r for reads in groups.values() for r in ([_joined(reads)] if len(reads) >= SHORTEST else reads)]
 
     def _ask(self, function: str, args: Any, kwargs: dict[str, Any]) -> None:
         logits = args[0] if args else kwargs["input"]

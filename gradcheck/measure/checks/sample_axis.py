@@ -161,14 +161,18 @@ def as_rows(output: torch.Tensor, count: int, kept: Sequence[int]) -> list[torch
     x = torch.view_as_real(output) if output.is_complex() else output
     axes = [a for a, size in enumerate(x.shape) if size == count]
     if axes:
-        for a in axes[1:]:
-            x = x.index_select(a, torch.tensor(kept, device=x.device))
-        return [wide(x.movedim(axes[0], 0).reshape(count, -1))]
+        return [_along(x, axis, [a for a in axes if a != axis], kept) for axis in axes]
     if x.dim() and x.shape[0] and x.shape[0] % count == 0:
         inner = x.shape[0] // count
         grouped = x.reshape(count, inner, -1), x.reshape(inner, count, -1).transpose(0, 1)
         return [wide(g.reshape(count, -1)) for g in grouped]
     return []
+
+
+def _along(x: torch.Tensor, axis: int, others: Sequence[int], kept: Sequence[int]) -> torch.Tensor:
+    for a in others:
+        x = x.index_select(a, torch.tensor(kept, device=x.device))
+    return wide(x.movedim(axis, 0).reshape(x.shape[axis], -1))
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ def change(before: torch.Tensor, after: torch.Tensor, count: int, replaced: Sequ
         size = float(a[torch.isfinite(a)].square().mean().sqrt()) if a.numel() else 0.0
         rows = torch.nan_to_num(rows, nan=0.0)
         found.append(Change(size, float(rows[list(replaced)].square().mean().sqrt()), float(rows[kept].max())))
-    return min(found, key=lambda c: c.mixed, default=None)
+    return min(found, key=lambda c: (c.mixed, -c.own), default=None)  # time of equal length shows no change at all
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class _Case:
         aligned = {(i, j): a for i, j, a in self._alignments(telling.seen)}
         losses = [j for j, asked in enumerate(passes[0].seen.asked) if not asked.picked]
         supervision = [self._supervision(j, passes, aligned) for j in losses]
-        streams = [self._stream(telling, i, j, a) for (i, j), a in aligned.items()]
+        streams = [self._stream(telling, i, j, a) for (i, j), a in aligned.items() if a.samples > 1 or self._is_sequence(telling, i, j, a)]
         return SequenceFacts(tuple(streams), tuple(supervision))
 
     def _pass(self, batch: Any, instead: Mapping[int, torch.Tensor] | None = None) -> _Pass:
@@ -80,7 +80,7 @@ class _Case:
 
     @staticmethod
     def _alignments(seen: Reading) -> list[tuple[int, int, Alignment]]:
-        found = ((i, j, align(r.tokens, a.target, a.ignored)) for j, a in enumerate(seen.asked) for i, r in enumerate(seen.reads))
+        found = ((i, j, align(r.tokens, a.target, a.ignored)) for j, a in enumerate(seen.asked) for i, r in enumerate(seen.sequences))
         return [(i, j, a) for i, j, a in found if a is not None]
 
     def _supervision(self, loss: int, passes: Sequence[_Pass], aligned: Mapping[tuple[int, int], Alignment]) -> Supervision:
@@ -103,7 +103,7 @@ class _Case:
     # ---------------------------------------------------------------------- effects
 
     def _stream(self, start: _Pass, read: int, loss: int, a: Alignment) -> TokenStream:
-        tokens, asked = start.seen.reads[read], start.seen.asked[loss]
+        tokens, asked = start.seen.sequences[read], start.seen.asked[loss]
         found = TokenStream(tokens.layer, loss, a.ahead, a.agreement, a.places, loss_site=asked.site, read_site=tokens.site)
         base = wide(a.rows(asked.logits))
         size = float(base[torch.isfinite(base)].square().mean().sqrt())
@@ -120,12 +120,24 @@ class _Case:
             raise Unmeasured("the model gave other outputs for the same tokens and the same random numbers")
         return self._located(found, start, read, a)
 
+    def _is_sequence(self, start: _Pass, read: int, loss: int, a: Alignment) -> bool:
+        """Whether what comes first has an effect on what comes later: else it is one label for each sample, as a generator is given."""
+        tokens, places = start.seen.sequences[read], _places(a.supervised)
+        other = _swapped(start, read, a, places[-1], first=True) if places else None
+        if other is None:
+            return True
+        asked, base = self._pass(start.batch, tokens.instead(other)).seen.asked, start.seen.asked[loss].logits
+        if len(asked) <= loss or asked[loss].logits.shape != base.shape:
+            return True
+        later = torch.nan_to_num(wide(a.rows(asked[loss].logits)) - wide(a.rows(base)))[:, places[-1] + 1 :]
+        return float(later.abs().max()) > ROUNDING * float(wide(base).abs().max())
+
     def _effect(self, start: _Pass, read: int, loss: int, a: Alignment, base: torch.Tensor, t: int) -> tuple[float, float, float] | None:
         """Of other tokens after place t: on the places after it, on the next one, and the largest on one that counts up to it."""
-        other = _swapped(start, read, a, t)
+        tokens, other = start.seen.sequences[read], _swapped(start, read, a, t)
         if other is None:
             return None
-        asked = self._pass(start.batch, {read: other}).seen.asked
+        asked = self._pass(start.batch, tokens.instead(other)).seen.asked
         if len(asked) <= loss or asked[loss].logits.shape != start.seen.asked[loss].logits.shape:
             return None
         change = torch.nan_to_num(wide(a.rows(asked[loss].logits)) - base).square().mean(-1)
@@ -134,16 +146,16 @@ class _Case:
         return later, float(change[:, t + 1].mean().sqrt()), float(upto.max().sqrt())
 
     def _located(self, found: TokenStream, start: _Pass, read: int, a: Alignment) -> TokenStream:
-        tokens = start.seen.reads[read].tokens
+        tokens = start.seen.sequences[read]
         t = _places(a.supervised)[-1]
         other = _swapped(start, read, a, t)
-        if other is None:
+        if other is None or tokens.one is not None:  # one place at a time: no operation has an axis of places
             return found
 
         def step(changed: bool) -> None:
-            self._pass(start.batch, {read: other} if changed else None)
+            self._pass(start.batch, tokens.instead(other) if changed else None)
 
-        length = a.tokens(tokens).shape[1]
+        length = a.tokens(tokens.tokens).shape[1]
         place = opening(step, self.names, (length, length), t + 1)
         if place is None:
             return found
@@ -158,12 +170,14 @@ def _places(supervised: torch.Tensor) -> list[int]:
     return sorted({possible[len(possible) * k // (PLACES + 1)] for k in range(1, PLACES + 1)}) if possible else []
 
 
-def _swapped(start: _Pass, read: int, a: Alignment, t: int) -> torch.Tensor | None:
-    """The tokens, with others after place t: each is replaced by the next one that occurs. None when there is only one kind."""
-    read_tokens = start.seen.reads[read].tokens
+def _swapped(start: _Pass, read: int, a: Alignment, t: int, *, first: bool = False) -> torch.Tensor | None:
+    """The tokens, with others after place t, or up to it: each is replaced by the next one that occurs. None when there is one kind."""
+    read_tokens = start.seen.sequences[read].tokens
     kinds, index = torch.unique(read_tokens, return_inverse=True)
     if len(kinds) < 2:
         return None
     other = kinds[(index + 1) % len(kinds)]
     tokens, other = a.tokens(read_tokens), a.tokens(other)
+    if first:
+        tokens, other = other, tokens
     return a.as_read(torch.cat((tokens[:, : t + 1], other[:, t + 1 :]), 1), read_tokens)

@@ -239,3 +239,18 @@ def test_rows_of_flattened_outputs_are_tried_both_ways() -> None:
     by_sample, by_position = as_rows(output, 3, range(3))
     assert by_sample[0].tolist() == [0, 1, 2, 3] and by_position[0].tolist() == [0, 3, 6, 9]
     assert as_rows(torch.zeros(5), 3, range(3)) == []
+
+
+def test_time_as_long_as_the_batch_and_first_in_the_output_is_not_taken_for_samples() -> None:
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(D, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            started = torch.cat([torch.zeros_like(x[:, :1]), x], 1)
+            out: Tensor = self.rnn(started.transpose(0, 1))[0]
+            return out
+
+    found = measured(TimeFirst(), [(torch.randn(6, 5, D), torch.randint(CLASSES, (6, 6)))])
+    assert found.mixed == 0 and found.input_effect is not None and found.input_effect > 0.01
