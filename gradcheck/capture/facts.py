@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from gradcheck.capture.adversaries import adversary
+from gradcheck.capture.adversaries import adversary, opponents
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.nodes import Loose, Weight, nodes_behind
 from gradcheck.capture.recorder import Recorder
@@ -75,6 +75,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         leak=recorder.leaks.found(),
         pairing=_pairing(recorder, every),
         adversary=adversary(watched, recorder.optimizers.values()),
+        opposed=any(True for _ in opponents(watched, recorder.optimizers.values())),
         **recorder.journal.facts(watched),
         **base | {"backward_site": site},
     )
