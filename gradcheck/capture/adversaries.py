@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from gradcheck.capture.events import OptimizerTrace
 from gradcheck.types.loop import LoopAdversary
 
-FEWEST_STEPS = 40  # of each
+FEWEST_STEPS = 30  # of each; a slow script is followed for 40 of the one that steps first
 EDGE = 10  # steps at either end that are compared
 TENSORS = 4  # whose gradients are sampled,
 ENTRIES = 1024  # at so many entries each
@@ -31,9 +31,9 @@ def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Loop
     losses, sizes = _losses(watched), [float(s.gradient) for s in watched.steps if s.gradient is not None]
     if len(losses) < FEWEST_STEPS or len(sizes) < FEWEST_STEPS:
         return None
-    for other in others:
+    for other in opponents(watched, others):
         theirs = _losses(other)
-        if len(theirs) < FEWEST_STEPS or not _against(watched, other):
+        if len(theirs) < FEWEST_STEPS:
             continue
         return LoopAdversary(
             other.label,
@@ -43,6 +43,11 @@ def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Loop
             max(len(losses), len(theirs)),
         )
     return None
+
+
+def opponents(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Iterator[OptimizerTrace]:
+    """Those whose weights this one's loss goes through, and not the reverse."""
+    return (other for other in others if _against(watched, other))
 
 
 def is_played_against(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> bool:

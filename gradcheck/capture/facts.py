@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from gradcheck.capture.adversaries import adversary, is_played_against
+from gradcheck.capture.adversaries import adversary, is_played_against, opponents
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.nodes import Loose, Weight, nodes_behind
 from gradcheck.capture.recorder import Recorder
@@ -76,6 +76,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         pairing=_pairing(recorder, every),
         adversary=adversary(watched, recorder.optimizers.values()),
         played_against=is_played_against(watched, recorder.optimizers.values()),
+        opposed=any(True for _ in opponents(watched, recorder.optimizers.values())),
         **recorder.journal.facts(watched),
         **base | {"backward_site": site},
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler, WeightedRandomSampler
 
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.structures import is_plain, tensors_in
@@ -20,16 +22,19 @@ MOST_ROWS = 20_000  # of one dataset
 ENTRIES = 512  # of each tensor of a row
 WHOLE = 0.95  # of the training data: as many that are looked at are likely these themselves
 FEWEST_NUMBERS = 4  # in a row: fewer tell no samples apart
+_OF_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)  # draw from the whole of a dataset
 
 
 @dataclass(eq=False)
 class _Data:
-    """A dataset, and what came out of it."""
+    """A dataset, or the part of it that a sampler gives, and what came out of it."""
 
-    dataset: Any
+    source: tuple[Any, Any]  # kept, as the ids of both are its key
     site: Location | None
     trained: set[int] = field(default_factory=set)
     looked_at: set[int] = field(default_factory=set)
+    shared: set[int] = field(default_factory=set)  # of those that are looked at: what had been trained on,
+    elsewhere: bool = False  # and by then was no longer: folds of one model
     passes: dict[int, Counter[int]] = field(default_factory=dict)  # by iterator: the rows of one pass
 
     @property
@@ -39,22 +44,41 @@ class _Data:
         return sum(n for n in counts.values() if n > 1) / max(1, counts.total())
 
 
+@dataclass(eq=False)
+class _Training:
+    """What some weights were trained on: folds and fits one after another have weights of their own."""
+
+    weights: set[int] = field(default_factory=set)
+    rows: set[int] = field(default_factory=set)
+
+
 class Leaks(LoopListener):
     """`fetched` is told of every batch that a loader gives."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
-        self._data: dict[int, _Data] = {}
+        self._data: dict[tuple[int, int], _Data] = {}
+        self._current, self._newest = _Training(), set[int]()  # `_newest`: rows of the data that were trained on last
+        self._trainings = [self._current]
         self._waiting: tuple[_Data, list[int], int] | None = None  # rows of the last batch, and the backward passes before it
 
     def data_begun(self, loader: Any) -> None:
-        key = id(loader.dataset)
+        source = loader.dataset, _part(loader._index_sampler)
+        key = id(source[0]), id(source[1])
         if key not in self._data:
-            self._data[key] = _Data(loader.dataset, here())
+            self._data[key] = _Data(source, here())
+
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        weights = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        known = next((t for t in self._trainings if not t.weights or t.weights & weights), None)
+        if known is None:
+            self._trainings.append(known := _Training())
+        known.weights |= weights
+        self._current = known
 
     def fetched(self, iterator: Any, batch: Any) -> None:
         self._settle()
-        data = self._data.get(id(iterator._dataset))
+        data = self._data.get((id(iterator._dataset), id(_part(iterator._index_sampler))))
         if data is None or len(data.trained) + len(data.looked_at) >= MOST_ROWS:
             return
         rows = list(_rows(batch))
@@ -64,28 +88,40 @@ class Leaks(LoopListener):
     def _settle(self) -> None:
         if self._waiting is not None:
             data, rows, before = self._waiting
-            (data.trained if self.recording.backwards > before else data.looked_at).update(rows)
             self._waiting = None
+            if self.recording.backwards > before:
+                data.trained.update(rows)
+                self._current.rows.update(rows)
+                self._newest = data.trained
+            else:
+                data.looked_at.update(rows)
+                data.shared |= self._current.rows.intersection(rows)
+                data.elsewhere = not data.shared <= self._newest
 
     def found(self) -> LoopLeak | None:
         """The data that are only looked at, of which most were trained on. None where none are."""
         self._settle()
         trained = [d for d in self._data.values() if d.trained]
-        rows = set[int]().union(*(d.trained for d in trained))
         others = [d for d in self._data.values() if d.looked_at and not d.trained]
-        if not rows or not others:
+        if not trained or not others:
             return None
         twins = max(d.twins for d in trained)
-        told = [_leak(d, rows, twins, trained) for d in others]
-        clean = [x for x in told if x.rows and x.shared / x.rows - x.twins <= 0]
-        whole = [x for x in told if x.rows and x.shared == x.rows]
-        left = [x for x in told if not (clean and x in whole)]  # beside data of its own, a look at what was trained on is meant
+        told = [_leak(d, twins, trained) for d in others]
+        clean = any(x.rows and x.shared / x.rows - x.twins <= 0 for x in told)
+        own = [x for x, d in zip(told, others, strict=True) if x.rows and x.shared == x.rows and not d.elsewhere]
+        left = [x for x in told if not (clean and x in own)]  # beside data of its own, a look at what was trained on is meant
         return max(left or told, key=lambda x: x.shared / max(1, x.rows))
 
 
-def _leak(data: _Data, rows: set[int], twins: float, trained: list[_Data]) -> LoopLeak:
+def _part(sampler: Any) -> Any:
+    """What picks a part of a dataset, given to its loader by itself or for batches; None where all of it is given."""
+    inner = getattr(sampler, "sampler", sampler)
+    return None if isinstance(inner, _OF_ALL) or not hasattr(inner, "__len__") else inner
+
+
+def _leak(data: _Data, twins: float, trained: list[_Data]) -> LoopLeak:
     whole = len(data.looked_at) >= WHOLE * max(len(d.trained) for d in trained)
-    return LoopLeak(len(data.looked_at), len(data.looked_at & rows), twins, whole, data.site)
+    return LoopLeak(len(data.looked_at), len(data.shared), twins, whole, data.site)
 
 
 def _rows(batch: Any) -> Iterator[int]:

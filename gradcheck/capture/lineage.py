@@ -29,6 +29,7 @@ MOST_CLASSES = 100
 NEIGHBOURS = 5
 APART = 0.5  # share of the rows that are paired otherwise
 _PICKS = frozenset(("__getitem__", "index_select"))
+_MOVES = frozenset(("flip", "flipud", "roll", "sort"))  # of all rows to other places
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +48,27 @@ class Lineage:
         self._tensors: dict[int, tuple[weakref.ref[torch.Tensor], Origin]] = {}
         self._constants: dict[int, tuple[Constant, Origin]] = {}
 
-    def follow(self, name: str, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+    def follow(self, name: str, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         source = args[0]
         known = self.of(source)
-        if name in _PICKS:
-            index = args[1] if name == "__getitem__" and len(args) > 1 else _selected(args, kwargs)
-            rows = _rows(index, len(source))
-            if rows is None or not output.dim() or len(rows) != len(output) or source.numel() > MOST_ENTRIES:
+        if name in _MOVES or name in _PICKS:
+            rows = _moved(name, function, args, kwargs, output) if name in _MOVES else _picked(name, args, kwargs)
+            result = output[0] if isinstance(output, tuple) else output
+            if rows is None or not result.dim() or len(rows) != len(result) or source.numel() > MOST_ENTRIES:
                 return
             if len(rows) > len(source):
                 return  # a table that is looked up, not data
             root, before, places = (known.root, known.rows, known.places) if known is not None else (source, None, ())
             if before is not None:
                 rows = before[rows]
-            self._keep(output, Origin(root, rows, (*places, here())))
-        elif known is not None and output is not source and output.dim() and len(output) == len(known.rows):
+            self._keep(result, Origin(root, rows, (*places, here())))
+        elif (
+            known is not None
+            and isinstance(output, torch.Tensor)
+            and output is not source
+            and output.dim()
+            and len(output) == len(known.rows)
+        ):
             others = (self.of(a) for a in args[1:] if isinstance(a, torch.Tensor))
             if not any(o is not None and not torch.equal(o.rows, known.rows) for o in others):
                 self._keep(output, known)
@@ -122,6 +129,24 @@ def _once(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.T
         _, first = np.unique((one, other)[side].numpy(), return_index=True)
         one, other = one[np.sort(first)], other[np.sort(first)]
     return one, other
+
+
+def _picked(name: str, args: Any, kwargs: Any) -> torch.Tensor | None:
+    index = args[1] if name == "__getitem__" and len(args) > 1 else _selected(args, kwargs)
+    return _rows(index, len(args[0]))
+
+
+def _moved(name: str, function: Any, args: Any, kwargs: Any, output: Any) -> torch.Tensor | None:
+    """Where the rows were before a call that puts all of them elsewhere; None where it leaves them, or tears them apart."""
+    source = args[0]
+    if name == "sort":
+        return output[1].cpu() if source.dim() == 1 else None
+    if name == "roll" and source.dim() > 1 and len(args) < 3 and "dims" not in kwargs:
+        return None  # over all entries as one row
+    places = torch.arange(len(source), device="cpu")
+    with torch._C.DisableTorchFunction():
+        rows: torch.Tensor = function(places.view(-1, *[1] * (source.dim() - 1)), *args[1:], **kwargs).flatten()
+    return rows if not torch.equal(rows, places) else None
 
 
 def _selected(args: Any, kwargs: Any) -> Any:

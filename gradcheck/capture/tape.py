@@ -184,9 +184,10 @@ class Tape:
             starts = torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad
             if starts and name != "requires_grad_" and self._takes_leaf(args, kwargs):
                 node = self._node(function, self.encode(args), self.encode(kwargs), False)
-            elif isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor) and args[0].dim():
-                self.rows.follow(name, function, args, kwargs, output)
-                self.lineage.follow(name, args, kwargs, output)
+            elif args and isinstance(args[0], torch.Tensor) and args[0].dim():
+                if isinstance(output, torch.Tensor):
+                    self.rows.follow(name, function, args, kwargs, output)
+                self.lineage.follow(name, function, args, kwargs, output)
         if node is None:
             return
         if name in _READ:

@@ -210,8 +210,9 @@ class LoopFacts:
     averages: tuple[LoopAverage, ...] | None = None  # None: not looked at
     silent: tuple[SilentTerm, ...] | None = None
     retained: LoopRetained | None = None
-    adversary: LoopAdversary | None = None
-    played_against: bool = False  # it is such an adversary of another training
+    adversary: LoopAdversary | None = None  # where both are followed for long enough
+    opposed: bool = False  # its loss goes through weights that another optimizer trains, and not the reverse
+    played_against: bool = False  # the reverse: another training's loss goes through its weights
     pairing: LoopPairing | None = None
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told

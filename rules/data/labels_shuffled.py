@@ -35,8 +35,8 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
     The targets say nothing about the inputs any more. The loss falls to that of the best constant, and then by learning by heart.
 
     ## How it is measured
-    While the script runs, picks and slices of tensors are followed (`x[order]`, `index_select`), through what is done to all rows
-    alike, into the batches or a `TensorDataset`. Where inputs and targets come from two tensors of equally many rows, and most
+    While the script runs, picks and slices of tensors are followed (`x[order]`, `index_select`, `flip`, `roll`, `sort`), through
+    what is done to all rows alike, into the batches or a `TensorDataset`. Where inputs and targets come from two tensors of equally many rows, and most
     rows are paired otherwise than they stand there, the share of the targets' variance that a linear model or the five nearest
     neighbours explain on held-out samples is taken twice: of the pairs as they are trained on, and of the same inputs with the
     targets that stood beside them.
@@ -45,7 +45,9 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
     At least `source` 0.2 in the pairs as they came, at most `trained` 0.1 as they are trained on; 100 samples or more. Calibration
     on three classes and a linear target, 400 samples: in seven scripts that tear pairs apart 0.99 to 1.0 and at most 0; nine
     healthy ones (plain, one order for both, given in two ways, shuffled by the loader, scaled behind a shuffle, mixed with others,
-    windows of one tensor, noise from another one) keep their pairs. Targets that were noise from the
+    windows of one tensor, noise from another one) keep their pairs. Held out: of five healthy programs (rows sorted, mixed samples,
+    pairs to verify, denoising, the next value) none is told, of six that tear pairs apart (two draws, numbers, turned, moved, sorted)
+    all are, after turning, moving and sorting were followed. Targets that were noise from the
     start come to 0 either way.
     Arrays of numpy, tables and files are not followed.
 

@@ -69,7 +69,8 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     `decayed_cosine` -0.5: applies instead when the optimizer has weight decay, whose share of a step can point anywhere.
 
     ## When to ignore it
-    When a term is maximised on purpose, as in adversarial training. Beside other losses that is advice only.
+    When a term is maximised on purpose, as in adversarial training. Beside other losses, and where the loss goes through weights that
+    another optimizer trains, that is advice only.
 
     ## Example
     ```python
@@ -159,7 +160,8 @@ def _negated(m: Measurement, call: LossCall) -> Finding:
     weight = call.weight_in_total or 0.0
     total = m.probe.losses[0] if m.probe.losses else weight * (call.value or 0.0)
     runs_away = m.ascent is not None and m.ascent.unbounded
-    wrong = runs_away or (len(m.losses) == 1 and total < 0)
+    game = m.loop is not None and m.loop.opposed  # what the one training raises the other one lowers
+    wrong = (runs_away or (len(m.losses) == 1 and total < 0)) and not game
     meaning = (
         "training maximises it, so the model learns to be wrong"
         if wrong

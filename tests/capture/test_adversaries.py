@@ -77,7 +77,9 @@ def seen(text: str, folder: Path) -> list[LoopAdversary | None]:
     spec = ScriptSpec(str(folder / "train.py"), quiet=True)
     with captured(spec) as run:
         assert run.ending.how in ("end", "stopped"), run.error
-        return [t.loop.adversary for t in trainings_of(run, spec)]
+        trainings = trainings_of(run, spec)
+        assert all(t.loop.opposed == (t.loop.adversary is not None) for t in trainings)
+        return [t.loop.adversary for t in trainings]
 
 
 @pytest.mark.parametrize(("text", "won"), CASES.values(), ids=CASES)

@@ -18,7 +18,7 @@ HEAD = """
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, WeightedRandomSampler, random_split
+from torch.utils.data import ConcatDataset, DataLoader, Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler, random_split
 
 torch.manual_seed(0)
 x, y = torch.randn(400, 8), torch.randint(3, (400,))
@@ -48,6 +48,9 @@ def case(trained: str, *looked_at: str, before: str = "") -> str:
 
 
 NARROW = "model.weight.data = model.weight.data[:, :{}]\n"
+SAMPLERS = "rows = torch.randperm(400).tolist()\n" + LOOP.replace(
+    "TRAINED, batch_size=16, shuffle=True", "data, batch_size=16, sampler=SubsetRandomSampler({})"
+).replace("LOOK", "look(DataLoader(data, batch_size=50, sampler=SubsetRandomSampler({})))")
 SPLIT = "one, other = random_split(data, [300, 100])"
 CASES = {
     "a random split": (case("one", "other", before=SPLIT), []),
@@ -78,6 +81,26 @@ CASES = {
     ),
     "oversampled within the training part": (case("ConcatDataset([one, Subset(one, range(50))])", "other", before=SPLIT), []),
     "validation before training": (case("one", before=SPLIT + "\nlook(DataLoader(other, batch_size=50))"), []),
+    "folds, each with a model of its own": (
+        "for fold in range(4):\n"
+        "    model = nn.Linear(8, 3)\n    opt = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "    own = torch.arange(400) % 4 == fold\n"
+        + textwrap.indent(case("TensorDataset(x[~own], y[~own])", "TensorDataset(x[own], y[own])").strip(), "    "),
+        [],
+    ),
+    "folds of one model": (
+        "for fold in range(4):\n    own = torch.arange(400) % 4 == fold\n"
+        + textwrap.indent(case("TensorDataset(x[~own], y[~own])", "TensorDataset(x[own], y[own])").strip(), "    "),
+        ["warning"],
+    ),
+    "another model on everything afterwards": (
+        case("one", "other", before=SPLIT)
+        + "model = nn.Linear(8, 3)\nopt = torch.optim.SGD(model.parameters(), lr=0.1)"
+        + LOOP.replace("TRAINED", "data").replace("LOOK", "pass"),
+        [],
+    ),
+    "samplers of one data set": (SAMPLERS.format("rows[:300]", "rows[300:]"), []),
+    "samplers that overlap": (SAMPLERS.format("rows[:350]", "rows[250:]"), ["error"]),
     "two that repeat": (case("TensorDataset(x[:302], y[:302])", "TensorDataset(x[300:], y[300:])"), []),
     "three in a hundred": (case("TensorDataset(x[:306], y[:306])", "TensorDataset(x[300:], y[300:])"), ["warning"]),
     "an overlap": (case("TensorDataset(x[:350], y[:350])", "TensorDataset(x[250:], y[250:])"), ["error"]),
@@ -98,7 +121,7 @@ def test_what_is_trained_on_and_looked_at(text: str, expected: list[str] | None,
     spec = ScriptSpec("train.py", quiet=True)
     with captured(spec) as run:
         assert run.error is None, run.error
-        (training,) = trainings_of(run, spec)
+        training = trainings_of(run, spec)[0]
     m = measurement(loop=training.loop)
     if expected is None:
         assert no_verdict(validation_leak, m) == "not-applicable"

@@ -54,6 +54,9 @@ APART = {
         "randperm",
     ),
     "numbers": (loop(before="y = (x @ torch.randn(8)); x = x[torch.randperm(400)]", loss=NUMBERS), "randperm"),
+    "turned round": (loop(before="x = x.flip(0)"), "flip"),
+    "moved by one": (loop(before="y = torch.roll(y, 1)"), "roll"),
+    "targets sorted": ("y = y.sort().values" + LOADER, "sort"),
     "before the loader": ("x = x[torch.randperm(400)]" + LOADER, "randperm"),
 }
 TOGETHER = {
@@ -61,6 +64,9 @@ TOGETHER = {
     "both in one order": loop(before=ORDER + "x, y = x[order], y[order]"),
     "one order, given in two ways": loop(before=ORDER + "x, y = x.index_select(0, order), y[order.numpy()]"),
     "shuffled by the loader": LOADER,
+    "turned round together": loop(before="x, y = x.flip(0), y.flip(0)"),
+    "inputs turned in themselves": loop(before="x = x.flip(1).roll(2, 1)"),
+    "both in the order of the targets": loop(before="y, order = y.sort(); x = x[order]"),
     "a part": loop(before="x, y = x[:400], y[:400]"),
     "scaled behind a shuffle": loop(before=ORDER + "x, y = (x[order] - 1) / 2, y[order]"),
     "mixed with others": loop(

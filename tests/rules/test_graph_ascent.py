@@ -6,7 +6,7 @@ import pytest
 
 from gradcheck.rules.graph.gradient_ascent import gradient_ascent
 from gradcheck.types.losses import Ascent
-from tests.literals import diverged, location, loss_call, measurement, optimizer, run
+from tests.literals import diverged, location, loop, loss_call, measurement, optimizer, run
 from tests.rules.verdicts import findings, only, severities
 
 
@@ -45,6 +45,14 @@ class TestGradientAscent:
         m = measurement(losses=(loss_call(weight_in_total=-1.0),), probe=run((-2.3, -2.4, -3.0)), ascent=Ascent(1.0))
         f = only(gradient_ascent, m)
         assert f.severity == "error" and f.location == loss_call().site and "weight -1" in f.message
+
+    @pytest.mark.parametrize("unbounded", [False, True])
+    def test_a_generator_that_raises_the_loss_of_its_discriminator_is_advice(self, unbounded):
+        """The original minimax game; both sides are trained."""
+        m = measurement(
+            losses=(loss_call(weight_in_total=-1.0),), probe=run((-0.7, -0.5)), ascent=Ascent(1.0, unbounded), loop=loop(opposed=True)
+        )
+        assert severities(gradient_ascent, m) == ["info"]
 
     def test_a_subtracted_term_beside_others_is_advice_unless_it_runs_away(self):
         losses = (loss_call(), loss_call(weight_in_total=-0.1, site=location(31)))
