@@ -26,7 +26,8 @@ SAVED = ".gradcheck/last.json"
 def watch(
     ctx: typer.Context,
     *,
-    every: Annotated[int, typer.Option(metavar="N", min=1, help="Measure the first four steps, and then every N.")] = 50,
+    overhead: Annotated[str, typer.Option(metavar="SHARE", help="Of the run's time that watching may take.")] = "3%",
+    every: Annotated[int | None, typer.Option(metavar="N", min=1, help="Measure every N steps, whatever it costs.")] = None,
     stop_on: Annotated[
         str | None, typer.Option(metavar="error|warning", help="End the program at a finding of this level or above.")
     ] = None,
@@ -58,10 +59,24 @@ def watch(
         place = None if no_save else _place(save)
         program = program_of(ctx.obj or ())
         check_interpreter(program)
-        orders = Orders(every, stop_on, config.config or [], config.isolated, {k: v for k, v in rules.choice.items() if v})
+        orders = Orders(every, _share(overhead), stop_on, config.config or [], config.isolated, {k: v for k, v in rules.choice.items() if v})
         ending = run(program, orders, color=color, quiet=quiet)
         _tell(ending, settings, outputs, place, color)
         sys.exit(_code(ending, settings, gate.exit_zero))
+
+
+def _share(text: str) -> float:
+    """`3%` or `0.03`. Raises ConfigError for anything else."""
+    from gradcheck.errors import ConfigError
+
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = 0.0
+    if rest or not 0 < share <= 1 or (share == 1 and not percent):
+        raise ConfigError(f"--overhead must be a share of the run's time; got {text!r}", hint="--overhead 3%, or --overhead 0.03")
+    return share
 
 
 def _place(save: str) -> Path:

@@ -20,13 +20,13 @@ from gradcheck.config.settings import Settings, load
 from gradcheck.errors import TrainingStopped
 from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.live.frames import frame
-from gradcheck.live.live_judge import SHARE
 from gradcheck.live.messages import send
 from gradcheck.live.models import living_optimizers, unwrapped
 from gradcheck.live.watch import Board, watched
 from gradcheck.types.report import Report
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, origin_of, record_sites
 
+SAVING = 1 / 8  # of what watching may take, for saving
 FRAME_EVERY = 0.2  # seconds between what is told to the parent, at least
 
 
@@ -79,7 +79,7 @@ class Finder:
         self._let_go()
         order = self.order
         board = watched(
-            model, optimizer, every=order["every"], stop_on=order["stop_on"], name=order["name"], on_measured=self._measured,
+            model, optimizer, every=order["every"], overhead=order["overhead"], stop_on=order["stop_on"], name=order["name"], on_measured=self._measured,
             config=self.settings,
         )  # fmt: skip
         board.locate(self.sites.living(), self._files())
@@ -131,7 +131,7 @@ class Finder:
     def _save(self, report: Report, *, always: bool = False) -> None:
         """Written now and then, so that a program that is killed leaves one too."""
         started = time.perf_counter()
-        if always or self._saving[0] + self._saving[1] <= SHARE * report.seconds:
+        if always or self._saving[0] + self._saving[1] <= SAVING * self.order["overhead"] * report.seconds:
             report.to_json(self.order["report"])
             took = time.perf_counter() - started
             self._saving = self._saving[0] + took, took

@@ -34,7 +34,8 @@ class Ending:
 class Orders:
     """What the child is told."""
 
-    every: int
+    every: int | None
+    overhead: float
     stop_on: str | None
     config: list[str] = field(default_factory=list)
     isolated: bool = False
