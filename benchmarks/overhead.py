@@ -239,6 +239,22 @@ def _report(name: str, step: dict[str, Any], scan: dict[str, Any], memory: dict[
     return "\n".join(lines)
 
 
+def watch(name: str, repeats: int, every: int | None) -> dict[str, Any]:
+    """A run that is judged as for `stop_on`, at the default cadence or every so many steps."""
+    import gradcheck
+
+    clock = watching.own_clock()
+    torch.manual_seed(0)
+    workload = MODELS[name]()
+
+    def train(count: int) -> None:
+        for i in range(count):
+            bare_step(workload.model, workload.optimizer, workload.training_step, workload.batches[i % 4])
+
+    board = gradcheck.watch(workload.model, workload.optimizer, every=every, stop_on="error")
+    return watching.measure(train, board, repeats, clock)
+
+
 def _watch_report(name: str, found: dict[str, Any]) -> str:
     row = lambda what, r: f"  {what:<24}{r['all']:6.3f}x all blocks {r['median']:6.3f}x median block"  # noqa: E731
     return "\n".join(
@@ -270,7 +286,7 @@ def main() -> None:
     results = {}
     for name in names:
         if options.watch:
-            print(_watch_report(name, watching.measure(name, options.repeats, options.every)), flush=True)
+            print(_watch_report(name, watch(name, options.repeats, options.every)), flush=True)
             continue
         step = one_step(name, options.repeats)
         if options.step_only:

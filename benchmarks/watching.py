@@ -1,94 +1,68 @@
-"""What watching costs: three processes train the same model, one of them watched, a block of steps at a time, in random order.
+"""What watching costs: blocks of watched steps and of bare ones, in random order, on one model in one process.
 
-Each process counts its CPU time, which is also what the watched one's cadence goes by: the blocks of the others are no time of its run.
-The ratio is that of all blocks together; that of the second bare process to the first is the control. The first steps, all of which are
-measured and judged, are spent once a run, and given apart.
+For a bare block the hooks are taken out, and the clock that the cadence goes by stands still: it counts the CPU time of the watched run
+alone. The ratio is that of all blocks together; that of a second bare block to the first is the control. The first steps, all of which
+are measured and judged, are spent once a run, and given apart.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-ARMS = ("bare", "control", "watched")
-SECONDS = 1.0  # of a block
+SECONDS = 0.5  # of a block
+STEPS = 150  # watched ones, at least: several measured ones are among them
 START = 8  # steps before the blocks
+ARMS = ("bare", "control", "watched")
 
 
-def measure(name: str, rounds: int, every: int | None = None) -> dict[str, Any]:
-    """Ratios, the length of a bare step in ms, seconds of the start beyond that of a bare run, and how many steps were measured."""
-    children = {arm: _start(name, arm, every) for arm in ARMS}
-    try:
-        begun = {arm: _ask(children[arm], START)[0] for arm in ARMS}
-        step = statistics.median(_ask(children["bare"], 4)[0] / 4 for _ in range(5))
-        count = max(1, round(SECONDS / step))
-        taken: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        for _ in range(rounds):
-            for arm in random.sample(ARMS, len(ARMS)):
-                taken[arm].append(_ask(children[arm], count)[0])
-        measured = _ask(children["watched"], 1)[1]
-    finally:
-        for child in children.values():
-            child.kill()
-            child.wait()
+def measure(train: Callable[[int], None], board: Any, rounds: int, clock: list[float]) -> dict[str, Any]:
+    """`train` takes so many steps. `clock[0]`: seconds of CPU time that the board's clock leaves out."""
+
+    def timed(count: int) -> float:
+        began = time.process_time()
+        train(count)
+        return time.process_time() - began
+
+    def bare(count: int) -> float:
+        began = time.process_time()
+        hooks.remove()
+        taken = timed(count)
+        hooks.install()
+        clock[0] += time.process_time() - began
+        return taken
+
+    timed(START)
+    step = min(timed(START) for _ in range(3)) / START
+    follower, began = board._follower, time.process_time()
+    hooks = follower.hooks
+    board.start()
+    train(START)
+    start = time.process_time() - began - START * step
+    before, count = board.record.log.steps, max(round(SECONDS / step), -(-STEPS // rounds))
+    taken: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for _ in range(rounds):
+        for arm in random.sample(ARMS, len(ARMS)):
+            while arm != "watched" and follower.measures:  # the taps are in
+                train(1)
+            taken[arm].append(timed(count) if arm == "watched" else bare(count))
+    board.close()
     sums = {arm: sum(values) for arm, values in taken.items()}
-    pairs = {a: statistics.median(x / y for x, y in zip(taken[a], taken["bare"], strict=True)) for a in ("control", "watched")}
+    pairs = {a: statistics.median(x / y for x, y in zip(taken[a], taken["bare"], strict=True)) for a in ARMS[1:]}
     return {
         "step_ms": 1000 * sums["bare"] / rounds / count,
         "steps": count * rounds,
-        "measured": int(measured),
-        "start": begun["watched"] - begun["bare"],
-        **{arm: {"all": sums[arm] / sums["bare"], "median": pairs[arm]} for arm in ("control", "watched")},
+        "measured": board.record.log.steps - before,
+        "start": start,
+        **{arm: {"all": sums[arm] / sums["bare"], "median": pairs[arm]} for arm in ARMS[1:]},
     }
 
 
-def _start(name: str, arm: str, every: int | None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.watching", name, arm, str(every or "")]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _ask(child: subprocess.Popen[str], steps: int) -> tuple[float, float]:
-    assert child.stdin is not None and child.stdout is not None
-    child.stdin.write(f"{steps}\n")
-    child.stdin.flush()
-    seconds, measured = child.stdout.readline().split()
-    return float(seconds), float(measured)
-
-
-def _child(name: str, arm: str, every: str) -> None:
-    time.perf_counter = time.process_time
-    import torch
-
-    import gradcheck
-    from benchmarks.overhead import MODELS, bare_step, keep_memory
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    keep_memory()
-    workload = MODELS[name]()
-    measured, done = [0], [0]
-
-    def note(board: gradcheck.Board) -> None:
-        measured[0] += 1
-
-    board = gradcheck.watch(
-        workload.model, workload.optimizer, every=int(every) if every else None, stop_on="error", on_measured=note
-    )  # fmt: skip
-    for _ in range(START):  # of torch itself, and of the optimizer's state: the same in all arms
-        bare_step(workload.model, workload.optimizer, workload.training_step, workload.batches[0])
-    for text in sys.stdin:
-        began = time.process_time()
-        if arm == "watched":
-            board.start()
-        for _ in range(int(text)):
-            bare_step(workload.model, workload.optimizer, workload.training_step, workload.batches[done[0] % 4])
-            done[0] += 1
-        print(time.process_time() - began, measured[0], flush=True)
-
-
-if __name__ == "__main__":
-    _child(*sys.argv[1:])
+def own_clock() -> list[float]:
+    """Makes what is imported from now on count the CPU time of this process, without what the list's number says."""
+    left_out = [0.0]
+    time.perf_counter = lambda: time.process_time() - left_out[0]
+    return left_out

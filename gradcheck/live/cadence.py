@@ -25,7 +25,7 @@ class Cadence:
     agreed: int | None = None  # steps between two that are measured, in all processes
     wanted: bool = True  # whether the step that comes next is measured
     _last: int = 0  # the last measured step
-    _due: float = 0.0  # on the clock
+    _due: float | None = None  # on the clock; None: not yet known
     _patient: float = 0.0  # likewise
 
     def look(self, step: int) -> None:
@@ -38,18 +38,23 @@ class Cadence:
             self.wanted = step - self._last >= self.agreed
         else:
             now = self.pace.now
-            self.wanted = (step - self._last >= EVERY or now >= self._patient) and now >= self._due
+            self.wanted = (step - self._last >= EVERY or now >= self._patient) and now >= self._is_due()
 
     def note(self, step: int) -> None:
-        """The measured step with this number, and what followed it, are over: when the next one is due follows from what all have cost."""
+        """The measured step with this number, and what followed it, are over."""
         pace, self._last = self.pace, step
         if self.every is not None or step < EARLY - 1:
             return
         if step == EARLY - 1:
             pace.begin_share()
-        cost = pace.next_cost
-        self._patient = pace.now + PATIENCE
-        self._due = pace.began + (pace.spent + pace.own + cost) / self.share
+        self._patient, self._due = pace.now + PATIENCE, None
+
+    def _is_due(self) -> float:
+        """When another measured step, with all that was spent before, is no more than the share."""
+        if self._due is None:
+            pace = self.pace
+            self._due = pace.began + (pace.spent + pace.own + pace.next_cost) / self.share
+        return self._due
 
     @property
     def interval(self) -> int | None:

@@ -66,8 +66,10 @@ class Together:
             self.record.note_loss(value)
 
     def exchange(self, step: int, watching: StepWatch | None, interval: int | None) -> int | None:
-        """All ranks are in the same measured step, as far as they count alike. `interval`: steps to the next one, as this rank would have it;
-        what all keep to is returned. None: it need not be agreed on."""
+        """All ranks are in the same measured step, as far as they count alike. Returns the steps to the next one that all keep to.
+
+        `interval`: as this rank would have it. None: it need not be agreed on.
+        """
         if not self.ranks.joined:
             return None
         share = share_of(self.record, watching, self.losses, step)

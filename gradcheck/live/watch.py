@@ -59,6 +59,7 @@ def watched(
     whole = nn.ModuleDict({"model": model, "loss": loss}) if isinstance(loss, nn.Module) and any(loss.parameters()) else model
     return Board(whole, inner_optimizer(optimizer), every, overhead, stop_on, name, on_measured, sinks, settings_from(config))
 
+
 JUDGING = 1 / 4  # of what watching may take, for judging
 
 
