@@ -1,12 +1,12 @@
 """What measuring costs: CPU time and memory of gradcheck beside bare training steps and beside plain hooks.
 
     python -m benchmarks.overhead [--model resnet18 --model gpt6 --model mlp50] [--repeats 15] [--json]
-    python -m benchmarks.overhead --watch [--model resnet18] [--repeats 5]
+    python -m benchmarks.overhead --watch [--model resnet18] [--repeats 20] [--every 50]
 
 Every repeat runs all arms once, in random order, on the same model: two bare steps (their ratio is the control), one step
 with all statistics, one with plain `.item()` hooks. Ratios are of CPU time, one thread, and the median over repeats;
-wall-clock ratios are given beside them, and say little on a busy machine. With `--watch`: blocks of bare steps beside blocks of
-watched ones, judged as they are for `stop_on`.
+wall-clock ratios are given beside them, and say little on a busy machine. With `--watch`: a watched run, judged as for
+`stop_on`, beside bare ones; see benchmarks/watching.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks import watching
 from gradcheck.measure import session as measuring
 from gradcheck.workload.workload import Workload
 from sample_models.gpt import GPT, LENGTH, VOCABULARY
@@ -37,10 +38,9 @@ from sample_models.resnet import ResNet
 
 STEPS = 100  # of a whole scan
 MEMORY_STEPS = 12  # enough for every kind of measured step
-LIMITS = {"resnet18": 2.0, "gpt6": 1.5, "mlp50": 2.5}
+LIMITS = {"resnet18": 2.0, "gpt6": 1.5, "mlp50": 2.5, "small": 2.5}
 SCAN_LIMIT, MEMORY_LIMIT = 1.5, 1.1
-WATCH_LIMITS = {("resnet18", "every 50"): 1.05, ("resnet18", "every step"): 1.6}
-WARM, BLOCK = 9, 50  # steps before those that are timed, and timed
+WATCH_LIMITS = {"resnet18": 1.02, "gpt6": 1.03, "mlp50": 1.03, "small": 1.03}
 
 
 def keep_memory() -> None:
@@ -79,6 +79,16 @@ def mlp50() -> Workload:
     return _workload("mlp50", model, batches, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
 
 
+def small() -> Workload:
+    """Seven linear layers of width 128 with ReLU between, 256 samples, AdamW: a step takes a few milliseconds."""
+    layers: list[nn.Module] = []
+    for _ in range(6):
+        layers += [nn.Linear(128, 128), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(128, 10))
+    batches = [(torch.randn(256, 128), torch.randint(10, (256,))) for _ in range(4)]
+    return _workload("small", model, batches, torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+
 def _workload(name: str, model: nn.Module, batches: list[Any], optimizer: torch.optim.Optimizer) -> Workload:
     def step(model: nn.Module, batch: Any) -> torch.Tensor:
         output = model(batch[0])
@@ -87,7 +97,7 @@ def _workload(name: str, model: nn.Module, batches: list[Any], optimizer: torch.
     return Workload(name, model, batches, step, optimizer)
 
 
-MODELS: dict[str, Callable[[], Workload]] = {"resnet18": resnet18, "gpt6": gpt6, "mlp50": mlp50}
+MODELS: dict[str, Callable[[], Workload]] = {"resnet18": resnet18, "gpt6": gpt6, "mlp50": mlp50, "small": small}
 
 
 def bare_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[..., torch.Tensor], batch: Any) -> None:
@@ -153,42 +163,6 @@ def one_step(name: str, repeats: int) -> dict[str, Any]:
         cpu, wall = (statistics.median(a[i] / b[i] for a, b in zip(times[arm], times["bare"], strict=True)) for i in (0, 1))
         result[arm] = {"cpu": cpu, "wall": wall, "least_cpu": min(t[0] for t in times[arm]) / min(t[0] for t in times["bare"])}
     return result
-
-
-def watching(name: str, repeats: int) -> dict[str, Any]:
-    """Ratios of a block of watched steps to a bare one of the same repeat: every 50th step measured, and every step."""
-    import gradcheck
-
-    torch.manual_seed(0)
-    workload = MODELS[name]()
-
-    def steps(count: int) -> None:
-        for i in range(count):
-            bare_step(workload.model, workload.optimizer, workload.training_step, workload.batches[i % 4])
-
-    def bare(count: int) -> tuple[float, float]:
-        return _timed(lambda: steps(count))
-
-    def watched(every: int, count: int) -> tuple[float, float]:
-        with gradcheck.watch(workload.model, workload.optimizer, every=every, stop_on="error"):
-            steps(WARM)  # the first ones are measured in any case
-            return _timed(lambda: steps(count))
-
-    arms = {
-        "control": (lambda: bare(BLOCK), BLOCK),
-        "every 50": (lambda: watched(50, BLOCK), BLOCK),
-        "every step": (lambda: watched(1, 10), 10),
-    }
-    ratios: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}
-    bare(WARM)
-    for repeat in range(repeats + 1):
-        base = bare(BLOCK)
-        for arm in random.sample(list(arms), len(arms)):
-            run, count = arms[arm]
-            cpu, wall = run()
-            if repeat:
-                ratios[arm].append((cpu / count / (base[0] / BLOCK), wall / count / (base[1] / BLOCK)))
-    return {arm: {"cpu": statistics.median(r[0] for r in rs), "wall": statistics.median(r[1] for r in rs)} for arm, rs in ratios.items()}
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, float]:
@@ -265,6 +239,34 @@ def _report(name: str, step: dict[str, Any], scan: dict[str, Any], memory: dict[
     return "\n".join(lines)
 
 
+def watch(name: str, repeats: int, every: int | None) -> dict[str, Any]:
+    """A run that is judged as for `stop_on`, at the default cadence or every so many steps."""
+    import gradcheck
+
+    clock = watching.own_clock()
+    torch.manual_seed(0)
+    workload = MODELS[name]()
+
+    def train(count: int) -> None:
+        for i in range(count):
+            bare_step(workload.model, workload.optimizer, workload.training_step, workload.batches[i % 4])
+
+    board = gradcheck.watch(workload.model, workload.optimizer, every=every, stop_on="error")
+    return watching.measure(train, board, repeats, clock)
+
+
+def _watch_report(name: str, found: dict[str, Any]) -> str:
+    row = lambda what, r: f"  {what:<24}{r['all']:6.3f}x all blocks {r['median']:6.3f}x median block"  # noqa: E731
+    return "\n".join(
+        [
+            f"{name}: a bare step takes {found['step_ms']:.2f} ms of CPU time; {found['measured']} of {found['steps']} steps measured",
+            row("bare again (control)", found["control"]),
+            row("watched", found["watched"]) + f"   limit {WATCH_LIMITS[name]:.2f}x",
+            f"  {'once, at the start':<24}{found['start']:6.3f} s",
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", choices=sorted(MODELS), help="may be repeated; default all")
@@ -272,6 +274,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--step-only", action="store_true", help="skip the whole scan and the memory")
     parser.add_argument("--watch", action="store_true", help="what watching a loop costs")
+    parser.add_argument("--every", type=int, help="with --watch, in place of the share that is the default")
     parser.add_argument("--memory", choices=("idle", "bare", "scan"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -283,9 +286,7 @@ def main() -> None:
     results = {}
     for name in names:
         if options.watch:
-            for arm, ratio in watching(name, options.repeats).items():
-                limit = f"   limit {WATCH_LIMITS[name, arm]:.2f}x" if (name, arm) in WATCH_LIMITS else ""
-                print(f"{name}: {arm:<12}{ratio['cpu']:6.3f}x of CPU time {ratio['wall']:6.3f}x of the clock{limit}", flush=True)
+            print(_watch_report(name, watch(name, options.repeats, options.every)), flush=True)
             continue
         step = one_step(name, options.repeats)
         if options.step_only:

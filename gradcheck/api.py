@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradcheck.config.settings import EVERY, Settings, settings_from
+from gradcheck.config.settings import OVERHEAD, Settings, settings_from
 from gradcheck.errors import TargetError
 from gradcheck.rank import is_rank_zero
 from gradcheck.trials.options import DEFAULT_BUDGET, Options
@@ -138,7 +138,8 @@ def watch(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     loss: nn.Module | Callable[..., Any] | None = None,
-    every: int = EVERY,
+    every: int | None = None,
+    overhead: float = OVERHEAD,
     stop_on: Severity | None = None,
     name: str = "the watched run",
     on_measured: Callable[[Board], None] | None = None,
@@ -148,7 +149,8 @@ def watch(
     """Watches a training loop that runs in a `with` block, or between `start()` and `close()`. The loop is not changed, nor its result.
 
     `optimizer`: whose steps are counted; None: the first one that trains the model. `loss`: the loss function; a module that holds
-    parameters of its own belongs to the model then. `every`: the first four steps are measured, and then every so many.
+    parameters of its own belongs to the model then. The first four steps are measured, and then as many as `overhead`, the share of the
+    run's time that watching may take, allows, at most one in 50; or, with `every`, every so many.
     `stop_on`: "error" or "warning" ends the loop at the next measured step, with `gradcheck.errors.TrainingStopped`, which the `with`
     block takes up: the program goes on behind it. `on_measured`: called with the board after each measured step. `sinks`: trackers of
     experiments that get the numbers of each measured step: see gradcheck/integrations.
@@ -159,5 +161,14 @@ def watch(
     from gradcheck.live.watch import watched
 
     return watched(
-        model, optimizer, loss=loss, every=every, stop_on=stop_on, name=name, on_measured=on_measured, sinks=sinks, config=config
+        model,
+        optimizer,
+        loss=loss,
+        every=every,
+        overhead=overhead,
+        stop_on=stop_on,
+        name=name,
+        on_measured=on_measured,
+        sinks=sinks,
+        config=config,
     )

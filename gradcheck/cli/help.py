@@ -17,11 +17,11 @@ from gradcheck.errors import ConfigError, closest
 # Heading -> names of the parameters below it.
 GROUPS: Mapping[str, str] = {
     "Target and data": "arg data val_data column clip input loss optimizer lr device dtype script sandbox quiet_script",
-    "Training": "fast steps seeds budget watch every stop_on folds time_ordered workers",
+    "Training": "fast steps seeds budget watch overhead every stop_on folds time_ordered workers",
     "Remedies": "fix write diff unsafe_fixes allow_dirty remedy search trials study",
     "Rules": "select ignore extend_select rules add_ignore tolerance",
     "Exit code": "fail_on max_warnings exit_zero allow_partial fail_on_new baseline no_baseline allow_stale",
-    "Output": "output statistics format output_format open_page profile show_passed show_all save no_save color quiet",
+    "Output": "output statistics format output_format open_page profile show_passed show_all save no_save attach color quiet",
     "Configuration": "config isolated",
 }
 OTHER = "Other"
@@ -36,8 +36,8 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "fix": ("gradcheck fix model.py", "gradcheck fix train.py --diff > fix.patch", "gradcheck fix train.py --write --unsafe-fixes"),
     "watch": (
         "gradcheck watch -- python train.py --epochs 3",
-        "gradcheck watch --every 100 --stop-on error -- python train.py",
-        "gradcheck watch -- torchrun --nproc-per-node 2 train.py",
+        "gradcheck watch --overhead 1% --stop-on error -- torchrun --nproc-per-node 2 train.py",
+        "gradcheck watch --attach .gradcheck/last.json",
     ),
     "trial": (
         "gradcheck trial model.py",

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from gradcheck.config.settings import Settings
     from gradcheck.live.parent import Ending
-    from gradcheck.types.report import Report
 
 SAVED = ".gradcheck/last.json"
 
@@ -26,9 +25,13 @@ SAVED = ".gradcheck/last.json"
 def watch(
     ctx: typer.Context,
     *,
-    every: Annotated[int, typer.Option(metavar="N", min=1, help="Measure the first four steps, and then every N.")] = 50,
+    overhead: Annotated[str, typer.Option(metavar="SHARE", help="Of the run's time that watching may take.")] = "3%",
+    every: Annotated[int | None, typer.Option(metavar="N", min=1, help="Measure every N steps, whatever it costs.")] = None,
     stop_on: Annotated[
         str | None, typer.Option(metavar="error|warning", help="End the program at a finding of this level or above.")
+    ] = None,
+    attach: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Show the board of a run that is going on: its saved run, or its folder.")
     ] = None,
     save: Annotated[str, typer.Option(metavar="PATH", help="Where the run is saved, for `gradcheck report` and `gradcheck diff`.")] = SAVED,
     no_save: Annotated[bool, typer.Option("--no-save", help="Save nothing.")] = False,
@@ -51,17 +54,35 @@ def watch(
         from gradcheck.live.parent import Orders, run
         from gradcheck.report.outputs import parse_outputs
 
+        if attach is not None:
+            sys.exit(_attach(attach, ctx.obj, color, quiet))
         settings = config.settings(**rules.choice, **gate.flags, max_warnings=max_warnings)
         outputs = parse_outputs(output or ())
         if stop_on not in (None, "error", "warning"):
             raise ConfigError(f"--stop-on must be error or warning; got {stop_on!r}")
-        place = None if no_save else _place(save)
         program = program_of(ctx.obj or ())
         check_interpreter(program)
-        orders = Orders(every, stop_on, config.config or [], config.isolated, {k: v for k, v in rules.choice.items() if v})
+        place = None if no_save else _place(save)
+        chosen = {k: v for k, v in rules.choice.items() if v}
+        record = str(place.absolute()) if place is not None else ""
+        orders = Orders(every, _share(overhead), stop_on, record, config.config or [], config.isolated, chosen)
         ending = run(program, orders, color=color, quiet=quiet)
         _tell(ending, settings, outputs, place, color)
         sys.exit(_code(ending, settings, gate.exit_zero))
+
+
+def _share(text: str) -> float:
+    """`3%` or `0.03`. Raises ConfigError for anything else."""
+    from gradcheck.errors import ConfigError
+
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = 0.0
+    if rest or not 0 < share <= 1 or (share == 1 and not percent):
+        raise ConfigError(f"--overhead must be a share of the run's time; got {text!r}", hint="--overhead 3%, or --overhead 0.03")
+    return share
 
 
 def _place(save: str) -> Path:
@@ -72,6 +93,19 @@ def _place(save: str) -> Path:
     if is_folder(path) or (save != SAVED and not is_folder(path.parent)):
         raise ConfigError(f"--save {save}: no file can be written there", hint="--save run.json")
     return path
+
+
+def _attach(run: str, program: object, color: str, quiet: bool) -> int:
+    from gradcheck.errors import ConfigError
+    from gradcheck.live.attach import attach, run_at
+
+    if program is not None:
+        raise ConfigError("--attach looks at a run that is going on, and starts none", hint=f"gradcheck watch --attach {run}")
+    try:
+        return attach(run_at(run), color=color, quiet=quiet)
+    except KeyboardInterrupt:
+        print("gradcheck: the run goes on", file=sys.stderr)
+        return 130
 
 
 def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, color: str) -> None:
@@ -88,17 +122,8 @@ def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, 
         hint = "the program is to train with an optimizer of torch.optim; from Python: with gradcheck.watch(model, optimizer)"
         raise TargetError("no training was seen", hint=hint)
     if place is not None:
-        _save(report, place)
+        print(f"gradcheck: run saved to {place}", file=sys.stderr)
     write_outputs([report], outputs, View(color, fail_on=settings.fail_on, allow_partial=settings.allow_partial))  # type: ignore[arg-type]
-
-
-def _save(report: Report, place: Path) -> None:
-    if str(place) == SAVED:
-        from gradcheck.report.saved_runs import folder
-
-        folder()
-    report.to_json(place)
-    print(f"gradcheck: run saved to {place}", file=sys.stderr)
 
 
 def _code(ending: Ending, settings: Settings, exit_zero: bool) -> int:

@@ -7,7 +7,6 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +73,12 @@ class LoopHooks:
         self._handles.clear()
         self._patches.undo()
 
+    def hear(self, event: str, listener: LoopListener, wanted: bool) -> None:
+        """Whether a listener is told of this event from now on: what it does nothing at costs next to nothing."""
+        heard, own = self._heard[event], getattr(listener, event)
+        if (own in heard) != wanted:
+            (heard.append if wanted else heard.remove)(own)
+
     def _tell(self, event: str, *args: Any) -> None:
         """The user's loop is not to fail for being watched. What ends it on purpose is no Exception."""
         if self.failure is not None:
@@ -90,8 +95,11 @@ class LoopHooks:
         """A wrapper around a method that tells of its object."""
 
         def make(original: _Function) -> _Function:
+            heard = self._heard[event]
+
             def tell_first(owner: Any, *args: Any, **kwargs: Any) -> Any:
-                self._tell(event, owner)
+                if heard:
+                    self._tell(event, owner)
                 return original(owner, *args, **kwargs)
 
             def tell_then(owner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +119,8 @@ class LoopHooks:
                 return original(tensors, grad_tensors, *args, **kwargs)
             tensors = tuple(tensors) if isinstance(tensors, Iterator) else tensors
             losses = [tensors] if isinstance(tensors, torch.Tensor) else [t for t in tensors if isinstance(t, torch.Tensor)]
-            with self._own():
+            self._inside += 1
+            try:
                 self._tell("before_backward", losses, grad_tensors is not None)
                 done = False
                 try:
@@ -119,17 +128,11 @@ class LoopHooks:
                     done = True
                 finally:
                     self._tell("after_backward", done)
+            finally:
+                self._inside -= 1
             return result
 
         return backward
-
-    @contextmanager
-    def _own(self) -> Iterator[None]:
-        self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1
 
     # ------------------------------------------------------------------- steps
 
@@ -157,6 +160,10 @@ class LoopHooks:
         return evaluate
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if len(self._stepping) == 1 and self._stepping[0] is optimizer:
+            self._stepping.clear()
+            self._tell("after_step", optimizer)
+            return
         if not any(o is optimizer for o in self._stepping):
             return
         while self._stepping.pop() is not optimizer:  # steps inside it that raised

@@ -14,8 +14,8 @@ from torch import nn
 from gradcheck.config.settings import EVERY, Settings
 from gradcheck.errors import GradcheckError
 from gradcheck.judge.finding_key import key
+from gradcheck.live.cadence import EARLY
 from gradcheck.live.live_judge import at_least
-from gradcheck.live.loop_monitor import EARLY
 from gradcheck.live.sinks import Sink
 from gradcheck.live.watch import Board, watched
 from gradcheck.report.formatting import summary

@@ -1,6 +1,7 @@
 """Following a training that runs by itself. `watch.py` tells the story: hooks see the loop, some of its steps are measured, rules judge.
 
-    loop_monitor  which steps are measured, and what happens in which order: it hears the events of `instrument/loop_hooks`, and asks
+    cadence       which steps are measured
+    loop_monitor  what happens in which order: it hears the events of `instrument/loop_hooks`, and asks
       losses         which backward passes make up a step, and what their values add up to
       optimizers     whose steps are counted, and which parameters they move
       gradients      cleared, left over, or changed by hand
@@ -19,6 +20,8 @@ The command `gradcheck watch -- python train.py`:
     parent     starts it, reads what it says of itself, brings its report home; `screen` shows it
     child      runs it as python would, in a process of its own
     finder     finds its model and optimizer there, and watches them
+    record_file  the run as it goes, on disk; attach shows it from another terminal
+    orphan     what a program does whose `gradcheck watch` is killed
     launched   torchrun, each of whose processes is such a child
 
 Several processes that train together:

@@ -27,14 +27,17 @@ def main() -> None:
     """Exits as the program does."""
     order = received()
     from gradcheck.live.finder import Finder
+    from gradcheck.live.orphan import Orphan
 
+    orphan = Orphan(order)
     with speaking(order) as pipe:
-        finder = Finder(order, pipe)
+        finder = Finder(order, pipe, orphan.tell)
         error: BaseException | None = None
         finder.install()
         if order.get("launched"):
             signal.signal(signal.SIGTERM, _end)
         interrupts.as_usual()
+        orphan.prepare()
         try:
             _run(order["kind"], order["what"], order["arguments"])
         except BaseException as caught:

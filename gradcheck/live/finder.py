@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -20,10 +21,11 @@ from gradcheck.config.settings import Settings, load
 from gradcheck.errors import TrainingStopped
 from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.live.frames import frame
-from gradcheck.live.live_judge import SHARE
 from gradcheck.live.messages import send
 from gradcheck.live.models import living_optimizers, unwrapped
+from gradcheck.live.record_file import RecordFile
 from gradcheck.live.watch import Board, watched
+from gradcheck.types.live import Frame
 from gradcheck.types.report import Report
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, origin_of, record_sites
 
@@ -33,8 +35,9 @@ FRAME_EVERY = 0.2  # seconds between what is told to the parent, at least
 class Finder:
     """`install`, run the program, `finish`."""
 
-    def __init__(self, order: dict[str, Any], pipe: IO[str]) -> None:
-        self.order, self.pipe = order, pipe
+    def __init__(self, order: dict[str, Any], pipe: IO[str], orphaned: Callable[[], None] = lambda: None) -> None:
+        self.order, self.pipe, self.orphaned = order, pipe, orphaned
+        self.file = RecordFile(Path(order["report"]), order["name"], order["overhead"], order["shown"])
         self.process = os.getpid()  # what the program forks is not watched
         self.settings: Settings = load(config=order["config"], isolated=order["isolated"]).with_flags(**order["flags"])
         self.board: Board | None = None
@@ -43,7 +46,6 @@ class Finder:
         self._stack = ExitStack()
         self._handles: list[Any] = []
         self._told = 0.0
-        self._saving = 0.0, 0.0  # seconds so far, and of the last time
         self._known: tuple[Any, ...] = ()
 
     def install(self) -> None:
@@ -78,12 +80,14 @@ class Finder:
             return
         self._let_go()
         order = self.order
+        cadence = {"every": order["every"], "overhead": order["overhead"]}
         board = watched(
-            model, optimizer, every=order["every"], stop_on=order["stop_on"], name=order["name"], on_measured=self._measured,
-            config=self.settings,
-        )  # fmt: skip
+            model, optimizer, **cadence, stop_on=order["stop_on"], name=order["name"], on_measured=self._measured, config=self.settings
+        )
         board.locate(self.sites.living(), self._files())
         self.board = board.start()
+        self.file.shown = self.file.shown and board.leads
+        self.file.show(None)
         if module is not None:
             board.enter(module, args)
         others = [type(o).__name__ for o in living_optimizers() if o is not optimizer]
@@ -121,20 +125,17 @@ class Finder:
         now = time.perf_counter()
         if board.due():
             self.last = board.report()
-            self._save(self.last)
+            self.file.save(self.last)
         findings = self.last.findings if self.last is not None else ()
         new = tuple((f.code, f.message) for f in findings) != self._known
         if now - self._told >= FRAME_EVERY or new or board.steps <= 1:
             self._told, self._known = now, tuple((f.code, f.message) for f in findings)
-            send(self.pipe, "frame", **dataclasses.asdict(frame(board.record, board.pace, findings)))
+            self._show(frame(board.record, board.pace, findings))
 
-    def _save(self, report: Report, *, always: bool = False) -> None:
-        """Written now and then, so that a program that is killed leaves one too."""
-        started = time.perf_counter()
-        if always or self._saving[0] + self._saving[1] <= SHARE * report.seconds:
-            report.to_json(self.order["report"])
-            took = time.perf_counter() - started
-            self._saving = self._saving[0] + took, took
+    def _show(self, shown: Frame) -> None:
+        self.file.show(shown)
+        if not send(self.pipe, "frame", **dataclasses.asdict(shown)):
+            self.orphaned()
 
     def finish(self, error: BaseException | None) -> None:
         """The last report. `error`: what ended the program."""
@@ -151,9 +152,10 @@ class Finder:
         failure = board.failure
         seen = board.steps > 0 or any(f.code == "LOOP001" for f in board.findings)
         if seen:
-            self._save(board.report(), always=True)
-            send(self.pipe, "frame", **dataclasses.asdict(frame(board.record, board.pace, board.findings)))
+            self.file.save(board.report(), always=True)
+            self._show(frame(board.record, board.pace, board.findings))
+        self.file.close()
         stopped = error.finding.code if isinstance(error, TrainingStopped) and error.finding is board.stopped else ""
         place = location_of_traceback(error.__traceback__) if error is not None else None
-        failed = f"{type(failure).__name__}: {failure}" if failure is not None else ""
+        failed = f"{type(failure).__name__}: {failure}" if failure is not None else self.file.why
         send(self.pipe, "end", seen=seen, stopped=stopped, failure=failed, place=str(place or ""))

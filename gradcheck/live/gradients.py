@@ -28,7 +28,7 @@ class Gradients:
         self._left = list(itertools.islice(filter(is_filled, self._optimizers.parameters()), FOLLOWED))
 
     def forget(self) -> None:
-        self._left = []
+        self._left, self._versions = [], []
 
     def cleared(self) -> bool:
         """Whether the gradients of the measured pass are gone: it was another one's, an adversary's say."""

@@ -15,8 +15,7 @@ from gradcheck.types.report import Report
 from gradcheck.types.rule import Rule
 from gradcheck.version import __version__
 
-EARLY = 8  # measured steps that are judged at once: what is wrong from the start is to be said then
-SHARE = 0.01  # of the time of the run that judging may take after them
+EARLY = 5  # measured steps that are judged at once: what is wrong from the start is to be said then
 
 
 @dataclass
@@ -25,6 +24,7 @@ class LiveJudge:
 
     record: Record
     settings: Settings
+    share: float  # of the time of the run that judging may take after the first measured steps
     fresh: bool = False
     last: Report | None = None
     spent: float = 0.0
@@ -32,9 +32,9 @@ class LiveJudge:
     _took: float = 0.0
 
     def due(self, urgent: bool) -> bool:
-        """Whether it is time to judge again: at once where something broke, else as often as `SHARE` allows."""
+        """Whether it is time to judge again: at once where something broke, else as often as `share` allows."""
         early = len(self.record.measured) <= EARLY
-        return urgent or early or self.spent + self._took <= SHARE * (time.perf_counter() - self.record.started)
+        return urgent or early or self.spent + self._took <= self.share * (time.perf_counter() - self.record.started)
 
     def report(self) -> Report:
         if self.last is None or not self.fresh:

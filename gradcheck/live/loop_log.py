@@ -58,6 +58,9 @@ class LoopLog:
         """Of every step. A rate that lies on a device is not waited for."""
         if self.rates is None or len(self.rates) >= MOST_RATES:
             return
+        if len(groups) == 1 and self.rates and type(groups[0].get("lr")) is float:
+            self.rates.append(groups[0]["lr"])
+            return
         values = [g.get("lr", 0.0) for g in groups]
         if any(isinstance(v, torch.Tensor) and v.device.type != "cpu" for v in values):
             self.rates = None

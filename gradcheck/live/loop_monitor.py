@@ -9,6 +9,7 @@ the user's is written.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -25,6 +26,7 @@ from gradcheck.instrument.loop_journal import LoopJournal, fault_of_clipping
 from gradcheck.instrument.running_code import here, outside, variable_of
 from gradcheck.instrument.source_loops import loops_around
 from gradcheck.live.backward_sites import BackwardSites, caller
+from gradcheck.live.cadence import Cadence
 from gradcheck.live.first import FirstPass
 from gradcheck.live.gradients import Gradients
 from gradcheck.live.losses import Losses
@@ -39,7 +41,8 @@ from gradcheck.live.tapping import Tapping
 from gradcheck.measure import facts
 from gradcheck.measure.parameters import StepWatch
 
-EARLY = 4  # the first steps, all measured
+MEASURED_ONLY = ("clears", "before_clipping")  # events that matter in measured steps alone
+OWN = 2.0  # all hooks of a step that is not measured over the one that counts it (measured: 36 and 18 microseconds, of a step of 3 ms)
 ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
 _COMPILED = "the model is compiled by torch.compile, and what happens inside it is not seen"
 
@@ -47,9 +50,12 @@ _COMPILED = "the model is compiled by torch.compile, and what happens inside it 
 class LoopMonitor(LoopListener):
     """Listens to the loop's hooks and fills a Record. `after` is called when a measured step is over."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None, every: int, record: Record, after: Callable[[], None]) -> None:
-        self.model, self.every, self.record, self.after = unwrapped(model), every, record, after
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer | None, every: int | None, share: float, record: Record, after: Callable[[], None]
+    ) -> None:
+        self.model, self.record, self.after = unwrapped(model), record, after
         self.pace = StepTimer()
+        self.cadence = Cadence(self.pace, every, share)
         self.together: Together | None = None  # with the other processes of a distributed training
         self.optimizers = Optimizers(self.model, optimizer, record, self._is_sharded)
         self.gradients = Gradients(self.optimizers, record)
@@ -58,6 +64,7 @@ class LoopMonitor(LoopListener):
         self.watching: StepWatch | None = None  # the step that is being measured, once its gradients are there
         self.measures = True  # the step that comes next
         self._closure = False  # the optimizer calls one, which runs the backward passes
+        self._plain = False  # of a backward pass the loss alone matters: every one is of the step, which is not measured
         self.journal = record.log.journal = LoopJournal(lambda: self.optimizers.traces, self.optimizers.traced)
         self.hooks = LoopHooks(self.journal, self)
 
@@ -113,22 +120,23 @@ class LoopMonitor(LoopListener):
     def step(self) -> int:
         return self.record.steps
 
-    @property
-    def _scheduled(self) -> bool:
-        """By count alone: so that the ranks of a distributed training measure the same steps."""
-        return self.step < EARLY or self.step % self.every == 0
-
     def _arm(self) -> None:
         """The step that comes next begins."""
         broke = self.record.bad_losses == 1 and (self.together is None or not self.together.ranks.joined)
-        self.measures = self._scheduled or broke
+        self.measures = self.cadence.wanted or broke
+        self._plain = not (self.measures or self.optimizers.several or self.lines.void)
         self.watching = None
         self.gradients.forget()
         self.tapping.arm(self.measures)
+        for event in MEASURED_ONLY:
+            self.hooks.hear(event, self, self.measures)
 
     # ---------------------------------------------------------------- backward
 
     def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
+        if self._plain and len(losses) == 1 and self.scaling.loss is None and not losses[0].dim():
+            self.losses.running = losses[0]
+            return
         self.losses.begin(losses, self.scaling.loss)
         self.lines.current = caller()
         if self._closure:
@@ -142,6 +150,9 @@ class LoopMonitor(LoopListener):
 
     def after_backward(self, done: bool) -> None:
         if not done:
+            return
+        if self._plain:
+            self.losses.end(True)
             return
         measures = self.measures
         self.record.backwards += measures
@@ -186,7 +197,11 @@ class LoopMonitor(LoopListener):
             traced.clear_site = here()
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        if not (self.measures or closure) and self.optimizers.is_known(optimizer):
+            self.record.optimizer, self._closure = optimizer, False
+            return
         self.optimizers.see(optimizer, self.measures)
+        self._plain = self._plain and not (closure or self.optimizers.several)
         if not self.optimizers.is_main(optimizer):
             return
         if self.measures and self.record.log.averages is not None:
@@ -238,29 +253,51 @@ class LoopMonitor(LoopListener):
         self.record.log.note_rate(optimizer.param_groups)
         assert self.record.traced is not None
         self.record.traced.taken += 1
-        self.lines.sure |= self.lines.step if self.measures else set()
+        if not self.measures:
+            self._count()
+            return
+        self.lines.sure |= self.lines.step
         self._file_loss()
         if measured is not None and (self.scaling.scaler is None or math.isfinite(measured.total_norm)):
             self._file(measured)
         else:
             measured = None
         self._clear()
-        scheduled = self._scheduled
+        scheduled = self.cadence.wanted
         self.record.steps += 1
-        if self._scheduled and self.record.log.averages is not None:
-            self.record.log.averages.after_step()  # the next step is measured, too
         self.pace.step(measured is not None)
         if measured is not None:
             self.losses.read()
             if self.together.bad if self.together is not None else self.record.bad_losses:
                 self.record.locate(self.step - 1)
         if self.together is not None and scheduled:
-            self.together.exchange(self.step - 1, measured)
+            self.cadence.agreed = self.together.exchange(self.step - 1, measured, self.cadence.interval)
         if measured is not None:
             self.after()
-        self._arm()
-        if measured is not None:
             self.pace.resume()
+        self.cadence.note(self.step - 1)
+        self._next()
+
+    def _count(self) -> None:
+        """A step that was not measured is over."""
+        started = time.perf_counter()
+        if self._plain and self.scaling.scaler is None and self.losses.single:
+            self.losses.file_single()
+        else:
+            self._file_loss()
+            self._clear()
+        self.record.steps = step = self.record.steps + 1
+        self.pace.step(False)
+        self.pace.own += OWN * (self.pace.now - started)
+        self.cadence.look(step)
+        if self.cadence.wanted or self.record.bad_losses == 1:
+            self._next()
+
+    def _next(self) -> None:
+        self.cadence.look(self.step)
+        if self.cadence.wanted and self.record.log.averages is not None:
+            self.record.log.averages.after_step()  # the next step is measured, too
+        self._arm()
 
     def _file_loss(self) -> None:
         passes = self.losses.of_step(self._closure)

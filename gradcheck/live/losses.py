@@ -35,7 +35,7 @@ class Losses:
         """The pass is over; whether its loss is now one of the step's."""
         kept = counts and self.running is not None
         if self.running is not None and kept:
-            self.passes.append(self.running)
+            self.passes.append(self.running.detach())
         self.running = None
         return kept
 
@@ -48,6 +48,15 @@ class Losses:
         if not self.passes and self._gathered[1] and marks() == self._gathered[1]:
             self.passes = self._gathered[0]
             self._carried = len(self.passes)
+
+    @property
+    def single(self) -> bool:
+        """Whether one number on the CPU is the loss of the step, and nothing else is kept."""
+        passes = self.passes
+        return len(passes) == 1 and self.explicit is None and passes[0].is_cpu and not passes[0].dim()
+
+    def file_single(self) -> None:
+        self.note(self.passes.pop().item())
 
     def of_step(self, closure: bool) -> list[torch.Tensor]:
         """What makes up the loss of the step that was taken. Of a closure's evaluations the first counts."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gradcheck.config.settings import EVERY
 from gradcheck.live.rank_statistics import Share, merge_events, merge_layers, merge_losses, merge_parameters, share_of
 from gradcheck.live.ranks import RankGroup
 from gradcheck.live.record import Record
@@ -64,10 +65,13 @@ class Together:
         else:
             self.record.note_loss(value)
 
-    def exchange(self, step: int, watching: StepWatch | None) -> None:
-        """All ranks are in the same measured step, as far as they count alike."""
+    def exchange(self, step: int, watching: StepWatch | None, interval: int | None) -> int | None:
+        """All ranks are in the same measured step, as far as they count alike. Returns the steps to the next one that all keep to.
+
+        `interval`: as this rank would have it. None: it need not be agreed on.
+        """
         if not self.ranks.joined:
-            return
+            return None
         share = share_of(self.record, watching, self.losses, step)
         heard: list[Share] | None = self.ranks.gather(step, share)
         if heard is not None and not self.leads:
@@ -79,6 +83,9 @@ class Together:
                 self.record.note_loss(value)
         self.losses = []
         self._tell()
+        if interval is None or not self.ranks.joined:
+            return None
+        return self.ranks.agree(interval) or EVERY
 
     def _merge(self, step: int, shares: Sequence[Share]) -> None:
         record = self.record

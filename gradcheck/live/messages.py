@@ -31,7 +31,9 @@ def deaf() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def send(pipe: IO[str], kind: str, **values: Any) -> None:
-    """A line to the parent; a parent that has gone is no reason to fail."""
+def send(pipe: IO[str], kind: str, **values: Any) -> bool:
+    """A line to the parent. False when it has gone, which is no reason to fail."""
     with contextlib.suppress(OSError, ValueError):
         pipe.write(json.dumps({"kind": kind, **values}) + "\n")
+        return True
+    return False

@@ -87,6 +87,10 @@ class Optimizers:
         self._new.pop(id(optimizer), None)
         self._seen[id(optimizer)] = optimizer
 
+    def is_known(self, optimizer: Optimizer) -> bool:
+        """Whether it is the main one, and has stepped before."""
+        return optimizer is self.main and id(optimizer) in self._seen
+
     def is_main(self, optimizer: Optimizer) -> bool:
         if self.main is None and self._trains(optimizer):
             self._choose(optimizer)

@@ -11,8 +11,8 @@ from typing import Any
 
 from gradcheck.live.command import Program
 from gradcheck.live.launch import launch
+from gradcheck.live.record_file import board_file, frame_of
 from gradcheck.live.screen import Lines, Screen, Terminal
-from gradcheck.types.live import Frame, LiveFinding, LiveLayer
 from gradcheck.types.report import Report
 
 CHILD = "gradcheck.live.child"
@@ -34,8 +34,10 @@ class Ending:
 class Orders:
     """What the child is told."""
 
-    every: int
+    every: int | None
+    overhead: float
     stop_on: str | None
+    record: str = ""  # where the run is saved as it goes; "": nowhere for good
     config: list[str] = field(default_factory=list)
     isolated: bool = False
     flags: dict[str, Any] = field(default_factory=dict)
@@ -49,20 +51,31 @@ def run(program: Program, orders: Orders, *, color: str = "auto", quiet: bool = 
     def hear(said: dict[str, Any]) -> bool:
         kind = said.pop("kind")
         if kind == "frame":
-            screen.show(_frame(said))
+            screen.show(frame_of(said))
         elif kind == "end":
             ending.stopped, ending.failure = said.get("stopped", ""), said.get("failure", "")
             ending.elsewhere = said.get("elsewhere", False)
         return bool(kind == "end")
 
     with tempfile.TemporaryDirectory(prefix="gradcheck-") as folder:
-        file = Path(folder) / "run.json"
-        order = vars(orders) | {"report": str(file)}
+        file = Path(orders.record or Path(folder) / "run.json")
+        before = _written(file)
+        order = vars(orders) | {"report": str(file), "shown": bool(orders.record), "parent": os.getpid()}
         ended = launch(program, CHILD, order, Path(folder), screen.opened(), hear, screen.started)
         ending.code, ending.interrupted = ended.code, ended.interrupted
-        if file.exists():
+        board_file(file).unlink(missing_ok=True)  # of a program that was killed
+        if _written(file) not in (None, before):
             ending.report = Report.load(file)
         return ending
+
+
+def _written(file: Path) -> tuple[int, int] | None:
+    """What tells one version of a file from another."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _screen(program: Program, color: str, quiet: bool) -> Screen:
@@ -71,9 +84,3 @@ def _screen(program: Program, color: str, quiet: bool) -> Screen:
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return Terminal(program.name, color)
     return Lines()
-
-
-def _frame(said: dict[str, Any]) -> Frame:
-    said["layers"] = tuple(LiveLayer(**x) for x in said["layers"])
-    said["findings"] = tuple(LiveFinding(**x) for x in said["findings"])
-    return Frame(**said)

@@ -37,6 +37,7 @@ class RankGroup:
         self._store = store
         self._group: Any = None
         self._met = ""  # the last phase that all ranks were in
+        self._agreed: list[str] = []  # keys of what rank 0 said at the last meetings
         self._left = False
 
     @property
@@ -100,6 +101,22 @@ class RankGroup:
             first = self._store.compare_set("over", "", f"rank {self.rank}: {why}" if why else "another rank is not watched any more")
             why = first.decode()
         self.why = self.why or why
+
+    def agree(self, number: int) -> int | None:
+        """The number that rank 0 said at the meeting before this one: nobody waits for it. None: there was none. Ask after a gather."""
+        said = None
+        try:
+            if self._agreed:
+                said = int(self._store.get(self._agreed[-1]))
+            key = f"{self._met}/agreed"
+            if self.leads:
+                self._store.set(key, str(number))
+                if len(self._agreed) > 1:  # all have read it: they are past it
+                    self._store.delete_key(self._agreed[0])
+            self._agreed = [*self._agreed[-1:], key]
+        except Exception as error:
+            self.give_up(f"{type(error).__name__}: {error}")
+        return said
 
     # ----------------------------------------------------------------- stopping
 

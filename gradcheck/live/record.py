@@ -32,7 +32,9 @@ from gradcheck.types.training import NonFinite, OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, places, snippets
 
 FEWEST_STEPS = 4  # before the course of a training is judged at all
-MOST_SNAPSHOTS = 60  # measured steps that are kept
+MOST_SNAPSHOTS, FEWEST_SNAPSHOTS = 60, 12  # measured steps that are kept, fewer of large models
+# Bytes of a saved run that a measured step takes: of a layer, of a parameter (measured: 436 and 187 in a GPT); and those of all of them.
+BYTES, MOST_BYTES = (600, 220), 12_000_000
 SEEN: tuple[Need, ...] = (
     "signals", "units", "similarity", "parameters", "graph", "reach", "optimizer", "losses", "probe", "numerics", "loop",
 )  # fmt: skip
@@ -66,6 +68,7 @@ class Record:
     pretrained: bool = False  # when the run began, as `training`
     training: bool = True
     rates: list[float] = field(default_factory=list)  # largest of the groups, at the measured steps
+    peak: float = 0.0  # the largest of them so far
     log: LoopLog = field(default_factory=LoopLog)
     backwards: int = 0
     accumulated: int = 1  # backward passes of the first step, all of one line; 0 when they are of several
@@ -92,10 +95,12 @@ class Record:
         self.measured.append(step)
         self.norms.append(norm)
         self.rates.append(rate)
+        self.peak = max(self.peak, rate)
 
     def thin(self) -> None:
         """Forgets some of the measured steps when there are too many."""
-        kept = thinned(self.measured, MOST_SNAPSHOTS)
+        size = BYTES[0] * len(self.layers.layers) + BYTES[1] * len(self.watched)
+        kept = thinned(self.measured, min(MOST_SNAPSHOTS, max(FEWEST_SNAPSHOTS, MOST_BYTES // max(1, size))))
         if len(kept) == len(self.measured):
             return
         for layer in self.layers.layers.values():
@@ -107,6 +112,7 @@ class Record:
         chosen = [i for i, step in enumerate(self.measured) if step in kept]
         self.measured = [self.measured[i] for i in chosen]
         self.norms = [self.norms[i] for i in chosen]
+        self.rates = [self.rates[i] for i in chosen]
 
     @property
     def broken(self) -> bool:
@@ -121,7 +127,7 @@ class Record:
             losses,
             tuple(self.norms),
             batches=max(1, len(losses)),
-            lr=max(self.rates, default=None),
+            lr=self.peak if self.rates else None,
             ended="non-finite" if self.broken else "done",
             seconds=time.perf_counter() - self.started,
             live=True,
@@ -208,7 +214,7 @@ class Record:
         said = facts.optimizer_facts(optimizer, self.model, given=True, hidden=0, site=self.sites.get(id(optimizer)))
         listed = {id(p) for p in self.model.parameters()}
         outside = [id(p) for g in optimizer.param_groups for p in g["params"] if id(p) not in listed]
-        peak = max(self.rates, default=said.lr)
+        peak = self.peak if self.rates else said.lr
         warming = bool(self.rates) and self.rates[0] < WARM * peak
         return replace(said, lr=peak, stale=sum(key not in self.graded for key in outside), warming_up=warming or said.warming_up)
 
@@ -239,4 +245,6 @@ def _kind(stats: TensorStats) -> Any:
 def _thin_units(layer: LayerAccumulator) -> None:
     if len(layer.alive) > 2 + FINAL_STEPS:
         layer.alive = [*layer.alive[:2], *layer.alive[-FINAL_STEPS:]]
-        layer.samples = [*layer.samples[:2], *layer.samples[-FINAL_STEPS:]]
+    if len(layer.magnitudes) > 2 + FINAL_STEPS:
+        layer.magnitudes = [*layer.magnitudes[:2], *layer.magnitudes[-FINAL_STEPS:]]
+    layer.samples = [*layer.samples[:2], *layer.samples[2:][-FINAL_STEPS:]]

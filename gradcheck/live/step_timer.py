@@ -19,22 +19,42 @@ class StepTimer:
     steps: int = 0
     measured_steps: int = 0
     judging: float = 0.0  # seconds that went into judging and showing
-    _last: float = field(default_factory=time.perf_counter)
-    _began: float = field(default_factory=time.perf_counter)
+    own: float = 0.0  # seconds in the hooks of all other steps
+    began: float = 0.0  # on the clock: when what watching costs began to count against its share
+    spent: float = 0.0  # seconds since then
+    now: float = field(default_factory=time.perf_counter)  # when a step ended last
 
     def step(self, measured: bool) -> None:
         now = time.perf_counter()
+        took, self.now = now - self.now, now
         self.steps += 1
         self.measured_steps += measured
         if self.steps > 1:  # the first one warms up
-            (self.measured if measured else self.bare).append(now - self._last)
-        self._last = now
+            (self.measured if measured else self.bare).append(took)
+        if measured and self.began:
+            self.spent += max(0.0, took - self.usual)
 
     def resume(self) -> None:
         """After what a measured step is followed by: that is not the next step's time."""
         now = time.perf_counter()
-        self.judging += now - self._last
-        self._last = now
+        self.judging += now - self.now
+        self.spent += (now - self.now) if self.began else 0.0
+        self.now = now
+
+    def begin_share(self) -> None:
+        """What was spent so far does not count: it is spent once a run."""
+        self.began = self.now
+        self.own = 0.0
+
+    @property
+    def usual(self) -> float:
+        """Seconds that a step takes that is not measured; 0 as long as there was none."""
+        return median(self.bare) if self.bare else 0.0
+
+    @property
+    def next_cost(self) -> float:
+        """Seconds that measuring another step may take beyond them."""
+        return max(0.0, median(self.measured) - self.usual) if self.measured else 0.0
 
     @property
     def rate(self) -> float:
@@ -49,5 +69,5 @@ class StepTimer:
         if len(self.bare) < 3 or not self.measured:
             return None
         usual = median(self.bare)
-        extra = max(0.0, median(self.measured) - usual) * self.measured_steps + self.judging
+        extra = max(0.0, median(self.measured) - usual) * self.measured_steps + self.judging + self.own
         return extra / max(usual * self.steps, 1e-9)

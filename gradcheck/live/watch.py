@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.config.settings import EVERY, Settings, settings_from
+from gradcheck.config.settings import OVERHEAD, Settings, settings_from
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
 from gradcheck.instrument.traced_optimizer import inner_optimizer
 from gradcheck.live.live_judge import LiveJudge, at_least
@@ -34,7 +34,8 @@ def watched(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     loss: nn.Module | Callable[..., Any] | None = None,
-    every: int = EVERY,
+    every: int | None = None,
+    overhead: float = OVERHEAD,
     stop_on: Severity | None = None,
     name: str = "the watched run",
     on_measured: Callable[[Board], None] | None = None,
@@ -46,15 +47,20 @@ def watched(
         raise TargetError(f"watch needs a torch.nn.Module, not {type(model).__name__}", hint="gradcheck.watch(model, optimizer)")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TargetError(f"watch needs a torch.optim.Optimizer, not {type(optimizer).__name__}", hint="gradcheck.watch(model, optimizer)")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ConfigError(f"every must be a number of steps, 1 or more; got {every!r}", hint="every=50 costs next to nothing")
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ConfigError(f"every must be a number of steps, 1 or more; got {every!r}", hint="without it, overhead=0.03 decides")
+    if isinstance(overhead, bool) or not isinstance(overhead, int | float) or not 0 < overhead <= 1:
+        raise ConfigError(f"overhead must be a share of the run's time, above 0 and at most 1; got {overhead!r}", hint="overhead=0.03")
     if stop_on is not None and stop_on not in SEVERITIES:
         raise ConfigError(f"stop_on must be error, warning, info or None; got {stop_on!r}")
     for sink in sinks:
         if not isinstance(sink, Sink):
             raise ConfigError(f"{type(sink).__name__} is not a sink", hint="sinks=[gradcheck.integrations.tensorboard.TensorBoard(writer)]")
     whole = nn.ModuleDict({"model": model, "loss": loss}) if isinstance(loss, nn.Module) and any(loss.parameters()) else model
-    return Board(whole, inner_optimizer(optimizer), every, stop_on, name, on_measured, sinks, settings_from(config))
+    return Board(whole, inner_optimizer(optimizer), every, overhead, stop_on, name, on_measured, sinks, settings_from(config))
+
+
+JUDGING = 1 / 4  # of what watching may take, for judging
 
 
 class Board:
@@ -64,7 +70,8 @@ class Board:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
-        every: int,
+        every: int | None,
+        overhead: float,
         stop_on: Severity | None,
         name: str,
         on_measured: Callable[[Board], None] | None,
@@ -75,8 +82,9 @@ class Board:
         self.stopped: Finding | None = None
         self.record = Record(model, name)
         self.feed = SinkDispatcher(sinks)
-        self._verdicts = LiveJudge(self.record, settings)
-        self._follower = LoopMonitor(model, optimizer, every, self.record, self._measured)
+        self.share = overhead
+        self._verdicts = LiveJudge(self.record, settings, JUDGING * overhead)
+        self._follower = LoopMonitor(model, optimizer, every, overhead, self.record, self._measured)
         self._open = False
 
     def __enter__(self) -> Board:
@@ -160,7 +168,7 @@ class Board:
         return self._follower.hooks.failure
 
     def due(self) -> bool:
-        """Whether judging again is worth its time: at most one hundredth of the run's, but at once when the loss breaks."""
+        """Whether judging again is worth its time: at most a part of what watching may take, but at once when the loss breaks."""
         return self._verdicts.due(urgent=self.record.bad_losses > 0)
 
     def enter(self, module: nn.Module, args: Any) -> None:

@@ -84,7 +84,7 @@ def said_unwatched(script: Path, *words: str) -> str:
 
 def test_a_program_on_pipes(script: Path) -> None:
     bare = said_unwatched(script, "60")
-    done = gradcheck("--output", "concise", "--", sys.executable, "train.py", "60", cwd=script.parent)
+    done = gradcheck("--every", "50", "--output", "concise", "--", sys.executable, "train.py", "60", cwd=script.parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(bare)  # the same weights, to the last digit, and its own lines undamaged
     assert done.stdout.removeprefix(bare).startswith("No findings")

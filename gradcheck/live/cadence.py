@@ -1,0 +1,68 @@
+"""Which steps are measured: every so many where the user says so, else as often as a share of the run's time allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gradcheck.config.settings import EVERY, OVERHEAD
+from gradcheck.live.step_timer import StepTimer
+
+EARLY = 4  # the first steps, all measured: they warm up, and what they cost is no part of the share
+PATIENCE = 30.0  # seconds after which a step may be measured that lies nearer than EVERY: steps of large models take long
+
+
+@dataclass
+class Cadence:
+    """`every`: the user's; else `share` of the time is held, at most one step in EVERY is measured, and the clock alone decides.
+
+    The processes of a distributed training must measure the same steps: there the interval is agreed on, and counted.
+    """
+
+    pace: StepTimer
+    every: int | None = None
+    share: float = OVERHEAD
+    agreed: int | None = None  # steps between two that are measured, in all processes
+    wanted: bool = True  # whether the step that comes next is measured
+    _last: int = 0  # the last measured step
+    _due: float | None = None  # on the clock; None: not yet known
+    _patient: float = 0.0  # likewise
+
+    def look(self, step: int) -> None:
+        """A step is over, and the one with this number comes next."""
+        if self.every is not None:
+            self.wanted = step < EARLY or step % self.every == 0
+        elif step < EARLY:
+            self.wanted = True
+        elif self.agreed is not None:
+            self.wanted = step - self._last >= self.agreed
+        else:
+            now = self.pace.now
+            self.wanted = (step - self._last >= EVERY or now >= self._patient) and now >= self._is_due()
+
+    def note(self, step: int) -> None:
+        """The measured step with this number, and what followed it, are over."""
+        pace, self._last = self.pace, step
+        if self.every is not None or step < EARLY - 1:
+            return
+        if step == EARLY - 1:
+            pace.begin_share()
+        self._patient, self._due = pace.now + PATIENCE, None
+
+    def _is_due(self) -> float:
+        """When another measured step, with all that was spent before, is no more than the share."""
+        if self._due is None:
+            pace = self.pace
+            self._due = pace.began + (pace.spent + pace.own + pace.next_cost) / self.share
+        return self._due
+
+    @property
+    def interval(self) -> int | None:
+        """Steps until the next measured one, as this process alone would have it; None where the user has said that."""
+        pace, usual = self.pace, self.pace.usual
+        if self.every is not None:
+            return None
+        if usual <= 0.0:
+            return EVERY
+        rare = pace.next_cost / (self.share * usual)
+        return max(1, min(EVERY, math.ceil(PATIENCE / usual)), math.ceil(min(rare, 1e9)))

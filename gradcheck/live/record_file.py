@@ -1,0 +1,109 @@
+"""The saved run of a training that is going on, and beside it a small file with the board, for `gradcheck watch --attach`. No torch here.
+
+Both are replaced whole: whatever ends the process, what is there can be read. The small one is taken away when the run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradcheck.report.saved_runs import FOLDER, folder
+from gradcheck.types.live import Frame, LiveFinding, LiveLayer
+from gradcheck.types.report import Report
+
+EARLY = 5  # times that a run is saved at once: a short one, too, is to leave something
+BOARD_EVERY = 1.0  # seconds between two boards, at least
+SAVING = 1 / 8  # of what watching may take, for saving the run
+
+
+def board_file(run: Path) -> Path:
+    """Beside a saved run, while it grows."""
+    return run.with_name(run.name.removesuffix(".json") + ".live.json")
+
+
+def frame_of(said: dict[str, Any]) -> Frame:
+    """From JSON."""
+    layers, findings = (LiveLayer(**x) for x in said["layers"]), (LiveFinding(**x) for x in said["findings"])
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    return Frame(**plain | {"layers": tuple(layers), "findings": tuple(findings)})
+
+
+@dataclass
+class RecordFile:
+    """Written by the process that trains. `shown`: with the small file. What cannot be written harms nothing: `why` says it."""
+
+    path: Path
+    title: str
+    share: float  # of the run's time that watching may take
+    shown: bool = True
+    why: str = ""
+    _times: int = 0
+    _told: float = 0.0
+    _spent: float = 0.0
+    _took: float = 0.0  # by the last time
+
+    def show(self, frame: Frame | None) -> None:
+        now = time.monotonic()
+        if not self.shown or (now - self._told < BOARD_EVERY and frame is not None):
+            return
+        self._told = now
+        words = {"process": os.getpid(), "born": born(os.getpid()), "host": socket.gethostname(), "title": self.title, "at": time.time()}
+        frames = dataclasses.asdict(frame) if frame is not None else None
+        if self.path.parent.name == FOLDER.name and not self.path.parent.exists():
+            folder(self.path.parent.parent)
+        place = board_file(self.path)
+        new = place.with_name(f"{place.name}.{os.getpid()}")
+        try:
+            new.write_text(json.dumps(words | {"frame": frames}), encoding="utf-8")
+            new.replace(place)
+        except OSError as error:
+            self.why = f"{place}: {error.strerror}"
+            with contextlib.suppress(OSError):
+                new.unlink()
+
+    def save(self, report: Report, *, always: bool = False) -> None:
+        """As often as its part of the share allows."""
+        from gradcheck.errors import SavedRunError
+
+        self._times += 1
+        early = self._times <= EARLY
+        if not (always or early) and self._spent + self._took > SAVING * self.share * report.seconds:
+            return
+        started = time.perf_counter()
+        try:
+            report.to_json(self.path)
+        except SavedRunError as error:
+            self.why = str(error)
+        self._took = time.perf_counter() - started
+        self._spent += 0.0 if early else self._took
+
+    def close(self) -> None:
+        if self.shown:
+            with contextlib.suppress(OSError):
+                board_file(self.path).unlink(missing_ok=True)
+
+
+def born(process: int) -> str:
+    """What tells a process from a later one of the same number; "" where the system does not say."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def is_alive(process: int, since: str) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return born(process) == since

@@ -1,0 +1,63 @@
+"""When a step is measured, and that a share of the time is held."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradcheck.live.cadence import Cadence
+from gradcheck.live.step_timer import StepTimer
+
+
+class Run:
+    """A run on a clock of its own. `bare`, `measured`: seconds of a step; `judged`: after each measured one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, bare: float, measured: float, judged: float = 0.0, **options: float) -> None:
+        self.now, self.bare, self.measured, self.judged = 0.0, bare, measured, judged
+        monkeypatch.setattr("gradcheck.live.step_timer.time.perf_counter", lambda: self.now)
+        self.pace = StepTimer()
+        self.cadence = Cadence(self.pace, **options)  # type: ignore[arg-type]
+        self.steps: list[int] = []
+        self.spent = 0.0
+
+    def take(self, count: int) -> list[int]:
+        for step in range(count):
+            measures = self.cadence.wanted
+            self.now += self.measured if measures else self.bare
+            self.pace.step(measures)
+            if measures:
+                self.steps.append(step)
+                self.now += self.judged
+                self.spent += self.measured - self.bare + self.judged
+                self.pace.resume()
+                self.cadence.note(step)
+            self.cadence.look(step + 1)
+        return self.steps
+
+
+def test_every_is_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Run(monkeypatch, 0.001, 1.0, every=7).take(30) == [0, 1, 2, 3, 7, 14, 21, 28]
+
+
+@pytest.mark.parametrize("bare", [0.0001, 0.0025, 0.1])
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.2])
+def test_the_share_is_held_on_any_step_however_small(bare: float, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, bare, bare + 0.005, judged=0.002, share=share)
+    run.take(4)
+    began, run.spent, run.steps = run.now, 0.0, []
+    count = round(30 / bare) if bare < 0.1 else 2000
+    run.take(4 + count)
+    assert len(run.steps) > 10
+    assert run.spent <= share * (run.now - began) * 1.02 + 0.03
+
+
+def test_at_most_one_step_in_fifty_unless_steps_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Run(monkeypatch, 0.1, 0.101).take(160) == [0, 1, 2, 3, 53, 103, 153]
+    long = Run(monkeypatch, 4.0, 4.2).take(30)
+    assert long[4] - long[3] <= 9
+
+
+def test_processes_keep_to_the_interval_that_they_agreed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, 0.001, 0.011, share=0.05)
+    run.cadence.agreed = 200
+    assert run.take(500) == [0, 1, 2, 3, 203, 403]
+    assert run.cadence.interval == 200
