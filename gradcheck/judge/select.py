@@ -19,9 +19,12 @@ def chosen(settings: Settings) -> tuple[Rule, ...]:
 
 
 def for_these(rules: Iterable[Rule], measurements: Iterable[Measurement]) -> tuple[Rule, ...]:
-    """Those of the rules that can have a say: about the log of a finished run the rules of logs, about all else the others."""
-    of_log = any(m.log is not None for m in measurements)
-    return tuple(r for r in rules if ("log" in r.needs) == of_log)
+    """Those of the rules that can have a say: about the log of a finished run the rules of logs, about all else the others.
+
+    A run that is watched has both.
+    """
+    of_log, watched = any(m.log is not None for m in measurements), any(m.course is not None for m in measurements)
+    return tuple(r for r in rules if ("log" in r.needs) == of_log or (watched and not of_log))
 
 
 def needs(rules: Iterable[Rule]) -> frozenset[Need]:
