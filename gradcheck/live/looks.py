@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.live import attention
 from gradcheck.measure.checks.routing import CHOICES, Group, follows, near
+from gradcheck.workload.tensors import tensors_in
 
 ROWS = 256  # of the head's output, whose softmax is looked at
 

@@ -52,15 +52,15 @@ class Moments:
                 continue
             for p in group["params"]:
                 state, w = optimizer.state.get(p, {}) if optimizer is not None else {}, known.get(id(p))
-                steps, square = state.get("step"), state.get(SQUARES)
-                if w is None or p.grad is None or not isinstance(square, torch.Tensor) or not _is_on_host(steps):
+                steps, square = _on_host(state.get("step")), state.get(SQUARES)
+                if w is None or p.grad is None or not isinstance(square, torch.Tensor) or steps is None:
                     continue
                 gradient, square = local(p.grad), local(square)
                 if gradient.shape != square.shape or gradient.is_complex() or gradient.layout is not torch.strided or not gradient.numel():
                     continue
                 gradients.append(sampled_entries(gradient))
                 squares.append(sampled_entries(square))
-                tensor = _Tensor(w.name, w.layer, gradients[-1].numel(), gradient.numel(), betas[1], float(epsilon) ** 2, float(steps))
+                tensor = _Tensor(w.name, w.layer, gradients[-1].numel(), gradient.numel(), betas[1], float(epsilon) ** 2, steps)
                 self._tensors.append(tensor)
         return [*joined(gradients), *joined(squares)]
 
@@ -85,5 +85,6 @@ class Moments:
         return max(0.0, (mean - kept * before) / (1 - kept) * t.count) ** 0.5 if kept < 1 else None
 
 
-def _is_on_host(steps: object) -> bool:
-    return isinstance(steps, (int, float)) or (isinstance(steps, torch.Tensor) and steps.is_cpu)
+def _on_host(steps: object) -> float | None:
+    """A count, where no device has to be waited for."""
+    return float(steps) if isinstance(steps, (int, float)) or (isinstance(steps, torch.Tensor) and steps.is_cpu) else None

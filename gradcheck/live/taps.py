@@ -111,7 +111,7 @@ class LiveTaps(ActivationRecorder):
 
     def _module_call(self, module: nn.Module, name: str, role: Any, inputs: list[torch.Tensor], tensor: torch.Tensor) -> None:
         super()._module_call(module, name, role, inputs, tensor)
-        self.looks.module(role.kind, module, name, inputs, tensor, bool(self.heads) and name in self.heads, self.bring)
+        self.looks.module(role.kind, module, name, inputs, tensor, self.heads is not None and name in self.heads, self.bring)
 
     def _note_batch(self, args: Any, kwargs: Any) -> None:
         """Of a call from outside, what the model was given."""
