@@ -19,6 +19,7 @@ FAMILIES = (
     "data",
     "loop",
     "log",
+    "watch",
     "sequence",
     "experts",
     "adapters",

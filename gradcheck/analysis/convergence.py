@@ -266,16 +266,20 @@ def relapse(run: Run, chance: float | None = None) -> tuple[float, int] | None:
     if run.surrogate:  # with the actions of an earlier policy it goes up and down
         return None
     n, start = len(run.losses), start_and_end(run)[0]
-    window = max(SETTLED_VISITS, run.batches if run.batches <= n // 4 else 0)
+    window = max(SETTLED_VISITS, run.batches if run.batches <= n // 4 else n // 5 if run.live else 0)
     if n < max(FEWEST_STEPS, 3 * window) or not all(map(math.isfinite, run.losses)):
         return None
     levels = [fmean(run.losses[t : t + window]) for t in range(n - window + 1)]
     reference = start if chance is None or chance <= 0 else min(start, chance)
     lowest = min(levels)
     fell = reference - lowest
+    at = levels.index(lowest)
     if fell < 2 * CLEAR_FALL * max(abs(reference), 1e-12) or levels[-1] - lowest < RELAPSED * fell:
         return None
-    return lowest, levels.index(lowest) + window
+    errors = _standard_error(run.losses[at : at + window]), _standard_error(run.losses[-window:])
+    if run.live and levels[-1] - lowest < STANDARD_ERRORS * math.hypot(*errors):
+        return None  # each batch is new to the loop: the lowest level of many is low by chance
+    return lowest, at + window
 
 
 def training_outcome(m: Measurement) -> Outcome:

@@ -53,30 +53,55 @@ def lowest(curve: Curve) -> tuple[float, float]:
     return step, level
 
 
+class Level:
+    """The level and the noise of the numbers so far: of the last `WINDOW` of them. What is far above is asked for, and not added."""
+
+    def __init__(self) -> None:
+        self.recent: list[float] = []
+        self._ordered: list[float] = []
+
+    def add(self, value: float) -> None:
+        insort(self._ordered, value)
+        self.recent.append(value)
+        if len(self.recent) > WINDOW:
+            del self._ordered[bisect_left(self._ordered, self.recent.pop(0))]
+
+    @property
+    def value(self) -> float:
+        return self._ordered[len(self._ordered) // 2]
+
+    @property
+    def size(self) -> float:
+        """Standard deviation, told by medians."""
+        level = self.value
+        return max(NORMAL * median(abs(v - level) for v in self.recent), noise(self.recent))
+
+    def left_behind(self, value: float, reach: float) -> bool:
+        """Whether a value lies `reach` times as far above the level as any of the numbers."""
+        level = self.value
+        return value - level > reach * (self._ordered[-1] - level)
+
+
 def spikes(curve: Curve, least: float, reach: float) -> list[Spike]:
     """Values more than `least` standard deviations above the level before them, and `reach` times as far above it as any of those.
 
     Neighbouring ones are one spike. A single value is a bad sample or heavy-tailed noise, not a spike. `curve`: finite.
     """
-    values, ordered, recent = curve.values, list[float](), list[float]()
+    values, before = curve.values, Level()
     found: list[Spike] = []
     index = 0
     while index < len(values):
         value = values[index]
-        if len(recent) >= FEWEST:
-            level = ordered[len(ordered) // 2]
-            size = max(NORMAL * median(abs(v - level) for v in recent), noise(recent))
-            above = value - level
+        if len(before.recent) >= FEWEST and before.left_behind(value, reach):
+            level, size = before.value, before.size
             lasts = min(values[index : index + WIDTH]) > level + CLEAR * size and index + WIDTH <= len(values)
-            if size > 0 and above > least * size and above > reach * (ordered[-1] - level) and lasts:
+            if size > 0 and value - level > least * size and lasts:
                 back = _back(curve, index, level + CLEAR * size)
-                found.append(Spike(curve.steps[index], value, level, above / size, curve.steps[back] if back is not None else None))
+                score = (value - level) / size
+                found.append(Spike(curve.steps[index], value, level, score, curve.steps[back] if back is not None else None))
                 index = back if back is not None else len(values)
                 continue
-        insort(ordered, value)
-        recent.append(value)
-        if len(recent) > WINDOW:
-            del ordered[bisect_left(ordered, recent.pop(0))]
+        before.add(value)
         index += 1
     return found
 
@@ -94,3 +119,14 @@ def resembling(curve: Curve, steps: Sequence[float]) -> list[float]:
     """The values of a curve at other steps: the nearest one before each."""
     places = (max(0, bisect_left(curve.steps, s + 1e-9) - 1) for s in steps)
     return [curve.values[i] for i in places]
+
+
+def thirds(curve: Curve) -> tuple[float, float] | None:
+    """Factors by which a positive number grew over the second and over the last third of a curve; None of fewer than nine points."""
+    pairs = list(zip(curve.steps, curve.values, strict=True))
+    if len(pairs) < 3 * WIDTH or not all(v > 0 for v in curve.values):
+        return None
+    first, last = curve.steps[0], curve.steps[-1]
+    bounds = [first + (last - first) * third / 3 for third in (1, 2, 3)]
+    levels = [median([v for s, v in pairs if s <= bound][-WIDTH:]) for bound in bounds]
+    return levels[1] / levels[0], levels[2] / levels[1]

@@ -20,7 +20,7 @@ CATEGORIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "signal": ("Weights and activations", ("INIT", "ACT", "NORM")),
     "wiring": ("Wiring", ("GRAPH", "LOOP", "SEQ", "MOE", "TUNE")),
     "data": ("Data and loss", ("DATA", "LOSS")),
-    "optimization": ("Optimization", ("OPT", "REG", "LOG")),
+    "optimization": ("Optimization", ("OPT", "REG", "LOG", "WATCH")),
     "numerics": ("Numerics", ("NUM",)),
 }
 

@@ -42,6 +42,7 @@ LOOKS: Mapping[Need, str] = {
     "normalization": "the statistics of batch normalization",
     "log": "the log of a finished run",
     "loop": "the training loop",
+    "gauges": "the gauges of a watched run",
 }
 
 

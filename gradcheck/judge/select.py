@@ -19,9 +19,12 @@ def chosen(settings: Settings) -> tuple[Rule, ...]:
 
 
 def for_these(rules: Iterable[Rule], measurements: Iterable[Measurement]) -> tuple[Rule, ...]:
-    """The rules that apply to the kind of run: rules of logs to the log of a finished run, the others to everything else."""
-    of_log = any(m.log is not None for m in measurements)
-    return tuple(r for r in rules if ("log" in r.needs) == of_log)
+    """The rules that apply to the kind of run: rules of logs to the log of a finished run, the others to everything else.
+
+    A run that is watched has both.
+    """
+    of_log, watched = any(m.log is not None for m in measurements), any(m.course is not None for m in measurements)
+    return tuple(r for r in rules if ("log" in r.needs) == of_log or (watched and not of_log))
 
 
 def needs(rules: Iterable[Rule]) -> frozenset[Need]:

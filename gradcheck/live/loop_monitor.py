@@ -308,7 +308,10 @@ class LoopMonitor(LoopListener):
         self.losses.file(passes)
 
     def _file(self, watching: StepWatch) -> None:
-        watching.after()
+        record = self.record
+        watching.after(record.instruments.riders(self.optimizers.main, record.watched))
+        scale = self.scaling.factor if self.scaling.scaler is not None else None
+        record.instruments.note_step(self.step, record.watched, watching.brought, scale, self.scaling.in_gradients() != 1.0)
         self.optimizers.forget_others()
         self.record.note_step(self.step, watching.total_norm, self.optimizers.rate(), self.gradients.leftover)
         self._file_loop()

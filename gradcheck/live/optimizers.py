@@ -98,6 +98,7 @@ class Optimizers:
 
     def note_other(self, optimizer: Optimizer) -> None:
         """A step of one that is not counted."""
+        self.record.alone = False
         if self.main is None or not self._trains(optimizer):
             self.record.several = self.main is not None
 

@@ -14,6 +14,7 @@ from torch import nn
 from gradcheck.analysis.gaps import unread_layers
 from gradcheck.instrument import data_flow
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
+from gradcheck.live.instruments import Instruments
 from gradcheck.live.loop_log import LoopLog
 from gradcheck.live.series import DownsampledSeries, thinned
 from gradcheck.measure import facts, first_step
@@ -23,6 +24,7 @@ from gradcheck.measure.probe import FINAL_STEPS
 from gradcheck.types.data import DataFacts
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
+from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
 from gradcheck.types.parameters import Cut
@@ -36,10 +38,12 @@ MOST_SNAPSHOTS, FEWEST_SNAPSHOTS = 60, 12  # measured steps that are kept, fewer
 # Bytes of a saved run that a measured step takes: of a layer, of a parameter (measured: 436 and 187 in a GPT); and those of all of them.
 BYTES, MOST_BYTES = (600, 220), 12_000_000
 SEEN: tuple[Need, ...] = (
-    "signals", "units", "similarity", "parameters", "graph", "reach", "optimizer", "losses", "probe", "numerics", "loop",
+    "signals", "units", "similarity", "parameters", "graph", "reach", "optimizer", "losses", "probe", "numerics", "loop", "routing", "log",
+    "gauges",
 )  # fmt: skip
-NEEDS_TAPS: frozenset[Need] = frozenset(("signals", "units", "similarity", "graph", "reach", "losses"))
+NEEDS_TAPS: frozenset[Need] = frozenset(("signals", "units", "similarity", "graph", "reach", "losses", "routing"))
 NEVER = "watching makes no copies and no experiments; `gradcheck scan` does"
+WATCHED = "the watched run"
 UNCOMPILED = "watch it once without torch.compile, or scan the script"
 LONGER = "watch a longer run"
 WARM = 0.9  # of the highest rate so far: a first rate below it is one that is being warmed up
@@ -63,6 +67,7 @@ class Record:
     failures: dict[str, str] = field(default_factory=dict)
     not_measured: list[NotMeasured] = field(default_factory=list)
     untapped: str = ""  # why the layers cannot be seen
+    alone: bool = True  # no other optimizer steps
     several: bool = False  # other optimizers step as well: the loss of one need not fall
     optimizer: torch.optim.Optimizer | None = None
     pretrained: bool = False  # when the run began, as `training`
@@ -70,6 +75,7 @@ class Record:
     rates: list[float] = field(default_factory=list)  # largest of the groups, at the measured steps
     peak: float = 0.0  # the largest of them so far
     log: LoopLog = field(default_factory=LoopLog)
+    instruments: Instruments = field(default_factory=Instruments)
     backwards: int = 0
     accumulated: int = 1  # backward passes of the first step, all of one line; 0 when they are of several
     scale: float = 1.0  # of the loss, at the last measured step
@@ -107,6 +113,7 @@ class Record:
             layer.snapshots = [s for s in layer.snapshots if s.step in kept]
             _thin_units(layer)
         self.layers.batches = self.layers.batches[-FINAL_STEPS:]
+        self.instruments.gauges.thin(kept)
         for w in self.watched:
             w.steps = [s for s in w.steps if s.step in kept]
         chosen = [i for i, step in enumerate(self.measured) if step in kept]
@@ -135,6 +142,14 @@ class Record:
             clipped=self.clipped,
             beside=self.several,
         )
+
+    def _course(self) -> LogFacts | None:
+        """What a log of the run would hold. With several optimizers the loss of one proves nothing."""
+        if not self.alone:
+            return None
+        at = tuple(map(float, self.measured))
+        losses = Curve("loss", self.losses.steps(), self.losses.values())
+        return LogFacts(WATCHED, losses, None, Curve("rate", at, tuple(self.rates)), Curve("norm", at, tuple(self.norms)))
 
     # -------------------------------------------------------------- the measurement
 
@@ -175,6 +190,9 @@ class Record:
             non_finite=tuple(self.non_finite),
             loop=loop,
             ranks=self.ranks,
+            routers=tuple(replace(r, site=sites.get(r.layer)) for r in self.instruments.routers()) or None,
+            gauges=tuple(self.instruments.gauges.records(sites)),
+            course=self._course(),
             pretrained=self.pretrained,
             training=self.training,
             not_measured=(*self._lacking(loop), *self.not_measured, *self.apart, *self._failed()),

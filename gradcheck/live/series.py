@@ -44,6 +44,12 @@ class DownsampledSeries:
             rest = [self.last]
         return (*self.first, *self.bins, *rest)
 
+    def steps(self) -> tuple[float, ...]:
+        """Of each of `values`: the last step of its bin."""
+        first, ends = len(self.first), range(len(self.first) + self.width - 1, self.count, self.width)
+        rest = [self.count - 1] if self._filled else []
+        return tuple(map(float, (*range(first), *ends[: len(self.bins)], *rest)))
+
 
 def thinned(steps: Sequence[int], most: int, early: int = 4, late: int = 6) -> frozenset[int]:
     """Which of the measured steps are kept: the first, the last, and every second of those between when there are too many."""

@@ -15,9 +15,11 @@ from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Downstream
 from gradcheck.instrument.modes import Modes
 from gradcheck.live.first import FirstPass
+from gradcheck.live.looks import Looks
 from gradcheck.live.record import Record
 from gradcheck.live.scaling import Scaling
 from gradcheck.live.taps import LiveTaps, LiveTracer
+from gradcheck.measure.checks.routing import Group, groups_of
 from gradcheck.types.location import Location
 
 
@@ -30,6 +32,7 @@ class Tapping:
         self._fates: dict[int, Downstream] | None = None
         self.modes = Modes()  # of the modules that ran since the last step
         self._taps: LiveTaps | None = None
+        self._groups: list[Group] = []  # what could be experts
         self._functional = True  # whether functional calls need taps after the first step
 
     def arm(self, wanted: bool) -> None:
@@ -39,11 +42,14 @@ class Tapping:
             self._taps.stop()
             self._taps = None
         if wanted and not self.record.untapped:
+            if not self.record.measured:
+                self._groups = groups_of(self.model)
             names = {id(m): name for name, m in self.model.named_modules()}  # a model may change while it trains
             self.modes = Modes()
             first = not self.record.measured
             self._taps = LiveTracer(names, self.modes) if first else LiveTaps(names, self.modes, functions=self._functional)
             self._taps.heads = self.record.layers.heads
+            self._taps.looks = Looks(self._groups)
             self._taps.start()
 
     def stop(self) -> None:
@@ -91,7 +97,7 @@ class Tapping:
         if isinstance(taps, LiveTracer):
             others, taps.calls = taps.calls, calls
             self.first.after_backward(taps, loss)
-            self._functional = any(c.module is None for c in calls)
+            self._functional = any(c.module is None for c in calls) or taps.looks.needs_functions
             taps.calls = others
 
     def batch(self) -> tuple[list[int], int, Location | None]:
@@ -102,6 +108,8 @@ class Tapping:
     def discard(self) -> None:
         """They did not count: another pass will."""
         self.calls = self._fates = None
+        if self._taps is not None:
+            self._taps.looks = Looks(self._groups)
         if isinstance(self._taps, LiveTracer):
             self._taps.forget()
 
@@ -109,5 +117,7 @@ class Tapping:
         """Puts the calls on record, and lets go of what they hold."""
         if self.calls is not None and self._taps is not None:
             self.record.layers.add(step, step, self.calls, self._fates)
+            crossed = any(seen.function == "cross_entropy" for seen in self.record.first.losses)
+            self.record.instruments.note_looks(step, self._taps.looks, crossed)
             self.record.failures |= self._taps.failures
             self._taps.release_calls(self.calls)

@@ -18,6 +18,7 @@ from gradcheck.instrument.fingerprints import digest, shape_of
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 from gradcheck.instrument.modes import Modes
 from gradcheck.instrument.running_code import here
+from gradcheck.live.looks import Looks
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import tensors_in
 
@@ -63,6 +64,7 @@ class LiveTaps(ActivationRecorder):
         self.digests: list[int] = []  # of what the model was called with
         self.samples = 0  # in a batch
         self.called_site: Location | None = None
+        self.looks = Looks(())
         self.on = False
         self._active = False  # the function mode lies on torch's stack
 
@@ -99,6 +101,17 @@ class LiveTaps(ActivationRecorder):
         if len(self.stack) == 1 and self.recording and self.stack[0][0] is module:
             self._note_batch(args, kwargs)
         super()._after(module, args, kwargs, output)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = super().__torch_function__(function, types, args, kwargs)
+        if self.recording and self.stack:
+            with suppress(Exception):  # arguments of another shape than is known
+                self.looks.function(function, args, kwargs or {}, output, self.module_name, self.bring)
+        return output
+
+    def _module_call(self, module: nn.Module, name: str, role: Any, inputs: list[torch.Tensor], tensor: torch.Tensor) -> None:
+        super()._module_call(module, name, role, inputs, tensor)
+        self.looks.module(role.kind, module, name, inputs, tensor, self.heads is not None and name in self.heads, self.bring)
 
     def _note_batch(self, args: Any, kwargs: Any) -> None:
         """Of a call from outside, what the model was given."""

@@ -57,7 +57,7 @@ class Watched:
         place = tensor.data_ptr()
         if self.sample is not None and self.place == place:
             return self.sample
-        found = _sampled(tensor)
+        found = sampled_entries(tensor)
         if found.data_ptr() == place:  # else it is a copy, which does not follow
             self.sample, self.place = found, place
         return found
@@ -133,6 +133,7 @@ class StepWatch:
         self.watched = sorted((w for w in watched if _count(w.tensor)), key=lambda w: _count(w.tensor) > SAMPLE)
         self.step = step
         self.rows = look_at_rows
+        self.brought: list[torch.Tensor] = []
         self.gradients = [gradient_of(w.tensor) for w in self.watched]
         present = [g for g in self.gradients if g is not None and g.numel()]
         halves = any(w.tensor.dtype in HALF for w in self.watched)
@@ -141,8 +142,8 @@ class StepWatch:
         groups = [
             raw_norms(tensors),
             _extremes(present) if step == 0 else [],
-            _joined([w.sampled() for w in self.watched]),
-            _joined(self._downhill()) if follows else [],
+            joined([w.sampled() for w in self.watched]),
+            joined(self._downhill()) if follows else [],
         ]
         norms, sides, before, downhill = in_groups(groups)
         self._keep_norms(mended([n for t in norms for n in t.reshape(-1).tolist()], tensors))
@@ -171,7 +172,7 @@ class StepWatch:
     def _downhill(self) -> list[torch.Tensor]:
         """The gradient at the entries of each sample, zero where there is none."""
         pairs = zip(self.gradients, self.watched, strict=True)
-        return [_sampled(g) if g is not None and g.numel() == _count(w.tensor) else torch.zeros_like(w.sampled()) for g, w in pairs]
+        return [sampled_entries(g) if g is not None and g.numel() == _count(w.tensor) else torch.zeros_like(w.sampled()) for g, w in pairs]
 
     def _pushed(self, i: int, w: Watched, slopes: Numbers | None) -> npt.NDArray[np.bool_] | None:
         """Parameters of half precision: which entries of the sample have a gradient."""
@@ -186,8 +187,11 @@ class StepWatch:
         return slice(self.bounds[i], self.bounds[i + 1])
 
     @torch.no_grad()
-    def after(self) -> float | None:
-        """Files a ParameterStep with each parameter. Returns the cosine of the whole update with the negative gradient, at step 0."""
+    def after(self, riders: Sequence[torch.Tensor] = ()) -> float | None:
+        """Files a ParameterStep with each parameter. Returns the cosine of the whole update with the negative gradient, at step 0.
+
+        `riders` come to the host in the same transfer, and lie in `brought`.
+        """
         if not self.watched:
             return None
         now = [w.sampled() for w in self.watched]
@@ -195,7 +199,7 @@ class StepWatch:
         starts = np.cumsum([0, *sizes[:-1]])
         suspects = [i for i, w in enumerate(self.watched) if self.rows and w.suspicious and w.tensor.dim() >= 2]
         rows = EqualRows((self.watched[i].tensor, self.gradients[i]) for i in suspects)
-        moved, flags = in_groups([_joined(now), rows.flags])
+        moved, flags, self.brought = in_groups([joined(now), rows.flags, riders])
         alike = dict(zip(suspects, rows.read(flags), strict=True))
         change = _as_array(moved) - self.before
         lengths = np.sqrt(np.add.reduceat(np.square(change), starts)).tolist()
@@ -254,7 +258,7 @@ def _count(tensor: torch.Tensor) -> int:
     return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
-def _sampled(tensor: torch.Tensor) -> torch.Tensor:
+def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
     """An even sample of the entries [blocks, BLOCK], or all of them: a view where possible."""
     values = local(tensor.detach())
     if values.is_complex():
@@ -266,7 +270,7 @@ def _sampled(tensor: torch.Tensor) -> torch.Tensor:
     return blocks[:: spread(len(blocks), SAMPLE // BLOCK)]
 
 
-def _joined(samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def joined(samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """One after the other, copied: [entries] of each device."""
     dtypes = {t.dtype for t in samples}
     common = next(iter(dtypes)) if len(dtypes) == 1 else torch.float64 if torch.float64 in dtypes else torch.float32

@@ -27,6 +27,7 @@ from gradcheck.types.checks import (
     Validation,
 )
 from gradcheck.types.data import DataFacts
+from gradcheck.types.gauges import Gauge
 from gradcheck.types.layers import Layer, LayerKind
 from gradcheck.types.location import Ignore, Location
 from gradcheck.types.log import LogFacts
@@ -158,6 +159,8 @@ class Measurement:
     costs: tuple[Cost, ...] = ()  # of findings, where the probe learned slowly
     loop: LoopFacts | None = None  # the user's own training loop; None: none was seen
     log: LogFacts | None = None  # of a finished run that something else wrote down; None: there is none
+    course: LogFacts | None = None  # what such a log would hold of a watched run
+    gauges: tuple[Gauge, ...] = ()  # of a watched run
     ranks: RankFacts | None = None  # of a distributed training that was watched
     pretrained: bool = False  # weights or normalization statistics show that the model was trained before
     training: bool = True  # the model was in training mode when it was handed over

@@ -56,7 +56,8 @@ Need = Literal[
     "clipping",  # Clip
     "regularization",
     "normalization",  # Statistics; runs the probe first
-    "log",  # LogFacts: only where the log of a finished run is read
+    "log",  # LogFacts: only where the log of a finished run is read, or a training was watched
+    "gauges",  # Gauge: only where a training was watched
     "loop",  # LoopFacts: only where a training script was run, or a training was watched
 ]
 

@@ -84,5 +84,5 @@ def log_evaluation_departs(m: Measurement, limits: Limits) -> Verdict:
         f"{at_step(step)} are better than the last ones"
     )
     evidence = (Evidence("rise of the evaluation loss", rise / abs(best) if best else 0.0, limits["rise"], ">", "of the lowest"),)
-    remedies = (look(f"keep the checkpoint of {at_step(step)}, and try weight decay, dropout or more data"),)
+    remedies = (look(m, f"keep the checkpoint of {at_step(step)}, and try weight decay, dropout or more data"),)
     return [found("warning", message, evidence=evidence, remedies=remedies)]

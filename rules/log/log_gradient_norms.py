@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import ends
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -61,25 +61,26 @@ def log_gradient_norms(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Pascanu et al. 2013, On the difficulty of training recurrent neural networks.
     """
-    if m.log is None:
+    log = recorded(m)
+    if log is None:
         return not_applicable(NO_LOG)
-    if m.log.norm is None:
+    if log.norm is None:
         return not_applicable("the log has no norm of the gradient")
-    curve = m.log.norm.finite
+    curve = log.norm.finite
     if len(curve.values) < limits["points"]:
         return not_measured(f"{len(curve.values)} values of the norm are too few")
-    findings = (_course(curve, limits), _clipped(curve, m.log.clip, limits))
+    findings = (_course(m, curve, limits), _clipped(m, curve, log.clip, limits))
     return [f for f in findings if f is not None]
 
 
-def _course(curve: Curve, limits: Limits) -> Finding | None:
+def _course(m: Measurement, curve: Curve, limits: Limits) -> Finding | None:
     usual, last = median(curve.values[: len(curve.values) // 2]), ends(curve.values)[1]
     if usual <= 0:
         return None
     if last == 0:
         message = f"the norm of the gradient ({curve.name}) is 0 at the end, after {number(usual)}: nothing is learned any more"
         evidence = (Evidence("norm at the end", 0.0, 0.0, "="),)
-        return found("warning", message, evidence=evidence, remedies=(look("find where the gradient is lost"),))
+        return found("warning", message, evidence=evidence, remedies=(look(m, "find where the gradient is lost"),))
     if not last > limits["growth"] * usual:
         return None
     since = next(s for s, v in zip(curve.steps, curve.values, strict=True) if v > limits["growth"] * usual)
@@ -88,10 +89,10 @@ def _course(curve: Curve, limits: Limits) -> Finding | None:
         f"(limit {number(limits['growth'])}), beginning at {at_step(since)}"
     )
     evidence = (Evidence("norm at the end over that of the first half", last / usual, limits["growth"], ">", "times"),)
-    return found("warning", message, evidence=evidence, remedies=(look(f"see which layers it comes from, at {at_step(since)}"),))
+    return found("warning", message, evidence=evidence, remedies=(look(m, f"see which layers it comes from, at {at_step(since)}"),))
 
 
-def _clipped(curve: Curve, clip: float | None, limits: Limits) -> Finding | None:
+def _clipped(m: Measurement, curve: Curve, clip: float | None, limits: Limits) -> Finding | None:
     if clip is None:
         return None
     share = sum(v > clip for v in curve.values) / len(curve.values)
@@ -102,4 +103,4 @@ def _clipped(curve: Curve, clip: float | None, limits: Limits) -> Finding | None
         f"that they are clipped to (limit {percent(limits['clipped'])}): the threshold sets the size of the steps"
     )
     evidence = (Evidence("share of gradients that are clipped", share, limits["clipped"], ">"),)
-    return found("info", message, evidence=evidence, remedies=(look("compare a higher threshold, or a lower rate"),))
+    return found("info", message, evidence=evidence, remedies=(look(m, "compare a higher threshold, or a lower rate"),))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.convergence import levelled
 from gradcheck.analysis.curves import ends, lowest, noise
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     limits={
         "points": Limit(20, "points", "heuristic: a tenth of them is two at least"),
         "learned": Limit(0.2, "of the first level", "heuristic: a run that has learned so much, and loses all of it, has diverged"),
+        "least": Limit(0.05, "of the first level", "heuristic: a watched run that has learned less may have nothing to lose yet"),
         "lost": Limit(0.5, "of what was learned", "heuristic: half of the way back"),
         "noise": Limit(6, "standard deviations", "heuristic: of the values around their own course"),
     },
@@ -42,10 +44,12 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `learned` (20 %): a loss that had fallen by as much, and ends above its first level, is an error. `lost` (50 %): a warning when it
-    ends so far up the way that it had come down. Both only beyond `noise` (6 standard deviations), of `points` (20) values or more.
+    ends so far up the way that it had come down. Of a watched run that has learned less than `least`
+    (5 %) nothing is said. Both only beyond `noise` (6 standard deviations), of `points` (20) values or more.
 
     ## When to ignore it
-    When the loss need not fall: adversaries, reinforcement learning, a curriculum whose data become harder.
+    When the loss need not fall: adversaries, reinforcement learning, a curriculum whose data become harder. Of a run that is watched it is
+    an error only above the loss of the best constant prediction.
 
     ## Example
     ```python
@@ -61,8 +65,9 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Wortsman et al. 2023, Small-scale proxies for large-scale transformer training instabilities.
     """
-    loss = m.log.loss if m.log is not None else None
-    if m.log is None:
+    log = recorded(m)
+    loss = log.loss if log is not None else None
+    if log is None:
         return not_applicable(NO_LOG)
     if loss is None:
         return not_applicable("the log has no loss of training")
@@ -71,9 +76,11 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
     (first, last), (step, best) = ends(curve.values), lowest(curve)
     learned, lost = first - best, last - best
+    if m.log is None and learned < limits["least"] * abs(first):
+        return []
     if not lost > limits["noise"] * noise(curve.values) or learned <= 0 or not lost > limits["lost"] * learned:
         return []
-    gone = last > first and learned > limits["learned"] * abs(first)
+    gone = last > first and learned > limits["learned"] * abs(first) and (m.log is not None or _level_tells(m, last))
     share = percent(min(lost / learned, 1.0))
     where = (
         f"above the {number(first)} that it began with" if last > first else f"{share} of the way back to the {number(first)} of the start"
@@ -83,5 +90,10 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
         f"(limit {percent(limits['lost'])}): the last weights are worse than those of {at_step(step)}"
     )
     evidence = (Evidence("of what was learned, lost again", lost / learned, limits["lost"], ">"),)
-    remedies = (look(f"go back to a checkpoint before {at_step(step)}, with a lower rate"),)
+    remedies = (look(m, f"go back to a checkpoint before {at_step(step)}, with a lower rate"),)
     return [found("error" if gone else "warning", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE if gone else "")]
+
+
+def _level_tells(m: Measurement, last: float) -> bool:
+    """Whether the level of a loss that goes on says that its run has failed: it may be resumed, or led by rewards."""
+    return levelled(m.probe, m.chance) and not m.pretrained and m.chance is not None and last > m.chance

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import ENDS, ends, lowest, noise
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     needs=("log",),
     limits={
         "points": Limit(50, "points", "heuristic: fewer may all be warm-up"),
+        "steps": Limit(500, "steps of a watched run", "heuristic: likewise, where each step is a point"),
         "fall": Limit(0.02, "of the first level", "heuristic: no training of any use ends within 2 % of its start"),
         "noise": Limit(3, "standard errors", "heuristic: of the level, a median over a tenth of the curve"),
         "late": Limit(0.02, "of the whole fall", "heuristic: what the second half of the run brought"),
@@ -42,10 +43,12 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `fall` (2 % of the first level) and `noise` (3 standard errors of a level): a warning when the fall stays below both. `late` (2 % of
-    the whole fall): advice when the second half of the run brought no more. Logs of fewer than `points` (50) values are not judged.
+    the whole fall): advice when the second half of the run brought no more. Logs of fewer than `points` (50) values are not
+    judged, nor are watched runs of fewer than `steps` (500).
 
     ## When to ignore it
-    When the loss need not fall: adversaries, reinforcement learning; a log that begins late in a run, or after a resumption.
+    When the loss need not fall: adversaries, reinforcement learning; a log that begins late in a run, or after a resumption. Of a run that
+    is watched it is advice: it may have been resumed.
 
     ## Example
     ```python
@@ -64,12 +67,13 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Karpathy 2019, A recipe for training neural networks.
     """
-    if m.log is None:
+    log = recorded(m)
+    if log is None:
         return not_applicable(NO_LOG)
-    if m.log.loss is None:
+    if log.loss is None:
         return not_applicable("the log has no loss of training")
-    curve = m.log.loss.finite
-    if len(curve.values) < limits["points"]:
+    curve = log.loss.finite
+    if len(curve.values) < limits["points" if m.log is not None else "steps"]:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
     first, best = ends(curve.values)[0], lowest(curve)[1]
     fall, error = first - best, noise(curve.values) / math.sqrt(ENDS * len(curve.values))
@@ -79,8 +83,8 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
             f"({percent(fall / abs(first) if first else 0.0)} lower, limit {percent(limits['fall'])})"
         )
         evidence = (Evidence("fall of the loss", fall, limits["fall"] * abs(first), "<"),)
-        remedies = (look("find out whether a gradient arrives, and what the steps change"),)
-        return [found("warning", message, evidence=evidence, remedies=remedies)]
+        remedies = (look(m, "find out whether a gradient arrives, and what the steps change"),)
+        return [found("warning" if m.log is not None else "info", message, evidence=evidence, remedies=remedies)]
     middle = len(curve.values) // 2
     half = lowest(type(curve)(curve.name, curve.steps[:middle], curve.values[:middle]))[1]
     late = half - best
@@ -91,4 +95,4 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
         f"{percent(max(late, 0.0) / fall)} of the whole fall to {number(best)} (limit {percent(limits['late'])})"
     )
     evidence = (Evidence("fall in the second half", late, limits["late"] * fall, "<"),)
-    return [found("info", message, evidence=evidence, remedies=(look("see whether the rate, the data or the model sets the floor"),))]
+    return [found("info", message, evidence=evidence, remedies=(look(m, "see whether the rate, the data or the model sets the floor"),))]

@@ -62,11 +62,11 @@ def log_loss_not_finite(m: Measurement, limits: Limits) -> Verdict:
     if m.log is None:
         return not_applicable(NO_LOG)
     named = (("the loss", m.log.loss), ("the evaluation loss", m.log.evaluation), ("the norm of the gradient", m.log.norm))
-    findings = (_finding(what, curve, limits) for what, curve in named if curve is not None and curve.values)
+    findings = (_finding(m, what, curve, limits) for what, curve in named if curve is not None and curve.values)
     return [f for f in findings if f is not None]
 
 
-def _finding(what: str, curve: Curve, limits: Limits) -> Finding | None:
+def _finding(m: Measurement, what: str, curve: Curve, limits: Limits) -> Finding | None:
     broken = [not math.isfinite(v) for v in curve.values]
     trailing = next((i for i, bad in enumerate(reversed(broken)) if not bad), len(broken))
     least = limits["points"] if "norm" in what else 1
@@ -75,7 +75,7 @@ def _finding(what: str, curve: Curve, limits: Limits) -> Finding | None:
         kind = "NaN" if math.isnan(curve.values[-trailing]) else "infinite"
         message = f"{what} ({curve.name}) is {kind} from {at_step(step)} on to the end, {trailing} of {len(broken)} logged values"
         evidence = (Evidence("values that are not finite, at the end", trailing, least, ">="),)
-        remedy = look(f"find the operation that makes it, in the steps before {at_step(step)}")
+        remedy = look(m, f"find the operation that makes it, in the steps before {at_step(step)}")
         return found("error", message, evidence=evidence, remedies=(remedy,), confirmed=BY_VALUE)
     share = sum(broken) / len(broken)
     if share <= limits["share"]:
@@ -87,4 +87,4 @@ def _finding(what: str, curve: Curve, limits: Limits) -> Finding | None:
         f"first at {at_step(first)}, and finite again each time: so many steps are lost"
     )
     evidence = (Evidence("share of values that are not finite", share, limit, ">"),)
-    return found("warning", message, evidence=evidence, remedies=(look(f"look at the steps around {number(first)}"),))
+    return found("warning", message, evidence=evidence, remedies=(look(m, f"look at the steps around {number(first)}"),))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import FEWEST, Spike, resembling, spikes
 from gradcheck.analysis.wording import number
-from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -67,11 +67,12 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     Wortsman et al. 2023, Stable and low-precision training for large-scale vision-language models (arXiv 2304.13013); Chowdhery et al.
     2022, PaLM, section 5.1.
     """
-    if m.log is None:
+    log = recorded(m)
+    if log is None:
         return not_applicable(NO_LOG)
-    if m.log.loss is None:
+    if log.loss is None:
         return not_applicable("the log has no loss of training")
-    curve = m.log.loss.finite
+    curve = log.loss.finite
     if len(curve.values) <= FEWEST:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
     every = spikes(curve, limits["score"], limits["reach"])
@@ -85,10 +86,10 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     message = (
         f"the loss ({curve.name}) jumps from {number(worst.level)} to {number(worst.value)} at {at_step(worst.step)}, "
         f"{number(worst.score)} standard deviations above the values before (limit {number(limits['score'])}), {after}{others}"
-        f"{_norm_before(m.log, worst)}"
+        f"{_norm_before(log, worst)}"
     )
     evidence = (Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations"),)
-    remedies = (look(f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}"),)
+    remedies = (look(m, f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}"),)
     return [found(severity, message, evidence=evidence, remedies=remedies)]
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look
+from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -61,19 +61,20 @@ def log_rate_jumps(m: Measurement, limits: Limits) -> Verdict:
     ## References
     PyTorch documentation: `torch.optim`, "How to adjust learning rate".
     """
-    if m.log is None:
+    log = recorded(m)
+    if log is None:
         return not_applicable(NO_LOG)
-    if m.log.rate is None:
+    if log.rate is None:
         return not_applicable("the log has no learning rate")
-    curve = m.log.rate.finite
+    curve = log.rate.finite
     if len(curve.values) <= limits["points"]:
         return not_measured(f"{len(curve.values)} values of the learning rate are too few")
-    last = m.log.last or 1.0
-    findings = (_rise(curve, limits), _fall(curve, last, limits), _idle(curve, last, limits))
+    last = log.last or 1.0
+    findings = (_rise(m, curve, limits), _fall(m, curve, last, limits), _idle(m, curve, last, limits))
     return [f for f in findings if f is not None]
 
 
-def _rise(curve: Curve, limits: Limits) -> Finding | None:
+def _rise(m: Measurement, curve: Curve, limits: Limits) -> Finding | None:
     peak = max(curve.values[: int(limits["points"])])
     for step, value in list(zip(curve.steps, curve.values, strict=True))[int(limits["points"]) :]:
         if peak > 0 and value > limits["jump"] * peak:
@@ -82,12 +83,12 @@ def _rise(curve: Curve, limits: Limits) -> Finding | None:
                 f"one before (limit {number(limits['jump'])})"
             )
             evidence = (Evidence("rate over the highest one before", value / peak, limits["jump"], ">", "times"),)
-            return found("warning", message, evidence=evidence, remedies=(look("see what steps the scheduler, and how often"),))
+            return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
         peak = max(peak, value)
     return None
 
 
-def _fall(curve: Curve, last: float, limits: Limits) -> Finding | None:
+def _fall(m: Measurement, curve: Curve, last: float, limits: Limits) -> Finding | None:
     points = list(zip(curve.steps, curve.values, strict=True))
     for (_, before), (step, value) in pairwise(points):
         if 0 < value * limits["fall"] < before and last - step > limits["idle"] * last and max(v for s, v in points if s >= step) <= value:
@@ -97,11 +98,11 @@ def _fall(curve: Curve, last: float, limits: Limits) -> Finding | None:
                 "to go"
             )
             evidence = (Evidence("fall of the rate at once", before / value, limits["fall"], ">", "times"),)
-            return found("warning", message, evidence=evidence, remedies=(look("see what steps the scheduler, and how often"),))
+            return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
     return None
 
 
-def _idle(curve: Curve, last: float, limits: Limits) -> Finding | None:
+def _idle(m: Measurement, curve: Curve, last: float, limits: Limits) -> Finding | None:
     moving = [s for s, v in zip(curve.steps, curve.values, strict=True) if v > 0]
     since = next((s for s in curve.steps if s > max(moving, default=-1.0)), None)
     if since is None or not last - since > limits["idle"] * last:
@@ -112,4 +113,4 @@ def _idle(curve: Curve, last: float, limits: Limits) -> Finding | None:
         f"{percent(limits['idle'])}) change nothing"
     )
     evidence = (Evidence("part of the run at a rate of 0", share, limits["idle"], ">"),)
-    return found("warning", message, evidence=evidence, remedies=(look("lay the schedule out for all steps of the run"),))
+    return found("warning", message, evidence=evidence, remedies=(look(m, "lay the schedule out for all steps of the run"),))

@@ -178,6 +178,16 @@ def test_a_loss_that_is_half_way_back_has_relapsed(end, expected):
     assert relapse(Run("probe", losses, batches=4), 2.3) == (expected if expected is None else (pytest.approx(expected[0]), expected[1]))
 
 
+def test_the_lowest_of_many_noisy_levels_is_no_relapse_of_a_watched_run():
+    """Batches that are all new, with a heavy tail: a healthy regression looks so."""
+    dice = random.Random(0)
+    losses = tuple(3.0 * (0.3 + dice.random() ** 4 * 5) * (1 - i / 600) for i in range(200))
+    assert all(relapse(Run("watched", losses[:n], batches=n, live=True), 3.5) is None for n in range(40, 200, 5))
+    assert any(relapse(Run("probe", losses[:n], batches=n), 3.5) is not None for n in range(40, 200, 5))
+    back = (*(2.0 - i / 60 for i in range(100)), *(0.4 + i / 50 for i in range(100)))
+    assert relapse(Run("watched", back, batches=200, live=True), 2.3) is not None
+
+
 def test_noise_and_a_fall_of_little_are_no_relapse():
     assert relapse(noisy(2.3, 0.5, noise=0.1), 2.3) is None
     assert relapse(Run("probe", (*(2.3,) * 40, *(2.0,) * 20, *(2.3,) * 40)), 2.3) is None

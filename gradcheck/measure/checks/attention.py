@@ -204,7 +204,14 @@ def fused(
     samples: int = 1,
 ) -> Spread | None:
     """Of scaled_dot_product_attention: query [.., Q, E], key [.., K, E]; the other arguments are torch's."""
-    chosen = _chosen(query.shape[-2], MOST_QUERIES, query.device)
+    return of_scores(logits(query, key, attn_mask, is_causal, scale, enable_gqa), samples)
+
+
+def logits(
+    query: torch.Tensor, key: torch.Tensor, attn_mask: torch.Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
+) -> torch.Tensor:
+    """Of some queries, [.., queries, K], -inf where masked; arguments are those of scaled_dot_product_attention. Waits for no device."""
+    chosen = some_rows(query.shape[-2], query.device)
     q, k = query.detach().index_select(-2, chosen).float(), key.detach().float()
     if enable_gqa and q.dim() > 3 and q.shape[-3] != k.shape[-3]:
         k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
@@ -215,7 +222,7 @@ def fused(
         mask = attn_mask.detach()
         mask = mask.index_select(-2, chosen) if mask.dim() >= 2 and mask.shape[-2] > 1 else mask
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return of_scores(scores, samples)
+    return scores
 
 
 def multi_head(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spread | None:
@@ -270,6 +277,11 @@ def _logarithm(weights: torch.Tensor) -> torch.Tensor:
     return weights.float().clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
+def some_rows(count: int, device: torch.device) -> torch.Tensor:
+    """Indices of the queries that are looked at."""
+    return _chosen(count, MOST_QUERIES, device)
+
+
 def _chosen(count: int, most: int, device: torch.device) -> torch.Tensor:
     """Indices of at most `most` of `count` rows, evenly spread, the last one with them."""
     return torch.linspace(0, count - 1, min(count, most), device=device).round().long()
@@ -278,7 +290,7 @@ def _chosen(count: int, most: int, device: torch.device) -> torch.Tensor:
 def _arranged(x: torch.Tensor, samples: int) -> torch.Tensor:
     """[.., Q, K] as [groups, heads, Q, K], no more rows of it than needed. Axis -3 is the heads; a folded [N * heads, Q, K] is unfolded."""
     x = x.detach()
-    x = x.index_select(-2, _chosen(x.shape[-2], MOST_QUERIES, x.device))
+    x = x.index_select(-2, some_rows(x.shape[-2], x.device))
     if x.dim() == 3:
         groups = samples if samples and x.shape[0] % samples == 0 else x.shape[0]
         x = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])

@@ -26,7 +26,7 @@ CHOICES = frozenset(("topk", "argmax", "max"))
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Experts: the children of a container, or the slices of a weight (`members` empty)."""
 
     owner: str  # module that holds them
@@ -45,7 +45,7 @@ class _Choice:
 def routers(context: CheckContext) -> tuple[Router, ...] | None:
     """None where no module holds anything that could be experts."""
     copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
-    groups = _groups(copy.model)
+    groups = groups_of(copy.model)
     if not groups:
         return None
     after = _chosen(context, copy, groups)
@@ -55,15 +55,16 @@ def routers(context: CheckContext) -> tuple[Router, ...] | None:
     return tuple(_router(layer, after[layer], before.get(layer, after[layer])) for layer in after)
 
 
-def _groups(model: nn.Module) -> list[_Group]:
+def groups_of(model: nn.Module) -> list[Group]:
+    """Modules that are alike in one container, and slices of one weight: what could be experts."""
     found = []
     for name, module in model.named_modules():
         owner = name.rpartition(".")[0]
         children = list(module.named_children())
         if len(children) > 1 and len({_form(c) for _, c in children}) == 1 and _form(children[0][1])[1]:
-            found.append(_Group(owner, len(children), tuple(f"{name}.{n}" if name else n for n, _ in children)))
+            found.append(Group(owner, len(children), tuple(f"{name}.{n}" if name else n for n, _ in children)))
         stacked = {p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3 and p.shape[0] > 1}
-        found += [_Group(owner, count) for count in stacked]
+        found += [Group(owner, count) for count in stacked]
     return found
 
 
@@ -74,7 +75,7 @@ def _form(module: nn.Module) -> tuple[type, tuple[torch.Size, ...]]:
 class _Watching(ActivationRecorder):
     """Sees choices inside the model, and how many rows each expert gets."""
 
-    def __init__(self, names: Mapping[int, str], groups: Sequence[_Group]) -> None:
+    def __init__(self, names: Mapping[int, str], groups: Sequence[Group]) -> None:
         super().__init__(names)
         self.counts = {g.count for g in groups}
         self.experts = {m for g in groups for m in g.members}
@@ -111,26 +112,30 @@ class _Watching(ActivationRecorder):
         site = self.scored.get(count) or location_of_frame(caller())
         self.choices.append(_Choice(self.module_name, scores, index.reshape(len(scores), -1), site))
 
-    def is_routing(self, choice: _Choice, groups: Sequence[_Group]) -> bool:
-        return any(g.count == choice.scores.shape[1] and _near(g.owner, choice.layer) and self._follows(choice, g) for g in groups)
+    def is_routing(self, choice: _Choice, groups: Sequence[Group]) -> bool:
+        return any(g.count == choice.scores.shape[1] and near(g.owner, choice.layer) and self._follows(choice, g) for g in groups)
 
-    def _follows(self, choice: _Choice, group: _Group) -> bool:
-        """Whether the experts get the rows that are chosen for them, or all of them the same."""
-        if not group.members:
-            return True
-        loads = torch.bincount(choice.index.reshape(-1), minlength=group.count).tolist()
-        rows = [self.rows[m] for m in group.members]
-        if sum(rows) and all(r <= load for r, load in zip(rows, loads, strict=True)):
-            return True
-        return len({frozenset(self.given[m]) for m in group.members}) == 1 and bool(rows[0])
+    def _follows(self, choice: _Choice, group: Group) -> bool:
+        loads = torch.bincount(choice.index.reshape(-1), minlength=group.count).tolist() if group.members else []
+        return follows(group, loads, self.rows, self.given)
 
 
-def _near(owner: str, layer: str) -> bool:
+def follows(group: Group, loads: Sequence[float], rows: Mapping[str, int], given: Mapping[str, set[int]]) -> bool:
+    """Whether the experts get the rows that are chosen for them, or all of them the same. `given`: ids of what each is called with."""
+    if not group.members:
+        return True
+    got = [rows.get(m, 0) for m in group.members]
+    if sum(got) and all(r <= load for r, load in zip(got, loads, strict=True)):
+        return True
+    return len({frozenset(given.get(m, ())) for m in group.members}) == 1 and bool(got[0])
+
+
+def near(owner: str, layer: str) -> bool:
     """Whether a choice is made where the experts are held, or in a module beside them."""
     return owner in (layer, layer.rpartition(".")[0])
 
 
-def _chosen(context: CheckContext, copy: TrainingCopy, groups: Sequence[_Group]) -> dict[str, list[_Choice]]:
+def _chosen(context: CheckContext, copy: TrainingCopy, groups: Sequence[Group]) -> dict[str, list[_Choice]]:
     """Choices by layer, over some batches."""
     names = {id(m): name for name, m in copy.model.named_modules()}
     found: dict[str, list[_Choice]] = defaultdict(list)
@@ -150,13 +155,13 @@ def _chosen(context: CheckContext, copy: TrainingCopy, groups: Sequence[_Group])
 
 def _router(layer: str, after: Sequence[_Choice], before: Sequence[_Choice]) -> Router:
     experts, chosen = after[0].scores.shape[1], after[0].index.shape[1]
-    probabilities = torch.cat([_distribution(c.scores) for c in after])
+    probabilities = torch.cat([distribution(c.scores) for c in after])
     entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1).mean()
     tokens = sum(len(c.index) for c in after)
     return Router(layer, experts, chosen, tokens, _loads(after), _loads(before), float(entropy) / math.log(experts), after[0].site)
 
 
-def _distribution(scores: torch.Tensor) -> torch.Tensor:
+def distribution(scores: torch.Tensor) -> torch.Tensor:
     scores = wide(scores)
     sums = scores.sum(-1)
     if bool((scores >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):

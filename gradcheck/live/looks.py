@@ -1,0 +1,117 @@
+"""What the taps of a measured step look at beside outputs and gradients: attention, the head's softmax, and the choices of routers.
+
+Everything is reduced where it lies and brought to the host with the statistics of the step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gradcheck.live import attention
+from gradcheck.measure.checks.routing import CHOICES, Group, follows, near
+from gradcheck.workload.tensors import tensors_in
+
+ROWS = 256  # of the head's output, whose softmax is looked at
+
+Bring = Callable[[torch.Tensor, Callable[[torch.Tensor], None]], None]
+
+
+@dataclass
+class Choice:
+    """A choice among experts. Numbers on the host, once settled: [loads of the experts, mean entropy over log(experts)]."""
+
+    layer: str
+    experts: int
+    chosen: int
+    tokens: int
+    numbers: list[float] = field(default_factory=list)
+
+    def set_numbers(self, numbers: torch.Tensor) -> None:
+        self.numbers = numbers.tolist()
+
+
+@dataclass
+class Looks:
+    """Of one measured step. `groups`: what could be experts."""
+
+    groups: Sequence[Group]
+    heads: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # layer -> [2, heads] of each call
+    log_z: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # output layer -> 0-d
+    choices: list[Choice] = field(default_factory=list)
+    _rows: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # that experts were given
+    _given: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    _kept: list[torch.Tensor] = field(default_factory=list)  # so that no other tensor gets its id
+
+    def __post_init__(self) -> None:
+        self._members = {m for g in self.groups for m in g.members}
+        self._counts = {g.count for g in self.groups}
+
+    @property
+    def needs_functions(self) -> bool:
+        """Whether something was seen that only calls of functions show."""
+        return bool(self.heads or self.choices)
+
+    @torch.no_grad()
+    def function(self, function: Any, args: Any, kwargs: dict[str, Any], output: Any, layer: str, bring: Bring) -> None:
+        found = attention.seen(function, args, kwargs)
+        if found is not None:
+            bring(found, self.heads[layer].append)
+        elif self._counts and getattr(function, "__name__", "") in CHOICES:
+            self._choice(args[0] if args else kwargs.get("input"), output, layer, bring)
+
+    @torch.no_grad()
+    def module(
+        self, kind: str, module: Any, name: str, inputs: Sequence[torch.Tensor], output: torch.Tensor, head: bool, bring: Bring
+    ) -> None:
+        """`head`: the loss is made of its output."""
+        if name in self._members and inputs:
+            self._rows[name] += inputs[0].numel() // max(1, inputs[0].shape[-1])
+            self._given[name].add(id(inputs[0]))
+            self._kept.append(inputs[0])
+        if kind == "softmax" and inputs:
+            found = attention.of_softmax(inputs[0], getattr(module, "dim", None))
+            if found is not None:
+                bring(found, self.heads[name].append)
+        if head and kind == "linear" and output.dim() >= 2 and output.shape[-1] > 1:
+            rows = output.detach().reshape(-1, output.shape[-1])
+            some = rows[:: max(1, len(rows) // ROWS)].float()
+            bring(some.logsumexp(-1).mean(), self.log_z[name].append)
+
+    def _choice(self, scores: Any, output: Any, layer: str, bring: Bring) -> None:
+        index = next((t for t in tensors_in(output) if t.dtype == torch.int64), None)
+        if not isinstance(scores, torch.Tensor) or index is None or not scores.requires_grad or scores.dim() < 2:
+            return
+        count = scores.shape[-1]
+        along = index.shape[:-1] == scores.shape[:-1] if index.dim() == scores.dim() else index.shape == scores.shape[:-1]
+        if count not in self._counts or not along:
+            return
+        scores, index = scores.detach().reshape(-1, count).float(), index.reshape(-1)
+        sums = scores.sum(-1)
+        given = (scores >= 0).all() & ((sums - 1).abs() < 1e-3).all()  # probabilities already
+        entropy = torch.special.entr(torch.where(given, scores, scores.softmax(-1))).sum(-1).mean() / scores.new_tensor(count).log()
+        loads = scores.new_zeros(count).index_add(0, index.clamp_max(count - 1), scores.new_ones(len(index)))
+        choice = Choice(layer, count, len(index) // max(1, len(scores)), len(scores))
+        self.choices.append(choice)
+        bring(torch.cat([loads, entropy[None]]), choice.set_numbers)
+
+    def routed(self) -> list[Choice]:
+        """The choices that experts follow, those of one layer together, once settled."""
+        self._kept.clear()
+        whole: dict[tuple[str, int, int], Choice] = {}
+        for c in self.choices:
+            if c.numbers:
+                known = whole.setdefault((c.layer, c.experts, c.chosen), Choice(c.layer, c.experts, c.chosen, 0, [0.0] * len(c.numbers)))
+                tokens = known.tokens + c.tokens
+                entropy = (known.numbers[-1] * known.tokens + c.numbers[-1] * c.tokens) / max(1, tokens)
+                known.numbers = [*(a + b for a, b in zip(known.numbers[:-1], c.numbers[:-1], strict=True)), entropy]
+                known.tokens = tokens
+        return [c for c in whole.values() if any(self._fits(c, g) for g in self.groups)]
+
+    def _fits(self, choice: Choice, group: Group) -> bool:
+        same = group.count == choice.experts and near(group.owner, choice.layer)
+        return same and follows(group, choice.numbers[:-1], self._rows, self._given)

@@ -1,0 +1,98 @@
+"""WATCH007: signal-runs-away."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradcheck.analysis.curves import thirds
+from gradcheck.analysis.wording import number
+from gradcheck.rules.watch.shared import NOT_WATCHED, others
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.log import Curve
+from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
+
+if TYPE_CHECKING:
+    from gradcheck.types.layers import Layer
+    from gradcheck.types.measurement import Measurement
+
+
+@rule(
+    "WATCH007",
+    "signal-runs-away",
+    up_to="warning",
+    needs=("signals", "gauges"),
+    limits={
+        "growth": Limit(4, "times", "measured: healthy layers grow by less than 3 in the last third of 2000 steps; runaways by 3.5 to 4.1"),
+        "steps": Limit(300, "steps", "heuristic: as weights-run-away"),
+        "looks": Limit(9, "measured steps", "heuristic: three in each third"),
+    },
+)
+def signal_runs_away(m: Measurement, limits: Limits) -> Verdict:
+    """The output of a layer grows faster and faster over the run.
+
+    ## What it finds
+    Layers, blocks of a residual stream among them, whose output at least quadruples in size in the last third of the run, and grew less in
+    the third before. It names the first one, and how far the growth goes on over depth.
+
+    ## Why it matters
+    A signal that gains speed leaves the range in which the layers after it work: normalizations hide it, half precision does not.
+    Massive activations, and logits that diverge, begin so.
+
+    ## How it is measured
+    From the root mean square of each layer's output at the measured steps: medians at the ends of the last two thirds of the run.
+
+    ## Limits and their sources
+    `growth` (4 times), of `steps` (300) and `looks` (9 measured steps) or more.
+
+    ## When to ignore it
+    When the data change in the middle of the run.
+
+    ## Example
+    ```python
+    x = x + self.mlp(self.norm(x))
+    ```
+
+    ## Use instead
+    ```python
+    x = x + self.scale * self.mlp(self.norm(x))  # a scale per channel that starts small; or a lower rate
+    ```
+
+    ## References
+    Sun et al. 2024, Massive activations in large language models (arXiv 2402.17762); Takase et al. 2023, Spike no more (arXiv
+    2312.16903).
+    """
+    if not m.probe.live:
+        return not_applicable(NOT_WATCHED)
+    if m.steps < limits["steps"] or len(m.measured_steps) < limits["looks"]:
+        return not_measured(f"{m.steps} steps, {len(m.measured_steps)} of them measured, are too few to tell how signals grow")
+    grown = [(x, *g) for x in m.layers if x.kind not in ("softmax", "dropout") and (g := _growth(x)) is not None]
+    bad = [x for x in grown if x[2] > limits["growth"] and x[2] > x[1]]
+    return [_finding(m, bad, limits)] if bad else []
+
+
+def _growth(x: Layer) -> tuple[float, float] | None:
+    known = [(float(s.step), s.output.rms) for s in x.snapshots if s.output is not None and math.isfinite(s.output.rms)]
+    return thirds(Curve(x.name, tuple(step for step, _ in known), tuple(rms for _, rms in known)))
+
+
+def _finding(m: Measurement, bad: list[tuple[Layer, float, float]], limits: Limits) -> Finding:
+    first, before, last = min(bad, key=lambda b: b[0].order)
+    largest, _, most = max(bad, key=lambda b: b[2])
+    further = f", and most in {largest.name} ({number(most)} times)" if largest is not first else ""
+    message = (
+        f"the output of {first.name or 'the model'} has grown {number(last)} times in the last third of the run (limit "
+        f"{number(limits['growth'])}), after {number(before)} times in the third before{further}{others(len(bad) - 1, 'layer')}: what "
+        "follows leaves its range before the loss shows it"
+    )
+    return found(
+        "warning",
+        message,
+        layers=list(dict.fromkeys(x.name for x, *_ in bad)),
+        location=first.site,
+        evidence=[
+            Evidence("growth of the output in the last third", last, limits["growth"], ">", "times", first.name),
+            Evidence("growth in the third before", before, None, "=", "times", first.name),
+        ],
+        remedies=[Remedy("lower-learning-rate", f"lower the rate from {number(m.optimizer.lr)}, or decay the weights")],
+    )
