@@ -7,7 +7,9 @@ but its own. Otherwise the user's own model is measured, and everything is put b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +19,16 @@ from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
+from gradcheck.workload.few_samples import few_samples
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
+from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, fork, lend
 from gradcheck.workload.workload import Workload
+
+LARGE = 1_000_000  # parameters
+FEW = 2  # samples of a batch that models of this size are compared on, where the whole batch takes longer than
+LONG = 1.0  # seconds
 
 
 @dataclass
@@ -61,7 +69,21 @@ def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
     except TargetError as error:
         spill = ran_out_of_memory(error)
         return ("the device has no memory for a copy of it" if spill else error.message), Look(None), spill
-    return *_compared(copy, workload, seed), False
+    part = _part_to_compare(workload, seed)
+    return *_compared(copy, replace(workload, batches=[part]) if part is not None else workload, seed), False
+
+
+def _part_to_compare(workload: Workload, seed: int) -> Any:
+    """Some samples of the first batch, where its whole takes long and the step runs on them; else None. Times the first loss."""
+    batch = workload.batches[0]
+    rows = batch_size(batch)
+    if rows <= FEW or sum(p.numel() for p in workload.model.parameters()) < LARGE:
+        return None
+    began, part = time.perf_counter(), few_samples(batch, FEW)
+    if _look(fork(workload, seed=seed), replace(workload, batches=[part]), seed).loss is None:
+        return None
+    workload.forward_seconds = (time.perf_counter() - began) * rows / FEW
+    return part if workload.forward_seconds > LONG else None
 
 
 def _compared(copy: TrainingCopy, workload: Workload, seed: int) -> tuple[str, Look]:
@@ -97,7 +119,7 @@ def _of_original(workload: Workload, seed: int, outside: Look) -> Look:
 
 
 def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
-    look, batch = Look(None), workload.batches[0]
+    look, batch, began = Look(None), workload.batches[0], time.perf_counter()
     seed_all(seed)
     try:
         with shielded(copy.own) as look.modules:
@@ -105,6 +127,7 @@ def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
     except Exception:  # what keeps the step from running is told when it is measured
         return look
     look.loss = float(loss.detach())
+    workload.forward_seconds = min(time.perf_counter() - began, workload.forward_seconds or math.inf)
     given = set(map(id, tensors_of(batch)))
     found = upstream_leaves([loss.grad_fn]) if loss.grad_fn is not None else []
     look.tensors = [t for t in found if id(t) not in copy.own | given]
