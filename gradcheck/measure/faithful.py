@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -69,25 +68,18 @@ def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
     except TargetError as error:
         spill = ran_out_of_memory(error)
         return ("the device has no memory for a copy of it" if spill else error.message), Look(None), spill
-    part = _part_to_compare(workload, seed)
-    return *_compared(copy, replace(workload, batches=[part]) if part is not None else workload, seed), False
+    rows = batch_size(workload.batches[0])
+    if rows > FEW and sum(p.numel() for p in workload.model.parameters()) >= LARGE:
+        part = replace(workload, batches=[few_samples(workload.batches[0], FEW)])
+        look = _look(copy, part, seed)
+        workload.forward_seconds = part.forward_seconds * rows / FEW
+        if look.loss is not None and workload.forward_seconds > LONG:
+            return *_compared(copy, part, seed, look), False
+        copy = fork(workload, seed=seed)  # that pass may have changed it
+    return *_compared(copy, workload, seed, _look(copy, workload, seed)), False
 
 
-def _part_to_compare(workload: Workload, seed: int) -> Any:
-    """Some samples of the first batch, where its whole takes long and the step runs on them; else None. Times the first loss."""
-    batch = workload.batches[0]
-    rows = batch_size(batch)
-    if rows <= FEW or sum(p.numel() for p in workload.model.parameters()) < LARGE:
-        return None
-    began, part = time.perf_counter(), few_samples(batch, FEW)
-    if _look(fork(workload, seed=seed), replace(workload, batches=[part]), seed).loss is None:
-        return None
-    workload.forward_seconds = (time.perf_counter() - began) * rows / FEW
-    return part if workload.forward_seconds > LONG else None
-
-
-def _compared(copy: TrainingCopy, workload: Workload, seed: int) -> tuple[str, Look]:
-    of_copy = _look(copy, workload, seed)
+def _compared(copy: TrainingCopy, workload: Workload, seed: int, of_copy: Look) -> tuple[str, Look]:
     if of_copy.strangers:
         again = _look(copy, workload, seed)  # what is made again in each forward pass is not the user's
         known = set(map(id, again.modules)), set(map(id, again.tensors))
