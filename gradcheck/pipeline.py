@@ -22,6 +22,7 @@ from gradcheck.judge.select import chosen, needs
 from gradcheck.loading.load import load
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.faithful import ensure_faithful
+from gradcheck.measure.fitting import fitted
 from gradcheck.measure.session import Plan, measure
 from gradcheck.rank import is_rank_zero
 from gradcheck.remedies.costs import with_costs
@@ -136,12 +137,14 @@ def scan_workload(
     for seed in range(settings.seeds):
         if seed and workload.rebuild is not None:
             workload = workload.rebuild(seed)
-        ensure_faithful(workload, seed)
-        plan = Plan(settings.steps, settings.budget or default_budget(workload.model), seed, needs(rules), settings.profile, settings.fast)
         began, tick = time.perf_counter(), progress or _silent
-        measured = measure(workload, plan, tick)
+        ensure_faithful(workload, seed)
+        budget = settings.budget or default_budget(workload.model)
+        cut = fitted(workload, budget, seed)
+        plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, time.perf_counter() - began)
+        measured = measure(cut, plan, tick)
         measured = seen(measured) if seen is not None else measured
-        measurements.append(with_costs(measured, workload, plan, began, rules, settings, tick) if costs else measured)
+        measurements.append(with_costs(measured, cut, plan, began, rules, settings, tick) if costs else measured)
     findings, suppressed, states = judge(measurements, rules, settings)
     seconds = time.perf_counter() - started
     report = Report(measurements[0].target, findings, states, tuple(measurements), suppressed, seconds, __version__)

@@ -200,8 +200,7 @@ def floor_level(function: str, classes: int | None, targets: Sequence[torch.Tens
         return (_entropy(values) + _entropy(1 - values)).mean().item() if values.numel() else 0.0
     if function != "cross_entropy" or not classes or classes < 2:
         return 0.0
-    one_label = torch.eye(classes, dtype=torch.double, device="cpu")[:1]  # all labels have the same entropy
-    shares = _rows(soft, classes) if soft else one_label
+    shares = _rows(soft, classes) if soft else torch.arange(classes, device="cpu")[None].eq(0).double()  # labels have the same entropy
     return _entropy(_smoothed(shares, options)).sum(-1).mean().item()
 
 

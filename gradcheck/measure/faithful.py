@@ -7,7 +7,8 @@ but its own. Otherwise the user's own model is measured, and everything is put b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -16,11 +17,16 @@ from gradcheck.errors import TargetError
 from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
+from gradcheck.workload.few_samples import few_samples
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
-from gradcheck.workload.tensors import tensors_of
+from gradcheck.workload.tensors import batch_size, tensors_of
 from gradcheck.workload.training_copy import TrainingCopy, fork, lend
 from gradcheck.workload.workload import Workload
+
+LARGE = 1_000_000  # parameters
+FEW = 2  # samples of a batch that models of this size are compared on, where the whole batch takes longer than
+LONG = 1.0  # seconds
 
 
 @dataclass
@@ -61,11 +67,18 @@ def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
     except TargetError as error:
         spill = ran_out_of_memory(error)
         return ("the device has no memory for a copy of it" if spill else error.message), Look(None), spill
-    return *_compared(copy, workload, seed), False
+    rows = batch_size(workload.batches[0])
+    if rows > FEW and sum(p.numel() for p in workload.model.parameters()) >= LARGE:
+        part = replace(workload, batches=[few_samples(workload.batches[0], FEW)])
+        look = _look(copy, part, seed)
+        workload.forward_seconds = part.forward_seconds * rows / FEW
+        if look.loss is not None and workload.forward_seconds > LONG:
+            return *_compared(copy, part, seed, look), False
+        copy = fork(workload, seed=seed)  # that pass may have changed it
+    return *_compared(copy, workload, seed, _look(copy, workload, seed)), False
 
 
-def _compared(copy: TrainingCopy, workload: Workload, seed: int) -> tuple[str, Look]:
-    of_copy = _look(copy, workload, seed)
+def _compared(copy: TrainingCopy, workload: Workload, seed: int, of_copy: Look) -> tuple[str, Look]:
     if of_copy.strangers:
         again = _look(copy, workload, seed)  # what is made again in each forward pass is not the user's
         known = set(map(id, again.modules)), set(map(id, again.tensors))
@@ -97,7 +110,7 @@ def _of_original(workload: Workload, seed: int, outside: Look) -> Look:
 
 
 def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
-    look, batch = Look(None), workload.batches[0]
+    look, batch, began = Look(None), workload.batches[0], time.perf_counter()
     seed_all(seed)
     try:
         with shielded(copy.own) as look.modules:
@@ -105,6 +118,7 @@ def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
     except Exception:  # what keeps the step from running is told when it is measured
         return look
     look.loss = float(loss.detach())
+    workload.forward_seconds = min(time.perf_counter() - began, workload.forward_seconds or math.inf)
     given = set(map(id, tensors_of(batch)))
     found = upstream_leaves([loss.grad_fn]) if loss.grad_fn is not None else []
     look.tensors = [t for t in found if id(t) not in copy.own | given]

@@ -162,7 +162,7 @@ def _targets(said: FirstStep, taps: FirstPassRecorder, workload: Workload, loss:
             continue
         name = _name_in(workload.batches[0], seen.target)
         made = seen.target_made or name in workload.made
-        targets = _entries(workload.batches, name) if name is not None and not made else []
+        targets = _entries((workload.uncut or workload).batches, name) if name is not None and not made else []
         there = on_host(targets) or [seen.host_target]
         whole += weight * call.value
         floor += weight * losses.floor_level(call.function, call.classes, there, seen.options)

@@ -32,11 +32,12 @@ class Probe:
     chance: Callable[[], float | None]
     tick: Callable[[str, float], None]
 
-    def run(self, deadline: float, *, whole: bool) -> None:
-        """`whole`: to where it can be told whether the training learns, not only through the measured steps."""
+    def run(self, until: Callable[[], float], *, whole: bool) -> None:
+        """`until`: the deadline, by how long steps take. `whole`: to where it can be told whether the training learns, not only through the
+        measured steps."""
         steps, training = self.steps, self.training
         body = max(1, steps - FINAL_STEPS)
-        self._begin(body, deadline)
+        deadline = self._begin(body, until)
         if whole and training.ended == "done" and self._doubtful():
             self._train(LONGER * steps - FINAL_STEPS, deadline, lambda _: not self._doubtful(2 * CLEAR_FALL))
         if whole and training.ended == "done" and self._on_its_way():
@@ -46,17 +47,19 @@ class Probe:
         if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
             self._measure_last()
 
-    def _begin(self, body: int, deadline: float) -> None:
-        """The first steps, with one thread where they are short."""
+    def _begin(self, body: int, until: Callable[[], float]) -> float:
+        """The first steps, with one thread where they are short. Returns the deadline."""
         training = self.training
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        self._train(1, deadline)
+        self._train(1, until())
         started = time.perf_counter()
-        self._train(min(3, body), deadline)
+        self._train(min(3, body), until())
         if time.perf_counter() - started > SMALL_STEP * max(1, training.step - 1):
             torch.set_num_threads(threads)
+        deadline = until()
         self._train(body, deadline)
+        return deadline
 
     def _train(self, steps: int, deadline: float, enough: Enough | None = None) -> None:
         whole = steps if enough is not None else self.steps

@@ -21,9 +21,10 @@ from gradcheck.instrument.graph_structure import Downstream, Graph
 from gradcheck.measure import data, experiments, facts, first_step, non_finite
 from gradcheck.measure.checks import registry
 from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
+from gradcheck.measure.fitting import COMPARED, cut_to
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.parameters import StepWatch, Watched, records, watch
-from gradcheck.measure.probe import Probe
+from gradcheck.measure.probe import FINAL_STEPS, Probe
 from gradcheck.measure.profile import profile
 from gradcheck.measure.shown import shown_places
 from gradcheck.training.trainer import Trainer, lr_of, take_step
@@ -36,13 +37,16 @@ from gradcheck.types.training import NonFinite, Run
 from gradcheck.workload.comments import ignores, snippets
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.source_sites import location_of_traceback
+from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 
 Tick = Callable[[str, float], None]  # phase, fraction done
 
-PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments
-CHECK_SHARE = 0.2  # of the time budget, for the checks when the experiments have used up theirs
+PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments and checks
+LEAST_STEPS = 20  # that the probe takes in this time even where the checks then lack some: without it, most rules have nothing to look at
+EXPERIMENTS_END = 0.9  # of the time budget
+CHECK_SHARE = 0.1  # of the time budget, for the checks when the experiments have used up theirs
 FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule asks for the probe itself
 
 
@@ -56,6 +60,7 @@ class Plan:
     needs: Collection[str] | None = None  # quantities that the selected rules ask for; None: all
     profile: bool = False
     fast: bool = False  # the first steps only: no probe, no experiments, no checks beside it
+    spent: float = 0.0  # of these seconds, before
 
     @property
     def probes(self) -> bool:
@@ -97,7 +102,7 @@ class Session:
 
     def __init__(self, workload: Workload, plan: Plan, tick: Tick) -> None:
         self.workload, self.plan, self.tick = workload, plan, tick
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() - plan.spent
         self.copy: TrainingCopy = fork(workload, seed=plan.seed)
         self.training = Trainer(self.copy, workload.batches)
         self.names = _names(self.copy)
@@ -132,8 +137,15 @@ class Session:
 
     def _probe(self) -> None:
         probe = Probe(self.training, self.plan.probe_steps, self.observe, lambda: self.first.chance, self.tick)
-        probe.run(self.started + PROBE_SHARE * self.plan.seconds, whole=self.plan.probes)
+        probe.run(self._until, whole=self.plan.probes)
         self.seconds["probe"] = time.perf_counter() - self.started
+
+    def _until(self) -> float:
+        """When the probe ends at the latest: what is done after it takes its time, too."""
+        seconds = self.plan.seconds
+        step = self.training.step_seconds
+        rest = (FINAL_STEPS + registry.forecast(self._context(math.inf), self.plan.needs)) * step
+        return self.started + min(PROBE_SHARE * seconds, max(seconds - rest, self.plan.spent + LEAST_STEPS * step))
 
     def _longest(self, probe: Run) -> Run:
         """The script's own steps, where a probe cut off by the budget is too short to be judged and they are more."""
@@ -251,7 +263,7 @@ class Session:
             return ()
         if len(probe.losses) < 2 and probe.ended == "non-finite":
             return ()
-        deadline = self.started + plan.seconds
+        deadline = self.started + EXPERIMENTS_END * plan.seconds
         steps = max(plan.steps, len(probe.losses))
         each = self.seconds["probe"] / max(1, self.training.step)
         tell: Callable[[str], None] = lambda what: self.tick(f"experiment: {what}", 0.0)  # noqa: E731
@@ -276,14 +288,29 @@ class Session:
         if probe.ended == "raised":
             return CheckResults()
         plan = self.plan
-        deadline = max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds)
-        first, half = self.first, self.layers.half
-        context = CheckContext(self.workload, plan.seed, deadline, self.sites, self.copy, probe, first.chance, half, first.targets)
+        context = self._context(max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds), probe)
         done = registry.check(context, plan.needs, plan.fast, self.tick)
         late = more_time(plan.seconds)
         self.not_measured += [replace(n, remedy=late) if n.why == LATE else n for n in done.not_measured]
         self.seconds |= done.seconds
         return done
+
+    def _context(self, deadline: float, probe: Run | None = None) -> CheckContext:
+        w, first, step = self.workload, self.first, self.training.step_seconds
+        few = w.uncut is not None and batch_size(w.batches[0]) < COMPARED
+        return CheckContext(
+            w,
+            self.plan.seed,
+            deadline,
+            self.sites,
+            self.copy,
+            probe or self.training.record("probe"),
+            first.chance,
+            self.layers.half,
+            first.targets,
+            step,
+            cut_to(w, COMPARED) if few else None,
+        )
 
     def _profile(self) -> Mapping[str, Profile]:
         if not self.plan.profile:
@@ -313,7 +340,7 @@ class Session:
             parameters=records(self.watched, w.model, w.sites),
             optimizer=optimizer,
             data=data.data_facts(
-                w.batches,
+                (w.uncut or w).batches,
                 given=w.data_given,
                 steps=self.plan.steps,
                 targets=first.targets,

@@ -161,7 +161,7 @@ class Pairs:
         self.workload, self.m, self.deadline, self.tick = workload, m, deadline, tick
         self.penalized = m.regularization is not None and m.regularization.penalty is not None
         self.fewest = self.steps = steps
-        self.step_seconds = 0.0
+        self.step_seconds = m.probe.seconds / max(1, len(m.probe.losses))
         self.trained: dict[tuple[str, int], Trained] = {}
 
     def costs(self, suspects: Sequence[Suspect]) -> Iterator[Cost]:

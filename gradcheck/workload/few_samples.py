@@ -38,18 +38,17 @@ def _runs(workload: Workload) -> bool:
 def few_samples(batch: Any, count: int) -> Any:
     """The first samples of every tensor that has one entry a sample; the batch itself when that cannot be told."""
     size = batch_size(batch)
-    if size <= count:
-        return batch
+    return batch if size <= count else cut(batch, size, slice(count))
 
-    def cut(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value[:count] if value.dim() and value.shape[0] == size else value
-        if isinstance(value, dict):
-            return {k: cut(v) for k, v in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(cut(v) for v in value))
-        if isinstance(value, (list, tuple)):
-            return type(value)(cut(v) for v in value)
-        return value
 
-    return cut(batch)
+def cut(value: Any, size: int, samples: slice) -> Any:
+    """These samples of every tensor that has one entry for each of `size` samples."""
+    if isinstance(value, torch.Tensor):
+        return value[samples] if value.dim() and value.shape[0] == size else value
+    if isinstance(value, dict):
+        return {key: cut(item, size, samples) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(cut(item, size, samples) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(cut(item, size, samples) for item in value)
+    return value

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from gradcheck.analysis.convergence import outcome
 from gradcheck.analysis.gaps import described
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Lack, NotMeasured
 from gradcheck.types.training import Run
+from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 
@@ -39,7 +41,19 @@ class CheckContext:
     probe: Run
     chance: float | None  # loss of the best constant prediction
     half: bool = False  # some layer's output is float16
-    targets: Sequence[torch.Tensor] = ()  # of each batch, where the loss takes a tensor of it
+    targets: Sequence[torch.Tensor] = ()  # of each batch, where the loss takes a tensor of it; whole where batches were cut
+    step_seconds: float = 0.0  # that a training step takes
+    compared: Workload | None = None  # with enough samples in a batch to compare, where those of `workload` were cut to fewer
+
+    @property
+    def learned(self) -> bool:
+        return outcome(self.probe, self.chance) == "learns"
+
+    @property
+    def more(self) -> float:
+        """Times the samples of a batch that are compared with each other."""
+        own = max(1, batch_size(self.workload.batches[0]))
+        return batch_size(self.compared.batches[0]) / own if self.compared is not None else 1.0
 
     def fork(self) -> TrainingCopy:
         return fork(self.workload, seed=self.seed)
@@ -57,6 +71,10 @@ class Check:
     name: str  # field of Measurement
     make: Callable[[CheckContext], Any]
     quick: bool = False  # costs next to nothing: made with --fast, too
+    steps: Callable[[CheckContext], float] = lambda context: 0.0  # training steps that it takes the time of, for the forecast
+
+    def seconds(self, context: CheckContext) -> float:
+        return self.steps(context) * context.step_seconds
 
 
 @dataclass
@@ -66,12 +84,18 @@ class CheckResults:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None]) -> CheckResults:
-    """Makes the checks one after another, the quick ones in any case, the others as long as there is time."""
+def run(
+    context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None], *, all_of_them: bool = False
+) -> CheckResults:
+    """Makes the checks one after another, those that fit into the time; where not all do, the cheapest first. `all_of_them`: in any case."""
     done = CheckResults()
+    dear = {check.need: check.seconds(context) for check in checks}
+    if sum(dear.values()) > context.deadline - time.perf_counter():
+        checks = sorted(checks, key=lambda check: dear[check.need])
     for check in checks:
-        if context.late and not check.quick:
-            done.not_measured.append(NotMeasured(check.need, LATE))
+        over = time.perf_counter() + dear[check.need] > context.deadline
+        if over and not all_of_them and (dear[check.need] or not check.quick):
+            done.not_measured.append(NotMeasured(check.need, LATE, detail=f"it would take about {dear[check.need]:.2g} s"))
             continue
         tick(check.need, 0.0)
         started = time.perf_counter()

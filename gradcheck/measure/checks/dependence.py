@@ -52,7 +52,7 @@ def evaluating(copy: TrainingCopy) -> Iterator[None]:
 class _Case:
     def __init__(self, copy: TrainingCopy, context: CheckContext) -> None:
         self.copy, self.model, self.context, self.dice = copy, copy.model, context, Dice(context.seed)
-        found = inputs_of(copy, context.workload.batches[0], collated=context.workload.collated)
+        found = inputs_of(copy, (context.compared or context.workload).batches[0], collated=context.workload.collated)
         if found is None:
             raise Unmeasured("the training step does not call the model as a whole with tensors")
         if found.rows < FEWEST:

@@ -36,8 +36,8 @@ def sample_gradients(context: CheckContext) -> SampleGradients | None:
     In evaluation mode, so that samples are independent of each other. None when the probe left no finite weights. Raises
     Unmeasured when batches cannot be cut into samples, or their loss is not a mean over samples.
     """
-    batches = context.workload.batches
-    size = sample_count(batches[0])
+    batches, whole = (context.compared or context.workload).batches, context.workload.uncut or context.workload
+    size = sample_count(whole.batches[0])
     if context.probe.ended in ("non-finite", "raised") or size < 4:
         return None
     if not is_divisible(context.workload):

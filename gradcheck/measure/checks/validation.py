@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Validation
-from gradcheck.workload.few_samples import is_divisible
+from gradcheck.workload.few_samples import cut, is_divisible
 from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, restored
@@ -79,22 +79,8 @@ def _parts(batches: Sequence[Any]) -> list[Any]:
         size = batch_size(batch)
         count = max(1, min(pieces, size // FEWEST_SAMPLES))
         each = size // count
-        result += [_cut(batch, size, slice(i * each, (i + 1) * each)) for i in range(count)] if count > 1 else [batch]
+        result += [cut(batch, size, slice(i * each, (i + 1) * each)) for i in range(count)] if count > 1 else [batch]
     return result
-
-
-def _cut(value: Any, size: int, samples: slice) -> Any:
-    """These samples of every tensor that has one entry a sample."""
-    recurse: Callable[[Any], Any] = lambda item: _cut(item, size, samples)  # noqa: E731
-    if isinstance(value, torch.Tensor):
-        return value[samples] if value.dim() and value.shape[0] == size else value
-    if isinstance(value, dict):
-        return {key: recurse(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(recurse(item) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(recurse(item) for item in value)
-    return value
 
 
 def _standard_error(values: Sequence[float]) -> float:

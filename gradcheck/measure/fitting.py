@@ -1,0 +1,87 @@
+"""Batches cut to so few samples that enough steps of a large model fit into the time there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradcheck.types.measurement import Assumption
+from gradcheck.workload.batches import tensors_of
+from gradcheck.workload.few_samples import cut, few_samples
+from gradcheck.workload.process_state import untouched
+from gradcheck.workload.rng import seed_all
+from gradcheck.workload.tensors import batch_size
+from gradcheck.workload.training_copy import fork
+from gradcheck.workload.workload import Workload
+
+LARGE = 1_000_000  # parameters: batches of smaller models stay whole
+PASSES = 3.0  # forward passes that a step takes the time of
+SHARE = 0.5  # of the time for the short training
+FEWEST = 20  # steps in that time with which batches stay whole; with fewer no verdict is to be had (convergence.FEWEST_STEPS)
+WANTED = 60  # steps in that time that batches are cut for
+TERMS = 32  # of the loss (labels, tokens) that a batch keeps: fewer leave little but noise (heuristic)
+NORMALIZED = 32  # samples that a batch keeps where it is normalised by its own statistics (E10: from 16 on they do no harm)
+COMPARED = 4  # samples that checks compare with each other
+AGREE = 0.1  # relative: the loss of two samples has to be the mean of their losses, and not tell them from each other
+
+
+def fitted(workload: Workload, seconds: float, seed: int = 0) -> Workload:
+    """The workload, or one whose batches are cut and whose `uncut` is this one; `seconds`: for all of measuring."""
+    rows, step = batch_size(workload.batches[0]), PASSES * workload.forward_seconds
+    if rows < 2 or _size(workload.model) < LARGE or SHARE * seconds >= FEWEST * step:
+        return workload
+    few = max(int(rows * SHARE * seconds / (WANTED * step)), _least(workload))
+    if few >= rows or not _adds_up(workload, few, seed):
+        return workload
+    text = f"batches are cut from {rows} to {few} of their samples: a step on all of them takes about {step:.2g} s of the {seconds:.3g} s"
+    said = [*workload.assumptions, Assumption("batches", text)]
+    return replace(cut_to(workload, few), assumptions=said)
+
+
+def cut_to(workload: Workload, rows: int) -> Workload:
+    """The same with no more than so many samples in a batch; also of one that was cut already."""
+    whole = workload.uncut or workload
+    batches, val_batches = ([few_samples(b, rows) for b in some] for some in (whole.batches, whole.val_batches))
+    return replace(workload, batches=batches, val_batches=val_batches, uncut=whole, divisible=True)
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
+
+
+def _least(workload: Workload) -> int:
+    """Samples without which a batch would be another training."""
+    batch = workload.batches[0]
+    rows = batch_size(batch)
+    terms = min((t[0].numel() for t in _by_sample(batch, rows)), default=1)  # of a sample: its labels or tokens, if it is no number
+    own = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in workload.model.modules())
+    return max(1, -(-TERMS // max(1, terms)), NORMALIZED if own else 1)
+
+
+def _by_sample(batch: Any, rows: int) -> Iterable[torch.Tensor]:
+    return (t for t in tensors_of(batch) if t.dim() and t.shape[0] == rows)
+
+
+def _adds_up(workload: Workload, few: int, seed: int) -> bool:
+    """Whether the step runs on parts of the first batch, and the loss of a part is the mean over its samples."""
+    batch = workload.batches[0]
+    rows = batch_size(batch)
+    half = min(few, rows // 2)
+    losses = []
+    try:
+        with untouched(), torch.no_grad():
+            copy = fork(workload, seed=seed)
+            for samples in (slice(half), slice(half, 2 * half), slice(2 * half)):
+                seed_all(seed)
+                losses.append(float(copy.loss(cut(batch, rows, samples))))
+    except Exception:  # the user's code runs here with fewer samples than it was written for
+        return False
+    finally:
+        if workload.borrowed is not None:
+            workload.borrowed.give_back()
+    first, second, both = losses
+    return abs(both - (first + second) / 2) <= AGREE * max(abs(first), abs(second), abs(both))
