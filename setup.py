@@ -1,4 +1,4 @@
-"""The build is what pyproject.toml says, but for the samples of `gradcheck demo`: one file holds them, a third of their size in the wheel."""
+"""The build is what pyproject.toml says, but for the samples of `gradcheck demo`: one file holds them, which makes the wheel smaller."""
 
 import json
 import shutil
