@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from gradcheck.cli.start import samples
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -25,7 +28,7 @@ def modules_of(folder: Path) -> set[str]:
 
 def copy_of_the_sources(into: Path) -> Path:
     """What a build reads, links kept as links, without the caches and builds of the checkout."""
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, into / name)
     for name in ("gradcheck", "rules", "sample_models"):
         shutil.copytree(ROOT / name, into / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -95,10 +98,20 @@ def test_wheel_holds_the_package_and_the_rules_only(sources: Path, tmp_path: Pat
 
 def test_wheel_brings_the_samples_of_the_demo_and_stays_small(sources: Path, tmp_path: Path) -> None:
     wheel = build("build_wheel", sources, tmp_path)
-    names = files_in(wheel)
-    for link, folder in (("models", "faulty"), ("scripts", "scripts/faulty")):
-        here = {name.removeprefix(f"gradcheck/samples/{link}/") for name in names if name.startswith(f"gradcheck/samples/{link}/")}
-        assert here == modules_of(ROOT / "sample_models" / folder)
+    packed = {name for name in files_in(wheel) if name.startswith("gradcheck/samples/")}
+    assert packed == {"gradcheck/samples/__init__.py", "gradcheck/samples/samples.json"}
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    says = "import json; from gradcheck.cli.start import samples; print(json.dumps(samples()))"
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", says],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(run.stdout) == samples() and set(samples()) == {
+        name for folder in ("faulty", "scripts/faulty") for name in modules_of(ROOT / "sample_models" / folder)
+    }
     assert wheel.stat().st_size < 1_500_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,12 +50,17 @@ def alone(context: typer.Context) -> None:
     print("All commands: gradcheck --help")
 
 
-def samples() -> Mapping[str, Path]:
-    """Name -> file of the faulty samples, models and scripts."""
+def samples() -> Mapping[str, str]:
+    """File name -> source of the faulty samples, models and scripts: files of a checkout, which setup.py packs into one."""
     from importlib.resources import files
 
     folder = Path(str(files("gradcheck.samples")))
-    return {path.stem.replace("_", "-"): path for kind in ("models", "scripts") for path in sorted((folder / kind).glob("*.py"))}
+    packed = folder / "samples.json"
+    if packed.exists():
+        texts: dict[str, str] = json.loads(packed.read_text(encoding="utf-8"))
+        return texts
+    every = [path for kind in ("models", "scripts") for path in sorted((folder / kind).glob("*.py"))]
+    return {path.name: path.read_text(encoding="utf-8") for path in every}
 
 
 def demo(
@@ -73,10 +79,10 @@ def demo(
 
         every = samples()
         if only_list:
-            print("\n".join(f"{name:<32}{_title(path)}" for name, path in every.items()))
+            print("\n".join(f"{_name(file):<32}{_title(text)}" for file, text in every.items()))
             return
         file = written(name, place(to), every)
-        print(f"{file} is a faulty sample: {_title(every[file.stem.replace('_', '-')])}\n$ gradcheck scan {shlex.quote(str(file))}\n")
+        print(f"{file} is a faulty sample: {_title(every[file.name])}\n$ gradcheck scan {shlex.quote(str(file))}\n")
         settings = Settings()
         reports, _ = scan_configured([str(file)], settings, quiet)
         ViewOptions().write(reports, OutputOptions().parsed(), settings, color)
@@ -85,16 +91,16 @@ def demo(
         print("      gradcheck                            # in your project: what it would scan there")
 
 
-def written(name: str, folder: Path, every: Mapping[str, Path]) -> Path:
+def written(name: str, folder: Path, every: Mapping[str, str]) -> Path:
     """The sample, copied into the folder. Raises ConfigError for an unknown name, and for a file that is there and differs."""
     from gradcheck.errors import ConfigError, closest
 
-    source = every.get(name.replace("_", "-").removesuffix(".py"))
-    if source is None:
-        near = closest(name, every)
+    named = name.removesuffix(".py").replace("-", "_") + ".py"
+    text = every.get(named)
+    if text is None:
+        near = closest(name, [_name(file) for file in every])
         raise ConfigError(f"there is no sample {name!r}", hint=f"gradcheck demo {near}" if near else "gradcheck demo --list")
-    file = folder / source.name
-    text = source.read_text(encoding="utf-8")
+    file = folder / named
     if file.exists() and file.read_text(encoding="utf-8") != text:
         raise ConfigError(f"{file} has been changed", hint=f"gradcheck scan {file}, or another folder: --to FOLDER")
     try:
@@ -105,5 +111,9 @@ def written(name: str, folder: Path, every: Mapping[str, Path]) -> Path:
     return file
 
 
-def _title(path: Path) -> str:
-    return path.read_text(encoding="utf-8").partition('"""')[2].partition("\n")[0].strip()
+def _name(file: str) -> str:
+    return file.removesuffix(".py").replace("_", "-")
+
+
+def _title(source: str) -> str:
+    return source.partition('"""')[2].partition("\n")[0].strip()

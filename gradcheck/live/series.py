@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-FIRST = 64  # that are kept as they are
+from gradcheck.types.training import UNBINNED
+
 MOST = 1024  # bins behind them; when there are twice as many, neighbours are joined
 
 
@@ -25,7 +26,7 @@ class DownsampledSeries:
     def add(self, value: float) -> None:
         self.count += 1
         self.last = value
-        if len(self.first) < FIRST:
+        if len(self.first) < UNBINNED:
             self.first.append(value)
             return
         self._sum += value

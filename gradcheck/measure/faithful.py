@@ -121,5 +121,6 @@ def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
     workload.forward_seconds = min(time.perf_counter() - began, workload.forward_seconds or math.inf)
     given = set(map(id, tensors_of(batch)))
     found = upstream_leaves([loss.grad_fn]) if loss.grad_fn is not None else []
-    look.tensors = [t for t in found if id(t) not in copy.own | given]
+    known = copy.own | given
+    look.tensors = [t for t in found if id(t) not in known]
     return look

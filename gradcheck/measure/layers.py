@@ -64,8 +64,8 @@ class Layers:
         """Names of the head's layers; None before the first step."""
         return frozenset(name for name, layer in self.layers.items() if layer.fate.head) if self.layers else None
 
-    @property
     def _several(self) -> bool:
+        """Whether nets run beside each other."""
         return len(frozenset().union(*(x.fate.nets for x in self.layers.values()))) > 1
 
     @property
@@ -84,7 +84,8 @@ class Layers:
             layer.alive.append(torch.stack(masks).any(0) if len(masks) > 1 else masks[0])
 
     def records(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
-        return tuple(self._noun(name, layer, sites, profiles) for name, layer in self.layers.items())
+        several = self._several()
+        return tuple(self._noun(name, layer, sites, profiles, several) for name, layer in self.layers.items())
 
     def _dormancy(self, layer: LayerAccumulator) -> Dormancy | None:
         found = layer.magnitudes
@@ -94,7 +95,9 @@ class Layers:
         last, start = found[-FINAL_STEPS:], found[:2]
         return Dormancy(len(found[0]), _dormant(last), _dormant(start), sum(layer.samples[-FINAL_STEPS:]), batches)
 
-    def _noun(self, name: str, layer: LayerAccumulator, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> Layer:
+    def _noun(
+        self, name: str, layer: LayerAccumulator, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile], several: bool
+    ) -> Layer:
         first, fate = layer.first, layer.fate
         parameters: tuple[str, ...] = ()
         if first.module is not None:
@@ -135,7 +138,7 @@ class Layers:
             profiles.get(name),
             first.dtype,
             fate.depth,
-            tuple(sorted(fate.nets)) if self._several else (),
+            tuple(sorted(fate.nets)) if several else (),
         )
 
 

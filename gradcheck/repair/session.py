@@ -17,7 +17,7 @@ from gradcheck.repair.rates import LOWER, RAISE, rate_treatment, without_rate
 from gradcheck.repair.rescan import faulty, severities, worsened
 from gradcheck.repair.search import CLEAR, SLOW, RemedySearch
 from gradcheck.training.result import Result
-from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
+from gradcheck.types.fix import TIME_WAS_UP, Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import Inapplicable
 
@@ -131,7 +131,7 @@ class RepairSession:
             try:
                 ill -= self._attempt(fix)
             except TimeUp:
-                self._note(Outcome(fix, "untried", "time was up"))
+                self._note(Outcome(fix, "untried", TIME_WAS_UP))
                 raise
 
     def _attempt(self, fix: Fix) -> set[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gradcheck.analysis.unsafe import reason
 from gradcheck.report.formatting import clean, collapse, conditions, counted, measured, summary, tree
 from gradcheck.report.in_part import explained
+from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import place
 from gradcheck.types.finding import Finding, Remedy
 from gradcheck.types.report import Report
@@ -67,6 +68,10 @@ def _shortened(lines: Sequence[str], room: int) -> str:
 def _report(report: Report, step: Step, most: int, detailed: bool) -> list[str]:
     heads = tree(report.findings)
     lines = [f"{_cut(report.target)}: {_cut(summary(report))} {conditions(report)}"]
+    if report.trial is not None:
+        lines.append(f"trial: {_cut(report.trial.verdict)}")
+    if report.outcomes:
+        lines.append(f"fix: {_cut(tail(report))}")
     if report.coverage.in_part:
         told = explained(report)
         lines += ["judged in part: silence proves nothing", *map(_cut, told if detailed else told[:1])]

@@ -9,10 +9,12 @@ from gradcheck.analysis.wording import number
 from gradcheck.judge.scores import Score, scores
 from gradcheck.report.formatting import clean, collapse, conditions, counted, summary
 from gradcheck.report.in_part import explained
+from gradcheck.report.outcomes import tail
 from gradcheck.report.rows import Row, numbers, rows
 from gradcheck.report.snippet import snippet
 from gradcheck.types.finding import Severity
 from gradcheck.types.report import Report
+from gradcheck.types.trial import TrialResult
 
 MARKER = "<!-- gradcheck -->"  # by which a bot finds its comment again
 MOST_COMMENT = 60_000  # bytes; GitHub takes 65 536 characters, GitLab more
@@ -37,7 +39,12 @@ def document(reports: Sequence[Report], room: int) -> str:
 
 
 def _report(report: Report, listed: Sequence[Row], most: int, detailed: bool) -> list[str]:
-    lines = [f"### {_headline(report, listed)}", "", escape(summary(report)), ""]
+    lines = [f"### {_headline(report, listed)}", ""]
+    if report.trial is not None:
+        lines += [f"**Trial:** {escape(report.trial.verdict)}", "", *(_trial(report.trial, most) if most else ())]
+    if report.outcomes:
+        lines += [f"**Fix:** {escape(tail(report))}", ""]
+    lines += [escape(summary(report)), ""]
     if report.coverage.in_part:
         lines += [*(f"- {escape(line)}" for line in explained(report)), ""]
     shown = [score for score in scores(report) if score.value is not None]
@@ -65,6 +72,13 @@ def _headline(report: Report, listed: Sequence[Row]) -> str:
         worst, said = "warning", f"was judged in part{f', {said}' if worst == 'warning' else ''}"
     sign = SIGNS[worst].split()[0] if worst else "✅"
     return f"{sign} gradcheck: {code(report.target)} {said}"
+
+
+def _trial(result: TrialResult, most: int) -> list[str]:
+    """A row for each entry that ran, the untreated model first."""
+    ran = [e for e in (result.base, *result.entries) if e.seeds][:most]
+    rows = [f"| {escape(e.title)} | {e.status} | {number(e.effect.difference) if e.effect else ''} | {e.seeds} |" for e in ran]
+    return [f"| remedy | | {escape(result.metric)}: difference | seeds |", "|---|---|---|---|", *rows, ""]
 
 
 def _scores(shown: Sequence[Score]) -> list[str]:

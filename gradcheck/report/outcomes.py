@@ -10,7 +10,7 @@ from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import HEALTHY, apart, clean, counted
 from gradcheck.report.snippet import GUTTER
 from gradcheck.report.spark import spark
-from gradcheck.types.fix import Change, Effect, Outcome, Proof
+from gradcheck.types.fix import TIME_WAS_UP, Change, Effect, Outcome, Proof
 from gradcheck.types.report import Report
 from gradcheck.types.training import Run
 
@@ -63,6 +63,10 @@ def tail(report: Report, *, written: bool = False) -> str:
     more = f" {counted(unsafe, 'more remedy' if unsafe == 1 else 'more remedie')} with --unsafe-fixes." if unsafe else ""
     if not kept or report.proof is None:
         faulty = report.count("error") + report.count("warning")
+        late = [o for o in report.outcomes if o.status == "untried" and o.reason == TIME_WAS_UP]
+        if late:
+            remedies = counted(len(late), "remedy") if len(late) == 1 else f"{len(late)} remedies"
+            return f"Time was up before {remedies} for {counted(faulty, 'finding')} could be tried: raise --budget.{more}"
         return (f"No remedy was found for {counted(faulty, 'finding')}." if faulty else "Nothing to fix.") + more
     editable = sum(bool(o.diff) for o in kept)
     remedies = counted(len(kept), "remedy") if len(kept) == 1 else f"{len(kept)} remedies"

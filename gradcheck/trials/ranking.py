@@ -9,6 +9,7 @@ from statistics import fmean, median
 from gradcheck.training.intervals import CONFIDENCE, paired_interval
 from gradcheck.training.metrics import LOWER_IS_BETTER
 from gradcheck.training.result import Result
+from gradcheck.trials.falling import gets_further
 from gradcheck.trials.lab import spread
 from gradcheck.trials.rounds import Tournament
 from gradcheck.trials.standings import Candidate, compare, is_relevant, is_undecided, shared, values
@@ -140,9 +141,12 @@ def best_single(helpful: Sequence[Entry], relevant: float) -> Entry | None:
     return min(as_low, key=lambda e: fmean(e.validation.median), default=lowest)
 
 
-def recommendation(tournament: Tournament, entries: Sequence[Entry]) -> str:
-    """The best single remedy that helps; a combination only where it is better than that by more than chance."""
-    helpful = [e for e in entries if e.status == "helps"]
+def recommendation(tournament: Tournament, entries: Sequence[Entry], base: Entry, falling: bool) -> str:
+    """The best single remedy that helps; a combination only where it is better than that by more than chance.
+
+    Where the untreated model was still `falling`, only what ended where that one does not come by going on.
+    """
+    helpful = [e for e in entries if e.status == "helps" and (not falling or gets_further(e, base))]
     single = best_single([e for e in helpful if " + " not in e.name], tournament.metric.relevant)
     pairs = sorted((e for e in helpful if " + " in e.name), key=_loss_of)
     if single is None:

@@ -19,6 +19,7 @@ from gradcheck.training.metrics import require_scikit_learn
 from gradcheck.training.pool import WorkerPool, usual_workers
 from gradcheck.training.splits import Splitter, splitter_of
 from gradcheck.trials.candidates import entries, treatment_named
+from gradcheck.trials.falling import still_falling
 from gradcheck.trials.jobs import pace
 from gradcheck.trials.lab import TrialLab
 from gradcheck.trials.options import Options
@@ -140,8 +141,9 @@ def _searched(tournament: Tournament, options: Options, report: Report) -> tuple
 def concluded(tournament: Tournament, task: Task, ended: str, points: Sequence[SearchPoint] = ()) -> TrialResult:
     """The result from the runs so far."""
     base = base_entry(tournament)
-    judged = [explained(entry_of(tournament, c), base, tournament.metric) for c in _one_each(tournament)]
-    recommended = recommendation(tournament, judged)
+    falling = still_falling(base, tournament.metric.relevant)
+    judged = [explained(entry_of(tournament, c), base, tournament.metric, falling) for c in _one_each(tournament)]
+    recommended = recommendation(tournament, judged, base, falling)
     order = ranked(judged, recommended)
     return TrialResult(
         "",
@@ -149,7 +151,7 @@ def concluded(tournament: Tournament, task: Task, ended: str, points: Sequence[S
         tournament.metric.name,
         base,
         tuple(order),
-        verdict(order, recommended, base, tournament.metric, ended),
+        verdict(order, recommended, base, tournament.metric, ended, falling),
         tournament.metric.relevant,
         interactions=interactions(tournament),
         recommended=recommended,
@@ -157,6 +159,7 @@ def concluded(tournament: Tournament, task: Task, ended: str, points: Sequence[S
         steps=tournament.plan.steps,
         ended=ended,  # type: ignore[arg-type]
         version=__version__,
+        falling=falling,
     )
 
 

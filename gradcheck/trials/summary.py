@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import counted
+from gradcheck.trials.falling import LONGER
 from gradcheck.trials.standings import ComparisonMetric
 from gradcheck.types.fix import Effect
 from gradcheck.types.trial import Entry
 
+TOWARDS = f"but would not get there in {LONGER:g} times as many steps."
 EVEN = 1.5  # an interval is written with ± when its longer side is no more than this many times the shorter one
 CALM = 3.0  # largest over median gradient norm of a training without spikes: CLIP001's healthy trainings
 REGULARIZING = frozenset(
@@ -20,12 +22,12 @@ REGULARIZING = frozenset(
 )
 
 
-def explained(entry: Entry, base: Entry, metric: ComparisonMetric) -> Entry:
-    """The entry with its sentence."""
-    return replace(entry, text=sentence(entry, base, metric))
+def explained(entry: Entry, base: Entry, metric: ComparisonMetric, falling: bool = False) -> Entry:
+    """The entry with its sentence. `falling`: the untreated model's loss was, when its training ended."""
+    return replace(entry, text=sentence(entry, base, metric, falling))
 
 
-def sentence(entry: Entry, base: Entry, metric: ComparisonMetric) -> str:
+def sentence(entry: Entry, base: Entry, metric: ComparisonMetric, falling: bool = False) -> str:
     effect = entry.effect
     if entry.status == "inapplicable":
         return f"{entry.title} is not applicable: {entry.reason}"
@@ -43,7 +45,7 @@ def sentence(entry: Entry, base: Entry, metric: ComparisonMetric) -> str:
     if entry.status == "promising":
         tried = f"in {counted(entry.seeds, 'seed')} of the screening"
         return f"{entry.title} {moves(effect)} {tried}; whether that is chance was not tested in the final"
-    return f"{entry.title} {nothing(effect, metric)}{why_nothing(entry, base, metric)}{sparse(entry, base)}"
+    return f"{entry.title} {nothing(effect, metric)}{why_nothing(entry, base, metric, falling)}{sparse(entry, base)}"
 
 
 def moves(effect: Effect) -> str:
@@ -71,14 +73,15 @@ def nothing(effect: Effect, metric: ComparisonMetric) -> str:
     return f"changes {effect.metric} by {shown}: {'too little to count' if small else 'that may be chance'}"
 
 
-def why_nothing(entry: Entry, base: Entry, metric: ComparisonMetric) -> str:
+def why_nothing(entry: Entry, base: Entry, metric: ComparisonMetric, falling: bool = False) -> str:
     """Why the remedy has nothing to do in the untreated training."""
     calm = base.gradient_spread is not None and base.gradient_spread < CALM
     if "clip" in entry.name and "+" not in entry.name and calm:
         return f"; your gradients never spike (the largest is {number(base.gradient_spread or 0.0)} times the median)"
     gap = next((s.median for s in base.scores if s.metric == "generalization gap"), None)
     if entry.name in REGULARIZING and gap is not None and gap < metric.relevant:
-        return "; there is nothing to regularize: validation loss is as low as training loss"
+        so_far = f"after {counted(base.steps, 'step')}, too few to overfit" if falling else "validation loss is as low as training loss"
+        return f"; there is nothing to regularize: {so_far}"
     return ""
 
 
@@ -88,14 +91,25 @@ def sparse(entry: Entry, base: Entry) -> str:
     return f"; {entry.sparsity:.0%} of the weights are exactly zero"
 
 
-def verdict(entries: Sequence[Entry], recommended: str, base: Entry, metric: ComparisonMetric, ended: str) -> str:
-    """The trial in one or two sentences."""
+def too_short(entries: Sequence[Entry], base: Entry) -> str:
+    """What a trial says that ended before the untreated model had learned what it can."""
+    ahead = [e.title for e in entries if e.status in ("helps", "promising", "undecided")]
+    seen = f" Ahead so far: {', '.join(ahead[:4])}, which is no recommendation: more steps may undo it." if ahead else ""
+    steps = counted(base.steps, "step")
+    return f"After {steps} the untreated model's loss was still falling; too short to show overfitting: raise --budget.{seen}"
+
+
+def verdict(entries: Sequence[Entry], recommended: str, base: Entry, metric: ComparisonMetric, ended: str, falling: bool = False) -> str:
+    """The trial in one or two sentences; in front, whether it was too short to tell."""
     chosen = next((e for e in entries if e.name == recommended), None) if recommended else None
     cut = {"budget": " Time was up before the end.", "interrupted": " It was interrupted: what is shown is partial."}.get(ended, "")
     if chosen is not None:
         others = [e for e in entries if e.status == "helps" and e is not chosen and " + " not in e.name]
         more = f" Also better than untreated: {', '.join(e.title for e in others[:4])}." if others else ""
-        return f"{chosen.text[:1].upper()}{chosen.text[1:]}.{more}{cut}"
+        further = f" The untreated model was still falling, {TOWARDS}" if falling else ""
+        return f"{chosen.text[:1].upper()}{chosen.text[1:]}.{more}{further}{cut}"
+    if falling:
+        return too_short(entries, base) + cut
     tested = [e for e in entries if e.effect is not None]
     hopeful = [e.title for e in entries if e.status in ("promising", "undecided")]
     if not tested:

@@ -16,6 +16,8 @@ STAGES: tuple[Stage, ...] = ("wiring", "loss", "data", "initialization", "archit
 
 Setting = float | int | str | bool
 
+TIME_WAS_UP = "time was up"  # reason of an outcome that is untried for it
+
 OutcomeStatus = Literal[
     "kept",  # it earned its place in the plan
     "not-needed",  # the others cure without it

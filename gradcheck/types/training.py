@@ -11,6 +11,7 @@ from gradcheck.types.checks import (
 )
 from gradcheck.types.location import Location
 
+UNBINNED = 64  # losses of a watched run that are kept singly; later ones are means over equally many steps
 ONE_OPTIMIZER = "one optimizer for all steps"  # an experiment
 SAME_RATE_LONGER = "the same rate, longer"  # another one
 

@@ -116,6 +116,7 @@ class TrialResult:
     seconds: float = 0.0
     ended: Literal["done", "budget", "interrupted"] = "done"
     version: str = ""
+    falling: bool = False  # the untreated model's loss was still falling when its training ended: too short to say what helps in the end
 
     def entry(self, name: str) -> Entry | None:
         """The entry of a remedy, or of several: "l1 + dropout"."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from statistics import median
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import by_site, constant_at_start, gain, in_order, names, parameters_by_name, weight
@@ -101,7 +101,10 @@ def _hidden_scales(m: Measurement, layers: list[Layer], gains: dict[str, float],
     judged = [x for x in layers if x.name in gains]
     loud = [x for x in judged if gains[x.name] > limits["highest"]]
     quiet = [x for x in judged if gains[x.name] < limits["lowest"] and not x.residual and not x.gate]
-    odd = [x for x in judged if x not in loud and x not in quiet and _off_peers(x, judged, gains) >= limits["peers"]]
+    peers = {kind: sorted(gains[x.name] for x in judged if x.kind == kind) for kind in {x.kind for x in judged}}
+    settled = {x.name for x in (*loud, *quiet)}
+    off = {x.name: _off_peers(x, gains[x.name], peers[x.kind]) for x in judged if x.name not in settled}
+    odd = [x for x in judged if off.get(x.name, 1.0) >= limits["peers"]]
     result = []
     for faulty, limit, sign in ((loud, limits["highest"], ">"), (quiet, limits["lowest"], "<")):
         for group in by_site(faulty):
@@ -110,8 +113,8 @@ def _hidden_scales(m: Measurement, layers: list[Layer], gains: dict[str, float],
             evidence = Evidence("gain of the weights", gains[worst.name], limit, ">" if sign == ">" else "<", "", worst.name)
             result.append(_scale_finding(m, group, worst, text, evidence))
     for group in by_site(odd):
-        worst = max(group, key=lambda x: _off_peers(x, judged, gains))
-        times = _off_peers(worst, judged, gains)
+        worst = max(group, key=lambda x: off[x.name])
+        times = off[worst.name]
         text = (
             f"gain {number(gains[worst.name])}, {number(times)} times off the median of the other {worst.kind} layers "
             f"(limit {number(limits['peers'])} times)"
@@ -121,12 +124,17 @@ def _hidden_scales(m: Measurement, layers: list[Layer], gains: dict[str, float],
     return result
 
 
-def _off_peers(layer: Layer, judged: list[Layer], gains: dict[str, float]) -> float:
-    """How many times the layer's gain is off the median of the other layers of its kind; 1 when there are too few of them."""
-    peers = [gains[x.name] for x in judged if x.kind == layer.kind and x is not layer]
-    if len(peers) < 4:
+def _off_peers(layer: Layer, gain: float, peers: list[float]) -> float:
+    """How many times the layer's gain is off the median of the other layers of its kind; 1 when there are too few of them.
+
+    `peers`: the gains of all of the kind, this one among them, from the lowest to the highest.
+    """
+    others = len(peers) - 1
+    if others < 4:
         return 1.0
-    ratio = gains[layer.name] / median(peers)
+    place = bisect_left(peers, gain)
+    left, right = (peers[i + (i >= place)] for i in ((others - 1) // 2, others // 2))
+    ratio = gain / ((left + right) / 2)
     if ratio < 1 and (layer.residual or (layer.fan_in or 0) < 16):
         return 1.0
     return max(ratio, 1 / ratio)

@@ -5,22 +5,22 @@ import math
 import pytest
 
 from gradcheck.analysis.convergence import outcome
-from gradcheck.live.series import FIRST, MOST, DownsampledSeries, thinned
+from gradcheck.live.series import MOST, DownsampledSeries, thinned
 from gradcheck.live.step_timer import StepTimer
-from gradcheck.types.training import Run
+from gradcheck.types.training import UNBINNED, Run
 
 
 def test_a_series_keeps_the_first_and_the_means_of_the_rest() -> None:
     series = DownsampledSeries()
-    count = FIRST + 8 * MOST + 3
+    count = UNBINNED + 8 * MOST + 3
     for i in range(count):
         series.add(float(i))
     values = series.values()
-    assert values[:FIRST] == tuple(float(i) for i in range(FIRST))
-    assert len(values) <= FIRST + 2 * MOST + 1
+    assert values[:UNBINNED] == tuple(float(i) for i in range(UNBINNED))
+    assert len(values) <= UNBINNED + 2 * MOST + 1
     assert series.count == count and series.last == count - 1
-    bins = [values[FIRST + i] for i in range(len(series.bins))]
-    slow = [sum(range(FIRST + i * series.width, FIRST + (i + 1) * series.width)) / series.width for i in range(len(bins))]
+    bins = [values[UNBINNED + i] for i in range(len(series.bins))]
+    slow = [sum(range(UNBINNED + i * series.width, UNBINNED + (i + 1) * series.width)) / series.width for i in range(len(bins))]
     assert bins == pytest.approx(slow)
 
 

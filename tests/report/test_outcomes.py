@@ -9,7 +9,7 @@ from dataclasses import replace
 from gradcheck.report.console import make_console, show
 from gradcheck.report.outcomes import tail
 from gradcheck.saved_run import dumps, load
-from gradcheck.types.fix import Change, Effect, Fix, Outcome, Proof
+from gradcheck.types.fix import TIME_WAS_UP, Change, Effect, Fix, Outcome, Proof
 from gradcheck.types.report import Report
 from tests.literals import measurement, run
 
@@ -110,3 +110,9 @@ def test_outcomes_and_proof_survive_json_with_infinities(tmp_path):
     again = load(tmp_path / "run.json")
     assert again.outcomes[0].effect == rescued.effect and again.outcomes[1] == ADVICE and again.proof.cured == ("OPT001",)
     assert shown(again) == shown(r)
+
+
+def test_a_fix_that_had_no_time_says_so():
+    late = Outcome(RATE, "untried", TIME_WAS_UP)
+    assert tail(report(late)) == "Time was up before 1 remedy for 0 findings could be tried: raise --budget."
+    assert "No remedy was found" not in tail(report(late, VAIN))

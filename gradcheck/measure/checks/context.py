@@ -87,7 +87,7 @@ class CheckResults:
 def run(
     context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None], *, all_of_them: bool = False
 ) -> CheckResults:
-    """Makes the checks one after another, those that fit into the time; where not all do, the cheapest first. `all_of_them`: in any case."""
+    """Makes the checks that fit into the time, one after another; where not all do, the cheapest first. `all_of_them`: in any case."""
     done = CheckResults()
     dear = {check.need: check.seconds(context) for check in checks}
     if sum(dear.values()) > context.deadline - time.perf_counter():

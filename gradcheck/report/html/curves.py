@@ -42,11 +42,11 @@ class Group:
 
 
 def groups(report: Report) -> list[Group]:
-    """All charts of the report, those without a loss left out."""
+    """All charts of the report, those without a loss left out. The course of a watched run is its own section."""
     m = report.measurement
     chance = (m.chance, "best constant prediction") if m.chance is not None else None
     probes = [("probe" if len(report.measurements) == 1 else f"probe, seed {x.seed}", x.probe) for x in report.measurements]
-    found = [Group("Probe training, as configured", tuple(probes), chance)]
+    found = [] if m.probe.live else [Group("Probe training, as configured", tuple(probes), chance)]
     if m.experiments:
         found.append(Group("Experiments after the probe failed", (("probe", m.probe), *((r.name, r) for r in m.experiments)), chance))
     if m.regularization is not None and m.regularization.runs:
@@ -132,10 +132,10 @@ def _points(losses: Sequence[float], steps: int, axis: Axis) -> list[tuple[float
         x = LEFT + i / max(steps - 1, 1) * (RIGHT - LEFT)
         return (x, axis(losses[i])) if math.isfinite(losses[i]) else None
 
-    return [place(i) for i in _kept(losses)]
+    return [place(i) for i in extremes(losses)]
 
 
-def _kept(losses: Sequence[float]) -> list[int]:
+def extremes(losses: Sequence[float]) -> list[int]:
     """Positions to draw: all, or of each bucket the lowest and highest loss, so that no spike is lost; and both ends."""
     n = len(losses)
     if n <= 2 * BUCKETS:

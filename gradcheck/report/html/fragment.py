@@ -17,6 +17,7 @@ from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, RIGHT, TOP
 from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import Child, coordinate, name, tag
 from gradcheck.report.html.page import article, asset
+from gradcheck.report.html.rule_text import inline
 from gradcheck.report.html.theme import DARK, LIGHT, rule
 from gradcheck.report.html.trial import trial
 from gradcheck.types.live import Frame
@@ -45,7 +46,17 @@ def of_reports(reports: Sequence[Report]) -> str:
 
 def of_trial(result: TrialResult) -> str:
     """The verdict of a trial, its table and its curves."""
-    return _view([tag("article", tag("h2", f"Trial of {result.target}"), trial(result), class_="report")])
+    return _view(
+        [
+            tag(
+                "article",
+                tag("h2", f"Trial of {result.target}"),
+                tag("p", inline(result.verdict), class_="message"),
+                trial(result),
+                class_="report",
+            )
+        ]
+    )
 
 
 def of_frame(frame: Frame | None, title: str) -> str:

@@ -18,13 +18,12 @@ from gradcheck.report.html.findings import findings
 from gradcheck.report.html.heatmap import chooser, encoded, heatmap, statistics
 from gradcheck.report.html.icons import sign
 from gradcheck.report.html.layers import layer_table
+from gradcheck.report.html.lead import lead, treatment
 from gradcheck.report.html.markup import Child, join, tag
 from gradcheck.report.html.method import method
 from gradcheck.report.html.rule_states import states
 from gradcheck.report.html.signal import columns, shown_layers
 from gradcheck.report.html.theme import variables
-from gradcheck.report.html.treatments import proof
-from gradcheck.report.html.trial import trial
 from gradcheck.report.html.verdict import cure, gauges, level, plain_sign, sentence, verdict
 from gradcheck.types.layers import Layer
 from gradcheck.types.report import Report
@@ -56,15 +55,19 @@ def article(report: Report, prefix: str, index: int, count: int) -> Markup:
     """One report: its sections, those without content left out."""
     layers = shown_layers(report.measurement)
     rows = columns(layers)
-    parts = _Sections(prefix, alone=count == 1)
+    parts, first = _Sections(prefix, alone=count == 1), lead(report)
+    led = first is not None and first.heading is not None
+    if first is not None:
+        parts.add(first.title, first.content if led else join(first.content, gauges(report)))
+    scan = (verdict(report, prefix, leads=not led), None if led and report.proof else cure(report))
+    if led:
+        parts.add("Scan", join(*scan, gauges(report)))
     if report.findings:
         parts.add("Findings", findings(report, prefix))
     if rows:
         parts.add("Over depth", _depth(report, layers, rows, prefix))
-    if report.proof:
-        parts.add("Treatment", proof(report))
-    if report.trial:
-        parts.add("Trial", trial(report.trial))
+    if report.trial and report.outcomes:
+        parts.add("Treatment", join(cure(report), treatment(report)))
     charts = [curve_chart(g) for g in groups(report)]
     if charts:
         parts.add("Losses", tag("div", charts, class_="figures"))
@@ -83,8 +86,11 @@ def article(report: Report, prefix: str, index: int, count: int) -> Markup:
         parts.add("Distributions", join(said, tag("div", shown, class_="figures small")), folded=True)
     parts.add("Rules without a finding", states(report), folded=True)
     parts.add("Method and settings", method(report), folded=True)
-    top = tag("header", _title(report, count), verdict(report, prefix), cure(report), parts.contents(report.target), class_="top")
-    return tag("article", top, gauges(report), parts.every, id=f"r{index}", class_="report", aria_labelledby=f"{prefix}verdict")
+    heading = tag("h2", first.heading, id=f"{prefix}verdict") if first is not None and led else None
+    said = (heading, first.under) if first is not None and led else scan
+    top = tag("header", _title(report, count), said, parts.contents(report.target), class_="top")
+    dials = None if first is not None else gauges(report)
+    return tag("article", top, dials, parts.every, id=f"r{index}", class_="report", aria_labelledby=f"{prefix}verdict")
 
 
 def _title(report: Report, count: int) -> Markup | None:

@@ -34,7 +34,7 @@ WORDS: Mapping[EntryStatus, tuple[str, str]] = {
 
 
 def trial(result: TrialResult) -> Markup:
-    """The verdict, the ranking, what each remedy did, the curves, the strengths that were searched, and the recommended edit."""
+    """The curves, the recommended edit, the ranking, what each remedy did, and the strengths that were searched."""
     head = tag(
         "tr", [tag("th", h, scope="col") for h in ("remedy", "verdict", f"{result.metric}: difference", "interval", "seeds", "at the end")]
     )
@@ -42,14 +42,13 @@ def trial(result: TrialResult) -> Markup:
     samples = f"{result.samples[0]} samples to train on, {result.samples[1]} to validate on" if any(result.samples) else ""
     size = ", ".join(part for part in (f"{result.steps} steps", samples, f"{result.seconds:.1f} s") if part)
     return join(
-        tag("p", inline(result.verdict), class_="message"),
+        _charts(result),
+        join(tag("h4", "The recommended edit"), diff(result.diff)) if result.diff else None,
         tag("div", table, class_="wide"),
         tag("p", f"Differences are to the untreated model on the same seeds. {size}.", class_="soft"),
         _in_words(result),
         _together(result),
-        _charts(result),
         _searched(result.searched),
-        join(tag("h4", "The recommended edit"), diff(result.diff)) if result.diff else None,
     )
 
 

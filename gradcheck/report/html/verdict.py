@@ -53,8 +53,8 @@ def sentence(report: Report) -> str:
     return SENTENCES["info"]
 
 
-def verdict(report: Report, prefix: str) -> Markup:
-    """The heading, each headline as a link, the counts, and what had to be assumed."""
+def verdict(report: Report, prefix: str, *, leads: bool = True) -> Markup:
+    """The heading, each headline as a link, the counts, and what had to be assumed. `leads`: whether the page begins with it."""
     heads = tree(report.findings)
     links = []
     for i, (finding, below) in enumerate(heads):
@@ -64,7 +64,7 @@ def verdict(report: Report, prefix: str) -> Markup:
     assumed = guesses(report)
     notes = [tag("li", inline(a.text)) for a in assumed]
     return join(
-        tag("h2", sign(level(report)), tag("span", sentence(report)), id=f"{prefix}verdict"),
+        tag("h2" if leads else "h4", sign(level(report)), tag("span", sentence(report)), id=f"{prefix}verdict" if leads else None),
         tag("p", f"{summary(report)} {conditions(report)}", class_="soft"),
         _in_part(report),
         tag("ul", links, class_="headlines") if links else None,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 
 from gradcheck.judge.registry import builtin_rules
 from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState
 from gradcheck.types.fix import Change, Effect, Fix, Outcome, Proof
 from gradcheck.types.layers import Snapshot
+from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Assumption, NotMeasured
 from gradcheck.types.parameters import ParameterStep
 from gradcheck.types.report import Report
@@ -155,6 +156,20 @@ def treated() -> Report:
         trial=trial(),
         known=(faulty("INIT001", "warning"),),
     )
+
+
+def fixed() -> Report:
+    """What `fix` leaves."""
+    return replace(treated(), trial=None)
+
+
+def watched() -> Report:
+    """A program of 1,000 steps, of which some were measured."""
+    report = deep(12)
+    m, losses = report.measurement, falling(steps=300)
+    probe = run(name="the watched run", losses=losses, live=True, gradient_norms=tuple(float(9 - i) for i in range(len(STEPS))))
+    facts = LoopFacts("optimizer", 1000, 1000, rates=tuple(0.1 if i < 50 else 0.01 for i in range(100)))
+    return replace(report, measurements=(replace(m, probe=probe, steps=1000, loop=facts),))
 
 
 def kept(effect: Effect, pairs: dict[str, tuple[Run, ...]]) -> Outcome:

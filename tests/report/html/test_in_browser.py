@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gradcheck.report.html import render
-from tests.report.html.pages import deep, faulty, healthy, treated
+from tests.report.html.pages import deep, faulty, fixed, healthy, treated, watched
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
@@ -22,7 +22,14 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chro
 _FOUND = os.environ.get("AXE_CORE") or (importlib.util.find_spec("axe_playwright_python") and files("axe_playwright_python") / "axe.min.js")
 AXE = Path(str(_FOUND)) if _FOUND else None
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-PAGES = {"treated": lambda: [treated()], "healthy": lambda: [healthy()], "two": lambda: [treated(), healthy()], "deep": lambda: [deep(120)]}
+PAGES = {
+    "treated": lambda: [treated()],
+    "fixed": lambda: [fixed()],
+    "watched": lambda: [watched()],
+    "healthy": lambda: [healthy()],
+    "two": lambda: [treated(), healthy()],
+    "deep": lambda: [deep(120)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +54,7 @@ def opened(browser, address, **options) -> Iterator[object]:
     """The page, which must say nothing on the console and ask for nothing but itself."""
     context = browser.new_context(**{"viewport": {"width": 1120, "height": 900}} | options)
     context.set_default_timeout(5000)
+    context.set_default_navigation_timeout(30_000)  # a machine with other work
     page = context.new_page()
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
@@ -207,12 +215,19 @@ def test_nothing_is_cut(browser, files, name, width):
         assert page.eval_on_selector_all(".bar, .bar h1, .top > *:not(.cure), .headlines li, .gauges li, .sections li", cut) == []
 
 
-def test_what_to_do_stands_above_the_scores(browser, files):
-    with opened(browser, files["treated"]) as page:
-        places = [
-            page.locator(s).first.bounding_box()["y"] for s in ("h1", ".top h2", ".headlines", ".cure pre", "nav.sections", ".gauges")
-        ]
-        assert places == sorted(places)
+@pytest.mark.parametrize(
+    ("name", "order"),
+    {
+        "deep": ("h1", ".top h2", ".headlines", ".cure", "nav.sections", ".gauges", ".finding"),
+        "fixed": ("h1", ".top h2", ".cure pre", "nav.sections", ".proof", ".headlines", ".gauges", ".finding"),
+        "treated": ("h1", ".top h2", ".top .message", "nav.sections", ".losses", "section .diff", "section table", ".headlines", ".gauges"),
+        "watched": ("h1", ".top h2", ".headlines", "nav.sections", ".losses", ".gauges", ".finding"),
+    }.items(),
+)
+def test_what_was_asked_stands_first_and_what_to_do_above_the_scores(browser, files, name, order):
+    with opened(browser, files[name]) as page:
+        places = [page.locator(s).first.bounding_box()["y"] for s in order]
+        assert places == sorted(places), dict(zip(order, places, strict=True))
         page.get_by_role("link", name="Method and settings").click()
         page.locator(".folded").last.and_(page.locator("[open]")).wait_for()  # wait_for_function needs eval, which the page forbids
 

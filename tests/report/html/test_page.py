@@ -66,7 +66,7 @@ def test_the_policy_allows_this_style_and_this_script_only(page):
 
 def test_all_sections_are_there(page):
     titles = [e.words for e in page.root.all("h3")]
-    wanted = ["Findings", "Over depth", "Treatment", "Trial", "Losses", "Layers (12)", "Distributions"]
+    wanted = ["Trial", "Scan", "Findings", "Over depth", "Treatment", "Losses", "Layers (12)", "Distributions"]
     assert titles == [*wanted, "Rules without a finding", "Method and settings"]
 
 
@@ -109,7 +109,7 @@ def test_several_reports_are_one_page_with_a_table_of_contents():
 
 def test_one_report_lists_its_sections_and_no_targets():
     (nav,) = Page(render([treated()])).root.all("nav")
-    assert nav.has("class", "sections") and nav.all("a")[0].words == "Findings"
+    assert nav.has("class", "sections") and nav.all("a")[0].words == "Trial"
 
 
 def test_there_is_one_heading_of_the_first_level_and_no_level_is_left_out():
