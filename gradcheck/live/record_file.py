@@ -32,7 +32,7 @@ def board_file(run: Path) -> Path:
 def frame_of(said: dict[str, Any]) -> Frame:
     """From JSON."""
     layers, findings = (LiveLayer(**x) for x in said["layers"]), (LiveFinding(**x) for x in said["findings"])
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
     return Frame(**plain | {"layers": tuple(layers), "findings": tuple(findings)})
 
 

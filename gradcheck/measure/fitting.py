@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from gradcheck.types.measurement import Assumption
-from gradcheck.workload.batches import tensors_of
 from gradcheck.workload.few_samples import cut, few_samples
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
-from gradcheck.workload.tensors import batch_size
+from gradcheck.workload.tensors import batch_size, tensors_of
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
 

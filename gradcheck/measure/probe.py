@@ -41,8 +41,8 @@ class Probe:
         if whole and training.ended == "done" and self._doubtful():
             self._train(LONGER * steps - FINAL_STEPS, deadline, lambda _: not self._doubtful(2 * CLEAR_FALL))
         if whole and training.ended == "done" and self._on_its_way():
-            until = min(deadline, time.perf_counter() + FURTHER_SECONDS)
-            self._train(FURTHER * steps, until, lambda losses: len(losses) % CHECKED == 0 and not self._on_its_way())
+            end = min(deadline, time.perf_counter() + FURTHER_SECONDS)
+            self._train(FURTHER * steps, end, lambda losses: len(losses) % CHECKED == 0 and not self._on_its_way())
             training.ended = "done" if training.ended in ("budget", "learned") else training.ended
         if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
             self._measure_last()

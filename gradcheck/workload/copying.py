@@ -90,7 +90,8 @@ def bind_copies(memo: Memo) -> None:
 def _complete(memo: Memo) -> None:
     """Puts back what torch's transforms of distributions leave out of their copies: an inverse is nothing without what it inverts."""
     for original in list(memo.get(id(memo), ())):
-        if isinstance(original, _InverseTransform) and getattr(twin := memo.get(id(original)), "_inv", original) is None:
+        twin: Any = memo.get(id(original))
+        if isinstance(original, _InverseTransform) and getattr(twin, "_inv", original) is None:
             twin._inv = copy.deepcopy(original._inv, memo)
 
 

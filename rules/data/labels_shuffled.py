@@ -37,9 +37,9 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     While the script runs, picks and slices of tensors are followed (`x[order]`, `index_select`, `flip`, `roll`, `sort`), through
     what is done to all rows alike, into the batches or a `TensorDataset`. Where inputs and targets come from two tensors of equally
-    many rows, and most rows are paired otherwise than they stand there, the share of the targets' variance that a linear model or the five nearest
-    neighbours explain on held-out samples is taken twice: of the pairs as they are trained on, and of the same inputs with the
-    targets that stood beside them.
+    many rows, and most rows are paired otherwise than they stand there, the share of the targets' variance that a linear model or
+    the five nearest neighbours explain on held-out samples is taken twice: of the pairs as they are trained on, and of the same
+    inputs with the targets that stood beside them.
 
     ## Limits and their sources
     At least `source` 0.2 in the pairs as they came, at most `trained` 0.1 as they are trained on; 100 samples or more. Calibration

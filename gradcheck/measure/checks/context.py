@@ -84,9 +84,7 @@ class CheckResults:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(
-    context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None], *, all_of_them: bool = False
-) -> CheckResults:
+def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None], *, all_of_them: bool = False) -> CheckResults:
     """Makes the checks that fit into the time, one after another; where not all do, the cheapest first. `all_of_them`: in any case."""
     done = CheckResults()
     dear = {check.need: check.seconds(context) for check in checks}

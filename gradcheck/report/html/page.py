@@ -87,8 +87,8 @@ def article(report: Report, prefix: str, index: int, count: int) -> Markup:
     parts.add("Rules without a finding", states(report), folded=True)
     parts.add("Method and settings", method(report), folded=True)
     heading = tag("h2", first.heading, id=f"{prefix}verdict") if first is not None and led else None
-    said = (heading, first.under) if first is not None and led else scan
-    top = tag("header", _title(report, count), said, parts.contents(report.target), class_="top")
+    verdict_of = (heading, first.under) if first is not None and led else scan
+    top = tag("header", _title(report, count), verdict_of, parts.contents(report.target), class_="top")
     dials = None if first is not None else gauges(report)
     return tag("article", top, dials, parts.every, id=f"r{index}", class_="report", aria_labelledby=f"{prefix}verdict")
 
