@@ -15,6 +15,7 @@ from gradcheck.errors import TargetError
 from gradcheck.rank import is_rank_zero
 from gradcheck.trials.options import DEFAULT_BUDGET, Options
 from gradcheck.types.finding import Severity
+from gradcheck.types.live import LiveFinding
 from gradcheck.types.report import Report
 from gradcheck.types.trial import TrialResult
 from gradcheck.workload.dtensor import is_spread
@@ -143,6 +144,7 @@ def watch(
     stop_on: Severity | None = None,
     name: str = "the watched run",
     on_measured: Callable[[Board], None] | None = None,
+    on_finding: Callable[[LiveFinding, int], None] | None = None,
     sinks: Sequence[Sink] = (),
     config: Settings | Mapping[str, Any] | str | Path | None = None,
 ) -> Board:
@@ -152,8 +154,9 @@ def watch(
     parameters of its own belongs to the model then. The first four steps are measured, and then as many as `overhead`, the share of the
     run's time that watching may take, allows, at most one in 50; or, with `every`, every so many.
     `stop_on`: "error" or "warning" ends the loop at the next measured step, with `gradcheck.errors.TrainingStopped`, which the `with`
-    block takes up: the program goes on behind it. `on_measured`: called with the board after each measured step. `sinks`: trackers of
-    experiments that get the numbers of each measured step: see gradcheck/integrations.
+    block takes up: the program goes on behind it. `on_measured`: called with the board after each measured step. `on_finding`: called
+    once with each finding (its `severity`, `code`, `name`, `message`, `place`) and the step that showed it, in a thread of its own.
+    `sinks`: trackers of experiments that get the numbers of each measured step: see gradcheck/integrations.
     `config`: a file, or a mapping with the keys of `[tool.gradcheck]`. Of the processes of a distributed training all call it, at the same
     point, and rank 0 reports: `board.leads`.
     Raises `gradcheck.errors.ConfigError` for bad settings, `TargetError` for what is neither a model nor an optimizer.
@@ -169,6 +172,7 @@ def watch(
         stop_on=stop_on,
         name=name,
         on_measured=on_measured,
+        on_finding=on_finding,
         sinks=sinks,
         config=config,
     )

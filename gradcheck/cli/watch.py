@@ -30,6 +30,12 @@ def watch(
     stop_on: Annotated[
         str | None, typer.Option(metavar="error|warning", help="End the program at a finding of this level or above.")
     ] = None,
+    on: Annotated[
+        list[str] | None, typer.Option(metavar="LEVEL=CMD", help="Run a command for each finding: error=CMD, warning=CMD. May be repeated.")
+    ] = None,
+    notify: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Send findings to a webhook: Slack's, Discord's, or any that takes JSON.")
+    ] = None,
     attach: Annotated[
         str | None, typer.Option(metavar="RUN", help="Show the board of a run that is going on: its saved run, or its folder.")
     ] = None,
@@ -50,6 +56,7 @@ def watch(
     """
     with exits(color):
         from gradcheck.errors import ConfigError
+        from gradcheck.live.acting import Actor, command_of, webhook
         from gradcheck.live.command import check_interpreter, program_of
         from gradcheck.live.parent import Orders, run
         from gradcheck.report.outputs import parse_outputs
@@ -66,7 +73,8 @@ def watch(
         chosen = {k: v for k, v in rules.choice.items() if v}
         record = str(place.absolute()) if place is not None else ""
         orders = Orders(every, _share(overhead), stop_on, record, config.config or [], config.isolated, chosen)
-        ending = run(program, orders, color=color, quiet=quiet)
+        actor = Actor([*(command_of(text, program.name) for text in on or ()), *(webhook(url, program.name) for url in notify or ())])
+        ending = run(program, orders, actor, color=color, quiet=quiet)
         _tell(ending, settings, outputs, place, color)
         sys.exit(_code(ending, settings, gate.exit_zero))
 

@@ -11,7 +11,7 @@ from gradcheck.live.step_timer import StepTimer
 from gradcheck.measure.layers import LayerAccumulator
 from gradcheck.measure.parameters import Watched
 from gradcheck.types.finding import Finding
-from gradcheck.types.live import Frame, LiveFinding, LiveLayer
+from gradcheck.types.live import Frame, LiveLayer, live_findings
 
 SHOWN_LAYERS = 4
 SHOWN_LOSSES = 48
@@ -32,7 +32,7 @@ def frame(record: Record, pace: StepTimer, findings: Sequence[Finding]) -> Frame
         speed=pace.rate,
         overhead=pace.overhead,
         layers=ranked(record)[:SHOWN_LAYERS],
-        findings=tuple(LiveFinding(f.severity, f.code, f.name, f.message, str(f.location or "")) for f in findings if f.cause is None),
+        findings=live_findings(findings),
     )
 
 

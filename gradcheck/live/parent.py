@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradcheck.live.acting import Actor
 from gradcheck.live.command import Program
 from gradcheck.live.launch import launch
 from gradcheck.live.record_file import board_file, frame_of
 from gradcheck.live.screen import Lines, Screen, Terminal
+from gradcheck.types.live import live_findings
 from gradcheck.types.report import Report
 
 CHILD = "gradcheck.live.child"
@@ -43,15 +45,17 @@ class Orders:
     flags: dict[str, Any] = field(default_factory=dict)
 
 
-def run(program: Program, orders: Orders, *, color: str = "auto", quiet: bool = False) -> Ending:
-    """Runs the program to its end. Raises ConfigError where processes cannot be given a pipe."""
+def run(program: Program, orders: Orders, actor: Actor, *, color: str = "auto", quiet: bool = False) -> Ending:
+    """Runs the program to its end; `actor` hears of findings. Raises ConfigError where processes cannot be given a pipe."""
     screen = _screen(program, color, quiet)
     ending = Ending(0)
 
     def hear(said: dict[str, Any]) -> bool:
         kind = said.pop("kind")
         if kind == "frame":
-            screen.show(frame_of(said))
+            frame = frame_of(said)
+            screen.show(frame)
+            actor.look(frame.findings, frame.step)
         elif kind == "end":
             ending.stopped, ending.failure = said.get("stopped", ""), said.get("failure", "")
             ending.elsewhere = said.get("elsewhere", False)
@@ -66,6 +70,8 @@ def run(program: Program, orders: Orders, *, color: str = "auto", quiet: bool = 
         board_file(file).unlink(missing_ok=True)  # of a program that was killed
         if _written(file) not in (None, before):
             ending.report = Report.load(file)
+            actor.look(live_findings(ending.report.findings), ending.report.measurement.steps)
+        actor.finish()
         return ending
 
 

@@ -19,12 +19,14 @@ from torch import nn
 from gradcheck.config.settings import OVERHEAD, Settings, settings_from
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
 from gradcheck.instrument.traced_optimizer import inner_optimizer
+from gradcheck.live.acting import Actor
 from gradcheck.live.live_judge import LiveJudge, at_least
 from gradcheck.live.loop_monitor import LoopMonitor
 from gradcheck.live.record import Record
 from gradcheck.live.sinks import Sink, SinkDispatcher
 from gradcheck.live.step_timer import StepTimer
 from gradcheck.types.finding import SEVERITIES, Finding, Severity
+from gradcheck.types.live import LiveFinding, live_findings
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 
@@ -39,6 +41,7 @@ def watched(
     stop_on: Severity | None = None,
     name: str = "the watched run",
     on_measured: Callable[[Board], None] | None = None,
+    on_finding: Callable[[LiveFinding, int], None] | None = None,
     sinks: Sequence[Sink] = (),
     config: Settings | Mapping[str, Any] | str | Path | None = None,
 ) -> Board:
@@ -57,7 +60,10 @@ def watched(
         if not isinstance(sink, Sink):
             raise ConfigError(f"{type(sink).__name__} is not a sink", hint="sinks=[gradcheck.integrations.tensorboard.TensorBoard(writer)]")
     whole = nn.ModuleDict({"model": model, "loss": loss}) if isinstance(loss, nn.Module) and any(loss.parameters()) else model
-    return Board(whole, inner_optimizer(optimizer), every, overhead, stop_on, name, on_measured, sinks, settings_from(config))
+    if on_finding is not None and not callable(on_finding):
+        raise ConfigError(f"on_finding must be callable; got {on_finding!r}", hint="on_finding=lambda finding, step: ...")
+    actor = Actor([("info", on_finding)] if on_finding is not None else [])
+    return Board(whole, inner_optimizer(optimizer), every, overhead, stop_on, name, on_measured, actor, sinks, settings_from(config))
 
 
 JUDGING = 1 / 4  # of what watching may take, for judging
@@ -75,10 +81,11 @@ class Board:
         stop_on: Severity | None,
         name: str,
         on_measured: Callable[[Board], None] | None,
+        actor: Actor,
         sinks: Sequence[Sink],
         settings: Settings,
     ) -> None:
-        self.stop_on, self.on_measured = stop_on, on_measured
+        self.stop_on, self.on_measured, self._actor = stop_on, on_measured, actor
         self.stopped: Finding | None = None
         self.record = Record(model, name)
         self.feed = SinkDispatcher(sinks)
@@ -116,8 +123,10 @@ class Board:
             _current, self._open = None, False
             self._follower.stop()
             self._verdicts.fresh = False
-            if self.leads and self.feed.sinks and self.record.measured:
+            if self.leads and (self.feed.sinks or self._actor.acts) and self.record.measured:
                 self.feed.finish(self.report())
+                self._actor.look(live_findings(self.report().findings), self.steps)
+                self._actor.finish()
 
     def step(self, loss: torch.Tensor | float) -> None:
         """Says what the loss of the coming step is (call it before `optimizer.step()`), where what is passed to `backward` does not."""
@@ -189,8 +198,10 @@ class Board:
         if self.on_measured is not None:
             self.on_measured(self)
         judged = self._verdicts.fresh
-        if not judged and (self.stop_on is not None or self.feed.sinks) and self.due():
+        if not judged and (self.stop_on is not None or self.feed.sinks or self._actor.acts) and self.due():
             judged = self.report() is not None
+        if judged and self._actor.acts:
+            self._actor.look(live_findings(self.findings), self.steps)
         self.feed.measured(self.record, self.report() if judged else None)
         if self.stop_on is not None and judged:
             found = at_least(self.findings, self.stop_on)

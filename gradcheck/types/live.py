@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradcheck.types.finding import Severity
+from gradcheck.types.finding import Finding, Severity
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class LiveFinding:
     name: str
     message: str
     place: str = ""  # path:line:column
+
+
+def live_findings(findings: Iterable[Finding]) -> tuple[LiveFinding, ...]:
+    """Those that are not the consequence of another one."""
+    return tuple(LiveFinding(f.severity, f.code, f.name, f.message, str(f.location or "")) for f in findings if f.cause is None)
 
 
 @dataclass(frozen=True)
