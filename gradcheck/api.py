@@ -145,6 +145,7 @@ def watch(
     name: str = "the watched run",
     on_measured: Callable[[Board], None] | None = None,
     on_finding: Callable[[LiveFinding, int], None] | None = None,
+    keep_spikes: int = 0,
     sinks: Sequence[Sink] = (),
     config: Settings | Mapping[str, Any] | str | Path | None = None,
 ) -> Board:
@@ -156,6 +157,7 @@ def watch(
     `stop_on`: "error" or "warning" ends the loop at the next measured step, with `gradcheck.errors.TrainingStopped`, which the `with`
     block takes up: the program goes on behind it. `on_measured`: called with the board after each measured step. `on_finding`: called
     once with each finding (its `severity`, `code`, `name`, `message`, `place`) and the step that showed it, in a thread of its own.
+    `keep_spikes`: the batches of so many spikes are kept in `.gradcheck/spikes`, for `gradcheck scan --replay`.
     `sinks`: trackers of experiments that get the numbers of each measured step: see gradcheck/integrations.
     `config`: a file, or a mapping with the keys of `[tool.gradcheck]`. Of the processes of a distributed training all call it, at the same
     point, and rank 0 reports: `board.leads`.
@@ -173,6 +175,7 @@ def watch(
         name=name,
         on_measured=on_measured,
         on_finding=on_finding,
+        keep_spikes=keep_spikes,
         sinks=sinks,
         config=config,
     )

@@ -40,6 +40,7 @@ LEAST_SHARE = 0.1  # of a budget that the user sets, for measuring, however long
 DEFAULT_BUDGET = 60.0
 SMALL_BUDGET = 30.0  # for models with fewer parameters than
 SMALL = 1_000_000
+SAME_BATCH = "LOOP005"
 
 Progress = Callable[[str, float], None]  # phase, fraction done
 Seen = Callable[[Measurement], Measurement]
@@ -68,6 +69,8 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
     """
     tick = progress or _silent
     began = time.perf_counter()
+    if spec.replay:  # one batch again and again, on purpose
+        settings = replace(settings, ignore=(*settings.ignore, SAME_BATCH))
     with untouched(), captured(spec, tick) as run:
         if not is_rank_zero():
             return []

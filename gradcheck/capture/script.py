@@ -27,6 +27,7 @@ from gradcheck.capture.alarm import GRACE, Alarm, Stop
 from gradcheck.capture.checkpoints import keep_checkpoints
 from gradcheck.capture.events import taken_alike
 from gradcheck.capture.facts import Ending
+from gradcheck.capture.kept_step import KeptStep
 from gradcheck.capture.mirror import Mirror
 from gradcheck.capture.processes import note_processes
 from gradcheck.capture.program import start
@@ -155,6 +156,7 @@ class _Run:
         else:
             stack.enter_context(moved(str(self.folder), str(self.original)))
         self.file = str(self.folder / Path(spec.path).resolve().name) if spec.is_file else ""
+        self.kept = KeptStep(Path(spec.replay)) if spec.replay else None
         self.exits: list[tuple[Callable[..., Any], Any, Any]] = []
         self.started: list[str] = []
         self.module = types.ModuleType("__main__") if spec.cell is None else spec.cell.module
@@ -180,6 +182,8 @@ class _Run:
             self._exit(alarm)
         if alarm.interrupted or isinstance(error, KeyboardInterrupt):
             raise error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt
+        if self.kept is not None:
+            self.kept.check(error)
         return Capture(recorder, _ending(error, clock), error, [], time.monotonic() - clock.began, self.module, self.started)
 
     def _run(self) -> None:
@@ -198,6 +202,8 @@ class _Run:
         patches.put(atexit, "register", self._register)
         note_processes(patches, self.started)
         keep_checkpoints(patches, self.mirror.home if self.mirror is not None else None)
+        if self.kept is not None:
+            self.kept.install(patches)
         try:
             sys.stdin = io.StringIO()
             os.environ.setdefault("MPLBACKEND", "Agg")

@@ -32,6 +32,7 @@ from gradcheck.cli.options import (
     Output,
     Profile,
     QuietScript,
+    Replay,
     RulePaths,
     Sandbox,
     Script,
@@ -85,12 +86,13 @@ class ScriptOptions:
     script: Script = False
     sandbox: Sandbox = False
     quiet_script: QuietScript = False
+    replay: Replay = ""
 
     def spec(self, arguments: tuple[str, ...] | None, steps: int | None = None, budget: float | None = None) -> ScriptSpec:
         """Of a script that is still to be named."""
         from gradcheck.capture.spec import ScriptSpec
 
-        return ScriptSpec("", arguments or (), steps, budget, self.sandbox, self.quiet_script)
+        return ScriptSpec("", arguments or (), steps, budget, self.sandbox, self.quiet_script, replay=self.replay)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,8 @@ def with_scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: Scr
         if notebook and run.arguments:
             raise ConfigError(f"{spec.target} is a notebook: it takes no arguments", hint=f"gradcheck scan {spec.target}")
         is_one = forced or notebook or (spec.target.endswith(".py") and not any(named.values()) and is_script(spec.target))
+        if not is_one and run.replay:
+            raise ConfigError(f"--replay is for training scripts, and {spec.target} is none", hint="gradcheck scan train.py --replay FILE")
         if not is_one:
             found.append((spec, settings))
             continue

@@ -32,6 +32,7 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bf16, fp16, float64.")
 Script = Annotated[bool, typer.Option("--script", help="Treat TARGET as a training script. [default: what its source says]")]
 Sandbox = Annotated[bool, typer.Option("--sandbox", help="Run the script in a mirror of its folder, which keeps its output.")]
 QuietScript = Annotated[bool, typer.Option("--quiet-script", help="Drop what the script prints.")]
+Replay = Annotated[str, typer.Option(metavar="FILE", help="Run the script on the batch of a spike: see `watch --keep-spikes`.")]
 UnsafeFixes = Annotated[bool, typer.Option("--unsafe-fixes", help="Also what changes the model, the loss, or what checkpoints hold.")]
 
 # ------------------------------------------------------------------------- rules and configuration

@@ -47,7 +47,7 @@ class Orders:
 
 def run_of(spec: ScriptSpec) -> dict[str, Any]:
     """What does not depend on the program."""
-    return {"steps": spec.steps, "budget": spec.budget, "sandbox": spec.sandbox, "quiet": spec.quiet}
+    return {"steps": spec.steps, "budget": spec.budget, "sandbox": spec.sandbox, "quiet": spec.quiet, "replay": spec.replay}
 
 
 def scan_program(program: Program, orders: Orders, progress: Callable[[str, float], None] | None = None) -> list[Report]:

@@ -36,6 +36,9 @@ def watch(
     notify: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Send findings to a webhook: Slack's, Discord's, or any that takes JSON.")
     ] = None,
+    keep_spikes: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Keep the batches of so many spikes, for `gradcheck scan --replay`.")
+    ] = 0,
     attach: Annotated[
         str | None, typer.Option(metavar="RUN", help="Show the board of a run that is going on: its saved run, or its folder.")
     ] = None,
@@ -55,6 +58,8 @@ def watch(
     it; the program's own, when that is not 0; else as for scan.
     """
     with exits(color):
+        from pathlib import Path
+
         from gradcheck.errors import ConfigError
         from gradcheck.live.acting import Actor, command_of, webhook
         from gradcheck.live.command import check_interpreter, program_of
@@ -72,7 +77,8 @@ def watch(
         place = None if no_save else _place(save)
         chosen = {k: v for k, v in rules.choice.items() if v}
         record = str(place.absolute()) if place is not None else ""
-        orders = Orders(every, _share(overhead), stop_on, record, config.config or [], config.isolated, chosen)
+        spikes = str((place or Path(SAVED)).absolute().parent / "spikes") if keep_spikes else ""
+        orders = Orders(every, _share(overhead), stop_on, keep_spikes, spikes, record, config.config or [], config.isolated, chosen)
         actor = Actor([*(command_of(text, program.name) for text in on or ()), *(webhook(url, program.name) for url in notify or ())])
         ending = run(program, orders, actor, color=color, quiet=quiet)
         _tell(ending, settings, outputs, place, color)

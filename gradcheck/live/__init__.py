@@ -11,6 +11,8 @@
       tapping        the taps of a measured step; `taps` are these, `first` reads the first pass, of which more is seen
     record        what has been measured so far, as a Measurement; `loop_log` what the loop does, `series` its losses, in bounded memory
     step_timer    how long steps take, and what watching costs
+    spikes        steps that stand out, put down to batch and tensor; `loss_shares` reads samples, `spike_files` keeps batches
+    acting        commands, webhooks and callbacks for findings
     live_judge    judging it, at a bounded cost
     frames        the numbers that a display shows; `sinks` hands them to trackers of experiments
 

@@ -19,6 +19,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from gradcheck.config.settings import Settings, load
 from gradcheck.errors import TrainingStopped
+from gradcheck.instrument.loader_batches import LoaderBatches
 from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.live.frames import frame
 from gradcheck.live.messages import send
@@ -43,6 +44,7 @@ class Finder:
         self.board: Board | None = None
         self.last: Report | None = None
         self.sites = Sites()
+        self.batches = LoaderBatches()  # a loader begins before the model is called
         self._stack = ExitStack()
         self._handles: list[Any] = []
         self._told = 0.0
@@ -50,6 +52,7 @@ class Finder:
 
     def install(self) -> None:
         self.sites = self._stack.enter_context(record_sites())
+        self.batches.install()
         self._handles = [register_module_forward_pre_hook(self._called), register_optimizer_step_pre_hook(self._steps)]
         warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
 
@@ -80,10 +83,9 @@ class Finder:
             return
         self._let_go()
         order = self.order
-        cadence = {"every": order["every"], "overhead": order["overhead"]}
-        board = watched(
-            model, optimizer, **cadence, stop_on=order["stop_on"], name=order["name"], on_measured=self._measured, config=self.settings
-        )
+        chosen = {name: order[name] for name in ("every", "overhead", "stop_on", "keep_spikes", "spikes", "name")}
+        board = watched(model, optimizer, **chosen, on_measured=self._measured, config=self.settings)
+        board.hand_over(self.batches)
         board.locate(self.sites.living(), self._files())
         self.board = board.start()
         self.file.shown = self.file.shown and board.leads
@@ -141,6 +143,7 @@ class Finder:
         """The last report. `error`: what ended the program."""
         self._stack.close()
         self._let_go()
+        self.batches.remove()
         if self.board is None or os.getpid() != self.process:
             send(self.pipe, "end", seen=False)
             return

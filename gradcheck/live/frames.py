@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+from gradcheck.analysis.spikes import told
 from gradcheck.live.record import Record
 from gradcheck.live.step_timer import StepTimer
 from gradcheck.measure.layers import LayerAccumulator
@@ -15,6 +16,7 @@ from gradcheck.types.live import Frame, LiveLayer, live_findings
 
 SHOWN_LAYERS = 4
 SHOWN_LOSSES = 48
+SHOWN_SPIKES = 3
 
 
 def frame(record: Record, pace: StepTimer, findings: Sequence[Finding]) -> Frame:
@@ -33,6 +35,7 @@ def frame(record: Record, pace: StepTimer, findings: Sequence[Finding]) -> Frame
         overhead=pace.overhead,
         layers=ranked(record)[:SHOWN_LAYERS],
         findings=live_findings(findings),
+        spikes=tuple(map(told, record.spikes[-SHOWN_SPIKES:])),
     )
 
 

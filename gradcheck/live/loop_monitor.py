@@ -36,6 +36,7 @@ from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.ranks import join
 from gradcheck.live.record import Record
 from gradcheck.live.scaling import Scaling
+from gradcheck.live.spikes import Spikes
 from gradcheck.live.step_timer import StepTimer
 from gradcheck.live.tapping import Tapping
 from gradcheck.measure import facts
@@ -66,6 +67,7 @@ class LoopMonitor(LoopListener):
         self._closure = False  # the optimizer calls one, which runs the backward passes
         self._plain = False  # of a backward pass the loss alone matters: every one is of the step, which is not measured
         self.journal = record.log.journal = LoopJournal(lambda: self.optimizers.traces, self.optimizers.traced)
+        self.spikes = Spikes(record)
         self.hooks = LoopHooks(self.journal, self)
 
     # ----------------------------------------------------------------- context
@@ -80,6 +82,7 @@ class LoopMonitor(LoopListener):
             record.log.averages = averages_of(self.model, record)
             record.log.remember(p for p in self.model.parameters() if p.requires_grad)
         self.hooks.install()
+        self.spikes.start()
         self._arm()
 
     def _join(self) -> None:
@@ -101,6 +104,7 @@ class LoopMonitor(LoopListener):
     def stop(self) -> None:
         self.tapping.stop()
         self.hooks.remove()
+        self.spikes.stop()
         self.record.log.over = True
         self.losses.read()
         if self.together is not None:
@@ -136,8 +140,11 @@ class LoopMonitor(LoopListener):
     def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
         if self._plain and len(losses) == 1 and self.scaling.loss is None and not losses[0].dim():
             self.losses.running = losses[0]
+            self.spikes.look(losses[0], losses[0])
             return
         self.losses.begin(losses, self.scaling.loss)
+        if len(losses) == 1:
+            self.spikes.look(self.losses.running, losses[0])
         self.lines.current = caller()
         if self._closure:
             self.losses.take_up(self.gradients.marks)
@@ -198,6 +205,7 @@ class LoopMonitor(LoopListener):
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         if not (self.measures or closure) and self.optimizers.is_known(optimizer):
+            self.spikes.before_step(None)
             self.record.optimizer, self._closure = optimizer, False
             return
         self.optimizers.see(optimizer, self.measures)
@@ -216,6 +224,8 @@ class LoopMonitor(LoopListener):
                 self.record.clipped = not self.scaling.unscaled and self.gradients.edited()
                 self.record.log.edited |= self.record.clipped
                 self._watch_step()
+        if not closure:
+            self.spikes.before_step(self.watching.total_norm if self.watching is not None else None)
         traced = self.record.traced
         if self.measures and traced is not None and traced.step_site is None:
             traced.step_site, traced.loops = here(), loops_around(outside())

@@ -39,6 +39,8 @@ class Orders:
     every: int | None
     overhead: float
     stop_on: str | None
+    keep_spikes: int = 0
+    spikes: str = ""  # folder for their batches
     record: str = ""  # where the run is saved as it goes; "": nowhere for good
     config: list[str] = field(default_factory=list)
     isolated: bool = False

@@ -30,6 +30,7 @@ from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
 from gradcheck.types.parameters import Cut
 from gradcheck.types.ranks import RankFacts
 from gradcheck.types.rule import Need
+from gradcheck.types.spikes import Spike
 from gradcheck.types.training import NonFinite, OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, places, snippets
 
@@ -82,6 +83,7 @@ class Record:
     clipped: bool = False  # the norms were read after the gradients had been changed by hand
     graded: set[int] = field(default_factory=set)  # ids of the optimizer's tensors that were seen with a gradient
     non_finite: list[NonFinite] = field(default_factory=list)
+    spikes: list[Spike] = field(default_factory=list)
     bad_losses: int = 0  # non-finite ones in a row, up to the last step
     steps: int = 0
     backward_site: Location | None = None
@@ -188,6 +190,7 @@ class Record:
             zero_derivatives=first.zero_derivatives,
             hidden=tuple(h for h in first.hidden if h.name),  # tensors of the loop itself are no affair of the model
             non_finite=tuple(self.non_finite),
+            spikes=tuple(self.spikes),
             loop=loop,
             ranks=self.ranks,
             routers=tuple(replace(r, site=sites.get(r.layer)) for r in self.instruments.routers()) or None,

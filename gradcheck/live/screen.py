@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from gradcheck.report.console import make_console
+from gradcheck.report.formatting import clean
 from gradcheck.report.live import board, finding_line, plain_line
 from gradcheck.types.live import Frame
 
@@ -42,6 +43,7 @@ class Lines(Screen):
     def __init__(self) -> None:
         self._last = -LINE_EVERY
         self._known: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
         self._pending: Frame | None = None
 
     @contextmanager
@@ -56,6 +58,10 @@ class Lines(Screen):
         if now - self._last >= LINE_EVERY:
             self._last = now
             self._say(frame)
+        for spike in frame.spikes:
+            if spike not in self._told:
+                self._told.add(spike)
+                print(f"gradcheck: spike: {clean(spike)}", file=sys.stderr, flush=True)
         for finding in frame.findings:
             key = finding.code, finding.place
             if key not in self._known and finding.severity != "info":

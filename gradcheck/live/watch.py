@@ -18,17 +18,21 @@ from torch import nn
 
 from gradcheck.config.settings import OVERHEAD, Settings, settings_from
 from gradcheck.errors import ConfigError, TargetError, TrainingStopped
+from gradcheck.instrument.loader_batches import LoaderBatches
 from gradcheck.instrument.traced_optimizer import inner_optimizer
 from gradcheck.live.acting import Actor
 from gradcheck.live.live_judge import LiveJudge, at_least
 from gradcheck.live.loop_monitor import LoopMonitor
 from gradcheck.live.record import Record
 from gradcheck.live.sinks import Sink, SinkDispatcher
+from gradcheck.live.spike_files import SpikeFiles
 from gradcheck.live.step_timer import StepTimer
 from gradcheck.types.finding import SEVERITIES, Finding, Severity
 from gradcheck.types.live import LiveFinding, live_findings
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
+
+SPIKES = ".gradcheck/spikes"  # folder for their batches
 
 
 def watched(
@@ -42,6 +46,8 @@ def watched(
     name: str = "the watched run",
     on_measured: Callable[[Board], None] | None = None,
     on_finding: Callable[[LiveFinding, int], None] | None = None,
+    keep_spikes: int = 0,
+    spikes: str | Path = SPIKES,
     sinks: Sequence[Sink] = (),
     config: Settings | Mapping[str, Any] | str | Path | None = None,
 ) -> Board:
@@ -56,6 +62,8 @@ def watched(
         raise ConfigError(f"overhead must be a share of the run's time, above 0 and at most 1; got {overhead!r}", hint="overhead=0.03")
     if stop_on is not None and stop_on not in SEVERITIES:
         raise ConfigError(f"stop_on must be error, warning, info or None; got {stop_on!r}")
+    if isinstance(keep_spikes, bool) or not isinstance(keep_spikes, int) or keep_spikes < 0:
+        raise ConfigError(f"keep_spikes must be a number of batches; got {keep_spikes!r}", hint="keep_spikes=5")
     for sink in sinks:
         if not isinstance(sink, Sink):
             raise ConfigError(f"{type(sink).__name__} is not a sink", hint="sinks=[gradcheck.integrations.tensorboard.TensorBoard(writer)]")
@@ -63,7 +71,9 @@ def watched(
     if on_finding is not None and not callable(on_finding):
         raise ConfigError(f"on_finding must be callable; got {on_finding!r}", hint="on_finding=lambda finding, step: ...")
     actor = Actor([("info", on_finding)] if on_finding is not None else [])
-    return Board(whole, inner_optimizer(optimizer), every, overhead, stop_on, name, on_measured, actor, sinks, settings_from(config))
+    board = Board(whole, inner_optimizer(optimizer), every, overhead, stop_on, name, on_measured, actor, sinks, settings_from(config))
+    board._follower.spikes.files = SpikeFiles(Path(spikes), keep_spikes) if keep_spikes else None
+    return board
 
 
 JUDGING = 1 / 4  # of what watching may take, for judging
@@ -183,6 +193,10 @@ class Board:
     def enter(self, module: nn.Module, args: Any) -> None:
         """Says that a module of the model is being called just now, and was before the hooks came in."""
         self._follower.tapping.enter(module, args)
+
+    def hand_over(self, batches: LoaderBatches) -> None:
+        """What has listened to the program's loaders before the board is started."""
+        self._follower.spikes.batches = batches
 
     def locate(self, sites: Mapping[int, Location], files: list[str]) -> None:
         """Where modules and optimizers were created, by id, and the user's source files: findings point there."""

@@ -10,6 +10,7 @@ from typing import Literal, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from gradcheck.analysis.spikes import told
 from gradcheck.analysis.wording import number
 from gradcheck.report import in_part, outcomes, trial
 from gradcheck.report.forecast import forecast_table
@@ -40,6 +41,7 @@ SIGNAL_FAMILIES = ("GRAD", "INIT")  # findings that the course of the gradient o
 SIGNAL_CODES = ("ACT003",)
 MOST_LAYERS = 5  # patterns of layer names in a finding
 MOST_UNMEASURED = 3
+MOST_SPIKES = 3
 
 
 NARROWEST = 20  # columns that text can be wrapped to; what claims less has no size
@@ -72,6 +74,7 @@ def show(
     page.intro(with_target, show_passed)
     for finding, below in tree(report.findings):
         page.finding(finding, below)
+    page.spikes()
     page.treatment()
     page.trial(show_all)
     if show_passed:
@@ -117,6 +120,16 @@ class _Page:
             self.labelled("found:" if assumption.given else "assumed:", "dim", assumption.text)
         if self.lines:
             self.blank()
+
+    def spikes(self) -> None:
+        """Of a run that was watched: the first ones, which lead to the others."""
+        spikes = self.report.measurement.spikes
+        if spikes:
+            self.blank()
+        for spike in spikes[:MOST_SPIKES]:
+            self.labelled("spike:", "yellow", told(spike))
+        if len(spikes) > MOST_SPIKES:
+            self.add((f"and {len(spikes) - MOST_SPIKES} more spikes, in the saved run", "dim"))
 
     def finding(self, finding: Finding, below: Sequence[Finding]) -> None:
         self.blank()

@@ -49,7 +49,7 @@ def board(frame: Frame | None, title: str, width: int, partial: str = "") -> Ren
     )
     if frame.overhead is not None:
         head.append(f"  {_overhead(frame.overhead)}", style="dim")
-    return Group(*above, head, _numbers(frame), *_layers(frame), *_findings(frame.findings, width))
+    return Group(*above, head, _numbers(frame), *_layers(frame), *_spikes(frame.spikes, width), *_findings(frame.findings, width))
 
 
 def _numbers(frame: Frame) -> Table:
@@ -77,6 +77,13 @@ def _layers(frame: Frame) -> list[RenderableType]:
             *(Text(f"{name} {show(value)}") if value is not None else Text("") for name, value, show in cells),
         )
     return [table]
+
+
+def _spikes(spikes: Sequence[str], width: int) -> list[Text]:
+    rows = [Text.assemble(("spike: ", "yellow"), clean(spike), no_wrap=True, overflow="ellipsis") for spike in spikes]
+    for row in rows:
+        row.truncate(max(20, width - 1), overflow="ellipsis")
+    return rows
 
 
 def _findings(findings: Sequence[LiveFinding], width: int) -> list[Text]:

@@ -45,6 +45,7 @@ class Frame:
     overhead: float | None = None  # share of the run's time that watching takes
     layers: tuple[LiveLayer, ...] = ()  # the worst first
     findings: tuple[LiveFinding, ...] = ()
+    spikes: tuple[str, ...] = ()  # the last ones, in words
 
 
 @dataclass(frozen=True)

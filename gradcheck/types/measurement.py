@@ -37,6 +37,7 @@ from gradcheck.types.parameters import Cut, HiddenTensor, Parameter, ZeroDerivat
 from gradcheck.types.ranks import RankFacts
 from gradcheck.types.routing import Router
 from gradcheck.types.sequence import Padding, SequenceFacts
+from gradcheck.types.spikes import Spike
 from gradcheck.types.structure import LinearPair, Norm, Statistics, Stream
 from gradcheck.types.training import NonFinite, OptimizerFacts, Regularization, Run
 
@@ -162,6 +163,7 @@ class Measurement:
     course: LogFacts | None = None  # what such a log would hold of a watched run
     gauges: tuple[Gauge, ...] = ()  # of a watched run
     ranks: RankFacts | None = None  # of a distributed training that was watched
+    spikes: tuple[Spike, ...] = ()  # of a run that was watched
     pretrained: bool = False  # weights or normalization statistics show that the model was trained before
     training: bool = True  # the model was in training mode when it was handed over
     not_measured: tuple[NotMeasured, ...] = ()

@@ -1,0 +1,115 @@
+"""The batch that a loop trains on just now, and which samples are in it, as torch's DataLoader gives them. Nothing is copied."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+
+from gradcheck.instrument.patches import Patches
+
+KEPT = 3  # batches: a framework may fetch the next one before it trains on this one
+_Function = Callable[..., Any]
+
+
+@dataclass(eq=False)
+class Fetched:
+    batch: Any
+    samples: tuple[int, ...] = ()  # indices in the data set; () where the loader does not say them
+
+
+@dataclass(eq=False)
+class _Iterator:
+    """What one pass over a loader has given so far."""
+
+    ordered: bool  # every index that it has asked for is known, and its batches come in their order
+    asked: deque[Any] = field(default_factory=deque)
+    given: deque[Fetched] = field(default_factory=lambda: deque(maxlen=KEPT))
+    count: int = 0
+    ahead: int | None = None  # batches that are fetched before they are trained on; None: not yet known
+
+
+class LoaderBatches:
+    """`install`, `remove`, both at any time and twice. `fetched` is called after each batch."""
+
+    def __init__(self) -> None:
+        self.fetched: Callable[[], None] | None = None
+        self._patches: Patches | None = None
+        self._known: weakref.WeakKeyDictionary[Any, _Iterator] = weakref.WeakKeyDictionary()
+        self._current: _Iterator | None = None  # gave the last batch
+
+    def install(self) -> None:
+        if self._patches is None:
+            self._patches = Patches()
+            for name, make in (("__init__", self._beginning), ("_next_index", self._asking), ("__next__", self._giving)):
+                self._patches.wrap(_BaseDataLoaderIter, name, make)
+
+    def remove(self) -> None:
+        if self._patches is not None:
+            self._patches.undo()
+        self._patches = self._current = None
+        self._known.clear()
+
+    def begin_backward(self) -> None:
+        """Before a backward pass: how far the loader is ahead of the training shows in the first one."""
+        one = self._current
+        if one is not None and one.ahead is None:
+            one.ahead = one.count - 1
+
+    @property
+    def current(self) -> Fetched | None:
+        """What is trained on now, where that can be told."""
+        one = self._current
+        if one is None or one.ahead is None or one.ahead >= len(one.given):
+            return None
+        return one.given[-1 - one.ahead]
+
+    def _beginning(self, original: _Function) -> _Function:
+        def begin(iterator: Any, *args: Any, **kwargs: Any) -> None:
+            self._known[iterator] = _Iterator(True)
+            original(iterator, *args, **kwargs)
+            self._known[iterator].ordered = bool(getattr(args[0] if args else None, "in_order", True))
+
+        return begin
+
+    def _of(self, iterator: Any) -> _Iterator:
+        found = self._known.get(iterator)
+        if found is None:  # it began before anybody listened
+            found = self._known[iterator] = _Iterator(not isinstance(iterator, _MultiProcessingDataLoaderIter))
+            found.ahead = 0
+        return found
+
+    def _asking(self, original: _Function) -> _Function:
+        def ask(iterator: Any) -> Any:
+            index = original(iterator)
+            self._of(iterator).asked.append(index)
+            return index
+
+        return ask
+
+    def _giving(self, original: _Function) -> _Function:
+        def give(iterator: Any) -> Any:
+            one = self._of(iterator)
+            try:
+                batch = original(iterator)
+            except StopIteration:
+                one.ahead = max(0, one.ahead - 1) if one.ahead is not None else None
+                raise
+            index = one.asked.popleft() if one.asked else None
+            one.given.append(Fetched(batch, _whole(index) if one.ordered else ()))
+            one.count += 1
+            self._current = one
+            if self.fetched is not None:
+                self.fetched()
+            return batch
+
+        return give
+
+
+def _whole(index: Any) -> tuple[int, ...]:
+    found = tuple(index) if isinstance(index, list | tuple) else (index,)
+    return found if all(isinstance(i, int) and not isinstance(i, bool) for i in found) else ()
