@@ -14,6 +14,7 @@ from gradcheck.types.spikes import Spike
 SCORE, REACH = 10.0, 3.0  # as for the losses of a log (LOG003), whose sources say why
 RENEWED = 10  # values after which the limits are reckoned again: a loop may take thousands of steps a second
 NAMED = 3  # samples
+LEAST = 0.01  # of a loss, for a sample to be named
 
 
 @dataclass
@@ -78,9 +79,10 @@ def told(spike: Spike) -> str:
 
 
 def _samples(spike: Spike) -> str:
-    names = [str(spike.samples[i]) if spike.samples else f"{i} of the batch" for i, _ in spike.worst]
-    if names:
-        return "most of it by " + ", ".join(f"sample {n} ({percent(share)})" for n, (_, share) in zip(names, spike.worst, strict=True))
+    worst = [(i, share) for i, share in spike.worst if share >= LEAST]
+    if worst:
+        named = [(spike.samples[i] if i < len(spike.samples) else f"{i} of the batch", share) for i, share in worst]
+        return "most of it by " + ", ".join(f"sample {n} ({percent(share)})" for n, share in named)
     if not spike.samples:
         return f"{spike.size} samples, whose indices the loader does not say"
     more = f" and {spike.size - NAMED} more" if spike.size is not None and spike.size > NAMED else ""

@@ -54,7 +54,7 @@ class Actor:
             key = finding.code, finding.place
             if key in self._known or len(self._known) >= MOST:
                 continue
-            wanted = [act for level, act in self.acts if SEVERITIES.index(finding.severity) <= SEVERITIES.index(level)]  # type: ignore[arg-type]
+            wanted = [act for level, act in self.acts if SEVERITIES.index(finding.severity) <= SEVERITIES.index(level)]
             if not wanted:
                 continue
             self._known.add(key)

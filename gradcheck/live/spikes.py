@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from gradcheck.analysis.spikes import SpikeScore
-from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.instrument.loader_batches import LoaderBatches
 from gradcheck.live.loss_shares import worst_samples
 from gradcheck.live.record import Record
 from gradcheck.live.spike_files import SpikeFiles
 from gradcheck.types.spikes import Spike
+from gradcheck.workload.tensors import tensors_in
 
 MOST = 100  # spikes of a run that are put on record
 MOST_SAMPLES = 256  # indices of one of them

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import gradcheck
-from gradcheck.errors import TargetError
+from gradcheck.cli.watch import _attach, _share
+from gradcheck.errors import ConfigError, TargetError
 from gradcheck.live import attach, record_file
 from gradcheck.live.record import Record
 from gradcheck.live.record_file import RecordFile, board_file, born, is_alive
@@ -162,3 +163,19 @@ def test_the_board_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert attach.attach(run) == 0
     said = capsys.readouterr().err
     assert "Ctrl-C leaves it alone" in said and "step 7: loss 0.5" in said and "dead-units" in said and "the run has ended" in said
+
+
+@pytest.mark.parametrize(("text", "share"), [("3%", 0.03), ("0.5 %", 0.005), ("0.03", 0.03), ("100%", 1.0)])
+def test_shares(text: str, share: float) -> None:
+    assert _share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "3", "0", "0%", "-1%", "101%", "nan", "3%%", "a lot"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--overhead must be a share"):
+        _share(text)
+
+
+def test_attach_starts_nothing() -> None:
+    with pytest.raises(ConfigError, match="starts none"):
+        _attach("run.json", ("train.py",), "auto", False)
