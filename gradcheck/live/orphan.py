@@ -16,6 +16,7 @@ from typing import Any
 _SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 SIGNAL = getattr(signal, "SIGURG", None)
 TERMINAL = "/dev/tty"
+_SHOW_CURSOR = b"\x1b[?25h"  # the board has hidden it
 
 
 class Orphan:
@@ -55,6 +56,7 @@ class Orphan:
         for place in (TERMINAL, os.devnull) if self.borrowed else ():
             with contextlib.suppress(OSError):
                 real = os.open(place, os.O_WRONLY | os.O_NOCTTY)
+                os.write(real, _SHOW_CURSOR)
                 for fd in self.borrowed:
                     os.dup2(real, fd)
                 os.close(real)

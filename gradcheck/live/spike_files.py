@@ -12,6 +12,7 @@ from torch import nn
 from gradcheck.instrument.loader_batches import Fetched
 from gradcheck.report.saved_runs import FOLDER, folder
 from gradcheck.types.spikes import Spike
+from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.kept_batch import FORMAT, plain, random_states
 
 MOST_BYTES = 2_000_000_000  # of a model: a larger one is left out
@@ -39,7 +40,7 @@ class SpikeFiles:
         path = self.folder / f"step-{spike.step}.pt"
         state = model.state_dict()
         size = sum(t.numel() * t.element_size() for t in state.values() if isinstance(t, torch.Tensor))
-        fits = size <= MOST_BYTES and all(isinstance(t, torch.Tensor) for t in state.values())
+        fits = size <= MOST_BYTES and all(isinstance(t, torch.Tensor) and not is_spread(t) for t in state.values())
         saved = {
             "gradcheck": FORMAT,
             "step": spike.step,

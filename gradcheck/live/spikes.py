@@ -18,6 +18,7 @@ from gradcheck.live.loss_shares import worst_samples
 from gradcheck.live.record import Record
 from gradcheck.live.spike_files import SpikeFiles
 from gradcheck.types.spikes import Spike
+from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.tensors import tensors_in
 
 MOST = 100  # spikes of a run that are put on record
@@ -75,9 +76,12 @@ class Spikes:
 
     @torch.no_grad()
     def _put_down(self, spike: Spike) -> Spike:
-        """To the parameter with the largest gradient, or the first one whose gradient is not finite."""
+        """To the parameter with the largest gradient, or the first one whose gradient is not finite.
+
+        Parameters that are spread over processes are left alone: their norms are a matter of all, and this one alone has the spike.
+        """
         named = [(n, p.grad) for n, p in self.record.model.named_parameters() if p.grad is not None and not p.grad.is_sparse]
-        if not named:
+        if not named or any(map(is_spread, self.record.model.parameters())):
             return spike
         norms = [float(g.norm()) for _, g in named]
         broken = [i for i, n in enumerate(norms) if not math.isfinite(n)]

@@ -121,6 +121,8 @@ class Board:
         _current, self._open = self, True
         try:
             self._follower.start()
+            if not self.leads:  # one process keeps batches
+                self._follower.spikes.files = self._follower.spikes.batches.fetched = None
         except BaseException:
             self.close()
             raise
