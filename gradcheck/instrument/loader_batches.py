@@ -59,6 +59,7 @@ class LoaderBatches:
         one = self._current
         if one is not None and one.ahead is None:
             one.ahead = one.count - 1
+            one.given = deque(one.given, maxlen=min(KEPT, one.count))  # what is over is not held any longer
 
     @property
     def current(self) -> Fetched | None:
@@ -80,7 +81,7 @@ class LoaderBatches:
         found = self._known.get(iterator)
         if found is None:  # it began before anybody listened
             found = self._known[iterator] = _Iterator(not isinstance(iterator, _MultiProcessingDataLoaderIter))
-            found.ahead = 0
+            found.ahead, found.given = 0, deque(maxlen=1)
         return found
 
     def _asking(self, original: _Function) -> _Function:

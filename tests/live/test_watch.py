@@ -45,6 +45,7 @@ PLACES: tuple[tuple[Any, str], ...] = (
     (torch.optim.lr_scheduler.LRScheduler, "step"),
     (torch.optim.lr_scheduler.ReduceLROnPlateau, "step"),
     (torch.utils.data.DataLoader, "__iter__"),
+    (torch.utils.data.dataloader._BaseDataLoaderIter, "__next__"),
 )
 
 
