@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         "early": Limit(50, "", "heuristic: half of that, where growth leads to it"),
         "growth": Limit(1.3, "times", "heuristic: over a quarter of the run: what has come to rest does not grow"),
     },
+    explains=("LOG002", "LOG003"),
 )
 def attention_logits_grow(m: Measurement, limits: Limits) -> Verdict:
     """The logits of an attention head grow without an end.

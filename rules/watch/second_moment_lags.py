@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         "lasting": Limit(2.3, "root mean of g^2 / v", "arXiv 2304.13013; measured: healthy GPTs stay below, small nets exceed it singly"),
         "looks": Limit(2, "measured steps", "measured: up to 0.8 % of the steps of healthy runs exceed 2.3; no tensor departs so twice"),
     },
+    explains=("WATCH002", "LOG003"),
 )
 def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
     """Adam's second moment is far smaller than the gradients that it is to scale.

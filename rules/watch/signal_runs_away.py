@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         "steps": Limit(300, "steps", "heuristic: as weights-run-away"),
         "looks": Limit(9, "measured steps", "heuristic: three in each third"),
     },
+    explains=("WATCH004", "LOG002", "LOG003"),
 )
 def signal_runs_away(m: Measurement, limits: Limits) -> Verdict:
     """The output of a layer grows faster and faster over the run.

@@ -186,3 +186,11 @@ def test_a_live_loss_that_does_not_fall_is_advice_after_500_steps():
     flat = [1 + 0.01 * (-1) ** i for i in range(600)]
     assert severities(log_loss_flat, course(loss=flat)) == ["info"]
     assert no_verdict(log_loss_flat, course(loss=flat[:400])) == "not-measured"
+
+
+def test_small_gradients_of_a_loss_that_has_fallen_by_far_are_advice():
+    small = stats(2.0**-15, exponent_low=-15, exponent_counts=(90, 10))
+    shots = tuple(replace(s, gradient=small) for s in snapshots(steps=LOOKS))
+    m = watched(layers=(layer("fc", snapshots=shots, dtype="float16"),))
+    learned = replace(m, probe=replace(m.probe, losses=tuple(2.3 * 0.95**i for i in range(100))))
+    assert severities(gradients_leave_format, learned) == ["info"]
