@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     "WATCH003",
     "attention-logits-grow",
     up_to="warning",
-    needs=("gauges",),
+    needs=("gauges", "signals"),
     limits={
         "logit": Limit(100, "", "Kimi K2 (arXiv 2507.20534), Megatron; measured: healthy runs have at most 14, at a high rate 39"),
         "early": Limit(50, "", "heuristic: half of that, where growth leads to it"),

@@ -67,7 +67,7 @@ def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
     """
     known = [g for g in m.gauges if g.quantity == "second-moment-lag"]
     if not known:
-        return not_applicable(NOT_WATCHED if not m.probe.live else "the optimizer keeps no second moment")
+        return not_applicable(NOT_WATCHED if not m.probe.live else "the optimizer keeps no second moment that can be read")
     bad = [g for g in known if _lags(g, limits)]
     return [_finding(m, bad, limits)] if bad else []
 
