@@ -77,6 +77,14 @@ class Gauges:
             pairs = [(step, value) for step, value in zip(s.steps, s.values, strict=True) if step in kept]
             s.steps, s.values = [step for step, _ in pairs], [value for _, value in pairs]
 
+    def largest(self, step: int) -> dict[tuple[Quantity, str], float]:
+        """At one measured step, of each quantity and layer."""
+        found: dict[tuple[Quantity, str], float] = {}
+        for (quantity, _), s in self._series.items():
+            if s.steps and s.steps[-1] == step:
+                found[quantity, s.layer] = max(s.values[-1], found.get((quantity, s.layer), -math.inf))
+        return found
+
     def records(self, sites: Mapping[str, Location | None]) -> Iterator[Gauge]:
         for (quantity, name), s in self._series.items():
             departure = s.longest()

@@ -41,11 +41,12 @@ class Moments:
     """
 
     _tensors: list[_Tensor] = field(default_factory=list)
+    _views: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)  # of second moments, and where these lie
     _before: dict[str, tuple[float, float]] = field(default_factory=dict)  # tensor -> steps and mean of its second moment
 
     def look(self, optimizer: torch.optim.Optimizer | None, watched: Sequence[Watched]) -> list[torch.Tensor]:
-        self._tensors, gradients, squares = [], list[torch.Tensor](), list[torch.Tensor]()
         known = {id(w.tensor): w for w in watched}
+        found: list[tuple[_Tensor, torch.Tensor, torch.Tensor]] = []
         for group in optimizer.param_groups if optimizer is not None else ():
             betas, epsilon = group.get("betas"), group.get("eps")
             if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not isinstance(betas[1], float) or not epsilon:
@@ -58,11 +59,21 @@ class Moments:
                 gradient, square = local(p.grad), local(square)
                 if gradient.shape != square.shape or gradient.is_complex() or gradient.layout is not torch.strided or not gradient.numel():
                     continue
-                gradients.append(sampled_entries(gradient))
-                squares.append(sampled_entries(square))
-                tensor = _Tensor(w.name, w.layer, gradients[-1].numel(), gradient.numel(), betas[1], float(epsilon) ** 2, steps)
-                self._tensors.append(tensor)
-        return [*joined(gradients), *joined(squares)]
+                sample = sampled_entries(gradient)
+                tensor = _Tensor(w.name, w.layer, sample.numel(), gradient.numel(), betas[1], float(epsilon) ** 2, steps)
+                found.append((tensor, sample, self._sampled(w.name, square)))
+        found.sort(key=lambda f: f[1].dim())  # those of one shape are joined in one call
+        self._tensors = [tensor for tensor, _, _ in found]
+        return [*joined([gradient for _, gradient, _ in found]), *joined([square for _, _, square in found])]
+
+    def _sampled(self, name: str, square: torch.Tensor) -> torch.Tensor:
+        """The same view as long as the tensor stays where it is in memory."""
+        place, (before, view) = square.data_ptr(), self._views.get(name, (0, square))
+        if before != place:
+            view = sampled_entries(square)
+            if view.data_ptr() == place:  # else it is a copy, which does not follow
+                self._views[name] = place, view
+        return view
 
     def read(self, arrived: Sequence[torch.Tensor]) -> list[Moment]:
         if not arrived or not self._tensors:

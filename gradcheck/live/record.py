@@ -150,8 +150,8 @@ class Record:
         if not self.alone:
             return None
         at = tuple(map(float, self.measured))
-        losses = Curve("loss", self.losses.steps(), self.losses.values())
-        return LogFacts(WATCHED, losses, None, Curve("rate", at, tuple(self.rates)), Curve("norm", at, tuple(self.norms)))
+        losses = Curve("watched", self.losses.steps(), self.losses.values())
+        return LogFacts(WATCHED, losses, None, Curve("watched", at, tuple(self.rates)), Curve("watched", at, tuple(self.norms)))
 
     # -------------------------------------------------------------- the measurement
 

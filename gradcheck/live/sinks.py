@@ -127,6 +127,9 @@ def _of_layers(record: Record) -> Iterator[tuple[str, str, float]]:
                 yield what, name, stats.rms if stats.finite else math.nan
         if layer.alive:
             yield "dead", name, 1.0 - float(layer.alive[-1].float().mean())
+    for (quantity, place), value in record.instruments.gauges.largest(last).items():
+        if quantity in ("second-moment-lag", "attention-logit", "log-z"):
+            yield quantity.replace("-", "_"), place, value
     for w in record.watched:
         if w.tensor.dim() > 1 and w.steps and w.steps[-1].step == last and w.steps[-1].update_ratio is not None:
             yield "update", w.layer, w.steps[-1].update_ratio

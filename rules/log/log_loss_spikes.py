@@ -47,7 +47,8 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
-    a warning, as are more than `count` (3) that do; fewer are advice.
+    a warning, as are more than `count` (3) that do; fewer are advice. In a run that is watched all that come back are: targets that are
+    renewed now and then, as in Q-learning, make them.
 
     ## When to ignore it
     When the data change at that step on purpose.
@@ -80,7 +81,8 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
         return []
     stays = [s for s in every if s.back is None]
     worst = stays[0] if stays else max(every, key=lambda s: s.score)
-    severity: Severity = "warning" if stays or len(every) > limits["count"] else "info"
+    often = m.log is not None and len(every) > limits["count"]
+    severity: Severity = "warning" if stays or often else "info"
     others = f", and {len(every) - 1} more" if len(every) > 1 else ""
     after = "and does not come back" if worst.back is None else f"and is back at {at_step(worst.back)}"
     message = (

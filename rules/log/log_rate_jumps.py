@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         "points": Limit(5, "points", "heuristic: a warm-up may begin with large factors"),
         "idle": Limit(0.1, "of the run", "heuristic: the last values of a schedule may be 0"),
     },
-    explains=("LOG002", "LOG003", "LOG004"),
+    explains=("LOG002", "LOG003", "LOG004", "WATCH001", "WATCH002", "WATCH003", "WATCH004", "WATCH006", "WATCH007"),
 )
 def log_rate_jumps(m: Measurement, limits: Limits) -> Verdict:
     """The logged learning rate jumps, or is zero while the training goes on.

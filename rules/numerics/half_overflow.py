@@ -30,7 +30,7 @@ LARGEST = 65504.0  # the largest float16
         "largest": Limit(3e4, "", "heuristic: half of float16's largest number, 65504; beyond a doubling is infinite"),
         "largest_info": Limit(1e4, "", "heuristic: a sixth of float16's largest number"),
     },
-    explains=("NUM001", "NUM002", "LOSS003", "LOSS005", "GRAD002", "OPT001", "OPT007", "INIT001"),
+    explains=("NUM001", "NUM002", "LOSS003", "LOSS005", "GRAD002", "OPT001", "OPT007", "INIT001", "WATCH008", "WATCH009"),
 )
 def half_overflow(m: Measurement, limits: Limits) -> Verdict:
     """Values in a float16 region pass, or come near, the largest number that float16 can hold.

@@ -100,6 +100,10 @@ def outgrown(m: Measurement, limits: Limits) -> Evidence | None:
     return Evidence("norm of the weights after the probe, of that before it, median", growth, limits["growth"], ">", "times")
 
 
+MADE_BY_LARGE_STEPS = tuple("NUM001 ACT001 ACT002 ACT007 GRAD004 GRAPH008 LOSS005 CLIP001 CLIP002 OPT005 OPT007 OPT008".split())
+LONG_RUNS = tuple("LOG002 LOG003 LOG004 LOG007 WATCH001 WATCH002 WATCH003 WATCH004 WATCH006 WATCH007".split())  # likewise
+
+
 @rule(
     "OPT001",
     "learning-rate-too-high",
@@ -117,7 +121,7 @@ def outgrown(m: Measurement, limits: Limits) -> Evidence | None:
         "growth": Limit(8.0, "times", "33 workloads of benchmarks/predictions.py: at most 3.9 in what trains, but for a normed net (47)"),
         "gain": Limit(5.0, "rms x sqrt(inputs)", "the same: at most 1.8 in what trains, but for that net (27)"),
     },
-    explains=("NUM001", "ACT001", "ACT002", "ACT007", "GRAD004", "GRAPH008", "LOSS005", "CLIP001", "CLIP002", "OPT005", "OPT007", "OPT008"),
+    explains=(*MADE_BY_LARGE_STEPS, *LONG_RUNS),
 )
 def learning_rate_too_high(m: Measurement, limits: Limits) -> Verdict:
     """The optimizer's steps are larger than this model can take.

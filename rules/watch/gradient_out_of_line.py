@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     up_to="warning",
     needs=("gauges", "parameters"),
     limits={
-        "score": Limit(20, "standard deviations", "measured: see the page"),
+        "score": Limit(20, "standard deviations", "measured: none beyond 10 in 15 healthy runs of 2000 steps; planted spikes: 22 to 600"),
         "looks": Limit(2, "measured steps", "heuristic: one look may be one bad batch"),
     },
 )
@@ -40,8 +40,9 @@ def gradient_out_of_line(m: Measurement, limits: Limits) -> Verdict:
     distance from the median of the tensor's last fifty values, over their standard deviation (from their median distance to it).
 
     ## Limits and their sources
-    `score` (20), and three times as far above the median as any value before. It is a warning when it lasts for `looks` (2) measured
-    steps or more, and advice else. No judgement before eight measured steps.
+    `score` (20), and three times as far above the median as any value before. In 15 healthy runs of 2000 steps (MLPs, convolutional
+    nets, GPTs, a mixture of experts, LSTM, GAN, autoencoder) no tensor comes beyond 10. It is a warning when it lasts for `looks` (2)
+    measured steps or more, and advice else. No judgement before eight measured steps.
 
     ## When to ignore it
     When the data, the loss or the rate change at that step on purpose.

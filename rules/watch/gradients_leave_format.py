@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.wording import also_in, number, percent
 from gradcheck.rules.watch.shared import NOT_WATCHED
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from gradcheck.types.layers import Layer
     from gradcheck.types.measurement import Measurement
 
+AMPLE = 0.9  # relative fall of the loss: what has learned so much has small gradients by right
 NORMAL = -14  # exponent of the smallest float16 number with all its digits
 
 
@@ -41,7 +43,7 @@ def gradients_leave_format(m: Measurement, limits: Limits) -> Verdict:
     From the exponents of a sample of each gradient that is not zero, in the last measured steps, times the factor of the loss scaler.
 
     ## Limits and their sources
-    `under` (50 % of the entries that are not zero) in the last `looks` (2) measured steps.
+    `under` (50 % of the entries that are not zero) in the last `looks` (2) measured steps. It is advice where the loss has fallen by 90 %.
 
     ## When to ignore it
     At the very end of a run.
@@ -83,7 +85,10 @@ def gradients_leave_format(m: Measurement, limits: Limits) -> Verdict:
     evidence = (Evidence("share of the gradient below the normal range", shares[-1], limits["under"], ">", "", worst.name),)
     text = f"scale the loss (torch.amp.GradScaler; the factor is {number(m.probe.loss_scale)}), or compute in bfloat16"
     names = [x.name for x in bad]
-    return [found("warning", message, layers=names, location=worst.site, evidence=evidence, remedies=[Remedy("loss-scaling", text)])]
+    learned = training_outcome(m) == "learns" and relative_decrease(m.probe, m.chance) >= AMPLE
+    remedies = [Remedy("loss-scaling", text)]
+    severity: Severity = "info" if learned else "warning"
+    return [found(severity, message, layers=names, location=worst.site, evidence=evidence, remedies=remedies)]
 
 
 def under(x: Layer, end: int) -> list[float]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         "scale": Limit(1, "", "Megatron and DeepSpeed stop there: below it gradients overflow that nothing has enlarged"),
         "fall": Limit(4096, "times", "heuristic: twelve halvings below the highest; healthy scales settle within six of their start"),
     },
+    explains=("WATCH009",),
 )
 def loss_scale_falls(m: Measurement, limits: Limits) -> Verdict:
     """The factor of the loss scaler falls and falls.

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     "WATCH004",
     "output-logits-drift",
     up_to="warning",
-    needs=("gauges",),
+    needs=("gauges", "signals"),
     limits={
-        "log_z": Limit(100, "", "heuristic: bfloat16 logits of this size are 0.5 apart; measured: at most 30 in healthy runs"),
+        "log_z": Limit(100, "", "heuristic: bfloat16 logits of this size are 0.5 apart; measured: at most 18 in healthy runs"),
         "growth": Limit(1.2, "times", "heuristic: over a quarter of the run: what has come to rest is no drift"),
     },
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         "steps": Limit(300, "steps", "heuristic: weights leave their start in the first ones"),
         "looks": Limit(9, "measured steps", "heuristic: three in each third"),
     },
+    explains=("WATCH003", "WATCH004", "WATCH007", "LOG002", "LOG003"),
 )
 def weights_run_away(m: Measurement, limits: Limits) -> Verdict:
     """The norm of a tensor grows faster and faster.

@@ -68,7 +68,7 @@ def test_a_scan_is_not_judged(rule):
     assert no_verdict(rule, measurement()) == "not-applicable"
 
 
-@pytest.mark.parametrize(("value", "lasted", "fires"), [(5.9, 1, False), (6.1, 1, True), (2.2, 5, False), (2.4, 1, False), (2.4, 2, True)])
+@pytest.mark.parametrize(("value", "lasted", "fires"), [(7.9, 1, False), (8.1, 1, True), (2.2, 5, False), (2.4, 1, False), (2.4, 2, True)])
 def test_a_second_moment_that_lags(value, lasted, fires):
     m = watched(gauge("second-moment-lag", [1.0] * 20, departure(value, lasted)), gauge("second-moment-lag", [1.0] * 20, name="other"))
     assert severities(second_moment_lags, m) == ["warning"] * fires
@@ -186,3 +186,20 @@ def test_a_live_loss_that_does_not_fall_is_advice_after_500_steps():
     flat = [1 + 0.01 * (-1) ** i for i in range(600)]
     assert severities(log_loss_flat, course(loss=flat)) == ["info"]
     assert no_verdict(log_loss_flat, course(loss=flat[:400])) == "not-measured"
+
+
+def test_small_gradients_of_a_loss_that_has_fallen_by_far_are_advice():
+    small = stats(2.0**-15, exponent_low=-15, exponent_counts=(90, 10))
+    shots = tuple(replace(s, gradient=small) for s in snapshots(steps=LOOKS))
+    m = watched(layers=(layer("fc", snapshots=shots, dtype="float16"),))
+    learned = replace(m, probe=replace(m.probe, losses=tuple(2.3 * 0.95**i for i in range(100))))
+    assert severities(gradients_leave_format, learned) == ["info"]
+
+
+def test_spikes_of_a_watched_run_that_come_back_are_advice():
+    noisy = [1 + 0.01 * (-1) ** i for i in range(400)]
+    for start in range(60, 400, 60):
+        noisy[start : start + 4] = [2.0] * 4
+    assert severities(log_loss_spikes, course(loss=noisy)) == ["info"]
+    m = course(loss=noisy)
+    assert severities(log_loss_spikes, replace(m, log=m.course)) == ["warning"]
