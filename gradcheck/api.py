@@ -11,14 +11,12 @@ import torch
 from torch import nn
 
 from gradcheck.config.settings import OVERHEAD, Settings, settings_from
-from gradcheck.errors import TargetError
 from gradcheck.rank import is_rank_zero
 from gradcheck.trials.options import DEFAULT_BUDGET, Options
 from gradcheck.types.finding import Severity
 from gradcheck.types.live import LiveFinding
 from gradcheck.types.report import Report
 from gradcheck.types.trial import TrialResult
-from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.process_state import untouched
 
 if TYPE_CHECKING:
@@ -43,20 +41,21 @@ def scan(
     `data`: one batch or an iterable of batches; a batch is a tensor, `(inputs, target)`, or a dict.
     `loss(output, target)` gives a scalar; `training_step(model, batch)` gives full control instead.
     `steps`: optimizer steps of the probe training. `config`: a file, or a mapping with the keys of `[tool.gradcheck]`.
-    Of the processes of a distributed training rank 0 reports: the reports of the others hold no findings.
+    A model in DistributedDataParallel, or of sharded parameters (`fully_shard`, other DTensors), all processes scan at the same point, each
+    with its own batches: they are measured as one, and rank 0 reports. The reports of the others hold no findings.
     Raises `gradcheck.errors.TargetError` when the workload does not run, `ConfigError` for bad settings.
     """
     from gradcheck.loading.objects import from_objects
-    from gradcheck.pipeline import scan_workload
+    from gradcheck.pipeline import scan_over_ranks, scan_workload
+    from gradcheck.workload.together import ranks_of
 
     settings = settings_from(config)
     if steps is not None:
         settings = settings.with_flags(steps=steps)
-    if isinstance(model, nn.Module) and any(is_spread(p) for p in model.parameters()):
-        hint = "scan the model before fully_shard(), or watch its training: with gradcheck.watch(model, optimizer)"
-        raise TargetError("the parameters are sharded over several processes: no process has a model to train", hint=hint)
-    with untouched():
+    with untouched(), ranks_of(model) as ranks:
         workload = from_objects(model, data, loss=loss, optimizer=optimizer, val_data=val_data, training_step=training_step)
+        if ranks is not None:
+            return scan_over_ranks(workload, settings, ranks)
         report = scan_workload(workload, settings)
     return report if is_rank_zero() else replace(report, findings=(), suppressed=(), rules=())
 

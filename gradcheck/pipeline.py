@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import get_args
 
@@ -20,17 +22,23 @@ from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
 from gradcheck.loading.load import load
+from gradcheck.loading.over_ranks import over_ranks
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.measure.fitting import fitted
 from gradcheck.measure.session import Plan, measure
-from gradcheck.rank import is_rank_zero
+from gradcheck.rank import is_rank_zero, rank_and_world_size
 from gradcheck.remedies.costs import with_costs
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from gradcheck.version import __version__
+from gradcheck.workload.lockstep import agreed, everyone, in_step
 from gradcheck.workload.process_state import untouched
+from gradcheck.workload.ranks import RankGroup
+from gradcheck.workload.sharding import is_sharded, kept_sharded
+from gradcheck.workload.together import ranks_of_script
+from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
 
 # Seconds a seed: a scan is something that one waits for.
@@ -71,8 +79,10 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
     began = time.perf_counter()
     if spec.replay:  # one batch again and again, on purpose
         settings = replace(settings, ignore=(*settings.ignore, SAME_BATCH))
-    with untouched(), captured(spec, tick) as run:
-        if not is_rank_zero():
+    with untouched(), captured(spec, tick) as run, ranks_of_script(failed=run.ending.how == "raised") as ranks:
+        if ranks is None and not is_rank_zero():
+            if run.ending.how == "raised":  # what rank 0 sees of it is that this process has gone
+                print(f"gradcheck: rank {rank_and_world_size()[0]}: {spec.target} raised {run.ending.error}", file=sys.stderr)
             return []
         tick("reading what was recorded", 0.0)
         trainings = trainings_of(run, spec)
@@ -80,11 +90,29 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         seconds = _left(settings, spent) / len(trainings)
         before = spent if started is None else time.perf_counter() - started
         try:
-            found = [scan_training(training, replace(settings, budget=seconds), _measuring(tick)) for training in trainings]
+            reports = [_over_ranks(training, replace(settings, budget=seconds), ranks, _measuring(tick)) for training in trainings]
         except TargetError as error:
             raise (nothing_seen(run, spec) if run.error is not None else error) from error
+        if not is_rank_zero():
+            return []
+        found = [report for report in reports if report is not None]
         explain_ending(run, spec, found)
         return [_after_script(report, before, spent) for report in found]
+
+
+def _over_ranks(training: Training, settings: Settings, ranks: RankGroup | None, tick: Progress) -> Report | None:
+    """None on ranks that have nothing to measure."""
+    if ranks is None:
+        return scan_training(training, settings, tick)
+    with in_step(ranks):
+        workload = training.workload
+        if all(everyone(workload is not None)) and workload is not None:
+            sharded = is_sharded(workload.model)
+            with kept_sharded(workload.model) if sharded else nullcontext():
+                training.workload = over_ranks(workload, lambda whole: fork(whole).loss(whole.batches[0]).item())
+                if sharded:
+                    return scan_training(training, settings, tick)
+    return scan_training(training, settings, tick) if ranks.leads else None
 
 
 def _after_script(report: Report, before: float, spent: float) -> Report:
@@ -130,6 +158,39 @@ def scan_training(training: Training, settings: Settings, progress: Progress | N
     return asserted(report, settings)
 
 
+def scan_over_ranks(
+    workload: Workload, settings: Settings, ranks: RankGroup, progress: Progress | None = None, seen: Seen | None = None
+) -> Report:
+    """The same in each process of a distributed training, which all come to it together: one report, of the batches of all.
+
+    A sharded model all of them measure in step; of one that each has whole rank 0 does, and the others wait. Rank 0's report has the
+    findings. Raises on all ranks what is raised on one.
+    """
+    with in_step(ranks):
+        whole = over_ranks(workload)
+        if is_sharded(workload.model):
+            with kept_sharded(workload.model):
+                return _of_rank(scan_workload(whole, settings, progress, seen, costs=False), ranks)
+    if not ranks.leads:
+        said = ranks.wait_for_lead()
+        if isinstance(said, Exception):
+            raise said
+        return _of_rank(said, ranks)
+    answer: Report | TargetError = TargetError("rank 0 ended before it had measured the model")
+    try:
+        answer = scan_workload(whole, settings, progress, seen)
+        return answer
+    except GradcheckError as error:
+        answer = TargetError(f"rank 0: {error.message}", hint=error.hint)
+        raise
+    finally:
+        ranks.leave_for_others(answer)
+
+
+def _of_rank(report: Report, ranks: RankGroup) -> Report:
+    return report if ranks.leads else replace(report, findings=(), suppressed=(), rules=())
+
+
 def scan_workload(
     workload: Workload, settings: Settings, progress: Progress | None = None, seen: Seen | None = None, *, costs: bool = True
 ) -> Report:
@@ -144,7 +205,7 @@ def scan_workload(
         ensure_faithful(workload, seed)
         budget = settings.budget or default_budget(workload.model)
         cut = fitted(workload, budget, seed)
-        plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, time.perf_counter() - began)
+        plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, agreed(time.perf_counter() - began))
         measured = measure(cut, plan, tick)
         measured = seen(measured) if seen is not None else measured
         measurements.append(with_costs(measured, cut, plan, began, rules, settings, tick) if costs else measured)

@@ -9,6 +9,7 @@ import torch
 
 from gradcheck.capture.events import OptimizerTrace
 from gradcheck.types.loop import LoopAdversary
+from gradcheck.workload.dtensor import local
 
 FEWEST_STEPS = 30  # of each; a slow script is followed for 40 of the one that steps first
 EDGE = 10  # steps at either end that are compared
@@ -18,7 +19,7 @@ ENTRIES = 1024  # at so many entries each
 
 def gradient_size(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """Norm of entries of some of the gradients, as they are before a step."""
-    given = [p.grad for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
+    given = [local(p.grad) for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
     chosen = given[:: max(1, len(given) // TENSORS)][:TENSORS]
     if not chosen:
         return None

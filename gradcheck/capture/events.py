@@ -16,6 +16,7 @@ from gradcheck.capture.nodes import Constant, Node, Owner, Ref
 from gradcheck.instrument.loop_journal import Evaluations, is_filled
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.types.location import Location
+from gradcheck.workload.sharding import holds_back
 
 Gradient = Literal["none", "zero", "some"]
 WATCHED_GRADIENTS = 4  # tensors whose gradients tell whether they were cleared
@@ -100,7 +101,7 @@ class OptimizerTrace(TracedOptimizer):
         """What is in the gradients, told by a few of those that the last backward pass left."""
         given = [p for p in self._watch or self.parameters if p.grad is not None]
         if not given:
-            return "none"
+            return "some" if holds_back() else "none"
         return "some" if not self._watch or any(map(is_filled, given)) else "zero"
 
     def keep_watch(self) -> None:

@@ -20,6 +20,7 @@ from gradcheck.capture.weighting import weighting
 from gradcheck.instrument.fingerprints import shape_of
 from gradcheck.types.location import Location
 from gradcheck.types.loop import NEVER_EVALUATED, NOT_RETAINED, LoopBatches, LoopFacts, LoopPairing, LoopRetained, LoopScaler
+from gradcheck.workload.dtensor import local
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _differs(weight: Weight, first: Mapping[int, Any]) -> bool:
     root = weight.owner.original
     now = root.tensors.get(weight.key) if isinstance(root, Loose) else dict(root.named_parameters()).get(weight.name)
     before = first[weight.key] if weight.key in first else weight.owner.before(weight)
-    return now is None or now.shape != before.shape or not torch.equal(now.detach(), before.detach())
+    return now is None or now.shape != before.shape or not torch.equal(local(now.detach()), local(before.detach()))
 
 
 def _same_line(step: Step) -> list[BackwardPass]:

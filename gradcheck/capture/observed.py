@@ -21,6 +21,7 @@ from gradcheck.types.parameters import Cut, Parameter
 from gradcheck.types.training import OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, snippets
 from gradcheck.workload.device import wide
+from gradcheck.workload.dtensor import local
 
 SEEN = frozenset(("reach", "optimizer", "loop"))  # what the run itself shows,
 FROM_PASSES = frozenset(("reach",))  # as far as it had a backward pass
@@ -84,7 +85,7 @@ def _passes(recorder: Recorder, watched: OptimizerTrace | None) -> list[Backward
 def _parameter(weight: Weight, reached: frozenset[int], groups: Sequence[dict[str, Any]], others: frozenset[int]) -> Parameter:
     """`others`: what other optimizers of the script train, which this training takes as it is."""
     before = weight.owner.before(weight)
-    values = wide(before.detach())
+    values = wide(local(before.detach()))
     held = [g for g in groups if any(id(p) == weight.key for p in g["params"])]
     return Parameter(
         weight.name,
@@ -94,8 +95,8 @@ def _parameter(weight: Weight, reached: frozenset[int], groups: Sequence[dict[st
         str(before.dtype).removeprefix("torch."),
         before.requires_grad and weight.key not in others,
         len(held),
-        mean=float(values.mean()) if before.numel() else 0.0,
-        std=float(values.std(correction=0)) if before.numel() else 0.0,
+        mean=float(values.mean()) if values.numel() else 0.0,
+        std=float(values.std(correction=0)) if values.numel() else 0.0,
         used=weight.key in reached,
         weight_decay=max((float(g.get("weight_decay") or 0.0) for g in held), default=0.0),
     )

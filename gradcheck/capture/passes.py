@@ -7,6 +7,7 @@ import torch
 from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.replay import calls_behind
 from gradcheck.instrument.fingerprints import digest
+from gradcheck.workload.sharding import as_held
 
 MOST_LEAVES = 200_000  # autograd nodes that are walked over for the leaves of one loss
 
@@ -21,7 +22,8 @@ def leaves(loss: torch.Tensor) -> dict[int, torch.Tensor]:
         node = pending.pop()
         variable = getattr(node, "variable", None)
         if variable is not None:
-            found[id(variable)] = variable
+            (held,) = as_held([variable])
+            found[id(held)] = held
         for parent, _ in node.next_functions:
             if parent is not None and parent not in seen:
                 seen.add(parent)

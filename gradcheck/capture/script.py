@@ -31,6 +31,7 @@ from gradcheck.capture.kept_step import KeptStep
 from gradcheck.capture.mirror import Mirror
 from gradcheck.capture.processes import note_processes
 from gradcheck.capture.program import start
+from gradcheck.capture.ranks import ranks_kept
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
@@ -132,6 +133,7 @@ def captured(spec: ScriptSpec, tick: Tick = lambda phase, fraction: None) -> Ite
     if spec.kind == "notebook":
         code_cells(spec.path)
     with ExitStack() as stack:
+        stack.enter_context(ranks_kept())
         current = stack.enter_context(session(spec.seed))
         if spec.cell is not None:
             current.sites.add(spec.cell.sites)

@@ -18,6 +18,7 @@ from gradcheck.capture.replay import Program
 from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.workload.borrowing import Borrowed, State, shielded
 from gradcheck.workload.copying import bind_copies, memo_for
+from gradcheck.workload.dtensor import local
 
 SAME = 1e-3  # relative difference up to which a loss counts as repeated where arithmetic of low precision does not repeat its bits
 
@@ -169,7 +170,7 @@ def _borrowed(owners: Sequence[Owner], why: str) -> Borrowed:
     for owner in owners:
         for key, kept in owner.memo.items():
             if key in borrowed.tensors and isinstance(kept, torch.Tensor):
-                initial.data[key] = kept.detach()
+                initial.data[key] = local(kept.detach())
                 initial.trained[key] = kept.requires_grad
     borrowed.start_from(initial, {key: kept for o in owners for key, kept in o.memo.items() if isinstance(kept, nn.Module)})
     return borrowed

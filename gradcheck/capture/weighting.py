@@ -13,6 +13,7 @@ from gradcheck.capture.nodes import Constant, Node, Ref
 from gradcheck.capture.trace import DIVISIONS, MEANS, PRODUCTS, SAME, is_loss, number_of, reduction_of
 from gradcheck.instrument.loss_calls import IGNORED
 from gradcheck.types.loop import LoopWeighting
+from gradcheck.workload.dtensor import local
 
 TENSORS = 4  # whose gradients are sampled,
 ENTRIES = 1024  # at so many entries each
@@ -22,7 +23,7 @@ _DEEP = 50
 
 def gradient_sample(leaves: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
     """Entries of what is in some of the gradients after a pass."""
-    given = [t.grad for t in leaves.values() if t.grad is not None and t.grad.layout is torch.strided and t.grad.numel()]
+    given = [local(t.grad) for t in leaves.values() if t.grad is not None and t.grad.layout is torch.strided and t.grad.numel()]
     if not given:
         return None
     chosen = given[:: max(1, len(given) // TENSORS)][:TENSORS]

@@ -25,6 +25,8 @@ from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import readable
 from gradcheck.types.layers import LayerKind, TensorStats
 from gradcheck.types.location import Location
+from gradcheck.workload.dtensor import whole
+from gradcheck.workload.sharding import class_of
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.tensors import tensors_in
 
@@ -97,7 +99,7 @@ class _Role(NamedTuple):
 def _role(module: nn.Module) -> _Role:
     kind = kinds.kind_of(module)
     function = kinds.activation_of(module) if kind == "activation" else None
-    return _Role(kind, type(module).__name__, function, kind in kinds.LEAF_KINDS, kind in _MEASURED)
+    return _Role(kind, class_of(module).__name__, function, kind in kinds.LEAF_KINDS, kind in _MEASURED)
 
 
 class _Roles:
@@ -217,7 +219,7 @@ class ActivationRecorder(TorchFunctionMode):
     def _hidden_name(self, module: nn.Module) -> str:
         self.hidden.setdefault(id(module), module)
         index = list(self.hidden).index(id(module))
-        return f"(unregistered {type(module).__name__} {index})"
+        return f"(unregistered {class_of(module).__name__} {index})"
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not self.recording or not self.stack or self.stack[-1][0] is not module:
@@ -250,7 +252,7 @@ class ActivationRecorder(TorchFunctionMode):
         self._record(call, tensor)
 
     def _similarity(self, call: Call, features: torch.Tensor) -> None:
-        rank = features.dim()
+        features, rank = whole(features), features.dim()
         if not 2 <= rank <= 3 or not features.is_floating_point() or not readable(features):
             return
         if call.kind == "linear":  # that may be the head
@@ -309,9 +311,10 @@ class ActivationRecorder(TorchFunctionMode):
         call.dtype = _DTYPES.get(tensor.dtype, "")
         measures = call.measures and readable(tensor)
         if measures:
-            self._pending.add(tensor, call.set_output)
+            values = whole(tensor)
+            self._pending.add(values, call.set_output)
             if call.kind == "activation" and call.function is not None:
-                self._activation(call, tensor)
+                self._activation(call, values)
         node = tensor.grad_fn
         if node is not None:
             call.output_node = node
@@ -346,7 +349,7 @@ class _GradientTap:
 
     def __call__(self, gradient: torch.Tensor) -> None:
         try:
-            self.pending.add(gradient, self.call.gradients.append)
+            self.pending.add(whole(gradient), self.call.gradients.append)
         except Exception as error:
             self.failures[self.call.name] = f"{type(error).__name__}: {error}"
 

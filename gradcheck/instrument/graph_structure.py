@@ -10,6 +10,7 @@ import torch
 
 from gradcheck.instrument import kinds
 from gradcheck.instrument.activation_recorder import Call
+from gradcheck.workload.sharding import as_held
 
 Node = Any
 MOST_HEADS = 64  # that nets are told apart by
@@ -46,7 +47,7 @@ class Graph:
 
     def leaves(self) -> list[torch.Tensor]:
         """Tensors that the loss sends gradient to."""
-        return [node.variable for node in self.order if hasattr(node, "variable")]
+        return as_held(node.variable for node in self.order if hasattr(node, "variable"))
 
     def fates(self, calls: Iterable[Call]) -> dict[int, Downstream]:
         """The fate of each call, by id(call)."""
@@ -225,7 +226,7 @@ def upstream_leaves(starts: Iterable[Node], limit: int = 100_000) -> list[torch.
         if hasattr(node, "variable"):
             leaves.append(node.variable)
         stack.extend(p for p in parents(node) if p not in seen)
-    return leaves
+    return as_held(leaves)
 
 
 def producer(tensor: torch.Tensor) -> tuple[str | None, Node]:

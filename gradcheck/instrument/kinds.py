@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from gradcheck.types.layers import LayerKind
+from gradcheck.workload.sharding import class_of
 
 # Kinds whose insides are not looked at: their own functional calls are what they are.
 LEAF_KINDS: frozenset[LayerKind] = frozenset(
@@ -69,7 +70,7 @@ def kind_of(module: nn.Module) -> LayerKind:
         return "softmax"
     if isinstance(module, _DropoutNd):
         return "dropout"
-    name = type(module).__name__
+    name = class_of(module).__name__
     if _NORM_PATTERN.search(name) and not isinstance(module, (nn.Sequential, nn.ModuleList)):
         return "norm"
     if next(module.children(), None) is not None:
@@ -86,8 +87,8 @@ def kind_of(module: nn.Module) -> LayerKind:
 
 def activation_of(module: nn.Module) -> str | None:
     """Canonical name of an activation module: "relu", "gelu", ...; None for what is not one."""
-    name = type(module).__name__
-    if type(module).__module__.startswith("torch.nn"):
+    name = class_of(module).__name__
+    if class_of(module).__module__.startswith("torch.nn"):
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
         for candidate in (snake, name.lower()):
             if candidate in _ACTIVATION_NAMES:

@@ -212,7 +212,10 @@ def fault_of_clipping(given: Sequence[torch.Tensor], trained: bool | None, passe
 
 def is_filled(parameter: torch.Tensor) -> bool:
     """Whether it has a gradient that is not zero."""
-    if parameter.grad is None:
-        return False
-    gradient = local(parameter.grad)
-    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
+    return parameter.grad is not None and bool(fills(parameter.grad))
+
+
+def fills(gradient: torch.Tensor) -> torch.Tensor:
+    """Whether it is not zero, 0-d: waits for no device."""
+    gradient = local(gradient)
+    return (gradient.coalesce().values() if gradient.is_sparse else gradient).any()

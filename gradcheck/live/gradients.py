@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 
-from gradcheck.instrument.loop_journal import is_filled
+from gradcheck.instrument.loop_journal import fills
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.record import Record
+from gradcheck.workload.transfers import in_groups, on_host
 
 FOLLOWED = 4  # parameters whose gradients tell whether they were cleared
 Marks = list[tuple[int, int]]
@@ -19,24 +18,34 @@ class Gradients:
 
     def __init__(self, optimizers: Optimizers, record: Record) -> None:
         self._optimizers, self._record = optimizers, record
-        self.leftover = False  # those of the step before were still there
-        self._left: list[torch.Tensor] = []  # parameters with gradients, after the pass that was measured
+        self._leftover: list[torch.Tensor] = []  # flags of those of the step before that were still there, not read yet
+        self._left: list[tuple[torch.Tensor, torch.Tensor]] = []  # parameters with such flags, after the pass that was measured
         self._versions: list[int] = []
 
     def remember(self) -> None:
         """The pass that is measured is over."""
-        self._left = list(itertools.islice(filter(is_filled, self._optimizers.parameters()), FOLLOWED))
+        graded = [p for p in self._optimizers.parameters() if p.grad is not None]
+        some = graded[:: max(1, -(-len(graded) // FOLLOWED))]
+        self._left = [(p, fills(p.grad)) for p in some if p.grad is not None]
 
     def forget(self) -> None:
         self._left, self._versions = [], []
 
     def cleared(self) -> bool:
-        """Whether the gradients of the measured pass are gone: it was another one's, an adversary's say."""
-        return bool(self._left) and not any(map(is_filled, self._left))
+        """Whether the gradients of the measured pass are gone: it was another one's, an adversary's say. Waits for a device once."""
+        now = [fills(p.grad) for p, _ in self._left if p.grad is not None]
+        before, after, self._leftover = in_groups([[flag for _, flag in self._left], now, self._leftover])
+        return any(before) and not any(after)
 
     def look_for_leftover(self) -> None:
         """Before the first pass of a step."""
-        self.leftover = bool(self._record.steps) and any(map(is_filled, self._optimizers.parameters()[:FOLLOWED]))
+        some = self._optimizers.parameters()[:FOLLOWED] if self._record.steps else []
+        self._leftover = [fills(p.grad) for p in some if p.grad is not None]
+
+    @property
+    def leftover(self) -> bool:
+        """Whether the gradients of the step before were still there."""
+        return any(on_host(self._leftover))
 
     def marks(self) -> Marks:
         """Of some gradients: which tensors they are, and how often they were written. Reads no value: a device need not be waited for."""

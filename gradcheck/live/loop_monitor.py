@@ -33,7 +33,6 @@ from gradcheck.live.losses import Losses
 from gradcheck.live.merge import Together
 from gradcheck.live.models import is_compiled, living_modules, unwrapped
 from gradcheck.live.optimizers import Optimizers
-from gradcheck.live.ranks import join
 from gradcheck.live.record import Record
 from gradcheck.live.scaling import Scaling
 from gradcheck.live.spikes import Spikes
@@ -41,6 +40,7 @@ from gradcheck.live.step_timer import StepTimer
 from gradcheck.live.tapping import Tapping
 from gradcheck.measure import facts
 from gradcheck.measure.parameters import StepWatch
+from gradcheck.workload.ranks import join
 
 MEASURED_ONLY = ("clears", "before_clipping")  # events that matter in measured steps alone
 OWN = 2.0  # all hooks of a step that is not measured over the one that counts it (measured: 36 and 18 microseconds, of a step of 3 ms)

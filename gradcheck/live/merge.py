@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from gradcheck.config.settings import EVERY
 from gradcheck.live.rank_statistics import Share, merge_events, merge_layers, merge_losses, merge_parameters, share_of
-from gradcheck.live.ranks import RankGroup
 from gradcheck.live.record import Record
 from gradcheck.live.replicas import compare, replicated, wrapper_of
 from gradcheck.measure.parameters import StepWatch
 from gradcheck.types.measurement import NotMeasured
 from gradcheck.types.ranks import RankFacts, RankLoss, RankStep
 from gradcheck.workload.dtensor import is_spread
+from gradcheck.workload.ranks import RankGroup
 
 FIRST, LAST = 8, 32  # comparisons that are kept
 

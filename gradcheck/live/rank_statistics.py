@@ -20,6 +20,7 @@ from gradcheck.types.layers import Snapshot
 from gradcheck.types.parameters import ParameterStep
 from gradcheck.types.training import NonFinite
 from gradcheck.workload.dtensor import local, multiplicity
+from gradcheck.workload.lockstep import root
 
 COMPARED = 64  # entries of each parameter that are compared between the ranks
 
@@ -127,7 +128,7 @@ def merge_parameters(record: Record, shares: Sequence[Share], step: int) -> None
         w.steps[-1] = merged_step([p.step for p in parts], copies)
     if sharded and record.norms and record.measured[-1] == step:
         known = [w.steps[-1].gradient_norm for w in record.watched if w.steps and w.steps[-1].step == step]
-        record.norms[-1] = _root([n for n in known if n is not None])
+        record.norms[-1] = root([n for n in known if n is not None])
 
 
 def _merge_start(w: Watched, parts: Sequence[ParameterShare]) -> None:
@@ -144,24 +145,18 @@ def merged_step(parts: Sequence[ParameterStep], copies: float) -> ParameterStep:
     gradients = [p.gradient_norm for p in parts if p.gradient_norm is not None]
     moved = [p.update_ratio * p.norm for p in parts if p.update_ratio is not None]
     based = [p.norm for p in parts if p.update_ratio is not None]
-    base = _root(based)
+    base = root(based)
     return replace(
         parts[0],
-        norm=_root(norms) / copies**0.5,
-        gradient_norm=_root(gradients) / copies**0.5 if gradients else None,
+        norm=root(norms) / copies**0.5,
+        gradient_norm=root(gradients) / copies**0.5 if gradients else None,
         gradient_max=max((p.gradient_max for p in parts if p.gradient_max is not None), default=None),
         gradient_finite=all(p.gradient_finite for p in parts),
-        update_ratio=_root(moved) / base if base > 0 else None,
+        update_ratio=root(moved) / base if base > 0 else None,
         duplicate_units=None,  # rows of one shard may be whole or not
         constant=all(p.constant for p in parts),
         unchanged=_mean([p.unchanged for p in parts]),
     )
-
-
-def _root(values: Sequence[float]) -> float:
-    """sqrt of the sum of squares; not finite where one is not."""
-    bad = [v for v in values if not math.isfinite(v)]
-    return bad[0] if bad else math.hypot(*values) if values else 0.0
 
 
 def merge_events(record: Record, shares: Sequence[Any], ranks: Sequence[int]) -> None:

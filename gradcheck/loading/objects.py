@@ -20,6 +20,7 @@ from gradcheck.workload.copying import memo_for
 from gradcheck.workload.device import choose_device, choose_dtype
 from gradcheck.workload.losses import loss_by_name
 from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.sharding import class_of
 from gradcheck.workload.source_sites import display_path, origin_of
 from gradcheck.workload.step import make_user_step
 from gradcheck.workload.training_copy import copy_training
@@ -63,7 +64,7 @@ def from_objects(
         inner, optimizer, step, judged = copy_training(inner, optimizer, step, judged, memo_for(inner))
     with preserve_rng():
         parts = Parts(
-            name=type(inner).__name__,
+            name=class_of(inner).__name__,
             model=inner,
             optimizer=_maker(optimizer),
             optimizer_given=optimizer is not None,
@@ -97,7 +98,7 @@ def _is_lazy(model: nn.Module) -> bool:
 def _files_of(model: nn.Module) -> tuple[str, ...]:
     """The user's files that define the classes of the model."""
     files: list[str] = []
-    for kind in dict.fromkeys(type(module) for module in model.modules()):
+    for kind in dict.fromkeys(map(class_of, model.modules())):
         try:
             file = inspect.getsourcefile(kind)
         except (TypeError, OSError):

@@ -6,7 +6,6 @@ They separate bad luck from a wrong learning rate, and that from a model that ca
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from gradcheck.measure.parameters import Watched
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER, Run
 from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.lockstep import now
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
 
@@ -80,12 +80,12 @@ class Failure:
     def until_compared(self, runs_left: int) -> float:
         """The same, but time enough to compare a run with a probe that was cut off, where that takes no long time."""
         least = FEWEST_COMPARED * self.step_seconds if held_up(self.probe, self.chance) else 0.0
-        return max(self.until(runs_left), time.perf_counter() + min(least, LONGEST_COMPARISON))
+        return max(self.until(runs_left), now() + min(least, LONGEST_COMPARISON))
 
     def until(self, runs_left: int) -> float:
         """The deadline of the next of so many runs: half of what time is left, the last one all of it. The most promising come first."""
-        now = time.perf_counter()
-        return now + max(0.0, self.deadline - now) / min(2, max(1, runs_left))
+        at = now()
+        return at + max(0.0, self.deadline - at) / min(2, max(1, runs_left))
 
     def explains(self, run: Run) -> bool:
         """Whether a run at another rate learns, and clearly more than the probe, which may have crawled down nearly as far."""
@@ -113,7 +113,7 @@ def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, ra
 def state_kept(failure: Failure) -> list[Run]:
     """The probe again with one optimizer, where the script makes it again and again."""
     deadline = failure.until(3)
-    if not forgettings(failure.workload.optimizer) or time.perf_counter() > deadline:
+    if not forgettings(failure.workload.optimizer) or now() > deadline:
         return []
     failure.tick(ONE_OPTIMIZER)
     copy = fork(failure.workload, seed=failure.seed)
@@ -129,7 +129,7 @@ def other_order(failure: Failure, runs_left: int = 1) -> list[Run]:
     """The probe again with the same weights, its batches in another order: at the edge of stability the order decides."""
     batches, seed = failure.workload.batches, failure.seed + 1
     deadline = failure.until(runs_left)
-    if len(batches) < 2 or time.perf_counter() > deadline:
+    if len(batches) < 2 or now() > deadline:
         return []
     failure.tick("other order")
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
@@ -148,7 +148,7 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
     workload, runs = failure.workload, []
     for i, factor in enumerate(factors):
         deadline = failure.until(len(factors) - i + 1) if i else failure.until_compared(len(factors) + 1)
-        if time.perf_counter() >= deadline:
+        if now() >= deadline:
             break
         failure.tick(f"rate x{factor:g}")
         copy = fork(workload, seed=failure.seed)
@@ -167,7 +167,7 @@ def longer(failure: Failure, runs: Sequence[Run]) -> list[Run]:
     """The probe again, for many more steps, where a higher rate learned so fast that its own may get there in these."""
     higher = [r for r in runs if (r.rate_factor or 1) > 1 and failure.explains(r)]
     steps = TIMES_LONGER * failure.steps
-    deadline = min(failure.until(2), time.perf_counter() + LONGER_SECONDS)
+    deadline = min(failure.until(2), now() + LONGER_SECONDS)
     if not higher or held_up(failure.probe, failure.chance) or len(higher[-1].losses) * (higher[-1].rate_factor or 1) > steps:
         return []
     failure.tick(SAME_RATE_LONGER)
@@ -184,7 +184,7 @@ def one_batch(failure: Failure, levels_of: Levels) -> list[Run]:
     chance, floor = levels_of(batch)
     for i, rate in enumerate(ONE_BATCH_RATES):
         deadline = failure.until(len(ONE_BATCH_RATES) - i)
-        if time.perf_counter() >= deadline:
+        if now() >= deadline:
             break
         failure.tick(f"one batch, Adam {rate:g}")
         copy = fork(failure.workload, seed=failure.seed)

@@ -18,8 +18,10 @@ from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.workload.few_samples import few_samples
+from gradcheck.workload.lockstep import several
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
+from gradcheck.workload.sharding import is_sharded
 from gradcheck.workload.tensors import batch_size, tensors_of
 from gradcheck.workload.training_copy import TrainingCopy, fork, lend
 from gradcheck.workload.workload import Workload
@@ -49,6 +51,12 @@ class Look:
 def ensure_faithful(workload: Workload, seed: int = 0) -> None:
     """Decides whether copies of the workload's model are measured, or the model itself."""
     if workload.checked:
+        return
+    if is_sharded(workload.model) and several():
+        workload.checked = True
+        workload.borrowed = Borrowed([workload.model], why="its parameters are sharded over several processes")
+        said = "the model itself is measured and then put back as it was: its parameters are sharded over several processes"
+        workload.assumptions = [*workload.assumptions, Assumption("model", said)]
         return
     workload.checked = True
     with untouched(), torch.enable_grad():

@@ -24,6 +24,7 @@ from gradcheck.types.losses import BroadcastMix, LossCall, Softmax
 from gradcheck.types.measurement import Entering, Similarity
 from gradcheck.types.parameters import Cut, HiddenTensor, ZeroDerivative
 from gradcheck.workload.assignments import assignment_of
+from gradcheck.workload.lockstep import whole_norms
 from gradcheck.workload.tensors import batch_size, named_tensors
 from gradcheck.workload.training_copy import TrainingCopy
 from gradcheck.workload.transfers import on_host
@@ -122,9 +123,8 @@ def _made(model: nn.Module, sites: Mapping[str, Location | None], parameter: str
 def _zero_gradients(watched: Sequence[Watched]) -> dict[int, str]:
     """Parameters that gradient reaches as zeros only, by id."""
     graded = [(w, g) for w in watched if w.tensor.requires_grad and (g := gradient_of(w.tensor)) is not None]
-    norms = norms_of([g for _, g in graded if g.numel()])
-    found = iter(norms)
-    return {id(w.tensor): w.name for w, g in graded if not g.numel() or next(found) == 0.0}
+    norms = whole_norms([w.tensor for w, _ in graded], norms_of([g for _, g in graded]))
+    return {id(w.tensor): w.name for (w, _), norm in zip(graded, norms, strict=True) if norm == 0.0}
 
 
 def loss_calls(taps: FirstPassRecorder, sites: Mapping[str, Location | None]) -> tuple[LossCall, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +15,15 @@ import torch
 from torch import nn
 
 from gradcheck.instrument.deferred_statistics import DeferredStatistics
-from gradcheck.instrument.tensor_statistics import spread
+from gradcheck.instrument.tensor_statistics import merge, spread
 from gradcheck.measure.equal_rows import EqualRows
 from gradcheck.training.gradient_norms import as_real, gradient_of, mended, raw_norms
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.parameters import Parameter, ParameterStep
 from gradcheck.workload.device import ends
-from gradcheck.workload.dtensor import local
+from gradcheck.workload.dtensor import local, multiplicity, whole
+from gradcheck.workload.lockstep import everyone, several, whole_norms
 from gradcheck.workload.transfers import in_groups
 
 SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step
@@ -113,10 +115,17 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
 
 def _describe(watched: Sequence[Watched]) -> None:
     """Means and standard deviations, with one wait for all."""
-    results = DeferredStatistics()
+    results, found = DeferredStatistics(), dict[str, TensorStats]()
     for w in watched:
-        results.add(local(w.tensor.detach()), w.set_moments)
+        results.add(local(w.tensor.detach()), functools.partial(found.__setitem__, w.name))
     results.settle()
+    said = everyone(found)
+    for w in watched:
+        shards = (
+            [s[w.name] for s in said if w.name in s] if multiplicity(w.tensor, len(said)) else [found[w.name]] if w.name in found else []
+        )
+        if (stats := merge(shards)) is not None:
+            w.set_moments(stats)
 
 
 def records(watched: Iterable[Watched], model: nn.Module, sites: Mapping[int, Location]) -> tuple[Parameter, ...]:
@@ -130,7 +139,7 @@ class StepWatch:
 
     @torch.no_grad()
     def __init__(self, watched: Sequence[Watched], step: int, *, look_at_rows: bool) -> None:
-        self.watched = sorted((w for w in watched if _count(w.tensor)), key=lambda w: _count(w.tensor) > SAMPLE)
+        self.watched = sorted((w for w in watched if w.tensor.numel()), key=lambda w: w.tensor.numel() > SAMPLE)
         self.step = step
         self.rows = look_at_rows
         self.brought: list[torch.Tensor] = []
@@ -149,7 +158,7 @@ class StepWatch:
         self._keep_norms(mended([n for t in norms for n in t.reshape(-1).tolist()], tensors))
         pairs = zip(*(e.tolist() for e in sides), strict=True) if sides else ()
         largest = iter([max(-low, high) if low == low else low for low, high in pairs])
-        self.gradient_maxima = [next(largest, None) if g is not None and g.numel() else None for g in self.gradients]
+        self.gradient_maxima = self._over_shards([next(largest, None) if g is not None and g.numel() else None for g in self.gradients])
         self.before = _as_array(before)
         slopes = _as_array(downhill) if follows else None
         self.direction = slopes if step == 0 else None
@@ -157,9 +166,20 @@ class StepWatch:
         self.pushed = {i: pushed for i, w in enumerate(self.watched) if (pushed := self._pushed(i, w, slopes)) is not None}
 
     def _keep_norms(self, norms: list[float]) -> None:
-        self.norms, found = norms[: len(self.watched)], iter(norms[len(self.watched) :])
-        self.total_norm = math.sqrt(math.fsum(n * n for n in norms[len(self.watched) :]))  # of all gradients together
-        self.gradient_norms = [None if g is None else next(found) if g.numel() else 0.0 for g in self.gradients]
+        found = iter(norms[len(self.watched) :])
+        graded = [(w.tensor, next(found) if g.numel() else 0.0) for w, g in zip(self.watched, self.gradients, strict=True) if g is not None]
+        tensors = [w.tensor for w in self.watched]
+        norms = whole_norms([*tensors, *(t for t, _ in graded)], [*norms[: len(tensors)], *(n for _, n in graded)])
+        self.norms, found = norms[: len(tensors)], iter(norms[len(tensors) :])
+        self.total_norm = math.sqrt(math.fsum(n * n for n in norms[len(tensors) :]))  # of all gradients together
+        self.gradient_norms = [None if g is None else next(found) for g in self.gradients]
+
+    def _over_shards(self, largest: list[float | None]) -> list[float | None]:
+        """The largest entries of whole gradients, NaN before all."""
+        if not several():
+            return largest
+        by_parameter = [[x for x in each if x is not None] for each in zip(*everyone(largest), strict=True)]
+        return [next((x for x in known if x != x), max(known)) if known else None for known in by_parameter]
 
     def unscale(self, factor: float) -> None:
         """Divides what was read of the gradients by the factor of a loss scaler."""
@@ -196,33 +216,54 @@ class StepWatch:
             return None
         now = [w.sampled() for w in self.watched]
         sizes = [x.numel() for x in now]
-        starts = np.cumsum([0, *sizes[:-1]])
         suspects = [i for i, w in enumerate(self.watched) if self.rows and w.suspicious and w.tensor.dim() >= 2]
-        rows = EqualRows((self.watched[i].tensor, self.gradients[i]) for i in suspects)
+        rows = EqualRows((self.watched[i].tensor, self.gradients[i]) for i in suspects if not self._is_sharded(i))
         moved, flags, self.brought = in_groups([joined(now), rows.flags, riders])
-        alike = dict(zip(suspects, rows.read(flags), strict=True))
+        found = iter(rows.read(flags))
+        alike = {i: self._rows_of_shards(i) if self._is_sharded(i) else next(found) for i in suspects}
         change = _as_array(moved) - self.before
-        lengths = np.sqrt(np.add.reduceat(np.square(change), starts)).tolist()
-        base = np.sqrt(np.add.reduceat(np.square(self.before), starts)).tolist()
+        lengths, base, still, pushed = self._summed(change, sizes)
         for i, w in enumerate(self.watched):
-            ratio = lengths[i] / base[i] if base[i] > 0 and math.isfinite(lengths[i]) and w.tensor.requires_grad else None
-            w.steps.append(self._noun(i, w, ratio, self._unchanged(i, change), alike.get(i)))
+            ratio = (lengths[i] / base[i]) ** 0.5 if base[i] > 0 and math.isfinite(lengths[i]) and w.tensor.requires_grad else None
+            w.steps.append(self._noun(i, w, ratio, still[i] / pushed[i] if pushed[i] else None, alike.get(i)))
         return self._cosine(change, sizes)
 
-    def _unchanged(self, i: int, change: Numbers) -> float | None:
+    def _is_sharded(self, i: int) -> bool:
+        return several() and multiplicity(self.watched[i].tensor, 1) is not None
+
+    def _rows_of_shards(self, i: int) -> tuple[float, bool]:
+        """One parameter at a time is put together for it, on all ranks."""
+        tensor = self.watched[i].tensor
+        rows = EqualRows([(whole(tensor), whole(tensor.grad) if tensor.grad is not None else None)])
+        return rows.read(rows.flags)[0]
+
+    def _summed(self, change: Numbers, sizes: Sequence[int]) -> list[list[float]]:
+        """Of each parameter: squares of its change and of what it was, how many of its entries had a gradient and stayed, had one."""
+        scales = [_count(w.tensor) / max(1, size) if several() else 1 for w, size in zip(self.watched, sizes, strict=True)]
+        counts = [self._unchanged(i, change) for i in range(len(sizes))]
+        own = [_sums(np.square(change), sizes, scales), _sums(np.square(self.before), sizes, scales), *map(list, zip(*counts, strict=True))]
+        said = everyone(own)
+        for i in [i for i in range(len(sizes)) if self._is_sharded(i)]:
+            for quantity, values in enumerate(own):
+                values[i] = math.fsum(s[quantity][i] for s in said)
+        return own
+
+    def _unchanged(self, i: int, change: Numbers) -> tuple[float, float]:
         pushed = self.pushed.get(i)
-        if pushed is None or not pushed.any():
-            return None
-        return float((change[self._part(i)][pushed] == 0).mean())
+        return (0.0, 0.0) if pushed is None else (float((change[self._part(i)][pushed] == 0).sum()), float(pushed.sum()))
 
     def _cosine(self, change: Numbers, sizes: Sequence[int]) -> float | None:
         if self.direction is None:
             return None
         counts = [_count(w.tensor) for w in self.watched]
         known = [g is not None and g.numel() == count for g, count in zip(self.gradients, counts, strict=True)]
-        weights = np.repeat([k * c / n for k, c, n in zip(known, counts, sizes, strict=True)], sizes)
-        product = -float(np.sum(weights * change * self.direction))
-        scale = float(np.sum(weights * np.square(change))) ** 0.5 * float(np.sum(weights * np.square(self.direction))) ** 0.5
+        ranks = len(everyone(0))
+        shares = [1 / (multiplicity(w.tensor, ranks) or ranks) for w in self.watched]  # each entry lies on so many ranks
+        weights = np.repeat([k * c / max(1, n) * s for k, c, n, s in zip(known, counts, sizes, shares, strict=True)], sizes)
+        pairs = (change, self.direction), (change, change), (self.direction, self.direction)
+        said = everyone([float(np.sum(weights * a * b)) for a, b in pairs])
+        product, moved, slope = (math.fsum(each) for each in zip(*said, strict=True))
+        product, scale = -product, moved**0.5 * slope**0.5
         return product / scale if scale > 0 and math.isfinite(scale) else None
 
     def _noun(self, i: int, w: Watched, ratio: float | None, unchanged: float | None, alike: tuple[float, bool] | None) -> ParameterStep:
@@ -252,8 +293,17 @@ def _extremes(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.stack([e.float().cpu() if len(devices) > 1 else e.float() for e in side]) for side in zip(*pairs, strict=True)]
 
 
+def _sums(values: Numbers, sizes: Sequence[int], scales: Sequence[float]) -> list[float]:
+    """Of parts that lie one after the other, some of them empty."""
+    filled = [i for i, size in enumerate(sizes) if size]
+    found = np.zeros(len(sizes))
+    if filled:
+        found[filled] = np.add.reduceat(values, np.cumsum([0, *sizes[:-1]])[filled])
+    return [float(x) for x in found * np.asarray(scales)]
+
+
 def _count(tensor: torch.Tensor) -> int:
-    """Real numbers in it."""
+    """Real numbers of it that lie in this process."""
     tensor = local(tensor)
     return tensor.numel() * (2 if tensor.is_complex() else 1)
 

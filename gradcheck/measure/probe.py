@@ -11,6 +11,7 @@ import torch
 from gradcheck.analysis.convergence import CLEAR_FALL, on_its_way, relapse, relative_decrease, unsettled
 from gradcheck.training.trainer import Enough, Observe, Trainer
 from gradcheck.types.training import Run
+from gradcheck.workload.lockstep import now
 
 EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last ones
 FINAL_STEPS = 4  # measured steps at the end: dead units are told by what several batches never wake
@@ -41,7 +42,7 @@ class Probe:
         if whole and training.ended == "done" and self._doubtful():
             self._train(LONGER * steps - FINAL_STEPS, deadline, lambda _: not self._doubtful(2 * CLEAR_FALL))
         if whole and training.ended == "done" and self._on_its_way():
-            end = min(deadline, time.perf_counter() + FURTHER_SECONDS)
+            end = min(deadline, now() + FURTHER_SECONDS)
             self._train(FURTHER * steps, end, lambda losses: len(losses) % CHECKED == 0 and not self._on_its_way())
             training.ended = "done" if training.ended in ("budget", "learned") else training.ended
         if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:

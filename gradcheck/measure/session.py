@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +34,9 @@ from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.parameters import Cut
 from gradcheck.types.training import NonFinite, Run
 from gradcheck.workload.comments import ignores, snippets
+from gradcheck.workload.lockstep import agreed, now, several
 from gradcheck.workload.process_state import untouched
+from gradcheck.workload.sharding import shows_parts
 from gradcheck.workload.source_sites import location_of_traceback
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, fork
@@ -47,6 +48,7 @@ PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments and checks
 LEAST_STEPS = 20  # that the probe takes in this time even where the checks then lack some: without it, most rules have nothing to look at
 EXPERIMENTS_END = 0.9  # of the time budget
 CHECK_SHARE = 0.1  # of the time budget, for the checks when the experiments have used up theirs
+PARTS = "under tensor parallelism a layer returns a part on each rank: that of rank 0 was looked at"
 FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule asks for the probe itself
 
 
@@ -102,7 +104,7 @@ class Session:
 
     def __init__(self, workload: Workload, plan: Plan, tick: Tick) -> None:
         self.workload, self.plan, self.tick = workload, plan, tick
-        self.started = time.perf_counter() - plan.spent
+        self.started = now() - plan.spent
         self.copy: TrainingCopy = fork(workload, seed=plan.seed)
         self.training = Trainer(self.copy, workload.batches)
         self.names = _names(self.copy)
@@ -114,7 +116,7 @@ class Session:
         self.cosine: float | None = None  # of the first update with the negative gradient
         self.measured: list[int] = []
         self.functional = True  # whether functional calls need taps after the first step
-        self.not_measured: list[NotMeasured] = []
+        self.not_measured = [NotMeasured(what, PARTS, "short") for what in ("signals", "units", "similarity") if _in_parts(workload)]
         self.failures: dict[str, str] = {}  # layers that could not be measured, and why
         self.seconds: dict[str, float] = {}
 
@@ -129,7 +131,7 @@ class Session:
         profiles = self._profile()
         if self.workload.borrowed is not None:
             self.workload.borrowed.give_back()
-        self.seconds["total"] = time.perf_counter() - self.started
+        self.seconds["total"] = now() - self.started
         m = self._measurement(probe, others, bad, checked, profiles)
         return replace(m, not_measured=(*m.not_measured, *gaps(m, self.plan.probe_steps, self.plan.seconds)))
 
@@ -138,7 +140,7 @@ class Session:
     def _probe(self) -> None:
         probe = Probe(self.training, self.plan.probe_steps, self.observe, lambda: self.first.chance, self.tick)
         probe.run(self._until, whole=self.plan.probes)
-        self.seconds["probe"] = time.perf_counter() - self.started
+        self.seconds["probe"] = now() - self.started
 
     def _until(self) -> float:
         """When the probe ends at the latest: what is done after it takes its time, too."""
@@ -177,7 +179,7 @@ class Session:
         if loss.requires_grad:
             loss.backward()
         taps.settle()
-        value = float(values[0])
+        value = agreed(float(values[0]))
         if isinstance(taps, FirstPassRecorder):
             self.first = first_step.read(taps, graph, copy, self.watched, self.workload, self.sites, value)
             self.training.floor = self.first.floor
@@ -270,7 +272,7 @@ class Session:
         failure = experiments.Failure(w, probe, steps, plan.seed, chance, deadline, tell, each)
         rated = lr_of(self.copy.optimizer) is not None
         runs = experiments.after(failure, self.watched, self.first.levels_on, rated=rated)
-        if time.perf_counter() > deadline and not any(map(failure.learns, runs)):
+        if now() > deadline and not any(map(failure.learns, runs)):
             self.not_measured.append(NotMeasured("why the short training failed", LATE, remedy=more_time(plan.seconds)))
         self.seconds["experiments"] = sum(r.seconds for r in runs)
         return tuple(runs)
@@ -288,7 +290,7 @@ class Session:
         if probe.ended == "raised":
             return CheckResults()
         plan = self.plan
-        context = self._context(max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds), probe)
+        context = self._context(max(self.started + plan.seconds, now() + CHECK_SHARE * plan.seconds), probe)
         done = registry.check(context, plan.needs, plan.fast, self.tick)
         late = more_time(plan.seconds)
         self.not_measured += [replace(n, remedy=late) if n.why == LATE else n for n in done.not_measured]
@@ -387,6 +389,10 @@ class Session:
         reached = {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)}
         left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in self.first.cuts)
         return tuple(c for c in left if c.parameters)
+
+
+def _in_parts(workload: Workload) -> bool:
+    return several() and shows_parts(workload.model)
 
 
 def _names(copy: TrainingCopy) -> dict[int, str]:

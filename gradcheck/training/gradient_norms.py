@@ -10,6 +10,7 @@ from torch import nn
 
 from gradcheck.workload.device import has_float64
 from gradcheck.workload.dtensor import local
+from gradcheck.workload.lockstep import whole_norms
 from gradcheck.workload.transfers import as_numbers, on_host
 
 WIDE = (torch.float32, torch.float64)
@@ -25,8 +26,8 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> float:
             whole = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(raw)))) if _on_one_device(raw) else math.nan
         if 1e-15 < whole < 1e18:
             return whole
-    gradients = [g for p in parameters if (g := gradient_of(p)) is not None and g.numel()]
-    return math.sqrt(math.fsum(n * n for n in norms_of(gradients)))
+    graded = [(p, g) for p in parameters if (g := gradient_of(p)) is not None]
+    return math.sqrt(math.fsum(n * n for n in whole_norms([p for p, _ in graded], norms_of([g for _, g in graded]))))
 
 
 def _on_one_device(tensors: Sequence[torch.Tensor]) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from gradcheck.training.clip import clip_gradients
 from gradcheck.training.gradient_norms import total_norm
 from gradcheck.types.training import Run
+from gradcheck.workload.lockstep import OutOfStep, agreed, now
 from gradcheck.workload.rng import preserve_rng, reseed
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, restored
@@ -63,7 +64,7 @@ class Trainer:
         self.ended = "done"
         self.error: str | None = None
         self.exception: Exception | None = None
-        self.started = time.perf_counter()
+        self.started = now()
         self.seconds = 0.0
         self.validating = 0.0  # of these
         self.step_times: list[float] = []
@@ -90,7 +91,7 @@ class Trainer:
     @property
     def step_seconds(self) -> float:
         """The median: a machine with other work slows some steps down, and the first ones are slow anywhere."""
-        return median(self.step_times) if self.step_times else 0.0
+        return agreed(median(self.step_times)) if self.step_times else 0.0
 
     def train(
         self,
@@ -106,7 +107,7 @@ class Trainer:
     ) -> None:
         """On to `steps` in all; earlier when time is up, a number is not finite, a step raises, or `enough(losses)` says so.
 
-        `deadline`: of time.perf_counter(). `observe(step, batch)` takes the steps in `measured`, and returns the loss before each.
+        `deadline`: of lockstep.now(). `observe(step, batch)` takes the steps in `measured`, and returns the loss before each.
         """
         if self.ended == "budget":
             self.ended = "done"
@@ -131,7 +132,7 @@ class Trainer:
 
     def _is_late(self, deadline: float) -> bool:
         """Three steps are taken in any case, unless a single one takes as long as all of them should."""
-        over, given = time.perf_counter() - deadline, deadline - self.started
+        over, given = now() - deadline, deadline - self.started
         return over > 0 and self.step >= (1 if 0 < given < over else FEWEST_STEPS)
 
     def _take(self, observe: Observe | None, norms: bool) -> None:
@@ -140,6 +141,8 @@ class Trainer:
         try:
             batch = self._next_batch()
             loss = observe(self.step, batch) if observe is not None else self.take_step(batch, norms)
+        except OutOfStep:
+            raise
         except Exception as error:  # the user's own code runs here: it may raise anything
             self._raised(error)
             return
@@ -167,7 +170,7 @@ class Trainer:
         if loss.requires_grad:
             loss.backward()
             norm = total_norm(copy.model.parameters()) if norms else 0.0
-        value = float(before)
+        value = agreed(float(before))
         if norms:
             self.norms.append(norm)
         if self.seed is None or (math.isfinite(value) and math.isfinite(norm)):
@@ -182,7 +185,9 @@ class Trainer:
         begun, batches = time.perf_counter(), self.treated.workload.val_batches
         try:
             with self.evaluating() as model:
-                losses = [float(self.judge(model, batch)) for batch in batches]
+                losses = agreed([float(self.judge(model, batch)) for batch in batches])
+        except OutOfStep:
+            raise
         except Exception as error:  # the user's own code runs here, too
             self._raised(error)
             return
@@ -212,7 +217,7 @@ class Trainer:
             error=self.error,
             surrogate=self.surrogate,
             floor=self.floor,
-            seconds=self.seconds,
+            seconds=agreed(self.seconds),
             validated=tuple(self.validated),
             **more,
         )

@@ -20,6 +20,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradcheck.errors import TargetError
 from gradcheck.workload.copying import Memo, duplicate
+from gradcheck.workload.dtensor import is_spread, local
+from gradcheck.workload.sharding import is_sharded, reset
 
 T = TypeVar("T")
 
@@ -48,8 +50,10 @@ class Borrowed:
     def __init__(self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = "", spill: bool = False) -> None:
         """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user. `spill`: the device holds
         the tensors once only, and the CPU's memory holds what is not in place."""
+        roots = list(roots)
         self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
-        self.why, self.spill = why, spill
+        self._sharded = [root for root in roots if is_sharded(root)]
+        self.why, self.spill = why, spill or bool(self._sharded)  # the data of a shard may not move
         self.tensors = {id(t): t for t in (*tensors, *_tensors_of(self.modules))}
         self._guards = ExitStack()
         self._theirs = State()
@@ -77,6 +81,7 @@ class Borrowed:
         """Puts a state in place, and keeps the one that was."""
         if state is self._active:
             return
+        self._reset()
         if self._active is not self._theirs:
             self._keep(self._active)
         else:
@@ -87,11 +92,16 @@ class Borrowed:
     def give_back(self) -> None:
         """The modules are the user's again, bit for bit as they were."""
         if self._active is not self._theirs:
+            self._reset()
             self._put(self._theirs)
             self._active = self._theirs
         self._guards.close()
 
     # ---------------------------------------------------------------------------------------------- moving
+
+    def _reset(self) -> None:
+        for root in self._sharded:
+            reset(root)
 
     def _guard_versions(self) -> None:
         for tensor in self.tensors.values():
@@ -101,7 +111,7 @@ class Borrowed:
     def _keep(self, state: State) -> None:
         """Notes in `state` what the modules hold now."""
         self.tensors |= {id(t): t for t in _tensors_of(self.modules)}  # a forward pass may have made new buffers
-        state.data = {key: t.data.to("cpu", copy=True) if self.spill else t.data for key, t in self.tensors.items()}
+        state.data = {key: _held(t).to("cpu", copy=True) if self.spill else t.data for key, t in self.tensors.items()}
         state.gradients = {key: t.grad for key, t in self.tensors.items() if t.is_leaf}
         state.trained = {key: t.requires_grad for key, t in self.tensors.items() if t.is_leaf}
         state.attributes = [(m, dict(vars(m))) for m in self.modules]
@@ -118,14 +128,19 @@ class Borrowed:
             tensor = self.tensors[key]
             if not self.spill:
                 tensor.data = data
-            elif tensor.data.shape == data.shape and tensor.data.dtype == data.dtype:
-                tensor.data.copy_(data)
+            elif (held := _held(tensor)).shape == data.shape and held.dtype == data.dtype:
+                held.copy_(data)
             else:
                 tensor.data = data.to(tensor.device)
             if tensor.is_leaf:
                 tensor.grad = None
                 tensor.requires_grad_(state.trained.get(key, tensor.requires_grad))
                 tensor.grad = state.gradients.get(key)
+
+
+def _held(tensor: torch.Tensor) -> torch.Tensor:
+    """What of it lies in this process."""
+    return local(tensor) if is_spread(tensor) else tensor.data
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""This process's part of a tensor that is spread over several: nothing here asks another process, and none is gathered whole."""
+"""This process's part of a tensor that is spread over several: nothing but `whole` asks another process."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
         return spread.to_local()
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a DTensor, detached, which all processes that hold it ask for together; any other tensor as it is."""
+    if type(tensor) in _WHOLE or not is_spread(tensor):
+        return tensor
+    spread: Any = tensor.detach()
+    return spread.full_tensor()
+
+
 def is_spread(tensor: torch.Tensor) -> bool:
     """Whether it is a DTensor, as `fully_shard` and tensor parallelism make them."""
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
@@ -30,10 +38,15 @@ def multiplicity(tensor: torch.Tensor, processes: int) -> float | None:
         return None
     spread: Any = tensor
     mesh = spread.device_mesh
-    if not any(p.is_shard() for p in spread.placements):
+    if not any(map(_divides, spread.placements)):
         return None
-    whole = processes / mesh.size()
+    copies = processes / mesh.size()
     for dimension, placement in enumerate(spread.placements):
-        if not placement.is_shard():
-            whole *= mesh.size(dimension)
-    return whole
+        if not _divides(placement):
+            copies *= mesh.size(dimension)
+    return copies
+
+
+def _divides(placement: Any) -> bool:
+    """Whether it gives each process a part: also where one sharding is on top of another, which torch does not call a shard."""
+    return not (placement.is_replicate() or placement.is_partial())

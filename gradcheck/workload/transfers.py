@@ -7,10 +7,12 @@ from itertools import groupby
 
 import torch
 
+from gradcheck.workload.dtensor import whole
+
 
 def on_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The tensors on the CPU, in their order, with one transfer from each device. Those that lie there are taken as they are."""
-    found = [t.detach() for t in tensors]
+    found = [whole(t).detach() for t in tensors]
     for device in {t.device for t in found if not t.is_cpu}:
         there = [i for i, t in enumerate(found) if t.device == device]
         for i, t in zip(there, _moved([found[i] for i in there]), strict=True):

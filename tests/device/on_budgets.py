@@ -21,6 +21,7 @@ from tests.measure import obvious
 DEVICE = pretend.NAME
 WAITS = 5  # of a measured step
 FIRST_WAITS = 20
+WATCHED_WAITS = 6  # of a measured step of a program that is watched
 READS = 4  # of a tensor
 LAUNCHES = READS + 3  # for a tensor
 
@@ -124,6 +125,20 @@ def test_statistics_far_from_zero_and_from_one(spread: float, lacks: set[torch.d
     stats, _ = described(x.to(DEVICE))
     has_float64.cache_clear()
     obvious.assert_same(stats, obvious.stats(x), rel=1e-4)
+
+
+@pytest.mark.parametrize(("to_none", "most"), [(True, WATCHED_WAITS), (False, WATCHED_WAITS + 4)])  # averages are looked for there
+def test_a_watched_step_waits_a_few_times(to_none: bool, most: int) -> None:
+    """One transfer tells whether gradients were cleared, left over, or lost."""
+    model, batches, optimizer = programs.training("mlp", DEVICE)
+    with gradcheck.watch(model, optimizer, every=100):
+        for step in range(4):
+            with recorded() as asked:
+                x, y = batches[step]
+                optimizer.zero_grad(set_to_none=to_none)
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+            assert asked.waits.total() <= (most if step else FIRST_WAITS), asked.waits
 
 
 def test_nothing_waits_between_watched_steps() -> None:

@@ -50,8 +50,9 @@ def test_scan(model_file: str) -> None:
     assert found[0] == found[1] != []
 
 
-def test_an_absent_device(model_file: str) -> None:
-    done = CliRunner().invoke(app, ["scan", model_file, "--device", "xpu"])
+@pytest.mark.parametrize("command", ["scan", "fix", "trial"])
+def test_an_absent_device(command: str, model_file: str) -> None:
+    done = CliRunner().invoke(app, [command, model_file, "--device", "xpu"])
     assert done.exit_code == 2
     assert "there is no device xpu" in done.output and "--device cpu or auto" in done.output
 
@@ -79,3 +80,37 @@ def test_trial() -> None:
     here, there = found
     assert there.recommended == here.recommended
     assert [e.name for e in there.entries] == [e.name for e in here.entries]
+
+
+def test_fix_of_a_file(model_file: str) -> None:
+    found = []
+    for device in ("cpu", DEVICE):
+        said = json.loads(run("fix", model_file, "--device", device, "--output", "json", "--steps", "20", "--budget", "600"))
+        assert said["measurements"][0]["environment"]["device"].startswith(device)
+        outcomes = [(o["prescription"]["treatment"], o["status"]) for o in said["outcomes"]]
+        found.append((sorted((f["code"], f["severity"]) for f in said["findings"]), outcomes))
+    assert found[0] == found[1] != ([], [])
+
+
+def test_trial_of_a_file(model_file: str) -> None:
+    found = []
+    for device in ("cpu", DEVICE):
+        words = ["--remedy", "l2", "--steps", "10", "--seeds", "3", "--budget", "600", "--workers", "1", "--output", "json"]
+        said = json.loads(run("trial", model_file, "--device", device, *words))
+        found.append((said["trial"]["recommended"], [e["name"] for e in said["trial"]["entries"]]))
+    assert found[0] == found[1]
+
+
+def test_watch() -> None:
+    """A program chooses its device itself: `watch` takes it as it is."""
+    found = []
+    for device in ("cpu", DEVICE):
+        model, batches, optimizer = programs.training("doubled", device)
+        with gradcheck.watch(model, optimizer, every=5) as board:
+            for x, y in batches * 4:
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        report = board.report()
+        found.append(sorted((f.code, f.severity) for f in report.findings))
+        assert report.measurements[0].environment.device.startswith(device)
+    assert found[0] == found[1] and ("GRAPH006", "error") in found[0]

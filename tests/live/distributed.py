@@ -1,4 +1,4 @@
-"""Trainings on several processes, watched: `python -m tests.live.distributed FOLDER`, under torchrun's variables.
+"""Trainings on several processes, watched: `python -m tests.live.distributed FOLDER [KIND ...]`, under torchrun's variables.
 
 Each rank leaves FOLDER/RANK.json: for each kind of training a digest of its weights and random state, and what its board said.
 All in one pair of processes: starting them is what takes time.
@@ -17,16 +17,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import gradcheck
 from gradcheck.errors import TargetError
-from gradcheck.live import ranks
+from gradcheck.workload import ranks
 
 STEPS, EVERY = 22, 5
-KINDS = ("ddp", "fsdp", "seeds", "no-sync", "local", "nan", "fewer", "scan", "lead")
+KINDS = ("ddp", "fsdp", "seeds", "no-sync", "local", "nan", "fewer", "scan", "lead", "fail")
 
 
 def train(kind: str, watched: bool) -> dict[str, Any]:
@@ -61,8 +63,17 @@ def train(kind: str, watched: bool) -> dict[str, Any]:
     return said if not watched or board is None else said | told(board)
 
 
-def made(kind: str) -> nn.Module:
+def made(kind: str, dead: bool = False) -> nn.Module:
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
+    if dead:
+        nn.init.constant_(model[2].bias, -50.0)
+    if kind == "one":
+        return model
+    if kind in ("tp", "2d"):
+        count = dist.get_world_size()
+        mesh = init_device_mesh("cpu", (1, count) if kind == "tp" else (2, count // 2), mesh_dim_names=("data", "tensor"))
+        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        return model if kind == "tp" else fully_shard(model, mesh=mesh["data"])
     if kind == "fsdp":
         for module in model:
             if isinstance(module, nn.Linear):
@@ -71,11 +82,13 @@ def made(kind: str) -> nn.Module:
     return model if kind in ("seeds", "fewer", "local") else DistributedDataParallel(model)
 
 
-def digest(model: nn.Module) -> str:
+def digest(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str:
     found = hashlib.sha256(torch.get_rng_state().numpy().tobytes())
     for p in model.parameters():
-        part = p.detach().to_local() if hasattr(p, "to_local") else p.detach()
-        found.update(part.numpy().tobytes())
+        state = optimizer.state[p].items() if optimizer is not None else ()
+        for tensor in (p, *([p.grad] if p.grad is not None else []), *(value for _, value in sorted(state))):
+            part = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()
+            found.update(f"{type(tensor)} {tensor.shape} {tensor.requires_grad}".encode() + part.numpy().tobytes())
     return found.hexdigest()
 
 
@@ -95,26 +108,68 @@ def told(board: gradcheck.Board) -> dict[str, Any]:
     }
 
 
-def scanned() -> dict[str, Any]:
+def batches(rank: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """One rank's part of four batches."""
+    generator = torch.Generator().manual_seed(7)
+    answer = torch.randn(20, 5, generator=generator)
+    wholes = (torch.randn(48, 20, generator=generator) for _ in range(4))
+    parts = (x.chunk(count)[rank] for x in wholes)
+    return [(x, (x @ answer).argmax(1)) for x in parts]
+
+
+def scanned(kind: str, rank: int, count: int) -> dict[str, Any]:
+    """Said by the scan of a net whose first layer is dead on arrival, and a digest of what it was given, before and after."""
     torch.manual_seed(0)
-    batch = torch.randn(32, 20), torch.randint(0, 5, (32,))
-    model = made("ddp")
-    found = gradcheck.scan(model, batch, steps=4)
+    model = made(kind, dead=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    groups = {"tp": 1, "2d": 2}.get(kind, count)  # of ranks with batches of their own
+    data = batches(rank * groups // count, groups)
+    F.cross_entropy(model(data[0][0]), data[0][1]).backward()
+    optimizer.step()
+    before = digest(model, optimizer)
+    config = {"steps": 12, "budget": 300, "select": ["ACT002", "GRAD004", "INIT005", "NORM", "REG002"]}
+    report = gradcheck.scan(model, data, loss=F.cross_entropy, optimizer=optimizer, config=config)
+    m = report.measurements[0]
+    return {
+        "same": digest(model, optimizer) == before,
+        "findings": sorted((f.code, f.severity) for f in report.findings),
+        "rules": len(report.rules),
+        "losses": m.probe.losses,
+        "norms": m.probe.gradient_norms,
+        "layers": [(x.name, x.type, x.units, x.dead_units) for x in m.layers],
+        "outputs": [dataclasses.asdict(s.output) for x in m.layers for s in x.snapshots[:2] if s.output],
+        "parameters": [(p.name, p.shape, p.mean, p.std, p.largest, [dataclasses.asdict(s) for s in p.steps]) for p in m.parameters],
+        "missing": {x.what: x.why for x in m.not_measured},
+        "said": [a.text for a in m.assumptions if a.about == "ranks"],
+    }
+
+
+def failing(rank: int) -> str:
+    """What a rank is told when the training step raises on the last one."""
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        if rank == dist.get_world_size() - 1:
+            raise ValueError("no such file")
+        return F.cross_entropy(model(batch[0]), batch[1])
+
     try:
-        gradcheck.scan(made("fsdp"), batch, steps=4)
-        refused = ""
+        gradcheck.scan(made("ddp" if dist.get_world_size() == 2 else "fsdp"), batches(rank, dist.get_world_size()), training_step=step)
     except TargetError as error:
-        refused = error.message
-    return {"rules": len(found.rules), "layers": len(found.measurements[0].layers), "refused": refused}
+        return error.message
+    return ""
 
 
 def main() -> None:
     dist.init_process_group("gloo")
     rank, said = dist.get_rank(), {}
-    for kind in KINDS:
+    for kind in sys.argv[2:] or KINDS:
         ranks.PATIENCE = 0.5 if kind == "lead" else 30.0  # where one rank is not watched, the other waits for nothing
+        if kind == "fail":
+            said[kind] = failing(rank)
+            break  # the ranks are not together any more
         if kind == "scan":
-            said[kind] = scanned()
+            count = dist.get_world_size()
+            said[kind] = {of: scanned(of, rank, count) for of in ("ddp", "fsdp", "tp" if count == 2 else "2d")}
         else:
             said[kind] = {"watched": train(kind, kind != "lead" or rank == 0)}
         if kind in ("ddp", "fsdp"):

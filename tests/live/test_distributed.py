@@ -19,7 +19,7 @@ from torch.distributed.run import parse_args
 
 from gradcheck.live import launched
 from gradcheck.types.report import Report
-from tests.live.distributed import EVERY, STEPS
+from tests.live.distributed import EVERY, STEPS, scanned
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,22 +35,21 @@ def run(kind: str) -> tuple[Any, Any]:
 
 
 @functools.cache
-def ran() -> tuple[Any, Any]:
+def ran(count: int = 2, *kinds: str) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.live.distributed", folder]
+        shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.live.distributed", folder, *kinds]
         started = [
-            subprocess.Popen(command, env=shared | {"RANK": rank}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for rank in "01"
+            subprocess.Popen(command, env=shared | {"RANK": str(rank)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank in range(count)
         ]
         said = [process.communicate(timeout=120) for process in started]
-        assert [p.returncode for p in started] == [0, 0], said
-        assert [out for out, _ in said] == ["", ""], "gradcheck prints nothing"
-        first, second = (json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in "01")
-        return first, second
+        assert not any(p.returncode for p in started), said
+        assert not any(out for out, _ in said), "gradcheck prints nothing"
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -126,10 +125,42 @@ def test_a_watch_on_rank_0_alone_goes_on_alone():
     assert len(first["losses"]) == STEPS and "not all of the 2 ranks came" in first["missing"]["ranks"]
 
 
-def test_scan_reports_on_rank_0_and_refuses_shards():
-    first, second = run("scan")
-    assert first["rules"] and not second["rules"] and first["layers"] == second["layers"] > 0
-    assert "sharded over several processes" in first["refused"]
+@functools.cache
+def of_one_process() -> dict[str, Any]:
+    return json.loads(json.dumps(scanned("one", 0, 1)))
+
+
+@pytest.mark.parametrize(("kind", "count"), [("ddp", 2), ("ddp", 4), ("fsdp", 2), ("fsdp", 4), ("tp", 2), ("2d", 4)])
+def test_ranks_report_what_one_process_reports(kind, count):
+    """With the batches of all as its own: the same findings, and the same numbers; and all is left as it was."""
+    (first, *others), one = (rank["scan"][kind] for rank in (ran() if count == 2 else ran(4, "scan", "fail"))), of_one_process()
+    assert first["same"] and all(rank["same"] for rank in others)
+    assert first["rules"] and not any(rank["rules"] or rank["findings"] for rank in others)
+    assert first["findings"] == one["findings"] and ["ACT002", "error"] in one["findings"]
+    how = "each has the same batches" if kind == "tp" else "their batches of a step are measured as one"
+    assert first["said"] == [f"{count} processes train together: {how}"]
+    parts = kind in ("tp", "2d")  # layers return parts
+    assert first["missing"].keys() == ({"signals", "units", "similarity"} if parts else set()) and not one["missing"]
+    for quantity in ("losses", "norms", "parameters", *(() if parts else ("layers", "outputs"))):
+        assert_close(first[quantity], one[quantity])
+
+
+def assert_close(value: Any, expected: Any) -> None:
+    if isinstance(expected, (list, dict)):
+        assert len(value) == len(expected)
+        keys = expected if isinstance(expected, dict) else range(len(expected))
+        for key in keys:
+            assert_close(value[key], expected[key])
+    else:
+        assert value == (pytest.approx(expected, rel=1e-3, abs=1e-6) if isinstance(expected, float) else expected)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_an_error_of_one_rank_ends_the_scan_of_all(count):
+    """Two train in DDP, four are sharded."""
+    *others, last = (rank["fail"] for rank in (ran() if count == 2 else ran(4, "scan", "fail")))
+    assert "no such file" in last
+    assert all(f"rank {count - 1}: " in told and "no such file" in told for told in others)
 
 
 LAUNCHED = """
@@ -164,6 +195,57 @@ def test_torchrun_is_watched_and_reported_on_once(tmp_path):
     saved = Report.load(tmp_path / ".gradcheck" / "last.json").measurement
     assert saved.steps == 12 and saved.ranks is not None and saved.ranks.count == 2 and saved.target == "train.py"
     assert sorted(p.name for p in tmp_path.iterdir()) == [".gradcheck", "train.py"]
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
+
+several = "RANK" in sys.modules["os"].environ
+if several:
+    dist.init_process_group("gloo")
+rank, count = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5), nn.Softmax(1))
+if several:
+    fully_shard(model[0])
+    fully_shard(model)
+optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+for step in range(40):
+    for half in range(2):
+        if several:
+            model.set_requires_gradient_sync(half == 1)
+        x = torch.randn(64, 20)
+        x, y = x.chunk(count)[rank], (x[:, :5].argmax(1)).chunk(count)[rank]
+        (cross_entropy(model(x), y) / 2).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+if several:
+    dist.destroy_process_group()
+"""
+
+
+def test_a_sharded_script_is_judged_as_in_one_process(tmp_path):
+    """It accumulates gradients without reducing them, and destroys its process group."""
+    (tmp_path / "train.py").write_text(SHARDED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    told = []
+    for program in (["train.py"], ["--", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]):
+        words = ["scan", "--isolated", "--select", "LOSS001,LOOP,GRAPH,GRAD001", "--steps", "6", "--output", "json", *program]
+        done = subprocess.run(
+            [sys.executable, "-m", "gradcheck", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 1, done.stderr
+        told.append(json.loads(done.stdout))
+    one, two = told
+    assert [f["code"] for f in two["findings"]] == [f["code"] for f in one["findings"]] == ["LOSS001"]
+    losses = [x["measurements"][0]["probe"]["losses"] for x in told]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_a_launcher_without_a_program_is_refused(capsys):

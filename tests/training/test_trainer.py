@@ -23,7 +23,7 @@ def test_the_last_step_is_the_one_after_which_the_time_is_over(
         now += seconds
         return 1.0
 
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(trainer, "now", lambda: now)
     training = Trainer(SimpleNamespace(training_step=None), [None])  # type: ignore[arg-type]
     training.train(10, 100.0 + given, measured=range(10), observe=observe)
     assert training.step == steps and training.ended == ("done" if steps == 10 else "budget")

@@ -14,11 +14,14 @@ from gradcheck.analysis.gaps import described
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Lack, NotMeasured
 from gradcheck.types.training import Run
+from gradcheck.workload.lockstep import OutOfStep, everyone, now, several
+from gradcheck.workload.sharding import reset
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 
 LATE = "the time for measuring was over"
+SHARDED = "it takes all parameters in one process, and they are sharded over several"
 
 
 class Unmeasured(Exception):
@@ -35,7 +38,7 @@ class CheckContext:
 
     workload: Workload
     seed: int
-    deadline: float  # on time.perf_counter()
+    deadline: float  # on lockstep.now()
     sites: Mapping[str, Location | None]  # module name -> where it is created
     trained: TrainingCopy
     probe: Run
@@ -60,7 +63,7 @@ class CheckContext:
 
     @property
     def late(self) -> bool:
-        return time.perf_counter() > self.deadline
+        return now() > self.deadline
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Check:
     name: str  # field of Measurement
     make: Callable[[CheckContext], Any]
     quick: bool = False  # costs next to nothing: made with --fast, too
+    whole: bool = False  # asks for derivatives by all parameters at once, which no process holds of a sharded model
     steps: Callable[[CheckContext], float] = lambda context: 0.0  # training steps that it takes the time of, for the forecast
 
     def seconds(self, context: CheckContext) -> float:
@@ -88,23 +92,38 @@ def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, f
     """Makes the checks that fit into the time, one after another; where not all do, the cheapest first. `all_of_them`: in any case."""
     done = CheckResults()
     dear = {check.need: check.seconds(context) for check in checks}
-    if sum(dear.values()) > context.deadline - time.perf_counter():
+    if sum(dear.values()) > context.deadline - now():
         checks = sorted(checks, key=lambda check: dear[check.need])
     for check in checks:
-        over = time.perf_counter() + dear[check.need] > context.deadline
+        if check.whole and several():
+            done.not_measured.append(NotMeasured(check.need, SHARDED))
+            continue
+        over = now() + dear[check.need] > context.deadline
         if over and not all_of_them and (dear[check.need] or not check.quick):
             done.not_measured.append(NotMeasured(check.need, LATE, detail=f"it would take about {dear[check.need]:.2g} s"))
             continue
         tick(check.need, 0.0)
         started = time.perf_counter()
-        try:
-            value = check.make(context)
-            if value is not None:
-                done.values[check.name] = value
-        except Unmeasured as reason:
-            done.not_measured.append(NotMeasured(check.need, str(reason), reason.lack, detail=described(reason.__cause__)))
-        except Exception as error:  # the user's code runs here in ways that it was not written for
-            why = "the model or its training step raised an error when it was run in another way than the training does"
-            done.not_measured.append(NotMeasured(check.need, why, detail=described(error)))
+        value, lacking = _made(check, context)
+        if any((said is None) != (lacking is None) for said in everyone(lacking)):
+            value, lacking = None, lacking or NotMeasured(check.need, "an error kept another rank from it")
+        if value is not None:
+            done.values[check.name] = value
+        if lacking is not None:
+            done.not_measured.append(lacking)
+            if several():
+                reset(context.workload.model)
         done.seconds[check.need] = time.perf_counter() - started
     return done
+
+
+def _made(check: Check, context: CheckContext) -> tuple[Any, NotMeasured | None]:
+    try:
+        return check.make(context), None
+    except Unmeasured as reason:
+        return None, NotMeasured(check.need, str(reason), reason.lack, detail=described(reason.__cause__))
+    except OutOfStep:
+        raise
+    except Exception as error:  # the user's code runs here in ways that it was not written for
+        why = "the model or its training step raised an error when it was run in another way than the training does"
+        return None, NotMeasured(check.need, why, detail=described(error))

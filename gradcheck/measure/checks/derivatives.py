@@ -7,7 +7,6 @@ then the suspects: calls of custom Functions, each tested by itself, hooks that 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -38,6 +37,7 @@ from gradcheck.measure.checks.gradient_changes import ModuleStack, Watch
 from gradcheck.types.checks import Derivatives
 from gradcheck.workload.device import has_float64
 from gradcheck.workload.few_samples import is_divisible, some_samples
+from gradcheck.workload.lockstep import now
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import origin_of
 from gradcheck.workload.tensors import tensors_in
@@ -79,7 +79,7 @@ def _affordable(context: CheckContext) -> None:
     rows = max((t.shape[0] for t in tensors_in(first) if t.dim()), default=1)
     share = min(1.0, SAMPLES / rows) if is_divisible(context.workload) else 1.0
     seconds = PASSES * SLOWER * context.probe.seconds / steps * share
-    if seconds > SHARE * max(0.0, context.deadline - time.perf_counter()):
+    if seconds > SHARE * max(0.0, context.deadline - now()):
         own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
         more = "" if own else "; this program has no backward() of its own that could be wrong"
         raise Unmeasured(f"it would take about {seconds:.2g} s in float64, more than its part of the time that is left{more}")

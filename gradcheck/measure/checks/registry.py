@@ -37,7 +37,7 @@ CHECKS: tuple[Check, ...] = (
     Check("padding", "padding", padding.padding, quick=True, steps=lambda c: 0.4),
     Check("routing", "routers", routing.routers, quick=True, steps=lambda c: 0.4),
     Check("adapters", "adaptation", adapters.adaptation, quick=True),
-    Check("derivatives", "derivatives", derivatives.derivatives),
+    Check("derivatives", "derivatives", derivatives.derivatives, whole=True),
     Check("normalization", "normalization", normalization.statistics, quick=True),
     Check("functional_step", "functional_step", settings.functional_step, steps=lambda c: 1.5),
     Check("epsilon", "small_epsilon", settings.small_epsilon, quick=True),
@@ -46,14 +46,20 @@ CHECKS: tuple[Check, ...] = (
     Check("regularization", "regularization", regularization.regularization, steps=lambda c: 1.0),
     Check("validation", "validation", validation.validation, steps=lambda c: len(c.workload.val_batches[: validation.MOST_BATCHES])),
     Check("recurrence", "recurrences", recurrence.recurrences, steps=lambda c: 0.3),
-    Check("samples", "samples", sample_gradients.sample_gradients, steps=lambda c: 1.5 * c.more if c.compared is not None else 3.2),
+    Check(
+        "samples",
+        "samples",
+        sample_gradients.sample_gradients,
+        steps=lambda c: 1.5 * c.more if c.compared is not None else 3.2,
+        whole=True,
+    ),
     Check("attention", "attentions", attention.measure, steps=lambda c: 0.3),
     Check("precision", "half", float16.measure, steps=lambda c: 2.0 if c.half else 0.0),
     Check("baseline", "baseline", baseline.baseline, quick=True),
     Check("embeddings", "embeddings", embeddings.embeddings, steps=lambda c: 0.3),
-    Check("terms", "idle_terms", terms.idle_terms, steps=lambda c: 0.5),
-    Check("balance", "imbalance", balance.imbalance, steps=lambda c: 0.5),
-    Check("sharpness", "sharpness", sharpness.sharpness, steps=lambda c: 0.0 if c.learned else sharpness.ITERATIONS),
+    Check("terms", "idle_terms", terms.idle_terms, steps=lambda c: 0.5, whole=True),
+    Check("balance", "imbalance", balance.imbalance, steps=lambda c: 0.5, whole=True),
+    Check("sharpness", "sharpness", sharpness.sharpness, steps=lambda c: 0.0 if c.learned else sharpness.ITERATIONS, whole=True),
 )
 PROBE_IN_WORDS = "the short training and its experiments"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -30,6 +29,7 @@ from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Dropout, Penalty
 from gradcheck.types.training import Regularization, Run
 from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.lockstep import now
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.training_copy import TrainingCopy, restored
@@ -212,5 +212,5 @@ def _without(context: CheckContext, kinds: Collection[str], chance: float | None
         run = Run("", tuple(losses), batches=len(batches))
         return len(losses) >= 2 * max(5, len(batches)) and relative_decrease(run, chance) >= CLEAR and max(losses[-5:]) < losses[0]
 
-    training.train(steps, max(context.deadline, time.perf_counter()), norms=False, enough=enough)
+    training.train(steps, max(context.deadline, now()), norms=False, enough=enough)
     return training.record(f"without {' and '.join(kinds)}", lifted=tuple(kinds))

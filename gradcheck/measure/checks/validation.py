@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -14,6 +13,7 @@ from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Validation
 from gradcheck.workload.few_samples import cut, is_divisible
+from gradcheck.workload.lockstep import now
 from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, restored
@@ -47,7 +47,7 @@ def _lowest(context: CheckContext, val: Sequence[Any], end: float) -> tuple[floa
     training, steps = Trainer(context.fork(), context.workload.batches), len(context.probe.losses)
     lowest, at = end, steps
     for checkpoint in sorted({max(1, round(steps * (i + 1) / (CHECKPOINTS + 1))) for i in range(CHECKPOINTS)}):
-        training.train(checkpoint, max(context.deadline, time.perf_counter()), norms=False)
+        training.train(checkpoint, max(context.deadline, now()), norms=False)
         if training.step < checkpoint:
             break
         with preserve_rng(), restored(training.copy):

@@ -16,16 +16,16 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from gradcheck.rank import launched
 
 PATIENCE = 30.0  # seconds that a rank waits for the others at a measured step
+LONGEST = timedelta(hours=2)  # that the others wait for rank 0 to measure what each of them has whole
 LAST_WORDS = 5.0  # seconds that rank 0 waits at the end for what the others have left to say
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02  # seconds between two looks into the store
-_NOT_STARTED = "torch.distributed was not initialised when watching began"
+_NOT_STARTED = "torch.distributed was not initialised"
 
-_meetings = 0  # runs watched in this process so far: each has its own keys in the store
+_meetings: dict[str, int] = {}  # runs of each kind in this process so far: each has its own keys in the store
 
 
 class RankGroup:
@@ -118,6 +118,35 @@ class RankGroup:
             self.give_up(f"{type(error).__name__}: {error}")
         return said
 
+    # ------------------------------------------------------------- in lockstep
+
+    def everyone(self, said: Any) -> list[Any]:
+        """What all ranks say, on every rank. All call it at the same point; raises what gloo raises when one does not come."""
+        heard: list[Any] = [None] * self.count
+        dist.all_gather_object(heard, said, group=self._group)
+        return heard
+
+    def wait_for_lead(self) -> Any:
+        """The other ranks: what rank 0 leaves for them when it is done, however long that takes."""
+        self._store.wait(["lead"], LONGEST)
+        return pickle.loads(self._store.get("lead"))
+
+    def leave_for_others(self, said: Any) -> None:
+        """Rank 0 is done."""
+        self._store.set("lead", pickle.dumps(said))
+
+    def fail(self, why: str) -> None:
+        """This rank raised an error: the others cannot go on without it."""
+        with contextlib.suppress(Exception):
+            self._store.compare_set("failed", "", f"rank {self.rank}: {why}")
+
+    def failure(self) -> str:
+        """Which rank raised what; "" where none is known to have."""
+        with contextlib.suppress(Exception):
+            if self._store.check(["failed"]):
+                return self._store.get("failed").decode()
+        return ""
+
     # ----------------------------------------------------------------- stopping
 
     def call_stop(self, finding: Any) -> None:
@@ -161,19 +190,20 @@ class RankGroup:
         return {rank: pickle.loads(self._store.get(key)) for rank, key in others.items() if self._store.check([key])}
 
 
-def join() -> RankGroup | None:
-    """The ranks of this training, once all have come; None when there is one process. Of ranks that do not come, `why` says so."""
-    global _meetings
+def join(run: str = "watch") -> RankGroup | None:
+    """The ranks of this training, once all have come; None when there is one process. Of ranks that do not come, `why` says so.
+
+    `run`: the kind of what they come for.
+    """
     if dist.is_available() and dist.is_initialized():
         if dist.get_world_size() < 2:
             return None
-        _meetings += 1
-        ranks = RankGroup(dist.get_rank(), dist.get_world_size(), distributed_c10d.PrefixStore(f"gradcheck/{_meetings}", _store()))
+        from torch.distributed.distributed_c10d import PrefixStore, _get_default_store  # builds without it lack the names
+
+        _meetings[run] = _meetings.get(run, 0) + 1
+        prefix = f"gradcheck/{run}/{_meetings[run]}"
+        ranks = RankGroup(dist.get_rank(), dist.get_world_size(), PrefixStore(prefix, _get_default_store()))
         ranks._open()
         return ranks
     rank, count = launched()
     return RankGroup(rank, count, why=_NOT_STARTED) if count > 1 else None
-
-
-def _store() -> Any:
-    return distributed_c10d._get_default_store()

@@ -1,0 +1,43 @@
+"""What a script that several processes run is kept from, and noted of it: its process groups stay until it has been measured."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from gradcheck.instrument.patches import Patches
+from gradcheck.rank import launched
+from gradcheck.workload.sharding import noting_shards
+
+
+@contextmanager
+def ranks_kept() -> Iterator[None]:
+    """Nothing happens to a script of one process."""
+    if launched()[1] < 2 or not dist.is_available():
+        yield
+        return
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+    patches, ended = Patches(), list[tuple[Any, ...]]()
+    with noting_shards() as groups:
+
+        def noted(make: Callable[..., None]) -> Callable[..., None]:
+            def made(self: Any, *args: Any, **kwargs: Any) -> None:
+                make(self, *args, **kwargs)
+                groups.append(self)
+
+            return made
+
+        patches.wrap(FSDPParamGroup, "__init__", noted)
+        patches.wrap_everywhere(dist, {"destroy_process_group": lambda destroy: lambda *group: ended.append(group)})
+        try:
+            yield
+        finally:
+            patches.undo()
+            for group in ended:
+                with contextlib.suppress(Exception):  # the processes may end before
+                    dist.destroy_process_group(*group)

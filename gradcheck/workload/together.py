@@ -1,0 +1,65 @@
+"""The processes that scan one model together, where it is trained by several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gradcheck.errors import TargetError
+from gradcheck.workload.ranks import RankGroup, join
+from gradcheck.workload.sharding import is_sharded
+
+
+@contextmanager
+def ranks_of(model: Any) -> Iterator[RankGroup | None]:
+    """All ranks, where the model is trained by all of them, and they come; None for a model of this process.
+
+    An error of one ends it for all. Raises TargetError for shards that no process can put together.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    sharded = isinstance(inner, nn.Module) and is_sharded(inner)
+    if isinstance(inner, nn.Module) and any(type(m).__name__ == "FullyShardedDataParallel" for m in inner.modules()):
+        hint = "use fully_shard, or scan the model before it is wrapped; gradcheck.watch(model, optimizer) judges the training as it runs"
+        raise TargetError("FullyShardedDataParallel does not show which entries of the parameters a process has", hint=hint)
+    ranks = join("scan") if sharded or isinstance(inner, DistributedDataParallel) else None
+    if ranks is None or not ranks.joined:
+        if sharded:
+            why = ranks.why if ranks is not None else "torch.distributed is not initialised, or has one process"
+            hint = "call gradcheck.scan(...) on every rank, at the same point"
+            raise TargetError(f"the parameters are sharded over several processes, and these did not come together: {why}", hint=hint)
+        yield None
+        return
+    with _all_or_none(ranks):
+        yield ranks
+
+
+@contextmanager
+def ranks_of_script(*, failed: bool) -> Iterator[RankGroup | None]:
+    """The processes that have run the same script; None where it is one, or where they do not come together: one may have `failed`."""
+    ranks = join("script") if not failed else None
+    if ranks is None or not ranks.joined:
+        yield None
+        return
+    with _all_or_none(ranks):
+        yield ranks
+
+
+@contextmanager
+def _all_or_none(ranks: RankGroup) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        ranks.fail(str(error))
+        why = ranks.failure()  # of the first that failed: to the others its end looks like anything
+        if not why or str(error) in why or "ranks cannot" in str(error):
+            raise
+        raise TargetError(f"the ranks cannot go on together: {why}") from error
+    except BaseException as error:
+        ranks.fail(type(error).__name__)
+        raise
+    finally:
+        ranks.leave(None)
