@@ -96,7 +96,11 @@ def show(file: BaselineFile = None, config: Config = None, isolated: Isolated = 
         from gradcheck.report.baseline_file import read
         from gradcheck.report.formatting import clean
 
-        for entry in read(_place(settings_of(config, isolated), file)):
+        path = _place(settings_of(config, isolated), file)
+        every = read(path)
+        if not every:
+            print(clean(f"{path} lists no findings"))
+        for entry in every:
             value = "" if entry.value is None else f"  {entry.quantity} {number(entry.value)}"
             print(clean(f"{entry.target}: {entry.severity} {entry.key}{value}"))
 
