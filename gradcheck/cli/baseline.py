@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradcheck.cli.exit import FAILED, exits
+from gradcheck.cli.help import Command, Group
 from gradcheck.cli.options import (
     BaselineFile,
     Config,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 baseline = typer.Typer(
+    cls=Group,
     rich_markup_mode=None,
     no_args_is_help=True,
     help="The findings that a project knows and lives with: a run fails for new and worse ones.",
@@ -33,7 +35,7 @@ Runs = Annotated[
 ]
 
 
-@baseline.command()
+@baseline.command(cls=Command)
 def create(runs: Runs = None, file: BaselineFile = None, config: Config = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
     """Write a baseline of what is found now. Refuses when there is one."""
     with exits():
@@ -51,7 +53,7 @@ def create(runs: Runs = None, file: BaselineFile = None, config: Config = None, 
         print(f"{path}: {_counted(len(known))}")
 
 
-@baseline.command()
+@baseline.command(cls=Command)
 def update(runs: Runs = None, file: BaselineFile = None, config: Config = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
     """Bring the entries of the scanned targets up to date: new findings, new values, stale ones removed."""
     with exits():
@@ -68,7 +70,7 @@ def update(runs: Runs = None, file: BaselineFile = None, config: Config = None, 
         print(f"{path}: {_counted(len(new))}, {_counted(len(old))} before")
 
 
-@baseline.command()
+@baseline.command(cls=Command)
 def prune(runs: Runs = None, file: BaselineFile = None, config: Config = None, isolated: Isolated = False, quiet: Quiet = False) -> None:
     """Remove the entries whose findings are gone. Without TARGET also those of targets that are no longer configured."""
     with exits():
@@ -88,7 +90,7 @@ def prune(runs: Runs = None, file: BaselineFile = None, config: Config = None, i
         print(f"{path}: {len(old) - len(new)} removed, {_counted(len(new))} left")
 
 
-@baseline.command()
+@baseline.command(cls=Command)
 def show(file: BaselineFile = None, config: Config = None, isolated: Isolated = False) -> None:
     """List the entries. Nothing is scanned."""
     with exits():
@@ -96,7 +98,11 @@ def show(file: BaselineFile = None, config: Config = None, isolated: Isolated = 
         from gradcheck.report.baseline_file import read
         from gradcheck.report.formatting import clean
 
-        for entry in read(_place(settings_of(config, isolated), file)):
+        path = _place(settings_of(config, isolated), file)
+        every = read(path)
+        if not every:
+            print(clean(f"{path} lists no findings"))
+        for entry in every:
             value = "" if entry.value is None else f"  {entry.quantity} {number(entry.value)}"
             print(clean(f"{entry.target}: {entry.severity} {entry.key}{value}"))
 

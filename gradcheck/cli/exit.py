@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,8 @@ def exits(color: str = "auto") -> Iterator[None]:
         elif isinstance(e, RecursionError) and sys.getrecursionlimit() < USUAL_DEPTH:
             complain(f"error: the code that is run has set the recursion limit to {sys.getrecursionlimit()}, which is too little for torch")
             complain("help: leave it as it is, or raise it")
+        elif isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            say(GradcheckError("there is no space left for what is written", hint="make room, or write elsewhere"), color)
         elif isinstance(e, ModuleNotFoundError) and e.name == "torch":
             hint = "run gradcheck with the Python that has it: python -m pip install gradcheck there, then python -m gradcheck"
             say(GradcheckError(f"there is no PyTorch in {sys.executable}", hint=hint), color)

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from gradcheck import interrupts
 from gradcheck.cli.exit import FAILED, complain
-from gradcheck.cli.processes import die_with_parent, end_tree, leave_forks, place_in, place_of
+from gradcheck.cli.processes import deepen_stack, die_with_parent, end_tree, leave_forks, place_in, place_of
 
 COMMANDS = ("scan", "fix", "trial", "baseline")
 # What a command may take beyond its budget, before it is ended: seconds, and times the budget. Loading and the least that is measured
@@ -73,6 +73,7 @@ def _run(command: Callable[[], None], parent: int, telling: int, showing: int) -
     global _telling
     _telling = telling, os.fstat(telling).st_ino
     die_with_parent(parent)
+    deepen_stack()
     leave_forks(_forget)
     if _WHERE:
         import faulthandler

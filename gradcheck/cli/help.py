@@ -115,12 +115,28 @@ class Command(typer.core.TyperCommand):
             name = getattr(error, "option_name", None)
             if name is not None and type(error).__name__ == "NoSuchOption":
                 self._no_option(ctx, name)
+            refuse(ctx, error)
             raise
 
     def _no_option(self, ctx: Any, name: str) -> None:
         near = closest(name, [o for p in self.get_params(ctx) for o in (*p.opts, *p.secondary_opts) if o.startswith("--")])
         hint = OPTIONS.get(name) or (f"did you mean {near}?" if near else f"gradcheck {ctx.info_name} --help lists them")
         give_up(f"No such option: {name}", hint)
+
+
+def _path(ctx: Any) -> list[str]:
+    """`gradcheck baseline show`, word by word."""
+    return [*_path(ctx.parent), ctx.info_name] if ctx.parent is not None else ["gradcheck"]
+
+
+def refuse(ctx: Any, error: Any) -> None:
+    """Ends with one line and the next step where the words do not fit; returns for any other error."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "UsageError" not in kinds or "NoArgsIsHelpError" in kinds:
+        return
+    near = [o for o in getattr(error, "possibilities", None) or () if o.startswith("--")]
+    hint = f"did you mean {near[0]}?" if near else shlex.join([*_path(ctx), "--help"])
+    give_up(error.format_message().rstrip("."), hint)
 
 
 class TakesArguments(Command):
@@ -135,6 +151,13 @@ class TakesArguments(Command):
 
 class Group(typer.core.TyperGroup):
     """All commands. A word that is none of them is answered with the command that does what it asks for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            refuse(ctx, error)
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word, rest = args[0], args[1:]
@@ -152,15 +175,17 @@ class Group(typer.core.TyperGroup):
         sys.exit(0)
 
     def _no_command(self, ctx: Any, word: str, rest: Sequence[str]) -> None:
-        if word in COMMANDS:
-            give_up(f"there is no command {word!r}", shlex.join(["gradcheck", COMMANDS[word], *(rest or ["TARGET"])]))
+        if word in COMMANDS and ctx.parent is None:
+            what = rest or ["NAME" if COMMANDS[word] == "rule" else "TARGET"]
+            give_up(f"there is no command {word!r}", shlex.join(["gradcheck", COMMANDS[word], *what]))
         if word.endswith(".json"):
             give_up(f"{word!r} is not a command", shlex.join(["gradcheck", "report", word, *rest]))
-        if _names_a_target(word):
+        if _names_a_target(word) and ctx.parent is None:
             words = ["--", word, *rest] if _starts_a_program(word) and ".py" not in word else [word, *rest]
             give_up(f"{word!r} is not a command", shlex.join(["gradcheck", "scan", *words]))
-        near = closest(word, self.list_commands(ctx))
-        give_up(f"there is no command {word!r}", f"did you mean gradcheck {near}?" if near else "gradcheck --help lists the commands")
+        near, path = closest(word, self.list_commands(ctx)), _path(ctx)
+        hint = f"did you mean {shlex.join([*path, near])}?" if near else f"{shlex.join(path)} --help lists the commands"
+        give_up(f"there is no command {word!r}", hint)
 
 
 def _row(record: tuple[str, str]) -> tuple[str, str]:

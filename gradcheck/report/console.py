@@ -83,7 +83,7 @@ def show(
         page.profile(show_all)
     page.tail(written)
     for line in page.lines:
-        console.print(line)
+        console.print(line if line.plain.isprintable() else Text(clean(line.plain), line.style))
 
 
 class _Page:

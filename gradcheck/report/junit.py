@@ -22,6 +22,9 @@ def render(reports: Sequence[Report], view: View) -> str:
     suites = [_suite(report, failing, view.allow_partial) for report in reports]
     root = xml.Element("testsuites", {"name": "gradcheck", **_sums(suites), "time": f"{sum(r.seconds for r in reports):.3f}"})
     root.extend(suites)
+    for element in root.iter():  # XML holds no control characters
+        element.attrib = {name: clean(value) for name, value in element.attrib.items()}
+        element.text = "\n".join(map(clean, element.text.split("\n"))) if element.text else None
     xml.indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{xml.tostring(root, encoding="unicode")}\n'
 

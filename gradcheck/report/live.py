@@ -41,6 +41,7 @@ def finding_line(finding: LiveFinding) -> str:
 
 def board(frame: Frame | None, title: str, width: int, partial: str = "") -> RenderableType:
     """`partial`: what the program has written of a line that is not complete yet."""
+    title = clean(title)
     above = [Text.from_ansi(partial, no_wrap=True, overflow="crop")] if partial.strip() else []
     if frame is None:
         return Group(*above, Text(f"gradcheck: {title}: waiting for the first steps", style="dim", no_wrap=True, overflow="ellipsis"))

@@ -49,6 +49,14 @@ def gradcheck(tmp_path, monkeypatch, capsys):
         ("watch --every 100 train.py", "gradcheck watch --every 100 -- train.py"),
         ("scna model.py", "did you mean gradcheck scan?"),
         ("quux", "gradcheck --help"),
+        ("--fix model.py", "gradcheck --help"),
+        ("rule", "gradcheck rule --help"),
+        ("explain", "gradcheck rule NAME"),
+        ("diff run.json", "gradcheck diff --help"),
+        ("rules vanishing", "gradcheck rules --help"),
+        ("scan --steps x model.py", "gradcheck scan --help"),
+        ("baseline creat", "did you mean gradcheck baseline create?"),
+        ("baseline show x", "gradcheck baseline show --help"),
     ],
 )
 def test_a_wrong_word_is_answered_with_the_command_that_does_it(words, next_step, gradcheck):

@@ -133,3 +133,17 @@ def gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the stack of a running process grows")
+def test_a_long_chain_of_operations_is_freed(tmp_path: Path) -> None:
+    """torch frees the nodes that Python has seen recursively: 25,000 layers overflow 8 MB."""
+    user = (
+        "import torch\n"
+        "    x = torch.zeros(1, requires_grad=True)\n"
+        "    for _ in range(60_000):\n        x = x * 1.0\n"
+        "    node = x.grad_fn\n"
+        "    while node is not None:\n        node = node.next_functions[0][0] if node.next_functions else None\n"
+        "    del x"
+    )
+    assert ended(started(tmp_path, user)) == (0, "verdict\n", "")

@@ -210,6 +210,7 @@ def test_a_full_disk_behind_stdout(format: str, tmp_path: Path) -> None:
     [
         ("$GRADCHECK report run.json >&-", 2),
         ("$GRADCHECK report run.json >/dev/full 2>/dev/full", 2),
+        ("$GRADCHECK rules >/dev/full", 2),
         ("$GRADCHECK report run.json 2>&- >/dev/null", 0),
         ("mkdir gone && cd gone && rmdir ../gone && $GRADCHECK report ../run.json", 2),
         ("COLUMNS=0 $GRADCHECK report run.json --allow-partial | grep -q rule", 0),

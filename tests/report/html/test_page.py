@@ -7,6 +7,7 @@ import json
 import re
 import time
 from base64 import b64encode
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -138,12 +139,12 @@ CLOSED = {"kind", "severity", "status", "comparison", "applicability", "ended", 
 CLOSED |= {"findings", "cured", "new", "left", "snippets", "used_by", "lack", ("interactions", "verdict"), ("searched", "state")}
 
 
-def rewritten(report: Report, word: str, folder: Path) -> Report:
-    """The report with every free string replaced by `word` and a number of its own."""
+def rewritten(report: Report, word: str, folder: Path, kept: Collection[str] = ()) -> Report:
+    """The report with every free string replaced by `word` and a number of its own, but those of the keys in `kept`."""
     numbers: dict[str, int] = {}
 
     def other(value, key="", above=""):
-        if key in CLOSED or (above, key) in CLOSED or value in ("NaN", "Infinity", "-Infinity", ""):
+        if key in CLOSED or key in kept or (above, key) in CLOSED or value in ("NaN", "Infinity", "-Infinity", ""):
             return value
         if isinstance(value, dict):
             return {k: other(v, k, key) for k, v in value.items()}
