@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 
 from gradcheck.bisect.fingerprints import fingerprint, rows
 from gradcheck.bisect.recording import LARGEST, Event, Kind, LayerFacts, Recording
-from gradcheck.instrument.activation_recorder import tensors_in
 from gradcheck.instrument.loop_events import LoopListener
 from gradcheck.instrument.loop_hooks import LoopHooks
 from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.live.models import living_modules, living_optimizers, unwrapped
 from gradcheck.workload.source_sites import display_path, record_sites
+from gradcheck.workload.tensors import tensors_in
 
 SAMPLES = 1024  # of a batch, that are told from each other
 

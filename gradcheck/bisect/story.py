@@ -161,8 +161,10 @@ def _steps(found: Comparison) -> list[StepDistances]:
         if group is not None and pair.distance is not None:
             most[pair.step, group] = max(most.get((pair.step, group), 0.0), pair.distance)
     steps = dict.fromkeys(p.step for p in found.pairs)
-    groups = ("activations", "gradients", "updates")
-    return [StepDistances(t, *(most.get((t, g)) for g in groups), found.noise.get(t)) for t in steps]
+    return [
+        StepDistances(t, most.get((t, "activations")), most.get((t, "gradients")), most.get((t, "updates")), found.noise.get(t))
+        for t in steps
+    ]
 
 
 def _notes(found: Comparison, a: Side, b: Side, orders: Orders) -> list[str]:
