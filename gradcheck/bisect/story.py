@@ -161,10 +161,8 @@ def _steps(found: Comparison) -> list[StepDistances]:
         if group is not None and pair.distance is not None:
             most[pair.step, group] = max(most.get((pair.step, group), 0.0), pair.distance)
     steps = dict.fromkeys(p.step for p in found.pairs)
-    return [
-        StepDistances(t, most.get((t, "activations")), most.get((t, "gradients")), most.get((t, "updates")), found.noise.get(t))
-        for t in steps
-    ]
+    at = most.get
+    return [StepDistances(t, at((t, "activations")), at((t, "gradients")), at((t, "updates")), found.noise.get(t)) for t in steps]
 
 
 def _notes(found: Comparison, a: Side, b: Side, orders: Orders) -> list[str]:
