@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +15,9 @@ NORMAL = 1.4826  # standard deviation of normal numbers over their median distan
 FEWEST = 20  # points before one that can be called a spike
 WINDOW = 50  # points that tell the level and the noise around a point
 WIDTH = 3  # points in a row that make a spike
+STRETCH = 10  # points in a row whose median is a level of its own: noise hides no shift of it
+SUDDEN = 0.5  # of a shift, over the stretch right before: a steady rise has a third there
+OF_MEDIAN = 1.25  # standard error of a median, over that of a mean of normal numbers
 CLEAR = 3.0  # standard deviations above a level that no longer belong to it
 ENDS = 0.1  # of a curve, at either end, that is its level there
 
@@ -28,12 +31,18 @@ class Spike:
     level: float  # before it
     score: float  # distance from the level, in standard deviations of the points before it
     back: float | None  # step at which the curve is near that level again; None: it does not come back
+    lasts: bool = False  # STRETCH points or more
 
 
 def noise(values: Sequence[float]) -> float:
     """Standard deviation of the values around their own course, by the differences of neighbours: a slope does not count."""
     steps = [abs(b - a) for a, b in pairwise(values)]
     return NORMAL * median(steps) / math.sqrt(2) if steps else 0.0
+
+
+def level_error(values: Sequence[float]) -> float:
+    """Standard error of a level, which is a median over a tenth of the curve."""
+    return OF_MEDIAN * noise(values) / math.sqrt(max(1, round(ENDS * len(values))))
 
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
@@ -83,10 +92,12 @@ class Level:
 
 
 def spikes(curve: Curve, least: float, reach: float) -> list[Spike]:
-    """Values more than `least` standard deviations above the level before them, and `reach` times as far above it as any of those.
+    """Values more than `least` standard deviations above the level before them, and `reach` times as far above it as any of those; or
+    stretches of STRETCH values whose median is, by its standard error, so far above, and above the medians of the stretches before.
 
     Neighbouring ones are one spike. A single value is a bad sample or heavy-tailed noise, not a spike. `curve`: finite.
     """
+<<<<<<< HEAD
     values, before = curve.values, Level()
     found: list[Spike] = []
     index = 0
@@ -102,8 +113,47 @@ def spikes(curve: Curve, least: float, reach: float) -> list[Spike]:
                 index = back if back is not None else len(values)
                 continue
         before.add(value)
+=======
+    values, recent = curve.values, list[float]()
+    found: list[Spike] = []
+    index = 0
+    while index < len(values):
+        score, level, size = _jump(values, index, recent, least, reach) if len(recent) >= FEWEST else (0.0, 0.0, 0.0)
+        if score:
+            back = _back(curve, index, level + CLEAR * size)
+            end = back if back is not None else len(values)
+            place = None if back is None else curve.steps[back]
+            found.append(Spike(curve.steps[index], max(values[index : index + WIDTH]), level, score, place, end - index >= STRETCH))
+            index = end
+            continue
+        recent.append(values[index])
+        if len(recent) > WINDOW:
+            del recent[0]
+>>>>>>> c28b2bf (Logs: bad shards and slow divergence are seen through noise)
         index += 1
     return found
+
+
+def _jump(values: Sequence[float], index: int, recent: Sequence[float], least: float, reach: float) -> tuple[float, float, float]:
+    """Score of the jump at a point, 0 for none; the level of the points before, and their standard deviation."""
+    value, highest = values[index], max(recent)
+    level = sorted(recent)[len(recent) // 2]
+    few, ahead = values[index : index + WIDTH], values[index : index + STRETCH]
+    if len(few) < WIDTH or min(few) <= level:
+        return 0.0, level, 0.0
+    size = max(NORMAL * median(abs(v - level) for v in recent), noise(recent))
+    above = value - level
+    if size <= 0:
+        return 0.0, level, size
+    if above > least * size and above > reach * (highest - level) and min(few) > level + CLEAR * size:
+        return above / size, level, size
+    shift = median(ahead) - level
+    score = shift / size * math.sqrt(STRETCH) / OF_MEDIAN
+    sudden = median(ahead) - median(recent[-STRETCH:])
+    if len(ahead) < STRETCH or score <= least or sudden < SUDDEN * shift:
+        return 0.0, level, size
+    before = max(median(recent[i : i + STRETCH]) for i in range(len(recent) - STRETCH + 1))
+    return (score if shift > reach * (before - level) else 0.0), level, size
 
 
 def _back(curve: Curve, index: int, level: float) -> int | None:
