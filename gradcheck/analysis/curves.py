@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -91,69 +91,48 @@ class Level:
         return value - level > reach * (self._ordered[-1] - level)
 
 
-def spikes(curve: Curve, least: float, reach: float) -> list[Spike]:
-    """Values more than `least` standard deviations above the level before them, and `reach` times as far above it as any of those; or
-    stretches of STRETCH values whose median is, by its standard error, so far above, and above the medians of the stretches before.
+def spikes(curve: Curve, least: float, reach: float, stretches: bool = False) -> list[Spike]:
+    """Values more than `least` standard deviations above the level before them, and `reach` times as far above it as any of those.
 
-    Neighbouring ones are one spike. A single value is a bad sample or heavy-tailed noise, not a spike. `curve`: finite.
+    `stretches`: also STRETCH values whose median is, by its standard error, so far above, and above the medians before. Neighbouring
+    ones are one spike. A single value is a bad sample or heavy-tailed noise, not a spike. `curve`: finite.
     """
-<<<<<<< HEAD
     values, before = curve.values, Level()
     found: list[Spike] = []
     index = 0
     while index < len(values):
-        value = values[index]
-        if len(before.recent) >= FEWEST and before.left_behind(value, reach):
-            level, size = before.value, before.size
-            lasts = min(values[index : index + WIDTH]) > level + CLEAR * size and index + WIDTH <= len(values)
-            if size > 0 and value - level > least * size and lasts:
-                back = _back(curve, index, level + CLEAR * size)
-                score = (value - level) / size
-                found.append(Spike(curve.steps[index], value, level, score, curve.steps[back] if back is not None else None))
-                index = back if back is not None else len(values)
-                continue
-        before.add(value)
-=======
-    values, recent = curve.values, list[float]()
-    found: list[Spike] = []
-    index = 0
-    while index < len(values):
-        score, level, size = _jump(values, index, recent, least, reach) if len(recent) >= FEWEST else (0.0, 0.0, 0.0)
+        score = _jump(values, index, before, least, reach, stretches) if len(before.recent) >= FEWEST else 0.0
         if score:
-            back = _back(curve, index, level + CLEAR * size)
-            end = back if back is not None else len(values)
-            place = None if back is None else curve.steps[back]
-            found.append(Spike(curve.steps[index], max(values[index : index + WIDTH]), level, score, place, end - index >= STRETCH))
+            back = _back(curve, index, before.value + CLEAR * before.size)
+            end, place = (back, curve.steps[back]) if back is not None else (len(values), None)
+            highest = max(values[index : index + WIDTH])
+            found.append(Spike(curve.steps[index], highest, before.value, score, place, stretches and end - index >= STRETCH))
             index = end
             continue
-        recent.append(values[index])
-        if len(recent) > WINDOW:
-            del recent[0]
->>>>>>> c28b2bf (Logs: bad shards and slow divergence are seen through noise)
+        before.add(values[index])
         index += 1
     return found
 
 
-def _jump(values: Sequence[float], index: int, recent: Sequence[float], least: float, reach: float) -> tuple[float, float, float]:
-    """Score of the jump at a point, 0 for none; the level of the points before, and their standard deviation."""
-    value, highest = values[index], max(recent)
-    level = sorted(recent)[len(recent) // 2]
-    few, ahead = values[index : index + WIDTH], values[index : index + STRETCH]
-    if len(few) < WIDTH or min(few) <= level:
-        return 0.0, level, 0.0
-    size = max(NORMAL * median(abs(v - level) for v in recent), noise(recent))
-    above = value - level
+def _jump(values: Sequence[float], index: int, before: Level, least: float, reach: float, stretches: bool) -> float:
+    """Score of the jump at a point, 0 for none."""
+    value, few, level = values[index], values[index : index + WIDTH], before.value
+    if len(few) < WIDTH or min(few) <= level or not (stretches or before.left_behind(value, reach)):
+        return 0.0
+    size = before.size
     if size <= 0:
-        return 0.0, level, size
-    if above > least * size and above > reach * (highest - level) and min(few) > level + CLEAR * size:
-        return above / size, level, size
-    shift = median(ahead) - level
+        return 0.0
+    if value - level > least * size and before.left_behind(value, reach) and min(few) > level + CLEAR * size:
+        return (value - level) / size
+    ahead = values[index : index + STRETCH]
+    if not stretches or len(ahead) < STRETCH:
+        return 0.0
+    shift, sudden = median(ahead) - level, median(ahead) - median(before.recent[-STRETCH:])
     score = shift / size * math.sqrt(STRETCH) / OF_MEDIAN
-    sudden = median(ahead) - median(recent[-STRETCH:])
-    if len(ahead) < STRETCH or score <= least or sudden < SUDDEN * shift:
-        return 0.0, level, size
-    before = max(median(recent[i : i + STRETCH]) for i in range(len(recent) - STRETCH + 1))
-    return (score if shift > reach * (before - level) else 0.0), level, size
+    if score <= least or sudden < SUDDEN * shift:
+        return 0.0
+    highest = max(median(before.recent[i : i + STRETCH]) for i in range(len(before.recent) - STRETCH + 1))
+    return score if shift > reach * (highest - level) else 0.0
 
 
 def _back(curve: Curve, index: int, level: float) -> int | None:

@@ -50,8 +50,9 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
-    a warning, as are more than `count` (3) that do, and one that lasts and goes `lost` (50 %) of the way back to the first level: a bad
-    shard of the data looks so. Others are advice. Where the rate rises to `faster` (1.5) times what it was, the schedule is the reason.
+    a warning, as are more than `count` (3) that do, and, in the log of a finished run, one that lasts and goes `lost` (50 %) of the way back
+    to the first level: a bad shard of the data looks so. Others are advice. Where the rate rises to `faster` (1.5) times what it was, the
+    schedule is the reason.
 
     ## When to ignore it
     When the data change at that step on purpose.
@@ -79,7 +80,7 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     curve = log.loss.finite
     if len(curve.values) <= FEWEST:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
-    every = [s for s in spikes(curve, limits["score"], limits["reach"]) if not _faster(m.log, s, limits["faster"])]
+    every = [s for s in spikes(curve, limits["score"], limits["reach"], m.log is not None) if not _faster(log, s, limits["faster"])]
     if not every:
         return []
     stays = [s for s in every if s.back is None]
@@ -92,13 +93,8 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     unit = "errors" if worst.lasts else "deviations"
     message = (
         f"the loss ({curve.name}) jumps from {number(worst.level)} to {number(worst.value)} at {at_step(worst.step)}, "
-<<<<<<< HEAD
-        f"{number(worst.score)} standard deviations above the values before (limit {number(limits['score'])}), {after}{others}"
-        f"{_norm_before(log, worst)}"
-=======
         f"{number(worst.score)} standard {unit} above the values before (limit {number(limits['score'])}), {after}{others}"
-        f"{_norm_before(m.log, worst)}"
->>>>>>> c28b2bf (Logs: bad shards and slow divergence are seen through noise)
+        f"{_norm_before(log, worst)}"
     )
     evidence = (Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations"),)
     remedies = (look(m, f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}"),)
