@@ -50,8 +50,8 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
-    a warning, as are more than `count` (3) that do, and, in the log of a finished run, one that lasts and goes `lost` (50 %) of the way back
-    to the first level: a bad shard of the data looks so. Others are advice. Where the rate rises to `faster` (1.5) times what it was, the
+    a warning, as are more than `count` (3) that do, and, in the log of a finished run, one that lasts and goes `lost` (50 %) of the way
+    back to the first level: a bad shard of the data looks so. Others are advice. Where the rate rises to `faster` (1.5) times what it was, the
     schedule is the reason.
 
     ## When to ignore it
