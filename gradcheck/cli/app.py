@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradcheck.cli import baseline, diff, fix, init, report, rules, scan, servers, start, trial, watch
+from gradcheck.cli import baseline, bisect, diff, fix, init, report, rules, scan, servers, start, trial, watch
 from gradcheck.cli.exit import version
 from gradcheck.cli.help import SETTINGS, Command, Group, TakesArguments
 
@@ -33,6 +33,7 @@ app.command(cls=TakesArguments, short_help="Follow a training program to its end
 app.command(cls=TakesArguments, short_help="Compare remedies in paired trainings", epilog=trial.EPILOG)(trial.trial)
 app.command(cls=Command, short_help="Show a saved run again, in any format")(report.report)
 app.command(cls=Command, short_help="Compare two saved runs")(diff.diff)
+app.command(cls=Command, short_help="Find where two runs of one training part", epilog=bisect.EPILOG)(bisect.bisect)
 app.command(cls=Command, short_help="Explain a rule")(rules.rule)
 app.command("rules", cls=Command, short_help="List the rules")(rules.list_rules)
 app.add_typer(baseline.baseline, name="baseline", short_help="Keep findings that are known")

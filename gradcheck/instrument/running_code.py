@@ -15,7 +15,7 @@ from gradcheck.workload.assignments import first_assignment
 from gradcheck.workload.source_sites import location_of_frame
 
 _NAMED_FRAMES = 30  # how far up the stack variables are looked for
-_RECORDING = ("gradcheck.capture", "gradcheck.instrument", "gradcheck.live")
+_RECORDING = ("gradcheck.bisect", "gradcheck.capture", "gradcheck.instrument", "gradcheck.live")
 
 
 def outside() -> FrameType | None:

@@ -39,7 +39,7 @@ def main() -> None:
         interrupts.as_usual()
         orphan.prepare()
         try:
-            _run(order["kind"], order["what"], order["arguments"])
+            run_program(order["kind"], order["what"], order["arguments"])
         except BaseException as caught:
             error = caught
         if order.get("launched"):
@@ -53,7 +53,7 @@ def _end(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
-def _run(kind: Kind, what: str, arguments: list[str]) -> None:
+def run_program(kind: Kind, what: str, arguments: list[str]) -> None:
     module = types.ModuleType("__main__")  # for good: what the program pickles, or registers for its exit, looks for its names here
     home = str(Path(what).resolve().parent) if kind == "script" else os.getcwd()
     for code in start(kind, what, arguments, module, home):

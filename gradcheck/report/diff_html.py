@@ -41,6 +41,12 @@ summary{cursor:pointer}
 
 def page(differences: Sequence[TargetDiff], tolerance: float) -> str:
     """The document."""
+    parts = [*(_target(d) for d in differences), tag("p", method(tolerance), class_="soft")]
+    return document("gradcheck: base against head", f"gradcheck diff: {', '.join(d.target for d in differences)}", parts)
+
+
+def document(heading: str, title: str, parts: Sequence[Markup]) -> str:
+    """A page of tables."""
     style = Markup(variables() + STYLE)
     policy = (
         f"default-src 'none'; style-src 'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'; base-uri 'none'; form-action 'none'"
@@ -50,12 +56,10 @@ def page(differences: Sequence[TargetDiff], tolerance: float) -> str:
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"gradcheck diff: {', '.join(d.target for d in differences)}"),
+        tag("title", title),
         tag("style", style),
     )
-    main = tag(
-        "main", tag("h1", "gradcheck: base against head"), [_target(d) for d in differences], tag("p", method(tolerance), class_="soft")
-    )
+    main = tag("main", tag("h1", heading), parts)
     return f"<!doctype html>\n{tag('html', head, tag('body', main), lang='en')}\n"
 
 

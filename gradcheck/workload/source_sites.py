@@ -37,7 +37,7 @@ _RECORDING = tuple(
     ).split()
 )
 _TAPS = (
-    *(_GRADCHECK + folder + os.sep for folder in ("instrument", "measure", "live")),
+    *(_GRADCHECK + folder + os.sep for folder in ("bisect", "instrument", "measure", "live")),
     *(f"{_GRADCHECK}training{os.sep}{name}.py" for name in ("trainer", "clip")),
     *(f"{_GRADCHECK}workload{os.sep}{name}.py" for name in ("training_copy", "few_samples")),
     *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in _RECORDING),

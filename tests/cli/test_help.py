@@ -74,7 +74,7 @@ def test_the_version(words, gradcheck):
 def test_the_help_lists_the_commands_in_order_of_use(words, gradcheck):
     code, out, _ = gradcheck(words)
     listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.startswith("  ")]
-    assert code == 0 and listed[:8] == ["scan", "fix", "watch", "trial", "report", "diff", "rule", "rules"]
+    assert code == 0 and listed[:9] == ["scan", "fix", "watch", "trial", "report", "diff", "bisect", "rule", "rules"]
     assert "..." not in out.partition("Commands:")[2]
 
 
@@ -102,5 +102,7 @@ def test_every_option_has_its_place():
         "run",
         "base",
         "head",
+        "a",
+        "b",
     }
     assert options <= grouped

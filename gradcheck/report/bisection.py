@@ -1,0 +1,73 @@
+"""A bisection as text and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from gradcheck.analysis.wording import number
+from gradcheck.report.formatting import clean
+from gradcheck.types.bisection import Bisection, Parting, StepDistances
+
+SIGNS = {"equal": "=", "within-noise": "≈", "parted": "≠", "not-comparable": "?"}
+COLUMNS = ("step", "activations", "gradients", "updates", "A again")
+SHOWN_STEPS = 10
+
+
+def text(found: Bisection) -> str:
+    """The headline, what explains it, the first partings, and the distances step by step."""
+    lines = [f"A: {found.a}", f"B: {found.b}", "", f"{SIGNS[found.verdict]} {found.headline}", *(f"  {c}" for c in found.causes)]
+    lines += ["", f"{found.noise}. {found.parted} of {found.compared} events differ by more."]
+    if found.partings:
+        rows = [("step", "what", "layer or tensor", "distance", "limit"), *(row(p) for p in found.partings)]
+        lines += ["", *_table(rows)]
+        more = found.parted - len(found.partings)
+        lines += [f"and {more} more"] if more > 0 else []
+    if found.verdict != "equal" and found.steps:
+        lines += ["", "Largest relative distance:", *_table([COLUMNS, *(step_row(s) for s in shown_steps(found))])]
+    lines += ["", *(f"note: {n}" for n in found.notes)] if found.notes else []
+    return "\n".join(clean(line) for line in lines) + "\n"
+
+
+def as_json(found: Bisection) -> str:
+    return json.dumps({"schema_version": 1, **_plain(asdict(found))}, indent=2) + "\n"
+
+
+def row(parting: Parting) -> tuple[str, ...]:
+    name = parting.a if parting.a in (parting.b, "") or parting.b in ("", "-") else f"{parting.a} = {parting.b}"
+    name = parting.b if parting.a == "-" else name
+    name = f"{name or '(model)'}{f' #{parting.call + 1}' if parting.call else ''}"
+    return str(parting.step), parting.kind, name, value(parting.distance), value(parting.limit)
+
+
+def step_row(step: StepDistances) -> tuple[str, ...]:
+    return str(step.step), *(value(v) for v in (step.activations, step.gradients, step.updates, step.noise))
+
+
+def shown_steps(found: Bisection) -> list[StepDistances]:
+    """The steps around the one at which they part, and the last."""
+    first = found.partings[0].step if found.partings else 0
+    kept = [s for s in found.steps if first - 1 <= s.step < first - 1 + SHOWN_STEPS]
+    return kept if found.steps[-1] in kept else [*kept[:-1], found.steps[-1]]
+
+
+def value(number_: float | None) -> str:
+    return "-" if number_ is None else number(number_)
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: these are strings, as in a saved run."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
