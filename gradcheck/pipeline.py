@@ -20,9 +20,11 @@ from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
 from gradcheck.loading.load import load
+from gradcheck.loading.outline import outline
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.measure.fitting import fitted
+from gradcheck.measure.initialization import initialization
 from gradcheck.measure.session import Plan, measure
 from gradcheck.rank import is_rank_zero
 from gradcheck.remedies.costs import with_costs
@@ -51,8 +53,19 @@ def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None 
     tick = progress or _silent
     tick("loading", 0.0)
     with untouched():
+        if spec.init_only:
+            return replace(_scan_outline(spec, settings), seconds=time.perf_counter() - started)
         report = scan_workload(load(spec), settings, _measuring(tick))
         return replace(report, seconds=time.perf_counter() - started)
+
+
+def _scan_outline(spec: TargetSpec, settings: Settings) -> Report:
+    """Of a model that no machine need hold: how it is built, and nothing that takes numbers."""
+    o, rules = outline(spec), chosen(settings)
+    known = {"optimizer_given": o.optimizer_given, "said": o.said, "files": o.files, "seed": spec.seed}
+    measurement = initialization(o.name, o.model, o.optimizer, o.draws, get_args(Need), **known)
+    findings, suppressed, states = judge([measurement], rules, settings)
+    return asserted(Report(measurement.target, findings, states, (measurement,), suppressed, 0.0, __version__), settings)
 
 
 def default_budget(model: nn.Module) -> float:

@@ -1,0 +1,61 @@
+"""What training a model takes of the memory, told before it runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+GB = 1e9
+# Tensors of a parameter's size that an optimizer keeps for it, where it has none yet; of others one is taken.
+_TWO = re.compile(r"adam|lamb|adan|yogi|adabelief", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `activations`: of all samples of a batch; None: not known."""
+
+    parameters: int
+    gradients: int
+    state: int
+    optimizer: str
+    activations: float | None = None
+
+    @property
+    def fixed(self) -> int:
+        """Whatever the batch."""
+        return self.parameters + self.gradients + self.state
+
+    @property
+    def text(self) -> str:
+        more = f", {gigabytes(self.activations)} of activations" if self.activations is not None else "; activations come on top"
+        whole = self.fixed + (self.activations or 0.0)
+        parts = f"{gigabytes(self.parameters)} of parameters, {gigabytes(self.gradients)} of gradients, "
+        return f"{gigabytes(whole)}: {parts}{gigabytes(self.state)} of state of {self.optimizer}{more}"
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / GB:.3g} GB"
+
+
+def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer, activations: float | None = None) -> Memory:
+    """Of one training of the model."""
+    trained = [p for p in model.parameters() if p.requires_grad and not nn.parameter.is_lazy(p)]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    return Memory(_bytes(model.parameters()), _bytes(trained), _state(optimizer, held), type(optimizer).__name__, activations)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if not nn.parameter.is_lazy(t))
+
+
+def _state(optimizer: torch.optim.Optimizer, held: list[torch.Tensor]) -> int:
+    kept = [t for state in optimizer.state.values() if isinstance(state, dict) for t in state.values() if isinstance(t, torch.Tensor)]
+    first: dict[str, Any] = optimizer.param_groups[0] if optimizer.param_groups else {}
+    name = type(optimizer).__name__
+    each = 2 if _TWO.search(name) else int(bool(first.get("momentum"))) if name == "SGD" else 1
+    return max(_bytes(kept), each * _bytes(held))
