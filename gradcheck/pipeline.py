@@ -22,13 +22,14 @@ from gradcheck.judge.select import chosen, needs
 from gradcheck.loading.load import load
 from gradcheck.loading.outline import outline
 from gradcheck.loading.spec import TargetSpec
+from gradcheck.measure.capacity import require_memory
 from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.measure.fitting import fitted
 from gradcheck.measure.initialization import initialization
 from gradcheck.measure.session import Plan, measure
 from gradcheck.rank import is_rank_zero
 from gradcheck.remedies.costs import with_costs
-from gradcheck.types.measurement import Measurement
+from gradcheck.types.measurement import Assumption, Measurement
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from gradcheck.version import __version__
@@ -151,9 +152,13 @@ def scan_workload(
         if seed and workload.rebuild is not None:
             workload = workload.rebuild(seed)
         began, tick = time.perf_counter(), progress or _silent
+        require_memory(workload)
         ensure_faithful(workload, seed)
         budget = settings.budget or default_budget(workload.model)
         cut = fitted(workload, budget, seed)
+        memory = require_memory(cut)
+        if settings.profile:
+            cut.assumptions = [*cut.assumptions, Assumption("memory", f"a training takes {memory.text}", given=True)]
         plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, time.perf_counter() - began)
         measured = measure(cut, plan, tick)
         measured = seen(measured) if seen is not None else measured

@@ -18,6 +18,7 @@ from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.workload.few_samples import few_samples
+from gradcheck.workload.memory import counting_saved
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import batch_size, tensors_of
@@ -70,7 +71,10 @@ def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
     rows = batch_size(workload.batches[0])
     if rows > FEW and sum(p.numel() for p in workload.model.parameters()) >= LARGE:
         part = replace(workload, batches=[few_samples(workload.batches[0], FEW)])
-        look = _look(copy, part, seed)
+        counts: list[int] = []
+        with counting_saved(copy.model, counts):
+            look = _look(copy, part, seed)
+        workload.sample_bytes = counts[0] / FEW
         workload.forward_seconds = part.forward_seconds * rows / FEW
         if look.loss is not None and workload.forward_seconds > LONG:
             return *_compared(copy, part, seed, look), False

@@ -288,6 +288,8 @@ class Session:
         if probe.ended == "raised":
             return CheckResults()
         plan = self.plan
+        self.copy.optimizer.zero_grad(set_to_none=True)  # the checks have copies of their own: of large models that is what memory is for
+        self.copy.optimizer.state.clear()
         context = self._context(max(self.started + plan.seconds, time.perf_counter() + CHECK_SHARE * plan.seconds), probe)
         done = registry.check(context, plan.needs, plan.fast, self.tick)
         late = more_time(plan.seconds)

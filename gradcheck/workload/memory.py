@@ -1,10 +1,12 @@
-"""What training a model takes of the memory, told before it runs."""
+"""What training a model takes of the memory, told before it runs, and what there is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,3 +61,49 @@ def _state(optimizer: torch.optim.Optimizer, held: list[torch.Tensor]) -> int:
     name = type(optimizer).__name__
     each = 2 if _TWO.search(name) else int(bool(first.get("momentum"))) if name == "SGD" else 1
     return max(_bytes(kept), each * _bytes(held))
+
+
+@contextmanager
+def counting_saved(model: nn.Module, counts: list[int]) -> Iterator[None]:
+    """Appends the bytes of what autograd keeps meanwhile for the backward pass, each storage once, without the model's own tensors."""
+    seen: dict[int, tuple[torch.UntypedStorage, int]] = {}
+    own = {_place(t) for t in (*model.parameters(), *model.buffers()) if _is_plain(t)}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if _is_plain(tensor) and _place(tensor) not in own:
+            before = seen.get(_place(tensor), (None, 0))[1]
+            seen[_place(tensor)] = tensor.untyped_storage(), before + tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+    counts.append(sum(min(storage.nbytes(), used) for storage, used in seen.values()))  # some are slices of what is there anyway
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device, or the CPU's memory, has left; None where that is not known."""
+    if device.type == "cpu":
+        return _free_of_host()
+    known = getattr(torch.get_device_module(device.type), "mem_get_info", None)
+    return int(known(device)[0]) if known is not None else None
+
+
+def _free_of_host() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):  # not on Linux
+        return None
+    try:  # a container may be given less
+        most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):
+        return free
+    return min(free, max(0, most - used))
