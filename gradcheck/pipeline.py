@@ -39,6 +39,7 @@ from gradcheck.workload.workload import Workload
 # Seconds a seed: a scan is something that one waits for.
 SCRIPT_PHASE = "the script's own steps"  # its key in `Measurement.seconds`
 SCRIPT_BUDGET = 9.0  # seconds for what is measured after the steps of a script, over all its trainings
+LARGE_SCRIPT_BUDGET, LARGE = 30.0, 50_000_000  # the same for models with more parameters: nine seconds are two of their steps
 LEAST_SHARE = 0.1  # of a budget that the user sets, for measuring, however long the script took to begin to train
 DEFAULT_BUDGET = 60.0
 SMALL_BUDGET = 30.0  # for models with fewer parameters than
@@ -71,7 +72,11 @@ def _scan_outline(spec: TargetSpec, settings: Settings) -> Report:
 
 def default_budget(model: nn.Module) -> float:
     """Seconds that measuring may take when the user sets no budget."""
-    return SMALL_BUDGET if sum(p.numel() for p in model.parameters()) < SMALL else DEFAULT_BUDGET
+    return SMALL_BUDGET if _size(model) < SMALL else DEFAULT_BUDGET
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> list[Report]:
@@ -88,7 +93,7 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         tick("reading what was recorded", 0.0)
         trainings = trainings_of(run, spec)
         spent = time.perf_counter() - began
-        seconds = _left(settings, spent) / len(trainings)
+        seconds = _left(settings, spent, max(_size(t.workload.model) if t.workload else 0 for t in trainings)) / len(trainings)
         before = spent if started is None else time.perf_counter() - started
         try:
             found = [scan_training(training, replace(settings, budget=seconds), _measuring(tick)) for training in trainings]
@@ -113,10 +118,10 @@ def _silent(phase: str, fraction: float) -> None:
     """Progress that nobody sees."""
 
 
-def _left(settings: Settings, spent: float) -> float:
-    """Seconds for measuring, after those that a script took for its own steps."""
+def _left(settings: Settings, spent: float, size: int) -> float:
+    """Seconds for measuring, after those that a script took for its own steps; `size`: of the largest model."""
     if settings.budget is None:
-        return SCRIPT_BUDGET
+        return LARGE_SCRIPT_BUDGET if size >= LARGE else SCRIPT_BUDGET
     return max(settings.budget - spent, LEAST_SHARE * settings.budget)
 
 

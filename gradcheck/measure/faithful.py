@@ -18,7 +18,7 @@ from gradcheck.instrument.graph_structure import upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.workload.few_samples import few_samples
-from gradcheck.workload.memory import counting_saved
+from gradcheck.workload.memory import counting_saved, free_memory, memory_of
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import batch_size, tensors_of
@@ -28,6 +28,7 @@ from gradcheck.workload.workload import Workload
 LARGE = 1_000_000  # parameters
 FEW = 2  # samples of a batch that models of this size are compared on, where the whole batch takes longer than
 LONG = 1.0  # seconds
+NO_ROOM = "the device has no memory for a copy of it"
 
 
 @dataclass
@@ -64,10 +65,12 @@ def ensure_faithful(workload: Workload, seed: int = 0) -> None:
 def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
     """Why no copy will do ("": one will), what of the user's it would train, and whether memory is short."""
     try:
+        if _lacks_room(workload):
+            raise TargetError(NO_ROOM) from MemoryError()
         copy = fork(workload, seed=seed)
     except TargetError as error:
         spill = ran_out_of_memory(error)
-        return ("the device has no memory for a copy of it" if spill else error.message), Look(None), spill
+        return (NO_ROOM if spill else error.message), Look(None), spill
     rows = batch_size(workload.batches[0])
     if rows > FEW and sum(p.numel() for p in workload.model.parameters()) >= LARGE:
         part = replace(workload, batches=[few_samples(workload.batches[0], FEW)])
@@ -80,6 +83,12 @@ def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
             return *_compared(copy, part, seed, look), False
         copy = fork(workload, seed=seed)  # that pass may have changed it
     return *_compared(copy, workload, seed, _look(copy, workload, seed)), False
+
+
+def _lacks_room(workload: Workload) -> bool:
+    """Whether a device cannot hold the training of a copy beside the model."""
+    free = free_memory(workload.device) if workload.device.type != "cpu" else None
+    return free is not None and free < memory_of(workload.model, workload.optimizer).fixed
 
 
 def _compared(copy: TrainingCopy, workload: Workload, seed: int, of_copy: Look) -> tuple[str, Look]:

@@ -122,6 +122,8 @@ class Session:
         self._probe()
         self._explain_exception()
         taken = self.training.record("probe")
+        if self.workload.uncut is not None and taken.ended == "done":  # few samples make noise, which a plateau may be due to
+            taken = replace(taken, ended="budget")
         probe = self._longest(taken)
         others = self._experiments(probe)
         bad = self._locate(taken)

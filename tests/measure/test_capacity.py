@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -58,6 +60,13 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_copied(workload, monkey
     with pytest.raises(TargetError, match="cannot hold a training") as caught:
         gradcheck.scan(workload.model, workload.batches, loss="cross_entropy", optimizer=workload.optimizer)
     assert "bf16" in caught.value.hint and "--init-only" in caught.value.hint
+
+
+def test_a_device_without_room_for_a_copy_trains_the_model_itself(workload, monkeypatch):
+    pretended = replace(workload, device=torch.device("cuda"), checked=False)
+    monkeypatch.setattr(faithful, "free_memory", lambda device: memory_of(workload.model, workload.optimizer).fixed - 1)
+    faithful.ensure_faithful(pretended)
+    assert pretended.borrowed is not None and pretended.borrowed.spill
 
 
 def test_profile_tells_the_forecast(workload):
