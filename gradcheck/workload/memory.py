@@ -65,7 +65,10 @@ def _state(optimizer: torch.optim.Optimizer, held: list[torch.Tensor]) -> int:
 
 @contextmanager
 def counting_saved(model: nn.Module, counts: list[int]) -> Iterator[None]:
-    """Appends the bytes of what autograd keeps meanwhile for the backward pass, each storage once, without the model's own tensors."""
+    """Appends the bytes of what autograd keeps meanwhile for the backward pass, each storage once, without the model's own tensors.
+
+    No backward pass may follow.
+    """
     seen: dict[int, tuple[torch.UntypedStorage, int]] = {}
     own = {_place(t) for t in (*model.parameters(), *model.buffers()) if _is_plain(t)}
 
@@ -73,7 +76,7 @@ def counting_saved(model: nn.Module, counts: list[int]) -> Iterator[None]:
         if _is_plain(tensor) and _place(tensor) not in own:
             before = seen.get(_place(tensor), (None, 0))[1]
             seen[_place(tensor)] = tensor.untyped_storage(), before + tensor.numel() * tensor.element_size()
-        return tensor
+        return tensor.detach()  # else each holds the one before it, and thousands are freed from within one another
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
