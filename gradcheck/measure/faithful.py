@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
-from gradcheck.instrument.graph_structure import upstream_leaves
+from gradcheck.instrument.graph_structure import release_graphs, upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.workload.few_samples import few_samples
@@ -123,6 +123,13 @@ def _of_original(workload: Workload, seed: int, outside: Look) -> Look:
 
 
 def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
+    try:
+        return _seen(copy, workload, seed)
+    finally:
+        release_graphs()
+
+
+def _seen(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
     look, batch, began = Look(None), workload.batches[0], time.perf_counter()
     seed_all(seed)
     try:

@@ -11,6 +11,7 @@ import torch
 
 from gradcheck.analysis.convergence import outcome
 from gradcheck.analysis.gaps import described
+from gradcheck.instrument.graph_structure import release_graphs
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Lack, NotMeasured
 from gradcheck.types.training import Run
@@ -106,5 +107,6 @@ def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, f
         except Exception as error:  # the user's code runs here in ways that it was not written for
             why = "the model or its training step raised an error when it was run in another way than the training does"
             done.not_measured.append(NotMeasured(check.need, why, detail=described(error)))
+        release_graphs()
         done.seconds[check.need] = time.perf_counter() - started
     return done
