@@ -240,7 +240,7 @@ def _remember(nodes: Iterable[Node], count: int) -> None:
 def release_graphs() -> None:
     """Call it when a graph that was walked here is no longer needed: frees it node by node, consumers first.
 
-    torch frees the nodes that Python has seen from within one another: of a graph of 70,000 that overflows the stack (measured, torch 2.13).
+    torch frees the nodes that Python has seen from within one another, which overflows the stack at 70,000 (measured, torch 2.13).
     """
     while _walked:
         nodes = _walked.pop()

@@ -139,8 +139,7 @@ def _seen(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
         return look
     look.loss = float(loss.detach())
     workload.forward_seconds = min(time.perf_counter() - began, workload.forward_seconds or math.inf)
-    own = copy.own | set(map(id, tensors_of(batch)))
     found = upstream_leaves([loss.grad_fn]) if loss.grad_fn is not None else []
-    known = copy.own | given
+    known = copy.own | set(map(id, tensors_of(batch)))
     look.tensors = [t for t in found if id(t) not in known]
     return look
