@@ -64,8 +64,9 @@ def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None 
 def _scan_outline(spec: TargetSpec, settings: Settings) -> Report:
     """Of a model that no machine need hold: how it is built, and nothing that takes numbers."""
     o, rules = outline(spec), chosen(settings)
-    known = {"optimizer_given": o.optimizer_given, "said": o.said, "files": o.files, "seed": spec.seed}
-    measurement = initialization(o.name, o.model, o.optimizer, o.draws, get_args(Need), **known)
+    measurement = initialization(
+        o.name, o.model, o.optimizer, o.draws, get_args(Need), optimizer_given=o.optimizer_given, said=o.said, files=o.files, seed=spec.seed
+    )
     findings, suppressed, states = judge([measurement], rules, settings)
     return asserted(Report(measurement.target, findings, states, (measurement,), suppressed, 0.0, __version__), settings)
 

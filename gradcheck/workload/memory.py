@@ -41,7 +41,7 @@ class Memory:
 
 
 def gigabytes(count: float) -> str:
-    return f"{count / GB:.3g} GB"
+    return f"{count / GB:,.0f} GB" if count >= 100 * GB else f"{count / GB:.3g} GB"
 
 
 def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer, activations: float | None = None) -> Memory:

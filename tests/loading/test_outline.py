@@ -80,7 +80,7 @@ def test_a_model_that_no_machine_holds_is_described_and_not_called_healthy(huge)
     assert report.coverage.in_part and not report.findings
     assert "passed" in {s.status for s in report.rules if s.name == "adapter-coverage"}
     told = {a.about: a.text for a in report.measurement.assumptions}
-    assert "8e+03 GB of parameters" in told["memory"] and "0.064 GB of gradients" in told["memory"]
+    assert "8,000 GB of parameters" in told["memory"] and "0.064 GB of gradients" in told["memory"]
     assert any("std 0.00058" in a.text and "gain 0.58" in a.text for a in report.measurement.assumptions)
     assert all("nothing was run" in n.why for n in report.measurement.not_measured)
 
