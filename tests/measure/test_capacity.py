@@ -11,6 +11,7 @@ from torch import nn
 import gradcheck
 from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
+from gradcheck.instrument import graph_structure
 from gradcheck.loading.objects import from_objects
 from gradcheck.measure import capacity, faithful
 from gradcheck.pipeline import scan_workload
@@ -77,3 +78,16 @@ def test_profile_tells_the_forecast(workload):
 def test_the_free_memory_of_this_machine_is_known():
     free = free_memory(torch.device("cpu"))
     assert free is None or free > 1e8
+
+
+def test_deep_graphs_that_were_walked_are_freed(monkeypatch):
+    monkeypatch.setattr(graph_structure, "DEEP", 10)
+    x = torch.ones(2, requires_grad=True)
+    y = x
+    for _ in range(20):
+        y = torch.tanh(y)
+    assert [leaf is x for leaf in graph_structure.upstream_leaves([y.grad_fn])] == [True]
+    assert graph_structure._walked
+    del y
+    graph_structure.release_graphs()
+    assert not graph_structure._walked
