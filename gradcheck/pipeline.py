@@ -22,14 +22,20 @@ from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
 from gradcheck.loading.load import load
+<<<<<<< HEAD
 from gradcheck.loading.over_ranks import over_ranks
+=======
+from gradcheck.loading.outline import outline
+>>>>>>> wip/device
 from gradcheck.loading.spec import TargetSpec
+from gradcheck.measure.capacity import require_memory
 from gradcheck.measure.faithful import ensure_faithful
 from gradcheck.measure.fitting import fitted
+from gradcheck.measure.initialization import initialization
 from gradcheck.measure.session import Plan, measure
 from gradcheck.rank import is_rank_zero, rank_and_world_size
 from gradcheck.remedies.costs import with_costs
-from gradcheck.types.measurement import Measurement
+from gradcheck.types.measurement import Assumption, Measurement
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from gradcheck.version import __version__
@@ -44,6 +50,7 @@ from gradcheck.workload.workload import Workload
 # Seconds a seed: a scan is something that one waits for.
 SCRIPT_PHASE = "the script's own steps"  # its key in `Measurement.seconds`
 SCRIPT_BUDGET = 9.0  # seconds for what is measured after the steps of a script, over all its trainings
+LARGE_SCRIPT_BUDGET, LARGE = 30.0, 50_000_000  # the same for models with more parameters: nine seconds are two of their steps
 LEAST_SHARE = 0.1  # of a budget that the user sets, for measuring, however long the script took to begin to train
 DEFAULT_BUDGET = 60.0
 SMALL_BUDGET = 30.0  # for models with fewer parameters than
@@ -60,13 +67,29 @@ def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None 
     tick = progress or _silent
     tick("loading", 0.0)
     with untouched():
+        if spec.init_only:
+            return replace(_scan_outline(spec, settings), seconds=time.perf_counter() - started)
         report = scan_workload(load(spec), settings, _measuring(tick))
         return replace(report, seconds=time.perf_counter() - started)
 
 
+def _scan_outline(spec: TargetSpec, settings: Settings) -> Report:
+    """Of a model that no machine need hold: how it is built, and nothing that takes numbers."""
+    o, rules = outline(spec), chosen(settings)
+    measurement = initialization(
+        o.name, o.model, o.optimizer, o.draws, get_args(Need), optimizer_given=o.optimizer_given, said=o.said, files=o.files, seed=spec.seed
+    )
+    findings, suppressed, states = judge([measurement], rules, settings)
+    return asserted(Report(measurement.target, findings, states, (measurement,), suppressed, 0.0, __version__), settings)
+
+
 def default_budget(model: nn.Module) -> float:
     """Seconds that measuring may take when the user sets no budget."""
-    return SMALL_BUDGET if sum(p.numel() for p in model.parameters()) < SMALL else DEFAULT_BUDGET
+    return SMALL_BUDGET if _size(model) < SMALL else DEFAULT_BUDGET
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None = None, started: float | None = None) -> list[Report]:
@@ -87,7 +110,7 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
         tick("reading what was recorded", 0.0)
         trainings = trainings_of(run, spec)
         spent = time.perf_counter() - began
-        seconds = _left(settings, spent) / len(trainings)
+        seconds = _left(settings, spent, max(_size(t.workload.model) if t.workload else 0 for t in trainings)) / len(trainings)
         before = spent if started is None else time.perf_counter() - started
         try:
             reports = [_over_ranks(training, replace(settings, budget=seconds), ranks, _measuring(tick)) for training in trainings]
@@ -130,10 +153,10 @@ def _silent(phase: str, fraction: float) -> None:
     """Progress that nobody sees."""
 
 
-def _left(settings: Settings, spent: float) -> float:
-    """Seconds for measuring, after those that a script took for its own steps."""
+def _left(settings: Settings, spent: float, size: int) -> float:
+    """Seconds for measuring, after those that a script took for its own steps; `size`: of the largest model."""
     if settings.budget is None:
-        return SCRIPT_BUDGET
+        return LARGE_SCRIPT_BUDGET if size >= LARGE else SCRIPT_BUDGET
     return max(settings.budget - spent, LEAST_SHARE * settings.budget)
 
 
@@ -202,10 +225,18 @@ def scan_workload(
         if seed and workload.rebuild is not None:
             workload = workload.rebuild(seed)
         began, tick = time.perf_counter(), progress or _silent
+        require_memory(workload)
         ensure_faithful(workload, seed)
         budget = settings.budget or default_budget(workload.model)
         cut = fitted(workload, budget, seed)
+<<<<<<< HEAD
         plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, agreed(time.perf_counter() - began))
+=======
+        memory = require_memory(cut)
+        if settings.profile:
+            cut.assumptions = [*cut.assumptions, Assumption("memory", f"a training takes {memory.text}", given=True)]
+        plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, time.perf_counter() - began)
+>>>>>>> wip/device
         measured = measure(cut, plan, tick)
         measured = seen(measured) if seen is not None else measured
         measurements.append(with_costs(measured, cut, plan, began, rules, settings, tick) if costs else measured)

@@ -152,7 +152,12 @@ def with_scripts(jobs: list[tuple[TargetSpec, Settings]], forced: bool, run: Scr
             raise ConfigError(f"{spec.target} is not a script", hint="arguments after -- are for files that train when they run")
         if notebook and run.arguments:
             raise ConfigError(f"{spec.target} is a notebook: it takes no arguments", hint=f"gradcheck scan {spec.target}")
-        is_one = forced or notebook or (spec.target.endswith(".py") and not any(named.values()) and is_script(spec.target))
+        if spec.init_only and (forced or notebook):
+            raise ConfigError(
+                "--init-only does not go with a training script", hint="name the function that builds the model: file.py:name"
+            )
+        built = spec.init_only or any(named.values())
+        is_one = forced or notebook or (spec.target.endswith(".py") and not built and is_script(spec.target))
         if not is_one and run.replay:
             raise ConfigError(f"--replay is for training scripts, and {spec.target} is none", hint="gradcheck scan train.py --replay FILE")
         if not is_one:

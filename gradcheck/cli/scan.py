@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from gradcheck.types.report import Report
 
 Fast = Annotated[bool, typer.Option("--fast", help="A few steps only: what the first steps show, without training experiments.")]
+InitOnly = Annotated[
+    bool, typer.Option("--init-only", help="Of a model that no machine holds: how it is built, initialised and adapted, and its memory.")
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Scan again whenever a source file changes. Needs gradcheck[watch].")]
 
 
@@ -50,6 +53,7 @@ def scan(
     fix: Annotated[bool, typer.Option("--fix", help="Try remedies too, and show the edits; `gradcheck fix --write` writes them.")] = False,
     unsafe_fixes: UnsafeFixes = False,
     fast: Fast = False,
+    init_only: InitOnly = False,
     rules: RuleOptions,
     gate: GateOptions,
     baseline: BaselineOptions,
@@ -74,7 +78,8 @@ def scan(
             sys.exit(scan_again(sys.argv[1:]))
         limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
         limits |= {"fast": fast or None, "profile": view.profile or None}
-        settings = config.settings(**rules.choice, **limits, **gate.flags, max_warnings=baseline.max_warnings)
+        ends = gate.flags | ({"allow_partial": True} if init_only else {})
+        settings = config.settings(**rules.choice, **limits, **ends, max_warnings=baseline.max_warnings)
         places, known = outputs.parsed(), baseline.known(settings, config.isolated)
         run = scripts.spec(ctx.obj, steps, settings.budget)
         guard.budget(None if fix else settings.budget, max(1, len(targets or settings.targets)) * settings.seeds)
@@ -83,7 +88,8 @@ def scan(
             refuse_flags({**parts.named, "--device": device, "--dtype": dtype, "--fix": fix}, "a command after --")
             reports, failed = _scan_command(ctx.obj, run, config, rules.choice | limits | gate.flags, quiet), False
         else:
-            named = jobs_of(targets or [], arguments_of(parts.arg or []), parts.flags, settings, steps)
+            flags = parts.flags | {"init_only": init_only or None}
+            named = jobs_of(targets or [], arguments_of(parts.arg or []), flags, settings, steps)
             jobs = with_scripts(named, scripts.script or ctx.obj is not None, run)
             treat = commands_fix.treat_all
             reports, failed = treat(jobs, unsafe_fixes, quiet) if fix else scan_all(jobs, run, quiet or not speaks, color)

@@ -14,6 +14,8 @@ from gradcheck.workload.sharding import as_held
 
 Node = Any
 MOST_HEADS = 64  # that nets are told apart by
+DEEP = 5_000  # nodes of a graph that is freed with care, see `release_graphs`
+_walked: list[list[Node]] = []  # nodes of such graphs, producers before consumers
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Graph:
             for parent in parents(node):
                 self.consumers[parent].append(node)
         self.names = {node: kinds.node_name(node) for node in self.order}
+        _remember(self.order, len(self.order))
 
     def __contains__(self, node: Node) -> bool:
         return node in self.consumers
@@ -226,7 +229,24 @@ def upstream_leaves(starts: Iterable[Node], limit: int = 100_000) -> list[torch.
         if hasattr(node, "variable"):
             leaves.append(node.variable)
         stack.extend(p for p in parents(node) if p not in seen)
+    _remember(seen, len(seen))
     return as_held(leaves)
+
+
+def _remember(nodes: Iterable[Node], count: int) -> None:
+    if count > DEEP:
+        _walked.append(sorted(nodes, key=lambda node: int(node._sequence_nr())))
+
+
+def release_graphs() -> None:
+    """Call it when a graph that was walked here is no longer needed: frees it node by node, consumers first.
+
+    torch frees the nodes that Python has seen from within one another, which overflows the stack at 70,000 (measured, torch 2.13).
+    """
+    while _walked:
+        nodes = _walked.pop()
+        while nodes:
+            nodes.pop()
 
 
 def producer(tensor: torch.Tensor) -> tuple[str | None, Node]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradcheck.analysis.gaps import described
 from gradcheck.instrument import data_flow
-from gradcheck.instrument.graph_structure import Downstream, Graph
+from gradcheck.instrument.graph_structure import Downstream, Graph, release_graphs
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.record import Record
 from gradcheck.live.taps import LiveTracer
@@ -33,6 +33,7 @@ class FirstPass:
         record = self.record
         graph = Graph(loss.grad_fn)
         if not any(c.output_node in graph for c in taps.calls if c.output_node is not None):
+            release_graphs()
             return None
         self.optimizers.know_parameters()
         fates = graph.fates(taps.calls)
@@ -60,6 +61,7 @@ class FirstPass:
         if self.sharded():
             record.first.hidden = ()  # whole parameters, as they are during a pass, are not those that the model lists
         self._graph = None
+        release_graphs()
 
     def _sites(self) -> dict[str, Any]:
         return {name: self.record.sites.get(id(m)) for name, m in self.model.named_modules()}

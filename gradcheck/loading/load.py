@@ -49,7 +49,7 @@ def load(spec: TargetSpec) -> Workload:
         model, wrappers = unwrapped(found.model)
         said = [found.said, *wrappers]
         loss, step = _objective(spec, current, module, model, home, said)
-        maker, given = _optimizer(spec, current, module, found, model, home)
+        maker, given = optimizer_of(spec, current, module, found, model, home)
         parts = Parts(
             name=spec.target,
             model=model,
@@ -171,7 +171,7 @@ def _takes_model(function: Callable[..., Any], name: str) -> bool:
     return name in ("compute_loss", "training_step") and not looks_like_loss
 
 
-def _optimizer(
+def optimizer_of(
     spec: TargetSpec, current: Session, module: ModuleType, found: FoundModel, model: nn.Module, home: str
 ) -> tuple[Maker, bool]:
     """(maker, whether the user said which optimizer)."""

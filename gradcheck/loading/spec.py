@@ -21,4 +21,5 @@ class TargetSpec:
     seed: int = 0
     device: str = "auto"
     dtype: str | None = None
+    init_only: bool = False  # the model is built on the meta device, and nothing runs
     batches: int = 32  # at most so many different batches are collected

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from gradcheck.errors import TargetError
-from gradcheck.instrument.graph_structure import upstream_leaves
+from gradcheck.instrument.graph_structure import release_graphs, upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.workload.few_samples import few_samples
 from gradcheck.workload.lockstep import several
+from gradcheck.workload.memory import counting_saved, free_memory, memory_of
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.sharding import is_sharded
@@ -29,6 +30,7 @@ from gradcheck.workload.workload import Workload
 LARGE = 1_000_000  # parameters
 FEW = 2  # samples of a batch that models of this size are compared on, where the whole batch takes longer than
 LONG = 1.0  # seconds
+NO_ROOM = "the device has no memory for a copy of it"
 
 
 @dataclass
@@ -71,19 +73,30 @@ def ensure_faithful(workload: Workload, seed: int = 0) -> None:
 def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
     """Why no copy will do ("": one will), what of the user's it would train, and whether memory is short."""
     try:
+        if _lacks_room(workload):
+            raise TargetError(NO_ROOM) from MemoryError()
         copy = fork(workload, seed=seed)
     except TargetError as error:
         spill = ran_out_of_memory(error)
-        return ("the device has no memory for a copy of it" if spill else error.message), Look(None), spill
+        return (NO_ROOM if spill else error.message), Look(None), spill
     rows = batch_size(workload.batches[0])
     if rows > FEW and sum(p.numel() for p in workload.model.parameters()) >= LARGE:
         part = replace(workload, batches=[few_samples(workload.batches[0], FEW)])
-        look = _look(copy, part, seed)
+        counts: list[int] = []
+        with counting_saved(copy.model, counts):
+            look = _look(copy, part, seed)
+        workload.sample_bytes = counts[0] / FEW
         workload.forward_seconds = part.forward_seconds * rows / FEW
         if look.loss is not None and workload.forward_seconds > LONG:
             return *_compared(copy, part, seed, look), False
         copy = fork(workload, seed=seed)  # that pass may have changed it
     return *_compared(copy, workload, seed, _look(copy, workload, seed)), False
+
+
+def _lacks_room(workload: Workload) -> bool:
+    """Whether a device cannot hold the training of a copy beside the model."""
+    free = free_memory(workload.device) if workload.device.type != "cpu" else None
+    return free is not None and free < memory_of(workload.model, workload.optimizer).fixed
 
 
 def _compared(copy: TrainingCopy, workload: Workload, seed: int, of_copy: Look) -> tuple[str, Look]:
@@ -118,6 +131,13 @@ def _of_original(workload: Workload, seed: int, outside: Look) -> Look:
 
 
 def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
+    try:
+        return _seen(copy, workload, seed)
+    finally:
+        release_graphs()
+
+
+def _seen(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
     look, batch, began = Look(None), workload.batches[0], time.perf_counter()
     seed_all(seed)
     try:
@@ -127,8 +147,7 @@ def _look(copy: TrainingCopy, workload: Workload, seed: int) -> Look:
         return look
     look.loss = float(loss.detach())
     workload.forward_seconds = min(time.perf_counter() - began, workload.forward_seconds or math.inf)
-    given = set(map(id, tensors_of(batch)))
     found = upstream_leaves([loss.grad_fn]) if loss.grad_fn is not None else []
-    known = copy.own | given
+    known = copy.own | set(map(id, tensors_of(batch)))
     look.tensors = [t for t in found if id(t) not in known]
     return look

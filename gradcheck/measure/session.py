@@ -124,6 +124,8 @@ class Session:
         self._probe()
         self._explain_exception()
         taken = self.training.record("probe")
+        if self.workload.uncut is not None and taken.ended == "done":  # few samples make noise, which a plateau may be due to
+            taken = replace(taken, ended="budget")
         probe = self._longest(taken)
         others = self._experiments(probe)
         bad = self._locate(taken)
@@ -290,6 +292,8 @@ class Session:
         if probe.ended == "raised":
             return CheckResults()
         plan = self.plan
+        self.copy.optimizer.zero_grad(set_to_none=True)  # the checks have copies of their own: of large models that is what memory is for
+        self.copy.optimizer.state.clear()
         context = self._context(max(self.started + plan.seconds, now() + CHECK_SHARE * plan.seconds), probe)
         done = registry.check(context, plan.needs, plan.fast, self.tick)
         late = more_time(plan.seconds)

@@ -169,6 +169,10 @@ def conditions(report: Report) -> str:
     return f"{counted(m.steps, 'step')} x {seeds} on {m.environment.device}{dtype}, torch {m.environment.torch}, {report.seconds:.1f} s."
 
 
+TOLD = ("memory", "initialization")  # what `--init-only` is asked for
+
+
 def guesses(report: Report, *, all_of_them: bool = False) -> list[Assumption]:
     """What gradcheck had to decide for the user; with `all_of_them` also what it found by convention or flag."""
-    return [a for a in dict.fromkeys(a for m in report.measurements for a in m.assumptions) if all_of_them or not a.given]
+    every = dict.fromkeys(a for m in report.measurements for a in m.assumptions)
+    return [a for a in every if all_of_them or not a.given or a.about in TOLD]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradcheck.instrument.graph_structure import release_graphs
 from gradcheck.training.clip import clip_gradients
 from gradcheck.training.gradient_norms import total_norm
 from gradcheck.types.training import Run
@@ -146,6 +147,7 @@ class Trainer:
         except Exception as error:  # the user's own code runs here: it may raise anything
             self._raised(error)
             return
+        release_graphs()
         self.losses.append(loss)
         if not math.isfinite(loss) or (self.norms and not math.isfinite(self.norms[-1])):
             self.ended = "non-finite"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,15 @@ PARAMETRIZED = ".parametrizations."
 
 def adaptation(context: CheckContext) -> Adaptation | None:
     """None where no frozen weight has an adapter."""
-    model = context.workload.model
+    return adapters_of(context.workload.model, context.sites, lambda products: scales_and_sizes(context, products))
+
+
+def adapters_of(
+    model: nn.Module,
+    sites: Mapping[str, Location | None],
+    measured: Callable[[list[Product]], Mapping[str, tuple[float, float]]] = lambda products: {},
+) -> Adaptation | None:
+    """From structure alone, but for what is `measured` of products. None where no frozen weight has an adapter."""
     if not any(_is_frozen_weight(p) for p in model.parameters()):
         return None
     held = [*_declared(model)]
@@ -29,8 +37,8 @@ def adaptation(context: CheckContext) -> Adaptation | None:
         return None
     names = {id(p): name for name, p in model.named_parameters()}
     products = [p for h in held if not h.off and (p := _product(h, names)) is not None]
-    acting = scales_and_sizes(context, products) if products else {}
-    found = tuple(_record(h, names, context.sites, acting) for h in held)
+    acting = measured(products) if products else {}
+    found = tuple(_record(h, names, sites, acting) for h in held)
     return Adaptation(found, tuple(_bare(model, held)))
 
 
@@ -134,7 +142,7 @@ def _by_structure(model: nn.Module, claimed: set[int]) -> list[Held]:
 
 def _is_void(h: Held) -> bool:
     """Whether its products are zero, as those of no other pair of weights are."""
-    return any(not bool(a.detach().any()) or not bool(b.detach().any()) for a, b in h.pairs)
+    return any(not p.is_meta and not bool(p.detach().any()) for pair in h.pairs for p in pair)
 
 
 def _held(name: str, owner: nn.Module, weight: torch.Tensor, module: nn.Module) -> Held | None:

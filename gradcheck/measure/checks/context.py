@@ -11,6 +11,7 @@ import torch
 
 from gradcheck.analysis.convergence import outcome
 from gradcheck.analysis.gaps import described
+from gradcheck.instrument.graph_structure import release_graphs
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Lack, NotMeasured
 from gradcheck.types.training import Run
@@ -113,6 +114,7 @@ def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, f
             done.not_measured.append(lacking)
             if several():
                 reset(context.workload.model)
+        release_graphs()
         done.seconds[check.need] = time.perf_counter() - started
     return done
 
