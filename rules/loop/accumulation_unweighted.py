@@ -90,8 +90,8 @@ def accumulation_unweighted(m: Measurement, limits: Limits) -> Verdict:
     if seen.ratio < limits["ratio"] or seen.difference < limits["difference"]:
         return []
     message = (
-        f"each step adds up {seen.passes or loop.accumulated} means over {seen.fewest} to {seen.most} supervised elements: one of them weighs "
-        f"{number(seen.ratio)} times what another one does (limit {number(limits['ratio'])}), and the gradient is "
+        f"each step adds up {seen.passes or loop.accumulated} means over {seen.fewest} to {seen.most} supervised elements: one of them "
+        f"weighs {number(seen.ratio)} times what another one does (limit {number(limits['ratio'])}), and the gradient is "
         f"{number(seen.difference)} of its size away from that of one large batch (limit {number(limits['difference'])})"
     )
     evidence = [
