@@ -236,3 +236,40 @@ def test_the_command_writes_the_script_and_scans_it_again() -> None:
     assert done.returncode == 0, done.stderr
     assert "wrote train.py" in done.stderr and "Applied 1 remedy: cures GRAPH006; nothing is left" in done.stdout
     assert code(Path("train.py")) == code(SCRIPTS / "healthy" / faulty.name)
+
+
+MOMENTUM = "opt = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9)\n"
+FOLLOWER = """
+import copy
+average = copy.deepcopy(net)
+for _ in range(6):
+    for rows in torch.randperm(256).split(32):
+        loss = F.cross_entropy(net(x[rows]), y[rows])
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        with torch.no_grad():
+            for slow, fast in zip(average.parameters(), net.parameters()):
+                slow.mul_(0.9).add_(fast, alpha=0.1)
+    average.eval()(x)
+"""
+
+
+def test_an_optimizer_is_made_once() -> None:
+    made = UNCLEARED.replace("        loss =", f"        {MOMENTUM}        opt.zero_grad()\n        loss =")
+    assert kept(fixed_of(HEAD + made, select=("LOOP009",), unsafe=False)) == {"keep-optimizer": MOMENTUM}
+
+
+def test_an_average_follows_buffers_too() -> None:
+    text = HEAD.replace("nn.ReLU()", "nn.BatchNorm1d(16), nn.ReLU()") + FOLLOWER
+    cure = "            for followed, leading in zip(average.buffers(), net.buffers()):\n                followed.copy_(leading)\n"
+    assert kept(fixed_of(text, select=("LOOP012",), unsafe=False)) == {"follow-buffers": cure}
+
+
+def test_elements_of_micro_batches_weigh_alike() -> None:
+    text = (SCRIPTS / "faulty" / "accumulation_unweighted.py").read_text()
+    cure = (
+        "    elements = sum((y.flatten() != -100).sum() for x, y in group)\n"
+        '        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum") / elements\n'
+    )
+    assert kept(fixed_of(text, select=("LOOP011",), unsafe=False)) == {"weigh-micro-batches": cure}

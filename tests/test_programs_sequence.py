@@ -259,6 +259,30 @@ def masked(share: float) -> list[tuple[Tensor, Tensor]]:
     return [(x, y.masked_fill((torch.arange(SAMPLES) < share * SAMPLES)[:, None], IGNORED)) for x, y in next_tokens()]
 
 
+class LeftPadded(nn.Module):
+    """Padding, which is token 0, is masked as a key: it sees nothing itself, and a softmax of nothing looks at all places alike."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.causal, self.embed, self.out = causal, nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        hidden = (tokens == 0)[:, None].expand(-1, tokens.shape[1], -1)
+        if self.causal:
+            hidden = hidden | torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
+        return self.out(x + (x @ x.transpose(1, 2)).masked_fill(hidden, -1e9).softmax(-1) @ x)
+
+
+def left_padded() -> list[tuple[Tensor, Tensor]]:
+    """The first token counts, which padding predicts."""
+    batches = []
+    for x in text():
+        x = x.clamp(min=1).masked_fill(torch.arange(x.shape[1]) < torch.arange(len(x))[:, None] % 6, 0)
+        batches.append((x[:, :-1], x[:, 1:].masked_fill(x[:, 1:] == 0, IGNORED)))
+    return batches
+
+
 def loss_of(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.reshape(-1, VOCABULARY), target.reshape(-1))
 
@@ -306,10 +330,12 @@ HEALTHY: dict[str, Program] = {
     "auto-encoder": (lambda: Bottleneck(False), lambda: [(x[:, :LENGTH],) * 2 for x in text()]),
     "auto-encoder that is fed": (lambda: Bottleneck(True), next_tokens),
     "shifts its input": (lm(lambda: Attention(causal), shifts=True), lambda: [(x[:, :LENGTH],) * 2 for x in text()]),
+    "padded before the sequence": (lambda: LeftPadded(True), left_padded),
     "some sequences masked": (lm(lambda: Attention(causal)), lambda: masked(0.25)),
 }
 FAULTY: dict[str, tuple[str, str, Program]] = {
     "no mask": ("SEQ001", "matmul", (lm(lambda: Attention(everything)), next_tokens)),
+    "padded before the sequence": ("SEQ001", "matmul", (lambda: LeftPadded(False), left_padded)),
     "a loss by hand": ("SEQ001", "matmul", (lm(lambda: Attention(everything)), written_by_hand)),
     "a mask that is too wide": ("SEQ001", "matmul", (lm(lambda: Attention(too_wide)), next_tokens)),
     "heads merged as they are": ("SEQ001", "reshape", (lm(lambda: Attention(causal, lambda y: y)), next_tokens)),

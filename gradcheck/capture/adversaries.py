@@ -40,7 +40,8 @@ def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Loop
             other.label,
             *_ends(theirs),
             *_ends(losses),
-            *_ends(sizes),
+            max(sizes[:EDGE]),  # the other one may win within these steps
+            median(sizes[-EDGE:]),
             max(len(losses), len(theirs)),
         )
     return None

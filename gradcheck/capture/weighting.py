@@ -33,7 +33,7 @@ def gradient_sample(leaves: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
 
 def weighting(steps: Sequence[Step]) -> LoopWeighting | None:
     """Over the steps that several passes from one line lead to. None where their losses cannot be told apart into elements."""
-    ratios, differences, counts = [], [], []
+    ratios, differences, counts, numbers = [], [], [], []
     place = None
     for step in steps:
         passes = step.passes
@@ -47,10 +47,11 @@ def weighting(steps: Sequence[Step]) -> LoopWeighting | None:
         ratios.append(max(w for w, _ in known) / min(w for w, _ in known))
         differences.append(_difference(passes, known))
         counts += [n for _, n in known]
+        numbers.append(len(passes))
     if len(ratios) < FEWEST_STEPS:
         return None
     told = [d for d in differences if d is not None]
-    return LoopWeighting(median(ratios), median(told) if told else None, min(counts), max(counts), place)
+    return LoopWeighting(median(ratios), median(told) if told else None, min(counts), max(counts), place, int(median(numbers)))
 
 
 def _difference(passes: Sequence[BackwardPass], weighed: Sequence[tuple[float, int]]) -> float | None:

@@ -17,7 +17,7 @@ from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 
 # The losses are of other batches, of the model in another mode, or no longer of a model that sees the answer.
-OTHER_CONDITIONS = ("next-batch", "restore-training-mode", "causal-attention", "merge-heads")
+OTHER_CONDITIONS = ("next-batch", "restore-training-mode", "causal-attention", "merge-heads", "weigh-micro-batches")
 SAME_VALUE = ("stable-loss", "guard-domain")  # the loss is the same where it can be computed
 # Their effect need not show in the losses of the first steps: they only must do no harm.
 HARMLESS = ("move-clipping", "complete-scaler", "scale-loss", *OTHER_CONDITIONS)

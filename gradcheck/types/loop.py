@@ -132,6 +132,7 @@ class LoopWeighting:
     fewest: int  # elements of a pass
     most: int
     site: Location | None = None  # of backward()
+    passes: int = 0  # that a step adds up, usually
 
 
 @dataclass(frozen=True)

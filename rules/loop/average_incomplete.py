@@ -104,5 +104,5 @@ def _graded(a: LoopAverage) -> Finding:
         message,
         location=a.site,
         evidence=(Evidence("parameters with a gradient that nothing uses", a.graded, 0, ">"),),
-        remedies=(Remedy("follow-buffers", f"call {mine} under torch.no_grad(), or set requires_grad_(False) on it"),),
+        remedies=(Remedy("freeze-average", f"call {mine} under torch.no_grad(), or set requires_grad_(False) on it"),),
     )

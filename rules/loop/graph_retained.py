@@ -43,7 +43,9 @@ def graph_retained(m: Measurement, limits: Limits) -> Verdict:
     `steps` 8: graphs of so many steps are alive, and of at least half of those since the first of these. Calibration: 12
     healthy loops (plain, accumulating, alternating with two losses, with a closure, running means of `item()` and of `detach()`,
     recurrent states cut off, policy gradients that keep the log probabilities of an episode, penalties on gradients, the
-    best loss and the last three kept) never keep 8; six that add them up keep those of all steps.
+    best loss and the last three kept) never keep 8; six that add them up keep those of all steps. Held
+    out: four healthy programs (a recurrent state cut off, detached losses, a loop in a loop, episodes) keep none; five (a list in a
+    dict, a meter, a moving average, predictions, accumulation) keep all.
 
     ## When to ignore it
     When a sum over few steps is kept on purpose, to be differentiated once more.

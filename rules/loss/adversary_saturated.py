@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     limits={
         "loss": Limit(0.01, "of the loss at the start", "heuristic: nothing is left to win"),
         "gradient": Limit(
-            0.02, "of the gradient at the start", "measured: 0.003 to 0.006 where one has won, 0.09 and up where not; see the page"
+            0.04, "of the gradient at the start", "measured: 0.003 to 0.021 where one has won, 0.079 and up where not; see the page"
         ),
     },
     explains=("GRAD001", "GRAD004", "LOSS005", "OPT002"),
@@ -39,16 +39,18 @@ def adversary_saturated(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     While the script runs, the losses of two optimizers that step in turns are followed where the loss of the one goes through the weights
     that the other one trains, and the size of the one's gradient before each of its steps (entries of four tensors). The medians
-    of the first ten steps and of the last ten are compared.
+    of the first ten steps and of the last ten are compared; of the gradient the largest of the first ten.
 
     ## Limits and their sources
-    The other one's loss, never negative, is at most `loss` 0.01 of what it was, this one's gradient at most `gradient` 0.02 of what it was,
+    The other one's loss, never negative, is at most `loss` 0.01 of what it was, this one's gradient at most `gradient` 0.04 of what it was,
     and this one's loss has not fallen. Calibration, points on a circle, 200 steps followed and 3000 trained: a minimax loss
-    against a hundred times the generator's rate ends at a loss of 0.0002 and a gradient of 0.0025 of the start, and never reaches
+    against a hundred times the generator's rate ends at a loss of 0.0002 and a gradient of 0.003 of the start, and never reaches
     the circle. In the same game with a loss that does not saturate the discriminator's loss is at 0.0005, but the gradient at
     15 times the start: it recovers, and is not told of. In ten other games and actor-critic trainings
     (minimax, non-saturating, hinge, squares, distances with a penalty, a smooth label, two steps of the one for one of the other, a
-    deterministic actor, one that nothing rewards) the gradient is at 0.09 of the start or above.
+    deterministic actor, one that nothing rewards) the gradient is at 0.079 of the start or above. Held out, on digits: five healthy
+    games at 0.44 and above, three that are lost (minimax, linear in the probability, an adversarial code) at 0.004 to 0.021; one whose
+    loss is cut off at 0.1 keeps 0.2 of its gradient, and is not told of.
 
     ## When to ignore it
     At the start of a training whose generator is still to be trained by another loss.

@@ -52,7 +52,7 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     translation to the same language: one that does not leak is enough.
 
     Silent, since the next token is not wanted: masked language models, taggers, denoising, auto-encoders. In prefix language models
-    only places count that are supervised.
+    only places count that are supervised; padding before a sequence does not count: masked as it is, it looks at all places alike.
 
     ## Limits and their sources
     `leak` 0.01: the largest change at one place up to t over the root mean square change after t. Calibrated on small models after 60

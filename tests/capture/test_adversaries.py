@@ -55,6 +55,10 @@ def script(loss_d: str, loss_g: str, rate_g: float = 1e-3, rate_d: float = 1e-3,
 
 CASES = {  # whether one has won
     "one that has won": (script(BCE, SATURATING, rate_g=1e-4, rate_d=1e-2, centre=4.0), True),
+    "one whose rival has a loss that is linear in the probability": (
+        script(BCE, "(1 - out.sigmoid()).mean()", rate_g=1e-5, rate_d=3e-2, centre=9.0),
+        True,
+    ),
     "a loss that saturates": (script(BCE, SATURATING), False),
     "a loss that does not": (script(BCE, OTHER), False),
     "a strong discriminator, and a loss that does not saturate": (script(BCE, OTHER, rate_g=1e-4, rate_d=1e-2, centre=4.0), False),

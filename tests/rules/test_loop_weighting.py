@@ -28,3 +28,9 @@ def test_where_nothing_can_be_told():
     assert no_verdict(accumulation_unweighted, measurement(loop=loop(accumulated=1))) == "not-applicable"
     assert no_verdict(accumulation_unweighted, measurement(loop=loop(accumulated=4))) == "not-measured"
     assert no_verdict(accumulation_unweighted, measurement(loop=loop(accumulated=None))) == "not-measured"
+
+
+def test_sequences_of_other_lengths_are_passes_of_one_step_too():
+    """They are not alike enough for the rules that ask how the passes of a step are scaled."""
+    facts = loop(accumulated=1, weighting=LoopWeighting(5.6, 0.4, 3, 57, location(20), 4))
+    assert "adds up 4 means" in only(accumulation_unweighted, measurement(loop=facts)).message

@@ -14,7 +14,7 @@ from tests.rules.verdicts import findings, no_verdict, only
 
 
 def opposed(**overrides: Any) -> Measurement:
-    values = {"loss_start": 1.0, "loss_end": 0.01, "own_start": -0.4, "own_end": -0.01, "gradient_start": 1.0, "gradient_end": 0.02}
+    values = {"loss_start": 1.0, "loss_end": 0.01, "own_start": -0.4, "own_end": -0.01, "gradient_start": 1.0, "gradient_end": 0.04}
     found = LoopAdversary("optD", **values | overrides, steps=200)
     return measurement(loop=loop(adversary=found, backward_site=location(33)))
 
@@ -24,7 +24,7 @@ def opposed(**overrides: Any) -> Measurement:
     [
         ({}, True),
         ({"loss_end": 0.0101}, False),
-        ({"gradient_end": 0.0201}, False),
+        ({"gradient_end": 0.0401}, False),
         ({"own_end": -0.5}, False),
         ({"loss_end": -0.5}, False),
         ({"loss_start": -1.0}, False),

@@ -82,7 +82,7 @@ def test_a_term_whose_entries_weigh_too_much():
 
 @pytest.mark.parametrize("name", ["ratio", "gradients", "spread"])
 def test_limits_of_unbalanced_terms(name):
-    limit = {"ratio": 10.0, "gradients": 10.0, "spread": 0.5}[name]
+    limit = {"ratio": 10.0, "gradients": 5.0, "spread": 0.5}[name]
     beyond, within = (0.99, 1.01) if name == "spread" else (1.01, 0.99)
     assert severities(unbalanced_loss_terms, unbalanced(**{name: limit * beyond})) == ["warning"]
     assert findings(unbalanced_loss_terms, unbalanced(**{name: limit * within})) == []

@@ -104,6 +104,7 @@ class _Case:
 
     def _stream(self, start: _Pass, read: int, loss: int, a: Alignment) -> TokenStream:
         tokens, asked = start.seen.sequences[read], start.seen.asked[loss]
+        a = _without_padding(a, a.tokens(tokens.tokens))
         found = TokenStream(tokens.layer, loss, a.ahead, a.agreement, a.places, loss_site=asked.site, read_site=tokens.site)
         base = wide(a.rows(asked.logits))
         size = float(base[torch.isfinite(base)].square().mean().sqrt())
@@ -161,6 +162,18 @@ class _Case:
             return found
         site = site_of(place, self.copy.model, self.context.sites)
         return replace(found, at=place.layer, operation=place.operation, site=site, pooled=place.pooled)
+
+
+def _without_padding(a: Alignment, tokens: torch.Tensor) -> Alignment:
+    """Without places of the padding before a sequence: all that attention may look at is masked there, and it looks at everything."""
+    first = tokens[:, :1]
+    runs = (tokens == first).long().cumprod(1).sum(1)
+    padded = first[runs > 1, 0]
+    if not len(padded):
+        return a
+    left = (tokens == padded.mode().values).long().cumprod(1).bool()[:, : a.supervised.shape[1]]
+    kept = a.supervised & ~left if left.shape == a.supervised.shape else a.supervised
+    return replace(a, supervised=kept) if bool(kept.any()) else a
 
 
 def _places(supervised: torch.Tensor) -> list[int]:

@@ -33,6 +33,10 @@ REMEDIES = (
         "numbers kept without their graph",
         "PyTorch documentation, Frequently asked questions, my model reports out of memory",
     ),
+    _treatment("keep-optimizer", "one optimizer for the whole training", "PyTorch documentation, torch.optim, Constructing it"),
+    _treatment("keep-scheduler", "one schedule for the whole training", "PyTorch documentation, torch.optim, How to adjust learning rate"),
+    _treatment("follow-buffers", "an average of the buffers, too", "PyTorch documentation, torch.optim.swa_utils.AveragedModel"),
+    _treatment("weigh-micro-batches", "elements that weigh alike", "Transformers documentation, Trainer, num_items_in_batch"),
     _treatment("next-batch", "a new batch for each step", "PyTorch documentation, torch.utils.data.DataLoader"),
     _treatment(
         "step-schedule-per-batch", "a schedule stepped with each batch", "PyTorch documentation, torch.optim.lr_scheduler.OneCycleLR"
