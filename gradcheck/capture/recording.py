@@ -36,6 +36,7 @@ class Recording:
         self.loaders: dict[int, tuple[DataLoader[Any], int]] = {}  # a loader, and how often it was iterated over
         self.backwards = 0
         self.steps = 0  # of all optimizers
+        self.idle = 0  # those before any backward pass: a look at a schedule
         self.beginning: list[OptimizerTrace] = []  # what is about to be trained for the first time
         self.unclaimed: list[BackwardPass] = []  # that reach no known optimizer
         self.asked: list[BackwardPass] = []  # whose gradients were given back, since the last step that used such
