@@ -509,3 +509,38 @@ def test_flags_that_do_not_fit(words, message, tmp_path, monkeypatch, capsys):
     written(tmp_path, DATA + LOOP)
     code, _, err = gradcheck(monkeypatch, capsys, "scan", *words)
     assert code == 2 and message in err
+
+
+LOOKED_AT = """
+import torch
+from torch import nn
+def optimizer_of(model):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 100)
+optimizer, schedule = optimizer_of(nn.Linear(1, 1))
+rates = []
+for step in range(1000):
+    rates.append(optimizer.param_groups[0]["lr"])
+    optimizer.step()
+    schedule.step()
+torch.manual_seed(0)
+model = nn.Linear(8, 3)
+optimizer, schedule = optimizer_of(model)
+for step in range(60):
+    x = torch.randn(64, 8)
+    loss = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+"""
+
+
+def test_a_schedule_that_is_only_looked_at_is_no_training(tmp_path):
+    (report,) = scan(written(tmp_path, LOOKED_AT))
+    assert complaints([report]) == [] and report.measurement.loop.steps == 60
+
+
+def test_steps_without_any_backward_pass_are_said(tmp_path):
+    with pytest.raises(TargetError, match="took 1060 steps without a backward pass"):
+        scan(written(tmp_path, LOOKED_AT.replace("    loss.backward()\n", "")))

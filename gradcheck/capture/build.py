@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
+from gradcheck.capture.bounds import Bounds
 from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.layout import first_given, samples_axis, time_first_calls
 from gradcheck.capture.nodes import Owner, Ref
@@ -24,6 +25,7 @@ from gradcheck.capture.twins import ReplayMismatch, Twins, twins_of
 from gradcheck.instrument.loop_journal import Clip
 from gradcheck.loading.optimizers import assumed_optimizer, rate_of
 from gradcheck.measure.forgetting import Forgetting
+from gradcheck.measure.projections import Projections
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.training_copy import copy_optimizer
@@ -76,7 +78,7 @@ def workload_of(
     labels = [o.label for o in (*owners, *twins.outside)]
     model, helpers = _model(labels, [*twins.modules, *(o.original for o in twins.outside)], len(owners))
     batches = [(*p.entries, p) for p in programs]
-    optimizer, given, said = _optimizer(watched, model, twins)
+    optimizer, given, said = _optimizer(recorder, watched, model, twins)
     assumptions = [Assumption("data", f"data: {_count(len(batches))} that the script trained on", given=True), said]
     if twins.borrowed is not None:
         assumptions.append(Assumption("model", f"the script's own modules are measured, since {twins.borrowed.why}", given=True))
@@ -164,22 +166,28 @@ def _freeze_others(recorder: Recorder, watched: OptimizerTrace | None, twins: Tw
         twins.freeze({key for w in recorder.optimizers.values() if w not in watched.members for key in w.ids} - watched.ids)
 
 
-def _optimizer(watched: OptimizerTrace | None, model: nn.Module, twins: Twins) -> tuple[torch.optim.Optimizer, bool, Assumption]:
+def _optimizer(
+    recorder: Recorder, watched: OptimizerTrace | None, model: nn.Module, twins: Twins
+) -> tuple[torch.optim.Optimizer, bool, Assumption]:
     if watched is None:
         assumed, said = assumed_optimizer(None)(model)
         return assumed, False, said
-    made = [_as_the_script_uses_it(w, twins) for w in watched.members]
+    made = [_as_the_script_uses_it(w, twins, recorder.bounds) for w in watched.members]
     text = ", and ".join(words for _, words in made)
     return as_one([optimizer for optimizer, _ in made]), True, Assumption("optimizer", f"optimizer: {text}", given=True)
 
 
-def _as_the_script_uses_it(watched: OptimizerTrace, twins: Twins) -> tuple[torch.optim.Optimizer, str]:
+def _as_the_script_uses_it(watched: OptimizerTrace, twins: Twins, bounds: Bounds) -> tuple[torch.optim.Optimizer, str]:
     """A copy with the rates and the state that the script lets it have, and what it is."""
     optimizer = _copied_optimizer(watched, twins)
     text = f"{type(optimizer).__name__} {_origin(watched)}"
     life = watched.life
     if life is not None and watched.forgets:
         Forgetting.attach(optimizer, life)
+    kept = [(w, p) for key, w in twins.tensors.items() if key in watched.ids for p in bounds.of(key, len(watched.steps))]
+    if kept:
+        optimizer.register_step_post_hook(Projections(kept).after)
+        text += f", {len({id(w) for w, _ in kept})} weights put back within bounds after each step"
     rates = [s.rates for s in watched.steps]
     schedule = Schedule.of(rates)
     if schedule is None:

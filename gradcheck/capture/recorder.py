@@ -62,6 +62,8 @@ class Recorder(TorchFunctionMode, Recording, LoopListener):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self.busy and not self.depth:
+            self.bounds.look(function, args, kwargs)
         if self.busy or self.depth or self.updates.writes(function, args, kwargs) or not self.tape.recording:
             return function(*args, **kwargs)
         return self.tape.function(function, args, kwargs)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.data import DataLoader
 
+from gradcheck.capture.bounds import Bounds
 from gradcheck.capture.events import BackwardPass, OptimizerTrace
 from gradcheck.capture.root_modules import RootModules
 from gradcheck.capture.tape import Tape
@@ -35,6 +36,7 @@ class Recording:
         self.loaders: dict[int, tuple[DataLoader[Any], int]] = {}  # a loader, and how often it was iterated over
         self.backwards = 0
         self.steps = 0  # of all optimizers
+        self.idle = 0  # those before any backward pass: a look at a schedule
         self.beginning: list[OptimizerTrace] = []  # what is about to be trained for the first time
         self.unclaimed: list[BackwardPass] = []  # that reach no known optimizer
         self.asked: list[BackwardPass] = []  # whose gradients were given back, since the last step that used such
@@ -42,6 +44,7 @@ class Recording:
         self.newest: BackwardPass | None = None  # since the last step of any optimizer
         self.connected = False  # some pass reached a parameter of an optimizer
         self.journal = LoopJournal(lambda: self.optimizers, self.watched, lambda: bool(self.busy))
+        self.bounds = Bounds(lambda: self.optimizers.values())
         self.averages = Averages(sites.modules, self._trained, sites.get)
         self.backward_site: Location | None = None
         self.modes = Modes()

@@ -36,6 +36,9 @@ class Steps(LoopListener):
         recording = self.recording
         if recording.busy:
             return
+        if not (closure or recording.backwards or recording.asked) and _changes_nothing(optimizer):
+            recording.idle += 1
+            return
         recording.busy += 1
         self.updates.close()
         recording.averages.before_step()
@@ -91,6 +94,10 @@ class Steps(LoopListener):
         watched.keep_watch()
         self.log.taken(watched)
         recording.observer(recording)
+
+
+def _changes_nothing(optimizer: Optimizer) -> bool:
+    return all(p.grad is None for group in optimizer.param_groups for p in group.get("params", ()))
 
 
 def _rate(optimizer: Any) -> float:

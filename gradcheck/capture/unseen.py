@@ -28,6 +28,9 @@ def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
     if ending.how == "budget":
         hint = elsewhere or "give it more time with --budget SECONDS"
         return TargetError(f"no training was seen in {capture.seconds:.0f} s of {name}", hint=hint)
+    if capture.recorder.idle:
+        what = f"{name} took {capture.recorder.idle} steps without a backward pass"
+        return TargetError(f"no training was seen: {what}", hint="call loss.backward() before optimizer.step()")
     hint = elsewhere or "it is to train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
     return TargetError(f"no training was seen: {name} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
 

@@ -24,6 +24,7 @@ def facts(found: InputFacts, tensors: Sequence[torch.Tensor], targets: Sequence[
     """
     if not _comparable(tensors) or found.non_finite:
         return found
+    tensors, targets = _first_time(tensors, targets)
     x = torch.cat([t.double().flatten(1) for t in on_host(tensors)])
     if len(x) < FEWEST_SAMPLES or x.shape[1] < 2:
         return found
@@ -32,6 +33,22 @@ def facts(found: InputFacts, tensors: Sequence[torch.Tensor], targets: Sequence[
     same, conflicting = samples(x, labels)
     found = replace(found, duplicate_features=features(x) if tensors[0].dim() == 2 else 0)
     return replace(found, duplicate_samples=same, conflicting_samples=conflicting, samples=len(x)) if whole else found
+
+
+def _first_time(tensors: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Without batches that are given again as they were: loops may take several steps on a batch, as those of a critic do."""
+    labelled = len(targets) == len(tensors)
+    batches = list(zip(tensors, targets, strict=True)) if labelled else [(t,) for t in tensors]
+    new: list[tuple[torch.Tensor, ...]] = []
+    for batch in batches:
+        if not any(_equal(batch, other) for other in new):
+            new.append(batch)
+    return [b[0] for b in new], [b[1] for b in new] if labelled else list(targets)
+
+
+def _equal(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return torch.equal(one[0][:1], other[0][:1]) and all(torch.equal(a, b) for a, b in pairs)
 
 
 def _comparable(tensors: Sequence[torch.Tensor]) -> bool:

@@ -425,6 +425,21 @@ def an_inverse_in_the_prior() -> list[Any]:
     return trained(model, lambda x, y: -model(x).mean())
 
 
+def kept_within_bounds() -> list[Any]:
+    """As the critic of a Wasserstein GAN is, and pruned weights are."""
+    model, mask = mlp(), (torch.arange(24).view(3, 8) % 2).float()
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    for x, y in batches():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        for p in model[0].parameters():
+            p.data.clamp_(-0.05, 0.05)
+        with torch.no_grad():
+            model[3].weight.mul_(mask)
+    return [model]
+
+
 def rollout() -> list[Any]:
     """Values that the model gave without gradient are the data of several steps."""
     policy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))

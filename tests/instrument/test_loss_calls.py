@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -46,3 +48,11 @@ def test_chance_is_the_best_constant_prediction(target, smoothing):
     best = mean.clamp_min(1e-30).log().reshape(1, 4, *(1,) * (shares.dim() - 2)).expand(shares.shape)
     expected = F.cross_entropy(best, target, label_smoothing=smoothing).item()
     assert chance_level("cross_entropy", 4, [target], {"label_smoothing": smoothing})[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_large_vocabulary_takes_little_memory():
+    """A square matrix of GPT-2's vocabulary takes 20 GB."""
+    words, smoothing = 500_000, 0.1
+    rest = smoothing / words
+    expected = -(1 - smoothing + rest) * math.log(1 - smoothing + rest) - (words - 1) * rest * math.log(rest)
+    assert floor_level("cross_entropy", words, [], {"label_smoothing": smoothing}) == pytest.approx(expected)

@@ -67,8 +67,15 @@ def facts(batches, targets=()):
 def test_facts_of_an_input_over_all_batches():
     x = table(32, 4).float()
     x = torch.cat((x, x[:, :1] * 5), 1)
-    (found,) = facts([x, x.clone()])
+    (found,) = facts([x, x.flip(0)])
     assert (found.duplicate_features, found.duplicate_samples, found.samples) == (1, 32, 64)
+
+
+def test_a_batch_of_several_steps_is_counted_once():
+    x, y = table(32, 4).float(), torch.arange(32) % 2
+    batches = [(x, y), (x.clone(), y.clone())]
+    (found,) = facts(batches, [b[1] for b in batches])
+    assert (found.duplicate_samples, found.samples) == (0, 32)
 
 
 def test_labels_lie_beside_their_samples():
