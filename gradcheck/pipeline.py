@@ -22,11 +22,8 @@ from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
 from gradcheck.loading.load import load
-<<<<<<< HEAD
-from gradcheck.loading.over_ranks import over_ranks
-=======
 from gradcheck.loading.outline import outline
->>>>>>> wip/device
+from gradcheck.loading.over_ranks import over_ranks
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.measure.capacity import require_memory
 from gradcheck.measure.faithful import ensure_faithful
@@ -229,14 +226,10 @@ def scan_workload(
         ensure_faithful(workload, seed)
         budget = settings.budget or default_budget(workload.model)
         cut = fitted(workload, budget, seed)
-<<<<<<< HEAD
-        plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, agreed(time.perf_counter() - began))
-=======
         memory = require_memory(cut)
         if settings.profile:
             cut.assumptions = [*cut.assumptions, Assumption("memory", f"a training takes {memory.text}", given=True)]
-        plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, time.perf_counter() - began)
->>>>>>> wip/device
+        plan = Plan(settings.steps, budget, seed, needs(rules), settings.profile, settings.fast, agreed(time.perf_counter() - began))
         measured = measure(cut, plan, tick)
         measured = seen(measured) if seen is not None else measured
         measurements.append(with_costs(measured, cut, plan, began, rules, settings, tick) if costs else measured)
