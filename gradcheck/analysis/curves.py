@@ -15,6 +15,9 @@ NORMAL = 1.4826  # standard deviation of normal numbers over their median distan
 FEWEST = 20  # points before one that can be called a spike
 WINDOW = 50  # points that tell the level and the noise around a point
 WIDTH = 3  # points in a row that make a spike
+STRETCH = 10  # points in a row whose median is a level of its own: noise hides no shift of it
+SUDDEN = 0.5  # of a shift, over the stretch right before: a steady rise has a third there
+OF_MEDIAN = 1.25  # standard error of a median, over that of a mean of normal numbers
 CLEAR = 3.0  # standard deviations above a level that no longer belong to it
 ENDS = 0.1  # of a curve, at either end, that is its level there
 
@@ -28,12 +31,18 @@ class Spike:
     level: float  # before it
     score: float  # distance from the level, in standard deviations of the points before it
     back: float | None  # step at which the curve is near that level again; None: it does not come back
+    lasts: bool = False  # STRETCH points or more
 
 
 def noise(values: Sequence[float]) -> float:
     """Standard deviation of the values around their own course, by the differences of neighbours: a slope does not count."""
     steps = [abs(b - a) for a, b in pairwise(values)]
     return NORMAL * median(steps) / math.sqrt(2) if steps else 0.0
+
+
+def level_error(values: Sequence[float]) -> float:
+    """Standard error of a level, which is a median over a tenth of the curve."""
+    return OF_MEDIAN * noise(values) / math.sqrt(max(1, round(ENDS * len(values))))
 
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
@@ -82,28 +91,48 @@ class Level:
         return value - level > reach * (self._ordered[-1] - level)
 
 
-def spikes(curve: Curve, least: float, reach: float) -> list[Spike]:
+def spikes(curve: Curve, least: float, reach: float, stretches: bool = False) -> list[Spike]:
     """Values more than `least` standard deviations above the level before them, and `reach` times as far above it as any of those.
 
-    Neighbouring ones are one spike. A single value is a bad sample or heavy-tailed noise, not a spike. `curve`: finite.
+    `stretches`: also STRETCH values whose median is, by its standard error, so far above, and above the medians before. Neighbouring
+    ones are one spike. A single value is a bad sample or heavy-tailed noise, not a spike. `curve`: finite.
     """
     values, before = curve.values, Level()
     found: list[Spike] = []
     index = 0
     while index < len(values):
-        value = values[index]
-        if len(before.recent) >= FEWEST and before.left_behind(value, reach):
-            level, size = before.value, before.size
-            lasts = min(values[index : index + WIDTH]) > level + CLEAR * size and index + WIDTH <= len(values)
-            if size > 0 and value - level > least * size and lasts:
-                back = _back(curve, index, level + CLEAR * size)
-                score = (value - level) / size
-                found.append(Spike(curve.steps[index], value, level, score, curve.steps[back] if back is not None else None))
-                index = back if back is not None else len(values)
-                continue
-        before.add(value)
+        score = _jump(values, index, before, least, reach, stretches) if len(before.recent) >= FEWEST else 0.0
+        if score:
+            back = _back(curve, index, before.value + CLEAR * before.size)
+            end, place = (back, curve.steps[back]) if back is not None else (len(values), None)
+            highest = max(values[index : index + WIDTH])
+            found.append(Spike(curve.steps[index], highest, before.value, score, place, stretches and end - index >= STRETCH))
+            index = end
+            continue
+        before.add(values[index])
         index += 1
     return found
+
+
+def _jump(values: Sequence[float], index: int, before: Level, least: float, reach: float, stretches: bool) -> float:
+    """Score of the jump at a point, 0 for none."""
+    value, few, level = values[index], values[index : index + WIDTH], before.value
+    if len(few) < WIDTH or min(few) <= level or not (stretches or before.left_behind(value, reach)):
+        return 0.0
+    size = before.size
+    if size <= 0:
+        return 0.0
+    if value - level > least * size and before.left_behind(value, reach) and min(few) > level + CLEAR * size:
+        return (value - level) / size
+    ahead = values[index : index + STRETCH]
+    if not stretches or len(ahead) < STRETCH:
+        return 0.0
+    shift, sudden = median(ahead) - level, median(ahead) - median(before.recent[-STRETCH:])
+    score = shift / size * math.sqrt(STRETCH) / OF_MEDIAN
+    if score <= least or sudden < SUDDEN * shift:
+        return 0.0
+    highest = max(median(before.recent[i : i + STRETCH]) for i in range(len(before.recent) - STRETCH + 1))
+    return score if shift > reach * (highest - level) else 0.0
 
 
 def _back(curve: Curve, index: int, level: float) -> int | None:

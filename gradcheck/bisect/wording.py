@@ -37,8 +37,9 @@ def headline(pair: Pair, runs: Sequence[Recording], b: Recording, cut: bool = Fa
             return f"the inputs of step {step} differ{by}: {_data(pair, runs[0], b)}"
         case "forward":
             facts = runs[0].layers.get(event.name)
-            own = f", in its own code: all that agrees before it are its layers and inputs{by}" if facts is not None and facts.holds else by
-            return f"forward of {name} at step {step}{own}"
+            own = ", in its own code: its layers and inputs agree" if facts is not None and facts.holds else ""
+            hidden = any(event.name in run.compiled for run in (*runs, b))
+            return f"forward of {name} at step {step}{by}{', somewhere inside: it is compiled' if hidden else own}"
         case "loss":
             return f"the loss of step {step} differs{by} while all activations agree: the targets, or the loss function"
         case "backward":

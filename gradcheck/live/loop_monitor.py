@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradcheck.analysis.wording import layers_in_words
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.averages import Averages
 from gradcheck.instrument.loop_events import ClipKind, LoopListener
@@ -31,7 +32,7 @@ from gradcheck.live.first import FirstPass
 from gradcheck.live.gradients import Gradients
 from gradcheck.live.losses import Losses
 from gradcheck.live.merge import Together
-from gradcheck.live.models import is_compiled, living_modules, unwrapped
+from gradcheck.live.models import compiled_parts, living_modules, unwrapped
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.ranks import join
 from gradcheck.live.record import Record
@@ -44,7 +45,7 @@ from gradcheck.measure.parameters import StepWatch
 MEASURED_ONLY = ("clears", "before_clipping")  # events that matter in measured steps alone
 OWN = 2.0  # all hooks of a step that is not measured over the one that counts it (measured: 36 and 18 microseconds, of a step of 3 ms)
 ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
-_COMPILED = "the model is compiled by torch.compile, and what happens inside it is not seen"
+_COMPILED = "torch.compile has compiled {}, and the layers of the model were not looked at: a hook would be compiled along"
 
 
 class LoopMonitor(LoopListener):
@@ -74,7 +75,7 @@ class LoopMonitor(LoopListener):
         record = self.record
         record.model, record.training = self.model, self.model.training
         record.pretrained = facts.pretrained(self.model, self.optimizers.known)
-        record.untapped = _COMPILED if is_compiled(self.model) else ""
+        record.untapped = _untapped(compiled_parts(self.model))
         self._join()
         if self.together is None:
             record.log.averages = averages_of(self.model, record)
@@ -353,6 +354,13 @@ class LoopMonitor(LoopListener):
         if optimizer is self.optimizers.main and self.losses.passes:
             self._clear()
             self._arm()
+
+
+def _untapped(compiled: Sequence[str]) -> str:
+    """Why the layers are not looked at; "" where they are."""
+    if not compiled:
+        return ""
+    return _COMPILED.format("the model" if "" in compiled else layers_in_words(compiled))
 
 
 def averages_of(model: nn.Module, record: Record) -> Averages:

@@ -21,16 +21,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether the model, or something in it, was compiled: a hook inside it would make torch compile it again."""
-    inner = {id(m) for m in model.modules()}
-    if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in model.modules()):
-        return True
+def compiled_parts(model: nn.Module) -> list[str]:
+    """Names of the layers that were compiled, "" for the whole model: a hook inside them would make torch compile them again. None
+    of them where TORCH_COMPILE_DISABLE=1 lets them run as they are."""
+    config = sys.modules.get("torch._dynamo.config")
+    if config is not None and getattr(config, "disable", False):
+        return []
     frames = sys.modules.get("torch._dynamo.eval_frame")
     kind = getattr(frames, "OptimizedModule", None)
-    if kind is None:
-        return False
-    return any(type(x) is kind and id(x._modules.get("_orig_mod")) in inner for x in gc.get_objects())
+    compiled = {id(x._modules.get("_orig_mod")) for x in gc.get_objects() if kind is not None and type(x) is kind}
+    found = [n for n, m in model.named_modules() if id(m) in compiled or m._compiled_call_impl is not None]
+    return list(dict.fromkeys(".".join(part for part in name.split(".") if part != "_orig_mod") for name in found))
 
 
 def living_modules() -> list[nn.Module]:

@@ -44,7 +44,7 @@ SEEN: tuple[Need, ...] = (
 NEEDS_TAPS: frozenset[Need] = frozenset(("signals", "units", "similarity", "graph", "reach", "losses", "routing"))
 NEVER = "watching makes no copies and no experiments; `gradcheck scan` does"
 WATCHED = "the watched run"
-UNCOMPILED = "watch it once without torch.compile, or scan the script"
+UNCOMPILED = "watch it once with TORCH_COMPILE_DISABLE=1 in the environment, or scan the script"
 LONGER = "watch a longer run"
 WARM = 0.9  # of the highest rate so far: a first rate below it is one that is being warmed up
 

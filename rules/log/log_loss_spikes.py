@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.curves import FEWEST, Spike, resembling, spikes
+from gradcheck.analysis.curves import FEWEST, WINDOW, Spike, ends, resembling, spikes
 from gradcheck.analysis.wording import number
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Severity
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
             "measured: 0 such jumps in 13 healthy runs, batches of one and heavy tails among them; failures: 200 to 300",
         ),
         "reach": Limit(3, "times the highest value before", "heuristic: noise with heavy tails has been as high before"),
+        "lost": Limit(0.5, "of what was learned", "heuristic: a stretch that throws the run back half of the way is no spike of a batch"),
+        "faster": Limit(1.5, "times the rate before", "heuristic: a schedule that restarts raises the loss on purpose"),
         "count": Limit(3, "spikes", "heuristic: one or two bad batches are no illness of the training"),
     },
 )
@@ -34,8 +36,8 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     """The logged loss jumps up.
 
     ## What it finds
-    Three values in a row far above the level of the fifty before them: jumps that do not come back, and several that do. A value that
-    stands alone is a bad sample or noise, and not reported.
+    Three values in a row far above the level of the fifty before them, or ten whose median is: jumps that do not come back, and several
+    that do. A value that stands alone is a bad sample or noise, and not reported.
 
     ## Why it matters
     A spike that comes back has cost some steps. One that does not has thrown the run back; it is often the first sign of a
@@ -43,11 +45,14 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     By a robust score: the distance from the median of the fifty values before, over their standard deviation (from their median
-    distance to it). The norm of the gradient right before a spike is said, where the log has it.
+    distance to it); of a stretch of ten, the distance of its median in standard errors. The norm of the gradient right before a spike is
+    said, where the log has it.
 
     ## Limits and their sources
     `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
-    a warning, as are more than `count` (3) that do; fewer are advice.
+    a warning, as are more than `count` (3) that do, and, in the log of a finished run, one that lasts and goes `lost` (50 %) of the way
+    back to the first level: a bad shard of the data looks so. Others are advice. Where the rate rises to
+    `faster` (1.5) times what it was, the schedule is the reason.
 
     ## When to ignore it
     When the data change at that step on purpose.
@@ -75,22 +80,36 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     curve = log.loss.finite
     if len(curve.values) <= FEWEST:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
-    every = spikes(curve, limits["score"], limits["reach"])
+    every = [s for s in spikes(curve, limits["score"], limits["reach"], m.log is not None) if not _faster(log, s, limits["faster"])]
     if not every:
         return []
     stays = [s for s in every if s.back is None]
     worst = stays[0] if stays else max(every, key=lambda s: s.score)
-    severity: Severity = "warning" if stays or len(every) > limits["count"] else "info"
+    first = ends(curve.values)[0]
+    severe = stays or len(every) > limits["count"] or any(s.lasts and s.value - s.level > limits["lost"] * (first - s.level) for s in every)
+    severity: Severity = "warning" if severe else "info"
     others = f", and {len(every) - 1} more" if len(every) > 1 else ""
     after = "and does not come back" if worst.back is None else f"and is back at {at_step(worst.back)}"
+    unit = "errors" if worst.lasts else "deviations"
     message = (
         f"the loss ({curve.name}) jumps from {number(worst.level)} to {number(worst.value)} at {at_step(worst.step)}, "
-        f"{number(worst.score)} standard deviations above the values before (limit {number(limits['score'])}), {after}{others}"
+        f"{number(worst.score)} standard {unit} above the values before (limit {number(limits['score'])}), {after}{others}"
         f"{_norm_before(log, worst)}"
     )
     evidence = (Evidence("distance from the level before", worst.score, limits["score"], ">", "standard deviations"),)
     remedies = (look(m, f"see which batch and which layer it is, by watching from a checkpoint before {at_step(worst.step)}"),)
     return [found(severity, message, evidence=evidence, remedies=remedies)]
+
+
+def _faster(log: LogFacts, spike: Spike, times: float) -> bool:
+    """Whether the rate has risen among the points before a spike."""
+    rate = log.rate.finite if log.rate is not None else None
+    loss = log.loss.finite if log.loss is not None else None
+    if rate is None or loss is None or not rate.values:
+        return False
+    place = loss.steps.index(spike.step)
+    now, *before = resembling(rate, [spike.step, *loss.steps[max(0, place - WINDOW // 2) : place]])
+    return now > times * min(before, default=now)
 
 
 def _norm_before(log: LogFacts, spike: Spike) -> str:

@@ -383,6 +383,18 @@ def test_a_compiled_model_is_watched_from_outside() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
 
 
+def test_what_is_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradcheck.live.models import compiled_parts
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 1))
+    assert compiled_parts(model) == []
+    model[1].compile(backend="eager")
+    model[2] = torch.compile(model[2], backend="eager")
+    assert compiled_parts(model) == ["1", "2"]
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)  # TORCH_COMPILE_DISABLE=1
+    assert compiled_parts(model) == []
+
+
 def test_a_fault_of_gradcheck_does_not_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     from gradcheck.live.loop_monitor import LoopMonitor
 

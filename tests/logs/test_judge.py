@@ -148,10 +148,10 @@ def test_two_logs_are_compared(tmp_path: Path) -> None:
     base, head = judged(HEALTHY["falling"], tmp_path / "base"), judged(FAULTY["divergence"][0], tmp_path / "head")
     differences = compare(base, head)
     assert differences.parting is not None and 250 <= differences.parting.step <= 258
-    assert [f.code for f in differences.new] == ["LOG002"] and not differences.fixed
+    assert [f.code for f in differences.new] == ["LOG002", "LOG003"] and not differences.fixed
     assert "The losses part at step" in text(differences) and "worse" in text(differences)
     assert markdown(differences).startswith("| | base | head |")
-    assert json.loads(as_json(differences))["new"] == ["LOG002"]
+    assert json.loads(as_json(differences))["new"] == ["LOG002", "LOG003"]
     same = compare(base, judged(HEALTHY["falling"], tmp_path / "again"))
     assert same.parting is None and same.compared and not same.new
     other = compare(base, judged({"loss": falling(N, 9)}, tmp_path / "again"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -77,6 +78,31 @@ def test_a_loss_that_rises_again(end, severity):
 def test_jumps(height, width, severity):
     values = [*ZIGZAG, *[v + height for v in ZIGZAG[:width]], *(ZIGZAG if width < 100 else [1.6] * 60)]
     assert [f.severity for f in findings(log_loss_spikes, logged(loss=values))] == ([severity] if severity else [])
+
+
+_NOISE = random.Random(0)
+SHARD = [2.2 - 0.6 * min(i / 60, 1) + 0.15 * _NOISE.gauss() for i in range(200)]  # falls in 60 points; its noise is that of a batch
+
+
+@pytest.mark.parametrize(("rise", "rate", "severity"), [(0.3, 1.0, None), (0.8, 1.0, "warning"), (0.8, 2.0, None)])
+def test_a_stretch_of_other_data_is_seen_through_the_noise(rise, rate, severity):
+    """As measured: labels of ten logged steps at random raise the loss by 5 standard deviations of a batch."""
+    loss = [v + rise * (100 <= i < 110) for i, v in enumerate(SHARD)]
+    rates = [1e-3 * (rate if i >= 100 else 1.0) for i in range(200)]
+    assert [f.severity for f in findings(log_loss_spikes, logged(loss=loss, rate=rates))] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("end", "severity"), [(0.05, None), (0.5, "warning")])
+def test_a_slow_divergence_is_seen_through_the_noise(end, severity):
+    """As measured: SGD whose rate grows from 0.1 to 2 goes from 1.7 back to 2.1, with a noise of 0.2."""
+    loss = [v + max(i - 60, 0) * end / 140 for i, v in enumerate(SHARD)]
+    assert [f.severity for f in findings(log_loss_diverged, logged(loss=loss))] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("times", "severity"), [(50, "warning"), (300, "error")])
+def test_a_loss_that_explodes_from_its_start(times, severity):
+    loss = [1 + 0.1 * (-1) ** i + (times * 10 ** ((i - 100) / 20) if i < 100 else times) * (i > 20) for i in range(150)]
+    assert [f.severity for f in findings(log_loss_diverged, logged(loss=loss))] == ([severity] if severity else [])
 
 
 @pytest.mark.parametrize(("fall", "severity"), [(0.0, "warning"), (0.001, "warning"), (0.3, None)])
