@@ -50,7 +50,6 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
-    `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
     a warning, as are, in the log of a finished run, more than `count` (3) that do, and one that lasts and goes `lost` (50 %) of the way
     back to the first level: a bad shard of the data looks so. Others are advice. In a run that is watched all that come back are: targets
     that are renewed now and then, as in Q-learning, make them. Where the rate rises to `faster` (1.5) times what it was, the schedule is
