@@ -108,12 +108,12 @@ ADVICE_ONLY: dict[str, str] = {
 }
 
 
-def apply(treated: TreatedWorkload, prescription: Fix) -> None:
-    """Applies a prescription and notes it in `treated.applied`. Raises Inapplicable; the copy may then be half changed."""
-    treatment = CATALOGUE.get(prescription.treatment)
+def apply(treated: TreatedWorkload, fix: Fix) -> None:
+    """Applies a fix and notes it in `treated.applied`. Raises Inapplicable; the copy may then be half changed."""
+    treatment = CATALOGUE.get(fix.treatment)
     if treatment is not None and treatment.loop:
         raise Inapplicable("the training loop is the user's: it is mended in the source; copies are trained with a loop of gradcheck's")
     if treatment is None or treatment.apply is None:
-        raise Inapplicable(ADVICE_ONLY.get(prescription.treatment, "it has no edit that could be tried"))
-    treatment.apply(treated, prescription)
-    treated.applied.append(prescription)
+        raise Inapplicable(ADVICE_ONLY.get(fix.treatment, "it has no edit that could be tried"))
+    treatment.apply(treated, fix)
+    treated.applied.append(fix)

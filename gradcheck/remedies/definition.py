@@ -35,7 +35,7 @@ class RemedyDefinition:
     """An entry of the vocabulary.
 
     `propose(finding, measurement)` gives the settings for this model (for no finding in particular when it is None, as a trial asks),
-    or nothing when it does not fit; it reads plain numbers only. `apply(treated, prescription)` changes the copy, and raises
+    or nothing when it does not fit; it reads plain numbers only. `apply(treated, fix)` changes the copy, and raises
     Inapplicable when it cannot. How it is written into the source is in `gradcheck.remedies.editing`, under the same name.
     """
 
@@ -53,13 +53,13 @@ class RemedyDefinition:
     derive: Callable[[Settings], dict[str, Setting]] = dict
     wording: Callable[[Settings], str] | None = None
 
-    def at(self, prescription: Fix, **settings: Setting) -> Fix:
-        """The same prescription at another strength."""
-        derived = self.derive({**prescription.settings, **settings})
-        text = self.wording(derived) if self.wording is not None else prescription.text
-        return replace(prescription, settings=derived, text=text)
+    def at(self, fix: Fix, **settings: Setting) -> Fix:
+        """The same fix at another strength."""
+        derived = self.derive({**fix.settings, **settings})
+        text = self.wording(derived) if self.wording is not None else fix.text
+        return replace(fix, settings=derived, text=text)
 
-    def prescription(
+    def fix(
         self,
         text: str,
         finding: Finding | None = None,

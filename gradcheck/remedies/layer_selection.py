@@ -78,7 +78,7 @@ def functional_weights(m: Measurement, layer: Layer) -> list[Parameter]:
 
 
 def weight_names(m: Measurement, layers: Sequence[Layer]) -> tuple[list[str], list[str]]:
-    """How a prescription names the weights of layers: modules by their name, functional weights by the parameter's.
+    """How a fix names the weights of layers: modules by their name, functional weights by the parameter's.
 
     The second list has those that are stored [in, out]. Frozen and reparametrised weights are left out.
     """

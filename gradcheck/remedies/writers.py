@@ -59,10 +59,10 @@ MODULES = (
 WRITERS: dict[str, Writer] = {name: writer for module in MODULES for name, writer in module.WRITERS.items()}
 
 
-def plan_edits(prescriptions: Sequence[Fix], measurement: Measurement, files: Sequence[str], onto: Sequence[Draft] = ()) -> SourcePlan:
-    """Writes prescriptions into copies of the user's files, in the order of their stages. `files`: those that may be changed.
+def plan_edits(fixes: Sequence[Fix], measurement: Measurement, files: Sequence[str], onto: Sequence[Draft] = ()) -> SourcePlan:
+    """Writes fixes into copies of the user's files, in the order of their stages. `files`: those that may be changed.
 
     `onto`: files under edit that the measurement saw as they are, or that were edited since for the same measurement; they go on.
     Nothing on disk changes before `SourcePlan.write`. Raises SourceError when a file is not the one that was measured.
     """
-    return plan(prescriptions, measurement, files, WRITERS, onto)
+    return plan(fixes, measurement, files, WRITERS, onto)

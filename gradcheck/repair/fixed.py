@@ -33,8 +33,8 @@ class Fixed:
 
     copy: TreatedWorkload | None  # None: a script was treated, and runs by itself
     report: Report  # of the untreated workload, with the outcomes
-    after: Report | None  # a scan of the treated one; None: nothing was prescribed, or there was no time
-    source: SourcePlan | None  # the edits; None: the model was made of objects that have no file, or nothing was prescribed
+    after: Report | None  # a scan of the treated one; None: no fix was proposed, or there was no time
+    source: SourcePlan | None  # the edits; None: the model was made of objects that have no file, or no fix was proposed
     why_no_source: str = ""
     interrupted: bool = False
 

@@ -45,7 +45,7 @@ def with_rate(plan: Plan, rate: float, optimizer: OptimizerFacts, catalogue: Cat
     if math.isclose(wanted, now, rel_tol=SAME):
         return plan
     text = f"set the learning rate to {wanted:g} (now {now:g}): the best of those tried"
-    return (*plan, catalogue[rate_treatment(now, wanted)].prescription(text, settings={"lr": wanted}))
+    return (*plan, catalogue[rate_treatment(now, wanted)].fix(text, settings={"lr": wanted}))
 
 
 def rate_treatment(now: float, wanted: float) -> str:

@@ -122,7 +122,7 @@ class RemedySearch:
     def _what_fits(self, names: Names) -> Plan:
         plan = tuple(p for p in self.ground if p.stage in REPAIRS or p.treatment == ADAPTIVE)
         for name in names:
-            plan = next((p for extra in self._prescribed((name,), plan) if self._fits(p := (*plan, *extra))), plan)
+            plan = next((p for extra in self._proposed((name,), plan) if self._fits(p := (*plan, *extra))), plan)
         return plan
 
     def _fits(self, plan: Plan) -> bool:
@@ -149,7 +149,7 @@ class RemedySearch:
         if not self.lab.options.unsafe:
             return []
         best = without_rate(self.best)
-        plans = [(*best, *extra) for names in BUILDS for extra in self._prescribed(names, best)]
+        plans = [(*best, *extra) for names in BUILDS for extra in self._proposed(names, best)]
         return [plan for one in plans for plan in self.around([one])]
 
     def _extras(self) -> list[Plan]:
@@ -194,9 +194,9 @@ class RemedySearch:
         return [self.at(plan, factor) for plan in plans for factor in (NEARBY if self.rate else (1.0,))]
 
     def variants(self, names: Names) -> list[Plan]:
-        return [(*self.ground, *extra) for extra in self._prescribed(names, self.ground)]
+        return [(*self.ground, *extra) for extra in self._proposed(names, self.ground)]
 
-    def _prescribed(self, names: Names, onto: Plan) -> list[Plan]:
+    def _proposed(self, names: Names, onto: Plan) -> list[Plan]:
         """The fixes of each name in turn; nothing when one of them does not fit, is not allowed, or is in the plan already."""
         plans: list[Plan] = [()]
         for name in names:

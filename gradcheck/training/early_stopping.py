@@ -14,9 +14,9 @@ from gradcheck.workload.workload import Batch
 NAME = "early-stopping"
 
 
-def stops_early(prescriptions: Sequence[Fix], *, only: bool = False) -> bool:
+def stops_early(fixes: Sequence[Fix], *, only: bool = False) -> bool:
     """Whether training ends early; with `only`, whether nothing else is done."""
-    found = [p.treatment == NAME for p in prescriptions]
+    found = [p.treatment == NAME for p in fixes]
     return all(found) if only else any(found)
 
 

@@ -60,7 +60,7 @@ def entries(report: Report, task: Task, remedies: Sequence[str] = (), *, variant
     seen: list[tuple[object, ...]] = []
     for name in names:
         treatment = treatment_named(name)
-        fix = prescribed(treatment, proposed.get(name), m)
+        fix = best_fix(treatment, proposed.get(name), m)
         if fix is not None and not named:  # two names for the same thing need only one entry
             same = (fix.stage, fix.settings, fix.layers)
             if fix.settings and same in seen:
@@ -98,7 +98,7 @@ def treatment_named(name: str) -> RemedyDefinition:
     raise ConfigError(f"unknown remedy {name!r}", hint=suggestion(name, known) + f"remedies: {', '.join(sorted(known))}")
 
 
-def prescribed(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> Fix | None:
+def best_fix(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> Fix | None:
     """The best of its fixes, for the finding if one proposes it."""
     options = treatment.propose(finding, m) if finding is not None else []
     options = options or treatment.propose(None, m)
@@ -135,7 +135,7 @@ def within(treatment: RemedyDefinition, m: Measurement) -> tuple[Strength, ...]:
 
 
 def neighbours(strength: Strength, now: float, *, both: bool = True) -> list[float]:
-    """A lower and a higher value, within the range of the strength; or two lower ones: a threshold is prescribed high enough."""
+    """A lower and a higher value, within the range of the strength; or two lower ones: a proposed threshold is high enough."""
     if strength.log and now > 0 and strength.low > 0:
         factor = min(LARGEST_FACTOR, max(LEAST_FACTOR, (strength.high / strength.low) ** (1 / 6)))
         around = [now / factor, now * factor if both else now / factor**2]

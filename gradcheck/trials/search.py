@@ -220,7 +220,7 @@ def _study(quest: Quest, options: Options, storage: Any, steps: int) -> optuna.S
 
 
 def _queued(quest: Quest, options: Options) -> list[dict[str, float]]:
-    """What is tried first: the prescribed strength, or all points of a grid."""
+    """What is tried first: the proposed strength, or all points of a grid."""
     if options.search == "grid":
         axes = grid(quest.strengths, options.trials or DEFAULT_TRIALS)
         return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]

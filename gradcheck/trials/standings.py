@@ -28,7 +28,7 @@ class Candidate:
     results: dict[int, Result] = field(default_factory=dict)
     failure: str = ""  # why it cannot be applied, or what it raised
     inapplicable: bool = False
-    variant: bool = False  # at another strength than the prescribed one
+    variant: bool = False  # at another strength than the proposed one
 
     def note(self, seed: int, answer: Answer) -> bool:
         """Keeps the result of a run, or the reason why there is none. Returns whether the run was complete."""

@@ -77,7 +77,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A prescription that was tried, what it did, and how it would be written into the source."""
+    """A fix that was tried, what it did, and how it would be written into the source."""
 
     prescription: Fix
     status: OutcomeStatus

@@ -46,18 +46,18 @@ def measured(model: nn.Module, data: Any = None, optimizer: torch.optim.Optimize
     return scan_workload(workload(model, data, optimizer), settings).measurement
 
 
-def prescribed(treatment: RemedyDefinition, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = "") -> Fix:
-    """The first prescription for a model."""
+def proposed(treatment: RemedyDefinition, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = "") -> Fix:
+    """The first fix for a model."""
     return treatment.propose(finding, measured(model, data, rule=rule))[0]
 
 
 def treated(
     treatment: RemedyDefinition, model: nn.Module, finding: Finding | None = None, data: Any = None, rule: str = ""
 ) -> TreatedWorkload:
-    """A patient after the treatment that is prescribed for it."""
+    """A patient after the treatment that is proposed for it."""
     assert treatment.apply is not None
     one = patient(model, data)
-    treatment.apply(one, prescribed(treatment, model, finding, data, rule))
+    treatment.apply(one, proposed(treatment, model, finding, data, rule))
     return one
 
 

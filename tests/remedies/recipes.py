@@ -61,7 +61,7 @@ def measured(w: Workload, steps: int = 40, *, fast: bool = False) -> Any:
 
 
 def order(name: str, **settings: Any) -> Fix:
-    """A prescription as a test writes it."""
+    """A fix as a test writes it."""
     treatment = CATALOGUE[name]
     layers, location = settings.pop("layers", ()), settings.pop("location", None)
     return Fix(name, "", treatment.stage, treatment.applicability, settings, layers, location=location)

@@ -16,7 +16,7 @@ from gradcheck.remedies.activation.hidden import INSERT, REPLACE
 from gradcheck.remedies.activation.output import REMOVE
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload, treated_copy
-from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, prescribed, treated, unchanged, workload
+from tests.remedies.patients import batches, finding, losses, measured, outputs, plain, proposed, treated, unchanged, workload
 
 
 class Calls(nn.Module):
@@ -48,7 +48,7 @@ def test_a_stack_of_sigmoids_becomes_one_of_relus(make: type[nn.Module]) -> None
 
 
 def test_all_layers_of_the_loop_are_initialised_for_the_new_activation() -> None:
-    p = prescribed(REPLACE, Calls(), finding("ACT003"))
+    p = proposed(REPLACE, Calls(), finding("ACT003"))
     assert p.layers == (":sigmoid",) and p.settings["new"] == "relu"
     assert str(p.settings["initialized"]).split(",") == [f"layers.{i}" for i in range(10)]
 

@@ -69,7 +69,7 @@ def test_entries_are_complete(treatment: RemedyDefinition) -> None:
 
 
 @pytest.mark.parametrize("treatment", CATALOGUE.values(), ids=lambda t: t.name)
-def test_what_is_prescribed_for_no_finding_names_its_strengths(treatment: RemedyDefinition) -> None:
+def test_what_is_proposed_for_no_finding_names_its_strengths(treatment: RemedyDefinition) -> None:
     for p in treatment.propose(None, measurement()):
         assert (p.treatment, p.stage) == (treatment.name, treatment.stage)
         assert p.text and p.citation and p.findings == ()

@@ -144,7 +144,7 @@ def test_shuffling_deals_the_same_samples_anew() -> None:
     assert torch.equal(twin.workload.batches[2][0], dealt[2][0])
 
 
-def test_shuffled_data_are_not_prescribed_again() -> None:
+def test_shuffled_data_are_not_proposed_again() -> None:
     assert CATALOGUE["shuffle-data"].propose(None, measured(workload(), 6).measurement) == []
 
 

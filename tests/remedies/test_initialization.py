@@ -14,7 +14,7 @@ from gradcheck.remedies.initialization.lsuv import REMEDIES as LSUV
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Workload
-from tests.remedies.patients import finding, losses, measured, patient, plain, prescribed, treated, unchanged
+from tests.remedies.patients import finding, losses, measured, patient, plain, proposed, treated, unchanged
 
 HE, LECUN, XAVIER, ORTHOGONAL, SYMMETRY = init.REMEDIES
 
@@ -26,7 +26,7 @@ def lone(module: nn.Module) -> TreatedWorkload:
 
 
 def drawn(name: str, module: nn.Module, gain: float = 2**0.5) -> torch.Tensor:
-    """The weight of a lone layer after a prescription."""
+    """The weight of a lone layer after a fix."""
     one = lone(module)
     init.apply(one, Fix(name, "", "initialization", "safe", {"gain": gain}, ("0",)))
     return one.model[0].weight.detach()
@@ -99,9 +99,9 @@ def test_the_gradient_reaches_the_first_layer_afterwards(activation: type[nn.Mod
 
 def test_one_faulty_layer_is_drawn_alone_but_with_those_of_its_expression() -> None:
     model = plain(4)
-    assert prescribed(HE, model, finding("INIT002", "2")).layers == ("2",)
-    assert prescribed(HE, model, finding("ACT002", "3")).layers == ("2",)  # the activation's own layer
-    assert prescribed(HE, model, finding("GRAD001", "2")).layers == ("0", "2", "4", "6")
+    assert proposed(HE, model, finding("INIT002", "2")).layers == ("2",)
+    assert proposed(HE, model, finding("ACT002", "3")).layers == ("2",)  # the activation's own layer
+    assert proposed(HE, model, finding("GRAD001", "2")).layers == ("0", "2", "4", "6")
 
 
 def test_trained_models_are_left_alone() -> None:
@@ -144,7 +144,7 @@ class Functional(nn.Module):
 @pytest.mark.parametrize("treatment", [HE, *LSUV], ids=lambda t: t.name)
 def test_functional_weights_are_drawn_for_their_own_fan_in(treatment: object) -> None:
     model = Functional()
-    p = prescribed(treatment, model)  # type: ignore[arg-type]
+    p = proposed(treatment, model)  # type: ignore[arg-type]
     assert p.layers == ("first", "second") and p.settings["transposed"] == "second"
     one = treated(treatment, model)  # type: ignore[arg-type]
     if treatment is HE:
@@ -157,8 +157,8 @@ def test_functional_weights_are_drawn_for_their_own_fan_in(treatment: object) ->
 def test_embeddings_only_when_asked() -> None:
     model = nn.Sequential(nn.Embedding(20, 64), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
     data = [(torch.randint(20, (64, 1)), torch.randint(4, (64,)))]
-    assert "0" not in prescribed(LECUN, model, data=data).layers
-    asked = prescribed(LECUN, model, finding("INIT002", "0"), data=data)
+    assert "0" not in proposed(LECUN, model, data=data).layers
+    asked = proposed(LECUN, model, finding("INIT002", "0"), data=data)
     assert asked.layers == ("0",) and asked.settings["std"] == 0.125
     assert treated(LECUN, model, finding("INIT002", "0"), data=data).model[0].weight.std().item() == pytest.approx(0.125, rel=0.05)
 
@@ -167,8 +167,8 @@ def test_equal_units_come_apart() -> None:
     model = plain(3)
     for layer in (model[0], model[2]):
         nn.init.constant_(layer.weight, 0.05)
-    p, other = (prescribed(SYMMETRY, model, finding("INIT005", name)) for name in ("0", "2"))
-    assert p.layers == other.layers  # one prescription for both findings
+    p, other = (proposed(SYMMETRY, model, finding("INIT005", name)) for name in ("0", "2"))
+    assert p.layers == other.layers  # one fix for both findings
     assert p.layers == ("0", "2")  # the other one is as faulty
     one = treated(SYMMETRY, model, finding("INIT005", "0"))
     assert len({tuple(row.tolist()) for row in one.model[0].weight}) == 32
@@ -215,7 +215,7 @@ def test_no_rescaling_for_stacks_of_sigmoids_and_constant_weights_become_orthogo
 def test_random_state_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 4))
     one = patient(model)
-    p = LSUV[0].prescription("", layers=("0",))
+    p = LSUV[0].fix("", layers=("0",))
     torch.manual_seed(123)
     state = torch.random.get_rng_state()
     assert LSUV[0].apply is not None

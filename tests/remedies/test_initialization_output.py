@@ -15,7 +15,7 @@ from gradcheck.pipeline import scan_workload
 from gradcheck.remedies.initialization import head as output
 from gradcheck.remedies.initialization import recurrent
 from gradcheck.workload.treated import Inapplicable, treated_copy
-from tests.remedies.patients import batches, finding, losses, measured, outputs, patient, plain, prescribed, treated, unchanged, workload
+from tests.remedies.patients import batches, finding, losses, measured, outputs, patient, plain, proposed, treated, unchanged, workload
 
 # -------------------------------------------------------------------------------- the head
 
@@ -89,7 +89,7 @@ def test_one_unit_starts_at_the_best_constant(loss: object, expected: float) -> 
 
 
 def test_no_bias_and_another_number_of_units_are_refused() -> None:
-    one, three = (output.PRIOR_BIAS.prescription("", layers=("0",), settings={"bias": value}) for value in ("0.5", "1,2,3"))
+    one, three = (output.PRIOR_BIAS.fix("", layers=("0",), settings={"bias": value}) for value in ("0.5", "1,2,3"))
     with pytest.raises(Inapplicable, match="no bias"):
         output.set_prior(patient(nn.Sequential(nn.Linear(16, 4, bias=False))), one)
     with pytest.raises(Inapplicable, match="4 units, not 3"):
@@ -134,7 +134,7 @@ def test_forget_gates_of_all_layers_and_directions_start_open() -> None:
 
 def test_memories_of_all_lengths() -> None:
     model = fused(nn.LSTM)
-    p = recurrent.CHRONO_INIT.prescription("", layers=("rnn",), settings={"steps": 20})
+    p = recurrent.CHRONO_INIT.fix("", layers=("rnn",), settings={"steps": 20})
     one = patient(model, SEQUENCES)
     recurrent.chrono(one, p)
     bias = one.model.rnn.bias_ih_l0 + one.model.rnn.bias_hh_l0
@@ -148,11 +148,11 @@ def test_memories_of_all_lengths() -> None:
 
 def test_the_update_gate_of_a_gru_keeps_its_state() -> None:
     one = patient(fused(nn.GRU), SEQUENCES)
-    recurrent.chrono(one, recurrent.CHRONO_INIT.prescription("", layers=("rnn",), settings={"steps": 20}))
+    recurrent.chrono(one, recurrent.CHRONO_INIT.fix("", layers=("rnn",), settings={"steps": 20}))
     gate = (one.model.rnn.bias_ih_l0 + one.model.rnn.bias_hh_l0)[24:48]
     assert gate.min() >= 0 and gate.max() <= math.log(19)
     with pytest.raises(Inapplicable, match="no LSTM"):
-        recurrent.remember(one, recurrent.FORGET_BIAS.prescription("", layers=("rnn",), settings={"value": 1.0}))
+        recurrent.remember(one, recurrent.FORGET_BIAS.fix("", layers=("rnn",), settings={"value": 1.0}))
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -170,7 +170,7 @@ def test_recurrent_weights_are_orthogonal_gate_by_gate(kind: type[nn.RNNBase], g
 def test_a_layer_without_biases_is_refused() -> None:
     one = patient(fused(nn.LSTM, bias=False), SEQUENCES)
     with pytest.raises(Inapplicable, match="no biases"):
-        recurrent.remember(one, recurrent.FORGET_BIAS.prescription("", layers=("rnn",), settings={"value": 1.0}))
+        recurrent.remember(one, recurrent.FORGET_BIAS.fix("", layers=("rnn",), settings={"value": 1.0}))
 
 
 class ByHand(nn.Module):
@@ -187,7 +187,7 @@ class ByHand(nn.Module):
 
 
 def test_a_recurrence_written_by_hand() -> None:
-    p = prescribed(recurrent.ORTHOGONAL_RECURRENT, ByHand(), finding("GRAD003"), data=SEQUENCES, rule="GRAD003")
+    p = proposed(recurrent.ORTHOGONAL_RECURRENT, ByHand(), finding("GRAD003"), data=SEQUENCES, rule="GRAD003")
     assert p.layers == ("keep",)
     one = patient(ByHand(), SEQUENCES)
     recurrent.orthogonal_recurrent(one, p)

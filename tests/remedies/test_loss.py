@@ -222,7 +222,7 @@ def test_label_smoothing_reaches_the_cross_entropy(given: Any, factor: int) -> N
     assert CRITERION.label_smoothing == 0.0
 
 
-def test_smoothing_is_not_prescribed_for_values_or_twice() -> None:
+def test_smoothing_is_not_proposed_for_values_or_twice() -> None:
     values = measured(workload(net(outputs=1), regression(), F.mse_loss), 6, fast=True).measurement
     assert CATALOGUE["label-smoothing"].propose(None, values) == []
     smooth = measured(workload(loss=functools.partial(F.cross_entropy, label_smoothing=0.2)), 6, fast=True).measurement

@@ -15,7 +15,7 @@ from gradcheck.remedies.normalization import layers as norm
 from gradcheck.types.checks import Dropout
 from gradcheck.types.training import Regularization
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
-from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
+from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, proposed, treated, unchanged
 
 INSERT, BATCH, LAYER, GROUP = norm.INSERTING
 
@@ -76,8 +76,8 @@ def has_bias(one: object, name: str | None) -> bool:
 
 def test_small_batches_get_a_norm_that_needs_none() -> None:
     data = batches(size=4)
-    assert prescribed(INSERT, plain(), data=data).settings["kind"] == "LayerNorm"
-    assert prescribed(INSERT, convolutional(), data=batches(IMAGES, size=4)).settings["kind"] == "GroupNorm"
+    assert proposed(INSERT, plain(), data=data).settings["kind"] == "LayerNorm"
+    assert proposed(INSERT, convolutional(), data=batches(IMAGES, size=4)).settings["kind"] == "GroupNorm"
 
 
 def test_a_deep_plain_net_trains_with_it() -> None:
@@ -113,7 +113,7 @@ def test_in_images_it_becomes_group_norm() -> None:
 def test_a_norm_of_another_kind_is_refused() -> None:
     one = patient(plain(2))
     with pytest.raises(Inapplicable, match="not a batch normalization"):
-        norm.without_batch(one, norm.BATCH_FREE.prescription("", layers=("0",), settings={"kind": "LayerNorm"}))
+        norm.without_batch(one, norm.BATCH_FREE.fix("", layers=("0",), settings={"kind": "LayerNorm"}))
 
 
 def test_a_bias_without_effect_goes_and_the_output_stays() -> None:

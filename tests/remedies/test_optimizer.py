@@ -1,4 +1,4 @@
-"""Rates, schedules and decay: what is prescribed from which numbers, and what becomes of the optimizer."""
+"""Rates, schedules and decay: what is proposed from which numbers, and what becomes of the optimizer."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def test_schedules_act_in_a_bare_loop_and_in_copies(name: str) -> None:
 
 
 def test_epsilon_becomes_the_usual_one_or_a_smaller_one() -> None:
-    def prescribed(eps: float) -> float:
+    def proposed(eps: float) -> float:
         m = replace(measurement(), optimizer=replace(measurement().optimizer, eps=eps))
         finding = Finding("OPT003", "adam-epsilon", "warning", "")
         return float(CATALOGUE["adam-epsilon"].propose(finding, m)[0].settings["eps"])
 
-    assert prescribed(0.1) == 1e-8
-    assert prescribed(1e-8) == 1e-12
+    assert proposed(0.1) == 1e-8
+    assert proposed(1e-8) == 1e-12
     assert CATALOGUE["adam-epsilon"].propose(None, replace(measurement(), optimizer=replace(measurement().optimizer, eps=1e-8))) == []
     treated = patient(optimizer=lambda p: torch.optim.Adam(p, eps=0.1))
     apply(treated, order("adam-epsilon", eps=1e-8))

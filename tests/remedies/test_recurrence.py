@@ -50,7 +50,7 @@ def elman(read: Read = last_output, *, features: int = FEATURES, **options: Any)
 
 
 def order(kind: str = "LSTM", *layers: str) -> Fix:
-    return gates.GATED.prescription("", layers=layers or ("rnn",), settings={"kind": kind})
+    return gates.GATED.fix("", layers=layers or ("rnn",), settings={"kind": kind})
 
 
 def given(kind: str, model: nn.Module, data: Any = SEQUENCES, optimizer: torch.optim.Optimizer | None = None) -> TreatedWorkload:
@@ -188,7 +188,7 @@ def test_what_is_not_replaced(layer: nn.Module, why: str) -> None:
         given("LSTM", Reader(layer))
 
 
-# ------------------------------------------------------------------------------ prescribing
+# ------------------------------------------------------------------------------ proposing
 
 
 def of(*layers: tuple[str, str, str], **overrides: Any) -> Any:
@@ -229,7 +229,7 @@ def test_nothing_for_gated_layers_cells_and_trained_models(m: Any) -> None:
     assert gates.propose(None, m) == []
 
 
-def test_what_is_prescribed_for_a_measured_model_can_be_applied() -> None:
+def test_what_is_proposed_for_a_measured_model_can_be_applied() -> None:
     one = treated(gates.GATED, elman(), VANISHES, data=SEQUENCES)
     assert [x.type for x in measured(one.model, SEQUENCES).of_kind("recurrent")] == ["LSTM"]
 

@@ -10,7 +10,7 @@ from gradcheck.analysis.depth import gradient_trend
 from gradcheck.remedies.modules.surgery import module_at
 from gradcheck.remedies.residual import branches
 from gradcheck.workload.treated import Inapplicable
-from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, prescribed, treated, unchanged
+from tests.remedies.patients import batches, finding, held, losses, measured, outputs, patient, plain, proposed, treated, unchanged
 
 ADD, SCALE, ZERO = branches.REMEDIES
 
@@ -42,7 +42,7 @@ def test_blocks_that_keep_their_shape_get_a_bypass() -> None:
 
 def test_a_flat_stack_gets_them_around_its_layers() -> None:
     model = plain(8)
-    p = prescribed(ADD, model, finding("GRAD001"))
+    p = proposed(ADD, model, finding("GRAD001"))
     assert p.layers == ("2", "4", "6", "8", "10", "12", "14")
     run = losses(treated(ADD, model, finding("GRAD001")))
     assert run[-1] < 0.7 * run[0]
@@ -58,7 +58,7 @@ def test_convolutions_that_keep_their_shape() -> None:
 def test_a_flat_stack_of_convolutions() -> None:
     layers = [x for i in range(4) for x in (nn.Conv2d(1 if i == 0 else 8, 8, 3, padding=1), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 4))
-    assert prescribed(ADD, model, finding("GRAD001"), data=batches((1, 8, 8))).layers == ("2", "4", "6")
+    assert proposed(ADD, model, finding("GRAD001"), data=batches((1, 8, 8))).layers == ("2", "4", "6")
 
 
 def test_nets_that_have_branches_get_no_more_of_them() -> None:
@@ -68,7 +68,7 @@ def test_nets_that_have_branches_get_no_more_of_them() -> None:
 def test_blocks_that_change_the_shape_are_refused() -> None:
     one = patient(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 6), nn.Linear(6, 4)))
     with pytest.raises(Inapplicable, match="no two blocks"):
-        branches.add_residual(one, ADD.prescription("", layers=("0", "1", "2")))
+        branches.add_residual(one, ADD.fix("", layers=("0", "1", "2")))
 
 
 class Stream(nn.Module):
@@ -92,7 +92,7 @@ class Stream(nn.Module):
 @pytest.mark.parametrize("ending", [nn.Identity, nn.ReLU])
 def test_the_last_weights_of_each_branch_are_scaled(ending: type[nn.Module]) -> None:
     model = Stream(ending=ending)
-    p = prescribed(SCALE, model, finding("INIT003"))
+    p = proposed(SCALE, model, finding("INIT003"))
     assert p.layers == tuple(f"blocks.{i}.2" for i in range(9)) and p.settings["scale"] == pytest.approx(1 / 3, abs=1e-4)
     with unchanged(model):
         one = treated(SCALE, model, finding("INIT003"))

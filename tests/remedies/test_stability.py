@@ -135,5 +135,5 @@ def test_a_model_s_own_code_is_guarded() -> None:
     assert not torch.isfinite(w.model(w.batches[0][0])).all()
 
 
-def test_nothing_is_prescribed_without_a_place() -> None:
+def test_nothing_is_proposed_without_a_place() -> None:
     assert CATALOGUE["stable-loss"].propose(None, measured(workload(), 6).measurement) == []

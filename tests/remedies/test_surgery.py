@@ -153,7 +153,7 @@ def test_treatments_compose_under_the_names_of_the_measurement() -> None:
             treatment = CATALOGUE[name]
             assert treatment.apply is not None
             layers = ("2", "4", "6") if name == "add-residual" else None
-            found = treatment.propose(finding("GRAD001"), m) if layers is None else [treatment.prescription("", layers=layers)]
+            found = treatment.propose(finding("GRAD001"), m) if layers is None else [treatment.fix("", layers=layers)]
             treatment.apply(one, found[0])
     inner = [type(x).__name__ for x in one.copy().model[2].modules() if not list(x.children())]
     assert inner == ["Linear", "BatchNorm1d"] and isinstance(surgery.module_at(one, "2"), nn.Linear)

@@ -77,7 +77,7 @@ def test_blocks_of_the_users_own_are_turned_in_their_code() -> None:
 def test_what_has_no_such_form_is_refused() -> None:
     one = patient(Pooled(nn.LayerNorm(16)), data=SEQUENCES)
     with pytest.raises(Inapplicable, match="no form that can be turned"):
-        blocks.pre_norm(one, blocks.PRE_NORM.prescription("", layers=("body",)))
+        blocks.pre_norm(one, blocks.PRE_NORM.fix("", layers=("body",)))
 
 
 # ------------------------------------------------------------------------- queries and keys
@@ -125,7 +125,7 @@ def test_torchs_attention(width: int | None) -> None:
     one = patient(nn.Sequential(nn.Linear(16, 4)))
     one.workload.model = nn.Sequential(layer)
     before = {k: v.clone() for k, v in layer.state_dict().items()}
-    blocks.smaller(one, blocks.SMALLER.prescription("", layers=("0",), settings={"factor": 0.5}))
+    blocks.smaller(one, blocks.SMALLER.fix("", layers=("0",), settings={"factor": 0.5}))
     for key, now in layer.state_dict().items():
         scaled = before[key].clone()
         if key.startswith("in_proj"):

@@ -104,6 +104,6 @@ def test_a_scale_of_zero_is_trained(how: str) -> None:
     assert set(one.model.state_dict()) == set(Scaled("buffer").state_dict())
 
 
-def test_nothing_is_prescribed_where_no_place_is_known() -> None:
+def test_nothing_is_proposed_where_no_place_is_known() -> None:
     measurement = scan_workload(workload(Sign()), SETTINGS).measurement
     assert STRAIGHT.propose(None, measurement) == [] and TRAINABLE.propose(None, measurement) == []

@@ -1,4 +1,4 @@
-"""Which prescriptions findings come to, and the statistics that are shown before and after."""
+"""Which fixes findings lead to, and the statistics that are shown before and after."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gradcheck.types.report import Report
 from tests.literals import diverged, measurement, optimizer, run
 
 
-def treatment(name, stage, applicability="safe", apply=lambda patient, p: None, prescribes=True):
+def treatment(name, stage, applicability="safe", apply=lambda patient, p: None, proposes=True):
     made = []
 
     def propose(finding, m):
-        return [made[0].prescription(f"{name} it", finding, settings={"size": 1})] if prescribes else []
+        return [made[0].fix(f"{name} it", finding, settings={"size": 1})] if proposes else []
 
     made.append(RemedyDefinition(name, name, stage, applicability, "", propose, apply))
     return made[0]
@@ -30,7 +30,7 @@ VOCABULARY = {
         treatment("clip", "clipping"),
         treatment("rewire", "wiring"),
         treatment("rebuild", "architecture", "unsafe"),
-        treatment("nothing-here", "data", prescribes=False),
+        treatment("nothing-here", "data", proposes=False),
         treatment("by-hand", "data", "advice", apply=None),
     )
 }
@@ -40,7 +40,7 @@ def finding(code, *names, severity="error"):
     return Finding(code, code.lower(), severity, "faulty", remedies=tuple(Remedy(n, f"{n} by hand") for n in names))
 
 
-def test_prescriptions_come_in_the_order_of_the_stages_and_once():
+def test_fixes_come_in_the_order_of_the_stages_and_once():
     found = fixes_for([finding("A001", "clip", "rebuild"), finding("B001", "rewire", "clip")], measurement(), VOCABULARY)
     assert [(p.treatment, p.findings) for p in found] == [("rewire", ("B001",)), ("rebuild", ("A001",)), ("clip", ("A001", "B001"))]
 

@@ -30,13 +30,13 @@ def run(losses: tuple[float, ...], codes: dict[str, Severity] | None = None, sta
     return ScriptRun([report], ("train.py",), (losses,), {"train.py": 0}, **values)
 
 
-def prescription(treatment: str = "cure", findings: tuple[str, ...] = ("A001",), stage: Any = "wiring") -> Fix:
+def fix(treatment: str = "cure", findings: tuple[str, ...] = ("A001",), stage: Any = "wiring") -> Fix:
     return Fix(treatment, "do it", stage, "safe", findings=findings)
 
 
 def judged(before: ScriptRun, after: ScriptRun, p: Fix | None = None) -> Outcome:
     spec = ScriptSpec("train.py")
-    (found,) = Bench(Settings()).judge([p or prescription()], before.reports[0], (spec, before), (spec, after))
+    (found,) = Bench(Settings()).judge([p or fix()], before.reports[0], (spec, before), (spec, after))
     return found.settled()
 
 
@@ -57,8 +57,8 @@ def test_the_cure_of_an_error_has_to_train_better(severity: Severity, losses: tu
 
 
 def test_what_no_finding_asked_for_has_to_train_better() -> None:
-    assert judged(run(FLAT), run(SAME), prescription(findings=())).status == "not-verified"
-    assert judged(run(FLAT), run(FALLS), prescription(findings=())).status == "kept"
+    assert judged(run(FLAT), run(SAME), fix(findings=())).status == "not-verified"
+    assert judged(run(FLAT), run(FALLS), fix(findings=())).status == "kept"
 
 
 def test_a_finding_that_stays_or_comes_or_was_not_looked_for_refutes() -> None:
@@ -76,7 +76,7 @@ def test_an_edited_script_that_fails_is_worse() -> None:
 
 
 def test_steps_that_are_smaller_as_they_are_meant_to_be_may_be_slower_and_still_have_to_learn() -> None:
-    faulty, clearing = run(FALLS, {"A001": "error"}), prescription("clear-gradients")
+    faulty, clearing = run(FALLS, {"A001": "error"}), fix("clear-gradients")
     outcome = judged(faulty, run(FALLS_LESS), clearing)
     assert outcome.status == "kept" and "smaller" in outcome.reason
     assert judged(faulty, run(FALLS_LESS)).status == "worse"  # no other cure may
@@ -89,7 +89,7 @@ def test_trainings_in_turns_need_not_fall() -> None:
 
 
 def test_another_loss_has_to_fall_by_itself() -> None:
-    faulty, other = run(course(-1.0, -9.0), {"A001": "error"}), prescription("replace-loss", stage="loss")
+    faulty, other = run(course(-1.0, -9.0), {"A001": "error"}), fix("replace-loss", stage="loss")
     assert judged(faulty, run(FALLS), other).status == "kept"
     assert judged(faulty, run(course(2.3, 2.3, steps=300)), other).status == "not-verified"
     assert not same_loss([other]) and same_loss([replace(other, treatment="guard-domain")])

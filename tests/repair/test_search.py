@@ -44,7 +44,7 @@ class MadeUp(RepairLab):
 
 def fits_any(name):
     treatment = CATALOGUE[name]
-    return replace(treatment, propose=lambda finding, m: [treatment.prescription(name, finding, settings={"lr": 0, "max_norm": 1})])
+    return replace(treatment, propose=lambda finding, m: [treatment.fix(name, finding, settings={"lr": 0, "max_norm": 1})])
 
 
 def made_up(losses, unsafe=False, also=(), **more):
@@ -65,7 +65,7 @@ def rate_of(plan):
 
 
 def at(rate):
-    return CATALOGUE["lower-learning-rate" if rate < RATE else "raise-learning-rate"].prescription("", settings={"lr": rate})
+    return CATALOGUE["lower-learning-rate" if rate < RATE else "raise-learning-rate"].fix("", settings={"lr": rate})
 
 
 def test_the_rate_that_trains_is_found_and_nothing_else_is_tried():
@@ -103,8 +103,8 @@ def test_a_rate_that_a_finding_set_too_low_does_not_hide_the_good_ones():
     assert rate_of(found.best) == pytest.approx(1e-2)
 
 
-def test_no_treatment_is_prescribed_on_top_of_itself():
-    kept = CATALOGUE["clip-gradient-norm"].prescription("", settings={"max_norm": 1.0})
+def test_no_treatment_is_proposed_on_top_of_itself():
+    kept = CATALOGUE["clip-gradient-norm"].fix("", settings={"max_norm": 1.0})
     _, lab = search(lambda rate, names, steps, seed: 1.0, (kept,), also=("clip-gradient-norm",))
     assert {names for _, names, _, _ in lab.trained} == {(), ("clip-gradient-norm",)}
 
@@ -155,7 +155,7 @@ def test_rates_are_tried_around_the_usual_one_of_the_optimizer():
         assert usual_rates(kind)[0] == usual
     assert usual_rates(optimizer(name="SGD", adaptive=False, momentum=0.9))[0] == 0.01
     assert usual_rates(optimizer(name="Own", adaptive=False)) == ()
-    adam = CATALOGUE["adaptive-optimizer"].prescription("", settings={"lr": 0.5})
+    adam = CATALOGUE["adaptive-optimizer"].fix("", settings={"lr": 0.5})
     assert usual_rates(SGD, (adam,)) == usual_rates(optimizer())
 
 
@@ -276,7 +276,7 @@ def test_a_rate_with_which_nothing_begins_to_learn_is_left_to_the_search():
 
 def test_a_later_treatment_of_the_same_layers_takes_the_place_of_an_earlier_one():
     session = RepairSession(made_up(lambda *anything: 1.0), SimpleNamespace(measurement=None))
-    loose, tight = (CATALOGUE["clip-gradient-norm"].prescription("", settings={"max_norm": x}) for x in (1.0, 0.1))
+    loose, tight = (CATALOGUE["clip-gradient-norm"].fix("", settings={"max_norm": x}) for x in (1.0, 0.1))
     session.kept = (at(1e-2), loose)
     assert session._with(tight) == (at(1e-2), tight)
 
@@ -287,7 +287,7 @@ def test_what_was_spared_for_something_that_does_not_hold_is_tried_after_all():
     base = SimpleNamespace(measurement=measurement(optimizer=optimizer(lr=RATE)), findings=(ill,))
     session = RepairSession(made_up(lambda rate, names, steps, seed: 0.1 if rate < RATE else 0.4), base)
     session.lab.rescan = lambda plan, codes=None: SimpleNamespace(findings=(), measurement=base.measurement)
-    first, second = (replace(p, findings=("OPT005",)) for p in (CATALOGUE["warm-up"].prescription(""), at(0.1 * RATE)))
+    first, second = (replace(p, findings=("OPT005",)) for p in (CATALOGUE["warm-up"].fix(""), at(0.1 * RATE)))
     session._note(Outcome(second, "not-needed", SPARED))
     assert not session.second_choice()  # nothing was refuted
     session.kept = (first,)

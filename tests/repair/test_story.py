@@ -78,7 +78,7 @@ def test_a_faulty_workload_trains_after_fix_and_scans_clean(fault):
     assert trained(fixed, data) > 0.9
 
 
-def test_the_users_clipping_is_what_was_prescribed_whatever_its_kind():
+def test_the_users_clipping_is_what_was_proposed_whatever_its_kind():
     data, clipped = batches(), []
     for name, setting in (
         ("clip-gradient-norm", "max_norm"),
@@ -87,7 +87,7 @@ def test_the_users_clipping_is_what_was_prescribed_whatever_its_kind():
     ):
         model = mlp()
         treated = treated_copy(from_objects(model, data, loss=F.cross_entropy, optimizer=sgd(model, 0.1)))
-        apply(treated, CATALOGUE[name].prescription("", settings={setting: 1e-3}))
+        apply(treated, CATALOGUE[name].fix("", settings={setting: 1e-3}))
         fixed = Fixed(treated, None, None, None)
         F.cross_entropy(fixed.model(data[0][0]), data[0][1]).backward()
         fixed.clip(fixed.model.parameters())

@@ -43,7 +43,7 @@ def test_named_remedies_enter_alone_and_those_that_do_not_fit_say_so(report):
     assert {c.name for c in found[1:]} == {"dropout"}
 
 
-def test_a_remedy_enters_as_prescribed_and_at_other_strengths(report):
+def test_a_remedy_enters_as_proposed_and_at_other_strengths(report):
     rates = [(c.fixes[0].settings["rate"], c.variant) for c in entries(report, "classification", ["dropout"])]
     assert rates[0] == (0.2, False) and all(variant for _, variant in rates[1:]) and len(rates) == 3
     penalties = [c for c in entries(report, "classification", ["l1"]) if not c.variant]

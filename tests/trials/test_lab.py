@@ -25,7 +25,7 @@ from gradcheck.workload.treated import treated_copy
 from tests.trials.problems import diverging, sparse_linear
 
 
-def prescription(name, stage="regularization", **settings):
+def fix(name, stage="regularization", **settings):
     return Fix(name, name, stage, "safe", settings)
 
 
@@ -110,7 +110,7 @@ def test_zeros_are_counted_in_weights_only():
 
 def test_jobs_of_several_processes_have_the_answers_of_one():
     found = lab(sparse_linear())
-    jobs = [Job(seed, p, 15, math.inf) for seed in (0, 1) for p in ((), (prescription("no-such-remedy"),))]
+    jobs = [Job(seed, p, 15, math.inf) for seed in (0, 1) for p in ((), (fix("no-such-remedy"),))]
     alone = dict(answers(WorkerPool(found, 1), jobs))
     pool = WorkerPool(found, 2)
     try:

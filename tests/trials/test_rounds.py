@@ -24,7 +24,7 @@ PLAN = Plan(100, 2, 2, 4, 6, 2)
 METRIC = ComparisonMetric("validation loss", 0.02, "accuracy")
 
 
-def prescription(name, stage="regularization"):
+def fix(name, stage="regularization"):
     return Fix(name, f"use {name}", stage, "safe")
 
 
@@ -36,8 +36,8 @@ class DrawnLab:
         self.splitter = SimpleNamespace(folds=0)
         self.calls = []
 
-    def run(self, seed, prescriptions, steps, deadline=None, watch=None):
-        names = [p.treatment for p in prescriptions]
+    def run(self, seed, fixes, steps, deadline=None, watch=None):
+        names = [p.treatment for p in fixes]
         self.calls.append((seed, *names))
         if "broken" in names:
             raise Inapplicable("it has no layers")
@@ -52,7 +52,7 @@ class DrawnLab:
 
 
 def tournament_of(lab, names, metric=METRIC, plan=PLAN):
-    candidates = [Candidate(n, n, (prescription(n),)) for n in names]
+    candidates = [Candidate(n, n, (fix(n),)) for n in names]
     return Tournament(lab, candidates, metric, plan, WorkerPool(lab, 1), time.perf_counter() + 60)
 
 
@@ -146,8 +146,8 @@ def test_two_good_remedies_are_tried_together_and_add_up():
 
 def test_a_combination_that_is_no_better_than_its_best_part_is_not_recommended():
     class TrialLab(DrawnLab):
-        def run(self, seed, prescriptions, steps, deadline=None, watch=None):
-            return super().run(seed, prescriptions[:1], steps, deadline, watch)
+        def run(self, seed, fixes, steps, deadline=None, watch=None):
+            return super().run(seed, fixes[:1], steps, deadline, watch)
 
     lab = TrialLab({"one": 0.5, "two": 0.6}, random.Random(1))
     tournament = tournament_of(lab, ["one", "two"])
@@ -160,7 +160,7 @@ def test_a_combination_that_is_no_better_than_its_best_part_is_not_recommended()
 def test_rivals_are_not_combined_and_stages_are_in_order():
     assert rivals("l1", "l2") and rivals("he-init", "orthogonal-init") and not rivals("l1", "dropout")
     team = [
-        Candidate(n, n, (prescription(n, s),)) for n, s in (("l1", "regularization"), ("l2", "regularization"), ("x", "initialization"))
+        Candidate(n, n, (fix(n, s),)) for n, s in (("l1", "regularization"), ("l2", "regularization"), ("x", "initialization"))
     ]
     found = combinations(team, [3.0, 2.0, 1.5])
     assert [c.name for c in found] == ["l1 + x"]
@@ -169,7 +169,7 @@ def test_rivals_are_not_combined_and_stages_are_in_order():
 
 
 def test_the_best_strength_of_a_remedy_represents_it():
-    weak, strong = Candidate("l1", "l1 0.1", (prescription("weak"),)), Candidate("l1", "l1 1", (prescription("strong"),), variant=True)
+    weak, strong = Candidate("l1", "l1 0.1", (fix("weak"),)), Candidate("l1", "l1 1", (fix("strong"),), variant=True)
     lab = DrawnLab({"weak": 0.8, "strong": 0.4}, random.Random(0))
     tournament = Tournament(lab, [weak, strong], METRIC, PLAN, WorkerPool(lab, 1), time.perf_counter() + 60)
     tournament.run()
@@ -243,7 +243,7 @@ def test_a_slow_machine_gives_up_finalists_rather_than_seeds():
 
 def test_a_diverged_run_counts_as_the_worst_loss_seen():
     """Seven of eight seeds are better by far, two of them untreated diverge; one is worse by a little: still, that is an effect."""
-    base, cured = Candidate("untreated", ""), Candidate("cure", "", (prescription("cure"),))
+    base, cured = Candidate("untreated", ""), Candidate("cure", "", (fix("cure"),))
     before = [math.inf, 5.0, 6.0, math.inf, 4.0, 5.0, 0.19, 7.0]
     for seed, loss in enumerate(before):
         base.results[seed] = Result(Run("", (2.0,), validated=((0, 2.0),)), value=loss)
@@ -265,9 +265,9 @@ class PacedWard(DrawnLab):
     step_seconds = 1e-6
     now = 0.0
 
-    def run(self, seed, prescriptions, steps, deadline=None, watch=None):
+    def run(self, seed, fixes, steps, deadline=None, watch=None):
         self.now += self.step_seconds * steps
-        return super().run(seed, prescriptions, steps, deadline, watch)
+        return super().run(seed, fixes, steps, deadline, watch)
 
 
 @pytest.mark.parametrize(("step_seconds", "again"), [(1e-6, True), (1e-4, False)])

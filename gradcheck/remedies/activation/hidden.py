@@ -70,25 +70,25 @@ def replace_one(treated: TreatedWorkload, name: str, site: Location | None, new:
 # ---------------------------------------------------------------------- replace-activation
 
 
-def apply_replacement(treated: TreatedWorkload, prescription: Fix) -> None:
-    """Replaces the activations, then initialises the layers before them for the new one where that is prescribed."""
-    new, sites = str(prescription.settings["new"]), sites_of(prescription)
+def apply_replacement(treated: TreatedWorkload, fix: Fix) -> None:
+    """Replaces the activations, then initialises the layers before them for the new one where the fix says so."""
+    new, sites = str(fix.settings["new"]), sites_of(fix)
     with rewired(treated):
         done: set[Location | None] = set()
-        for name in prescription.layers:
-            site = sites.get(name, prescription.location)
+        for name in fix.layers:
+            site = sites.get(name, fix.location)
             if ":" in name and site in done:
                 continue
             replace_one(treated, name, site, new)
             done.add(site if ":" in name else None)
-    if names := str(prescription.settings.get("initialized", "")):
-        weights.apply(treated, replace(prescription, layers=tuple(names.split(","))))
+    if names := str(fix.settings.get("initialized", "")):
+        weights.apply(treated, replace(fix, layers=tuple(names.split(","))))
 
 
-def sites_of(prescription: Fix) -> dict[str, Location]:
-    """Places of functional activations, as the prescription carries them: "name=path:line:column:end_line:end_column"."""
+def sites_of(fix: Fix) -> dict[str, Location]:
+    """Places of functional activations, as the fix carries them: "name=path:line:column:end_line:end_column"."""
     found = {}
-    for entry in filter(None, str(prescription.settings.get("sites", "")).split("\n")):
+    for entry in filter(None, str(fix.settings.get("sites", "")).split("\n")):
         name, _, place = entry.partition("=")
         path, line, column, end_line, end_column = place.rsplit(":", 4)
         found[name] = Location(path, int(line), int(column), int(end_line), int(end_column))
@@ -133,7 +133,7 @@ def _instead(finding: Finding | None, m: Measurement, layers: list[Layer], new: 
         if transposed:
             settings["transposed"] = listed(transposed)
         text += ", the weights before them initialised with kaiming_normal_, zero biases"
-    return REPLACE.prescription(text, finding, layers=tuple(x.name for x in layers), settings=settings)
+    return REPLACE.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)
 
 
 _TITLES = {"relu": "ReLU", "leaky_relu": "LeakyReLU(0.01)", "gelu": "GELU", "tanh": "tanh"}
@@ -141,11 +141,11 @@ _TITLES = {"relu": "ReLU", "leaky_relu": "LeakyReLU(0.01)", "gelu": "GELU", "tan
 # ----------------------------------------------------------------------- insert-activation
 
 
-def apply_insertion(treated: TreatedWorkload, prescription: Fix) -> None:
+def apply_insertion(treated: TreatedWorkload, fix: Fix) -> None:
     """Puts an activation behind each layer: behind a module, or around a functional call."""
-    kind, sites = str(prescription.settings["activation"]), sites_of(prescription)
+    kind, sites = str(fix.settings["activation"]), sites_of(fix)
     with rewired(treated):
-        for name in prescription.layers:
+        for name in fix.layers:
             if ":" in name:
                 rewrite(treated, sites.get(name), lambda node, _: call_of(kind, node))
             else:
@@ -166,7 +166,7 @@ def propose_insertion(finding: Finding | None, m: Measurement) -> list[Fix]:
         settings["sites"] = sites
     text = f"put {usual} between {pairs[0].first} and {pairs[0].second}"
     text += f", and in {several(len(pairs) - 1, 'more place')}" if len(pairs) > 1 else ""
-    return [INSERT.prescription(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
+    return [INSERT.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
 
 
 REPLACE = RemedyDefinition(

@@ -14,14 +14,14 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 
-def remove_activation(treated: TreatedWorkload, prescription: Fix) -> None:
+def remove_activation(treated: TreatedWorkload, fix: Fix) -> None:
     """Takes the activation away, or puts a sigmoid in its place."""
-    if not prescription.layers:
-        edit_code(treated, prescription.location, operand)
+    if not fix.layers:
+        edit_code(treated, fix.location, operand)
         return
     with rewired(treated):
-        for name in prescription.layers:
-            replace_one(treated, name, prescription.location, str(prescription.settings.get("new", "identity")))
+        for name in fix.layers:
+            replace_one(treated, name, fix.location, str(fix.settings.get("new", "identity")))
 
 
 def propose_removal(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -38,7 +38,7 @@ def propose_removal(finding: Finding | None, m: Measurement) -> list[Fix]:
     if call.function == "binary_cross_entropy" and function in ("softmax", "log_softmax"):
         settings["new"] = "sigmoid"
         text = f"put a sigmoid in place of {function} over one unit"
-    return [REMOVE.prescription(text, finding, layers=(layer.name,), settings=settings)]
+    return [REMOVE.fix(text, finding, layers=(layer.name,), settings=settings)]
 
 
 def _in_code(finding: Finding, m: Measurement) -> list[Fix]:
@@ -47,7 +47,7 @@ def _in_code(finding: Finding, m: Measurement) -> list[Fix]:
     if call is None or finding.location is None:
         return []
     text = f"hand the loss the values before {call.producer}; apply {call.producer} only where predictions are read"
-    return [REMOVE.prescription(text, finding, settings={"function": str(call.producer)})]
+    return [REMOVE.fix(text, finding, settings={"function": str(call.producer)})]
 
 
 def _call_of(finding: Finding | None, m: Measurement) -> LossCall | None:

@@ -42,7 +42,7 @@ def norm_threshold(m: Measurement) -> float:
 
 def propose_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"max_norm": norm_threshold(m)}
-    return [BY_NORM.prescription(_norm_words(settings), finding, settings=settings)]
+    return [BY_NORM.fix(_norm_words(settings), finding, settings=settings)]
 
 
 def _norm_words(s: Settings) -> str:
@@ -57,7 +57,7 @@ def propose_value(finding: Finding | None, m: Measurement) -> list[Fix]:
     """The 90th percentile of the largest entries: those of single parameters at single steps."""
     largest = [s.gradient_max for p in m.parameters for s in p.steps if s.gradient_max and math.isfinite(s.gradient_max)]
     settings: dict[str, Setting] = {"clip_value": float(f"{percentile(largest, SHARE):.2g}") if largest else USUAL_NORM}
-    return [BY_VALUE.prescription(_value_words(settings), finding, settings=settings)]
+    return [BY_VALUE.fix(_value_words(settings), finding, settings=settings)]
 
 
 def _value_words(s: Settings) -> str:
@@ -71,7 +71,7 @@ def clip_value(treated: TreatedWorkload, p: Fix) -> None:
 def propose_adaptive(finding: Finding | None, m: Measurement) -> list[Fix]:
     heads = [name for layer in m.layers if layer.head for name in layer.parameters]
     settings: dict[str, Setting] = {"clipping": USUAL_SHARE, "exempt": ",".join(heads)}
-    return [ADAPTIVE.prescription(_adaptive_words(settings), finding, settings=settings)]
+    return [ADAPTIVE.fix(_adaptive_words(settings), finding, settings=settings)]
 
 
 def _adaptive_words(s: Settings) -> str:

@@ -66,7 +66,7 @@ def propose_input(finding: Finding | None, m: Measurement) -> list[Fix]:
         text = f"subtract {chosen[0].mean:.3g} from the input and divide it by {chosen[0].std:.3g}"
     else:
         text = f"subtract each {axis}'s mean from the input and divide by its standard deviation, both over the training data"
-    return [INPUT.prescription(text, finding, settings=settings)]
+    return [INPUT.fix(text, finding, settings=settings)]
 
 
 def standardize_input(treated: TreatedWorkload, p: Fix) -> None:
@@ -130,12 +130,12 @@ def propose_target(finding: Finding | None, m: Measurement) -> list[Fix]:
         low, width = (t.low, t.high - t.low) if t.producer in UNIT else ((t.low + t.high) / 2, (t.high - t.low) / 2)
         span = "[0, 1]" if t.producer in UNIT else "[-1, 1]"
         text = f"scale the targets into {span}: subtract {low:.6g} and divide by {width:.6g}; undo it where predictions are read"
-        return [TARGET.prescription(text, finding, settings={"mean": low, "std": width, "axis": "all"})]
+        return [TARGET.fix(text, finding, settings={"mean": low, "std": width, "axis": "all"})]
     if t.producer in POSITIVE and t.low is not None:
         text = f"make the targets positive: subtract {t.low:.6g} and divide by {t.std:.6g}; undo it where predictions are read"
-        return [TARGET.prescription(text, finding, settings={"mean": t.low, "std": t.std, "axis": "all"})]
+        return [TARGET.fix(text, finding, settings={"mean": t.low, "std": t.std, "axis": "all"})]
     text = f"subtract {t.mean:.6g} from the targets and divide them by {t.std:.6g}; undo it where predictions are read"
-    return [TARGET.prescription(text, finding, settings={"mean": t.mean, "std": t.std, "axis": "all"})]
+    return [TARGET.fix(text, finding, settings={"mean": t.mean, "std": t.std, "axis": "all"})]
 
 
 def standardize_target(treated: TreatedWorkload, p: Fix) -> None:
@@ -163,7 +163,7 @@ def _by_moments(batch: Batch, p: Fix) -> int | None:
 def propose_shuffle(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.data.batches < 2 or (finding is None and not (m.data.labels is not None and m.data.labels.sorted)):
         return []
-    return [SHUFFLE.prescription("deal the samples into batches at random: shuffle=True", finding)]
+    return [SHUFFLE.fix("deal the samples into batches at random: shuffle=True", finding)]
 
 
 def shuffle(treated: TreatedWorkload, _: Fix) -> None:
@@ -179,7 +179,7 @@ def propose_clean(finding: Finding | None, m: Measurement) -> list[Fix]:
     bad = sum(x.non_finite for x in m.data.inputs)
     if not bad and finding is None:
         return []
-    return [CLEAN.prescription("leave out the samples with NaN or infinity in them", finding)]
+    return [CLEAN.fix("leave out the samples with NaN or infinity in them", finding)]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ def propose_input(finding: Finding | None, m: Measurement) -> list[Fix]:
     """Whether the code has such a place is seen when it is applied."""
     if finding is None or finding.code != "GRAPH008":
         return []
-    return [INPUT.prescription("use the input where a tensor of its shape stands in its place: zeros_like(x) and the like", finding)]
+    return [INPUT.fix("use the input where a tensor of its shape stands in its place: zeros_like(x) and the like", finding)]
 
 
 def use_input(treated: TreatedWorkload, p: Fix) -> None:

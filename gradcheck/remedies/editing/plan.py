@@ -1,4 +1,4 @@
-"""From prescriptions to edited files: each prescription is written into what the ones before it made of the files."""
+"""From fixes to edited files: each fix is written into what the ones before it made of the files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SourcePlan:
 
     @property
     def own_diff(self) -> str:
-        """What these prescriptions change in the files as they were measured, where edits were measured already."""
+        """What these fixes change in the files as they were measured, where edits were measured already."""
         return "".join(d.document.diff(d.text) for d in self.drafts)
 
     @property
@@ -61,7 +61,7 @@ class SourcePlan:
 
 
 def plan(
-    prescriptions: Sequence[Fix],
+    fixes: Sequence[Fix],
     measurement: Measurement,
     files: Sequence[str],
     writers: Mapping[str, Writer],
@@ -72,22 +72,22 @@ def plan(
     unchanged_since(measurement, context)
     written: list[Fix] = []
     unwritten: list[tuple[Fix, str]] = []
-    for prescription in sorted(prescriptions, key=lambda p: STAGES.index(p.stage)):
-        writer = writers.get(prescription.treatment)
-        why = "there is no edit of the source for it" if writer is None else attempt(writer, prescription, context)
+    for fix in sorted(fixes, key=lambda p: STAGES.index(p.stage)):
+        writer = writers.get(fix.treatment)
+        why = "there is no edit of the source for it" if writer is None else attempt(writer, fix, context)
         if why:
-            unwritten.append((prescription, why))
+            unwritten.append((fix, why))
         else:
-            written.append(prescription)
+            written.append(fix)
     return SourcePlan(tuple(d for d in context.drafts.values() if d.changed), tuple(written), tuple(unwritten))
 
 
-def attempt(writer: Writer, prescription: Fix, context: Context) -> str:
-    """Writes one prescription, or leaves every file as it was and says why."""
+def attempt(writer: Writer, fix: Fix, context: Context) -> str:
+    """Writes one fix, or leaves every file as it was and says why."""
     before = {path: draft.snapshot() for path, draft in context.drafts.items()}
     inserted = dict(context.inserted)
     try:
-        writer(prescription, context)
+        writer(fix, context)
         if any(draft.snapshot() != before.get(path, (draft.document.text, 0)) for path, draft in context.drafts.items()):
             for draft in context.drafts.values():
                 draft.document.encoded(draft.text)

@@ -33,13 +33,13 @@ def heads(m: Measurement) -> list[Layer]:
 # ---------------------------------------------------------------------------- head scaling
 
 
-def scale_head(treated: TreatedWorkload, prescription: Fix) -> None:
+def scale_head(treated: TreatedWorkload, fix: Fix) -> None:
     """Multiplies the weights and zeroes the bias."""
-    factor = float(prescription.settings["factor"])
+    factor = float(fix.settings["factor"])
     with torch.no_grad():
-        for weight in list(weights_of(treated, prescription)):
+        for weight in list(weights_of(treated, fix)):
             weight.parameter.mul_(factor)
-            if weight.bias is not None and prescription.settings.get("zero_bias", True):
+            if weight.bias is not None and fix.settings.get("zero_bias", True):
                 weight.bias.zero_()
 
 
@@ -58,7 +58,7 @@ def propose_scale(finding: Finding | None, m: Measurement) -> list[Fix]:
             continue  # not the head is at fault, or not it alone
         text = f"multiply the initial weights of {head.name} by {number(factor)}, so that its output starts with standard deviation "
         text += f"{number(min(wanted, now))} instead of {number(now)}; zero bias"
-        made.append(HEAD_SCALING.prescription(text, finding, layers=(head.name,), settings={"factor": factor, "zero_bias": True}))
+        made.append(HEAD_SCALING.fix(text, finding, layers=(head.name,), settings={"factor": factor, "zero_bias": True}))
     return made[:1]
 
 
@@ -88,10 +88,10 @@ def _std_without_bias(m: Measurement, head: Layer) -> float | None:
 # ------------------------------------------------------------------------------ prior bias
 
 
-def set_prior(treated: TreatedWorkload, prescription: Fix) -> None:
+def set_prior(treated: TreatedWorkload, fix: Fix) -> None:
     """Sets the output's bias; one number is for all units."""
-    values = torch.tensor([float(v) for v in str(prescription.settings["bias"]).split(",")], device="cpu")
-    for name in prescription.layers:
+    values = torch.tensor([float(v) for v in str(fix.settings["bias"]).split(",")], device="cpu")
+    for name in fix.layers:
         own = getattr(module_at(treated, name), "bias", None)
         if not isinstance(own, nn.Parameter):
             raise Inapplicable(f"{name} has no bias")
@@ -113,7 +113,7 @@ def propose_prior(finding: Finding | None, m: Measurement) -> list[Fix]:
     values = ",".join(f"{v:.4g}" for v in found)
     shown = values.replace(",", ", ") if len(found) <= 6 else f"{len(found)} values"
     text = f"start the bias of {head.name} at {what(call)}: {shown}"
-    return [PRIOR_BIAS.prescription(text, finding, layers=(head.name,), settings={"bias": values})]
+    return [PRIOR_BIAS.fix(text, finding, layers=(head.name,), settings={"bias": values})]
 
 
 def best_constant(m: Measurement, call: LossCall) -> Sequence[float] | None:

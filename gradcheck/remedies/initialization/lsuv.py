@@ -51,7 +51,7 @@ class _Outputs(TorchFunctionMode):
         return [key for a in tensors if (key := a.untyped_storage().data_ptr()) in self.weights]
 
 
-def apply(treated: TreatedWorkload, prescription: Fix) -> None:
+def apply(treated: TreatedWorkload, fix: Fix) -> None:
     """Rescales on a copy in training mode, on the copy's first batch, and takes the weights over.
 
     A weight whose output does not vary at all is drawn orthogonal first. Raises Inapplicable when there is no forward pass to measure.
@@ -60,7 +60,7 @@ def apply(treated: TreatedWorkload, prescription: Fix) -> None:
         raise Inapplicable("there is no batch to run")
     with preserve_rng(), torch.no_grad():
         twin = treated.copy()
-        own, copies = list(weights_of(treated, prescription)), list(weights_of(twin, prescription))
+        own, copies = list(weights_of(treated, fix)), list(weights_of(twin, fix))
         for weight in copies:
             if weight.bias is not None:
                 weight.bias.zero_()
@@ -110,7 +110,7 @@ def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
         "until that is 1 (LSUV); zero biases"
     )
     settings = {"transposed": listed(transposed)} if transposed else {}
-    return [REMEDIES[0].prescription(text, finding, layers=tuple(names), settings=settings)]
+    return [REMEDIES[0].fix(text, finding, layers=tuple(names), settings=settings)]
 
 
 REMEDIES: tuple[RemedyDefinition, ...] = (

@@ -40,31 +40,31 @@ def bias_pairs(module: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]
             yield bias, other
 
 
-def remember(treated: TreatedWorkload, prescription: Fix) -> None:
+def remember(treated: TreatedWorkload, fix: Fix) -> None:
     """The forget gate's bias to a constant."""
-    value = float(prescription.settings["value"])
-    _set_gates(treated, prescription, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value, device="cpu"), False)
+    value = float(fix.settings["value"])
+    _set_gates(treated, fix, ("LSTM",), lambda hidden, generator: torch.full((hidden,), value, device="cpu"), False)
 
 
-def chrono(treated: TreatedWorkload, prescription: Fix) -> None:
+def chrono(treated: TreatedWorkload, fix: Fix) -> None:
     """Biases for memories of all lengths up to T: forget log(uniform(1, T - 1)), input its negative; GRU: the update gate."""
-    longest = max(2.0, float(prescription.settings["steps"]) - 1)
+    longest = max(2.0, float(fix.settings["steps"]) - 1)
 
     def drawn(hidden: int, generator: torch.Generator) -> torch.Tensor:
         return torch.empty(hidden, device="cpu").uniform_(1.0, longest, generator=generator).log()
 
-    _set_gates(treated, prescription, ("LSTM", "GRU"), drawn, True)
+    _set_gates(treated, fix, ("LSTM", "GRU"), drawn, True)
 
 
 def _set_gates(
     treated: TreatedWorkload,
-    prescription: Fix,
+    fix: Fix,
     kinds: tuple[str, ...],
     values: Callable[[int, torch.Generator], torch.Tensor],
     opposite: bool,
 ) -> None:
-    generator = torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
-    for name in prescription.layers:
+    generator = torch.Generator().manual_seed(int(fix.settings.get("seed", 0)))
+    for name in fix.layers:
         module = module_at(treated, name)
         gates, pairs = gates_of(module), list(bias_pairs(module))
         if not any(gates == GATES[kind] for kind in kinds):
@@ -81,10 +81,10 @@ def _set_gates(
                     first[:hidden], second[:hidden] = -value, torch.zeros_like(value)
 
 
-def orthogonal_recurrent(treated: TreatedWorkload, prescription: Fix) -> None:
+def orthogonal_recurrent(treated: TreatedWorkload, fix: Fix) -> None:
     """Recurrent weights [gates * hidden, hidden], orthogonal gate by gate; square weights of hand-written layers whole."""
-    generator = torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
-    for name in prescription.layers:
+    generator = torch.Generator().manual_seed(int(fix.settings.get("seed", 0)))
+    for name in fix.layers:
         module = module_at(treated, name)
         gates = gates_of(module)
         weights = [p for n, p in module._parameters.items() if n.startswith("weight_hh") and p is not None]
@@ -99,7 +99,7 @@ def orthogonal_recurrent(treated: TreatedWorkload, prescription: Fix) -> None:
                     block.copy_(nn.init.orthogonal_(torch.empty(block.shape, device="cpu"), generator=generator))
 
 
-# ------------------------------------------------------------------------------ prescribing
+# ------------------------------------------------------------------------------ proposing
 
 
 def _recurrences(finding: Finding | None, m: Measurement) -> list[Recurrence]:
@@ -119,7 +119,7 @@ def propose_forget(finding: Finding | None, m: Measurement) -> list[Fix]:
     if not names:
         return []
     text = f"set the forget gate's bias of {', '.join(names)} to 1: bias_ih 1, bias_hh 0"
-    return [FORGET_BIAS.prescription(text, finding, layers=tuple(names), settings={"value": 1.0})]
+    return [FORGET_BIAS.fix(text, finding, layers=tuple(names), settings={"value": 1.0})]
 
 
 def propose_chrono(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -129,7 +129,7 @@ def propose_chrono(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     text = f"draw the forget bias of {', '.join(names)} as log(uniform(1, {steps - 1})), the input bias as minus it: reaches {steps} steps"
     settings: dict[str, Setting] = {"steps": steps}
-    return [CHRONO_INIT.prescription(text, finding, layers=tuple(names), settings=settings)]
+    return [CHRONO_INIT.fix(text, finding, layers=tuple(names), settings=settings)]
 
 
 def propose_orthogonal(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -137,7 +137,7 @@ def propose_orthogonal(finding: Finding | None, m: Measurement) -> list[Fix]:
     if not names:
         return []
     text = f"initialise the recurrent weights of {several(len(names), 'layer')} with orthogonal_: spectral radius 1"
-    return [ORTHOGONAL_RECURRENT.prescription(text, finding, layers=tuple(names))]
+    return [ORTHOGONAL_RECURRENT.fix(text, finding, layers=tuple(names))]
 
 
 def _by_hand(m: Measurement, r: Recurrence) -> list[Layer]:

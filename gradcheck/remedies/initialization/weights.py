@@ -47,12 +47,12 @@ class Weight:
     head: bool = False
 
 
-def weights_of(treated: TreatedWorkload, prescription: Fix) -> Iterator[Weight]:
-    """The weights that a prescription names. Raises Inapplicable."""
-    heads = str(prescription.settings.get("heads", "")).split(",")
-    transposed = str(prescription.settings.get("transposed", "")).split(",")
+def weights_of(treated: TreatedWorkload, fix: Fix) -> Iterator[Weight]:
+    """The weights that a fix names. Raises Inapplicable."""
+    heads = str(fix.settings.get("heads", "")).split(",")
+    transposed = str(fix.settings.get("transposed", "")).split(",")
     parameters = dict(treated.model.named_parameters(remove_duplicate=False))
-    for name in prescription.layers:
+    for name in fix.layers:
         if name in parameters:
             yield Weight(parameter_at(treated, name), None, _last_first if name in transposed else _as_it_is)
         else:
@@ -126,12 +126,12 @@ _DRAWS: dict[str, Draw] = {"he-init": he_normal, "lecun-init": he_normal, "xavie
 # --------------------------------------------------------------------------------- applying
 
 
-def apply(treated: TreatedWorkload, prescription: Fix) -> None:
+def apply(treated: TreatedWorkload, fix: Fix) -> None:
     """Redraws the named weights, the same ones on every copy, and sets their biases to zero."""
-    settings, generator = prescription.settings, torch.Generator().manual_seed(int(prescription.settings.get("seed", 0)))
-    name = str(settings.get("init", prescription.treatment))
+    settings, generator = fix.settings, torch.Generator().manual_seed(int(fix.settings.get("seed", 0)))
+    name = str(settings.get("init", fix.treatment))
     draw = _DRAWS[name if name in _DRAWS else "he-init"]
-    for weight in list(weights_of(treated, prescription)):
+    for weight in list(weights_of(treated, fix)):
         if "std" in settings:
             fill(weight, _normal, float(settings["std"]), generator)
         else:
@@ -148,7 +148,7 @@ def fill(weight: Weight, draw: Draw, gain: float, generator: torch.Generator) ->
             weight.bias.zero_()
 
 
-# ------------------------------------------------------------------------------ prescribing
+# ------------------------------------------------------------------------------ proposing
 
 
 def propose_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -173,7 +173,7 @@ def propose_draw(treatment: RemedyDefinition, finding: Finding | None, m: Measur
         settings["transposed"] = listed(transposed)
     text = f"initialise the weights of {several(len(names) + len(heads), 'layer')} with {_SPELLING[treatment.name]}"
     text += f", gain {number(wanted)} for {activation}" if activation else f", gain {number(wanted)}"
-    return [treatment.prescription(f"{text}, and zero biases", finding, layers=(*names, *heads), settings=settings)]
+    return [treatment.fix(f"{text}, and zero biases", finding, layers=(*names, *heads), settings=settings)]
 
 
 def _to_draw(finding: Finding | None, m: Measurement) -> list[Layer]:
@@ -215,7 +215,7 @@ def _faulty_heads(m: Measurement) -> list[str]:
 def _for_embedding(treatment: RemedyDefinition, layer: Layer, finding: Finding | None) -> Fix:
     std = max(0.02, layer.output_shape[-1] ** -0.5)
     text = f"initialise the embedding {layer.name} with standard deviation {number(std)}"
-    return treatment.prescription(text, finding, layers=(layer.name,), settings={"std": std})
+    return treatment.fix(text, finding, layers=(layer.name,), settings={"std": std})
 
 
 _SPELLING = {

@@ -14,7 +14,7 @@ def _treatment(name: str, title: str, citation: str) -> RemedyDefinition:
     def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
         """What the finding proposes, where a loop was seen; what is to be edited follows from the places in `m.loop`."""
         remedy = next((r for r in finding.remedies if r.name == name), None) if finding is not None else None
-        return [treatment.prescription(remedy.text, finding)] if remedy is not None and m.loop is not None else []
+        return [treatment.fix(remedy.text, finding)] if remedy is not None and m.loop is not None else []
 
     treatment = RemedyDefinition(name, title, "wiring", "safe", citation, propose, loop=True)
     return treatment

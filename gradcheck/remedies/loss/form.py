@@ -38,7 +38,7 @@ def propose_shapes(finding: Finding | None, m: Measurement) -> list[Fix]:
         dim = -1 if dim == len(long) - 1 else dim
         settings: dict[str, Setting] = {"operand": operand, "operation": "squeeze", "dim": dim}
         text = f"give both the same shape: {operand}.squeeze({dim}), {list(long)} to {list(short)}"
-        return [SHAPES.prescription(text, finding, settings=settings)]
+        return [SHAPES.fix(text, finding, settings=settings)]
     return []
 
 
@@ -63,16 +63,16 @@ def _squeezed_batch(index: int, dim: int, batch: Batch) -> Batch:
 
 def propose_sign(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.optimizer.maximize:
-        return [SIGN.prescription("drop maximize=True", finding, settings={"maximize": False})]
+        return [SIGN.fix("drop maximize=True", finding, settings={"maximize": False})]
     negated = [c for c in m.losses if (c.weight_in_total or 0.0) < 0]
     if negated:
         call = next((c for c in negated if finding is not None and c.site == finding.location), negated[0])
         whole = len(m.losses) == 1
         settings: dict[str, Setting] = {"function": call.function, "whole": whole}
         text = f"drop the minus in front of {call.function}" if whole else f"add {call.function} to the total instead of subtracting it"
-        return [SIGN.prescription(text, finding, settings=settings, applicability="unsafe")]
+        return [SIGN.fix(text, finding, settings=settings, applicability="unsafe")]
     if m.optimizer.lr < 0:
-        return [SIGN.prescription("make the rate positive", finding, settings={"lr": -m.optimizer.lr})]
+        return [SIGN.fix("make the rate positive", finding, settings={"lr": -m.optimizer.lr})]
     return []
 
 

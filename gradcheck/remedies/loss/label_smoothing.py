@@ -30,8 +30,8 @@ def propose_smoothing(finding: Finding | None, m: Measurement) -> list[Fix]:
     if call is None:
         return []
     settings: dict[str, Setting] = {"smoothing": SMOOTHING}
-    prescription = SMOOTH.prescription(_smooth_words(settings), finding, settings=settings)
-    return [_placed(prescription, call.site)]
+    fix = SMOOTH.fix(_smooth_words(settings), finding, settings=settings)
+    return [_placed(fix, call.site)]
 
 
 def _placed(p: Fix, site: Location | None) -> Fix:

@@ -11,7 +11,7 @@ from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
     remedy = next((r for r in finding.remedies if r.name == "average-term"), None) if finding is not None else None
-    return [AVERAGE.prescription(remedy.text, finding)] if remedy is not None else []
+    return [AVERAGE.fix(remedy.text, finding)] if remedy is not None else []
 
 
 def apply(treated: TreatedWorkload, p: Fix) -> None:

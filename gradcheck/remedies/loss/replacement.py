@@ -37,7 +37,7 @@ def propose_loss(finding: Finding | None, m: Measurement) -> list[Fix]:
         if settings is not None and (finding is None or finding.location in (None, call.site, call.producer_site) or len(m.losses) == 1):
             if call.producer in _LOGARITHMS and not call.producer_layer:
                 settings["in_code"] = True  # in the forward method or the loop, not in a layer
-            return [REPLACE.prescription(_loss_words(settings), finding, settings=settings)]
+            return [REPLACE.fix(_loss_words(settings), finding, settings=settings)]
     return []
 
 

@@ -137,7 +137,7 @@ def propose_stable(finding: Finding | None, m: Measurement) -> list[Fix]:
     call = next((o for o in m.loss_operations if o.site == finding.location), None)
     remedy = next((r.text for r in finding.remedies if r.name == "stable-loss"), "write it in a form that cannot leave the range")
     settings: dict[str, Setting] = {"operation": call.operation, "of": call.of} if call is not None else {}
-    return [STABLE.prescription(remedy, finding, layers=finding.layers, settings=settings)]
+    return [STABLE.fix(remedy, finding, layers=finding.layers, settings=settings)]
 
 
 def stabilise(treated: TreatedWorkload, p: Fix) -> None:
@@ -149,7 +149,7 @@ def propose_guard(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     remedy = next((r for r in finding.remedies if r.name == "guard-domain"), None)
     text = remedy.text if remedy is not None else "keep the argument inside the function's domain"
-    return [GUARD.prescription(text, finding, layers=finding.layers)]
+    return [GUARD.fix(text, finding, layers=finding.layers)]
 
 
 def guard(treated: TreatedWorkload, p: Fix) -> None:

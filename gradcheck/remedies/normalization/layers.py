@@ -52,15 +52,15 @@ def norm_of(kind: str, features: int, groups: int = GROUPS) -> nn.Module:
 # --------------------------------------------------------------------------- inserting one
 
 
-def insert(treated: TreatedWorkload, prescription: Fix) -> None:
+def insert(treated: TreatedWorkload, fix: Fix) -> None:
     """Puts a normalization behind each layer; batch normalization takes away the bias that it would subtract."""
-    kind, groups = str(prescription.settings["kind"]), int(prescription.settings.get("groups", GROUPS))
+    kind, groups = str(fix.settings["kind"]), int(fix.settings.get("groups", GROUPS))
     with rewired(treated):
-        for name in prescription.layers:
+        for name in fix.layers:
             layer = module_at(treated, name)
             new = norm_of(_for_layer(kind, layer), features_of(layer, name), groups)
             follow(treated, name, new)
-            if prescription.settings.get("drop_bias") and isinstance(new, _BatchNorm) and getattr(layer, "bias", None) is not None:
+            if fix.settings.get("drop_bias") and isinstance(new, _BatchNorm) and getattr(layer, "bias", None) is not None:
                 layer.register_parameter("bias", None)
 
 
@@ -97,7 +97,7 @@ def propose_insertion(treatment: RemedyDefinition, finding: Finding | None, m: M
     if kind.startswith("BatchNorm"):
         settings["drop_bias"] = True
     text = f"normalise the output of {several(len(bare), 'layer')} with {kind}"
-    return [treatment.prescription(text, finding, layers=tuple(x.name for x in bare), settings=settings)]
+    return [treatment.fix(text, finding, layers=tuple(x.name for x in bare), settings=settings)]
 
 
 def _channels(layer: Layer) -> int:
@@ -110,15 +110,15 @@ _FORCED = {"batch-normalization": "BatchNorm", "layer-normalization": "LayerNorm
 # ------------------------------------------------------------------------- replacing batch norm
 
 
-def without_batch(treated: TreatedWorkload, prescription: Fix) -> None:
+def without_batch(treated: TreatedWorkload, fix: Fix) -> None:
     """GroupNorm, or LayerNorm for vectors, with gain and bias of the batch normalization that it replaces."""
-    groups = int(prescription.settings.get("groups", GROUPS))
+    groups = int(fix.settings.get("groups", GROUPS))
     with rewired(treated):
-        for name in prescription.layers:
+        for name in fix.layers:
             old = module_at(treated, name)
             if not isinstance(old, _BatchNorm):
                 raise Inapplicable(f"{name} is not a batch normalization of torch")
-            vector = prescription.settings["kind"] == "LayerNorm"
+            vector = fix.settings["kind"] == "LayerNorm"
             new = like(norm_of("LayerNorm" if vector else "GroupNorm", old.num_features, groups), old)
             if old.affine:
                 new.weight, new.bias = old.weight, old.bias
@@ -136,15 +136,15 @@ def propose_without_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
     if not vector:
         settings["groups"] = groups_of(min(x.output_shape[1] for x in layers))
     text = f"replace {several(len(layers), 'batch normalization')} by {settings['kind']}, which needs no batch"
-    return [BATCH_FREE.prescription(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
+    return [BATCH_FREE.fix(text, finding, layers=tuple(x.name for x in layers), settings=settings)]
 
 
 # ----------------------------------------------------------------------------- bias and dropout
 
 
-def remove_bias(treated: TreatedWorkload, prescription: Fix) -> None:
+def remove_bias(treated: TreatedWorkload, fix: Fix) -> None:
     with rewired(treated):
-        for name in prescription.layers:
+        for name in fix.layers:
             module = module_at(treated, name)
             if module._parameters.get("bias") is None:
                 raise Inapplicable(f"{name} has no bias of its own")
@@ -156,16 +156,16 @@ def propose_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     names = tuple(x for x in finding.layers if ":" not in x)
     text = f"create {several(len(names), 'layer')} before batch normalization with bias=False"
-    return [REMOVE_BIAS.prescription(text, finding, layers=names)] if names else []
+    return [REMOVE_BIAS.fix(text, finding, layers=names)] if names else []
 
 
-def move_dropout(treated: TreatedWorkload, prescription: Fix) -> None:
+def move_dropout(treated: TreatedWorkload, fix: Fix) -> None:
     """Takes the dropout away where it is, and puts it behind the normalization; inside one nn.Sequential it changes places."""
-    dropout, norm = prescription.layers
+    dropout, norm = fix.layers
     with rewired(treated):
         if ":" in dropout:
-            rewrite(treated, prescription.location, _without_dropout)
-            moved: nn.Module = nn.Dropout(float(prescription.settings["rate"]))
+            rewrite(treated, fix.location, _without_dropout)
+            moved: nn.Module = nn.Dropout(float(fix.settings["rate"]))
         else:
             moved = module_at(treated, dropout)
             if _reordered(treated, dropout, norm):
@@ -205,12 +205,12 @@ def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     layer = m.layer(hit.dropout)
     text, rate = f"move the dropout behind the batch normalization {norm}", {"rate": hit.dropout_rate}
     if layer is not None and layer.kind == "dropout":
-        return [MOVE_DROPOUT.prescription(text, finding, layers=(layer.name, norm), settings=rate)]
+        return [MOVE_DROPOUT.fix(text, finding, layers=(layer.name, norm), settings=rate)]
     calls = m.regularization.dropouts if m.regularization is not None else ()
     call = next((d for d in calls if ":" in d.layer and d.layer.partition(":")[0] == hit.dropout and d.site is not None), None)
     if call is None:
         return []
-    made = MOVE_DROPOUT.prescription(text, finding, layers=(call.layer, norm), settings=rate)
+    made = MOVE_DROPOUT.fix(text, finding, layers=(call.layer, norm), settings=rate)
     return [replace(made, location=call.site)]
 
 

@@ -29,7 +29,7 @@ def propose_mode(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     frozen = [n.layer for n in m.norms if not n.of_batch and n.fresh and n.trains]
     layers = tuple(dict.fromkeys(frozen)) if set(finding.layers) <= set(frozen) else finding.layers
-    return [MODE.prescription(f"leave {listed(layers)} in training mode while training", finding, layers=layers)]
+    return [MODE.fix(f"leave {listed(layers)} in training mode while training", finding, layers=layers)]
 
 
 def put_into_training(treated: TreatedWorkload, p: Fix) -> None:
@@ -92,7 +92,7 @@ def propose_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     layers = finding.layers if finding is not None else ()
     settings: dict[str, Setting] = {"momentum": MOMENTUM}
     text = f"set the momentum of {listed(layers)} to {MOMENTUM:g}, torch's default"
-    return [DEFAULT.prescription(text, finding, layers=layers, settings=settings)] if layers else []
+    return [DEFAULT.fix(text, finding, layers=layers, settings=settings)] if layers else []
 
 
 def set_momentum(treated: TreatedWorkload, p: Fix) -> None:

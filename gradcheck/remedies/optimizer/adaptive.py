@@ -21,7 +21,7 @@ def propose_adam(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     decay = max((x.weight_decay for x in m.parameters), default=m.optimizer.weight_decay)
     settings: dict[str, Setting] = {"lr": USUAL_RATE, "weight_decay": min(decay, MOST_DECAY)}
-    return [ADAPTIVE.prescription(_words(settings), finding, settings=settings)]
+    return [ADAPTIVE.fix(_words(settings), finding, settings=settings)]
 
 
 def _words(s: Settings) -> str:

@@ -17,7 +17,7 @@ def propose_warm_up(finding: Finding | None, m: Measurement) -> list[Fix]:
     beta = m.optimizer.betas[1] if len(m.optimizer.betas) > 1 and m.optimizer.betas[1] < 1 else 0.999
     steps = min(round(2 / (1 - beta)), max(FEWEST_WARM, WARM_PASSES * m.data.batches))
     settings: dict[str, Setting] = {"steps": steps, "start": WARM_START}
-    return [WARM_UP.prescription(_warm_words(settings), finding, settings=settings)] if m.optimizer.lr else []
+    return [WARM_UP.fix(_warm_words(settings), finding, settings=settings)] if m.optimizer.lr else []
 
 
 def _warm_words(s: Settings) -> str:
@@ -30,7 +30,7 @@ def warm_up(treated: TreatedWorkload, p: Fix) -> None:
 
 def propose_cosine(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"steps": m.steps}
-    return [COSINE.prescription("let the rate fall to 0 along half a cosine over the training", finding, settings=settings)]
+    return [COSINE.fix("let the rate fall to 0 along half a cosine over the training", finding, settings=settings)]
 
 
 def anneal(treated: TreatedWorkload, p: Fix) -> None:
@@ -39,7 +39,7 @@ def anneal(treated: TreatedWorkload, p: Fix) -> None:
 
 def propose_staircase(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"steps": max(1, m.steps // 3), "factor": 0.1}
-    return [STAIRCASE.prescription("divide the rate by 10 after each third of the training", finding, settings=settings)]
+    return [STAIRCASE.fix("divide the rate by 10 after each third of the training", finding, settings=settings)]
 
 
 def descend_stairs(treated: TreatedWorkload, p: Fix) -> None:

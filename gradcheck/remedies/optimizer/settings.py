@@ -52,7 +52,7 @@ def propose_higher(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 def at_rate(treatment: RemedyDefinition, finding: Finding | None, rate: float) -> Fix:
     settings = {"lr": rate}
-    return treatment.prescription(_rate_words(settings), finding, settings=settings)
+    return treatment.fix(_rate_words(settings), finding, settings=settings)
 
 
 def _rate_words(s: Settings) -> str:
@@ -77,7 +77,7 @@ def propose_epsilon(finding: Finding | None, m: Measurement) -> list[Fix]:
     if not eps or (finding is None and eps <= USUAL_EPSILON):
         return []
     new = USUAL_EPSILON if eps > USUAL_EPSILON else SMALL_EPSILON
-    return [EPSILON.prescription(f"set eps to {new:g} (now {eps:g})", finding, settings={"eps": new})]
+    return [EPSILON.fix(f"set eps to {new:g} (now {eps:g})", finding, settings={"eps": new})]
 
 
 def set_epsilon(treated: TreatedWorkload, p: Fix) -> None:
@@ -92,7 +92,7 @@ def propose_momentum(finding: Finding | None, m: Measurement) -> list[Fix]:
     if m.optimizer.adaptive or m.optimizer.momentum <= USUAL_MOMENTUM:
         return []
     text = f"set the momentum to {USUAL_MOMENTUM} (now {m.optimizer.momentum:g})"
-    return [MOMENTUM.prescription(text, finding, settings={"momentum": USUAL_MOMENTUM})]
+    return [MOMENTUM.fix(text, finding, settings={"momentum": USUAL_MOMENTUM})]
 
 
 def set_momentum(treated: TreatedWorkload, p: Fix) -> None:

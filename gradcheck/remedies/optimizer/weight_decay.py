@@ -24,7 +24,7 @@ def propose_decoupled(finding: Finding | None, m: Measurement) -> list[Fix]:
     if o.name not in (*COUPLED, "AdamW") or (finding is None and o.decoupled and o.weight_decay > 0):
         return []
     settings: dict[str, Setting] = {"weight_decay": USUAL_DECAY}
-    return [DECOUPLED.prescription(_decoupled_words(settings), finding, settings=settings)]
+    return [DECOUPLED.fix(_decoupled_words(settings), finding, settings=settings)]
 
 
 def _decoupled_words(s: Settings) -> str:
@@ -54,7 +54,7 @@ def propose_groups(finding: Finding | None, m: Measurement) -> list[Fix]:
     text = f"put the {len(vectors)} biases and gains into a group without weight decay"
     layers = tuple(dict.fromkeys(x.layer for x in vectors))
     settings: dict[str, Setting] = {"weight_decay": max(x.weight_decay for x in decayed)}
-    return [GROUPS.prescription(text, finding, layers=layers, settings=settings)]
+    return [GROUPS.fix(text, finding, layers=layers, settings=settings)]
 
 
 def divide_groups(treated: TreatedWorkload, _: Fix) -> None:
@@ -84,12 +84,12 @@ def propose_weaker(finding: Finding | None, m: Measurement) -> list[Fix]:
     if penalty is not None and (finding is None or "penalty" in finding.message):
         divisor = float(f"{penalty.value / max(abs(penalty.data), 1e-12) / 0.1:.1g}")
         text = f"divide the factor of the penalty in the loss by {divisor:g}: it is then a tenth of the loss"
-        return [WEAKER.prescription(text, finding, settings={"divisor": divisor})] if divisor > 1 else []
+        return [WEAKER.fix(text, finding, settings={"divisor": divisor})] if divisor > 1 else []
     strongest = max((x.weight_decay for x in m.parameters), default=m.optimizer.weight_decay)
     if strongest <= 0 or m.optimizer.lr <= 0:
         return []
     decay = gentle_decay(m, strongest)
-    return [WEAKER.prescription(f"set weight_decay to {decay:g} (now {strongest:g})", finding, settings={"weight_decay": decay})]
+    return [WEAKER.fix(f"set weight_decay to {decay:g} (now {strongest:g})", finding, settings={"weight_decay": decay})]
 
 
 def weaken(treated: TreatedWorkload, p: Fix) -> None:

@@ -19,7 +19,7 @@ def propose_bfloat16(finding: Finding | None, m: Measurement) -> list[Fix]:
     stored = any(p.dtype == "float16" for p in m.parameters)
     if finding is None or not computed or stored:
         return []
-    return [BFLOAT16.prescription("autocast to bfloat16, which has the range of float32, instead of float16", finding)]
+    return [BFLOAT16.fix("autocast to bfloat16, which has the range of float32, instead of float16", finding)]
 
 
 def compute_in_bfloat16(treated: TreatedWorkload, p: Fix) -> None:

@@ -24,23 +24,23 @@ FORGET = 1.0  # Gers et al. 2000; Jozefowicz et al. 2015
 Shape = tuple[int, ...]
 
 
-def gate(treated: TreatedWorkload, prescription: Fix) -> None:
+def gate(treated: TreatedWorkload, fix: Fix) -> None:
     """Each Elman layer becomes an LSTM with open forget gates, or a GRU, of the same sizes and options.
 
     An LSTM returns (output, (h, c)) and an Elman layer (output, h): Inapplicable is raised when the model does not run with that, or
     when its output has another shape then, as after `h[-1]`, which is the last layer's state of the one and all cells of the other.
     """
-    kind = str(prescription.settings["kind"])
+    kind = str(fix.settings["kind"])
     before = _output_shape(treated)
     with rewired(treated), preserve_rng():
-        torch.manual_seed(int(prescription.settings.get("seed", 0)))
-        for name in prescription.layers:
+        torch.manual_seed(int(fix.settings.get("seed", 0)))
+        for name in fix.layers:
             old = module_at(treated, name)
             new = _gated(KINDS[kind], old, name)
             _take_groups(treated, old, new)
             swap(treated, name, new)
             if kind == "LSTM" and new.bias:
-                remember(treated, FORGET_BIAS.prescription("", layers=(name,), settings={"value": FORGET}))
+                remember(treated, FORGET_BIAS.fix("", layers=(name,), settings={"value": FORGET}))
     if _output_shape(treated) != before:
         raise Inapplicable(f"its output changes shape: it uses the state of the layer, which is another one in nn.{kind}")
 
@@ -98,7 +98,7 @@ def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
         "LSTM": f"replace {those} by nn.LSTM with its forget gate's bias at 1: its state is kept until a gate says otherwise",
         "GRU": f"replace {those} by nn.GRU: its state is kept until a gate says otherwise, and its forward call returns the same",
     }
-    return [GATED.prescription(text, finding, layers=names, settings={"kind": kind}) for kind, text in words.items()]
+    return [GATED.fix(text, finding, layers=names, settings={"kind": kind}) for kind, text in words.items()]
 
 
 GATED = RemedyDefinition(

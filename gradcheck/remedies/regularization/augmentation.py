@@ -47,7 +47,7 @@ def _add(treated: TreatedWorkload, augment: Augment) -> None:
     treated.augmentations.append(augment)
 
 
-def _prescribed(
+def _proposed(
     treatment: RemedyDefinition, finding: Finding | None, inputs: Sequence[InputFacts], settings: dict[str, Setting]
 ) -> list[Fix]:
     """For the first of the inputs; nothing without any."""
@@ -55,7 +55,7 @@ def _prescribed(
         return []
     settings = {**settings, "input": inputs[0].name}
     assert treatment.wording is not None
-    return [treatment.prescription(treatment.wording(settings), finding, settings=settings)]
+    return [treatment.fix(treatment.wording(settings), finding, settings=settings)]
 
 
 def _flip_words(_: Settings) -> str:
@@ -63,11 +63,11 @@ def _flip_words(_: Settings) -> str:
 
 
 def propose_flip(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _prescribed(FLIP, finding, _images(m), {})
+    return _proposed(FLIP, finding, _images(m), {})
 
 
 def propose_shift(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _prescribed(MOVE, finding, _images(m), {"share": SHIFT})
+    return _proposed(MOVE, finding, _images(m), {"share": SHIFT})
 
 
 def _shift_words(s: Settings) -> str:
@@ -75,7 +75,7 @@ def _shift_words(s: Settings) -> str:
 
 
 def propose_crop(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _prescribed(CUT, finding, _images(m), {"share": CROP})
+    return _proposed(CUT, finding, _images(m), {"share": CROP})
 
 
 def _crop_words(s: Settings) -> str:
@@ -83,7 +83,7 @@ def _crop_words(s: Settings) -> str:
 
 
 def propose_noise(finding: Finding | None, m: Measurement) -> list[Fix]:
-    return _prescribed(JITTER, finding, _floating(m), {"scale": NOISE})
+    return _proposed(JITTER, finding, _floating(m), {"scale": NOISE})
 
 
 def _noise_words(s: Settings) -> str:
@@ -92,7 +92,7 @@ def _noise_words(s: Settings) -> str:
 
 def propose_mixup(finding: Finding | None, m: Measurement) -> list[Fix]:
     known = any(c.target_kind in ("classes", "values", "probabilities") for c in m.losses)
-    return _prescribed(MIXUP, finding, _floating(m) if known else [], {"alpha": ALPHA})
+    return _proposed(MIXUP, finding, _floating(m) if known else [], {"alpha": ALPHA})
 
 
 def _mixup_words(s: Settings) -> str:
@@ -114,7 +114,7 @@ def mixup(treated: TreatedWorkload, p: Fix) -> None:
 
 def propose_tokens(finding: Finding | None, m: Measurement) -> list[Fix]:
     tokens = [x for x in m.data.inputs if x.dtype in ("int64", "int32") and len(x.shape) == 2 and x.used_by == "embedding"]
-    return _prescribed(TOKEN_DROPOUT, finding, tokens, {"rate": TOKENS})
+    return _proposed(TOKEN_DROPOUT, finding, tokens, {"rate": TOKENS})
 
 
 def _token_words(s: Settings) -> str:

@@ -31,7 +31,7 @@ def propose_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
     if len(weighted) < 2 or is_tuned(m):
         return []
     settings: dict[str, Setting] = {"width": WIDTH}
-    return [SMALLER.prescription(_width_words(settings), finding, settings=settings)]
+    return [SMALLER.fix(_width_words(settings), finding, settings=settings)]
 
 
 def _width_words(s: Settings) -> str:
@@ -139,7 +139,7 @@ _MAKERS: tuple[tuple[Any, Callable[..., nn.Module]], ...] = (
 def propose_shallower(finding: Finding | None, m: Measurement) -> list[Fix]:
     if sum(x.kind in ("linear", "conv", "recurrent", "attention") for x in m.layers) < 4 or is_tuned(m):
         return []
-    return [SHALLOWER.prescription("leave out every second of the blocks that repeat", finding)]
+    return [SHALLOWER.fix("leave out every second of the blocks that repeat", finding)]
 
 
 def drop_blocks(treated: TreatedWorkload, _: Fix) -> None:
@@ -187,7 +187,7 @@ def _thinned(signatures: list[tuple[Any, ...]]) -> list[int]:
 def propose_batch(finding: Finding | None, m: Measurement) -> list[Fix]:
     count = min(BATCHES, m.data.batches)
     settings: dict[str, Setting] = {"batches": count}
-    return [LARGER.prescription(_batch_words(settings), finding, settings=settings)] if count > 1 else []
+    return [LARGER.fix(_batch_words(settings), finding, settings=settings)] if count > 1 else []
 
 
 def _batch_words(s: Settings) -> str:

@@ -35,14 +35,14 @@ def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
         settings: dict[str, Setting] = {"rate": DROPPED if chosen[0].rate < DROPPED else min(0.5, chosen[0].rate + 0.2), "insert": False}
         settings |= places_of(chosen)
         layers = tuple(d.layer for d in chosen)
-        return [DROPOUT.prescription(_dropout_words(settings), finding, layers=layers, settings=settings, applicability="safe")]
+        return [DROPOUT.fix(_dropout_words(settings), finding, layers=layers, settings=settings, applicability="safe")]
     found = hidden_activations(m, [x.function for x in m.of_kind("activation") if x.function])
     if not found:
         return []
     settings = {"rate": DROPPED, "insert": True}
     if sites := places(found):
         settings["sites"] = sites
-    return [DROPOUT.prescription(_dropout_words(settings), finding, layers=tuple(x.name for x in found), settings=settings)]
+    return [DROPOUT.fix(_dropout_words(settings), finding, layers=tuple(x.name for x in found), settings=settings)]
 
 
 def places_of(dropouts: Sequence[Dropout]) -> dict[str, Setting]:
@@ -128,7 +128,7 @@ def propose_lower_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
     settings: dict[str, Setting] = {"rate": rate, **places_of(named)}
     layers = tuple(d.layer for d in named)
     text = f"lower the rate of {listed(layers)} from {max(d.rate for d in named):.2g} to {rate:g}"
-    return [LOWER_DROPOUT.prescription(text, finding, layers=layers, settings=settings)]
+    return [LOWER_DROPOUT.fix(text, finding, layers=layers, settings=settings)]
 
 
 def _in_a_row(count: int) -> float:

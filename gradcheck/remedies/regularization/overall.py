@@ -35,7 +35,7 @@ def propose_less(finding: Finding | None, m: Measurement) -> list[Fix]:
     texts = [f"set {word} to {settings[key]:g}" for key, word in words.items() if key in settings]
     texts += [f"divide the penalty by {settings['divisor']:g}"] if "divisor" in settings else []
     settings |= places_of(r.dropouts)
-    return [LESS.prescription(", ".join(texts), finding, layers=tuple(d.layer for d in r.dropouts), settings=settings)]
+    return [LESS.fix(", ".join(texts), finding, layers=tuple(d.layer for d in r.dropouts), settings=settings)]
 
 
 def regularise_less(treated: TreatedWorkload, p: Fix) -> None:
@@ -53,7 +53,7 @@ def regularise_less(treated: TreatedWorkload, p: Fix) -> None:
 def propose_stop(finding: Finding | None, m: Measurement) -> list[Fix]:
     v = m.validation
     when = f" after about {v.lowest_step} steps" if v is not None and v.lowest_step else " where the validation loss is lowest"
-    return [STOP.prescription(f"stop{when}, and keep those weights", finding)]
+    return [STOP.fix(f"stop{when}, and keep those weights", finding)]
 
 
 def stop_early(treated: TreatedWorkload, p: Fix) -> None:

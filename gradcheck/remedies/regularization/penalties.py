@@ -57,7 +57,7 @@ def _penalty(treatment: RemedyDefinition, finding: Finding | None, m: Measuremen
         return []
     derived = treatment.derive({**settings, "unit_l1": unit[0], "unit_l2": unit[1]})
     assert treatment.wording is not None
-    return [treatment.prescription(treatment.wording(derived), finding, settings=derived)]
+    return [treatment.fix(treatment.wording(derived), finding, settings=derived)]
 
 
 def propose_l1(finding: Finding | None, m: Measurement) -> list[Fix]:

@@ -42,10 +42,10 @@ class Residual(nn.Module):
 # ------------------------------------------------------------------------------ add-residual
 
 
-def add_residual(treated: TreatedWorkload, prescription: Fix) -> None:
+def add_residual(treated: TreatedWorkload, fix: Fix) -> None:
     """Wraps blocks whose output has the shape of their input; the others stay. Raises Inapplicable when fewer than two have."""
-    scale = float(prescription.settings.get("scale", 1.0))
-    fitting = [name for name in prescription.layers if name in _shape_keeping(treated, prescription.layers)]
+    scale = float(fix.settings.get("scale", 1.0))
+    fitting = [name for name in fix.layers if name in _shape_keeping(treated, fix.layers)]
     if len(fitting) < 2:
         raise Inapplicable("there are no two blocks whose output has the shape of their input")
     with rewired(treated):
@@ -84,7 +84,7 @@ def propose_residual(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     scale = len(blocks) ** -0.5
     text = f"add its input to the output of {several(len(blocks), 'block')}, each scaled by {number(scale)} = 1 / sqrt({len(blocks)})"
-    return [ADD_RESIDUAL.prescription(text, finding, layers=tuple(blocks), settings={"scale": round(scale, 4)})]
+    return [ADD_RESIDUAL.fix(text, finding, layers=tuple(blocks), settings={"scale": round(scale, 4)})]
 
 
 def _alike_blocks(m: Measurement) -> Iterator[str]:
@@ -119,19 +119,19 @@ def _square_layers(m: Measurement) -> list[str]:
 # ---------------------------------------------------------------------------- branches there are
 
 
-def scale_branches(treated: TreatedWorkload, prescription: Fix) -> None:
+def scale_branches(treated: TreatedWorkload, fix: Fix) -> None:
     """Multiplies the last weights of each branch, and their biases."""
-    _multiply(treated, prescription, float(prescription.settings["scale"]))
+    _multiply(treated, fix, float(fix.settings["scale"]))
 
 
-def zero_branches(treated: TreatedWorkload, prescription: Fix) -> None:
+def zero_branches(treated: TreatedWorkload, fix: Fix) -> None:
     """Starts each branch at zero; its last weights then learn first."""
-    _multiply(treated, prescription, 0.0)
+    _multiply(treated, fix, 0.0)
 
 
-def _multiply(treated: TreatedWorkload, prescription: Fix, factor: float) -> None:
+def _multiply(treated: TreatedWorkload, fix: Fix, factor: float) -> None:
     with torch.no_grad():
-        for name in prescription.layers:
+        for name in fix.layers:
             module = module_at(treated, name)
             if nn.utils.parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_g"):
                 raise Inapplicable(f"the weight of {name} is computed from others")
@@ -171,7 +171,7 @@ def propose_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     scale = len(ends) ** -0.5
     text = f"multiply the last weights of each of the {len(ends)} residual branches by {number(scale)} = 1 / sqrt({len(ends)})"
-    return [RESIDUAL_SCALING.prescription(text, finding, layers=tuple(ends), settings={"scale": round(scale, 4)})]
+    return [RESIDUAL_SCALING.fix(text, finding, layers=tuple(ends), settings={"scale": round(scale, 4)})]
 
 
 def propose_zero(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -179,7 +179,7 @@ def propose_zero(finding: Finding | None, m: Measurement) -> list[Fix]:
     if is_tuned(m) or len(ends) < 2 or any(shut for _, shut in ends):
         return []  # behind a zero a ReLU passes no gradient: such a branch would never start to learn
     text = f"start the last weights of each of the {len(ends)} residual branches at zero"
-    return [ZERO_BRANCH.prescription(text, finding, layers=tuple(x.name for x, _ in ends))]
+    return [ZERO_BRANCH.fix(text, finding, layers=tuple(x.name for x, _ in ends))]
 
 
 ADD_RESIDUAL = RemedyDefinition(

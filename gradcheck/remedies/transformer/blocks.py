@@ -33,10 +33,10 @@ FUSED = ("qkv", "c_attn", "in_proj", "to_qkv", "qkv_proj", "wqkv", "w_qkv", "que
 # --------------------------------------------------------------------------------- pre-norm
 
 
-def pre_norm(treated: TreatedWorkload, prescription: Fix) -> None:
+def pre_norm(treated: TreatedWorkload, fix: Fix) -> None:
     """norm_first=True in torch's blocks, and one more normalization at the end of their stack; the like in blocks of the user."""
     with rewired(treated):
-        if not (_torch_blocks(treated) | _own_blocks(treated, prescription)):
+        if not (_torch_blocks(treated) | _own_blocks(treated, fix)):
             raise Inapplicable("its blocks have no form that can be turned: norm(x + f(x))")
 
 
@@ -53,10 +53,10 @@ def _torch_blocks(treated: TreatedWorkload) -> bool:
     return bool(blocks)
 
 
-def _own_blocks(treated: TreatedWorkload, prescription: Fix) -> bool:
+def _own_blocks(treated: TreatedWorkload, fix: Fix) -> bool:
     """self.norm(x + f(x)) becomes x + f(self.norm(x)) in every module that holds one of the norms."""
     turned = False
-    for owner in dict.fromkeys(name.rpartition(".")[0] for name in prescription.layers):
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in fix.layers):
         holder = module_at(treated, owner)
         if isinstance(holder, BLOCKS):
             continue
@@ -110,7 +110,7 @@ def propose_pre_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or not norms:
         return []
     text = f"normalise the input of each branch instead of the sum, in {several(len(norms), 'place')} (norm_first=True)"
-    return [PRE_NORM.prescription(text, finding, layers=norms)]
+    return [PRE_NORM.fix(text, finding, layers=norms)]
 
 
 # ------------------------------------------------------------------------ queries and keys
@@ -129,11 +129,11 @@ def projections(owner: nn.Module) -> dict[str, str]:
     return found if {"query", "key"} <= found.keys() or "fused" in found else {}
 
 
-def smaller(treated: TreatedWorkload, prescription: Fix) -> None:
+def smaller(treated: TreatedWorkload, fix: Fix) -> None:
     """Multiplies the weights and biases that make queries and keys."""
-    factor = float(prescription.settings["factor"])
+    factor = float(fix.settings["factor"])
     with torch.no_grad():
-        for name in prescription.layers:
+        for name in fix.layers:
             parts = list(_query_key_parts(module_at(treated, name)))
             if not parts:
                 raise Inapplicable(f"what makes the queries and keys of {name} was not found")
@@ -175,13 +175,13 @@ def propose_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
     factor = max(a.logit_std or 1.0 for a in hit) ** -0.5
     text = f"multiply the weights of queries and keys by {number(factor)} each: their logits then start with standard deviation 1"
     layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
-    return [SMALLER.prescription(text, finding, layers=layers, settings={"factor": factor})]
+    return [SMALLER.fix(text, finding, layers=layers, settings={"factor": factor})]
 
 
-def normalise_queries(treated: TreatedWorkload, prescription: Fix) -> None:
+def normalise_queries(treated: TreatedWorkload, fix: Fix) -> None:
     """LayerNorm behind the projections to queries and to keys."""
     with rewired(treated):
-        for name in prescription.layers:
+        for name in fix.layers:
             owner = module_at(treated, name)
             found = projections(owner)
             if "query" not in found:
@@ -199,7 +199,7 @@ def propose_query_norm(finding: Finding | None, m: Measurement) -> list[Fix]:
     layers = tuple(dict.fromkeys(a.layer.partition(":")[0] for a in hit))
     text = f"normalise queries and keys of {several(len(layers), 'attention layer')} with LayerNorm before their product"
     settings: dict[str, Setting] = {"projections": ",".join(name for owner in layers for name in _projections_of(m, owner))}
-    return [QK_NORM.prescription(text, finding, layers=layers, settings=settings)]
+    return [QK_NORM.fix(text, finding, layers=layers, settings=settings)]
 
 
 def _projections_of(m: Measurement, owner: str) -> list[str]:

@@ -28,7 +28,7 @@ SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.T
 # -------------------------------------------------------------------------- register-modules
 
 
-def register(treated: TreatedWorkload, prescription: Fix) -> None:
+def register(treated: TreatedWorkload, fix: Fix) -> None:
     """Plain lists and dicts of modules become ModuleList and ModuleDict, plain tensors parameters; all join the optimizer."""
     before = len(list(treated.model.parameters()))
     with rewired(treated):
@@ -74,13 +74,13 @@ def propose_register(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     holders = dict.fromkeys(h.name.partition("[")[0] for h in m.hidden if h.name)
     text = f"hold {', '.join(holders) or 'them'} in an nn.ModuleList, nn.ModuleDict or nn.Parameter: {several(len(m.hidden), 'tensor')} "
-    return [REGISTER.prescription(f"{text}join the model and the optimizer", finding, layers=tuple(holders))]
+    return [REGISTER.fix(f"{text}join the model and the optimizer", finding, layers=tuple(holders))]
 
 
 # -------------------------------------------------------------------------- add-to-optimizer
 
 
-def add_to_optimizer(treated: TreatedWorkload, prescription: Fix) -> None:
+def add_to_optimizer(treated: TreatedWorkload, fix: Fix) -> None:
     """Every trainable parameter in one group; tensors that the model does not have leave."""
     listed = {id(p) for p in treated.model.parameters()}
     held = [p for group in treated.optimizer.param_groups for p in group["params"]]
@@ -103,19 +103,19 @@ def propose_add(finding: Finding | None, m: Measurement) -> list[Fix]:
         text = "build the optimizer after the last change of the model"
     if not any(p.groups for p in m.parameters):
         text = "give the optimizer the parameters of the model: it holds none of them"
-    return [ADD.prescription(text, finding, layers=tuple(dict.fromkeys(p.layer for p in missing)))]
+    return [ADD.fix(text, finding, layers=tuple(dict.fromkeys(p.layer for p in missing)))]
 
 
 # ----------------------------------------------------------------------------- remove-detach
 
 
-def remove_cut(treated: TreatedWorkload, prescription: Fix) -> None:
+def remove_cut(treated: TreatedWorkload, fix: Fix) -> None:
     """Takes away detach(), .data or no_grad() at its place in a module's code."""
-    if prescription.settings["operation"] == "no_grad":
-        rewrite_method(treated, prescription.location, _with_gradient)
+    if fix.settings["operation"] == "no_grad":
+        rewrite_method(treated, fix.location, _with_gradient)
     else:
-        rewrite(treated, prescription.location, _uncut)
-    _require_gradient(treated, prescription.layers)
+        rewrite(treated, fix.location, _uncut)
+    _require_gradient(treated, fix.layers)
 
 
 def _require_gradient(treated: TreatedWorkload, layers: Sequence[str]) -> None:
@@ -176,7 +176,7 @@ def propose_uncut(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     text = f"remove {CUTS[cut.operation]}: {several(len(cut.parameters), 'tensor')} before it then get a gradient"
     layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in cut.parameters))
-    return [UNCUT.prescription(text, finding, layers=layers, settings={"operation": cut.operation})]
+    return [UNCUT.fix(text, finding, layers=layers, settings={"operation": cut.operation})]
 
 
 def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
@@ -186,10 +186,10 @@ def _cut_of(finding: Finding, m: Measurement) -> Cut | None:
 # --------------------------------------------------------------------------------- batch-first
 
 
-def batch_first(treated: TreatedWorkload, prescription: Fix) -> None:
+def batch_first(treated: TreatedWorkload, fix: Fix) -> None:
     """batch_first=True on recurrent layers, attention, and torch's transformer blocks."""
     with rewired(treated):
-        for name in prescription.layers:
+        for name in fix.layers:
             inside = [x for x in module_at(treated, name).modules() if isinstance(x, SEQUENCES) and hasattr(x, "batch_first")]
             if not inside:
                 raise Inapplicable(f"{name or 'the model'} has no layer of torch with batch_first")
@@ -201,7 +201,7 @@ def propose_batch_first(finding: Finding | None, m: Measurement) -> list[Fix]:
     if finding is None or not finding.layers or finding.layers == ("",):
         return []
     text = f"create {', '.join(finding.layers)} with batch_first=True: samples are on the first axis"
-    return [BATCH_FIRST.prescription(text, finding, layers=finding.layers)]
+    return [BATCH_FIRST.fix(text, finding, layers=finding.layers)]
 
 
 REGISTER = RemedyDefinition(

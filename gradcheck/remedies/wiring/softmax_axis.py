@@ -17,10 +17,10 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import TreatedWorkload
 
 
-def fix_dimension(treated: TreatedWorkload, prescription: Fix) -> None:
+def fix_dimension(treated: TreatedWorkload, fix: Fix) -> None:
     """Lets a softmax go over another axis: an attribute of the module, or an argument of the call."""
-    dim = int(prescription.settings["dim"])
-    for name in prescription.layers:
+    dim = int(fix.settings["dim"])
+    for name in fix.layers:
         module = module_at(treated, name)
         if isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin)):
             module.dim = dim
@@ -37,7 +37,7 @@ def fix_dimension(treated: TreatedWorkload, prescription: Fix) -> None:
         others = [k for k in node.keywords if k.arg not in ("dim", "axis")]
         return ast.Call(node.func, node.args, [*others, ast.keyword("dim", value)])
 
-    rewrite(treated, prescription.location, edit)
+    rewrite(treated, fix.location, edit)
 
 
 def propose_dimension(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -50,7 +50,7 @@ def propose_dimension(treatment: RemedyDefinition, finding: Finding | None, m: M
     dim = 1 if len(softmax.shape) == 2 or not softmax.over_batch else -1
     name = "log_softmax" if softmax.log else "softmax"
     text = f"let {name} go over axis {dim} of {list(softmax.shape)} instead of axis {softmax.axis}"
-    return [treatment.prescription(text, finding, layers=(softmax.layer,), settings={"dim": dim})]
+    return [treatment.fix(text, finding, layers=(softmax.layer,), settings={"dim": dim})]
 
 
 def _meant(s: Softmax, finding: Finding, m: Measurement) -> bool:

@@ -37,7 +37,7 @@ def propose_straight(finding: Finding | None, m: Measurement) -> list[Fix]:
     operation = steps[0].operation
     settings: dict[str, Setting] = {"operation": operation}
     text = f"torch.{operation} keeps its values and gets the derivative of {'clamp(-1, 1)' if operation == 'sign' else 'the identity'}"
-    return [STRAIGHT.prescription(text, finding, layers=finding.layers if finding is not None else (), settings=settings)]
+    return [STRAIGHT.fix(text, finding, layers=finding.layers if finding is not None else (), settings=settings)]
 
 
 def pass_through(treated: TreatedWorkload, p: Fix) -> None:
@@ -86,7 +86,7 @@ def propose_trainable(finding: Finding | None, m: Measurement) -> list[Fix]:
     text = f"train {several(len(factors), 'scale')} that {'is' if len(factors) == 1 else 'are'} 0 and fixed: {', '.join(factors[:3])}"
     settings: dict[str, Setting] = {"factors": listed(factors)}
     owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in factors))
-    return [TRAINABLE.prescription(text, finding, layers=owners, settings=settings)]
+    return [TRAINABLE.fix(text, finding, layers=owners, settings=settings)]
 
 
 def train_scales(treated: TreatedWorkload, p: Fix) -> None:

@@ -64,21 +64,21 @@ class Sheet:
             m = replace(m, optimizer=replace(m.optimizer, site=None))
         return m
 
-    def plan(self, *prescriptions: Fix) -> SourcePlan:
-        return plan_edits(prescriptions, self.measurement, [self.path])
+    def plan(self, *fixes: Fix) -> SourcePlan:
+        return plan_edits(fixes, self.measurement, [self.path])
 
-    def edited(self, *prescriptions: Fix) -> str:
-        """The text of the file with these prescriptions in it; raises AssertionError with the reason when one was not written."""
-        plan = self.plan(*prescriptions)
+    def edited(self, *fixes: Fix) -> str:
+        """The text of the file with these fixes in it; raises AssertionError with the reason when one was not written."""
+        plan = self.plan(*fixes)
         assert not plan.unwritten, plan.unwritten[0][1]
         return plan.texts[self.path].decode()
 
-    def refused(self, prescription: Fix) -> str:
-        """Why a prescription is not written. The file stays as it is."""
-        plan = self.plan(prescription)
+    def refused(self, fix: Fix) -> str:
+        """Why a fix is not written. The file stays as it is."""
+        plan = self.plan(fix)
         assert not plan.drafts, plan.diff
         return plan.unwritten[0][1]
 
 
-def prescription(treatment: str, *layers: str, stage: Stage = "architecture", location: Location | None = None, **settings: Setting) -> Fix:
+def fix(treatment: str, *layers: str, stage: Stage = "architecture", location: Location | None = None, **settings: Setting) -> Fix:
     return Fix(treatment, f"{treatment} as a sentence", stage, "unsafe", settings, layers, ("TEST001",), location)

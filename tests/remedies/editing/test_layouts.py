@@ -15,7 +15,7 @@ from torch import nn
 from gradcheck.types.fix import Fix
 from tests import literals
 from tests.remedies.editing.layouts import LINEAR, LOOPS, MODELS, SIGMOID, Layout, layouts
-from tests.remedies.editing.sheets import Sheet, prescription
+from tests.remedies.editing.sheets import Sheet, fix
 
 SEEDS = range(3)
 
@@ -75,7 +75,7 @@ def written(sheet: Sheet, layout: Layout, p: Fix) -> str:
 def test_an_expression_is_replaced_byte_by_byte(name: str, seed: int) -> None:
     layout = layouts(seed, MODELS[name])
     sheet = sheet_of(layout)
-    p = prescription("replace-activation", *names_of(sheet, "activation"), old="sigmoid", new="relu")
+    p = fix("replace-activation", *names_of(sheet, "activation"), old="sigmoid", new="relu")
     text = written(sheet, layout, p)
     assert Path("model.py").read_bytes() == layout.stored(layout.text.replace(SIGMOID, "nn.ReLU()"))
     again = sheet_of(Layout(text, layout.encoding, layout.bom), activation="nn.ReLU()")
@@ -87,7 +87,7 @@ def test_an_expression_is_replaced_byte_by_byte(name: str, seed: int) -> None:
 def test_an_argument_is_added_byte_by_byte(name: str, seed: int) -> None:
     layout = layouts(seed, MODELS[name])
     sheet = sheet_of(layout)
-    p = prescription("remove-bias", *names_of(sheet, "linear"))
+    p = fix("remove-bias", *names_of(sheet, "linear"))
     text = written(sheet, layout, p)
     assert Path("model.py").read_bytes() == layout.stored(layout.text.replace(LINEAR, "nn.Linear(8, 8, bias=False)"))
     again = sheet_of(Layout(text, layout.encoding, layout.bom), linear="nn.Linear(8, 8, bias=False)")
@@ -99,7 +99,7 @@ def test_an_argument_is_added_byte_by_byte(name: str, seed: int) -> None:
 def test_weights_are_drawn_anew_however_the_layers_are_made(name: str, seed: int) -> None:
     layout = layouts(seed, MODELS[name])
     sheet = sheet_of(layout)
-    p = prescription("orthogonal-init", *names_of(sheet, "linear"), gain=3.0)
+    p = fix("orthogonal-init", *names_of(sheet, "linear"), gain=3.0)
     text = written(sheet, layout, p)
     for module in run()["model"].modules():
         if isinstance(module, nn.Linear):
@@ -114,7 +114,7 @@ def test_weights_are_drawn_anew_however_the_layers_are_made(name: str, seed: int
 def test_a_normalization_is_inserted_however_the_layers_are_made(name: str, seed: int) -> None:
     layout = layouts(seed, MODELS[name])
     sheet = sheet_of(layout)
-    written(sheet, layout, prescription("insert-normalization", *names_of(sheet, "linear"), kind="LayerNorm"))
+    written(sheet, layout, fix("insert-normalization", *names_of(sheet, "linear"), kind="LayerNorm"))
     model = run()["model"]
     seen: list[str] = []
     for module in model.modules():
@@ -131,7 +131,7 @@ def test_clipping_is_inserted_in_front_of_the_step(name: str, seed: int) -> None
     layout = layouts(seed, head + LOOPS[name])
     sheet = Sheet(layout.text, data=layout.data).optimizer("torch.optim.SGD(model.parameters(), lr=1.0)", "SGD")
     sheet.having(loop=literals.loop(step_site=sheet.at("optimizer.step()")))
-    written(sheet, layout, prescription("clip-gradient-norm", max_norm=0.01))
+    written(sheet, layout, fix("clip-gradient-norm", max_norm=0.01))
     assert Path("model.py").read_text(encoding="utf-8-sig" if layout.bom else layout.encoding).count("clip_grad_norm_(") == 1
     model = run()["model"]
     assert model.weight.grad.norm() < 0.0101
@@ -140,5 +140,5 @@ def test_clipping_is_inserted_in_front_of_the_step(name: str, seed: int) -> None
 def test_a_comprehension_over_a_tuple_gets_a_further_item() -> None:
     sheet = sheet_of(layouts(0, MODELS["comprehension"]))
     assert "(nn.Linear(8, 8), nn.LayerNorm(8), nn.Sigmoid())" in sheet.edited(
-        prescription("insert-normalization", *names_of(sheet, "linear"), kind="LayerNorm")
+        fix("insert-normalization", *names_of(sheet, "linear"), kind="LayerNorm")
     )

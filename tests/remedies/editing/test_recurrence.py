@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tests.remedies.editing.sheets import HEAD, Sheet, prescription
+from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
 BIASES = ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0")
 NET = """class Net(nn.Module):
@@ -66,7 +66,7 @@ CALLS = [
 @pytest.mark.parametrize(("before", "after"), CALLS, ids=range(len(CALLS)))
 def test_the_call_alone_changes(before: str, after: str) -> None:
     sheet = net(before)
-    old, text = made(sheet.text), sheet.edited(prescription("gated-recurrence", "rnn", kind="GRU"))
+    old, text = made(sheet.text), sheet.edited(fix("gated-recurrence", "rnn", kind="GRU"))
     assert text == sheet.text.replace(before, after.format("GRU"))
     new = made(text)
     options = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
@@ -75,10 +75,10 @@ def test_the_call_alone_changes(before: str, after: str) -> None:
 
 def test_the_forget_gates_of_an_lstm_are_opened_as_the_remedy_of_that_name_does() -> None:
     sheet = net('nn.RNN(8, 64, 2, nonlinearity="relu")')
-    text = sheet.edited(prescription("gated-recurrence", "rnn", kind="LSTM"))
+    text = sheet.edited(fix("gated-recurrence", "rnn", kind="LSTM"))
     written = Sheet(HEAD + NET.format(call="nn.LSTM(8, 64, 2)"), path="other.py")
     written.layer("rnn", "nn.LSTM(8, 64, 2)", kind="recurrent", parameters=BIASES).root("Net()")
-    twin = written.edited(prescription("forget-bias", "rnn", value=1.0))
+    twin = written.edited(fix("forget-bias", "rnn", value=1.0))
     doc = "forget-bias as a sentence.".capitalize()
     assert doc in twin and text == twin.replace(doc, "Set the forget gate's bias of rnn to 1.")
     layer = made(text)
@@ -89,7 +89,7 @@ def test_the_forget_gates_of_an_lstm_are_opened_as_the_remedy_of_that_name_does(
 
 def test_without_biases_there_is_no_gate_to_open() -> None:
     sheet = net("nn.RNN(8, 64, bias=False)", parameters=BIASES[:2])
-    text = sheet.edited(prescription("gated-recurrence", "rnn", kind="LSTM"))
+    text = sheet.edited(fix("gated-recurrence", "rnn", kind="LSTM"))
     assert text == sheet.text.replace("nn.RNN", "nn.LSTM")
 
 
@@ -103,14 +103,14 @@ def test_without_biases_there_is_no_gate_to_open() -> None:
 def test_a_name_that_was_imported_alone_gets_the_import_of_the_new_one(imports: str, added: str) -> None:
     body = NET.format(call="RNN(8, 64)").replace("nn.Module", "Module").replace("nn.Linear", "Linear")
     sheet = Sheet(imports + "\n\n" + body).layer("rnn", "RNN(8, 64)", kind="recurrent", type="RNN").root("Net()")
-    text = sheet.edited(prescription("gated-recurrence", "rnn", kind="GRU"))
+    text = sheet.edited(fix("gated-recurrence", "rnn", kind="GRU"))
     assert text == added + sheet.text.replace("= RNN(8", "= nn.GRU(8")
     assert type(made(text)) is nn.GRU
 
 
 def test_an_import_of_the_new_layer_is_used() -> None:
     sheet = net("RNN(8, 64)", HEAD.replace("\n\n\n", "\nfrom torch.nn import GRU, RNN\n\n\n"))
-    assert "self.rnn = GRU(8, 64)  # reads" in sheet.edited(prescription("gated-recurrence", "rnn", kind="GRU"))
+    assert "self.rnn = GRU(8, 64)  # reads" in sheet.edited(fix("gated-recurrence", "rnn", kind="GRU"))
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_an_import_of_the_new_layer_is_used() -> None:
     ],
 )
 def test_what_cannot_be_written_exactly_is_left(call: str, why: str) -> None:
-    assert why in net(call).refused(prescription("gated-recurrence", "rnn", kind="LSTM"))
+    assert why in net(call).refused(fix("gated-recurrence", "rnn", kind="LSTM"))
 
 
 def test_an_expression_that_makes_other_layers_too_is_left() -> None:
     sheet = net("nn.RNN(8, 64)").layer("second", "nn.RNN(8, 64)", kind="recurrent", type="RNN")
-    assert "makes second too" in sheet.refused(prescription("gated-recurrence", "rnn", kind="LSTM"))
-    assert sheet.edited(prescription("gated-recurrence", "rnn", "second", kind="GRU")) == sheet.text.replace("nn.RNN", "nn.GRU")
+    assert "makes second too" in sheet.refused(fix("gated-recurrence", "rnn", kind="LSTM"))
+    assert sheet.edited(fix("gated-recurrence", "rnn", "second", kind="GRU")) == sheet.text.replace("nn.RNN", "nn.GRU")

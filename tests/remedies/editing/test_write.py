@@ -13,7 +13,7 @@ import pytest
 from gradcheck.remedies.editing.document import SourceError
 from gradcheck.remedies.editing.plan import SourcePlan
 from gradcheck.remedies.editing.write import Change, restore, write
-from tests.remedies.editing.sheets import HEAD, Sheet, prescription
+from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
 TEXT = HEAD + "model = nn.Linear(2, 2)\noptimizer = torch.optim.SGD(model.parameters(), lr=10.0)\n"
 AFTER = TEXT.replace("10.0", "0.1")
@@ -26,7 +26,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned() -> SourcePlan:
     sheet = Sheet(TEXT).optimizer("torch.optim.SGD(model.parameters(), lr=10.0)", "SGD")
-    return sheet.plan(prescription("lower-learning-rate", lr=0.1))
+    return sheet.plan(fix("lower-learning-rate", lr=0.1))
 
 
 def leftovers() -> list[str]:
@@ -78,7 +78,7 @@ def test_a_file_that_changed_between_scan_and_plan_is_refused() -> None:
         .having(snippets={"model.py": {6: "model = nn.Linear(3, 3)"}})
     )
     with pytest.raises(SourceError, match=r"model\.py:6 changed since it was scanned"):
-        sheet.plan(prescription("lower-learning-rate", lr=0.1))
+        sheet.plan(fix("lower-learning-rate", lr=0.1))
 
 
 def test_what_does_not_parse_is_not_written() -> None:

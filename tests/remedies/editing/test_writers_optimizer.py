@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests import literals
-from tests.remedies.editing.sheets import HEAD, Sheet, prescription
+from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
 PLAIN, DECAYED = (
-    prescription("adaptive-optimizer", lr=3e-4, weight_decay=0.0),
-    prescription("adaptive-optimizer", lr=1e-3, weight_decay=0.01),
+    fix("adaptive-optimizer", lr=3e-4, weight_decay=0.0),
+    fix("adaptive-optimizer", lr=1e-3, weight_decay=0.01),
 )
 
 
@@ -40,7 +40,7 @@ def test_name_and_rate_are_changed_and_what_only_sgd_has_goes() -> None:
 def test_weight_decay_makes_it_adamw_and_is_lowered_only() -> None:
     whole = "torch.optim.AdamW(model.parameters(), lr=0.001, weight_decay="
     assert edited("torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.3, momentum=0.9)", DECAYED) == f"{whole}0.01)"
-    small = prescription("adaptive-optimizer", lr=1e-3, weight_decay=1e-4)
+    small = fix("adaptive-optimizer", lr=1e-3, weight_decay=1e-4)
     assert edited("torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-4)", small) == f"{whole}1e-4)"
 
 

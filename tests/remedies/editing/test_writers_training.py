@@ -13,7 +13,7 @@ from gradcheck.types.checks import Clip
 from gradcheck.types.fix import Fix
 from tests import literals
 from tests.remedies.editing.examples import changed, stack
-from tests.remedies.editing.sheets import HEAD, Sheet, prescription
+from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def looped(text: str) -> Sheet:
 
 def test_a_cosine_goes_over_all_epochs_and_is_stepped_at_their_ends() -> None:
     sheet = looped(EPOCHS)
-    edited = sheet.edited(prescription("cosine-schedule", steps=100))
+    edited = sheet.edited(fix("cosine-schedule", steps=100))
     assert changed(sheet, edited) == [
         "schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS)",
         "    schedule.step()",
@@ -60,23 +60,23 @@ def test_a_cosine_goes_over_all_epochs_and_is_stepped_at_their_ends() -> None:
 
 def test_a_rate_that_falls_in_steps_falls_after_each_third() -> None:
     sheet = looped(EPOCHS)
-    edited = sheet.edited(prescription("step-schedule", steps=33, factor=0.1))
+    edited = sheet.edited(fix("step-schedule", steps=33, factor=0.1))
     assert "schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=max(1, EPOCHS // 3), gamma=0.1)" in edited
     assert executed(edited)["optimizer"].param_groups[0]["lr"] == pytest.approx(1e-4)
     literal = looped(EPOCHS.replace("range(EPOCHS)", "range(30)"))
-    assert "step_size=10, gamma" in literal.edited(prescription("step-schedule", steps=33, factor=0.1))
+    assert "step_size=10, gamma" in literal.edited(fix("step-schedule", steps=33, factor=0.1))
 
 
 def test_a_single_loop_steps_the_schedule_with_the_optimizer() -> None:
     text = EPOCHS.replace("    for x, y in [(torch.ones(4, 2), torch.ones(4, 1))] * 3:\n", "").replace("        ", "    ")
     sheet = looped(text.replace("model(x), y", "model(torch.ones(4, 2)), torch.ones(4, 1)"))
-    edited = sheet.edited(prescription("cosine-schedule", steps=100))
+    edited = sheet.edited(fix("cosine-schedule", steps=100))
     assert "    optimizer.step()\n    schedule.step()\n    print(epoch)\n" in edited
 
 
 def test_a_model_file_gets_its_schedule_with_the_optimizer() -> None:
     sheet = stack()
-    assert changed(sheet, sheet.edited(prescription("cosine-schedule", steps=400)))[1:] == [
+    assert changed(sheet, sheet.edited(fix("cosine-schedule", steps=400)))[1:] == [
         "    torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=400)  # stepped by the training loop",
         "    return optimizer",
     ]
@@ -92,7 +92,7 @@ def test_a_model_file_gets_its_schedule_with_the_optimizer() -> None:
     ],
 )
 def test_a_schedule_is_refused_where_its_length_is_not_known(old: str, new: str, why: str) -> None:
-    assert why in looped(EPOCHS.replace(old, new)).refused(prescription("cosine-schedule", steps=100))
+    assert why in looped(EPOCHS.replace(old, new)).refused(fix("cosine-schedule", steps=100))
 
 
 # ----------------------------------------------------------------------------- adaptive clipping
@@ -101,7 +101,7 @@ def test_a_schedule_is_refused_where_its_length_is_not_known(old: str, new: str,
 def test_adaptive_clipping_is_what_the_live_treatment_does() -> None:
     sheet = stack()
     sheet.having(clip=None)
-    edited = sheet.edited(prescription("adaptive-gradient-clipping", clipping=0.02, exempt="2.weight,2.bias"))
+    edited = sheet.edited(fix("adaptive-gradient-clipping", clipping=0.02, exempt="2.weight,2.bias"))
     assert '    optimizer.register_step_pre_hook(AdaptiveClipping(0.02, [*model.get_submodule("2").parameters()]))\n' in edited
     made = executed(edited)
     torch.manual_seed(0)
@@ -118,7 +118,7 @@ def test_adaptive_clipping_is_what_the_live_treatment_does() -> None:
 
 def test_adaptive_clipping_beside_another_kind_is_refused() -> None:
     sheet = stack().having(clip=Clip("norm", 1.0))
-    assert "clips already" in sheet.refused(prescription("adaptive-gradient-clipping", clipping=0.02, exempt=""))
+    assert "clips already" in sheet.refused(fix("adaptive-gradient-clipping", clipping=0.02, exempt=""))
 
 
 # -------------------------------------------------------------------------------- augmentations
@@ -150,7 +150,7 @@ def loaded(text: str = LOADER, kind: str = "values", name: str = "0") -> Sheet:
 )
 def test_an_augmentation_draws_anew_for_every_batch_of_the_training(treatment: str, settings: dict[str, float]) -> None:
     sheet = loaded()
-    edited = sheet.edited(prescription(treatment, **settings))
+    edited = sheet.edited(fix(treatment, **settings))
     assert "train_loader = DataLoader(TensorDataset(images, labels), batch_size=6, collate_fn=augmented)\n" in edited
     made = executed(edited)
     first, second = (torch.cat([x for x, _ in made["train_loader"]]) for _ in range(2))
@@ -160,7 +160,7 @@ def test_an_augmentation_draws_anew_for_every_batch_of_the_training(treatment: s
 
 
 def test_two_augmentations_share_a_function() -> None:
-    edited = loaded().edited(prescription("random-flip"), prescription("input-noise", scale=0.1))
+    edited = loaded().edited(fix("random-flip"), fix("input-noise", scale=0.1))
     assert edited.count("def augmented") == 1 and edited.count("collate_fn") == 1
     assert edited.index("flip(-1)") < edited.index("randn_like")
     executed(edited)
@@ -169,11 +169,11 @@ def test_two_augmentations_share_a_function() -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "wanted", "why"),
     [
-        (LOADER.replace("batch_size=6", "batch_size=6, collate_fn=list"), "values", prescription("random-flip"), "function of its own"),
-        (LOADER.replace("DataLoader", "Loader"), "values", prescription("random-flip"), "no DataLoader"),
-        (LOADER, "classes", prescription("mixup", alpha=0.2), "class numbers"),
-        (LOADER.replace("images, labels)", "images, images, labels)"), "values", prescription("random-flip"), "more than an input"),
-        (LOADER, "values", prescription("random-shift", share=0.01), "too small"),
+        (LOADER.replace("batch_size=6", "batch_size=6, collate_fn=list"), "values", fix("random-flip"), "function of its own"),
+        (LOADER.replace("DataLoader", "Loader"), "values", fix("random-flip"), "no DataLoader"),
+        (LOADER, "classes", fix("mixup", alpha=0.2), "class numbers"),
+        (LOADER.replace("images, labels)", "images, images, labels)"), "values", fix("random-flip"), "more than an input"),
+        (LOADER, "values", fix("random-shift", share=0.01), "too small"),
     ],
 )
 def test_an_augmentation_is_refused_where_batches_are_not_plain(text: str, kind: str, wanted: Fix, why: str) -> None:
@@ -181,4 +181,4 @@ def test_an_augmentation_is_refused_where_batches_are_not_plain(text: str, kind:
 
 
 def test_batches_that_are_no_pairs_are_not_augmented() -> None:
-    assert "more than an input" in loaded(name="pixel_values").refused(prescription("random-flip"))
+    assert "more than an input" in loaded(name="pixel_values").refused(fix("random-flip"))

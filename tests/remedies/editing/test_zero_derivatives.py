@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.remedies.editing.sheets import HEAD, Sheet, prescription
+from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_step_function_keeps_its_values_and_gets_a_derivative(operation: str, call: str, before: str, after: str) -> None:
     sheet = Sheet(HEAD + f"def forward(self, x, z=1):\n{before}\n    return z\n")
-    p = prescription("straight-through", location=sheet.at(call), stage="wiring", operation=operation)
+    p = fix("straight-through", location=sheet.at(call), stage="wiring", operation=operation)
     assert sheet.edited(p) == sheet.text.replace(before, after)
 
 
@@ -67,14 +67,14 @@ def test_a_scale_becomes_a_parameter(before: str, after: str) -> None:
     sheet = Sheet(HEAD + BLOCK.format(before))
     for i in range(2):
         sheet.layer(str(i), "Block(2)", i, kind="container", type="Block")
-    p = prescription("trainable-scale", "0", "1", stage="wiring", factors="0.scale,1.scale")
+    p = fix("trainable-scale", "0", "1", stage="wiring", factors="0.scale,1.scale")
     assert sheet.edited(p) == sheet.text.replace(before, after)
 
 
 def test_a_scale_that_is_set_twice_is_left_alone() -> None:
     sheet = Sheet(HEAD + BLOCK.format("self.scale = torch.zeros(1)\n        self.scale = torch.zeros(2)"))
     sheet.layer("0", "Block(2)", kind="container", type="Block")
-    assert "several places" in sheet.refused(prescription("trainable-scale", "0", stage="wiring", factors="0.scale"))
+    assert "several places" in sheet.refused(fix("trainable-scale", "0", stage="wiring", factors="0.scale"))
 
 
 @pytest.mark.parametrize(
@@ -88,19 +88,19 @@ def test_a_scale_that_is_set_twice_is_left_alone() -> None:
 )
 def test_autocast_goes_to_bfloat16(before: str, after: str) -> None:
     sheet = Sheet(HEAD + f"def step(model, x):\n    {before}\n        return model(x)\n")
-    assert sheet.edited(prescription("bfloat16", stage="loss")) == sheet.text.replace(before, after)
+    assert sheet.edited(fix("bfloat16", stage="loss")) == sheet.text.replace(before, after)
 
 
 def test_the_name_of_a_type_is_changed_where_it_is_defined() -> None:
     sheet = Sheet(HEAD + 'DTYPE = torch.float16\nwith torch.autocast("cuda", dtype=DTYPE):\n    y = 1\n')
-    assert sheet.edited(prescription("bfloat16", stage="loss")) == sheet.text.replace("torch.float16", "torch.bfloat16")
+    assert sheet.edited(fix("bfloat16", stage="loss")) == sheet.text.replace("torch.float16", "torch.bfloat16")
     sheet = Sheet(HEAD + 'DTYPE = torch.float16\nprint(DTYPE)\nwith torch.autocast("cuda", dtype=DTYPE):\n    y = 1\n')
-    assert sheet.edited(prescription("bfloat16", stage="loss")) == sheet.text.replace("dtype=DTYPE", "dtype=torch.bfloat16")
+    assert sheet.edited(fix("bfloat16", stage="loss")) == sheet.text.replace("dtype=DTYPE", "dtype=torch.bfloat16")
 
 
 def test_autocast_to_another_type_is_left_alone() -> None:
     sheet = Sheet(HEAD + 'with torch.autocast("cpu"), torch.autocast("cuda", enabled=False):\n    y = 1\n')
-    assert "no autocast" in sheet.refused(prescription("bfloat16", stage="loss"))
+    assert "no autocast" in sheet.refused(fix("bfloat16", stage="loss"))
 
 
 NET = """class Net(nn.Module):
@@ -120,9 +120,9 @@ model = Net()
 def test_the_input_takes_the_place_of_a_tensor_like_it() -> None:
     for before, after in (("self.body(torch.zeros_like(x))", "self.body(x)"), ("torch.randn_like(input=x) + 1", "x + 1")):
         sheet = Sheet(HEAD + NET.format(before)).root("Net()")
-        assert sheet.edited(prescription("use-input", stage="wiring")) == sheet.text.replace(before, after)
+        assert sheet.edited(fix("use-input", stage="wiring")) == sheet.text.replace(before, after)
     sheet = Sheet(HEAD + NET.format("torch.zeros_like(x) + torch.ones_like(x)")).root("Net()")
-    assert "several places" in sheet.refused(prescription("use-input", stage="wiring"))
+    assert "several places" in sheet.refused(fix("use-input", stage="wiring"))
 
 
 NORMED = """class Net(nn.Module):
@@ -149,7 +149,7 @@ def test_every_call_that_puts_these_layers_into_evaluation_mode_follows_the_modu
     sheet = Sheet(HEAD + NORMED).root("Net()").layer("drop", "nn.Dropout()", kind="other")
     for name, occurrence in (("norms.0", 0), ("norms.1", 0), ("last", 1)):
         sheet.layer(name, "nn.BatchNorm1d(4)", occurrence, kind="norm", type="BatchNorm1d")
-    p = prescription("training-mode", "norms.0", "norms.1", "last", stage="wiring")
+    p = fix("training-mode", "norms.0", "norms.1", "last", stage="wiring")
     wanted = sheet.text.replace("norm.eval()", "norm.train(self.training)").replace("train(mode=False)", "train(self.training)")
     assert sheet.edited(p) == wanted
 
@@ -157,4 +157,4 @@ def test_every_call_that_puts_these_layers_into_evaluation_mode_follows_the_modu
 def test_layers_that_no_code_puts_to_sleep_are_not_written() -> None:
     sheet = Sheet(HEAD + NORMED.replace("norm.eval()", "pass")).root("Net()")
     sheet.layer("norms.0", "nn.BatchNorm1d(4)", kind="norm", type="BatchNorm1d")
-    assert "not written in your files" in sheet.refused(prescription("training-mode", "norms.0", stage="wiring"))
+    assert "not written in your files" in sheet.refused(fix("training-mode", "norms.0", stage="wiring"))
