@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from gradcheck.bisect.matching import Matching, match
 from gradcheck.bisect.recording import Event, Print, Recording
 
-# The distance of B to the nearest run of A, over the largest among the runs of A so far, up to which it is noise. Measured: among ten
-# pairs of runs of a training that atomic additions make noisy, the largest over the smallest distance of a tensor was 3. (heuristic)
+# The distance of B to the nearest run of A, over the largest among the runs of A so far, up to which it is noise. Measured: with gradients
+# that carry random noise of 1e-6, eight bisections of equal programs over three steps find no difference. (heuristic)
 TIMES = 8.0
 # A tensor's distance is told relative to its own norm, or to this share of all of its kind in the step: a gradient that is zero but for
 # rounding, as of a bias before a normalization, is not to part. (heuristic)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         "noise": Limit(
             7,
             "standard errors",
-            "measured: of a level; 40 healthy runs (cosine, restarts, batches of one, rewards) come to 5.1, two players to 6.2; five of "
+            "measured: of a level; 40 healthy runs (cosine, restarts, batches of one, rewards) come to 5.4, two players to 6.2; five of "
             "SGD that diverges slowly to 8.1 and more. For an error, standard deviations of single values",
         ),
     },
