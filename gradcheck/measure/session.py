@@ -116,7 +116,7 @@ class Session:
         self.cosine: float | None = None  # of the first update with the negative gradient
         self.measured: list[int] = []
         self.functional = True  # whether functional calls need taps after the first step
-        self.not_measured = [NotMeasured(what, PARTS, "short") for what in ("signals", "units", "similarity") if _in_parts(workload)]
+        self.not_measured = [NotMeasured(what, PARTS, "short") for what in ("signals", "units", "similarity") if several() and shows_parts(workload.model)]
         self.failures: dict[str, str] = {}  # layers that could not be measured, and why
         self.seconds: dict[str, float] = {}
 
@@ -393,10 +393,6 @@ class Session:
         reached = {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)}
         left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in self.first.cuts)
         return tuple(c for c in left if c.parameters)
-
-
-def _in_parts(workload: Workload) -> bool:
-    return several() and shows_parts(workload.model)
 
 
 def _names(copy: TrainingCopy) -> dict[int, str]:
