@@ -116,7 +116,9 @@ class Session:
         self.cosine: float | None = None  # of the first update with the negative gradient
         self.measured: list[int] = []
         self.functional = True  # whether functional calls need taps after the first step
-        self.not_measured = [NotMeasured(what, PARTS, "short") for what in ("signals", "units", "similarity") if several() and shows_parts(workload.model)]
+        self.not_measured = [
+            NotMeasured(what, PARTS, "short") for what in ("signals", "units", "similarity") if several() and shows_parts(workload.model)
+        ]
         self.failures: dict[str, str] = {}  # layers that could not be measured, and why
         self.seconds: dict[str, float] = {}
 
