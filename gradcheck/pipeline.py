@@ -99,7 +99,7 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
     began = time.perf_counter()
     if spec.replay:  # one batch again and again, on purpose
         settings = replace(settings, ignore=(*settings.ignore, SAME_BATCH))
-    with untouched(), captured(spec, tick) as run, ranks_of_script(failed=run.ending.how == "raised") as ranks:
+    with untouched(), captured(spec, tick) as run, ranks_of_script(run.trained, failed=run.ending.how == "raised") as ranks:
         if ranks is None and not is_rank_zero():
             if run.ending.how == "raised":  # what rank 0 sees of it is that this process has gone
                 print(f"gradcheck: rank {rank_and_world_size()[0]}: {spec.target} raised {run.ending.error}", file=sys.stderr)

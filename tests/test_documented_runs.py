@@ -34,6 +34,9 @@ NOT_RUN = {
     "gradcheck trial sample_models": "minutes of training: the tables of docs/trial.md are made with it",
     "gradcheck trial model.py --folds": "as the other trials",
     "gradcheck trial model.py --remedy": "as the other trials",
+    "gradcheck bisect": "two programs, each run several times: tests/bisect",
+    "--attach": "needs a run that is going on: tests/live/test_record_file.py",
+    "--replay": "needs a spike that was kept: tests/live/test_spikes.py",
 }
 TAKES_A_BUDGET = {"scan": 20, "fix": 10, "trial": 6}
 # What a snippet may take for granted: the user's own.
@@ -169,7 +172,7 @@ def test_a_snippet_runs(text, tmp_path, monkeypatch):
     import torch
 
     names |= {"module": names["model"], "data": [{"input": x, "label": y} for x, y in names["dataset"]]}
-    if "DistributedDataParallel" in text:
+    if "DistributedDataParallel" in text or "fully_shard(" in text:
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
         if "transformers" in text or "lightning" in text:

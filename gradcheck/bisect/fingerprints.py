@@ -42,14 +42,14 @@ def _sketch(flat: torch.Tensor, scale: float) -> tuple[float, list[float]]:
     """The sum of the squares, and the sums with SKETCH patterns of random signs: their mean squared difference between two tensors is
     about the squared distance of these (Johnson and Lindenstrauss; Achlioptas 2003 for signs)."""
     signs = _signs()
-    square, sums = 0.0, torch.zeros(SKETCH, dtype=torch.float64)
+    square, sums = 0.0, torch.zeros(SKETCH, dtype=torch.float64, device="cpu")
     for start in range(0, flat.numel(), _WIDTH * _ROWS):
         part = flat[start : start + _WIDTH * _ROWS].to(torch.float64) / scale
         square += float((part * part).sum())
         whole = part.numel() // _WIDTH * _WIDTH
         row = start // _WIDTH
         if whole:
-            rows = torch.arange(row, row + whole // _WIDTH) % _WIDTH
+            rows = torch.arange(row, row + whole // _WIDTH, device="cpu") % _WIDTH
             sums += ((part[:whole].view(-1, _WIDTH) @ signs) * signs[rows]).sum(0)
         if whole < part.numel():
             rest = part[whole:]

@@ -54,7 +54,7 @@ class Forgotten:
     def look(self, found: BackwardPass, leaves: Mapping[int, torch.Tensor]) -> None:
         recording = self.recording
         weights = recording.tape.weights
-        unknown = {key: t for key, t in leaves.items() if key not in weights}
+        unknown = {key: t for key, t in leaves.items() if key not in weights and not _is_freed(t)}
         if not unknown or found.ref is None:
             return
         held = frozenset[int]().union(*(w.ids for w in recording.optimizers.values()))
@@ -124,3 +124,8 @@ def _is_weight(node: Node, position: int, tensor: torch.Tensor) -> bool:
 
 def _count(value: Constant | Ref) -> int:
     return value.value.numel() if isinstance(value, Constant) else value.node.counts.get(value.index, 0)
+
+
+def _is_freed(tensor: torch.Tensor) -> bool:
+    """Whether its memory was given back, as `fully_shard` does with gathered parameters: reading it ends the process."""
+    return tensor.layout is torch.strided and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0

@@ -63,6 +63,11 @@ class Capture:
     module: types.ModuleType  # the script's names, kept alive for the functions that use them
     started: list[str] = field(default_factory=list)  # Python processes that the script started
 
+    @property
+    def trained(self) -> list[torch.Tensor]:
+        """What its optimizers hold."""
+        return [p for trace in self.recorder.optimizers.values() for group in trace.optimizer.param_groups for p in group["params"]]
+
 
 _REGISTER = atexit.register
 

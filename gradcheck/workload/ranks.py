@@ -190,13 +190,13 @@ class RankGroup:
         return {rank: pickle.loads(self._store.get(key)) for rank, key in others.items() if self._store.check([key])}
 
 
-def join(run: str = "watch") -> RankGroup | None:
+def join(run: str = "watch", *, alone: bool = False) -> RankGroup | None:
     """The ranks of this training, once all have come; None when there is one process. Of ranks that do not come, `why` says so.
 
-    `run`: the kind of what they come for.
+    `run`: the kind of what they come for. `alone`: one process is a group, too.
     """
     if dist.is_available() and dist.is_initialized():
-        if dist.get_world_size() < 2:
+        if dist.get_world_size() < 2 and not alone:
             return None
         from torch.distributed.distributed_c10d import PrefixStore, _get_default_store  # builds without it lack the names
 

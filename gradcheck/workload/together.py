@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradcheck.errors import TargetError
+from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.ranks import RankGroup, join
 from gradcheck.workload.sharding import is_sharded
 
@@ -25,10 +27,10 @@ def ranks_of(model: Any) -> Iterator[RankGroup | None]:
     if isinstance(inner, nn.Module) and any(type(m).__name__ == "FullyShardedDataParallel" for m in inner.modules()):
         hint = "use fully_shard, or scan the model before it is wrapped; gradcheck.watch(model, optimizer) judges the training as it runs"
         raise TargetError("FullyShardedDataParallel does not show which entries of the parameters a process has", hint=hint)
-    ranks = join("scan") if sharded or isinstance(inner, DistributedDataParallel) else None
+    ranks = join("scan", alone=sharded) if sharded or isinstance(inner, DistributedDataParallel) else None
     if ranks is None or not ranks.joined:
         if sharded:
-            why = ranks.why if ranks is not None else "torch.distributed is not initialised, or has one process"
+            why = ranks.why if ranks is not None else "torch.distributed is not initialised"
             hint = "call gradcheck.scan(...) on every rank, at the same point"
             raise TargetError(f"the parameters are sharded over several processes, and these did not come together: {why}", hint=hint)
         yield None
@@ -38,9 +40,12 @@ def ranks_of(model: Any) -> Iterator[RankGroup | None]:
 
 
 @contextmanager
-def ranks_of_script(*, failed: bool) -> Iterator[RankGroup | None]:
-    """The processes that have run the same script; None where it is one, or where they do not come together: one may have `failed`."""
-    ranks = join("script") if not failed else None
+def ranks_of_script(trained: Iterable[torch.Tensor], *, failed: bool) -> Iterator[RankGroup | None]:
+    """The processes that have run the same script; None where it is one, or where they do not come together: one may have `failed`.
+
+    A process by itself whose `trained` parameters are sharded measures in place, too.
+    """
+    ranks = join("script", alone=any(map(is_spread, trained))) if not failed else None
     if ranks is None or not ranks.joined:
         yield None
         return

@@ -248,6 +248,32 @@ def test_a_sharded_script_is_judged_as_in_one_process(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+ALONE = """
+import torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group("gloo", init_method="file://{group}", rank=0, world_size=1)
+torch.manual_seed(0)
+model = fully_shard(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+x = torch.randn(64, 8)
+for _ in range(6):
+    loss = nn.functional.cross_entropy(model(x).softmax(1), x.argmax(1) % 3)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_one_process_with_shards_is_measured_in_place(tmp_path):
+    """The gathered parameters of the outermost module are freed when the backward pass ends: nothing may read them."""
+    (tmp_path / "train.py").write_text(ALONE.format(group=tmp_path / "group"))
+    words = ["scan", "--isolated", "--select", "LOSS001,GRAD001", "--steps", "6", "--output", "json", "train.py"]
+    done = subprocess.run([sys.executable, "-m", "gradcheck", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert [f["code"] for f in json.loads(done.stdout)["findings"]] == ["LOSS001"]
+
+
 def test_a_launcher_without_a_program_is_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         launched.program(parse_args(["--nproc-per-node=2", "missing.py"]))

@@ -373,6 +373,7 @@ def test_a_compiled_model_is_watched_from_outside() -> None:
     model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 5))
     compiled = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     with gradcheck.watch(model, optimizer) as board:
         for x, y in loops.batches(6):
             optimizer.zero_grad()
@@ -381,7 +382,7 @@ def test_a_compiled_model_is_watched_from_outside() -> None:
     m = board.report().measurement
     assert not m.layers and m.parameters[0].steps[0].update_ratio
     assert any("torch.compile" in n.why for n in m.not_measured)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= 1
 
 
 def test_what_is_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,7 @@ def test_scores_are_not_weighed_against_curves_of_losses():
 def test_entries_are_ranked_by_status_then_effect():
     tournament = held({"a": 0.9, "b": 0.5, "bad": 3.0}, ["bad", "a", "b"], plan=Plan(100, 2, 2, 2, 6, 0))
     entries = [entry_of(tournament, c) for c in tournament.candidates]
-    assert [e.name for e in ranked(entries, recommendation(tournament, entries))] == ["b", "a", "bad"]
+    assert [e.name for e in ranked(entries, recommendation(tournament, entries, base_entry(tournament), False))] == ["b", "a", "bad"]
     assert base_entry(tournament).status == "untreated" and interactions(tournament) == ()
 
 
