@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,13 +36,13 @@ class _Data:
     looked_at: set[int] = field(default_factory=set)
     shared: set[int] = field(default_factory=set)  # of those that are looked at: what had been trained on,
     elsewhere: bool = False  # and by then was no longer: folds of one model
-    passes: dict[int, Counter[int]] = field(default_factory=dict)  # by iterator: the rows of one pass
+    rows: Counter[int] = field(default_factory=Counter)  # of the first pass,
+    iterator: weakref.ref[Any] | None = None  # which this one makes
 
     @property
     def twins(self) -> float:
         """Share of the rows of the first pass that have a twin in it."""
-        counts = next(iter(self.passes.values()), Counter())
-        return sum(n for n in counts.values() if n > 1) / max(1, counts.total())
+        return sum(n for n in self.rows.values() if n > 1) / max(1, self.rows.total())
 
 
 @dataclass(eq=False)
@@ -82,7 +83,10 @@ class Leaks(LoopListener):
         if data is None or len(data.trained) + len(data.looked_at) >= MOST_ROWS:
             return
         rows = list(_rows(batch))
-        data.passes.setdefault(id(iterator), Counter()).update(rows)
+        if data.iterator is None:
+            data.iterator = weakref.ref(iterator)
+        if data.iterator() is iterator:
+            data.rows.update(rows)
         self._waiting = data, rows, self.recording.backwards
 
     def _settle(self) -> None:
