@@ -50,6 +50,8 @@ JITTER = 0.05  # of a weight's size: the test is made beside the start, where no
 SLOWER = 5.0  # times a float32 step of as many samples, roughly: what a pass with gradient takes in float64
 PASSES = 2.5  # the whole check in such passes
 SHARE = 0.25  # of the time left that it may take
+LARGE = 50_000_000  # parameters: the copies below would take more memory than the training, which has four of float32
+COPIES = 5  # of the parameters, in float64: weights, their start, the origin, a direction, gradients
 POOL = 100_003  # normal numbers that directions are made of; prime, so that no row of a weight meets them in step
 DIFFERENCE = 1e-3  # disagreement of a Function by itself that makes it a suspect (E6: a backward off by 1 % gives 2e-3)
 
@@ -79,10 +81,16 @@ def _affordable(context: CheckContext) -> None:
     rows = max((t.shape[0] for t in tensors_in(first) if t.dim()), default=1)
     share = min(1.0, SAMPLES / rows) if is_divisible(context.workload) else 1.0
     seconds = PASSES * SLOWER * context.probe.seconds / steps * share
-    if seconds > SHARE * max(0.0, context.deadline - now()):
-        own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
-        more = "" if own else "; this program has no backward() of its own that could be wrong"
+    parameters = sum(p.numel() for p in context.workload.model.parameters())
+    dear = seconds > SHARE * max(0.0, context.deadline - now())
+    if not dear and parameters < LARGE:
+        return
+    own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
+    more = "" if own else "; this program has no backward() of its own that could be wrong"
+    if dear:
         raise Unmeasured(f"it would take about {seconds:.2g} s in float64, more than its part of the time that is left{more}")
+    if not own:
+        raise Unmeasured(f"it would take about {8 * COPIES * parameters / 2**30:.2g} GiB in float64, more than the training{more}")
 
 
 def _file_of(cls: type) -> str:

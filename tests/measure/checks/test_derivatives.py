@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from gradcheck.measure.checks import derivatives as derivatives_module
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.derivatives import derivatives
 from gradcheck.measure.checks.functions import Comparison, custom_functions
@@ -256,6 +257,14 @@ def test_a_step_that_takes_too_long_is_not_made() -> None:
     late.deadline = time.perf_counter()
     with pytest.raises(Unmeasured, match="would take about"):
         derivatives(late)
+
+
+def test_large_models_are_compared_only_for_a_backward_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derivatives_module, "LARGE", 10)
+    assert measured(Cube.apply).error < 1e-6
+    monkeypatch.setattr(derivatives_module, "custom_functions", list)
+    with pytest.raises(Unmeasured, match="GiB in float64, more than the training; this program has no backward"):
+        measured(nn.Tanh())
 
 
 def test_functions_are_put_back() -> None:
