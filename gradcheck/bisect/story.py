@@ -118,7 +118,7 @@ def bisected(a: Side, b: Side, orders: Orders) -> Bisection:
     parted = found.parted
     return Bisection(
         a.text, b.text, verdict, headline, tuple(causes), wording.noise(found, a.runs),
-        tuple(_parting(p, a.runs, other, found.cut) for p in parted[:LISTED]), len(parted), len(found.pairs),
+        tuple(map(_parting, parted[:LISTED])), len(parted), len(found.pairs),
         tuple(_steps(found)), tuple(_notes(found, a, b, orders)), failed,
     )  # fmt: skip
 
@@ -146,11 +146,11 @@ def _later(one: Pair, other: Pair, a: Recording) -> bool:
     return first >= second
 
 
-def _parting(pair: Pair, runs: Sequence[Recording], b: Recording, cut: bool) -> Parting:
+def _parting(pair: Pair) -> Parting:
     event = pair.a or pair.b
     assert event is not None
     names = (pair.a.name if pair.a else "-", pair.b.name if pair.b else "-")
-    return Parting(pair.step, event.kind, *names, event.call, pair.distance, pair.limit, wording.headline(pair, runs, b, cut))
+    return Parting(pair.step, event.kind, *names, event.call, pair.distance, pair.limit, wording.place(pair))
 
 
 def _steps(found: Comparison) -> list[StepDistances]:

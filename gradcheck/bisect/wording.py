@@ -22,38 +22,59 @@ def name_of(name: str) -> str:
 
 
 def headline(pair: Pair, runs: Sequence[Recording], b: Recording, cut: bool = False) -> str:
-    """`forward of `blocks.1.attn` at step 0`, with what differs."""
+    """`forward of `blocks.1.attn` at step 0`, with what differs. Of the first parting: everything before it agrees."""
+    said, event = place(pair), pair.a or pair.b
+    assert event is not None
+    if pair.a is None or pair.b is None:
+        return said
+    agree = "" if cut else ", while all activations agree"
+    match event.kind:
+        case "input":
+            return f"{said}: {_data(pair, runs[0], b)}"
+        case "forward":
+            facts = runs[0].layers.get(event.name)
+            own = ", in its own code: its layers and inputs agree" if facts is not None and facts.holds else ""
+            hidden = any(event.name in run.compiled for run in (*runs, b))
+            return f"{said}{', somewhere inside: it is compiled' if hidden else own}"
+        case "loss":
+            return f"{said} while all activations agree: the targets, or the loss function"
+        case "edited":
+            return f"{said}: it is changed after the backward pass (clipping, scaling, averaging)"
+        case "update":
+            return f"{said}, while all gradients agree: the optimizer or its settings"
+        case "weight" | "buffer":
+            return said
+        case _:
+            return f"{said}{agree}"
+
+
+def place(pair: Pair) -> str:
+    """Where two runs differ, and by how much; of a later parting no more can be said, since others came before it."""
     event = pair.a or pair.b
     assert event is not None
     name, step = _names(pair), pair.step
     if pair.a is None or pair.b is None:
         return _only(pair, event, "A" if pair.a is not None else "B")
     by = _by(pair)
-    agree = "" if cut else ", while all activations agree"
     match event.kind:
         case "weight" | "buffer":
             return f"initial {'weights' if event.kind == 'weight' else 'buffers'} differ at {name}{by}"
         case "input":
-            return f"the inputs of step {step} differ{by}: {_data(pair, runs[0], b)}"
+            return f"the inputs of step {step} differ{by}"
         case "forward":
-            facts = runs[0].layers.get(event.name)
-            own = ", in its own code: its layers and inputs agree" if facts is not None and facts.holds else ""
-            hidden = any(event.name in run.compiled for run in (*runs, b))
-            return f"forward of {name} at step {step}{by}{', somewhere inside: it is compiled' if hidden else own}"
+            return f"forward of {name} at step {step}{by}"
         case "loss":
-            return f"the loss of step {step} differs{by} while all activations agree: the targets, or the loss function"
+            return f"the loss of step {step} differs{by}"
         case "backward":
-            return f"backward at the output of {name} at step {step}{by}{agree}"
+            return f"backward at the output of {name} at step {step}{by}"
         case "gradient":
-            return f"gradient of {name} at step {step}{by}{agree}"
+            return f"gradient of {name} at step {step}{by}"
         case "edited":
-            return (
-                f"gradient of {name} as the step {step} takes it{by}: it is changed after the backward pass (clipping, scaling, averaging)"
-            )
+            return f"gradient of {name} as the step {step} takes it{by}"
         case "update":
-            return f"update of {name} at step {step}{by}, while all gradients agree: the optimizer or its settings"
+            return f"update of {name} at step {step}{by}"
         case _:
-            return f"buffer {name} after step {step}{by}{agree}"
+            return f"buffer {name} after step {step}{by}"
 
 
 def _names(pair: Pair) -> str:

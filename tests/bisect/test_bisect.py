@@ -155,6 +155,14 @@ def test_the_first_place_at_which_they_part(changes, kind, name, words):
     assert words in "\n".join((found.headline, *found.causes)), found
 
 
+def test_only_the_first_parting_says_that_all_before_it_agrees():
+    """At the step after another update activations, loss and gradients differ, each because of what came before it."""
+    found = compared(decay=0.1)
+    kinds = {p.kind for p in found.partings}
+    assert "while all gradients agree" in found.headline and {"update", "forward"} <= kinds
+    assert not any("agree" in p.what for p in found.partings), found.partings
+
+
 def test_renamed_layers_are_the_same():
     found = compared(where="layers", names=("ln", "dense"))
     assert found.verdict == "equal" and not found.notes
