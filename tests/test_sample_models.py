@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -37,15 +36,6 @@ RULES = {
     "REG": (1, 2, 3, 4, 5),
     "DATA": (1, 2, 3, 4, 5),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Such small tensors gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def code_lines(source: str) -> list[str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_script
 from gradcheck.types.finding import Finding
-from tests.test_scripts import written
+from tests.scripts import written
 
 START = """
 import copy
@@ -22,14 +20,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 torch.manual_seed(0)
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def findings(folder: Path, text: str, *select: str, steps: int = 12, advice: bool = False) -> list[Finding]:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_script
 from gradcheck.types.finding import Finding
-from tests.test_scripts import written
+from tests.scripts import written
 from tests.test_scripts_causes import START, marked
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def heads(folder: Path, text: str, steps: int = 60) -> tuple[list[Finding], set[str]]:

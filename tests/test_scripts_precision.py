@@ -10,7 +10,7 @@ from gradcheck.capture.spec import ScriptSpec
 from gradcheck.config.settings import Settings
 from gradcheck.pipeline import scan_script
 from gradcheck.types.finding import Finding
-from tests.test_scripts import written
+from tests.scripts import written
 
 SCRIPT = """
 import torch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_scripts import codes, complaints, scan, written
+from tests.scripts import codes, complaints, scan, written
 
 DATA = """
 import torch

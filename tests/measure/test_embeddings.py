@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradcheck
-from tests.test_scripts import codes, complaints, scan, written
+from tests.scripts import codes, complaints, scan, written
 
 SCRIPT = """
 import copy

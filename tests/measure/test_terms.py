@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradcheck.measure.checks.terms import Listing, terms_of
-from tests.test_scripts import DATA, codes, complaints, scan, written
+from tests.scripts import DATA, codes, complaints, scan, written
 
 # Each has a loss `x` terms of which train nothing, and one in which they do.
 SUPERVISED = (
