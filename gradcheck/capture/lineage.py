@@ -1,12 +1,11 @@
 """Which rows of which tensor a constant of the loop holds, through picks, slices and what is done to every row alike.
 
-Inputs and targets that come from two tensors of equally many rows belong together row by row, as the script got them; where other
-rows are trained on together, a simple model tells whether the targets still say anything about the inputs.
+Inputs and targets that come from two tensors of equally many rows belong together row by row, as the script got them. If the loop pairs
+them differently, a simple model tells whether the targets still say anything about the inputs.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradcheck.capture.nodes import Constant, Node, Ref
-from gradcheck.capture.rows import forget_in
+from gradcheck.capture.marks import Marks
+from gradcheck.capture.nodes import Node, Ref
 from gradcheck.instrument.running_code import here
 from gradcheck.measure.checks.baseline import explained
 from gradcheck.types.location import Location
@@ -41,16 +40,12 @@ class Origin:
     places: tuple[Location | None, ...] = ()
 
 
-class Lineage:
+class Lineage(Marks[Origin]):
     """`follow` the calls that make constants, `note` what stands for a tensor from now on."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[int, tuple[weakref.ref[torch.Tensor], Origin]] = {}
-        self._constants: dict[int, tuple[Constant, Origin]] = {}
 
     def follow(self, name: str, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         source = args[0]
-        known = self.of(source)
+        known = self.tensors.get(source)
         if name in _MOVES or name in _PICKS:
             rows = _moved(name, function, args, kwargs, output) if name in _MOVES else _picked(name, args, kwargs)
             result = output[0] if isinstance(output, tuple) else output
@@ -61,7 +56,7 @@ class Lineage:
             root, before, places = (known.root, known.rows, known.places) if known is not None else (source, None, ())
             if before is not None:
                 rows = before[rows]
-            self._keep(result, Origin(root, rows, (*places, here())))
+            self.tensors[result] = Origin(root, rows, (*places, here()))
         elif (
             known is not None
             and isinstance(output, torch.Tensor)
@@ -69,21 +64,9 @@ class Lineage:
             and output.dim()
             and len(output) == len(known.rows)
         ):
-            others = (self.of(a) for a in args[1:] if isinstance(a, torch.Tensor))
+            others = (self.tensors.get(a) for a in args[1:] if isinstance(a, torch.Tensor))
             if not any(o is not None and not torch.equal(o.rows, known.rows) for o in others):
-                self._keep(output, known)
-
-    def _keep(self, tensor: torch.Tensor, origin: Origin) -> None:
-        self._tensors[id(tensor)] = weakref.ref(tensor, forget_in(self._tensors, id(tensor))), origin
-
-    def of(self, tensor: torch.Tensor) -> Origin | None:
-        entry = self._tensors.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def note(self, constant: Constant, tensor: torch.Tensor) -> None:
-        origin = self.of(tensor)
-        if origin is not None:
-            self._constants[id(constant)] = constant, origin
+                self.tensors[output] = known
 
     def pairing(self, nodes_of_passes: Iterable[list[Node]], datasets: Iterable[Any]) -> LoopPairing | None:
         """None where inputs and targets are paired as they were, or nothing is known of where they come from."""
@@ -107,7 +90,7 @@ class Lineage:
         inputs: list[Origin] = []
         targets: list[Origin] = []
         for node in nodes:
-            held = [e[1] for c in node.constants() if (e := self._constants.get(id(c))) is not None]
+            held = [origin for c in node.constants() if (origin := self.of_record(c)) is not None]
             (targets if node.call is not None and any(isinstance(v, Ref) for v in node.inputs()) else inputs).extend(held)
         for y in targets:
             others = [x for x in inputs if len(x.rows) == len(y.rows)]
@@ -117,14 +100,14 @@ class Lineage:
     def _of_dataset(self, dataset: Any) -> Iterator[tuple[Origin, Origin]]:
         tensors = getattr(dataset, "tensors", None)
         if isinstance(tensors, tuple) and len(tensors) == 2 and all(isinstance(t, torch.Tensor) and t.dim() for t in tensors):
-            known = [self.of(t) for t in tensors]
+            known = [self.tensors.get(t) for t in tensors]
             if any(k is not None for k in known):
                 x, y = (k or Origin(t, torch.arange(len(t), device="cpu")) for k, t in zip(known, tensors, strict=True))
                 yield x, y
 
 
 def _once(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pairs with each row on either side once: twins among samples that fit and samples that judge would be learned by heart."""
+    """The pairs with each row on either side once: duplicates among the fitted and the judged samples would be learned by heart."""
     for side in (0, 1):
         _, first = np.unique((one, other)[side].numpy(), return_index=True)
         one, other = one[np.sort(first)], other[np.sort(first)]
@@ -155,7 +138,7 @@ def _selected(args: Any, kwargs: Any) -> Any:
 
 
 def _rows(index: Any, count: int) -> torch.Tensor | None:
-    """The rows that an index picks of as many; None where it does another thing."""
+    """The rows that an index picks out of `count`; None if it does something else."""
     index = index[0] if isinstance(index, tuple) and index else index
     if index is None or index is Ellipsis or isinstance(index, int) or (isinstance(index, slice) and index == slice(None)):
         return None

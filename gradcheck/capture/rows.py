@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from gradcheck.capture.structures import is_plain
+from gradcheck.workload.identity_table import IdentityTable
 
 _SOURCES = frozenset(("__getitem__", "index_select", "narrow"))
 # What keeps every entry of a tensor, in other axes or of another dtype.
@@ -35,21 +35,19 @@ class Rows:
     """`follow` the calls that make constants, in their order."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, tuple[weakref.ref[torch.Tensor], int, bool]] = {}
-        self._moved: dict[int, tuple[weakref.ref[torch.Tensor], Moved]] = {}
+        self._rows: IdentityTable[torch.Tensor, tuple[int, bool]] = IdentityTable()
+        self._moved: IdentityTable[torch.Tensor, Moved] = IdentityTable()
 
     def note(self, tensor: torch.Tensor, rows: int, *, chosen: bool) -> None:
         """The first axis of `tensor` holds some of `rows` entries; `chosen`: one by one."""
-        self._rows[id(tensor)] = weakref.ref(tensor, forget_in(self._rows, id(tensor))), rows, chosen
+        self._rows[tensor] = rows, chosen
 
     def of(self, tensor: torch.Tensor) -> tuple[int | None, bool]:
         """Entries of the tensor that it was cut out of, where that is known, and whether its rows were picked one by one."""
-        entry = self._rows.get(id(tensor))
-        return entry[1:] if entry is not None and entry[0]() is tensor else (_base_rows(tensor), False)
+        return self._rows.get(tensor) or (_base_rows(tensor), False)
 
     def way(self, tensor: torch.Tensor) -> Moved | None:
-        entry = self._moved.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
+        return self._moved.get(tensor)
 
     def follow(self, name: str, function: Any, args: Any, kwargs: Any, output: torch.Tensor) -> None:
         source = args[0]
@@ -59,20 +57,10 @@ class Rows:
         elif (whole or name in _SAME_ENTRIES) and output is not source:
             before = self.way(source)
             rows = output.shape[:1] != source.shape[:1] or name in _TURNS
-            moved = Moved(function, args, kwargs, source._version, rows or (before is not None and before.rows))
-            self._moved[id(output)] = weakref.ref(output, forget_in(self._moved, id(output))), moved
-            known = self._rows.get(id(source))
-            if known is not None and known[0]() is source and not rows:
-                self.note(output, known[1], chosen=known[2])
-
-
-def forget_in(table: dict[int, Any], key: int) -> Callable[[Any], None]:
-    def forget(reference: Any) -> None:
-        entry = table.get(key)
-        if entry is not None and entry[0] is reference:
-            del table[key]
-
-    return forget
+            self._moved[output] = Moved(function, args, kwargs, source._version, rows or (before is not None and before.rows))
+            known = self._rows.get(source)
+            if known is not None and not rows:
+                self._rows[output] = known
 
 
 def _keeps_rows(index: Any) -> bool:

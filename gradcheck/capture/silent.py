@@ -1,17 +1,17 @@
-"""Numbers without gradient that a loss is to learn from, and that say nothing: differences of equals, losses of no weight.
+"""Numbers without gradient that a loss should learn from but that say nothing: differences of equals, losses without weights.
 
 What the loop computes before the loss (rewards, advantages, a teacher's own loss) is not computed again with the loss: it is seen here.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from gradcheck.capture.marks import Marks
 from gradcheck.instrument.loss_calls import LOSSES
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import tensors_in
@@ -20,7 +20,7 @@ EQUAL = 1e-6  # of the larger number: rounding of float32, also that of a mean o
 MOST = 1 << 16  # entries of a difference that is looked at
 _DIFFERENCES = frozenset("sub __sub__ __rsub__ subtract rsub".split())
 PRODUCTS = frozenset("mul __mul__ __rmul__ multiply".split())
-# What makes nothing of nothing.
+# Functions that turn zeros into zeros.
 _KEEPS = (
     PRODUCTS
     | frozenset("div __truediv__ true_divide divide __div__ neg __neg__ sum mean nansum nanmean nan_to_num view reshape flatten".split())
@@ -38,12 +38,8 @@ class Mark:
     high: float = 0.0
 
 
-class Silent:
+class Silent(Marks[Mark]):
     """`look` at every call in its order, `note` what stands for a tensor from now on; the marks of records are kept."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[int, tuple[weakref.ref[torch.Tensor], Mark]] = {}
-        self._records: dict[int, tuple[Any, Mark]] = {}
 
     def look(self, name: str, function: Any, args: Any, output: Any, place: Callable[[], Location | None]) -> None:
         if not isinstance(output, torch.Tensor) and name not in ("chunk", "split"):
@@ -56,10 +52,11 @@ class Silent:
             mark = Mark("no-weights", LOSSES[function], place())
         elif name in _DIFFERENCES:
             mark = self._equals(name, args, results[0], place)
-        if mark is None and name in _KEEPS and self._tensors:
-            mark = next((m for t in tensors_in(args, 2) if (m := self._of(t)) is not None), None)
-        for tensor in results if mark is not None else ():
-            self._tensors[id(tensor)] = weakref.ref(tensor), mark  # type: ignore[assignment]
+        if mark is None and name in _KEEPS and self.tensors:
+            mark = next((m for t in tensors_in(args, 2) if (m := self.tensors.get(t)) is not None), None)
+        if mark is not None:
+            for tensor in results:
+                self.tensors[tensor] = mark
 
     def _equals(self, name: str, args: Sequence[Any], result: torch.Tensor, place: Callable[[], Location | None]) -> Mark | None:
         pair = [a for a in args[:2] if isinstance(a, torch.Tensor)]
@@ -71,16 +68,3 @@ class Silent:
             if not bool((result.abs() <= EQUAL * size).all()):
                 return None
         return Mark("equals", name.strip("_"), place(), float(low), float(high))
-
-    def note(self, record: Any, tensor: torch.Tensor) -> None:
-        mark = self._of(tensor)
-        if mark is not None:
-            self._records.setdefault(id(record), (record, mark))
-
-    def of(self, record: Any) -> Mark | None:
-        entry = self._records.get(id(record))
-        return entry[1] if entry is not None else None
-
-    def _of(self, tensor: torch.Tensor) -> Mark | None:
-        entry = self._tensors.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None

@@ -1,4 +1,4 @@
-"""From what was marked while the loop ran to the parts of its losses that say nothing in any pass."""
+"""The parts of a loop's losses that say nothing in any pass, from what was marked while it ran."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SUMS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isu
 
 
 def silent_terms(silent: Silent, passes: Iterable[BackwardPass]) -> tuple[SilentTerm, ...]:
-    """What is nothing to learn from in every pass: factors that vanish, and losses that no weight has a part in."""
+    """Parts that there is nothing to learn from in any pass: factors that vanish, and losses that depend on no weight."""
     taped = [p for p in passes if p.ref is not None]
     if len(taped) < PASSES:
         return ()
@@ -32,7 +32,7 @@ def _marks(silent: Silent, node: Node) -> Iterable[Mark]:
     if not node.grad or not (name in PRODUCTS or name in _SUMS):
         return
     for value in node.inputs():
-        mark = silent.of(value.node if isinstance(value, Ref) else value) if isinstance(value, (Constant, Ref)) else None
+        mark = silent.of_record(value.node if isinstance(value, Ref) else value) if isinstance(value, (Constant, Ref)) else None
         if mark is not None and ((mark.kind == "equals") == (name in PRODUCTS)) and not _carries(value):
             yield mark
 

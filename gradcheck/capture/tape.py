@@ -6,7 +6,6 @@ From a loss, the calls that it depends on can be put together to a `Program` tha
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +15,14 @@ import torch
 from gradcheck.capture.births import Births
 from gradcheck.capture.lineage import Lineage
 from gradcheck.capture.nodes import CHANGED, Constant, Loose, Node, Owner, Ref, Weight, nodes_behind, replaced
-from gradcheck.capture.rows import Rows, forget_in
+from gradcheck.capture.rows import Rows
 from gradcheck.capture.silent import Silent
 from gradcheck.capture.structures import pack, tensors_in
 from gradcheck.capture.writing import is_in_place, written
 from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
 from gradcheck.workload.device import autocast_kinds
+from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.rng import host_states, same_states, torch_states
 from gradcheck.workload.tensors import with_items
 
@@ -61,20 +61,19 @@ class Tape:
     failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
     failure: str = ""  # why the recording ended early
     unknown: bool = False  # a tensor with gradient whose origin was not seen went into a recorded call
-    _values: dict[int, tuple[weakref.ref[torch.Tensor], Ref]] = field(default_factory=dict)
-    _constants: dict[int, tuple[weakref.ref[torch.Tensor], int, Constant]] = field(default_factory=dict)
+    _values: IdentityTable[torch.Tensor, Ref] = field(default_factory=IdentityTable)
+    _constants: IdentityTable[torch.Tensor, tuple[int, Constant]] = field(default_factory=IdentityTable)  # with versions
     _count: int = 0
 
     # ------------------------------------------------------------------ values
 
     def ref(self, tensor: torch.Tensor) -> Ref | None:
-        entry = self._values.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
+        return self._values.get(tensor)
 
     def alias(self, tensor: torch.Tensor, ref: Ref | None) -> None:
         """`tensor` stands for the value of `ref`."""
         if ref is not None:
-            self._values[id(tensor)] = weakref.ref(tensor, forget_in(self._values, id(tensor))), ref
+            self._values[tensor] = ref
 
     def is_live(self, value: Any) -> bool:
         return any(self.ref(t) is not None or id(t) in self.weights for t in tensors_in(value))
@@ -95,9 +94,9 @@ class Tape:
             if isinstance(known, Ref) and not known.node.grad and tensor.grad_fn is not None:
                 self.unknown = True  # it was given a gradient behind torch's functions
             return known
-        entry = self._constants.get(id(tensor))
-        if entry is not None and entry[0]() is tensor and entry[1] == tensor._version:
-            return entry[2]
+        entry = self._constants.get(tensor)
+        if entry is not None and entry[0] == tensor._version:
+            return entry[1]
         if tensor.grad_fn is not None:
             self.unknown = True
         rows, chosen = self.rows.of(tensor)
@@ -107,7 +106,7 @@ class Tape:
         self.births.note(constant, tensor)
         self.silent.note(constant, tensor)
         self.lineage.note(constant, tensor)
-        self._constants[id(tensor)] = weakref.ref(tensor, forget_in(self._constants, id(tensor))), tensor._version, constant
+        self._constants[tensor] = tensor._version, constant
         return constant
 
     def _origin(self, tensor: torch.Tensor) -> Node | None:
@@ -201,7 +200,7 @@ class Tape:
             self._write_through(results[0])
 
     def _write_through(self, part: torch.Tensor) -> None:
-        """What was written to a part of a tensor stands in the tensor."""
+        """Lets the whole tensor stand for what was written to a part of it."""
         base = part._base
         if base is None or id(base) in self.weights or (base.is_leaf and base.requires_grad):
             return
@@ -236,8 +235,8 @@ class Tape:
 
     def constant(self, tensor: torch.Tensor) -> Constant | None:
         """What stands for a tensor that calls took as it is."""
-        entry = self._constants.get(id(tensor))
-        return entry[2] if entry is not None and entry[0]() is tensor else None
+        entry = self._constants.get(tensor)
+        return entry[1] if entry is not None else None
 
     def promote(self, leaf: torch.Tensor, ends: Iterable[Node]) -> None:
         """A leaf turns out to be a weight. The calls that `ends` depend on took it as a constant, or as what it was computed from."""
@@ -246,7 +245,7 @@ class Tape:
         if known is not None:
             for node in nodes_behind(ends):
                 node.args, node.kwargs = (replaced(x, known, self.weights[id(leaf)]) for x in (node.args, node.kwargs))
-        self._values.pop(id(leaf), None)
+        self._values.pop(leaf)
 
     def _node(self, function: Any, args: Any, kwargs: Any, in_place: bool) -> Node:
         return Node(self._serial(), function, None, "", args, kwargs, None, torch.is_grad_enabled(), autocast_state(), in_place=in_place)

@@ -70,13 +70,13 @@ class Training:
         return with_loop(m, self.loop)
 
     def _with_births(self, m: Measurement) -> Measurement:
-        """Where no operation of the repeated step made the first number that is not finite, the loop did before it."""
+        """If no operation of the repeated step made the first non-finite number, the loop made it before the step."""
         if m.probe.ended != "non-finite" or self.watched is None or any(e.direction != "backward" for e in m.non_finite):
             return m
         step = max(0, len(m.probe.losses) - 1)
         refs = [p.ref for s in self.watched.steps for p in s.passes if p.ref is not None]
         nodes = nodes_behind([r.node for r in refs])
-        births = self.recorder.tape.births.of([x for n in nodes for x in (n, *n.constants())])
+        births = self.recorder.tape.births.of_all([x for n in nodes for x in (n, *n.constants())])
         found = tuple(replace(b, step=step) for b in sorted(births, key=lambda b: b.kind != "nan")[:1])
         texts = snippets([b.site for b in found if b.site is not None])
         return replace(m, non_finite=(*m.non_finite, *found), snippets={**texts, **m.snippets})

@@ -1,14 +1,13 @@
-"""Taps: what a forward and backward pass let flow by, recorded per call.
+"""Taps: what flows through a forward and backward pass, recorded per call.
 
-Global module hooks see every module, also those that the model does not list; a forward hook takes the output before
-an in-place successor runs, and `Tensor.register_hook` on that output brings its gradient (full backward hooks break on
-in-place operations and views). Functional calls are seen through a `TorchFunctionMode`. Nothing is attached to a module.
+Global module hooks see every module, also those that the model does not list; a forward hook takes the output before an in-place successor
+runs, and `Tensor.register_hook` on that output gets its gradient (full backward hooks break on in-place operations and views). Functional
+calls are seen through a `TorchFunctionMode`. Nothing is attached to a module.
 """
 
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
@@ -26,6 +25,7 @@ from gradcheck.instrument.tensor_statistics import readable
 from gradcheck.types.layers import LayerKind, TensorStats
 from gradcheck.types.location import Location
 from gradcheck.workload.dtensor import whole
+from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.sharding import class_of
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.tensors import tensors_in
@@ -102,30 +102,21 @@ def _role(module: nn.Module) -> _Role:
     return _Role(kind, class_of(module).__name__, function, kind in kinds.LEAF_KINDS, kind in _MEASURED)
 
 
-class _Roles:
-    """Roles by module, kept as long as the module lives: the same modules run at every step."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[nn.Module], _Role]] = {}
-
-    def of(self, module: nn.Module) -> _Role:
-        entry = self._known.get(id(module))
-        if entry is not None and entry[0]() is module:
-            return entry[1]
-        role = _role(module)
-        key = id(module)
-        self._known[key] = weakref.ref(module, lambda _: self._known.pop(key, None)), role
-        return role
+_roles: IdentityTable[nn.Module, _Role] = IdentityTable()  # the same modules run at every step
 
 
-_roles = _Roles()
+def _known_role(module: nn.Module) -> _Role:
+    role = _roles.get(module)
+    if role is None:
+        role = _roles[module] = _role(module)
+    return role
 
 
 class ActivationRecorder(TorchFunctionMode):
     """Records one pass. Use as `with taps: loss = step(...)`, then `loss.backward()`, then `taps.settle()`.
 
-    `names` maps id(module) to its path in the model. With `functions=False` only modules are seen, and not what they were
-    called with, at less cost.
+    `names` maps id(module) to its path in the model. With `functions=False` only modules are seen, without what they were called with,
+    which costs less.
     """
 
     def __init__(self, names: Mapping[int, str], *, functions: bool = True) -> None:
@@ -192,7 +183,7 @@ class ActivationRecorder(TorchFunctionMode):
         self._pending.settle()
 
     def bring(self, value: torch.Tensor | None, receive: Callable[[torch.Tensor], None]) -> None:
-        """Hands a small result over on the host, with all others when settled."""
+        """Hands over a small result on the host, together with all others when settled."""
         if value is not None:
             self._pending.bring(value, receive)
 
@@ -212,7 +203,7 @@ class ActivationRecorder(TorchFunctionMode):
             if not self.stack:
                 return
             name = self._hidden_name(module)
-        role = _roles.of(module)
+        role = _known_role(module)
         self.stack.append((module, name, role))
         self.leaf += role.leaf
 

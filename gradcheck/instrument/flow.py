@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.tensors import tensors_in
 
 _NOTHING: frozenset[int] = frozenset()
@@ -17,11 +17,11 @@ _NOTHING: frozenset[int] = frozenset()
 class Flow:
     """`follow` every call in its order; marks are numbers that the caller gives to results.
 
-    The mark of a real number ends where integers are made of it: they choose, and have no derivative anyway.
+    The mark of a real number ends where it is turned into integers: these choose, and have no derivative anyway.
     """
 
     def __init__(self) -> None:
-        self._marks: dict[int, tuple[weakref.ref[torch.Tensor], frozenset[int]]] = {}
+        self._marks: IdentityTable[torch.Tensor, frozenset[int]] = IdentityTable()
         self._whole: set[int] = set()  # marks of integers
 
     def follow(self, given: Any, output: Any, mark: int | None = None) -> None:
@@ -35,13 +35,9 @@ class Flow:
         for tensor in itertools.islice(tensors_in(into, 2), 1 if output is None else None):
             if not tensor.is_floating_point() and not tensor.is_complex():
                 self._whole |= {mark} if mark is not None else _NOTHING
-                self._note(tensor, marks & self._whole)
+                self._marks[tensor] = marks & self._whole
             else:
-                self._note(tensor, marks)
-
-    def _note(self, tensor: torch.Tensor, marks: frozenset[int]) -> None:
-        self._marks[id(tensor)] = weakref.ref(tensor), marks
+                self._marks[tensor] = marks
 
     def of(self, tensors: Iterable[torch.Tensor]) -> frozenset[int]:
-        found = ((t, self._marks.get(id(t))) for t in tensors)
-        return _NOTHING.union(*(entry[1] for t, entry in found if entry is not None and entry[0]() is t))
+        return _NOTHING.union(*(self._marks.get(t) or _NOTHING for t in tensors))

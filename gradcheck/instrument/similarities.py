@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Similarity
+from gradcheck.workload.identity_table import IdentityTable
 
 _NORMS = frozenset(("norm", "linalg_norm", "linalg_vector_norm", "vector_norm"))
 _DIVISIONS = frozenset(("div", "__truediv__", "true_divide", "divide"))
@@ -22,11 +22,11 @@ _PRODUCTS = frozenset(("matmul", "__matmul__", "mm"))
 
 @dataclass(frozen=True)
 class _Mark:
-    """A matrix whose vectors along an axis have length 1; `of`: the matrix that these are the lengths of, instead."""
+    """A matrix whose vectors along an axis have length 1; with `of`, it holds the lengths of that matrix's vectors instead."""
 
     axis: int
     site: Location | None
-    first: bool  # it was the first one when they were given it: the samples'
+    first: bool  # it was the first axis, that of the samples, when they were normalised
     of: int | None = None
 
 
@@ -35,7 +35,7 @@ class Similarities:
 
     def __init__(self) -> None:
         self.found: list[Similarity] = []
-        self._marks: dict[int, tuple[weakref.ref[torch.Tensor], _Mark]] = {}
+        self._marks: IdentityTable[torch.Tensor, _Mark] = IdentityTable()
 
     def look(self, function: Any, args: Any, kwargs: Any, output: Any, site: Callable[[], Location | None]) -> None:
         name = getattr(function, "__name__", "")
@@ -52,32 +52,25 @@ class Similarities:
         given = args[0]
         dim = kwargs.get("dim", args[2] if len(args) > 2 else 1 if whole else None)
         if isinstance(dim, int) and isinstance(given, torch.Tensor) and given.dim() == 2 and output.requires_grad:
-            self._mark(output, _Mark(dim % 2, site(), dim % 2 == 0, None if whole else id(given)))
+            self._marks[output] = _Mark(dim % 2, site(), dim % 2 == 0, None if whole else id(given))
 
     def _passed_on(self, name: str, args: Any, output: Any, site: Callable[[], Location | None]) -> None:
         if name in _DIVISIONS:
-            length = self._of(args[1]) if len(args) > 1 else None
+            length = self._marks.get(args[1]) if len(args) > 1 else None
             if length is not None and length.of == id(args[0]):
-                self._mark(output, _Mark(length.axis, site(), length.first))
+                self._marks[output] = _Mark(length.axis, site(), length.first)
             return
-        mark = self._of(args[0])
+        mark = self._marks.get(args[0])
         if mark is None or mark.of is not None:
             return
         for part in output if name in _PARTS else (output,):
-            self._mark(part, _Mark(1 - mark.axis, mark.site, mark.first) if name in _TURNS else mark)
+            self._marks[part] = _Mark(1 - mark.axis, mark.site, mark.first) if name in _TURNS else mark
 
     def _product(self, args: Any, output: Any) -> None:
-        """Rows are multiplied with columns: the left factor is to be normalised over axis 1, the right one over axis 0."""
-        left, right = (self._of(a) for a in args[:2])
+        """Rows are multiplied with columns: the left factor should be normalised over axis 1, the right one over axis 0."""
+        left, right = (self._marks.get(a) for a in args[:2])
         if left is None or right is None or left.of is not None or right.of is not None:
             return
         rows, width = args[0].shape
         if left.first and right.first and left.axis == 0 and right.axis == 1 and rows == args[1].shape[1]:
             self.found.append(Similarity(left.site, (rows, width), tuple(output.shape)))
-
-    def _mark(self, tensor: torch.Tensor, mark: _Mark) -> None:
-        self._marks[id(tensor)] = weakref.ref(tensor), mark
-
-    def _of(self, tensor: Any) -> _Mark | None:
-        entry = self._marks.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None

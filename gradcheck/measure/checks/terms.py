@@ -1,11 +1,10 @@
 """Parts of the loss that train nothing: terms without gradient, derivatives that are zero everywhere, differences of equals.
 
-The loss is taken apart into what it is a sum of, before training and after the probe; what trains nothing at both times counts.
+The loss is split into its summands, before training and after the probe; those that train nothing at both times count.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
 from gradcheck.workload.device import wide
+from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.tensors import tensors_in
 from gradcheck.workload.training_copy import TrainingCopy
@@ -36,7 +36,7 @@ _SCALES = frozenset(
 )
 _SAME = frozenset("mean sum nanmean nansum view reshape squeeze unsqueeze flatten to float double clone contiguous".split())
 _DIFFERENCES = frozenset("sub __sub__ __rsub__ subtract rsub".split())
-# Their results have no gradient where a bound holds, as is meant.
+# Their results have no gradient beyond a bound, as intended.
 _BOUNDED = frozenset("clamp clamp_ clip clamp_min clamp_max relu relu_ maximum minimum max min where threshold leaky_relu hardtanh".split())
 _NO_VALUES = frozenset("zeros_like ones_like empty_like rand_like randn_like full_like new_zeros new_ones size dim".split())
 
@@ -49,11 +49,11 @@ class Call:
     tensor: torch.Tensor
     place: Location | None
     live: bool  # it carries gradient
-    made: bool  # it does not, and was computed from what does
+    made: bool  # it does not, but was computed from something that does
     is_loss: bool
     given: list[torch.Tensor] = field(default_factory=list)
     sources: list[Call | None] = field(default_factory=list)
-    factor: float = 1.0  # of the loss before it: what it makes of the mean of what it is given
+    factor: float = 1.0  # of the loss before it: by which it multiplies the mean of what it is given
     reduction: str = ""  # of a loss function
     uses: int = 0
 
@@ -67,13 +67,12 @@ class Listing(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: dict[int, tuple[weakref.ref[torch.Tensor], Call]] = {}
+        self.known: IdentityTable[torch.Tensor, Call] = IdentityTable()
         self.derivatives: list[Call] = []
         self.differences: list[Call] = []
 
     def of(self, tensor: torch.Tensor) -> Call | None:
-        entry = self.known.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
+        return self.known.get(tensor)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -94,7 +93,7 @@ class Listing(TorchFunctionMode):
             )
             call.factor = _factor(name, args, tensor)
             call.reduction = _reduction(args, kwargs) if call.is_loss else ""
-            self.known[id(tensor)] = weakref.ref(tensor), call
+            self.known[tensor] = call
             if function is torch.autograd.grad and (kwargs.get("create_graph") or (len(args) > 4 and args[4])):
                 self.derivatives.append(call)
             if name in _DIFFERENCES and len(given) == 2 and all(t.requires_grad for t in given):
@@ -106,7 +105,7 @@ class Listing(TorchFunctionMode):
 
 
 def terms_of(call: Call) -> Iterator[tuple[Call, float]]:
-    """What a loss is a sum of, each with its factor."""
+    """The summands of a loss, each with its factor."""
     pending = [(call, 1.0)]
     for _ in range(DEEP):
         if not pending:
@@ -132,7 +131,7 @@ def parts_of(call: Call) -> list[tuple[torch.Tensor, Call | None]]:
 
 
 def _factor(name: str, args: Sequence[Any], result: torch.Tensor) -> float:
-    """By how much a call multiplies the sum of what it is given, where that is one number."""
+    """The factor by which a call multiplies the sum of its argument, if that is a single number."""
     if name == "sum":
         return float(sum(t.numel() for t in args[:1] if isinstance(t, torch.Tensor))) / max(1, result.numel())
     if name not in _SCALES or len(args) < 2:
@@ -197,7 +196,7 @@ def _look(copy: TrainingCopy, batch: Any) -> _Look:
 
 
 def _silent(look: _Look, terms: Mapping[Call, float], total: float) -> None:
-    """Terms that carry no gradient, though they were computed from what does, or by a loss function."""
+    """Terms without gradient although they were computed from something that has one, or by a loss function."""
     for term, factor in terms.items():
         if term.live or not (term.made or term.is_loss) or term.uses > 1 or _through(term, terms):
             continue
@@ -263,7 +262,7 @@ def _norm(tensor: torch.Tensor, parameters: Sequence[torch.Tensor], weights: tor
 
 
 def _order(derivative: Call) -> int:
-    """Of what it is a derivative: 1 of the model's output, 2 of a first derivative."""
+    """Its order as a derivative: 1 of the model's output, 2 of a first derivative."""
     order, pending, left = 1, list(derivative.calls), DEEP
     while pending and left:
         call, left = pending.pop(), left - 1
