@@ -15,6 +15,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import body, depths, trained_body
+from gradcheck.types.finding import Evidence
+from gradcheck.types.rule import Limits
 
 if TYPE_CHECKING:
     from gradcheck.types.layers import Layer
@@ -105,3 +107,10 @@ def largest_drop(sizes: Sequence[tuple[Layer, float | None]], rising: bool) -> D
     sign = 1 if rising else -1
     best = max(drops, key=lambda d: sign * d.decades, default=None)
     return best if best is not None and sign * best.decades > 0 else None
+
+
+def trend_evidence(trend: Trend, limits: Limits, layer: str) -> tuple[Evidence, ...]:
+    return (
+        Evidence("slope of the gradient over depth", abs(trend.slope), limits["slope"], ">=", "decades per layer", layer),
+        Evidence("change of the gradient over depth", abs(trend.total), limits["total"], ">=", "decades", layer),
+    )

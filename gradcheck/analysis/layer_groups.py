@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gradcheck.analysis.activations import UNIT
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from gradcheck.types.location import Location
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.parameters import Parameter
+    from gradcheck.types.structure import Norm
 
+Sited = TypeVar("Sited", "Layer", "Norm")
 BODY_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "recurrent")
 GATES = UNIT - {"softmax"}
 SMALL_BATCH = 8  # samples: batch statistics of fewer are noise
@@ -130,11 +132,11 @@ def output_side(m: Measurement, activation: Layer) -> bool:
     return activation.head or (before is not None and before.head) or all(x.order < activation.order for x in weighted)
 
 
-def by_site(layers: Iterable[Layer]) -> list[list[Layer]]:
-    """Layers grouped by the expression that creates them. Layers without a known site form one group."""
-    groups: dict[Location | None, list[Layer]] = {}
-    for layer in layers:
-        groups.setdefault(layer.site, []).append(layer)
+def by_site(calls: Iterable[Sited]) -> list[list[Sited]]:
+    """Layers, or normalizations, grouped by the expression that creates them. Those without a known site form one group."""
+    groups: dict[Location | None, list[Sited]] = {}
+    for call in calls:
+        groups.setdefault(call.site, []).append(call)
     return list(groups.values())
 
 

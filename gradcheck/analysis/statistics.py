@@ -6,13 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from gradcheck.analysis.convergence import start_and_end
 from gradcheck.types.measurement import Measurement
-
-if TYPE_CHECKING:
-    pass
 
 # Name in assertions -> title, families of rules. Families of other packs get a category of their own; META is about comments.
 CATEGORIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -107,3 +104,9 @@ def aggregated(numbers: Sequence[float], aggregate: Aggregate, *, lower: bool) -
 def known_names() -> tuple[str, ...]:
     """What can be asserted, as far as it does not depend on rule packs."""
     return (*(f"stat:{name}" for name in STATS), *(f"score:{name}" for name in CATEGORIES))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value above at least this share of the others."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

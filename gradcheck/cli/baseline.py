@@ -9,13 +9,7 @@ import typer
 
 from gradcheck.cli.exit import FAILED, exits
 from gradcheck.cli.help import Command, Group
-from gradcheck.cli.options import (
-    BaselineFile,
-    Config,
-    Isolated,
-    Quiet,
-    settings_of,
-)
+from gradcheck.cli.options import BaselineFile, Config, Isolated, Quiet, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -120,14 +120,12 @@ def _boolean(value: object, place: Place) -> bool:
 
 
 def _positive(value: object, place: Place) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise place.wrong("must be a whole number of at least 1", value)
-    return value
+    return _count(value, place, least=1)
 
 
-def _count(value: object, place: Place) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise place.wrong("must be a whole number, 0 or more", value)
+def _count(value: object, place: Place, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise place.wrong(f"must be a whole number of at least {least}", value)
     return value
 
 

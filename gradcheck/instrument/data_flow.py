@@ -17,7 +17,7 @@ from gradcheck.instrument.recorded_calls import Seen, SeenDropout, SeenNorm, See
 from gradcheck.types.location import Location
 from gradcheck.types.structure import LinearPair, Norm, Stream
 
-FAR = 60  # nodes that a walk goes back at most
+FAR = 60  # the most nodes that a walk goes back
 DROPOUT_REACH = 2  # linear or conv layers between a dropout and the normalization that it disturbs
 PRODUCTS = frozenset("Bmm Baddbmm ScaledDotProductFlashAttention ScaledDotProductEfficientAttention".split())
 AVERAGES = frozenset("AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D".split())
@@ -81,7 +81,7 @@ class DataFlow:
         return nodes[0] if len(nodes) == 1 else None
 
     def affine_parent(self, node: Node) -> Node | None:
-        """The node before an affine operation on one activation: moves, dropout, averages, scalars, parameters added or factored."""
+        """The node before an affine operation on one activation: moves, dropout, averages, scalars, parameters added or multiplied."""
         if node in self.dropouts:
             return self.dropouts[node].source
         name, live = self.graph.names.get(node), self.live(node)
@@ -186,7 +186,7 @@ class DataFlow:
 
     def _added(self, call: Call) -> bool:
         node = self.data(call)
-        inside = self._between(call.output_node, node) if node is not None else set()
+        inside = self.graph.between(call.output_node, node, 4 * FAR) if node is not None else set()
         for _ in range(FAR):
             if node is None or not set(self.graph.consumers[node]) <= inside:
                 return False
@@ -206,16 +206,6 @@ class DataFlow:
                 return maker.kind == "norm"
             node = self.dropouts[node].source if node in self.dropouts else self.move_parent(node)
         return False
-
-    def _between(self, end: Node, start: Node) -> set[Node]:
-        """Nodes of a call: behind its output up to its input."""
-        found, queue = {end}, [end]
-        while queue and len(found) < 4 * FAR:
-            for parent in parents(queue.pop()):
-                if parent is not start and parent not in found and parent in self.graph:
-                    found.add(parent)
-                    queue.append(parent)
-        return found
 
     # --------------------------------------------------------------------- pairs
 
@@ -290,7 +280,7 @@ class DataFlow:
         return None if bypass is None else self._earlier_sum(seen.sources[bypass])
 
     def _earlier_sum(self, node: Node | None) -> Node | None:
-        """The sum that a value is, moved, scaled, pooled or sent through an activation at most."""
+        """The sum that a value comes from, with at most moves, scalings, pooling or an activation in between."""
         for _ in range(FAR):
             if node is None or node not in self.graph:
                 return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,18 +28,14 @@ def cuts(
 ) -> tuple[Cut, ...]:
     """For each unreached parameter the first place on its way to the loss where the gradient is cut; then the ones with no such place.
 
-    Cuts whose result was not seen to go on to the loss stand back: a copy for a log. Numbers that leave torch cannot be followed.
+    Cuts whose result was not seen to reach the loss (a copy for a log) come last. Numbers that leave torch cannot be followed.
     """
     left = dict(unreached)
     found: list[Cut] = []
     for cut in sorted(seen, key=lambda c: (not c.reaches, c.operation in CHOICES)):
         if not left:
             break
-        leaves = [*cut.leaves, *upstream_leaves(cut.nodes)]
-        names = tuple(dict.fromkeys(left.pop(id(leaf)) for leaf in leaves if id(leaf) in left))
-        if names:
-            in_package = cut.site is None or cut.site.detail is not None
-            found.append(Cut(cut.operation, holder.get(names[0], cut.layer), cut.site, names, in_package))
+        found += _behind(cut, left, holder)
     found = _joined([*found, *_hiding(dict(zero), seen, holder)])
     for operation, ran in (("unused-output", True), ("not-called", False)):
         names = tuple(name for name in left.values() if (holder.get(name, "") in called) == ran)
@@ -48,14 +45,25 @@ def cuts(
     return tuple(found)
 
 
+def lasting(cuts: Iterable[Cut], reached: Collection[str]) -> tuple[Cut, ...]:
+    """Cuts of the first step, without the parameters that a later batch did reach (conditional branches, experts)."""
+    left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in cuts)
+    return tuple(c for c in left if c.parameters)
+
+
 def _hiding(zero: dict[int, str], seen: Iterable[SeenCut], holder: Mapping[str, str]) -> Iterator[Cut]:
-    """Cuts behind which parameters lie that get a gradient of nothing but zeros on another way: one that was multiplied by 0, say."""
+    """Cuts in front of parameters that get a gradient of zeros only by another path: one that was multiplied by 0, say."""
     for cut in [c for c in seen if c.reaches and zero]:
-        leaves = [*cut.leaves, *upstream_leaves(cut.nodes)]
-        names = tuple(dict.fromkeys(zero.pop(id(leaf)) for leaf in leaves if id(leaf) in zero))
-        if names:
-            in_package = cut.site is None or cut.site.detail is not None
-            yield Cut(cut.operation, holder.get(names[0], cut.layer), cut.site, names, in_package)
+        yield from _behind(cut, zero, holder)
+
+
+def _behind(cut: SeenCut, left: dict[int, str], holder: Mapping[str, str]) -> Iterator[Cut]:
+    """The cut with the parameters behind it that no cut before had; they are taken out of `left`."""
+    leaves = [*cut.leaves, *upstream_leaves(cut.nodes)]
+    names = tuple(dict.fromkeys(left.pop(id(leaf)) for leaf in leaves if id(leaf) in left))
+    if names:
+        in_package = cut.site is None or cut.site.detail is not None
+        yield Cut(cut.operation, holder.get(names[0], cut.layer), cut.site, names, in_package)
 
 
 def _joined(found: list[Cut]) -> list[Cut]:

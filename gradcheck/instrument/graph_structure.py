@@ -14,7 +14,8 @@ from gradcheck.workload.sharding import as_held
 
 Node = Any
 MOST_HEADS = 64  # that nets are told apart by
-DEEP = 5_000  # nodes of a graph that is freed with care, see `release_graphs`
+DEEP = 5_000  # nodes of a graph that must be freed with care, see `release_graphs`
+MOST_UPSTREAM = 100_000  # nodes that `upstream_leaves` looks at
 _walked: list[list[Node]] = []  # nodes of such graphs, producers before consumers
 
 
@@ -47,6 +48,16 @@ class Graph:
 
     def __contains__(self, node: Node) -> bool:
         return node in self.consumers
+
+    def between(self, end: Node, start: Node, most: int) -> set[Node]:
+        """Nodes behind `end` up to `start`, which is a few steps away; `most` of them, about."""
+        found, queue = {end}, [end]
+        while queue and len(found) < most:
+            for parent in parents(queue.pop()):
+                if parent is not start and parent not in found and parent in self:
+                    found.add(parent)
+                    queue.append(parent)
+        return found
 
     def leaves(self) -> list[torch.Tensor]:
         """Tensors that the loss sends gradient to."""
@@ -84,10 +95,9 @@ class Graph:
         return depth
 
     def _nets(self, calls: Iterable[Call], below: dict[Node, bool]) -> dict[Node, frozenset[int]]:
-        """The nets that each node is part of: all that lies before one head, where no other head's holds the same and more.
-
-        Actor and critic, the towers of a retrieval model and the members of an ensemble are nets of their own. A trunk is part of
-        several. What comes after the heads is part of those that it depends on.
+        """The nets that each node is part of. A net is everything before one head, unless another head's net holds all of it and more.
+        Actor and critic, the towers of a retrieval model and the members of an ensemble are nets of their own. A trunk is part of several.
+        What comes after the heads is part of the nets it depends on.
         """
         layers = {c.output_node: c.name for c in calls if c.kind in kinds.WEIGHTED_KINDS and c.output_node in self}
         heads = {name: i for i, name in enumerate(dict.fromkeys(layers[n] for n in layers if not below[n]))}
@@ -121,7 +131,7 @@ def _numbered(sets: list[set[str]]) -> list[int]:
 
 
 class _Walk:
-    """From a call's output towards the loss, through what does not change values, up to what does."""
+    """A walk from a call's output towards the loss, through operations that do not change values, up to those that do."""
 
     LIMIT = 200
 
@@ -152,18 +162,8 @@ class _Walk:
                 self.activation = self.activation or taker.function
             elif taker.kind == "softmax" and "log" not in taker.type.lower():
                 self.activation = self.activation or "softmax"
-            inside |= self._between(taker.output_node, node)
+            inside |= self.graph.between(taker.output_node, node, self.LIMIT)
         return inside
-
-    def _between(self, end: Node, start: Node) -> set[Node]:
-        """Nodes behind `end` up to `start`, which is a few steps away."""
-        found, queue = {end}, [end]
-        while queue and len(found) < self.LIMIT:
-            for parent in parents(queue.pop()):
-                if parent is not start and parent not in found and parent in self.graph:
-                    found.add(parent)
-                    queue.append(parent)
-        return found
 
     def _passes(self, node: Node) -> bool:
         name = self.graph.names[node]
@@ -216,12 +216,12 @@ def _topological(root: Node) -> list[Node]:
     return order
 
 
-def upstream_leaves(starts: Iterable[Node], limit: int = 100_000) -> list[torch.Tensor]:
+def upstream_leaves(starts: Iterable[Node]) -> list[torch.Tensor]:
     """Leaf tensors that the given nodes were computed from."""
     seen: set[Node] = set()
     stack = [n for n in starts if n is not None]
     leaves = []
-    while stack and len(seen) < limit:
+    while stack and len(seen) < MOST_UPSTREAM:
         node = stack.pop()
         if node in seen:
             continue
@@ -239,9 +239,8 @@ def _remember(nodes: Iterable[Node], count: int) -> None:
 
 
 def release_graphs() -> None:
-    """Call it when a graph that was walked here is no longer needed: frees it node by node, consumers first.
-
-    torch frees the nodes that Python has seen from within one another, which overflows the stack at 70,000 (measured, torch 2.13).
+    """Call it when a graph that was walked here is no longer needed: frees it node by node, consumers first. torch frees nodes that Python
+    has seen recursively, which overflows the stack at 70,000 (measured, torch 2.13).
     """
     while _walked:
         nodes = _walked.pop()
@@ -252,7 +251,7 @@ def release_graphs() -> None:
 def producer(tensor: torch.Tensor) -> tuple[str | None, Node]:
     """Canonical name and node of the function that made a tensor, shape changes skipped but not pooling: "softmax", "relu", ...
 
-    A mean over positions of what a ReLU let through is no ReLU output any more (SqueezeNet ends so, and trains).
+    A mean over positions of a ReLU's output is no longer a ReLU output (SqueezeNet ends like this, and trains).
     """
     node = tensor.grad_fn
     for _ in range(50):

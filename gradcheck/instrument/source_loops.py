@@ -1,11 +1,9 @@
-"""The `for` and `while` statements of the user's code around a call, and how often each turns, as far as the running frames tell."""
+"""The `for` and `while` statements of the user's code around a call, and how often each runs, as far as the running frames tell."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import functools
-import linecache
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from gradcheck.workload.assignments import parsed
 from gradcheck.workload.source_sites import origin_of
 
 _WRAPPERS = frozenset(("enumerate", "tqdm", "track", "list", "tuple", "sorted", "reversed", "iter", "prefetch"))
@@ -47,7 +46,7 @@ class _Place:
 
 
 def loops_around(frame: FrameType | None) -> tuple[Loop, ...]:
-    """Of all functions of the user's that are running at or above `frame`, the outermost loop first."""
+    """In all functions of the user's that are running at or above `frame`, the outermost loop first."""
     found: list[Loop] = []
     while frame is not None:
         code = frame.f_code
@@ -77,7 +76,7 @@ def loops_at_call(name: str, method: str, around: Sequence[Loop]) -> tuple[Loop,
 
 
 def product(loops: Sequence[Loop]) -> int | None:
-    """How often what stands in all of them runs; None when that is not known, or when there is none."""
+    """How often code inside all of them runs; None when that is not known, or when there is no loop."""
     turns = [x.turns for x in loops]
     return math.prod(t for t in turns if t is not None) if turns and None not in turns else None
 
@@ -85,17 +84,9 @@ def product(loops: Sequence[Loop]) -> int | None:
 # ------------------------------------------------------------------------------------------- the text of a file
 
 
-@functools.lru_cache(maxsize=64)
-def _parsed(text: str) -> ast.Module | None:
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError):
-        return None
-
-
 def _nodes(file: str) -> Iterator[tuple[ast.AST, int]]:
     """Every node of a file with the first line of its function."""
-    tree = _parsed("".join(linecache.getlines(file)))
+    tree = parsed(file)
     pending: list[tuple[ast.AST, int]] = [(tree, 0)] if tree is not None else []
     while pending:
         node, function = pending.pop()
@@ -133,7 +124,7 @@ def _calls_of(file: str, name: str, method: str) -> list[tuple[int, int]]:
 
 
 class _Unknown(Exception):
-    """An expression that is not looked into, lest evaluating it does something."""
+    """An expression that is not evaluated, since that might have side effects."""
 
 
 def _turns(node: _Loop, frame: FrameType) -> int | None:

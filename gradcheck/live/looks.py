@@ -1,6 +1,5 @@
-"""What the taps of a measured step look at beside outputs and gradients: attention, the head's softmax, and the choices of routers.
-
-Everything is reduced where it lies and brought to the host with the statistics of the step.
+"""What the taps of a measured step look at besides outputs and gradients: attention, the head's softmax, and the choices of routers.
+Everything is reduced on its device and brought to the host with the statistics of the step.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from typing import Any
 import torch
 
 from gradcheck.live import attention
-from gradcheck.measure.checks.routing import CHOICES, Group, follows, near
-from gradcheck.workload.tensors import tensors_in
+from gradcheck.measure.checks.routing import CHOICES, Group, chosen_in, follows, near
 
 ROWS = 256  # of the head's output, whose softmax is looked at
 
@@ -53,7 +51,7 @@ class Looks:
 
     @property
     def needs_functions(self) -> bool:
-        """Whether something was seen that only calls of functions show."""
+        """Whether something was seen that only function calls show."""
         return bool(self.heads or self.choices)
 
     @torch.no_grad()
@@ -62,7 +60,9 @@ class Looks:
         if found is not None:
             bring(found, self.heads[layer].append)
         elif self._counts and getattr(function, "__name__", "") in CHOICES:
-            self._choice(args[0] if args else kwargs.get("input"), output, layer, bring)
+            scores, index = chosen_in(args, kwargs, output, self._counts)
+            if scores is not None and index is not None:
+                self._choice(scores.float(), index.reshape(-1), layer, bring)
 
     @torch.no_grad()
     def module(
@@ -82,16 +82,8 @@ class Looks:
             some = rows[:: max(1, len(rows) // ROWS)].float()
             bring(some.logsumexp(-1).mean(), self.log_z[name].append)
 
-    def _choice(self, scores: Any, output: Any, layer: str, bring: Bring) -> None:
-        index = next((t for t in tensors_in(output) if t.dtype == torch.int64), None)
-        if not isinstance(scores, torch.Tensor) or index is None or not scores.requires_grad or scores.dim() < 2:
-            return
-        count = scores.shape[-1]
-        along = index.shape[:-1] == scores.shape[:-1] if index.dim() == scores.dim() else index.shape == scores.shape[:-1]
-        if count not in self._counts or not along:
-            return
-        scores, index = scores.detach().reshape(-1, count).float(), index.reshape(-1)
-        sums = scores.sum(-1)
+    def _choice(self, scores: torch.Tensor, index: torch.Tensor, layer: str, bring: Bring) -> None:
+        count, sums = scores.shape[1], scores.sum(-1)
         given = (scores >= 0).all() & ((sums - 1).abs() < 1e-3).all()  # probabilities already
         entropy = torch.special.entr(torch.where(given, scores, scores.softmax(-1))).sum(-1).mean() / scores.new_tensor(count).log()
         loads = scores.new_zeros(count).index_add(0, index.clamp_max(count - 1), scores.new_ones(len(index)))
@@ -100,7 +92,7 @@ class Looks:
         bring(torch.cat([loads, entropy[None]]), choice.set_numbers)
 
     def routed(self) -> list[Choice]:
-        """The choices that experts follow, those of one layer together, once settled."""
+        """The choices that experts follow, grouped by layer, once settled."""
         self._kept.clear()
         whole: dict[tuple[str, int, int], Choice] = {}
         for c in self.choices:

@@ -1,4 +1,4 @@
-"""What has been measured of a live run so far, in bounded memory, and the Measurement that it makes."""
+"""What has been measured of a live run so far, in bounded memory, and the Measurement made from it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from gradcheck.analysis.gaps import unread_layers
 from gradcheck.instrument import data_flow
+from gradcheck.instrument.disconnected import lasting
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.live.instruments import Instruments
 from gradcheck.live.loop_log import LoopLog
@@ -27,7 +28,6 @@ from gradcheck.types.location import Location
 from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
-from gradcheck.types.parameters import Cut
 from gradcheck.types.ranks import RankFacts
 from gradcheck.types.rule import Need
 from gradcheck.types.spikes import Spike
@@ -52,7 +52,7 @@ WARM = 0.9  # of the highest rate so far: a first rate below it is one that is b
 
 @dataclass
 class Record:
-    """Filled by the follower, read by `measurement`."""
+    """Filled by the monitor, read by `measurement`."""
 
     model: nn.Module
     name: str
@@ -125,7 +125,7 @@ class Record:
 
     @property
     def broken(self) -> bool:
-        """The loss is not finite any more. One such step may be skipped by a loss scaler, or be the run's last."""
+        """Whether the loss is no longer finite. A single such step may be skipped by a loss scaler, or be the run's last."""
         return self.bad_losses > 1 or (self.bad_losses == 1 and self.scale == 1.0)
 
     def run(self) -> Run:
@@ -146,7 +146,7 @@ class Record:
         )
 
     def _course(self) -> LogFacts | None:
-        """What a log of the run would hold. With several optimizers the loss of one proves nothing."""
+        """What a log of the run would hold. With several optimizers, the loss of one proves nothing."""
         if not self.alone:
             return None
         at = tuple(map(float, self.measured))
@@ -160,7 +160,7 @@ class Record:
         self._note_groups(optimizers)
         sites = {name: self.sites.get(id(m)) for name, m in self.model.named_modules()}
         layers = self.layers.records(sites, {})
-        cuts = self._lasting_cuts()
+        cuts = lasting(self.first.cuts, {w.name for w in self.watched if w.used})
         first, loop = self.first, self.log.facts(self.traced, self.backwards, self.backward_site, bool(self.untapped))
         sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden, *first.zero_derivatives)
         shown = [x.site for x in sited if x.site is not None]
@@ -188,7 +188,7 @@ class Record:
             streams=self.linked.streams,
             cuts=cuts,
             zero_derivatives=first.zero_derivatives,
-            hidden=tuple(h for h in first.hidden if h.name),  # tensors of the loop itself are no affair of the model
+            hidden=tuple(h for h in first.hidden if h.name),  # tensors of the loop itself are not part of the model
             non_finite=tuple(self.non_finite),
             spikes=tuple(self.spikes),
             loop=loop,
@@ -223,7 +223,7 @@ class Record:
         return lacking
 
     def _note_groups(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """In how many groups, of all optimizers, each parameter is; with one optimizer a second group is a mistake."""
+        """Notes in how many groups of all optimizers each parameter is; with one optimizer, a second group is a mistake."""
         for w in self.watched:
             held = [sum(p is w.tensor for g in o.param_groups for p in g["params"]) for o in optimizers]
             w.groups = max(held, default=0)
@@ -238,12 +238,6 @@ class Record:
         peak = self.peak if self.rates else said.lr
         warming = bool(self.rates) and self.rates[0] < WARM * peak
         return replace(said, lr=peak, stale=sum(key not in self.graded for key in outside), warming_up=warming or said.warming_up)
-
-    def _lasting_cuts(self) -> tuple[Cut, ...]:
-        """Cuts of the first step, without the parameters that a later one did reach."""
-        reached = {w.name for w in self.watched if w.used}
-        left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in self.first.cuts)
-        return tuple(c for c in left if c.parameters)
 
     def locate(self, step: int) -> None:
         """The first layer of a measured step whose output is not finite although its own weights are."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from gradcheck.types.training import UNBINNED
 
 MOST = 1024  # bins behind them; when there are twice as many, neighbours are joined
+EARLY, LATE = 4, 6  # measured steps that are always kept
 
 
 @dataclass
@@ -39,7 +40,7 @@ class DownsampledSeries:
                 self.width *= 2
 
     def values(self) -> tuple[float, ...]:
-        """In order. The last one is the last number itself where that is not finite: a run that ends so must say so."""
+        """In order. The last one is the last number itself if that is not finite: a run that ends like this must say so."""
         rest = [self._sum / self._filled] if self._filled else []
         if rest and not math.isfinite(self.last):
             rest = [self.last]
@@ -52,9 +53,8 @@ class DownsampledSeries:
         return tuple(map(float, (*range(first), *ends[: len(self.bins)], *rest)))
 
 
-def thinned(steps: Sequence[int], most: int, early: int = 4, late: int = 6) -> frozenset[int]:
+def thinned(steps: Sequence[int], most: int) -> frozenset[int]:
     """Which of the measured steps are kept: the first, the last, and every second of those between when there are too many."""
     if len(steps) <= most:
         return frozenset(steps)
-    middle = steps[early : len(steps) - late]
-    return frozenset((*steps[:early], *middle[::2], *steps[len(steps) - late :]))
+    return frozenset((*steps[:EARLY], *steps[EARLY:-LATE:2], *steps[-LATE:]))

@@ -40,13 +40,13 @@ def decide_objective(parts: Parts, data: Data, val: list[Batch]) -> Objective:
         return _with_loss(parts, data, val, parts.loss, output)
     if own_loss_of(output) is not None:
         said = Assumption("loss", "loss: the model's own", given=True)
-        return Objective(make_training_step(parts.model, None), None, data.batches, val, [said])
+        return Objective(make_training_step(None), None, data.batches, val, [said])
     return _own_labels(parts, data, output) or _inferred(parts, data, val, output)
 
 
 def _with_loss(parts: Parts, data: Data, val: list[Batch], loss: Loss, output: Any) -> Objective:
     """The user's loss; targets are invented when the data have none, and fitted when their file left dtype and shape open."""
-    step, batches, said = make_training_step(parts.model, loss), data.batches, []
+    step, batches, said = make_training_step(loss), data.batches, []
     if takes_only_output(loss):
         return Objective(step, loss, batches, val)
     _, target = split_batch(parts, data, batches[0])
@@ -91,7 +91,7 @@ def _own_labels(parts: Parts, data: Data, output: Any) -> Objective | None:
             return None
         batches.append({**batch, **placed(parts, made[0])})
         words = made[1]
-    step = make_training_step(parts.model, None)
+    step = make_training_step(None)
     try:
         with stand_in(parts.model, parts.model) as model:
             step(model, batches[0])
@@ -107,7 +107,7 @@ def _inferred(parts: Parts, data: Data, val: list[Batch], output: Any) -> Object
     if target is not None:
         chosen = infer.infer_loss(prediction, target)
         said = Assumption("loss", f"no loss given: {chosen.why}")
-        return Objective(make_training_step(parts.model, chosen.loss), chosen.loss, data.batches, val, [said])
+        return Objective(make_training_step(chosen.loss), chosen.loss, data.batches, val, [said])
     chosen = infer.invent_targets(prediction, as_tuple(inputs), data.given)
     batches = []
     for number, batch in enumerate(data.batches):
@@ -117,7 +117,7 @@ def _inferred(parts: Parts, data: Data, val: list[Batch], output: Any) -> Object
         make = here.targets or infer.random_values
         batches.append(_with_target(parts, data, batch, make(out.detach(), _target_stream(parts, number))))
     said = Assumption("loss", f"no loss given: {chosen.why}")
-    return Objective(make_training_step(parts.model, chosen.loss), chosen.loss, batches, [], [said])
+    return Objective(make_training_step(chosen.loss), chosen.loss, batches, [], [said])
 
 
 def _shapes(batch: Batch) -> list[torch.Size]:

@@ -34,7 +34,7 @@ def over_ranks(workload: Workload, first_loss: FirstLoss | None = None) -> Workl
     whole = replace(workload, batches=batches, val_batches=validation, own_losses=own)
     if first_loss is not None and how == JOINED and not _near(whole, first_loss):
         whole.batches = [_with_tensors(workload, b, i) for i, b in enumerate(said[0][0][: len(batches)])]
-        how = f"{OF_RANK_0}, since the step computes another loss when they are joined"
+        how = f"{OF_RANK_0}, since the step computes a different loss when they are joined"
     whole.assumptions = [*workload.assumptions, Assumption("ranks", f"{len(said)} processes train together: {how}", given=True)]
     return whole
 

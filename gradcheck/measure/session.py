@@ -15,6 +15,7 @@ from gradcheck.analysis.gaps import described, gaps, more_time, unread_layers
 from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.instrument import data_flow, surrogate
 from gradcheck.instrument.activation_recorder import ActivationRecorder
+from gradcheck.instrument.disconnected import lasting
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
 from gradcheck.instrument.graph_structure import Downstream, Graph
 from gradcheck.measure import data, experiments, facts, first_step, non_finite
@@ -31,7 +32,6 @@ from gradcheck.types.layers import Profile
 from gradcheck.types.location import Location
 from gradcheck.types.losses import Ascent
 from gradcheck.types.measurement import Measurement, NotMeasured
-from gradcheck.types.parameters import Cut
 from gradcheck.types.training import NonFinite, Run
 from gradcheck.workload.comments import ignores, snippets
 from gradcheck.workload.lockstep import agreed, now, several
@@ -45,10 +45,10 @@ from gradcheck.workload.workload import Workload
 Tick = Callable[[str, float], None]  # phase, fraction done
 
 PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments and checks
-LEAST_STEPS = 20  # that the probe takes in this time even where the checks then lack some: without it, most rules have nothing to look at
+LEAST_STEPS = 20  # that the probe takes in this time even if the checks then run short: without it, most rules have nothing to look at
 EXPERIMENTS_END = 0.9  # of the time budget
 CHECK_SHARE = 0.1  # of the time budget, for the checks when the experiments have used up theirs
-PARTS = "under tensor parallelism a layer returns a part on each rank: that of rank 0 was looked at"
+PARTS = "under tensor parallelism each rank has a part of a layer's output: only that of rank 0 was looked at"
 FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule asks for the probe itself
 
 
@@ -88,7 +88,7 @@ def measure(workload: Workload, plan: Plan, tick: Tick = lambda phase, fraction:
 
 @contextmanager
 def on_copies(workload: Workload) -> Iterator[None]:
-    """What trainings of copies run under: gradients on, compiled modules run eagerly, and the process left as it was."""
+    """The context in which copies are trained: gradients on, compiled modules run eagerly, and the process left as it was."""
     with ExitStack() as stack:
         stack.enter_context(untouched())
         stack.enter_context(torch.enable_grad())
@@ -126,7 +126,7 @@ class Session:
         self._probe()
         self._explain_exception()
         taken = self.training.record("probe")
-        if self.workload.uncut is not None and taken.ended == "done":  # few samples make noise, which a plateau may be due to
+        if self.workload.uncut is not None and taken.ended == "done":  # few samples make noise, which may explain a plateau
             taken = replace(taken, ended="budget")
         probe = self._longest(taken)
         others = self._experiments(probe)
@@ -147,14 +147,14 @@ class Session:
         self.seconds["probe"] = now() - self.started
 
     def _until(self) -> float:
-        """When the probe ends at the latest: what is done after it takes its time, too."""
+        """The latest time at which the probe ends: what comes after it needs time, too."""
         seconds = self.plan.seconds
         step = self.training.step_seconds
         rest = (FINAL_STEPS + registry.forecast(self._context(math.inf), self.plan.needs)) * step
         return self.started + min(PROBE_SHARE * seconds, max(seconds - rest, self.plan.spent + LEAST_STEPS * step))
 
     def _longest(self, probe: Run) -> Run:
-        """The script's own steps, where a probe cut off by the budget is too short to be judged and they are more."""
+        """The script's own steps, if the budget cut the probe off too early to be judged and the script took more."""
         own = tuple(self.workload.own_losses)
         short = probe.ended == "budget" and len(probe.losses) < FEWEST_STEPS
         if not short or len(own) <= len(probe.losses) or not all(map(math.isfinite, own)):
@@ -205,14 +205,14 @@ class Session:
             return
         try:
             self.linked = data_flow.read(graph, taps.calls, taps.seen, self.sites)
-        except Exception as error:  # graphs come in more shapes than were thought of
+        except Exception as error:  # there are more shapes of graphs than anyone thought of
             why = "how the layers are connected could not be read in full"
             self.not_measured.append(NotMeasured("graph", why, "short", detail=described(error)))
 
     # ------------------------------------------------------------- after the probe
 
     def _explain_exception(self) -> None:
-        """A loss, or a batch normalization, that rejects what it is given is a finding; anything else that a step raises stops the scan."""
+        """A loss or batch normalization that rejects its input is a finding; anything else that a step raises stops the scan."""
         error, step = self.training.exception, self.training.step
         if error is None:
             return
@@ -290,11 +290,11 @@ class Session:
         return non_finite.locate(copy, self._batch(step), step, _names(copy))
 
     def _checks(self, probe: Run) -> CheckResults:
-        """The checks that need the step to run; the copy that the probe trained goes with them."""
+        """The checks, which need the step to run; they may use up the copy that the probe trained."""
         if probe.ended == "raised":
             return CheckResults()
         plan = self.plan
-        self.copy.optimizer.zero_grad(set_to_none=True)  # the checks have copies of their own: of large models that is what memory is for
+        self.copy.optimizer.zero_grad(set_to_none=True)  # with large models, the checks need this memory for copies of their own
         self.copy.optimizer.state.clear()
         context = self._context(max(self.started + plan.seconds, now() + CHECK_SHARE * plan.seconds), probe)
         done = registry.check(context, plan.needs, plan.fast, self.tick)
@@ -333,7 +333,7 @@ class Session:
     ) -> Measurement:
         w, first = self.workload, self.first
         layers = self.layers.records(self.sites, profiles)
-        cuts = self._lasting_cuts()
+        cuts = lasting(self.first.cuts, {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)})
         places = shown_places(w, self.sites, first, (*layers, *cuts, *bad), checked.values)
         creation = w.sites.get(id(w.optimizer))
         optimizer = facts.optimizer_facts(w.optimizer, w.model, given=w.optimizer_given, hidden=len(first.hidden), site=creation)
@@ -386,15 +386,6 @@ class Session:
             seconds=dict(self.seconds),
             **checked.values,
         )
-
-    def _lasting_cuts(self) -> tuple[Cut, ...]:
-        """Cuts of the first step, without the parameters that a later batch did reach (conditional branches, experts).
-
-        A gradient of zeros at every measured step does not reach them.
-        """
-        reached = {p.name for p in self.watched if p.used and any(s.gradient_norm for s in p.steps)}
-        left = (replace(c, parameters=tuple(n for n in c.parameters if n not in reached)) for c in self.first.cuts)
-        return tuple(c for c in left if c.parameters)
 
 
 def _names(copy: TrainingCopy) -> dict[int, str]:

@@ -155,7 +155,7 @@ class RepairSession:
         if gain >= CLEAR or (gone and gain >= -WORSE):
             self._replace(plan, "a later one takes its place")
             return gone
-        self._note(_rejected(fix, before, after, gain, self.reference))
+        self._note(_rejected(fix, before, after, gain))
         return set()
 
     def _left_to_search(self, fix: Fix, *results: Result) -> bool:
@@ -317,7 +317,7 @@ def _same_kind(one: Fix, other: Fix) -> bool:
     return (one.treatment, one.layers) == (other.treatment, other.layers)
 
 
-def _rejected(fix: Fix, before: Result, after: Result, gain: float, reference: float) -> Outcome:
+def _rejected(fix: Fix, before: Result, after: Result, gain: float) -> Outcome:
     if after.run.ended == "raised":
         return Outcome(fix, "failed", f"the training step raised {after.run.error}")
     worse = gain < -WORSE

@@ -1,4 +1,4 @@
-"""What every format says of a run that was judged in part: how many rules looked, why the others could not, and what to do."""
+"""What every format says about a run that was judged in part: how many rules looked, why the others could not, and what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "judged-in-part"  # in the formats that call what they list by a name
 
 @dataclass(frozen=True)
 class Notice:
-    """Of one report. `place` is relative to the repository."""
+    """A notice about one report. `place` is relative to the repository."""
 
     report: Report
     title: str
@@ -32,9 +32,9 @@ class Notice:
         return "\n".join((self.title, *self.lines))
 
 
-def notices(reports: Sequence[Report], root: Path | None = None) -> list[Notice]:
+def notices(reports: Sequence[Report]) -> list[Notice]:
     """One for each report that was judged in part."""
-    root = root or repository()
+    root = repository()
     partial = [report for report in reports if report.coverage.in_part]
     return [_notice(report, root, [r.target for r in partial[:i]].count(report.target)) for i, report in enumerate(partial)]
 
@@ -52,7 +52,7 @@ def explained(report: Report) -> list[str]:
 
 
 def unmeasured(report: Report) -> Iterator[str]:
-    """What else was not looked at, and which rules say nothing for it; a line per reason."""
+    """What else was not looked at, and which rules are silent because of it; a line per reason."""
     told = report.coverage.reasons if report.coverage.in_part else ()
     by_reason: dict[str, list[str]] = defaultdict(list)
     for what, why in dict.fromkeys((n.what, n.why) for m in report.measurements for n in m.not_measured):

@@ -62,7 +62,7 @@ class TrialLab(Lab):
         loss = base.workload.loss
         if loss is None or own:
             return treated.workload.training_step
-        judge = make_training_step(base.model, loss)
+        judge = make_training_step(loss)
         return in_untreated_units(judge, base, treated)
 
     def run(

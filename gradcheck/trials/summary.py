@@ -102,7 +102,7 @@ def too_short(entries: Sequence[Entry], base: Entry) -> str:
 def verdict(entries: Sequence[Entry], recommended: str, base: Entry, metric: ComparisonMetric, ended: str, falling: bool = False) -> str:
     """The trial in one or two sentences; in front, whether it was too short to tell."""
     chosen = next((e for e in entries if e.name == recommended), None) if recommended else None
-    cut = {"budget": " Time was up before the end.", "interrupted": " It was interrupted: what is shown is partial."}.get(ended, "")
+    cut = {"budget": " Time ran out before the end.", "interrupted": " It was interrupted: what is shown is partial."}.get(ended, "")
     if chosen is not None:
         others = [e for e in entries if e.status == "helps" and e is not chosen and " + " not in e.name]
         more = f" Also better than untreated: {', '.join(e.title for e in others[:4])}." if others else ""

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gradcheck.types.checks import (
-    Dropout,
-    Penalty,
-)
+from gradcheck.types.checks import Dropout, Penalty
 from gradcheck.types.location import Location
 
 UNBINNED = 64  # losses of a watched run that are kept singly; later ones are means over equally many steps

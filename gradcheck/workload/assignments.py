@@ -1,8 +1,9 @@
-"""Where in its class a module gets an attribute: parameters are made by no constructor that could be watched."""
+"""Where in its class a module gets an attribute: no constructor that could be watched makes parameters."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import linecache
 from types import FunctionType
 
@@ -43,9 +44,14 @@ def expression_at(file: str, node: ast.expr, function: str = "") -> Location:
 
 
 def parsed(file: str) -> ast.Module | None:
-    """The source of a file, parsed; None where it is none."""
+    """The parsed source of a file; None if it is not Python."""
+    return _parsed("".join(linecache.getlines(file)))
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> ast.Module | None:
     try:
-        return ast.parse("".join(linecache.getlines(file)))
+        return ast.parse(text)
     except (SyntaxError, ValueError):
         return None
 

@@ -52,7 +52,7 @@ def forward_of(model: nn.Module) -> Forward:
         return Forward(tuple(a.name for a in arguments), tuple(a.name for a in arguments if not a.has_default_value()))
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
-    except Exception:  # an object that answers to every name raises what it likes
+    except Exception:  # an object that answers to every name may raise anything
         return Forward(("input",), ("input",))
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return Forward(
@@ -91,7 +91,7 @@ def _split_mapping(batch: Mapping[str, Any], forward: Forward, own_loss: bool) -
         return chosen, target
     if len(forward.required) == 1 and forward.required[0] in _WHOLE_BATCH_NAMES:
         return (batch,), target
-    names.sort(key=lambda name: INPUT_NAMES.index(name) if name in INPUT_NAMES else len(INPUT_NAMES))  # stable: else as they come
+    names.sort(key=lambda name: INPUT_NAMES.index(name) if name in INPUT_NAMES else len(INPUT_NAMES))  # stable: others keep their order
     count = len(names) if forward.any_positional else max(1, min(len(names), len(forward.required)))
     return tuple(batch[name] for name in names[:count]), target
 
@@ -135,7 +135,7 @@ def run(model: nn.Module, batch: Batch, *, own_loss: bool = False) -> tuple[Any,
     return call(model, inputs), target
 
 
-def make_training_step(model: nn.Module, loss: Loss | None) -> TrainingStep:
+def make_training_step(loss: Loss | None) -> TrainingStep:
     """A step with `loss(output, target)`; without a loss the model computes its own."""
     if loss is None:
         return _step_with_own_loss
@@ -170,7 +170,7 @@ def _step_with_loss(loss: Loss, of_torch: bool, only_output: bool, model: nn.Mod
 
 
 def apply_loss(loss: Loss, output: Any, target: Any, of_torch: bool | None = None) -> Any:
-    """`loss` of what a model returned. Losses of torch get the prediction in it, with the classes on the axis where they expect them."""
+    """`loss` of what a model returned. Torch's losses get only the prediction in it, with the classes on the axis they expect."""
     if not (is_torch_loss(loss) if of_torch is None else of_torch):
         return loss(output, target)
     prediction = first_tensor(output)
@@ -220,7 +220,7 @@ def classes_are_last(output: torch.Tensor, target: Any) -> bool:
 
 
 def takes_only_output(loss: Loss) -> bool:
-    """Whether a loss function has one required argument only, as energies and scores have."""
+    """Whether a loss function has a single required argument, like energies and scores."""
     if is_torch_loss(loss):
         return False
     try:

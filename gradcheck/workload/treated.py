@@ -65,14 +65,14 @@ class TreatedWorkload:
         self.workload.val_batches = [prepare(b) for b in self.workload.val_batches]
 
     def replace_loss(self, loss: Callable[[Any, Any], torch.Tensor]) -> None:
-        """Raises Inapplicable when the training step computes its loss by itself."""
+        """Raises Inapplicable when the training step computes its loss itself."""
         if self.workload.loss is None:
-            raise Inapplicable("the training step computes its loss by itself")
+            raise Inapplicable("the training step computes its loss itself")
         self.workload.loss = loss
-        self.workload.training_step = make_training_step(self.model, loss)
+        self.workload.training_step = make_training_step(loss)
 
     def replace_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Puts another optimizer in place of the present one, whose place in the source and step hooks it takes over."""
+        """Replaces the optimizer; the new one takes over its place in the source and its step hooks."""
         old = self.optimizer
         optimizer._optimizer_step_pre_hooks.update(old._optimizer_step_pre_hooks)
         optimizer._optimizer_step_post_hooks.update(old._optimizer_step_post_hooks)

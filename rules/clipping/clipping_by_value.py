@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.statistics import percentile
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.clipping.shared import percentile
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 

@@ -8,8 +8,9 @@ from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import levelled, training_outcome
+from gradcheck.analysis.statistics import percentile
 from gradcheck.analysis.wording import falls_short, number, percent
-from gradcheck.rules.clipping.shared import SETTLED, percentile
+from gradcheck.rules.clipping.shared import SETTLED
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 

@@ -6,8 +6,9 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.statistics import percentile
 from gradcheck.analysis.wording import falls_short, number, optimizer_in_words, percent, run_in_words
-from gradcheck.rules.clipping.shared import SETTLED, percentile
+from gradcheck.rules.clipping.shared import SETTLED
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 

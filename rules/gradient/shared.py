@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import any_learned, training_outcome
-from gradcheck.analysis.depth import Trend, gradient_norms, gradient_trend, largest_drop
+from gradcheck.analysis.depth import Trend, gradient_norms, gradient_trend, largest_drop, trend_evidence
 from gradcheck.analysis.layer_groups import names, settled_step, trained_body
 from gradcheck.analysis.wording import BY_VALUE, learns_clearly, number, probe_failure
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Remedy
 from gradcheck.types.rule import Limit, Limits, NoVerdict, found, not_measured
 
 if TYPE_CHECKING:
@@ -76,13 +76,6 @@ def one_place(m: Measurement, trend: Trend) -> tuple[Layer | None, str]:
     if drop is None or trend.n < 6 or abs(drop.decades) < 0.5 * abs(trend.total):
         return None, ""
     return drop.after, f"; {number(abs(drop.decades))} of them between {drop.before.name} and {drop.after.name}"
-
-
-def trend_evidence(trend: Trend, limits: Limits, layer: str) -> tuple[Evidence, ...]:
-    return (
-        Evidence("slope of the gradient over depth", abs(trend.slope), limits["slope"], ">=", "decades per layer", layer),
-        Evidence("change of the gradient over depth", abs(trend.total), limits["total"], ">=", "decades", layer),
-    )
 
 
 def trend_finding(m: Measurement, trend: Trend, limits: Limits, verb: str, outcome: str, remedies: tuple[Remedy, ...]) -> Finding:

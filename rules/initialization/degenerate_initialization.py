@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.layer_groups import (
-    BODY_KINDS,
-    bias,
-    body,
-    by_site,
-    constant_at_start,
-    in_order,
-    names,
-    parameters_by_name,
-)
+from gradcheck.analysis.layer_groups import BODY_KINDS, bias, body, by_site, constant_at_start, in_order, names, parameters_by_name
 from gradcheck.analysis.wording import BY_VALUE, also_in, number, probe_failure
 from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
 from gradcheck.types.finding import Evidence, Remedy

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.layer_groups import (
-    body,
-    holders,
-    is_matrix,
-)
+from gradcheck.analysis.layer_groups import body, holders, is_matrix
 
 if TYPE_CHECKING:
     from gradcheck.types.layers import Layer

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.layer_groups import (
-    by_site,
-    constant_at_start,
-    names,
-)
+from gradcheck.analysis.layer_groups import by_site, constant_at_start, names
 from gradcheck.analysis.wording import BY_VALUE, also_in, percent
 from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
 from gradcheck.types.finding import Evidence, Remedy

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import layers_in_words, probe_failure
-from gradcheck.rules.normalization.dropout_before_batchnorm import norms_by_site
 from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms, norm_names
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
@@ -86,7 +86,7 @@ def batchnorm_in_eval(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable(TRAINED_BEFORE)
     failure = probe_failure(m)
     faulty = [n for n in norms if not n.of_batch and n.fresh and n.trains]
-    return [_frozen_finding(group, len(norms), failure) for group in norms_by_site(faulty)]
+    return [_frozen_finding(group, len(norms), failure) for group in by_site(faulty)]
 
 
 def _frozen_finding(group: list[Norm], total: int, failure: str) -> Finding:

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.location import Location
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.structure import Norm
-
-
-def norms_by_site(norms: Sequence[Norm]) -> list[list[Norm]]:
-    groups: dict[Location | None, list[Norm]] = {}
-    for n in norms:
-        groups.setdefault(n.site, []).append(n)
-    return list(groups.values())
 
 
 @rule(
@@ -80,8 +71,8 @@ def dropout_before_batchnorm(m: Measurement, limits: Limits) -> Verdict:
     far = [n for n in fed if n.dropout_shift is None and _measured_shift(m, n) > limits["shift"]]
     severity: Severity = "info" if _has_rival(m) else "warning"
     beyond: Severity = severity if evaluation_gap(m, limits) else "info"
-    return [_shift_finding(m, group, severity, limits) for group in norms_by_site(near)] + [
-        _shift_finding(m, group, beyond, limits) for group in norms_by_site(far)
+    return [_shift_finding(m, group, severity, limits) for group in by_site(near)] + [
+        _shift_finding(m, group, beyond, limits) for group in by_site(far)
     ]
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.depth import Trend
-from gradcheck.analysis.wording import (
-    number,
-)
-from gradcheck.types.finding import Evidence
+from gradcheck.analysis.wording import number
 from gradcheck.types.rule import Limit, Limits
 
 if TYPE_CHECKING:
@@ -53,10 +49,3 @@ def main_site(norms: Sequence[Norm | Layer]) -> Location | None:
 
 def norm_names(norms: Sequence[Norm]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n.layer for n in norms))
-
-
-def trend_evidence(trend: Trend, limits: Limits, layer: str) -> tuple[Evidence, ...]:
-    return (
-        Evidence("slope of the gradient over depth", abs(trend.slope), limits["slope"], ">=", "decades per layer", layer),
-        Evidence("change of the gradient over depth", abs(trend.total), limits["total"], ">=", "decades", layer),
-    )

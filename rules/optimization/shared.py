@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.convergence import (
-    CLEAR_FALL,
-    experiment_outcome,
-    relative_decrease,
-)
+from gradcheck.analysis.convergence import CLEAR_FALL, experiment_outcome, relative_decrease
 from gradcheck.analysis.update_sizes import TARGET_RATIO, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, percent, run_in_words
 from gradcheck.types.finding import Evidence, Remedy

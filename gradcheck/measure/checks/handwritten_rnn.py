@@ -1,7 +1,7 @@
 """Recurrences written by hand, found in the autograd graph: a parameter applied again and again to what it made.
 
-A loop over time takes a new slice of the input in each round. Blocks that share weights over depth, fixed points and
-refinements apply one parameter to its own result as well, but take nothing new: they are no recurrence over time.
+A loop over time takes a new slice of the input in each round. Blocks that share weights over depth, fixed points and refinements also apply
+a parameter to its own result, but take nothing new: they are not recurrences over time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gradcheck.workload.device import wide
 
 Node = Any
 
-FEWEST_STEPS = 8  # shorter loops lose no gradient worth a word
+FEWEST_STEPS = 8  # shorter loops lose no gradient worth mentioning
 LARGEST_GRAPH = 300_000  # nodes
 NEW_SLICES = 0.75  # share of the rounds that must take a slice of the input which no other round takes
 DEEPEST_TRACE = 40  # nodes looked at for the slice behind one input of a round
@@ -74,7 +74,7 @@ def find(graph: Graph, model: nn.Module, exclude: Iterable[torch.Tensor] = ()) -
         longest = max(levels[n] for n in nodes)
         if longest >= max(FEWEST_STEPS, NEW_SLICES * len(nodes)) and _takes_slices(graph, levels, longest, uses):
             chains.append((leaf, levels, longest))
-    return list(_grouped(graph, model, chains, uses))
+    return list(_grouped(model, chains, uses))
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _levels(graph: Graph, nodes: Iterable[Node]) -> dict[Node, int]:
 
 
 def _takes_slices(graph: Graph, levels: dict[Node, int], longest: int, uses: _Uses) -> bool:
-    """Whether most rounds take in something that no other round does."""
+    """Whether most rounds take something that no other round takes."""
     taken: dict[int, set[Any]] = {}
     for node, level in levels.items():
         if not level:
@@ -177,7 +177,7 @@ def _key(name: str, node: Node, output: int) -> Any:
     return None
 
 
-def _grouped(graph: Graph, model: nn.Module, chains: list[tuple[torch.Tensor, dict[Node, int], int]], uses: _Uses) -> Iterator[Loop]:
+def _grouped(model: nn.Module, chains: list[tuple[torch.Tensor, dict[Node, int], int]], uses: _Uses) -> Iterator[Loop]:
     """One loop for all parameters of a module that run through the same number of rounds."""
     names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
     modules = dict(model.named_modules())
@@ -206,7 +206,7 @@ def _owner(holder: str, modules: dict[str, nn.Module]) -> str:
 
 
 def _seen_at_every_step(levels: dict[Node, int], steps: int) -> bool:
-    """Whether something after the last round takes in results of most rounds at once."""
+    """Whether something after the last round takes the results of most rounds at once."""
     for node, level in levels.items():
         if level == steps and len({levels[p] for p, _ in node.next_functions if p is not None}) > steps / 2:
             return True

@@ -1,10 +1,10 @@
-"""Routers: choices by a top-k or argmax among as many modules that are alike, or slices of one weight, and what each of these gets."""
+"""Routers: choices by top-k or argmax among equally many similar modules, or slices of one weight, and what each of these gets."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def routers(context: CheckContext) -> tuple[Router, ...] | None:
 
 
 def groups_of(model: nn.Module) -> list[Group]:
-    """Modules that are alike in one container, and slices of one weight: what could be experts."""
+    """Similar modules in one container, and slices of one weight: what could be experts."""
     found = []
     for name, module in model.named_modules():
         owner = name.rpartition(".")[0]
@@ -100,16 +100,10 @@ class _Watching(ActivationRecorder):
         return output
 
     def _choice(self, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        scores = args[0] if args else kwargs.get("input")
-        index = next((t for t in tensors_in(output) if t.dtype == torch.int64), None)
-        if not isinstance(scores, torch.Tensor) or index is None or not scores.requires_grad or scores.dim() < 2:
+        scores, index = chosen_in(args, kwargs, output, self.counts)
+        if scores is None or index is None or int(index.max()) >= scores.shape[1]:
             return
-        count = scores.shape[-1]
-        along = index.shape[:-1] == scores.shape[:-1] if index.dim() == scores.dim() else index.shape == scores.shape[:-1]
-        if count not in self.counts or not along or int(index.max()) >= count:
-            return
-        scores = scores.detach().reshape(-1, count)
-        site = self.scored.get(count) or location_of_frame(caller())
+        site = self.scored.get(scores.shape[1]) or location_of_frame(caller())
         self.choices.append(_Choice(self.module_name, scores, index.reshape(len(scores), -1), site))
 
     def is_routing(self, choice: _Choice, groups: Sequence[Group]) -> bool:
@@ -120,8 +114,22 @@ class _Watching(ActivationRecorder):
         return follows(group, loads, self.rows, self.given)
 
 
+def chosen_in(
+    args: Any, kwargs: dict[str, Any], output: Any, counts: Collection[int]
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """Scores [tokens, experts] and the indices that one of CHOICES chose along them; nothing where it has no such number of scores."""
+    scores = args[0] if args else kwargs.get("input")
+    index = next((t for t in tensors_in(output) if t.dtype == torch.int64), None)
+    if not isinstance(scores, torch.Tensor) or index is None or not scores.requires_grad or scores.dim() < 2:
+        return None, None
+    along = index.shape[:-1] == scores.shape[:-1] if index.dim() == scores.dim() else index.shape == scores.shape[:-1]
+    if scores.shape[-1] not in counts or not along:
+        return None, None
+    return scores.detach().reshape(-1, scores.shape[-1]), index
+
+
 def follows(group: Group, loads: Sequence[float], rows: Mapping[str, int], given: Mapping[str, set[int]]) -> bool:
-    """Whether the experts get the rows that are chosen for them, or all of them the same. `given`: ids of what each is called with."""
+    """Whether the experts get the rows chosen for them, or all of them get the same. `given`: ids of what each is called with."""
     if not group.members:
         return True
     got = [rows.get(m, 0) for m in group.members]
@@ -131,7 +139,7 @@ def follows(group: Group, loads: Sequence[float], rows: Mapping[str, int], given
 
 
 def near(owner: str, layer: str) -> bool:
-    """Whether a choice is made where the experts are held, or in a module beside them."""
+    """Whether a choice is made in the module that holds the experts, or in one beside them."""
     return owner in (layer, layer.rpartition(".")[0])
 
 

@@ -13,15 +13,7 @@ from gradcheck.analysis.activations import ACTIVATIONS, SIGMOID_LIKE
 from gradcheck.analysis.layer_groups import hidden_activations, in_order, usual_activation
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import weights
-from gradcheck.remedies.layer_selection import (
-    body_layers,
-    feeders,
-    is_tuned,
-    listed,
-    made_with,
-    several,
-    weight_names,
-)
+from gradcheck.remedies.layer_selection import body_layers, feeders, is_tuned, listed, made_with, several, weight_names
 from gradcheck.remedies.modules.rewriting import operand, rewrite, torch_function
 from gradcheck.remedies.modules.surgery import follow, rewired, swap
 from gradcheck.types.finding import Finding

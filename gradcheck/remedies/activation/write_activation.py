@@ -66,7 +66,7 @@ def put_in_place(context: Context, place: Location, new: str, p: Fix) -> None:
         return
     operand = operand_of(draft, call)
     if operand is None:
-        _passed_class(draft, call, place, new, p)
+        _passed_class(draft, place, new, p)
         return
     text = in_place_of(draft, operand, call) if new == "identity" else applied(draft, new, draft.source(operand), p)
     draft.replace(call_at_or_above(draft, draft.at(place)), text)
@@ -101,7 +101,7 @@ def _drop_module(draft: Draft, call: ast.Call) -> None:
     draft.replace(call, f"{spelled(draft, 'torch.nn.Identity')}()")
 
 
-def _passed_class(draft: Draft, call: ast.Call, place: Location, new: str, p: Fix) -> None:
+def _passed_class(draft: Draft, place: Location, new: str, p: Fix) -> None:
     """`act()` with `act=nn.Sigmoid` given once in the file: the class that is given changes."""
     old = word(p, "old")
     wanted = CLASSES.get(old, "")

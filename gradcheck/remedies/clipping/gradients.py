@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from gradcheck.analysis.convergence import training_outcome
+from gradcheck.analysis.statistics import percentile
 from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.remedies.modules.surgery import path_now
 from gradcheck.types.finding import Finding
@@ -18,12 +18,6 @@ SETTLED = 20  # steps before which norms are not counted: the first ones are up 
 SHARE = 0.9  # percentile that a threshold is taken from: Deep Learning Tuning Playbook
 LARGEST_STEP = 0.02  # of the weights' norm: update ratio that suits most nets (calibration E3)
 USUAL_NORM, USUAL_SHARE = 1.0, 0.01
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least so large a share of the others lies below, as CLIP001 counts."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def norm_threshold(m: Measurement) -> float:

@@ -39,7 +39,7 @@ def put_behind(context: Context, names: Sequence[str], new: New) -> None:
             raise Unwritable(f"{place} makes {min(others)} too, which is to stay as it is")
         draft, call = context.call_at(place)
         ways = (_as_item, _as_name, _as_returned)
-        if any(way(draft, call, new) for way in ways) or _as_attribute(context, draft, place, new):
+        if any(way(draft, call, new) for way in ways) or _as_attribute(draft, place, new):
             continue
         if not _as_list(context, draft, place, new, wanted):
             raise Unwritable(f"{place}: there is no room for a {new.word} behind the layer")
@@ -283,7 +283,7 @@ def _loops(draft: Draft, attribute: str) -> list[tuple[ast.For, ast.Call]]:
     return found
 
 
-def _as_attribute(context: Context, draft: Draft, place: Location, new: New) -> bool:
+def _as_attribute(draft: Draft, place: Location, new: New) -> bool:
     """`self.fc = nn.Linear(...)`: the new module is `self.fc_norm`, and `self.fc(x)` becomes `self.fc_norm(self.fc(x))`."""
     call = draft.at(place)
     attribute = attribute_of(draft, call)

@@ -49,13 +49,13 @@ def _beside(draft: Draft, statement: ast.stmt, code: str, *, before: bool) -> No
             draft.edit([Edit(place, place, missing + (text.rstrip("\r\n") if missing else text))])
         return
     _unfold(draft, block)
-    same = min((s for s in ast.walk(draft.tree) if isinstance(s, ast.stmt)), key=lambda s: _unlike(s, statement, draft))
+    same = min((s for s in ast.walk(draft.tree) if isinstance(s, ast.stmt)), key=lambda s: _unlike(s, statement))
     if ast.dump(same) != ast.dump(statement):
         raise Unwritable(f"{draft.path}:{statement.lineno}: there is no room for a statement")
     _beside(draft, same, code, before=before)
 
 
-def _unlike(candidate: ast.stmt, statement: ast.stmt, draft: Draft) -> tuple[bool, int]:
+def _unlike(candidate: ast.stmt, statement: ast.stmt) -> tuple[bool, int]:
     """Orders candidates: equal code first, then by distance in lines."""
     return ast.dump(candidate) != ast.dump(statement), abs(candidate.lineno - statement.lineno)
 

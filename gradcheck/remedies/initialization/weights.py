@@ -14,14 +14,7 @@ from gradcheck.analysis.activations import gain_for
 from gradcheck.analysis.layer_groups import body, constant_at_start, gain, parameters_by_name, usual_activation
 from gradcheck.analysis.wording import number
 from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.remedies.layer_selection import (
-    is_tuned,
-    listed,
-    several,
-    weight_names,
-    weighted_layers,
-    whole,
-)
+from gradcheck.remedies.layer_selection import is_tuned, listed, several, weight_names, weighted_layers, whole
 from gradcheck.remedies.modules.surgery import module_at, parameter_at
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting

@@ -107,7 +107,7 @@ def mixup(treated: TreatedWorkload, p: Fix) -> None:
     if not tensor_at(batch, target).is_floating_point():
         loss = treated.workload.loss
         if loss is None:
-            raise Inapplicable("the training step computes its loss by itself, of one label for each sample")
+            raise Inapplicable("the training step computes its loss itself, of one label for each sample")
         treated.replace_loss(functools.partial(mixed_loss, loss))
     _add(treated, functools.partial(mix, index, target, float(p.settings["alpha"])))
 

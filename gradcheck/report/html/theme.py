@@ -1,4 +1,4 @@
-"""Colours of both themes, as CSS variables. tests/report/test_html_theme.py computes the contrast of what is read."""
+"""Colours of both themes, as CSS variables. tests/report/html/test_theme.py computes the contrast of what is read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ READ = (
     *((f"{level}", f"{level}-back") for level in ("error", "warning", "info", "good")),
     *(("ink", f"{level}-back") for level in ("error", "warning", "info", "good")),
 )
-# What must be made out against its background: lines of charts.
+# What must stand out against its background: lines of charts.
 SEEN = tuple((name, "paper") for name in ("gradient", "output", "first", "second", "third", "fourth", "fifth", "sixth"))
 
 
@@ -75,15 +75,3 @@ def variables() -> str:
 def rule(colors: Mapping[str, str], scheme: str) -> str:
     """The declarations of a theme."""
     return "".join(f"--{name}:{color};" for name, color in colors.items()) + f"color-scheme:{scheme}"
-
-
-def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two colours `#rrggbb`, 1 to 21 (WCAG 2.2)."""
-    bright, dim = sorted((_luminance(one), _luminance(other)), reverse=True)
-    return (bright + 0.05) / (dim + 0.05)
-
-
-def _luminance(color: str) -> float:
-    channels = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

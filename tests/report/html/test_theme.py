@@ -7,9 +7,21 @@ import re
 import pytest
 
 from gradcheck.report.html.page import asset
-from gradcheck.report.html.theme import DARK, LIGHT, READ, SEEN, contrast, variables
+from gradcheck.report.html.theme import DARK, LIGHT, READ, SEEN, variables
 
 AA_TEXT, AA_GRAPHICS = 4.5, 3.0  # WCAG 2.2, 1.4.3 and 1.4.11
+
+
+def contrast(one, other):
+    """Contrast ratio of two colours `#rrggbb`, 1 to 21 (WCAG 2.2)."""
+    bright, dim = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def _luminance(color):
+    channels = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
