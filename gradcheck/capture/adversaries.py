@@ -1,4 +1,4 @@
-"""Two trainings of which one goes through the weights of the other, and how far each has got."""
+"""Adversarial trainings: the loss of one goes through the weights of the other; and how far each has got."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gradient_size(parameters: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> LoopAdversary | None:
-    """The training that this one's loss goes through the weights of; None where there is none, or too little was seen."""
+    """The training whose weights this one's loss goes through; None if there is none, or too little was seen."""
     losses, sizes = _losses(watched), [float(s.gradient) for s in watched.steps if s.gradient is not None]
     if len(losses) < FEWEST_STEPS or len(sizes) < FEWEST_STEPS:
         return None
@@ -48,7 +48,7 @@ def adversary(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Loop
 
 
 def opponents(watched: OptimizerTrace, others: Iterable[OptimizerTrace]) -> Iterator[OptimizerTrace]:
-    """Those whose weights this one's loss goes through, and not the reverse."""
+    """Trainings whose weights this one's loss goes through, but not the other way round."""
     return (other for other in others if _against(watched, other))
 
 

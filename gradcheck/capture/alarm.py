@@ -1,8 +1,8 @@
 """Ends a script from within: when it has taken enough steps, or when its time is up, whatever it does with the exception.
 
-A thread looks at the clock and sends the main thread a signal that scripts have no use for: their own alarms are left alone. The handler
+A thread watches the clock and sends the main thread a signal that scripts do not use, so that their own alarms are left alone. The handler
 raises Stop in the script. The interpreter drops what is raised in a destructor or another callback, and a script may catch everything:
-therefore the signal is sent again and again, and after a Stop that was lost the next line of the script raises another one.
+so the signal is sent repeatedly, and if a Stop was lost, the next line of the script raises another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gradcheck.instrument.patches import Patches
 from gradcheck.workload.source_sites import origin_of
 
 LOOKS = 0.05  # seconds between two looks at the clock
-GRACE = 2.0  # seconds that a script has for its own cleaning up, before it is told again
+GRACE = 2.0  # seconds that a script has to clean up before it is told again
 LAST = 0.5  # seconds that a thread of the script gets to notice that it is to end
 _SIGNAL = getattr(signal, "SIGVTALRM", None)
 
@@ -33,7 +33,7 @@ class Stop(BaseException):
 
 
 class Alarm:
-    """`due` is asked, in a thread of its own, whether the script is to be ended; what `guarded` runs is ended then.
+    """A thread keeps asking `due` whether the script should end; if so, whatever `guarded` runs is ended.
 
     `on_interrupt` is called at a Ctrl-C, or another signal that ends gradcheck, before the script hears of it.
     """
@@ -47,7 +47,7 @@ class Alarm:
         self._trace: Any = None  # of a debugger, put back in the end
 
     def guarded(self, run: Callable[[], Any]) -> Any:
-        """Runs code of the user's: what is raised is raised in it."""
+        """Runs the user's code; Stop is raised only inside it."""
         return run()
 
     @contextmanager
@@ -102,7 +102,7 @@ class Alarm:
     def _ring(self, number: int, frame: FrameType | None) -> None:
         if self._over.is_set() or not self._holds(frame):
             return
-        if self._rings > 1:  # it has caught the first one, or its cleaning up does not end
+        if self._rings > 1:  # it caught the first one, or its cleanup does not end
             self._press(frame, gently=self._rings == 2)
         raise Stop
 
@@ -122,7 +122,7 @@ class Alarm:
         return False
 
     def _press(self, frame: FrameType | None, gently: bool = False) -> None:
-        """The next line that runs raises Stop. `gently`: of the user's own code, so that libraries may leave what they have entered."""
+        """Makes the next line that runs raise Stop. `gently`: the next line of the user's own code, so that libraries can clean up."""
 
         def trace(frame: FrameType, event: str, arg: Any) -> Any:
             if self._over.is_set() or not self._holds(frame):

@@ -1,4 +1,4 @@
-"""Backward passes: of which loss, and which optimizers are to use the gradients."""
+"""Backward passes: from which loss they start, and which optimizers will use their gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASKED = 63  # passes whose gradients were asked for and not used yet, before the
 
 
 class Backward(LoopListener):
-    """Is told of passes; `asking` stands around `torch.autograd.grad`."""
+    """Hears of backward passes; `asking` wraps `torch.autograd.grad`."""
 
     def __init__(self, recording: Recording, updates: Updates, forgotten: Forgotten) -> None:
         self.recording, self.updates, self.forgotten = recording, updates, forgotten
@@ -60,7 +60,7 @@ class Backward(LoopListener):
             recording.observer(recording)
 
     def asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Gradients that are given back and not left in `.grad`: whether they are used shows later."""
+        """Gradients that are returned rather than left in `.grad`: only later does it show whether they are used."""
         recording, signature = self.recording, inspect.signature(original)
 
         def grad(*args: Any, **kwargs: Any) -> Any:
@@ -122,7 +122,7 @@ class Backward(LoopListener):
 
 
 def _kept(value: Any) -> Any:
-    """What can be gone through more than once: `model.parameters()` cannot."""
+    """An iterable that can be gone through more than once, which `model.parameters()` cannot."""
     return tuple(value) if isinstance(value, Iterator) else value
 
 

@@ -1,4 +1,4 @@
-"""What the loop does to trained weights by hand between steps to keep them within bounds: it is part of the training."""
+"""What the loop does by hand to trained weights between steps to keep them within bounds; it is part of the training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradcheck.capture.events import OptimizerTrace
 from gradcheck.measure.projections import Projection
 
 NAMES = frozenset("clamp_ clamp_min_ clamp_max_ clip_ relu_ abs_ masked_fill_ mul_".split())
-USUAL = 0.9  # of the steps: seldomer, it is not known when
+USUAL = 0.9  # share of the steps; of what is done less often it is not known when
 
 
 @dataclass

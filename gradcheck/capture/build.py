@@ -153,7 +153,7 @@ def _owners(slices: Sequence[Slice]) -> list[Owner]:
 
 
 def _model(labels: Sequence[str], modules: Sequence[nn.Module], called: int) -> tuple[nn.Module, Helpers]:
-    """One model of them all. The first so many are those that the loop calls."""
+    """One model that holds all of them. The loop calls the first `called` of them."""
     if len(modules) == 1:
         return modules[0], Helpers(())
     names = tuple(f"{label}_" if hasattr(nn.Module(), label) else label for label in labels)
@@ -161,7 +161,7 @@ def _model(labels: Sequence[str], modules: Sequence[nn.Module], called: int) -> 
 
 
 def _freeze_others(recorder: Recorder, watched: OptimizerTrace | None, twins: Twins) -> None:
-    """Parameters that only other optimizers of the script train are given to this training as they are."""
+    """Freezes the parameters that only other optimizers of the script train."""
     if watched is not None:
         twins.freeze({key for w in recorder.optimizers.values() if w not in watched.members for key in w.ids} - watched.ids)
 
@@ -178,7 +178,7 @@ def _optimizer(
 
 
 def _as_the_script_uses_it(watched: OptimizerTrace, twins: Twins, bounds: Bounds) -> tuple[torch.optim.Optimizer, str]:
-    """A copy with the rates and the state that the script lets it have, and what it is."""
+    """A copy that has the rates and the state it has in the script, and a description of it."""
     optimizer = _copied_optimizer(watched, twins)
     text = f"{type(optimizer).__name__} {_origin(watched)}"
     life = watched.life

@@ -1,4 +1,4 @@
-"""Updates that no optimizer of torch takes, as optimizers of torch: each is given the one whose rule it follows."""
+"""Updates written by hand, as optimizers of torch: each gets the one whose rule it follows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NormalizedSGD(torch.optim.Optimizer):
 
 
 def tell_rules(recorder: Recorder) -> None:
-    """Gives each update by hand the optimizer that it amounts to. Forgets those that turn out to be no training."""
+    """Gives each update by hand the equivalent optimizer. Forgets those that turn out not to be training."""
     for watched in list(recorder.optimizers.values()):
         if watched.changes is not None and not watched.changes.happened and len(watched.steps) == 1:
             del recorder.optimizers[id(watched.optimizer)]  # the function that was to change them raised
@@ -79,7 +79,7 @@ def _follow(recorder: Recorder, watched: OptimizerTrace, rule: UpdateRule) -> No
 
 
 def _class(rule: UpdateRule) -> Any:
-    """Adam with weights that shrink is AdamW; that RMSprop, but for its first steps."""
+    """Adam with decoupled decay is AdamW; so is RMSprop with decoupled decay, but for its first steps."""
     if rule.normalized:
         return NormalizedSGD
     shrinks = any(rule.decays) and rule.kind in ("Adam", "RMSprop")
@@ -93,7 +93,7 @@ def _settings(rule: UpdateRule) -> dict[str, Any]:
 
 
 def _decay(rule: UpdateRule, decay: float) -> dict[str, float]:
-    """SGD adds decay to the gradient, where momentum makes more of it."""
+    """SGD adds decay to the gradient, so momentum amplifies it."""
     if rule.kind == "SGD" and decay:
         decay *= 1 - rule.settings.get("momentum", 0.0)
     return {"weight_decay": max(0.0, decay or rule.coupled)}

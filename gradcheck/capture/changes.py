@@ -10,7 +10,7 @@ import torch
 SAMPLED = 8192  # entries of all leaves of one training together, of each step
 LEAST = 16  # entries of one leaf
 KEPT = 200  # steps: as many as a script is followed
-ALIKE = 0.2  # cosine of a difference with the gradient, from which on it is a step; of unrelated numbers it is near 0
+ALIKE = 0.2  # least cosine between a difference and the gradient that makes it a step; between unrelated numbers it is near 0
 
 Tensor = torch.Tensor
 
@@ -53,7 +53,7 @@ class Waiting:
 
 @dataclass
 class Changes:
-    """The steps of one training whose updates are no optimizer's of torch, by key of the weight."""
+    """The steps of one training that no optimizer of torch takes, by key of the weight."""
 
     by_leaf: dict[int, list[Change]] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)  # of the gradient of all its leaves, by step
@@ -81,7 +81,7 @@ def chosen_entries(gradient: Tensor, leaves: int) -> Tensor:
 
 
 def successors(waiting: Mapping[int, Waiting], reached: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """By id of a leaf that waited: the one in its place, where a pass reaches new leaves, a step along the gradient from the old ones."""
+    """The leaf that replaced each waiting one, by id, if a pass reaches new leaves that lie a step along the gradient from the old."""
     old = {key: w for key, w in waiting.items() if key not in reached and not w.written}
     new = [leaf for key, leaf in reached.items() if key not in waiting]
     if not old or [w.leaf.shape for w in old.values()] != [leaf.shape for leaf in new]:

@@ -15,7 +15,7 @@ from gradcheck.instrument.patches import Patches
 
 
 def keep_checkpoints(patches: Patches, home: Path | None) -> None:
-    """`torch.save` keeps what it is to write in memory, where `torch.load` finds it; in a sandbox it writes."""
+    """Makes `torch.save` keep its data in memory, where `torch.load` finds it; in a sandbox it writes."""
     kept: dict[str, bytes] = {}
 
     def place(file: Any) -> str | None:

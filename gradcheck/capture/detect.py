@@ -1,10 +1,10 @@
-"""Is a Python file a training script, or a file that defines a model? Told from its text, without running it.
+"""Whether a Python file is a training script or defines a model, told from its text without running it.
 
 A script trains when it is run: its top level, or what stands under `if __name__ == "__main__":`, leads to a `backward()`, an
-optimizer's `step()`, a trainer, or a call of a library that trains. Training at the top level makes a script of every file, since
-importing it would train. Training under the guard does not where the file gives a whole target by the names that gradcheck looks for: a
-model, and its loss and optimizer. Where only a part is given, the script's own loss and optimizer are better than guessed ones.
-What has no model to offer and does something when it is run is a script, too.
+optimizer's `step()`, a trainer, or a call of a library that trains. A file that trains at its top level is always a script, since importing
+it would train. A file that trains under the guard is not, if it defines a whole target under the names that gradcheck looks for: a model,
+its loss and its optimizer. If it defines only a part of one, the script's own loss and optimizer are better than guessed ones. A file that
+defines no model and does something when it is run is a script, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Definition = _Function | ast.ClassDef
 
 
 def is_script(path: str) -> bool:
-    """False for what is not a readable Python file, too: loading it says what is wrong."""
+    """Also False for anything that is not a readable Python file: loading it says what is wrong."""
     file = _read(Path(path))
     if file is None:
         return False

@@ -79,7 +79,7 @@ class OptimizerTrace(TracedOptimizer):
     unscaled: bool = False
     version: int | None = None  # of one gradient after the last backward pass or clipping
     versioned: nn.Parameter | None = None
-    changes: Changes | None = None  # of an update that is no optimizer's of torch: `optimizer` only stands in for it
+    changes: Changes | None = None  # of an update that no optimizer of torch takes: `optimizer` only stands in for it
     parts: tuple[OptimizerTrace, ...] = ()  # it stands for several that step together
     free: Owner | None = None  # of its weights that no module holds
     _watch: list[torch.Tensor] = field(default_factory=list)
@@ -98,7 +98,7 @@ class OptimizerTrace(TracedOptimizer):
         return max([step.since, *(p.ref.node.serial for p in step.passes if p.ref is not None)]) if step is not None else -1
 
     def gradient(self) -> Gradient:
-        """What is in the gradients, told by a few of those that the last backward pass left."""
+        """What the gradients hold, judged by a few of those that the last backward pass left."""
         given = [p for p in self._watch or self.parameters if p.grad is not None]
         if not given:
             return "some" if holds_back() else "none"
@@ -109,7 +109,7 @@ class OptimizerTrace(TracedOptimizer):
         self._watch = list(itertools.islice(filter(is_filled, self.parameters), WATCHED_GRADIENTS))
 
     def settle(self) -> None:
-        """Sees whether gradients were cleared: before a backward pass, a clipping and a step."""
+        """Checks whether gradients were cleared; called before each backward pass, clipping and step."""
         if not (self.dirty or self.live) or self.gradient() == "some":
             return
         self.dirty = False
@@ -117,7 +117,7 @@ class OptimizerTrace(TracedOptimizer):
         self.live = []
 
     def claim_near(self) -> None:
-        """Of an optimizer that no loss reaches: the losses right before its steps are those that it was to follow."""
+        """For an optimizer that no loss reaches: it takes the losses right before its steps as the ones it was meant to follow."""
         if not any(s.passes for s in self.steps):
             for step in self.steps:
                 step.passes = [step.near] if step.near is not None else []
@@ -133,7 +133,7 @@ class OptimizerTrace(TracedOptimizer):
 
 
 def taken_alike(every: Iterable[OptimizerTrace]) -> int:
-    """The most steps that were taken by optimizers made at one place: those of folds, tasks and members of an ensemble count together."""
+    """The most steps taken by optimizers that one expression made: those of folds, tasks and members of an ensemble count together."""
     counts: Counter[Any] = Counter()
     for watched in every:
         counts[watched.site or id(watched)] += len(watched.steps)

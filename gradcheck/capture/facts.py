@@ -35,7 +35,7 @@ class Ending:
 def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Ending) -> LoopFacts:
     """The loop as one optimizer saw it; without one, the loop of a script whose optimizers never stepped.
 
-    Of several that step together, the one whose gradients or rates the loop deals with worst tells it.
+    Of several that step together, the one whose gradients or rates the loop treats worst is described.
     """
     if watched is not None and watched.parts:
         told = [loop_facts(recorder, w, ending) for w in watched.parts]
@@ -102,7 +102,7 @@ def _without_steps(recorder: Recorder) -> dict[str, Any]:
 
 
 def _trouble(facts: LoopFacts) -> float:
-    """How much of what the loop does to an optimizer is out of the ordinary, as a number to compare them by."""
+    """How far the loop's treatment of an optimizer is out of the ordinary, as a number to compare optimizers by."""
     rates = facts.rates or ()
     peak = max(rates, default=0.0)
     fallen = 1 - rates[-1] / peak if peak else float(bool(rates))

@@ -1,7 +1,7 @@
 """Leaves that every loss sends gradient to and that nothing updates: weights that were left out of what is trained.
 
-Of modules the parameters are known. A tensor by itself may as well be data that asks for gradients: it counts as a weight by what it is
-used for, and where a derivative with respect to it is asked for it is none.
+The parameters of modules are known. A tensor on its own may also be data that requires gradients: it counts as a weight if it is used as
+one, and not if the script asks for a derivative with respect to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradcheck.capture.recording import Recording
 from gradcheck.instrument.running_code import place_of_variable
 from gradcheck.types.location import Location
 
-STEPS = 4  # different steps whose losses reach a leaf that stays what it is; those of a loop that trains by turns come sooner
+STEPS = 4  # steps whose losses reach a leaf that never changes; in a loop that trains by turns, its turn comes sooner
 AGO = 8  # steps without it after which a leaf is let go
 _PRODUCTS = frozenset("matmul __matmul__ __rmatmul__ mm bmm mv dot addmm baddbmm".split())
 _TAKES_WEIGHTS = frozenset(("linear", "embedding", "layer_norm", "batch_norm", "group_norm", "conv1d", "conv2d", "conv3d", "bilinear"))
@@ -76,7 +76,7 @@ class Forgotten:
         return known
 
     def _adopt(self, found: BackwardPass, tensors: Iterable[torch.Tensor]) -> None:
-        """Those that are weights are from now on known as such, and were so in the calls that are recorded."""
+        """Makes the weights among them known as such from now on, and in the calls recorded so far."""
         recording, tape = self.recording, self.recording.tape
         parameters = [t for t in tensors if isinstance(t, nn.Parameter)]
         recording.owners.own(parameters)

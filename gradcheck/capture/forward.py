@@ -17,7 +17,7 @@ from gradcheck.instrument.running_code import here, is_wrapper
 
 
 class Forward:
-    """`before` and `after` are global hooks of modules, `applying` stands around `torch.autograd.Function.apply`."""
+    """`before` and `after` are global hooks of modules, `applying` wraps `torch.autograd.Function.apply`."""
 
     def __init__(self, recording: Recording, updates: Updates) -> None:
         self.recording, self.updates = recording, updates
@@ -112,13 +112,12 @@ class Forward:
 
 
 def _holds_anything(module: nn.Module) -> bool:
-    """Modules without parameters and buffers are looked through: losses, activations.
-
-    Their tables are read: asking a module for its parameters may fix them, while it still builds itself.
+    """Modules without parameters and buffers (losses, activations) do not count. Their dictionaries are read directly: a module that is
+    still building itself may settle its parameters when asked for them.
     """
     return any(x is not None for m in module.modules() for x in (*m._parameters.values(), *m._buffers.values()))
 
 
 def _without_values(args: Any) -> bool:
-    """Whether a module is called to see what shapes come out."""
+    """Whether a module is called only to see the shapes of its outputs."""
     return any(isinstance(x, torch.Tensor) and x.is_meta for x in args)

@@ -19,7 +19,7 @@ class Functional:
         self.recording = recording
 
     def wrappers(self) -> tuple[tuple[str, Callable[[Transform], Transform]], ...]:
-        """By the name of the function of torch.func that each stands around."""
+        """The wrappers, by the name of the function of torch.func that each wraps."""
         return ("grad", lambda original: self._wrapper(original, False)), ("grad_and_value", lambda original: self._wrapper(original, True))
 
     def _wrapper(self, original: Transform, with_value: bool) -> Transform:
@@ -42,7 +42,7 @@ class Functional:
         return transform
 
     def _gradient(self, func: Callable[..., Any], number: int, has_aux: bool, args: Any, kwargs: Any) -> tuple[Any, Any, Any] | None:
-        """Gradient, value and what else there is; None where more depends on it than these weights."""
+        """Gradient, value and auxiliary output; None if the value depends on more than these weights."""
         flat, shape = pytree.tree_flatten(args[number])
         weights = [t.detach().requires_grad_() for t in flat]
         given = (*args[:number], pytree.tree_unflatten(weights, shape), *args[number + 1 :])

@@ -15,8 +15,8 @@ _SCALING = frozenset("mul div mul_ div_ multiply divide __mul__ __rmul__ __trued
 def data_in(nodes: Sequence[Node]) -> frozenset[int]:
     """ids of the Constants that are handed to a module, or to a function with a matrix of weights, or mixed into what is.
 
-    Tensors that the script computes from these after a module has run (tolerances, masks), labels, and all that another
-    recorded call made (the fakes of a generator, a target network's values) are none.
+    Labels, tensors that the script computes from these after a module has run (tolerances, masks), and whatever another recorded call made
+    (a generator's fakes, a target network's values) are not data.
     """
     return frozenset(id(x) for node in feeding(nodes) if not _scales(node) for x in _inputs(node) if isinstance(x, Constant))
 

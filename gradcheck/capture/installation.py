@@ -1,4 +1,4 @@
-"""Where a tape listens, beside the hooks of the loop: calls of modules and of functions of torch. In for the time of one loop."""
+"""Where a tape listens besides the hooks of the loop: calls of modules and of functions of torch. Installed for one loop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Installation:
         self.hooks.remove()
 
     def _fetching(self, original: Any) -> Any:
-        """Around `__next__` of what iterates over a loader: torch stacks single samples on the first axis."""
+        """Wraps `__next__` of a loader's iterator: torch stacks single samples on the first axis."""
 
         def fetch(iterator: Any) -> Any:
             batch, tape = original(iterator), self.recording.tape

@@ -1,6 +1,6 @@
 """A script that is run on the batch of a spike, with the model as it was: `gradcheck scan train.py --replay FILE`.
 
-Its loaders give that batch in place of each that is like it, and the first model whose state fits gets the state before it computes.
+Its loaders give that batch in place of every similar one, and the first model that the kept state fits gets it before it computes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class KeptStep:
             self._handle = None
 
     def check(self, error: BaseException | None) -> None:
-        """The script is over. Raises TargetError where it did not run on what is kept; what ended it comes first."""
+        """Call it when the script is over. Raises TargetError if it did not run on what is kept; the error that ended it comes first."""
         self._let_go()
         if error is not None and not (self.batches and self.placed) and isinstance(error, Exception):
             return

@@ -96,9 +96,9 @@ def time_first_calls() -> Iterator[list[tuple[int, int]]]:
 def samples_axis(nodes: Sequence[Node], calls: Sequence[tuple[int, int]]) -> int:
     """0, or 1 where the samples are known to lie there: [time, samples, ...] and [views, samples, ...].
 
-    Known is it where the data go into layers that take time first, and nothing says that samples are on the first axis: rows that
-    were picked or stacked one by one, a target with as many rows. And where labels have as many rows as the second axis, and nothing
-    else has as many as the first. `calls`: of `time_first_calls`.
+    That is known if the data go into layers that take time first, and nothing says that samples are on the first axis (rows that were
+    picked or stacked one by one, a target with as many rows); also if labels have as many rows as the second axis, and nothing else has as
+    many as the first. `calls`: of `time_first_calls`.
     """
     given = first_given(nodes)
     if given is None or not is_plain(given.value) or given.value.dim() < 2 or _stacked(given) is not None:

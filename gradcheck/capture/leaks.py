@@ -1,4 +1,4 @@
-"""Which samples a loop trains on, and which it only looks at: rows of the batches that its loaders give, by what they hold."""
+"""Which samples a loop trains on and which it only looks at. Samples are rows of its loaders' batches, told apart by content."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Leaks(LoopListener):
                 data.elsewhere = not data.shared <= self._newest
 
     def found(self) -> LoopLeak | None:
-        """The data that are only looked at, of which most were trained on. None where none are."""
+        """Data that the loop only looks at, although most of them were trained on. None if there are none."""
         self._settle()
         trained = [d for d in self._data.values() if d.trained]
         others = [d for d in self._data.values() if d.looked_at and not d.trained]
@@ -113,12 +113,12 @@ class Leaks(LoopListener):
         told = [_leak(d, twins, trained) for d in others]
         clean = any(x.rows and x.shared / x.rows - x.twins <= 0 for x in told)
         own = [x for x, d in zip(told, others, strict=True) if x.rows and x.shared == x.rows and not d.elsewhere]
-        left = [x for x in told if not (clean and x in own)]  # beside data of its own, a look at what was trained on is meant
+        left = [x for x in told if not (clean and x in own)]  # besides held-out data, evaluating on the training data is intended
         return max(left or told, key=lambda x: x.shared / max(1, x.rows))
 
 
 def _part(sampler: Any) -> Any:
-    """What picks a part of a dataset, given to its loader by itself or for batches; None where all of it is given."""
+    """What picks a part of a dataset: the loader's sampler or its batch sampler's; None if all of it is used."""
     inner = getattr(sampler, "sampler", sampler)
     return None if isinstance(inner, _OF_ALL) or not hasattr(inner, "__len__") else inner
 
@@ -129,7 +129,7 @@ def _leak(data: _Data, twins: float, trained: list[_Data]) -> LoopLeak:
 
 
 def _rows(batch: Any) -> Iterator[int]:
-    """A number for each row over all tensors of a batch, which equal rows share."""
+    """A number for each row, over all tensors of a batch; equal rows have equal numbers."""
     tensors = [t for t in tensors_in(batch) if t.dim() and is_plain(t) and t.device.type == "cpu"]
     count = len(tensors[0]) if tensors else 0
     tensors = [t.detach() for t in tensors if len(t) == count]

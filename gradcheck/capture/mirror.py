@@ -114,7 +114,7 @@ class Mirror:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """While active, what this process writes, moves or removes in the mirror is the mirror's own before that."""
+        """While active, a file that this process is about to write, move or remove in the mirror becomes the mirror's own first."""
         if not _guarded:
             _install()
         _guarded.append(self)

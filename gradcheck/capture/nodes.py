@@ -1,4 +1,4 @@
-"""What stands on a tape: calls, and what went into them: results of other calls, constants, weights and their owners."""
+"""What a tape holds: calls, and what went into them (results of other calls, constants, weights and their owners)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Node:
     in_place: bool = False
     values: dict[int, torch.Tensor] = field(default_factory=dict)  # results that carry no gradient, by their position
     counts: dict[int, int] = field(default_factory=dict)  # of the entries of its results
-    read: bool = False  # the loop took its values out of torch: what it made of them fits no others
+    read: bool = False  # the loop took its values out of torch: what it computed from them fits no other values
 
     def inputs(self) -> Iterator[Any]:
         return references((self.args, self.kwargs))

@@ -68,7 +68,7 @@ def observed(
 
 
 def own_run(loop: LoopFacts) -> Run:
-    """The script's own steps as a run. Losses that are not finite end it where none that is finite follows; else the loop skips them."""
+    """The script's own steps as a run. Non-finite losses end it if no finite one follows; otherwise the loop skips them."""
     finite = [math.isfinite(x) for x in loop.losses]
     last = max((i for i, good in enumerate(finite) if good), default=-1)
     kept = tuple(x for x, good in zip(loop.losses[: last + 1], finite, strict=False) if good)
@@ -105,9 +105,8 @@ def _parameter(weight: Weight, reached: frozenset[int], groups: Sequence[dict[st
 def _cuts(
     recorder: Recorder, passes: Sequence[BackwardPass], parameters: Sequence[Parameter], models: Sequence[torch.nn.Module]
 ) -> tuple[Cut, ...]:
-    """Where a loss that reaches nothing lost its gradient: on the way to it from the models, where that is known.
-
-    Else at the last cut before it, or the first behind the model.
+    """Where a loss that reaches nothing lost its gradient: on the way to it from the models, if that is known. Otherwise at the last cut
+    before it, or the first behind the model.
     """
     names = tuple(p.name for p in parameters if p.trainable and not p.used)
     if not passes or len(names) < sum(p.trainable for p in parameters):

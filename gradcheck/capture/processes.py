@@ -1,4 +1,4 @@
-"""The processes that a script starts: what they do is not seen."""
+"""The processes that a script starts; what they do is not seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradcheck.instrument.patches import Patches
 
 
 def note_processes(patches: Patches, started: list[str]) -> None:
-    """While the patches hold, the Python processes that the script starts are noted; those of data loaders are none."""
+    """While the patches hold, notes the Python processes that the script starts, without the workers of data loaders."""
 
     def of_command(original: Callable[..., Any]) -> Callable[..., Any]:
         def popen(self: Any, args: Any, *more: Any, **named: Any) -> Any:

@@ -48,7 +48,7 @@ def start(kind: Kind, what: str, arguments: Sequence[str], module: ModuleType, h
 
 
 def _of_module(name: str, module: ModuleType) -> CodeType:
-    """As `python -m` finds it; of a package its `__main__`. Raises ModuleNotFoundError."""
+    """As `python -m` finds it; for a package, its `__main__`. Raises ModuleNotFoundError."""
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.submodule_search_locations is not None:
         name = f"{name}.__main__"

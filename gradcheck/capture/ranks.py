@@ -1,4 +1,4 @@
-"""What a script that several processes run is kept from, and noted of it: its process groups stay until it has been measured."""
+"""For a script that several processes run: its process groups are kept alive until it has been measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recorder: what a training loop does, as global hooks and thin wrappers see it, without changing it.
+"""The recorder: notes what a training loop does through global hooks and thin wrappers, without changing it.
 
 Nothing here knows where the loop came from. It listens to the events of the loop, each part to those of its subject: `backward`, `steps`,
 `gradient_changes`, the journal; what else a tape needs to see, `installation` lists.

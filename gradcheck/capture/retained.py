@@ -24,7 +24,7 @@ from gradcheck.workload.assignments import expression_at, parsed
 from gradcheck.workload.source_sites import origin_of
 
 MARKED = 4  # nodes of a loss that are marked: scales of it are made again, the loss itself may be kept
-KEPT = 8  # steps whose graphs are alive at a time, from which on it is asked what keeps them
+KEPT = 8  # steps whose graphs must be alive at once before what keeps them is looked for
 DENSE = 0.5  # share of the steps since the first of these
 FOLLOWED = 256  # losses
 NODE = 450  # bytes of a node of the graph after its backward pass. Measured: growth of the process over 1500 kept graphs of a net of linear

@@ -1,4 +1,4 @@
-"""Whose a module is: the user's root models, and copies of them as they were before training."""
+"""Which root model each module belongs to, and copies of the root models as they were before training."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _make_parameters(root: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> 
 
 
 def versions(root: nn.Module) -> tuple[Any, ...]:
-    """What tells whether a model is still what it was: its parameters, buffers, and the plain attributes of its modules."""
+    """What shows whether a model is still what it was: its parameters, buffers, and the plain attributes of its modules."""
     return _tensor_versions(root.parameters()), _tensor_versions(root.buffers()), tuple(_attributes(m) for m in root.modules())
 
 

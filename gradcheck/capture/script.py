@@ -90,7 +90,7 @@ class _Clock:
             raise Stop
 
     def tell(self) -> None:
-        """The script is to end."""
+        """Tells the script to end."""
         self.told_at = self.told_at or time.monotonic()
 
     def due(self) -> bool:
@@ -277,7 +277,7 @@ class _Run:
 
 
 def _handlers() -> dict[int, Any]:
-    """Of the signals that end gradcheck: a script may have its own while it runs."""
+    """Those of the signals that end gradcheck: a script may install its own while it runs."""
     return {number: signal.getsignal(number) for number in interrupts.SIGNALS}
 
 

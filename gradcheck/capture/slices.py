@@ -1,4 +1,4 @@
-"""What of a tape a step's losses are computed from again, and what stays as it was."""
+"""Which part of a tape is computed again for a step's losses, and which part stays as it was."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gradcheck.capture.nodes import Node, Owner, Ref, Weight, nodes_behind
 class Slice:
     """The calls that some values depend on, in their order.
 
-    What carries no gradient is taken as it was where it depends on no trained parameter, was made before the step or serves several
-    (what a policy did in a rollout), or was read by the loop. `held`: ids of the user's parameters that are trained. `since`: the last
+    A value without gradient is taken as it was if it depends on no trained parameter, was made before the step, serves several steps (what
+    a policy did in a rollout), or was read by the loop. `held`: ids of the user's parameters that are trained. `since`: the last
     call before the step. `shared`: ids of calls before it that other steps use too.
     """
 

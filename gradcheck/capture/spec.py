@@ -28,7 +28,7 @@ class ScriptSpec:
     sandbox: bool = False  # run in a mirror of its folder, which keeps what it writes
     quiet: bool = False  # what it prints is dropped
     seed: int = 0
-    edits: tuple[tuple[str, bytes], ...] = ()  # (path, content) of files that read otherwise in the copy, which is made for them
+    edits: tuple[tuple[str, bytes], ...] = ()  # (path, content) of files that read differently in the copy, which is made for them
     kind: Kind = "script"
     replay: str = ""  # file with a batch, and the state of the model, on which it runs
     cell: LiveCell | None = None  # run in place of a program; `path` is what it is called

@@ -59,7 +59,7 @@ class Together(torch.optim.Optimizer):
 
     @state.setter
     def state(self, value: Any) -> None:
-        """It is the parts'."""
+        """The state of the parts."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

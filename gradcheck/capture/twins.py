@@ -1,4 +1,4 @@
-"""The modules that a recorded loss is computed again with: copies of the user's as they were before training, or the user's own, lent."""
+"""The modules that a recorded loss is computed again with: copies of the user's as they were before training, or the user's own."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def twins_of(owners: Sequence[Owner], others: Sequence[Owner], program: Program,
             return _copies(owners)
         why = "they use modules or tensors of the script that a copy would share with it" if not repeated.contained else ""
     outside = _outside(repeated, others) if repeated is not None else ()
-    borrowed = _borrowed([*owners, *outside], why or "a copy computes another loss")
+    borrowed = _borrowed([*owners, *outside], why or "a copy computes a different loss")
     try:
         borrowed.lend()
         original = _repeat(program, [o.original for o in owners], passes, set(map(id, borrowed.modules)) | borrowed.tensors.keys())
@@ -96,7 +96,7 @@ def _other_loss(repeated: _Repeated, passes: Sequence[BackwardPass]) -> str:
 
 
 def _copies(owners: Sequence[Owner]) -> Twins:
-    """Each training has copies of its own: what one trains, another one freezes."""
+    """Each training has its own copies: what one trains, another freezes."""
     memo: dict[int, Any] = {}
     for owner in owners:
         assert owner.copy is not None
@@ -163,7 +163,7 @@ def _outside(repeated: _Repeated, others: Sequence[Owner]) -> tuple[Owner, ...]:
 
 
 def _borrowed(owners: Sequence[Owner], why: str) -> Borrowed:
-    """The originals, to be lent as they were before training."""
+    """The originals, to be borrowed as they were before training."""
     free = [t for o in owners if isinstance(o.original, Loose) for t in o.original.tensors.values()]
     borrowed = Borrowed([o.original for o in owners], free, why=why, spill=any(o.short for o in owners))
     initial = State(attributes=[], contents=[])

@@ -31,7 +31,7 @@ def nothing_seen(capture: Capture, spec: ScriptSpec) -> TargetError:
     if capture.recorder.idle:
         what = f"{name} took {capture.recorder.idle} steps without a backward pass"
         return TargetError(f"no training was seen: {what}", hint="call loss.backward() before optimizer.step()")
-    hint = elsewhere or "it is to train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
+    hint = elsewhere or "it should train when it is run: does it need arguments (after --), or is it a model file (FILE.py:name)?"
     return TargetError(f"no training was seen: {name} ended after {capture.seconds:.1f} s without a backward pass", hint=hint)
 
 
@@ -46,7 +46,7 @@ def _correct(spec: ScriptSpec, error: BaseException) -> str:
     return _device(spec) if _ABSENT.search(str(error)) else CORRECT
 
 
-# What torch says where a device is named that this machine has not, and how scripts call the option that chooses another.
+# What torch says if a device is named that this machine does not have, and what scripts call the option that chooses another.
 _ABSENT = re.compile(
     r"not compiled with CUDA|Found no NVIDIA|No CUDA GPUs|CUDA (driver|error: invalid device)|device when none is available|MPS device"
 )

@@ -1,7 +1,7 @@
 """Steps that no optimizer of torch takes: weights that are changed by hand, or by an optimizer of another kind.
 
-A leaf that a backward pass gave a gradient to, that no optimizer of torch holds, and that is written to before the next pass: that is a
-step. What is written through torch's functions is seen at once, and where; what is not, by the values at the next pass. A leaf may also be
+It is a step if a leaf that no optimizer of torch holds gets a gradient from a backward pass and is written to before the next one. What is
+written through torch's functions is seen at once, with its place; anything else shows in the values at the next pass. A leaf may also be
 replaced by another one, as functional code does. Leaves that are changed in one step are one training: a `Watched` whose optimizer stands
 in for the update.
 """
@@ -28,7 +28,7 @@ BESIDE = 2  # steps by hand, before the first one of an optimizer that holds the
 PASSES = 63  # of one step, before the last one
 _NUMBERS = frozenset(
     "item tolist numpy __float__ __int__ __bool__ __format__ __repr__".split()
-)  # that leave torch: no weight comes of them
+)  # that leave torch: no weight can come of them
 _NO_VALUES = frozenset("requires_grad_ detach_ rename_ share_memory_".split())  # in-place methods that leave the values as they are
 
 Tensor = torch.Tensor
@@ -165,7 +165,7 @@ class Updates:
         return watched
 
     def _founded(self) -> OptimizerTrace:
-        """A training that was not known."""
+        """Starts a training that was not known before."""
         recording = self.recording
         stand_in = torch.optim.SGD([torch.zeros((), device="cpu")], lr=0.0)
         stand_in.param_groups[0]["params"].clear()

@@ -104,7 +104,7 @@ def _of_loss(node: Node, factor: float) -> tuple[float, int] | None:
 
 
 def _labels(node: Node) -> int:
-    """Supervised places of a model that takes labels and gives a mean loss: those of a sequence but its first."""
+    """Supervised positions of a model that takes labels and returns a mean loss: all of a sequence but the first."""
     labels = node.kwargs.get("labels") if "num_items_in_batch" not in node.kwargs else None
     if not isinstance(labels, Constant) or labels.value.is_floating_point():
         return 0

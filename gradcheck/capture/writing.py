@@ -16,7 +16,7 @@ def is_in_place(name: str) -> bool:
 
 
 def written(whole: Tensor, part: Tensor, size: tuple[int, ...], stride: tuple[int, ...], start: int) -> Tensor:
-    """`whole` with `part` at its place; as it is, where the part is a view of it, in which it has been written already."""
+    """`whole` with `part` in its place; unchanged if the part is a view of it, since then it has been written already."""
     if part._base is whole:
         return whole
     result = whole.clone()
