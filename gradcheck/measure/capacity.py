@@ -1,4 +1,4 @@
-"""Whether a training fits into the memory there is, asked before it begins."""
+"""Whether a training fits into the available memory, checked before it begins."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gradcheck.workload.memory import Memory, free_memory, gigabytes, memory_of
 from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.workload import Workload
 
-SMALL = 100e6  # bytes: what takes less is not asked for
+SMALL = 100e6  # bytes; a training that takes less is not checked
 
 
 def require_memory(workload: Workload) -> Memory:
-    """What a training takes. Raises TargetError where that is more than what is free, with what would fit."""
+    """The memory that a training takes. Raises TargetError if it is more than is free, and says what would fit."""
     rows, each = batch_size(workload.batches[0]), workload.sample_bytes
     memory = memory_of(workload.model, workload.optimizer, rows * each if each else None)
     free = free_memory(workload.device)

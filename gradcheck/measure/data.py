@@ -88,7 +88,7 @@ def _input(name: str, tensors: list[torch.Tensor], first: LayerKind | None) -> I
 
 
 def _moments(tensors: list[torch.Tensor]) -> tuple[tuple[float, float], ...]:
-    """Mean and standard deviation of finite entries along axis 1, of tables and images; those of what never varies have std 0."""
+    """Mean and standard deviation of finite entries along axis 1, of tables and images; what never varies has std 0."""
     width = tensors[0].shape[1] if tensors[0].dim() in (2, 4, 5) else 0
     if not 0 < width <= MOST_MOMENTS or any(t.dim() != tensors[0].dim() or t.shape[1] != width for t in tensors):
         return ()

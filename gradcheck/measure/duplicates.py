@@ -36,7 +36,7 @@ def facts(found: InputFacts, tensors: Sequence[torch.Tensor], targets: Sequence[
 
 
 def _first_time(tensors: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Without batches that are given again as they were: loops may take several steps on a batch, as those of a critic do."""
+    """The batches without repeated ones: loops may take several steps on a batch, as those of a critic do."""
     labelled = len(targets) == len(tensors)
     batches = list(zip(tensors, targets, strict=True)) if labelled else [(t,) for t in tensors]
     new: list[tuple[torch.Tensor, ...]] = []

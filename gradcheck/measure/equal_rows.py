@@ -64,7 +64,7 @@ def _sorted(rows: torch.Tensor, direction: torch.Tensor) -> _Sorted:
 
 
 class EqualRows:
-    """Of weights with their gradients, which rows [units, fan_in] equal another one in both.
+    """For weights with their gradients: which rows [units, fan_in] equal another one in both.
 
     Two looks, so that few matrices are compared entry by entry: bring `flags` to the host, and `read` them.
     """
@@ -76,7 +76,7 @@ class EqualRows:
         self.flags = [found.first_look() for found in self._looked if found is not None]
 
     def read(self, flags: Sequence[torch.Tensor]) -> list[tuple[float, bool]]:
-        """Of each the share of the rows that equal another one, and whether all entries are equal. Waits only where some may be equal."""
+        """For each, the share of rows that equal another one, and whether all entries are equal. Waits only if some may be equal."""
         arrived = iter(flags)
         ends = [next(arrived).tolist() if found is not None else (0.0, 1.0, 0.0) for found in self._looked]
         alike = [i for i, (rows, _) in enumerate(self._given) if ends[i][2] and min(rows.shape) >= 2]

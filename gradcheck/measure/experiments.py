@@ -1,6 +1,5 @@
-"""What is tried when the probe did not learn: state that is kept, another order, other rates of the optimizer, one small batch with Adam.
-
-They separate bad luck from a wrong learning rate, and that from a model that cannot learn. Nothing here runs on a workload that learns.
+"""What is tried when the probe did not learn: keeping the optimizer's state, another order, other rates, one small batch with Adam. This
+separates bad luck from a wrong learning rate, and that from a model that cannot learn. Nothing here runs on a workload that learns.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from gradcheck.workload.workload import Workload
 BEST_UPDATE = 0.01  # update ratio that suits most nets, whatever the optimizer (calibration E3: 1.5e-2, sd 0.4 decades)
 ONE_BATCH = 16  # samples
 ONE_BATCH_STEPS = 200  # a healthy net needs 9 to 155 (calibration E16)
-ONE_BATCH_MOST = 1000  # while the loss still falls: targets far from zero take long to be reached
+ONE_BATCH_MOST = 1000  # while the loss still falls: targets far from zero take long to reach
 ONE_BATCH_RATES = (3e-3, 1e-3)
 LONGEST_COMPARISON = 6.0  # seconds beyond the deadline, for the first other rate after a probe that was cut off
 TIMES_LONGER = 10  # what learns within so many times the steps is slow, not hopeless (as benchmarks/predictions.py tells them apart)
@@ -39,7 +38,7 @@ Levels = Callable[[Any], tuple[float | None, float]]  # of the best constant pre
 def rate_factors(probe: Run, chance: float | None, watched: Sequence[Watched]) -> tuple[float, ...]:
     """Factors on the user's rate that are worth a try, the most promising first.
 
-    Of a probe that the budget cut off, the first must show within few steps that the rate is what holds it up.
+    For a probe that the budget cut off, the first must show within a few steps that the rate is what holds it up.
     """
     if held_up(probe, chance):
         return (0.01, 0.1)
@@ -78,12 +77,12 @@ class Failure:
         return {"surrogate": self.probe.surrogate, "floor": self.probe.floor}
 
     def until_compared(self, runs_left: int) -> float:
-        """The same, but time enough to compare a run with a probe that was cut off, where that takes no long time."""
+        """The same, but with enough time to compare a run with a probe that was cut off, if that does not take long."""
         least = FEWEST_COMPARED * self.step_seconds if held_up(self.probe, self.chance) else 0.0
         return max(self.until(runs_left), now() + min(least, LONGEST_COMPARISON))
 
     def until(self, runs_left: int) -> float:
-        """The deadline of the next of so many runs: half of what time is left, the last one all of it. The most promising come first."""
+        """The deadline of the next of so many runs: half of the time that is left, for the last one all. The most promising come first."""
         at = now()
         return at + max(0.0, self.deadline - at) / min(2, max(1, runs_left))
 
@@ -97,7 +96,7 @@ class Failure:
 
 
 def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, rated: bool) -> list[Run]:
-    """Other rates of the user's optimizer (when it has one: `rated`) until one explains it, another order, and one batch when none did."""
+    """Other rates of the user's optimizer (`rated`: it has one) until one explains it, another order, and one batch if none did."""
     factors = rate_factors(failure.probe, failure.chance, watched) if rated else ()
     kept = state_kept(failure)
     runs = other_rates(failure, factors)
@@ -111,7 +110,7 @@ def after(failure: Failure, watched: Sequence[Watched], levels_of: Levels, *, ra
 
 
 def state_kept(failure: Failure) -> list[Run]:
-    """The probe again with one optimizer, where the script makes it again and again."""
+    """The probe again with a single optimizer, if the script makes a new one again and again."""
     deadline = failure.until(3)
     if not forgettings(failure.workload.optimizer) or now() > deadline:
         return []
@@ -164,7 +163,7 @@ def other_rates(failure: Failure, factors: Sequence[float]) -> list[Run]:
 
 
 def longer(failure: Failure, runs: Sequence[Run]) -> list[Run]:
-    """The probe again, for many more steps, where a higher rate learned so fast that its own may get there in these."""
+    """The probe again, for many more steps, if a higher rate learned so fast that its own rate may get there in them."""
     higher = [r for r in runs if (r.rate_factor or 1) > 1 and failure.explains(r)]
     steps = TIMES_LONGER * failure.steps
     deadline = min(failure.until(2), now() + LONGER_SECONDS)

@@ -1,4 +1,4 @@
-"""Is a copy of the model as good as the model? Asked once, before anything is measured.
+"""Whether a copy of the model is as good as the model; checked once, before anything is measured.
 
 A copy is faithful when its first loss equals the original's bit for bit, and when its forward pass calls no module and reaches no parameter
 but its own. Otherwise the user's own model is measured, and everything is put back (`gradcheck.workload.borrowing`).
@@ -30,7 +30,7 @@ from gradcheck.workload.workload import Workload
 LARGE = 1_000_000  # parameters
 FEW = 2  # samples of a batch that models of this size are compared on, where the whole batch takes longer than
 LONG = 1.0  # seconds
-NO_ROOM = "the device has no memory for a copy of it"
+NO_ROOM = "the device has too little memory for a copy of it"
 
 
 @dataclass
@@ -71,7 +71,7 @@ def ensure_faithful(workload: Workload, seed: int = 0) -> None:
 
 
 def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
-    """Why no copy will do ("": one will), what of the user's it would train, and whether memory is short."""
+    """Why no copy will do ("": one will), what of the user's own it would train, and whether memory is short."""
     try:
         if _lacks_room(workload):
             raise TargetError(NO_ROOM) from MemoryError()
@@ -112,10 +112,10 @@ def _compared(copy: TrainingCopy, workload: Workload, seed: int, of_copy: Look) 
     if of_original.loss is None or of_copy.same(of_original):
         return "", of_copy
     if not of_original.same(_of_original(workload, seed, Look(None))):
-        return "", of_copy  # it is not the copy: the model computes another loss each time
+        return "", of_copy  # the copy is not to blame: the model computes a different loss each time
     if of_copy.loss is None:
         return "a copy of it does not run", of_original
-    return f"a copy of it computes another loss ({of_copy.loss:.9g} instead of {of_original.loss:.9g})", of_original
+    return f"a copy of it computes a different loss ({of_copy.loss:.9g} instead of {of_original.loss:.9g})", of_original
 
 
 def _of_original(workload: Workload, seed: int, outside: Look) -> Look:

@@ -1,4 +1,4 @@
-"""What the first step says: loss calls and their chance level, softmaxes, cuts, hidden tensors. Read while the graph is there."""
+"""What the first step shows: loss calls and their chance level, softmaxes, cuts, hidden tensors. Read while the graph exists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gradcheck.workload.training_copy import TrainingCopy
 from gradcheck.workload.transfers import on_host
 from gradcheck.workload.workload import Workload
 
-REST = 0.2  # of the loss, beside those that are known: a penalty
+REST = 0.2  # of the loss, besides those that are known: a penalty
 _FIRST_KINDS = ("linear", "conv", "recurrent", "embedding", "norm")
 
 
@@ -121,7 +121,7 @@ def _made(model: nn.Module, sites: Mapping[str, Location | None], parameter: str
 
 
 def _zero_gradients(watched: Sequence[Watched]) -> dict[int, str]:
-    """Parameters that gradient reaches as zeros only, by id."""
+    """Parameters whose gradient is zero everywhere, by id."""
     graded = [(w, g) for w in watched if w.tensor.requires_grad and (g := gradient_of(w.tensor)) is not None]
     norms = whole_norms([w.tensor for w, _ in graded], norms_of([g for _, g in graded]))
     return {id(w.tensor): w.name for (w, _), norm in zip(graded, norms, strict=True) if norm == 0.0}
@@ -179,7 +179,7 @@ def _targets(said: FirstStep, taps: FirstPassRecorder, workload: Workload, loss:
     if abs(loss - whole) <= REST * abs(loss):
         said.floor = floor
     rest = loss - known
-    if known > 0 and total > 0 and abs(rest) <= REST * abs(loss):  # a penalty beside the known losses stays what it is
+    if known > 0 and total > 0 and abs(rest) <= REST * abs(loss):  # a penalty besides the known losses stays what it is
         said.chance = total + max(0.0, rest)
 
 

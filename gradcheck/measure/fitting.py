@@ -1,4 +1,4 @@
-"""Batches cut to so few samples that enough steps of a large model fit into the time there is."""
+"""Batches cut to so few samples that enough steps of a large model fit into the available time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gradcheck.workload.workload import Workload
 LARGE = 1_000_000  # parameters: batches of smaller models stay whole
 PASSES = 3.0  # forward passes that a step takes the time of
 SHARE = 0.5  # of the time for the short training
-FEWEST = 20  # steps in that time with which batches stay whole; with fewer no verdict is to be had (convergence.FEWEST_STEPS)
+FEWEST = 20  # steps in that time with which batches stay whole; fewer allow no verdict (convergence.FEWEST_STEPS)
 WANTED = 60  # steps in that time that batches are cut for
 TERMS = 32  # of the loss (labels, tokens) that a batch keeps: fewer leave little but noise (heuristic)
 NORMALIZED = 32  # samples that a batch keeps where it is normalised by its own statistics (E10: from 16 on they do no harm)
 COMPARED = 4  # samples that checks compare with each other
-AGREE = 0.1  # relative: the loss of two samples has to be the mean of their losses, and not tell them from each other
+AGREE = 0.1  # relative: the loss of two samples must be the mean of their losses, so that it does not tell them apart
 
 
 def fitted(workload: Workload, seconds: float, seed: int = 0) -> Workload:
@@ -42,7 +42,7 @@ def fitted(workload: Workload, seconds: float, seed: int = 0) -> Workload:
 
 
 def cut_to(workload: Workload, rows: int) -> Workload:
-    """The same with no more than so many samples in a batch; also of one that was cut already."""
+    """The same with at most so many samples in a batch; the workload may have been cut before."""
     whole = workload.uncut or workload
     batches, val_batches = ([few_samples(b, rows) for b in some] for some in (whole.batches, whole.val_batches))
     return replace(workload, batches=batches, val_batches=val_batches, uncut=whole, divisible=True)
@@ -53,7 +53,7 @@ def _size(model: nn.Module) -> int:
 
 
 def _least(workload: Workload) -> int:
-    """Samples without which a batch would be another training."""
+    """The fewest samples with which a batch still makes the same training."""
     batch = workload.batches[0]
     rows = batch_size(batch)
     terms = min((t[0].numel() for t in _by_sample(batch, rows)), default=1)  # of a sample: its labels or tokens, if it is no number

@@ -1,4 +1,4 @@
-"""An optimizer that is made again after every so many steps, as some loops do it: what it learned about the gradients is lost each time."""
+"""An optimizer that is made anew every so many steps, as in some loops: each time it loses what it learned about the gradients."""
 
 from __future__ import annotations
 

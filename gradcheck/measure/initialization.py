@@ -1,4 +1,4 @@
-"""What can be told of a model that nothing runs on: structure, how its weights are drawn, adapters, optimizer, memory."""
+"""What can be told of a model without running it: structure, how its weights are drawn, adapters, optimizer, memory."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def initialization(
     files: Sequence[str] = (),
     seed: int = 0,
 ) -> Measurement:
-    """`needs`: all that rules may ask for; what takes numbers is not measured, and says so."""
+    """`needs`: all that rules may ask for; whatever takes numbers is listed as not measured."""
     known = {id(p): draws.of(p) for p in model.parameters()}
     held: dict[int, float] = {}
     for group in optimizer.param_groups:
         held |= {id(p): float(group.get("weight_decay") or 0.0) for p in group["params"]}
     parameters = tuple(_parameter(n, p, known[id(p)], held) for n, p in model.named_parameters())
     memory = memory_of(model, optimizer)
-    remedy = "scan it where it can be trained, or a smaller one of its kind"
+    remedy = "scan it where it can be trained, or scan a smaller model of its kind"
     told = [Assumption("memory", f"a training takes {memory.text}", given=True)]
     told += [Assumption("initialization", text, given=True) for text in _by_kind(model, known)]
     return Measurement(
@@ -80,7 +80,7 @@ def _parameter(name: str, p: nn.Parameter, drawn: Drawn, held: Mapping[int, floa
 
 
 def _by_kind(model: nn.Module, known: Mapping[int, Drawn]) -> Iterator[str]:
-    """A line for each kind of weight: how many there are, how they are drawn, and the gain where they are matrices."""
+    """A line for each kind of weight: how many there are, how they are drawn, and, for matrices, the gain."""
     kinds: dict[tuple[str, str], list[nn.Parameter]] = defaultdict(list)
     seen: set[int] = set()
     for module in model.modules():

@@ -65,7 +65,7 @@ class Layers:
         return frozenset(name for name, layer in self.layers.items() if layer.fate.head) if self.layers else None
 
     def _several(self) -> bool:
-        """Whether nets run beside each other."""
+        """Whether several nets run side by side."""
         return len(frozenset().union(*(x.fate.nets for x in self.layers.values()))) > 1
 
     @property

@@ -16,7 +16,7 @@ from gradcheck.types.training import NonFinite
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.tensors import tensors_in
 
-# Masks are filled with -inf on purpose; what makes such a fill is not where a number went wrong.
+# Masks are filled with -inf on purpose; an operation that does this is not where a number went wrong.
 FILLS = frozenset(
     "masked_fill masked_fill_ fill_ full full_like new_full where tensor triu tril zeros ones empty __setitem__ expand clone to".split()
 )

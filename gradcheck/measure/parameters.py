@@ -27,7 +27,7 @@ from gradcheck.workload.lockstep import everyone, several, whole_norms
 from gradcheck.workload.transfers import in_groups
 
 SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step
-BLOCK = 16  # entries side by side in that sample: each place in memory costs a cache line
+BLOCK = 16  # adjacent entries in that sample: each place in memory costs a cache line
 HALF = (torch.float16, torch.bfloat16)
 
 Numbers = npt.NDArray[np.float64]
@@ -65,7 +65,7 @@ class Watched:
         return found
 
     def set_moments(self, stats: TensorStats) -> None:
-        """Of a tensor that is not finite they are not known."""
+        """They are unknown for a tensor that is not finite."""
         self.mean, self.std = (stats.mean, stats.std) if stats.finite else (math.nan, math.nan)
         self.exponents = stats.exponent_low, stats.exponent_counts, max(abs(stats.min), abs(stats.max))
 
@@ -232,13 +232,13 @@ class StepWatch:
         return several() and multiplicity(self.watched[i].tensor, 1) is not None
 
     def _rows_of_shards(self, i: int) -> tuple[float, bool]:
-        """One parameter at a time is put together for it, on all ranks."""
+        """For this, one parameter at a time is put together, on all ranks."""
         tensor = self.watched[i].tensor
         rows = EqualRows([(whole(tensor), whole(tensor.grad) if tensor.grad is not None else None)])
         return rows.read(rows.flags)[0]
 
     def _summed(self, change: Numbers, sizes: Sequence[int]) -> list[list[float]]:
-        """Of each parameter: squares of its change and of what it was, how many of its entries had a gradient and stayed, had one."""
+        """For each parameter: squares of its change and of what it was; how many entries had a gradient but stayed; how many had one."""
         scales = [_count(w.tensor) / max(1, size) if several() else 1 for w, size in zip(self.watched, sizes, strict=True)]
         counts = [self._unchanged(i, change) for i in range(len(sizes))]
         own = [_sums(np.square(change), sizes, scales), _sums(np.square(self.before), sizes, scales), *map(list, zip(*counts, strict=True))]
@@ -258,7 +258,7 @@ class StepWatch:
         counts = [_count(w.tensor) for w in self.watched]
         known = [g is not None and g.numel() == count for g, count in zip(self.gradients, counts, strict=True)]
         ranks = len(everyone(0))
-        shares = [1 / (multiplicity(w.tensor, ranks) or ranks) for w in self.watched]  # each entry lies on so many ranks
+        shares = [1 / (multiplicity(w.tensor, ranks) or ranks) for w in self.watched]  # as many ranks hold each entry
         weights = np.repeat([k * c / max(1, n) * s for k, c, n, s in zip(known, counts, sizes, shares, strict=True)], sizes)
         pairs = (change, self.direction), (change, change), (self.direction, self.direction)
         said = everyone([float(np.sum(weights * a * b)) for a, b in pairs])

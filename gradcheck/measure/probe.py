@@ -14,18 +14,18 @@ from gradcheck.types.training import Run
 from gradcheck.workload.lockstep import now
 
 EARLY = (0, 1, 3, 10, 30, 100, 300, 1000)  # measured steps before the last ones
-FINAL_STEPS = 4  # measured steps at the end: dead units are told by what several batches never wake
+FINAL_STEPS = 4  # measured steps at the end: dead units are those that several batches never wake
 LONGER = 3  # a probe that has not learned is given this many times its steps before it is called failed
 FURTHER = 30  # and one that has left its start, and still falls, this many times
 FURTHER_SECONDS = 4.0  # at most
 CHECKED = 50  # steps after which it is looked at again
-# Seconds. Steps shorter than this gain nothing from a second thread, and lose much to it on a machine that is busy otherwise.
+# Seconds. Steps shorter than this gain nothing from a second thread, and lose much to it on a machine that is otherwise busy.
 SMALL_STEP = 0.03
 
 
 @dataclass
 class Probe:
-    """`steps`: that it takes where it learns. `observe`: takes a measured one. `chance()`: what the best constant prediction costs."""
+    """`steps`: how many it takes if it learns. `observe`: takes a measured one. `chance()`: the loss of the best constant prediction."""
 
     training: Trainer
     steps: int

@@ -1,4 +1,4 @@
-"""What each layer costs: parameters, FLOPs, activation memory, forward and backward time. A pass of its own."""
+"""What each layer costs: parameters, FLOPs, activation memory, forward and backward time. It takes a pass of its own."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Projection:
-    """A function that changes a tensor in place, and, called again, changes nothing more. The arguments are those behind the tensor."""
+    """A function that changes a tensor in place and, called again, changes nothing more. The arguments follow the tensor."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]

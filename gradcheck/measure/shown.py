@@ -1,4 +1,4 @@
-"""Which places of the user's source a report may show: those that something measured points at."""
+"""Which places of the user's source a report may show: those that a measurement points at."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from gradcheck.workload.training_copy import TrainingCopy, restored
 
 KINDS = 4  # of layers (class, shape, rank) whose factor is looked at
 ROWS = 64  # of the input
-LEAST_COSINE = 0.999  # of what factors add to the output with their product: less, and it is another kind of adapter
+LEAST_COSINE = 0.999  # share of what the factors add to the output that their product explains; with less it is another kind of adapter
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Product:
 def scales_and_sizes(context: CheckContext, products: Sequence[Product]) -> dict[str, tuple[float, float]]:
     """By layer: the factor on the product of its two factors, and norm(factor * product) / norm(weight) after the short training.
 
-    Layers of one kind are taken to have one factor. Those of which it cannot be told are left out.
+    Layers of one kind are assumed to share the factor. Those for which it cannot be told are left out.
     """
     copy = context.trained
     tensors = dict(copy.model.named_parameters(remove_duplicate=False))
@@ -102,7 +102,7 @@ def _scale(module: nn.Module, x: torch.Tensor, factors: Sequence[torch.Tensor]) 
 
 
 def _products(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
-    """The products [out, in] that two factors, either way round, can stand for."""
+    """The products [out, in] that two factors can make, in either order."""
     ways = [x @ y for x, y in ((a, b), (b, a), (a.T, b), (a, b.T), (b.T, a), (b, a.T)) if x.shape[1] == y.shape[0]]
     return [p for w in ways for p in (w, w.T)]
 

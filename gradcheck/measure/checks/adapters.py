@@ -1,4 +1,4 @@
-"""Adapters, told from structure: a frozen weight, and beside it two factors whose product has its shape; or from what PEFT's layers say."""
+"""Adapters, recognised by structure (a frozen weight beside two factors whose product has its shape) or declared by PEFT's layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def adapters_of(
     sites: Mapping[str, Location | None],
     measured: Callable[[list[Product]], Mapping[str, tuple[float, float]]] = lambda products: {},
 ) -> Adaptation | None:
-    """From structure alone, but for what is `measured` of products. None where no frozen weight has an adapter."""
+    """From structure alone, except for what was `measured` of products. None if no frozen weight has an adapter."""
     if not any(_is_frozen_weight(p) for p in model.parameters()):
         return None
     held = [*_declared(model)]
@@ -94,7 +94,7 @@ def _is_frozen_weight(p: torch.Tensor) -> bool:
 
 
 def _declared(model: nn.Module) -> Iterator[Held]:
-    """Layers that say what of them is an adapter, as PEFT's do: `base_layer`, `adapter_layer_names`, `active_adapters`."""
+    """Layers that declare which part of them is an adapter, as PEFT's do: `base_layer`, `adapter_layer_names`, `active_adapters`."""
     for name, module in model.named_modules():
         base, parts = getattr(module, "base_layer", None), getattr(module, "adapter_layer_names", None)
         if not isinstance(base, nn.Module) or not isinstance(parts, tuple):
@@ -141,7 +141,7 @@ def _by_structure(model: nn.Module, claimed: set[int]) -> list[Held]:
 
 
 def _is_void(h: Held) -> bool:
-    """Whether its products are zero, as those of no other pair of weights are."""
+    """Whether its products are zero, which happens with no other pair of weights."""
     return any(not p.is_meta and not bool(p.detach().any()) for pair in h.pairs for p in pair)
 
 
@@ -173,7 +173,7 @@ def _pairs(weight: torch.Tensor, matrices: list[torch.Tensor]) -> list[tuple[tor
 
 
 def _fits(down: torch.Tensor, up: torch.Tensor, rows: int, columns: int) -> bool:
-    """Whether they lead from the inputs of a weight [rows, columns] by a lower rank to its outputs, or to an equal part of these."""
+    """Whether they lead from the inputs of a weight [rows, columns] through a lower rank to its outputs, or to an equal part of these."""
     (d, a), (u, b) = _sides(down), _sides(up)
     for rank, inputs in ((d, a), (a, d)):
         for outputs, inner in ((u, b), (b, u)):
@@ -191,7 +191,7 @@ def _rank(a: torch.Tensor, b: torch.Tensor) -> int:
 
 
 def _bare(model: nn.Module, held: list[Held]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Linear layers that are frozen, and adapted nowhere; what an embedding holds too is not a linear layer."""
+    """Frozen linear layers that nothing adapts; one that shares its weight with an embedding does not count."""
     known = {id(p) for h in held for p in (*h.module.parameters(), *h.weights)}
     known |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, module in model.named_modules():

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 FURTHEST = 4  # places ahead that are looked for
-AHEADS = (1, 0, *range(2, FURTHEST + 1))  # what is meant comes first: periodic sequences agree with several
-FEWEST = 16  # places that must tell one number of places ahead from its neighbour
+AHEADS = (1, 0, *range(2, FURTHEST + 1))  # the intended one first: periodic sequences agree with several
+FEWEST = 16  # places at which a number of places ahead must differ from its neighbour
 TELLING = 0.05  # of the supervised places: the least share of those
 LIKELY = 0.9  # agreement from which two sequences are said to be one and the same
 SHORTEST = 3  # places in a sequence
@@ -75,7 +75,7 @@ def _candidates(tokens: torch.Tensor, target: torch.Tensor, ignored: int) -> Ite
 def _agreement(x: torch.Tensor, y: torch.Tensor, supervised: torch.Tensor, ahead: int) -> tuple[float, int]:
     """Share of the supervised places at which y[t] is x[t + ahead], and their number.
 
-    0 where too few places would show it, were it one place more or less: in constant sequences, for one.
+    0 if too few places would show that it is not one place more or less, as in constant sequences.
     """
     beside = ahead - 1 if ahead else 1
     length = min(y.shape[1], x.shape[1] - max(ahead, beside))

@@ -73,7 +73,7 @@ def _run(context: CheckContext, batch: Any) -> Watcher | Exception:
 
 
 class Watcher(ActivationRecorder):
-    """Taps that look at attention weights and at nothing else."""
+    """Taps that look at attention weights only."""
 
     def __init__(self, names: Mapping[int, str], sites: Mapping[str, Location | None], samples: int) -> None:
         super().__init__(names, functions=True)
@@ -210,7 +210,7 @@ def fused(
 def logits(
     query: torch.Tensor, key: torch.Tensor, attn_mask: torch.Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
 ) -> torch.Tensor:
-    """Of some queries, [.., queries, K], -inf where masked; arguments are those of scaled_dot_product_attention. Waits for no device."""
+    """For some queries, [.., queries, K], -inf where masked; takes the arguments of scaled_dot_product_attention. Waits for no device."""
     chosen = some_rows(query.shape[-2], query.device)
     q, k = query.detach().index_select(-2, chosen).float(), key.detach().float()
     if enable_gqa and q.dim() > 3 and q.shape[-3] != k.shape[-3]:
@@ -301,8 +301,8 @@ def _arranged(x: torch.Tensor, samples: int) -> torch.Tensor:
 def _spread(scores: torch.Tensor, masked: torch.Tensor, *, logits: bool) -> Spread | None:
     """scores, masked: [groups, heads, Q, K].
 
-    A pattern that all samples share, as distance biases give, is no collapse: the entropy is the larger one of the
-    weights as they are and of what the samples' logits differ from their mean by; the spread of the logits likewise the smaller.
+    A pattern that all samples share, such as distance biases, is no collapse: the entropy is the larger one of that of the weights as they
+    are and that of the differences of the samples' logits from their mean; the spread of the logits is the smaller one.
     """
     keys = (~masked).sum(-1)
     judged = keys >= FEWEST_KEYS

@@ -1,4 +1,4 @@
-"""Terms of a loss that weigh their entries differently by orders, since one is summed and the other averaged, and what that does."""
+"""Terms of a loss whose entries differ in weight by orders of magnitude, because one is summed and the other averaged, and the effect."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _entries(call: Call) -> tuple[tuple[int, ...], float, list[Call]] | None:
 
 
 def _is_compared(ends: list[Call], parameters: set[int]) -> bool:
-    """Whether the entries of a term compare an output with data: then its least value is no collapse."""
+    """Whether the entries of a term compare an output with data; then reaching its least value is no collapse."""
     pending, left = list(ends), DEEP
     while pending and left:
         call, left = pending.pop(), left - 1

@@ -1,4 +1,4 @@
-"""What a linear model makes of the same data: it tells a model that cannot learn from data that hold nothing to learn."""
+"""How well a linear model fits the same data: this distinguishes a model that cannot learn from data without anything to learn."""
 
 from __future__ import annotations
 

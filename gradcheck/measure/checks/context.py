@@ -21,12 +21,12 @@ from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy, fork
 from gradcheck.workload.workload import Workload
 
-LATE = "the time for measuring was over"
-SHARDED = "it takes all parameters in one process, and they are sharded over several"
+LATE = "the time for measuring had run out"
+SHARDED = "it needs all parameters in one process, and they are sharded over several"
 
 
 class Unmeasured(Exception):
-    """A check could not be made. Its text is for the user; where it is raised from another exception, the check itself went wrong."""
+    """A check could not be made. Its text is for the user; if it is raised from another exception, the check itself failed."""
 
     @property
     def lack(self) -> Lack:
@@ -55,7 +55,7 @@ class CheckContext:
 
     @property
     def more(self) -> float:
-        """Times the samples of a batch that are compared with each other."""
+        """How many times more samples are in the batch that is compared."""
         own = max(1, batch_size(self.workload.batches[0]))
         return batch_size(self.compared.batches[0]) / own if self.compared is not None else 1.0
 
@@ -75,7 +75,7 @@ class Check:
     name: str  # field of Measurement
     make: Callable[[CheckContext], Any]
     quick: bool = False  # costs next to nothing: made with --fast, too
-    whole: bool = False  # asks for derivatives by all parameters at once, which no process holds of a sharded model
+    whole: bool = False  # asks for derivatives by all parameters at once, which no single process holds if the model is sharded
     steps: Callable[[CheckContext], float] = lambda context: 0.0  # training steps that it takes the time of, for the forecast
 
     def seconds(self, context: CheckContext) -> float:
@@ -90,7 +90,7 @@ class CheckResults:
 
 
 def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, float], None], *, all_of_them: bool = False) -> CheckResults:
-    """Makes the checks that fit into the time, one after another; where not all do, the cheapest first. `all_of_them`: in any case."""
+    """Makes the checks that fit into the time, one after another; if not all fit, the cheapest first. `all_of_them`: regardless of time."""
     done = CheckResults()
     dear = {check.need: check.seconds(context) for check in checks}
     if sum(dear.values()) > context.deadline - now():
@@ -107,7 +107,7 @@ def run(context: CheckContext, checks: Collection[Check], tick: Callable[[str, f
         started = time.perf_counter()
         value, lacking = _made(check, context)
         if any((said is None) != (lacking is None) for said in everyone(lacking)):
-            value, lacking = None, lacking or NotMeasured(check.need, "an error kept another rank from it")
+            value, lacking = None, lacking or NotMeasured(check.need, "an error kept another rank from making it")
         if value is not None:
             done.values[check.name] = value
         if lacking is not None:
@@ -126,6 +126,6 @@ def _made(check: Check, context: CheckContext) -> tuple[Any, NotMeasured | None]
         return None, NotMeasured(check.need, str(reason), reason.lack, detail=described(reason.__cause__))
     except OutOfStep:
         raise
-    except Exception as error:  # the user's code runs here in ways that it was not written for
-        why = "the model or its training step raised an error when it was run in another way than the training does"
+    except Exception as error:  # the user's code runs here in ways it was not written for
+        why = "the model or its training step raised an error when it was run differently than in training"
         return None, NotMeasured(check.need, why, detail=described(error))

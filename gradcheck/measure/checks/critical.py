@@ -15,14 +15,12 @@ from gradcheck.types.checks import CriticalRate
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.training_copy import TrainingCopy
 
-AGAIN = (
-    3  # steps after which it is looked at once more, where the first update raises the loss: Adam's first one is larger than those after it
-)
+AGAIN = 3  # steps after which it is measured again if the first update raises the loss: Adam's first one is larger than the later ones
 GROWTH, FARTHEST = 4.0, 4  # factor between multiples of the update, and how many of them: 1/256 to 256 of the rate
 
 
 def critical_rate(context: CheckContext) -> CriticalRate | None:
-    """None where the level of the loss says nothing, or the optimizer evaluates the loss itself.
+    """None if the level of the loss says nothing, or the optimizer evaluates the loss itself.
 
     Raises Unmeasured when the loss is not finite, or no step changes the weights.
     """
@@ -76,7 +74,7 @@ def _look(copy: TrainingCopy, batch: Any, seed: int) -> float | None:
 
 
 def _least(rises: Callable[[float], bool]) -> float:
-    """The least factor at which it rises, within a factor of sqrt(2), if there is one in reach."""
+    """The least factor at which it rises, to within a factor of sqrt(2), if there is one in reach."""
     up = rises(1.0)
     step = 1 / GROWTH if up else GROWTH
     factor = 1.0

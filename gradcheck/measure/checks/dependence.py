@@ -23,10 +23,10 @@ from gradcheck.workload.training_copy import TrainingCopy, restored
 from gradcheck.workload.training_mode import set_mode
 
 MIXED = 1e-4  # share of the own change below which nothing is looked for
-SMALL_EFFECT = 0.01  # of the output: below, the loss is asked as well
+SMALL_EFFECT = 0.01  # of the output; below this, the loss is asked as well
 ORDERS = 8  # orders of the inputs that the loss is measured with
 BATCHES = 2
-NOT_THE_SAME = 0.05  # of the change in other samples: what equivariance to their order may be missed by
+NOT_THE_SAME = 0.05  # of the change in other samples: by how much equivariance to their order may be missed
 
 
 def dependence(context: CheckContext) -> Dependence:
@@ -65,7 +65,7 @@ class _Case:
             return self._with(count)
         except Unmeasured:
             raise
-        except Exception as error:  # a batch size that is written into the model, say
+        except Exception as error:  # a batch size hard-coded in the model, say
             whole = all(axis is not None or not isinstance(x, torch.Tensor) for x, axis in zip(self.all.leaves, self.all.axes, strict=True))
             if count == self.all.rows or self.all.rows > MOST or not whole:
                 raise Unmeasured("the model does not run on a part of the batch") from error
@@ -93,11 +93,11 @@ class _Case:
         return self._asked(found) if effect < SMALL_EFFECT and self.all.target else found
 
     def _effect_in_training(self, before: Inputs, after: Inputs, count: int, replaced: tuple[int, ...]) -> float:
-        """The effect of the input in training mode: running statistics that have not settled may drown it. 0 where it is not known."""
+        """The effect of the input in training mode: running statistics that have not settled may drown it in evaluation. 0 if unknown."""
         set_mode(self.model, True)
         try:
             seen = change(self._output(before, count), self._output(after, count), count, replaced)
-        except Exception:  # a module that trains on nothing but whole batches
+        except Exception:  # a module that trains only on whole batches
             seen = None
         finally:
             set_mode(self.model, False)
@@ -120,7 +120,7 @@ class _Case:
         self, found: Dependence, output: torch.Tensor, before: Inputs, after: Inputs, count: int, replaced: tuple[int, ...], seen: Change
     ) -> Dependence:
         if not torch.equal(self._output(before, count), output):
-            raise Unmeasured("the model gave another output for the same samples and the same random numbers")
+            raise Unmeasured("the model gave different outputs for the same samples and the same random numbers")
         certain = found.certain and not (self.all.per_position and self._independent_along(before, output))
         ordered = self._ordered(before, output, count, seen)
         if sum(size == count for size in output.shape) > 1:
@@ -145,7 +145,7 @@ class _Case:
         )
 
     def _place(self, layer: str, site: Location | None) -> Location | None:
-        """Where a module of torch is created; where the operation is called, in code of the user."""
+        """Where a module of torch is created; in the user's code, where the operation is called."""
         module = dict(self.model.named_modules()).get(layer)
         ours = module is not None and type(module).__module__.startswith("torch.")
         return (self.context.sites.get(layer) or site) if ours else site
@@ -197,7 +197,7 @@ class _Case:
                 order = torch.randperm(self.all.rows, generator=generator, device="cpu").tolist()
                 with shuffled(self.model, order, self.all.rows):
                     others.append(fmean(self._loss(b) for b in batches))
-        except Exception:  # a last batch that is smaller, a loss that is not to be had in evaluation mode
+        except Exception:  # a last batch that is smaller, or a loss that does not exist in evaluation mode
             return found
         return replace(found, trained_loss=true, shuffled_loss=fmean(others), standard_error=stdev(others))
 

@@ -1,7 +1,6 @@
-"""Is what autograd computes the derivative of the loss? Directional derivatives in float64 against central differences.
-
-One random direction over all parameters tells. When it speaks against autograd, more directions and steps follow, and
-then the suspects: calls of custom Functions, each tested by itself, hooks that change the gradient, detached values.
+"""Whether autograd computes the derivative of the loss: directional derivatives in float64 against central differences. One random
+direction over all parameters is enough if they agree. If not, more directions and steps follow, and then the suspects: calls of custom
+Functions, each tested by itself, hooks that change the gradient, detached values.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 4
 DIRECTIONS = 3
-FEWEST_ERRORS = 2  # directions that have to tell, where the first one speaks against autograd
+FEWEST_ERRORS = 2  # directions that have to agree on it if the first one speaks against autograd
 JITTER = 0.05  # of a weight's size: the test is made beside the start, where no unit sits on a kink and no branch is closed
 SLOWER = 5.0  # times a float32 step of as many samples, roughly: what a pass with gradient takes in float64
 PASSES = 2.5  # the whole check in such passes
@@ -69,13 +68,13 @@ def derivatives(context: CheckContext) -> Derivatives:
         except Unmeasured:
             raise
         except Exception as error:
-            raise Unmeasured("the training step raised an error in float64, where derivatives can be compared") from error
+            raise Unmeasured("the training step raised an error in float64, in which derivatives are compared") from error
         return case.result()
 
 
 def _affordable(context: CheckContext) -> None:
     if not has_float64(context.workload.device):
-        raise Unmeasured("this device cannot compute in float64, where derivatives can be compared")
+        raise Unmeasured("this device cannot compute in float64, in which derivatives are compared")
     steps = max(1, len(context.probe.losses))
     first = next(iter(context.workload.batches[:1]), None)
     rows = max((t.shape[0] for t in tensors_in(first) if t.dim()), default=1)
@@ -88,7 +87,7 @@ def _affordable(context: CheckContext) -> None:
     own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
     more = "" if own else "; this program has no backward() of its own that could be wrong"
     if dear:
-        raise Unmeasured(f"it would take about {seconds:.2g} s in float64, more than its part of the time that is left{more}")
+        raise Unmeasured(f"it would take about {seconds:.2g} s in float64, more than its share of the time that is left{more}")
     if not own:
         raise Unmeasured(f"it would take about {8 * COPIES * parameters / 2**30:.2g} GiB in float64, more than the training{more}")
 
@@ -146,7 +145,7 @@ class _Case:
         return found
 
     def _normal(self, like: torch.Tensor) -> torch.Tensor:
-        """Numbers from one pool, each tensor's from another place in it on: drawing millions takes longer than a pass."""
+        """Numbers from one pool, each tensor starting at another place in it: drawing millions takes longer than a pass."""
         start = int(torch.randint(POOL, (), generator=self.generator, device="cpu"))
         rounds = -(-(start + like.numel()) // POOL)
         pool = self.pool if rounds == 1 else self.pool.repeat(rounds)

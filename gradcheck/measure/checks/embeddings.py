@@ -1,4 +1,4 @@
-"""Embeddings that are compared with each other and with nothing else: whether one point for all of them is all that the loss asks for."""
+"""Embeddings that are only compared with each other: whether one and the same point for all of them would satisfy the loss."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Pass:
 
 
 def embeddings(context: CheckContext) -> Embeddings | None:
-    """None where the loss takes anything but what the model makes of its inputs, or where there are no embeddings."""
+    """None if the loss uses anything but what the model makes of its inputs, or if there are no embeddings."""
     batch, workload = context.workload.batches[0], context.workload
     names = {name for name, _ in named_tensors(batch)}
     inputs = workload.inputs if workload.inputs is not None else names if len(names) == 1 else frozenset()
@@ -76,7 +76,7 @@ def _taken(copy: TrainingCopy, batch: Any) -> _Pass:
     whole = listing.of(loss)
     if whole is not None:
         found.stopped = found.stopped or _has_cut(whole)
-    while whole is not None and whole.place is None:  # what gradcheck itself does to the loss
+    while whole is not None and whole.place is None:  # an effect of gradcheck's own
         whole = next((c for c in whole.calls if c.live), None)
     found.place = whole.place if whole is not None else None
     return found

@@ -1,4 +1,4 @@
-"""Gradients that float16 flushes to zero: those that come to life when the loss is scaled up, as loss scaling would do."""
+"""Gradients that float16 flushes to zero: those that become non-zero when the loss is scaled up, as loss scaling would do."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def widen(model: nn.Module) -> None:
 
 @contextmanager
 def in_double() -> Iterator[None]:
-    """New tensors are float64; half the speed, or less, of float32."""
+    """While active, new tensors are float64, at half the speed of float32 or less."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

@@ -25,7 +25,7 @@ CALLS = 2  # calls of one Function in one layer that are looked at
 MOST_CALLS = 12
 JUMPS = (1e-2, 3e-3, 1e-3, 1e-4)  # steps at which a discontinuous function moves by as much as at any other
 WAYS = 12  # directions that a jump is looked for in: a small tensor rarely crosses one
-STEEPER = 3.0  # times the slope nearby: what no smooth function shows over such steps
+STEEPER = 3.0  # times the slope nearby: more than any smooth function shows over such steps
 
 Intended = Literal["straight-through", "gradient-reversal", "gradient-scaling", "stop-gradient"]
 
@@ -87,7 +87,7 @@ class Call:
 
 
 def name_of(cls: type[Function]) -> str:
-    """Name for people; operators registered with torch.library go by theirs."""
+    """A readable name; operators registered with torch.library have their own."""
     prefix = "GeneratedBackwardFor_"
     if not cls.__name__.startswith(prefix):
         return cls.__name__
@@ -114,7 +114,7 @@ class Recorder:
     def __init__(self, layer: Callable[[], str]) -> None:
         self.layer = layer
         self.calls: list[Call] = []
-        self.sneaking: set[str] = set()  # Functions that write to their arguments and do not say so: what gradient is due is not known
+        self.sneaking: set[str] = set()  # Functions that write to their arguments without saying so: which gradient is right is not known
         self.depth = 0  # Functions that are running
 
     @contextmanager
@@ -189,7 +189,7 @@ def _replaced(cls: type[Function], forward: Callable[..., Any]) -> Iterator[None
 def add_moves(calls: Sequence[Call], forth: Sequence[Call], back: Sequence[Call]) -> None:
     """How each argument moves with the weights, from the calls of two passes with the weights moved back and forth.
 
-    An argument moves in ways that its producers allow: zeros of a ReLU stay zeros, and no kink is met by accident.
+    An argument moves only as its producers allow: zeros of a ReLU stay zeros, and no kink is hit by accident.
     """
     for i, call in enumerate(calls):
         others = (forth[i], back[i]) if i < len(forth) and i < len(back) else None

@@ -1,6 +1,5 @@
-"""Which operation lets places of a sequence see later ones: two passes that differ after a place, compared operation by operation.
-
-They differ in the tokens there, or in how many places there are at all.
+"""Which operation lets places of a sequence see later ones: two passes that differ after some place, compared operation by operation. They
+differ in the tokens there, or in the number of places.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Opening:
     layer: str
     operation: str
     site: Location | None
-    pooled: bool  # by way of something without places: a summary of the sequence
+    pooled: bool  # through something without places: a summary of the sequence
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class _Comparing(_Printing):
         self.before, self.index, self.pooling = before, 0, pooling
         self.changed: dict[int, tuple[torch.Tensor, Opening]] = {}  # results, and where their change comes from
         self.found: Opening | None = None  # of the last one, which is on the way to the output
-        self.lost = False  # the passes took different ways
+        self.lost = False  # the passes took different paths
 
     def seen_operation(self, name: str, given: Any, output: Any) -> None:
         expected = self.before[self.index] if self.index < len(self.before) else ("", [])
@@ -150,7 +149,7 @@ def opening(
 
 
 def site_of(place: Opening, model: nn.Module, sites: Mapping[str, Location | None]) -> Location | None:
-    """Where a module of torch is created, if that decides what its places see; else, as for attention with its mask, the call."""
+    """Where a module of torch is created, if that decides what its places see; otherwise the call, as for attention with its mask."""
     module = dict(model.named_modules()).get(place.layer)
     called = isinstance(module, (nn.MultiheadAttention, nn.Transformer))
     built = module is not None and type(module).__module__.startswith("torch.nn.modules") and not called

@@ -25,7 +25,7 @@ _STAIRS |= {f"{name}_" for name in _STAIRS} | {"__gt__", "__ge__", "__lt__", "__
 
 @dataclass
 class Hooked:
-    """A backward hook that returned another gradient than it got."""
+    """A backward hook that returned a different gradient from the one it got."""
 
     kind: Literal["tensor", "module"]
     layer: str
@@ -35,7 +35,7 @@ class Hooked:
 
 @dataclass
 class Stop:
-    """A place where values leave the graph though gradient could pass."""
+    """A place where values leave the graph although gradient could pass."""
 
     layer: str
     site: Location | None
@@ -51,7 +51,7 @@ class Watch(Wide):
         self.hooked: list[Hooked] = []
         self.stops: list[Stop] = []
         self.padding: dict[int, int] = {}  # id(weight of an embedding) -> row that gets no gradient
-        self.recorder: Recorder | None = None  # what happens inside a Function is its own affair
+        self.recorder: Recorder | None = None  # what happens inside a Function is its own business
         self.stairs = False  # values that require gradient went through a staircase: rounded, compared, ranked
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What batch normalization's running statistics are worth after the probe: the loss with them against the loss without."""
+"""How good batch normalization's running statistics are after the probe: the loss with them against the loss without."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCHES = 4  # of the probe's, at most
 
 
 class _BatchNorms(TorchFunctionMode):
-    """Evaluation mode's batch normalizations: as they are, noted; or each with the statistics of its batch."""
+    """Batch normalizations in evaluation mode: recorded as they are, or run with the statistics of the batch."""
 
     def __init__(self, of_batch: bool) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def _shift(x: torch.Tensor, running: torch.Tensor) -> float:
 
 
 def statistics(context: CheckContext) -> Statistics | None:
-    """Two forward passes a batch on the trained copy, which is left as it was. None without running statistics."""
+    """Two forward passes per batch on the trained copy, which is left as it was. None without running statistics."""
     model = context.trained.model
     if not any(b.dim() == 1 for b in model.buffers()):
         return None

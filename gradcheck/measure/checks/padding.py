@@ -1,4 +1,4 @@
-"""Padding: sequences of a batch as the model gets them, and cut to their own length: the output must be the same."""
+"""Padding: sequences of a batch as the model gets them, and cut to their own length, must give the same output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Told = Literal["mask", "lengths", "index"]
 
 
 def padding(context: CheckContext) -> Padding | None:
-    """None where nothing tells of padding at the end of the sequences. Raises Unmeasured when sequences cannot be cut."""
+    """None if nothing indicates padding at the end of the sequences. Raises Unmeasured when sequences cannot be cut."""
     copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
     with evaluating(copy), torch.no_grad():
         inputs = inputs_of(copy, context.workload.batches[0], collated=context.workload.collated)
@@ -48,7 +48,7 @@ class _Padded:
 
 
 def _padded(copy: TrainingCopy, inputs: Inputs, context: CheckContext) -> _Padded | None:
-    """What the arguments, or the embedding that reads them, say of padding."""
+    """What the arguments, or the embedding that reads them, say about padding."""
     held = [(x, a) for x, a in zip(inputs.leaves, inputs.axes, strict=True) if isinstance(x, torch.Tensor) and a is not None]
     tensors = [x.movedim(a, 0) for x, a in held]
     sequences = [x for x in tensors if x.dim() == (3 if x.is_floating_point() else 2) and x.dtype != torch.bool]
@@ -95,7 +95,7 @@ def _index(copy: TrainingCopy, inputs: Inputs, tokens: torch.Tensor, context: Ch
 
 
 def _at_the_end(real: torch.Tensor) -> bool:
-    """Whether what is not real follows what is, in every sequence, and there is some."""
+    """Whether in every sequence padding comes after what is real, and there is some padding."""
     real = real.int()
     return bool((real[:, 1:] <= real[:, :-1]).all()) and bool((real[:, 0] == 1).all()) and bool((real == 0).any())
 

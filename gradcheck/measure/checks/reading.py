@@ -16,7 +16,7 @@ from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
 
 LOSSES = frozenset((F.cross_entropy, F.nll_loss))
-PICKS = frozenset((torch.gather, torch.Tensor.gather))  # of the scores of given tokens: losses written by hand, rewards of policies
+PICKS = frozenset((torch.gather, torch.Tensor.gather))  # that read the scores of given tokens: losses written by hand, rewards of policies
 _IGNORED = -100  # torch's own choice
 
 
@@ -53,7 +53,7 @@ class Asked:
     target: torch.Tensor
     ignored: int
     site: Location | None
-    picked: bool = False  # what becomes of it, and whether all of it counts, is not known
+    picked: bool = False  # it is not known what becomes of it, and whether all of it counts
 
 
 class Reading(ActivationRecorder):
@@ -66,7 +66,7 @@ class Reading(ActivationRecorder):
         self.asked: list[Asked] = []
 
     def _module_call(self, *details: Any) -> None:
-        """Modules are only followed."""
+        """Modules are only tracked."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -108,7 +108,7 @@ class Reading(ActivationRecorder):
         self.asked.append(Asked(function, rows, target.detach(), ignored, location_of_frame(caller())))
 
     def _pick(self, scores: torch.Tensor, dim: int | str, index: torch.Tensor, **_: Any) -> None:
-        """One of the last axis at each place."""
+        """Picks one entry of the last axis at each place."""
         last = dim in (-1, scores.dim() - 1) and index.shape == (*scores.shape[:-1], 1)
         if last and scores.dim() > 1 and scores.is_floating_point():
             rows = scores.detach().reshape(-1, scores.shape[-1])

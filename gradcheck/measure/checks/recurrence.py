@@ -25,9 +25,9 @@ from gradcheck.workload.step import TARGET_NAMES
 from gradcheck.workload.training_copy import TrainingCopy
 
 SAMPLES = 16
-FEW_SAMPLES = 4  # for models without a recurrent layer of torch, most of which have no recurrence at all
+FEW_SAMPLES = 4  # for models without a recurrent layer of torch; most of them have no recurrence at all
 FEWEST_STEPS = handwritten_rnn.FEWEST_STEPS
-EVEN = 1.0  # decades between the ends below which every step is said to be seen
+EVEN = 1.0  # decades between the ends; with fewer, every step counts as seen
 WIDEST = 1024  # units; eigenvalues of larger matrices take longer than a training step
 
 
@@ -39,7 +39,7 @@ def recurrences(context: CheckContext) -> tuple[Recurrence, ...] | None:
     watch = _Watch(copy.model)
     try:
         loss, leaves = _forward(copy, batch, watch)
-    except Exception:  # the model does not take inputs that require a gradient
+    except Exception:  # the model does not accept inputs that require a gradient
         copy = context.fork()
         watch = _Watch(copy.model)
         with watch:
@@ -144,7 +144,7 @@ class _Watch:
         return list(self.longest.values())
 
     def weights(self) -> tuple[torch.Tensor, ...]:
-        """Parameters of the layers that ran on sequences: their insides are no loop of the user's."""
+        """Parameters of the layers that ran on sequences: what happens inside them is not a loop of the user's."""
         return tuple(p for m in self.longest for p in m.parameters())
 
     def __enter__(self) -> _Watch:

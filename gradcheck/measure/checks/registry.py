@@ -1,4 +1,4 @@
-"""All checks beside the probe, in the order in which they are made."""
+"""All checks besides the probe, in the order in which they are made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gradcheck.measure.checks import (
 from gradcheck.measure.checks.context import Check, CheckContext, CheckResults, run
 from gradcheck.types.measurement import NotMeasured
 
-# Forecasts are measured on GPTs that learn, with batches of 8 and of 1 sample, but for those that a count gives.
+# Forecasts were measured on GPTs that learn, with batches of 8 and of 1 sample, except where they follow from a count.
 CHECKS: tuple[Check, ...] = (
     Check("dependence", "dependence", dependence.dependence, quick=True, steps=lambda c: c.more),
     Check("sequence", "sequence", sequence.sequence, quick=True, steps=lambda c: 2.0),
@@ -65,7 +65,7 @@ PROBE_IN_WORDS = "the short training and its experiments"
 
 
 def forecast(context: CheckContext, needs: Collection[str] | None) -> float:
-    """Training steps that the checks take the time of, where the training learns."""
+    """How many training steps the checks take as long as, if the training learns."""
     learns = replace(context, chance=None, probe=replace(context.probe, ended="learned"))
     return sum(c.steps(learns) for c in CHECKS if needs is None or c.need in needs)
 

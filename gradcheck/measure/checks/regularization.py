@@ -37,22 +37,22 @@ from gradcheck.workload.training_copy import TrainingCopy, restored
 SAMPLES = 16  # of a batch, where one look is enough
 BATCHES = 4  # that a loss is averaged over
 WEAK_FALL = 0.3  # a probe whose loss fell less is looked at again
-# Strong enough to be worth a training without it: all of these are uncommon in trainings that work.
+# Strong enough to be worth a training without it: all of these are unusual in trainings that work.
 RATE = 0.3  # of dropout
 LOUD_RATE = 0.5
 DECAY_STEPS = 500  # time in which weight decay alone shrinks a weight by e
 SHARE = 0.3  # of a penalty, of the data's loss
 SMOOTHED = 0.4
-# And what is lifted along with the strong ones.
+# And those that are lifted along with the strong ones.
 SOME_RATE, SOME_STEPS = 0.1, 5000
-CLEAR = 2 * CLEAR_FALL  # fall at which a run without regularization is stopped
+CLEAR = 2 * CLEAR_FALL  # decrease at which a run without regularization is stopped
 LEAST_STEPS = 100
 LONGER = 3
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """What there is to lift: the strong kinds, and all of them."""
+    """What can be lifted: the strong kinds, and all of them."""
 
     strong: tuple[str, ...]
     all: tuple[str, ...]
@@ -119,7 +119,7 @@ def _penalizes(copy: TrainingCopy, batch: Any) -> bool:
 
 
 def _penalty(copy: TrainingCopy, batch: Any) -> Penalty | None:
-    """The penalty on the weights at the start; None when what was found is no sum of powers 1 to 2 of them."""
+    """The penalty on the weights at the start; None if it is not a sum of powers 1 to 2 of them."""
     outputs = _answers(copy, batch)
     parameters = [p for p in copy.model.parameters() if p.requires_grad]
     with answering(copy.model, outputs):
@@ -178,7 +178,7 @@ def _data_loss(context: CheckContext, copy: TrainingCopy, penalized: bool) -> fl
 
 
 def _trained_longer(context: CheckContext) -> float:
-    """Loss of the data after a training as the user's, penalty and all, of three times the probe's length."""
+    """The data's loss after a training like the user's, penalty included, of three times the probe's length."""
     training = Trainer(context.fork(), context.workload.batches)
     training.train(LONGER * len(context.probe.losses), context.deadline, norms=False)
     return _data_loss(context, training.copy, True)

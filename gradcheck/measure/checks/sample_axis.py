@@ -16,7 +16,7 @@ from gradcheck.workload.step import TARGET_NAMES, forward_of, split
 from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.training_copy import TrainingCopy
 
-COUNTS = (7, 11, 5, 13, 9)  # samples to look at: the first that is the size of no other axis
+COUNTS = (7, 11, 5, 13, 9)  # samples to look at: the first number that is not the size of another axis
 FEWEST = 3
 MOST = 256  # samples that are looked at where the model does not take fewer
 
@@ -36,7 +36,7 @@ class Inputs:
     known: bool  # the axis is known: as many samples as the target has rows, or stacked by torch
     first: int  # the leaf that the layout was read from
     target: bool = False  # there is one, with a row for each sample
-    per_position: bool = False  # the target has the first two axes of the input, so that either may be the samples'
+    per_position: bool = False  # the target has the first two axes of the input, so that either may hold the samples
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -87,7 +87,7 @@ def _requiring_grad(leaf: Any) -> Any:
 def inputs_of(copied: TrainingCopy, batch: Any, *, collated: bool = False) -> Inputs | None:
     """The arguments of the model's first call in a training step, and the layout of samples in them; None when it is not called.
 
-    `collated`: samples are on the first axis for certain. Else that, or the axis as long as the target is taken for theirs.
+    `collated`: samples are certainly on the first axis. Otherwise this axis is assumed, or the one that is as long as the target.
     """
     caught: list[Any] = []
 
@@ -125,7 +125,7 @@ def _layout(arguments: Any, target: torch.Tensor | None, collated: bool) -> Inpu
     for i, x in tensors:
         fitting = [a for a, size in enumerate(x.shape) if size == rows]
         if i == first or len(fitting) == 1 or (fitting and x.dim() > 2 and fitting[0] == axis):
-            axes[i] = axis if axis in fitting else fitting[0]  # a matrix [rows, rows] is a mask or an adjacency
+            axes[i] = axis if axis in fitting else fitting[0]  # a matrix [rows, rows] is a mask or an adjacency matrix
     sequence = tensor.dim() == (3 if tensor.is_floating_point() else 2)
     per_position = not collated and sequence and target is not None and target.dim() >= 2 and target.shape[:2] == tensor.shape[:2]
     return Inputs(
@@ -143,7 +143,7 @@ def count_for(inputs: Inputs) -> int:
 
 
 def swaps(rows: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of the first `count` samples of a batch: which to replace, and by which other ones.
+    """For the first `count` samples of a batch: which to replace, and by which others.
 
     The first and last among them, and one that no reversal maps to another.
     """
@@ -185,7 +185,7 @@ class Change:
 
     @property
     def mixed(self) -> float:
-        """The others' change relative to the own one; 0 when it drowns in float32's rounding."""
+        """The change of the others relative to the samples' own; 0 when it drowns in float32's rounding."""
         return self.others / max(self.own, self.others) if self.others > 1e-5 * self.size else 0.0
 
 

@@ -24,7 +24,7 @@ from gradcheck.workload.transfers import as_numbers
 SINGLES = 8
 EXTREME = 3  # of them: with the largest inputs or targets of the batch
 DRAWS = 8  # groups of samples; fewer give no interval
-KEPT = 1_000_000  # gradient entries, evenly spaced, that groups are compared on
+KEPT = 1_000_000  # evenly spaced gradient entries on which groups are compared
 PIECES = 4  # a group is at most this part of a batch: eight of them cost two training steps
 INDIVISIBLE = "the training step does not run on a part of a batch"
 AGREE = 1e-2  # relative: the loss of a batch has to be the mean, or the sum, of its samples' losses
@@ -48,7 +48,7 @@ def sample_gradients(context: CheckContext) -> SampleGradients | None:
     try:
         with deterministic(copy.model, everything=True):
             norms = single_norms(copy, some, len(kept))
-    except (RuntimeError, ValueError, TypeError, TargetError):  # a model that does something else in evaluation mode
+    except (RuntimeError, ValueError, TypeError, TargetError):  # a model that behaves differently in evaluation mode
         everything = False
         with deterministic(copy.model, everything=False):
             norms = single_norms(copy, some, len(kept))
@@ -57,7 +57,7 @@ def sample_gradients(context: CheckContext) -> SampleGradients | None:
     if context.late or not groups:
         return single
     trained = context.trained.model.state_dict()
-    if context.workload.borrowed is not None:  # one model holds both
+    if context.workload.borrowed is not None:  # both use the same model
         trained = {name: value.clone() for name, value in trained.items()}
     copy.model.load_state_dict(trained)
     with deterministic(copy.model, everything=everything):

@@ -47,7 +47,7 @@ class Culprit:
 
     @property
     def meant(self) -> Literal["statistics", "relation", "routing"] | None:
-        """What such mixing is usually for. Products of matrices are judged by `relates`."""
+        """What such mixing is usually for. Matrix products are judged by `relates`."""
         name = self.operation.rstrip("_")
         if name in STATISTICS:
             return "statistics"
@@ -132,7 +132,7 @@ class _Comparing(Seen):
             return "same"
         axes = [k for k, s in enumerate(a.shape) if s == self.count]
         if len(axes) > 1:
-            return "own"  # samples against samples: what is made of that decides
+            return "own"  # samples against samples: what becomes of that decides
         if axes:
             others = differs.index_select(axes[0], torch.tensor(self.kept, device=a.device))
             return "mixed" if bool(others.any()) else "own"
@@ -162,7 +162,7 @@ def culprit(model: nn.Module, before: Any, after: Any, count: int, replaced: Seq
 def relates(found: Culprit, count: int) -> bool:
     """Whether a product of matrices relates whole samples to each other, rather than positions of other samples by mistake.
 
-    By mistake when it has positions to work on besides: [samples, positions, features] where [positions, samples, features]
+    It is a mistake if there are also positions to work on: [samples, positions, features] where [positions, samples, features]
     is expected.
     """
     if found.operation not in PRODUCTS:

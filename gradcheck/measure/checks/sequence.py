@@ -1,6 +1,5 @@
-"""Sequences: whether the target of a place is the next token, whether places see later ones, and how many targets count.
-
-Tokens are changed where an embedding reads them, so that masks and lengths, which a script makes of them, stay as they are.
+"""Sequences: whether the target of a place is the next token, whether places see later ones, and how many targets count. Tokens are changed
+where an embedding reads them, so that masks and lengths that a script derives from them stay as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ TRACE = 1e-4  # of the effect on later places: leaks from which their origin is 
 
 
 def sequence(context: CheckContext) -> SequenceFacts:
-    """Raises Unmeasured where two passes over the same tokens differ."""
+    """Raises Unmeasured if two passes over the same tokens differ."""
     copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
     with evaluating(copy), torch.no_grad():
         return _Case(context, copy).facts()
@@ -50,7 +49,7 @@ class _Case:
         batches = self.context.workload.batches
         try:
             passes = [self._pass(batches[0])]
-        except Exception:  # detectors give boxes in evaluation mode, and no loss
+        except Exception:  # detectors return boxes instead of a loss in evaluation mode
             raise Unmeasured("the training step does not run in evaluation mode") from None
         if not passes[0].seen.asked:
             return SequenceFacts()
@@ -71,7 +70,7 @@ class _Case:
         return _Pass(batch, seen, bool(torch.isfinite(loss)))
 
     def _others(self, asked: Sequence[Asked]) -> list[int]:
-        """Further batches whose targets are looked at: where some do not count, or where the probe met a loss that is not a number."""
+        """More batches whose targets are looked at: if some do not count, or if the probe met a loss that is not a number."""
         count, probe = len(self.context.workload.batches), self.context.probe
         broke = [(len(probe.losses) - 1) % count] if probe.ended == "non-finite" else []
         empty = [i for i, t in enumerate(self.context.targets) if t.numel() and any(bool((t == a.ignored).all()) for a in asked)]
@@ -118,11 +117,11 @@ class _Case:
             return found
         again = self._pass(start.batch)
         if not torch.equal(again.seen.asked[loss].logits, asked.logits):
-            raise Unmeasured("the model gave other outputs for the same tokens and the same random numbers")
+            raise Unmeasured("the model gave different outputs for the same tokens and the same random numbers")
         return self._located(found, start, read, a)
 
     def _is_sequence(self, start: _Pass, read: int, loss: int, a: Alignment) -> bool:
-        """Whether what comes first has an effect on what comes later: else it is one label for each sample, as a generator is given."""
+        """Whether earlier places affect later ones: if not, it is one label per sample, as a generator is given."""
         tokens, places = start.seen.sequences[read], _places(a.supervised)
         other = _swapped(start, read, a, places[-1], first=True) if places else None
         if other is None:
@@ -165,7 +164,7 @@ class _Case:
 
 
 def _without_padding(a: Alignment, tokens: torch.Tensor) -> Alignment:
-    """Without places of the padding before a sequence: all that attention may look at is masked there, and it looks at everything."""
+    """Without the padding before a sequence: there everything is masked, so attention looks at everything."""
     first = tokens[:, :1]
     runs = (tokens == first).long().cumprod(1).sum(1)
     padded = first[runs > 1, 0]

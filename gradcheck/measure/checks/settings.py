@@ -21,10 +21,10 @@ from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.training_copy import TrainingCopy, restored
 
 SAMPLES = 32
-LEAST_SPREAD = 0.1  # of the output: a model that starts at zero would move infinitely far
+LEAST_SPREAD = 0.1  # of the output: without it, a model that starts at zero would move infinitely far
 USUAL_EPSILON, LARGE_EPSILON = 1e-8, 1e-6
 COMPARED_STEPS = 100
-SETTLED = 20  # steps before which clipping is not counted
+SETTLED = 20  # steps before which clipping does not count
 
 # Those that add epsilon to the root of the mean squared gradient.
 _EPSILON_OF_GRADIENT = re.compile(r"adam|adamax|rms|radam|nadam|adabelief|lamb|yogi", re.IGNORECASE)
@@ -98,7 +98,7 @@ def _clipped_by_value(copy: TrainingCopy, batch: Any, threshold: float) -> tuple
     copy.loss(batch).backward()
     gradients = [wide(p.grad.detach()).reshape(-1) for p in _parameters(copy.model) if p.grad is not None and not p.grad.is_sparse]
     if not gradients:
-        raise Unmeasured("all gradients are sparse, or there are none")
+        raise Unmeasured("there are no gradients, or all of them are sparse")
     whole = torch.cat(gradients)
     cut = whole.clamp(-threshold, threshold)
     cosine = torch.nn.functional.cosine_similarity(whole, cut, dim=0).item() if bool(whole.any()) else 1.0

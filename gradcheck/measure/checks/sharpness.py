@@ -21,7 +21,7 @@ from gradcheck.workload.transfers import as_numbers
 SAMPLES = 64
 ITERATIONS = 12  # power iterations, as in the calibration of the rule that reads it
 CONVERGED = 0.02  # relative change of the eigenvalue that ends the iteration
-OTHERS = 0.5  # length of the random part of the start against the gradient's
+OTHERS = 0.5  # length of the start's random part relative to the gradient's
 LARGE_PART = 0.1  # of the length of a product
 LEAST_COSINE = 0.8  # of the two products of a direction with the Hessian; kinks in the loss keep it below 1
 SMALL = 1e-3  # step of a finite difference, relative to the norm of the weights
@@ -63,7 +63,7 @@ def largest_eigenvalue(copy: TrainingCopy, batch: Any, seed: int, iterations: in
         anywhere = _random(reached)
         once = exact(anywhere)
         value, done = _power(exact, first, iterations)
-        if _agree(once, differences(anywhere)):  # else autograd takes some derivative for a constant
+        if _agree(once, differences(anywhere)):  # otherwise autograd takes some derivative for a constant
             return Sharpness(value, "hessian-vector products", done)
     except (RuntimeError, NotImplementedError):  # an operation whose derivative has no derivative
         pass
@@ -109,7 +109,7 @@ def difference_product(loss: Callable[[], torch.Tensor], weights: Sequence[torch
 
 
 def _power(product: Callable[[Vector], Vector], v: Vector, iterations: int) -> tuple[float, int]:
-    """(largest Rayleigh quotient v'Hv of the iterates, iterations): no more than the largest eigenvalue, whatever the negative ones are."""
+    """(largest Rayleigh quotient v'Hv of the iterates, iterations): at most the largest eigenvalue, whatever the negative ones are."""
     best, before = -math.inf, 0.0
     for done in range(1, iterations + 1):
         h = product(v)
@@ -124,7 +124,7 @@ def _power(product: Callable[[Vector], Vector], v: Vector, iterations: int) -> t
 
 
 def _start(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> Vector | None:
-    """The gradient's direction, which the sharpest ones dominate, and a little of every other; None without a finite gradient."""
+    """The gradient's direction, dominated by the sharpest ones, plus a little of every other; None without a finite gradient."""
     size = norm(gradients)
     if not math.isfinite(size) or size == 0:
         return None

@@ -20,9 +20,9 @@ from gradcheck.workload.training_copy import TrainingCopy, restored
 from gradcheck.workload.training_mode import set_mode
 
 MOST_BATCHES = 16  # of each side
-PARTS = 16  # that each side is cut into at least, where it has the samples: the standard error is that of their mean
+PARTS = 16  # into which each side is cut at least, if it has the samples: the standard error is that of their mean
 FEWEST_SAMPLES = 4  # in a part
-CHECKPOINTS = 10  # at which a training that ends with a gap is followed on the validation batches
+CHECKPOINTS = 10  # points at which a training that ends with a gap is followed on the validation batches
 
 
 def validation(context: CheckContext) -> Validation | None:
@@ -43,7 +43,7 @@ def validation(context: CheckContext) -> Validation | None:
 
 
 def _lowest(context: CheckContext, val: Sequence[Any], end: float) -> tuple[float, int]:
-    """Lowest validation loss on the way, and after how many steps: the probe's training again, looked at now and then."""
+    """The lowest validation loss on the way, and after how many steps: the probe's training again, evaluated now and then."""
     training, steps = Trainer(context.fork(), context.workload.batches), len(context.probe.losses)
     lowest, at = end, steps
     for checkpoint in sorted({max(1, round(steps * (i + 1) / (CHECKPOINTS + 1))) for i in range(CHECKPOINTS)}):

@@ -99,7 +99,7 @@ def void(_: Any) -> None:
 
 
 def noisy_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, float]]:
-    """Modules that drop values without a call of torch's dropout, with the rate as far as an attribute tells: name, module, rate."""
+    """Modules that drop values without calling torch's dropout: name, module, and the rate if an attribute gives it."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             continue
@@ -146,7 +146,7 @@ def _under(step: TrainingStep, kinds: Collection[str]) -> TrainingStep:
 
 
 def without_penalty(step: TrainingStep) -> TrainingStep:
-    """The step without what its loss makes of the weights other than through the model's output; value and gradient."""
+    """The step without the part of its loss that depends on the weights other than through the model's output; value and gradient."""
 
     def data_only(model: nn.Module, batch: Batch) -> torch.Tensor:
         outputs: list[Any] = []
