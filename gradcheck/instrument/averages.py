@@ -1,4 +1,4 @@
-"""Models whose weights follow those of another one, as a teacher's or a target network's do: whether their buffers follow too."""
+"""Models whose weights follow those of another model (teachers, target networks), and whether their buffers follow, too."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopAverage
 
 SAMPLE = 4096  # entries of one weight that are compared
-FOLLOWS = 0.999  # cosine of what changed in the one weight with the difference to the other, from which on it follows it
+FOLLOWS = 0.999  # least cosine between the change of one weight and its difference from another that makes it a follower
 LOOKED_AT = 8  # steps
 MOST_PAIRS = 8  # that are followed
-MOVED = 1e-6  # relative change of a buffer, which rounding in the script's own arithmetic may make
+MOVED = 1e-6  # relative change of a buffer that rounding in the script's own arithmetic may cause
 
 
 @dataclass(eq=False)
@@ -25,7 +25,7 @@ class _Pair:
     """`follower` is made like `leader`. The samples are taken right after a step of the leader's optimizer."""
 
     follower: nn.Module
-    shell: nn.Module  # what the loop calls: the follower, or a module that does nothing but hold it
+    shell: nn.Module  # what the loop calls: the follower, or a module that only holds it
     leader: nn.Module
     name: str  # variables of the script
     leader_name: str
@@ -103,7 +103,7 @@ class Averages:
                 pair.sample = pair.weights()
 
     def _found(self) -> list[_Pair]:
-        """Models that are made alike, of which one is trained by an optimizer and the other one is not."""
+        """Pairs of models of the same make, one of them trained by an optimizer and the other not."""
         trained = self.trained()
         alike: dict[Any, list[tuple[nn.Module, nn.Module]]] = {}
         for shell in _roots(self.modules()):
@@ -114,7 +114,7 @@ class Averages:
             leaders = [m for m, _ in models if any(id(p) in trained for p in m.parameters())]
             others = [(m, shell) for m, shell in models if m not in leaders]
             found += [(m, shell, leaders[0]) for m, shell in others if len(leaders) == 1]
-        if len(found) > MOST_PAIRS:  # those of trainings that are over may still be there: what has a name is in use
+        if len(found) > MOST_PAIRS:  # models of finished trainings may still exist; those that have a name are in use
             found.sort(key=lambda models: not variable_of(models[1]))
         return [self._pair(*models) for models in found[:MOST_PAIRS]]
 

@@ -1,6 +1,6 @@
-"""Statistics of many tensors, on their way.
+"""Statistics of many tensors, gathered and computed together.
 
-For small tensors a call costs more than the reading, so that what can wait is done for many of them together. On devices
+For small tensors a call costs more than reading them, so what can wait is done for many of them at once. On devices
 other than the CPU every reduction is queued without a synchronisation, and `settle` brings all results to the host at once: four reads
 of a tensor, or one where `fused_statistics` can run, and nothing of its size is made.
 """
@@ -52,7 +52,7 @@ class _Block:
 
 @dataclass
 class DeferredStatistics:
-    """Statistics on their way: `add` tensors, then `settle`."""
+    """Pending statistics: `add` tensors, then `settle`."""
 
     read: list[tuple[Sink, Numbers]] = field(default_factory=list)  # small CPU tensors: all but their histogram
     samples: list[Array] = field(default_factory=list)  # of the same tensors, for it: the bits of float32 numbers
@@ -61,7 +61,7 @@ class DeferredStatistics:
     riders: list[tuple[torch.Tensor, Callable[[torch.Tensor], None]]] = field(default_factory=list)
 
     def bring(self, tensor: torch.Tensor, receive: Callable[[torch.Tensor], None]) -> None:
-        """Hands a small tensor over on the CPU, at the latest when settled."""
+        """Hands over a small tensor on the CPU, at the latest when settled."""
         if tensor.is_cpu:
             receive(tensor)
         else:
@@ -111,7 +111,7 @@ class DeferredStatistics:
         self.blocks.append(_Block(sinks, [part.shape[1] for part in parts], results, sample, block.shape[1]))
 
     def settle(self) -> None:
-        """Hands out all that is still on its way. Waits for other devices, once each."""
+        """Hands out everything that is still pending. Waits for other devices, once each."""
         if self.read:
             for (sink, found), histogram in zip(self.read, _histograms(self.samples), strict=True):
                 sink(TensorStats(*found, *histogram))

@@ -1,4 +1,4 @@
-"""What about the arguments of a call made its result NaN or infinite."""
+"""What it was about the arguments of a call that made its result NaN or infinite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reason(NamedTuple):
 
 @torch.no_grad()
 def reason(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reason | None:
-    """Why the function `name` has no finite result; None when that is not known. It may not raise: arguments come in many forms."""
+    """Why the function `name` has no finite result; None when that is not known. It must not raise: arguments come in many forms."""
     try:
         with torch._C.DisableTorchFunction():
             return _reason(name, args, kwargs)
@@ -81,7 +81,7 @@ def _masked(mask: Any, *, keep: bool) -> Reason | None:
 
 
 def _without_target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reason | None:
-    """Every target is one that does not count: the mean is over nothing."""
+    """No target counts: the mean is over nothing."""
     target, skipped = _argument("target", 1, args, kwargs), kwargs.get("ignore_index", -100)
     nothing = not target.is_floating_point() and bool((target == skipped).all())
     return Reason("no target", target.numel(), target.numel()) if nothing else None

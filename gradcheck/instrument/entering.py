@@ -1,4 +1,4 @@
-"""Data at the first trained layers, where the model has made something of them on the way: a step's number or an index as a float."""
+"""Data at the first trained layers that the model has transformed on the way: a step's number or an index as a float."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entrances:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[torch.Tensor, tuple[int, ...], Location | None]] = {}  # the numbers of `read`, where they lie
-        self._frozen = False  # a layer that is not trained has run: what comes out of it is no data
+        self._frozen = False  # a layer that is not trained has run: its outputs are not data
 
     @torch.no_grad()
     def look(self, function: Any, args: Any, layer: str, site: Callable[[], Location | None]) -> None:

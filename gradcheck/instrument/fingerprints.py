@@ -8,12 +8,12 @@ ENDS = 4096  # numbers at each end of a tensor that are looked at
 
 
 def digest(tensor: torch.Tensor) -> int:
-    """Of the shape, and of the numbers at both ends. Waits for the device."""
+    """A digest of the shape and of the numbers at both ends. Waits for the device."""
     return hash((shape_of(tensor), *map(_bytes, _dense_parts(tensor))))
 
 
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Of a nested tensor the number of its parts only."""
+    """For a nested tensor, only the number of its parts."""
     return (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)
 
 

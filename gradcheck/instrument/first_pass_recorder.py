@@ -119,13 +119,13 @@ class FirstPassRecorder(ActivationRecorder):
         return tensor.requires_grad or id(tensor) in self._made
 
     def _watched(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """The call itself; what `seen` knows of it is noted, an exception with it."""
+        """Makes the call and notes what `seen` knows of it, and the exception if it raises one."""
         noted = None
         if self.stack:
             place = self.stack[-1][0], self.module_name
             try:
                 noted = seen.before(function, args, kwargs, *place, lambda: location_of_frame(caller()))
-            except Exception as error:  # it says nothing about what the call itself will do
+            except Exception as error:  # this says nothing about what the call itself will do
                 self.failures[f"{self.module_name}:{getattr(function, '__name__', '')}"] = f"{type(error).__name__}: {error}"
         try:
             output = super().__torch_function__(function, types, args, kwargs)
@@ -183,7 +183,7 @@ class FirstPassRecorder(ActivationRecorder):
         if len(pair) != 2 or not isinstance(output, torch.Tensor) or not output.is_floating_point():
             return
         if sum(a.requires_grad for a in pair) != 1:
-            return  # all pairs of one tensor's entries, as ranking losses take them: a target never carries gradient
+            return  # all pairs of one tensor's entries, as in ranking losses: a target never carries gradient
         shapes = [tuple(a.shape) for a in pair]
         one, other = sorted(shapes, key=len)
         if len(other) == len(one) + 1 and other[-1] == 1 and one and other[:-1] == one and one[-1] > 1 and output.requires_grad:

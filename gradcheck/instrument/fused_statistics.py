@@ -1,4 +1,4 @@
-"""The statistics of a block in one read of its memory, by a Triton kernel. On CUDA; elsewhere `deferred_statistics` reduces plainly."""
+"""The statistics of a block in one read of its memory, by a Triton kernel. On CUDA only; elsewhere see `deferred_statistics`."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ SUBTRACTIONS = frozenset(
 )
 _PROBABILITIES: dict[str, Source] = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 _GUARDS = frozenset(("Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum", "NanToNum"))
-# What leaves probabilities probabilities, or picks some of them; sums and complements can still come down to 0.
+# Operations that keep probabilities probabilities, or pick some of them; sums and complements can still reach 0.
 _PICKS = kinds.NODE_MOVES | frozenset(("Sum", "Prod", "Neg", "Rsub"))
 _SCALES = frozenset(("Mul", "Div", "Sub", "Add"))  # with one operand that carries gradient
 
@@ -197,7 +197,7 @@ def _behind(node: Any, skipped: Collection[str]) -> Any:
 
 
 def _overflows(exponential: Any, outputs: set[Any]) -> bool:
-    """Whether an exponential takes a layer's output as it is, up to a factor: nothing was subtracted from it, or bounds it."""
+    """Whether an exponential takes a layer's output as it is, up to a factor: nothing was subtracted from it and nothing bounds it."""
     for node, name in _walk(parents(exponential)[0] if parents(exponential) else None, outputs):
         if node in outputs:
             return True
@@ -209,7 +209,7 @@ def _overflows(exponential: Any, outputs: set[Any]) -> bool:
 def _walk(node: Any, outputs: set[Any]) -> Iterator[tuple[Any, str]]:
     """The chain of nodes behind one, as long as each takes one value that carries gradient and picks, scales or guards it.
 
-    The first node of another kind is the last one that is given.
+    The first node of another kind is returned as the last one.
     """
     for _ in range(BEHIND):
         if node is None:

@@ -1,4 +1,4 @@
-"""How the parameters of a model on the meta device are drawn, which has no numbers: noted there, and repeated on a few entries."""
+"""How the parameters of a model on the meta device are drawn: the draws are noted there, and repeated on a few real entries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradcheck.instrument.patches import Patches
 
-ENTRIES = 1 << 14  # that a tensor's draws are repeated on: their standard deviation is told within 1 %
+ENTRIES = 1 << 14  # on which a tensor's draws are repeated: gives their standard deviation within 1 %
 CHANCE = 4.0  # standard errors below which their mean is taken for zero
 
 Draw = Callable[[torch.Tensor], torch.Tensor]
@@ -34,7 +34,7 @@ _SAME = frozenset("detach alias clone view _unsafe_view contiguous lift_fresh _t
 
 @dataclass
 class Drawn:
-    """Mean and standard deviation of a tensor's entries; None: it is not told by draws of single entries."""
+    """Mean and standard deviation of a tensor's entries; None: draws of single entries do not tell."""
 
     mean: float | None = None
     std: float | None = None

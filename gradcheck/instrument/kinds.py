@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from gradcheck.types.layers import LayerKind
 from gradcheck.workload.sharding import class_of
 
-# Kinds whose insides are not looked at: their own functional calls are what they are.
+# Kinds whose insides are not looked at: their functional calls are implementation.
 LEAF_KINDS: frozenset[LayerKind] = frozenset(
     ("linear", "conv", "recurrent", "embedding", "norm", "activation", "attention", "softmax", "dropout")
 )
@@ -86,7 +86,7 @@ def kind_of(module: nn.Module) -> LayerKind:
 
 
 def activation_of(module: nn.Module) -> str | None:
-    """Canonical name of an activation module: "relu", "gelu", ...; None for what is not one."""
+    """Canonical name of an activation module: "relu", "gelu", ...; None for anything else."""
     name = class_of(module).__name__
     if class_of(module).__module__.startswith("torch.nn"):
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

@@ -1,4 +1,4 @@
-"""The batch that a loop trains on just now, and which samples are in it, as torch's DataLoader gives them. Nothing is copied."""
+"""The batch that a loop is training on, and which samples are in it, as torch's DataLoader gives them. Nothing is copied."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ class LoaderBatches:
         self._known.clear()
 
     def begin_backward(self) -> None:
-        """Before a backward pass: how far the loader is ahead of the training shows in the first one."""
+        """To be called before a backward pass: the first one shows how far the loader is ahead of the training."""
         one = self._current
         if one is not None and one.ahead is None:
             one.ahead = one.count - 1
-            one.given = deque(one.given, maxlen=min(KEPT, one.count))  # what is over is not held any longer
+            one.given = deque(one.given, maxlen=min(KEPT, one.count))  # what is over is no longer held
 
     @property
     def current(self) -> Fetched | None:
-        """What is trained on now, where that can be told."""
+        """What is being trained on, if that can be told."""
         one = self._current
         if one is None or one.ahead is None or one.ahead >= len(one.given):
             return None
@@ -79,7 +79,7 @@ class LoaderBatches:
 
     def _of(self, iterator: Any) -> _Iterator:
         found = self._known.get(iterator)
-        if found is None:  # it began before anybody listened
+        if found is None:  # it began before anyone listened
             found = self._known[iterator] = _Iterator(not isinstance(iterator, _MultiProcessingDataLoaderIter))
             found.ahead, found.given = 0, deque(maxlen=1)
         return found

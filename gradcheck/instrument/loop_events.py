@@ -13,10 +13,9 @@ ClipKind = Literal["norm", "value"]
 
 
 class LoopListener:
-    """Is told what a loop does; a listener takes up what concerns it.
-
-    Nothing that it does may change a value, draw a random number, or, in a run that is watched, wait for a device between measured steps.
-    Passes inside a pass, steps inside a step, and optimizers that only stand around another one are not told of.
+    """Is told what a loop does; each listener overrides the events that concern it. Nothing that it does may change a value, draw a random
+    number, or, in a watched run, wait for a device between measured steps. Passes inside a pass, steps inside a step, and optimizers that
+    only wrap another one are not reported.
     """
 
     def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
@@ -29,7 +28,7 @@ class LoopListener:
         """Its constructor, or that of its base class, is over."""
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
-        """`closure`: it is given one, whose calls are told of."""
+        """`closure`: the step is given one; its calls are reported."""
 
     def closure_begins(self) -> None: ...
 
@@ -38,7 +37,7 @@ class LoopListener:
     def after_step(self, optimizer: Optimizer) -> None: ...
 
     def step_failed(self, optimizer: Optimizer) -> None:
-        """Told before the next step: its last one raised."""
+        """Reported before the next step: the last one raised."""
 
     def clears(self, optimizer: Optimizer) -> None:
         """`zero_grad` is called."""
@@ -48,7 +47,7 @@ class LoopListener:
     def after_clipping(self) -> None: ...
 
     def scaler_made(self, scaler: Any, asked: bool) -> None:
-        """`asked`: to scale. It may have switched itself off for want of the device."""
+        """`asked`: to scale. It may have switched itself off because the device is missing."""
 
     def scales(self, scaler: Any) -> None: ...
 
@@ -60,7 +59,7 @@ class LoopListener:
     def scaler_steps(self, scaler: Any) -> None: ...
 
     def scaler_stepped(self, scaler: Any, optimizer: Optimizer) -> None:
-        """`scaler.step` is over; whether the optimizer took a step is another matter."""
+        """`scaler.step` is over, whether or not the optimizer took a step."""
 
     def scaler_updated(self, scaler: Any) -> None: ...
 
@@ -76,4 +75,4 @@ class LoopListener:
         """A DataLoader is iterated over."""
 
     def failed(self, error: Exception) -> None:
-        """A listener raised: nothing is told any more."""
+        """A listener raised: nothing more is reported."""

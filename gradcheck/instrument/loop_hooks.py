@@ -1,4 +1,4 @@
-"""Where any training loop can be seen: global hooks and thin wrappers around what torch's loops call. They tell listeners of events."""
+"""Where any training loop can be observed: global hooks and thin wrappers around what loops call. They report events to listeners."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CLIPS: dict[str, tuple[ClipKind, str]] = {"clip_grad_norm_": ("norm", "max_norm
 
 
 class LoopHooks:
-    """Installed by `install`, taken out by `remove`, which may be called at any time and twice. Listeners hear in their order."""
+    """Installed by `install`, taken out by `remove`, which may be called at any time and twice. Listeners hear of events in their order."""
 
     def __init__(self, *listeners: LoopListener) -> None:
         self.listeners = listeners
@@ -36,10 +36,10 @@ class LoopHooks:
         self._handles: list[Any] = []
         self._inside = 0  # a backward pass may run another one
         self._stepping: list[Optimizer] = []  # a step may run that of another optimizer, or that of its base class
-        self.failure: Exception | None = None  # of gradcheck's own code: it is silent from then on
+        self.failure: Exception | None = None  # of gradcheck's own code: nothing is reported from then on
 
     def install(self) -> None:
-        """Raises nothing that leaves a part of it behind."""
+        """If it raises, no part of it is left behind."""
         try:
             self._install()
         except BaseException:
@@ -74,13 +74,13 @@ class LoopHooks:
         self._patches.undo()
 
     def hear(self, event: str, listener: LoopListener, wanted: bool) -> None:
-        """Whether a listener is told of this event from now on: what it does nothing at costs next to nothing."""
+        """Whether a listener is told of this event from now on: an event without listeners costs next to nothing."""
         heard, own = self._heard[event], getattr(listener, event)
         if (own in heard) != wanted:
             (heard.append if wanted else heard.remove)(own)
 
     def _tell(self, event: str, *args: Any) -> None:
-        """The user's loop is not to fail for being watched. What ends it on purpose is no Exception."""
+        """The user's loop must not fail because it is watched. What ends it on purpose is not an Exception."""
         if self.failure is not None:
             return
         try:
@@ -92,7 +92,7 @@ class LoopHooks:
                 listener.failed(error)
 
     def _telling_of(self, event: str, *, before: bool = False) -> Callable[[_Function], _Function]:
-        """A wrapper around a method that tells of its object."""
+        """A wrapper around a method that reports its object."""
 
         def make(original: _Function) -> _Function:
             heard = self._heard[event]
@@ -232,7 +232,7 @@ def _with_closure(args: Any, kwargs: Any, closure: _Function) -> tuple[Any, Any]
 
 
 def _runs(optimizer: Optimizer) -> bool:
-    """Whether a step of it is running: one that raised has told nobody."""
+    """Whether a step of it is running: one that raised was not reported."""
     frame = sys._getframe(3)  # above the step that is about to run
     while frame is not None:  # torch's wrapper around every step has it as its first argument
         if frame.f_code.co_name == "wrapper" and (frame.f_locals.get("args") or (None,))[0] is optimizer:

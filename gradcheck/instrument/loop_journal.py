@@ -100,7 +100,7 @@ class LoopJournal(LoopListener):
             self._asleep.add(id(scaler))
 
     def _seen(self, scaler: Any) -> Scaler | None:
-        """What is noted of it. One that was made before anybody listened counts when it scales."""
+        """What is noted of it. One that was made before anyone listened counts once it scales."""
         if id(scaler) in self._asleep:
             return None
         if self.scaler is None and scaler.is_enabled():
@@ -196,15 +196,15 @@ class Evaluations:
 def fault_of_clipping(given: Sequence[torch.Tensor], trained: bool | None, passes: bool, cleared: bool, stepped: bool, scaled: bool) -> str:
     """What is wrong with a call, as `LoopClip` counts it; "" for nothing.
 
-    `trained`: some optimizer moves what it was given; None: there is none. `passes`: gradients that no step has used lie there, `cleared`:
-    they lay there; `stepped`: some step was taken; `scaled`: they hold a scaler's factor.
+    `trained`: some optimizer moves what it was given; None: there is none. `passes`: there are gradients that no step has used; `cleared`:
+    there were some; `stepped`: some step was taken; `scaled`: they hold a scaler's factor.
     """
     if not given:
         return "empty"
     if not trained:
         return "foreign" if trained is not None else ""
     if not any(map(is_filled, given)):
-        return "early" if not passes and not cleared else ""  # those that were cleared are a finding of their own
+        return "early" if not passes and not cleared else ""  # cleared gradients are a finding of their own
     if not passes:
         return "late" if stepped else ""
     return "scaled" if scaled else ""

@@ -1,4 +1,4 @@
-"""What a call of a loss function says: its arguments' ranges, its chance level, what made its input."""
+"""What a call of a loss function shows: the ranges of its arguments, its chance level, what made its input."""
 
 from __future__ import annotations
 
@@ -175,20 +175,20 @@ def _target_facts(seen_loss: SeenLoss, shape: torch.Size, target: torch.Tensor) 
     elif seen_loss.function.startswith("binary_cross_entropy"):
         facts["out_of_range"] = int(((t < 0) | (t > 1)).sum().item())
     if seen_loss.function in ELEMENTWISE and target.shape != shape:
-        with suppress(RuntimeError):  # shapes that do not broadcast: the call raises, and says so itself
+        with suppress(RuntimeError):  # shapes that do not broadcast: the call itself raises and says so
             facts["broadcast"] = tuple(torch.broadcast_shapes(target.shape, shape))
     return facts
 
 
 def ignored(options: Mapping[str, Any]) -> int:
-    """The label that does not count."""
+    """The label that is ignored."""
     value = options.get("ignore_index", IGNORED)
     return value if isinstance(value, int) else IGNORED
 
 
 @torch.no_grad()
 def floor_level(function: str, classes: int | None, targets: Sequence[torch.Tensor], options: Mapping[str, Any]) -> float:
-    """Loss of a prediction that equals the targets: the entropy of soft or smoothed ones; 0 where it is none, or is not known.
+    """Loss of a prediction that equals the targets: the entropy of soft or smoothed ones; 0 if there is none, or it is unknown.
 
     `targets` lie on the host.
     """

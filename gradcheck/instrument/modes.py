@@ -1,4 +1,4 @@
-"""Evaluation mode in a training pass: what is off in the modules that run."""
+"""Evaluation mode in a training pass: what is switched off in the modules that run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Modes:
         self._known: dict[int, tuple[list[Any], list[Any]]] = {}
 
     def take(self, ids: frozenset[int]) -> list[Off]:
-        """What was noted of modules that hold parameters with these ids; it is forgotten."""
+        """Takes out what was noted of modules that hold parameters with these ids."""
         mine = [m for m in self.off.values() if m.ids & ids]
         self.off = {k: m for k, m in self.off.items() if not m.ids & ids}
         return mine
 
     def look(self, module: nn.Module) -> None:
-        """Which dropouts are off, and which trained normalizations do not follow their batches, in the module that runs."""
+        """Which dropouts are off in the running module, and which trained normalizations do not follow their batches."""
         if id(module) not in self._known:
             self._known[id(module)] = _dropouts(module), _norms(module)
         dropouts, norms = self._known[id(module)]

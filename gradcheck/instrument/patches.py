@@ -1,4 +1,4 @@
-"""Replacing attributes of classes and modules for a while."""
+"""Replacing attributes of classes and modules temporarily."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Patches:
         self.put(home, name, functools.wraps(original)(make(original)))
 
     def put(self, home: Any, name: str, value: Any) -> None:
-        """A class keeps an inherited attribute inherited after `undo`."""
+        """After `undo`, an attribute that a class inherits is inherited again."""
         own = name in vars(home)
         self._done.append((home, name, vars(home).get(name), own))
         setattr(home, name, value)

@@ -1,4 +1,4 @@
-"""Functions of the first pass that say more than their outputs: batch normalizations, dropouts, sums."""
+"""Functions of the first pass that show more than their outputs: batch normalizations, dropouts, sums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradcheck.instrument.activation_recorder import parameter_of
 from gradcheck.types.location import Location
 from gradcheck.workload.transfers import on_host
 
-# alpha_dropout is none of these: it keeps mean and variance.
+# alpha_dropout is not among these: it keeps mean and variance.
 DROPOUTS = frozenset((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, torch.feature_dropout))
 SUMS = frozenset(
     f

@@ -14,7 +14,7 @@ from gradcheck.types.location import Location
 from gradcheck.workload.assignments import first_assignment
 from gradcheck.workload.source_sites import location_of_frame
 
-_NAMED_FRAMES = 30  # how far up the stack variables are looked for
+_NAMED_FRAMES = 30  # how far up the stack to look for variables
 _RECORDING = ("gradcheck.bisect", "gradcheck.capture", "gradcheck.instrument", "gradcheck.live")
 
 
@@ -32,12 +32,12 @@ def here() -> Location | None:
 
 
 def is_wrapper(module: nn.Module) -> bool:
-    """Whether it only stands around another module, which it compiles or copies to several devices."""
+    """Whether it only wraps another module, which it compiles or copies to several devices."""
     return type(module).__name__ == "OptimizedModule" or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
 def variable_of(wanted: Any, *, outermost: bool = False) -> str:
-    """The name under which the running user's code knows an object, the function that runs first, or last; "" when it is not found."""
+    """The name under which the user's running code knows an object, the innermost function first; "" when it is not found."""
     frame: FrameType | None = outside()
     found = ""
     for _ in range(_NAMED_FRAMES):

@@ -27,7 +27,7 @@ _TORCH = "torch.optim.lr_scheduler"
 class SeenScheduler:
     scheduler: Any
     site: Location | None
-    epochs: int | None = None  # that it was told to be for
+    epochs: int | None = None  # that it was told to expect
     epoch_steps: int | None = None  # likewise
     calls: int = 0
     label: str = ""
@@ -37,7 +37,7 @@ class SeenScheduler:
 
 
 class Schedulers:
-    """`optimizers` gives those that are known, by id; `traced` what is known of one, of a new one too."""
+    """`optimizers` gives the known ones, by id; `traced` what is known of one, also of a new one."""
 
     def __init__(
         self,

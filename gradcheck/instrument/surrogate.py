@@ -1,4 +1,4 @@
-"""Losses whose level says nothing: what is minimised stands for something else, as in policy gradients."""
+"""Losses whose level says nothing: what is minimised is a surrogate, as in policy gradients."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ BOTH_SIGNS = "it weighs what the model outputs with factors of both signs, as po
 OWN_PAST = "it is computed from what the model did in earlier steps"
 DETACHED = "it depends on the weights through detached values as well"
 
-STOPPED = 0.02  # of the derivative: what detached values make of it when they are more than a matter of form
+STOPPED = 0.02  # of the derivative: the share of detached values in it when they are more than a formality
 FEWEST = 4  # entries of a factor
-FEWEST_SCALARS = 8  # factors of a single number each: a loss is summed from as many steps of an episode
+FEWEST_SCALARS = 8  # factors of a single number each: the loss is a sum over as many steps of an episode
 LEAST_SHARE = 0.02  # of the factors, for each sign
 _LINEAR = kinds.NODE_MOVES | frozenset("Mean Sum Neg Add Sub Mul Div Maximum Minimum Where NanToNum Nansum".split())
 _PRODUCTS = frozenset("Mul Dot Mv".split())
 
 
 def why(graph: Graph | None, calls: Iterable[Call], *, own_past: bool) -> str:
-    """Why the level of a loss says nothing; "" where it does. Call it before the backward pass, which frees what the nodes remember."""
+    """Why the level of a loss says nothing; "" if it does. Call it before the backward pass, which frees what the nodes remember."""
     if graph is not None and both_signs(graph, calls):
         return BOTH_SIGNS
     return OWN_PAST if own_past else ""

@@ -1,7 +1,7 @@
 """Statistics of a tensor in one pass over its memory.
 
-On the CPU a tensor is read in chunks that stay in cache, with the cheapest reductions that torch and numpy have; NaN and Inf
-show in those, and are counted only when they show. For other devices see `deferred_statistics`.
+On the CPU a tensor is read in chunks that stay in cache, with the cheapest reductions that torch and numpy have; NaN and Inf show up in
+those, and are counted only then. For other devices see `deferred_statistics`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 Numbers = tuple[int, int, int, float, float, float, float, float, float]  # count, NaN, Inf, mean, std, norm, min, max, zeros
 
 CHUNK = 1 << 18  # elements: 1 MiB of float32, within L2
-HISTOGRAM_SAMPLES = 512, 4096  # least and most entries whose exponents are counted; one in 64 between them
+HISTOGRAM_SAMPLES = 512, 4096  # least and most entries whose exponents are counted; between them, one in 64
 BLAS_SERIAL = 1 << 13  # elements: OpenBLAS, behind numpy, shares longer dot products among threads of its own
 TINY, HUGE = 1e-15, 1e16  # largest entries outside this range: float32 squares of a chunk vanish, or their sum overflows
 CANCELS = 1e-4  # mean of squares minus squared mean has too few digits left below this share of the former
@@ -72,7 +72,7 @@ def real_values(tensor: torch.Tensor) -> torch.Tensor | None:
 def spread(count: int, samples: int) -> int:
     """A stride that takes at least `samples` of `count` entries, or all, and has no factor in common with any axis.
 
-    With a common factor the sample would keep to a few rows or columns.
+    With a common factor the sample would be confined to a few rows or columns.
     """
     stride = max(1, count // samples)
     while stride > 1 and math.gcd(stride, count) > 1:
@@ -137,7 +137,7 @@ def numbers(values: Array) -> Numbers | None:
     zeros = int(np.count_nonzero(np.equal(values, 0, out=_scratch.mask[:count]))) if low <= 0.0 <= high else 0
     mean, mean_square = total / count, square / count
     variance = mean_square - mean * mean
-    if variance < CANCELS * mean_square:  # the entries lie close together, far from zero
+    if variance < CANCELS * mean_square:  # the entries are close together and far from zero
         variance = float(np.square(values.astype(np.float64) - mean).mean()) if high > low else 0.0
     return count, 0, 0, mean, variance**0.5, square**0.5, low, high, zeros / count
 
@@ -184,7 +184,7 @@ def _of_non_finite(values: Array) -> TensorStats:
 
 
 def of_sample(sample: Array, count: int, extremes: Sequence[float]) -> TensorStats:
-    """Of a tensor with `count` entries that is not finite, told by a sample of them.
+    """For a non-finite tensor with `count` entries, estimated from a sample of them.
 
     `extremes`: NaN where some slice holds NaN, +-Inf where one holds Inf: that much is sure.
     """

@@ -28,7 +28,7 @@ class TracedOptimizer:
     loops: tuple[Loop, ...] = ()  # around its first step
     schedulers: dict[Location | None, list[int]] = field(default_factory=dict)  # by place: of each that was made there, its steps
     made: int = 1
-    lost: int = 0  # of those made again, how many began without the state that the one before them had
+    lost: int = 0  # of those made again, how many began without the state of the one before
     _lives: deque[int] = field(default_factory=lambda: deque(maxlen=MOST_LIVES))  # steps of each but the newest
     _born: int | None = None  # steps before the newest; None for the first one
     _had_state: bool | None = None  # the one before the newest, which has not stepped yet
@@ -51,20 +51,20 @@ class TracedOptimizer:
         self.optimizer = optimizer
 
     def starts(self, reads: bool = True) -> None:
-        """Before a step: whether the state of an optimizer before this one is lost."""
+        """Before a step: notes whether the state of the optimizer before this one was lost."""
         if self._had_state is not None:
             self.lost += self._had_state and not holds_state(self.optimizer, reads)
             self._had_state = None
 
     @property
     def life(self) -> int | None:
-        """Steps that an optimizer takes before another one is made in its place, usually."""
+        """How many steps an optimizer usually takes before another one replaces it."""
         lives = sorted(self._lives)
         return lives[len(lives) // 2] if lives else None
 
     @property
     def forgets(self) -> bool:
-        """Whether what its steps leave in an optimizer is lost with it, mostly."""
+        """Whether the state that steps leave in an optimizer is mostly lost with it."""
         return 2 * self.lost > self.made - 1
 
     def facts(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def alive(output: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _alive(x: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.bool_]:
-    """Most units show themselves in the first few samples: the others are read only where one did not."""
+    """Most units are active in the first few samples: the other samples are read only if one was not."""
     units, last = x.shape[axis], axis == x.ndim - 1
     rows = x.reshape(-1, units) if last else x.reshape(-1, units, math.prod(x.shape[axis + 1 :]))
     across, few = (0, ROWS) if last else ((0, 2), 1)

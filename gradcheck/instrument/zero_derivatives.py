@@ -1,4 +1,4 @@
-"""Places that autograd goes through and no gradient comes out of: step functions, products with fixed zeros, products of two zeros."""
+"""Places where autograd passes through but the gradient is zero: step functions, products with fixed zeros, products of two zeros."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def places(
     parameters: Mapping[int, str],
     made: Callable[[str], Location | None] = lambda name: None,
 ) -> tuple[ZeroDerivative, ...]:
-    """Those that the loss comes through, with the parameters before them. `parameters`: id -> name of the trainable ones.
+    """Those that the loss depends on, with the parameters before them. `parameters`: id -> name of the trainable ones.
 
     Of a product of two zeros these are its two factors, and the place is where the first one is made: `made(name)`.
     """
