@@ -1,4 +1,4 @@
-"""Tensors of batches of any structure: which of them is the target, and batches with some of them replaced."""
+"""Tensors in batches of any structure: which of them is the target, and batches with some of them replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches out of whatever holds data: one batch, an iterable, a loader, a dataset, a function."""
+"""Batches from anything that holds data: one batch, an iterable, a loader, a dataset, a function."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Data:
     batches: list[Batch]
     source: str  # for people: "`train_loader` in model.py"
     given: bool = True  # False: random numbers
-    # The file leaves dtype and trailing axes of targets open, so that they may be fitted to the loss.
+    # The file leaves dtype and trailing axes of targets open, so they may be fitted to the loss.
     loose_targets: bool = False
-    collated: bool = False  # stacked by torch out of single samples, which are on the first axis then
+    collated: bool = False  # stacked by torch from single samples, which are then on the first axis
 
 
 def collect(source: Any, limit: int, seed: int, where: str, *, samples: bool = False) -> list[Batch]:
@@ -55,7 +55,7 @@ def collect(source: Any, limit: int, seed: int, where: str, *, samples: bool = F
 
 @contextmanager
 def _undisturbed(source: Any) -> Iterator[None]:
-    """Puts the generators that a DataLoader draws its order from back, and ends the workers that it would keep."""
+    """Restores the generators from which a DataLoader draws its order, and ends the workers that it would keep."""
     if not isinstance(source, DataLoader):
         yield
         return
@@ -115,7 +115,7 @@ def _is_dataset(source: Any) -> bool:
 
 
 def _is_one_batch(items: list[Any]) -> bool:
-    """Whether a list is one collated batch [inputs, target] rather than a list of batches: of tensors that are not alike."""
+    """Whether a list is one collated batch [inputs, target] of unlike tensors, rather than a list of batches."""
     if len(items) < 2 or not all(isinstance(item, (torch.Tensor, np.ndarray)) for item in items):
         return False
     return any(item.dtype != items[0].dtype or item.shape[1:] != items[0].shape[1:] for item in items)

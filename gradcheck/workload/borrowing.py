@@ -1,8 +1,8 @@
-"""Training the user's own modules for a while, where no faithful copy of them can be made, and putting everything back.
+"""Training the user's own modules for a while, if no faithful copy of them can be made, and putting everything back.
 
 A `State` holds all that a training changes: tensors by their data, gradients, plain attributes, tables of hooks and submodules. States are
 put into the modules in turn, one at a time; the tensors and modules themselves stay the same objects. The data of a state that is not in
-place stay where they are, or, of a model that is too large to be held twice by its device, go to the CPU's memory.
+place stay where they are, or go to the CPU's memory if the model is too large for its device to hold twice.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class State:
 
 
 class Borrowed:
-    """Modules of the user's, and which state is in place. `give_back` may be called at any time, and twice."""
+    """Modules of the user's, and the state that is in place. `give_back` may be called at any time, and twice."""
 
     def __init__(self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = "", spill: bool = False) -> None:
-        """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user. `spill`: the device holds
+        """`tensors`: others that are trained besides the modules'. `why` no copy will do, in words for the user. `spill`: the device holds
         the tensors once only, and the CPU's memory holds what is not in place."""
         roots = list(roots)
         self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
@@ -61,13 +61,13 @@ class Borrowed:
         self._initial = self._active = self._theirs
 
     def start_from(self, earlier: State, copies: Mapping[int, nn.Module]) -> None:
-        """Trainings start from the data of an earlier state; from the plain attributes of the modules' `copies` of then, by id."""
+        """Makes trainings start from the data of an earlier state and the plain attributes of the modules' `copies` of that time, by id."""
         now = self._theirs
         attributes = [(m, {**held, **_plain_attributes(copies.get(id(m)))}) for m, held in now.attributes]
         self._initial = State({**now.data, **earlier.data}, {}, {**now.trained, **earlier.trained}, attributes, now.contents)
 
     def freeze(self, key: int) -> None:
-        """A tensor, by id, is not trained."""
+        """Excludes a tensor, by id, from training."""
         initial = self._initial
         self._initial = State(initial.data, {}, {**initial.trained, key: False}, initial.attributes, initial.contents)
 
@@ -90,7 +90,7 @@ class Borrowed:
         self._active = state
 
     def give_back(self) -> None:
-        """The modules are the user's again, bit for bit as they were."""
+        """Gives the modules back to the user, bit for bit as they were."""
         if self._active is not self._theirs:
             self._reset()
             self._put(self._theirs)
@@ -139,7 +139,7 @@ class Borrowed:
 
 
 def _held(tensor: torch.Tensor) -> torch.Tensor:
-    """What of it lies in this process."""
+    """The part of it in this process."""
     return local(tensor) if is_spread(tensor) else tensor.data
 
 
@@ -156,7 +156,7 @@ def _fill(container: Any, content: Any) -> None:
 
 
 def _plain_attributes(module: nn.Module | None) -> dict[str, Any]:
-    """Numbers and words; what refers to other objects refers to copies of them."""
+    """Numbers and words; anything that refers to other objects then refers to copies of them."""
     plain = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
     return {name: value for name, value in vars(module).items() if isinstance(value, plain)} if module is not None else {}
 
@@ -171,7 +171,7 @@ def _tensors_of(modules: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def shielded(own: Collection[int]) -> Iterator[list[nn.Module]]:
-    """Modules that are called meanwhile and are not `own` (by id). They are put back as they were when they were called."""
+    """While active, modules that are called and are not `own` (by id) are noted; they are put back as they were when they were called."""
     found: list[nn.Module] = []
     known: set[int] = set()
 
@@ -195,9 +195,8 @@ def shielded(own: Collection[int]) -> Iterator[list[nn.Module]]:
 
 @contextmanager
 def stand_in(value: T, model: nn.Module, *, unused: Collection[nn.Module] = ()) -> Iterator[T]:
-    """A copy of `value`, a structure that holds `model`, to try something on; itself where it cannot be copied, and then put back.
-
-    `unused`: modules of which the caller sees to it that they do not run.
+    """A copy of `value`, a structure that holds `model`, to try something on; `value` itself if it cannot be copied, put back afterwards.
+    `unused`: modules that the caller keeps from running.
     """
     memo: Memo = {}
     try:
@@ -212,7 +211,7 @@ def stand_in(value: T, model: nn.Module, *, unused: Collection[nn.Module] = ()) 
 
 @contextmanager
 def lent(model: nn.Module, *, spill: bool = False) -> Iterator[None]:
-    """The model may be changed meanwhile."""
+    """While active, the model may be changed."""
     borrowed = Borrowed([model], spill=spill)
     borrowed.lend()
     try:

@@ -22,10 +22,8 @@ _LONGEST_SPAN = 20  # lines of one expression that a report shows
 
 
 def ignores(paths: Iterable[str | Path]) -> tuple[Ignore, ...]:
-    """Suppression comments of the given files, one Ignore for each line that a comment speaks for.
-
-    A comment behind code speaks for its line; one on a line of its own for the whole statement below it.
-    Files that cannot be read or are not Python have none.
+    """Suppression comments of the given files, one Ignore for each line that a comment covers. A comment after code covers its line; one on
+    a line of its own covers the whole statement below it. Files that cannot be read or are not Python have none.
     """
     files = (file for path in dict.fromkeys(str(p) for p in paths) for file in _files(path))
     return tuple(found for file in files for found in _of_file(file))
@@ -66,7 +64,7 @@ def _of_file(path: str) -> list[Ignore]:
                         found.append(Ignore(shown, line, names, line))
                     elif first_line is None:
                         pending.append((line, names))
-                    else:  # between the lines of a statement: it speaks for the line below
+                    else:  # between the lines of a statement: it covers the line below
                         found.append(Ignore(shown, line + 1, names, line))
                 elif token.type == tokenize.NEWLINE:
                     for comment_line, names in pending:
@@ -76,7 +74,7 @@ def _of_file(path: str) -> list[Ignore]:
                 elif token.type not in _LAYOUT and first_line is None:
                     first_line = token.start[0]
     except (OSError, SyntaxError, UnicodeDecodeError, tokenize.TokenError, TargetError):
-        return found  # what stands before the broken place still counts
+        return found  # what comes before the broken place still counts
     return found
 
 
@@ -103,7 +101,7 @@ def _lines(path: str, wanted: set[int]) -> dict[int, str]:
 
 
 def places(value: Any) -> Iterator[Location]:
-    """All that a record points at."""
+    """All places that a record points at."""
     if isinstance(value, Location):
         yield value
     elif isinstance(value, tuple):

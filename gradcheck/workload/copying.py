@@ -1,7 +1,6 @@
-"""Copies of a user's model that are as good as the original: nothing in them refers to the original any more.
-
-`copy.deepcopy` takes functions as they are, so that a lambda, a closure or a hook that refers to a module goes on calling the original one.
-Here functions are bound to the copies, too, wherever a copied object holds them.
+"""Copies of a user's model that are as good as the original: nothing in them refers to the original any more. `copy.deepcopy` takes
+functions as they are, so that a lambda, a closure or a hook that refers to a module still calls the original. Here functions, too, are
+bound to the copies wherever a copied object holds them.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ def duplicate(value: T, model: nn.Module, memo: Memo | None = None) -> T:
 
 
 def require_parts(model: nn.Module, memo: Memo) -> None:
-    """Raises TargetError where it is not known which weight of the copy is which: a model may make copies from its configuration."""
+    """Raises TargetError if it is not known which weight of the copy is which: a model may make copies from its configuration."""
     if any(id(p) not in memo for p in model.parameters()):
-        raise TargetError("it makes its copies by itself, without saying which weight of a copy is which")
+        raise TargetError("it makes its copies itself, without saying which weight of a copy is which")
 
 
 def memo_for(model: nn.Module) -> Memo:
@@ -88,7 +87,7 @@ def bind_copies(memo: Memo) -> None:
 
 
 def _complete(memo: Memo) -> None:
-    """Puts back what torch's transforms of distributions leave out of their copies: an inverse is nothing without what it inverts."""
+    """Puts back what torch's transforms of distributions leave out of their copies: an inverse needs the transform that it inverts."""
     for original in list(memo.get(id(memo), ())):
         twin: Any = memo.get(id(original))
         if isinstance(original, _InverseTransform) and getattr(twin, "_inv", original) is None:
@@ -156,7 +155,7 @@ def _is_copied(value: Any, memo: Memo) -> bool:
 
 
 def _copied_container(value: Any, memo: Memo) -> Any:
-    """A container that a function fills or reads: its copy is filled in its place. What it holds stays, unless it is copied, too."""
+    """A copy, to be used in its place, of a container that a function fills or reads. Its items stay, unless they are copied, too."""
     twin = memo[id(value)] = copy.copy(value)
     memo.setdefault(id(memo), []).append(value)  # as `copy.deepcopy` does: an id in the memo is that of a living object
     if len(value) > _FEW:
@@ -200,7 +199,7 @@ def _bound_function(function: types.FunctionType, memo: Memo) -> types.FunctionT
 
 
 def _filled(cells: tuple[types.CellType, ...], function: types.FunctionType, twin: types.FunctionType, memo: Memo) -> bool:
-    """Fills the cells of a twin; whether any holds something else than the original's."""
+    """Fills the cells of a twin. Returns whether any differs from the original's."""
     changed = False
     for cell, original in zip(cells, function.__closure__ or (), strict=True):
         try:

@@ -59,7 +59,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the accelerator where there is one, else the CPU. Raises TargetError when the device is unknown or absent."""
+    """ "auto" is the accelerator if there is one, else the CPU. Raises TargetError when the device is unknown or absent."""
     if name == "auto":
         return torch.device(accelerator() or "cpu")
     try:
@@ -114,7 +114,7 @@ def choose_dtype(name: str | None) -> torch.dtype | None:
 
 
 def place_module(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> dict[torch.Tensor, torch.Tensor]:
-    """Moves in place. Returns the parameters that became other objects, as they do on some devices. Raises TargetError."""
+    """Moves in place. Returns the parameters that became new objects, which happens on some devices. Raises TargetError."""
     before = dict(module.named_parameters())
     try:
         if device is not None and any(t.device != device for t in (*module.parameters(), *module.buffers())):
@@ -127,7 +127,7 @@ def place_module(module: nn.Module, device: torch.device | None, dtype: torch.dt
 
 
 def place_optimizer(optimizer: torch.optim.Optimizer, moved: Mapping[torch.Tensor, torch.Tensor]) -> None:
-    """Puts moved parameters into the optimizer's groups, and what it remembers of each parameter on the parameter's device."""
+    """Puts moved parameters into the optimizer's groups, and moves its state of each parameter to the parameter's device."""
     for group in optimizer.param_groups:
         group["params"] = [moved.get(p, p) for p in group["params"]]
     for old in [p for p in optimizer.state if p in moved]:
@@ -139,7 +139,7 @@ def place_optimizer(optimizer: torch.optim.Optimizer, moved: Mapping[torch.Tenso
 
 
 def place_batch(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The batch on the device; with a dtype, its floating-point tensors in it. Leaves with gradient are copied, so that theirs stays."""
+    """The batch on the device; with a dtype, its floating-point tensors in it. Leaves that require gradient are copied, to keep theirs."""
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor):

@@ -1,4 +1,4 @@
-"""This process's part of a tensor that is spread over several: nothing but `whole` asks another process."""
+"""This process's part of a tensor that is spread over several; only `whole` asks another process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a DTensor, detached, which all processes that hold it ask for together; any other tensor as it is."""
+    """The whole of a DTensor, detached; all processes that hold it must ask together. Any other tensor as it is."""
     if type(tensor) in _WHOLE or not is_spread(tensor):
         return tensor
     spread: Any = tensor.detach()
@@ -48,5 +48,5 @@ def multiplicity(tensor: torch.Tensor, processes: int) -> float | None:
 
 
 def _divides(placement: Any) -> bool:
-    """Whether it gives each process a part: also where one sharding is on top of another, which torch does not call a shard."""
+    """Whether it gives each process a part; also if one sharding is on top of another, which torch does not call a shard."""
     return not (placement.is_replicate() or placement.is_partial())

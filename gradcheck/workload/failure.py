@@ -1,4 +1,4 @@
-"""An exception out of the user's code, told as a TargetError at the user's line."""
+"""An exception from the user's code, reported as a TargetError at the user's line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHADOWED = re.compile(r"^module 'gradcheck' has no attribute|^cannot import nam
 
 
 def one_line(text: str) -> str:
-    """Somebody else's text for a message of ours; of a traceback, which a data loader's worker sends, how it begins and ends."""
+    """Someone else's text on one line of a message of ours; of a traceback, as a data loader's worker sends it, the beginning and end."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any(line.endswith("Traceback (most recent call last):") for line in lines):
         lines = [lines[0], lines[-1]]
@@ -20,7 +20,7 @@ def one_line(text: str) -> str:
 
 
 def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
-    """A TargetError for an exception out of the user's code, at the user's innermost line."""
+    """A TargetError for an exception from the user's code, at the user's innermost line."""
     place = location_of_traceback(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         column = error.offset or 1
@@ -35,6 +35,6 @@ def failure(what: str, error: BaseException, hint: str = "") -> TargetError:
         return TargetError(message, hint=hint or next_step, location=place)
     text = one_line(str(error))
     if _SHADOWED.search(text):
-        hint = "a file of yours is named gradcheck.py, or a folder gradcheck, as this package is: rename it"
+        hint = "a file of yours is named gradcheck.py, or a folder gradcheck, like this package: rename it"
     first = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return TargetError(f"{what}: {first}", hint=hint or "correct it, or name another target", location=place)

@@ -1,4 +1,4 @@
-"""A few samples of a batch, where a training step runs on them."""
+"""A few samples of a batch, if a training step runs on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
 
-TRIED = 8  # samples with which it is found out whether batches can be cut
+TRIED = 8  # samples with which to find out whether batches can be cut
 
 
 def some_samples(workload: Workload, count: int) -> Any:

@@ -17,7 +17,7 @@ PLAIN = (int, float, bool, str, bytes, type(None))
 
 
 def random_states() -> dict[str, Any]:
-    """Of torch on the CPU and on CUDA, of Python and numpy."""
+    """Random states of torch on the CPU and on CUDA, of Python and of numpy."""
     version, numbers, gauss = random.getstate()
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(numbers), gauss]}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -56,7 +56,7 @@ def plain(batch: Any) -> Any:
 
 
 def like(batch: Any, saved: Any) -> Any:
-    """What is saved, in the shape of a batch of the loader. Raises ValueError where it is none like it."""
+    """What was saved, in the structure of a batch of the loader. Raises ValueError if it is not like one."""
     if isinstance(batch, torch.Tensor) and isinstance(saved, torch.Tensor):
         if batch.dtype != saved.dtype or batch.dim() != saved.dim():
             raise ValueError
@@ -74,7 +74,7 @@ def like(batch: Any, saved: Any) -> Any:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Raises TargetError for what is no such file."""
+    """Raises TargetError for any other file."""
     hint = "a file that `gradcheck watch --keep-spikes N` has kept, such as .gradcheck/spikes/step-700.pt"
     if not path.is_file():
         raise TargetError(f"there is no file {path}", hint=hint)

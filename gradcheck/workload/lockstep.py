@@ -1,5 +1,5 @@
-"""Processes that measure one sharded model together: each runs the same code on the same batches, and asks here for what one of them
-cannot know by itself, or what all have to decide alike. In a process by itself the answers are its own.
+"""Processes that measure one sharded model together: each runs the same code on the same batches, and asks here for what it cannot know by
+itself or what all must decide alike. A single process gets its own answers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ranks: RankGroup | None = None
 
 
 class OutOfStep(TargetError):
-    """A process went another way than the others, or ended: nothing can be measured any more."""
+    """A process took a different path from the others, or ended: nothing more can be measured."""
 
 
 @contextmanager
 def in_step(ranks: RankGroup) -> Iterator[None]:
-    """All ranks run the same code meanwhile."""
+    """While active, all ranks run the same code."""
     global _ranks
     before, _ranks = _ranks, ranks
     try:
@@ -44,13 +44,13 @@ def several() -> bool:
 
 
 def everyone(said: T) -> list[T]:
-    """What each process says, by rank. Raises OutOfStep where one does not come."""
+    """What each process says, by rank. Raises OutOfStep if one does not come."""
     if _ranks is None:
         return [said]
     try:
         return _ranks.everyone(said)
     except Exception as error:
-        why = _ranks.failure() or "one of them went another way, or was ended"
+        why = _ranks.failure() or "one of them took a different path, or was ended"
         raise OutOfStep(f"the ranks cannot go on together: {why}", hint="the logs of the other ranks may say more") from error
 
 
@@ -60,7 +60,7 @@ def agreed(value: T) -> T:
 
 
 def now() -> float:
-    """time.perf_counter() of rank 0, so that all find the time over at the same point."""
+    """time.perf_counter() of rank 0, so that the time runs out for all at the same point."""
     return agreed(time.perf_counter())
 
 
@@ -74,6 +74,6 @@ def whole_norms(tensors: Sequence[torch.Tensor], norms: Sequence[float]) -> list
 
 
 def root(values: Sequence[float]) -> float:
-    """sqrt of the sum of squares; not finite where one is not."""
+    """Square root of the sum of squares; not finite if one is not."""
     bad = [v for v in values if not math.isfinite(v)]
     return bad[0] if bad else math.hypot(*values) if values else 0.0

@@ -1,4 +1,4 @@
-"""Loss functions by name, and the ones that are inferred from an output and a target."""
+"""Loss functions by name, and losses that are inferred from an output and a target."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _snake(name: str) -> str:
     return text
 
 
-# Inferred losses. They are functions of this module so that torch's functional losses, which measuring watches, see what they say.
+# Inferred losses. They call torch's functional losses, which measuring watches.
 
 
 def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

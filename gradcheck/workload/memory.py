@@ -1,4 +1,4 @@
-"""What training a model takes of the memory, told before it runs, and what there is."""
+"""How much memory training a model takes, told before it runs, and how much there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 GB = 1e9
-# Tensors of a parameter's size that an optimizer keeps for it, where it has none yet; of others one is taken.
+# Tensors of a parameter's size that an optimizer will keep for it, if it has none yet; one for other optimizers.
 _TWO = re.compile(r"adam|lamb|adan|yogi|adabelief", re.IGNORECASE)
 
 
@@ -65,7 +65,7 @@ def _state(optimizer: torch.optim.Optimizer, held: list[torch.Tensor]) -> int:
 
 @contextmanager
 def counting_saved(model: nn.Module, counts: list[int]) -> Iterator[None]:
-    """Appends the bytes of what autograd keeps meanwhile for the backward pass, each storage once, without the model's own tensors.
+    """While active, appends the bytes of what autograd keeps for the backward pass, each storage once, without the model's own tensors.
 
     No backward pass may follow.
     """
@@ -76,11 +76,11 @@ def counting_saved(model: nn.Module, counts: list[int]) -> Iterator[None]:
         if _is_plain(tensor) and _place(tensor) not in own:
             before = seen.get(_place(tensor), (None, 0))[1]
             seen[_place(tensor)] = tensor.untyped_storage(), before + tensor.numel() * tensor.element_size()
-        return tensor.detach()  # else each holds the one before it, and thousands are freed from within one another
+        return tensor.detach()  # otherwise each holds the one before it, and thousands are freed recursively
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
-    counts.append(sum(min(storage.nbytes(), used) for storage, used in seen.values()))  # some are slices of what is there anyway
+    counts.append(sum(min(storage.nbytes(), used) for storage, used in seen.values()))  # some are slices of what exists anyway
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -109,7 +109,7 @@ def _without_magics(lines: list[str]) -> Iterator[str]:
 
 
 def _replaced(line: str) -> str | None:
-    """What stands for a line with a magic, a command of the shell or a question; None for other lines."""
+    """The replacement of a line with a magic, a shell command or a question; None for other lines."""
     body = line.strip()
     indent = line[: len(line) - len(line.lstrip())]
     if timed := _TIMED.match(line):

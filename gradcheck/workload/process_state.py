@@ -19,7 +19,7 @@ _BACKEND_FLAGS = (
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Puts random states (torch, numpy, python) and torch's global flags back on the way out, however one leaves."""
+    """Restores random states (torch, numpy, python) and torch's global flags on the way out, even after an exception."""
     grad, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()

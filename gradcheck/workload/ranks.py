@@ -1,8 +1,7 @@
-"""The processes of a distributed training, and what passes between them: a gather at a measured step, last words at the end.
-
-A rank may come late, take fewer steps, raise, or not be watched at all. None of that may hang the others, so that nobody enters a
-collective before all have said in the store that they are there. Whoever has waited too long decides that there will be none, for all:
-a value in the store that only the first writer sets. From then on each rank is on its own, and rank 0 says why.
+"""The processes of a distributed training, and what passes between them: a gather at a measured step, a last message at the end. A rank may
+come late, take fewer steps, raise, or not be watched at all. None of that may hang the others, so no rank enters a collective before all
+have said in the store that they are there. A rank that has waited too long decides for all that there will be none, by a value in the store
+that only the first writer sets. From then on each rank is on its own, and rank 0 says why.
 The user's process groups are not used: gradcheck has one of its own, with gloo, for tensors on the CPU.
 """
 
@@ -20,8 +19,8 @@ import torch.distributed as dist
 from gradcheck.rank import launched
 
 PATIENCE = 30.0  # seconds that a rank waits for the others at a measured step
-LONGEST = timedelta(hours=2)  # that the others wait for rank 0 to measure what each of them has whole
-LAST_WORDS = 5.0  # seconds that rank 0 waits at the end for what the others have left to say
+LONGEST = timedelta(hours=2)  # that the others wait for rank 0 to measure a model that each of them holds in full
+LAST_WORDS = 5.0  # seconds that rank 0 waits at the end for the last messages of the others
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02  # seconds between two looks into the store
 _NOT_STARTED = "torch.distributed was not initialised"
 
@@ -65,7 +64,7 @@ class RankGroup:
         end = time.monotonic() + PATIENCE
         self._wait(lambda: self._store.check([decided]), lambda: time.monotonic() > end or self._store.check(["over"]))
         if self._store.compare_set(decided, "", "no") == b"yes":
-            if self.leads and self._met:  # nobody is there any more
+            if self.leads and self._met:  # no one is there any more
                 self._store.delete_key(f"{self._met}/present")
                 self._store.delete_key(f"{self._met}/decided")
             self._met = phase
@@ -82,7 +81,7 @@ class RankGroup:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def gather(self, step: int, said: Any) -> list[Any] | None:
-        """What all ranks say at this step, on rank 0; on the others nothing. None, on every rank, when they did not come together."""
+        """On rank 0, what all ranks say at this step; on the others, nothing. None on every rank if they did not come together."""
         if not self.joined:
             return None
         try:
@@ -98,12 +97,12 @@ class RankGroup:
     def give_up(self, why: str) -> None:
         """From now on this rank is on its own; the others learn of it when they look. `why` is "": another one's reason."""
         with contextlib.suppress(Exception):
-            first = self._store.compare_set("over", "", f"rank {self.rank}: {why}" if why else "another rank is not watched any more")
+            first = self._store.compare_set("over", "", f"rank {self.rank}: {why}" if why else "another rank is no longer watched")
             why = first.decode()
         self.why = self.why or why
 
     def agree(self, number: int) -> int | None:
-        """The number that rank 0 said at the meeting before this one: nobody waits for it. None: there was none. Ask after a gather."""
+        """The number that rank 0 gave at the meeting before this one: no rank waits for it. None: there was none. Ask after a gather."""
         said = None
         try:
             if self._agreed:
@@ -127,7 +126,7 @@ class RankGroup:
         return heard
 
     def wait_for_lead(self) -> Any:
-        """The other ranks: what rank 0 leaves for them when it is done, however long that takes."""
+        """On the other ranks: what rank 0 leaves for them when it is done, however long that takes."""
         self._store.wait(["lead"], LONGEST)
         return pickle.loads(self._store.get("lead"))
 
@@ -141,7 +140,7 @@ class RankGroup:
             self._store.compare_set("failed", "", f"rank {self.rank}: {why}")
 
     def failure(self) -> str:
-        """Which rank raised what; "" where none is known to have."""
+        """Which rank raised what; "" if none is known to have raised."""
         with contextlib.suppress(Exception):
             if self._store.check(["failed"]):
                 return self._store.get("failed").decode()
@@ -165,7 +164,7 @@ class RankGroup:
     # ------------------------------------------------------------------ leaving
 
     def leave(self, last: Any) -> dict[int, Any]:
-        """This rank ends, and waits for nobody but, on rank 0, a moment for what the others have left to say: rank -> their words."""
+        """Ends this rank. Only rank 0 waits, for a moment, for the last messages of the others: rank -> message."""
         if self._left or self._store is None:
             return {}
         self._left = True
@@ -191,7 +190,7 @@ class RankGroup:
 
 
 def join(run: str = "watch", *, alone: bool = False) -> RankGroup | None:
-    """The ranks of this training, once all have come; None when there is one process. Of ranks that do not come, `why` says so.
+    """The ranks of this training, once all have come; None for a single process. If ranks do not come, `why` says so.
 
     `run`: the kind of what they come for. `alone`: one process is a group, too.
     """

@@ -86,7 +86,7 @@ def seed_all(seed: int) -> None:
 
 
 def reseed(seed: int) -> None:
-    """As `seed_all`, quick enough for every step: devices that were never used are left alone."""
+    """Like `seed_all`, but quick enough for every step: devices that were never used are left alone."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
@@ -105,7 +105,7 @@ class Dice:
 
     def throw(self) -> None:
         python, array, states = self.states
-        if not states.devices and accelerator_in_use() is not None:  # it came into use since
+        if not states.devices and accelerator_in_use() is not None:  # it has been used since
             self.__init__(self.seed)  # type: ignore[misc]
             return
         random.setstate(python)

@@ -1,5 +1,5 @@
-"""Modules that `fully_shard` has sharded, while they are measured: their parameters are shards whenever nothing runs, and one knows which
-shard the whole parameter stands for that autograd meets.
+"""Modules that `fully_shard` has sharded, while they are measured: their parameters are shards whenever nothing runs, and it is known which
+shard each whole parameter that autograd meets stands for.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import nn
 from gradcheck.workload.dtensor import is_spread
 
 _shards: dict[int, torch.Tensor] = {}  # by id of the whole parameter that stands in for them in forward and backward passes
-# How a loop lets passes go: whether gradients are reduced after each, and parameters are let go. All of it is on while one is measured.
+# What a loop may switch off: reducing the gradients after a pass, and releasing the parameters. All is on while a pass is measured.
 _COURSE = ("post_forward_mesh_info", "reduce_grads", "all_reduce_grads", "reshard_after_backward", "is_last_backward")
 _groups: list[Any] = []  # of parameters, of the model that is being measured or recorded
 
 
 def class_of(module: nn.Module) -> type:
-    """Its class in the program: `fully_shard` gives it one of its own, named FSDP..."""
+    """Its class in the program: `fully_shard` gives it a new one, named FSDP..."""
     kind = type(module)
     return kind.__bases__[1] if kind.__bases__[0].__name__ == "FSDPModule" else kind
 
@@ -30,14 +30,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def shows_parts(model: nn.Module) -> bool:
-    """Whether layers are parallel within: what they return is a part on each rank. With shards that are gathered for it, it is whole."""
+    """Whether layers are split: what they return is a part on each rank. Shards that are gathered for the pass give whole outputs."""
     gathered = {id(p.sharded_param): p.is_dtensor for group in _groups for p in group.fsdp_params}
     return any(is_spread(p) and gathered.get(id(p), True) for p in model.parameters())
 
 
 @contextmanager
 def kept_sharded(model: nn.Module) -> Iterator[None]:
-    """Parameters are gathered for a forward or backward pass only, those of the root module, too."""
+    """While active, parameters, including the root module's, are gathered for a forward or backward pass only."""
     states = _states_of(model)
     for state in states:  # as the first forward pass does: the outermost first
         state._lazy_init()
@@ -58,7 +58,7 @@ def kept_sharded(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def noting_shards() -> Iterator[list[Any]]:
-    """Takes the groups of parameters that are sharded meanwhile: of them it is known which shard a gathered parameter stands for."""
+    """Collects the groups of parameters that are sharded while active: for these, the shard of a gathered parameter is known."""
     global _groups
     before, _groups = _groups, []
     try:
@@ -69,7 +69,7 @@ def noting_shards() -> Iterator[list[Any]]:
 
 
 def holds_back() -> bool:
-    """Whether gradients of some pass are kept to be reduced after a later one: the parameters do not show them."""
+    """Whether gradients of some pass are kept back and reduced after a later one, so that the parameters do not show them."""
     parameters = (p for group in _groups for p in group.fsdp_params)
     late = any(getattr(group, "_partial_reduce_output", None) is not None for group in _groups)
     return late or any(p.unsharded_accumulated_grad is not None or _gathered_grad(p) is not None for p in parameters)
@@ -90,7 +90,7 @@ def _states_of(model: nn.Module) -> list[Any]:
 
 
 def reset(model: nn.Module) -> None:
-    """After a pass that an error ended somewhere: nothing is gathered, and the next pass is the first."""
+    """Resets after a pass that an error ended: nothing is gathered, and the next pass counts as the first."""
     for state in _states_of(model):
         if state._is_root and hasattr(state, "_reset_iter_state"):
             state._reset_iter_state()
@@ -99,7 +99,7 @@ def reset(model: nn.Module) -> None:
 
 
 def as_held(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Leaves of a graph, with the parameter that the model holds in the place of one that was gathered for the pass."""
+    """Leaves of a graph, each gathered parameter replaced by the one that the model holds."""
     tensors = list(tensors)
     if _groups and any(id(t) not in _shards for t in tensors):
         for group in _groups:

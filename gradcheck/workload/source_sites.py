@@ -87,7 +87,7 @@ def _folder(path: str) -> str:
     return os.path.realpath(path).rstrip(os.sep) + os.sep
 
 
-# What is compiled without a file has a name in place of one: a notebook says which. File as Python calls it -> name.
+# Code that is compiled without a file has a name instead, which a notebook gives. File as Python calls it -> name.
 _namers: list[Callable[[str], str | None]] = []
 
 
@@ -138,7 +138,7 @@ def location_of_frame(frame: FrameType | None, *, torch_detail: bool = False) ->
 
 
 def _recorded(frame: FrameType, detail: Location | None) -> Location | None:
-    """The expression that a replay repeats, where `frame` is a call of one: it says so in a local variable."""
+    """The expression that a replay repeats, if `frame` is a call of one: a local variable there names it."""
     place = frame.f_locals.get("recorded_place") if frame.f_code.co_name == "_call" else None
     if not isinstance(place, Location):
         return detail
@@ -220,7 +220,7 @@ class Sites:
         self._note(module, location_of_frame(_outside_constructor(module, frame), torch_detail=True))
 
     def unpickled(self, module: Constructed, frame: FrameType | None) -> None:
-        """A copy is where its original was created: that is the expression to edit."""
+        """A copy gets the place of its original: that is the expression to edit."""
         template = _copied_from(frame)
         place = self.get(template) if template is not None else None
         self._note(module, place or location_of_frame(frame))

@@ -30,7 +30,7 @@ def tensors_in(value: Any, depth: int = 3, others: Callable[[Any], Iterator[torc
 
 
 def with_items(function: Callable[[Any], Any], value: Any) -> Any:
-    """A tuple, a named tuple, a list or a mapping (as a dict) with the function's values in place of its items; None for what is none."""
+    """A tuple, named tuple, list or mapping (as a dict) with the function's values in place of its items; None for anything else."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)._make(map(function, value))  # type: ignore[attr-defined]
     if isinstance(value, (tuple, list)):

@@ -18,7 +18,7 @@ from gradcheck.workload.sharding import is_sharded
 
 @contextmanager
 def ranks_of(model: Any) -> Iterator[RankGroup | None]:
-    """All ranks, where the model is trained by all of them, and they come; None for a model of this process.
+    """All ranks, if all of them train the model and come; None for a model of this process.
 
     An error of one ends it for all. Raises TargetError for shards that no process can put together.
     """
@@ -59,7 +59,7 @@ def _all_or_none(ranks: RankGroup) -> Iterator[None]:
         yield
     except Exception as error:
         ranks.fail(str(error))
-        why = ranks.failure()  # of the first that failed: to the others its end looks like anything
+        why = ranks.failure()  # of the first that failed: to the others its end may look like anything
         if not why or str(error) in why or "ranks cannot" in str(error):
             raise
         raise TargetError(f"the ranks cannot go on together: {why}") from error

@@ -20,9 +20,8 @@ from gradcheck.workload.workload import Batch, Clipping, TrainingStep, Workload
 
 
 class TrainingCopy:
-    """A model, optimizer and loss that may be trained and thrown away: a copy, or the user's own objects while they are lent.
-
-    Of lent ones only the copied that was asked for last is in place: `model` and `optimizer` put it there.
+    """A model, optimizer and loss that may be trained and thrown away: a copy, or the user's own objects while they are lent. Of lent ones
+    only the copy that was asked for last is in place: `model` and `optimizer` put it there.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ def _started(copied: TrainingCopy, seed: int) -> TrainingCopy:
 
 
 def _set_training(model: nn.Module) -> None:
-    """Training mode; what was put into evaluation mode on purpose stays there, as a `train` of the user says too."""
+    """Sets training mode; what was put into evaluation mode on purpose, or by a `train` of the user's, stays there."""
     if not model.training:
         set_mode(model, True)
         return

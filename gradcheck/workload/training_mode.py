@@ -8,7 +8,7 @@ from torch import nn
 
 
 def set_mode(module: nn.Module, training: bool) -> None:
-    """As `module.train(training)`. A class's own `train(mode)` has its say; a `train(x, y)` that trains is not called."""
+    """Like `module.train(training)`. A class's own `train(mode)` is called; a `train(x, y)` that trains is not."""
     if type(module).train is not nn.Module.train and _takes_mode(module):
         module.train(training)
         return
@@ -18,7 +18,7 @@ def set_mode(module: nn.Module, training: bool) -> None:
 
 
 def _takes_mode(module: nn.Module) -> bool:
-    """Whether a class's own `train` is the one of torch, extended: its argument is a mode, not data."""
+    """Whether a class's own `train` extends torch's: its argument is a mode, not data."""
     try:
         parameters = list(inspect.signature(module.train).parameters.values())
     except (TypeError, ValueError):

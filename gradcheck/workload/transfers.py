@@ -1,4 +1,4 @@
-"""From a device to the host, with one wait for many tensors."""
+"""Transfers from a device to the host, with one wait for many tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradcheck.workload.dtensor import whole
 
 
 def on_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors on the CPU, in their order, with one transfer from each device. Those that lie there are taken as they are."""
+    """The tensors on the CPU, in their order, with one transfer from each device. Those that are there already are taken as they are."""
     found = [whole(t).detach() for t in tensors]
     for device in {t.device for t in found if not t.is_cpu}:
         there = [i for i, t in enumerate(found) if t.device == device]
@@ -27,7 +27,7 @@ def in_groups(groups: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tenso
 
 
 def _moved(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Of one device, as bytes one after the other: those of wide types first, so that each lies where its type may begin."""
+    """The tensors of one device as bytes in a row: wide types first, so that each is aligned for its type."""
     order = sorted(range(len(tensors)), key=lambda i: (-tensors[i].element_size(), str(tensors[i].dtype)))
     joined = [torch.cat([tensors[i].reshape(-1) for i in same]) for _, same in groupby(order, key=lambda i: tensors[i].dtype)]
     whole = joined[0].cpu() if len(joined) == 1 else torch.cat([t.view(torch.uint8) for t in joined]).cpu()

@@ -26,7 +26,7 @@ Maker = Callable[[nn.Module], tuple[torch.optim.Optimizer, Assumption]]
 
 @dataclass
 class Parts:
-    """What was found of a training."""
+    """The parts of a training that were found."""
 
     name: str
     model: nn.Module
@@ -104,7 +104,7 @@ def _try(parts: Parts, data: Data, model: nn.Module, step: TrainingStep) -> None
 
     try:
         handles = [model.register_forward_hook(stop)]
-        if model is not parts.model:  # a step that calls the original by its global name must not run, and change, it
+        if model is not parts.model:  # a step that calls the original by its global name must not run it, and so change it
             handles.append(parts.model.register_forward_pre_hook(stop, prepend=True))
     except RuntimeError:  # compiled modules take no hooks
         return

@@ -1,4 +1,4 @@
-"""A workload: everything that a training step needs, as torch objects. What `target` makes and `measure` runs."""
+"""A workload: everything that a training step needs, as torch objects. `loading` and `capture` make it, `measure` runs it."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Workload:
     clip: Clipping | None = None
     divisible: bool | None = None  # whether the step runs on a part of a batch; None: not known yet
     own_losses: Sequence[float] = ()  # of a script's own steps, by step, from the same start
-    forward_seconds: float = 0.0  # that the loss of the first batch took; 0: it is not known
-    sample_bytes: float = 0.0  # that autograd keeps of a sample for the backward pass; 0: it is not known
+    forward_seconds: float = 0.0  # that the loss of the first batch took; 0: not known
+    sample_bytes: float = 0.0  # that autograd keeps of a sample for the backward pass; 0: not known
     uncut: Workload | None = None  # as the user gave it, where its batches were cut to fewer samples
     checked: bool = False  # whether it is known that copies of `model` are faithful, or that none is
     borrowed: Borrowed | None = None  # of `model`, where no faithful copy of it can be made: then the user's own modules are trained
