@@ -1,8 +1,7 @@
-"""What is done when something is found: a command, a message to a webhook, a callback. Nothing unless it is asked for. No torch here.
-
-All of it happens in a thread of its own, one after another, each within its time. What fails or hangs is said on stderr and harms nothing.
-A message holds what a finding says and the name of the program's file: no arguments, no environment, no values of tensors. The address of a
-webhook is a secret: only its host is ever shown.
+"""Actions on findings: a command, a message to a webhook, a callback. None unless it is asked for. No torch here. All of them run in a
+thread of their own, one after another, each with a time limit. One that fails or hangs is reported on stderr and harms nothing. A message
+holds the text of a finding and the name of the program's file: no arguments, no environment, no values of tensors. The address of a webhook
+is a secret: only its host is ever shown.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ LEVELS = ("error", "warning")
 COMMAND_SECONDS = 60.0  # that a command may take
 MESSAGE_SECONDS = 10.0  # that a webhook may take
 LAST_SECONDS = 15.0  # that all of them may take when the run is over
-MOST = 50  # findings of a run that are acted on
+MOST = 50  # most findings of a run that are acted on
 LONGEST = 1500  # characters of a message: Discord takes 2000
 SLACK = ("hooks.slack.com", "hooks.slack-gov.com")
 DISCORD = ("discord.com", "discordapp.com")
@@ -41,7 +40,7 @@ Act = Callable[[LiveFinding, int], None]  # of a finding, seen at this step
 
 @dataclass
 class Actor:
-    """`acts`: with the lowest level of the findings that each is told of."""
+    """`acts`: the actions, each with the least severity that it is told of."""
 
     acts: Sequence[tuple[str, Act]]
     _known: set[tuple[str, str]] = field(default_factory=set)
@@ -65,13 +64,13 @@ class Actor:
                 self._thread.start()
 
     def finish(self, seconds: float = LAST_SECONDS) -> None:
-        """The run is over: what is still to be done has this long."""
+        """Waits this long for pending actions, at the end of the run."""
         if self._thread is None:
             return
         self._jobs.put(None)
         self._thread.join(seconds)
         if self._thread.is_alive():
-            _say(f"not all that was to be done about findings was done within {seconds:g} s")
+            _say(f"not all actions on findings finished within {seconds:g} s")
         self._thread = None
 
     def _work(self) -> None:
@@ -80,7 +79,7 @@ class Actor:
             try:
                 act(finding, step)
             except Exception as error:
-                _say(f"what was to be done about {finding.code} failed: {type(error).__name__}: {error}")
+                _say(f"an action on {finding.code} failed: {type(error).__name__}: {error}")
 
 
 def _say(text: str) -> None:
@@ -88,7 +87,7 @@ def _say(text: str) -> None:
 
 
 def message(finding: LiveFinding, step: int, run: str) -> dict[str, Any]:
-    """What leaves the process."""
+    """The data that leave the process."""
     said = {"severity": finding.severity, "code": finding.code, "name": finding.name, "message": finding.message, "place": finding.place}
     return {"tool": "gradcheck", "run": os.path.basename(run), "step": step} | said
 
@@ -96,7 +95,7 @@ def message(finding: LiveFinding, step: int, run: str) -> dict[str, Any]:
 def command_of(text: str, run: str) -> tuple[str, Act]:
     """`error=CMD`, for the shell. Raises ConfigError for anything else.
 
-    It finds the finding in its environment (GRADCHECK_CODE, _NAME, _SEVERITY, _MESSAGE, _PLACE, _STEP, _RUN), and as JSON on its stdin.
+    It gets the finding in its environment (GRADCHECK_CODE, _NAME, _SEVERITY, _MESSAGE, _PLACE, _STEP, _RUN), and as JSON on its stdin.
     """
     level, _, command = text.partition("=")
     if level not in LEVELS or not command.strip():
@@ -122,7 +121,7 @@ def command_of(text: str, run: str) -> tuple[str, Act]:
 
 
 def webhook(address: str, run: str) -> tuple[str, Act]:
-    """Sends errors and warnings, as Slack or Discord wants them where the address is theirs, else as a JSON object. Raises ConfigError."""
+    """Sends errors and warnings in Slack's or Discord's format if the address is theirs, otherwise as a JSON object. Raises ConfigError."""
     try:
         parts = urlsplit(address)
         host, scheme = parts.hostname or "", parts.scheme
@@ -137,7 +136,7 @@ def webhook(address: str, run: str) -> tuple[str, Act]:
         request = urllib.request.Request(address, json.dumps(said).encode(), headers, method="POST")
         try:
             _send(request)
-        except Exception as error:  # its text may hold the address
+        except Exception as error:  # its text may contain the address
             code = getattr(error, "code", None)
             why = f"it answered {code}" if code is not None else type(getattr(error, "reason", error)).__name__
             _say(f"{host} was not told of {finding.code}: {why}")
@@ -156,14 +155,14 @@ def payload(host: str, said: dict[str, Any]) -> dict[str, Any]:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """What is meant for one host is sent to no other."""
+    """A message for one host is sent to no other."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
 def _send(request: urllib.request.Request) -> None:
-    """Within MESSAGE_SECONDS, for the whole answer: a server may send it byte by byte."""
+    """Takes at most MESSAGE_SECONDS for the whole answer, which a server may send byte by byte."""
     end = time.monotonic() + MESSAGE_SECONDS
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=MESSAGE_SECONDS) as answer:
         while time.monotonic() < end and answer.read1(1 << 16):

@@ -1,4 +1,4 @@
-"""Looking at a run that is going on elsewhere: its board, drawn from what it saves. The run does not know. No torch here."""
+"""Looking at a run in another process: its board, drawn from what it saves. The run does not notice. No torch here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gradcheck.live.screen import REFRESH, Lines, Screen
 from gradcheck.types.live import Frame
 
 LOOK_EVERY = 0.5  # seconds between two looks at the file
-SILENT = 120.0  # seconds without a word from another machine after which that is said
+SILENT = 120.0  # seconds of silence from another machine after which that is reported
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Seen:
 
     @property
     def alive(self) -> bool:
-        """Of another machine's process nothing is known."""
+        """Assumes that a process on another machine is alive."""
         return not self.here or is_alive(self.process, self.born)
 
 
@@ -49,7 +49,7 @@ def attach(run: Path, *, color: str = "auto", quiet: bool = False) -> int:
     seen = look(run)
     if seen is None:
         hint = f"gradcheck report {run}" if run.exists() else f"gradcheck watch --save {run} -- python train.py"
-        raise TargetError(f"no run is going on that is saved as {run}", hint=hint)
+        raise TargetError(f"no run is in progress that is saved as {run}", hint=hint)
     where = "" if seen.here else f" on {seen.host}"
     print(f"gradcheck: {seen.title} is process {seen.process}{where}; Ctrl-C leaves it alone", file=sys.stderr)
     with _shown(seen.title, color, quiet) as show:
@@ -80,7 +80,7 @@ def _follow(run: Path, seen: Seen, show: Callable[[Frame], None]) -> str:
 
 
 def look(run: Path) -> Seen | None:
-    """None where no run writes there."""
+    """None if no run writes there."""
     try:
         said: dict[str, Any] = json.loads(board_file(run).read_text(encoding="utf-8"))
         frame = said.pop("frame")

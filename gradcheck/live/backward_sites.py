@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class BackwardSites:
-    """As far as they are known."""
+    """The lines that are known so far."""
 
     current: Any = None  # of the last backward pass
     step: set[Any] = field(default_factory=set)  # whose passes make up this step
@@ -18,7 +18,7 @@ class BackwardSites:
     cleared: set[Any] = field(default_factory=set)  # of this step's passes, those whose gradients were cleared again
 
     def belongs(self, several: bool) -> bool:
-        """Whether a pass counts that was not looked at more closely. `several`: optimizers, each with passes of its own."""
+        """Whether a pass that was not measured counts. `several`: optimizers, each with passes of its own."""
         return self.current in self.sure if several and self.sure else self.current not in self.void
 
     def discard(self) -> None:
@@ -31,7 +31,7 @@ class BackwardSites:
         return bool(self.cleared & self.step)
 
     def settle(self) -> None:
-        """The step is over: what only ran passes that were cleared is not its."""
+        """The step is over: lines that only ran passes whose gradients were cleared are not part of it."""
         self.void |= self.cleared - self.step - self.sure
         self.step.clear()
         self.cleared.clear()

@@ -1,4 +1,4 @@
-"""Which steps are measured: every so many where the user says so, else as often as a share of the run's time allows."""
+"""Which steps are measured: every so many if the user says so, else as often as a share of the run's time allows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from gradcheck.config.settings import EVERY, OVERHEAD
 from gradcheck.live.step_timer import StepTimer
 
-EARLY = 4  # the first steps, all measured: they warm up, and what they cost is no part of the share
-PATIENCE = 30.0  # seconds after which a step may be measured that lies nearer than EVERY: steps of large models take long
+EARLY = 4  # the first steps, all measured: they warm up, and their cost is not part of the share
+PATIENCE = 30.0  # seconds after which a step closer than EVERY may be measured: steps of large models take long
 
 
 @dataclass
 class Cadence:
-    """`every`: the user's; else `share` of the time is held, at most one step in EVERY is measured, and the clock alone decides.
-
+    """`every`: the user's interval; without one, measuring takes at most `share` of the time and one step in EVERY, and the clock decides.
     The processes of a distributed training must measure the same steps: there the interval is agreed on, and counted.
     """
 
@@ -50,7 +49,7 @@ class Cadence:
         self._patient, self._due = pace.now + PATIENCE, None
 
     def _is_due(self) -> float:
-        """When another measured step, with all that was spent before, is no more than the share."""
+        """Whether another measured step, with all that was spent before, stays within the share."""
         if self._due is None:
             pace = self.pace
             self._due = pace.began + (pace.spent + pace.own + pace.next_cost) / self.share

@@ -1,8 +1,7 @@
 """Runs a Python program as the interpreter would, watched: started by `gradcheck watch`.
 
-A wrapper rather than a hook of the interpreter's start (sitecustomize, .pth): those would reach every process that the program
-starts, and could hide the user's own. What to run, and where to say what was seen, stands in an environment variable, which is taken out
-before the program runs.
+A wrapper rather than a hook of the interpreter's start (sitecustomize, .pth): those would reach every process that the program starts, and
+could hide the user's own. An environment variable says what to run and where to report; it is removed before the program runs.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ def main() -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-    """The launcher ends the others when one process fails: the report of what was seen is made."""
+    """The launcher ends the other processes when one fails: the report of what was seen is still made."""
     sys.exit(128 + number)
 
 
 def run_program(kind: Kind, what: str, arguments: list[str]) -> None:
-    module = types.ModuleType("__main__")  # for good: what the program pickles, or registers for its exit, looks for its names here
+    module = types.ModuleType("__main__")  # permanently: what the program pickles, or registers for its exit, looks up names here
     home = str(Path(what).resolve().parent) if kind == "script" else os.getcwd()
     for code in start(kind, what, arguments, module, home):
         exec(code, module.__dict__)

@@ -27,7 +27,7 @@ _LAUNCHERS = {
     ("accelerate.commands.accelerate_cli", "launch"): "accelerate launch",
 }
 _LONG_NAME = "'''exec' "  # how installers begin the second line of a script whose interpreter does not fit into the first one
-FIND = "import sys\nif not sys.flags.safe_path: del sys.path[0]\nimport gradcheck"  # which does not lie in the working directory
+FIND = "import sys\nif not sys.flags.safe_path: del sys.path[0]\nimport gradcheck"  # which is not in the working directory
 EXAMPLE = "gradcheck {command} -- python train.py --epochs 3"
 INSIDE = "with another launcher, put gradcheck behind it, or `with gradcheck.watch(model, optimizer):` around the loop"
 
@@ -76,7 +76,7 @@ def _launcher(words: Sequence[str]) -> tuple[str, int] | None:
 
 
 def _installed(first: str, path: str | None, words: Sequence[str], example: str) -> Program:
-    """The script that an installer wrote for a command, which says in its first lines which interpreter runs it."""
+    """The script that an installer wrote for a command; its first lines name the interpreter that runs it."""
     found = _launcher((os.path.basename(first), *words))
     if path is None:
         raise ConfigError(f"there is no command {first}", hint="install it, or start it with `python -m`")
@@ -92,7 +92,7 @@ def _installed(first: str, path: str | None, words: Sequence[str], example: str)
 
 
 def _interpreter(path: Path) -> tuple[str, tuple[str, ...]] | None:
-    """The Python that a file's first lines name, with its options; None where they name none."""
+    """The Python that a file's first lines name, with its options; None if they name none."""
     try:
         with path.open("rb") as file:
             lines = [file.readline(4096).decode(errors="replace").strip() for _ in range(2)]
@@ -115,7 +115,7 @@ def _interpreter(path: Path) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _same(interpreter: str) -> str:
-    """The name under which this very interpreter runs, where it is that: a virtual environment lies in the name."""
+    """The name under which this interpreter runs, if it is the same one: the name tells the virtual environment."""
     return sys.executable if os.path.abspath(interpreter) == os.path.abspath(sys.executable) else interpreter
 
 
@@ -146,7 +146,7 @@ def _script(interpreter: str, options: tuple[str, ...], path: str, arguments: Se
 
 
 def check_interpreter(program: Program) -> None:
-    """Raises ConfigError when another interpreter than ours cannot import gradcheck."""
+    """Raises ConfigError when an interpreter other than ours cannot import gradcheck."""
     if program.interpreter == sys.executable:
         return
     asked = subprocess.run([program.interpreter, *program.options, "-c", FIND], capture_output=True, text=True)

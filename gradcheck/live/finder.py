@@ -30,7 +30,7 @@ from gradcheck.types.live import Frame
 from gradcheck.types.report import Report
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, origin_of, record_sites
 
-FRAME_EVERY = 0.2  # seconds between what is told to the parent, at least
+FRAME_EVERY = 0.2  # least seconds between messages to the parent
 
 
 class Finder:
@@ -39,7 +39,7 @@ class Finder:
     def __init__(self, order: dict[str, Any], pipe: IO[str], orphaned: Callable[[], None] = lambda: None) -> None:
         self.order, self.pipe, self.orphaned = order, pipe, orphaned
         self.file = RecordFile(Path(order["report"]), order["name"], order["overhead"], order["shown"])
-        self.process = os.getpid()  # what the program forks is not watched
+        self.process = os.getpid()  # forks of the program are not watched
         self.settings: Settings = load(config=order["config"], isolated=order["isolated"]).with_flags(**order["flags"])
         self.board: Board | None = None
         self.last: Report | None = None
@@ -57,14 +57,14 @@ class Finder:
         warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
 
     def _steps(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """A first step without any call of a module: a compiled one, or a computation by hand. It is watched from the next step on."""
+        """A first step without any call of a module (compiled, or computed by hand) is watched from the next step on."""
         if self.board is None and os.getpid() == self.process:
             self._begin(optimizer, None, ())
 
     def _called(self, module: nn.Module, args: Any) -> None:
         """A module is called: the training has begun if an optimizer holds parameters of it."""
         if type(module).__name__ == "OptimizedModule":
-            self._handles.pop(0).remove()  # a hook would be compiled along; the first step will tell
+            self._handles.pop(0).remove()  # a hook would be compiled, too; the first step will tell
             return
         if self.board is not None or not torch.is_grad_enabled() or os.getpid() != self.process:
             return
@@ -100,7 +100,7 @@ class Finder:
             self._handles.pop().remove()
 
     def _model(self, optimizer: Optimizer, called: nn.Module | None) -> nn.Module | None:
-        """The outermost modules that hold the optimizer's parameters; several are put side by side."""
+        """The outermost modules that hold the optimizer's parameters; several are joined into one."""
         held = {id(p) for g in optimizer.param_groups for p in g["params"]}
         modules = [m for m in (*self.sites.modules(), called) if m is not None and not is_wrapper(m)]
         inner = {id(c) for m in modules for c in m._modules.values() if c is not None}

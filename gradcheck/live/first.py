@@ -1,4 +1,4 @@
-"""The first pass of a run, which is looked at more closely: its graph before gradient comes back, all that was seen of it afterwards."""
+"""The first pass of a run, which is looked at more closely: its graph before the backward pass, everything else after it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradcheck.workload.workload import Workload
 
 
 class FirstPass:
-    """Reads what the tracer saw into the record. What cannot be read is put there as not measured."""
+    """Reads what the tracer saw into the record. What cannot be read is noted as not measured."""
 
     def __init__(self, model: nn.Module, record: Record, optimizers: Optimizers, sharded: Callable[[], bool]) -> None:
         self.model, self.record, self.optimizers, self.sharded = model, record, optimizers, sharded
@@ -40,7 +40,7 @@ class FirstPass:
         self._graph = graph
         try:
             record.linked = data_flow.read(graph, taps.calls, taps.seen, self._sites())
-        except Exception as error:  # graphs come in more shapes than were thought of
+        except Exception as error:  # there are more shapes of graphs than anyone thought of
             why = "how the layers are connected could not be read in full"
             record.not_measured.append(NotMeasured("graph", why, "short", detail=described(error)))
         return fates
@@ -48,14 +48,14 @@ class FirstPass:
     def after_backward(self, taps: LiveTracer, loss: torch.Tensor | None) -> None:
         """`taps.calls` are those of the pass."""
         record = self.record
-        record.training = self.model.training  # the loop may have set it since it is watched
+        record.training = self.model.training  # the loop may have set it since the watching began
         optimizer = self.optimizers.known
         copy = TrainingCopy(self.model, optimizer, _no_step, dict(record.sites))
         workload = Workload(record.name, self.model, [taps.batch()], _no_step, optimizer)
         value = float(loss) if loss is not None else math.nan
         try:
             record.first = first_step.read(taps, self._graph, copy, record.watched, workload, self._sites(), value)
-        except Exception as error:  # the loop is the user's: it may hold anything
+        except Exception as error:  # the loop is the user's: it may contain anything
             why = "what the first step showed could not be read"
             record.not_measured += [NotMeasured(what, why, detail=described(error)) for what in ("graph", "reach", "losses")]
         if self.sharded():

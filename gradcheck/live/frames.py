@@ -20,7 +20,7 @@ SHOWN_SPIKES = 3
 
 
 def frame(record: Record, pace: StepTimer, findings: Sequence[Finding]) -> Frame:
-    """`findings`: those of the last verdict; judging again for each frame would cost too much."""
+    """`findings`: those of the last verdict; judging for each frame would cost too much."""
     losses = record.losses.values()
     stride = max(1, -(-len(losses) // SHOWN_LOSSES))
     return Frame(

@@ -10,7 +10,7 @@ from gradcheck.analysis.curves import CLEAR, Level
 from gradcheck.types.gauges import Departure, Gauge, Quantity
 from gradcheck.types.location import Location
 
-FEWEST = 8  # values that tell a level
+FEWEST = 8  # values that establish a level
 SCORE = 10.0  # standard deviations: as log-loss-spikes
 REACH = 3.0  # times the highest value before: likewise
 ONLY_DEPARTED: frozenset[Quantity] = frozenset(("gradient",))  # their series are those of the parameters
@@ -68,7 +68,7 @@ class Gauges:
         self._series: dict[tuple[Quantity, str], _Series] = {}
 
     def note(self, quantity: Quantity, name: str, layer: str, step: int, value: float) -> None:
-        """A value that is not finite is none."""
+        """A non-finite value is ignored."""
         if math.isfinite(value):
             self._series.setdefault((quantity, name), _Series(layer)).add(step, value)
 

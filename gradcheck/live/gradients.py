@@ -1,4 +1,4 @@
-"""What is in the gradients between the passes and steps of a loop, told by a few of them: cleared, left over, changed by hand."""
+"""What the gradients hold between the passes and steps of a loop, judged by a few of them: cleared, left over, changed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Marks = list[tuple[int, int]]
 
 
 class Gradients:
-    """Of the optimizer whose steps are counted. Values are looked at in measured steps only: a device must be waited for."""
+    """The gradients of the optimizer whose steps are counted. Values are read in measured steps only, since that waits for the device."""
 
     def __init__(self, optimizers: Optimizers, record: Record) -> None:
         self._optimizers, self._record = optimizers, record
@@ -32,7 +32,7 @@ class Gradients:
         self._left, self._versions = [], []
 
     def cleared(self) -> bool:
-        """Whether the gradients of the measured pass are gone: it was another one's, an adversary's say. Waits for a device once."""
+        """Whether the gradients of the measured pass are gone: it was for another model, say an adversary. Waits for a device once."""
         now = [fills(p.grad) for p, _ in self._left if p.grad is not None]
         before, after, self._leftover = in_groups([[flag for _, flag in self._left], now, self._leftover])
         return any(before) and not any(after)
@@ -48,7 +48,7 @@ class Gradients:
         return any(on_host(self._leftover))
 
     def marks(self) -> Marks:
-        """Of some gradients: which tensors they are, and how often they were written. Reads no value: a device need not be waited for."""
+        """For some gradients: which tensors they are, and how often they were written. Reads no value, so it waits for no device."""
         return [(id(p.grad), p.grad._version) for p in self._optimizers.parameters()[:FOLLOWED] if p.grad is not None]
 
     def note_versions(self, measured: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a measured step says beside its layers and parameters, filed as gauges and routers."""
+"""What a measured step shows besides its layers and parameters, filed as gauges and routers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gradcheck.types.routing import Router
 if TYPE_CHECKING:
     from gradcheck.measure.parameters import Watched
 
-RECENT = 4  # measured steps that tell the loads of a router: as many batches does a scan look at
+RECENT = 4  # measured steps from which the loads of a router are taken: a scan looks at as many batches
 
 
 @dataclass
@@ -29,13 +29,13 @@ class Instruments:
     _moments: Moments = field(default_factory=Moments)
 
     def riders(self, optimizer: torch.optim.Optimizer | None, watched: Sequence[Watched]) -> list[torch.Tensor]:
-        """After the step: what is to come to the host with the updates, for `note_step`."""
+        """After the step: what should come to the host with the updates, for `note_step`."""
         return self._moments.look(optimizer, watched)
 
     def note_step(self, step: int, watched: Iterable[Watched], arrived: Sequence[torch.Tensor], scale: float | None, raw: bool) -> None:
         """`scale`: of a GradScaler; `raw`: the gradients still held it.
 
-        The gradient of a tensor is that since the step that was measured before, where the optimizer remembers it.
+        If the optimizer remembers them, the gradients of a tensor since the last measured step count, too.
         """
         told: dict[str, float | None] = {}
         for m in self._moments.read(arrived):

@@ -1,4 +1,4 @@
-"""Starting a program in processes of its own, with gradcheck inside: hearing what they say, and passing on the signals. No torch here."""
+"""Starts a program in processes of its own, with gradcheck inside; receives their messages and passes on signals. No torch here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from gradcheck.live.command import Program
 LAUNCHED = "gradcheck.live.launched"
 START = "start.py"
 VARIABLE = "GRADCHECK_ORDER"  # of the environment: what the processes are told
-_AFTER = 2.0  # seconds that what was said last has to arrive; processes that the program left behind may hold the pipe open
+_AFTER = 2.0  # seconds that the last message has to arrive; processes that the program left behind may hold the pipe open
 
-Hear = Callable[[dict[str, Any]], bool]  # what was said -> whether that was the last word
+Hear = Callable[[dict[str, Any]], bool]  # message -> whether it was the last one
 
 
 @dataclass
@@ -42,7 +42,7 @@ def launch(
     hear: Hear,
     started: Callable[[], None] = lambda: None,
 ) -> Exit:
-    """Runs the program to its end. `child`: the module that each of its processes runs; it is told `order` and what the program is.
+    """Runs the program to its end. `child`: the module that each of its processes runs; it gets `order` and the program.
 
     `folder`: for a pipe with a name. `streams`: what the processes write to. Raises ConfigError where processes cannot be given a pipe.
     """
@@ -81,7 +81,7 @@ def _pipe() -> tuple[int, int, int]:
 
 
 def _fifo(path: Path) -> tuple[int, int, str]:
-    """The same for a child of the child, which inherits no pipe. Our own writing end keeps it open while nobody writes."""
+    """The same for a child of the child, which inherits no pipe. Our own writing end keeps it open while no one writes."""
     os.mkfifo(path, 0o600)
     read = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     write = os.open(path, os.O_WRONLY)
@@ -91,7 +91,7 @@ def _fifo(path: Path) -> tuple[int, int, str]:
 
 @contextmanager
 def _forwarding(ended: Exit) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Signals are the program's: of a terminal it gets them by itself; what is sent to this process alone is passed on."""
+    """Signals are for the program: it gets the terminal's directly; those sent to this process alone are passed on."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def interrupted(number: int, frame: Any) -> None:
@@ -110,7 +110,7 @@ def _forwarding(ended: Exit) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _in_foreground() -> bool:
-    """Whether this process belongs to those that the terminal sends its Ctrl-C to."""
+    """Whether this process is among those to which the terminal sends Ctrl-C."""
     try:
         with open("/dev/tty") as terminal:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()

@@ -1,6 +1,6 @@
 """A launcher whose processes run gradcheck: for `-- torchrun ...` and `-- accelerate launch ...`.
 
-The launcher is the library's own with the options that it was given; what it starts is a file of gradcheck's, which runs the program.
+The launcher is the library's own with the options it was given; it starts a file of gradcheck's, which runs the program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     order = json.loads(os.environ[VARIABLE])
     given: list[str] = order["arguments"]
     parse, launch = LAUNCHERS[order["launcher"]]()
-    sys.argv[0] = order["launcher"]  # its messages begin so
+    sys.argv[0] = order["launcher"]  # its messages begin like this
     args = parse(given)
     os.environ[VARIABLE] = json.dumps(order | program(args))
     launch([*options(given, args.training_script_args), order["start"]])
@@ -45,7 +45,7 @@ LAUNCHERS = {"torchrun": _torchrun, "accelerate launch": _accelerate}
 
 
 def program(args: Any) -> dict[str, Any]:
-    """What each process is to run. Ends this one where that is no Python program."""
+    """What each process should run. Ends this process if that is not a Python program."""
     what = args.training_script
     if args.no_python:
         _refuse("--no-python starts no Python program", "put `with gradcheck.watch(model, optimizer):` around the loop")

@@ -1,4 +1,4 @@
-"""Judging a run while it goes on, at a bounded cost."""
+"""Judges a run while it goes on, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gradcheck.types.report import Report
 from gradcheck.types.rule import Rule
 from gradcheck.version import __version__
 
-EARLY = 5  # measured steps that are judged at once: what is wrong from the start is to be said then
+EARLY = 5  # measured steps that are judged at once: what is wrong from the start should be said then
 
 
 @dataclass
 class LiveJudge:
-    """The findings on a record, kept until more was measured."""
+    """The findings on a record, kept until more is measured."""
 
     record: Record
     settings: Settings
@@ -32,7 +32,7 @@ class LiveJudge:
     _took: float = 0.0
 
     def due(self, urgent: bool) -> bool:
-        """Whether it is time to judge again: at once where something broke, else as often as `share` allows."""
+        """Whether it is time to judge again: at once if something broke, otherwise as often as `share` allows."""
         early = len(self.record.measured) <= EARLY
         return urgent or early or self.spent + self._took <= self.share * (time.perf_counter() - self.record.started)
 
@@ -43,7 +43,7 @@ class LiveJudge:
         return self.last
 
     def silent(self) -> Report:
-        """What was measured, not judged."""
+        """What was measured, without judging it."""
         record = self.record
         measurement = record.measurement(living_optimizers())
         return Report(record.name, (), (), (measurement,), (), time.perf_counter() - record.started, __version__)

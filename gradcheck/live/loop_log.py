@@ -18,14 +18,14 @@ from gradcheck.types.loop import NO_SCALER, LoopFacts, LoopScaler
 
 MOST_RATES = 1000  # steps, from the first one on, whose rates are kept
 MOST_BATCHES = 64  # measured steps whose batches are compared
-SOME_PASSES = 8  # backward passes of a loop that is over, from which on a step is missed in it
+SOME_PASSES = 8  # backward passes after which a loop that is over is found to lack a step
 MOST_PASSES = 160  # likewise of a loop that goes on: it may accumulate the gradients of many
 FOLLOWED = 8, 64  # parameters, and entries of each, that tell whether anything moves them
 
 
 @dataclass
 class LoopLog:
-    """Counts are of measured steps, where values on a device may be read. None as in LoopFacts: it could not be looked at."""
+    """Counts are over measured steps, in which values on a device may be read. None, as in LoopFacts: it could not be observed."""
 
     journal: LoopJournal | None = None
     averages: Averages | None = None
@@ -39,7 +39,7 @@ class LoopLog:
     bare: int = 0  # steps on gradients that were still scaled
     alone: int = 0  # steps that were not taken by a scaler
     passes: int = 0  # backward passes of the model, before the first step
-    over: bool = False  # nobody listens any more
+    over: bool = False  # no one listens any more
     edited: bool = False  # something that was not seen changed the gradients before a step
     samples: int = 0  # in a batch
     called_site: Location | None = None  # where the model is called with it
@@ -51,11 +51,11 @@ class LoopLog:
     # ------------------------------------------------------------------- writing
 
     def remember(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Before the first step: what tells whether these move without any."""
+        """Before the first step: samples that show whether these parameters move without any step."""
         self._first = [(p, _entries(p)) for p in islice(parameters, FOLLOWED[0])]
 
     def note_rate(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Of every step. A rate that lies on a device is not waited for."""
+        """Called at every step. It does not wait for a rate on a device."""
         if self.rates is None or len(self.rates) >= MOST_RATES:
             return
         if len(groups) == 1 and self.rates and type(groups[0].get("lr")) is float:
@@ -99,7 +99,7 @@ class LoopLog:
         return self.journal.scaling(self.bare if scaler.enabled else self.alone * bool(scaler.scaled))
 
     def facts(self, traced: TracedOptimizer | None, backwards: int, site: Location | None, untapped: bool) -> LoopFacts | None:
-        """`untapped`: the inside of the model is not seen, and with it what its passes and modes would tell. None: nothing to go by."""
+        """`untapped`: the inside of the model is not seen, so its passes and modes are unknown. None: there is nothing to go by."""
         journal = self.journal
         if journal is not None and not self.steps:
             return self._without_steps(journal, traced, site)
@@ -131,7 +131,7 @@ class LoopLog:
         )
 
     def _without_steps(self, journal: LoopJournal, traced: TracedOptimizer | None, site: Location | None) -> LoopFacts | None:
-        """A loop that runs backward passes and never steps, where that can be told: a scaler may have left out the first steps."""
+        """Whether the loop runs backward passes and never steps, if that can be told: a scaler may have skipped the first steps."""
         scales = journal.scaler is not None and journal.scaler.steps > 0
         if self.passes < (SOME_PASSES if self.over else MOST_PASSES) or scales or not self._first:
             return None

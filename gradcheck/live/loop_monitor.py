@@ -1,7 +1,7 @@
 """Which steps of a running loop are measured, and what happens in which order.
 
-Between measured steps only the value of the loss is kept. For a measured step the taps are put in when the step before it ends; they
-see the next forward pass of the model, and are taken out after the first backward pass that comes back to it. Norms of gradients are
+Between measured steps only the value of the loss is kept. For a measured step the taps are put in when the step before it ends; they see
+the next forward pass of the model, and are taken out after the first backward pass that reaches it. Norms of gradients are
 read before clipping, updates around the optimizer's step. Nothing is copied but samples, no random number is drawn, and no value of
 the user's is written.
 """
@@ -43,10 +43,10 @@ from gradcheck.measure import facts
 from gradcheck.measure.parameters import StepWatch
 from gradcheck.workload.ranks import join
 
-MEASURED_ONLY = ("clears", "before_clipping")  # events that matter in measured steps alone
+MEASURED_ONLY = ("clears", "before_clipping")  # events that matter in measured steps only
 OWN = 2.0  # all hooks of a step that is not measured over the one that counts it (measured: 36 and 18 microseconds, of a step of 3 ms)
 ROWS_AT = (0, 3)  # steps at which equal rows of the weights are looked for
-_COMPILED = "torch.compile has compiled {}, and the layers of the model were not looked at: a hook would be compiled along"
+_COMPILED = "torch.compile has compiled {}, and the layers of the model were not looked at: a hook would be compiled, too"
 
 
 class LoopMonitor(LoopListener):
@@ -66,7 +66,7 @@ class LoopMonitor(LoopListener):
         self.watching: StepWatch | None = None  # the step that is being measured, once its gradients are there
         self.measures = True  # the step that comes next
         self._closure = False  # the optimizer calls one, which runs the backward passes
-        self._plain = False  # of a backward pass the loss alone matters: every one is of the step, which is not measured
+        self._plain = False  # only the loss of a backward pass matters: each one belongs to the step, which is not measured
         self.journal = record.log.journal = LoopJournal(lambda: self.optimizers.traces, self.optimizers.traced)
         self.spikes = Spikes(record)
         self.hooks = LoopHooks(self.journal, self)
@@ -95,8 +95,8 @@ class LoopMonitor(LoopListener):
         try:
             self.together.prepare()
             if self.together.sharded:
-                self.optimizers.know_parameters()  # later they are whole at times: other tensors, of the same names
-        except Exception as error:  # models are spread in more ways than were thought of
+                self.optimizers.know_parameters()  # later they are sometimes whole: other tensors with the same names
+        except Exception as error:  # there are more ways to spread models than anyone thought of
             ranks.give_up(f"{type(error).__name__}: {error}")
 
     def _is_sharded(self) -> bool:
@@ -114,7 +114,7 @@ class LoopMonitor(LoopListener):
         self.watching = None
 
     def failed(self, error: Exception) -> None:
-        """The other ranks are not to wait for this one."""
+        """Keeps the other ranks from waiting for this one."""
         if self.together is not None:
             with suppress(Exception):
                 self.together.ranks.give_up("watching failed")
@@ -174,7 +174,7 @@ class LoopMonitor(LoopListener):
             self._watch_step()
 
     def _gather(self, calls: list[Call]) -> bool:
-        """Keeps the calls that gradient came back to. Whether it did: else it was a pass of something else."""
+        """Keeps the calls that the gradient reached. Returns whether it reached any: if not, the pass was of something else."""
         line = self.lines.current
         if not calls or (line in self.lines.void and not self._closure):
             self.tapping.listen()
@@ -343,7 +343,7 @@ class LoopMonitor(LoopListener):
         log.note_batch(*self.tapping.batch())
 
     def _clear(self) -> None:
-        """What is known of one step only."""
+        """Forgets what is known of one step only."""
         self.losses.clear()
         self.lines.settle()
         self.scaling.clear()
@@ -360,7 +360,7 @@ class LoopMonitor(LoopListener):
             self.scaling.unscaled = True
 
     def scaler_stepped(self, scaler: Any, optimizer: Optimizer) -> None:
-        """A step that the scaler skipped, because a gradient was not finite, is none."""
+        """A step that the scaler skipped, because a gradient was not finite, does not count."""
         if optimizer is self.optimizers.main and self.losses.passes:
             self._clear()
             self._arm()

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 NAMED = 3  # samples
-DEPTH = 6  # nodes between the loss that is trained on and torch's own: a division, a product
+DEPTH = 6  # nodes between the trained loss and torch's own: a division, a product
 
 
 def _nll(node: Any) -> torch.Tensor:

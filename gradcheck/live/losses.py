@@ -10,12 +10,12 @@ import torch
 
 from gradcheck.live.gradients import Marks
 
-KEPT_LOSSES = 512  # values on a device that wait to be read at most
+KEPT_LOSSES = 512  # most values on a device that wait to be read
 
 
 @dataclass
 class Losses:
-    """Of one optimizer's steps. `note` is told the loss of each, in order: later when it lies on a device, which need not be waited for."""
+    """The losses of one optimizer's steps. `note` gets each loss in order, later if it is on a device, which is not waited for."""
 
     note: Callable[[float], None]
     explicit: Any = None  # the loss of the step, given by the user
@@ -51,7 +51,7 @@ class Losses:
 
     @property
     def single(self) -> bool:
-        """Whether one number on the CPU is the loss of the step, and nothing else is kept."""
+        """Whether the loss of the step is a single number on the CPU, and nothing else is kept."""
         passes = self.passes
         return len(passes) == 1 and self.explicit is None and passes[0].is_cpu and not passes[0].dim()
 

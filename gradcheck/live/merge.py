@@ -1,4 +1,4 @@
-"""The story of a distributed run, told at each measured step: every rank says what it saw, and rank 0 makes one record of it."""
+"""A distributed run: at each measured step every rank reports what it saw, and rank 0 makes one record of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST, LAST = 8, 32  # comparisons that are kept
 
 @dataclass
 class Together:
-    """Kept by the follower of each rank. `losses`: those of this rank that were not said yet."""
+    """Kept by the monitor of each rank. `losses`: those of this rank that were not reported yet."""
 
     ranks: RankGroup
     record: Record
@@ -58,7 +58,7 @@ class Together:
         return any(is_spread(p) for p in self.record.model.parameters())
 
     def note_loss(self, value: float) -> None:
-        """Of this rank. It goes into the record when the others' are known, or at once where they never will be."""
+        """The loss of this rank. It goes into the record when the others' are known, or at once if they never will be."""
         self._last = value
         if self.ranks.joined:
             self.losses.append(value)
@@ -66,7 +66,7 @@ class Together:
             self.record.note_loss(value)
 
     def exchange(self, step: int, watching: StepWatch | None, interval: int | None) -> int | None:
-        """All ranks are in the same measured step, as far as they count alike. Returns the steps to the next one that all keep to.
+        """All ranks are in the same measured step, if they count alike. Returns the number of steps to the next one, the same for all.
 
         `interval`: as this rank would have it. None: it need not be agreed on.
         """
@@ -75,7 +75,7 @@ class Together:
         share = share_of(self.record, watching, self.losses, step)
         heard: list[Share] | None = self.ranks.gather(step, share)
         if heard is not None and not self.leads:
-            self.record.non_finite = []  # said, and rank 0's to keep
+            self.record.non_finite = []  # reported, and rank 0's to keep
         elif heard is not None:
             self._merge(step, heard)
         else:

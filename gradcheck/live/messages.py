@@ -12,7 +12,7 @@ from gradcheck.live.launch import VARIABLE
 
 
 def received() -> dict[str, Any]:
-    """What this process is told. The program finds no trace of it."""
+    """The order for this process. The program finds no trace of it."""
     order: dict[str, Any] = json.loads(os.environ.pop(VARIABLE))
     if isinstance(order["pipe"], int):
         os.set_inheritable(order["pipe"], False)
@@ -20,7 +20,7 @@ def received() -> dict[str, Any]:
 
 
 def speaking(order: dict[str, Any]) -> IO[str]:
-    """The pipe to the parent: of several processes of a machine one speaks."""
+    """The pipe to the parent: of several processes on a machine, one speaks."""
     leads = int(os.environ.get("LOCAL_RANK", "0")) == 0 or not order.get("launched")
     return open(order["pipe"] if leads else os.devnull, "w", encoding="utf-8", buffering=1)
 
@@ -32,7 +32,7 @@ def deaf() -> None:
 
 
 def send(pipe: IO[str], kind: str, **values: Any) -> bool:
-    """A line to the parent. False when it has gone, which is no reason to fail."""
+    """Sends a line to the parent. False when the parent is gone, which is no reason to fail."""
     with contextlib.suppress(OSError, ValueError):
         pipe.write(json.dumps({"kind": kind, **values}) + "\n")
         return True

@@ -1,4 +1,4 @@
-"""What is asked of models and optimizers before they are watched."""
+"""What must be known of models and optimizers before they are watched."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def living_modules() -> list[nn.Module]:
 
 
 def living_optimizers() -> list[Optimizer]:
-    """All optimizers of the process. Types are asked, not objects: some objects of torch warn when they are looked at."""
+    """All optimizers of the process. Types are checked, not objects: some objects of torch warn when they are looked at."""
     return [x for x in gc.get_objects() if issubclass(type(x), Optimizer) and hasattr(x, "param_groups")]

@@ -29,15 +29,15 @@ class _Tensor:
 class Moment:
     name: str
     layer: str
-    lag: float  # root mean of g^2 over the second moment, which is about 1 where it follows
+    lag: float  # root mean of g^2 over the second moment, about 1 if the moment keeps up
     since: float | None  # norm of the gradients since the last look, a root mean over its steps; None: there was none
 
 
 @dataclass
 class Moments:
-    """`look` right after a step; what it gives is to be brought to the host, and `read` then.
+    """`look` right after a step; bring what it returns to the host, and then `read` it.
 
-    Looked at are samples of the gradient and of the second moment, as they are after the step: what the step was made of.
+    It looks at samples of the gradient and of the second moment as they are after the step, which was made of them.
     """
 
     _tensors: list[_Tensor] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Moments:
         return [Moment(t.name, t.layer, lag**0.5, self._since(t, mean)) for t, lag, mean in zip(known, lags, means, strict=True)]
 
     def _since(self, t: _Tensor, mean: float) -> float | None:
-        """The moment is a sum of squares, each step's forgotten at a known rate: a spike between two looks is still in it."""
+        """The moment is a sum of squares that decays at a known rate: a spike between two looks is still in it."""
         steps, before = self._before.get(t.name, (0.0, 0.0))
         self._before[t.name] = t.steps, mean
         kept = t.beta ** (t.steps - steps) if t.steps > steps else 1.0

@@ -1,4 +1,4 @@
-"""The optimizers of a loop: whose steps are counted, which others there are, and the parameters that they move."""
+"""The optimizers of a loop: whose steps are counted, which others there are, and which parameters they move."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_NEW = 16  # optimizers that were made and have not stepped, of which someth
 class Optimizers:
     """`main`: whose steps are counted; when None is given, the first that trains the model. `sharded`: whether each rank holds a part.
 
-    One that is made again in place of the main one takes over from it with its first step.
+    One that is made to replace the main one takes over from it with its first step.
     """
 
     def __init__(self, model: nn.Module, main: Optimizer | None, record: Record, sharded: Callable[[], bool]) -> None:
@@ -62,7 +62,7 @@ class Optimizers:
         return site if reference is not None and reference() is optimizer else self.record.sites.get(id(optimizer))
 
     def traced(self, optimizer: Optimizer) -> TracedOptimizer | None:
-        """Of the main one, or of one that is to take its place."""
+        """Of the main one, or of one that will take its place."""
         return self.record.traced if optimizer is self.main or self._succeeds(optimizer) else None
 
     def _succeeds(self, optimizer: Optimizer) -> bool:
@@ -107,7 +107,7 @@ class Optimizers:
         return any(id(p) in own for g in optimizer.param_groups for p in g["params"])
 
     def trains_any(self, ids: set[int]) -> bool:
-        """Whether an optimizer of the process holds one of these tensors. To look through all of them is slow, and done once."""
+        """Whether an optimizer of the process holds one of these tensors. Looking through all of them is slow, and done once."""
         if any(id(p) in ids for o in self._seen.values() for g in o.param_groups for p in g["params"]):
             return True
         if ids - self._strangers:
@@ -125,7 +125,7 @@ class Optimizers:
         return max((float(g.get("lr") or 0.0) for g in self.main.param_groups), default=0.0) if self.main is not None else 0.0
 
     def know_parameters(self) -> None:
-        """Puts the model's parameters on record, also those that it has got since."""
+        """Records the model's parameters, also those that were added since."""
         known = {id(w.tensor) for w in self.record.watched}
         if not known or (not self.sharded() and any(id(p) not in known for p in self.model.parameters())):
             self.record.watched += [w for w in watch(self.model, self.known) if id(w.tensor) not in known]

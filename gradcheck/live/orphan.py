@@ -1,7 +1,7 @@
 """What a program does when the `gradcheck watch` that started it is killed: it goes on, on the terminal itself, and says so.
 
-A training of days is not to end with its onlooker, which the system may kill for want of memory. On Linux the program hears of it by a
-signal (that programs ignore unless they ask for it); elsewhere, and behind a launcher, when it has something to tell at a measured step.
+A training of days must not end with its watcher, which the system may kill when memory is short. On Linux a signal tells the program
+(programs ignore it unless they ask for it); elsewhere, and behind a launcher, it notices when it reports a measured step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Orphan:
         self.borrowed = [fd for fd in (1, 2) if _borrowed(fd)]  # what the board has put in the terminal's place
 
     def prepare(self) -> None:
-        """Has the system tell when the parent dies."""
+        """Asks the system to tell when the parent dies."""
         if not sys.platform.startswith("linux") or self.order.get("launched") or SIGNAL is None:
             return
         with contextlib.suppress(OSError, AttributeError, ValueError):

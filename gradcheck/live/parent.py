@@ -1,4 +1,4 @@
-"""The parent of a watched program: starts it, shows what it says of itself, lets its own output through, and brings its report home."""
+"""The parent of a watched program: starts it, shows its messages, lets its own output through, and collects its report."""
 
 from __future__ import annotations
 

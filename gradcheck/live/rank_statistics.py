@@ -1,4 +1,4 @@
-"""What one rank says of a measured step, and how the words of all ranks become one: counts, sums, extremes and histograms add up."""
+"""What one rank reports of a measured step, and how the reports of all are merged: counts, sums, extremes and histograms add up."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The saved run of a training that is going on, and beside it a small file with the board, for `gradcheck watch --attach`. No torch here.
 
-Both are replaced whole: whatever ends the process, what is there can be read. The small one is taken away when the run ends.
+Both are replaced whole: whatever ends the process, the files can be read. The small one is removed when the run ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradcheck.report.saved_runs import FOLDER, folder
 from gradcheck.types.live import Frame, LiveFinding, LiveLayer
 from gradcheck.types.report import Report
 
-EARLY = 5  # times that a run is saved at once: a short one, too, is to leave something
+EARLY = 5  # first times that a run is saved at once, so that a short run leaves something, too
 BOARD_EVERY = 1.0  # seconds between two boards, at least
 SAVING = 1 / 8  # of what watching may take, for saving the run
 
@@ -38,7 +38,7 @@ def frame_of(said: dict[str, Any]) -> Frame:
 
 @dataclass
 class RecordFile:
-    """Written by the process that trains. `shown`: with the small file. What cannot be written harms nothing: `why` says it."""
+    """Written by the process that trains. `shown`: with the small file. A failure to write harms nothing: `why` gives the reason."""
 
     path: Path
     title: str
@@ -92,7 +92,7 @@ class RecordFile:
 
 
 def born(process: int) -> str:
-    """What tells a process from a later one of the same number; "" where the system does not say."""
+    """What distinguishes a process from a later one with the same number; "" if the system does not say."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

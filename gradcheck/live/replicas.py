@@ -1,4 +1,4 @@
-"""Whether the parameters that all ranks should share are still equal: read from what the ranks say, nothing more is sent for it."""
+"""Whether the parameters that all ranks should share are still equal: told from what the ranks report anyway."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wrapper_of(model: nn.Module) -> DistributedDataParallel | None:
 
 
 def replicated(model: nn.Module, wrapper: DistributedDataParallel | None) -> frozenset[str] | str:
-    """Names of the parameters that every rank has the same of; or why that cannot be told."""
+    """Names of the parameters that are the same on every rank; or why that cannot be told."""
     kinds = {type(m).__name__ for m in model.modules()}
     if "FullyShardedDataParallel" in kinds or any(_flat(p) for p in model.parameters()):
         return "each rank holds parts of the parameters that only their owner can tell apart"
@@ -63,7 +63,7 @@ def _group_sizes() -> Iterator[int]:
 
 
 def compare(step: int, shares: Sequence[Mapping[str, ParameterShare]], names: frozenset[str]) -> RankStep | None:
-    """`shares`: of each rank. None where there is nothing to compare."""
+    """`shares`: of each rank. None if there is nothing to compare."""
     worst, name, rank = 0.0, "", 0
     differing = compared = 0
     gradients, one_sided = 0.0, []

@@ -16,7 +16,7 @@ from gradcheck.types.layers import TensorStats
 
 @dataclass
 class Scaling:
-    """Since the last step. The factor is read from the scaler when it is needed: that waits for the device."""
+    """Since the last step. The factor is read from the scaler only when needed, since that waits for the device."""
 
     scaler: Any = None
     loss: torch.Tensor | None = None  # as it was before it was multiplied
@@ -27,7 +27,7 @@ class Scaling:
         self.scaler, self.loss = scaler, loss.detach()
 
     def take_out(self, calls: Iterable[Call], losses: Iterable[SeenLoss]) -> None:
-        """Divides what was just measured of a backward pass."""
+        """Divides what was just measured in a backward pass by the factor."""
         if self.scaler is None:
             return
         self.factor = float(self.scaler.get_scale())

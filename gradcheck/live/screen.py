@@ -116,7 +116,7 @@ class Terminal(Screen):
             os.close(self._own)
 
     def started(self) -> None:
-        """The program has its end of the pseudo-terminal: ours is closed, so that the last one who closes it ends our reading."""
+        """The program has its end of the pseudo-terminal: our copy is closed, so that reading ends when the last writer closes it."""
         if self._theirs >= 0:
             os.close(self._theirs)
             self._theirs = -1
@@ -146,7 +146,7 @@ class Terminal(Screen):
         while True:
             try:
                 data = os.read(descriptor, CHUNK)
-            except OSError:  # the last one who wrote has closed it
+            except OSError:  # the last writer has closed it
                 return
             if not data:
                 return
@@ -163,5 +163,5 @@ class Terminal(Screen):
 
 
 def _last_version(text: bytes) -> bytes:
-    """What a line that was overwritten shows in the end."""
+    """What an overwritten line finally shows."""
     return text.rstrip(b"\r").rpartition(b"\r")[2]

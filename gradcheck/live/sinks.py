@@ -1,4 +1,4 @@
-"""Trackers of experiments beside the loop: which numbers they get, under which names.
+"""Experiment trackers beside the loop: which numbers they get, under which names.
 
     gradcheck/loss                      gradcheck/gradient/<layer>      root mean square of dL/d(output)
     gradcheck/gradient_norm             gradcheck/activation/<layer>    root mean square of the output
@@ -30,7 +30,7 @@ ROOT = "(model)"  # name of the root module, which has none
 
 
 class Sink(ABC):
-    """A tracker. `layers`: how many layers it gets; None: all. What fails in it ends its part, not the loop."""
+    """A tracker. `layers`: how many layers it gets; None: all. A failure in it ends its part, not the loop."""
 
     layers: int | None = MOST_LAYERS
 
@@ -44,7 +44,7 @@ class Sink(ABC):
 
 
 class SinkDispatcher:
-    """Hands the numbers of a watched run to its sinks. `taken`: steps of the training before it was watched, when it was resumed."""
+    """Hands the numbers of a watched run to its sinks. `taken`: steps that a resumed training took before it was watched."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self.sinks = list(sinks)

@@ -20,7 +20,7 @@ MOST_BYTES = 2_000_000_000  # of a model: a larger one is left out
 
 @dataclass
 class SpikeFiles:
-    """The first `most` spikes of a run go into `folder`. What cannot be written harms nothing: `why` says it."""
+    """The first `most` spikes of a run go into `folder`. A failure to write harms nothing: `why` gives the reason."""
 
     folder: Path
     most: int

@@ -1,7 +1,5 @@
-"""Spikes of a watched run, put down to their batch and tensor at the step at which they happen.
-
-On the CPU the loss is looked at before each backward pass. On a device it is not waited for: there spikes are told at measured steps, by
-the norm of the gradients.
+"""Spikes of a watched run, traced to their batch and tensor at the step at which they happen. On the CPU the loss is read before each
+backward pass. A device is not waited for: there spikes are detected at measured steps, by the norm of the gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from gradcheck.types.spikes import Spike
 from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.tensors import tensors_in
 
-MOST = 100  # spikes of a run that are put on record
+MOST = 100  # most spikes of a run that are recorded
 MOST_SAMPLES = 256  # indices of one of them
 
 
@@ -76,9 +74,8 @@ class Spikes:
 
     @torch.no_grad()
     def _put_down(self, spike: Spike) -> Spike:
-        """To the parameter with the largest gradient, or the first one whose gradient is not finite.
-
-        Parameters that are spread over processes are left alone: their norms are a matter of all, and this one alone has the spike.
+        """Blames the parameter with the largest gradient, or the first one whose gradient is not finite. Parameters that are spread over
+        processes are left alone: their norms need all processes, and only this one has the spike.
         """
         named = [(n, p.grad) for n, p in self.record.model.named_parameters() if p.grad is not None and not p.grad.is_sparse]
         if not named or any(map(is_spread, self.record.model.parameters())):

@@ -1,4 +1,4 @@
-"""What watching costs, told by the run itself: how much longer its measured steps take than the others."""
+"""What watching costs, measured in the run itself: how much longer its measured steps take than the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StepTimer:
     measured_steps: int = 0
     judging: float = 0.0  # seconds that went into judging and showing
     own: float = 0.0  # seconds in the hooks of all other steps
-    began: float = 0.0  # on the clock: when what watching costs began to count against its share
+    began: float = 0.0  # on the clock: when the cost of watching began to count against its share
     spent: float = 0.0  # seconds since then
     now: float = field(default_factory=time.perf_counter)  # when a step ended last
 
@@ -35,20 +35,20 @@ class StepTimer:
             self.spent += max(0.0, took - self.usual)
 
     def resume(self) -> None:
-        """After what a measured step is followed by: that is not the next step's time."""
+        """After the work that follows a measured step, which does not belong to the next step."""
         now = time.perf_counter()
         self.judging += now - self.now
         self.spent += (now - self.now) if self.began else 0.0
         self.now = now
 
     def begin_share(self) -> None:
-        """What was spent so far does not count: it is spent once a run."""
+        """What was spent so far does not count: it is spent once per run."""
         self.began = self.now
         self.own = 0.0
 
     @property
     def usual(self) -> float:
-        """Seconds that a step takes that is not measured; 0 as long as there was none."""
+        """Seconds that an unmeasured step takes; 0 as long as there was none."""
         return median(self.bare) if self.bare else 0.0
 
     @property

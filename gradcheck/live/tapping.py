@@ -1,6 +1,5 @@
-"""The taps of a measured step: put in when the step before it ends, read when gradient has come back, taken out.
-
-A loop may run other passes of the model before the one that counts: an adversary's, one whose gradients are thrown away, an evaluation.
+"""The taps of a measured step: put in when the step before it ends, read after the backward pass, taken out. A loop may run other passes of
+the model before the one that counts: an adversary's, one whose gradients are thrown away, an evaluation.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Tapping:
             self._taps = None
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        """A call of a module that began before the hooks were there."""
+        """Enters a call of a module that began before the hooks were there."""
         if self._taps is not None:
             self._taps._before(module, args)
 
@@ -67,13 +66,13 @@ class Tapping:
         taps = self._taps
         if taps is None or not taps.recording:
             return
-        taps.recording = False  # a checkpoint that computes again is not a forward pass
+        taps.recording = False  # a checkpoint that recomputes is not a forward pass
         if self.calls is None and isinstance(taps, LiveTracer) and losses and losses[0].grad_fn is not None:
             fates = self.first.before_backward(taps, losses[0])
             self._fates = fates if fates is not None else self._fates
 
     def reached(self) -> list[Call] | None:
-        """Calls that gradient came back to in the backward pass that has just run; None when no taps are in."""
+        """Calls that the gradient reached in the backward pass that has just run; None when no taps are in."""
         if self._taps is None or not self._taps.on:
             return None
         self._taps.settle()
@@ -106,7 +105,7 @@ class Tapping:
         return (taps.digests, taps.samples, taps.called_site) if taps is not None else ([], 0, None)
 
     def discard(self) -> None:
-        """They did not count: another pass will."""
+        """Drops the calls: another pass will count."""
         self.calls = self._fates = None
         if self._taps is not None:
             self._taps.looks = Looks(self._groups)
@@ -114,7 +113,7 @@ class Tapping:
             self._taps.forget()
 
     def file(self, step: int) -> None:
-        """Puts the calls on record, and lets go of what they hold."""
+        """Records the calls, and releases what they hold."""
         if self.calls is not None and self._taps is not None:
             self.record.layers.add(step, step, self.calls, self._fates)
             crossed = any(seen.function == "cross_entropy" for seen in self.record.first.losses)

@@ -24,7 +24,7 @@ from gradcheck.workload.tensors import tensors_in
 
 
 def push_below(mode: TorchFunctionMode) -> None:
-    """Puts a function mode under those that are active: whoever entered these leaves them by popping the topmost. Torch's own device
+    """Puts a function mode under those that are active: those who entered these leave them by popping the topmost. Torch's own device
     mode must stay at the bottom."""
     above = []
     while _len_torch_function_stack():
@@ -38,7 +38,7 @@ def push_below(mode: TorchFunctionMode) -> None:
 
 
 def take_out(mode: TorchFunctionMode) -> bool:
-    """Removes a function mode from wherever it lies among the active ones. False when it is not there: a call goes through it just now."""
+    """Removes a function mode from wherever it lies among the active ones. False when it is missing: a call is going through it."""
     above, found = [], False
     while _len_torch_function_stack() and not found:
         other = _pop_mode()
@@ -105,7 +105,7 @@ class LiveTaps(ActivationRecorder):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = super().__torch_function__(function, types, args, kwargs)
         if self.recording and self.stack:
-            with suppress(Exception):  # arguments of another shape than is known
+            with suppress(Exception):  # arguments of an unexpected form
                 self.looks.function(function, args, kwargs or {}, output, self.module_name, self.bring)
         return output
 
@@ -122,7 +122,7 @@ class LiveTaps(ActivationRecorder):
             self.samples, self.called_site = next(samples, 0), here()
 
     def take_reached(self) -> list[Call]:
-        """Calls of the forward passes that gradient came back to. They are not in `calls` any more."""
+        """Calls of the forward passes that the gradient reached. They are no longer in `calls`."""
         bounds = [*self.starts, len(self.calls)]
         passes = [self.calls[a:b] for a, b in itertools.pairwise(bounds)]
         reached = [any(c.gradients for c in calls) for calls in passes]
@@ -133,7 +133,7 @@ class LiveTaps(ActivationRecorder):
         return found
 
     def release_calls(self, calls: list[Call]) -> None:
-        """Lets go of what the calls of a pass hold, and of all that belongs to no pass."""
+        """Releases what the calls of a pass hold, and everything that belongs to no pass."""
         self.calls += calls
         self.release()
 
@@ -151,7 +151,7 @@ class LiveTracer(LiveTaps, FirstPassRecorder):
         return super().__torch_function__(function, types, args, kwargs)
 
     def forget(self) -> None:
-        """What was seen so far belongs to another loss."""
+        """Forgets what was seen so far: it belongs to another loss."""
         for seen in (self.losses, self.softmaxes, self.mixes, self.seen, self.operations, self.differences, self.zeros):
             seen.clear()
         self.cuts.clear()

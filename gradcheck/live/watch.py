@@ -51,7 +51,7 @@ def watched(
     sinks: Sequence[Sink] = (),
     config: Settings | Mapping[str, Any] | str | Path | None = None,
 ) -> Board:
-    """The run that `gradcheck.watch` reports on. Raises ConfigError for bad settings, TargetError for neither a model nor an optimizer."""
+    """The run that `gradcheck.watch` reports on. Raises ConfigError for bad settings, TargetError for what is not a model or optimizer."""
     if not isinstance(model, nn.Module):
         raise TargetError(f"watch needs a torch.nn.Module, not {type(model).__name__}", hint="gradcheck.watch(model, optimizer)")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
@@ -141,7 +141,7 @@ class Board:
                 self._actor.finish()
 
     def step(self, loss: torch.Tensor | float) -> None:
-        """Says what the loss of the coming step is (call it before `optimizer.step()`), where what is passed to `backward` does not."""
+        """Gives the loss of the coming step (call it before `optimizer.step()`), if what is passed to `backward` is not it."""
         value = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), device="cpu")
         self._follower.losses.explicit = value.sum() if value.dim() else value
 
@@ -160,7 +160,7 @@ class Board:
 
     @property
     def leads(self) -> bool:
-        """Whether this process reports: of a distributed training rank 0 does, for all of them. The reports of others hold no finding."""
+        """Whether this process reports: in a distributed training, rank 0 does, for all ranks. The others' reports hold no finding."""
         return self._follower.together is None or self._follower.together.leads
 
     @property
@@ -180,28 +180,28 @@ class Board:
 
     @property
     def overhead(self) -> float | None:
-        """Share of the run's time that watching takes, told by the run itself; None as long as that cannot be told."""
+        """Share of the run's time that watching takes, measured in the run; None as long as that is unknown."""
         return self.pace.overhead
 
     @property
     def failure(self) -> Exception | None:
-        """What went wrong in gradcheck's own code: the loop went on, and was watched no longer."""
+        """What went wrong in gradcheck's own code: the loop went on, but is no longer watched."""
         return self._follower.hooks.failure
 
     def due(self) -> bool:
-        """Whether judging again is worth its time: at most a part of what watching may take, but at once when the loss breaks."""
+        """Whether judging again is worth its time: at most a part of what watching may take, but at once if the loss breaks."""
         return self._verdicts.due(urgent=self.record.bad_losses > 0)
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        """Says that a module of the model is being called just now, and was before the hooks came in."""
+        """Says that a module of the model is being called now, and has been since before the hooks were installed."""
         self._follower.tapping.enter(module, args)
 
     def hand_over(self, batches: LoaderBatches) -> None:
-        """What has listened to the program's loaders before the board is started."""
+        """Hands over what listened to the program's loaders before the board was started."""
         self._follower.spikes.batches = batches
 
     def locate(self, sites: Mapping[int, Location], files: list[str]) -> None:
-        """Where modules and optimizers were created, by id, and the user's source files: findings point there."""
+        """Says where modules and optimizers were created, by id, and which files are the user's: findings point there."""
         self.record.sites, self.record.files = sites, files
 
     def _measured(self) -> None:
@@ -222,7 +222,7 @@ class Board:
         if self.stop_on is not None and judged:
             found = at_least(self.findings, self.stop_on)
             if found is not None and ranks is not None and ranks.joined:
-                ranks.call_stop(found)  # all stop at the next measured step: one that stopped alone would leave the others waiting
+                ranks.call_stop(found)  # all stop at the next measured step: a rank that stopped alone would leave the others waiting
             else:
                 self._stop(found)
 
