@@ -1,4 +1,4 @@
-"""`--add-ignore`: comments that suppress the findings of a report, written into the source. What the code does is left as it is."""
+"""`--add-ignore`: comments that suppress the findings of a report, written into the source. The code itself does not change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Wishes = dict[str, list[tuple[Location, str]]]  # path -> places and names of ru
 
 
 def add_ignores(reports: Sequence[Report]) -> tuple[int, list[str]]:
-    """Writes a comment for each headline. How many were written, and what could not be, with the reason."""
+    """Writes a comment for each headline. Returns how many were written, and which could not be, with the reason."""
     done, left = 0, []
     wishes: Wishes = defaultdict(list)
     for report in reports:
@@ -37,7 +37,7 @@ def add_ignores(reports: Sequence[Report]) -> tuple[int, list[str]]:
     for path, own in wishes.items():
         before = Path(path).read_text(encoding="utf-8")
         after, count, failed = commented(before, own)
-        left += [f"{name}: {path}:{place.line} has no room for a comment" for place, name in failed]
+        left += [f"{name}: {path}:{place.line} has no place for a comment" for place, name in failed]
         if after != before:
             write_text(Path(path), after, hint="is the file yours to write to?")
             done += count
@@ -57,7 +57,7 @@ def commented(text: str, wishes: Sequence[tuple[Location, str]]) -> tuple[str, i
 
 
 def _candidates(text: str, place: Location, name: str) -> Iterator[str]:
-    """At the end of each line of the expression, the last one first: a comment there speaks for the expression."""
+    """The end of each line of the expression, the last one first: a comment there covers the expression."""
     lines = text.splitlines(keepends=True)
     comments = _comments(text)
     for number in range(max(place.end_line, place.line), place.line - 1, -1):
@@ -89,7 +89,7 @@ def _comments(text: str) -> Mapping[int, tuple[int, str]]:
 
 
 def _same_code(before: str, after: str) -> bool:
-    """Whether nothing but comments differs: within a string, or behind a backslash, there is no comment."""
+    """Whether only comments differ: inside a string, or after a backslash, there can be no comment."""
     if before == after:
         return True
     try:

@@ -71,7 +71,7 @@ def _wrong(path: Path, what: str) -> ConfigError:
 
 
 def lines(path: Path, baseline: Sequence[Entry]) -> Mapping[Entry, int]:
-    """Entry -> the line of the file that holds it, where each stands on a line of its own."""
+    """Entry -> the line of the file that holds it, if each is on a line of its own."""
     numbers: dict[str, int] = {}
     for number, line in enumerate(files.text(path).splitlines(), start=1):
         numbers.setdefault(line.strip().rstrip(","), number)

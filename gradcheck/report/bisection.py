@@ -63,7 +63,7 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: these are strings, as in a saved run."""
+    """JSON has no NaN and no infinity: these become strings, as in a saved run."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

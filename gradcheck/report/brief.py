@@ -24,10 +24,10 @@ MOST_MESSAGE = 300  # characters of a message, a reason, a remedy or a name
 
 @dataclass(frozen=True)
 class Step:
-    """What to do next, as who reads it would do it."""
+    """What to do next, in the commands that the reader uses."""
 
-    rule: Callable[[str], str]  # rule name -> how to have it explained
-    fix: Callable[[str], str]  # target -> how to have remedies tried
+    rule: Callable[[str], str]  # rule name -> how to get it explained
+    fix: Callable[[str], str]  # target -> how to try remedies
     run: Callable[[str], str]  # target -> how to look at the whole of a training
 
 
@@ -39,12 +39,12 @@ COMMANDS = Step(
 
 
 def render(reports: Sequence[Report], view: object = None) -> str:
-    """The reports, within the room of all."""
+    """The reports, within the limit for all."""
     return brief(reports, COMMANDS)
 
 
 def brief(reports: Sequence[Report], step: Step, room: int = ROOM) -> str:
-    """The reports in at most `room` characters: remedies and numbers are left out first, then findings, then whole reports."""
+    """The reports in at most `room` characters: remedies and numbers are dropped first, then findings, then whole reports."""
     for most, detailed in ((8, True), (4, True), (4, False), (2, False), (1, False)):
         text = "\n\n".join("\n".join(_report(report, step, most, detailed)) for report in reports) + "\n"
         if len(text) <= room:
@@ -55,7 +55,7 @@ def brief(reports: Sequence[Report], step: Step, room: int = ROOM) -> str:
 
 
 def _shortened(lines: Sequence[str], room: int) -> str:
-    """Whole lines from the beginning, and how many more there are."""
+    """Whole lines from the beginning, and the number of the others."""
     kept: list[str] = []
     for line in lines:
         if len("\n".join((*kept, line, "... 9999 more\n"))) > room:
@@ -101,9 +101,9 @@ def _remedy(remedy: Remedy) -> str:
 
 def _next(report: Report, step: Step) -> str:
     heads = [f for f in report.headlines if f.severity != "info"]
-    target = report.target.partition(" (")[0]  # of several optimizers of a script each has a report
+    target = report.target.partition(" (")[0]  # each of a script's optimizers has a report
     if not heads:
-        return f"nothing to mend; {step.run(target)} follows a whole run" if target.endswith(".py") else "nothing to mend"
+        return f"nothing to fix; {step.run(target)} follows a whole run" if target.endswith(".py") else "nothing to mend"
     treatable = any(remedy.applicability != "advice" for f in heads for remedy in f.remedies)
     said = [f"{step.rule(heads[0].name)} explains it"]
     if treatable:

@@ -14,7 +14,7 @@ from gradcheck.types.report import Report
 
 
 def open_reports(reports: Sequence[Report], outputs: Iterable[Output]) -> None:
-    """Opens the HTML file among the outputs, else one made for it in the temporary folder. Says where it is when no browser opens."""
+    """Opens the HTML file among the outputs, or makes one in the temporary folder. Says where it is when no browser opens."""
     path = next((o.path for o in outputs if o.format == "html" and o.path is not None), None) or _temporary(reports)
     page = path.resolve()
     if not _has_display():

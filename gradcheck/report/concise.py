@@ -13,7 +13,7 @@ from gradcheck.types.report import Report
 def lines(report: Report) -> list[str]:
     """One line per headline, then the counts, and why a run was judged in part.
 
-    A finding without a location stands at the line that makes the model.
+    A finding without a location is shown at the line that makes the model.
     """
     rows = [f"{place(report, f)}: {f.name} ({f.code}) {f.message}" for f, _ in tree(report.findings)]
     part = explained(report) if report.coverage.in_part else []

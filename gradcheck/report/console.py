@@ -14,19 +14,7 @@ from gradcheck.analysis.spikes import told
 from gradcheck.analysis.wording import number
 from gradcheck.report import in_part, outcomes, trial
 from gradcheck.report.forecast import forecast_table
-from gradcheck.report.formatting import (
-    clean,
-    collapse,
-    conditions,
-    counted,
-    guesses,
-    looked,
-    measured,
-    result,
-    summary,
-    tree,
-    with_reason,
-)
+from gradcheck.report.formatting import clean, collapse, conditions, counted, guesses, looked, measured, result, summary, tree, with_reason
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import profile_table
@@ -44,7 +32,7 @@ MOST_UNMEASURED = 3
 MOST_SPIKES = 3
 
 
-NARROWEST = 20  # columns that text can be wrapped to; what claims less has no size
+NARROWEST = 20  # fewest columns that text can be wrapped to; a terminal that claims fewer has no known size
 USUAL = 80
 
 
@@ -122,7 +110,7 @@ class _Page:
             self.blank()
 
     def spikes(self) -> None:
-        """Of a run that was watched: the first ones, which lead to the others."""
+        """For a watched run: the first ones, which lead to the others."""
         spikes = self.report.measurement.spikes
         if spikes:
             self.blank()
@@ -188,7 +176,7 @@ class _Page:
                 self.labelled(f"{state.status}:", "dim", f"{state.name} ({state.code}){reason}")
 
     def treatment(self) -> None:
-        """What was tried against the findings; nothing after a scan that treated nothing."""
+        """What was tried against the findings; nothing if the scan tried nothing."""
         for line in outcomes.lines(self.report):
             if isinstance(line, outcomes.Labelled):
                 self.labelled(line.label, line.style, line.text)

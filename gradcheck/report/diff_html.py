@@ -13,7 +13,7 @@ from gradcheck.report.diff import changed, counts, in_part, listed, method, name
 from gradcheck.report.html.markup import join, tag
 from gradcheck.report.html.theme import variables
 
-# A sign for every state beside its word, and the colour that goes with it.
+# A sign to show beside the word for every state, and its colour.
 SIGNS = {"new": "+", "worse": "▼", "better": "▲", "fixed": "✓", "unchanged": "=", "unknown": "?", "changed": "~"}
 COLORS = {"new": "error", "worse": "error", "better": "good", "fixed": "good"}
 

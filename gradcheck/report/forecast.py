@@ -1,4 +1,4 @@
-"""What narrower formats of numbers could not hold of each layer, as a table."""
+"""What narrower number formats could not hold of each layer, as a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOTE = "shares that would become 0 or overflow; gradients in fp16 after the best
 
 
 def forecast_table(m: Measurement, *, everything: bool = False) -> list[str]:
-    """Lines: a header, the layers that lose most in any format (all of them with `everything`), a note. Empty where nothing is known."""
+    """Lines: a header, the layers that lose most in any format (all of them with `everything`), a note. Empty if nothing is known."""
     rows: list[tuple[float, tuple[str, ...]]] = []
     for kind, layers in measured(m).items():
         for name, exponents in layers.items():

@@ -19,7 +19,7 @@ MOST_RUNS = 8  # of consecutive numbers in a folded layer name
 
 
 def apart(value: float, limit: float) -> tuple[str, str]:
-    """Both numbers, with as many digits as it takes to tell them apart (six at most)."""
+    """Both numbers, with as many digits as it takes to tell them apart (at most six)."""
     for digits in (3, 4, 5):
         if number(value, digits) != number(limit, digits) or value == limit:
             return number(value, digits), number(limit, digits)
@@ -96,12 +96,12 @@ def _span(values: Sequence[int]) -> str:
 
 
 def clean(text: str) -> str:
-    """Text that cannot steer a terminal: control characters shown as `\\x1b`, tabs as spaces."""
+    """Text that cannot control a terminal: control characters shown as `\\x1b`, tabs as spaces."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.expandtabs(4))
 
 
 def tree(findings: Sequence[Finding]) -> list[tuple[Finding, list[Finding]]]:
-    """Headlines, each with the findings that follow from it. A cause that is not there makes no finding disappear."""
+    """Headlines, each with the findings that follow from it. A missing cause makes no finding disappear."""
     heads = [f for f in findings if f.cause is None]
     shown = {f.code for f in heads}
     rows = []
@@ -116,7 +116,7 @@ def layer_count(m: Measurement) -> int:
 
 
 def summary(report: Report) -> str:
-    """`Found 2 errors, 1 warning in 100 layers (21 rules passed, 3 not applicable).`, and before it whether that is all of the verdict."""
+    """`Found 2 errors, 1 warning in 100 layers (21 rules passed, 3 not applicable).`, after a note if the run was judged only in part."""
     return f"Judged in part: {looked(report.coverage)}. {result(report)}" if report.coverage.in_part else result(report)
 
 

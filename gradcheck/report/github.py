@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gradcheck.report.view import View
 
 COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
-MOST = 10  # annotations of each level that GitHub takes from a step; it drops further ones without a word
+MOST = 10  # annotations of each level that GitHub takes from a step; it silently drops further ones
 MOST_SUMMARY = 1024 * 1024  # bytes of a step's summary; GitHub refuses a larger one
 SUMMARY_FILE = "GITHUB_STEP_SUMMARY"
 
@@ -62,7 +62,7 @@ def _property(text: str) -> str:
 
 
 def append_summary(reports: Sequence[Report]) -> None:
-    """Adds the reports to the summary of the GitHub step that runs, if one does. Raises SavedRunError when that fails."""
+    """Adds the reports to the summary of the running GitHub step, if there is one. Raises SavedRunError when that fails."""
     place = os.environ.get(SUMMARY_FILE)
     if not place:
         return

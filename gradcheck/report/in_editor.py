@@ -19,7 +19,7 @@ _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,\d+)? @@")
 def placed(report: Report, finding: Finding, lines: Sequence[str]) -> Location | None:
     """The finding's expression in the present lines of its file; None when it is no longer there, or silenced by a comment.
 
-    The expression is the text of its span, blanks aside. It is looked for at its line, then at the nearest line that reads the same.
+    The expression is the text of its span, ignoring blanks. It is looked for at its line, then at the nearest line that reads the same.
     """
     place = finding.location
     if place is None or place.cell:
@@ -30,7 +30,7 @@ def placed(report: Report, finding: Finding, lines: Sequence[str]) -> Location |
     wanted = [_bare(text) for text in _cut(span, place)]
     if not any(wanted):
         return None
-    # The same span first: the rest of the line may have changed. Elsewhere whole lines have to be as they were.
+    # The same span first: the rest of the line may have changed. Elsewhere whole lines must be unchanged.
     here = lines[place.line - 1 : place.line + height]
     if [_bare(text) for text in _cut(here, place)] == wanted:
         start = place.line
@@ -55,7 +55,7 @@ def _indent(text: str) -> int:
 
 
 def _cut(span: Sequence[str], place: Location) -> list[str]:
-    """The lines of a span without what stands before and behind it."""
+    """The lines of a span without what comes before and after it."""
     texts = list(span)
     if texts and place.end_column:
         texts[-1] = texts[-1][: place.end_column - 1]
@@ -105,5 +105,5 @@ def changes(diff: str) -> Iterator[Change]:
 
 
 def applies(change: Change, lines: Sequence[str]) -> bool:
-    """Whether the lines that are to be replaced stand where they stood."""
+    """Whether the lines to be replaced are where they were."""
     return tuple(lines[change.start - 1 : change.start - 1 + len(change.old)]) == change.old

@@ -64,7 +64,7 @@ def _case(report: Report, state: RuleState, listed: Sequence[Row], failing: Sequ
 
 
 def _in_part(notice: Notice, allowed: bool) -> xml.Element:
-    """A case of its own, which is there only when it does not pass."""
+    """A case of its own, which exists only when it does not pass."""
     case = xml.Element("testcase", classname=f"gradcheck.{clean(notice.report.target)}", name=NAME)
     outcome = xml.SubElement(case, "skipped" if allowed else "error", message=notice.title, type=NAME)
     outcome.text = "\n".join(notice.lines)
@@ -72,7 +72,7 @@ def _in_part(notice: Notice, allowed: bool) -> xml.Element:
 
 
 def _findings(case: xml.Element, report: Report, state: RuleState, mine: Sequence[Row], failing: Sequence[Severity]) -> None:
-    """A failure when one of the rule's findings fails the run; what is said in any case goes into the output."""
+    """A failure when one of the rule's findings fails the run; all findings go into the output."""
     every = [f for f in report.findings if f.code == state.code]
     worst = next((f for f in every if f.severity in failing), None)
     shown = [_text(row) for row in mine] or [_follows(f) for f in every]

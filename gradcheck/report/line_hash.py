@@ -1,4 +1,4 @@
-"""The hash by which GitHub code scanning knows a line again after the file has changed elsewhere."""
+"""The hash by which GitHub code scanning recognises a line after the file has changed elsewhere."""
 
 from __future__ import annotations
 

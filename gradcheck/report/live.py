@@ -40,7 +40,7 @@ def finding_line(finding: LiveFinding) -> str:
 
 
 def board(frame: Frame | None, title: str, width: int, partial: str = "") -> RenderableType:
-    """`partial`: what the program has written of a line that is not complete yet."""
+    """`partial`: what the program has written of an incomplete line."""
     title = clean(title)
     above = [Text.from_ansi(partial, no_wrap=True, overflow="crop")] if partial.strip() else []
     if frame is None:

@@ -28,7 +28,7 @@ def render(reports: Sequence[Report], view: object = None) -> str:
 
 
 def document(reports: Sequence[Report], room: int) -> str:
-    """The reports in at most `room` bytes of UTF-8: details are left out first, and then rows; nothing when not even that fits."""
+    """The reports in at most `room` bytes of UTF-8: details are dropped first, then rows; nothing when not even that fits."""
     listed = {id(report): rows([report]) for report in reports}
     for most, detailed in ((MOST_ROWS, True), (MOST_ROWS, False), (3, False), (0, False)):
         blocks = [line for report in reports for line in _report(report, listed[id(report)], most, detailed)]
@@ -62,7 +62,7 @@ def _report(report: Report, listed: Sequence[Row], most: int, detailed: bool) ->
 
 
 def _headline(report: Report, listed: Sequence[Row]) -> str:
-    """What is to be expected of the training; findings about the gate say nothing about that, and come second."""
+    """What to expect of the training; findings about the gate say nothing about that, and come second."""
     severities = [row.finding.severity for row in listed if not row.finding.code.startswith("META")]
     worst = severities[0] if severities else None
     said = {"error": "will not train as it is", "warning": "trains, at a cost", "info": "no fault found", None: "no findings"}[worst]

@@ -1,4 +1,4 @@
-"""The `full` format's part about treatment: each remedy with its edit and what it did, and what was tried in vain."""
+"""The `full` format's part about treatment: each remedy with its edit and its effect, and what was tried in vain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Line = Parts | Labelled
 
 
 def lines(report: Report) -> Iterator[Line]:
-    """Nothing for a report of a scan that treated nothing."""
+    """Nothing for a scan that tried no remedies."""
     kept = [o for o in report.outcomes if o.status == "kept"]
     for i, outcome in enumerate(kept, 1):
         yield from _remedy(i, outcome, report)
@@ -66,7 +66,7 @@ def tail(report: Report, *, written: bool = False) -> str:
         late = [o for o in report.outcomes if o.status == "untried" and o.reason == TIME_WAS_UP]
         if late:
             remedies = counted(len(late), "remedy") if len(late) == 1 else f"{len(late)} remedies"
-            return f"Time was up before {remedies} for {counted(faulty, 'finding')} could be tried: raise --budget.{more}"
+            return f"Time ran out before {remedies} for {counted(faulty, 'finding')} could be tried: raise --budget.{more}"
         return (f"No remedy was found for {counted(faulty, 'finding')}." if faulty else "Nothing to fix.") + more
     editable = sum(bool(o.diff) for o in kept)
     remedies = counted(len(kept), "remedy") if len(kept) == 1 else f"{len(kept)} remedies"
@@ -125,7 +125,7 @@ def _change(c: Change) -> str:
 
 def _trained(effect: Effect, base: Sequence[Run], treated: Sequence[Run], without: str) -> Iterator[Line]:
     yield Labelled("training:", "", f"{effect.metric} {number(effect.base)} -> {number(effect.treated)}   {_interval(effect)}")
-    if base and treated and effect.metric in ("training loss", "validation loss"):  # others are compared where losses cannot be
+    if base and treated and effect.metric in ("training loss", "validation loss"):  # other metrics stand in where losses cannot be compared
         width = len(without)
         yield (f"          {without:{width}} {curve(base, treated)}",)
         yield (f"          {'with it':{width}} {curve(treated, base)}",)

@@ -25,7 +25,7 @@ def print_error(error: GradcheckError, color: Color = "auto") -> None:
     console = make_console(sys.stderr, color)
     first, *rest = error.message.splitlines() or [""]
     console.print(Text.assemble(("error:", "bold red"), " ", (clean(first), "bold")))
-    for line in filter(str.strip, rest):  # set off: a line of somebody else's text must not pass for a command to what reads stderr
+    for line in filter(str.strip, rest):  # indented: someone else's text must not pass for a command to what reads stderr
         console.print(Text(f"  | {clean(line)}"))
     if error.location is not None:
         scope = f"  in {clean(error.location.scope)}" if error.location.scope else ""
@@ -36,7 +36,7 @@ def print_error(error: GradcheckError, color: Color = "auto") -> None:
 
 @contextmanager
 def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Progress | None]:
-    """A bar on stderr that names the phase; None when nobody would see it. It vanishes when done. A program that asked gets lines."""
+    """A bar on stderr that names the phase; None when no one would see it. It vanishes when done. A program that asked gets lines."""
     if not quiet and os.environ.get(LINES):
         yield lambda phase, fraction: print(f"{LINE}{fraction:.3f} {phase}", file=sys.stderr, flush=True)
         return

@@ -56,19 +56,19 @@ def rows(reports: Sequence[Report], root: Path | None = None) -> list[Row]:
 
 
 def place(report: Report, finding: Finding) -> Location:
-    """Where to show a finding: its own place, else that of the report."""
+    """Where to show a finding: at its own place, else at the report's."""
     return finding.location or home(report)
 
 
 def home(report: Report) -> Location:
-    """Where to show what has no place of its own: the line that makes the model, else the first line of the target's file."""
+    """Where to show findings without a place: the line that makes the model, else the first line of the target's file."""
     site = next((layer.site for layer in report.layers if layer.site is not None), None)
     file = report.target.partition(".py:")[0] + ".py" if ".py:" in report.target else report.target
     return site if site is not None and not file.endswith(".py") else Location(file, 1)
 
 
 def repository() -> Path:
-    """The folder that paths are relative to: GitHub's workspace, else the nearest folder with a .git, else the working directory."""
+    """The folder to which paths are relative: GitHub's workspace, else the nearest folder with a .git, else the working directory."""
     here = Path.cwd()
     if workspace := os.environ.get("GITHUB_WORKSPACE"):
         return Path(workspace)

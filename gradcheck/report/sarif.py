@@ -61,7 +61,7 @@ def _rules(codes: Iterable[str]) -> dict[str, Rule]:
     """The rules that are known here; those of a file that was given by --rules are not."""
     found = {rule.code: rule for rule in builtin_rules()}
     if not found.keys() >= set(codes):
-        with suppress(ConfigError):  # a broken pack costs its pages only
+        with suppress(ConfigError):  # a broken pack loses only its pages
             found |= {rule.code: rule for rule in load_rules()}
     return found
 
@@ -81,7 +81,7 @@ def _rule(code: str, name: str, rule: Rule | None) -> dict[str, Any]:
 
 
 def _invocation(reports: Sequence[Report], allowed: bool) -> dict[str, Any]:
-    """A run that was judged in part is not successful, unless that is `allowed`."""
+    """A run that was judged in part is unsuccessful, unless that is `allowed`."""
     part = notices(reports)
     notes: list[dict[str, Any]] = [_crashed(report, state) for report in reports for state in report.rules if state.status == "crashed"]
     notes += [_in_part(notice, "warning" if allowed else "error") for notice in part]

@@ -10,7 +10,7 @@ from gradcheck.errors import SavedRunError
 from gradcheck.types.report import Report
 
 FOLDER = Path(".gradcheck")
-BEFORE = ".before.json"  # ending of the run that was the last one before the present one
+BEFORE = ".before.json"  # ending of the name of the run before the present one
 # How a file of `--output json:PATH` begins: one report, or several.
 BEGINNINGS = (b'{"target":', b'{"schema_version":')
 
@@ -30,7 +30,7 @@ def run_of(target: str, root: Path = Path()) -> Path:
 
 
 def kept_before(run: Path) -> Path | None:
-    """Makes room for a new run: the present one becomes the one before. None when there is none."""
+    """Makes room for a new run: the present one becomes the previous one. None when there is none."""
     if not run.exists():
         return None
     return run.replace(run.with_name(run.name.removesuffix(".json") + BEFORE))

@@ -38,7 +38,7 @@ def snippet(lines: Mapping[int, str], location: Location, style: str, width: int
 
 
 def _span(line: str, location: Location) -> tuple[int, int]:
-    """First cell and number of cells of the span on its first line. Tabs and wide characters count as they show."""
+    """First cell and number of cells of the span on its first line. Tabs and wide characters count by their width."""
     begin = min(max(location.column - 1, 0), len(line))
     one_line = location.end_line in (0, location.line) and location.end_column > location.column
     end = location.end_column - 1 if one_line else len(line.rstrip())
@@ -47,7 +47,7 @@ def _span(line: str, location: Location) -> tuple[int, int]:
 
 
 def _window(text: str, shift: int, room: int | None) -> str:
-    """The part of a line from cell `shift` on that has room, marked with an ellipsis where it was cut."""
+    """The part of a line from cell `shift` on that fits, with an ellipsis where it was cut."""
     if shift:
         text = "…" + _drop_cells(text, shift + 1)
     if room is not None and cell_len(text) > room:

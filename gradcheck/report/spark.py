@@ -59,7 +59,7 @@ def _block(share: float) -> str:
 
 
 def _resampled(values: Sequence[float]) -> Sequence[float]:
-    """At most WIDTH values: evenly spaced ones, the first and the last among them."""
+    """At most WIDTH evenly spaced values, including the first and the last."""
     if len(values) <= WIDTH:
         return values
     return [values[round(i * (len(values) - 1) / (WIDTH - 1))] for i in range(WIDTH)]

@@ -1,4 +1,4 @@
-"""The `full` format of a trial: the verdict, everyone's curves side by side, what each remedy did in words, and the recommended edit."""
+"""The `full` format of a trial: the verdict, all curves side by side, what each remedy did in words, and the recommended edit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGNS: dict[EntryStatus, tuple[str, str]] = {
 }
 CURVE = 16  # characters
 LONGEST_NAME = 44
-ABOVE = 2.0  # times the highest beginning of a curve: the top of the scale
+ABOVE = 2.0  # times the highest start of a curve: the top of the scale
 DECADE = 10.0  # curves that span more than this are drawn on a logarithmic scale
 SHOWN = ("accuracy", "F1", "R2", "perplexity")
 
@@ -80,7 +80,7 @@ def _row(entry: Entry, result: TrialResult, scale: tuple[float, float]) -> tuple
 
 
 def _value(entry: Entry, result: TrialResult) -> float:
-    """The metric, as effects have it; at the end of the curve where there is no effect to compare with."""
+    """The metric, as in the effects; at the end of the curve if there is no effect."""
     if entry.effect is not None and entry.effect.lower_is_better:
         return entry.effect.treated
     known = [e.effect.base for e in result.entries if e.effect is not None and e.fresh == entry.fresh and e.effect.lower_is_better]
@@ -93,7 +93,7 @@ def _score_names(result: TrialResult) -> list[str]:
 
 
 def scale_of(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Lowest and highest finite value; what rises far above all beginnings is cut off, so that the others can be told apart."""
+    """Lowest and highest finite value; what rises far above all starts is cut off, so that the others can be told apart."""
     known = [v for c in curves for v in c.median if math.isfinite(v)]
     first = [c.median[0] for c in curves if c.median and math.isfinite(c.median[0])]
     if not known:

@@ -19,5 +19,5 @@ class View:
     show_passed: bool = False
     show_all: bool = False
     written: bool = False  # the edits are in the source
-    fail_on: Severity | Literal["never"] = "error"  # from which severity on a finding fails the run
+    fail_on: Severity | Literal["never"] = "error"  # least severity of a finding that fails the run
     allow_partial: bool = False  # a run that was judged in part does not fail

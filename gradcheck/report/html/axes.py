@@ -24,7 +24,7 @@ class Axis:
     log: bool = True
 
     def __call__(self, value: float) -> float:
-        """Pixels; values outside are put on the edge."""
+        """Pixels; values outside are placed on the edge."""
         x = value
         if self.log:
             x = math.log10(value) if value > 0 else self.low

@@ -1,6 +1,6 @@
 """Loss curves: of the probe and its experiments, and of what was tried against the findings.
 
-A group of curves is one chart. Whatever else trains models adds its groups to `groups`.
+A group of curves is one chart. Anything else that trains models adds its groups to `groups`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gradcheck.types.training import Run
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 480.0, 50.0, 472.0, 14.0, 184.0
 BUCKETS = 75  # a long curve is shown by the lowest and highest loss of each
-TALLEST = 3.0  # times the highest starting loss: what is above is cut off, and its legend says where it went
+TALLEST = 3.0  # times the highest starting loss: what is above is cut off, and the legend says where it ends
 LOG_FROM = 30.0  # highest over lowest loss from which on the scale is logarithmic
 HUES = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -32,7 +32,7 @@ class Group:
     title: str
     runs: tuple[tuple[str, Run], ...]  # label, run
     level: tuple[float, str] | None = None
-    untreated: int = 0  # the first so many runs are without a treatment, the others with it: a colour each, a dash pattern per seed
+    untreated: int = 0  # this many runs at the start are untreated, the others treated: a colour each, a dash pattern per seed
 
     def style(self, i: int) -> str:
         """Classes of the i-th curve."""

@@ -1,4 +1,4 @@
-"""Gradient and activation over depth: two lines with their ranges, on logarithmic scales, above one another."""
+"""Gradient and activation over depth: two lines with their ranges, on logarithmic scales, one above the other."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def depth_chart(report: Report, layers: Sequence[Layer], prefix: str) -> tuple[M
 
 
 def picture(content: Sequence[Markup], height: float, title: str, description: str) -> Markup:
-    """An SVG that says in words what it shows."""
+    """An SVG that also says in words what it shows."""
     words = [tag("title", title), tag("desc", description)]
     return tag("svg", words, content, viewBox=f"0 0 {coordinate(WIDTH)} {coordinate(height)}", role="img", class_="chart")
 
@@ -120,7 +120,7 @@ def _lines(c: Course, axis: Axis, kind: str, carriers: Sequence[int]) -> Iterato
 
 
 def _dots(c: Course, axis: Axis, positions: Sequence[int]) -> str:
-    """Points of no length, which round caps make dots."""
+    """Lines of no length, which round caps turn into dots."""
     shown = [(i, v) for i in positions if (v := c.first[i]) and math.isfinite(v)]
     return "".join(f"M{coordinate(column(i, len(c.first)))} {coordinate(axis(v))}h0" for i, v in shown)
 
@@ -155,9 +155,9 @@ def _consecutive(indices: Sequence[int]) -> list[list[int]]:
 
 
 def _short_names(layers: Sequence[Layer]) -> dict[int, str]:
-    """Names for the space under a chart, by position: without what all begin with, cut at the front; of many layers every k-th."""
+    """Names for the space under a chart, by position: without their common prefix, cut at the front; every k-th of many layers."""
     names = [clean(x.name) or "(model)" for x in layers]
-    parts = [name.split(".") for name in (min(names), max(names))]  # what these two begin with, all do
+    parts = [name.split(".") for name in (min(names), max(names))]  # a prefix of these two is a prefix of all
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts[0][:-1], parts[1][:-1], strict=False)))
     shorter = [".".join(name.split(".")[common:]) for name in names]
     stride = -(-len(names) // MOST_NAMES)
@@ -166,7 +166,7 @@ def _short_names(layers: Sequence[Layer]) -> dict[int, str]:
 
 
 def _upright(names: Mapping[int, str], n: int) -> bool:
-    """Whether the names have room beside one another."""
+    """Whether the names fit side by side."""
     return len(names) == n and max(map(len, names.values())) * LETTER < (RIGHT - LEFT) / n
 
 
@@ -176,7 +176,7 @@ def height_of_names(layers: Sequence[Layer]) -> float:
 
 
 def _names_below(layers: Sequence[Layer], y: float) -> Markup:
-    """Names of the layers under a chart, slanted where they have no room beside one another."""
+    """Names of the layers under a chart, slanted if they do not fit side by side."""
     n, names = len(layers), _short_names(layers)
     upright = _upright(names, n)
     ticks = "".join(f"M{coordinate(column(i, n))} {coordinate(y)}v4" for i in names)

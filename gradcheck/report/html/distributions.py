@@ -1,4 +1,4 @@
-"""Histograms of the outputs and gradients of layers with findings: how many entries have which size."""
+"""Histograms of the outputs and gradients of layers with findings: how many entries have which magnitude."""
 
 from __future__ import annotations
 

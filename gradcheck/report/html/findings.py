@@ -21,7 +21,7 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 
-OPEN = 3  # findings that are unfolded at first
+OPEN = 3  # findings that are expanded at first
 MOST_PATTERNS = 12
 MOST_DECADES = 2.0  # on each side of the limit in the small scale of a number
 APPLICABILITY = {"safe": "keeps the architecture and the checkpoint keys", "advice": "has no edit"}
@@ -32,7 +32,7 @@ def _meaning(remedy: Remedy) -> str:
 
 
 def findings(report: Report, prefix: str) -> Markup:
-    """Headlines as unfoldable sections, most severe first, each with what follows from it."""
+    """Headlines as expandable sections, most severe first, each with what follows from it."""
     shown: set[str] = set()  # rules whose page is on the page already
     return join(_card(report, f, below, f"{prefix}f{i}", i < OPEN, shown) for i, (f, below) in enumerate(tree(report.findings)))
 

@@ -1,6 +1,6 @@
 """A part of a page, for a notebook: the same sections, with styles that touch nothing around them, light or dark as the notebook is.
 
-Every rule of the style sheet is nested in the class of the fragment. What needs the script of the page is left out.
+Every rule of the style sheet is nested in the class of the fragment. Parts that need the script of the page are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradcheck.types.report import Report
 from gradcheck.types.trial import TrialResult
 
 CLASS = "gradcheck-view"
-# How notebooks say that they are dark or light whatever the system is: JupyterLab, Visual Studio Code, Colab.
+# How notebooks mark themselves as dark or light, whatever the system is: JupyterLab, Visual Studio Code, Colab.
 DARK_PLACES = ("[data-jp-theme-light=false]", ".vscode-dark", "html[theme=dark]")
 LIGHT_PLACES = ("[data-jp-theme-light=true]", ".vscode-light", "html[theme=light]")
 EXTRA = """\
@@ -40,7 +40,7 @@ use{fill:var(--soft);font:11px var(--mono)}
 
 def of_reports(reports: Sequence[Report]) -> str:
     """The sections of reports."""
-    start = secrets.randbelow(1 << 40)  # ids are to be unique among all outputs of a notebook
+    start = secrets.randbelow(1 << 40)  # ids must be unique among all outputs of a notebook
     return _view([article(report, f"g{start + i}-", start + i, len(reports)) for i, report in enumerate(reports)])
 
 

@@ -59,7 +59,7 @@ class Statistic:
 
 
 def statistics(m: Measurement, layers: Sequence[Layer]) -> list[Statistic]:
-    """Those of which anything but zeros was measured, the gradient first."""
+    """Those with anything but zeros, the gradient first."""
     by_step = [{s.step: s for s in x.snapshots} for x in layers]
     ratios = updates(m)
 

@@ -1,4 +1,4 @@
-"""Signs that stand for severities and statuses wherever a colour does: colour never says something alone."""
+"""Signs for severities and statuses, wherever a colour shows them: colour is never the only sign."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ TEXTS = ("layer", "type", "output", "finding")  # columns that are aligned to th
 
 
 def layer_table(report: Report, layers: Sequence[Layer], prefix: str) -> Markup:
-    """All layers in order of the forward pass. Above FIRST of them, a box shows the rest."""
+    """All layers in order of the forward pass. With more than FIRST of them, a checkbox shows the rest."""
     m, marked = report.measurement, marks(report, layers)
     cost, moved = _parameters(m), updates(m)
     rows = [_row(i, x, cost.get(x.name, 0), moved.get(x.name, {}), marked.get(i)) for i, x in enumerate(layers)]

@@ -1,4 +1,4 @@
-"""What was asked stands first: a trial's verdict and curves, what a fix changed and proved, a watched run's course. The scan follows."""
+"""What was asked for comes first: a trial's verdict and curves, what a fix changed and proved, a watched run's course. The scan follows."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ def headline(result: TrialResult) -> str:
 
 def treatment(report: Report) -> Child:
     """What was kept of what was tried."""
-    return proof(report) or tag("p", "Nothing that was tried is kept. What was tried stands under each finding.")
+    return proof(report) or tag("p", "Nothing that was tried is kept. Each finding lists what was tried for it.")

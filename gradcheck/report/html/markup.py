@@ -1,4 +1,4 @@
-"""HTML as text that cannot be mistaken for data: whatever is not `Markup` is escaped."""
+"""HTML text that cannot be confused with data: whatever is not `Markup` is escaped."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _title(report: Report, count: int) -> Markup | None:
 
 
 class _Sections:
-    """Of one report, with the list of links to them. Landmarks need names of their own: beside other reports the sections are none."""
+    """Of one report, with the list of links to them. Landmarks need unique names: with several reports, the sections are none."""
 
     def __init__(self, prefix: str, alone: bool) -> None:
         self.prefix, self.alone = prefix, alone
@@ -106,7 +106,7 @@ class _Sections:
         self._links: list[Markup] = []
 
     def add(self, title: str, content: Child, *, folded: bool = False) -> None:
-        """`folded`: what one looks up, rather than reads."""
+        """`folded`: for sections that one looks up rather than reads."""
         id = self.prefix + title.partition(" (")[0].lower().replace(" ", "-")
         heading = tag("h3", title, id=id)
         whole = tag("details", tag("summary", heading), content, class_="folded") if folded else join(heading, content)

@@ -14,7 +14,7 @@ from gradcheck.types.report import Report
 
 # Status -> sign, title, what it means; in the order of the page.
 GROUPS: Mapping[RuleStatus, tuple[str, str, str]] = {
-    "crashed": ("error", "Crashed", "the rule itself raised: please report it"),
+    "crashed": ("error", "Crashed", "the rule itself raised an error: please report it"),
     "not-measured": ("warning", "Not measured", "what these rules judge could not be measured, so they say nothing"),
     "suppressed": ("none", "Suppressed", "found, and silenced by a comment or by the settings"),
     "passed": ("good", "Passed", "measured, and within the limits"),

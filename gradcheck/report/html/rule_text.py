@@ -15,7 +15,7 @@ CODE = re.compile(r"`([^`]+)`")
 
 
 def page_html(rule: Rule) -> Markup:
-    """What someone with a finding asks of its rule, and its limits. `gradcheck rule NAME` prints the whole page."""
+    """What someone with a finding wants to know about its rule, and its limits. `gradcheck rule NAME` prints the whole page."""
     parts = [_block(b) for b in _sections(rule.page)]
     if rule.limits:
         head = tag("tr", [tag("th", h, scope="col") for h in ("limit", "value")])
@@ -36,7 +36,7 @@ def _sections(page: str) -> Iterator[str]:
 
 
 def _block(source: str) -> Markup:
-    """A heading with what stands below it, an indented block of code, or a paragraph."""
+    """A heading with the text below it, an indented block of code, or a paragraph."""
     if source.startswith("## "):
         heading, _, rest = source.partition("\n")
         return join(tag("h5", heading[3:]), _block(rest) if rest.strip() else None)

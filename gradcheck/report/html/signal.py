@@ -35,12 +35,12 @@ class Course:
 
 
 def shown_layers(m: Measurement) -> list[Layer]:
-    """Layers of the charts and the table: all that were measured but containers, which only pass on what others made."""
+    """Layers of the charts and the table: all that were measured except containers, which only pass on what others made."""
     return sorted((x for x in m.layers if x.kind != "container"), key=lambda x: x.order)
 
 
 def columns(layers: Sequence[Layer]) -> list[int]:
-    """Positions of the layers that have a depth: not functions that are called all over the forward pass, nor what was not measured."""
+    """Positions of the layers that have a depth: no functions that are called all over the forward pass, and only measured layers."""
     return [i for i, x in enumerate(layers) if x.snapshots and not (x.calls > 1 and ":" in x.name)]
 
 

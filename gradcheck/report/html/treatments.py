@@ -19,7 +19,7 @@ from gradcheck.types.report import Report
 WORDS: Mapping[OutcomeStatus, tuple[str, str]] = {
     "kept": ("good", "tried, and it helps"),
     "not-needed": ("none", "not needed"),
-    "not-verified": ("warning", "tried, and no help beyond noise"),
+    "not-verified": ("warning", "tried, and it helps no more than noise"),
     "worse": ("error", "tried, and it made something worse"),
     "inapplicable": ("none", "cannot be applied here"),
     "failed": ("error", "tried, and it failed"),
@@ -29,13 +29,13 @@ WORDS: Mapping[OutcomeStatus, tuple[str, str]] = {
 
 
 def treatments(report: Report, finding: Finding) -> Markup | None:
-    """Outcomes of the treatments that were to cure this finding."""
+    """Outcomes of the treatments meant to cure this finding."""
     mine = [o for o in report.outcomes if finding.code in o.prescription.findings]
     return join(tag("h4", "What was tried"), [_outcome(o) for o in mine]) if mine else None
 
 
 def proof(report: Report) -> Markup | None:
-    """What was kept, all together, against the untreated model."""
+    """Everything that was kept, together, against the untreated model."""
     p = report.proof
     if p is None:
         return None

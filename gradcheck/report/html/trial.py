@@ -60,7 +60,7 @@ def _in_words(result: TrialResult) -> Markup | None:
 
 
 def _together(result: TrialResult) -> Markup | None:
-    """Whether effects add up, and what of the recommendation cannot be written into the source."""
+    """Whether effects add up, and which part of the recommendation cannot be written into the source."""
     rows = [
         tag(
             "li",

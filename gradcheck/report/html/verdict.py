@@ -27,7 +27,7 @@ LEGEND = "▲ 0-49 an error   ■ 50-89 a warning   ● 90-100 advice at most"
 
 
 def worst(report: Report) -> Severity | None:
-    """Of the findings about the training: those about comments, the baseline and assertions say nothing of it."""
+    """The worst severity among the findings about the training: those about comments, the baseline and assertions do not count."""
     about = {f.severity for f in report.findings if f.code.rstrip("0123456789") not in UNSCORED}
     return next((s for s in BANDS if s in about), None)
 
@@ -68,12 +68,12 @@ def verdict(report: Report, prefix: str, *, leads: bool = True) -> Markup:
         tag("p", f"{summary(report)} {conditions(report)}", class_="soft"),
         _in_part(report),
         tag("ul", links, class_="headlines") if links else None,
-        tag("div", tag("p", "Not said, so assumed:"), tag("ul", notes), class_="assumed") if notes else None,
+        tag("div", tag("p", "Not specified, so assumed:"), tag("ul", notes), class_="assumed") if notes else None,
     )
 
 
 def cure(report: Report) -> Markup | None:
-    """What to do first: the proved edits where there are some, else the first remedy of the worst finding."""
+    """What to do first: the proved edits if there are some, else the first remedy of the worst finding."""
     kept = [o for o in report.outcomes if o.status == "kept"]
     edits = [diff(o.diff) for o in kept if o.diff]
     if edits:
