@@ -111,7 +111,7 @@ def test_a_process_of_the_same_number_is_another_one() -> None:
 
 
 def test_a_run_that_nobody_writes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match="no run is going on"):
+    with pytest.raises(TargetError, match="no run is in progress"):
         attach.attach(tmp_path / "run.json")
     board_file(tmp_path / "run.json").write_text("{}")
     with pytest.raises(TargetError, match="not written by this version"):

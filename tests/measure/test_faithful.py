@@ -73,7 +73,7 @@ def test_a_plain_model_is_copied() -> None:
     assert w.borrowed is None and w.checked
 
 
-@pytest.mark.parametrize(("model", "why"), [(Head, "uses Sequential from outside"), (Memory, "a copy of it computes another loss")])
+@pytest.mark.parametrize(("model", "why"), [(Head, "uses Sequential from outside"), (Memory, "a copy of it computes a different loss")])
 def test_a_model_without_a_faithful_copy_is_borrowed(model: type[nn.Module], why: str) -> None:
     net = model()
     before = bits(net, OUTSIDE)
@@ -118,7 +118,7 @@ def test_a_model_that_is_too_large_to_copy_is_borrowed() -> None:
 
     w = workload(nn.Sequential(Large(6, 2)))
     ensure_faithful(w)
-    assert w.borrowed is not None and w.borrowed.spill and "no memory" in w.borrowed.why
+    assert w.borrowed is not None and w.borrowed.spill and "too little memory" in w.borrowed.why
     before = bits(w.model)
     assert len(scan_workload(w, Settings(steps=12, budget=20.0)).measurement.probe.losses) >= 12
     assert bits(w.model) == before

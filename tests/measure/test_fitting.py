@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_said(monkeypatch):
     monkeypatch.setattr("tests.measure.test_fitting.FORWARD", 0.5)
     report, took = scanned(30.0)
     assert took <= 1.1 * 30
-    assert any("time for measuring was over" in n.why for n in report.measurement.not_measured)
+    assert any("time for measuring had run out" in n.why for n in report.measurement.not_measured)
 
 
 def test_batches_stay_whole_where_there_is_time():

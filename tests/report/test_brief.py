@@ -19,7 +19,7 @@ def test_it_says_what_is_wrong_where_and_what_to_run_next():
 
 def test_a_fix_is_proposed_only_where_something_can_be_tried():
     assert "gradcheck fix" not in render([report(finding(remedies=(Remedy("x", "look at it", "advice"),)))])
-    assert "next: nothing to mend; gradcheck watch -- python model.py" in render([CLEAN])
+    assert "next: nothing to fix; gradcheck watch -- python model.py" in render([CLEAN])
 
 
 @pytest.mark.parametrize("reports", [(MIXED,), (CLEAN,), (FULL_OF_HOSTILITY,), (IN_PART, FAILED), (MIXED,) * 300])

@@ -114,5 +114,5 @@ def test_outcomes_and_proof_survive_json_with_infinities(tmp_path):
 
 def test_a_fix_that_had_no_time_says_so():
     late = Outcome(RATE, "untried", TIME_WAS_UP)
-    assert tail(report(late)) == "Time was up before 1 remedy for 0 findings could be tried: raise --budget."
+    assert tail(report(late)) == "Time ran out before 1 remedy for 0 findings could be tried: raise --budget."
     assert "No remedy was found" not in tail(report(late, VAIN))

@@ -186,7 +186,7 @@ def test_what_is_there_when_time_is_up_is_ranked():
     assert result.entries[0].status == "promising" and not result.entries[0].fresh
     assert result.verdict == "Undecided: good looked better, but that may be chance. It was interrupted: what is shown is partial."
     empty = tournament_of(lab, ["late"])
-    assert concluded(empty, "regression", "budget").verdict == "Nothing was compared. Time was up before the end."
+    assert concluded(empty, "regression", "budget").verdict == "Nothing was compared. Time ran out before the end."
 
 
 def test_a_remedy_whose_losses_mean_something_else_is_judged_by_its_score():
