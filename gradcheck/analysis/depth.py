@@ -32,7 +32,7 @@ class Trend:
     """A line through (depth, log10 size)."""
 
     slope: float = 0.0  # decades per layer
-    n: int = 0  # layers that it was fitted on, those side by side counted once
+    n: int = 0  # layers that it was fitted on; those side by side count once
     skipped: int = 0  # layers left out: no measurable size
 
     @property
@@ -73,7 +73,7 @@ def log_sizes(sizes: Sequence[float | None], negligible: float = 0.0, depth: Seq
 
 
 def gradient_norms(m: Measurement, step: int = 0) -> list[tuple[Layer, float | None]]:
-    """Norm of dL/d(output) of each body layer that the gradient is for, in order; None where it was not measured or is not finite."""
+    """Norm of dL/d(output) of each trained body layer, in order; None where it was not measured or is not finite."""
     result: list[tuple[Layer, float | None]] = []
     for layer in trained_body(m):
         snapshot = layer.at(step)

@@ -1,4 +1,4 @@
-"""What a measurement leaves open as a whole: no step, no layer, or a training that was too short to tell. Pure functions."""
+"""What is missing from a measurement as a whole: no step, no layer, or a training that was too short to tell. Pure functions."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def holders(m: Measurement) -> dict[str, Layer]:
 
 
 def is_matrix(p: Parameter) -> bool:
-    """Whether it is a weight proper: at least two axes longer than 1. Biases, gains and LayerScales are not."""
+    """Whether it is a proper weight: at least two axes longer than 1. Biases, gains and LayerScales are not."""
     return sum(size > 1 for size in p.shape) >= 2
 
 
@@ -112,7 +112,7 @@ def bias(layer: Layer, parameters: Mapping[str, Parameter]) -> Parameter | None:
 def gain(layer: Layer, parameters: Mapping[str, Parameter]) -> float | None:
     """sqrt(fan_in) * std of the layer's weights at the start: the factor on the rms of independent, centred inputs.
 
-    None where that says nothing: a frozen, constant or reparametrised weight, or an unknown fan-in.
+    None if that says nothing: a frozen, constant or reparametrised weight, or an unknown fan-in.
     """
     p = weight(layer, parameters)
     if p is None or not layer.fan_in or not p.trainable or constant_at_start(p):

@@ -22,8 +22,8 @@ def takes_one_step(m: Measurement) -> bool:
 
 
 def as_of_one_step(finding: Finding, m: Measurement) -> Finding:
-    """An error that only further steps confirm is a warning where the script takes none."""
+    """An error that only further steps confirm is a warning if the script takes none."""
     if finding.severity != "error" or finding.confirmed == BY_VALUE or not takes_one_step(m):
         return finding
-    message = f"{finding.message}; the script itself takes one step only: this is what more of them on the same batch would come to"
+    message = f"{finding.message}; the script itself takes only one step: this is what more of them on the same batch would lead to"
     return replace(finding, severity="warning", message=message, confirmed="")

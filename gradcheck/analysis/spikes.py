@@ -19,12 +19,12 @@ LEAST = 0.01  # of a loss, for a sample to be named
 
 @dataclass
 class SpikeScore:
-    """Fed one value after another. A value that is not finite, and all those of a spike but the first, are told once."""
+    """Fed one value after another. Values that are not finite, and those of a spike, are reported once, at the first."""
 
     level: float = math.nan
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _above: float = math.inf  # what is a spike
-    _calm: float = math.inf  # what is none any more
+    _calm: float = math.inf  # what no longer is
     _left: int = 0  # values until the limits are reckoned again
     _inside: int = 0  # values of the present spike
     _broken: bool = False

@@ -1,4 +1,4 @@
-"""How large a step is beside the weights: what judges a learning rate, whatever the optimizer."""
+"""How large a step is compared with the weights, which judges a learning rate whatever the optimizer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from gradcheck.types.parameters import Parameter
 
 FIRST, LAST = 3, 20  # steps between which the size of an update is judged: after the start, before the decay
-COUPLED_DECAY = 1e-4  # beside gradients that an adaptive optimizer divides by their own size
-USUAL_L2 = 5e-4  # beside the gradients of SGD, which may be small: Krizhevsky et al. 2012; He et al. 2016 have 1e-4
+COUPLED_DECAY = 1e-4  # next to gradients that an adaptive optimizer divides by their own size
+USUAL_L2 = 5e-4  # next to the gradients of SGD, which may be small: Krizhevsky et al. 2012; He et al. 2016 have 1e-4
 LONG = 1e5  # steps of a long training
 LEAST_DECAY = 0.01  # of a parameter, or of its gradient
 TARGET_RATIO = 0.01  # best at step 10 over 12 networks and 3 optimizers: 0.015 to 0.02, within 0.4 decades

@@ -1,7 +1,4 @@
-"""Infers the loss where none is given, and targets where there are none.
-
-Decided once, while the target is loaded, from the output of one forward pass.
-"""
+"""Infers the loss if none is given, and targets if there are none: once, while the target is loaded, from the output of one forward pass."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class Inferred:
 
 
 def range_of(output: torch.Tensor) -> Range:
-    """What kind of numbers a model returns, by the last operation that autograd recorded, views skipped."""
+    """What kind of numbers a model returns, by the last operation that autograd recorded, skipping views."""
     node = output.grad_fn
     while node is not None:
         name = node.name().split("Backward")[0]
@@ -85,7 +82,7 @@ def infer_loss(output: torch.Tensor, target: Any) -> Inferred:
 
 
 def invent_targets(output: torch.Tensor, inputs: tuple[Any, ...], data_given: bool) -> Inferred:
-    """A loss and a way to make fixed targets, for data that have none."""
+    """A loss and a way to make fixed targets, for data without any."""
     first = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
     shape = f"the output is {list(output.shape)} and the data have no targets"
     if first is not None and _is_language_model(output, first):

@@ -1,4 +1,4 @@
-"""From what the user names to a Workload: model, data, loss and optimizer by flag, else by convention, else assumed, with a note."""
+"""From what the user names to a Workload: model, data, loss and optimizer by flag, else by convention, else assumed with a note."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def loss_or_step(value: Any, name: str, where: str, said: list[Assumption]) -> t
 
 
 def _takes_model(function: Callable[..., Any], name: str) -> bool:
-    """compute_loss(model, batch) against loss_fn(output, target): told by the first argument's name, else by the function's."""
+    """Tells compute_loss(model, batch) from loss_fn(output, target) by the name of the first argument, else by that of the function."""
     if isinstance(function, nn.Module):
         return False
     try:
@@ -193,7 +193,7 @@ def optimizer_of(
 
 
 def required(method: Callable[..., Any]) -> bool:
-    """nanoGPT's configure_optimizers(weight_decay, ...) has arguments that nobody gives: then it cannot be called."""
+    """nanoGPT's configure_optimizers(weight_decay, ...) has arguments that no one gives: then it cannot be called."""
     return any(
         p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(method).parameters.values()
     )

@@ -18,7 +18,7 @@ from gradcheck.workload.tensors import tensors_of
 from gradcheck.workload.trial_pass import Parts, as_tuple, forward_once, inputs_of, placed, split_batch, try_step
 from gradcheck.workload.workload import Batch, TrainingStep
 
-# Random targets come from a stream of their own, apart from the ones that weights and inputs are drawn from.
+# Random targets come from their own stream, apart from those of weights and inputs.
 _TARGET_STREAM = 104729
 
 
@@ -95,7 +95,7 @@ def _own_labels(parts: Parts, data: Data, output: Any) -> Objective | None:
     try:
         with stand_in(parts.model, parts.model) as model:
             step(model, batches[0])
-    except Exception:  # the head wants labels of another kind: a loss on its outputs serves
+    except Exception:  # the head needs other labels: use a loss on its outputs instead
         return None
     said = Assumption("loss", f"loss: the model's own, with {words}", given=data.given)
     return Objective(step, None, batches, [], [said])

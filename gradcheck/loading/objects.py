@@ -41,7 +41,7 @@ def from_objects(
     batches: int = 32,
     seed: int = 0,
 ) -> Workload:
-    """`data` is one batch or an iterable of batches; without it, random inputs are made up and said. Raises TargetError.
+    """`data` is one batch or an iterable of batches; without it, random inputs are made up, with a note. Raises TargetError.
 
     The workload holds the caller's own model unless it must be moved, converted or sized: then it holds a copy.
     """

@@ -102,7 +102,7 @@ def _holds_optimizer(part: Any) -> bool:
 
 
 def _arguments(function: Callable[..., Any], model: nn.Module) -> tuple[Any, ...]:
-    """A function takes the model, its parameters, or (a bound method of the model) nothing."""
+    """A function takes the model, its parameters, or nothing (a bound method of the model)."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):

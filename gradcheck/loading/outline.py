@@ -21,7 +21,7 @@ from gradcheck.workload.device import choose_dtype
 
 @dataclass(frozen=True)
 class Outline:
-    """`model` and the parameters of `optimizer` have shapes and no numbers; `draws` says how these would be drawn."""
+    """`model` and the parameters of `optimizer` have shapes but no numbers; `draws` says how these would be drawn."""
 
     name: str
     model: nn.Module
@@ -33,7 +33,7 @@ class Outline:
 
 
 def outline(spec: TargetSpec) -> Outline:
-    """Raises TargetError where the file needs numbers to build its model."""
+    """Raises TargetError if the file needs numbers to build its model."""
     home, name = split_reference(spec.target)
     draws = Initializers()
     with session(spec.seed) as current:

@@ -1,4 +1,4 @@
-"""The workloads of all processes of a distributed training, put together: their batches of a step become one, as to the training."""
+"""The workloads of all processes of a distributed training, joined: their batches of a step become one, as they are for the training."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _on_cpu(batch: Batch) -> Tensors:
 def _together(workload: Workload, of_ranks: Sequence[Sequence[Tensors]]) -> tuple[list[Batch], str]:
     """One batch for each step, and how it was made."""
     first, steps = of_ranks[0], min(map(len, of_ranks))
-    different = list[Sequence[Tensors]]()  # of tensor parallelism several ranks have the same ones
+    different = list[Sequence[Tensors]]()  # under tensor parallelism, several ranks have the same ones
     for batches in of_ranks:
         if not any(_equal(batches, known) for known in different):
             different.append(batches)

@@ -16,7 +16,7 @@ from gradcheck.workload.device import FLOATS
 from gradcheck.workload.step import Forward, Inputs, call, forward_of
 from gradcheck.workload.tensors import tensors_of
 
-# How many fixed random batches stand for data.
+# How many fixed random batches stand in for data.
 BATCHES = 2
 _MOST_TRIES = 60
 _SPEC = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>\w+)(?:<(?P<bound>\d+)>)?\[(?P<shape>[\d,\s]*)\]")

@@ -1,1 +1,1 @@
-"""`fix`: from findings to verified remedies and edits of the source. `story.py` first; of scripts `script.py`."""
+"""`fix`: from findings to verified remedies and edits of the source. Read `story.py` first; for scripts, `script.py`."""

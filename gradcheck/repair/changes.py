@@ -29,7 +29,7 @@ def changes(before: Report, after: Report, codes: Collection[str], settings: Set
 
 
 def _measured_again(after: Report, code: str, evidence: Evidence, settings: Settings) -> float | None:
-    """The same quantity in the treated workload: from the finding if it is still there, else from its rule run without limits."""
+    """The same quantity in the treated workload: from the finding if it is still there, else from its rule, run without limits."""
     for value in _values(after, code, evidence.quantity):
         return value
     rules = [r for r in chosen(settings) if r.code == code]

@@ -14,7 +14,7 @@ from gradcheck.workload.workload import Workload
 
 
 def source_edits(verified: Verified, workload: Workload) -> tuple[SourcePlan | None, str]:
-    """The plan as edits of the user's files; with None, why there are none."""
+    """The plan as edits of the user's files; or None, and why there are none."""
     if not verified.plan:
         return None, ""
     if not workload.files:

@@ -63,7 +63,7 @@ class Fixed:
 
     @property
     def loss(self) -> Callable[[Any, Any], torch.Tensor]:
-        """`loss(output, target)`; of a model that computes its own loss, what reads it from the output."""
+        """`loss(output, target)`; for a model that computes its own loss, a function that reads it from the output."""
         return self.treated.workload.loss or _own_loss
 
     def training_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Fixed:
         return self.treated.workload.training_step(model, batch)
 
     def clip(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Clips the gradients before the optimizer's step; does nothing where neither the fix nor the user clips."""
+        """Clips the gradients before the optimizer's step; does nothing if neither the fix nor the user clips."""
         clip_gradients(self.treated.workload.clip, self.treated.model, parameters)
 
     def prepare(self, batch: Batch) -> Batch:

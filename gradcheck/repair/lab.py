@@ -1,4 +1,4 @@
-"""Treated copies of a workload within a budget, and what is known of each: nothing is trained or measured twice."""
+"""Treated copies of a workload within a budget, and what is known about each: nothing is trained or measured twice."""
 
 from __future__ import annotations
 
@@ -89,9 +89,8 @@ class RepairLab(Lab):
             treated.applied.append(fix)
 
     def relative(self, plan: Sequence[Fix], reference: float, steps: int | None = None) -> float:
-        """The loss in units of `reference`; of a plan that trains well, the worst of two seeds, and of a longer training.
-
-        One lucky seed does not count, and damage by a rate or a decay may show only later.
+        """The loss in units of `reference`; for a plan that trains well, the worst of two seeds and of a longer training. One lucky seed
+        does not count, and damage by a rate or a decay may show only later.
         """
         one, other = self.seeds
         worst = self.train(plan, steps, one).relative(reference)
@@ -129,7 +128,7 @@ class RepairLab(Lab):
         return 1 - steps * self.seconds_taken / max(1, self.steps_taken) / self.options.budget
 
     def known(self, plan: Sequence[Fix]) -> Result:
-        """The training as far as it got before time was up; three steps at least."""
+        """The training as far as it got before time ran out; at least three steps."""
         seed = self.seeds[0]
         training = self.trainings.get((signature(plan), seed)) or Trainer.of(self.treated(plan), seed)
         training.train(max(training.step, FEWEST_STEPS))
@@ -141,7 +140,7 @@ class RepairLab(Lab):
             del self.trainings[key]
 
     def rescan(self, plan: Sequence[Fix], codes: Collection[str] | None = None) -> Report:
-        """What a scan says of the treated workload; with `codes`, of these rules alone."""
+        """What a scan says of the treated workload; with `codes`, only by these rules."""
         key = signature(plan) + ("" if codes is None else " " + ",".join(sorted(codes)))
         if key not in self.reports:
             self.check("measuring " + words(plan))

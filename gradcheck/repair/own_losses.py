@@ -1,4 +1,4 @@
-"""The losses that a script itself computed, and those of the edited script beside them, over the same steps."""
+"""The losses that a script itself computed, and those of the edited script over the same steps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gradcheck.analysis.wording import number
 from gradcheck.training.intervals import paired_interval
 from gradcheck.types.training import Run
 
-FEWEST = 12  # losses of both, below which nothing is said
+FEWEST = 12  # losses of both; fewer allow no verdict
 LAST_SHARE = 0.25  # share of the losses that is compared,
 BLOCKS = 5  # in so many groups, whose means count as independent
-CLEAR = 0.05  # of how far the better of the two fell: a difference that counts, where it also exceeds the noise
+CLEAR = 0.05  # of how far the better of the two fell: a difference counts if it is larger, and exceeds the noise
 
 Kind = Literal["better", "same", "worse", "unknown"]
 Losses = tuple[float, ...]
@@ -40,7 +40,7 @@ class Standing:
 
 
 _KINDS: dict[Outcome, Kind] = {"learns": "better", "stalls": "same", "diverges": "worse", "unknown": "unknown"}
-_BESIDE: dict[Kind, str] = {"better": "it trains better", "worse": "it trains worse", "unknown": "nothing is known of its training"}
+_BESIDE: dict[Kind, str] = {"better": "it trains better", "worse": "it trains worse", "unknown": "nothing is known about its training"}
 _ALONE: dict[Kind, str] = {**_BESIDE, "better": "it learns", "same": "it learns nothing"}
 
 
@@ -73,7 +73,7 @@ def compare(before: Losses, after: Losses, *, ended: bool = False) -> Standing:
 
 
 def alone(after: Losses) -> Standing:
-    """Whether a loss falls that measures something else than the original script's."""
+    """Whether a loss that measures something other than the original script's falls."""
     if not _finite(after):
         return Standing("worse", f"its loss is {number(after[_first_bad(after)])} at step {_first_bad(after)}", alone=True)
     start, end, _ = start_and_end(_as_run(after))

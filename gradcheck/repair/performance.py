@@ -23,7 +23,7 @@ def result_of(training: Trainer, applied: Sequence[Fix]) -> Result:
 
 
 def compare(base: Sequence[Result], treated: Sequence[Result], confidence: float = CONFIDENCE) -> Effect:
-    """The paired effect: of the training loss, or where that changed of accuracy or explained variance."""
+    """The paired effect on the training loss, or, if that measures something else, on accuracy or explained variance."""
     if all(r.comparable for r in (*base, *treated)):
         return effect([r.run for r in base], [r.run for r in treated], confidence=confidence)
     pairs = list(zip(base, treated, strict=True))

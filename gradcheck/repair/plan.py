@@ -47,7 +47,7 @@ def refused(fixes: Sequence[Fix], unsafe: bool) -> list[Outcome]:
 
 
 def advice(findings: Iterable[Finding], m: Measurement, catalogue: Catalogue, left: Collection[str]) -> list[Outcome]:
-    """What is left for the user to do: remedies that cannot be applied, to any model or to this one."""
+    """What is left for the user to do: remedies that cannot be applied, either at all or to this model."""
     shown: dict[str, Outcome] = {}
     for finding in findings:
         if finding.code in left and finding.severity in TREATED:

@@ -12,7 +12,7 @@ from gradcheck.types.training import OptimizerFacts
 
 LOWER, RAISE, ADAPTIVE = "lower-learning-rate", "raise-learning-rate", "adaptive-optimizer"
 
-# Rates that most trainings begin with: the defaults of torch and Keras, and of Karpathy's recipe for Adam.
+# Rates with which most trainings begin: the defaults of torch and Keras, and Karpathy's recipe for Adam.
 ADAPTIVE_RATE, ADAGRAD_RATE, SGD_RATE, MOMENTUM_RATE = 1e-3, 1e-2, 0.1, 0.01
 AROUND = (1.0, 0.3, 3.0, 0.1)  # factors on it
 SAME = 0.05  # relative: a rate this close to the user's counts as the user's

@@ -119,7 +119,7 @@ class _Work:
         return True
 
     def _without_undecided(self, old: Mended, seen: ScriptRun, trials: ScriptTrials) -> tuple[Mended, ScriptTrials]:
-        """Drops the edits that did no good by themselves and none beside the others."""
+        """Drops the edits that did no good, neither by themselves nor with the others."""
         refused = [outcome.prescription.treatment for _, outcome in old.undecided]
         mended = mend(self.spec, seen, trials.bench, self.progress, refused)
         mended.outcomes += old.undecided

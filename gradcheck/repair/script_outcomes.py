@@ -45,7 +45,7 @@ def _told(edit: Edit, outcome: Outcome, trials: ScriptTrials) -> Outcome:
 
 
 def proof_of(report: Report, copies: Verified | None, outcomes: Sequence[Outcome], trials: ScriptTrials) -> Proof | None:
-    """None when nothing was kept. The paired trainings on copies are told where all that they were of has held in the script."""
+    """None when nothing was kept. The paired trainings on copies are reported if everything they tested has held in the script."""
     kept = [o for o in outcomes if o.status == "kept"]
     if not kept:
         return None

@@ -16,10 +16,10 @@ from gradcheck.repair.script_run import LOOP_ALONE, ScriptRun, loops_judged, run
 from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 
-# The losses are of other batches, of the model in another mode, or no longer of a model that sees the answer.
+# The losses are of different batches, of the model in another mode, or no longer of a model that sees the answer.
 OTHER_CONDITIONS = ("next-batch", "restore-training-mode", "causal-attention", "merge-heads", "weigh-micro-batches")
-SAME_VALUE = ("stable-loss", "guard-domain")  # the loss is the same where it can be computed
-# Their effect need not show in the losses of the first steps: they only must do no harm.
+SAME_VALUE = ("stable-loss", "guard-domain")  # the loss is the same if it can be computed
+# Their effect need not show in the losses of the first steps: they must only do no harm.
 HARMLESS = ("move-clipping", "complete-scaler", "scale-loss", *OTHER_CONDITIONS)
 # Without these each step is a multiple of what was meant, and the first ones may go faster for it: the edited script is to keep so much
 # of how far the loss falls.

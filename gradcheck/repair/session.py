@@ -21,12 +21,12 @@ from gradcheck.types.fix import TIME_WAS_UP, Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import Inapplicable
 
-ROUNDS = 3  # rounds of measuring and treating: mended wiring reveals what lay behind it
-WORSE = 0.02  # of the start loss, or of what chance costs: a rise that counts (SCIENCE 4)
+ROUNDS = 3  # rounds of measuring and treating: repaired wiring reveals what lay behind it
+WORSE = 0.02  # of the start loss, or of the loss of chance: a rise that counts (SCIENCE 4)
 ABOUT_RATES = (LOWER, RAISE, "warm-up", "clip-gradient-norm")
 SPARED = "what it is for is gone without it"
 PUT_OFF = "the model does not begin to learn with it"
-LONG_SHARE = 0.7  # of the budget: what has to be left when long trainings are put aside
+LONG_SHARE = 0.7  # of the budget: must be left when long trainings are set aside
 FINDINGS_SHARE, SEARCH_SHARE, PRUNING_SHARE, SECOND_SHARE = 0.4, 0.7, 0.85, 0.8  # of the budget, after which the next phase begins
 
 
@@ -43,7 +43,7 @@ class RepairSession:
     dropped: list[Outcome] = field(default_factory=list)  # in the proof
     proposed: list[float] = field(default_factory=list)  # rates that findings ask for, and that the search is to try
     searched: bool = False  # beyond what findings ask for
-    longer_runs: bool = False  # what is kept falls slowly, and has to be trained for longer to be judged
+    longer_runs: bool = False  # the loss of what is kept falls slowly, so it must be trained for longer to be judged
 
     @property
     def steps(self) -> int:
@@ -52,7 +52,7 @@ class RepairSession:
 
     @property
     def reference(self) -> float:
-        """What the best constant prediction costs; where that is not known, the loss at the start."""
+        """The loss of the best constant prediction; if that is unknown, the loss at the start."""
         m = self.base.measurement
         if m.chance is not None and m.chance > 0:
             return m.chance
@@ -100,7 +100,7 @@ class RepairSession:
             pass
 
     def _affords_patience(self) -> bool:
-        """Whether there is time to prune and to prove in long trainings, in which what was found is seen not to collapse."""
+        """Whether there is time to prune and to verify in long trainings, which show that what was found does not collapse."""
         trainings = 2 * (self.lab.options.seeds + len(self.kept))
         return self.lab.share_before(trainings * PATIENCE * self.lab.options.steps) > LONG_SHARE
 
@@ -135,7 +135,7 @@ class RepairSession:
                 raise
 
     def _attempt(self, fix: Fix) -> set[str]:
-        """Keeps the fix if it makes its findings go away, or the training better. The codes that are gone."""
+        """Keeps the fix if it makes its findings go away, or the training better. Returns the codes that are gone."""
         plan = self._with(fix)
         before = self.lab.train(self.kept)
         try:
@@ -159,7 +159,7 @@ class RepairSession:
         return set()
 
     def _left_to_search(self, fix: Fix, *results: Result) -> bool:
-        """Whether it is a rate with which nothing begins to learn, in a session that will search for others."""
+        """Whether it is a rate at which nothing begins to learn, in a session that will search for others."""
         is_rate = fix.treatment in (LOWER, RAISE) and not self.searched
         return is_rate and min(r.relative(self.reference) for r in results) > SLOW and self.need() == "everything"
 
@@ -181,7 +181,7 @@ class RepairSession:
     def _replace(self, plan: Plan, reason: str) -> None:
         """Keeps the plan; fixes that are no longer in it were not needed."""
         gone, self.kept = [p for p in self.kept if p not in plan], plan
-        for fix in plan:  # one that was put off, and came back by the search
+        for fix in plan:  # one that was put off, and that the search brought back
             self.outcomes.pop(signature([fix]), None)
         for fix in gone:
             self._note(Outcome(fix, "not-needed", reason))
@@ -198,7 +198,7 @@ class RepairSession:
         return {code for code in codes if code not in left}
 
     def gain(self, before: Result, after: Result) -> float:
-        """How much the loss fell, in units of what chance costs; of runs that diverge, infinite."""
+        """How much the loss fell, in units of the loss of chance; infinite for runs that diverge."""
         a, b = before.skill, after.skill
         if not (before.comparable and after.comparable) and a is not None and b is not None and not (before.failed or after.failed):
             return a.relative - b.relative
@@ -217,7 +217,7 @@ class RepairSession:
             search.run()
         finally:
             self.searched, self.hopeful = True, search.steps > 0
-            if self.hopeful or need == "everything":  # another rate alone has to make it train
+            if self.hopeful or need == "everything":  # another rate alone must make it train
                 self.longer_runs = self.longer_runs or max(search.steps, search.horizon) > self.lab.options.steps
                 if search.best != self.kept and math.isfinite(search.relative):
                     self._replace(search.best, "the model trains better with others in its place")
@@ -242,13 +242,13 @@ class RepairSession:
                 self._by_findings()
         except TimeUp:
             pass
-        for key, outcome in asked.items():  # what did not come up again is told as it was
+        for key, outcome in asked.items():  # what did not come up again is reported as it was
             if outcome.prescription not in self.kept:
                 self.outcomes.setdefault(key, outcome)
         return self.kept != before
 
     def again(self) -> bool:
-        """A second search, on other seeds, when what is kept did not train in the proof. Whether anything came of it."""
+        """A second search, on other seeds, when what is kept did not train in the verification. Returns whether anything came of it."""
         before = self.kept
         self.lab.share = SECOND_SHARE
         try:
@@ -269,7 +269,7 @@ class RepairSession:
     # -------------------------------------------------------------- the smallest set
 
     def prune(self) -> None:
-        """Drops, one at a time, fixes that the others do without: changes of the architecture first, the latest before the earliest."""
+        """Drops, one at a time, fixes that the others do not need: changes of the architecture first, the latest before the earliest."""
         if len(self.kept) < 2:
             return
         whole, dropped = self.kept, self._pruned(self._trains_as_well)
@@ -299,7 +299,7 @@ class RepairSession:
         return self.gain(without, whole) < CLEAR and not (well and without.relative(self.reference) > WELL)
 
     def _comes_back(self, plan: Plan, rest: Plan) -> bool:
-        """Whether a finding that the plan cures is there with the rest of it."""
+        """Whether a finding that the plan cures returns with the rest of the plan."""
         now, then = severities(self.lab.rescan(plan)), severities(self.lab.rescan(rest))
         return bool(set(then) - set(now)) or bool(worsened(now, then))
 

@@ -47,7 +47,7 @@ def fix_workload(
 
 @dataclass
 class Repaired:
-    """What came of remedies on copies of a workload."""
+    """What remedies achieved on copies of a workload."""
 
     lab: RepairLab
     verified: Verified

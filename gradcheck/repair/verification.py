@@ -18,12 +18,12 @@ from gradcheck.types.fix import Effect, Fix, Outcome, OutcomeStatus, Proof
 from gradcheck.types.report import Report
 from gradcheck.workload.treated import Inapplicable
 
-MORE_SEEDS = 2  # where three pairs show a gain and do not rule noise out,
-SECOND_LOOK = 0.975  # at an interval that makes up for looking twice
+MORE_SEEDS = 2  # if three pairs show a gain but do not rule out noise,
+SECOND_LOOK = 0.975  # with an interval that corrects for looking twice
 
 NO_HELP = "on fresh seeds it helps no more than chance would"
-NO_TIME = "there was time for {done} of {all} pairs of trainings on fresh seeds, which prove nothing; a larger --budget gives it"
-NO_RESCAN = "the training is no better with it, and there was no time to see whether its findings are gone; a larger --budget gives it"
+NO_TIME = "there was time for only {done} of {all} pairs of trainings on fresh seeds, which proves nothing; raise --budget"
+NO_RESCAN = "the training is no better with it, and there was no time to see whether its findings are gone; raise --budget"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def verify(session: RepairSession) -> Verified:
 
 
 def _pairs(session: RepairSession, plan: Plan, base: Sequence[Result], seeds: int) -> list[tuple[Result, Result]]:
-    """(untreated, treated) for each of so many seeds of the proof that there is time for."""
+    """(untreated, treated) for each of so many verification seeds, as far as time allows."""
     lab, found = session.lab, []
     for i in range(max(seeds, len(base))):
         try:
@@ -97,7 +97,7 @@ def _without(session: RepairSession, fix: Fix, treated: Sequence[Result]) -> tup
 
 
 def _dispensable(session: RepairSession, own: Effect | None, without: Sequence[Result], treated: Sequence[Result]) -> bool:
-    """Whether what no finding asked for is not sure to help, and the model trains without it, or no worse."""
+    """Whether no finding asked for it, it is not sure to help, and the model trains without it, or no worse."""
     if own is None or _helps(session, own):
         return False
     now, then = (median(r.relative(session.reference) for r in runs) for runs in (treated, without))
@@ -176,7 +176,7 @@ def _refuted(
 
 
 def _told_once(kept: Sequence[Outcome]) -> list[Outcome]:
-    """A statistic is shown with the first treatment that changed it."""
+    """A statistic is shown only with the first treatment that changed it."""
     told: set[tuple[str, str]] = set()
     done = []
     for outcome in kept:

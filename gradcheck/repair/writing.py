@@ -18,7 +18,7 @@ from gradcheck.saved_run import load_all
 from gradcheck.types.fix import Fix
 from gradcheck.types.report import Report
 
-Promise = tuple[Report, Sequence[str]]  # what was found before, and which codes of it have to be gone
+Promise = tuple[Report, Sequence[str]]  # what was found before, and which of its codes must be gone
 
 
 class WriteError(GradcheckError):
@@ -40,7 +40,7 @@ def scan_and_write(source: SourcePlan, promised: Sequence[Promise], words: Seque
 
 
 def _scanned(source: SourcePlan, words: Sequence[str]) -> list[Report]:
-    """Of the edited files, in a mirror of their folders and of the working directory."""
+    """The scan of the edited files, in a mirror of their folders and of the working directory."""
     here = Path.cwd()
     edits = {Path(path).resolve(): data for path, data in source.texts.items()}
     with tempfile.TemporaryDirectory(prefix="gradcheck-", ignore_cleanup_errors=True) as folder:

@@ -15,7 +15,7 @@ NAME = "early-stopping"
 
 
 def stops_early(fixes: Sequence[Fix], *, only: bool = False) -> bool:
-    """Whether training ends early; with `only`, whether nothing else is done."""
+    """Whether the training stops early; with `only`, whether that is all that is done."""
     found = [p.treatment == NAME for p in fixes]
     return all(found) if only else any(found)
 

@@ -10,7 +10,7 @@ from gradcheck.training.intervals import CONFIDENCE, paired_interval
 from gradcheck.types.fix import Effect
 from gradcheck.types.training import Run
 
-LAST_SHARE = 0.1  # of the steps: their mean is a run's training loss, over every batch equally often where it can be
+LAST_SHARE = 0.1  # of the steps: their mean is a run's training loss, over every batch equally often if possible
 LARGEST_LOG = 30.0  # ratio beyond which nothing is known
 
 

@@ -1,4 +1,4 @@
-"""Work on copies in several forked processes at once. The results do not depend on which process does what."""
+"""Works on copies in several forked processes at once. The results do not depend on which process does what."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class WorkerPool(Generic[Lab]):
     def map(
         self, work: Callable[[Lab, Job], Answer], jobs: Sequence[Job], deadline: float, look: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[int, Answer]]:
-        """(position of a job, its answer), as they are done; `look()` is called now and then meanwhile.
+        """(position of a job, its answer), as they are done; `look()` is called now and then in between.
 
-        Processes that do not end soon after the deadline are terminated. Raises ConfigError where there can be none.
+        Processes that do not end soon after the deadline are terminated. Raises ConfigError if there can be none.
         """
         if self.workers == 1 or len(jobs) == 1:
             yield from ((i, work(self.lab, job)) for i, job in enumerate(jobs))
@@ -87,7 +87,7 @@ class WorkerPool(Generic[Lab]):
 
 
 def usual_workers(workload: Workload) -> int:
-    """As many as there are processors, for models on the CPU that fit several times; one where processes cannot be forked safely."""
+    """As many as there are processors, for models on the CPU that fit into memory several times; one if forking is not safe."""
     if sys.platform != "linux" or workload.device.type != "cpu" or accelerator_in_use() is not None:
         return 1
     if sum(p.numel() for p in workload.model.parameters()) > LARGEST_MODEL:

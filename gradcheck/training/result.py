@@ -39,7 +39,7 @@ class Result:
         return self.run.ended == "budget"
 
     def relative(self, reference: float) -> float:
-        """The loss in units of `reference`, what the best constant prediction costs; where the loss is another one, the skill's."""
+        """The loss in units of `reference`, the loss of the best constant prediction; if the loss is a different one, the skill's."""
         if self.failed or math.isnan(self.loss):
             return math.inf
         if self.comparable:

@@ -1,4 +1,4 @@
-"""How well a trained copy predicts: accuracy, or explained variance, beside what a constant prediction has."""
+"""How well a trained copy predicts: accuracy, or explained variance, compared with a constant prediction."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RelativeScore:
 
 @torch.no_grad()
 def skill(model: torch.nn.Module, batches: Sequence[Batch], step: TrainingStep | None = None) -> RelativeScore | None:
-    """None where the targets are neither classes nor values of the prediction's size.
+    """None if the targets are neither classes nor values of the prediction's size.
 
     `step`: shows output and target by the arguments of its loss function, where the model and the batch alone do not.
     """
@@ -67,7 +67,7 @@ class _LossArguments(TorchFunctionMode):
 
 
 def _known(scores: Iterable[Score | None]) -> list[Score]:
-    """The values up to the first unknown one. The user's own code runs here; where it fails only the loss is used."""
+    """The values up to the first unknown one. The user's own code runs here; if it fails, only the loss is used."""
     try:
         return list(takewhile(lambda score: score is not None, scores))  # type: ignore[arg-type]
     except Exception:

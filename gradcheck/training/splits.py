@@ -14,10 +14,10 @@ from gradcheck.workload.step import split
 from gradcheck.workload.tensors import map_structure, tensors_of
 from gradcheck.workload.workload import Batch, Workload
 
-SHARE = 0.25  # of the samples that validation gets when none are given for it
+SHARE = 0.25  # share of the samples that validation gets if none are given for it
 LARGEST = 256  # samples in a validation batch
 MOST = 4096  # validation samples: more would take longer than the training
-PARTS = 16  # validation batches, where there are the samples: how much their losses differ tells how sure their mean is
+PARTS = 16  # validation batches, if there are enough samples: how much their losses differ tells how certain their mean is
 FEWEST = 8  # samples that can be split
 FEWEST_BATCHES = 4  # that can be split whole
 MOST_CLASSES = 1000
@@ -37,7 +37,7 @@ class Samples:
         return map_structure(lambda leaf: leaf[index.to(leaf.device)] if isinstance(leaf, torch.Tensor) else leaf, self.whole)
 
     def batches(self, chosen: Sequence[int], size: int) -> list[Batch]:
-        """Batches of `size`; a last one with a single sample is left out, since a batch normalization refuses it."""
+        """Batches of `size`; a last one with a single sample is left out, since batch normalization rejects it."""
         pieces = [chosen[i : i + size] for i in range(0, len(chosen), size)]
         if len(pieces) > 1 and len(pieces[-1]) == 1:
             pieces.pop()

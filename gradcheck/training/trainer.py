@@ -1,4 +1,4 @@
-"""Training a copy with the user's optimizer until the steps or the time are used up."""
+"""Trains a copy with the user's optimizer until the steps or the time are used up."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ Observe = Callable[[int, Any], float]
 class Trainer:
     """A training of a copy that can be continued.
 
-    Without a seed it goes as the user's loop does: the batches in turn, random numbers as they come. With one, step k sees the same batch
-    and the same random numbers (dropout, noise) whatever was changed: two trainings with one seed differ by their treatments only, and
-    the random state of the process stays as it was.
+    Without a seed it runs like the user's loop: the batches in turn, random numbers as they come. With one, step k sees the same batch and
+    the same random numbers (dropout, noise) whatever was changed: two trainings with the same seed differ only by their treatments, and the
+    random state of the process stays as it was.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Trainer:
 
     @classmethod
     def of(cls, treated: TreatedWorkload, seed: int, judge: TrainingStep | None = None) -> Trainer:
-        """Of a copy of a treated workload, from its present weights. Raises TargetError when it cannot be copied."""
+        """A trainer of a copy of a treated workload, from its present weights. Raises TargetError when it cannot be copied."""
         with preserve_rng():
             own = treated.copy()
         w = own.workload
@@ -91,7 +91,7 @@ class Trainer:
 
     @property
     def step_seconds(self) -> float:
-        """The median: a machine with other work slows some steps down, and the first ones are slow anywhere."""
+        """The median: other work on the machine slows some steps down, and the first ones are always slow."""
         return agreed(median(self.step_times)) if self.step_times else 0.0
 
     def train(
@@ -106,7 +106,7 @@ class Trainer:
         enough: Enough | None = None,
         tick: Callable[[int], None] | None = None,
     ) -> None:
-        """On to `steps` in all; earlier when time is up, a number is not finite, a step raises, or `enough(losses)` says so.
+        """Trains up to `steps` in all; stops earlier when time is up, a number is not finite, a step raises, or `enough(losses)` is true.
 
         `deadline`: of lockstep.now(). `observe(step, batch)` takes the steps in `measured`, and returns the loss before each.
         """
@@ -132,7 +132,7 @@ class Trainer:
         self.seconds += time.perf_counter() - begun
 
     def _is_late(self, deadline: float) -> bool:
-        """Three steps are taken in any case, unless a single one takes as long as all of them should."""
+        """At least three steps are taken, unless a single one takes as long as all of them should."""
         over, given = now() - deadline, deadline - self.started
         return over > 0 and self.step >= (1 if 0 < given < over else FEWEST_STEPS)
 
@@ -164,7 +164,7 @@ class Trainer:
         return batch
 
     def take_step(self, batch: Batch, norms: bool = True) -> float:
-        """One step as the user would take it. Returns the loss before it. A paired training keeps the weights with which it breaks down."""
+        """One step as the user would take it. Returns the loss before it. A paired training keeps the weights at which it breaks down."""
         copy = self.copy
         copy.optimizer.zero_grad(set_to_none=True)
         loss = copy.loss(batch)
@@ -207,7 +207,7 @@ class Trainer:
             yield self.copy.model
 
     def record(self, name: str = "", **more: Any) -> Run:
-        """The training so far. `name`: the treatments, where none is given."""
+        """The training so far. `name`: by default, the treatments."""
         names = [fix.treatment for fix in self._treated.applied] if self._treated is not None else []
         return Run(
             name or " + ".join(names) or "untreated",
@@ -226,7 +226,7 @@ class Trainer:
 
 
 def batch_at(batches: Sequence[Batch], seed: int, step: int) -> Batch:
-    """The batch of a step: every pass goes over all of them once, in an order of its own."""
+    """The batch of a step: every pass goes over all of them once, in its own order."""
     turn, place = divmod(step, len(batches))
     order = list(range(len(batches)))
     random.Random(f"{seed}/{turn}").shuffle(order)
@@ -240,7 +240,7 @@ def sample_mean(losses: Sequence[float], batches: Sequence[Batch]) -> float:
 
 
 def take_step(copy: TrainingCopy, batch: Any) -> None:
-    """The optimizer's step; with a closure for those that evaluate the loss themselves (LBFGS)."""
+    """The optimizer's step; with a closure for optimizers that evaluate the loss themselves (LBFGS)."""
     if not needs_closure(copy.optimizer):
         clip_gradients(copy.clip, copy.model)
         copy.optimizer.step()

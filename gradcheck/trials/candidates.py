@@ -1,4 +1,4 @@
-"""Who enters a trial: the remedies that are named, or what the scan's findings propose and what is usual for the task."""
+"""What enters a trial: the remedies that are named, or those that the scan's findings propose and those that are usual for the task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PENALTIES = ("l1", "l2", "elastic-net")
 FIRST_STRENGTHS, OTHER_STRENGTHS, STRONGEST = (0.3, 0.03, 3.0), (0.1, 1.0, 0.01, 8.0, 0.003, 20.0), 30.0
 LEAST_FACTOR, LARGEST_FACTOR = 2.0, 10.0  # between the strengths of a remedy that enter
 
-# What the articles recommend against overfitting and unsteady training, for any task.
+# What the literature recommends against overfitting and unstable training, for any task.
 USUAL = (
     "l2",
     "l1",

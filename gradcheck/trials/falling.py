@@ -1,4 +1,4 @@
-"""Whether a trial was long enough: the untreated model's loss as its training ended, and where it was going."""
+"""Whether a trial was long enough: the untreated model's loss at the end of its training, and where it was heading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FALL = 1.0  # smallest differences that count
 
 
 def compared(entry: Entry) -> Curve:
-    """The losses that a trial compares: of the validation where there are some."""
+    """The losses that a trial compares: the validation losses, if there are any."""
     return entry.validation if entry.validation.median else entry.training
 
 
@@ -29,7 +29,7 @@ def still_falling(entry: Entry, relevant: float) -> bool:
 
 
 def leads_to(entry: Entry) -> float:
-    """The loss after a training LONGER times as long, its fall going on as it slowed down over the last two quarters of this one."""
+    """The loss after a training LONGER times as long, if its fall keeps slowing down as over the last two quarters of this one."""
     c = compared(entry)
     half, late, end = (_at(c, share) for share in (1 - 2 * LAST, 1 - LAST, 1.0))
     slowing = min(1.0, (late - end) / (half - late)) if half > late else 1.0
@@ -37,7 +37,7 @@ def leads_to(entry: Entry) -> float:
 
 
 def gets_further(entry: Entry, base: Entry) -> bool:
-    """Whether a treated training ended where the untreated one does not come by going on."""
+    """Whether a treated training ended at a loss that the untreated one would not reach by going on."""
     c = compared(entry)
     judged_alike = entry.effect is not None and entry.effect.lower_is_better
     return judged_alike and bool(c.median) and math.isfinite(c.median[-1]) and c.median[-1] < leads_to(base)

@@ -22,7 +22,7 @@ class Job(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`result`, or why there is none; neither when time was up before the run began."""
+    """`result`, or why there is none; neither if time ran out before the run began."""
 
     result: Result | None
     failure: str = ""
@@ -51,5 +51,5 @@ def answers(pool: WorkerPool[TrialLab], jobs: Sequence[Job]) -> Iterator[tuple[i
 
 
 def pace(pool: WorkerPool[TrialLab], seconds: float) -> Pace:
-    """Of the slowest worker, while all of them are at work."""
+    """The pace of the slowest worker, while all of them are at work."""
     return max(found for _, found in pool.map(TrialLab.pace, [seconds] * pool.workers, math.inf))

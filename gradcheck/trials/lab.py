@@ -88,7 +88,7 @@ class TrialLab(Lab):
         return Pace(course.step_seconds, course.validating, start)
 
     def carry_on(self, course: Trainer, steps: int, deadline: float, watch: Callable[[Trainer], bool] | None = None) -> None:
-        """To so many steps, with a validation at every checkpoint. Rare ones, as at 0.1, 0.2, ... of the way, keep its cost low."""
+        """Trains to so many steps, with a validation at every checkpoint. Rare checkpoints, as at 0.1, 0.2, ... of the way, cost little."""
         every = max(1, steps // CHECKPOINTS)
         if watch is None:
             course.train(steps, deadline=deadline, validate_every=every)
@@ -122,7 +122,7 @@ class TrialLab(Lab):
         return self.stopped(result, seed) if stops_early(treated.applied) else result
 
     def stopped(self, result: Result, seed: int) -> Result:
-        """The same run, ended early. Its other scores are of the last step, and are left out."""
+        """The same run, ended early. Its other scores belong to the last step, and are left out."""
         if result.failed or not result.checkpoints:
             return result
         batches = self.base(seed).workload.val_batches
@@ -159,7 +159,7 @@ def settled(checkpoints: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 def zeros(treated: TreatedWorkload) -> float | None:
-    """Share of the entries of all trainable weights with two axes or more that are exactly zero."""
+    """Share of exact zeros among the entries of all trainable weights with two axes or more."""
     weights = [p for p in treated.model.parameters() if p.requires_grad and p.dim() >= 2]
     count = sum(p.numel() for p in weights)
     return float(sum(int((p == 0).sum()) for p in weights)) / count if count else None

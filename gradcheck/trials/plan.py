@@ -1,4 +1,4 @@
-"""How long the runs of a trial may be, and how many seeds each of its rounds gets, for what is left of the budget."""
+"""How long the runs of a trial may be, and how many seeds each of its rounds gets, within the remaining budget."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans for so many entries and other strengths of theirs. `steps` of a run and `seeds` of the final: what the user has set."""
+    """Plans for so many entries and their other strengths. `steps` of a run and `seeds` of the final: what the user has set."""
 
     entries: int
     variants: int = 0

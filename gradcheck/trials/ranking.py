@@ -29,7 +29,7 @@ def simultaneous(tournament: Tournament) -> float:
 
 
 def entry_of(tournament: Tournament, candidate: Candidate) -> Entry:
-    """Judged on the fresh seeds of the final where it was in it, else on those of the screening."""
+    """Judged on the fresh seeds of the final if it took part, else on those of the screening."""
     seeds = shared(candidate, tournament.base, tournament.fresh)
     final = len(seeds) >= FEWEST and candidate in tournament.finalists
     seeds = seeds if final else shared(candidate, tournament.base)
@@ -115,7 +115,7 @@ def _scores(results: Sequence[Result]) -> tuple[Score, ...]:
 
 
 def ranked(entries: Sequence[Entry], recommended: str) -> list[Entry]:
-    """By status, then by effect; a combination that is not recommended stands behind the single remedies that help."""
+    """By status, then by effect; a combination that is not recommended comes after the single remedies that help."""
 
     def key(entry: Entry) -> tuple[int, bool, bool, float]:
         plus = " + " in entry.name and entry.name != recommended
@@ -144,7 +144,7 @@ def best_single(helpful: Sequence[Entry], relevant: float) -> Entry | None:
 def recommendation(tournament: Tournament, entries: Sequence[Entry], base: Entry, falling: bool) -> str:
     """The best single remedy that helps; a combination only where it is better than that by more than chance.
 
-    Where the untreated model was still `falling`, only what ended where that one does not come by going on.
+    If the untreated model was still `falling`, only what ended at a loss that it would not reach by going on.
     """
     helpful = [e for e in entries if e.status == "helps" and (not falling or gets_further(e, base))]
     single = best_single([e for e in helpful if " + " not in e.name], tournament.metric.relevant)

@@ -21,7 +21,7 @@ from gradcheck.types.fix import STAGES
 SCREENING_SHARE = 0.55  # of the time: the rest is for the final
 FRESH = 1000  # seeds of the final begin at a multiple of the folds that is no less than this
 RESERVE = 0.9  # of the time that is left, for the final: runs take longer when the machine has other work
-ENOUGH_SEEDS = 6  # of the final, rather than more finalists: three seeds give a t interval of no use
+ENOUGH_SEEDS = 6  # of the final, rather than more finalists: a t interval of three seeds is useless
 NEXT_TO = 3  # other strengths of a remedy that are tried: those nearest to its best one
 SMALL_FINAL = 3 * ENOUGH_SEEDS  # runs: the untreated model and two remedies
 PROMISING = 0.5  # gain, in smallest differences that count, with which an entry enters the final
@@ -84,7 +84,7 @@ class Tournament:
         gains = [gain(c, self.base, self.metric) for c in self.finalists]
         self.finalists += combinations(self.finalists, gains)[: self.plan.together]
         while len(self.finalists) > 1 and self.affordable() < min(ENOUGH_SEEDS, self.plan.seeds):
-            self.finalists.pop()  # combinations stand last, and before them the remedies that looked least good
+            self.finalists.pop()  # combinations come last, and before them the remedies that looked worst
         self.seeds = self.affordable()
         self.round("final", self.finalists, self.fresh, self.deadline)
 
@@ -135,7 +135,7 @@ class Tournament:
         return bool(self.seeds) and all(s in c.results for c in known for s in self.fresh)
 
     def round(self, name: str, candidates: Sequence[Candidate], seeds: Sequence[int], deadline: float) -> None:
-        """Seed by seed, so that what is there when time is up can be compared."""
+        """Seed by seed, so that the runs that exist when time runs out can be compared."""
         everyone = [(s, c) for s in seeds for c in (self.base, *candidates) if not c.failure and s not in c.results]
         same = [(s, c) for s, c in everyone if c.fixes and stops_early(c.fixes, only=True)]
         trained = [pair for pair in everyone if pair not in same]

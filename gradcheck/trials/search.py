@@ -94,7 +94,7 @@ def search(tournament: Tournament, options: Options, measurement: Measurement) -
         order = Order(quests, options, place, tournament.plan.steps, deadline, tournament.deadline)
         try:
             _try_all(tournament, order, storage)
-        finally:  # what was found before an interrupt counts as well
+        finally:  # what was found before an interrupt counts, too
             points = tuple(p for quest in quests for p in _points(optuna, storage, quest))
             tournament.candidates = [_at_best(c, quests, points) for c in tournament.candidates]
     return points
@@ -246,7 +246,7 @@ def _open_trials(study: optuna.Study, quest: Quest, options: Options) -> int:
 
 
 def _answer(lab: TrialLab, order: Order, quest: Quest, study: optuna.Study, asked: optuna.Trial) -> None:
-    """Trains with the proposed strength. Pruned where its first seed lags behind; failed when it diverges or cannot be applied."""
+    """Trains with the proposed strength. Pruned if its first seed lags behind; failed if it diverges or cannot be applied."""
     from optuna.trial import TrialState
 
     values = {s.setting: asked.suggest_float(s.setting, s.low, s.high, log=s.log) for s in quest.strengths}
@@ -278,7 +278,7 @@ def _answer(lab: TrialLab, order: Order, quest: Quest, study: optuna.Study, aske
 def _points(optuna: Any, storage: Any, quest: Quest) -> list[SearchPoint]:
     try:
         study = optuna.load_study(study_name=quest.study, storage=storage)
-    except KeyError:  # time was up before its first trial
+    except KeyError:  # time ran out before its first trial
         return []
     states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
     return [
@@ -289,7 +289,7 @@ def _points(optuna: Any, storage: Any, quest: Quest) -> list[SearchPoint]:
 
 
 def _at_best(candidate: Candidate, quests: Sequence[Quest], points: Sequence[SearchPoint]) -> Candidate:
-    """The remedy at the strength with the lowest value; as it was where nothing was found."""
+    """The remedy at the strength with the lowest value; unchanged if nothing was found."""
     quest = next((q for q in quests if q.candidate is candidate), None)
     known = [p for p in points if p.remedy == candidate.name and p.value is not None]
     if quest is None or not known:

@@ -119,7 +119,7 @@ def ceiling(losses: Sequence[float], untreated: Sequence[Result]) -> float | Non
 
 
 def sampling_error(candidate: Candidate, base: Candidate, seeds: Sequence[int]) -> float:
-    """Standard error of the logarithm of the ratio of mean losses: how much it hangs on the samples that happen to be for validation.
+    """Standard error of the logarithm of the ratio of mean losses: how much it depends on which samples happen to be for validation.
 
     From the losses a and b on each validation batch, by the delta method: the error of  mean(b / mean b - a / mean a).
     """

@@ -34,7 +34,7 @@ def sentence(entry: Entry, base: Entry, metric: ComparisonMetric, falling: bool 
     if entry.status == "failed":
         return f"{entry.title} could not be tried: {entry.reason}"
     if entry.status == "untried" or effect is None:
-        return f"{entry.title} was not tried: time was up"
+        return f"{entry.title} was not tried: time ran out"
     if entry.status == "diverged":
         return f"{entry.title} diverges in {entry.diverged} of {counted(entry.seeds, 'seed')}"
     if entry.status == "helps" and math.isinf(effect.base):
@@ -92,7 +92,7 @@ def sparse(entry: Entry, base: Entry) -> str:
 
 
 def too_short(entries: Sequence[Entry], base: Entry) -> str:
-    """What a trial says that ended before the untreated model had learned what it can."""
+    """What to say of a trial that ended before the untreated model had learned what it can."""
     ahead = [e.title for e in entries if e.status in ("helps", "promising", "undecided")]
     seen = f" Ahead so far: {', '.join(ahead[:4])}, which is no recommendation: more steps may undo it." if ahead else ""
     steps = counted(base.steps, "step")

@@ -265,4 +265,4 @@ def test_what_more_steps_would_come_to_is_no_error_of_a_script_that_takes_one(fa
     m = measurement(loop=loop(**{"steps": 1, "backwards": 1, "losses": (2.3,), "ended": "end"} | facts))
     (found,) = findings([rule_that([finding("error", confirmed=confirmed)], "A001", "faulty")], [m])
     assert found.severity == severity
-    assert ("takes one step only" in found.message) == (severity == "warning") == (not found.confirmed)
+    assert ("takes only one step" in found.message) == (severity == "warning") == (not found.confirmed)
