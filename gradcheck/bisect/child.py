@@ -14,7 +14,7 @@ from gradcheck.live.messages import deaf, received, send, speaking
 
 
 class Enough(BaseException):
-    """The wanted steps were taken. No Exception: loops that catch those are to end anyway."""
+    """The wanted steps were taken. Not an Exception, so that loops that catch those end anyway."""
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         send(pipe, "end")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(code)  # what the program would do at its exit belongs to no step; its threads may wait for steps that do not come
+    os._exit(code)  # what the program does at its exit belongs to no step; its threads may wait for steps that do not come
 
 
 def _enough() -> None:

@@ -12,10 +12,10 @@ from gradcheck.bisect.recording import Event, Print, Recording
 # The distance of B to the nearest run of A, over the largest among the runs of A so far, up to which it is noise. Measured: with gradients
 # that carry random noise of 1e-6, eight bisections of equal programs over three steps find no difference. (heuristic)
 TIMES = 8.0
-# A tensor's distance is told relative to its own norm, or to this share of all of its kind in the step: a gradient that is zero but for
+# A tensor's distance is told relative to its own norm, or to this share of all of its kind in the step: a gradient that is zero except for
 # rounding, as of a bias before a normalization, is not to part. (heuristic)
 SHARE = 1e-6
-# Runs of one program that are farther apart than this in the weights they begin with, or in their batches, do not do the same.
+# Runs of one program that are farther apart than this in their initial weights or in their batches do not do the same.
 UNSEEDED = 1e-3
 EXACT = 1e-13  # rounding of the projections
 # Unit roundoff of the formats that layers compute in: where A is noisy, bits are not compared any more.
@@ -43,7 +43,7 @@ class Pair:
 class Comparison:
     matching: Matching
     pairs: list[Pair] = field(default_factory=list)
-    cut: bool = False  # the batch is divided in another way: activations were left out
+    cut: bool = False  # the batch is divided differently: activations were left out
     noisy: Pair | None = None  # the first event at which A parts from itself; `a` and `b` are of two of its runs
     noise: dict[int, float] = field(default_factory=dict)  # the largest among the runs of A, by step
 
@@ -104,7 +104,7 @@ def _rounding(event: Event, weights: Mapping[str, Print]) -> float:
 
 
 def indexed(events: Sequence[Event]) -> dict[Key, Event]:
-    """By key. Where a gradient is not changed after the last backward pass, the step takes it as it is."""
+    """By key. If a gradient is not changed after the last backward pass, the step takes it as it is."""
     found: dict[Key, Event] = {("edited", e.name, 0): replace(e, kind="edited", call=0) for e in events if e.kind == "gradient"}
     return found | {e.key: e for e in events}
 
@@ -125,7 +125,7 @@ def _pair(step: int, one: Event | None, other: Event | None, spare: Sequence[Eve
 def _walk(
     mine: Sequence[Event], theirs: Sequence[Event], ones: dict[Key, Event], others: dict[Key, Event], matching: Matching
 ) -> Iterator[tuple[Event | None, Event | None]]:
-    """A's events with what B has for them, in A's order; what only B has comes where it comes in B."""
+    """A's events with B's counterparts, in A's order; events that only B has come where they come in B."""
     keys = {e.key: k for e in mine if (k := matching.key(e)) is not None and k in others}
     back = {k: key for key in ones if (k := matching.key(ones[key])) is not None}
     taken = set(keys.values())
@@ -173,7 +173,7 @@ def _norms(events: Sequence[Event]) -> dict[str, float]:
 
 
 def _is_cut(a: Recording, b: Recording) -> bool:
-    """Whether the batch of a step is divided in another way: over other processes, or into other passes."""
+    """Whether the batch of a step is divided differently: over other processes, or into other passes."""
     inputs = [[e.print.shape for e in run.steps[0] if e.kind == "input"] if run.steps else [] for run in (a, b)]
     first = [{s[0] for s in shapes if s} for shapes in inputs]
     return a.world != b.world or (len(inputs[0]) != len(inputs[1]) and first[0] != first[1])

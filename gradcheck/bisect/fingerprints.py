@@ -1,4 +1,4 @@
-"""A tensor in a hundred bytes: equal bits are told by a digest, distances by projections on random signs, the same in every process."""
+"""A tensor in a hundred bytes: a digest shows equal bits, projections on random signs, the same in every process, show distances."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def _sketch(flat: torch.Tensor, scale: float) -> tuple[float, list[float]]:
 
 @functools.cache
 def _signs() -> torch.Tensor:
-    """(_WIDTH, SKETCH). Drawn by a generator of its own: the program's is left alone."""
+    """(_WIDTH, SKETCH). Drawn from its own generator, so that the program's is left alone."""
     generator = torch.Generator("cpu")
     generator.manual_seed(0)
     return torch.randint(0, 2, (_WIDTH, SKETCH), generator=generator, device="cpu").double() * 2 - 1
 
 
 def rows(tensor: torch.Tensor, most: int) -> list[str]:
-    """A digest of each sample of a batch, along the first dimension; of none where there are more than `most`."""
+    """A digest of each sample of a batch, along the first dimension; none if there are more than `most`."""
     if not tensor.dim() or tensor.layout is not torch.strided or not 0 < tensor.size(0) <= most:
         return []
     with torch._C.DisableTorchFunction(), torch.no_grad():

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 
 from gradcheck.bisect.recording import Event, Recording
 
-Call = tuple[str, int]  # name, and the how-manieth call in a step
+Call = tuple[str, int]  # name, and the number of the call in a step
 _OF_LAYERS = ("forward", "backward")
 _OF_PARAMETERS = ("weight", "gradient", "edited", "update")
 _OF_BUFFERS = ("buffer", "state")
@@ -65,7 +65,7 @@ def _pairs(mine: list[Event], theirs: list[Event], pairs: dict[Call, Call], a: R
 
 
 def _by_key(mine: list[Event], theirs: list[Event], pairs: dict[Call, Call]) -> tuple[list[Event], list[Event]]:
-    """Of one name; where the shapes differ, this is said of them later."""
+    """Those of one name; if their shapes differ, that is reported later."""
     names = {(e.name, e.call) for e in mine} & {(e.name, e.call) for e in theirs}
     pairs.update((n, n) for n in names)
     return [e for e in mine if (e.name, e.call) not in names], [e for e in theirs if (e.name, e.call) not in names]
@@ -90,6 +90,6 @@ def _bits(event: Event) -> tuple[Hashable, ...]:
 
 
 def _type(run: Recording, event: Event) -> str:
-    """Of a layer its class; of a parameter the last part of its name."""
+    """The class of a layer; the last part of a parameter's name."""
     facts = run.layers.get(event.name)
     return facts.type if facts is not None and event.kind == "forward" else event.name.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Hears a training loop and its layers, and writes down what passes, in order. Nothing is changed: no number drawn, no value written."""
+"""Listens to a training loop and its layers, and records what passes, in order. Nothing is changed: no number drawn, no value written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gradcheck.live.models import living_modules, living_optimizers, unwrapped
 from gradcheck.workload.source_sites import display_path, record_sites
 from gradcheck.workload.tensors import tensors_in
 
-SAMPLES = 1024  # of a batch, that are told from each other
+SAMPLES = 1024  # of a batch, that are told apart
 
 
 class Recorder(LoopListener):
@@ -35,7 +35,7 @@ class Recorder(LoopListener):
 
     def __init__(self, wanted: int, enough: Callable[[], None]) -> None:
         self.wanted, self.enough, self.run = wanted, enough, Recording()
-        self.process = os.getpid()  # what the program forks is another's
+        self.process = os.getpid()  # forks of the program are not recorded
         self.main: Optimizer | None = None
         self._events: list[Event] = []
         self._count: Counter[tuple[str, str]] = Counter()
@@ -57,7 +57,7 @@ class Recorder(LoopListener):
         self.hooks.install()
 
     def remove(self) -> None:
-        """What belongs to no whole step is kept as a last one: the program may have failed in it."""
+        """Events that belong to no complete step are kept as a last one: the program may have failed in it."""
         self._stack.close()
         self.hooks.remove()
         while self._handles:
@@ -121,7 +121,7 @@ class Recorder(LoopListener):
         return (torch.is_grad_enabled() or not grad) and os.getpid() == self.process and len(self.run.steps) < self.wanted
 
     def _note_inputs(self, name: str, args: Any, kwargs: Any, begun: int) -> None:
-        """They came before what was computed of them."""
+        """Inputs come before what was computed from them."""
         computed, self._events = self._events[begun:], self._events[:begun]
         for tensor in tensors_in((args, kwargs)):
             self._note("input", name, tensor)
@@ -257,7 +257,7 @@ class Recorder(LoopListener):
     # ------------------------------------------------------------------ events
 
     def _note(self, kind: Kind, name: str, tensor: torch.Tensor, note: str = "", scale: float = 1.0) -> int | None:
-        """The how-manieth it is."""
+        """Counts its calls."""
         call = self._count[kind, name]
         self._count[kind, name] += 1
         return call if self._add(kind, name, call, tensor, note, scale) else None
@@ -272,7 +272,7 @@ class Recorder(LoopListener):
 
 
 def _plain(name: str) -> str:
-    """Without what wrappers put in."""
+    """The name without the parts that wrappers add."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 

@@ -26,7 +26,7 @@ Kind = Literal["weight", "buffer", "input", "forward", "loss", "backward", "grad
 
 @dataclass(frozen=True)
 class Print:
-    """What is kept of a tensor. `digest`: of its bits, "" where they mean nothing; `sketch`: projections on random signs."""
+    """What is kept of a tensor. `digest`: of its bits, "" if they mean nothing; `sketch`: projections on random signs."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -55,7 +55,7 @@ class LayerFacts:
     """A layer as it was at its first call."""
 
     type: str
-    settings: str  # what it says of itself: `(64,), eps=1e-05`
+    settings: str  # its own description: `(64,), eps=1e-05`
     place: str  # train.py:14, "" where that is not known
     holds: bool  # other layers
 
@@ -90,7 +90,7 @@ def save(runs: Sequence[Recording], path: Path) -> None:
 
 
 def load(path: Path) -> list[Recording]:
-    """Raises SavedRunError for what is no recording."""
+    """Raises SavedRunError for anything but a recording."""
     hint = "gradcheck bisect COMMAND --save FILE writes one; gradcheck diff compares saved runs and logs"
     try:
         document = json.loads(gzip.decompress(files.content(path)))
@@ -100,7 +100,7 @@ def load(path: Path) -> list[Recording]:
             raise SavedRunError(f"{path} was written by a newer gradcheck", hint="update gradcheck")
         return [of_plain(r) for r in document["runs"]]
     except (OSError, EOFError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise SavedRunError(f"{path} is no recording of a run", hint=hint) from error
+        raise SavedRunError(f"{path} is not a recording of a run", hint=hint) from error
 
 
 def as_plain(run: Recording) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The story of a bisection: A is run twice or more, B once, each in processes of its own; what they left is compared."""
+"""The story of a bisection: A is run at least twice, B once, each in its own process; their recordings are compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gradcheck.live.launch import launch
 from gradcheck.types.bisection import Bisection, Parting, StepDistances, Verdict
 
 CHILD = "gradcheck.bisect.child"
-LISTED = 12  # partings that are told
+LISTED = 12  # partings that are reported
 TAIL = 12  # lines of a failed program's output that are shown
 
 
@@ -106,7 +106,7 @@ def write(side: Side, path: Path) -> None:
 
 
 def bisected(a: Side, b: Side, orders: Orders) -> Bisection:
-    """Raises ConfigError where A was recorded but once: its noise is not known."""
+    """Raises ConfigError if A was recorded only once: its noise is unknown."""
     if len(a.runs) < 2:
         if a.runs and a.runs[0].code:
             raise TargetError(f"{a.text} failed{_ended(a.runs[0])}", hint=a.output.rpartition("\n")[2])
@@ -133,7 +133,7 @@ def _verdict(found: Comparison, a: Side, b: Side) -> tuple[Verdict, str, list[st
     if first is not None:
         return "parted", wording.headline(first, a.runs, b.runs[0], found.cut), wording.causes(first, a.runs, b.runs[0])
     if not found.pairs:
-        return "not-comparable", "the two have nothing in common that could be compared", []
+        return "not-comparable", "the two have nothing in common to compare", []
     steps = 1 + found.pairs[-1].step
     if all((p.distance or 0.0) <= EXACT for p in found.pairs):
         return "equal", f"A and B are equal in all that was compared, over {_counted(steps, 'step')}", []
@@ -187,7 +187,7 @@ def _notes(found: Comparison, a: Side, b: Side, orders: Orders) -> list[str]:
         if run.failure:
             notes.append(f"recording {side} failed: {run.failure}")
     if found.cut:
-        notes.append("the batch is divided in another way: activations were not compared, but weights, gradients of parameters and updates")
+        notes.append("the batch is divided differently: weights, their gradients and updates were compared, but not activations")
     return notes
 
 

@@ -49,7 +49,7 @@ def headline(pair: Pair, runs: Sequence[Recording], b: Recording, cut: bool = Fa
 
 
 def place(pair: Pair) -> str:
-    """Where two runs differ, and by how much; of a later parting no more can be said, since others came before it."""
+    """Where two runs differ, and by how much; no more can be said about a later parting, since others came before it."""
     event = pair.a or pair.b
     assert event is not None
     name, step = _names(pair), pair.step
@@ -115,7 +115,7 @@ def _data(pair: Pair, a: Recording, b: Recording) -> str:
 
 
 def causes(pair: Pair, runs: Sequence[Recording], b: Recording) -> list[str]:
-    """What the recordings say about the reason, and what to look at."""
+    """What the recordings say about the cause, and what to look at."""
     a = runs[0]
     event = pair.a or pair.b
     assert event is not None
@@ -142,7 +142,7 @@ def _modes(pair: Pair) -> list[str]:
 
 
 def _random(pair: Pair, runs: Sequence[Recording], b: Recording) -> list[str]:
-    """Where randomness may be behind it: the generators' states at the beginning of the step."""
+    """If randomness may be the cause: the generators' states at the beginning of the step."""
     event = pair.a or pair.b
     assert event is not None
     facts = runs[0].layers.get(event.name)
@@ -193,7 +193,7 @@ def noise(found: Comparison, runs: Sequence[Recording]) -> str:
 
 
 def unseeded(found: Comparison) -> str:
-    """Why runs of A cannot be compared: they begin with other weights, or see other data. "" where they do the same."""
+    """Why runs of A cannot be compared: they begin with different weights, or see different data. "" if they do the same."""
     pair = found.noisy
     if pair is None or pair.a is None:
         return ""

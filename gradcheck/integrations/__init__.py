@@ -1,1 +1,1 @@
-"""gradcheck inside of other tools: pytest, trainers (callbacks), trackers of experiments (sinks). Each module imports its own tool only."""
+"""gradcheck inside other tools: pytest, trainers (callbacks), experiment trackers (sinks). Each module imports its own tool only."""

@@ -59,12 +59,12 @@ class Runs:
         self._every: list[Report] = []
 
     def newest(self) -> list[Report]:
-        """Of each target the newest run."""
+        """The newest run of each target."""
         self._read()
         return self._newest
 
     def outcomes(self) -> Iterator[Outcome]:
-        """What any saved run has proved."""
+        """The outcomes that any saved run has proved."""
         self._read()
         return (outcome for report in self._every for outcome in proved(report))
 
@@ -81,7 +81,7 @@ class Runs:
         try:
             settings = load(self.root)
             self._newest = [judge_again(report, settings) for report in newest.values()]
-        except GradcheckError:  # a mistake in the configuration, or rules of the project's own: as they were judged
+        except GradcheckError:  # a mistake in the configuration, or the project's own rules: keep them as they were judged
             self._newest = list(newest.values())
 
     def marks(self, path: str, lines: Sequence[str]) -> list[Mark]:

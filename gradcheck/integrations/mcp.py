@@ -1,7 +1,7 @@
 """`gradcheck mcp`: a server for agents over stdio (Model Context Protocol), with the tools scan, fix, explain, report and diff.
 
-Scans and fixes run as processes of their own, so that the server imports no torch, and what the user's code does stays out of it. Every
-run is saved in `.gradcheck/`; the one before it stays beside it, to compare with.
+Scans and fixes run in their own processes, so that the server imports no torch and is isolated from the user's code. Every run is saved in
+`.gradcheck/`; the previous one is kept beside it for comparison.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def server(allow_write: bool) -> MCPServer:
 
 
 def _told(answer: Answer) -> Answer:
-    """Errors of gradcheck as what the tool says, with the next step."""
+    """Turns errors of gradcheck into the tool's answer, with the next step."""
 
     @functools.wraps(answer)
     async def told(*arguments: Any, **named: Any) -> str:
@@ -180,7 +180,7 @@ def _option(flag: str, value: object) -> list[str]:
 async def _gradcheck(ctx: Context, words: list[str], target: str, arguments: list[str] | None, run: Path) -> str:
     """Runs `gradcheck WORDS TARGET -- ARGUMENTS`, passes its progress on, and returns its stdout. Raises ToolError when no run is saved."""
     if target.startswith("-"):
-        raise ToolError(f"{target!r} is no target\nhelp: name a file such as train.py, or an import path such as package.module:name")
+        raise ToolError(f"{target!r} is not a target\nhelp: name a file such as train.py, or an import path such as package.module:name")
     # -P: a file of the project named as a module of torch's must not take its place
     command = [sys.executable, "-P", "-m", "gradcheck", *words, target, *(["--", *arguments] if arguments else [])]
     said: list[str] = []

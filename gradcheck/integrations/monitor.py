@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers share: a board around one training, its findings said once each, its report saved."""
+"""What the callbacks of all trainers share: a board around one training; each finding is reported once, and the report saved."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Monitor:
         self.board.feed.taken = taken
         self.board.start()
         _latest = weakref.ref(self)
-        atexit.register(self.end)  # after an exception or Ctrl-C of which the trainer tells nobody, there is a report anyway
+        atexit.register(self.end)  # after an exception or Ctrl-C that the trainer does not report, there is a report anyway
 
     def end(self) -> None:
         """Takes the hooks out, says what is new, and saves the report. May be called again."""
@@ -90,7 +90,7 @@ class Monitor:
         self._save(self.report)
 
     def _save(self, report: Report) -> None:
-        """The training is over and must not fail now: what goes wrong is said."""
+        """The training is over and must not fail now: errors are only reported."""
         path = self.path
         if path is None:
             return

@@ -42,7 +42,7 @@ from gradcheck.workload.source_sites import named_by, record_sites
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-EVERY = 0.25  # seconds between two pictures of a live board, at least
+EVERY = 0.25  # least seconds between two pictures of a live board
 USAGE = "%%gradcheck [--budget SECONDS] [--fast] [--select RULES] [--ignore RULES], or %%gradcheck watch MODEL [OPTIMIZER]"
 
 
@@ -54,7 +54,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 @magics_class
 class GradcheckMagics(Magics):
-    """From its creation on it notes where modules are made, so that findings stand at those lines."""
+    """From its creation on, notes where modules are made, so that findings point at those lines."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
@@ -162,7 +162,7 @@ def _flags(words: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def put_back(module: ModuleType) -> Iterator[None]:
-    """Puts the names of a notebook back on the way out, and the states of the models, optimizers and containers among them."""
+    """Restores the names of a notebook on the way out, and the states of the models, optimizers and containers among them."""
     names = vars(module)
     before = dict(names)
     back = [restore for value in before.values() if (restore := _keeper(value)) is not None]

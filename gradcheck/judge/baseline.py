@@ -117,7 +117,7 @@ def _decided(entry: Entry, report: Report) -> bool:
 
 
 def worsened(finding: Finding, entry: Entry, tolerance: float) -> str:
-    """In words, how a finding is worse than its entry; empty when it is not."""
+    """In words, how a finding is worse than its entry; empty if it is not."""
     if SEVERITIES.index(finding.severity) < SEVERITIES.index(entry.severity):
         return f"{finding.severity}, it was {entry.severity}"
     number = next((e for e in finding.evidence if e.quantity == entry.quantity and e.comparison == entry.comparison), None)
@@ -151,7 +151,7 @@ def with_stale(compared: Compared, lines: Mapping[Entry, int], path: str) -> Rep
 
 
 def _stale(entry: Entry, place: Location) -> Finding:
-    message = f"{entry.key} is not found any more: `gradcheck baseline prune` removes it, or it would hide the next one like it"
+    message = f"{entry.key} is no longer found: `gradcheck baseline prune` removes it, or it would hide the next one like it"
     return replace(found("warning", message, location=place), code=stale_baseline.code, name=stale_baseline.name)
 
 

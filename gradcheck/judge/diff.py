@@ -19,7 +19,7 @@ from gradcheck.types.coverage import Coverage
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.report import Report
 
-NOISE = 0.1  # relative difference of two numbers that is called a change, where no spread over seeds is known
+NOISE = 0.1  # relative difference of two numbers that counts as a change if no spread over seeds is known
 NOISE_SCORE = 5  # the same for scores, in points
 
 # "unknown": the rule came to no verdict on the other side.

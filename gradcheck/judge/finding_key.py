@@ -31,7 +31,7 @@ def fingerprint(key: str, nth: int = 0) -> str:
 
 
 def seen_from(path: str, root: Path) -> str:
-    """A path relative to a folder that holds it, with slashes; other paths stay as they are."""
+    """A path relative to a folder that holds it, with slashes; other paths are unchanged."""
     full = Path(os.path.abspath(path))
     folder = Path(os.path.abspath(root))
     return full.relative_to(folder).as_posix() if full.is_relative_to(folder) else Path(path).as_posix()

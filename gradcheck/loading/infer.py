@@ -1,4 +1,4 @@
-"""Infers the loss if none is given, and targets if there are none: once, while the target is loaded, from the output of one forward pass."""
+"""Infers the loss if none is given, and targets if there are none: once, at loading, from the output of one forward pass."""
 
 from __future__ import annotations
 

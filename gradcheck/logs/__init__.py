@@ -1,1 +1,1 @@
-"""Finished runs of which only a log is left: reading what others wrote, and judging it. No torch is needed."""
+"""Finished runs that left only a log: reading what others wrote, and judging it. No torch is needed."""

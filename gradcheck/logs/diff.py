@@ -1,4 +1,4 @@
-"""Two logs compared: levels, and the step from which on their losses part."""
+"""Two logs compared: levels, and the step from which their losses part."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Parting:
 class LogDifferences:
     rows: tuple[Row, ...]
     parting: Parting | None
-    compared: bool  # whether there are steps that both logs tell of
+    compared: bool  # whether the logs have steps in common
     new: tuple[Finding, ...]  # findings that only the head has
     fixed: tuple[Finding, ...]
 

@@ -27,7 +27,7 @@ def read(folder: Path) -> Table:
 
 
 def read_database(path: Path) -> Table:
-    """Raises ConfigError for a database that is none of MLflow's."""
+    """Raises ConfigError for a database that is not MLflow's."""
     table = Table(FORMAT)
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as base:
@@ -37,5 +37,5 @@ def read_database(path: Path) -> Table:
                 table.add(key, float(step), float("nan") if is_nan else value)
             table.settings |= dict(base.execute(f"select key, value from params where run_uuid = {newest}"))
     except sqlite3.Error as error:
-        raise ConfigError(f"{path} is no database of MLflow: {error}", hint="name mlflow.db, or the folder of a run") from error
+        raise ConfigError(f"{path} is not a database of MLflow: {error}", hint="name mlflow.db, or the folder of a run") from error
     return table

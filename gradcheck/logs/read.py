@@ -51,7 +51,7 @@ def _table(path: Path) -> Table:
 
 
 def _of_folder(folder: Path) -> Table:
-    """A run's folder; of Transformers the newest checkpoint tells all of the run."""
+    """A run's folder; with Transformers, the newest checkpoint tells the whole run."""
     states = sorted(folder.rglob("trainer_state.json"), key=lambda p: p.stat().st_mtime)
     if states:
         return text.read(states[-1])
@@ -69,4 +69,4 @@ def _of_folder(folder: Path) -> Table:
         return _of_folder(inside[0])
     several = f": it holds {len(inside)} runs" if inside else ""
     hint = f"name one: {', '.join(map(str, inside[:3]))}" if inside else "gradcheck reads trainer_state.json, metrics.csv, event files, ..."
-    raise ConfigError(f"{folder} is no run's folder{several}", hint=hint)
+    raise ConfigError(f"{folder} is not the folder of a run{several}", hint=hint)

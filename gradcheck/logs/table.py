@@ -1,4 +1,4 @@
-"""The columns of a log, whoever wrote it, and which of them rules read."""
+"""The columns of a log, whatever wrote it, and which of them rules read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Table:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, step: float, value: Any) -> None:
-        """Notes a number; what is none is left out."""
+        """Notes a number; anything else is left out."""
         number = as_number(value)
         if number is not None:
             self.columns.setdefault(name, []).append((step, number))

@@ -23,7 +23,7 @@ def read(paths: list[Path]) -> Table:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """Up to the end, or to where a program that was killed stopped to write."""
+    """Up to the end, or to where a killed program stopped writing."""
     place = 0
     while place + 12 <= len(data):
         (size,) = struct.unpack_from("<Q", data, place)

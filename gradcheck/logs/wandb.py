@@ -20,10 +20,10 @@ _KEY, _NESTED, _JSON = 1, 2, 16  # in an item of either
 
 
 def read(path: Path) -> Table:
-    """Raises ConfigError for a file that is none of theirs."""
+    """Raises ConfigError for a file that is not one of theirs."""
     data = path.read_bytes()
     if data[:4] != _MAGIC:
-        raise ConfigError(f"{path} is no run of Weights & Biases", hint="give the file run-ID.wandb, or its folder")
+        raise ConfigError(f"{path} is not a run of Weights & Biases", hint="give the file run-ID.wandb, or its folder")
     table = Table(FORMAT)
     rows = []
     for record in _records(data):

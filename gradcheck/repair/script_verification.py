@@ -21,8 +21,7 @@ OTHER_CONDITIONS = ("next-batch", "restore-training-mode", "causal-attention", "
 SAME_VALUE = ("stable-loss", "guard-domain")  # the loss is the same if it can be computed
 # Their effect need not show in the losses of the first steps: they must only do no harm.
 HARMLESS = ("move-clipping", "complete-scaler", "scale-loss", *OTHER_CONDITIONS)
-# Without these each step is a multiple of what was meant, and the first ones may go faster for it: the edited script is to keep so much
-# of how far the loss falls.
+# Without these, each step is a multiple of what was intended, and the first ones may be faster for it: with the edit, the loss must still
 SLOWER = ("clear-gradients", "scale-loss")
 KEPT_SHARE = 0.75
 LONGER = 4  # times the steps, where the first ones show no difference

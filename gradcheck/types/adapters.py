@@ -11,7 +11,7 @@ from gradcheck.types.location import Location
 class Adapter:
     """The adapter of one frozen weight."""
 
-    layer: str  # module that holds the weight and the adapter; of parametrized weights the module that they are of
+    layer: str  # module that holds the weight and the adapter; for parametrized weights, the module they belong to
     shape: tuple[int, ...]  # of the weight
     factors: tuple[str, ...]  # its parameters
     trainable: bool  # any of them is

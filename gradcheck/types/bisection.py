@@ -1,4 +1,4 @@
-"""What `gradcheck bisect` says of two programs: plain numbers and words."""
+"""What `gradcheck bisect` says about two programs: plain numbers and words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Verdict = Literal["equal", "within-noise", "parted", "not-comparable"]
 
 @dataclass(frozen=True)
 class Parting:
-    """An event at which the two part. `distance`: relative, None where one has nothing to compare; `limit`: up to which they agree."""
+    """An event at which the two part. `distance`: relative, None if one has nothing to compare; `limit`: up to which they agree."""
 
     step: int
     kind: str  # weight, buffer, input, forward, loss, backward, gradient, edited, update, state

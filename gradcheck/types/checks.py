@@ -1,4 +1,4 @@
-"""What the checks beside the probe found, each made on a copy of its own: derivatives, dependence, recurrence, ..."""
+"""What the checks besides the probe found, each on its own copy: derivatives, dependence, recurrence, ..."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Derivatives:
     function_error: float | None = None  # the same measure for that function by itself
     layer: str = ""  # module that it was localised to
     site: Location | None = None
-    # A mismatch that is meant: values that autograd is told to see differently.
+    # An intended mismatch: values that autograd is told to see differently.
     intended: Literal["straight-through", "gradient-reversal", "gradient-scaling", "stop-gradient"] | None = None
     hook: Literal["tensor", "module"] | None = None  # a backward hook that changes the gradient is behind it,
     hook_factor: float | None = None  # <gradient it returns, gradient it gets> / ||gradient it gets||^2
@@ -34,7 +34,7 @@ class Dependence:
     layer: str = ""  # the first module whose output mixes samples
     site: Location | None = None
     operation: str | None = None  # and the function in it: "lstm", "softmax", "reshape"
-    # Mixing that is usually meant: statistics over the batch, relations of all samples to each other, choices by rank.
+    # Mixing that is usually intended: statistics over the batch, relations of all samples to each other, choices by rank.
     meant: Literal["statistics", "relation", "routing"] | None = None
     ordered: bool = False  # what a sample gets depends on where in the batch it stands
     certain: bool = True  # it is known which axis the samples are on
@@ -124,10 +124,10 @@ class Sharpness:
 class CriticalRate:
     """The user's rate over the least one at which the loss rises along the optimizer's own update.
 
-    Between 1/256 and 256: farther away nothing was looked at. Within a factor of sqrt(2), but on the right side of 1.
+    Between 1/256 and 256, beyond which nothing was looked at. Exact to a factor of sqrt(2), and always on the right side of 1.
     """
 
-    shares: tuple[float, ...]  # at the first step; where it is beyond 1, once more some steps later
+    shares: tuple[float, ...]  # at the first step; if it is beyond 1, once more some steps later
 
     @property
     def share(self) -> float:
@@ -205,10 +205,10 @@ class HalfGradients:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the training loses by the cause of a finding: trained as it is, and with a change, on the same batches and random numbers.
+    """What the cause of a finding costs the training: trained as it is, and with a change, on the same batches and random numbers.
 
     Losses are those of the data in evaluation mode: dropout off, labels not smoothed, no penalty on the weights. Of several pairs of
-    trainings, those of the pair that shows least.
+    trainings, the one that shows least.
     """
 
     code: str  # of the finding,
@@ -252,7 +252,7 @@ class LossTerm:
 
 @dataclass(frozen=True)
 class Imbalance:
-    """Two terms of one loss, of which one weighs its entries much more, and what that does to what it is made of."""
+    """Two terms of one loss, one of which weighs its entries much more, and the effect on what it is made of."""
 
     strong: LossTerm
     weak: LossTerm

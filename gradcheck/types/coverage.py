@@ -1,4 +1,4 @@
-"""How many of the rules that apply could look: whether a report is a verdict, or one in part."""
+"""How many of the applicable rules could look: whether a report is a full verdict, or one in part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradcheck.types.measurement import Measurement, NotMeasured
 # single check of gradcheck's keeps more than 5 of them from it (18 %, REG and the recurrent rules); without the training 30 and more are.
 MOST_MISSED = 0.25
 LOOKED = ("passed", "finding", "suppressed")
-UNRELATED = "META"  # rules about comments, assertions and the baseline say nothing of the training
+UNRELATED = "META"  # rules about comments, assertions and the baseline say nothing about the training
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Coverage:
 def coverage(states: Sequence[RuleState], measurements: Sequence[Measurement]) -> Coverage:
     """A rule fails to look when what it needs could not be measured, was measured for too short a time, or when the rule crashed.
 
-    What the user left out (--fast, --select) is no failure, and neither is a look for which this model has nothing to offer, nor what a
-    rule itself cannot tell from a watched run: watching sees no more.
+    It is no failure if the user left something out (--fast, --select), if this model has nothing to look at, or if a rule cannot tell from
+    a watched run: watching sees no more.
     """
     notes = [n for m in measurements for n in m.not_measured if n.lack in ("failed", "short")]
     lacking = {n.what for n in notes}
@@ -58,7 +58,7 @@ def _failed(state: RuleState, lacking: set[str], watched: bool) -> bool:
 
 
 def _telling(missed: Sequence[RuleState], notes: Sequence[NotMeasured]) -> list[NotMeasured]:
-    """The notes that kept rules from looking, the one that kept most of them first."""
+    """The notes that kept rules from looking, the one that kept the most first."""
     silenced = [s.lacking for s in missed]
     by_reason: dict[str, int] = {}
     for what, why in dict.fromkeys((n.what, n.why) for n in notes):

@@ -1,4 +1,4 @@
-"""What is done against findings, and what came of it."""
+"""What is done about findings, and what came of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradcheck.types.training import Run
 
 Applicability = Literal["safe", "unsafe", "advice"]
 
-# Kinds of treatment, in the order in which a plan takes them: what is wired wrongly is mended before anything is tuned.
+# Kinds of treatment, in the order in which a plan takes them: wrong wiring is repaired before anything is tuned.
 Stage = Literal["wiring", "loss", "data", "initialization", "architecture", "optimizer", "clipping", "regularization"]
 STAGES: tuple[Stage, ...] = ("wiring", "loss", "data", "initialization", "architecture", "optimizer", "clipping", "regularization")
 

@@ -1,4 +1,4 @@
-"""What a watched run is asked for beside its layers and parameters: gauges, each a number of a tensor or a layer over the run."""
+"""What is measured in a watched run besides its layers and parameters: gauges, each a number of a tensor or a layer over the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a watched run says of itself while it goes on: one Frame for each measured step."""
+"""What a watched run reports while it goes on: one Frame for each measured step."""
 
 from __future__ import annotations
 

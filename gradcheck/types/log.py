@@ -1,4 +1,4 @@
-"""What the log of a finished run says of its training."""
+"""What the log of a finished run says about its training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class LogFacts:
-    """The columns of a log that rules read; None: it has none such."""
+    """The columns of a log that rules read; None: it has no such column."""
 
     format: str  # "trainer_state.json of Transformers", "TensorBoard", ...
     loss: Curve | None = None  # of training

@@ -1,6 +1,6 @@
 """What the user's own training loop did, as it was seen for one optimizer while the script ran.
 
-None is what nobody looked at. That there was none of something is a fact, and has a value: 0, (), NO_SCALER, NEVER_EVALUATED.
+None means that it was not looked at. The absence of something is a fact, and has a value: 0, (), NO_SCALER, NEVER_EVALUATED.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LoopClip:
 class LoopScaler:
     """A GradScaler and how the loop used it."""
 
-    enabled: bool  # False: the scaler was made, and switched itself off for want of the device
+    enabled: bool  # False: the scaler was made, but switched itself off because the device is missing
     factor: float  # of the loss
     scaled: int  # backward passes of a scaled loss
     steps: int  # steps taken by `scaler.step`
@@ -102,7 +102,7 @@ class LoopAverage:
 
 @dataclass(frozen=True)
 class SilentTerm:
-    """A part of the loss that says nothing in any pass that was looked at, by what the loop computed without gradient."""
+    """A part of the loss that says nothing in any observed pass, because of what the loop computed without gradient."""
 
     kind: Literal["equals", "no-weights"]  # a factor that is the difference of equal numbers; a loss that no trained weight has a part in
     operation: str
@@ -137,7 +137,7 @@ class LoopWeighting:
 
 @dataclass(frozen=True)
 class LoopLeak:
-    """Samples that the loop looks at without training on them, and how many of the same it trains on."""
+    """Samples that the loop evaluates on, and how many of the same it trains on."""
 
     rows: int  # different ones that it looked at
     shared: int  # of these, that it trained on, as far as it was followed
@@ -148,7 +148,7 @@ class LoopLeak:
 
 @dataclass(frozen=True)
 class LoopAdversary:
-    """Another training, through whose weights the loss of this one goes. Medians over the first steps and the last."""
+    """Another training, through whose weights this one's loss goes. Medians over the first steps and the last."""
 
     name: str  # variable of its optimizer
     loss_start: float
@@ -162,7 +162,7 @@ class LoopAdversary:
 
 @dataclass(frozen=True)
 class LoopPairing:
-    """Inputs and targets that are trained on in other pairs than they came in.
+    """Inputs and targets that are trained on in different pairs from those they came in.
 
     Shares of the variance of the targets that a linear model of the inputs, or nearest neighbours, explain on new samples.
     """
@@ -212,7 +212,7 @@ class LoopFacts:
     silent: tuple[SilentTerm, ...] | None = None
     retained: LoopRetained | None = None
     adversary: LoopAdversary | None = None  # where both are followed for long enough
-    opposed: bool = False  # its loss goes through weights that another optimizer trains, and not the reverse
+    opposed: bool = False  # its loss goes through weights that another optimizer trains, but not the other way round
     played_against: bool = False  # the reverse: another training's loss goes through its weights
     pairing: LoopPairing | None = None
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at

@@ -1,4 +1,4 @@
-"""What was seen of loss functions and of what goes into them."""
+"""What was seen of loss functions and their arguments."""
 
 from __future__ import annotations
 

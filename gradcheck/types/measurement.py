@@ -53,7 +53,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Entering:
-    """What a trained layer is given that no trained layer has made: its loudest feature."""
+    """Input of a trained layer that no trained layer has made: its loudest feature."""
 
     layer: str
     site: Location | None  # of the call
@@ -75,9 +75,9 @@ class Assumption:
 
 
 Lack = Literal[
-    "failed",  # gradcheck tried, and could not: rules that need it say nothing
-    "short",  # looked at, but not for long enough: what rules find stands, their silence proves nothing
-    "unsuited",  # this model, its data or its loop has nothing that the look could be taken at
+    "failed",  # gradcheck tried and could not: rules that need it say nothing
+    "short",  # looked at, but not for long enough: findings of rules stand, their silence proves nothing
+    "unsuited",  # this model, its data or its loop has nothing to look at
     "left-out",  # on purpose: by the user (--fast), or since this kind of run never looks at it
 ]
 

@@ -1,4 +1,4 @@
-"""What was measured of parameters, and of what keeps the gradient from them."""
+"""What was measured of parameters, and what keeps the gradient from them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class ZeroDerivative:
-    """A place that gradients go through and come out of as zeros: a step function, a product with fixed zeros, or one of two zeros."""
+    """A place where gradients become zeros: a step function, a product with fixed zeros, or a product of two zeros."""
 
     operation: str  # "sign", "round", "floor", "ceil", "trunc", "product", "zeros"
     layer: str  # module whose code it is in; "" for the root

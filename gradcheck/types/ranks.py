@@ -1,4 +1,4 @@
-"""What the processes of a distributed training were seen to have in common."""
+"""How well the processes of a distributed training were seen to agree."""
 
 from __future__ import annotations
 

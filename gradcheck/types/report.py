@@ -54,7 +54,7 @@ class Report:
 
     @property
     def coverage(self) -> Coverage:
-        """How many of the rules that apply could look, and why the others could not."""
+        """How many of the applicable rules could look, and why the others could not."""
         return coverage(self.rules, self.measurements)
 
     def exit_code(self, fail_on: Severity | Literal["never"] = "error", *, allow_partial: bool = False) -> int:

@@ -10,7 +10,7 @@ from gradcheck.types.location import Location
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Tokens that an embedding reads, laid beside the targets of a loss, place by place.
+    """Tokens that an embedding reads, aligned with the targets of a loss, place by place.
 
     The effects are of other tokens after some place t, on the logits: root mean square over the classes, in evaluation mode.
     """

@@ -1,4 +1,4 @@
-"""Steps of a watched run that stand out, and what they are put down to."""
+"""Steps of a watched run that stand out, and what they are attributed to."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The trained copy on the batches of the probe, dropout off: what batch normalization's running statistics are worth."""
+    """The trained copy on the batches of the probe, dropout off: how good batch normalization's running statistics are."""
 
     evaluated: float  # loss in evaluation mode
     batch: float  # loss with the statistics of each batch

@@ -1,4 +1,4 @@
-"""Trainings and their optimizer: the course of the loss, what regularizes it, where numbers ceased to be finite."""
+"""Trainings and their optimizer: the course of the loss, its regularization, where numbers ceased to be finite."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Regularization:
-    """What holds the training back on purpose, and how far the probe came when that is looked past.
+    """What holds the training back on purpose, and how far the probe came without it.
 
     The two losses are those of the data alone: without dropout, without penalties, labels not smoothed, mean over some batches.
     They, and the runs, are there only where the probe did not learn clearly, or where a penalty hides what it learned.

@@ -1,4 +1,4 @@
-"""What a trial of remedies says: who entered, how they fared against the untreated model, and what is recommended."""
+"""What a trial of remedies says: what entered, how each fared against the untreated model, and what is recommended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EntryStatus = Literal[
     "untreated",
     "helps",  # the interval of the final duel excludes zero, and the difference is large enough to matter
     "promising",  # better in the screening; it was not in the final, or that was cut short
-    "undecided",  # better in the final, by more than a little, though chance may do as much
+    "undecided",  # better in the final by more than a little, though that may be chance
     "no-difference",
     "worse",
     "diverged",  # in most of its runs

@@ -189,7 +189,7 @@ def test_what_is_compiled_is_seen_at_its_edge():
 
 def test_a_batch_that_is_cut_otherwise_is_compared_by_its_gradients():
     found = compared(cuts=2)
-    assert found.partings[0].kind == "gradient" and any("divided in another way" in n for n in found.notes)
+    assert found.partings[0].kind == "gradient" and any("divided differently" in n for n in found.notes)
 
 
 def test_recording_changes_nothing():

@@ -116,7 +116,7 @@ def test_what_is_no_log_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text(content)
     with pytest.raises(ConfigError):
         read(tmp_path / "x.txt", {})
-    with pytest.raises(ConfigError, match="is no run's folder"):
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
         read(tmp_path, {})
 
 
