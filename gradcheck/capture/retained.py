@@ -74,7 +74,7 @@ class Retained(LoopListener):
             return
         if known is None:
             name, site = _keeper(outside())
-            known = LoopRetained(0, 0, _count(loss.grad_fn) * NODE, name, site)
+            known = LoopRetained(0, 0, sum(1 for _ in _nodes(loss.grad_fn, 100_000)) * NODE, name, site)
         self.found[place] = LoopRetained(max(known.steps, len(alive)), step - alive[0] + 1, known.bytes, known.name, known.site)
 
 
@@ -97,10 +97,6 @@ def _nodes(start: Any, most: int) -> Iterator[Any]:
             if behind is not None and behind not in seen:
                 seen.add(behind)
                 pending.append(behind)
-
-
-def _count(node: Any) -> int:
-    return sum(1 for _ in _nodes(node, 100_000))
 
 
 def _marks(value: Any) -> int:

@@ -32,7 +32,7 @@ class WandB(Sink):
 
     def __init__(self, run: Any = None, *, layers: int | None = MOST_LAYERS) -> None:
         self.layers = layers
-        self.run: Any = run if run is not None else _active()
+        self.run: Any = run if run is not None else wandb.run
         if not hasattr(self.run, "log"):
             raise ConfigError("there is no run of Weights & Biases", hint="wandb.init(...) first, or WandB(run)")
         self.run.define_metric(AXIS, hidden=True)
@@ -45,7 +45,3 @@ class WandB(Sink):
     def finish(self, report: Report) -> None:
         self.run.log({f"{PREFIX}/report": wandb.Html(report.to_html(), inject=False)})
         self.run.summary[f"{PREFIX}/codes"] = sorted({finding.code for finding in report.headlines})
-
-
-def _active() -> Any:
-    return wandb.run

@@ -23,7 +23,6 @@ from gradcheck.measure.layers import LayerAccumulator, Layers
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.probe import FINAL_STEPS
 from gradcheck.types.data import DataFacts
-from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.loop import LoopFacts
@@ -249,12 +248,8 @@ class Record:
                 continue
             if not broken:
                 site = growing.first.site or (self.sites.get(id(growing.first.module)) if growing.first.module is not None else None)
-                self.non_finite = [NonFinite("forward", growing.first.type, name, site, step, _kind(last.output))]
+                self.non_finite = [NonFinite("forward", growing.first.type, name, site, step, "nan" if last.output.nan else "inf")]
             return
-
-
-def _kind(stats: TensorStats) -> Any:
-    return "nan" if stats.nan else "inf"
 
 
 def _thin_units(layer: LayerAccumulator) -> None:

@@ -72,7 +72,7 @@ def paired_effect(
     usual = median(before)
     pairs = [tuple(ceiling if ceiling is not None and math.isinf(x) else x for x in pair) for pair in zip(before, after, strict=True)]
     logs = ratios and all(0 < x < math.inf for pair in pairs for x in pair)
-    differences = [math.log(b / a) if logs else _difference(a, b) for a, b in pairs]
+    differences = [math.log(b / a) if logs else (0.0 if a == b else b - a) for a, b in pairs]  # two diverged runs are equally bad
     interval = paired_interval(differences, confidence=confidence, overlap=overlap, sampling_error=sampling_error)
     shown = [median(differences), interval.low, interval.high]
     level = median(a for a, _ in pairs)
@@ -85,7 +85,3 @@ def paired_effect(
 def _of_ratio(usual: float, logarithm: float) -> float:
     """The difference that a ratio amounts to; infinite where nothing is known."""
     return usual * math.expm1(logarithm) if logarithm < LARGEST_LOG else math.inf
-
-
-def _difference(before: float, after: float) -> float:
-    return 0.0 if before == after else after - before  # two diverged runs are equally bad

@@ -31,11 +31,7 @@ def propose_smoothing(finding: Finding | None, m: Measurement) -> list[Fix]:
         return []
     settings: dict[str, Setting] = {"smoothing": SMOOTHING}
     fix = SMOOTH.fix(_smooth_words(settings), finding, settings=settings)
-    return [_placed(fix, call.site)]
-
-
-def _placed(p: Fix, site: Location | None) -> Fix:
-    return Fix(**{**vars(p), "location": p.location or site})
+    return [Fix(**{**vars(fix), "location": fix.location or call.site})]
 
 
 def _smooth_words(s: Settings) -> str:

@@ -46,7 +46,7 @@ def _stable_log(x: ast.expr) -> ast.expr:
         return _call("nn.functional.log_softmax", z, x)
     if (z := _argument(x, "sigmoid")) is not None:
         return torch_function("nn.functional.logsigmoid", z)
-    if isinstance(x, ast.BinOp) and _is_one(x.left):
+    if isinstance(x, ast.BinOp) and isinstance(x.left, ast.Constant) and x.left.value == 1:
         if isinstance(x.op, ast.Sub) and (z := _argument(x.right, "sigmoid")) is not None:
             return torch_function("nn.functional.logsigmoid", ast.UnaryOp(ast.USub(), z))
         if isinstance(x.op, ast.Add) and (z := _argument(x.right, "exp")) is not None:
@@ -90,10 +90,6 @@ def _call(path: str, z: ast.expr, like: ast.Call) -> ast.Call:
     call = torch_function(path, z, *(like.args if _is_method(like) else like.args[1:]))
     call.keywords = [k for k in like.keywords if k.arg != "input"]
     return call
-
-
-def _is_one(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value == 1
 
 
 # -------------------------------------------------------------------------- kept inside the domain

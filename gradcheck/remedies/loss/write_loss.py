@@ -46,13 +46,9 @@ def uses(context: Context, function: str) -> list[tuple[Draft, ast.Call]]:
     found = []
     for draft in context.all_drafts():
         for node in ast.walk(draft.tree):
-            if isinstance(node, ast.Call) and called(node) in names and _torch(draft, node):
+            if isinstance(node, ast.Call) and called(node) in names and original(draft, dotted(node.func)).startswith("torch.nn."):
                 found.append((draft, node))
     return found
-
-
-def _torch(draft: Draft, call: ast.Call) -> bool:
-    return original(draft, dotted(call.func)).startswith("torch.nn.")
 
 
 def the_use(context: Context, function: str) -> tuple[Draft, ast.Call]:

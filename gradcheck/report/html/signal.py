@@ -11,7 +11,6 @@ from gradcheck.judge.registry import builtin_rules
 from gradcheck.types.finding import Finding
 from gradcheck.types.layers import Layer, Snapshot
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.parameters import Parameter
 from gradcheck.types.report import Report
 
 Number = float | None  # None: not measured
@@ -96,17 +95,13 @@ def updates(m: Measurement) -> Mapping[str, dict[int, float]]:
     """By layer and step: the largest update-to-weight ratio of its weights (not biases), as the optimizer moved them."""
     ratios: dict[str, dict[int, float]] = {}
     for p in m.parameters:
-        if not _is_weight(p):
+        if len(p.shape) < 2:
             continue
         mine = ratios.setdefault(p.layer, {})
         for step in p.steps:
             if step.update_ratio is not None:
                 mine[step.step] = max(mine.get(step.step, 0.0), step.update_ratio)
     return ratios
-
-
-def _is_weight(p: Parameter) -> bool:
-    return len(p.shape) > 1
 
 
 def affected(finding: Finding, layers: Sequence[Layer]) -> list[int]:
