@@ -46,9 +46,10 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder) / "train.py"
             program.write_text(SPIKE, encoding="utf-8")
-            behind = ["--", sys.executable, str(program)] if command == "watch" else []
+            behind = ["--", sys.executable, program.name] if command == "watch" else []
             out = ["--output", f"html:{FOLDER / name}.html", *(["--exit-zero"] if command != "trial" else [])]
-            done = subprocess.run([sys.executable, "-m", "gradcheck", command, *words, *out, *behind], cwd=ROOT, stdout=subprocess.DEVNULL)
+            started = [sys.executable, "-m", "gradcheck", command, *words, *out, *behind]
+            done = subprocess.run(started, cwd=folder if behind else ROOT, stdout=subprocess.DEVNULL)
         if not (FOLDER / f"{name}.html").exists():
             raise SystemExit(f"{name}: gradcheck {command} ended with {done.returncode} and wrote no page")
         print(f"docs/examples/{name}.html")

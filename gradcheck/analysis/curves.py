@@ -45,6 +45,20 @@ def level_error(values: Sequence[float]) -> float:
     return OF_MEDIAN * noise(values) / math.sqrt(max(1, round(ENDS * len(values))))
 
 
+def first_jump(curve: Curve, times: float, after: int, gap: float = math.inf) -> tuple[float, float, float] | None:
+    """Step, value, and the highest value before it, of the first point that lies so many times above all before it.
+
+    `after`: points at the start that do not count; `gap`: steps since the point before, at most.
+    """
+    peak = max(curve.values[:after], default=0.0)
+    for i in range(after, len(curve.values)):
+        value = curve.values[i]
+        if 0 < times * peak < value and (i == 0 or curve.steps[i] - curve.steps[i - 1] <= gap):
+            return curve.steps[i], value, peak
+        peak = max(peak, value)
+    return None
+
+
 def ends(values: Sequence[float]) -> tuple[float, float]:
     """Medians of the first and of the last tenth."""
     count = max(1, round(ENDS * len(values)))

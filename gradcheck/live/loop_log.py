@@ -17,6 +17,8 @@ from gradcheck.types.location import Location
 from gradcheck.types.loop import NO_SCALER, LoopFacts, LoopScaler
 
 MOST_RATES = 1000  # steps, from the first one on, whose rates are kept
+STEEP = 2.0  # times: a rate that changes by more from one step to the next is kept with its step, whenever that is
+MOST_TURNS = 256  # of these changes
 MOST_BATCHES = 64  # measured steps whose batches are compared
 SOME_PASSES = 8  # backward passes after which a loop that is over is found to lack a step
 MOST_PASSES = 160  # likewise of a loop that goes on: it may accumulate the gradients of many
@@ -35,6 +37,9 @@ class LoopLog:
     lost: int = 0
     dropped: int = 0
     rates: list[float] | None = field(default_factory=list)
+    turns: dict[int, float] = field(default_factory=dict)  # the rate by step, before and after each steep change
+    stepped: int = 0  # steps whose rate was seen
+    rate: float = 0.0  # of the last of them
     base_rate: float = 0.0
     bare: int = 0  # steps on gradients that were still scaled
     alone: int = 0  # steps that were not taken by a scaler
@@ -56,18 +61,20 @@ class LoopLog:
 
     def note_rate(self, groups: Sequence[dict[str, Any]]) -> None:
         """Called at every step. It does not wait for a rate on a device."""
-        if self.rates is None or len(self.rates) >= MOST_RATES:
-            return
-        if len(groups) == 1 and self.rates and type(groups[0].get("lr")) is float:
-            self.rates.append(groups[0]["lr"])
+        if self.rates is None:
             return
         values = [g.get("lr", 0.0) for g in groups]
         if any(isinstance(v, torch.Tensor) and v.device.type != "cpu" for v in values):
             self.rates = None
             return
-        if not self.rates and groups:
+        value = max((float(v) for v in values if v is not None), default=0.0)
+        if not self.stepped and groups:
             self.base_rate = float(groups[0].get("initial_lr") or 0.0)
-        self.rates.append(max((float(v) for v in values if v is not None), default=0.0))
+        if self.stepped and not self.rate <= STEEP * value <= STEEP * STEEP * self.rate and len(self.turns) < MOST_TURNS:
+            self.turns |= {self.stepped - 1: self.rate, self.stepped: value}
+        if self.stepped < MOST_RATES:
+            self.rates.append(value)
+        self.stepped, self.rate = self.stepped + 1, value
 
     def note_passes(self, passes: int, lines: int) -> None:
         """Backward passes of a step, and the lines that ran them."""

@@ -150,7 +150,9 @@ class Record:
             return None
         at = tuple(map(float, self.measured))
         losses = Curve("watched", self.losses.steps(), self.losses.values())
-        return LogFacts(WATCHED, losses, None, Curve("watched", at, tuple(self.rates)), Curve("watched", at, tuple(self.norms)))
+        rates = sorted({**dict(zip(self.measured, self.rates, strict=True)), **self.log.turns}.items())
+        rate = Curve("watched", tuple(float(step) for step, _ in rates), tuple(value for _, value in rates))
+        return LogFacts(WATCHED, losses, None, rate, Curve("watched", at, tuple(self.norms)))
 
     # -------------------------------------------------------------- the measurement
 

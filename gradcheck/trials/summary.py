@@ -93,8 +93,9 @@ def sparse(entry: Entry, base: Entry) -> str:
 
 def too_short(entries: Sequence[Entry], base: Entry) -> str:
     """What to say of a trial that ended before the untreated model had learned what it can."""
-    ahead = [e.title for e in entries if e.status in ("helps", "promising", "undecided")]
-    seen = f" Ahead so far: {', '.join(ahead[:4])}, which is no recommendation: more steps may undo it." if ahead else ""
+    ahead = [e for e in entries if e.status in ("helps", "promising", "undecided")]
+    names = [e.text if e.status == "helps" and i == 0 else e.title for i, e in enumerate(ahead[:4])]
+    seen = f" Ahead so far: {'; '.join(names)}. That is no recommendation: more steps may undo it." if ahead else ""
     steps = counted(base.steps, "step")
     return f"After {steps} the untreated model's loss was still falling; too short to show overfitting: raise --budget.{seen}"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from gradcheck.analysis.curves import first_jump
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
@@ -13,6 +15,8 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 if TYPE_CHECKING:
     from gradcheck.types.log import Curve
     from gradcheck.types.measurement import Measurement
+
+EACH_STEP = 1.0  # a watched run keeps both sides of every jump; between two measured steps a rate may rise in many small ones
 
 
 @rule(
@@ -39,7 +43,7 @@ def log_rate_jumps(m: Measurement, limits: Limits) -> Verdict:
     A rate that jumps up throws the weights out of what they have learned. One that is zero, or next to it, lets the run go on for nothing.
 
     ## How it is measured
-    From neighbouring values of the rate's column.
+    From neighbouring values of the rate's column; in a watched run from neighbouring steps.
 
     ## Limits and their sources
     `jump` (10 times the highest rate so far, after `points` = 5 values), `fall` (100 times at once, with more than `idle` of
@@ -70,22 +74,21 @@ def log_rate_jumps(m: Measurement, limits: Limits) -> Verdict:
     if len(curve.values) <= limits["points"]:
         return not_measured(f"{len(curve.values)} values of the learning rate are too few")
     last = log.last or 1.0
-    findings = (_rise(m, curve, limits), _fall(m, curve, last, limits), _idle(m, curve, last, limits))
+    findings = (_rise(m, curve, limits) or _fall(m, curve, last, limits), _idle(m, curve, last, limits))
     return [f for f in findings if f is not None]
 
 
 def _rise(m: Measurement, curve: Curve, limits: Limits) -> Finding | None:
-    peak = max(curve.values[: int(limits["points"])])
-    for step, value in list(zip(curve.steps, curve.values, strict=True))[int(limits["points"]) :]:
-        if peak > 0 and value > limits["jump"] * peak:
-            message = (
-                f"the learning rate ({curve.name}) jumps to {number(value)} at {at_step(step)}, {number(value / peak)} times the highest "
-                f"one before (limit {number(limits['jump'])})"
-            )
-            evidence = (Evidence("rate over the highest one before", value / peak, limits["jump"], ">", "times"),)
-            return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
-        peak = max(peak, value)
-    return None
+    jump = first_jump(curve, limits["jump"], int(limits["points"]), math.inf if m.log is not None else EACH_STEP)
+    if jump is None:
+        return None
+    step, value, peak = jump
+    message = (
+        f"the learning rate ({curve.name}) jumps to {number(value)} at {at_step(step)}, {number(value / peak)} times the highest "
+        f"one before (limit {number(limits['jump'])})"
+    )
+    evidence = (Evidence("rate over the highest one before", value / peak, limits["jump"], ">", "times"),)
+    return found("warning", message, evidence=evidence, remedies=(look(m, "see what steps the scheduler, and how often"),))
 
 
 def _fall(m: Measurement, curve: Curve, last: float, limits: Limits) -> Finding | None:

@@ -17,6 +17,7 @@ from gradcheck.analysis.convergence import (
     training_outcome,
 )
 from gradcheck.analysis.costs import learns_slowly
+from gradcheck.analysis.curves import first_jump
 from gradcheck.analysis.update_sizes import outgrowth, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
 from gradcheck.rules.optimization.shared import RATIOS, at_most_info, best_rate, not_judged, rate_finding, ratio_finding
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from gradcheck.types.finding import Finding, Severity
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.training import Run
+
+JUMP, SETTLED = 10.0, 5  # times the highest rate so far, after so many values: as log-rate-jumps
 
 
 def step_evidence(m: Measurement, limits: Limits) -> list[Evidence]:
@@ -55,12 +58,16 @@ def diverging(m: Measurement, limits: Limits) -> Finding:
     """The loss diverges, and nothing that was tried within the budget prevents it."""
     rise, tried = -relative_decrease(m.probe, m.chance), [r for r in m.experiments if r.rate_factor is not None]
     others = f"none of {len(tried)} other trainings, at other rates or in another order, learned" if tried else "no other rate was tried"
+    jump = first_jump(m.course.rate.finite, JUMP, SETTLED, gap=1) if m.course is not None and m.course.rate is not None else None
+    if jump is not None:
+        others = f"the rate jumps to {number(jump[1])} at step {jump[0]:g}, {number(jump[1] / jump[2])} times the highest one before"
     message = f"the loss diverges: with {optimizer_in_words(m)}, {run_in_words(m.probe)}; {others}"
     rising = Evidence("rise of the loss in the probe", rise, limits["rise"], ">", "of the better of start and chance")
     evidence = (rising, *step_evidence(m, limits))
-    remedies = (
-        Remedy("lower-learning-rate", f"start from a hundredth of the rate, {number(m.optimizer.lr / 100)}, with warm-up", "advice"),
-    )
+    advice = f"start from a hundredth of the rate, {number(m.optimizer.lr / 100)}, with warm-up"
+    if jump is not None:
+        advice = f"see what raises the rate at step {jump[0]:g}; before it, {number(jump[2])} was the highest one"
+    remedies = (Remedy("lower-learning-rate", advice, "advice"),)
     severity = at_most_info(m, "error")
     confirmed = f"by the probe: {run_in_words(m.probe)}" if severity == "error" else ""
     return found(severity, message, location=m.optimizer.site, evidence=evidence, remedies=remedies, confirmed=confirmed)
@@ -101,7 +108,7 @@ def outgrown(m: Measurement, limits: Limits) -> Evidence | None:
 
 
 MADE_BY_LARGE_STEPS = tuple("NUM001 ACT001 ACT002 ACT007 GRAD004 GRAPH008 LOSS005 CLIP001 CLIP002 OPT005 OPT007 OPT008".split())
-LONG_RUNS = tuple("LOG002 LOG003 LOG004 LOG007 WATCH001 WATCH002 WATCH003 WATCH004 WATCH006 WATCH007".split())  # likewise
+LONG_RUNS = tuple("LOG002 LOG003 LOG004 LOG005 LOG007 WATCH001 WATCH002 WATCH003 WATCH004 WATCH006 WATCH007".split())  # likewise
 
 
 @rule(

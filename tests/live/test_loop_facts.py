@@ -204,6 +204,14 @@ def test_rates_are_kept_in_bounded_memory_and_not_waited_for() -> None:
     assert on_device.rates is None
 
 
+def test_a_steep_change_of_the_rate_is_kept_whenever_it_comes() -> None:
+    log = LoopLog()
+    for i in range(MOST_RATES + 50):
+        log.note_rate([{"lr": 500.0 if i == MOST_RATES + 20 else 0.05 + 1e-5 * i}])
+    assert list(log.turns) == [MOST_RATES + 19, MOST_RATES + 20, MOST_RATES + 21]
+    assert log.turns[MOST_RATES + 20] == 500.0 and log.turns[MOST_RATES + 19] == pytest.approx(0.06019)
+
+
 def test_modes_and_passes_that_say_nothing_make_no_fact() -> None:
     log = LoopLog()
     log.note_passes(3, 2)

@@ -161,3 +161,10 @@ def test_an_evaluation_that_leaves_the_training(end, fires):
 def test_norms(norms, clip, severity):
     found = findings(log_gradient_norms, logged(clip=clip, loss=FALLING, norm=norms))
     assert [f.severity for f in found] == ([severity] if severity else [])
+
+
+def test_a_rate_that_rises_in_small_steps_between_two_measured_ones_does_not_jump() -> None:
+    warming = Curve("watched", (0, 1, 2, 3, 5, 55, 105), (0.0, 0.01, 0.02, 0.03, 0.05, 0.55, 0.6))
+    thrown = Curve("watched", (0, 1, 2, 3, 5, 54, 55, 105), (0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.6, 0.6))
+    for rate, count in ((warming, 0), (thrown, 1)):
+        assert len(findings(log_rate_jumps, replace(measurement(), course=LogFacts("watched", None, None, rate)))) == count

@@ -11,7 +11,7 @@ from gradcheck.report.html.markup import join, tag, text
 from gradcheck.types.rule import Rule
 
 SHOWN = ("Why it matters", "How it is measured", "When to ignore it")  # headings of PAGE_HEADINGS
-CODE = re.compile(r"`([^`]+)`")
+CODE = re.compile(r"`([^`]+)`|(?<![\w-])(--[a-z][\w-]*)")  # of options, no line break comes between the two dashes
 
 
 def page_html(rule: Rule) -> Markup:
@@ -50,6 +50,7 @@ def _block(source: str) -> Markup:
 
 
 def inline(source: str) -> Markup:
-    """A sentence in which `names` stand between backticks."""
+    """A sentence in which `names` stand between backticks, and options begin with two dashes."""
     parts = CODE.split(source)
-    return join(tag("code", part) if i % 2 else part for i, part in enumerate(parts))
+    codes = [tag("code", code or flag, class_="flag" if flag else None) for code, flag in zip(parts[1::3], parts[2::3], strict=True)]
+    return join(x for pair in zip(parts[::3], [*codes, ""], strict=True) for x in pair)
