@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,9 @@ class LoopListener:
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         """`closure`: it is given one, whose calls are told of."""
+
+    def step_given(self, options: Mapping[str, Any]) -> None:
+        """The numbers and words among the arguments of the step that is about to be taken."""
 
     def closure_begins(self) -> None: ...
 
