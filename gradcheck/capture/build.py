@@ -18,7 +18,7 @@ from gradcheck.capture.layout import first_given, samples_axis, time_first_calls
 from gradcheck.capture.nodes import Owner, Ref
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import Helpers, Models, Program, replay
-from gradcheck.capture.schedule import Schedule
+from gradcheck.capture.schedule import Schedule, StepOptions
 from gradcheck.capture.slices import Slice, slices_of
 from gradcheck.capture.together import as_one
 from gradcheck.capture.twins import ReplayMismatch, Twins, twins_of
@@ -188,6 +188,8 @@ def _as_the_script_uses_it(watched: OptimizerTrace, twins: Twins, bounds: Bounds
     if kept:
         optimizer.register_step_post_hook(Projections(kept).after)
         text += f", {len({id(w) for w, _ in kept})} weights put back within bounds after each step"
+    if any(watched.options):
+        optimizer.register_step_pre_hook(StepOptions(watched.options).before)
     rates = [s.rates for s in watched.steps]
     schedule = Schedule.of(rates)
     if schedule is None:

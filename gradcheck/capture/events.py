@@ -80,6 +80,7 @@ class OptimizerTrace(TracedOptimizer):
     version: int | None = None  # of one gradient after the last backward pass or clipping
     versioned: nn.Parameter | None = None
     changes: Changes | None = None  # of an update that no optimizer of torch takes: `optimizer` only stands in for it
+    options: list[dict[str, Any]] = field(default_factory=list)  # arguments of its steps, one entry each
     parts: tuple[OptimizerTrace, ...] = ()  # it stands for several that step together
     free: Owner | None = None  # of its weights that no module holds
     _watch: list[torch.Tensor] = field(default_factory=list)

@@ -1,8 +1,8 @@
-"""The learning rates of a recorded loop, given to a copy of its optimizer step by step."""
+"""What a recorded loop gives its optimizer, given to a copy of it step by step: learning rates, and arguments of the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,3 +39,16 @@ class Schedule:
     def after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         for group, rate in zip(optimizer.param_groups, self._kept, strict=True):
             group["lr"] = rate
+
+
+@dataclass
+class StepOptions:
+    """A hook before an optimizer's step: `step(burn_in=True)`."""
+
+    options: Sequence[Mapping[str, Any]]  # by step; those of the last one hold on
+    step: int = 0
+
+    def before(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        given = self.options[min(self.step, len(self.options) - 1)]
+        self.step += 1
+        return args, {**given, **kwargs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.optim.optimizer import Optimizer
@@ -54,6 +55,10 @@ class Steps(LoopListener):
         if not closure:
             watched.settle()
             self.log.note(watched)
+
+    def step_given(self, options: Mapping[str, Any]) -> None:
+        if self.recording.stepping is not None:
+            self.recording.stepping.options.append(dict(options))
 
     def closure_begins(self) -> None:
         self._busy, self.recording.busy = self.recording.busy, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradcheck.capture.nodes import Constant, Node, Ref
+from gradcheck.instrument import loss_options
 
 DIVISIONS = frozenset(("__truediv__", "div", "true_divide", "divide", "div_", "__itruediv__"))
 PRODUCTS = frozenset(("__mul__", "__rmul__", "mul", "multiply", "mul_", "__imul__"))
@@ -47,7 +48,7 @@ def is_loss(name: str) -> bool:
 
 
 def reduction_of(node: Node) -> str:
-    return str(node.kwargs.get("reduction", next((x for x in node.args if isinstance(x, str)), "mean")))
+    return loss_options.reduction_of(node.call, node.args, node.kwargs) if node.call is not None else "mean"
 
 
 def number_of(value: Any) -> float | None:

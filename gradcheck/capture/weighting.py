@@ -12,6 +12,7 @@ from gradcheck.capture.events import BackwardPass, Step
 from gradcheck.capture.nodes import Constant, Node, Ref
 from gradcheck.capture.trace import DIVISIONS, MEANS, PRODUCTS, SAME, is_loss, number_of, reduction_of
 from gradcheck.instrument.loss_calls import IGNORED
+from gradcheck.instrument.loss_options import options_of
 from gradcheck.types.loop import LoopWeighting
 from gradcheck.workload.dtensor import local
 
@@ -94,10 +95,11 @@ def _element(ref: Ref) -> tuple[float, int] | None:
 
 
 def _of_loss(node: Node, factor: float) -> tuple[float, int] | None:
-    target = node.args[1] if len(node.args) > 1 else node.kwargs.get("target")
-    if not isinstance(target, Constant) or node.kwargs.get("weight") is not None:
+    given = options_of(node.call, node.args, node.kwargs) if node.call is not None else {}
+    target = given.get("target")
+    if not isinstance(target, Constant) or given.get("weight") is not None:
         return None
-    ignored = int(node.kwargs.get("ignore_index", IGNORED))
+    ignored = int(given.get("ignore_index", IGNORED))
     count = target.value.numel() if target.value.is_floating_point() else int((target.value != ignored).sum())
     reduction = reduction_of(node)
     return (factor / count if reduction == "mean" else factor, count) if count and reduction in ("mean", "sum") else None

@@ -150,7 +150,7 @@ class FirstPassRecorder(ActivationRecorder):
             self.differences += [noted] if noted is not None else []
 
     def _loss(self, function: Any, args: Any, kwargs: Any) -> Any:
-        seen = loss_calls.seen(loss_calls.LOSSES[function], args, kwargs, location_of_frame(caller()))
+        seen = loss_calls.seen(function, args, kwargs, location_of_frame(caller()))
         if seen is not None:
             seen.target_made = seen.target is not None and self._is_made(seen.target)
             self.losses.append(seen)

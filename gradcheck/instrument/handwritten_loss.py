@@ -45,6 +45,7 @@ _GUARDS = frozenset(("Clamp", "ClampMin", "ClampMax", "Maximum", "Minimum", "Nan
 # Operations that keep probabilities probabilities, or pick some of them; sums and complements can still reach 0.
 _PICKS = kinds.NODE_MOVES | frozenset(("Sum", "Prod", "Neg", "Rsub"))
 _SCALES = frozenset(("Mul", "Div", "Sub", "Add"))  # with one operand that carries gradient
+_SUMS = kinds.NODE_MOVES | frozenset(("Mean", "Sum", "Add", "Sub", "Rsub", "Neg"))
 
 
 @dataclass(eq=False)
@@ -66,6 +67,7 @@ class SeenDifference:
     site: Location | None
     output: torch.Tensor
     target: torch.Tensor
+    node: Any  # autograd node of the difference
 
 
 @torch.no_grad()
@@ -106,12 +108,16 @@ def difference(args: Any, output: Any, site: Callable[[], Location | None]) -> S
     if pair[0].requires_grad == pair[1].requires_grad:
         return None
     with_gradient, without = pair if pair[0].requires_grad else pair[::-1]
-    return SeenDifference(site(), with_gradient.detach(), without.detach())
+    return SeenDifference(site(), with_gradient.detach(), without.detach(), output.grad_fn)
 
 
 @torch.no_grad()
-def differences(seen: Sequence[SeenDifference], batch: Any, made: Collection[str] = ()) -> tuple[Difference, ...]:
-    """Those whose other side is a tensor of the batch. `made`: names of those that a model made."""
+def differences(
+    seen: Sequence[SeenDifference], batch: Any, made: Collection[str] = (), graph: Graph | None = None
+) -> tuple[Difference, ...]:
+    """Those whose other side is a tensor of the batch, and whose size counts. `made`: names of those that a model made."""
+    linear = _linear(graph) if graph is not None and seen else frozenset()
+    seen = [d for d in seen if d.node not in linear]
     known = [t for name, t in named_tensors(batch) if t.is_floating_point() and name not in made]
     sizes = {t.numel() for t in known}
     near = [d for d in seen if d.target.numel() in sizes]
@@ -121,6 +127,15 @@ def differences(seen: Sequence[SeenDifference], batch: Any, made: Collection[str
     outputs, targets, batch_ = there[: len(near)], there[len(near) : 2 * len(near)], there[2 * len(near) :]
     triples = zip(near, outputs, targets, strict=True)
     return tuple(_difference(d.site, output, target) for d, output, target in triples if any(_same(target, t) for t in batch_))
+
+
+def _linear(graph: Graph) -> frozenset[Any]:
+    """What the loss is a weighted sum of: of a difference there the other side is added to the loss, and no target."""
+    found = {graph.root}
+    for node in graph.order:  # consumers before producers
+        if node in found and (graph.names[node] in _SUMS or (graph.names[node] in _SCALES and len(parents(node)) == 1)):
+            found.update(p for p in parents(node) if all(c in found for c in graph.consumers[p]))
+    return frozenset(found)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,9 @@ class LoopListener:
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         """`closure`: the step is given one; its calls are reported."""
+
+    def step_given(self, options: Mapping[str, Any]) -> None:
+        """The numbers and words among the arguments of the step that is about to be taken."""
 
     def closure_begins(self) -> None: ...
 

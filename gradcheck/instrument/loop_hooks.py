@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +147,7 @@ class LoopHooks:
         if not first:
             return None
         self._tell("before_step", optimizer, callable(closure))
+        self._tell("step_given", _options(optimizer, args[1:], kwargs) if len(args) > 1 or kwargs else {})
         return _with_closure(args, kwargs, self._evaluating(closure)) if callable(closure) else None
 
     def _evaluating(self, closure: _Function) -> _Function:
@@ -224,6 +225,13 @@ class LoopHooks:
                 self._tell("scaler_stepped", scaler, inner_optimizer(optimizer))
 
         return step
+
+
+def _options(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a step that say how it is to be taken: `burn_in=True`."""
+    names = list(inspect.signature(type(optimizer).step).parameters)[1:]
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return {k: v for k, v in given.items() if isinstance(v, bool | int | float | str)}
 
 
 def _with_closure(args: Any, kwargs: Any, closure: _Function) -> tuple[Any, Any]:

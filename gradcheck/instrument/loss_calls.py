@@ -12,12 +12,14 @@ import torch
 from torch.nn import functional as F
 
 from gradcheck.instrument.deferred_statistics import SLICE, DeferredStatistics
+from gradcheck.instrument.loss_options import options_of
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.losses import LossCall
 
 IGNORED = -100  # torch's default ignore_index
 _CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")
+_OPTIONS = ("ignore_index", "label_smoothing", "weight", "pos_weight", "reduction", "log_target")
 _NAMES = (
     "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss huber_loss kl_div "
     "poisson_nll_loss gaussian_nll_loss hinge_embedding_loss soft_margin_loss multilabel_soft_margin_loss multi_margin_loss "
@@ -69,17 +71,15 @@ class SeenLoss:
         self.weights = list(weights)
 
 
-def seen(function: str, args: tuple[Any, ...], kwargs: dict[str, Any], site: Location | None) -> SeenLoss | None:
-    names = ("input", "target")
-    given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+def seen(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], site: Location | None) -> SeenLoss | None:
+    """Of a call of one of the LOSSES; None when it gets no tensor."""
+    given = options_of(function, args, kwargs)
     source = given.get("input")
     target = given.get("target")
     if not isinstance(source, torch.Tensor):
         return None
-    options: dict[str, Any] = {
-        k: kwargs[k] for k in ("ignore_index", "label_smoothing", "weight", "pos_weight", "reduction", "log_target") if k in kwargs
-    }
-    return SeenLoss(function, source, target if isinstance(target, torch.Tensor) else None, site, options)
+    options = {k: given[k] for k in _OPTIONS if k in given}
+    return SeenLoss(LOSSES[function], source, target if isinstance(target, torch.Tensor) else None, site, options)
 
 
 @torch.no_grad()

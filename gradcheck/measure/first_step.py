@@ -103,7 +103,7 @@ def read(
         similarities=tuple(dict.fromkeys(taps.similarities.found)),
         mixes=tuple(taps.mixes),
         loss_operations=handwritten_loss.operations(taps.operations, graph, taps.calls) if graph is not None else (),
-        differences=handwritten_loss.differences(taps.differences, batch, workload.made),
+        differences=handwritten_loss.differences(taps.differences, batch, workload.made, graph),
         entering=taps.entrances.read(),
         cuts=disconnected.cuts(unreached, zero, taps.cuts.values(), called, {w.name: w.layer for w in watched}, sites),
         zero_derivatives=zero_derivatives.places(taps.zeros, graph, trained, functools.partial(_made, copy.model, sites)),

@@ -61,7 +61,7 @@ class _LossArguments(TorchFunctionMode):
         self.seen: list[SeenLoss] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if (name := LOSSES.get(func)) is not None and (call := seen(name, args, kwargs or {}, None)) is not None:
+        if func in LOSSES and (call := seen(func, args, kwargs or {}, None)) is not None:
             self.seen.append(call)
         return func(*args, **(kwargs or {}))
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     limits={
         "labels": Limit(16, "labels", "two balanced classes give 16 equal labels once in 32768 draws"),
         "imbalance": Limit(0.01, "of the most frequent class", "heuristic"),
+        "majority": Limit(0.9, "of the labels", "heuristic: a constant prediction is right that often"),
         "variety": Limit(0.6, "of the classes expected in a batch", "heuristic: shuffled batches are within 10 % of what is expected"),
         "most_classes": Limit(100, "classes", "beyond it labels are tokens or the like, whose frequencies are uneven by nature"),
     },
-    explains=("GRAD004",),
 )
 def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
     """The class labels carry little information: a single class, a class that hardly occurs, or batches of one class each.
@@ -43,9 +43,10 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     One class only is an error from `labels` 16 labels on, when the model has more than one output class. `imbalance` 0.01:
-    the rarest class that occurs, over the most frequent one (heuristic). `variety` 0.6: the classes in a batch over what
-    shuffled batches of the same labels would show. More than `most_classes` 100 classes, and labels for each token or
-    pixel, are exempt.
+    the rarest class that occurs, over the most frequent one (heuristic); a warning where the most frequent one has
+    `majority` 0.9 of all labels (heuristic), else info: weights for one of many classes cost accuracy on the others.
+    `variety` 0.6: the classes in a batch over what shuffled batches of the same labels would show. More than
+    `most_classes` 100 classes, and labels for each token or pixel, are exempt.
 
     ## When to ignore it
     When imbalance is met by class weights or a sampler that this scan did not see, or when only the first part of a data
@@ -106,7 +107,7 @@ def _imbalanced(m: Measurement, labels: LabelFacts, limits: Limits) -> Finding:
     often = max((n, -i) for i, n in enumerate(labels.counts))
     share = rare[0] / often[0]
     return found(
-        "warning",
+        "warning" if often[0] >= limits["majority"] * sum(labels.counts) else "info",
         f"class {rare[1]} has {rare[0]} labels, class {-often[1]} has {often[0]}: a share of {number(share)} "
         f"(limit {number(limits['imbalance'])}); the loss hardly notices whether the rare class is learned",
         location=_loss_site(m),

@@ -180,6 +180,28 @@ def kept_within_bounds() -> list[Any]:
     return [model]
 
 
+class Warming(torch.optim.Optimizer):
+    """Told at each step how to take it, as samplers are."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, burn_in: bool = False, scale: float = 100.0) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            p.sub_((0.5 if burn_in else 1.0) * scale * p.grad)
+
+
+def steps_with_arguments() -> list[Any]:
+    model = mlp()
+    optimizer = Warming(model.parameters())
+    for i, (x, y) in enumerate(batches()):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step(i < 1, scale=0.1)
+    return [model]
+
+
 def rollout() -> list[Any]:
     """Values that the model gave without gradient are the data of several steps."""
     policy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))

@@ -156,6 +156,14 @@ def test_a_difference_to_a_tensor_of_the_batch_is_a_regression(loss):
     assert abs(found.output_mean) < 1 and found.output_std < 1 and found.site is not None
 
 
-@pytest.mark.parametrize("loss", [lambda o, t: (o - o.mean().detach()).square().mean(), lambda o, t: (o - 1.0).square().mean(), F.mse_loss])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda o, t: (o - o.mean().detach()).square().mean(),
+        lambda o, t: (o - 1.0).square().mean(),
+        F.mse_loss,
+        lambda o, t: (t - o - 0.1 * (o**2)).mean(0).neg().sum() / 16,  # a bound: what is added to the loss is no target
+    ],
+)
 def test_other_differences_are_not(loss):
     assert measured(loss, outputs=1, target=VALUES).differences == ()

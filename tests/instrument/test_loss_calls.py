@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from gradcheck.instrument.loss_calls import chance_level, floor_level
+from gradcheck.instrument.loss_calls import chance_level, floor_level, seen
+from gradcheck.instrument.loss_options import reduction_of
 
 SOFT = torch.softmax(3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), 1)
 DENSE = torch.softmax(torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0)), 1)
@@ -56,3 +58,31 @@ def test_a_large_vocabulary_takes_little_memory():
     rest = smoothing / words
     expected = -(1 - smoothing + rest) * math.log(1 - smoothing + rest) - (words - 1) * rest * math.log(rest)
     assert floor_level("cross_entropy", words, [], {"label_smoothing": smoothing}) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({"size_average": False}, "sum"),
+        ({"size_average": True}, "mean"),
+        ({"reduce": False}, "none"),
+        ({"size_average": False, "reduce": False}, "none"),
+        ({"reduction": "sum"}, "sum"),
+        ({}, "mean"),
+    ],
+)
+def test_a_reduction_is_read_as_torch_reads_it(kwargs, expected):
+    assert reduction_of(F.binary_cross_entropy, (GREY, GREY), kwargs) == expected
+    with pytest.warns(UserWarning) if len(kwargs) > ("reduction" in kwargs) else contextlib.nullcontext():
+        value = F.binary_cross_entropy(GREY, GREY, **kwargs)
+    assert torch.equal(value, F.binary_cross_entropy(GREY, GREY, reduction=expected))
+
+
+def test_options_given_by_position_are_known():
+    labels = torch.tensor([0, 2, 1, 2, 0, 0])
+    call = seen(F.cross_entropy, (SOFT, labels, torch.ones(4), None, 2), {}, None)
+    assert call is not None
+    assert call.options["ignore_index"] == 2
+    assert torch.equal(call.options["weight"], torch.ones(4))
+    assert reduction_of(F.mse_loss, (GREY, GREY, False), {}) == "sum"
+    assert reduction_of(F.huber_loss, (GREY, GREY, "sum"), {}) == "sum"

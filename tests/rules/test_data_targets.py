@@ -43,6 +43,12 @@ class TestDegenerateLabels:
         m = measurement(data=data(batches=40, labels=labels(classes=2, counts=(1000, rare), classes_per_batch=(1, 2) * 20)))
         assert severities(degenerate_labels, m) == expected
 
+    @pytest.mark.parametrize(("often", "expected"), [(1153, ["warning"]), (1151, ["info"])])
+    def test_one_rare_class_of_several_is_a_matter_of_choice(self, often, expected):
+        counts = (often, 1270 - often, 10)
+        m = measurement(data=data(batches=40, labels=labels(classes=3, counts=counts, classes_per_batch=(2, 3) * 20)))
+        assert severities(degenerate_labels, m) == expected
+
     def test_classes_that_do_not_occur_are_no_imbalance(self):
         assert findings(degenerate_labels, labelled(counts=(64, 64, *[0] * 8), classes_per_batch=(2, 2, 2, 2))) == []
 

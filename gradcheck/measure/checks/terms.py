@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradcheck.instrument.activation_recorder import caller
 from gradcheck.instrument.loss_calls import LOSSES
+from gradcheck.instrument.loss_options import reduction_of
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
@@ -92,7 +93,7 @@ class Listing(TorchFunctionMode):
                 name, tensor, place, tensor.requires_grad, from_live and not tensor.requires_grad, function in LOSSES, given, sources
             )
             call.factor = _factor(name, args, tensor)
-            call.reduction = _reduction(args, kwargs) if call.is_loss else ""
+            call.reduction = reduction_of(function, args, kwargs) if call.is_loss else ""
             self.known[tensor] = call
             if function is torch.autograd.grad and (kwargs.get("create_graph") or (len(args) > 4 and args[4])):
                 self.derivatives.append(call)
@@ -143,11 +144,6 @@ def _factor(name: str, args: Sequence[Any], result: torch.Tensor) -> float:
     if "div" not in name or plain[0] is not args[1]:
         return number
     return 1 / number if number else 1.0
-
-
-def _reduction(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    given = kwargs.get("reduction", next((a for a in args if isinstance(a, str)), "mean"))
-    return str(given)
 
 
 def _is_number(value: Any) -> bool:
