@@ -320,3 +320,52 @@ for step in range(20):
 
 def test_a_cut_behind_which_only_zeros_arrive(tmp_path):
     check(tmp_path, MASKED.replace("FAKE", "fake.detach()"), MASKED.replace("FAKE", "G(z)"), "GRAPH001", "error")
+
+
+FLIPPED = """
+x = torch.randn(256, 12)
+y = TARGET
+model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 6))
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for epoch in range(4):
+    for inputs, targets in DataLoader(TensorDataset(x, y), batch_size=32):
+        p = model(inputs)
+        overlap = OVERLAP
+        loss = overlap.mean()  # here
+        optimizer.zero_grad()
+        (loss / 2).backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "overlap", "severity"),
+    [
+        ("(x[:, :6] > 0).float()", "2 * (p.sigmoid() * targets).sum(1) / (p.sigmoid() + targets).sum(1)", "warning"),
+        ("x[:, :6].argmax(1)", "p.softmax(1).gather(1, targets.unsqueeze(1))", "error"),
+    ],
+)
+def test_a_bounded_loss_whose_sign_is_flipped(target, overlap, severity, tmp_path):
+    text = FLIPPED.replace("TARGET", target).replace("OVERLAP", overlap)
+    check(tmp_path, text, text.replace("overlap.mean()", "(1 - overlap).mean()"), "GRAPH004", severity)
+
+
+RUNAWAY = """
+x = torch.rand(256, 12)
+encoder, decoder = nn.Linear(12, 8), nn.Linear(4, 12)
+optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 3e-2)
+for epoch in range(4):
+    for inputs in x.split(32):
+        mean, log_var = encoder(inputs).chunk(2, 1)
+        z = mean + torch.randn_like(mean) * (0.5 * log_var).exp()
+        error = F.mse_loss(decoder(z), inputs)
+        kl = -0.5 * (1 + log_var - mean ** 2 - log_var.exp()).mean()
+        loss = error - kl  # here
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_the_sum_in_which_a_term_takes_the_loss_below_zero(tmp_path):
+    check(tmp_path, RUNAWAY, RUNAWAY.replace("error - kl", "error + kl"), "GRAPH004", "error")

@@ -33,7 +33,7 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
     needs=("data",),
     limits={
         "largest_std": Limit(10.0, "", "calibration E2: inputs x100 raise the first loss 6 to 8 times without normalisation"),
-        "smallest_std": Limit(1e-3, "", "heuristic: waveforms have 0.05, one-hot rows 0.005"),
+        "smallest_std": Limit(2e-3, "", "images that are divided by 255 twice have 0.001 to 0.0015; waveforms have 0.05, one-hot rows 0.005"),
         "feature_std_ratio": Limit(1e3, "", "heuristic"),
         "loud_std": Limit(3.0, "", "heuristic: the loud feature, not a rare one, makes the ratio"),
         "offset": Limit(3.0, "times the std", "heuristic"),
@@ -71,7 +71,7 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     inputs by itself, such as the number of a step as a float, is looked at where the first trained layers take it, feature by feature.
 
     ## Limits and their sources
-    A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.001; features whose standard deviations
+    A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.002; features whose standard deviations
     differ by more than `feature_std_ratio` 1000 while the input's own is above `loud_std` 3; a mean beyond `offset` 3
     standard deviations and beyond `large_mean` 10. Advice: the ratio or the offset alone. All limits are
     heuristics. Integers, inputs of embeddings and normalizations, values within [0, 1], and sparse

@@ -57,7 +57,7 @@ class TestUnscaledInput:
     def test_large_scales(self, std, expected):
         assert severities(unscaled_input, fed(std=std, feature_std_ratio=2.0)) == expected
 
-    @pytest.mark.parametrize(("std", "expected"), [(1.1e-3, []), (0.9e-3, ["warning"])])
+    @pytest.mark.parametrize(("std", "expected"), [(2.1e-3, []), (1.9e-3, ["warning"])])
     def test_tiny_scales(self, std, expected):
         assert severities(unscaled_input, fed(std=std, min=-4e-3, max=4e-3)) == expected
 
