@@ -369,3 +369,23 @@ for epoch in range(4):
 
 def test_the_sum_in_which_a_term_takes_the_loss_below_zero(tmp_path):
     check(tmp_path, RUNAWAY, RUNAWAY.replace("error - kl", "error + kl"), "GRAPH004", "error")
+
+
+NOISE = """
+x = torch.randn(256, 4).tanh()
+model = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 4))
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for epoch in range(5):
+    for (clean,) in DataLoader(TensorDataset(x), batch_size=32):
+        level = torch.rand(len(clean), 1)
+        noise = torch.randn_like(clean)
+        noisy = (1 - level) * clean + level * noise
+        loss = F.mse_loss(model(torch.cat([noisy, level], 1)), torch.randn_like(clean))  # here
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_noise_that_is_drawn_again_for_the_loss(tmp_path):
+    check(tmp_path, NOISE, NOISE.replace("torch.randn_like(clean))", "noise)"), "LOSS008", "error", steps=20)

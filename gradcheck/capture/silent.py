@@ -1,4 +1,4 @@
-"""Numbers without gradient that a loss is to learn from, and that say nothing: differences of equals, losses of no weight.
+"""Numbers without gradient that a loss is to learn from, and that say nothing: differences of equals, losses of no weight, new noise.
 
 What the loop computes before the loss (rewards, advantages, a teacher's own loss) is not computed again with the loss: it is seen here.
 """
@@ -29,9 +29,13 @@ _KEEPS = (
 )
 
 
+_DRAWS = frozenset("randn randn_like normal".split())
+_MOVES = frozenset("view reshape flatten squeeze unsqueeze clone detach to cpu float double contiguous".split())
+
+
 @dataclass(frozen=True)
 class Mark:
-    kind: Literal["equals", "no-weights"]
+    kind: Literal["equals", "no-weights", "drawn"]  # drawn: noise that nothing was made of yet
     operation: str
     site: Location | None
     low: float = 0.0  # of the numbers that are equal
@@ -44,8 +48,11 @@ class Silent:
     def __init__(self) -> None:
         self._tensors: dict[int, tuple[weakref.ref[torch.Tensor], Mark]] = {}
         self._records: dict[int, tuple[Any, Mark]] = {}
+        self.mixed: set[tuple[int, ...]] = set()  # shapes of noise that something was made of
 
     def look(self, name: str, function: Any, args: Any, output: Any, place: Callable[[], Location | None]) -> None:
+        if self._tensors and name not in _MOVES and function not in LOSSES:
+            self._use_noise(args)
         if not isinstance(output, torch.Tensor) and name not in ("chunk", "split"):
             return
         results = [t for t in tensors_in(output, 1) if t.is_floating_point() and not t.requires_grad]
@@ -56,10 +63,20 @@ class Silent:
             mark = Mark("no-weights", LOSSES[function], place())
         elif name in _DIFFERENCES:
             mark = self._equals(name, args, results[0], place)
+        elif name in _DRAWS:
+            mark = Mark("drawn", name, place())
         if mark is None and name in _KEEPS and self._tensors:
-            mark = next((m for t in tensors_in(args, 2) if (m := self._of(t)) is not None), None)
+            known = (m for t in tensors_in(args, 2) if (m := self._of(t)) is not None)
+            mark = next((m for m in known if m.kind != "drawn" or name in _MOVES), None)
         for tensor in results if mark is not None else ():
             self._tensors[id(tensor)] = weakref.ref(tensor), mark  # type: ignore[assignment]
+
+    def _use_noise(self, args: Any) -> None:
+        for tensor in tensors_in(args, 2):
+            mark = self._of(tensor)
+            if mark is not None and mark.kind == "drawn":
+                self.mixed.add(tuple(tensor.shape))
+                del self._tensors[id(tensor)]
 
     def _equals(self, name: str, args: Sequence[Any], result: torch.Tensor, place: Callable[[], Location | None]) -> Mark | None:
         pair = [a for a in args[:2] if isinstance(a, torch.Tensor)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.nodes import Constant, Node, Ref, nodes_behind
 from gradcheck.capture.silent import PRODUCTS, Mark, Silent
+from gradcheck.instrument.loss_calls import LOSSES
 from gradcheck.types.location import Location
 from gradcheck.types.loop import SilentTerm
 
@@ -15,7 +16,7 @@ _SUMS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isu
 
 
 def silent_terms(silent: Silent, passes: Iterable[BackwardPass]) -> tuple[SilentTerm, ...]:
-    """What is nothing to learn from in every pass: factors that vanish, and losses that no weight has a part in."""
+    """What is nothing to learn from in every pass: factors that vanish, losses that no weight has a part in, targets that are new noise."""
     taped = [p for p in passes if p.ref is not None]
     if len(taped) < PASSES:
         return ()
@@ -29,11 +30,15 @@ def silent_terms(silent: Silent, passes: Iterable[BackwardPass]) -> tuple[Silent
 
 def _marks(silent: Silent, node: Node) -> Iterable[Mark]:
     name = getattr(node.call, "__name__", "")
+    if node.grad and node.call in LOSSES:
+        yield from (
+            m for c in node.constants() if (m := silent.of(c)) is not None and m.kind == "drawn" and tuple(c.value.shape) in silent.mixed
+        )
     if not node.grad or not (name in PRODUCTS or name in _SUMS):
         return
     for value in node.inputs():
         mark = silent.of(value.node if isinstance(value, Ref) else value) if isinstance(value, (Constant, Ref)) else None
-        if mark is not None and ((mark.kind == "equals") == (name in PRODUCTS)) and not _carries(value):
+        if mark is not None and mark.kind != "drawn" and ((mark.kind == "equals") == (name in PRODUCTS)) and not _carries(value):
             yield mark
 
 

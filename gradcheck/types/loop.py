@@ -104,7 +104,9 @@ class LoopAverage:
 class SilentTerm:
     """A part of the loss that says nothing in any pass that was looked at, by what the loop computed without gradient."""
 
-    kind: Literal["equals", "no-weights"]  # a factor that is the difference of equal numbers; a loss that no trained weight has a part in
+    # equals: a factor that is the difference of equal numbers; no-weights: a loss that no trained weight has a part in; drawn: a target
+    # that is new noise, while other noise of its shape was mixed into something.
+    kind: Literal["equals", "no-weights", "drawn"]
     operation: str
     site: Location | None
     passes: int

@@ -33,7 +33,7 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
     needs=("data",),
     limits={
         "largest_std": Limit(10.0, "", "calibration E2: inputs x100 raise the first loss 6 to 8 times without normalisation"),
-        "smallest_std": Limit(2e-3, "", "images that are divided by 255 twice have 0.001 to 0.0015; waveforms have 0.05, one-hot rows 0.005"),
+        "smallest_std": Limit(2e-3, "", "images divided by 255 twice have 0.001 to 0.0015; waveforms 0.05, one-hot rows 0.005"),
         "feature_std_ratio": Limit(1e3, "", "heuristic"),
         "loud_std": Limit(3.0, "", "heuristic: the loud feature, not a rare one, makes the ratio"),
         "offset": Limit(3.0, "times the std", "heuristic"),
