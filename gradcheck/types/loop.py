@@ -73,6 +73,17 @@ class LoopBatches:
 
 
 @dataclass(frozen=True)
+class LoopReads:
+    """Data that the loaders of a loop cannot reach, or change by reading them."""
+
+    reachable: int | None = None  # samples that a sampler has weights for, where it has fewer than there are
+    available: int | None = None
+    sampler_site: Location | None = None
+    changed: bool = False  # each reading of a sample changes it where it is kept
+    changed_site: Location | None = None
+
+
+@dataclass(frozen=True)
 class LoopSchedule:
     """A scheduler of the learning rate: what it was built for, and how the script's loops step it."""
 
@@ -217,6 +228,7 @@ class LoopFacts:
     opposed: bool = False  # its loss goes through weights that another optimizer trains, and not the reverse
     played_against: bool = False  # the reverse: another training's loss goes through its weights
     pairing: LoopPairing | None = None
+    reads: LoopReads | None = None  # where something is wrong with them
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told
     step_site: Location | None = None
