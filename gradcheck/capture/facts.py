@@ -74,6 +74,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         retained=_retained(recorder, every),
         weighting=weighting(steps),
         leak=recorder.leaks.found(),
+        reads=recorder.reads.found([loader for loader, _ in recorder.loaders.values()]),
         pairing=_pairing(recorder, every),
         adversary=adversary(watched, recorder.optimizers.values()),
         played_against=is_played_against(watched, recorder.optimizers.values()),

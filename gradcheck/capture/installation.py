@@ -14,6 +14,7 @@ from gradcheck.capture.backward import Backward
 from gradcheck.capture.forward import Forward
 from gradcheck.capture.functional import Functional
 from gradcheck.capture.leaks import Leaks
+from gradcheck.capture.reads import Reads
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.structures import tensors_in
 from gradcheck.instrument.loop_hooks import LoopHooks
@@ -33,6 +34,7 @@ class Installation:
     backward: Backward
     functional: Functional
     leaks: Leaks
+    reads: Reads
     _patches: Patches = field(default_factory=Patches)
     _handles: list[Any] = field(default_factory=list)
 
@@ -50,6 +52,7 @@ class Installation:
         self._patches.put(torch.autograd.Function, "apply", classmethod(self.forward.applying(applied)))
         wrap(torch.Tensor, "as_subclass", self.forward.retyping)
         wrap(_BaseDataLoaderIter, "__next__", self._fetching)
+        self.reads.install(self._patches)
 
     def remove(self) -> None:
         for handle in self._handles:

@@ -18,6 +18,7 @@ from gradcheck.capture.functional import Functional
 from gradcheck.capture.gradient_changes import GradientChanges
 from gradcheck.capture.installation import Installation
 from gradcheck.capture.leaks import Leaks
+from gradcheck.capture.reads import Reads
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.retained import Retained
 from gradcheck.capture.step_log import StepLog
@@ -36,11 +37,11 @@ class Recorder(TorchFunctionMode, Recording, LoopListener):
         Recording.__init__(self, sites, taped, observer)
         log = StepLog(self)
         self.updates, self.forgotten = Updates(self, log), Forgotten(self)
-        self.retained, self.leaks = Retained(self), Leaks(self)
+        self.retained, self.leaks, self.reads = Retained(self), Leaks(self), Reads()
         backward = Backward(self, self.updates, self.forgotten)
         steps = Steps(self, log, self.updates)
         hooks = LoopHooks(self, self.journal, self.retained, self.leaks, backward, steps, GradientChanges(self))
-        self._places = Installation(self, hooks, Forward(self, self.updates), backward, Functional(self), self.leaks)
+        self._places = Installation(self, hooks, Forward(self, self.updates), backward, Functional(self), self.leaks, self.reads)
 
     def __enter__(self) -> Recorder:
         try:

@@ -1,4 +1,4 @@
-"""Numbers without gradient that a loss should learn from but that say nothing: differences of equals, losses without weights.
+"""Numbers without gradient that a loss should learn from but that say nothing: differences of equals, losses without weights, new noise.
 
 What the loop computes before the loss (rewards, advantages, a teacher's own loss) is not computed again with the loss: it is seen here.
 """
@@ -27,11 +27,13 @@ _KEEPS = (
     | frozenset("squeeze unsqueeze expand repeat repeat_interleave __getitem__ index_select gather cat stack clone detach to cpu".split())
     | frozenset("float double contiguous chunk split".split())
 )
+_DRAWS = frozenset("randn randn_like normal".split())
+_MOVES = frozenset("view reshape flatten squeeze unsqueeze clone detach to cpu float double contiguous".split())
 
 
 @dataclass(frozen=True)
 class Mark:
-    kind: Literal["equals", "no-weights"]
+    kind: Literal["equals", "no-weights", "drawn"]  # drawn: noise that nothing was made of yet
     operation: str
     site: Location | None
     low: float = 0.0  # of the numbers that are equal
@@ -41,7 +43,13 @@ class Mark:
 class Silent(Marks[Mark]):
     """`look` at every call in its order, `note` what stands for a tensor from now on; the marks of records are kept."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: set[tuple[int, ...]] = set()  # shapes of noise that something was made of
+
     def look(self, name: str, function: Any, args: Any, output: Any, place: Callable[[], Location | None]) -> None:
+        if self.tensors and name not in _MOVES and function not in LOSSES:
+            self._use_noise(args)
         if not isinstance(output, torch.Tensor) and name not in ("chunk", "split"):
             return
         results = [t for t in tensors_in(output, 1) if t.is_floating_point() and not t.requires_grad]
@@ -52,11 +60,21 @@ class Silent(Marks[Mark]):
             mark = Mark("no-weights", LOSSES[function], place())
         elif name in _DIFFERENCES:
             mark = self._equals(name, args, results[0], place)
+        elif name in _DRAWS:
+            mark = Mark("drawn", name, place())
         if mark is None and name in _KEEPS and self.tensors:
-            mark = next((m for t in tensors_in(args, 2) if (m := self.tensors.get(t)) is not None), None)
+            known = (m for t in tensors_in(args, 2) if (m := self.tensors.get(t)) is not None)
+            mark = next((m for m in known if m.kind != "drawn" or name in _MOVES), None)
         if mark is not None:
             for tensor in results:
                 self.tensors[tensor] = mark
+
+    def _use_noise(self, args: Any) -> None:
+        for tensor in tensors_in(args, 2):
+            mark = self.tensors.get(tensor)
+            if mark is not None and mark.kind == "drawn":
+                self.mixed.add(tuple(tensor.shape))
+                self.tensors.pop(tensor)
 
     def _equals(self, name: str, args: Sequence[Any], result: torch.Tensor, place: Callable[[], Location | None]) -> Mark | None:
         pair = [a for a in args[:2] if isinstance(a, torch.Tensor)]

@@ -1,4 +1,4 @@
-"""The parts of a loop's losses that say nothing in any pass, from what was marked while it ran."""
+"""From what was marked while the loop ran to the parts of its losses that say nothing in any pass."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.nodes import Constant, Node, Ref, nodes_behind
 from gradcheck.capture.silent import PRODUCTS, Mark, Silent
+from gradcheck.instrument.loss_calls import LOSSES
 from gradcheck.types.location import Location
 from gradcheck.types.loop import SilentTerm
 
@@ -15,7 +16,7 @@ _SUMS = frozenset("add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isu
 
 
 def silent_terms(silent: Silent, passes: Iterable[BackwardPass]) -> tuple[SilentTerm, ...]:
-    """Parts that there is nothing to learn from in any pass: factors that vanish, and losses that depend on no weight."""
+    """Parts that there is nothing to learn from in any pass: factors that vanish, losses without weights, new noise as target."""
     taped = [p for p in passes if p.ref is not None]
     if len(taped) < PASSES:
         return ()
@@ -29,11 +30,14 @@ def silent_terms(silent: Silent, passes: Iterable[BackwardPass]) -> tuple[Silent
 
 def _marks(silent: Silent, node: Node) -> Iterable[Mark]:
     name = getattr(node.call, "__name__", "")
+    if node.grad and node.call in LOSSES:
+        drawn = ((c, m) for c in node.constants() if (m := silent.of_record(c)) is not None and m.kind == "drawn")
+        yield from (m for c, m in drawn if tuple(c.value.shape) in silent.mixed)
     if not node.grad or not (name in PRODUCTS or name in _SUMS):
         return
     for value in node.inputs():
         mark = silent.of_record(value.node if isinstance(value, Ref) else value) if isinstance(value, (Constant, Ref)) else None
-        if mark is not None and ((mark.kind == "equals") == (name in PRODUCTS)) and not _carries(value):
+        if mark is not None and mark.kind != "drawn" and ((mark.kind == "equals") == (name in PRODUCTS)) and not _carries(value):
             yield mark
 
 

@@ -228,11 +228,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class IdleTerm:
-    """A part of the loss that trains nothing, neither before training nor after the probe."""
+    """A part of the loss that trains nothing, neither before training nor after the probe, or that trains the wrong way."""
 
     # zero: its gradient is; cut: it was cut off from what carries gradient; no-weights: a loss of what no trained weight makes;
-    # derivative: of the model, zero everywhere; equals: a difference of two numbers that are always equal.
-    kind: Literal["zero", "cut", "no-weights", "derivative", "equals"]
+    # derivative: of the model, zero everywhere; equals: a difference of two numbers that are always equal; runaway: the sum in which a term
+    # takes the loss below zero; away: every output is led away from its target, `value` the least share of the gradient that does.
+    kind: Literal["zero", "cut", "no-weights", "derivative", "equals", "runaway", "away"]
     operation: str
     site: Location | None
     value: float

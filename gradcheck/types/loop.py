@@ -73,6 +73,17 @@ class LoopBatches:
 
 
 @dataclass(frozen=True)
+class LoopReads:
+    """Data that the loaders of a loop cannot reach, or change by reading them."""
+
+    reachable: int | None = None  # samples that a sampler has weights for, where it has fewer than there are
+    available: int | None = None
+    sampler_site: Location | None = None
+    changed: bool = False  # each reading of a sample changes it where it is kept
+    changed_site: Location | None = None
+
+
+@dataclass(frozen=True)
 class LoopSchedule:
     """A scheduler of the learning rate: what it was built for, and how the script's loops step it."""
 
@@ -104,7 +115,9 @@ class LoopAverage:
 class SilentTerm:
     """A part of the loss that says nothing in any observed pass, because of what the loop computed without gradient."""
 
-    kind: Literal["equals", "no-weights"]  # a factor that is the difference of equal numbers; a loss that no trained weight has a part in
+    # equals: a factor that is the difference of equal numbers; no-weights: a loss that no trained weight has a part in; drawn: a target
+    # that is new noise, while other noise of its shape was mixed into something.
+    kind: Literal["equals", "no-weights", "drawn"]
     operation: str
     site: Location | None
     passes: int
@@ -215,6 +228,7 @@ class LoopFacts:
     opposed: bool = False  # its loss goes through weights that another optimizer trains, but not the other way round
     played_against: bool = False  # the reverse: another training's loss goes through its weights
     pairing: LoopPairing | None = None
+    reads: LoopReads | None = None  # where something is wrong with them
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told
     step_site: Location | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.activations import SCALING
 from gradcheck.analysis.layer_groups import in_order
-from gradcheck.analysis.wording import SYNTHETIC, number, percent
+from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number, percent
 from gradcheck.rules.data.shared import FLOATING
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -33,7 +33,7 @@ RESCALED = 20.0  # an output this many times too quiet for the input: trained fi
     needs=("data",),
     limits={
         "largest_std": Limit(10.0, "", "calibration E2: inputs x100 raise the first loss 6 to 8 times without normalisation"),
-        "smallest_std": Limit(1e-3, "", "heuristic: waveforms have 0.05, one-hot rows 0.005"),
+        "smallest_std": Limit(2e-3, "", "images divided by 255 twice have 0.001 to 0.0015; waveforms 0.05, one-hot rows 0.005"),
         "feature_std_ratio": Limit(1e3, "", "heuristic"),
         "loud_std": Limit(3.0, "", "heuristic: the loud feature, not a rare one, makes the ratio"),
         "offset": Limit(3.0, "times the std", "heuristic"),
@@ -60,7 +60,7 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Float inputs with a large or a tiny standard deviation, with an offset that is large against their spread, and tables
-    whose features differ by orders of magnitude.
+    whose features differ by orders of magnitude. Data that are scaled in place each time they are read.
 
     ## Why it matters
     Initialisations assume inputs of about unit scale. Large ones saturate the first activations and ask for a small
@@ -69,15 +69,18 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     Mean and standard deviation of each input over all batches of the scan, for tables also by feature. What the model makes of its
     inputs by itself, such as the number of a step as a float, is looked at where the first trained layers take it, feature by feature.
+    Of a data set that keeps arrays or tensors the rows of the first samples are compared before and after they are read; where one
+    has changed, it is read once more, line by line, and put back.
 
     ## Limits and their sources
-    A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.001; features whose standard deviations
+    A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.002; features whose standard deviations
     differ by more than `feature_std_ratio` 1000 while the input's own is above `loud_std` 3; a mean beyond `offset` 3
     standard deviations and beyond `large_mean` 10. Advice: the ratio or the offset alone. All limits are
     heuristics. Integers, inputs of embeddings and normalizations, values within [0, 1], and sparse
     counts are exempt; inputs that the model rescales before its first layer get advice only. A large scale is no finding where a
     normalization takes the first layer's output, directly or behind a ReLU, nor is an offset where it is a batch normalization:
     digits times 100 then train to the same loss. Tiny values and features of different scale remain, which it does not mend.
+    Data that each reading changes are an error by themselves: from the second epoch on they are others.
     An error when the probe fails, and a paired training with standardized inputs learns.
 
     ## When to ignore it
@@ -97,6 +100,8 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     ## References
     LeCun et al., "Efficient BackProp", 1998, section 4.3. Schoop et al., "UMLAUT", CHI 2021.
     """
+    if m.loop is not None and m.loop.reads is not None and m.loop.reads.changed:
+        return [_changed_by_reading(m.loop.reads.changed_site)]
     if not m.data.given:
         return not_applicable(SYNTHETIC)
     judged = [x for x in m.data.inputs if x.dtype.removeprefix("torch.").startswith(FLOATING) and len(x.shape) > 1]
@@ -105,6 +110,16 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     seen = [_unscaled(m, x, limits) for x in judged if x.used_by not in ("embedding", "norm") and x.std > 0 and math.isfinite(x.std)]
     findings = [f for f in seen if f is not None]
     return findings if any(f.severity != "info" for f in findings) else [*findings, *_entering(m, limits)]
+
+
+def _changed_by_reading(site: Location | None) -> Finding:
+    message = (
+        "each time a sample is read it is changed where the data set keeps it (2 of 2 readings; limit 0): what was scaled once is scaled "
+        "again in every epoch"
+    )
+    cure = Remedy("copy-before-change", "copy the row first (x = self.x[i].copy(), or .clone()), or compute a new one: x = x / 255", "safe")
+    evidence = (Evidence("readings that change the data", 2, 0, ">"),)
+    return found("error", message, location=site, evidence=evidence, remedies=(cure,), confirmed=BY_VALUE)
 
 
 def _unscaled(m: Measurement, x: InputFacts, limits: Limits) -> Finding | None:

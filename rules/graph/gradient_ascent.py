@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
 if TYPE_CHECKING:
+    from gradcheck.types.checks import IdleTerm
     from gradcheck.types.losses import LossCall
     from gradcheck.types.measurement import Measurement
 
@@ -42,11 +43,13 @@ DENSITY_LOSSES = frozenset(("gaussian_nll_loss", "poisson_nll_loss"))  # negativ
     "gradient-ascent",
     up_to="error",
     needs=("probe", "losses"),
+    wants=("terms",),
     limits={
         "cosine": Limit(-0.05, "cosine", "a first step along the negative gradient has a cosine of 1 (SGD) or mean|g| / rms(g) > 0 (Adam)"),
         "decayed_cosine": Limit(
             -0.5, "cosine", "weight decay and coupled terms can turn a first step sideways, but not against the gradient"
         ),
+        "away": Limit(0.95, "of the gradient", "0 of a loss that compares outputs with their targets, 1 of one whose sign is flipped"),
     },
     explains=("OPT001", "OPT007", "OPT002", "LOSS005", "LOSS003", "NUM001", "GRAD002", "ACT002", "ACT001", "GRAD004", "ACT004"),
 )
@@ -55,18 +58,23 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     A flipped sign: an optimizer that climbs (`maximize=True`, a negative rate, a hand-made update with the wrong sign), a
-    loss that is never negative but is subtracted, and a total that falls far below zero faster and faster.
+    loss that is never negative but is subtracted, a total that falls far below zero faster and faster, and a loss written by
+    hand that leads every output away from its target, however slowly it falls.
 
     ## Why it matters
     The model is trained to be wrong, and the better the optimizer works the worse it gets.
 
     ## How it is measured
-    The cosine between the optimizer's first update and the negative gradient; d(total loss) / d(each known loss); and the
-    probe training, for a loss that runs away below zero.
+    The cosine between the optimizer's first update and the negative gradient; d(total loss) / d(each known loss); the
+    probe training, for a loss that runs away below zero; and d(loss) / d(outputs) after it, where the batch holds one target that is a
+    class for each output or a map of 0 and 1: the share of the gradient that lowers the outputs of the right class, or
+    of a 1, and the share that raises the others; the lesser counts.
 
     ## Limits and their sources
     `cosine` -0.05: a descent step has a positive cosine, 1 for SGD and mean|g| / rms(g) for Adam's first step.
     `decayed_cosine` -0.5: applies instead when the optimizer has weight decay, whose share of a step can point anywhere.
+    `away` 0.95: a loss that compares outputs with their targets comes to 0, the same with its sign flipped to 1. For
+    maps of 0 and 1 it is a warning: the script may mean the complement.
 
     ## When to ignore it
     When a term is maximised on purpose, as in adversarial training. Beside other losses, and where the loss goes through weights that
@@ -91,6 +99,9 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
     negated = [c for c in m.losses if c.function in NON_NEGATIVE_LOSSES and (c.weight_in_total or 0.0) < 0]
     if negated and not m.optimizer.maximize:
         return [_negated(m, c) for c in negated]
+    away = next((t for t in m.idle_terms if t.kind == "away" and t.value >= limits["away"]), None)
+    if away is not None:
+        return [_away(away, limits["away"])]
     unbounded = _unbounded(m)
     if unbounded is None and m.ascent is None:
         return not_measured("the direction of the first update was not looked at")
@@ -145,14 +156,30 @@ def _unbounded(m: Measurement) -> Finding | None:
     if m.ascent is None or not m.ascent.unbounded or any(c.function in DENSITY_LOSSES for c in m.losses):
         return None
     end = m.probe.losses[-1] if m.probe.losses else float("nan")
+    term = next((t for t in m.idle_terms if t.kind == "runaway" and t.site), None)
+    whose = f", by a term of this sum ({number(term.value)})" if term else ""
     return found(
         "error",
-        f"the loss has no lower bound: the probe took it to {number(end)} (expected to stay above 0) "
+        f"the loss has no lower bound: the probe took it to {number(end)} (expected to stay above 0){whose} "
         "and it falls faster and faster; training runs away",
-        location=next((c.site for c in m.losses if c.site), None),
+        location=term.site if term else next((c.site for c in m.losses if c.site), None),
         evidence=(Evidence("loss at the end of the probe", end, 0.0, "<"),),
         remedies=(Remedy("flip-sign", "minimise a loss that is bounded below; check the sign of each term", "unsafe"),),
         confirmed=f"by the probe: the loss falls without bound, to {number(end)}",
+    )
+
+
+def _away(term: IdleTerm, limit: float) -> Finding:
+    of_classes = term.operation == "classes"
+    outputs = "the output of the right class, and raise the others" if of_classes else "outputs whose target is 1, and raise those of 0"
+    return found(
+        "error" if of_classes else "warning",
+        f"the loss leads away from the targets: to lower it, training has to lower {outputs}, by {percent(term.value)} of the gradient "
+        f"(limit {percent(limit)}); its sign is flipped",
+        location=term.site,
+        evidence=(Evidence("gradient that leads away from the targets", term.value, limit, ">=", "of the gradient"),),
+        remedies=(Remedy("flip-sign", "minimise what grows with the error: 1 - dice, -log_prob, -accuracy", "unsafe"),),
+        confirmed=BY_VALUE if of_classes else "",
     )
 
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import percent
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
-from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
+    from gradcheck.types.loop import LoopReads
     from gradcheck.types.measurement import Measurement
 
 
@@ -29,7 +30,7 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Loops that feed one batch again and again: `next(iter(loader))` inside the loop without shuffling, a batch that was taken
-    before the loop, a slice that does not move.
+    before the loop, a slice that does not move. Weighted samplers that are given a weight for each class: they draw the first samples only.
 
     ## Why it matters
     The model memorises these samples and learns nothing else, while the training loss falls beautifully.
@@ -37,7 +38,7 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     The script is run. What the model is called with is compared over the first 32 steps, bit by bit. How many
     samples there are is known from the DataLoader that makes batches of this size, or from the tensor that the batch was
-    cut out of.
+    cut out of. Of a `WeightedRandomSampler`, its weights are counted: it draws no sample beyond them.
 
     ## Limits and their sources
     The same input in at least `steps` 5 steps. A warning when the batch holds less than `share` 50 % of the samples that
@@ -65,6 +66,8 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     """
     if m.loop is None:
         return not_applicable(NO_SCRIPT)
+    if m.loop.reads is not None and m.loop.reads.reachable is not None:
+        return [_unreachable(m.loop.reads)]
     seen = m.loop.batches
     if seen is None:
         return not_measured("what the model is called with could not be compared")
@@ -82,3 +85,14 @@ def same_batch_every_step(m: Measurement, limits: Limits) -> Verdict:
     text = "take the next batch in each step: iterate over the loader, with shuffle=True, instead of taking its first batch"
     evidence = (Evidence("different batches", seen.distinct, 2, "<", f"in {seen.compared} steps"),)
     return [found(severity, message, location=seen.site, evidence=evidence, remedies=(Remedy("next-batch", text),))]
+
+
+def _unreachable(reads: LoopReads) -> Finding:
+    few, every = reads.reachable or 0, reads.available or 0
+    return found(
+        "warning",
+        f"the sampler has {few} weights for {every} samples (expected {every}): it draws the first {few} only, again and again",
+        location=reads.sampler_site,
+        evidence=(Evidence("weights of the sampler", few, every, "<", "samples"),),
+        remedies=(Remedy("weight-samples", "give the sampler a weight for each sample: class_weights[labels]", "unsafe"),),
+    )

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT007", "OPT002", "OPT003", "GRAPH005", "LOSS009"),
 )
 def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
-    """There is nothing to learn from: all rewards of a group are equal, or both sides of a preference.
+    """There is nothing to learn from: all rewards of a group are equal, both sides of a preference, or the target is new noise.
 
     ## What it finds
     Policy gradients whose advantages vanish because the rewards that they are differences of are equal (a reward that
     looks at the prompt, which all answers of a group share; one that is constant), and preference or ranking losses whose
-    two sides are the same.
+    two sides are the same. Denoisers whose target is drawn again for the loss, in place of the noise that was added to their input.
 
     ## Why it matters
     The gradient is exactly zero but for regularization and rounding, and Adam turns even that into full steps. The level
@@ -38,8 +38,10 @@ def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     While the script runs, every difference that the loop takes without gradient is looked at; one of numbers that are all equal
     is followed, through scales and moves, up to the loss that it is a factor of. It counts when the factor of every recorded
-    pass is one. In the loss itself, a difference of two outputs of the model counts when both are equal before
-    training and after the probe, and the whole gradient is less than a thousandth of that through one of them.
+    pass is one. Normal noise that a loss function of torch takes as its target counts when nothing else is made of it, while
+    noise of the same shape was mixed into something, in every recorded pass. In the loss itself, a difference of two outputs of the
+    model counts when both are equal before training and after the probe, and the whole gradient is less than a thousandth of that
+    through one of them.
 
     ## Limits and their sources
     `passes` 16: recorded passes, in all of which the numbers are equal; with fewer it is a warning (heuristic). It is a
@@ -63,11 +65,13 @@ def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Shao et al. 2024, DeepSeekMath (GRPO); Rafailov et al. 2023, Direct Preference Optimization.
     """
-    silent = [t for t in (m.loop.silent or () if m.loop is not None else ()) if t.kind == "equals"]
+    told = m.loop.silent or () if m.loop is not None else ()
+    silent = [t for t in told if t.kind == "equals"]
+    drawn = [_drawn(t, limits["passes"]) for t in told if t.kind == "drawn"]
     equal = [t for t in m.idle_terms if t.kind == "equals"]
-    if not silent and any(n.what == "terms" for n in m.not_measured):
+    if not silent and not drawn and any(n.what == "terms" for n in m.not_measured):
         return not_measured("the loss could not be taken apart")
-    return [*(_advantages(t, limits["passes"]) for t in silent[:1]), *(_sides(t) for t in equal[:1])]
+    return [*drawn, *(_advantages(t, limits["passes"]) for t in silent[:1]), *(_sides(t) for t in equal[:1])]
 
 
 def _advantages(t: SilentTerm, passes: float) -> Finding:
@@ -87,6 +91,22 @@ def _advantages(t: SilentTerm, passes: float) -> Finding:
         location=t.site,
         evidence=[Evidence("passes whose factor of the loss is 0", t.passes, passes, ">=")],
         remedies=[cure],
+        confirmed=BY_VALUE if severity == "error" else "",
+    )
+
+
+def _drawn(t: SilentTerm, passes: float) -> Finding:
+    severity: Severity = "error" if t.passes >= passes else "warning"
+    message = (
+        f"there is nothing to learn from: the target is new noise ({t.operation}) in {t.passes} of {t.passes} recorded passes (limit "
+        f"{passes:g}), not the noise that was mixed in: the best prediction is 0"
+    )
+    return found(
+        severity,
+        message,
+        location=t.site,
+        evidence=[Evidence("passes whose target is new noise", t.passes, passes, ">=")],
+        remedies=[Remedy("check-target", "draw the noise once, add it to the input, and predict the same tensor", "unsafe")],
         confirmed=BY_VALUE if severity == "error" else "",
     )
 

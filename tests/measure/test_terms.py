@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradcheck.measure.checks.terms import Listing, terms_of
+from gradcheck.measure.checks.listing import Listing, terms_of
 from tests.scripts import DATA, codes, complaints, scan, written
 
 # Each has a loss `x` terms of which train nothing, and one in which they do.

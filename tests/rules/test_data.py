@@ -11,8 +11,9 @@ import pytest
 from gradcheck.rules.data.non_finite_input import non_finite_input
 from gradcheck.rules.data.uninformative_features import uninformative_features
 from gradcheck.rules.data.unscaled_input import unscaled_input
+from gradcheck.types.loop import LoopReads
 from gradcheck.types.measurement import Entering, Measurement
-from tests.literals import data, input_facts, layer, location, loss_call, measurement, norm, parameter, run, snapshots
+from tests.literals import data, input_facts, layer, location, loop, loss_call, measurement, norm, parameter, run, snapshots
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 
@@ -57,7 +58,7 @@ class TestUnscaledInput:
     def test_large_scales(self, std, expected):
         assert severities(unscaled_input, fed(std=std, feature_std_ratio=2.0)) == expected
 
-    @pytest.mark.parametrize(("std", "expected"), [(1.1e-3, []), (0.9e-3, ["warning"])])
+    @pytest.mark.parametrize(("std", "expected"), [(2.1e-3, []), (1.9e-3, ["warning"])])
     def test_tiny_scales(self, std, expected):
         assert severities(unscaled_input, fed(std=std, min=-4e-3, max=4e-3)) == expected
 
@@ -197,3 +198,10 @@ class TestWhatTheModelMakesOfItsInputs:
 
     def test_counts_that_are_rare_are_no_scale(self):
         assert severities(unscaled_input, self.entering(mean=20.0)) == []
+
+
+def test_data_that_each_reading_changes():
+    m = measurement(loop=loop(reads=LoopReads(changed=True, changed_site=location(12))))
+    f = only(unscaled_input, m)
+    assert f.severity == "error" and f.location == location(12)
+    assert all("keeps" not in f.message for f in findings(unscaled_input, measurement(loop=loop(reads=LoopReads(10, 100)))))

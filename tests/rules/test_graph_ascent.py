@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gradcheck.rules.graph.gradient_ascent import gradient_ascent
+from gradcheck.rules.loss.inert_loss_term import inert_loss_term
+from gradcheck.types.checks import IdleTerm
 from gradcheck.types.losses import Ascent
 from tests.literals import diverged, location, loop, loss_call, measurement, optimizer, run
 from tests.rules.verdicts import findings, only, severities
@@ -67,3 +69,18 @@ class TestGradientAscent:
     def test_a_density_may_exceed_one(self):
         m = measurement(losses=(loss_call("gaussian_nll_loss"),), ascent=Ascent(1.0, unbounded=True), probe=diverged())
         assert findings(gradient_ascent, m) == []
+
+    def test_a_loss_that_runs_away_is_told_at_the_sum_that_lowers_it(self):
+        term = IdleTerm("runaway", "add", location(40), -880.0, 900.0)
+        m = measurement(losses=(loss_call(),), ascent=Ascent(1.0, unbounded=True), probe=run((0.1, -900.0)), idle_terms=(term,))
+        assert only(gradient_ascent, m).location == location(40)
+
+    @pytest.mark.parametrize(("what", "severity"), [("classes", "error"), ("map", "warning")])
+    def test_a_loss_that_leads_away_from_its_targets(self, what, severity):
+        m = measurement(losses=(), idle_terms=(IdleTerm("away", what, location(31), 0.96, 0.4),))
+        f = only(gradient_ascent, m)
+        assert f.severity == severity and f.location == location(31) and "96 %" in f.message
+        assert (
+            findings(gradient_ascent, measurement(ascent=Ascent(1.0), idle_terms=(IdleTerm("away", what, location(31), 0.94, 0.4),))) == []
+        )
+        assert findings(inert_loss_term, m) == []

@@ -14,7 +14,7 @@ from gradcheck.rules.loop.optimizer_never_steps import optimizer_never_steps
 from gradcheck.rules.loop.same_batch_every_step import same_batch_every_step
 from gradcheck.rules.loop.scaler_misused import scaler_misused
 from gradcheck.rules.loop.schedule_kills_rate import schedule_kills_rate
-from gradcheck.types.loop import LoopBatches, LoopClip, LoopEvaluation, LoopScaler
+from gradcheck.types.loop import LoopBatches, LoopClip, LoopEvaluation, LoopReads, LoopScaler
 from gradcheck.types.measurement import Measurement
 from tests.literals import location, loop, measurement, optimizer, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
@@ -234,3 +234,9 @@ class TestScaler:
         assert findings(scaler_misused, seen(scaler=scaler(), clips=(clip(),))) == []
         assert no_verdict(scaler_misused, seen()) == "not-applicable"
         assert no_verdict(scaler_misused, seen(scaler=scaler(scaled=0, steps=0))) == "not-applicable"
+
+
+def test_a_sampler_with_too_few_weights():
+    m = measurement(loop=loop(reads=LoopReads(10, 1400, location(12))))
+    f = only(same_batch_every_step, m)
+    assert f.severity == "warning" and f.location == location(12) and "10 weights for 1400 samples" in f.message

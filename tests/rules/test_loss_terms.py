@@ -91,3 +91,9 @@ def test_limits_of_unbalanced_terms(name):
 def test_terms_that_weigh_their_entries_alike():
     assert findings(unbalanced_loss_terms, measurement(loss_given=True)) == []
     assert no_verdict(unbalanced_loss_terms, measurement(loss_given=False)) == "not-applicable"
+
+
+@pytest.mark.parametrize(("passes", "severity"), [(15, "warning"), (16, "error")])
+def test_a_target_that_is_new_noise(passes, severity):
+    f = only(no_learning_signal, silent("drawn", passes))
+    assert f.severity == severity and "the best prediction is 0" in f.message and f.location == location(40)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gradcheck.measure.checks.context import CheckContext
-from gradcheck.measure.checks.terms import DEEP, Call, Listing, parts_of, terms_of
+from gradcheck.measure.checks.listing import DEEP, Call, Listing, parts_of, terms_of
 from gradcheck.types.checks import Imbalance, LossTerm
 from gradcheck.workload.training_copy import TrainingCopy
 

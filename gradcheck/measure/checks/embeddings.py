@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gradcheck.measure.checks.context import CheckContext
-from gradcheck.measure.checks.terms import Call, Listing
+from gradcheck.measure.checks.listing import Call, Listing
 from gradcheck.types.checks import Embeddings
 from gradcheck.types.location import Location
 from gradcheck.workload.tensors import named_tensors

@@ -1,0 +1,126 @@
+"""Where a loss leads: terms that run away below zero, and gradients that lead every output away from its target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from gradcheck.measure.checks.listing import DEEP, SCALES, SUMS, Call, parts_of
+from gradcheck.types.checks import IdleTerm
+from gradcheck.types.location import Location
+from gradcheck.workload.tensors import named_tensors, tensors_in
+
+FEWEST = 2  # targets of a sample: the distance of two samples is rightly small where "alike" is 1
+MOST_CLASSES = 1 << 14
+
+
+class Passes:
+    """What the model was given in one training step, and its first output."""
+
+    def __init__(self) -> None:
+        self.given: list[torch.Tensor] = []
+        self.output: torch.Tensor | None = None
+
+    @contextmanager
+    def of(self, model: nn.Module) -> Iterator[Passes]:
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self.given += [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            found = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
+            self.output = found[0] if len(found) == 1 and self.output is None else None
+
+        handle = model.register_forward_hook(note, with_kwargs=True)
+        try:
+            yield self
+        finally:
+            handle.remove()
+
+
+def runaway(whole: Call, total: float) -> IdleTerm | None:
+    """The sum in which a term outweighs the others below zero, where the loss has fallen there."""
+    call = whole
+    for _ in range(DEEP):
+        parts = parts_of(call)
+        values = [float(t.detach().float().mean()) for t, _ in parts if t.requires_grad]
+        if len(values) > 1 and call.name in SUMS:
+            lowers = call.name.strip("_") in ("sub", "isub", "subtract") and values[1] > 0 > values[0] - values[1]
+            return IdleTerm("runaway", call.name.strip("_"), call.place, -max(values) if lowers else min(values), total)
+        if len(parts) != 1 or parts[0][1] is None:
+            return None
+        call = parts[0][1]
+    return None
+
+
+def away(whole: Call, loss: torch.Tensor, passes: Passes, batch: Any, made: frozenset[str]) -> IdleTerm | None:
+    """Whether the loss leads each output away from its target: those of a 1, or of the right class, down, and the others up.
+
+    None where no single tensor of the batch is the target for certain, or torch's own loss functions take the output.
+    """
+    output = passes.output
+    target = _target(output, passes.given, batch, made) if output is not None else None
+    if output is None or target is None or _known(whole):
+        return None
+    (gradient,) = torch.autograd.grad(loss, [output], retain_graph=True, allow_unused=True)
+    if gradient is None or not bool(torch.isfinite(gradient).all()):
+        return None
+    gradient = gradient.double()
+    shares = [_share(gradient[target]), _share(-gradient[~target])]
+    least = min(shares) if None not in shares else None  # type: ignore[type-var]
+    what = "map" if int(target.sum()) != output.numel() // output.shape[1] else "classes"
+    return IdleTerm("away", what, _place(whole), least, float(loss.detach())) if least is not None else None
+
+
+def _share(gradient: torch.Tensor) -> float | None:
+    """Of a gradient's absolute sum, the share of its positive entries: descent lowers these outputs. None where it is zero."""
+    size = float(gradient.abs().sum())
+    return float(gradient.clamp(min=0).sum()) / size if size else None
+
+
+def _target(output: torch.Tensor, given: list[torch.Tensor], batch: Any, made: frozenset[str]) -> torch.Tensor | None:
+    """[...] bool, of the output's shape: where the target is 1, or which class is right."""
+    ours = {t.data_ptr() for t in given}
+    rows = output.numel() // output.shape[1] if output.dim() > 1 else 0
+    named = [(name, t) for name, t in named_tensors(batch) if t.data_ptr() not in ours and t.numel() in (output.numel(), rows)]
+    if len(named) != 1 or named[0][0] in made or not output.numel():
+        return None
+    target = named[0][1].detach()
+    if target.numel() == output.numel():
+        binary = target.numel() >= FEWEST * len(output) and bool(((target == 0) | (target == 1)).all())
+        mask = target.reshape(output.shape) == 1
+        return mask if binary and bool(mask.any()) and not bool(mask.all()) else None
+    classes = output.shape[1]
+    shape = (output.shape[0], *output.shape[2:])
+    fits = [n for n in target.shape if n > 1] == [n for n in shape if n > 1]
+    if not fits or target.is_floating_point() or target.dtype == torch.bool or not 1 < classes <= MOST_CLASSES:
+        return None
+    if int(target.min()) < 0 or int(target.max()) >= classes:
+        return None
+    return torch.zeros_like(output, dtype=torch.bool).scatter_(1, target.reshape(shape).unsqueeze(1).long(), True)
+
+
+def _known(whole: Call) -> bool:
+    """Whether one of torch's loss functions is part of it: its sign is looked at by itself."""
+    pending, seen = [whole], set[int]()
+    while pending:
+        call = pending.pop()
+        if call.is_loss:
+            return True
+        if id(call) not in seen:
+            seen.add(id(call))
+            pending += call.calls
+    return False
+
+
+def _place(whole: Call) -> Location | None:
+    """Where the loss is made, before it is scaled by a number."""
+    call = whole
+    for _ in range(DEEP):
+        parts = parts_of(call)
+        if call.name not in SCALES or len(parts) != 1 or parts[0][1] is None:
+            break
+        call = parts[0][1]
+    return call.place

@@ -1,0 +1,121 @@
+"""Scripts after public bug reports, one fault each: the finding stands at the line of the cause, and the cured script is silent."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.test_scripts_causes import check, one_thread  # noqa: F401 (a fixture)
+
+FLIPPED = """
+x = torch.randn(256, 12)
+y = TARGET
+model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 6))
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for epoch in range(4):
+    for inputs, targets in DataLoader(TensorDataset(x, y), batch_size=32):
+        p = model(inputs)
+        overlap = OVERLAP
+        loss = overlap.mean()  # here
+        optimizer.zero_grad()
+        (loss / 2).backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "overlap", "severity"),
+    [
+        ("(x[:, :6] > 0).float()", "2 * (p.sigmoid() * targets).sum(1) / (p.sigmoid() + targets).sum(1)", "warning"),
+        ("x[:, :6].argmax(1)", "p.softmax(1).gather(1, targets.unsqueeze(1))", "error"),
+    ],
+)
+def test_a_bounded_loss_whose_sign_is_flipped(target, overlap, severity, tmp_path):
+    text = FLIPPED.replace("TARGET", target).replace("OVERLAP", overlap)
+    check(tmp_path, text, text.replace("overlap.mean()", "(1 - overlap).mean()"), "GRAPH004", severity)
+
+
+RUNAWAY = """
+x = torch.rand(256, 12)
+encoder, decoder = nn.Linear(12, 8), nn.Linear(4, 12)
+optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 3e-2)
+for epoch in range(4):
+    for inputs in x.split(32):
+        mean, log_var = encoder(inputs).chunk(2, 1)
+        z = mean + torch.randn_like(mean) * (0.5 * log_var).exp()
+        error = F.mse_loss(decoder(z), inputs)
+        kl = -0.5 * (1 + log_var - mean ** 2 - log_var.exp()).mean()
+        loss = error - kl  # here
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_the_sum_in_which_a_term_takes_the_loss_below_zero(tmp_path):
+    check(tmp_path, RUNAWAY, RUNAWAY.replace("error - kl", "error + kl"), "GRAPH004", "error")
+
+
+NOISE = """
+x = torch.randn(256, 4).tanh()
+model = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 4))
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for epoch in range(5):
+    for (clean,) in DataLoader(TensorDataset(x), batch_size=32):
+        level = torch.rand(len(clean), 1)
+        noise = torch.randn_like(clean)
+        noisy = (1 - level) * clean + level * noise
+        loss = F.mse_loss(model(torch.cat([noisy, level], 1)), torch.randn_like(clean))  # here
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_noise_that_is_drawn_again_for_the_loss(tmp_path):
+    check(tmp_path, NOISE, NOISE.replace("torch.randn_like(clean))", "noise)"), "LOSS008", "error", steps=20)
+
+
+READ_IN_PLACE = """
+class Rows(torch.utils.data.Dataset):
+    def __init__(self):
+        self.x, self.y = 255 * torch.rand(64, 6), torch.randint(3, (64,))
+        self.reads, self.cache = torch.zeros(64, 2), torch.zeros(64, 6)
+    def __len__(self):
+        return 64
+    def __getitem__(self, i):
+        self.reads[i] += 1
+        self.cache[i] = self.x[i] + torch.rand(6)
+        x = self.x[i]
+        x /= 255  # here
+        return x, self.y[i], self.cache[i]
+model = nn.Linear(6, 3)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for epoch in range(4):
+    for x, y, _ in DataLoader(Rows(), batch_size=16, shuffle=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+def test_data_that_reading_changes(tmp_path):
+    check(tmp_path, READ_IN_PLACE, READ_IN_PLACE.replace("x /= 255", "x = x / 255"), "DATA001", "error")
+
+
+SAMPLED = """
+x = torch.randn(256, 6)
+y = (x[:, 0] > 0).long()
+weights = 1 / torch.bincount(y).float()
+sampler = torch.utils.data.WeightedRandomSampler(weights, 256)  # here
+model = nn.Linear(6, 2)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for epoch in range(2):
+    for inputs, targets in DataLoader(TensorDataset(x, y), batch_size=16, sampler=sampler):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+"""
+
+
+def test_a_sampler_that_has_a_weight_for_each_class(tmp_path):
+    check(tmp_path, SAMPLED, SAMPLED.replace("(weights, 256)", "(weights[y], 256)"), "LOOP005", "warning")
