@@ -8,7 +8,16 @@ from gradcheck.remedies.data import batches, placeholder
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import head, lsuv, recurrent, weights
 from gradcheck.remedies.loop import edits
-from gradcheck.remedies.loss import form, label_smoothing, reduction, replacement, stability
+from gradcheck.remedies.loss import (
+    balancing,
+    form,
+    label_smoothing,
+    reduction,
+    replacement,
+    stability,
+    stopped_gradient,
+    term_weight,
+)
 from gradcheck.remedies.normalization import layers, modes
 from gradcheck.remedies.optimizer import adaptive, schedule, settings, weight_decay
 from gradcheck.remedies.precision import regions
@@ -31,6 +40,9 @@ MODULES = (
     replacement,
     form,
     reduction,
+    term_weight,
+    stopped_gradient,
+    balancing,
     stability,
     output,
     batches,

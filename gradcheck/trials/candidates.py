@@ -16,6 +16,8 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Task
 
+# What enters for a finding beside the remedies that it names: changes of the loss, which only trainings beside each other can prove.
+ALSO_FOR = {"ACT004": "stop-gradient", "MOE001": "load-balancing", "LOSS010": "kl-weight"}
 MOST = 18  # remedies by default; the findings' come first
 UNFIT = "it does not fit this model, its data or its optimizer"
 # Penalties at the start over the loss: the best strength of a linear model and that of a net differ by a factor of a hundred.
@@ -78,8 +80,9 @@ def findings_of(findings: Iterable[Finding]) -> dict[str, Finding]:
     """Remedy -> the first finding that proposes it; findings come worst first."""
     found: dict[str, Finding] = {}
     for finding in findings:
-        for remedy in finding.remedies:
-            found.setdefault(remedy.name, finding)
+        also = [ALSO_FOR[finding.code]] if finding.code in ALSO_FOR else []
+        for name in (*also, *(r.name for r in finding.remedies)):
+            found.setdefault(name, finding)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from gradcheck.remedies.catalogue import apply
+from gradcheck.remedies.loss.balancing import without_balancing
 from gradcheck.training.early_stopping import stopped_early, stops_early
 from gradcheck.training.lab import Lab
 from gradcheck.training.metrics import predictions, scores, task_of
@@ -20,6 +21,7 @@ from gradcheck.training.result import Result
 from gradcheck.training.splits import Splitter
 from gradcheck.training.trainer import Trainer, sample_mean
 from gradcheck.trials.target_scaling import in_untreated_units
+from gradcheck.trials.yardstick import Yardstick
 from gradcheck.types.fix import Fix
 from gradcheck.types.training import Run
 from gradcheck.types.trial import Task
@@ -47,21 +49,26 @@ class TrialLab(Lab):
 
     splitter: Splitter
     task: Task = "other"
+    yardstick: Yardstick | None = None  # in place of the loss, where that cannot say which run is better
 
     def __init__(self, workload: Workload, splitter: Splitter) -> None:
         super().__init__(workload, apply, splitter)
 
     @property
     def metric(self) -> str:
-        return "training loss" if self.splitter.how == "none" else "validation loss"
+        if self.splitter.how == "none":
+            return "training loss"
+        return self.yardstick.name if self.yardstick is not None else "validation loss"
 
     def judge(self, seed: int, treated: TreatedWorkload) -> TrainingStep:
         """The user's own loss in its own units, since penalties, smoothed labels and scaled targets are not comparable."""
         base = self.base(seed)
+        if self.yardstick is not None:
+            return self.yardstick.made(base.workload.training_step)
         own = {p.treatment for p in treated.applied} & OTHER_LOSS
         loss = base.workload.loss
         if loss is None or own:
-            return treated.workload.training_step
+            return without_balancing(treated.workload.training_step)
         judge = make_training_step(loss)
         return in_untreated_units(judge, base, treated)
 
@@ -132,7 +139,7 @@ class TrialLab(Lab):
     def _scores(self, course: Trainer, value: float) -> dict[str, float]:
         """The metrics of the task, and the generalization gap: validation loss less training loss."""
         w = course.treated.workload
-        gap = {"generalization gap": value - training_loss(course.record())}
+        gap = {"generalization gap": value - training_loss(course.record())} if self.yardstick is None else {}
         try:
             with course.evaluating() as model:
                 found = predictions(model, w.val_batches) if w.loss is not None else None

@@ -28,6 +28,7 @@ from gradcheck.trials.ranking import base_entry, entry_of, interactions, ranked,
 from gradcheck.trials.rounds import NEXT_TO, Tournament
 from gradcheck.trials.standings import RELEVANT_SHARE, Candidate, ComparisonMetric
 from gradcheck.trials.summary import explained, verdict
+from gradcheck.trials.yardstick import yardstick_of
 from gradcheck.types.measurement import Assumption
 from gradcheck.types.report import Report
 from gradcheck.types.trial import SearchPoint, Task, TrialResult
@@ -75,6 +76,7 @@ def trial_workload(
     lab = TrialLab(workload, splitter)
     task = lab.tell_task()
     found = entries(report, task, options.remedies, variants=options.search is None)
+    lab.yardstick = yardstick_of((fix for candidate in found for fix in candidate.fixes), report.measurement)
     ended: str = "done"
     points: tuple[SearchPoint, ...] = ()
     with WorkerPool(lab, options.workers or usual_workers(workload)) as pool:
@@ -89,7 +91,7 @@ def trial_workload(
     result = concluded(tournament, task, ended, points)
     result = with_edits(result, report, workload)
     samples = _sample_counts(lab)
-    said = (*report.measurement.assumptions, *assumptions(splitter, workload, samples))
+    said = (*report.measurement.assumptions, *assumptions(splitter, workload, samples), *_compared_by(lab))
     result = replace(
         result, target=workload.name, samples=samples, assumptions=said, budget=options.budget, seconds=time.perf_counter() - started
     )
@@ -116,7 +118,7 @@ def _tournament(
     chosen = planner.plan(left, timed.step + timed.validating / SPARSE)
     metric = ComparisonMetric(
         lab.metric,
-        _relevant(timed.start, report.measurement.chance),
+        _relevant(timed.start, report.measurement.chance if lab.yardstick is None else None),
         SCORES.get(lab.task),
         lab.splitter.overlap,
         lab.splitter.how in ("given", "time-ordered"),
@@ -192,6 +194,12 @@ def with_edits(result: TrialResult, report: Report, workload: Workload) -> Trial
     except GradcheckError as error:
         return replace(result, unwritten=(*missing, *((p.treatment, error.message) for p in wanted)))
     return replace(result, diff=plan.diff, unwritten=(*missing, *((p.treatment, why) for p, why in plan.unwritten)))
+
+
+def _compared_by(lab: TrialLab) -> tuple[Assumption, ...]:
+    if lab.yardstick is None or lab.splitter.how == "none":
+        return ()
+    return (Assumption("comparison", f"runs are compared by {lab.yardstick.said}"),)
 
 
 def _sample_counts(lab: TrialLab) -> tuple[int, int]:

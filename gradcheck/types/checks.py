@@ -260,6 +260,7 @@ class Imbalance:
     ratio: float  # of the weights of their entries
     gradients: float  # of the norms of their gradients in the weights that both train; before training or after the probe, the larger
     spread: float  # of what the strong term is made of, over the samples: after the probe over that before training
+    balanced: float | None = None  # factor that makes the strong term a divergence beside a likelihood; None: it is no such divergence
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -11,17 +11,37 @@ import torch
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.listing import DEEP, Call, Listing, parts_of, terms_of
 from gradcheck.types.checks import Imbalance, LossTerm
+from gradcheck.workload.tensors import batch_size
 from gradcheck.workload.training_copy import TrainingCopy
 
 FEWEST = 3.0  # ratio of weights below which two terms are not compared any further; rules ask for more
 MOST_TERMS = 8  # that are compared
 FEWEST_SAMPLES = 4  # whose differences are a spread
 _REDUCTIONS = frozenset(("sum", "mean", "nansum", "nanmean"))
+LIKELIHOODS = frozenset(
+    "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy nll_loss gaussian_nll_loss poisson_nll_loss".split()
+)
+PROPORTIONAL = 0.999  # cosine from which a gradient points along the means: that of a divergence from the standard normal does
 _PER_TARGET = frozenset(("cross_entropy", "nll_loss"))
 
 
+@dataclass(frozen=True)
+class Traded:
+    """A divergence from the standard normal, and the error of what is decoded."""
+
+    error: float  # mean over its entries
+    nats: float  # of divergence for each of them
+    factor: float  # of the divergence at which both are one likelihood; of squared errors, that of a normal with the present error
+    likelihood: bool  # the error is one in nats
+
+    @property
+    def together(self) -> float:
+        """Both as one: a likelihood in nats, or the squared error that a code of no nats would be as good as."""
+        return self.error + self.nats if self.likelihood else self.error * math.exp(2 * self.nats)
+
+
 @dataclass(eq=False)
-class _Term:
+class Term:
     """A scalar of the loss and the call that reduced entries to it.
 
     `made_of`: the tensors with gradient that the entries come from; none where they are compared with data.
@@ -32,11 +52,69 @@ class _Term:
     scalar: float  # factor of the call's result in the loss
     made_of: list[torch.Tensor] = field(default_factory=list)
 
+    @property
+    def value(self) -> torch.Tensor:
+        """What it adds to the loss, up to the sign of differences."""
+        return self.scalar * self.call.tensor.sum()
+
+    def is_like(self, other: LossTerm) -> bool:
+        return (self.facts.operation, self.facts.site) == (other.operation, other.site)
+
+
+@torch.enable_grad()
+def traded(loss: Callable[[], torch.Tensor], strong: LossTerm, weak: LossTerm) -> Traded | None:
+    """The two terms in another pass, known by their operations and places."""
+    listing = Listing()
+    with listing:
+        value = loss()
+    whole = listing.of(value)
+    terms = list(reduced(whole, set())) if whole is not None else []
+    found = [[t for t in terms if t.is_like(facts)] for facts in (strong, weak)]
+    return traded_of(found[0][0], found[1][0]) if [len(x) for x in found] == [1, 1] else None
+
+
+def traded_of(strong: Term, weak: Term) -> Traded | None:
+    """None where the strong term is no divergence of a normal distribution from the standard one."""
+    scale = _scale(strong)
+    entries = math.prod(weak.facts.shape)
+    error = float(weak.value.detach().abs()) / (weak.facts.weight * entries)
+    if scale is None or not error or not math.isfinite(error):
+        return None
+    likelihood = weak.facts.operation in LIKELIHOODS
+    factor = (1.0 if likelihood else 2 * error) * weak.facts.weight / scale
+    return Traded(error, abs(float(strong.value.detach())) / scale / entries, factor, likelihood)
+
+
+def _below(call: Call, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """The tensors with gradient, as large as the entries, that the entries are computed from."""
+    pending = [call]
+    for _ in range(DEEP):
+        if not pending:
+            return
+        here = pending.pop()
+        yield from (t for t in here.given if t.requires_grad and t.shape == shape)
+        pending += [c for c in here.calls if c.live and c.tensor.shape in (shape, ())]
+
+
+def _scale(strong: Term) -> float | None:
+    """How many times the divergence, in nats over all samples, is in the loss: its gradient in the means is so many times the means."""
+    means = {id(t): t for t in _below(strong.call, strong.facts.shape)}
+    given = torch.autograd.grad(strong.value, list(means.values()), retain_graph=True, allow_unused=True) if means else ()
+    found = []
+    for t, g in zip(means.values(), given, strict=True):
+        if g is None or not bool(g.any()):
+            continue
+        x, g = t.detach().double().reshape(-1), g.double().reshape(-1)
+        if abs(float(x @ g)) >= PROPORTIONAL * float(x.norm() * g.norm()):
+            found.append(abs(float(x @ g)) / float(x @ x))
+    return max(found, default=None)  # the logarithm of the variance is a small number, and its gradient half as large
+
 
 def imbalance(context: CheckContext) -> Imbalance | None:
     """The two terms whose entries differ most in weight. None where there are no such two."""
     batches = context.workload.batches
-    late = _Look(context.trained, batches[-1])
+    whole = [b for b in batches if batch_size(b) == batch_size(batches[0])]  # a last one that is smaller weighs its entries otherwise
+    late = _Look(context.trained, whole[-1])
     pair = late.pair()
     if pair is None:
         return None
@@ -50,7 +128,10 @@ def imbalance(context: CheckContext) -> Imbalance | None:
     spreads = [_spread(a) / b for a, t in zip(strong.made_of, first.made_of, strict=False) if (b := _spread(t)) > 0]
     if not spreads or len(strong.made_of) != len(first.made_of):
         return None
-    return Imbalance(strong.facts, weak.facts, strong.facts.weight / weak.facts.weight, gradients, max(spreads))
+    both = traded_of(strong, weak)
+    return Imbalance(
+        strong.facts, weak.facts, strong.facts.weight / weak.facts.weight, gradients, max(spreads), both.factor if both else None
+    )
 
 
 class _Look:
@@ -62,11 +143,11 @@ class _Look:
         with torch.enable_grad(), listing:
             loss = copy.loss(batch)
         whole = listing.of(loss)
-        self.terms: list[_Term] = []
+        self.terms: list[Term] = []
         if whole is not None and loss.requires_grad and bool(torch.isfinite(loss.detach()).all()):
-            self.terms = list(_reduced(whole, {id(p) for p in self.parameters}))[:MOST_TERMS]
+            self.terms = list(reduced(whole, {id(p) for p in self.parameters}))[:MOST_TERMS]
 
-    def pair(self) -> tuple[_Term, _Term] | None:
+    def pair(self) -> tuple[Term, Term] | None:
         """The term whose entries weigh most, and the heaviest one as a whole of those whose entries weigh much less."""
         strong = max((t for t in self.terms if t.made_of), key=lambda t: t.facts.weight, default=None)
         if strong is None:
@@ -74,11 +155,11 @@ class _Look:
         lighter = [t for t in self.terms if FEWEST * t.facts.weight < strong.facts.weight]
         return (strong, max(lighter, key=lambda t: t.facts.weight * math.prod(t.facts.shape))) if lighter else None
 
-    def like(self, term: _Term) -> _Term | None:
-        same = [t for t in self.terms if (t.facts.operation, t.facts.site) == (term.facts.operation, term.facts.site)]
+    def like(self, term: Term) -> Term | None:
+        same = [t for t in self.terms if t.is_like(term.facts)]
         return same[0] if len(same) == 1 else None
 
-    def gradients(self, strong: _Term, weak: _Term) -> float:
+    def gradients(self, strong: Term, weak: Term) -> float:
         """Ratio of the norms of the gradients of two terms, in the weights that both reach; 0 where they share none."""
         given = [
             torch.autograd.grad(t.scalar * t.call.tensor.sum(), self.parameters, retain_graph=True, allow_unused=True)
@@ -89,7 +170,7 @@ class _Look:
         return one / other if other > 0 else 0.0
 
 
-def _reduced(whole: Call, parameters: set[int]) -> Iterator[_Term]:
+def reduced(whole: Call, parameters: set[int]) -> Iterator[Term]:
     """The scalars that a loss is a sum of, down to those that a reduction of entries made."""
     pending = [(whole, 1.0)]
     for _ in range(DEEP):
@@ -101,7 +182,7 @@ def _reduced(whole: Call, parameters: set[int]) -> Iterator[_Term]:
             shape, share, ends = entries
             facts = LossTerm(call.name.strip("_"), call.place, shape, abs(factor * share))
             made_of = {} if _is_compared(ends, parameters) else {id(t): t.detach() for end in ends for t in _behind(end, parameters)}
-            yield _Term(call, facts, factor, list(made_of.values()))
+            yield Term(call, facts, factor, list(made_of.values()))
         elif call.tensor.numel() == 1:
             pending += [(source, factor * call.factor) for _, source in parts_of(call) if source is not None]
 

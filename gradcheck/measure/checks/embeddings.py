@@ -48,12 +48,12 @@ def embeddings(context: CheckContext) -> Embeddings | None:
     early = _taken(fresh, batch)
     if early.outputs.keys() != late.outputs.keys():
         return None
-    start, end = (min(_spread(torch.cat(x)) for x in found.outputs.values()) for found in (early, late))
+    start, end = (min(spread_of(torch.cat(x)) for x in found.outputs.values()) for found in (early, late))
     constant = max(_with_constant(context.trained, batch, late, seed) for seed in range(POINTS))
     return Embeddings(start, end, early.loss, late.loss, constant, len(late.outputs) == 1 and late.stopped, late.place)
 
 
-def _spread(outputs: torch.Tensor) -> float:
+def spread_of(outputs: torch.Tensor) -> float:
     """Standard deviation of the normalised embeddings over the samples, times sqrt(features): 1 for points all around, 0 for one."""
     centre = F.normalize(outputs.detach().float(), dim=1).mean(0)
     return float((1 - centre.square().sum()).clamp(min=0).sqrt())
@@ -64,13 +64,13 @@ def _taken(copy: TrainingCopy, batch: Any) -> _Pass:
     paths = {id(m): name for name, m in copy.model.named_modules()}
 
     def note(module: nn.Module, output: Any) -> Any:
-        if _is_embedding(output):
+        if is_embedding(output):
             found.outputs.setdefault(paths.get(id(module), ""), []).append(output)
             found.stopped = found.stopped or not output.requires_grad
         return output
 
     listing = Listing()
-    with torch.enable_grad(), _outermost(note), listing:
+    with torch.enable_grad(), outermost(note), listing:
         loss = copy.loss(batch)
     found.loss = float(loss.detach())
     whole = listing.of(loss)
@@ -82,7 +82,7 @@ def _taken(copy: TrainingCopy, batch: Any) -> _Pass:
     return found
 
 
-def _is_embedding(output: Any) -> bool:
+def is_embedding(output: Any) -> bool:
     plain = isinstance(output, torch.Tensor) and output.is_floating_point() and output.dim() == 2
     return plain and output.shape[0] >= SAMPLES and output.shape[1] >= FEATURES
 
@@ -113,21 +113,25 @@ def _with_constant(copy: TrainingCopy, batch: Any, found: _Pass, seed: int) -> f
 
     def replace(module: nn.Module, output: Any) -> Any:
         point = points.get(paths.get(id(module), ""))
-        fits = _is_embedding(output) and point is not None and point.shape == output.shape[1:]
+        fits = is_embedding(output) and point is not None and point.shape == output.shape[1:]
         return point.expand_as(output) + 0 * output if fits and point is not None else output
 
-    with torch.no_grad(), _outermost(replace):
+    with torch.no_grad(), outermost(replace):
         return float(copy.loss(batch))
 
 
 @contextmanager
-def _outermost(look: Any) -> Iterator[None]:
-    """While active, `look(module, output)` gives what modules return that are called from outside all others and hold weights."""
+def outermost(look: Any, given: Any = None) -> Iterator[None]:
+    """While active, `look(module, output)` gives what modules return that are called from outside all others and hold weights.
+
+    `given(module, args)`: what they get, or None for what they were given.
+    """
     depth = 0
 
-    def before(module: nn.Module, args: Any) -> None:
+    def before(module: nn.Module, args: Any) -> Any:
         nonlocal depth
         depth += _holds_weights(module)
+        return given(module, args) if given is not None and depth == 1 and _holds_weights(module) else None
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         nonlocal depth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
     layer: str
     scores: torch.Tensor  # [tokens, experts]
     index: torch.Tensor  # [tokens, chosen]
@@ -72,14 +72,14 @@ def _form(module: nn.Module) -> tuple[type, tuple[torch.Size, ...]]:
     return type(module), tuple(p.shape for p in module.parameters())
 
 
-class _Watching(ActivationRecorder):
+class Watching(ActivationRecorder):
     """Sees choices inside the model, and how many rows each expert gets."""
 
     def __init__(self, names: Mapping[int, str], groups: Sequence[Group]) -> None:
         super().__init__(names)
         self.counts = {g.count for g in groups}
         self.experts = {m for g in groups for m in g.members}
-        self.choices: list[_Choice] = []
+        self.choices: list[Choice] = []
         self.rows: dict[str, int] = defaultdict(int)
         self.given: dict[str, set[int]] = defaultdict(set)  # what experts are called with
         self.kept: list[torch.Tensor] = []
@@ -104,12 +104,12 @@ class _Watching(ActivationRecorder):
         if scores is None or index is None or int(index.max()) >= scores.shape[1]:
             return
         site = self.scored.get(scores.shape[1]) or location_of_frame(caller())
-        self.choices.append(_Choice(self.module_name, scores, index.reshape(len(scores), -1), site))
+        self.choices.append(Choice(self.module_name, scores, index.reshape(len(scores), -1), site))
 
-    def is_routing(self, choice: _Choice, groups: Sequence[Group]) -> bool:
+    def is_routing(self, choice: Choice, groups: Sequence[Group]) -> bool:
         return any(g.count == choice.scores.shape[1] and near(g.owner, choice.layer) and self._follows(choice, g) for g in groups)
 
-    def _follows(self, choice: _Choice, group: Group) -> bool:
+    def _follows(self, choice: Choice, group: Group) -> bool:
         loads = torch.bincount(choice.index.reshape(-1), minlength=group.count).tolist() if group.members else []
         return follows(group, loads, self.rows, self.given)
 
@@ -143,25 +143,25 @@ def near(owner: str, layer: str) -> bool:
     return owner in (layer, layer.rpartition(".")[0])
 
 
-def _chosen(context: CheckContext, copy: TrainingCopy, groups: Sequence[Group]) -> dict[str, list[_Choice]]:
+def _chosen(context: CheckContext, copy: TrainingCopy, groups: Sequence[Group]) -> dict[str, list[Choice]]:
     """Choices by layer, over some batches."""
     names = {id(m): name for name, m in copy.model.named_modules()}
-    found: dict[str, list[_Choice]] = defaultdict(list)
+    found: dict[str, list[Choice]] = defaultdict(list)
     Dice(context.seed).throw()
     with restored(copy):
         for batch in context.workload.batches[:BATCHES]:
-            watching = _Watching(names, groups)
+            watching = Watching(names, groups)
             with watching:
                 copy.loss(batch)
             for choice in watching.choices:
                 if watching.is_routing(choice, groups):
-                    found[choice.layer].append(choice)
+                    found[choice.layer].append(replace(choice, scores=choice.scores.detach()))
             if not found:
                 break
     return found
 
 
-def _router(layer: str, after: Sequence[_Choice], before: Sequence[_Choice]) -> Router:
+def _router(layer: str, after: Sequence[Choice], before: Sequence[Choice]) -> Router:
     experts, chosen = after[0].scores.shape[1], after[0].index.shape[1]
     probabilities = torch.cat([distribution(c.scores) for c in after])
     entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1).mean()
@@ -177,7 +177,7 @@ def distribution(scores: torch.Tensor) -> torch.Tensor:
     return scores.softmax(-1)
 
 
-def _loads(choices: Sequence[_Choice]) -> tuple[float, ...]:
+def _loads(choices: Sequence[Choice]) -> tuple[float, ...]:
     experts = choices[0].scores.shape[1]
     counts = sum(torch.bincount(c.index.reshape(-1), minlength=experts) for c in choices)
     assert isinstance(counts, torch.Tensor)

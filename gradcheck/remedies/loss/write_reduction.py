@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from gradcheck.remedies.editing.context import Context, Writer
+from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Unwritable
 from gradcheck.remedies.editing.nodes import argument, called, set_argument
 from gradcheck.types.fix import Fix
@@ -25,4 +25,10 @@ def average(p: Fix, context: Context) -> None:
     set_argument(draft, place, "reduction", '"mean"')
 
 
-WRITERS: dict[str, Writer] = {"average-term": average}
+def weigh(p: Fix, context: Context) -> None:
+    """`torch.sum(x)` becomes `(1e-4 * torch.sum(x))`."""
+    draft, call = context.call_at(p.location)
+    draft.replace(call, f"({literal(number(p, 'weight'))} * {draft.source(call)})")
+
+
+WRITERS: dict[str, Writer] = {"average-term": average, "kl-weight": weigh}
