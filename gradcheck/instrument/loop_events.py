@@ -45,7 +45,8 @@ class LoopListener:
 
     def before_clipping(self, kind: ClipKind, threshold: float, parameters: Sequence[torch.Tensor]) -> None: ...
 
-    def after_clipping(self) -> None: ...
+    def after_clipping(self, result: Any) -> None:
+        """`result`: what the function returned; None when it raised."""
 
     def scaler_made(self, scaler: Any, asked: bool) -> None:
         """`asked`: to scale. It may have switched itself off for want of the device."""

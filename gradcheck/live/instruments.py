@@ -50,6 +50,13 @@ class Instruments:
         if scale is not None:
             self.gauges.note("loss-scale", "GradScaler", "", step, scale)
 
+    def look_between(self, step: int, optimizer: torch.optim.Optimizer | None, watched: Sequence[Watched]) -> None:
+        """After a step that is not measured, in which something jumped."""
+        riders = self._moments.look(optimizer, watched)
+        if all(r.is_cpu for r in riders):  # no device is waited for
+            for m in self._moments.read(riders, between=True):
+                self.gauges.note("second-moment-lag", m.name, m.layer, step, m.lag)
+
     def note_looks(self, step: int, looks: Looks, crossed: bool) -> None:
         """Of the pass that counts. `crossed`: the loss is a cross entropy."""
         for layer, several in looks.heads.items():

@@ -183,6 +183,14 @@ def test_a_second_moment_that_lags_is_found_in_its_step():
     assert not {f.code for f in healthy.board.findings if f.code.startswith("WATCH")}
 
 
+def test_a_lag_between_two_measured_steps_is_found_where_the_loss_jumps():
+    drill = Drill(100.0, every=10, steps=112, at=103)
+    assert drill.board.record.measured[-2:] == [104, 110]  # the next step, ahead of its time
+    worst = max(gauges(drill.board, "second-moment-lag").values(), key=lambda g: g.peak)
+    assert worst.peak_step == 103 and worst.peak > 8
+    assert any("at step 103" in f.message for f in drill.board.findings if f.code == "WATCH001")
+
+
 def test_a_spike_between_two_measured_steps_is_in_the_second_moment():
     drill = Drill(40.0, every=5, at=42)
     found = gauges(drill.board, "gradient")
