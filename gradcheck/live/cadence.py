@@ -52,10 +52,10 @@ class Cadence:
         """The measured step with this number, and what followed it, are over."""
         pace, self._last = self.pace, step
         self._lent, self._asked = self._asked, False
-        if self.every is not None or step < EARLY - 1:
-            return
         if step == EARLY - 1:
             pace.begin_share()
+        if self.every is not None or step < EARLY - 1:
+            return
         self._patient, self._due = pace.now + PATIENCE, None
 
     def _is_due(self) -> float:
