@@ -118,7 +118,7 @@ def _column(table: Table, role: Role, wanted: str | None) -> Curve | None:
 
 def _resembling(known: Mapping[str, str], role: Role) -> str | None:
     """A column whose name is none of the usual ones. `known`: plain name -> name, the last column first."""
-    words = {n: n.split("_") for n in reversed(known)}
+    words = {n: n.split("_") for n in reversed(list(known))}
     if role == "rate":  # Lightning's monitor names them after the optimizer
         return next((known[n] for n in words if n.startswith(("lr_", "train_lr_"))), None)
     if role == "norm":
