@@ -38,7 +38,7 @@ class GradientChanges(LoopListener):
         )
         recording.journal.note_clip(kind, threshold, len(parameters), fault, touched)
 
-    def after_clipping(self) -> None:
+    def after_clipping(self, result: Any) -> None:
         if self._clipped is not None:
             for watched in self._clipped:
                 watched.note_version()

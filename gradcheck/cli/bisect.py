@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gradcheck.types.bisection import Bisection
 
 FORMATS = ("text", "json", "html")
-EPILOG = "A and B are a script, a command in quotes, or a recording that --save wrote."
+EPILOG = "A and B are a script, a command in quotes, or a recording that --save wrote; or two runs that `scan` or `watch` saved."
 
 
 def bisect(
@@ -34,6 +34,7 @@ def bisect(
     1 when they part, 2 when that could not be told.
     """
     with exits():
+        from gradcheck.bisect.saved import are_saved, bisected_runs
         from gradcheck.bisect.story import Orders, bisected, recorded, write
         from gradcheck.errors import ConfigError
         from gradcheck.files import place
@@ -49,6 +50,8 @@ def bisect(
             if not quiet:
                 print(f"gradcheck: {what}", file=sys.stderr, flush=True)
 
+        if b is not None and save is None and are_saved(a, b):
+            _end(bisected_runs(a, b, orders), outputs)
         base = recorded(a, orders, repeats, tell)
         if save is not None:
             write(base, place(save))
@@ -59,8 +62,12 @@ def bisect(
         for side in (base, head):
             if side.output:
                 print(f"{side.text} ended with an error:\n{side.output}", file=sys.stderr)
-        _show(found, outputs)
-        sys.exit(_code(found))
+        _end(found, outputs)
+
+
+def _end(found: Bisection, outputs: list[tuple[str, str]]) -> None:
+    _show(found, outputs)
+    sys.exit(_code(found))
 
 
 def _outputs(output: list[str] | None) -> list[tuple[str, str]]:

@@ -47,7 +47,8 @@ class LoopListener:
 
     def before_clipping(self, kind: ClipKind, threshold: float, parameters: Sequence[torch.Tensor]) -> None: ...
 
-    def after_clipping(self) -> None: ...
+    def after_clipping(self, result: Any) -> None:
+        """`result`: what the function returned; None when it raised."""
 
     def scaler_made(self, scaler: Any, asked: bool) -> None:
         """`asked`: to scale. It may have switched itself off because the device is missing."""

@@ -178,10 +178,12 @@ class LoopHooks:
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             given = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
             self._tell("before_clipping", kind, float(args[0] if args else kwargs.get(argument, math.inf)), given)
+            result = None
             try:
-                return original(given, *args, **kwargs)
+                result = original(given, *args, **kwargs)
             finally:
-                self._tell("after_clipping")
+                self._tell("after_clipping", result)
+            return result
 
         return clip
 

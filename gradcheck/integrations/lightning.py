@@ -1,6 +1,6 @@
 """A callback for Lightning, of either name: `lightning` or `pytorch_lightning`.
 
-    trainer = Trainer(callbacks=[GradcheckCallback(every=50, stop_on="error")])
+    trainer = Trainer(callbacks=[GradcheckCallback(stop_on="error")])
 
 Lightning calls `on_before_optimizer_step` before clipping and other trainers call theirs after it, so no hook of a trainer is used
 to read gradients: gradcheck sees torch's own functions, and reads before clipping everywhere.
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradcheck.config.settings import EVERY, Settings
+from gradcheck.config.settings import OVERHEAD, Settings
 from gradcheck.errors import ConfigError
 from gradcheck.integrations.monitor import Monitor
 from gradcheck.live.sinks import Sink
@@ -41,7 +41,8 @@ _rank_zero = importlib.import_module(f"{_pytorch.__name__}.utilities.rank_zero")
 class GradcheckCallback(_Base):
     """Watches the training of a Lightning module.
 
-    `every`: the first four steps of the optimizer are measured, and then every so many. `stop_on`: "error" or "warning" sets
+    The first four steps of the optimizer are measured, and then as many as `overhead`, the share of the run's time that watching may
+    take, allows; or, with `every`, every so many. `stop_on`: "error" or "warning" sets
     `trainer.should_stop` at such a finding; without it findings are only logged, once each. `save`: True saves the report as
     gradcheck.json in the trainer's log folder; or a path; or False. `sinks`: trackers, see gradcheck/integrations. `config`: as for
     `gradcheck.watch`.
@@ -50,15 +51,16 @@ class GradcheckCallback(_Base):
 
     def __init__(
         self,
-        every: int = EVERY,
+        every: int | None = None,
         stop_on: Severity | None = None,
         *,
         save: str | Path | bool = True,
         sinks: Sequence[Sink] = (),
         config: Settings | Mapping[str, Any] | str | Path | None = None,
+        overhead: float = OVERHEAD,
     ) -> None:
         super().__init__()
-        self._monitor = Monitor(every, stop_on, save, sinks, config)
+        self._monitor = Monitor(every, stop_on, save, sinks, config, overhead)
         self._taken = 0
 
     @property
@@ -80,8 +82,7 @@ class GradcheckCallback(_Base):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         stop = self._monitor.stopped is not None
         if trainer.world_size > 1:
-            measured = self._monitor.was_measured(trainer.global_step - self._taken - 1)
-            stop = measured and trainer.strategy.reduce_boolean_decision(stop, all=False)
+            stop = self._monitor.speaks(trainer.global_step - self._taken - 1) and trainer.strategy.reduce_boolean_decision(stop, all=False)
         trainer.should_stop = trainer.should_stop or stop
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

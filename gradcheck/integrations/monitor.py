@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.config.settings import EVERY, Settings
+from gradcheck.config.settings import EVERY, OVERHEAD, Settings
 from gradcheck.errors import GradcheckError
 from gradcheck.judge.finding_key import key
 from gradcheck.live.cadence import EARLY
@@ -34,14 +34,16 @@ class Monitor:
 
     def __init__(
         self,
-        every: int = EVERY,
+        every: int | None = None,
         stop_on: Severity | None = None,
         save: str | Path | bool = True,
         sinks: Sequence[Sink] = (),
         config: Settings | Mapping[str, Any] | str | Path | None = None,
+        overhead: float = OVERHEAD,
     ) -> None:
-        self.every, self.stop_on, self.save, self.sinks, self.config = every, stop_on, save, sinks, config
-        watched(nn.Identity(), every=every, stop_on=stop_on, sinks=sinks, config=config)  # says now what is wrong with the settings
+        self.every, self.stop_on, self.save = every, stop_on, save
+        self._options: dict[str, Any] = {"every": every, "overhead": overhead, "sinks": sinks, "config": config}
+        watched(nn.Identity(), stop_on=stop_on, **self._options)  # says now what is wrong with the settings
         self.board: Board | None = None
         self.report: Report | None = None
         self.stopped: Finding | None = None
@@ -61,9 +63,7 @@ class Monitor:
         self._said.clear()
         self.stopped = self.report = None
         name = f"the training of {type(model).__name__}"
-        self.board = watched(
-            model, optimizer, every=self.every, name=name, on_measured=self._measured, sinks=self.sinks, config=self.config
-        )
+        self.board = watched(model, optimizer, name=name, on_measured=self._measured, **self._options)
         self.board.feed.taken = taken
         self.board.start()
         _latest = weakref.ref(self)
@@ -110,9 +110,9 @@ class Monitor:
             return None
         return self._folder / FILE if self.save is True else Path(self.save)
 
-    def was_measured(self, step: int) -> bool:
-        """Whether the step with this number, from 0 in this run of the trainer, is one that is measured: the same in every process."""
-        return step < EARLY or step % self.every == 0
+    def speaks(self, step: int) -> bool:
+        """Whether the processes ask each other after this step, from 0 in this run of the trainer, if one is to stop."""
+        return step < EARLY or step % (self.every or EVERY) == 0
 
     def _measured(self, board: Board) -> None:
         if not board.due():

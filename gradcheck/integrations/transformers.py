@@ -1,6 +1,6 @@
 """A callback for the Trainer of Hugging Face's transformers.
 
-    trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[GradcheckCallback(every=50, stop_on="error")])
+    trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[GradcheckCallback(stop_on="error")])
 
 The Trainer calls `on_pre_optimizer_step` after clipping and Lightning its like before it, so no hook of a trainer is used to read
 gradients: gradcheck sees torch's own functions, and reads before clipping everywhere.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.config.settings import EVERY, Settings
+from gradcheck.config.settings import OVERHEAD, Settings
 from gradcheck.errors import ConfigError
 from gradcheck.integrations.monitor import Monitor
 from gradcheck.live.sinks import Sink
@@ -34,7 +34,8 @@ logger = logging.get_logger(__name__)
 class GradcheckCallback(_Base):
     """Watches the training of a Trainer.
 
-    `every`: the first four steps of the optimizer are measured, and then every so many. `stop_on`: "error" or "warning" sets
+    The first four steps of the optimizer are measured, and then as many as `overhead`, the share of the run's time that watching may
+    take, allows; or, with `every`, every so many. `stop_on`: "error" or "warning" sets
     `control.should_training_stop` at such a finding; without it findings are only logged, once each. `save`: True saves the report as
     gradcheck.json in `args.output_dir`; or a path; or False. `sinks`: trackers, see gradcheck/integrations. `config`: as for
     `gradcheck.watch`.
@@ -45,14 +46,15 @@ class GradcheckCallback(_Base):
 
     def __init__(
         self,
-        every: int = EVERY,
+        every: int | None = None,
         stop_on: Severity | None = None,
         *,
         save: str | Path | bool = True,
         sinks: Sequence[Sink] = (),
         config: Settings | Mapping[str, Any] | str | Path | None = None,
+        overhead: float = OVERHEAD,
     ) -> None:
-        self._monitor = Monitor(every, stop_on, save, sinks, config)
+        self._monitor = Monitor(every, stop_on, save, sinks, config, overhead)
         self._taken = 0
 
     @property
@@ -76,8 +78,7 @@ class GradcheckCallback(_Base):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         stop = self._monitor.stopped is not None
         if args.world_size > 1:
-            measured = self._monitor.was_measured(state.global_step - self._taken - 1)
-            stop = measured and _on_any_rank(stop, args.device)
+            stop = self._monitor.speaks(state.global_step - self._taken - 1) and _on_any_rank(stop, args.device)
         if stop:
             control.should_training_stop = True
 

@@ -24,12 +24,20 @@ class Cadence:
     agreed: int | None = None  # steps between two that are measured, in all processes
     wanted: bool = True  # whether the step that comes next is measured
     _last: int = 0  # the last measured step
+    _asked: bool = False  # the next step is to be measured ahead of its time
+    _lent: bool = False  # such a step has been taken since the last one that was due
     _due: float | None = None  # on the clock; None: not yet known
     _patient: float = 0.0  # likewise
 
+    def ask(self) -> None:
+        """Something jumped. The next step is measured ahead of its time, and the one that is due later: the share is passed by one step."""
+        self._asked = not self._lent
+
     def look(self, step: int) -> None:
         """A step is over, and the one with this number comes next."""
-        if self.every is not None:
+        if self._asked:
+            self.wanted = True
+        elif self.every is not None:
             self.wanted = step < EARLY or step % self.every == 0
         elif step < EARLY:
             self.wanted = True
@@ -42,10 +50,11 @@ class Cadence:
     def note(self, step: int) -> None:
         """The measured step with this number, and what followed it, are over."""
         pace, self._last = self.pace, step
-        if self.every is not None or step < EARLY - 1:
-            return
+        self._lent, self._asked = self._asked, False
         if step == EARLY - 1:
             pace.begin_share()
+        if self.every is not None or step < EARLY - 1:
+            return
         self._patient, self._due = pace.now + PATIENCE, None
 
     def _is_due(self) -> float:

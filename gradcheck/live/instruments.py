@@ -15,6 +15,7 @@ from gradcheck.live.moments import Moments
 from gradcheck.types.routing import Router
 
 if TYPE_CHECKING:
+    from gradcheck.measure.layers import Layers
     from gradcheck.measure.parameters import Watched
 
 RECENT = 4  # measured steps from which the loads of a router are taken: a scan looks at as many batches
@@ -50,6 +51,13 @@ class Instruments:
         if scale is not None:
             self.gauges.note("loss-scale", "GradScaler", "", step, scale)
 
+    def look_between(self, step: int, optimizer: torch.optim.Optimizer | None, watched: Sequence[Watched]) -> None:
+        """After a step that is not measured, in which something jumped."""
+        riders = self._moments.look(optimizer, watched)
+        if all(r.is_cpu for r in riders):  # no device is waited for
+            for m in self._moments.read(riders, between=True):
+                self.gauges.note("second-moment-lag", m.name, m.layer, step, m.lag)
+
     def note_looks(self, step: int, looks: Looks, crossed: bool) -> None:
         """Of the pass that counts. `crossed`: the loss is a cross entropy."""
         for layer, several in looks.heads.items():
@@ -62,8 +70,16 @@ class Instruments:
                 self.gauges.note("attention-entropy", name, layer, step, entropy)
         for layer, values in looks.log_z.items() if crossed else ():
             self.gauges.note("log-z", layer, layer, step, abs(math.fsum(v.item() for v in values) / len(values)))
+        for quantity, found in (("stream", looks.given), ("effective-rank", looks.ranks)):
+            for layer, values in found.items():
+                self.gauges.note(quantity, layer, layer, step, math.fsum(v.item() for v in values) / len(values))
         for choice in looks.routed():
             self._route(step, choice)
+
+    def note_units(self, step: int, layers: Layers) -> None:
+        """Once the layers of the step are on record."""
+        for name, share in layers.dormant():
+            self.gauges.note("dormant-share", name, name, step, share)
 
     def _route(self, step: int, choice: Choice) -> None:
         kept = self._routers.setdefault(choice.layer, [])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradcheck.live import attention
 from gradcheck.measure.checks.routing import CHOICES, Group, chosen_in, follows, near
@@ -40,6 +41,8 @@ class Looks:
     groups: Sequence[Group]
     heads: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # layer -> [2, heads] of each call
     log_z: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # output layer -> 0-d
+    given: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # normalization -> size of its input, 0-d
+    ranks: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))  # output layer -> of its input, 0-d
     choices: list[Choice] = field(default_factory=list)
     _rows: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # that experts were given
     _given: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -77,10 +80,12 @@ class Looks:
             found = attention.of_softmax(inputs[0], getattr(module, "dim", None))
             if found is not None:
                 bring(found, self.heads[name].append)
+        if kind == "norm" and inputs and not isinstance(module, nn.modules.batchnorm._NormBase):
+            bring(inputs[0].detach().float().square().mean().sqrt(), self.given[name].append)
+        if head and kind == "linear" and inputs and inputs[0].dim() >= 2:
+            bring(effective_rank(inputs[0].detach()), self.ranks[name].append)
         if head and kind == "linear" and output.dim() >= 2 and output.shape[-1] > 1:
-            rows = output.detach().reshape(-1, output.shape[-1])
-            some = rows[:: max(1, len(rows) // ROWS)].float()
-            bring(some.logsumexp(-1).mean(), self.log_z[name].append)
+            bring(_rows(output.detach()).logsumexp(-1).mean(), self.log_z[name].append)
 
     def _choice(self, scores: torch.Tensor, index: torch.Tensor, layer: str, bring: Bring) -> None:
         count, sums = scores.shape[1], scores.sum(-1)
@@ -107,3 +112,17 @@ class Looks:
     def _fits(self, choice: Choice, group: Group) -> bool:
         same = group.count == choice.experts and near(group.owner, choice.layer)
         return same and follows(group, choice.numbers[:-1], self._rows, self._given)
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    """An even sample of the vectors along the last dimension, [ROWS or a few more, D]."""
+    rows = values.reshape(-1, values.shape[-1])
+    return rows[:: max(1, len(rows) // ROWS)].float()
+
+
+def effective_rank(features: torch.Tensor) -> torch.Tensor:
+    """(sum of the variances of all directions)^2 over the sum of their squares, 0-d: 1 to D. Needs no eigenvalues."""
+    rows = _rows(features)
+    rows = rows - rows.mean(0)
+    products = rows @ rows.T if len(rows) < rows.shape[-1] else rows.T @ rows
+    return products.trace().square() / products.square().sum()

@@ -128,7 +128,7 @@ class LoopMonitor(LoopListener):
     def _arm(self) -> None:
         """The step that comes next begins."""
         broke = self.record.bad_losses == 1 and (self.together is None or not self.together.ranks.joined)
-        self.measures = self.cadence.wanted or broke
+        self.measures, self.spikes.jumped = self.cadence.wanted or broke, False
         self._plain = not (self.measures or self.optimizers.several or self.lines.void)
         self.watching = None
         self.gradients.forget()
@@ -246,6 +246,10 @@ class LoopMonitor(LoopListener):
         if self.watching is None and self.losses.passes and not self._closure and own & ids:
             self._watch_step()
 
+    def after_clipping(self, result: Any) -> None:
+        if not self.optimizers.several:
+            self.spikes.note_clipped(result)
+
     def _watch_step(self) -> None:
         record = self.record
         self.optimizers.know_parameters()
@@ -292,6 +296,8 @@ class LoopMonitor(LoopListener):
     def _count(self) -> None:
         """A step that was not measured is over."""
         started = time.perf_counter()
+        if self.spikes.jumped:
+            self._look_closer()
         if self._plain and self.scaling.scaler is None and self.losses.single:
             self.losses.file_single()
         else:
@@ -303,6 +309,14 @@ class LoopMonitor(LoopListener):
         self.cadence.look(step)
         if self.cadence.wanted or self.record.bad_losses == 1:
             self._next()
+
+    def _look_closer(self) -> None:
+        """At the step that is over, as far as it can still be seen, and at the next one."""
+        self.spikes.jumped = False
+        if self.together is None:  # processes measure the same steps
+            self.cadence.ask()
+            if self.scaling.scaler is None:
+                self.record.instruments.look_between(self.step, self.optimizers.main, self.record.watched)
 
     def _next(self) -> None:
         self.cadence.look(self.step)

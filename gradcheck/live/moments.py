@@ -75,7 +75,8 @@ class Moments:
                 self._views[name] = place, view
         return view
 
-    def read(self, arrived: Sequence[torch.Tensor]) -> list[Moment]:
+    def read(self, arrived: Sequence[torch.Tensor], between: bool = False) -> list[Moment]:
+        """`between`: two measured steps, whose own look is to find all that happened since the one before it."""
         if not arrived or not self._tensors:
             return []
         half = len(arrived) // 2
@@ -86,7 +87,8 @@ class Moments:
             factors = np.repeat([1 / (1 - t.beta**t.steps) if t.steps else np.nan for t in known], sizes)
             ratios = np.square(gradients) / np.maximum(squares * factors, np.repeat([t.floor for t in known], sizes))
             lags, means = ((np.add.reduceat(x, starts) / sizes).tolist() for x in (ratios, squares))
-        return [Moment(t.name, t.layer, lag**0.5, self._since(t, mean)) for t, lag, mean in zip(known, lags, means, strict=True)]
+        found = zip(known, lags, means, strict=True)
+        return [Moment(t.name, t.layer, lag**0.5, None if between else self._since(t, mean)) for t, lag, mean in found]
 
     def _since(self, t: _Tensor, mean: float) -> float | None:
         """The moment is a sum of squares that decays at a known rate: a spike between two looks is still in it."""

@@ -99,6 +99,7 @@ class Optimizers:
     def note_other(self, optimizer: Optimizer) -> None:
         """A step of one that is not counted."""
         self.record.alone = False
+        self.record.others.add(id(optimizer))
         if self.main is None or not self._trains(optimizer):
             self.record.several = self.main is not None
 

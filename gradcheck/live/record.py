@@ -68,6 +68,7 @@ class Record:
     not_measured: list[NotMeasured] = field(default_factory=list)
     untapped: str = ""  # why the layers cannot be seen
     alone: bool = True  # no other optimizer steps
+    others: set[int] = field(default_factory=set)  # ids of optimizers that have stepped and are not counted
     several: bool = False  # other optimizers step as well: the loss of one need not fall
     optimizer: torch.optim.Optimizer | None = None
     pretrained: bool = False  # when the run began, as `training`
@@ -161,7 +162,8 @@ class Record:
         self._note_groups(optimizers)
         sites = {name: self.sites.get(id(m)) for name, m in self.model.named_modules()}
         layers = self.layers.records(sites, {})
-        cuts = lasting(self.first.cuts, {w.name for w in self.watched if w.used})
+        waiting = self._waiting(optimizers)
+        cuts = lasting(self.first.cuts, waiting | {w.name for w in self.watched if w.used})
         first, loop = self.first, self.log.facts(self.traced, self.backwards, self.backward_site, bool(self.untapped))
         sited: tuple[Any, ...] = (*layers, *cuts, *first.losses, *first.softmaxes, *first.mixes, *first.hidden, *first.zero_derivatives)
         shown = [x.site for x in sited if x.site is not None]
@@ -173,7 +175,7 @@ class Record:
             measured_steps=tuple(self.measured),
             environment=facts.environment(self.model),
             layers=layers,
-            parameters=tuple(w.record() for w in self.watched),
+            parameters=tuple(replace(w.record(), used=w.used or w.name in waiting) for w in self.watched),
             optimizer=self._optimizer(),
             data=DataFacts(True, 0, 0),
             probe=self.run(),
@@ -239,6 +241,12 @@ class Record:
         peak = self.peak if self.rates else said.lr
         warming = bool(self.rates) and self.rates[0] < WARM * peak
         return replace(said, lr=peak, stale=sum(key not in self.graded for key in outside), warming_up=warming or said.warming_up)
+
+    def _waiting(self, optimizers: Sequence[torch.optim.Optimizer]) -> set[str]:
+        """Parameters of which nothing can be said yet: another optimizer holds them, which has not stepped."""
+        own = {id(p) for o in optimizers if o is self.optimizer or id(o) in self.others for g in o.param_groups for p in g["params"]}
+        late = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]} - own
+        return {w.name for w in self.watched if id(w.tensor) in late} if self.optimizer is not None else set()
 
     def locate(self, step: int) -> None:
         """The first layer of a measured step whose output is not finite although its own weights are."""

@@ -1,5 +1,7 @@
-"""Spikes of a watched run, traced to their batch and tensor at the step at which they happen. On the CPU the loss is read before each
-backward pass. A device is not waited for: there spikes are detected at measured steps, by the norm of the gradients.
+"""Spikes of a watched run, traced to their batch and tensor at the step at which they happen.
+
+On the CPU the loss is read before each backward pass, and the norm that a clipping function returns. A device is not waited for: there
+spikes are detected at measured steps, by the norm of the gradients.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ class Spikes:
     def __init__(self, record: Record, files: SpikeFiles | None = None) -> None:
         self.record, self.files = record, files
         self.batches = LoaderBatches()
-        self._losses, self._norms = SpikeScore(), SpikeScore()
+        self._losses, self._norms, self._clipped = SpikeScore(), SpikeScore(), SpikeScore()
         self._pending: Spike | None = None
+        self.jumped = False  # the loss or the norm, in the step that is being taken
 
     def start(self) -> None:
         self.batches.install()
@@ -48,7 +51,13 @@ class Spikes:
             return
         value = loss.item()
         if self._losses.stands_out(value):
+            self.jumped = True
             self._pending = self._of("loss", value, self._losses.level, graph)
+
+    def note_clipped(self, norm: Any) -> None:
+        """What a clipping function gave back."""
+        if isinstance(norm, torch.Tensor) and norm.is_cpu and not norm.dim() and self._clipped.stands_out(norm.item()):
+            self.jumped = True
 
     def before_step(self, norm: float | None) -> None:
         """`norm`: of all gradients, in a measured step."""

@@ -17,8 +17,6 @@ class StepTimer:
     bare: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     measured: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     steps: int = 0
-    measured_steps: int = 0
-    judging: float = 0.0  # seconds that went into judging and showing
     own: float = 0.0  # seconds in the hooks of all other steps
     began: float = 0.0  # on the clock: when the cost of watching began to count against its share
     spent: float = 0.0  # seconds since then
@@ -28,7 +26,6 @@ class StepTimer:
         now = time.perf_counter()
         took, self.now = now - self.now, now
         self.steps += 1
-        self.measured_steps += measured
         if self.steps > 1:  # the first one warms up
             (self.measured if measured else self.bare).append(took)
         if measured and self.began:
@@ -37,7 +34,6 @@ class StepTimer:
     def resume(self) -> None:
         """After the work that follows a measured step, which does not belong to the next step."""
         now = time.perf_counter()
-        self.judging += now - self.now
         self.spent += (now - self.now) if self.began else 0.0
         self.now = now
 
@@ -65,9 +61,7 @@ class StepTimer:
 
     @property
     def overhead(self) -> float | None:
-        """Share of the run's time that watching takes; None as long as no other step was seen to compare with."""
-        if len(self.bare) < 3 or not self.measured:
+        """Share of the time that watching has taken, without what is spent once; None as long as no other step was seen to compare with."""
+        if len(self.bare) < 3 or not self.began:
             return None
-        usual = median(self.bare)
-        extra = max(0.0, median(self.measured) - usual) * self.measured_steps + self.judging + self.own
-        return extra / max(usual * self.steps, 1e-9)
+        return (self.spent + self.own) / max(self.now - self.began, 1e-9)

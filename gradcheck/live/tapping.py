@@ -118,5 +118,6 @@ class Tapping:
             self.record.layers.add(step, step, self.calls, self._fates)
             crossed = any(seen.function == "cross_entropy" for seen in self.record.first.losses)
             self.record.instruments.note_looks(step, self._taps.looks, crossed)
+            self.record.instruments.note_units(step, self.record.layers)
             self.record.failures |= self._taps.failures
             self._taps.release_calls(self.calls)

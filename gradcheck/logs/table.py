@@ -18,6 +18,8 @@ STEPS = ("step", "global_step", "_step", "iteration", "iter", "trainer_global_st
 
 _TRAINING = ("train", "training", "tr")
 _EVALUATION = ("eval", "evaluation", "val", "valid", "validation", "test", "dev")
+_PARTS = ("actor", "critic", "policy", "value", "q", "d", "g", "discriminator", "generator")  # of a game: one alone need not fall
+_WHOLE = ("total", "mean", "avg", "average", "overall", "sum", "joint")  # of several losses
 # Names of columns in lower case, with "_" for all that is no letter or digit; the first one that a log has counts.
 NAMES: Mapping[Role, tuple[str, ...]] = {
     "loss": (
@@ -110,10 +112,22 @@ def _column(table: Table, role: Role, wanted: str | None) -> Curve | None:
     if wanted is not None and wanted not in table.columns:
         raise ConfigError(f"the log has no column {wanted!r}", hint=f"its columns: {', '.join(list(table.columns)[:20])}")
     known = {plain(name): name for name in reversed(table.columns)}
-    name = wanted or next((known[n] for n in NAMES[role] if n in known), None)
-    if name is None and role == "rate":  # Lightning's monitor names them after the optimizer
-        name = next((n for n in table.columns if plain(n).startswith(("lr_", "train_lr_"))), None)
+    name = wanted or next((known[n] for n in NAMES[role] if n in known), None) or _resembling(known, role)
     return _curve(name, table.columns[name]) if name is not None else None
+
+
+def _resembling(known: Mapping[str, str], role: Role) -> str | None:
+    """A column whose name is none of the usual ones. `known`: plain name -> name, the last column first."""
+    words = {n: n.split("_") for n in reversed(list(known))}
+    if role == "rate":  # Lightning's monitor names them after the optimizer
+        return next((known[n] for n in words if n.startswith(("lr_", "train_lr_"))), None)
+    if role == "norm":
+        return None
+    losses = [n for n, w in words.items() if "loss" in w and any(x in _EVALUATION for x in w) == (role == "evaluation")]
+    if role == "evaluation":  # of several sets the first
+        return known[losses[0]] if losses else None
+    whole = [n for n in losses if any(x in _WHOLE for x in words[n])] or losses
+    return known[whole[0]] if len(whole) == 1 and not any(x in _PARTS for x in words[whole[0]]) else None
 
 
 def _curve(name: str, points: list[tuple[float, float]]) -> Curve:

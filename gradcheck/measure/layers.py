@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +41,12 @@ class Layers:
     def __init__(self) -> None:
         self.layers: dict[str, LayerAccumulator] = {}
         self.batches: list[int] = []
+        self.last = -1  # step
 
     def add(self, step: int, batch: int, calls: Iterable[Call], fates: Mapping[int, Downstream] | None) -> None:
         """Files the calls of a step. `fates` come with the first one."""
         self.batches.append(batch)
+        self.last = step
         groups: dict[str, list[Call]] = {}
         for call in calls:
             groups.setdefault(call.name, []).append(call)
@@ -86,6 +88,12 @@ class Layers:
     def records(self, sites: Mapping[str, Location | None], profiles: Mapping[str, Profile]) -> tuple[Layer, ...]:
         several = self._several()
         return tuple(self._noun(name, layer, sites, profiles, several) for name, layer in self.layers.items())
+
+    def dormant(self) -> Iterator[tuple[str, float]]:
+        """Layers, and the share of their units that were dormant in the last step. Gates are left out, which are small by design."""
+        for name, layer in self.layers.items():
+            if layer.magnitudes and layer.snapshots[-1].step == self.last and not layer.fate.gate:
+                yield name, _dormant(layer.magnitudes[-1:]) / layer.magnitudes[-1].numel()
 
     def _dormancy(self, layer: LayerAccumulator) -> Dormancy | None:
         found = layer.magnitudes

@@ -15,6 +15,9 @@ Quantity = Literal[
     "log-z",  # of the output layer: mean log of the softmax's denominator, without its sign
     "expert-load",  # of an expert: share of the choices
     "loss-scale",  # of a GradScaler
+    "stream",  # of a normalization over features: root mean square of what it is given, in a transformer the residual stream
+    "dormant-share",  # of an activation: units at most 0.025 times as large as its mean unit
+    "effective-rank",  # of what the output layer is given: participation ratio of the variances of its directions
 ]
 
 

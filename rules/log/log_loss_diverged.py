@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import levelled
-from gradcheck.analysis.curves import ends, level_error, lowest, noise
+from gradcheck.analysis.curves import ends, level_error, lowest, noise, spikes
 from gradcheck.analysis.wording import BY_VALUE, number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
+from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
+    from gradcheck.types.log import Curve, LogFacts
     from gradcheck.types.measurement import Measurement
+
+PARTS = 20  # of a curve, whose medians tell whether it comes down again
+JUMP = (10, 3)  # score and reach of a jump: as log-loss-spikes
 
 
 @rule(
@@ -28,6 +33,10 @@ if TYPE_CHECKING:
             100, "times the first level", "measured: SGD at twice the critical rate ends at 7e16 times it; healthy runs below it"
         ),
         "lost": Limit(0.5, "of what was learned", "heuristic: half of the way back"),
+        "again": Limit(
+            0.33, "of the rise", "measured: data that become harder: 0.5 to 0.9 in four runs, a fifth has 4 jumps; divergence: 0.01 to 0.18"
+        ),
+        "stages": Limit(2, "lasting jumps", "measured: curricula of five stages: 2 to 6; divergence: 0 or 1"),
         "noise": Limit(
             7,
             "standard errors",
@@ -54,11 +63,13 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     `learned` (20 %): a loss that had fallen by as much, and ends above its first level, is an error, as is one that ends `blown` (100)
     times as high as it began. `lost` (50 %): a warning when it ends so far up the way that it had come down. A warning only beyond `noise`
     (7 standard errors of a level), an error, and all that is said of a watched run, beyond as many standard deviations of single values; of
-    `points` (20) values or more. Of a watched run that has learned less than `least` (5 %) nothing is said.
+    `points` (20) values or more. It is a warning, too, where the data may have become harder on purpose: the loss comes down again by
+    `again` (a third) of its rise, or rises in `stages` (2) lasting jumps or more, or the evaluation loss stays near its best. Of a
+    watched run that has learned less than `least` (5 %) nothing is said.
 
     ## When to ignore it
-    When the loss need not fall: adversaries, reinforcement learning, a curriculum whose data become harder. Of a run that is watched it is
-    an error only above the loss of the best constant prediction.
+    When the loss need not fall: adversaries, a curriculum whose data become harder. A log with rewards is not judged. Of a run that is
+    watched it is an error only above the loss of the best constant prediction.
 
     ## Example
     ```python
@@ -80,13 +91,15 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable(NO_LOG)
     if loss is None:
         return not_applicable("the log has no loss of training")
+    if led_by_rewards(log):
+        return not_applicable(REWARDS)
     curve = loss.finite
     if len(curve.values) < limits["points"]:
         return not_measured(f"{len(curve.values)} values of the loss are too few")
     (first, last), (step, best) = ends(curve.values), lowest(curve)
     learned, lost = first - best, last - best
     finished = m.log is not None
-    if finished and first > 0 and last > limits["blown"] * first:
+    if finished and first > 0 and last > limits["blown"] * first and not _may_be_meant(log, curve, limits):
         message = f"the loss ({curve.name}) rises from {number(first)} to {number(last)} at the end (limit {number(limits['blown'])} times)"
         evidence = (Evidence("last level over the first", last / first, limits["blown"], ">"),)
         remedies = (look(m, "lower the rate, and see which layer grows first"),)
@@ -96,7 +109,8 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     least, clear = (limits["noise"] * size(curve.values) for size in (level_error if finished else noise, noise))
     if not lost > least or learned <= 0 or not lost > limits["lost"] * learned:
         return []
-    gone = last > first and learned > limits["learned"] * abs(first) and lost > clear and (finished or _level_tells(m, last))
+    gone = last > first and learned > limits["learned"] * abs(first) and lost > clear
+    gone = gone and (not _may_be_meant(log, curve, limits) if finished else _level_tells(m, last))
     share = percent(min(lost / learned, 1.0))
     where = (
         f"above the {number(first)} that it began with" if last > first else f"{share} of the way back to the {number(first)} of the start"
@@ -108,6 +122,19 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     evidence = (Evidence("of what was learned, lost again", lost / learned, limits["lost"], ">"),)
     remedies = (look(m, f"go back to a checkpoint before {at_step(step)}, with a lower rate"),)
     return [found("error" if gone else "warning", message, evidence=evidence, remedies=remedies, confirmed=BY_VALUE if gone else "")]
+
+
+def _may_be_meant(log: LogFacts, curve: Curve, limits: Limits) -> bool:
+    """Whether the loss may have risen because the data became harder."""
+    held_out = log.evaluation.finite.values if log.evaluation is not None else ()
+    if held_out and held_out[-1] - min(held_out) < limits["lost"] * (held_out[0] - min(held_out)):
+        return True
+    size = max(1, len(curve.values) // PARTS)
+    levels = [median(curve.values[i : i + size]) for i in range(0, len(curve.values) - size + 1, size)]
+    lowest_part = levels.index(min(levels))
+    top = max(levels[lowest_part:])
+    again = top - levels[-1] > limits["again"] * (top - levels[lowest_part])
+    return again or sum(s.lasts for s in spikes(curve, *JUMP, stretches=True)) >= limits["stages"]
 
 
 def _level_tells(m: Measurement, last: float) -> bool:

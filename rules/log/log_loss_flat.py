@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import ENDS, ends, lowest, noise
 from gradcheck.analysis.wording import number, percent
-from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
+from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -72,6 +72,8 @@ def log_loss_flat(m: Measurement, limits: Limits) -> Verdict:
         return not_applicable(NO_LOG)
     if log.loss is None:
         return not_applicable("the log has no loss of training")
+    if led_by_rewards(log):
+        return not_applicable(REWARDS)
     curve = log.loss.finite
     if len(curve.values) < limits["points" if m.log is not None else "steps"]:
         return not_measured(f"{len(curve.values)} values of the loss are too few")

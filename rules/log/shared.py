@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from gradcheck.types.log import LogFacts
     from gradcheck.types.measurement import Measurement
 
+PREFERENCES = {"rewards/chosen", "rewards/margins", "rewards/accuracies", "accuracy", "margin"}
+REWARDS = "rewards led the run, and its loss need not fall"
 NO_LOG = "no log of a finished run was read"
 WATCH = "gradcheck watch -- python train.py"
 
@@ -17,6 +19,12 @@ WATCH = "gradcheck watch -- python train.py"
 def recorded(m: Measurement) -> LogFacts | None:
     """The log of a finished run, or what one would hold of a run that is watched."""
     return m.log if m.log is not None else m.course
+
+
+def led_by_rewards(log: LogFacts) -> bool:
+    """Whether rewards led the training, whose loss says little then. Models of rewards, and preferences, have a loss like any other."""
+    names = {name.lower().removeprefix("train/") for name in log.others}
+    return any("reward" in name for name in names) and not names & PREFERENCES
 
 
 def look(m: Measurement, at: str) -> Remedy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import number
@@ -34,7 +35,7 @@ def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
     """Adam's second moment is far smaller than the gradients that it is to scale.
 
     ## What it finds
-    Tensors whose gradient, in a measured step, is several times as large as the average that Adam divides it by.
+    Tensors whose gradient, in a step that was looked at, is several times as large as the average that Adam divides it by.
 
     ## Why it matters
     The step is too long by that factor, in this tensor alone. Loss spikes follow 1 to 8 steps after the second moment was
@@ -42,10 +43,11 @@ def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     After the optimizer's step, on up to 1024 entries of each tensor: the root mean of g^2 / v, with v corrected for its bias and no
-    smaller than epsilon squared. About 1 where v follows. A departure is a value 10 standard deviations above the tensor's own history.
+    smaller than epsilon squared. About 1 where v follows. Looked at are the measured steps, and those in which the loss jumps, or the
+    norm that a clipping function gives back. A departure is a value 10 standard deviations above the tensor's own history.
 
     ## Limits and their sources
-    `lag` (8) in a single measured step, or `lasting` (2.3) in `looks` (2) measured steps in a row, both only where the tensor departs
+    `lag` (8) in a single step, or `lasting` (2.3) in `looks` (2) measured steps in a row where the tensor departs
     from its own history. Of 12 healthy runs of 2000 steps each (MLPs, convolutional nets, transformers, LSTM, GAN, autoencoder) those
     of GPTs stay below 2.3 in each step and tensor, as in the paper; small nets near zero loss reach 5.3, Q-learning 6.4 as its targets
     are renewed. Where the data change at once it is 9 to 24; by step t it can be the root of t at most.
@@ -75,18 +77,17 @@ def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
 
 def _lags(g: Gauge, limits: Limits) -> bool:
     d = g.departure
-    return d is not None and (d.value > limits["lag"] or (d.value > limits["lasting"] and d.lasted >= limits["looks"]))
+    return g.peak > limits["lag"] or (d is not None and d.value > limits["lasting"] and d.lasted >= limits["looks"])
 
 
 def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
-    worst = max(bad, key=lambda g: g.departure.value if g.departure is not None else 0.0)
-    d = worst.departure
-    assert d is not None
-    limit = limits["lag"] if d.value > limits["lag"] else limits["lasting"]
+    worst = max(bad, key=lambda g: g.peak)
+    limit = limits["lag"] if worst.peak > limits["lag"] else limits["lasting"]
+    usual = worst.departure.level if worst.departure is not None else median(worst.values)
     beta = m.optimizer.betas[1] if len(m.optimizer.betas) > 1 else 0.999
     message = (
-        f"at step {d.step} the gradient of {worst.name} is {number(d.value)} times what Adam's second moment expects (limit "
-        f"{number(limit)}; {number(d.level)} before{others(len(bad) - 1)}): its steps are too long by that, and a spike of the loss "
+        f"at step {worst.peak_step} the gradient of {worst.name} is {number(worst.peak)} times what Adam's second moment expects (limit "
+        f"{number(limit)}; {number(usual)} before{others(len(bad) - 1)}): its steps are too long by that, and a spike of the loss "
         "follows 1 to 8 steps later"
     )
     return found(
@@ -95,8 +96,8 @@ def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
         layers=list(dict.fromkeys(g.layer for g in bad)),
         location=worst.site,
         evidence=[
-            Evidence("root mean of g^2 over the second moment", d.value, limit, ">", "", worst.name),
-            Evidence("the same before", d.level, None, "=", "", worst.name),
+            Evidence("root mean of g^2 over the second moment", worst.peak, limit, ">", "", worst.name),
+            Evidence("the same before", usual, None, "=", "", worst.name),
         ],
         remedies=[Remedy("shorter-memory", f"lower beta2 from {number(beta, 4)} to 0.95, and clip the norm of the gradients")],
     )

@@ -147,16 +147,17 @@ def checkpointed(watch: Watch = unwatched, steps: int = 12, reentrant: bool = Fa
     return remains(model, optimizer)
 
 
-def adversaries(watch: Watch = unwatched, steps: int = 300) -> list[torch.Tensor]:
-    """A generator (watched) and a discriminator on a ring of points."""
+def adversaries(watch: Watch = unwatched, steps: int = 300, critic: int = 0) -> list[torch.Tensor]:
+    """A generator (watched) and a discriminator on a ring of points. `critic`: both are watched, and it takes so many steps for one."""
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(4, 32), nn.LeakyReLU(0.2), nn.Linear(32, 2))
     discriminator = nn.Sequential(nn.Linear(2, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
     first = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.5, 0.99))
     second = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99))
     one, zero = torch.ones(64, 1), torch.zeros(64, 1)
-    with watch(generator, first):
-        for _ in range(steps):
+    both = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
+    with watch(both, second) if critic else watch(generator, first):
+        for step in range(steps):
             angle = torch.rand(64) * 6.283
             real = torch.stack([angle.cos(), angle.sin()], 1)
             fake = generator(torch.randn(64, 4))
@@ -164,6 +165,8 @@ def adversaries(watch: Watch = unwatched, steps: int = 300) -> list[torch.Tensor
             loss = F.binary_cross_entropy_with_logits(discriminator(real), one)
             (loss + F.binary_cross_entropy_with_logits(discriminator(fake.detach()), zero)).backward()
             second.step()
+            if critic and step % critic != critic - 1:
+                continue
             first.zero_grad()
             F.binary_cross_entropy_with_logits(discriminator(fake), one).backward()
             first.step()

@@ -19,8 +19,8 @@ class Run:
         self.steps: list[int] = []
         self.spent = 0.0
 
-    def take(self, count: int) -> list[int]:
-        for step in range(count):
+    def take(self, count: int, first: int = 0, ask: bool = False) -> list[int]:
+        for step in range(first, first + count):
             measures = self.cadence.wanted
             self.now += self.measured if measures else self.bare
             self.pace.step(measures)
@@ -30,6 +30,8 @@ class Run:
                 self.spent += self.measured - self.bare + self.judged
                 self.pace.resume()
                 self.cadence.note(step)
+            if ask:
+                self.cadence.ask()
             self.cadence.look(step + 1)
         return self.steps
 
@@ -61,3 +63,24 @@ def test_processes_keep_to_the_interval_that_they_agreed_on(monkeypatch: pytest.
     run.cadence.agreed = 200
     assert run.take(500) == [0, 1, 2, 3, 203, 403]
     assert run.cadence.interval == 200
+
+
+def test_the_overhead_of_a_short_run_is_that_of_its_steps_after_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, 0.003, 0.5, share=0.03)
+    run.take(200)
+    assert run.steps == [0, 1, 2, 3] and run.pace.overhead == 0.0
+    counted = Run(monkeypatch, 0.1, 0.2, every=50)
+    counted.take(101)
+    assert counted.pace.overhead == pytest.approx(0.2 / (97 * 0.1 + 0.2), rel=1e-6)
+
+
+def test_a_step_that_is_asked_for_is_lent_by_those_that_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, 0.1, 0.101)
+    run.take(60)
+    run.take(50, 60, ask=True)
+    assert run.steps == [0, 1, 2, 3, 53, 61]
+    held = Run(monkeypatch, 0.001, 0.021, share=0.02)
+    held.take(4)
+    began, held.spent = held.now, 0.0
+    held.take(20000, 4, ask=True)  # everything jumps
+    assert len(held.steps) > 20 and held.spent <= 0.02 * (held.now - began) + 2 * 0.02

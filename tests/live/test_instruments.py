@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import gradcheck
 from gradcheck.live.gauges import Gauges
+from gradcheck.report.html import render
 from gradcheck.types.gauges import Gauge, Quantity
 from tests.live.loops import mlp, remains
 
@@ -183,6 +184,14 @@ def test_a_second_moment_that_lags_is_found_in_its_step():
     assert not {f.code for f in healthy.board.findings if f.code.startswith("WATCH")}
 
 
+def test_a_lag_between_two_measured_steps_is_found_where_the_loss_jumps():
+    drill = Drill(100.0, every=10, steps=112, at=103)
+    assert drill.board.record.measured[-2:] == [104, 110]  # the next step, ahead of its time
+    worst = max(gauges(drill.board, "second-moment-lag").values(), key=lambda g: g.peak)
+    assert worst.peak_step == 103 and worst.peak > 8
+    assert any("at step 103" in f.message for f in drill.board.findings if f.code == "WATCH001")
+
+
 def test_a_spike_between_two_measured_steps_is_in_the_second_moment():
     drill = Drill(40.0, every=5, at=42)
     found = gauges(drill.board, "gradient")
@@ -196,6 +205,41 @@ def test_a_spike_between_two_measured_steps_is_in_the_second_moment():
         assert gauge.departure is not None and gauge.departure.step == 45
         sampled = dict(drill.model.named_parameters())[name].numel() > 1024
         assert value == pytest.approx(exact**0.5, rel=0.3 if sampled else 1e-3)
+
+
+class Stacked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act, self.inner, self.head = nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 32), nn.Linear(32, 5)
+        with torch.no_grad():
+            self.inner.bias[:24] = -100.0  # never active
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.given = self.norm(3 * x)
+        self.features = self.act(self.inner(self.given))
+        return self.head(self.features)
+
+
+def test_streams_dormant_units_and_the_rank_of_features_are_series():
+    torch.manual_seed(0)
+    model = Stacked()
+    board, _ = train(model, 5)
+    (stream,), (dormant,) = gauges(board, "stream").values(), gauges(board, "dormant-share").values()
+    assert stream.name == "norm" and stream.values[-1] == pytest.approx(3.0, rel=0.1) and len(stream.values) == 5
+    assert (dormant.name, dormant.values[-1]) == ("act", 0.75)
+    rows = model.features.detach().flatten(0, 1).double()
+    variances = torch.linalg.svdvals(rows - rows.mean(0)).square()
+    (rank,) = gauges(board, "effective-rank").values()
+    assert rank.name == "head" and rank.values[-1] == pytest.approx(float(variances.sum() ** 2 / variances.square().sum()), rel=1e-3)
+
+
+def test_the_page_draws_the_gauges_with_their_limits():
+    torch.manual_seed(0)
+    board, _ = train(Net(), 60, every=3, change=sharpen)
+    page = render([board.report()])
+    for title in ("Largest attention logit", "Attention entropy, of log(keys)", "Load of experts", "second moment, root mean"):
+        assert title in page
+    assert ">limit 100<" in page and "attention, head 1" in page
 
 
 def test_gauges_are_bounded_and_keep_their_largest_value():

@@ -282,11 +282,12 @@ def test_a_healthy_training_gets_no_error_and_no_warning(name: str) -> None:
     assert not kept.found and not kept.board.report().coverage.in_part
 
 
-def test_a_healthy_pair_of_adversaries_gets_none_either() -> None:
+@pytest.mark.parametrize("critic", [0, 6])
+def test_a_healthy_pair_of_adversaries_gets_none_either(critic: int) -> None:
     kept = Kept(looks=True, every=50)
-    loops.adversaries(kept, 300)
+    loops.adversaries(kept, 300, critic)
     report = kept.board.report()
-    assert not kept.found and report.measurement.probe.beside and not report.coverage.in_part
+    assert not kept.found and report.measurement.probe.beside == (not critic) and not report.coverage.in_part
 
 
 @pytest.mark.parametrize("name", faulty.KINDS)

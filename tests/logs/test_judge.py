@@ -76,6 +76,11 @@ FAULTY: dict[str, tuple[dict[str, Values], set[tuple[str, str]]]] = {
 }
 
 
+def stages(i: int) -> float:
+    """A curriculum: harder data three times, each learned in its turn."""
+    return 0.3 * (i // 100 + 1) + (2 + i // 100) * math.exp(-(i % 100) / 25)
+
+
 @dataclass
 class Ended:
     code: int
@@ -106,6 +111,21 @@ def judged(columns: dict[str, Values], folder: Path) -> Report:
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_logs_get_no_error_and_no_warning(name: str, tmp_path: Path) -> None:
     assert not [f.message for f in judged(HEALTHY[name], tmp_path).findings if f.severity != "info"]
+
+
+def test_a_loss_that_rises_with_its_data_is_no_error(tmp_path: Path) -> None:
+    loss = [v * (0.3 if i < 100 else 1.0) for i, v in enumerate(noisy(stages))]  # it ends above its start
+    assert {f.severity for f in judged({"loss": loss}, tmp_path).findings if f.code == "LOG002"} == {"warning"}
+    evaluated = {"loss": FAULTY["divergence"][0]["loss"], "val_loss": falling(N)}
+    assert "error" not in {f.severity for f in judged(evaluated, tmp_path).findings}
+
+
+def test_rewards_lead_a_loss_that_need_not_fall(tmp_path: Path) -> None:
+    loss = noisy(lambda i: 2e-4 * i)
+    for columns in ({"reward": loss}, {"rewards/accuracy_reward/mean": loss, "completions/mean_length": loss}):
+        assert not [f for f in judged({"loss": loss, **columns}, tmp_path).findings if f.severity != "info"]
+    preferences = {"loss": noisy(lambda i: 0.69), "rewards/chosen": loss, "rewards/margins": loss}
+    assert {f.code for f in judged(preferences, tmp_path).findings} == {"LOG004"}
 
 
 @pytest.mark.parametrize("name", FAULTY)

@@ -16,6 +16,7 @@ from gradcheck.errors import ConfigError
 from gradcheck.logs.read import is_log, read
 from gradcheck.logs.table import MOST_POINTS
 from tests.logs import writers
+from tests.logs.writers import falling
 
 LOSS = writers.falling(60)
 RATE = [1e-3 * (1 - i / 60) for i in range(60)]
@@ -100,6 +101,23 @@ def test_long_columns_keep_their_extremes(tmp_path: Path) -> None:
     values[12345] = 50.0
     loss = read(writers.json_lines(tmp_path / "run.jsonl", {"loss": values}), {}).loss
     assert loss is not None and len(loss.values) <= MOST_POINTS and 50.0 in loss.values and min(values) in loss.values
+
+
+@pytest.mark.parametrize(
+    ("columns", "loss", "evaluation"),
+    [
+        (("mean_loss", "boundary_loss", "data_loss"), "mean_loss", None),
+        (("nll_loss", "val_nll_loss"), "nll_loss", "val_nll_loss"),
+        (("loss", "eval_set0_loss", "eval_set1_loss"), "loss", "eval_set0_loss"),
+        (("policy_loss", "loss_total"), "loss_total", None),
+    ],
+)
+def test_unusual_names_are_found_where_they_are_clear(columns, loss, evaluation, tmp_path: Path) -> None:
+    log = read(writers.json_lines(tmp_path / "run.jsonl", {c: falling(30) for c in columns}), {})
+    assert (log.loss and log.loss.name, log.evaluation and log.evaluation.name) == (loss, evaluation)
+    for unclear in (("a_loss", "b_loss"), ("actor_loss",)):
+        with pytest.raises(ConfigError, match="looks like a loss"):
+            read(writers.json_lines(tmp_path / "other.jsonl", {c: falling(30) for c in unclear}), {})
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:

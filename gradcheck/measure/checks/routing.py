@@ -125,7 +125,7 @@ def chosen_in(
     along = index.shape[:-1] == scores.shape[:-1] if index.dim() == scores.dim() else index.shape == scores.shape[:-1]
     if scores.shape[-1] not in counts or not along:
         return None, None
-    return scores.detach().reshape(-1, scores.shape[-1]), index
+    return scores.reshape(-1, scores.shape[-1]), index
 
 
 def follows(group: Group, loads: Sequence[float], rows: Mapping[str, int], given: Mapping[str, set[int]]) -> bool:

@@ -10,7 +10,8 @@ from markupsafe import Markup
 from gradcheck.analysis.wording import number
 from gradcheck.report.html.axes import linear_axis, log_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, LOG_FROM, RIGHT, TOP, WIDTH, extremes, grid
-from gradcheck.report.html.markup import coordinate, tag
+from gradcheck.report.html.gauges import gauges
+from gradcheck.report.html.markup import coordinate, join, tag
 from gradcheck.types.report import Report
 from gradcheck.types.training import UNBINNED
 
@@ -27,7 +28,7 @@ def course(report: Report) -> Markup | None:
         ("Learning rate", range(len(rates)), rates if len(set(rates)) > 1 else ()),
     )
     charts = [_chart(title, steps, values, HUES[i]) for i, (title, steps, values) in enumerate(series)]
-    return tag("div", charts, class_="figures")
+    return join(tag("div", charts, class_="figures"), gauges(report))
 
 
 def loss_steps(count: int, steps: int) -> list[float]:
