@@ -2,7 +2,7 @@
 
 A `State` holds all that a training changes: tensors by their data, gradients, plain attributes, tables of hooks and submodules. States are
 put into the modules in turn, one at a time; the tensors and modules themselves stay the same objects. The data of a state that is not in
-place stay where they are, or, of a model that is not to be held twice by its device, are set aside, with gradients and the optimizer's state.
+place stay where they are, or, of a model that its device is not to hold twice, are set aside, with gradients and the optimizer's state.
 """
 
 from __future__ import annotations
