@@ -97,6 +97,7 @@ def scan_script(spec: ScriptSpec, settings: Settings, progress: Progress | None 
     """
     tick = progress or _silent
     began = time.perf_counter()
+    spec = replace(spec, offload=settings.offload)
     if spec.replay:  # one batch again and again, on purpose
         settings = replace(settings, ignore=(*settings.ignore, SAME_BATCH))
     with untouched(), captured(spec, tick) as run, ranks_of_script(run.trained, failed=run.ending.how == "raised") as ranks:
@@ -222,8 +223,8 @@ def scan_workload(
         if seed and workload.rebuild is not None:
             workload = workload.rebuild(seed)
         began, tick = time.perf_counter(), progress or _silent
-        require_memory(workload)
-        ensure_faithful(workload, seed)
+        require_memory(workload, copied=not settings.offload)
+        ensure_faithful(workload, seed, offload=settings.offload)
         budget = settings.budget or default_budget(workload.model)
         cut = fitted(workload, budget, seed)
         memory = require_memory(cut)

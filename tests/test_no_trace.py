@@ -20,6 +20,7 @@ from torch.optim import optimizer as optimizer_hooks
 
 import gradcheck
 from gradcheck.measure.session import Plan, measure
+from gradcheck.workload import set_aside
 from gradcheck.workload.workload import Workload
 
 
@@ -166,7 +167,18 @@ def by_scan_in_place(users: Users) -> Any:
     return by_scan(users)
 
 
-SCANS: dict[str, Callable[[Users], Any]] = {"measure": by_measure, "scan": by_scan, "in place": by_scan_in_place}
+def by_scan_offloaded(users: Users) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(set_aside, "WORTH", 0)
+        return gradcheck.scan(users.model, users.batches, loss=loss, optimizer=users.optimizer, steps=12, config={"offload": True})
+
+
+SCANS: dict[str, Callable[[Users], Any]] = {
+    "measure": by_measure,
+    "scan": by_scan,
+    "in place": by_scan_in_place,
+    "offloaded": by_scan_offloaded,
+}
 
 
 @pytest.mark.parametrize("scan", SCANS)

@@ -15,10 +15,12 @@ from gradcheck.errors import TargetError
 from gradcheck.instrument.running_code import is_wrapper, variable_of
 from gradcheck.workload.borrowing import ran_out_of_memory
 from gradcheck.workload.copying import duplicate
+from gradcheck.workload.set_aside import set_aside
 from gradcheck.workload.source_sites import Sites
 
 MOST_COPIES = 20  # of one root, before buffers and plain attributes no longer count as a change of it
 MOST_SECONDS = 2.0  # for them, likewise
+OFFLOADED = "--offload keeps no copy of them in memory"
 _COMPARED = 200  # items of a container, or attributes of an object, that are compared
 _TABLES = frozenset(vars(nn.Module())) - {"training"}  # of a module: parameters, submodules, hooks
 
@@ -28,6 +30,7 @@ class RootModules:
 
     def __init__(self, sites: Sites, tape: Tape) -> None:
         self.sites, self.tape = sites, tape
+        self.offload = False  # no root is copied: what it holds is set aside
         self.initial = True
         self.current: dict[int, Owner] = {}  # by id of the root
         self._roots: dict[int, tuple[nn.Module, nn.Module]] = {}  # id(module) -> module, its root
@@ -93,14 +96,17 @@ class RootModules:
         now = versions(root)
         with torch._C.DisableTorchFunction():
             try:
+                if self.offload:
+                    raise TargetError(OFFLOADED) from MemoryError()
                 twin = duplicate(root, root, memo)
                 _make_parameters(root, twin, memo)
                 return Owner(root, twin, memo, now, label)
             except TargetError as error:
-                place = "cpu" if ran_out_of_memory(error) else None
-                every = (*root.parameters(), *root.buffers())
-                kept = {id(t): t.detach().to(place or t.device, copy=True).requires_grad_(t.requires_grad) for t in every}
-                return Owner(root, None, kept, now, label, error.message, short=place is not None)
+                short = ran_out_of_memory(error)
+                every = [*root.parameters(), *root.buffers()]
+                values = set_aside(every, files=self.offload) if short else [t.detach().clone() for t in every]
+                kept = {id(t): v.requires_grad_(t.requires_grad) for t, v in zip(every, values, strict=True)}
+                return Owner(root, None, kept, now, label, error.message, short=short)
 
     def _free_label(self, label: str, root: nn.Module) -> str:
         taken = {o.label for o in self.current.values() if o.original is not root}

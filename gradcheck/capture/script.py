@@ -174,6 +174,7 @@ class _Run:
 
     def go(self, sites: Sites, tick: Tick) -> Capture:
         recorder = Recorder(sites, min(TAPED, self.spec.steps or TAPED))
+        recorder.owners.offload = self.spec.offload
         clock = _Clock(self.spec, recorder, tick)
         recorder.observer = clock
         alarm = Alarm(clock.due, clock.tell)

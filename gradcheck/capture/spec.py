@@ -27,6 +27,7 @@ class ScriptSpec:
     budget: float | None = None  # seconds for its run and for measuring what it trains
     sandbox: bool = False  # run in a mirror of its folder, which keeps what it writes
     quiet: bool = False  # what it prints is dropped
+    offload: bool = False  # what its models were before training is set aside
     seed: int = 0
     edits: tuple[tuple[str, bytes], ...] = ()  # (path, content) of files that read differently in the copy, which is made for them
     kind: Kind = "script"

@@ -18,7 +18,8 @@ from gradcheck.errors import ConfigError, closest
 GROUPS: Mapping[str, str] = {
     "Target and data": "arg data val_data column clip input loss optimizer lr device dtype script sandbox quiet_script replay",
     "Training": (
-        "fast init_only steps repeats seed seeds budget watch overhead every stop_on on notify keep_spikes folds time_ordered workers"
+        "fast init_only offload steps repeats seed seeds budget watch overhead every stop_on on notify keep_spikes "
+        "folds time_ordered workers"
     ),
     "Remedies": "fix write diff unsafe_fixes allow_dirty remedy search trials study",
     "Rules": "select ignore extend_select rules add_ignore tolerance",

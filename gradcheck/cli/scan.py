@@ -32,6 +32,9 @@ Fast = Annotated[bool, typer.Option("--fast", help="A few steps only: what the f
 InitOnly = Annotated[
     bool, typer.Option("--init-only", help="Of a model that no machine holds: how it is built, initialised and adapted, and its memory.")
 ]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep no copy of the model in memory: what is not being trained goes to the host, or a file.")
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Scan again whenever a source file changes. Needs gradcheck[watch].")]
 
 
@@ -54,6 +57,7 @@ def scan(
     unsafe_fixes: UnsafeFixes = False,
     fast: Fast = False,
     init_only: InitOnly = False,
+    offload: Offload = False,
     rules: RuleOptions,
     gate: GateOptions,
     baseline: BaselineOptions,
@@ -77,7 +81,7 @@ def scan(
         if watch:
             sys.exit(scan_again(sys.argv[1:]))
         limits = {"steps": steps, "seeds": seeds, "budget": budget, "device": device, "dtype": dtype}
-        limits |= {"fast": fast or None, "profile": view.profile or None}
+        limits |= {"fast": fast or None, "offload": offload or None, "profile": view.profile or None}
         ends = gate.flags | ({"allow_partial": True} if init_only else {})
         settings = config.settings(**rules.choice, **limits, **ends, max_warnings=baseline.max_warnings)
         places, known = outputs.parsed(), baseline.known(settings, config.isolated)

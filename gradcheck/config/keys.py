@@ -246,6 +246,7 @@ READERS: Mapping[str, Reader] = {
     "seeds": _positive,
     "budget": _above_zero,
     "fast": _boolean,
+    "offload": _boolean,
     "device": _text,
     "dtype": _text,
     "rule-paths": _paths,

@@ -47,6 +47,7 @@ class Settings:
     device: str = "auto"
     dtype: str | None = None
     fast: bool = False  # a few steps only: no probe training, no experiments, no checks beside it
+    offload: bool = False  # what is not trained at the moment is set aside: on the host, or in a file
     profile: bool = False
     rule_paths: tuple[Path, ...] = ()
     rules: Mapping[str, RuleSettings] = field(default_factory=dict)  # by name or code, as the user wrote it

@@ -12,22 +12,25 @@ from gradcheck.workload.workload import Workload
 SMALL = 100e6  # bytes; a training that takes less is not checked
 
 
-def require_memory(workload: Workload) -> Memory:
-    """The memory that a training takes. Raises TargetError if it is more than is free, and says what would fit."""
+def require_memory(workload: Workload, *, copied: bool = True) -> Memory:
+    """The memory that a training takes. Raises TargetError if it is more than is free, and says what would fit. `copied`: a copy is trained."""
     rows, each = batch_size(workload.batches[0]), workload.sample_bytes
     memory = memory_of(workload.model, workload.optimizer, rows * each if each else None)
     free = free_memory(workload.device)
     # Copies are trained; a device that has no room for one trains the model itself (see faithful.py).
-    fixed = memory.fixed if workload.device.type == "cpu" and workload.borrowed is None else memory.gradients + memory.state
+    copied = copied and workload.device.type == "cpu" and workload.borrowed is None
+    fixed = memory.fixed if copied else memory.gradients + memory.state
     needed = fixed + (memory.activations or 0.0)
     if free is None or needed <= max(free, SMALL):
         return memory
     what = f"the memory cannot hold a training of {workload.name}: it needs {gigabytes(needed)} more, and {gigabytes(free)} are free"
-    raise TargetError(f"{what}; a training takes {memory.text}", hint="; ".join(_fitting(memory, free - fixed, rows, each)))
+    raise TargetError(f"{what}; a training takes {memory.text}", hint="; ".join(_fitting(memory, free - fixed, rows, each, copied)))
 
 
-def _fitting(memory: Memory, left: float, rows: int, each: float) -> Iterator[str]:
+def _fitting(memory: Memory, left: float, rows: int, each: float, copied: bool) -> Iterator[str]:
     """`left`: bytes for activations."""
+    if copied:
+        yield "--offload keeps no copy in memory"
     if each and left >= each:
         yield f"batches of {min(rows - 1, int(left / each))} samples would fit"
         yield "torch.utils.checkpoint keeps fewer activations"

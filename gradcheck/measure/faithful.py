@@ -31,6 +31,7 @@ LARGE = 1_000_000  # parameters
 FEW = 2  # samples of a batch that models of this size are compared on, where the whole batch takes longer than
 LONG = 1.0  # seconds
 NO_ROOM = "the device has too little memory for a copy of it"
+OFFLOADED = "--offload keeps no copy of it in memory"
 
 
 @dataclass
@@ -50,9 +51,9 @@ class Look:
         return a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
 
 
-def ensure_faithful(workload: Workload, seed: int = 0) -> None:
-    """Decides whether copies of the workload's model are measured, or the model itself."""
-    if workload.checked:
+def ensure_faithful(workload: Workload, seed: int = 0, *, offload: bool = False) -> None:
+    """Decides whether copies of the workload's model are measured, or the model itself, as `offload` asks for."""
+    if workload.checked and (workload.borrowed is not None or not offload):
         return
     if is_sharded(workload.model) and several():
         workload.checked = True
@@ -62,10 +63,9 @@ def ensure_faithful(workload: Workload, seed: int = 0) -> None:
         return
     workload.checked = True
     with untouched(), torch.enable_grad():
-        why, outside, spill = _unfaithful(workload, seed)
+        why, outside, spill = _by_itself(workload, seed, OFFLOADED) if offload else _unfaithful(workload, seed)
     if why:
-        roots = [workload.model, *([workload.loss] if isinstance(workload.loss, nn.Module) else []), *outside.modules]
-        workload.borrowed = Borrowed(roots, outside.tensors, why=why, spill=spill)
+        workload.borrowed = Borrowed([*_roots(workload), *outside.modules], outside.tensors, why=why, spill=spill)
         said = f"the model itself is measured and then put back as it was: {why}"
         workload.assumptions = [*workload.assumptions, Assumption("model", said)]
 
@@ -77,20 +77,43 @@ def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:
             raise TargetError(NO_ROOM) from MemoryError()
         copy = fork(workload, seed=seed)
     except TargetError as error:
-        spill = ran_out_of_memory(error)
-        return (NO_ROOM if spill else error.message), Look(None), spill
-    rows = batch_size(workload.batches[0])
-    if rows > FEW and sum(p.numel() for p in workload.model.parameters()) >= LARGE:
-        part = replace(workload, batches=[few_samples(workload.batches[0], FEW)])
-        counts: list[int] = []
-        with counting_saved(copy.model, counts):
-            look = _look(copy, part, seed)
-        workload.sample_bytes = counts[0] / FEW
-        workload.forward_seconds = part.forward_seconds * rows / FEW
+        return _by_itself(workload, seed, NO_ROOM) if ran_out_of_memory(error) else (error.message, Look(None), False)
+    if _is_large(workload):
+        part, look = _sized(copy, workload, seed)
         if look.loss is not None and workload.forward_seconds > LONG:
             return *_compared(copy, part, seed, look), False
         copy = fork(workload, seed=seed)  # that pass may have changed it
     return *_compared(copy, workload, seed, _look(copy, workload, seed)), False
+
+
+def _by_itself(workload: Workload, seed: int, why: str) -> tuple[str, Look, bool]:
+    """Of a model that is not copied, with what its first loss uses from outside."""
+    borrowed = Borrowed(_roots(workload), spill=True)
+    try:
+        copy = lend(workload, borrowed, seed=seed)
+        look = _sized(copy, workload, seed)[1] if _is_large(workload) else _look(copy, workload, seed)
+    finally:
+        borrowed.give_back()
+    return why, look, True
+
+
+def _roots(workload: Workload) -> list[nn.Module]:
+    return [workload.model, *([workload.loss] if isinstance(workload.loss, nn.Module) else [])]
+
+
+def _is_large(workload: Workload) -> bool:
+    return batch_size(workload.batches[0]) > FEW and sum(p.numel() for p in workload.model.parameters()) >= LARGE
+
+
+def _sized(copy: TrainingCopy, workload: Workload, seed: int) -> tuple[Workload, Look]:
+    """The loss of a few samples, which tells what all of them take of time and memory."""
+    part = replace(workload, batches=[few_samples(workload.batches[0], FEW)])
+    counts: list[int] = []
+    with counting_saved(copy.model, counts):
+        look = _look(copy, part, seed)
+    workload.sample_bytes = counts[0] / FEW
+    workload.forward_seconds = part.forward_seconds * batch_size(workload.batches[0]) / FEW
+    return part, look
 
 
 def _lacks_room(workload: Workload) -> bool:
@@ -120,8 +143,7 @@ def _compared(copy: TrainingCopy, workload: Workload, seed: int, of_copy: Look) 
 
 def _of_original(workload: Workload, seed: int, outside: Look) -> Look:
     """The first loss of the model itself, which is put back afterwards."""
-    roots = [workload.model, *([workload.loss] if isinstance(workload.loss, nn.Module) else [])]
-    borrowed = Borrowed([*roots, *outside.modules], outside.tensors)
+    borrowed = Borrowed([*_roots(workload), *outside.modules], outside.tensors)
     try:
         return _look(lend(workload, borrowed, seed=seed), workload, seed)
     except TargetError:

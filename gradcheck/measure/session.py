@@ -106,6 +106,7 @@ class Session:
         self.workload, self.plan, self.tick = workload, plan, tick
         self.started = now() - plan.spent
         self.copy: TrainingCopy = fork(workload, seed=plan.seed)
+        self.pretrained = facts.pretrained(self.copy.model, self.copy.optimizer)  # before any step
         self.training = Trainer(self.copy, workload.batches)
         self.names = _names(self.copy)
         self.sites: dict[str, Location | None] = {name: workload.sites.get(id(m)) for name, m in workload.model.named_modules()}
@@ -377,7 +378,7 @@ class Session:
             hidden=first.hidden,
             non_finite=bad,
             ascent=ascent,
-            pretrained=facts.pretrained(w.model, w.optimizer),
+            pretrained=self.pretrained,
             training=w.model.training,
             not_measured=(*self.not_measured, *unread_layers(self.failures)),
             assumptions=tuple(w.assumptions),

@@ -51,6 +51,7 @@ ABOUT = {
     "seeds": "How many seeds; a finding is what most of them show (default 1).",
     "budget": "Seconds for the whole scan.",
     "fast": "The first steps only, without training experiments.",
+    "offload": "Keep no copy of the model in memory: set aside on the host, or in a file, what is not being trained.",
     "device": "auto, cpu, cuda, cuda:1 or mps (default auto).",
     "dtype": "float32, bf16, fp16 or float64.",
     "rule-paths": "Files or folders with rules of your own, relative to this file.",

@@ -2,13 +2,14 @@
 
 A `State` holds all that a training changes: tensors by their data, gradients, plain attributes, tables of hooks and submodules. States are
 put into the modules in turn, one at a time; the tensors and modules themselves stay the same objects. The data of a state that is not in
-place stay where they are, or go to the CPU's memory if the model is too large for its device to hold twice.
+place stay where they are, or, of a model that its device is not to hold twice, are set aside, with gradients and the optimizer's state.
 """
 
 from __future__ import annotations
 
 import collections
 import copy
+import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from gradcheck.errors import TargetError
 from gradcheck.workload.copying import Memo, duplicate
 from gradcheck.workload.dtensor import is_spread, local
+from gradcheck.workload.set_aside import Pairs, dropping, empty, fill, set_aside, state_of, with_values
 from gradcheck.workload.sharding import is_sharded, reset
 
 T = TypeVar("T")
@@ -37,6 +39,8 @@ class State:
     trained: dict[int, bool] = field(default_factory=dict)  # requires_grad of leaves
     attributes: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
     contents: list[tuple[Any, Any]] = field(default_factory=list)  # containers in the attributes, with shallow copies
+    optimizer: torch.optim.Optimizer | None = None  # that goes with it
+    aside: Pairs = field(default_factory=list)  # gradients and its state, emptied, with their values
 
     def copy(self, *, shared: bool) -> State:
         """Another state that starts out the same, without gradients. `shared`: with the same data, which nobody writes to."""
@@ -48,17 +52,19 @@ class Borrowed:
     """Modules of the user's, and the state that is in place. `give_back` may be called at any time, and twice."""
 
     def __init__(self, roots: Iterable[nn.Module], tensors: Iterable[torch.Tensor] = (), *, why: str = "", spill: bool = False) -> None:
-        """`tensors`: others that are trained besides the modules'. `why` no copy will do, in words for the user. `spill`: the device holds
-        the tensors once only, and the CPU's memory holds what is not in place."""
+        """`tensors`: others that are trained beside the modules'. `why` no copy will do, in words for the user. `spill`: the device holds
+        the tensors once only, and what is not in place is set aside."""
         roots = list(roots)
         self.modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
         self._sharded = [root for root in roots if is_sharded(root)]
-        self.why, self.spill = why, spill or bool(self._sharded)  # the data of a shard may not move
+        self.why, self.spill, self._files = why, spill or bool(self._sharded), spill  # the data of a shard may not move
         self.tensors = {id(t): t for t in (*tensors, *_tensors_of(self.modules))}
+        self._homes: dict[int, torch.Tensor] = {}  # the memory that each tensor had first, and has again in the end
         self._guards = ExitStack()
         self._theirs = State()
         self._keep(self._theirs)
-        self._initial = self._active = self._theirs
+        self._initial = self._theirs
+        self._active: weakref.ref[State] | None = None  # None: theirs is in place. A state that nobody has any more is not kept
 
     def start_from(self, earlier: State, copies: Mapping[int, nn.Module]) -> None:
         """Makes trainings start from the data of an earlier state and the plain attributes of the modules' `copies` of that time, by id."""
@@ -71,30 +77,41 @@ class Borrowed:
         initial = self._initial
         self._initial = State(initial.data, {}, {**initial.trained, key: False}, initial.attributes, initial.contents)
 
-    def lend(self) -> State:
-        """Puts a fresh copy of the initial state in place."""
+    def lend(self, theirs: torch.optim.Optimizer | None = None) -> State:
+        """Puts a fresh copy of the initial state in place. `theirs`: the optimizer of the user's own state."""
+        self._theirs.optimizer = theirs or self._theirs.optimizer
         state = self._initial.copy(shared=self.spill)
         self.use(state)
         return state
 
+    def fill(self, copies: Mapping[int, Any]) -> None:
+        """Gives the copies of what is set aside of the user's optimizer its values; `copies` by the id of each tensor."""
+        fill((copies[id(t)], values) for t, values in self._theirs.aside if id(t) in copies)
+
     def use(self, state: State) -> None:
         """Puts a state in place, and keeps the one that was."""
-        if state is self._active:
+        active = self._active() if self._active is not None else None
+        if state is active:
             return
         self._reset()
-        if self._active is not self._theirs:
-            self._keep(self._active)
-        else:
+        if active is not None:
+            self._keep(active)
+        elif self._active is None:
             self._guard_versions()
+            self._theirs.aside = self._values(self._theirs)
+        self._active = weakref.ref(state)  # from here on there is something to be given back
+        if active is None:
+            empty(self._theirs.aside)
         self._put(state)
-        self._active = state
 
     def give_back(self) -> None:
-        """Gives the modules back to the user, bit for bit as they were."""
-        if self._active is not self._theirs:
+        """Gives the modules back to the user, bit for bit as they were. What was trained meanwhile is over."""
+        if self._active is not None:
             self._reset()
+            if self._files and (ended := self._active()) is not None and ended.optimizer is not None:
+                ended.optimizer.state.clear()
             self._put(self._theirs)
-            self._active = self._theirs
+            self._active = None
         self._guards.close()
 
     # ---------------------------------------------------------------------------------------------- moving
@@ -111,12 +128,21 @@ class Borrowed:
     def _keep(self, state: State) -> None:
         """Notes in `state` what the modules hold now."""
         self.tensors |= {id(t): t for t in _tensors_of(self.modules)}  # a forward pass may have made new buffers
-        state.data = {key: _held(t).to("cpu", copy=True) if self.spill else t.data for key, t in self.tensors.items()}
+        held = {key: _held(t) if self.spill else t.data for key, t in self.tensors.items()}
+        self._homes = held | self._homes
+        state.data = dict(zip(held, set_aside(list(held.values()), files=self._files), strict=True)) if self.spill else held
         state.gradients = {key: t.grad for key, t in self.tensors.items() if t.is_leaf}
         state.trained = {key: t.requires_grad for key, t in self.tensors.items() if t.is_leaf}
         state.attributes = [(m, dict(vars(m))) for m in self.modules]
-        held = {id(v): v for m in self.modules for v in vars(m).values() if type(v) in _CONTAINERS}
-        state.contents = [(container, copy.copy(container)) for container in held.values()]
+        found = {id(v): v for m in self.modules for v in vars(m).values() if type(v) in _CONTAINERS}
+        state.contents = [(container, copy.copy(container)) for container in found.values()]
+        if state is not self._theirs:
+            state.aside = self._values(state)
+            empty(state.aside)
+
+    def _values(self, state: State) -> Pairs:
+        """Gradients and the optimizer's state, with what they hold now."""
+        return with_values([*(g for g in state.gradients.values() if g is not None), *state_of(state.optimizer)]) if self._files else []
 
     def _put(self, state: State) -> None:
         for module, attributes in state.attributes:
@@ -124,14 +150,21 @@ class Borrowed:
             vars(module).update(attributes)
         for container, content in state.contents:
             _fill(container, content)
-        for key, data in state.data.items():
-            tensor = self.tensors[key]
+        for tensor in self.tensors.values() if self._files else ():
+            if tensor.is_leaf:
+                tensor.grad = None  # before others take their memory
+        fill(state.aside)
+        state.aside = []
+        for tensor, data in dropping((self.tensors[key], data) for key, data in state.data.items()):
+            key = id(tensor)
             if not self.spill:
                 tensor.data = data
-            elif (held := _held(tensor)).shape == data.shape and held.dtype == data.dtype:
-                held.copy_(data)
+            elif (home := self._homes[key]).shape == data.shape and home.dtype == data.dtype:
+                home.copy_(data)
+                if not is_spread(tensor):
+                    tensor.data = home
             else:
-                tensor.data = data.to(tensor.device)
+                tensor.data = data.to(tensor.device, copy=True)
             if tensor.is_leaf:
                 tensor.grad = None
                 tensor.requires_grad_(state.trained.get(key, tensor.requires_grad))

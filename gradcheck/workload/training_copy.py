@@ -12,7 +12,7 @@ from torch import nn
 
 from gradcheck.errors import TargetError
 from gradcheck.types.location import Location
-from gradcheck.workload.borrowing import Borrowed
+from gradcheck.workload.borrowing import Borrowed, State
 from gradcheck.workload.copying import bind_copies, bound, copying, memo_for, require_parts
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.training_mode import set_mode
@@ -32,14 +32,14 @@ class TrainingCopy:
         sites: Mapping[int, Location],
         clip: Clipping | None = None,
         loss_function: Callable[[Any, Any], torch.Tensor] | None = None,
-        borrowed: Borrowed | None = None,
+        lent: tuple[Borrowed, State] | None = None,
     ) -> None:
         """`sites`: id(module) -> the expression that constructed its original. `clip`: `take_step` applies it. `loss_function`: what
-        `training_step` is made of, where it is. `borrowed`: the modules are the user's."""
+        `training_step` is made of, where it is. `lent`: the modules are the user's, and this state of theirs is trained."""
         self._model, self._optimizer = model, optimizer
         self.training_step, self.sites, self.clip, self.loss_function = training_step, sites, clip, loss_function
         self.own = {id(x) for x in (*model.modules(), *model.parameters())}  # what may be trained, by id
-        self._borrowed, self._state = borrowed, borrowed.lend() if borrowed is not None else None
+        self._lent = lent
 
     @property
     def model(self) -> nn.Module:
@@ -54,10 +54,13 @@ class TrainingCopy:
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
+        if self._lent is not None:
+            self._lent[1].optimizer = optimizer
 
     def _put_in_place(self) -> None:
-        if self._borrowed is not None and self._state is not None:
-            self._borrowed.use(self._state)
+        if self._lent is not None:
+            borrowed, state = self._lent
+            borrowed.use(state)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The scalar training loss. Raises what the user's code raises, and TargetError when it is not a scalar."""
@@ -98,11 +101,12 @@ def copy_training(model: nn.Module, optimizer: Any, step: Any, loss: Any, memo: 
 
 def lend(workload: Workload, borrowed: Borrowed, *, seed: int = 0) -> TrainingCopy:
     """The workload's own model in its initial state, with a copy of the optimizer that holds its parameters."""
+    state, memo = borrowed.lend(workload.optimizer), dict(borrowed.tensors)
     with copying():
-        optimizer = copy_optimizer(workload.optimizer, dict(borrowed.tensors))
-    return _started(
-        TrainingCopy(workload.model, optimizer, workload.training_step, workload.sites, workload.clip, workload.loss, borrowed), seed
-    )
+        state.optimizer = copy_optimizer(workload.optimizer, memo)
+    borrowed.fill(memo)
+    step, lent = workload.training_step, (borrowed, state)
+    return _started(TrainingCopy(workload.model, state.optimizer, step, workload.sites, workload.clip, workload.loss, lent), seed)
 
 
 def _started(copied: TrainingCopy, seed: int) -> TrainingCopy:

@@ -53,6 +53,7 @@ def _look(copy: TrainingCopy, batch: Any, seed: int) -> float | None:
     weights = [p for p in weights if gradient_of(p) is not None]
     before = [p.detach().clone() for p in weights]
     take_step(copy, batch)
+    copy.optimizer.zero_grad(set_to_none=True)  # their memory is that of the update
     update = [p.detach() - x for p, x in zip(weights, before, strict=True)]
     if not any(bool(u.any()) for u in update) or not all(bool(u.isfinite().all()) for u in update):
         return None

@@ -50,6 +50,7 @@ SLOWER = 5.0  # times a float32 step of as many samples, roughly: what a pass wi
 PASSES = 2.5  # the whole check in such passes
 SHARE = 0.25  # of the time left that it may take
 LARGE = 50_000_000  # parameters: the copies below would take more memory than the training, which has four of float32
+LARGE_OFFLOADED = 1_000_000  # where the user asks for memory to be saved: the copies take 40 MB
 COPIES = 5  # of the parameters, in float64: weights, their start, the origin, a direction, gradients
 POOL = 100_003  # normal numbers that directions are made of; prime, so that no row of a weight meets them in step
 DIFFERENCE = 1e-3  # disagreement of a Function by itself that makes it a suspect (E6: a backward off by 1 % gives 2e-3)
@@ -80,9 +81,10 @@ def _affordable(context: CheckContext) -> None:
     rows = max((t.shape[0] for t in tensors_in(first) if t.dim()), default=1)
     share = min(1.0, SAMPLES / rows) if is_divisible(context.workload) else 1.0
     seconds = PASSES * SLOWER * context.probe.seconds / steps * share
-    parameters = sum(p.numel() for p in context.workload.model.parameters())
+    parameters, borrowed = sum(p.numel() for p in context.workload.model.parameters()), context.workload.borrowed
+    large = LARGE_OFFLOADED if borrowed is not None and borrowed.spill else LARGE
     dear = seconds > SHARE * max(0.0, context.deadline - now())
-    if not dear and parameters < LARGE:
+    if not dear and parameters < large:
         return
     own = [c for c in custom_functions() if origin_of(_file_of(c)) == "user"]
     more = "" if own else "; this program has no backward() of its own that could be wrong"

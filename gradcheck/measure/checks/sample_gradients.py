@@ -58,7 +58,7 @@ def sample_gradients(context: CheckContext) -> SampleGradients | None:
         return single
     trained = context.trained.model.state_dict()
     if context.workload.borrowed is not None:  # both use the same model
-        trained = {name: value.clone() for name, value in trained.items()}
+        trained = {name: value.to("cpu", copy=True) for name, value in trained.items()}
     copy.model.load_state_dict(trained)
     with deterministic(copy.model, everything=everything):
         noise = noise_scale(*gram_of(copy, groups))
@@ -169,12 +169,17 @@ def gram_of(copy: TrainingCopy, groups: Sequence[Any]) -> tuple[torch.Tensor, in
     """Inner products [n, n] of the groups' gradients, on evenly spaced entries, and the samples in a group."""
     total = sum(p.numel() for p in copy.model.parameters() if p.requires_grad)
     stride = max(1, total // KEPT)
-    rows = []
-    for group in groups:
-        entries = torch.cat([g.reshape(-1) for g in gradient(copy, group)[1]])
-        rows.append(wide(entries[::stride]))
-    matrix = torch.stack(rows)
+    matrix = torch.stack([_entries(gradient(copy, group)[1], stride) for group in groups])
     return matrix @ matrix.T, batch_size(groups[0])
+
+
+def _entries(gradients: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
+    """One in `stride` of their entries, as if they were one tensor [entries]; in float64 where the device has it."""
+    found, passed = [], 0
+    for g in gradients:
+        found.append(wide(g.reshape(-1)[-passed % stride :: stride]))
+        passed += g.numel()
+    return torch.cat(found)
 
 
 def noise_scale(gram: torch.Tensor, size: int) -> tuple[float, float, float] | None:
