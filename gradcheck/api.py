@@ -42,11 +42,12 @@ def scan(
     `loss(output, target)` gives a scalar; `training_step(model, batch)` gives full control instead.
     `steps`: optimizer steps of the probe training. `config`: a file, or a mapping with the keys of `[tool.gradcheck]`.
     A model in DistributedDataParallel, or of sharded parameters (`fully_shard`, other DTensors), all processes scan at the same point, each
-    with its own batches: they are measured as one, and rank 0 reports. The reports of the others hold no findings.
+    with its own batches: they are measured as one, and rank 0 reports. The reports of the others hold no findings. Any other model, such as
+    a stage of a pipeline, each process scans by itself.
     Raises `gradcheck.errors.TargetError` when the workload does not run, `ConfigError` for bad settings.
     """
     from gradcheck.loading.objects import from_objects
-    from gradcheck.pipeline import scan_over_ranks, scan_workload
+    from gradcheck.pipeline import by_itself, scan_over_ranks, scan_workload
     from gradcheck.workload.together import ranks_of
 
     settings = settings_from(config)
@@ -54,10 +55,10 @@ def scan(
         settings = settings.with_flags(steps=steps)
     with untouched(), ranks_of(model) as ranks:
         workload = from_objects(model, data, loss=loss, optimizer=optimizer, val_data=val_data, training_step=training_step)
-        if ranks is not None:
+        if ranks is not None and ranks.joined:
             return scan_over_ranks(workload, settings, ranks)
-        report = scan_workload(workload, settings)
-    return report if is_rank_zero() else replace(report, findings=(), suppressed=(), rules=())
+        report = scan_workload(workload, settings, seen=by_itself(ranks))
+    return report if ranks is None or is_rank_zero() else replace(report, findings=(), suppressed=(), rules=())
 
 
 def fix(

@@ -32,7 +32,7 @@ from gradcheck.measure.initialization import initialization
 from gradcheck.measure.session import Plan, measure
 from gradcheck.rank import is_rank_zero, rank_and_world_size
 from gradcheck.remedies.costs import with_costs
-from gradcheck.types.measurement import Assumption, Measurement
+from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from gradcheck.version import __version__
@@ -133,6 +133,11 @@ def _over_ranks(training: Training, settings: Settings, ranks: RankGroup | None,
                 training.workload = over_ranks(workload, lambda whole: fork(whole).loss(whole.batches[0]).item())
                 if sharded:
                     return scan_training(training, settings, tick)
+        else:
+            said = f"{ranks.count} processes run the script, and not all of them a step that can be repeated: rank 0's is looked at"
+            lack = NotMeasured("the other ranks", said, remedy="`gradcheck watch -- torchrun ...` judges all ranks as they run")
+            report = scan_training(training, settings, tick) if ranks.leads else None
+            return replace(report, measurements=tuple(_lacking(m, lack) for m in report.measurements)) if report is not None else None
     return scan_training(training, settings, tick) if ranks.leads else None
 
 
@@ -191,7 +196,7 @@ def scan_over_ranks(
         whole = over_ranks(workload)
         if is_sharded(workload.model):
             with kept_sharded(workload.model):
-                return _of_rank(scan_workload(whole, settings, progress, seen, costs=False), ranks)
+                return _of_rank(scan_workload(whole, settings, progress, seen), ranks)
     if not ranks.leads:
         said = ranks.wait_for_lead()
         if isinstance(said, Exception):
@@ -206,6 +211,18 @@ def scan_over_ranks(
         raise
     finally:
         ranks.leave_for_others(answer)
+
+
+def by_itself(ranks: RankGroup | None) -> Seen:
+    """Adds that one process was measured, of several. `ranks`: those that did not come; None where the model is not spread over them."""
+    rank, count = rank_and_world_size()
+    why = ranks.why if ranks is not None else "its model is neither sharded nor in DistributedDataParallel"
+    lack = NotMeasured("the other ranks", f"rank {rank} of {count} was judged by itself, on its own batches: {why}")
+    return lambda m: _lacking(m, lack) if count > 1 else m
+
+
+def _lacking(m: Measurement, lack: NotMeasured) -> Measurement:
+    return replace(m, not_measured=(*m.not_measured, lack))
 
 
 def _of_rank(report: Report, ranks: RankGroup) -> Report:

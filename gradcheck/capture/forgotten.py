@@ -17,6 +17,7 @@ from gradcheck.capture.nodes import Constant, Node, Ref, nodes_behind
 from gradcheck.capture.recording import Recording
 from gradcheck.instrument.running_code import place_of_variable
 from gradcheck.types.location import Location
+from gradcheck.workload.dtensor import is_freed
 
 STEPS = 4  # steps whose losses reach a leaf that never changes; in a loop that trains by turns, its turn comes sooner
 AGO = 8  # steps without it after which a leaf is let go
@@ -54,7 +55,7 @@ class Forgotten:
     def look(self, found: BackwardPass, leaves: Mapping[int, torch.Tensor]) -> None:
         recording = self.recording
         weights = recording.tape.weights
-        unknown = {key: t for key, t in leaves.items() if key not in weights and not _is_freed(t)}
+        unknown = {key: t for key, t in leaves.items() if key not in weights and not is_freed(t)}
         if not unknown or found.ref is None:
             return
         held = frozenset[int]().union(*(w.ids for w in recording.optimizers.values()))
@@ -124,8 +125,3 @@ def _is_weight(node: Node, position: int, tensor: torch.Tensor) -> bool:
 
 def _count(value: Constant | Ref) -> int:
     return value.value.numel() if isinstance(value, Constant) else value.node.counts.get(value.index, 0)
-
-
-def _is_freed(tensor: torch.Tensor) -> bool:
-    """Whether its memory was given back, as `fully_shard` does with gathered parameters: reading it ends the process."""
-    return tensor.layout is torch.strided and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0

@@ -15,27 +15,32 @@ from gradcheck.workload.sharding import noting_shards
 
 
 @contextmanager
-def ranks_kept() -> Iterator[None]:
-    """Nothing happens to a script of one process."""
+def ranks_kept() -> Iterator[list[Any]]:
+    """Nothing happens to a script of one process. Gives the modules whose shards cannot be read, as they are made."""
     if launched()[1] < 2 or not dist.is_available():
-        yield
+        yield []
         return
+    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
-    patches, ended = Patches(), list[tuple[Any, ...]]()
+    patches, ended, hidden = Patches(), list[tuple[Any, ...]](), list[Any]()
     with noting_shards() as groups:
 
-        def noted(make: Callable[..., None]) -> Callable[..., None]:
-            def made(self: Any, *args: Any, **kwargs: Any) -> None:
-                make(self, *args, **kwargs)
-                groups.append(self)
+        def noted(made: list[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+            def noting(make: Callable[..., None]) -> Callable[..., None]:
+                def init(self: Any, *args: Any, **kwargs: Any) -> None:
+                    make(self, *args, **kwargs)
+                    made.append(self)
 
-            return made
+                return init
 
-        patches.wrap(FSDPParamGroup, "__init__", noted)
+            return noting
+
+        patches.wrap(FSDPParamGroup, "__init__", noted(groups))
+        patches.wrap(FullyShardedDataParallel, "__init__", noted(hidden))
         patches.wrap_everywhere(dist, {"destroy_process_group": lambda destroy: lambda *group: ended.append(group)})
         try:
-            yield
+            yield hidden
         finally:
             patches.undo()
             for group in ended:

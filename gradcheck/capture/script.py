@@ -39,6 +39,7 @@ from gradcheck.instrument.patches import Patches
 from gradcheck.loading.importing import session
 from gradcheck.workload.notebook import code_cells, shell
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, moved, origin_of
+from gradcheck.workload.together import hidden_shards
 
 TAPED = 32  # steps whose computations are kept
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late
@@ -138,12 +139,14 @@ def captured(spec: ScriptSpec, tick: Tick = lambda phase, fraction: None) -> Ite
     if spec.kind == "notebook":
         code_cells(spec.path)
     with ExitStack() as stack:
-        stack.enter_context(ranks_kept())
+        hidden = stack.enter_context(ranks_kept())
         current = stack.enter_context(session(spec.seed))
         if spec.cell is not None:
             current.sites.add(spec.cell.sites)
         run = _Run(spec, stack)
         capture = run.go(current.sites, tick)
+        if hidden:
+            raise hidden_shards(f"`gradcheck watch -- torchrun --nproc-per-node={rank.launched()[1]} {spec.target}`")
         current.note_files()
         capture.files = list(dict.fromkeys([*run.own_files(), *current.files]))
         yield capture

@@ -13,7 +13,7 @@ SMALL = 100e6  # bytes; a training that takes less is not checked
 
 
 def require_memory(workload: Workload, *, copied: bool = True) -> Memory:
-    """The memory that a training takes. Raises TargetError if it is more than is free, and says what would fit. `copied`: a copy is trained."""
+    """The memory that a training takes. Raises TargetError if it is more than is free. `copied`: a copy is trained."""
     rows, each = batch_size(workload.batches[0]), workload.sample_bytes
     memory = memory_of(workload.model, workload.optimizer, rows * each if each else None)
     free = free_memory(workload.device)

@@ -18,7 +18,7 @@ from gradcheck.instrument.graph_structure import release_graphs, upstream_leaves
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.borrowing import Borrowed, ran_out_of_memory, shielded
 from gradcheck.workload.few_samples import few_samples
-from gradcheck.workload.lockstep import several
+from gradcheck.workload.lockstep import agreed, several
 from gradcheck.workload.memory import counting_saved, free_memory, memory_of
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
@@ -30,6 +30,7 @@ from gradcheck.workload.workload import Workload
 LARGE = 1_000_000  # parameters
 FEW = 2  # samples of a batch that models of this size are compared on, where the whole batch takes longer than
 LONG = 1.0  # seconds
+MORE = 32  # samples that a sharded model is timed on beside a few
 NO_ROOM = "the device has too little memory for a copy of it"
 OFFLOADED = "--offload keeps no copy of it in memory"
 
@@ -60,6 +61,7 @@ def ensure_faithful(workload: Workload, seed: int = 0, *, offload: bool = False)
         workload.borrowed = Borrowed([workload.model], why="its parameters are sharded over several processes")
         said = "the model itself is measured and then put back as it was: its parameters are sharded over several processes"
         workload.assumptions = [*workload.assumptions, Assumption("model", said)]
+        _time_over_ranks(workload, seed)
         return
     workload.checked = True
     with untouched(), torch.enable_grad():
@@ -68,6 +70,24 @@ def ensure_faithful(workload: Workload, seed: int = 0, *, offload: bool = False)
         workload.borrowed = Borrowed([*_roots(workload), *outside.modules], outside.tensors, why=why, spill=spill)
         said = f"the model itself is measured and then put back as it was: {why}"
         workload.assumptions = [*workload.assumptions, Assumption("model", said)]
+
+
+def _time_over_ranks(workload: Workload, seed: int) -> None:
+    """How long the first loss takes, on all ranks together; of a small model nobody asks."""
+    rows = batch_size(workload.batches[0])
+    if rows <= FEW or sum(p.numel() for p in workload.model.parameters()) < LARGE:
+        return
+    took = list[float]()
+    with untouched(), torch.enable_grad():
+        for few in (FEW, min(rows, MORE)):  # gathering the parameters takes its time however few they are
+            part = replace(workload, batches=[few_samples(workload.batches[0], few)])
+            for _ in range(2):  # the first pass makes what later ones use again
+                _look(fork(part, seed=seed), part, seed)
+            took.append(part.forward_seconds)
+    if workload.borrowed is not None:
+        workload.borrowed.give_back()
+    fixed, more = agreed(took)
+    workload.forward_seconds = fixed + max(0.0, more - fixed) * (rows - FEW) / (min(rows, MORE) - FEW)
 
 
 def _unfaithful(workload: Workload, seed: int) -> tuple[str, Look, bool]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.few_samples import cut, few_samples
+from gradcheck.workload.lockstep import everyone
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import batch_size, tensors_of
@@ -34,7 +35,7 @@ def fitted(workload: Workload, seconds: float, seed: int = 0) -> Workload:
     if rows < 2 or _size(workload.model) < LARGE or SHARE * seconds >= FEWEST * step:
         return workload
     few = max(int(rows * SHARE * seconds / (WANTED * step)), _least(workload))
-    if few >= rows or not _adds_up(workload, few, seed):
+    if few >= rows or not all(everyone(_adds_up(workload, few, seed))):
         return workload
     text = f"batches are cut from {rows} to {few} of their samples: a step on all of them takes about {step:.2g} s of the {seconds:.3g} s"
     said = [*workload.assumptions, Assumption("batches", text)]

@@ -28,7 +28,7 @@ from gradcheck.training.trainer import Trainer, sample_mean
 from gradcheck.types.checks import Cost
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
-from gradcheck.types.measurement import Measurement
+from gradcheck.types.measurement import Measurement, NotMeasured
 from gradcheck.types.rule import Rule
 from gradcheck.workload.workload import Workload
 
@@ -85,11 +85,14 @@ def with_costs(
     m: Measurement, workload: Workload, plan: Plan, began: float, rules: Sequence[Rule], settings: Settings, tick: Tick
 ) -> Measurement:
     """The measurement with what its findings cost, as far as the time of `plan` reaches, which `began` at that perf_counter()."""
-    if plan.fast or not plan.probes or workload.borrowed is not None or not comparable(m):
+    if plan.fast or not plan.probes or not comparable(m):
         return m
     suspects = _suspects(m, rules, settings)
     if not suspects:
         return m
+    if workload.borrowed is not None:
+        why = f"it takes trainings of copies, and {workload.borrowed.why}"
+        return replace(m, not_measured=(*m.not_measured, NotMeasured("what the findings cost", why)))
     pairs = Pairs(workload, m, plan.steps, min(began + plan.seconds, time.perf_counter() + SHARE * plan.seconds), tick)
     with on_copies(workload):
         if m.seconds.get("probe", 0.0) < SMALL_STEP * len(m.probe.losses):

@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributions.transforms import _InverseTransform
 
 from gradcheck.errors import TargetError
+from gradcheck.workload.dtensor import is_freed
 
 T = TypeVar("T")
 Memo = dict[int, Any]  # id(original) -> its copy, as `copy.deepcopy` keeps it
@@ -46,7 +47,10 @@ def require_parts(model: nn.Module, memo: Memo) -> None:
 
 def memo_for(model: nn.Module) -> Memo:
     """A memo with what torch refuses to copy: tensors that are not leaves (old weight_norm keeps one, a recurrent net its state)."""
-    kept = (t for module in model.modules() for value in vars(module).values() for t in _tensors(value, _DEPTH) if not t.is_leaf)
+    held = (t for module in model.modules() for value in vars(module).values() for t in _tensors(value, _DEPTH))
+    kept = [t for t in held if not t.is_leaf]
+    if any(map(is_freed, kept)):
+        raise TargetError("it gives the memory of its parameters back between passes, as FullyShardedDataParallel does")
     return {id(t): t.detach().clone() for t in kept}
 
 

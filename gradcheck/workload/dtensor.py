@@ -27,9 +27,26 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return spread.full_tensor()
 
 
+def part_like(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Of values that every process has whole, those that lie in this one where they are spread as a DTensor is."""
+    if not is_spread(tensor):
+        return values.to(tensor)
+    from torch.distributed.tensor import distribute_tensor
+
+    spread: Any = tensor
+    with torch.no_grad():
+        part: Any = distribute_tensor(values.to(spread.device, spread.dtype), spread.device_mesh, spread.placements, src_data_rank=None)
+        return part.to_local()
+
+
 def is_spread(tensor: torch.Tensor) -> bool:
     """Whether it is a DTensor, as `fully_shard` and tensor parallelism make them."""
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+
+
+def is_freed(tensor: torch.Tensor) -> bool:
+    """Whether its memory was given back, as sharding does with gathered parameters: reading it ends the process."""
+    return tensor.layout is torch.strided and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
 
 
 def multiplicity(tensor: torch.Tensor, processes: int) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +21,7 @@ from gradcheck.rank import launched
 
 PATIENCE = 30.0  # seconds that a rank waits for the others at a measured step
 LONGEST = timedelta(hours=2)  # that the others wait for rank 0 to measure a model that each of them holds in full
+SOON = 1.0  # seconds of waiting after which a rank says for what
 LAST_WORDS = 5.0  # seconds that rank 0 waits at the end for the last messages of the others
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02  # seconds between two looks into the store
 _NOT_STARTED = "torch.distributed was not initialised"
@@ -48,21 +50,22 @@ class RankGroup:
     def joined(self) -> bool:
         return self._group is not None and not self.why
 
-    def _open(self) -> None:
-        """Makes the group, if all ranks come to be watched."""
+    def _open(self, advice: str = "") -> None:
+        """Makes the group, if all ranks come to be watched. `advice`: what to do about those that do not come at once."""
         try:
-            if self._meet("start"):
+            if self._meet("start", advice):
                 self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * PATIENCE))
         except Exception as error:  # a store that is gone, a build without gloo
             self.give_up(f"{type(error).__name__}: {error}")
 
-    def _meet(self, phase: str) -> bool:
+    def _meet(self, phase: str, advice: str = "") -> bool:
         """Waits until all ranks are in this phase. False, on all of them, when one does not come."""
         decided = f"{phase}/decided"
         if self._store.add(f"{phase}/present", 1) >= self.count:
             self._store.compare_set(decided, "", "yes")
         end = time.monotonic() + PATIENCE
-        self._wait(lambda: self._store.check([decided]), lambda: time.monotonic() > end or self._store.check(["over"]))
+        said = f"gradcheck: rank {self.rank} waits up to {PATIENCE:g} s for the other ranks: {advice}" if advice else ""
+        self._wait(lambda: self._store.check([decided]), lambda: time.monotonic() > end or self._store.check(["over"]), said)
         if self._store.compare_set(decided, "", "no") == b"yes":
             if self.leads and self._met:  # no one is there any more
                 self._store.delete_key(f"{self._met}/present")
@@ -74,11 +77,15 @@ class RankGroup:
         return False
 
     @staticmethod
-    def _wait(reached: Callable[[], bool], hopeless: Callable[[], bool]) -> None:
-        pause = _FIRST_PAUSE
+    def _wait(reached: Callable[[], bool], hopeless: Callable[[], bool], said: str = "") -> None:
+        """`said`: on stderr, where it takes longer than ranks that come together are apart."""
+        pause, soon = _FIRST_PAUSE, time.monotonic() + SOON
         while not reached() and not hopeless():
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+            if said and time.monotonic() > soon:
+                print(said, file=sys.stderr, flush=True)
+                said = ""
 
     def gather(self, step: int, said: Any) -> list[Any] | None:
         """On rank 0, what all ranks say at this step; on the others, nothing. None on every rank if they did not come together."""
@@ -189,10 +196,10 @@ class RankGroup:
         return {rank: pickle.loads(self._store.get(key)) for rank, key in others.items() if self._store.check([key])}
 
 
-def join(run: str = "watch", *, alone: bool = False) -> RankGroup | None:
+def join(run: str = "watch", *, alone: bool = False, advice: str = "") -> RankGroup | None:
     """The ranks of this training, once all have come; None for a single process. If ranks do not come, `why` says so.
 
-    `run`: the kind of what they come for. `alone`: one process is a group, too.
+    `run`: the kind of what they come for. `alone`: one process is a group, too. `advice`: printed by a rank that waits.
     """
     if dist.is_available() and dist.is_initialized():
         if dist.get_world_size() < 2 and not alone:
@@ -202,7 +209,7 @@ def join(run: str = "watch", *, alone: bool = False) -> RankGroup | None:
         _meetings[run] = _meetings.get(run, 0) + 1
         prefix = f"gradcheck/{run}/{_meetings[run]}"
         ranks = RankGroup(dist.get_rank(), dist.get_world_size(), PrefixStore(prefix, _get_default_store()))
-        ranks._open()
+        ranks._open(advice)
         return ranks
     rank, count = launched()
     return RankGroup(rank, count, why=_NOT_STARTED) if count > 1 else None

@@ -16,24 +16,31 @@ from gradcheck.workload.ranks import RankGroup, join
 from gradcheck.workload.sharding import is_sharded
 
 
+def hidden_shards(watching: str) -> TargetError:
+    """Of the first version of FSDP. `watching`: how to watch the training."""
+    hint = f"use fully_shard, or scan the model before it is wrapped; {watching} judges the training as it runs"
+    return TargetError("FullyShardedDataParallel does not show which entries of the parameters a process has", hint=hint)
+
+
 @contextmanager
 def ranks_of(model: Any) -> Iterator[RankGroup | None]:
-    """All ranks, if all of them train the model and come; None for a model of this process.
+    """All ranks, if all of them train the model; `joined` says whether they came. None for a model of this process.
 
     An error of one ends it for all. Raises TargetError for shards that no process can put together.
     """
     inner = getattr(model, "_orig_mod", model)
     sharded = isinstance(inner, nn.Module) and is_sharded(inner)
     if isinstance(inner, nn.Module) and any(type(m).__name__ == "FullyShardedDataParallel" for m in inner.modules()):
-        hint = "use fully_shard, or scan the model before it is wrapped; gradcheck.watch(model, optimizer) judges the training as it runs"
-        raise TargetError("FullyShardedDataParallel does not show which entries of the parameters a process has", hint=hint)
-    ranks = join("scan", alone=sharded) if sharded or isinstance(inner, DistributedDataParallel) else None
+        raise hidden_shards("gradcheck.watch(model, optimizer)")
+    replica = isinstance(inner, DistributedDataParallel)
+    advice = "call gradcheck.scan(...) on every rank" + (", or scan model.module on one" if replica else "")
+    ranks = join("scan", alone=sharded, advice=advice) if sharded or replica else None
     if ranks is None or not ranks.joined:
         if sharded:
             why = ranks.why if ranks is not None else "torch.distributed is not initialised"
             hint = "call gradcheck.scan(...) on every rank, at the same point"
             raise TargetError(f"the parameters are sharded over several processes, and these did not come together: {why}", hint=hint)
-        yield None
+        yield ranks
         return
     with _all_or_none(ranks):
         yield ranks

@@ -6,8 +6,10 @@ All in one pair of processes: starting them is what takes time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -25,10 +27,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gradcheck
 from gradcheck.errors import TargetError
+from gradcheck.measure import faithful, fitting
 from gradcheck.workload import ranks
 
 STEPS, EVERY = 22, 5
-KINDS = ("ddp", "fsdp", "seeds", "no-sync", "local", "nan", "fewer", "scan", "lead", "fail")
+KINDS = ("ddp", "fsdp", "seeds", "no-sync", "local", "nan", "fewer", "scan", "checks", "apart", "lead", "fail")
 
 
 def train(kind: str, watched: bool) -> dict[str, Any]:
@@ -144,6 +147,53 @@ def scanned(kind: str, rank: int, count: int) -> dict[str, Any]:
     }
 
 
+def terms(model: nn.Module, batch: Any) -> torch.Tensor:
+    """A loss of which one part is summed, and one trains nothing."""
+    output = model(batch[0])
+    return F.cross_entropy(output, batch[1]) + 1e-3 * output.square().sum() + output.sign().mean()
+
+
+def checked(kind: str, rank: int, count: int) -> dict[str, Any]:
+    """What the checks say that take derivatives by all parameters, of a training that learns nothing, and how batches are cut."""
+    torch.manual_seed(0)
+    model, data = made(kind), batches(rank, count)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
+    config = {"steps": 25, "budget": 300, "select": ["GRAD005", "LOSS009", "LOSS010", "OPT001", "GRAPH005"]}
+    before = faithful.LARGE, fitting.LARGE, fitting.FEWEST, fitting.WANTED
+    faithful.LARGE = fitting.LARGE = 100
+    try:
+        m = gradcheck.scan(model, data, training_step=terms, optimizer=optimizer, config=config).measurement
+        fitting.FEWEST = fitting.WANTED = 10**9
+        cut = gradcheck.scan(model, data, loss=F.cross_entropy, optimizer=optimizer, config={"steps": 5, "select": ["GRAD004"]}).measurement
+    finally:
+        faithful.LARGE, fitting.LARGE, fitting.FEWEST, fitting.WANTED = before
+    return {
+        "samples": m.samples and dataclasses.asdict(m.samples),
+        "idle": [(t.kind, t.operation) for t in m.idle_terms],
+        "balance": m.imbalance and (m.imbalance.ratio, m.imbalance.gradients),
+        "sharpness": m.sharpness and m.sharpness.value,
+        "missing": sorted(n.what for n in m.not_measured),
+        "cut": [a.text.partition(":")[0] for a in cut.assumptions if a.about == "batches"],
+    }
+
+
+def apart(rank: int) -> dict[str, Any]:
+    """A stage of a pipeline on each rank, the second of them dead; and a scan of replicas that rank 0 alone asks for."""
+    torch.manual_seed(0)
+    stage = made("one", dead=rank == 1)
+    report = gradcheck.scan(stage, batches(0, 1), loss=F.cross_entropy, config={"steps": 12, "select": ["ACT002"]})
+    said: dict[str, Any] = {"stage": [f.code for f in report.findings], "why": [n.why for n in report.measurement.not_measured]}
+    replica, heard = made("ddp"), io.StringIO()
+    if rank == 0:
+        ranks.PATIENCE, ranks.SOON = 0.5, 0.1
+        with contextlib.redirect_stderr(heard):
+            alone = gradcheck.scan(replica, batches(0, 1), loss=F.cross_entropy, config={"steps": 2, "select": ["GRAD004"]})
+        said |= {"heard": heard.getvalue(), "alone": [n.why for n in alone.measurement.not_measured]}
+    else:
+        ranks._meetings["scan"] += 1  # rank 0 was at that meeting
+    return said
+
+
 def failing(rank: int) -> str:
     """What a rank is told when the training step raises on the last one."""
 
@@ -170,6 +220,10 @@ def main() -> None:
         if kind == "scan":
             count = dist.get_world_size()
             said[kind] = {of: scanned(of, rank, count) for of in ("ddp", "fsdp", "tp" if count == 2 else "2d")}
+        elif kind == "checks":
+            said[kind] = checked("fsdp", rank, dist.get_world_size())
+        elif kind == "apart":
+            said[kind] = apart(rank)
         else:
             said[kind] = {"watched": train(kind, kind != "lead" or rank == 0)}
         if kind in ("ddp", "fsdp"):

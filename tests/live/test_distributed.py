@@ -19,7 +19,7 @@ from torch.distributed.run import parse_args
 
 from gradcheck.live import launched
 from gradcheck.types.report import Report
-from tests.live.distributed import EVERY, STEPS, scanned
+from tests.live.distributed import EVERY, STEPS, checked, scanned
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -153,6 +153,27 @@ def assert_close(value: Any, expected: Any) -> None:
             assert_close(value[key], expected[key])
     else:
         assert value == (pytest.approx(expected, rel=1e-3, abs=1e-6) if isinstance(expected, float) else expected)
+
+
+def test_what_takes_derivatives_by_all_parameters_sums_over_the_shards():
+    (first, _), one = (rank["checks"] for rank in ran()), json.loads(json.dumps(checked("one", 0, 1)))
+    assert one["missing"] == [] and first["missing"] == ["derivatives"]
+    assert one["samples"] and one["balance"] and one["sharpness"] and ["zero", "sign"] in one["idle"]
+    assert first["cut"] == one["cut"] == ["batches are cut from 48 to 32 of their samples"]
+    for quantity in ("samples", "idle", "balance", "sharpness"):
+        assert_close(first[quantity], one[quantity])
+
+
+def test_each_rank_judges_its_own_stage():
+    first, second = (rank["apart"] for rank in ran())
+    assert (first["stage"], second["stage"]) == ([], ["ACT002"])
+    assert "rank 1 of 2 was judged by itself" in second["why"][0]
+
+
+def test_a_scan_on_rank_0_alone_says_what_it_waits_for():
+    alone = ran()[0]["apart"]
+    assert alone["heard"].count("\n") == 1 and "rank 0 waits" in alone["heard"] and "on every rank" in alone["heard"]
+    assert "rank 0 of 2 was judged by itself" in alone["alone"][0]
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gradcheck.measure.checks.by_weights import gradients, norm
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.listing import DEEP, Call, Listing, parts_of, terms_of
 from gradcheck.types.checks import Imbalance, LossTerm
@@ -161,12 +162,10 @@ class _Look:
 
     def gradients(self, strong: Term, weak: Term) -> float:
         """Ratio of the norms of the gradients of two terms, in the weights that both reach; 0 where they share none."""
-        given = [
-            torch.autograd.grad(t.scalar * t.call.tensor.sum(), self.parameters, retain_graph=True, allow_unused=True)
-            for t in (strong, weak)
-        ]
-        shared = [(a, b) for a, b in zip(*given, strict=True) if a is not None and b is not None]
-        one, other = (math.sqrt(sum(float(pair[i].detach().double().square().sum()) for pair in shared)) for i in (0, 1))
+        given = (gradients(t.scalar * t.call.tensor.sum(), self.parameters, retain=True) for t in (strong, weak))
+        shared = [(a, b, p) for a, b, p in zip(*given, self.parameters, strict=True) if a is not None and b is not None]
+        parameters = [p for *_, p in shared]
+        one, other = norm([a for a, *_ in shared], parameters), norm([b for _, b, _ in shared], parameters)
         return one / other if other > 0 else 0.0
 
 

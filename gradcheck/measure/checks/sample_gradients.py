@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,13 +13,15 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from gradcheck.errors import TargetError
+from gradcheck.measure.checks.by_weights import copies, gradients, norm
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import SampleGradients
 from gradcheck.workload.device import wide
+from gradcheck.workload.dtensor import local
 from gradcheck.workload.few_samples import is_divisible
+from gradcheck.workload.lockstep import everyone
 from gradcheck.workload.tensors import batch_size, named_tensors
 from gradcheck.workload.training_copy import TrainingCopy
-from gradcheck.workload.transfers import as_numbers
 
 SINGLES = 8
 EXTREME = 3  # of them: with the largest inputs or targets of the batch
@@ -56,10 +58,10 @@ def sample_gradients(context: CheckContext) -> SampleGradients | None:
     groups = groups_of(batches, DRAWS)
     if context.late or not groups:
         return single
-    trained = context.trained.model.state_dict()
+    late = context.trained.model.state_dict()
     if context.workload.borrowed is not None:  # both use the same model
-        trained = {name: value.to("cpu", copy=True) for name, value in trained.items()}
-    copy.model.load_state_dict(trained)
+        late = {name: value.to("cpu", copy=True) for name, value in late.items()}
+    copy.model.load_state_dict(late)
     with deterministic(copy.model, everything=everything):
         noise = noise_scale(*gram_of(copy, groups))
     if noise is None:
@@ -127,21 +129,26 @@ def deterministic(model: nn.Module, *, everything: bool) -> Iterator[None]:
 
 def gradient(copy: TrainingCopy, batch: Any) -> tuple[float, list[torch.Tensor]]:
     """The loss of a batch and its gradient by parameter; zeros for those that it does not reach. Raises Unmeasured when one is sparse."""
-    parameters = [p for p in copy.model.parameters() if p.requires_grad]
+    parameters = trained(copy)
     loss = copy.loss(batch)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = gradients(loss, parameters)
     if any(g is not None and g.layout != torch.strided for g in found):
         raise Unmeasured("some gradients are sparse")
-    return float(loss.detach()), [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return float(loss.detach()), [torch.zeros_like(local(p)) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+def trained(copy: TrainingCopy) -> list[torch.Tensor]:
+    """The parameters that gradients are taken by."""
+    return [p for p in copy.model.parameters() if p.requires_grad]
 
 
 def single_norms(copy: TrainingCopy, batch: Any, count: int) -> tuple[float, ...]:
     """2-norms of the gradients of the samples of a batch. Raises Unmeasured when their losses do not make up the batch's."""
     losses, norms = [], []
     for i in range(count):
-        loss, gradients = gradient(copy, part(batch, slice(i, i + 1)))
+        loss, found = gradient(copy, part(batch, slice(i, i + 1)))
         losses.append(loss)
-        norms.append(norm(gradients))
+        norms.append(norm(found, trained(copy)))
     with torch.no_grad():
         together = float(copy.loss(batch))
     mean = sum(losses) / count
@@ -149,10 +156,6 @@ def single_norms(copy: TrainingCopy, batch: Any, count: int) -> tuple[float, ...
     if not math.isfinite(mean) or min(abs(together - mean), abs(together / count - mean)) > AGREE * max(scale, 1e-12):
         raise Unmeasured("the loss of a batch is neither the mean nor the sum of its samples' losses")
     return tuple(norms)
-
-
-def norm(tensors: Iterable[torch.Tensor]) -> float:
-    return math.sqrt(sum(as_numbers([wide(t.detach()).square().sum() for t in tensors])))
 
 
 def groups_of(batches: Sequence[Any], draws: int) -> list[Any]:
@@ -167,19 +170,24 @@ def groups_of(batches: Sequence[Any], draws: int) -> list[Any]:
 
 def gram_of(copy: TrainingCopy, groups: Sequence[Any]) -> tuple[torch.Tensor, int]:
     """Inner products [n, n] of the groups' gradients, on evenly spaced entries, and the samples in a group."""
-    total = sum(p.numel() for p in copy.model.parameters() if p.requires_grad)
-    stride = max(1, total // KEPT)
-    matrix = torch.stack([_entries(gradient(copy, group)[1], stride) for group in groups])
-    return matrix @ matrix.T, batch_size(groups[0])
+    parameters = trained(copy)
+    stride = max(1, sum(p.numel() for p in parameters) // KEPT)
+    shares = copies(parameters)
+    matrix = torch.stack([_entries(gradient(copy, group)[1], shares, stride) for group in groups])
+    return torch.stack(everyone(matrix @ matrix.T)).sum(0), batch_size(groups[0])
 
 
-def _entries(gradients: Sequence[torch.Tensor], stride: int) -> torch.Tensor:
-    """One in `stride` of their entries, as if they were one tensor [entries]; in float64 where the device has it."""
-    found, passed = [], 0
-    for g in gradients:
-        found.append(wide(g.reshape(-1)[-passed % stride :: stride]))
+def _entries(found: Sequence[torch.Tensor], shares: Sequence[float], stride: int) -> torch.Tensor:
+    """One in `stride` of the gradients' entries, as if they were one tensor [entries]; in float64 where the device has it.
+
+    `shares`: processes that each of them lies in; the squares of an entry add up to its own over these.
+    """
+    entries, passed = [], 0
+    for g, share in zip(found, shares, strict=True):
+        kept = wide(g.reshape(-1)[-passed % stride :: stride])
+        entries.append(kept if share == 1 else kept / share**0.5)
         passed += g.numel()
-    return torch.cat(found)
+    return torch.cat(entries)
 
 
 def noise_scale(gram: torch.Tensor, size: int) -> tuple[float, float, float] | None:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from gradcheck.analysis.convergence import outcome
+from gradcheck.measure.checks.by_weights import Vector, dot, gradients, like, norm
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
-from gradcheck.measure.checks.sample_gradients import deterministic, norm
+from gradcheck.measure.checks.sample_gradients import deterministic
 from gradcheck.types.checks import Sharpness
-from gradcheck.workload.device import wide
+from gradcheck.workload.dtensor import local
 from gradcheck.workload.few_samples import some_samples
+from gradcheck.workload.lockstep import several
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.training_copy import TrainingCopy
-from gradcheck.workload.transfers import as_numbers
 
 SAMPLES = 64
 ITERATIONS = 12  # power iterations, as in the calibration of the rule that reads it
@@ -25,8 +26,6 @@ OTHERS = 0.5  # length of the start's random part relative to the gradient's
 LARGE_PART = 0.1  # of the length of a product
 LEAST_COSINE = 0.8  # of the two products of a direction with the Hessian; kinks in the loss keep it below 1
 SMALL = 1e-3  # step of a finite difference, relative to the norm of the weights
-
-Vector = list[torch.Tensor]
 
 
 def sharpness(context: CheckContext) -> Sharpness | None:
@@ -51,23 +50,26 @@ def largest_eigenvalue(copy: TrainingCopy, batch: Any, seed: int, iterations: in
         return copy.loss(batch)
 
     start = loss()
-    gradients = torch.autograd.grad(start, weights, create_graph=True, allow_unused=True)
-    pairs = [(p, g) for p, g in zip(weights, gradients, strict=True) if g is not None]
+    alone = not several()  # of gathered parameters no second derivative is to be had
+    found = torch.autograd.grad(start, weights, create_graph=True, allow_unused=True) if alone else gradients(start, weights)
+    pairs = [(p, g) for p, g in zip(weights, found, strict=True) if g is not None]
     first = _start([p for p, _ in pairs], [g for _, g in pairs])
     if not math.isfinite(float(start.detach())) or first is None:
         return None
     reached = [p for p, _ in pairs]
     differences = difference_product(loss, reached)
     try:
+        if not alone:
+            raise NotImplementedError
         exact = exact_product(pairs)
         anywhere = _random(reached)
         once = exact(anywhere)
-        value, done = _power(exact, first, iterations)
+        value, done = _power(exact, first, iterations, reached)
         if _agree(once, differences(anywhere)):  # otherwise autograd takes some derivative for a constant
             return Sharpness(value, "hessian-vector products", done)
     except (RuntimeError, NotImplementedError):  # an operation whose derivative has no derivative
         pass
-    value, done = _power(differences, first, iterations)
+    value, done = _power(differences, first, iterations, reached)
     return Sharpness(value, "finite differences", done)
 
 
@@ -87,20 +89,20 @@ def exact_product(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callabl
 
 def difference_product(loss: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor]) -> Callable[[Vector], Vector]:
     """v -> (gradient at w + ev - gradient at w - ev) / 2e, for v of norm 1. The weights are put back."""
-    step = SMALL * max(norm(weights), 1e-3)
+    step = SMALL * max(norm([local(p) for p in weights], weights), 1e-3)
 
     def at(v: Vector, factor: float) -> Vector:
-        before = [p.detach().clone() for p in weights]
+        before = [local(p).detach().clone() for p in weights]
         with torch.no_grad():
             for p, x in zip(weights, v, strict=True):
-                p.add_(x, alpha=factor)
+                local(p).add_(x, alpha=factor)
         try:
-            found = torch.autograd.grad(loss(), list(weights), allow_unused=True)
+            found = gradients(loss(), weights)
         finally:
             with torch.no_grad():
                 for p, x in zip(weights, before, strict=True):
-                    p.copy_(x)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(weights, found, strict=True)]
+                    local(p).copy_(x)
+        return [torch.zeros_like(local(p)) if g is None else g for p, g in zip(weights, found, strict=True)]
 
     def product(v: Vector) -> Vector:
         return [(a - b) / (2 * step) for a, b in zip(at(v, step), at(v, -step), strict=True)]
@@ -108,12 +110,12 @@ def difference_product(loss: Callable[[], torch.Tensor], weights: Sequence[torch
     return product
 
 
-def _power(product: Callable[[Vector], Vector], v: Vector, iterations: int) -> tuple[float, int]:
+def _power(product: Callable[[Vector], Vector], v: Vector, iterations: int, weights: Sequence[torch.Tensor]) -> tuple[float, int]:
     """(largest Rayleigh quotient v'Hv of the iterates, iterations): at most the largest eigenvalue, whatever the negative ones are."""
     best, before = -math.inf, 0.0
     for done in range(1, iterations + 1):
         h = product(v)
-        value, size = _dot(v, h), norm(h)
+        value, size = dot(v, h, weights), norm(h, weights)
         if not math.isfinite(value):
             raise Unmeasured("the second derivative of the loss is NaN or infinite")
         best = max(best, value)
@@ -123,30 +125,26 @@ def _power(product: Callable[[Vector], Vector], v: Vector, iterations: int) -> t
     return best, iterations
 
 
-def _start(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> Vector | None:
+def _start(weights: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Vector | None:
     """The gradient's direction, dominated by the sharpest ones, plus a little of every other; None without a finite gradient."""
-    size = norm(gradients)
+    size = norm(list(found), weights)
     if not math.isfinite(size) or size == 0:
         return None
-    v = [g.detach() / size + OTHERS * n for g, n in zip(gradients, _random(weights), strict=True)]
-    length = norm(v)
+    v = [g.detach() / size + OTHERS * n for g, n in zip(found, _random(weights), strict=True)]
+    length = norm(v, weights)
     return [x / length for x in v]
 
 
 def _random(weights: Sequence[torch.Tensor]) -> Vector:
     """A direction of length 1, always the same one."""
     generator = torch.Generator().manual_seed(0)
-    v = [torch.randn(p.shape, generator=generator, device="cpu").to(p) for p in weights]
-    length = norm(v)
+    v = [like(torch.randn(p.shape, generator=generator, device="cpu"), p) for p in weights]
+    length = norm(v, weights)
     return [x / length for x in v]
-
-
-def _dot(a: Vector, b: Vector) -> float:
-    return sum(as_numbers([(wide(x) * wide(y)).sum() for x, y in zip(a, b, strict=True)]))
 
 
 def _agree(a: Vector, b: Vector) -> bool:
     """Whether two products point the same way in each parameter that makes up a good part of them."""
-    total = max(norm(a), norm(b))
-    large = ((x, y) for x, y in zip(a, b, strict=True) if max(norm([x]), norm([y])) > LARGE_PART * total)
-    return all(_dot([x], [y]) >= LEAST_COSINE * norm([x]) * norm([y]) > 0 for x, y in large)
+    total = max(norm(a, a), norm(b, b))
+    sizes = [(dot([x], [y], [x]), norm([x], [x]), norm([y], [y])) for x, y in zip(a, b, strict=True)]
+    return all(product >= LEAST_COSINE * n * m > 0 for product, n, m in sizes if max(n, m) > LARGE_PART * total)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from gradcheck.measure.checks import direction
+from gradcheck.measure.checks.by_weights import gradients, norm
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.measure.checks.listing import DEEP, Call, Listing, terms_of
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.location import Location
-from gradcheck.workload.device import wide
 from gradcheck.workload.training_copy import TrainingCopy
 
 MOST_TERMS = 16  # whose gradients are looked at
@@ -133,8 +133,8 @@ def _bounded(term: Call) -> bool:
 def _norm(tensor: torch.Tensor, parameters: Sequence[torch.Tensor], weights: torch.Tensor | None = None) -> float:
     if weights is None:
         weights = torch.ones_like(tensor) if tensor.numel() == 1 else torch.rand_like(tensor) + 0.5
-    found = torch.autograd.grad(tensor, parameters, weights, retain_graph=True, allow_unused=True)
-    return float(sum(float(wide(g.detach()).norm()) ** 2 for g in found if g is not None)) ** 0.5
+    found = [(g, p) for g, p in zip(gradients(tensor, parameters, weights, retain=True), parameters, strict=True) if g is not None]
+    return norm([g for g, _ in found], [p for _, p in found])
 
 
 def _order(derivative: Call) -> int:
