@@ -40,7 +40,8 @@ class Reads:
         """None where every sample can be drawn, and stays as it is."""
         changed = self._changed is not None
         for loader in loaders:
-            sampler, data = getattr(loader, "sampler", None), getattr(loader, "dataset", None)
+            sampler: Any = getattr(loader, "sampler", None)
+            data: Any = getattr(loader, "dataset", None)
             if isinstance(sampler, WeightedRandomSampler) and hasattr(data, "__len__") and len(sampler.weights) < len(data):
                 place = self._made.get(id(sampler), (None, None))[1]
                 return LoopReads(len(sampler.weights), len(data), place, changed, self._changed[0] if self._changed else None)

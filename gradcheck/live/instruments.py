@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from gradcheck.live.gauges import Gauges
 from gradcheck.live.looks import Choice, Looks
 from gradcheck.live.moments import Moments
+from gradcheck.types.gauges import Quantity
 from gradcheck.types.routing import Router
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from gradcheck.measure.parameters import Watched
 
 RECENT = 4  # measured steps from which the loads of a router are taken: a scan looks at as many batches
+
+Looked = Mapping[str, list[torch.Tensor]]  # values by layer, 0-d
 
 
 @dataclass
@@ -70,7 +73,8 @@ class Instruments:
                 self.gauges.note("attention-entropy", name, layer, step, entropy)
         for layer, values in looks.log_z.items() if crossed else ():
             self.gauges.note("log-z", layer, layer, step, abs(math.fsum(v.item() for v in values) / len(values)))
-        for quantity, found in (("stream", looks.given), ("effective-rank", looks.ranks)):
+        of_features: tuple[tuple[Quantity, Looked], ...] = (("stream", looks.given), ("effective-rank", looks.ranks))
+        for quantity, found in of_features:
             for layer, values in found.items():
                 self.gauges.note(quantity, layer, layer, step, math.fsum(v.item() for v in values) / len(values))
         for choice in looks.routed():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gradcheck.measure.checks.balance import reduced
-from gradcheck.measure.checks.terms import Listing
+from gradcheck.measure.checks.listing import Listing
 from gradcheck.remedies.definition import RemedyDefinition, Settings, Strength
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
