@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     explains=("GRAD004", "GRAD001", "LOSS005", "OPT001", "OPT007", "OPT002", "OPT003", "GRAPH005", "LOSS009"),
 )
 def no_learning_signal(m: Measurement, limits: Limits) -> Verdict:
-    """There is nothing to learn from: all rewards of a group are equal, both sides of a preference, or the target is new noise.
+    """There is nothing to learn from: equal rewards in a group, equal sides of a preference, or a target of new noise.
 
     ## What it finds
     Policy gradients whose advantages vanish because the rewards that they are differences of are equal (a reward that
