@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ import torch
 from gradcheck.live.gauges import Gauges
 from gradcheck.live.looks import Choice, Looks
 from gradcheck.live.moments import Moments
-from gradcheck.types.gauges import Quantity
 from gradcheck.types.routing import Router
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from gradcheck.measure.parameters import Watched
 
 RECENT = 4  # measured steps from which the loads of a router are taken: a scan looks at as many batches
-
-Looked = Mapping[str, list[torch.Tensor]]  # values by layer, 0-d
 
 
 @dataclass
@@ -72,11 +69,11 @@ class Instruments:
                 self.gauges.note("attention-logit", name, layer, step, largest)
                 self.gauges.note("attention-entropy", name, layer, step, entropy)
         for layer, values in looks.log_z.items() if crossed else ():
-            self.gauges.note("log-z", layer, layer, step, abs(math.fsum(v.item() for v in values) / len(values)))
-        of_features: tuple[tuple[Quantity, Looked], ...] = (("stream", looks.given), ("effective-rank", looks.ranks))
-        for quantity, found in of_features:
-            for layer, values in found.items():
-                self.gauges.note(quantity, layer, layer, step, math.fsum(v.item() for v in values) / len(values))
+            self.gauges.note("log-z", layer, layer, step, abs(_mean(values)))
+        for layer, values in looks.given.items():
+            self.gauges.note("stream", layer, layer, step, _mean(values))
+        for layer, values in looks.ranks.items():
+            self.gauges.note("effective-rank", layer, layer, step, _mean(values))
         for choice in looks.routed():
             self._route(step, choice)
 
@@ -97,6 +94,10 @@ class Instruments:
 
     def routers(self) -> tuple[Router, ...]:
         return tuple(_router(layer, kept) for layer, kept in self._routers.items())
+
+
+def _mean(values: Sequence[torch.Tensor]) -> float:
+    return math.fsum(v.item() for v in values) / len(values)
 
 
 def _router(layer: str, kept: Sequence[Choice]) -> Router:

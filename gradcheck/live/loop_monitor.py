@@ -78,6 +78,7 @@ class LoopMonitor(LoopListener):
         record.model, record.training = self.model, self.model.training
         record.pretrained = facts.pretrained(self.model, self.optimizers.known)
         record.untapped = _untapped(compiled_parts(self.model))
+        self.tapping.edges.install(self.model)
         self._join()
         if self.together is None:
             record.log.averages = averages_of(self.model, record)
@@ -165,7 +166,12 @@ class LoopMonitor(LoopListener):
         measures = self.measures
         self.record.backwards += measures
         calls = self.tapping.reached()
-        ours = self._gather(calls) if calls is not None else self._closure or self.lines.belongs(self.optimizers.several)
+        if calls is not None and not self.record.untapped:
+            ours = self._gather(calls)
+        else:
+            ours = self._closure or self.lines.belongs(self.optimizers.several)
+            if calls and ours and self.tapping.calls is None:
+                self.tapping.keep(calls, self.losses.running, self.scaling)
         if self.losses.end(ours):
             self.lines.step.add(self.lines.current)
             self.record.log.passes += not self.step

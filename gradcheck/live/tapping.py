@@ -13,6 +13,7 @@ from torch import nn
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Downstream
 from gradcheck.instrument.modes import Modes
+from gradcheck.live.edges import Edges, EdgeTaps
 from gradcheck.live.first import FirstPass
 from gradcheck.live.looks import Looks
 from gradcheck.live.record import Record
@@ -29,6 +30,7 @@ class Tapping:
         self.model, self.record, self.first = model, record, first
         self.calls: list[Call] | None = None
         self._fates: dict[int, Downstream] | None = None
+        self.edges = Edges()  # of compiled layers
         self.modes = Modes()  # of the modules that ran since the last step
         self._taps: LiveTaps | None = None
         self._groups: list[Group] = []  # what could be experts
@@ -40,7 +42,12 @@ class Tapping:
         if self._taps is not None:
             self._taps.stop()
             self._taps = None
-        if wanted and not self.record.untapped:
+        self.edges.taps = None
+        if wanted and self.edges.names:
+            self.edges.taps = taps = EdgeTaps(self.edges.names, Modes(), functions=False)
+            self._taps = taps
+            taps.start()
+        elif wanted and not self.record.untapped:
             if not self.record.measured:
                 self._groups = groups_of(self.model)
             names = {id(m): name for name, m in self.model.named_modules()}  # a model may change while it trains
@@ -52,6 +59,7 @@ class Tapping:
             self._taps.start()
 
     def stop(self) -> None:
+        self.edges.remove()
         if self._taps is not None:
             self._taps.stop()
             self._taps.release()

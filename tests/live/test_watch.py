@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
@@ -369,21 +370,37 @@ def test_memory_is_bounded() -> None:
     assert len(m.probe.gradient_norms) == len(m.measured_steps)
 
 
-def test_a_compiled_model_is_watched_from_outside() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 5))
-    compiled = torch.compile(model, backend="eager")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    with gradcheck.watch(model, optimizer) as board:
-        for x, y in loops.batches(6):
-            optimizer.zero_grad()
-            F.cross_entropy(compiled(x), y).backward()
-            optimizer.step()
+@pytest.mark.parametrize("how", ["around", "inside", "part"])
+def test_a_compiled_model_is_watched_from_outside(how: str) -> None:
+    torch._dynamo.reset()
+    left = []
+    for watch in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 5))
+        called = torch.compile(model, backend="aot_eager") if how == "around" else model
+        if how != "around":
+            (model if how == "inside" else model[2]).compile(backend="aot_eager")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        before = vars(called).get("forward"), vars(model).get("_compiled_call_impl"), vars(model[2]).get("_compiled_call_impl")
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        with gradcheck.watch(model, optimizer, every=2) if watch else contextlib.nullcontext() as board:
+            for x, y in loops.batches(6):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(called(x), y)
+                loss.backward()
+                optimizer.step()
+        left.append(loops.remains(model, optimizer))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs == (not watch)  # none is compiled for the watching
+        after = vars(called).get("forward"), vars(model).get("_compiled_call_impl"), vars(model[2]).get("_compiled_call_impl")
+        assert all(a is b for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*left, strict=True))
+    assert board is not None and board.failure is None
     m = board.report().measurement
-    assert not m.layers and m.parameters[0].steps[0].update_ratio
-    assert any("torch.compile" in n.why for n in m.not_measured)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= 1
+    (edge,) = m.layers
+    assert edge.name == ("2" if how == "part" else "") and [s.step for s in edge.snapshots] == list(m.measured_steps)
+    assert all(s.output is not None and s.gradient is not None and s.gradient.norm > 0 for s in edge.snapshots)
+    assert m.parameters[0].steps[0].update_ratio and any("torch.compile" in n.why for n in m.not_measured)
+    assert m.loop is not None and (m.loop.batches is not None and m.loop.batches.distinct == 5) == (how != "part")
 
 
 def test_what_is_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
