@@ -390,7 +390,7 @@ def test_a_compiled_model_is_watched_from_outside(how: str) -> None:
                 loss.backward()
                 optimizer.step()
         left.append(loops.remains(model, optimizer))
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs == (not watch)  # none is compiled for the watching
+        assert not watch or torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # none is compiled for the watching
         after = vars(called).get("forward"), vars(model).get("_compiled_call_impl"), vars(model[2]).get("_compiled_call_impl")
         assert all(a is b for a, b in zip(before, after, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(*left, strict=True))
