@@ -165,11 +165,17 @@ def resembling(curve: Curve, steps: Sequence[float]) -> list[float]:
 
 
 def thirds(curve: Curve) -> tuple[float, float] | None:
-    """Factors by which a positive number grew over the second and over the last third of a curve; None of fewer than nine points."""
+    """Factors by which a positive number grew over the second and over the last third of a curve.
+
+    None of fewer than nine points, or two in a third: the first steps of a run, which are all measured, say nothing of a later third.
+    """
     pairs = list(zip(curve.steps, curve.values, strict=True))
     if len(pairs) < 3 * WIDTH or not all(v > 0 for v in curve.values):
         return None
     first, last = curve.steps[0], curve.steps[-1]
     bounds = [first + (last - first) * third / 3 for third in (1, 2, 3)]
-    levels = [median([v for s, v in pairs if s <= bound][-WIDTH:]) for bound in bounds]
+    parts = [[v for s, v in pairs if low <= s <= high] for low, high in pairwise((first, *bounds))]
+    if min(map(len, parts)) < 2:
+        return None
+    levels = [median(part[-WIDTH:]) for part in parts]
     return levels[1] / levels[0], levels[2] / levels[1]

@@ -27,28 +27,29 @@ class _Series:
     running: Departure | None = None
     _bound: float = 0.0  # above it a departure goes on
 
-    def add(self, step: int, value: float) -> None:
+    def add(self, step: int, value: float, between: bool = False) -> None:
+        """`between`: two measured steps, of which it is no further one."""
         self.steps.append(step)
         self.values.append(value)
         self.peak = max(self.peak, (value, step))
         if self.running is None:
-            self._begin(step, value)
+            self._begin(step, value, between)
         elif value > self._bound:
             d = self.running
             score = max(d.score, d.score * (value - d.level) / (d.value - d.level))
-            self.running = Departure(d.step, max(d.value, value), d.level, score, d.lasted + 1, False)
+            self.running = Departure(d.step, max(d.value, value), d.level, score, d.lasted + (not between), False)
         else:
             self._keep(True)
             self.running = None
         if self.running is None:
             self.before.add(value)
 
-    def _begin(self, step: int, value: float) -> None:
+    def _begin(self, step: int, value: float, between: bool) -> None:
         if len(self.before.recent) < FEWEST or not self.before.left_behind(value, REACH):
             return
         level, size = self.before.value, self.before.size
         if size > 0 and value - level > SCORE * size:
-            self.running, self._bound = Departure(step, value, level, (value - level) / size, 1, False), level + CLEAR * size
+            self.running, self._bound = Departure(step, value, level, (value - level) / size, int(not between), False), level + CLEAR * size
 
     def _keep(self, back: bool) -> None:
         d = self.running
@@ -67,10 +68,10 @@ class Gauges:
     def __init__(self) -> None:
         self._series: dict[tuple[Quantity, str], _Series] = {}
 
-    def note(self, quantity: Quantity, name: str, layer: str, step: int, value: float) -> None:
-        """A non-finite value is ignored."""
+    def note(self, quantity: Quantity, name: str, layer: str, step: int, value: float, between: bool = False) -> None:
+        """A non-finite value is ignored. `between`: it is of no measured step."""
         if math.isfinite(value):
-            self._series.setdefault((quantity, name), _Series(layer)).add(step, value)
+            self._series.setdefault((quantity, name), _Series(layer)).add(step, value, between)
 
     def thin(self, kept: Collection[int]) -> None:
         for s in self._series.values():

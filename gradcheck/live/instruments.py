@@ -56,7 +56,7 @@ class Instruments:
         riders = self._moments.look(optimizer, watched)
         if all(r.is_cpu for r in riders):  # no device is waited for
             for m in self._moments.read(riders, between=True):
-                self.gauges.note("second-moment-lag", m.name, m.layer, step, m.lag)
+                self.gauges.note("second-moment-lag", m.name, m.layer, step, m.lag, between=True)
 
     def note_looks(self, step: int, looks: Looks, crossed: bool) -> None:
         """Of the pass that counts. `crossed`: the loss is a cross entropy."""

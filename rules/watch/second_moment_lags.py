@@ -77,16 +77,23 @@ def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
 
 def _lags(g: Gauge, limits: Limits) -> bool:
     d = g.departure
-    return g.peak > limits["lag"] or (d is not None and d.value > limits["lasting"] and d.lasted >= limits["looks"])
+    return _largest(g)[0] > limits["lag"] or (d is not None and d.value > limits["lasting"] and d.lasted >= limits["looks"])
+
+
+def _largest(g: Gauge) -> tuple[float, int]:
+    """Value and step."""
+    d = g.departure
+    return max((g.peak, g.peak_step), (d.value, d.step) if d is not None else (0.0, 0))
 
 
 def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
-    worst = max(bad, key=lambda g: g.peak)
-    limit = limits["lag"] if worst.peak > limits["lag"] else limits["lasting"]
-    usual = worst.departure.level if worst.departure is not None else median(worst.values)
+    worst = max(bad, key=_largest)
+    lag, step = _largest(worst)
+    limit = limits["lag"] if lag > limits["lag"] else limits["lasting"]
+    usual = worst.departure.level if worst.departure is not None else median(worst.values or (1.0,))
     beta = m.optimizer.betas[1] if len(m.optimizer.betas) > 1 else 0.999
     message = (
-        f"at step {worst.peak_step} the gradient of {worst.name} is {number(worst.peak)} times what Adam's second moment expects (limit "
+        f"at step {step} the gradient of {worst.name} is {number(lag)} times what Adam's second moment expects (limit "
         f"{number(limit)}; {number(usual)} before{others(len(bad) - 1)}): its steps are too long by that, and a spike of the loss "
         "follows 1 to 8 steps later"
     )
@@ -96,7 +103,7 @@ def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
         layers=list(dict.fromkeys(g.layer for g in bad)),
         location=worst.site,
         evidence=[
-            Evidence("root mean of g^2 over the second moment", worst.peak, limit, ">", "", worst.name),
+            Evidence("root mean of g^2 over the second moment", lag, limit, ">", "", worst.name),
             Evidence("the same before", usual, None, "=", "", worst.name),
         ],
         remedies=[Remedy("shorter-memory", f"lower beta2 from {number(beta, 4)} to 0.95, and clip the norm of the gradients")],

@@ -253,3 +253,15 @@ def test_gauges_are_bounded_and_keep_their_largest_value():
     assert gauge.departure is not None and (gauge.departure.step, gauge.departure.lasted, gauge.departure.back) == (500, 1, True)
     kept.note("second-moment-lag", "w", "", 1000, math.nan)
     assert next(iter(kept.records({}))).steps[-1] == 950
+
+
+def test_a_look_between_two_measured_steps_is_no_second_one():
+    kept = Gauges()
+    for step in range(0, 500, 50):
+        kept.note("second-moment-lag", "w", "", step, 1.0 + 0.01 * (step % 7))
+    kept.note("second-moment-lag", "w", "", 463, 5.3, between=True)
+    kept.note("second-moment-lag", "w", "", 464, 4.0)
+    kept.note("second-moment-lag", "w", "", 514, 1.0)
+    (gauge,) = kept.records({})
+    assert (gauge.peak, gauge.peak_step) == (5.3, 463)
+    assert gauge.departure is not None and (gauge.departure.value, gauge.departure.lasted) == (5.3, 1)

@@ -5,8 +5,10 @@ import math
 import pytest
 
 from gradcheck.analysis.convergence import outcome
+from gradcheck.analysis.curves import thirds
 from gradcheck.live.series import MOST, DownsampledSeries, thinned
 from gradcheck.live.step_timer import StepTimer
+from gradcheck.types.log import Curve
 from gradcheck.types.training import UNBINNED, Run
 
 
@@ -69,3 +71,13 @@ def test_pace_tells_what_measuring_costs(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_what_becomes_of_a_run_of_the_users_own(losses: list[float], chance: float | None, wanted: str) -> None:
     assert outcome(Run("the watched run", tuple(losses), live=True), chance) == wanted
+
+
+def test_the_first_steps_say_nothing_of_a_later_third() -> None:
+    """Of a norm that rises at once and then rests, few steps were measured."""
+    few = (0, 1, 2, 3, 900, 1700, 1800, 1900, 1950)
+    norm = lambda s: 1.0 if s < 10 else 4.0 + s / 10_000  # noqa: E731
+    assert thirds(Curve("norm", tuple(map(float, few)), tuple(map(norm, few)))) is None
+    more = (0, 1, 2, 3, 500, 900, 1100, 1700, 1800, 1900, 1950)
+    grown = thirds(Curve("norm", tuple(map(float, more)), tuple(map(norm, more))))
+    assert grown is not None and grown[1] < 1.1
