@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 WINDOW = 64  # steps of each kind that are compared
+TOLD = 5.0  # seconds after the first steps: of less a single measured step is a large share, and says nothing of the run
 
 
 @dataclass
@@ -61,7 +62,7 @@ class StepTimer:
 
     @property
     def overhead(self) -> float | None:
-        """Share of the time that watching has taken, without what is spent once; None as long as no other step was seen to compare with."""
-        if len(self.bare) < 3 or not self.began:
+        """Share of the time that watching has taken, without what is spent once; None of a short run."""
+        if len(self.bare) < 3 or not self.began or self.now - self.began < TOLD:
             return None
         return (self.spent + self.own) / max(self.now - self.began, 1e-9)

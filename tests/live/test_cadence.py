@@ -68,7 +68,9 @@ def test_processes_keep_to_the_interval_that_they_agreed_on(monkeypatch: pytest.
 def test_the_overhead_of_a_short_run_is_that_of_its_steps_after_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, 0.003, 0.5, share=0.03)
     run.take(200)
-    assert run.steps == [0, 1, 2, 3] and run.pace.overhead == 0.0
+    assert run.steps == [0, 1, 2, 3] and run.pace.overhead is None
+    run.take(2000, 200)
+    assert run.pace.overhead == 0.0  # another step would not be within the share
     counted = Run(monkeypatch, 0.1, 0.2, every=50)
     counted.take(101)
     assert counted.pace.overhead == pytest.approx(0.2 / (97 * 0.1 + 0.2), rel=1e-6)
