@@ -7,4 +7,5 @@ recording     what one run left, as a file
 matching      which layer of one program corresponds to which of the other: by name, else by order and shape
 compare       the first event at which they part by more than repeated runs of the first do
 wording       what that means
+saved         two runs that scan or watch saved, instead of programs
 """

@@ -9,6 +9,7 @@
       backward_sites which lines of the user's code run backward passes that count
       models         what must be known of a model before it is watched
       tapping        puts the taps of a measured step in and out; `taps` are these, `first` reads the first pass, which shows more
+      edges          what goes in and out of compiled layers
     record        what has been measured so far, as a Measurement; `loop_log` what the loop does, `series` its losses, in bounded memory
     step_timer    how long steps take, and what watching costs
     spikes        steps that stand out, traced to batch and tensor; `loss_shares` reads samples, `spike_files` keeps batches
