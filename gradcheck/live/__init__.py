@@ -32,5 +32,5 @@ Several processes that train together:
     merge            every rank reports what it saw at a measured step, and rank 0 makes one record of it
     ranks            how they meet, so that none waits for another in vain
     rank_statistics  what a rank reports, and how the reports of all are merged
-    replicas         whether parameters that all should share are still equal
+    replicas         whether parameters that all should share are still equal; `rank_levels` whether their losses are alike
 """

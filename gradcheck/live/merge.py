@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gradcheck.config.settings import EVERY
+from gradcheck.live.rank_levels import RankLevels
 from gradcheck.live.rank_statistics import Share, merge_events, merge_layers, merge_losses, merge_parameters, share_of
 from gradcheck.live.record import Record
 from gradcheck.live.replicas import compare, replicated, wrapper_of
@@ -32,6 +33,7 @@ class Together:
     _why: str = ""  # replicas are not compared
     _steps: list[RankStep] = field(default_factory=list)
     _broken: dict[int, RankLoss] = field(default_factory=dict)
+    _levels: RankLevels = field(default_factory=RankLevels)
     _elsewhere: set[str] = field(default_factory=set)  # layers that rank 0 does not run
 
     def prepare(self) -> None:
@@ -105,6 +107,8 @@ class Together:
             first = next((i for i, x in enumerate(values) if not math.isfinite(x)), None)
             if first is not None and rank not in self._broken:
                 self._broken[rank] = RankLoss(rank, begin + first)
+        for together in zip(*losses.values(), strict=False):
+            self._levels.note(dict(zip(losses, together, strict=True)))
         for value in merge_losses(list(losses.values())):
             self.record.note_loss(value)
 
@@ -121,7 +125,8 @@ class Together:
         self._tell()
 
     def _tell(self) -> None:
-        facts = RankFacts(self.ranks.count, self._wrapper, tuple(self._steps), tuple(sorted(self._broken.values(), key=lambda b: b.step)))
+        broken = tuple(sorted(self._broken.values(), key=lambda b: b.step))
+        facts = RankFacts(self.ranks.count, self._wrapper, tuple(self._steps), broken, self._levels.furthest())
         self.record.ranks = facts
         self.record.apart = list(self._lacking())
 

@@ -28,6 +28,17 @@ class RankLoss:
 
 
 @dataclass(frozen=True)
+class RankLevel:
+    """Mean losses over the steps that all ranks took, each before the optimizer's step."""
+
+    rank: int  # whose losses lie furthest from those of the others
+    steps: int
+    own: float
+    others: float
+    score: float  # mean difference over its standard error
+
+
+@dataclass(frozen=True)
 class RankFacts:
     """The ranks of a watched run. `steps` is empty where parameters are not replicated, or were not compared."""
 
@@ -35,3 +46,4 @@ class RankFacts:
     wrapper: str = ""  # class that keeps the replicas equal: "DistributedDataParallel"; "" where none was seen
     steps: tuple[RankStep, ...] = ()
     non_finite: tuple[RankLoss, ...] = ()
+    level: RankLevel | None = None

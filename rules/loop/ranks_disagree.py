@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent
@@ -11,7 +12,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
-    from gradcheck.types.ranks import RankFacts, RankStep
+    from gradcheck.types.ranks import RankFacts, RankLevel, RankStep
 
 
 WRAP = "wrap the model in DistributedDataParallel, and call that: it copies rank 0's parameters, and averages gradients in backward()"
@@ -26,6 +27,9 @@ SYNC = "leave no_sync() for the last backward pass before step(), and call the D
     limits={
         "distance": Limit(1e-5, "of a parameter's norm", "heuristic: float32 rounds at 1e-7, a step moves 1e-3"),
         "steps": Limit(2, "measured steps", "heuristic: one may fall between an update and its exchange"),
+        "level": Limit(0.3, "of the others' loss", "heuristic; measured: data alike 0.007, other labels on one of three ranks 0.44"),
+        "score": Limit(10, "standard errors", "measured: data alike 1.5, other labels 29"),
+        "losses": Limit(100, "steps", "heuristic: fewer tell little of the data"),
     },
 )
 def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
@@ -34,7 +38,7 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     Replicas of a parameter that are not equal on all ranks: models that were built from different seeds and never brought together,
     gradients that are not averaged (no DistributedDataParallel, a model that is called past it, steps inside `no_sync()`), parameters
-    that get a gradient on some ranks only.
+    that get a gradient on some ranks only. And ranks whose losses are not like the others': they read other data.
 
     ## Why it matters
     Each rank trains a model of its own on its part of the data. The run costs as much as a distributed one, and the model that rank 0
@@ -48,10 +52,11 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     A relative distance above `distance` 1e-5 at the last `steps` 2 measured steps: gradients that were averaged are equal to the last bit,
     and so are the steps made of them. Parameters that were found equal again in between are averaged now and then, as local SGD does:
-    that is a note. Both limits are heuristic.
+    that is a note. Where they are equal, the losses of the ranks over `losses` (100) steps or more, in which all have the same weights: a
+    mean that lies `level` (30 %) away from that of the others, beyond `score` (10 standard errors of their difference), is a warning.
 
     ## When to ignore it
-    When each rank is to train a model of its own: ensembles, searches over settings.
+    When each rank is to train a model of its own: ensembles, searches over settings; and when each is given a task of its own.
 
     ## Example
     ```python
@@ -71,16 +76,38 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     ranks = m.ranks
     if ranks is None:
         return not_applicable("one process trains")
-    if not ranks.steps:
+    other = [_other_data(ranks.level, ranks.count, limits)] if ranks.level is not None and _stands_apart(ranks.level, limits) else []
+    if not ranks.steps and not other:
         why = next((x.why for x in m.not_measured if x.what in ("replicas", "ranks")), "")
         return not_measured(why) if why else not_applicable("no parameter is replicated")
     limit, least = limits["distance"], max(1, round(limits["steps"]))
     apart = [s.distance > limit for s in ranks.steps]
     if len(apart) < least or not all(apart[-least:]):
-        return []
+        return other
     since = len(apart) - next((i for i, far in enumerate(reversed(apart)) if not far), len(apart))
     again = any(far and not then for far, then in itertools.pairwise(apart))
     return [_averaged(ranks, since, limit) if again else _apart(ranks, since, limit)]
+
+
+def _stands_apart(level: RankLevel, limits: Limits) -> bool:
+    far = abs(level.own - level.others) > limits["level"] * abs(level.others)
+    return far and level.steps >= limits["losses"] and level.score > limits["score"]
+
+
+def _other_data(level: RankLevel, count: int, limits: Limits) -> Finding:
+    by = abs(level.own - level.others) / abs(level.others) if level.others else math.inf
+    rest, whose = ("rank", "the data of the two are not alike") if count == 2 else ("ranks", "its data are not like theirs")
+    message = (
+        f"the losses of rank {level.rank} are {number(level.own)} on average over {level.steps} steps, those of the other {rest} "
+        f"{number(level.others)} ({percent(by) if by < 1 else f'{number(by)} times'} apart, limit {percent(limits['level'])}; "
+        f"{number(level.score)} standard errors): the weights are the same, so {whose}"
+    )
+    return found(
+        "warning",
+        message,
+        evidence=(Evidence("distance of a rank's mean loss from the others'", by, limits["level"], ">"),),
+        remedies=(Remedy("look-at-rank", f"compare files, preprocessing and labels of rank {level.rank} with those of another rank"),),
+    )
 
 
 def _apart(ranks: RankFacts, since: int, limit: float) -> Finding:

@@ -90,7 +90,8 @@ def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
     worst = max(bad, key=_largest)
     lag, step = _largest(worst)
     limit = limits["lag"] if lag > limits["lag"] else limits["lasting"]
-    usual = worst.departure.level if worst.departure is not None else median(worst.values or (1.0,))
+    before = [v for s, v in zip(worst.steps, worst.values, strict=True) if s < step]
+    usual = worst.departure.level if worst.departure is not None else median(before or (1.0,))
     beta = m.optimizer.betas[1] if len(m.optimizer.betas) > 1 else 0.999
     message = (
         f"at step {step} the gradient of {worst.name} is {number(lag)} times what Adam's second moment expects (limit "

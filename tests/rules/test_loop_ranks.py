@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from gradcheck.live.rank_levels import RankLevels
 from gradcheck.rules.loop.ranks_disagree import ranks_disagree
 from gradcheck.types.measurement import Measurement, NotMeasured
-from gradcheck.types.ranks import RankFacts, RankStep
+from gradcheck.types.ranks import RankFacts, RankLevel, RankStep
 from tests.literals import loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
@@ -72,3 +75,26 @@ def test_the_cause_and_the_cure_depend_on_what_was_seen():
 def test_the_limits_are_settings():
     assert not findings(ranks_disagree, seen(0.0, 0.1, 0.1), distance=0.2)
     assert not findings(ranks_disagree, seen(0.0, 0.1, 0.1), steps=3)
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "score", "fires"), [(1.4, 300, 30.0, True), (1.2, 300, 30.0, False), (1.4, 50, 30.0, False), (1.4, 300, 8.0, False)]
+)
+def test_a_rank_with_other_data(own, steps, score, fires):
+    m = seen(0.0, 0.0, count=3)
+    m = replace(m, ranks=replace(m.ranks, level=RankLevel(2, steps, own, 1.0, score)))
+    assert severities(ranks_disagree, m) == ["warning"] * fires
+    assert not fires or "rank 2" in only(ranks_disagree, m).message
+
+
+def test_levels_tell_the_rank_whose_losses_lie_apart():
+    draw = random.Random(0)
+    levels, alike = RankLevels(), RankLevels()
+    for _ in range(400):
+        losses = [1.0 + 0.3 * draw.gauss(0, 1) for _ in range(4)]
+        alike.note(dict(enumerate(losses)))
+        levels.note({rank: x + 0.5 * (rank == 1) for rank, x in enumerate(losses)})
+    levels.note({0: 1.0, 1: math.nan})
+    found, other = levels.furthest(), alike.furthest()
+    assert found is not None and (found.rank, found.steps) == (1, 400) and found.own - found.others == pytest.approx(0.5, abs=0.1)
+    assert found.score > 20 and other is not None and other.score < 5 and abs(other.own - other.others) < 0.1
