@@ -50,7 +50,7 @@ def from_objects(
             f"the model is a {type(model).__name__}, not a torch.nn.Module", hint="gradcheck.scan(model, data) takes an instance"
         )
     if loss is not None and training_step is not None:
-        raise TargetError("loss and training_step exclude each other", hint="training_step(model, batch) returns the loss by itself")
+        raise TargetError("loss and training_step exclude each other", hint="training_step(model, batch) returns the loss itself")
     inner, said = unwrapped(model)
     here = next((t.device for t in (*inner.parameters(), *inner.buffers())), torch.device("cpu"))
     there, wanted = choose_device(device) if device else here, choose_dtype(dtype)

@@ -42,7 +42,6 @@ class Locator(ActivationRecorder):
         super().__init__(names, functions=True)
         self.forward_fault: tuple[_Operation, str] | None = None
         self.backward_fault: _Operation | None = None
-        self._consumers: dict[Any, list[_Operation]] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

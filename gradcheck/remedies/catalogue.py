@@ -1,4 +1,4 @@
-"""The closed vocabulary: every treatment by its name, and the remedies of rules that nothing but a person can apply."""
+"""The closed vocabulary: every treatment by its name, and the remedies of rules that only a person can apply."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ CATALOGUE: dict[str, RemedyDefinition] = {treatment.name: treatment for module i
 _PRECISION = "the kind of numbers that a model computes in depends on its device"
 _MEANING = "which one is meant cannot be read from the numbers"
 
-# Remedies that rules name and no treatment applies, and why.
+# Remedies that rules name but no treatment applies, and why.
 ADVICE_ONLY: dict[str, str] = {
     "adapt-siblings": "which layers are adapted is decided where the adapters are made",
     "asymmetric-sides": "what is to hold embeddings apart is the author's choice",
@@ -124,7 +124,7 @@ def apply(treated: TreatedWorkload, fix: Fix) -> None:
     """Applies a fix and notes it in `treated.applied`. Raises Inapplicable; the copy may then be half changed."""
     treatment = CATALOGUE.get(fix.treatment)
     if treatment is not None and treatment.loop:
-        raise Inapplicable("the training loop is the user's: it is mended in the source; copies are trained with a loop of gradcheck's")
+        raise Inapplicable("the training loop is the user's: it is changed in the source; copies are trained with gradcheck's own loop")
     if treatment is None or treatment.apply is None:
         raise Inapplicable(ADVICE_ONLY.get(fix.treatment, "it has no edit that could be tried"))
     treatment.apply(treated, fix)

@@ -1,4 +1,4 @@
-"""What findings cost: where the probe learned slowly, the user's training is run against itself with a finding's remedy.
+"""What findings cost: if the probe learned slowly, the user's training is compared with the same training plus a finding's remedy.
 
 Both start from the same weights and take the same steps on the same batches with the same random numbers. Nothing is run where nothing
 was found, or where the loss fell well. Where an error says already that it will not, only lesser findings that may be its cause are
@@ -39,7 +39,7 @@ SHARE = 1 / 3  # of the time budget, at most
 PAIRS = 2  # that have to agree
 MOST_BATCHES = 8  # that a loss is taken over
 MOST_CHANGES = 2  # that are tried for one finding
-MOST_CAUSES = 2  # that are tried beside an error
+MOST_CAUSES = 2  # that are tried besides an error
 UNFAIR = ("larger-batch", "early-stopping", "shuffle-data")  # the pair would not see the same batches
 
 HELD_OUT = 4  # of so many batches one is not trained on, where there are no validation batches
@@ -50,7 +50,7 @@ Losses = tuple[float, float]  # on batches that are trained on, and on others; N
 
 @dataclass(frozen=True)
 class Change:
-    """What the other training of a pair has or lacks: a remedy, or kinds of regularization taken away."""
+    """What distinguishes the other training of a pair: a remedy, or kinds of regularization taken away."""
 
     name: str = ""  # none: the training as it is
     remedy: Fix | None = None
@@ -58,7 +58,7 @@ class Change:
 
     @property
     def regularizes(self) -> bool:
-        """Whether it changes how much the training is held back on purpose."""
+        """Whether it changes how much the training is regularized."""
         return bool(self.lifted) or (self.remedy is not None and self.remedy.stage == "regularization")
 
     @property
@@ -210,7 +210,7 @@ class Pairs:
         return base if self.steps >= self.fewest and not math.isnan(base.losses(self.steps)[0]) else None
 
     def _cost(self, finding: Finding, change: Change) -> Cost | None:
-        """Of the pairs the one that shows least; the first alone when it shows nothing. None when none could be trained."""
+        """The pair that shows least; only the first if that shows nothing. None when none could be trained."""
         found: Cost | None = None
         for seed in range(PAIRS):
             cost = self._pair(finding, change, seed)

@@ -87,5 +87,5 @@ def changes_loss(applied: Sequence[Fix]) -> bool:
 
 
 def _keeps_loss(p: Fix) -> bool:
-    """Descent in place of ascent, where the optimizer was told to ascend."""
+    """Descent in place of ascent, if the optimizer was told to ascend."""
     return p.treatment == "flip-sign" and ("maximize" in p.settings or "lr" in p.settings)

@@ -16,7 +16,7 @@ MATRIX_PRODUCTS = ("matmul", "mm", "addmm", "bmm", "baddbmm", "einsum", "__matmu
 
 
 def is_tuned(m: Measurement) -> bool:
-    """Whether it is a trained model that is tuned: its statistics say so, or most of it is frozen beside what is trained."""
+    """Whether a trained model is being tuned: its statistics say so, or most of it is frozen."""
     if m.pretrained:
         return True
     several = next((x.type for x in m.layers if x.name == ""), "") == "Models"  # of a script: each has its own name in front

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict
-from typing import Any
 
 from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import clean
+from gradcheck.report.table import aligned
+from gradcheck.saved_run import as_plain
 from gradcheck.types.bisection import Bisection, Parting, StepDistances
 
 SIGNS = {"equal": "=", "within-noise": "≈", "parted": "≠", "not-comparable": "?"}
@@ -22,17 +21,17 @@ def text(found: Bisection) -> str:
     lines += ["", f"{found.noise}. {found.parted} of {found.compared} events differ by more."]
     if found.partings:
         rows = [("step", "what", "layer or tensor", "distance", "limit"), *(row(p) for p in found.partings)]
-        lines += ["", *_table(rows)]
+        lines += ["", *aligned(rows, left=len(rows[0]))]
         more = found.parted - len(found.partings)
         lines += [f"and {more} more"] if more > 0 else []
     if found.verdict != "equal" and found.steps:
-        lines += ["", "Largest relative distance:", *_table([COLUMNS, *(step_row(s) for s in shown_steps(found))])]
+        lines += ["", "Largest relative distance:", *aligned([COLUMNS, *(step_row(s) for s in shown_steps(found))], left=len(COLUMNS))]
     lines += ["", *(f"note: {n}" for n in found.notes)] if found.notes else []
     return "\n".join(clean(line) for line in lines) + "\n"
 
 
 def as_json(found: Bisection) -> str:
-    return json.dumps({"schema_version": 1, **_plain(asdict(found))}, indent=2) + "\n"
+    return json.dumps({"schema_version": 1, **as_plain(found)}, indent=2) + "\n"
 
 
 def row(parting: Parting) -> tuple[str, ...]:
@@ -55,19 +54,3 @@ def shown_steps(found: Bisection) -> list[StepDistances]:
 
 def value(number_: float | None) -> str:
     return "-" if number_ is None else number(number_)
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: these become strings, as in a saved run."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,19 +134,12 @@ def _finding(change: FindingChange) -> dict[str, Any]:
 def _evidence(evidence: Evidence | None) -> dict[str, Any] | None:
     if evidence is None:
         return None
-    return {"quantity": evidence.quantity, "value": _json(evidence.value), "unit": evidence.unit, "spread": _pair(evidence.spread)}
+    return {"quantity": evidence.quantity, "value": as_plain(evidence.value), "unit": evidence.unit, "spread": _pair(evidence.spread)}
 
 
 def _pair(spread: tuple[float, float] | None) -> list[float | str | None] | None:
-    return None if spread is None else [_json(v) for v in spread]
+    return None if spread is None else [as_plain(v) for v in spread]
 
 
 def _number(change: NumberChange) -> dict[str, Any]:
-    return {"name": change.name, "state": change.state, "before": _json(change.before), "after": _json(change.after)}
-
-
-def _json(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinity: these are strings, as in a saved run."""
-    if value is None or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return {"name": change.name, "state": change.state, "before": as_plain(change.before), "after": as_plain(change.after)}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from gradcheck.analysis.number_formats import FORMATS, loss_scale_exponent, lost, measured
 from gradcheck.analysis.wording import percent
-from gradcheck.report.formatting import clean
-from gradcheck.report.table import NAME_WIDTH, TOP, aligned
+from gradcheck.report.table import TOP, aligned, short_name
 from gradcheck.types.measurement import Measurement
 
 NOTE = "shares that would become 0 or overflow; gradients in fp16 after the best loss scale, fp8 after a factor for each tensor or block"
@@ -18,9 +17,7 @@ def forecast_table(m: Measurement, *, everything: bool = False) -> list[str]:
         for name, exponents in layers.items():
             scales = [loss_scale_exponent(layers, f) if kind == "gradients" and f.name == "fp16" else 0 for f in FORMATS]
             shares = [lost(exponents, f, scale).total for f, scale in zip(FORMATS, scales, strict=True)]
-            short = clean(name) or "(model)"
-            short = short if len(short) <= NAME_WIDTH else "…" + short[1 - NAME_WIDTH :]
-            rows.append((max(shares), (short, kind, *(percent(s) for s in shares))))
+            rows.append((max(shares), (short_name(name), kind, *(percent(s) for s in shares))))
     if not rows:
         return []
     rows.sort(key=lambda row: -row[0])
@@ -28,6 +25,5 @@ def forecast_table(m: Measurement, *, everything: bool = False) -> list[str]:
     if not shown:
         return [f"{', '.join(f.name for f in FORMATS)} could hold all of the {len(rows)} activations, gradients and weights looked at"]
     cells = [("layer", "numbers", *(f.name for f in FORMATS)), *(row for _, row in shown)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     more = len(rows) - len(shown)
-    return [*(aligned(row, widths, left=2) for row in cells), *([f"{more} more rows: --show-all"] if more else []), NOTE]
+    return [*aligned(cells, left=2), *([f"{more} more rows: --show-all"] if more else []), NOTE]

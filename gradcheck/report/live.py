@@ -12,7 +12,7 @@ from rich.text import Text
 from gradcheck.analysis.wording import number, percent
 from gradcheck.report.console import STYLES
 from gradcheck.report.formatting import clean
-from gradcheck.report.spark import BLOCKS, spark
+from gradcheck.report.spark import BLOCKS, evenly, spark
 from gradcheck.types.live import Frame, LiveFinding
 
 WIDTH = 24
@@ -100,7 +100,7 @@ def _findings(findings: Sequence[LiveFinding], width: int) -> list[Text]:
 
 def line(values: Sequence[float]) -> str:
     """Blocks on a linear scale, from the least to the largest; "!" is not finite."""
-    chosen = values if len(values) <= WIDTH else [values[round(i * (len(values) - 1) / (WIDTH - 1))] for i in range(WIDTH)]
+    chosen = evenly(values, WIDTH)
     finite = [v for v in chosen if math.isfinite(v)]
     low, height = min(finite, default=0.0), (max(finite, default=0.0) - min(finite, default=0.0)) or 1.0
     return "".join(BLOCKS[round((v - low) / height * (len(BLOCKS) - 1))] if math.isfinite(v) else "!" for v in chosen)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from gradcheck.analysis.wording import number
 from gradcheck.types.layers import Layer, LayerKind
 from gradcheck.types.measurement import Measurement
+
+T = TypeVar("T")
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 24
@@ -41,7 +44,7 @@ def _gradient(layer: Layer) -> float | None:
 
 def spark(values: Sequence[float], beside: Sequence[float] = ()) -> str:
     """Blocks on a logarithmic scale: zero is the lowest, "!" is not finite. `beside`: values that are shown on the same scale."""
-    logs = [_log(v) for v in _resampled(values)]
+    logs = [_log(v) for v in evenly(values, WIDTH)]
     finite = [x for x in (*logs, *map(_log, beside)) if math.isfinite(x)]
     low = min(finite, default=0.0)
     height = max(max(finite, default=0.0) - low, 1.0)
@@ -58,8 +61,8 @@ def _block(share: float) -> str:
     return BLOCKS[round(share * (len(BLOCKS) - 1))] if math.isfinite(share) else "!"
 
 
-def _resampled(values: Sequence[float]) -> Sequence[float]:
-    """At most WIDTH evenly spaced values, including the first and the last."""
-    if len(values) <= WIDTH:
+def evenly(values: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many evenly spaced values, including the first and the last."""
+    if len(values) <= most:
         return values
-    return [values[round(i * (len(values) - 1) / (WIDTH - 1))] for i in range(WIDTH)]
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

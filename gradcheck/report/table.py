@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gradcheck.report.formatting import clean, scaled
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
@@ -23,16 +25,23 @@ def profile_table(m: Measurement, *, everything: bool = False) -> list[str]:
     layers.sort(key=_milliseconds, reverse=True)
     shown = layers if everything else layers[:TOP]
     rows = [HEADER, *(_row(x) for x in shown), _total(m, layers)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    lines = [aligned(row, widths) for row in rows]
+    lines = aligned(rows)
     more = len(layers) - len(shown)
     note = [f"{more} more layers: --show-all"] if more else []
     return [*lines[:-1], *note, lines[-1]]
 
 
-def aligned(row: tuple[str, ...], widths: list[int], left: int = LEFT) -> str:
-    cells = zip(row, widths, strict=True)
-    return "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
+def aligned(rows: Sequence[tuple[str, ...]], left: int = LEFT) -> list[str]:
+    """The rows as lines; so many columns are aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in rows
+    ]
+
+
+def short_name(layer: str) -> str:
+    name = clean(layer) or "(model)"
+    return name if len(name) <= NAME_WIDTH else "…" + name[1 - NAME_WIDTH :]
 
 
 def _milliseconds(layer: Layer) -> float:
@@ -43,11 +52,9 @@ def _milliseconds(layer: Layer) -> float:
 def _row(layer: Layer) -> tuple[str, ...]:
     p = layer.profile
     assert p is not None
-    name = clean(layer.name) or "(model)"
-    name = name if len(name) <= NAME_WIDTH else "…" + name[1 - NAME_WIDTH :]
     shape = "x".join(str(n) for n in layer.output_shape)
     return (
-        name,
+        short_name(layer.name),
         clean(layer.type),
         shape,
         scaled(p.parameters),

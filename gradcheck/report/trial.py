@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import clean, counted
 from gradcheck.report.outcomes import ADDED, REMOVED, Labelled, Line
-from gradcheck.report.spark import BLOCKS
+from gradcheck.report.spark import BLOCKS, evenly
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Curve, Entry, EntryStatus, Interaction, TrialResult
 
@@ -104,10 +104,7 @@ def scale_of(curves: Sequence[Curve]) -> tuple[float, float]:
 
 def curve(values: Curve, scale: tuple[float, float]) -> str:
     """Blocks over the steps; "!" where it is not finite."""
-    points = values.median
-    if len(points) > CURVE:
-        points = tuple(points[round(i * (len(points) - 1) / (CURVE - 1))] for i in range(CURVE))
-    return "".join(_block(v, *scale) for v in points)
+    return "".join(_block(v, *scale) for v in evenly(values.median, CURVE))
 
 
 def _block(value: float, low: float, high: float) -> str:

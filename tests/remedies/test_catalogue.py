@@ -79,7 +79,7 @@ def test_what_is_proposed_for_no_finding_names_its_strengths(treatment: RemedyDe
             assert stronger.text != treatment.at(p, **{strength.setting: strength.low}).text
 
 
-@pytest.mark.parametrize(("name", "why"), [("call-step", "mended in the source"), ("fix-labels", "cannot be read from the numbers")])
+@pytest.mark.parametrize(("name", "why"), [("call-step", "changed in the source"), ("fix-labels", "cannot be read from the numbers")])
 def test_advice_and_treatments_of_the_loop_cannot_be_applied_and_say_why(name: str, why: str) -> None:
     with pytest.raises(Inapplicable, match=why):
         apply(patient(), order("l2", weight_decay=0.1).__class__(name, "", "wiring", "advice"))

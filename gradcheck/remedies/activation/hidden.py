@@ -134,7 +134,7 @@ _TITLES = {"relu": "ReLU", "leaky_relu": "LeakyReLU(0.01)", "gelu": "GELU", "tan
 
 
 def apply_insertion(treated: TreatedWorkload, fix: Fix) -> None:
-    """Puts an activation behind each layer: behind a module, or around a functional call."""
+    """Puts an activation after each layer: after a module, or around a functional call."""
     kind, sites = str(fix.settings["activation"]), sites_of(fix)
     with rewired(treated):
         for name in fix.layers:

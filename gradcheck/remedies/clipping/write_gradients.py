@@ -1,4 +1,4 @@
-"""Clipping: in the training loop, in front of the step; in a model file as the number that the loop reads."""
+"""Clipping: in the training loop, before the step; in a model file as the number that the loop reads."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _rename(draft: Draft, old: str, new: str) -> None:
 
 
 def _new_number(context: Context, name: str, text: str) -> None:
-    """In front of what makes the optimizer, or the model, at the top level."""
+    """Before what makes the optimizer, or the model, at the top level."""
     place = context.measurement.optimizer.site or context.root
     draft, node = context.at(place, "the optimizer")
     top = next((a for a in (node, *draft.ancestors(node)) if isinstance(draft.parent(a), ast.Module)), None)

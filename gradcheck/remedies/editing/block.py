@@ -1,4 +1,4 @@
-"""The statements of a training loop: what stands in which block, before or behind what, and moving one of them."""
+"""The statements of a training loop: what stands in which block, before or after what, and moving one of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def call_of(context: Context, place: Location | None, names: tuple[str, ...], wh
 
 
 def owner_of(call: ast.Call) -> str:
-    """What a method is called on: "self.optimizer" for `self.optimizer.step()`; "" for anything without a name."""
+    """The object whose method is called: "self.optimizer" for `self.optimizer.step()`; "" for anything without a name."""
     return dotted(call.func.value) if isinstance(call.func, ast.Attribute) else ""
 
 
@@ -73,7 +73,7 @@ def _index(block: list[ast.stmt], statement: ast.stmt) -> int:
 
 
 def following(draft: Draft, node: ast.AST) -> list[ast.stmt]:
-    """The statements behind a node's own in its block."""
+    """The statements after a node's own in its block."""
     statement = statement_of(draft, node)
     block = block_of(draft, statement)
     return block[_index(block, statement) + 1 :]
@@ -102,7 +102,7 @@ def plain(draft: Draft, call: ast.Call) -> ast.stmt:
 
 
 def remove(draft: Draft, place: Location) -> None:
-    """Takes the statement away that is the call at a place."""
+    """Removes the statement that consists of the call at a place."""
     node = draft.at(place)
     call = node if isinstance(node, ast.Call) else draft.parent(node)
     if not isinstance(call, ast.Call):

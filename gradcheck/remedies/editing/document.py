@@ -21,7 +21,7 @@ _BOM = "\ufeff".encode()
 
 
 class SourceError(GradcheckError):
-    """A source file cannot be read, is no Python, or must not be written."""
+    """A source file cannot be read, is not Python, or must not be written."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Document:
 
 @functools.lru_cache(maxsize=16)
 def line_starts(text: str) -> tuple[int, ...]:
-    """Offset of each line, as Python counts lines, and the length of the text behind the last one."""
+    """Offset of each line, as Python counts lines, and the length of the text after the last one."""
     starts = [match.start() for match in _LINE.finditer(text) if match.end() > match.start()]
     return (*starts, len(text)) if starts else (0, 0)
 

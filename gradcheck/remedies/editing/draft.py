@@ -14,7 +14,7 @@ Span = tuple[int, int]  # offsets into the text, the end exclusive
 
 
 class Unwritable(Exception):
-    """The remedy cannot be written into this source; the message says why, in words for the user."""
+    """The remedy cannot be written into this source; the message tells the user why."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Draft:
     history: list[tuple[Edit, ...]] = field(default_factory=list)
     _parsed: tuple[str, ast.Module] | None = None
     _parents: dict[ast.AST, ast.AST] = field(default_factory=dict)
-    _seen: dict[ast.AST, tuple[str, int]] = field(default_factory=dict)  # the text that a node is of, and the number of edits behind it
+    _seen: dict[ast.AST, tuple[str, int]] = field(default_factory=dict)  # the text that a node is of, and the number of edits before
 
     def __post_init__(self) -> None:
         self.text = self.document.text
@@ -132,7 +132,7 @@ class Draft:
     # ------------------------------------------------------------------ edits
 
     def edit(self, edits: Iterable[Edit]) -> None:
-        """Applies edits that do not overlap. Raises Unwritable when the result is no Python, or differs elsewhere too."""
+        """Applies edits that do not overlap. Raises Unwritable when the result is not valid Python, or differs elsewhere, too."""
         ordered = tuple(sorted(edits, key=lambda e: (e.start, e.end)))
         if any(a.end > b.start for a, b in itertools.pairwise(ordered)):
             raise Unwritable(f"{self.path}: two changes overlap")
@@ -145,7 +145,7 @@ class Draft:
             raise Unwritable(f"{self.path}: the edited file would not be valid Python ({error})") from error
         changed = next(strayed(self.tree, self.text, after, text, ordered), None)
         if changed is not None:
-            raise Unwritable(f"{self.path}:{changed.lineno}: the edit would change more than is meant")
+            raise Unwritable(f"{self.path}:{changed.lineno}: the edit would change more than intended")
         self.text = text
         self.history.append(ordered)
 
@@ -184,7 +184,7 @@ def spliced(text: str, edits: Iterable[Edit]) -> str:
 
 
 def moved(span: Span, edits: Iterable[Edit]) -> Span | None:
-    """Where a span is after ordered edits: what is inserted in front of it pushes it on, what is edited inside stretches it."""
+    """Where a span is after ordered edits: what is inserted before it pushes it on, what is edited inside stretches it."""
     start, end = span
     shift = stretch = 0
     for edit in edits:
@@ -201,7 +201,7 @@ def moved(span: Span, edits: Iterable[Edit]) -> Span | None:
 def strayed(old: ast.Module, old_text: str, new: ast.Module, new_text: str, edits: tuple[Edit, ...]) -> Iterator[ast.stmt]:
     """Statements of the old tree that no edit touches and that the new tree lacks: same place, same nesting, same code.
 
-    Of a statement with statements in it, what stands in front of these counts; they are looked at themselves.
+    Of a statement with statements in it, what stands before these counts; they are looked at themselves.
     """
     new_starts, old_starts = line_starts(new_text), line_starts(old_text)
     there = {(span_of(node, new_starts, new_text)[0], depth): node for node, depth in _statements(new)}

@@ -60,7 +60,7 @@ def spelled(draft: Draft, name: str) -> str:
 
 
 def _used(draft: Draft) -> set[str]:
-    """Names that the file gives a meaning of its own."""
+    """Names that the file defines itself."""
     return {n.id for n in ast.walk(draft.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {
         n.name for n in ast.walk(draft.tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))
     }
@@ -85,7 +85,7 @@ def original(draft: Draft, spelling: str) -> str:
 
 
 def _add(draft: Draft, statement: str) -> None:
-    """Among the imports of torch, where an import sorter has it; else behind the last import, or behind the docstring."""
+    """Among the imports of torch, where an import sorter has it; else after the last import, or after the docstring."""
     body = draft.tree.body
     imports = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom))]
     about = [n for n in imports if _sorting(n)[1].partition(".")[0] == "torch"]

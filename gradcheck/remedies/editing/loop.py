@@ -25,7 +25,7 @@ def steps(context: Context) -> Iterator[tuple[Draft, ast.Call]]:
 
 
 def _after_backward(draft: Draft, step: ast.Call) -> bool:
-    """A backward pass stands before it in the same block, and it is the first step behind that."""
+    """A backward pass stands before it in the same block, and it is the first step after that."""
     statement = statement_of(draft, step)
     before = []
     for one in block_of(draft, statement):

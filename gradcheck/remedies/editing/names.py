@@ -1,4 +1,4 @@
-"""Which layers an expression of the source stands for, as far as that can be read from the source and the creation sites."""
+"""Which layers an expression of the source stands for, as far as the source and the creation sites tell."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Reader:
         return frozenset(x for x in inside if x.rpartition(".")[2] == str(index)) or inside
 
     def _filtered(self, node: ast.Name, layers: Layers) -> Layers:
-        """Without what `if isinstance(module, ...)` around the place keeps out."""
+        """Without the layers that an `if isinstance(module, ...)` around the place excludes."""
         for above in self.draft.ancestors(node):
             tests = (
                 above.test.values if isinstance(above, ast.If) and isinstance(above.test, ast.BoolOp) else [getattr(above, "test", None)]

@@ -41,13 +41,13 @@ _OPERATORS = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Attribute, as
 
 
 def closed(draft: Draft, node: ast.expr) -> str:
-    """The source of an expression, in brackets unless it holds together by itself. A node's own brackets are not part of it."""
+    """The source of an expression, in brackets unless it needs none. A node's own brackets are not part of it."""
     text = draft.source(node)
     return text if isinstance(node, ATOMS) or (isinstance(node, ast.Tuple) and text.startswith("(")) else f"({text})"
 
 
 def in_place_of(draft: Draft, node: ast.expr, place: ast.AST) -> str:
-    """The source of an expression for the place of another one: in brackets where an operator or a line end would tear it apart."""
+    """The source of an expression to replace another one: in brackets if an operator or a line end would tear it apart."""
     parent = draft.parent(place)
     needed = isinstance(parent, _OPERATORS) or "\n" in draft.source(node) or isinstance(node, (ast.NamedExpr, ast.GeneratorExp))
     return closed(draft, node) if needed else draft.source(node)
@@ -103,7 +103,7 @@ def argument(call: ast.Call, name: str, position: int | None = None) -> ast.expr
 
 
 def set_argument(draft: Draft, call: ast.Call, name: str, value: str, position: int | None = None) -> None:
-    """Gives a call an argument, in place of the one that it has or behind the last one."""
+    """Gives a call an argument, in place of the one that it has or after the last one."""
     given = argument(call, name, position)
     if given is not None:
         draft.replace(given, value)
@@ -112,7 +112,7 @@ def set_argument(draft: Draft, call: ast.Call, name: str, value: str, position: 
 
 
 def _appended(draft: Draft, call: ast.Call, text: str) -> Edit:
-    """Behind the last argument, on a line of its own where the arguments have lines of their own."""
+    """After the last argument, on a line of its own where the arguments have lines of their own."""
     arguments: list[ast.expr | ast.keyword] = [*call.args, *call.keywords]
     if not arguments:
         close = draft.span(call)[1] - 1
@@ -133,7 +133,7 @@ def _appended(draft: Draft, call: ast.Call, text: str) -> Edit:
 
 
 def remove_argument(draft: Draft, call: ast.Call, name: str) -> None:
-    """Takes a keyword away, with the comma that belongs to it."""
+    """Removes a keyword, with its comma."""
     keyword = next((k for k in call.keywords if k.arg == name), None)
     if keyword is None:
         raise Unwritable(f"{draft.path}:{call.lineno}: the call has no {name}=")
@@ -141,7 +141,7 @@ def remove_argument(draft: Draft, call: ast.Call, name: str) -> None:
 
 
 def remove_item(draft: Draft, item: ast.AST, items: Sequence[ast.AST]) -> None:
-    """Takes one of the items of a call or list away; a line that it had for itself goes with it. Comments on the others stay."""
+    """Removes an item of a call or list, and its line if it has one to itself. Comments on the other items stay."""
     ordered = sorted(items, key=lambda a: draft.span(a)[0])
     index = next(i for i, one in enumerate(ordered) if one is item)
     start, end = draft.span(item)
@@ -160,7 +160,7 @@ def remove_item(draft: Draft, item: ast.AST, items: Sequence[ast.AST]) -> None:
 
 
 def insert_after_item(draft: Draft, item: ast.AST, text: str) -> None:
-    """A further item behind one of a call's or list's, on a line of its own where that one has one."""
+    """A further item after one of a call's or list's, on a line of its own where that one has one."""
     start, end = draft.span(item)
     line_start = draft.text.rfind("\n", 0, start) + 1
     head = draft.text[line_start:start]
@@ -176,7 +176,7 @@ def insert_after_item(draft: Draft, item: ast.AST, text: str) -> None:
 
 
 def _skip_comma(text: str, end: int) -> int:
-    """Behind the comma that follows, or where we are."""
+    """After the comma that follows, or where we are."""
     place = end
     while place < len(text) and text[place] in " \t":
         place += 1
@@ -184,7 +184,7 @@ def _skip_comma(text: str, end: int) -> int:
 
 
 def _line_end(text: str, place: int) -> int:
-    """Behind the line ending that follows."""
+    """After the line ending that follows."""
     newline = text.find("\n", place)
     return newline + 1 if newline >= 0 else len(text)
 

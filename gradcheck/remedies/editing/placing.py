@@ -1,4 +1,4 @@
-"""Putting a new module behind a layer: as the next item of a Sequential or list, or as an attribute with a call of its own."""
+"""Putting a new module after a layer: as the next item of a Sequential or list, or as an attribute with a call of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBERED = ("torch.nn.Sequential",)  # calls whose positional arguments run one 
 
 @dataclass(frozen=True)
 class New:
-    """What is put behind a layer. Both functions get the draft, so that they can spell torch's names, and the layer's creating call."""
+    """What is put after a layer. Both functions get the draft, so that they can spell torch's names, and the layer's creating call."""
 
     module: Callable[[Draft, ast.Call], str]  # "nn.LayerNorm(64)"
     word: str  # suffix of an attribute that holds it: "norm"
@@ -29,7 +29,7 @@ class New:
 
 
 def put_behind(context: Context, names: Sequence[str], new: New) -> None:
-    """Raises Unwritable when one of the layers is not created where there is room for another."""
+    """Raises Unwritable when one of the layers is created where there is no room for another."""
     wanted = set(names)
     renumber(context, [x for x in names if _becomes_item(context, x)])
     _refuse_reached(context, {x for x in names if not _becomes_item(context, x)})
@@ -131,9 +131,9 @@ def _numbered_reach(reader: Reader, node: ast.expr, wanted: set[str]) -> bool:
 
 
 def renumber(context: Context, names: Sequence[str]) -> None:
-    """Numbers of items behind new ones, in other code of the user's: `model[2].bias` is then `model[3].bias`.
+    """Numbers of items after new ones, in other code of the user's: `model[2].bias` is then `model[3].bias`.
 
-    Raises Unwritable for code that takes a Sequential apart in another way.
+    Raises Unwritable for code that takes a Sequential apart in any other way.
     """
     places: dict[str, list[int]] = {}
     for name in names:

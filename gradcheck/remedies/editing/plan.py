@@ -1,4 +1,4 @@
-"""From fixes to edited files: each fix is written into what the ones before it made of the files."""
+"""From fixes to edited files: each fix is written into the files as the fixes before it left them."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def attempt(writer: Writer, fix: Fix, context: Context) -> str:
 
 
 def unchanged_since(measurement: Measurement, context: Context) -> None:
-    """Raises SourceError when a line that was seen during the scan reads otherwise now."""
+    """Raises SourceError when a line that was seen during the scan has changed since."""
     allowed = {os.path.realpath(f) for f in context.files}
     for path, lines in measurement.snippets.items():
         if os.path.realpath(path) not in allowed:

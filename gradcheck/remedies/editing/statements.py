@@ -1,4 +1,4 @@
-"""Putting statements in front of or behind others, with their indentation and the file's newlines."""
+"""Putting statements before or after others, with their indentation and the file's newlines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _SPACE = re.compile(r"[ \t\f]*")
 
 
 def insert_before(draft: Draft, node: ast.AST, code: str) -> None:
-    """Lines in front of the statement that holds a node."""
+    """Lines before the statement that holds a node."""
     _beside(draft, statement_of(draft, node), code, before=True)
 
 
 def insert_after(draft: Draft, node: ast.AST, code: str) -> None:
-    """Lines behind the statement that holds a node."""
+    """Lines after the statement that holds a node."""
     _beside(draft, statement_of(draft, node), code, before=False)
 
 
 def insert_definition(draft: Draft, node: ast.AST, code: str) -> None:
-    """A function or class in front of the top-level statement that holds a node, with two blank lines on either side."""
+    """A function or class before the top-level statement that holds a node, with two blank lines on either side."""
     top = next((a for a in (node, *draft.ancestors(node)) if isinstance(draft.parent(a), ast.Module)), None)
     if top is None:
         raise Unwritable("there is no place for a definition")
@@ -96,7 +96,7 @@ def _unfold(draft: Draft, block: list[ast.stmt]) -> None:
 
 
 def indent_of(draft: Draft, node: ast.AST) -> str:
-    """The white space in front of the statement that holds a node."""
+    """The white space before the statement that holds a node."""
     start = draft.span(statement_of(draft, node))[0]
     return _SPACE.match(draft.text[line_start(draft.text, start) : start])[0]  # type: ignore[index]
 

@@ -1,4 +1,4 @@
-"""Initialisation: where it is done today, else beside the bias or behind the creation of the layer, else in the generated function."""
+"""Initialisation: where it is done today, else beside the bias or after the creation of the layer, else in the generated function."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _stored_inputs_first(context: Context, names: Layers) -> Layers:
 
 
 def draw_parameters(context: Context, names: Sequence[str], scheme: Scheme, transposed: Sequence[str]) -> None:
-    """Parameters that a class of the user holds itself: behind `self.weight = nn.Parameter(...)`."""
+    """Parameters that a class of the user holds itself: after `self.weight = nn.Parameter(...)`."""
     done: set[tuple[str, str]] = set()
     for name in names:
         parameter = context.measurement.parameter(name)
@@ -215,11 +215,11 @@ def _open_biases(context: Context, names: Layers) -> None:
                     break
 
 
-# ------------------------------------------------------------------- behind the creation
+# ------------------------------------------------------------------- after the creation
 
 
 def _behind_creation(context: Context, wanted: Layers, scheme: Scheme) -> Layers:
-    """Behind `layer = nn.Linear(...)` with a name of its own, where every layer that is made there is wanted."""
+    """After `layer = nn.Linear(...)` with a name of its own, where every layer that is made there is wanted."""
     done: set[str] = set()
     for place in dict.fromkeys(x.site for name in sorted(wanted) if (x := context.layer(name)) is not None):
         if place is None or place.detail is not None:

@@ -1,4 +1,4 @@
-"""Treatments of the user's training loop: edits of the source alone. Their proof is the edited script, run and judged again."""
+"""Treatments of the user's training loop: edits of the source alone. They are proved by running and judging the edited script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lets places see later ones: attention without its causal mask, and heads that are merged without turning them back."""
+"""Code that lets places see later ones: attention without its causal mask, and heads that are merged without transposing them back."""
 
 from __future__ import annotations
 

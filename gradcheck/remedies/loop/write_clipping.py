@@ -19,7 +19,7 @@ from gradcheck.types.loop import LoopClip
 
 
 def clipping(p: Fix, context: Context) -> None:
-    """A call of a clipping function goes in front of the step, gets its parameters again, or unscaled gradients."""
+    """A call of a clipping function goes before the step, gets its parameters again, or unscaled gradients."""
     clip = next((c for c in loop_of(context).clips or () if c.site is not None and c.site == p.location), None)
     if clip is None:
         raise Unwritable("the place of the clipping is not known")

@@ -16,7 +16,7 @@ from gradcheck.types.fix import Fix
 
 
 def mode(p: Fix, context: Context) -> None:
-    """`model.train()` in front of the loop over the batches, or behind an evaluation within that loop."""
+    """`model.train()` before the loop over the batches, or after an evaluation within that loop."""
     seen = loop_of(context).evaluation
     home, evaluation = call_of(context, seen.site if seen is not None else None, ("eval", "train"), "the call of eval()")
     draft, backward = backward_of(context)
@@ -33,7 +33,7 @@ def mode(p: Fix, context: Context) -> None:
 
 
 def _top(draft: Draft, node: ast.AST) -> ast.stmt:
-    """The first statement of a function behind its docstring. Raises Unwritable for code in no function."""
+    """The first statement of a function after its docstring. Raises Unwritable for code in no function."""
     function = function_of(draft, node)
     if function is None:
         raise Unwritable(f"{draft.path}: the backward pass is in no loop")
@@ -74,7 +74,7 @@ def _evaluating(draft: Draft, loop: Loop, home: Draft, evaluation: ast.Call) -> 
 
 
 def per_epoch(p: Fix, context: Context) -> None:
-    """`scheduler.step()` goes from the loop over the batches to the end of the loop over the epochs around it."""
+    """`scheduler.step()` moves from the loop over the batches to the end of the loop over the epochs around it."""
     site = p.location or loop_of(context).schedule_site
     draft, call = call_of(context, site, ("step",), "the schedule's step")
     around = loops(draft, call)
@@ -89,7 +89,7 @@ def per_epoch(p: Fix, context: Context) -> None:
 
 
 def per_batch(p: Fix, context: Context) -> None:
-    """`scheduler.step()` goes from the end of an epoch behind the optimizer's step."""
+    """`scheduler.step()` moves from the end of an epoch to after the optimizer's step."""
     site = p.location or loop_of(context).schedule_site
     draft, call = call_of(context, site, ("step",), "the schedule's step")
     home, step = step_of(context)
@@ -150,7 +150,7 @@ def _loader(draft: Draft, taken: ast.AST) -> ast.Call:
 
 
 def _into(draft: Draft, loop: Loop, taken: ast.AST) -> None:
-    """The statement that takes the batch, from in front of the loop to the top of its body."""
+    """Moves the statement that takes the batch from before the loop to the top of its body."""
     statement = statement_of(draft, taken)
     if not isinstance(statement, ast.Assign) or statement.value is not taken or block_of(draft, statement) is not block_of(draft, loop):
         raise Unwritable(f"{draft.path}:{statement.lineno}: the batch is not taken right in front of the loop")

@@ -1,4 +1,4 @@
-"""The training loop: what cuts the loss off from the model, or makes a new tensor of its numbers, goes away."""
+"""The training loop: removes what cuts the loss off from the model, or makes a new tensor of its numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keep(p: Fix, context: Context) -> None:
 
 
 def _tensor(node: ast.expr) -> ast.expr | None:
-    """What is cut off: the expression in front of `.detach()`, `.cpu().numpy()`, `.item()`, `.data`."""
+    """What is cut off: the expression before `.detach()`, `.cpu().numpy()`, `.item()`, `.data`."""
     cut = None
     while True:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and called(node) in LEAVING:

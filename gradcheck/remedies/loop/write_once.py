@@ -1,4 +1,4 @@
-"""What is made once: an optimizer or a schedule that the loop makes anew goes in front of it; an average follows buffers, too."""
+"""What should be made once: an optimizer or a schedule that the loop makes anew moves before it; an average follows buffers, too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradcheck.types.fix import Fix
 
 
 def keep(p: Fix, context: Context) -> None:
-    """`optimizer = Adam(model.parameters())` goes in front of the outermost loop that changes nothing of what it is made from."""
+    """`optimizer = Adam(model.parameters())` moves before the outermost loop that changes nothing it is made from."""
     draft, call = context.call_at(p.location)
     statement = plain(draft, call)
     if not isinstance(statement, ast.Assign):
@@ -54,7 +54,7 @@ def _bound(loop: Loop) -> set[str]:
 
 
 def buffers(p: Fix, context: Context) -> None:
-    """Behind a loop over the parameters of both models comes one over their buffers."""
+    """After a loop over the parameters of both models comes one over their buffers."""
     averages = context.measurement.loop.averages if context.measurement.loop is not None else None
     stale = [a for a in averages or () if a.stale]
     if len(stale) != 1:

@@ -44,7 +44,7 @@ def optimizer_of(draft: Draft, step: ast.Call, loop: LoopFacts) -> str:
 
 
 def clear(p: Fix, context: Context) -> None:
-    """Gradients are cleared once a step: before the first backward pass, or behind the step where passes are accumulated."""
+    """Gradients are cleared once a step: before the first backward pass, or after the step where passes are accumulated."""
     loop = loop_of(context)
     if (loop.dropped or 0) > loop.steps / 2:
         _clear_after_step(context)
@@ -73,7 +73,7 @@ def _clear_each_step(context: Context) -> None:
 
 
 def _clear_by_hand(context: Context, site: Location | None) -> bool:
-    """`w.grad = None` behind each `w -= rate * w.grad` of a block; False where an optimizer takes the step."""
+    """`w.grad = None` after each `w -= rate * w.grad` of a block; False where an optimizer takes the step."""
     draft = context.draft(site.path) if site is not None and site.detail is None else None
     span = draft.where(site) if draft is not None and site is not None else None
     if draft is None or span is None:
@@ -105,7 +105,7 @@ def _updated_by_hand(statement: ast.stmt) -> str:
 
 
 def _called(draft: Draft, node: ast.AST, method: str) -> bool:
-    """Gives a method that is named and not called, in a statement of the loop or function around a node, its brackets."""
+    """Adds the brackets to a method that is named but not called, in a statement of the loop or function around a node."""
     around = loops(draft, node)
     scope = around[-1] if around else scope_of(draft, node)
     bare = (n.value for n in ast.walk(scope) if isinstance(n, ast.Expr) and dotted(n.value) == method)
@@ -142,7 +142,7 @@ def step_end(draft: Draft, step: ast.Call) -> ast.stmt:
 
 
 def _clear_earlier(context: Context) -> None:
-    """Clearing between backward pass and step goes in front of the backward pass, unless it is cleared there too."""
+    """Clearing between backward pass and step goes before the backward pass, unless it is cleared there too."""
     draft, step = step_of(context)
     _, backward = backward_of(context)
     shared = common(draft, step, backward)
@@ -167,7 +167,7 @@ def _between(draft: Draft, backward: ast.Call, clearing: ast.Call, step: ast.Cal
 
 
 def _clear_after_step(context: Context) -> None:
-    """Clearing with each accumulated pass becomes clearing behind the step."""
+    """Clearing with each accumulated pass becomes clearing after the step."""
     loop = loop_of(context)
     draft, clearing = call_of(context, loop.clear_site, CLEARING, "where gradients are cleared")
     text = draft.source(plain(draft, clearing))
@@ -183,7 +183,7 @@ def _clear_after_step(context: Context) -> None:
 
 
 def step(p: Fix, context: Context) -> None:
-    """`optimizer.step()` behind the backward pass and the clipping, before the gradients are cleared for the next one."""
+    """`optimizer.step()` after the backward pass and the clipping, before the gradients are cleared for the next one."""
     loop = loop_of(context)
     draft, backward = backward_of(context)
     name = _optimizer(context, draft, backward)

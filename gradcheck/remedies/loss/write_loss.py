@@ -196,7 +196,7 @@ def _to(draft: Draft, node: ast.expr, text: str) -> Edit:
 
 
 def _as_function(draft: Draft, call: ast.Call, function: str, first: str, second: str) -> None:
-    """`loss_fn = nn.MSELoss()` becomes a function of that name; in front of its calls, for an attribute."""
+    """`loss_fn = nn.MSELoss()` becomes a function of that name; before its calls, for an attribute."""
     statement = statement_of(draft, call)
     target = statement.targets[0] if isinstance(statement, ast.Assign) and statement.value is call else None
     if isinstance(target, ast.Name) and isinstance(draft.parent(statement), ast.Module):

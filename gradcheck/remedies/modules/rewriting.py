@@ -21,7 +21,7 @@ from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import display_path
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
-# An expression of a function to what replaces it; None: it is not the one that is meant.
+# Maps an expression of a function to its replacement; None: it is not the one that is meant.
 Edit = Callable[[ast.expr, types.FunctionType], ast.expr | None]
 TreeEdit = Callable[[ast.FunctionDef], ast.FunctionDef | None]
 

@@ -80,7 +80,7 @@ def wrap(treated: TreatedWorkload, name: str, make: Callable[[nn.Module], nn.Mod
 
 
 def follow(treated: TreatedWorkload, name: str, new: nn.Module) -> None:
-    """Puts `new` behind the named module: Sequential(module, new)."""
+    """Puts `new` after the named module: Sequential(module, new)."""
     like(new, module_at(treated, name))
     wrap(treated, name, lambda old: nn.Sequential(old, new))
 

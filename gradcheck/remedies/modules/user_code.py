@@ -1,7 +1,7 @@
 """Between the model's output and the user's loss: maps of the output, and changes of the loss's own code.
 
 What changes a loss is a `functools.partial` around the one that the user gave, so that copies of a copy copy that one too. A training
-step that computes its loss by itself gets a model whose output is mapped.
+step that computes its loss itself gets a model whose output is mapped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Normalization: put behind layers that have none, taken in another kind, and put in the right order with dropout and bias."""
+"""Normalization: put after layers that have none, taken in another kind, and put in the right order with dropout and bias."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def norm_of(kind: str, features: int, groups: int = GROUPS) -> nn.Module:
 
 
 def insert(treated: TreatedWorkload, fix: Fix) -> None:
-    """Puts a normalization behind each layer; batch normalization takes away the bias that it would subtract."""
+    """Puts a normalization after each layer; batch normalization takes away the bias that it would subtract."""
     kind, groups = str(fix.settings["kind"]), int(fix.settings.get("groups", GROUPS))
     with rewired(treated):
         for name in fix.layers:
@@ -74,7 +74,7 @@ def _for_layer(kind: str, layer: nn.Module) -> str:
 
 
 def propose_insertion(treatment: RemedyDefinition, finding: Finding | None, m: Measurement) -> list[Fix]:
-    """For the layers of the body without a normalization, heads left out."""
+    """For the layers of the body without a normalization, except heads."""
     if m.norms and any(m.of_kind("attention")):
         return []  # a transformer has its normalizations where they belong
     named = weighted_layers(finding, m)
@@ -160,7 +160,7 @@ def propose_bias(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 
 def move_dropout(treated: TreatedWorkload, fix: Fix) -> None:
-    """Takes the dropout away where it is, and puts it behind the normalization; inside one nn.Sequential it changes places."""
+    """Takes the dropout away where it is, and puts it after the normalization; inside one nn.Sequential it changes places."""
     dropout, norm = fix.layers
     with rewired(treated):
         if ":" in dropout:
@@ -197,7 +197,7 @@ def _reordered(treated: TreatedWorkload, dropout: str, norm: str) -> bool:
 
 
 def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """The dropout moves behind the last batch normalization that it disturbs."""
+    """The dropout moves after the last batch normalization that it disturbs."""
     hit = next((n for n in m.norms if n.dropout is not None and finding is not None and n.layer in finding.layers), None)
     if hit is None or hit.dropout is None:
         return []

@@ -1,4 +1,4 @@
-"""Normalization: behind layers that have none, another kind, the right order with dropout and bias."""
+"""Normalization: after layers that have none, another kind, the right order with dropout and bias."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def remove_bias(p: Fix, context: Context) -> None:
 
 
 def move_dropout(p: Fix, context: Context) -> None:
-    """Behind the normalization, where both are items of one Sequential or list."""
+    """After the normalization, where both are items of one Sequential or list."""
     if len(p.layers) != 2:
         raise Unwritable("the dropout and the normalization are not both modules")
     places = [context.site(x) for x in p.layers]
@@ -92,7 +92,7 @@ def move_dropout(p: Fix, context: Context) -> None:
 
 
 def query_norm(p: Fix, context: Context) -> None:
-    """LayerNorm behind the projections to queries and to keys."""
+    """LayerNorm after the projections to queries and to keys."""
     names = [x for x in word(p, "projections").split(",") if x]
     if len(names) != 2 * len(p.layers):
         raise Unwritable("queries and keys are not made by a layer each")

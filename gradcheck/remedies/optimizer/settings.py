@@ -13,13 +13,13 @@ from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 BEST_RATIO = 0.02  # update over weight at step 10; the same for SGD, momentum and Adam (calibration E3: 0.019 to 0.023)
-LARGEST_RATIO = 1.0  # updates as large as the weights: it is breaking up, and larger ones say no more about the rate
+LARGEST_RATIO = 1.0  # updates as large as the weights: training is breaking down, and larger ones say no more about the rate
 USUAL_EPSILON, SMALL_EPSILON = 1e-8, 1e-12
 USUAL_MOMENTUM = 0.9
 
 
 def rounded(value: float) -> float:
-    """Two significant digits: nobody writes a rate with more."""
+    """Two significant digits: no one writes a rate with more."""
     return float(f"{value:.2g}")
 
 

@@ -1,4 +1,4 @@
-"""Schedules of the rate: made behind the optimizer, and stepped where the loop steps, or at the end of its epochs."""
+"""Schedules of the rate: made after the optimizer, and stepped where the loop steps, or at the end of its epochs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _known(context: Context, draft: Draft, length: ast.expr) -> bool:
 
 
 def _scheduled(context: Context, kind: str, arguments: str, name: str, epochs: Loop | None) -> None:
-    """A schedule behind the optimizer's creation; stepped at the end of the loop over epochs, else behind each step of the optimizer."""
+    """A schedule after the optimizer's creation; stepped at the end of the loop over epochs, else after each step of the optimizer."""
     draft, call = created(context)
     schedule = spelled(draft, f"torch.optim.lr_scheduler.{kind}")
     draft, call = created(context)
@@ -116,7 +116,7 @@ def _scheduled(context: Context, kind: str, arguments: str, name: str, epochs: L
 
 
 def _stepped(draft: Draft, step: ast.Call, epochs: Loop | None) -> ast.AST:
-    """What the schedule steps behind: the last statement of an epoch, or the optimizer's step."""
+    """The statement after which the schedule steps: the last one of an epoch, or the optimizer's step."""
     around = loops(draft, step)
     return around[-1].body[-1] if epochs is not None and len(around) > 1 else step
 

@@ -84,7 +84,7 @@ def decay(p: Fix, context: Context) -> None:
 
 
 def _penalty(p: Fix, context: Context) -> None:
-    """Divides the factor in front of a penalty that is added to the loss by hand."""
+    """Divides the factor of a penalty that is added to the loss by hand."""
     divisor = number(p, "divisor")
     for draft in context.all_drafts():
         for node in ast.walk(draft.tree):
@@ -192,7 +192,7 @@ def named(statement: ast.stmt, call: ast.Call) -> str | None:
 
 
 def with_name(context: Context, line: str) -> None:
-    """A line about the optimizer, `{0}` in it, behind its creation; it gets a name where it is returned as it is made.
+    """A line about the optimizer, `{0}` in it, after its creation; it gets a name where it is returned as it is made.
 
     Raises Unwritable where it has no name and gets none.
     """

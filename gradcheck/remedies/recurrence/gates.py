@@ -87,7 +87,7 @@ def _shape(output: object) -> Shape | None:
 
 
 def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """For the Elman layers that the finding names, else for all: first an LSTM, then a GRU, whose state is a tensor as theirs is."""
+    """For the Elman layers that the finding names, else for all: first an LSTM, then a GRU, whose state is a tensor, as theirs is."""
     elman = [] if is_tuned(m) else [x for x in m.of_kind("recurrent") if x.type == "RNN"]
     named = [x for x in elman if finding is not None and x.name in finding.layers]
     names = tuple(x.name for x in made_with(m, named or elman) if x.type == "RNN")

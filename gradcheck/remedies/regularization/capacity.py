@@ -39,7 +39,7 @@ def _width_words(s: Settings) -> str:
 
 
 def narrow(treated: TreatedWorkload, p: Fix) -> None:
-    """Cuts units off every hidden layer; what is left of the weights is scaled so that outputs keep their variance.
+    """Removes units of every hidden layer; the remaining weights are scaled so that outputs keep their variance.
 
     The first layer keeps its inputs and the last one its outputs. Raises Inapplicable for models whose code fixes their widths.
     """

@@ -1,4 +1,4 @@
-"""Treatments of dropout: put behind activations, or set to another rate."""
+"""Treatments of dropout: put after activations, or set to another rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_IN_A_ROW = 4  # at that rate: each one divides the share of a value that ar
 
 
 def propose_dropout(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """Another rate for the dropouts that there are; else dropout behind the activations between the layers."""
+    """Another rate for the dropouts that there are; else dropout after the activations between the layers."""
     present = m.regularization.dropouts if m.regularization is not None else ()
     if present:
         chosen = [d for d in present if not d.attention] or list(present)
@@ -74,7 +74,7 @@ def drop(treated: TreatedWorkload, p: Fix) -> None:
 
 
 def insert_dropout(treated: TreatedWorkload, name: str, rate: float) -> None:
-    """Behind an activation module, whose parameters, where it has any, would get other names."""
+    """After an activation module, whose parameters, where it has any, would get other names."""
     if list(module_at(treated, name).parameters()):
         raise Inapplicable(f"dropout behind {name} would rename its parameters")
     follow(treated, name, nn.Dropout(rate))

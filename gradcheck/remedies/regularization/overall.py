@@ -16,7 +16,7 @@ WEAK_DECAY, WEAK_SMOOTHING, WEAK_PENALTY = 1e-4, 0.05, 0.1
 
 
 def propose_less(finding: Finding | None, m: Measurement) -> list[Fix]:
-    """All that is strong is made weak at once: none of it alone was to blame."""
+    """Weakens all strong regularization at once: none of it alone was to blame."""
     r = m.regularization
     if r is None or finding is None:
         return []

@@ -71,7 +71,7 @@ def _shared(draft: Draft, given: ast.expr) -> ast.expr | None:
 
 
 def dropout(p: Fix, context: Context) -> None:
-    """Another rate; or dropout behind activations."""
+    """Another rate; or dropout after activations."""
     if not p.settings.get("insert", True):
         lower_dropout(p, context)
         return

@@ -1,4 +1,4 @@
-"""What the optimizer does at every step besides its own: a proximal step behind it, adaptive clipping in front of it."""
+"""What the optimizer does at every step besides its own: a proximal step after it, adaptive clipping before it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHRINK, CLIP = "shrink_weights", "AdaptiveClipping"
 
 
 def _define(context: Context, name: str, code: str) -> None:
-    """In front of the top-level statement that makes the optimizer."""
+    """Before the top-level statement that makes the optimizer."""
     draft, call = created(context)
     if any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name for n in draft.tree.body):
         raise Unwritable("the source has it already")
@@ -32,7 +32,7 @@ def _spelled(context: Context, *names: str) -> list[str]:
 
 
 def proximal(p: Fix, context: Context) -> None:
-    """Soft thresholding behind each step."""
+    """Soft thresholding after each step."""
     code = _shrinking(context, number(p, "l1"), number(p, "l2", 0.0))
     with_name(context, f"{{0}}.register_step_post_hook({SHRINK})")
     _define(context, SHRINK, code)
@@ -69,7 +69,7 @@ def {SHRINK}(optimizer: {kind}, *_: object) -> None:
 
 
 def adaptive(p: Fix, context: Context) -> None:
-    """Brock et al. 2021, in front of each step; the output layer is left out by its name."""
+    """Brock et al. 2021, before each step; the output layer is left out by its name."""
     if context.measurement.clip is not None:
         raise Unwritable("the training clips already, in another way")
     share, spared = literal(number(p, "clipping")), _spared(context, word(p, "exempt"))

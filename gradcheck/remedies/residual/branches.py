@@ -177,7 +177,7 @@ def propose_scaling(finding: Finding | None, m: Measurement) -> list[Fix]:
 def propose_zero(finding: Finding | None, m: Measurement) -> list[Fix]:
     ends = branch_ends(m)
     if is_tuned(m) or len(ends) < 2 or any(shut for _, shut in ends):
-        return []  # behind a zero a ReLU passes no gradient: such a branch would never start to learn
+        return []  # after a zero a ReLU passes no gradient: such a branch would never start to learn
     text = f"start the last weights of each of the {len(ends)} residual branches at zero"
     return [ZERO_BRANCH.fix(text, finding, layers=tuple(x.name for x, _ in ends))]
 

@@ -201,7 +201,7 @@ def _item(context: Context, name: str, blocks: set[str]) -> tuple[Draft, ast.exp
 
 
 def _define(context: Context, draft: Draft, node: ast.AST, scale: float) -> None:
-    """The class, once, in front of what uses it."""
+    """The class, once, before what uses it."""
     if any(isinstance(n, ast.ClassDef) and n.name == NAME for n in draft.tree.body):
         return
     module, tensor = spelled(draft, "torch.nn.Module"), spelled(draft, "torch.Tensor")

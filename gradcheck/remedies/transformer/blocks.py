@@ -179,7 +179,7 @@ def propose_smaller(finding: Finding | None, m: Measurement) -> list[Fix]:
 
 
 def normalise_queries(treated: TreatedWorkload, fix: Fix) -> None:
-    """LayerNorm behind the projections to queries and to keys."""
+    """LayerNorm after the projections to queries and to keys."""
     with rewired(treated):
         for name in fix.layers:
             owner = module_at(treated, name)

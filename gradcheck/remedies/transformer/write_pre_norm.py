@@ -1,4 +1,4 @@
-"""Normalization in front of each branch: norm_first=True in torch's blocks, x + f(norm(x)) in those of the user."""
+"""Normalization before each branch: norm_first=True in torch's blocks, x + f(norm(x)) in those of the user."""
 
 from __future__ import annotations
 

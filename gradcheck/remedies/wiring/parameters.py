@@ -1,4 +1,4 @@
-"""What the training does not reach: modules in plain lists, parameters outside the optimizer, cut gradients; axes in another order."""
+"""What the training does not reach: modules in plain lists, parameters outside the optimizer, cut gradients; axes in the wrong order."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def remove_cut(treated: TreatedWorkload, fix: Fix) -> None:
 
 
 def _require_gradient(treated: TreatedWorkload, layers: Sequence[str]) -> None:
-    """Raises Inapplicable when still no gradient reaches these layers: it may be cut in a second place."""
+    """Raises Inapplicable when no gradient reaches these layers even so: it may be cut in a second place."""
     with preserve_rng():
         twin = treated.copy()
     parameters = [p for name in layers for p in module_at(twin, name).parameters(recurse=False) if p.requires_grad]

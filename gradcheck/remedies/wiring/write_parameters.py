@@ -111,7 +111,7 @@ def train_all(p: Fix, context: Context) -> None:
 
 
 def _later(draft: Draft, made: ast.stmt, model: str) -> bool:
-    """An optimizer that is made before the last change of its model goes behind that; False when there is no such change."""
+    """An optimizer that is made before the last change of its model goes after that; False when there is no such change."""
     block = block_of(draft, made)
     behind = block[next(i for i, one in enumerate(block) if one is made) + 1 :]
     last = next((i for i in range(len(behind) - 1, -1, -1) if _changes(behind[i], model)), None)

@@ -1,4 +1,4 @@
-"""Treatments of places that let no gradient through: step functions, and scales of zero that are not trained."""
+"""Treatments of places that let no gradient through: step functions, and untrained scales of zero."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import SUPERSCRIPTS, crossing
 from gradcheck.report.html.markup import coordinate, name, tag
 from gradcheck.report.html.signal import marks
+from gradcheck.report.spark import evenly
 from gradcheck.types.layers import Layer, Snapshot, TensorStats
 from gradcheck.types.report import Report
 
@@ -21,12 +22,9 @@ DECADE = math.log2(10)
 HALF = -24  # exponent below which float16 has nothing left but 0
 
 
-def chosen_layers(report: Report, layers: Sequence[Layer]) -> list[Layer]:
+def chosen_layers(report: Report, layers: Sequence[Layer]) -> Sequence[Layer]:
     """Layers with findings and histograms, at most MOST of them, evenly spread over the depth."""
-    marked = [layers[i] for i in sorted(marks(report, layers)) if any(_histograms(s) for s in layers[i].snapshots)]
-    if len(marked) <= MOST:
-        return marked
-    return [marked[round(i * (len(marked) - 1) / (MOST - 1))] for i in range(MOST)]
+    return evenly([layers[i] for i in sorted(marks(report, layers)) if any(_histograms(s) for s in layers[i].snapshots)], MOST)
 
 
 def _histograms(s: Snapshot) -> list[TensorStats]:
