@@ -119,3 +119,41 @@ for epoch in range(2):
 
 def test_a_sampler_that_has_a_weight_for_each_class(tmp_path):
     check(tmp_path, SAMPLED, SAMPLED.replace("(weights, 256)", "(weights[y], 256)"), "LOOP005", "warning")
+
+
+CONTRAST = """
+x = torch.randn(256, 12)
+model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 16))
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for epoch in range(6):
+    for batch in x.split(64):
+        one, other = (F.normalize(model(batch + 0.1 * torch.randn_like(batch)), dim=1) for _ in range(2))
+        similarities = one @ other.t()  # here
+        loss = F.cross_entropy(similarities * SCALE, torch.arange(len(batch)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_cosines_without_a_temperature(tmp_path):
+    check(tmp_path, CONTRAST.replace(" * SCALE", ""), CONTRAST.replace("SCALE", "10"), "LOSS001", "warning")
+
+
+LABELS = """
+x = torch.randn(256, 12)
+y = (x[:, :6] > 0).float()
+model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 6))
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for epoch in range(4):
+    for inputs, targets in DataLoader(TensorDataset(x, y), batch_size=32):
+        p = model(inputs).softmax(1)  # here
+        loss = F.binary_cross_entropy(p, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_a_softmax_over_labels_of_which_several_are_right(tmp_path):
+    check(tmp_path, LABELS, LABELS.replace("softmax(1)", "sigmoid()"), "LOSS001", "error")

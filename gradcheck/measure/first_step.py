@@ -138,6 +138,9 @@ def _loss_call(seen: losses.SeenLoss, taps: FirstPassRecorder, sites: Mapping[st
     softmax = next((s for s in taps.softmaxes if s.node is node), None) if node is not None else None
     layer = maker.name if maker else softmax.layer if softmax else None
     site = (maker.site or sites.get(maker.name)) if maker else softmax.site if softmax else None
+    cosine = next((place for made, place in taps.similarities.cosines if made is node), False) if node is not None else False
+    if not isinstance(cosine, bool):
+        name, site = "cosine", cosine
     return losses.facts(seen, name, layer, site)
 
 
