@@ -157,3 +157,26 @@ for epoch in range(4):
 
 def test_a_softmax_over_labels_of_which_several_are_right(tmp_path):
     check(tmp_path, LABELS, LABELS.replace("softmax(1)", "sigmoid()"), "LOSS001", "error")
+
+
+THAWED = """
+x = torch.randn(256, 12)
+y = x[:, :4].argmax(1)
+body, head = nn.Linear(12, 32), nn.Linear(32, 4)
+model = nn.Sequential(body, nn.ReLU(), head)
+body.requires_grad_(False)
+optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)  # here
+for epoch in range(4):
+    if epoch == 1:
+        body.requires_grad_(True)
+        optimizer.add_param_group({"params": body.parameters()})
+    for inputs, targets in DataLoader(TensorDataset(x, y), batch_size=32):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+"""
+
+
+def test_what_is_unfrozen_after_the_optimizer_was_made(tmp_path):
+    text = THAWED.replace('        optimizer.add_param_group({"params": body.parameters()})\n', "")
+    check(tmp_path, text, THAWED, "GRAPH003", "error")
