@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     explains=("GRAPH008", "LOSS005", "OPT001", "OPT007", "OPT002", "NORM003"),
 )
 def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
-    """The output for one sample depends on the other samples of its batch.
+    """The output for one sample depends on the other samples of its batch, or on its place among them.
 
     ## What it finds
     A recurrent or attention layer that takes the batch axis for time (`batch_first` forgotten), `view` or `reshape`
-    over axes in the wrong order, a softmax or a running sum over the batch, an index that picks one sample for all.
+    over axes in the wrong order, a softmax or a running sum over the batch, an index that picks one sample for all. Positional
+    encodings that are added along the batch.
 
     ## Why it matters
     Such a model's output depends on which samples happen to share a batch. Its training loss may fall; alone, or
@@ -41,7 +42,8 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     batch (a normalization written by hand, minibatch discrimination), relations of all samples to each other, and choices
     by rank (sorting, routing) are advice only, as is everything when it is not certain which axis the
     samples are on: with random data, without a target of as many rows, or when the second axis could be theirs as well
-    and the batches were not stacked by a DataLoader.
+    and the batches were not stacked by a DataLoader. Where samples are not mixed, copies of one sample are given to the model: values of
+    theirs that an addition, a product or a table makes different come from their places in the batch.
 
     ## Limits and their sources
     `share` 0.001: change of the output of samples that stayed, over the change of those that were replaced (heuristic:
@@ -68,10 +70,30 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     d = m.dependence
     if d is None or d.mixed is None:
         return not_measured("samples could not be told apart in the model's input and output")
-    if d.mixed <= limits["share"]:
-        return []
     certain = d.certain and m.data.given
+    if d.mixed <= limits["share"]:
+        return [_placed(d, certain)] if d.placed else []
     return [_mixing(d, "error" if certain and d.meant is None else "info", certain, limits["share"])]
+
+
+def _placed(d: Dependence, certain: bool) -> Finding:
+    sure = "" if certain else "if the samples are on the first axis, "
+    operation = (d.operation or "").strip("_")
+    message = (
+        f"{sure}{operation}{_place(d.layer)} gives copies of one sample different values (limit 0.1 % apart): something is added along the "
+        "batch, which stands for places in it and not for positions in the sample"
+    )
+    return found(
+        "error" if certain else "info",
+        message,
+        layers=[d.layer],
+        location=d.site,
+        evidence=[Evidence("copies of a sample that differ", 1.0, 0.0, ">", "", d.layer)],
+        remedies=[
+            Remedy("keep-batch-axis", "slice and broadcast encodings along the positions: pe[:, :x.size(1)] for [batch, time, features]")
+        ],
+        confirmed=BY_VALUE if certain else "",
+    )
 
 
 _MEANT = {

@@ -139,3 +139,9 @@ class TestInputIgnored:
     def test_nothing_is_said_of_what_was_not_measured(self):
         assert no_verdict(input_ignored, measurement()) == "not-measured"
         assert no_verdict(input_ignored, depends(input_effect=None)) == "not-measured"
+
+
+@pytest.mark.parametrize(("certain", "severity"), [(True, "error"), (False, "info")])
+def test_what_a_place_in_the_batch_adds(certain, severity):
+    f = only(samples_mixed, depends(placed=True, operation="add", layer="position", site=location(20), certain=certain))
+    assert f.severity == severity and f.location == location(20) and "copies of one sample" in f.message
