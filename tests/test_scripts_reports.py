@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.test_scripts_causes import check, one_thread  # noqa: F401 (a fixture)
+from tests.test_scripts_causes import check, findings, marked, one_thread  # noqa: F401 (a fixture)
 
 FLIPPED = """
 x = torch.randn(256, 12)
@@ -180,3 +180,26 @@ for epoch in range(4):
 def test_what_is_unfrozen_after_the_optimizer_was_made(tmp_path):
     text = THAWED.replace('        optimizer.add_param_group({"params": body.parameters()})\n', "")
     check(tmp_path, text, THAWED, "GRAPH003", "error")
+
+
+COPIED = """
+G, D = nn.Linear(4, 2), nn.Linear(2, 1)
+og, od = torch.optim.Adam(G.parameters()), torch.optim.Adam(G.parameters())  # here
+for step in range(20):
+    fake = G(torch.randn(16, 4))
+    loss = F.softplus(D(fake.detach())).mean() + F.softplus(-D(torch.randn(16, 2))).mean()
+    od.zero_grad()
+    loss.backward()
+    od.step()
+    loss = F.softplus(-D(fake)).mean()
+    og.zero_grad()
+    loss.backward()
+    og.step()
+"""
+
+
+def test_an_optimizer_that_holds_another_model(tmp_path):
+    found = findings(tmp_path, COPIED, "GRAPH003", "GRAPH006")
+    assert {(f.code, f.severity) for f in found} == {("GRAPH003", "error")}
+    assert {f.location.line for f in found if f.location is not None} == {marked(COPIED)}
+    assert findings(tmp_path, COPIED.replace("Adam(G.parameters())  # here", "Adam(D.parameters())"), "GRAPH003", "GRAPH006") == []
