@@ -71,6 +71,17 @@ class BroadcastMix:
 
 
 @dataclass(frozen=True)
+class Scramble:
+    """A view or reshape after which an axis has its old size in another place, and other entries."""
+
+    operation: str
+    site: Location | None
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    axis: int  # of `before`
+
+
+@dataclass(frozen=True)
 class Ascent:
     """Whether the optimizer goes downhill: cosine of its first update with the negative gradient."""
 
