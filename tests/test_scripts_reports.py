@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.test_scripts_causes import check, findings, marked, one_thread  # noqa: F401 (a fixture)
+from tests.test_scripts_causes import check, findings, marked
 
 FLIPPED = """
 x = torch.randn(256, 12)

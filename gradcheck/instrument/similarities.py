@@ -70,7 +70,7 @@ class Similarities:
             self._marks[part] = _Mark(1 - mark.axis, mark.site, mark.first) if name in _TURNS else mark
 
     def _product(self, args: Any, output: Any, axis: int, site: Callable[[], Location | None]) -> None:
-        """Rows are multiplied with columns: the left factor should be normalised over axis 1, the right one over `axis`, 0 if not turned."""
+        """Rows are multiplied with columns: the left factor should be normalised over axis 1, the right one over `axis`."""
         left, right = (self._marks.get(a) for a in args[:2])
         if left is None or right is None or left.of is not None or right.of is not None:
             return
