@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.activations import BOUNDS
@@ -81,6 +81,8 @@ def _cross_entropy(call: LossCall, limits: Limits) -> Mismatch | None:
             (Evidence("smallest logit", call.input_min, 0.0, ">="),),
             (_remove(call.producer),),
         )
+    if call.producer == "cosine" and _within(call, -1.0, 1.0):
+        return _cosines(call, limits)
     if call.producer in ("tanh", "hardtanh", "softsign") and _within(call, -1.0, 1.0):
         return _bounded_logits(call.producer, call, limits, 2.0, "warning")
     return None
@@ -103,6 +105,14 @@ def _bounded_logits(producer: str, call: LossCall, limits: Limits, width: float,
         tuple(evidence),
         (_remove(producer), *((_nll_instead(),) if producer == "softmax" else ())),
     )
+
+
+def _cosines(call: LossCall, limits: Limits) -> Mismatch:
+    bounded = _bounded_logits("cosine similarities", call, limits, 2.0, "info")
+    cure = Remedy(
+        "scale-logits", "divide the similarities by a temperature (0.05 to 0.5), or multiply them by a scale of 10 to 64", "unsafe"
+    )
+    return replace(bounded, severity="warning" if bounded.severity == "error" else "info", remedies=(cure,))
 
 
 def _nll(call: LossCall, limits: Limits) -> Mismatch | None:
@@ -172,8 +182,18 @@ def _binary_with_logits(call: LossCall, limits: Limits) -> Mismatch | None:
     )
 
 
-def _binary(call: LossCall, _: Limits) -> Mismatch | None:
+def _binary(call: LossCall, limits: Limits) -> Mismatch | None:
     low, high = call.input_min, call.input_max
+    off = call.target_rows_off or 0.0
+    if call.producer == "softmax" and off > limits["target_share"] and _at_most(call.row_sum_error, limits["row_sum_error"]):
+        return Mismatch(
+            "error",
+            "softmax before binary_cross_entropy",
+            f"the outputs of a row sum to 1, but {percent(off)} of the rows of targets do not (limit "
+            f"{percent(limits['target_share'])}): where several labels are right at once, or none is, no output can say so",
+            (Evidence("rows of targets that do not sum to 1", off, limits["target_share"], ">", "of the rows"),),
+            (Remedy("replace-loss", "hand the logits to binary_cross_entropy_with_logits, or use a sigmoid for the softmax", "unsafe"),),
+        )
     if not (low < 0.0 or high > 1.0):
         return None
     worst, limit = (low, 0.0) if low < 0 else (high, 1.0)

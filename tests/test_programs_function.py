@@ -253,6 +253,8 @@ def scan(model: nn.Module, batches: Any = None, loss: Any = F.cross_entropy) -> 
     return gradcheck.scan(model, data() if batches is None else batches, loss=loss, optimizer=optimizer)
 
 
+PLACES = torch.linspace(-1, 1, 64 * 16).sin().view(64, 16)  # an encoding of 64 positions
+
 FAULTY: dict[str, tuple[str, Callable[[], gradcheck.Report]]] = {
     "product rule forgotten": ("GRAPH005", lambda: scan(Net(Gelu.apply))),
     "gradient of a bias averaged": ("GRAPH005", lambda: scan(Net(Layer()))),
@@ -265,6 +267,7 @@ FAULTY: dict[str, tuple[str, Callable[[], gradcheck.Report]]] = {
     "attention weights over the batch": ("GRAPH007", lambda: scan(Net(lambda h: h * F.softmax(h.sum(-1, keepdim=True), 0)))),
     "softmax by a function over the batch": ("GRAPH007", lambda: scan(Net(last=lambda y: F.log_softmax(y, 0)), loss=F.nll_loss)),
     "running sum over the batch": ("GRAPH007", lambda: scan(Net(lambda h: h.cumsum(0) / 32))),
+    "positions along the batch": ("GRAPH007", lambda: scan(Net(lambda h: h + PLACES[: len(h), None]))),
     "a tagger that reads down the batch": ("GRAPH007", lambda: scan(Tagger(), tags(), tagged)),
     "input multiplied by zero": ("GRAPH008", lambda: scan(Net(lambda h: h * 0.0))),
 }
@@ -280,6 +283,8 @@ HEALTHY: dict[str, Callable[[], gradcheck.Report]] = {
     "transformer": lambda: scan(Net(Attending(batch_first=True))),
     "time first": lambda: scan(TimeFirst(), swapped()),
     "normalization by hand": lambda: scan(Net(HandNorm())),
+    "positions": lambda: scan(Net(lambda h: h + PLACES[: h.shape[1]])),
+    "noise": lambda: scan(Net(lambda h: h + 0.1 * torch.randn_like(h))),
     "tagger": lambda: scan(Tagger(batch_first=True), tags(), tagged),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.test_scripts_causes import check, one_thread  # noqa: F401 (a fixture)
+from tests.test_scripts_causes import check, findings, marked
 
 FLIPPED = """
 x = torch.randn(256, 12)
@@ -119,3 +119,87 @@ for epoch in range(2):
 
 def test_a_sampler_that_has_a_weight_for_each_class(tmp_path):
     check(tmp_path, SAMPLED, SAMPLED.replace("(weights, 256)", "(weights[y], 256)"), "LOOP005", "warning")
+
+
+CONTRAST = """
+x = torch.randn(256, 12)
+model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 16))
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for epoch in range(6):
+    for batch in x.split(64):
+        one, other = (F.normalize(model(batch + 0.1 * torch.randn_like(batch)), dim=1) for _ in range(2))
+        similarities = one @ other.t()  # here
+        loss = F.cross_entropy(similarities * SCALE, torch.arange(len(batch)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_cosines_without_a_temperature(tmp_path):
+    check(tmp_path, CONTRAST.replace(" * SCALE", ""), CONTRAST.replace("SCALE", "10"), "LOSS001", "warning")
+
+
+LABELS = """
+x = torch.randn(256, 12)
+y = (x[:, :6] > 0).float()
+model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 6))
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for epoch in range(4):
+    for inputs, targets in DataLoader(TensorDataset(x, y), batch_size=32):
+        p = model(inputs).softmax(1)  # here
+        loss = F.binary_cross_entropy(p, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_a_softmax_over_labels_of_which_several_are_right(tmp_path):
+    check(tmp_path, LABELS, LABELS.replace("softmax(1)", "sigmoid()"), "LOSS001", "error")
+
+
+THAWED = """
+x = torch.randn(256, 12)
+y = x[:, :4].argmax(1)
+body, head = nn.Linear(12, 32), nn.Linear(32, 4)
+model = nn.Sequential(body, nn.ReLU(), head)
+body.requires_grad_(False)
+optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)  # here
+for epoch in range(4):
+    if epoch == 1:
+        body.requires_grad_(True)
+        optimizer.add_param_group({"params": body.parameters()})
+    for inputs, targets in DataLoader(TensorDataset(x, y), batch_size=32):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+"""
+
+
+def test_what_is_unfrozen_after_the_optimizer_was_made(tmp_path):
+    text = THAWED.replace('        optimizer.add_param_group({"params": body.parameters()})\n', "")
+    check(tmp_path, text, THAWED, "GRAPH003", "error")
+
+
+COPIED = """
+G, D = nn.Linear(4, 2), nn.Linear(2, 1)
+og, od = torch.optim.Adam(G.parameters()), torch.optim.Adam(G.parameters())  # here
+for step in range(20):
+    fake = G(torch.randn(16, 4))
+    loss = F.softplus(D(fake.detach())).mean() + F.softplus(-D(torch.randn(16, 2))).mean()
+    od.zero_grad()
+    loss.backward()
+    od.step()
+    loss = F.softplus(-D(fake)).mean()
+    og.zero_grad()
+    loss.backward()
+    og.step()
+"""
+
+
+def test_an_optimizer_that_holds_another_model(tmp_path):
+    found = findings(tmp_path, COPIED, "GRAPH003", "GRAPH006")
+    assert {(f.code, f.severity) for f in found} == {("GRAPH003", "error")}
+    assert {f.location.line for f in found if f.location is not None} == {marked(COPIED)}
+    assert findings(tmp_path, COPIED.replace("Adam(G.parameters())  # here", "Adam(D.parameters())"), "GRAPH003", "GRAPH006") == []

@@ -37,6 +37,7 @@ class BackwardPass:
     unfollowed: Mapping[int, Location | None] = field(default_factory=dict)  # by id of a module, where it was called without gradients last
     constants: tuple[Constant, ...] = ()
     gradient: torch.Tensor | None = None  # entries of what the gradients are after it
+    used: bool = False  # a step of some optimizer was taken with it
 
     @property
     def nodes(self) -> list[Node]:
@@ -114,7 +115,7 @@ class OptimizerTrace(TracedOptimizer):
         if not (self.dirty or self.live) or self.gradient() == "some":
             return
         self.dirty = False
-        self.cleared += self.live
+        self.cleared += [p for p in self.live if not p.used]
         self.live = []
 
     def claim_near(self) -> None:

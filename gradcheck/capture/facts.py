@@ -19,8 +19,10 @@ from gradcheck.capture.trace import scale_of
 from gradcheck.capture.weighting import weighting
 from gradcheck.instrument.fingerprints import shape_of
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, NOT_RETAINED, LoopBatches, LoopFacts, LoopPairing, LoopRetained, LoopScaler
+from gradcheck.types.loop import NEVER_EVALUATED, NOT_RETAINED, LoopBatches, LoopFacts, LoopPairing, LoopRetained, LoopScaler, LoopThawed
 from gradcheck.workload.dtensor import local
+
+THAWED = 4  # steps whose losses reach a weight that was frozen: fewer may look at it only
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         retained=_retained(recorder, every),
         weighting=weighting(steps),
         leak=recorder.leaks.found(),
+        thawed=_thawed(recorder, watched),
         reads=recorder.reads.found([loader for loader, _ in recorder.loaders.values()]),
         pairing=_pairing(recorder, every),
         adversary=adversary(watched, recorder.optimizers.values()),
@@ -118,6 +121,18 @@ def _moved(recorder: Recorder, watched: OptimizerTrace | None) -> int | None:
         return None
     first = watched.memo if watched is not None else {}  # the root may have been copied again since, for another training
     return sum(_differs(w, first) for w in weights)
+
+
+def _thawed(recorder: Recorder, watched: OptimizerTrace) -> LoopThawed | None:
+    reached = [frozenset[int]().union(*(p.reached for p in s.passes)) for s in watched.steps]
+    if not reached:
+        return None
+    held = {id(p) for w in recorder.optimizers.values() for p in w.parameters}
+    late = Counter(key for keys in reached for key in keys - reached[0] - held)
+    weights = [w for key, n in late.items() if n >= THAWED and (w := recorder.tape.weights.get(key)) is not None]
+    found = [w for w in weights if not w.owner.before(w).requires_grad and not _differs(w, watched.memo)]
+    step = next((i for i, keys in enumerate(reached) for w in found if w.key in keys), 0)
+    return LoopThawed(tuple(w.name for w in found), step) if found else None
 
 
 def _differs(weight: Weight, first: Mapping[int, Any]) -> bool:

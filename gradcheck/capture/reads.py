@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from types import FrameType
 from typing import Any
 
@@ -40,11 +40,11 @@ class Reads:
         """None where every sample can be drawn, and stays as it is."""
         changed = self._changed is not None
         for loader in loaders:
-            sampler: Any = getattr(loader, "sampler", None)
-            data: Any = getattr(loader, "dataset", None)
-            if isinstance(sampler, WeightedRandomSampler) and hasattr(data, "__len__") and len(sampler.weights) < len(data):
+            sampler, data = getattr(loader, "sampler", None), getattr(loader, "dataset", None)
+            size = len(data) if isinstance(data, Sized) else 0
+            if isinstance(sampler, WeightedRandomSampler) and len(sampler.weights) < size:
                 place = self._made.get(id(sampler), (None, None))[1]
-                return LoopReads(len(sampler.weights), len(data), place, changed, self._changed[0] if self._changed else None)
+                return LoopReads(len(sampler.weights), size, place, changed, self._changed[0] if self._changed else None)
         return LoopReads(changed=True, changed_site=self._changed[0]) if self._changed else None
 
     def _making(self, original: Callable[..., None]) -> Callable[..., None]:

@@ -47,6 +47,8 @@ class StepLog:
                 near=recording.newest if not passes and len(watched.steps) < recording.taped else None,
             )
         )
+        for found in () if lost else passes:
+            found.used = True
         recording.steps += 1
         watched.taken = len(watched.steps)
         watched.live, watched.cleared, watched.unscaled = [], [], False

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from gradcheck.instrument import entering, handwritten_loss, loss_calls, similarities, zero_derivatives
+from gradcheck.instrument import entering, handwritten_loss, loss_calls, scrambles, similarities, zero_derivatives
 from gradcheck.instrument import recorded_calls as seen
 from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
 from gradcheck.instrument.flow import Flow
@@ -84,6 +84,7 @@ class FirstPassRecorder(ActivationRecorder):
         self.zeros: list[zero_derivatives.SeenZero] = []
         self.entrances = entering.Entrances()
         self.similarities = similarities.Similarities()
+        self.scrambles = scrambles.Scrambles()
         self._flow = Flow()
         self._made: dict[int, torch.Tensor] = {}  # tensors without gradient that were computed from weights, by their id
 
@@ -102,6 +103,7 @@ class FirstPassRecorder(ActivationRecorder):
             self._mix(function, args, output)
         self._by_hand(function, args, output)
         self.similarities.look(function, args, kwargs, output, lambda: location_of_frame(caller()))
+        self.scrambles.look(getattr(function, "__name__", ""), args, output, lambda: location_of_frame(caller()))
         module = self.stack[-1][0] if self.stack else None
         zero = zero_derivatives.seen(function, args, output, module, self.module_name, lambda: location_of_frame(caller()))
         self.zeros += [zero] if zero is not None else []

@@ -174,6 +174,8 @@ def _target_facts(seen_loss: SeenLoss, shape: torch.Size, target: torch.Tensor) 
         facts["out_of_range"] = int(((t < 0) | (t >= width)).sum().item())
     elif seen_loss.function.startswith("binary_cross_entropy"):
         facts["out_of_range"] = int(((t < 0) | (t > 1)).sum().item())
+        if t.dim() > 1 and target.shape == shape and t.numel():
+            facts["target_rows_off"] = ((t.sum(-1) - 1).abs() > 0.01).double().mean().item()
     if seen_loss.function in ELEMENTWISE and target.shape != shape:
         with suppress(RuntimeError):  # shapes that do not broadcast: the call itself raises and says so
             facts["broadcast"] = tuple(torch.broadcast_shapes(target.shape, shape))

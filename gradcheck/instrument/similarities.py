@@ -1,4 +1,4 @@
-"""Matrices that are normalised over one axis and compared over another: products of the two are not cosines."""
+"""Products of matrices that are normalised: cosines, which lie between -1 and 1, or none, where another axis was normalised."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Similarities:
 
     def __init__(self) -> None:
         self.found: list[Similarity] = []
+        self.cosines: list[tuple[Any, Location | None]] = []  # autograd nodes of products that are, and where
         self._marks: IdentityTable[torch.Tensor, _Mark] = IdentityTable()
 
     def look(self, function: Any, args: Any, kwargs: Any, output: Any, site: Callable[[], Location | None]) -> None:
@@ -43,8 +44,10 @@ class Similarities:
             name = getattr(getattr(function, "__self__", None), "__name__", "")
         if function is F.normalize or name in _NORMS:
             self._normalised(function is F.normalize, args, kwargs, output, site)
-        elif self._marks and name in _PRODUCTS:
-            self._product(args, output)
+        elif function is F.cosine_similarity and output.requires_grad:
+            self.cosines.append((output.grad_fn, site()))
+        elif self._marks and (name in _PRODUCTS or function is F.linear):
+            self._product(args, output, 1 if function is F.linear else 0, site)
         elif self._marks and (name in _DIVISIONS or name in _TURNS or name in _PARTS):
             self._passed_on(name, args, output, site)
 
@@ -66,11 +69,13 @@ class Similarities:
         for part in output if name in _PARTS else (output,):
             self._marks[part] = _Mark(1 - mark.axis, mark.site, mark.first) if name in _TURNS else mark
 
-    def _product(self, args: Any, output: Any) -> None:
-        """Rows are multiplied with columns: the left factor should be normalised over axis 1, the right one over axis 0."""
+    def _product(self, args: Any, output: Any, axis: int, site: Callable[[], Location | None]) -> None:
+        """Rows are multiplied with columns: the left factor should be normalised over axis 1, the right one over `axis`."""
         left, right = (self._marks.get(a) for a in args[:2])
         if left is None or right is None or left.of is not None or right.of is not None:
             return
+        if left.axis == 1 and right.axis == axis:
+            self.cosines.append((output.grad_fn, site()))
         rows, width = args[0].shape
         if left.first and right.first and left.axis == 0 and right.axis == 1 and rows == args[1].shape[1]:
             self.found.append(Similarity(left.site, (rows, width), tuple(output.shape)))

@@ -20,7 +20,7 @@ from gradcheck.training.gradient_norms import gradient_of, norms_of
 from gradcheck.types.checks import Difference, LossOperation
 from gradcheck.types.layers import LayerKind
 from gradcheck.types.location import Location
-from gradcheck.types.losses import BroadcastMix, LossCall, Softmax
+from gradcheck.types.losses import BroadcastMix, LossCall, Scramble, Softmax
 from gradcheck.types.measurement import Entering, Similarity
 from gradcheck.types.parameters import Cut, HiddenTensor, ZeroDerivative
 from gradcheck.workload.assignments import assignment_of
@@ -50,6 +50,7 @@ class FirstStep:
     softmaxes: tuple[Softmax, ...] = ()
     similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
+    scrambles: tuple[Scramble, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
     entering: tuple[Entering, ...] = ()
@@ -102,6 +103,7 @@ def read(
         softmaxes=tuple(_softmax(seen, taps, batch_size(batch)) for seen in taps.softmaxes),
         similarities=tuple(dict.fromkeys(taps.similarities.found)),
         mixes=tuple(taps.mixes),
+        scrambles=tuple(taps.scrambles.found.values()),
         loss_operations=handwritten_loss.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=handwritten_loss.differences(taps.differences, batch, workload.made, graph),
         entering=taps.entrances.read(),
@@ -138,6 +140,9 @@ def _loss_call(seen: losses.SeenLoss, taps: FirstPassRecorder, sites: Mapping[st
     softmax = next((s for s in taps.softmaxes if s.node is node), None) if node is not None else None
     layer = maker.name if maker else softmax.layer if softmax else None
     site = (maker.site or sites.get(maker.name)) if maker else softmax.site if softmax else None
+    cosine = next((place for made, place in taps.similarities.cosines if made is node), False) if node is not None else False
+    if not isinstance(cosine, bool):
+        name, site = "cosine", cosine
     return losses.facts(seen, name, layer, site)
 
 

@@ -366,6 +366,7 @@ class Session:
             chance=first.chance,
             softmaxes=first.softmaxes,
             similarities=first.similarities,
+            scrambles=first.scrambles,
             mixes=first.mixes,
             loss_operations=first.loss_operations,
             differences=first.differences,

@@ -20,6 +20,7 @@ def shown_places(
         *first.softmaxes,
         *first.similarities,
         *first.mixes,
+        *first.scrambles,
         *first.loss_operations,
         *first.differences,
         *first.entering,

@@ -73,6 +73,14 @@ class LoopBatches:
 
 
 @dataclass(frozen=True)
+class LoopThawed:
+    """Weights that were frozen at first, and that the losses of later steps send gradient to: no optimizer holds them."""
+
+    names: tuple[str, ...]
+    step: int  # the first one whose loss does
+
+
+@dataclass(frozen=True)
 class LoopReads:
     """Data that the loaders of a loop cannot reach, or change by reading them."""
 
@@ -228,6 +236,7 @@ class LoopFacts:
     opposed: bool = False  # its loss goes through weights that another optimizer trains, but not the other way round
     played_against: bool = False  # the reverse: another training's loss goes through its weights
     pairing: LoopPairing | None = None
+    thawed: LoopThawed | None = None
     reads: LoopReads | None = None  # where something is wrong with them
     leak: LoopLeak | None = None  # where a loader gives data that are only looked at
     weighting: LoopWeighting | None = None  # where passes are accumulated, and their elements can be told

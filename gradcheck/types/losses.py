@@ -32,6 +32,7 @@ class LossCall:
     target_max: float | None = None
     target_mean: float | None = None
     target_std: float | None = None
+    target_rows_off: float | None = None  # share of the rows of probabilities, one for each unit, that do not sum to 1
     classes: int | None = None  # width of the class axis, for losses that have one
     out_of_range: int = 0  # targets outside the loss's domain (class labels outside [0, classes), probabilities outside [0, 1])
     broadcast: tuple[int, ...] | None = None  # shape that input and target were broadcast to, when their shapes differ
@@ -67,6 +68,17 @@ class BroadcastMix:
     left: tuple[int, ...]
     right: tuple[int, ...]
     result: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scramble:
+    """A view or reshape after which an axis has its old size in another place, and other entries."""
+
+    operation: str
+    site: Location | None
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    axis: int  # of `before`
 
 
 @dataclass(frozen=True)

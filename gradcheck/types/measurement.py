@@ -32,7 +32,7 @@ from gradcheck.types.layers import Layer, LayerKind
 from gradcheck.types.location import Ignore, Location
 from gradcheck.types.log import LogFacts
 from gradcheck.types.loop import LoopFacts
-from gradcheck.types.losses import Ascent, BroadcastMix, LossCall, Softmax
+from gradcheck.types.losses import Ascent, BroadcastMix, LossCall, Scramble, Softmax
 from gradcheck.types.parameters import Cut, HiddenTensor, Parameter, ZeroDerivative
 from gradcheck.types.ranks import RankFacts
 from gradcheck.types.routing import Router
@@ -124,6 +124,7 @@ class Measurement:
     softmaxes: tuple[Softmax, ...] = ()
     similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
+    scrambles: tuple[Scramble, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
     entering: tuple[Entering, ...] = ()

@@ -12,6 +12,7 @@ from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from gradcheck.types.location import Location
+    from gradcheck.types.loop import LoopThawed
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.parameters import Parameter
 
@@ -29,7 +30,7 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     Parameters with `requires_grad=True` that get a gradient and that the optimizer does not hold, or holds twice; and
     tensors in the optimizer that are no longer in the model, the trace of a layer that was replaced, or of a model that
-    was copied, after the optimizer was built.
+    was copied, after the optimizer was built. Weights that a script unfreezes while it trains, and that no optimizer holds.
 
     ## Why it matters
     A parameter outside the optimizer keeps its initial value. One in two groups is updated twice per step.
@@ -38,7 +39,8 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     The tensors of the optimizer's groups are compared, by identity, with the model's parameters. In a script a tensor that
     no module holds counts as a parameter when it is an `nn.Parameter`, or when what is computed uses it as a weight (a
     factor of activations, a shift of all rows, a table that is looked up), the losses of four steps send gradient to it and
-    its values stay what they were.
+    its values stay what they were. Frozen weights count when the losses of later steps send gradient to them, four or more, and
+    their values stay.
 
     ## Limits and their sources
     None: one parameter counts (a matter of definition). It is a warning when only biases and other vectors are missing, when
@@ -69,6 +71,8 @@ def parameters_not_in_optimizer(m: Measurement, limits: Limits) -> Verdict:
     missing = [p for p in used if p.groups == 0]
     twice = [p for p in used if p.groups > 1]
     findings = [_missing(m, missing)] if missing else []
+    if not missing and m.loop is not None and m.loop.thawed is not None:
+        findings.append(_thawed(m, m.loop.thawed))
     if twice:
         findings.append(_twice(m, twice))
     if m.optimizer.stale and not missing:
@@ -91,6 +95,20 @@ def _missing(m: Measurement, missing: Sequence[Parameter]) -> Finding:
         ),
         remedies=(_rebuild(m, missing, owners),),
         confirmed=BY_VALUE if severity == "error" else "",
+    )
+
+
+def _thawed(m: Measurement, thawed: LoopThawed) -> Finding:
+    count, owners = len(thawed.names), list(dict.fromkeys(name.rpartition(".")[0] for name in thawed.names))
+    return found(
+        "error",
+        f"{count} parameters of {layers_in_words(owners)} are unfrozen by step {thawed.step}, but no optimizer holds them (expected: all): "
+        "they get gradients, and keep their values",
+        layers=owners,
+        location=m.optimizer.site,
+        evidence=(Evidence("unfrozen parameters outside the optimizer", count, 0, ">"),),
+        remedies=(Remedy("add-to-optimizer", "when you unfreeze them, add them: optimizer.add_param_group({'params': ...})", "safe"),),
+        confirmed=BY_VALUE,
     )
 
 

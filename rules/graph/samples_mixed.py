@@ -12,6 +12,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, ru
 if TYPE_CHECKING:
     from gradcheck.types.checks import Dependence
     from gradcheck.types.finding import Severity
+    from gradcheck.types.losses import Scramble
     from gradcheck.types.measurement import Measurement
 
 
@@ -20,15 +21,18 @@ if TYPE_CHECKING:
     "samples-mixed",
     up_to="error",
     needs=("dependence",),
+    wants=("graph",),
     limits={"share": Limit(1e-3, "of the own change", "heuristic: independent samples give 0, or float32's rounding of 1e-6")},
     explains=("GRAPH008", "LOSS005", "OPT001", "OPT007", "OPT002", "NORM003"),
 )
 def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
-    """The output for one sample depends on the other samples of its batch.
+    """The output for one sample depends on the other samples of its batch, or on its place among them.
 
     ## What it finds
     A recurrent or attention layer that takes the batch axis for time (`batch_first` forgotten), `view` or `reshape`
-    over axes in the wrong order, a softmax or a running sum over the batch, an index that picks one sample for all.
+    over axes in the wrong order, a softmax or a running sum over the batch, an index that picks one sample for all. Positional
+    encodings that are added along the batch. `view` or
+    `reshape` in place of `permute` within a sample: an axis of time that keeps its size and gets entries of others.
 
     ## Why it matters
     Such a model's output depends on which samples happen to share a batch. Its training loss may fall; alone, or
@@ -41,7 +45,11 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     batch (a normalization written by hand, minibatch discrimination), relations of all samples to each other, and choices
     by rank (sorting, routing) are advice only, as is everything when it is not certain which axis the
     samples are on: with random data, without a target of as many rows, or when the second axis could be theirs as well
-    and the batches were not stacked by a DataLoader.
+    and the batches were not stacked by a DataLoader. Where samples are not mixed, copies of one sample are given to the model: values of
+    theirs that an addition, a product or a table makes different come from their places in the batch.
+
+    A `view` or `reshape` within samples is a warning where one axis has a size that occurs once before and once after, in another
+    place, and the cuts fit no splitting and joining of axes.
 
     ## Limits and their sources
     `share` 0.001: change of the output of samples that stayed, over the change of those that were replaced (heuristic:
@@ -66,12 +74,46 @@ def samples_mixed(m: Measurement, limits: Limits) -> Verdict:
     Karpathy 2019, A Recipe for Training Neural Networks: use backprop to chart dependencies.
     """
     d = m.dependence
+    if m.scrambles and (d is None or (d.mixed or 0.0) <= limits["share"]):
+        return [_scrambled(s) for s in m.scrambles]
     if d is None or d.mixed is None:
         return not_measured("samples could not be told apart in the model's input and output")
-    if d.mixed <= limits["share"]:
-        return []
     certain = d.certain and m.data.given
+    if d.mixed <= limits["share"]:
+        return [_placed(d, certain)] if d.placed else []
     return [_mixing(d, "error" if certain and d.meant is None else "info", certain, limits["share"])]
+
+
+def _scrambled(s: Scramble) -> Finding:
+    size = s.before[s.axis]
+    return found(
+        "warning",
+        f"{s.operation} of {list(s.before)} as {list(s.after)} keeps the {size} of axis {s.axis} as a size only (limit: entries stay "
+        f"together): each of the {size} gets entries of others, as where permute belongs before it",
+        location=s.site,
+        evidence=[Evidence("axes that keep their size and not their entries", 1, 0, ">")],
+        remedies=[Remedy("keep-batch-axis", f"bring the axes into the order that is wanted with permute, then {s.operation}", "unsafe")],
+    )
+
+
+def _placed(d: Dependence, certain: bool) -> Finding:
+    sure = "" if certain else "if the samples are on the first axis, "
+    operation = (d.operation or "").strip("_")
+    message = (
+        f"{sure}{operation}{_place(d.layer)} gives copies of one sample different values (limit 0.1 % apart): something is added along the "
+        "batch, which stands for places in it and not for positions in the sample"
+    )
+    return found(
+        "error" if certain else "info",
+        message,
+        layers=[d.layer],
+        location=d.site,
+        evidence=[Evidence("copies of a sample that differ", 1.0, 0.0, ">", "", d.layer)],
+        remedies=[
+            Remedy("keep-batch-axis", "slice and broadcast encodings along the positions: pe[:, :x.size(1)] for [batch, time, features]")
+        ],
+        confirmed=BY_VALUE if certain else "",
+    )
 
 
 _MEANT = {

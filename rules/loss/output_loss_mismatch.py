@@ -56,7 +56,8 @@ def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     Softmax, sigmoid or ReLU before `cross_entropy`; sigmoid before `binary_cross_entropy_with_logits`; logits or
     probabilities into `nll_loss`, `kl_div` or `ctc_loss`; unbounded outputs into `binary_cross_entropy`; the logarithm of a
-    ReLU's shares of their sum; softmax over a single unit, which is constant; and a ReLU, sigmoid or tanh on an output whose
+    ReLU's shares of their sum; a softmax over labels of which several may be right; cosine similarities that nothing scales into
+    `cross_entropy`; softmax over a single unit, which is constant; and a ReLU, sigmoid or tanh on an output whose
     targets lie outside its range.
 
     ## Why it matters
@@ -75,6 +76,8 @@ def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     log(1 + (C - 1) exp(-2)), is below this share of log C, an error above it.
     `target_excess` 0.1 and `target_share` 0.1: targets this many standard deviations outside an output's range count, and
     are an error when this share of all targets (estimated from their mean and standard deviation) is out of reach.
+    A softmax before `binary_cross_entropy` is one when more than this share of the rows of targets do not sum to 1.
+    Cosines lie between -1 and 1, too: `cross_entropy` of them is a warning where `floor_share` of the loss is out of reach, else advice.
     `smallest_share` 1e-5: a ReLU's share of its sum below it is one of a unit that is off.
     `log_softmax` before `cross_entropy` changes nothing and is advice. When the loss was assumed by gradcheck, all of this is
     advice (a warning for targets out of range), except for a constant output.

@@ -11,6 +11,7 @@ from gradcheck.rules.graph.input_ignored import input_ignored
 from gradcheck.rules.graph.samples_mixed import samples_mixed
 from gradcheck.rules.graph.wrong_gradient import wrong_gradient
 from gradcheck.types.checks import Dependence, Derivatives
+from gradcheck.types.losses import Scramble
 from gradcheck.types.measurement import Measurement
 from tests.literals import data, location, measurement, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
@@ -139,3 +140,16 @@ class TestInputIgnored:
     def test_nothing_is_said_of_what_was_not_measured(self):
         assert no_verdict(input_ignored, measurement()) == "not-measured"
         assert no_verdict(input_ignored, depends(input_effect=None)) == "not-measured"
+
+
+@pytest.mark.parametrize(("certain", "severity"), [(True, "error"), (False, "info")])
+def test_what_a_place_in_the_batch_adds(certain, severity):
+    f = only(samples_mixed, depends(placed=True, operation="add", layer="position", site=location(20), certain=certain))
+    assert f.severity == severity and f.location == location(20) and "copies of one sample" in f.message
+
+
+def test_an_axis_that_a_view_keeps_in_size_only():
+    scramble = Scramble("view", location(25), (32, 8, 8, 24), (32, 24, 64), 3)
+    f = only(samples_mixed, depends(measured={"scrambles": (scramble,)}))
+    assert f.severity == "warning" and f.location == location(25) and "permute" in f.message
+    assert only(samples_mixed, depends(mixed=0.5, site=location(9), measured={"scrambles": (scramble,)})).location == location(9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -265,3 +266,16 @@ def test_a_relu_is_no_softmax(smallest, expected):
     operation = LossOperation("log", "shares", location(30), minimum=smallest, maximum=0.9)
     m = measurement(losses=(loss_call("nll_loss", **LOG_PROBABILITIES | {"producer": "log"}),), loss_operations=(operation,))
     assert severities(output_loss_mismatch, m) == expected
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(128, ["warning"]), (10, ["info"])])
+def test_cosines_that_nothing_scales(classes, expected):
+    call = loss_call(producer="cosine", input_min=-0.4, input_max=1.0, classes=classes, row_sum_error=9.0, row_logsumexp_error=3.0)
+    assert severities(output_loss_mismatch, measurement(losses=(call,))) == expected
+    assert findings(output_loss_mismatch, measurement(losses=(replace(call, producer="div"),))) == []
+
+
+@pytest.mark.parametrize(("off", "expected"), [(0.11, ["error"]), (0.09, []), (None, [])])
+def test_a_softmax_over_labels_of_which_several_are_right(off, expected):
+    call = loss_call("binary_cross_entropy", **PROBABILITIES, classes=None, target_rows_off=off)
+    assert severities(output_loss_mismatch, measurement(losses=(call,))) == expected

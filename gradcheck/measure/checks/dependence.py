@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks import sample_mixing
+from gradcheck.measure.checks import sample_mixing, sample_places
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.sample_axis import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
 from gradcheck.types.checks import Dependence
@@ -86,6 +86,8 @@ class _Case:
         found = Dependence(mixed=seen.mixed, input_effect=effect, certain=self.all.known and self.context.workload.data_given)
         if seen.mixed > MIXED:
             found = self._located(found, output, before, after, count, replaced, seen)
+        elif count < self.all.rows:  # else the model may hold something for each sample of this one batch
+            found = self._placed(found, output, before, count)
         if effect is None or effect >= SMALL_EFFECT:
             return found
         effect = max(effect, self._effect_in_training(before, after, count, replaced))
@@ -113,6 +115,17 @@ class _Case:
         if rowed is None:
             raise Unmeasured("the model's output has no entry for each sample")
         return rowed
+
+    def _placed(self, found: Dependence, output: torch.Tensor, before: Inputs, count: int) -> Dependence:
+        try:
+            culprit = sample_places.placed(self.model, before, count, self.dice)
+        except Exception:  # a pass with gradient that the model cannot take
+            culprit = None
+        if culprit is None:
+            return found
+        site = self._place(culprit.layer, culprit.site)
+        certain = found.certain and not (self.all.per_position and self._independent_along(before, output))
+        return replace(found, placed=True, certain=certain, layer=culprit.layer, site=site, operation=culprit.operation)
 
     # -------------------------------------------------------------------- who mixes
 
