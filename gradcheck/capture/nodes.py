@@ -44,11 +44,12 @@ class Weight:
 
 
 class Loose(nn.Module):
-    """Stands for the module of weights that no module holds: `tensors`, by key."""
+    """Stands for the module of weights that no module holds: `tensors`, by key, and their `versions` when they were copied."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tensors: dict[int, torch.Tensor] = {}
+        self.versions: dict[int, int] = {}
 
 
 CHANGED = (None, None, None)  # versions of a root that is not what it was when it was copied
