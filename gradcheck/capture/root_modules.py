@@ -131,10 +131,10 @@ class RootModules:
             self.current[id(holder)] = owner
         owner = self.current.get(id(owner.original), owner)
         assert isinstance(owner.original, Loose)
-        tensors = owner.original.tensors
         for tensor in free:
-            name = variable_of(tensor, outermost=True) or f"p{len(tensors)}"
-            name = name if not hasattr(owner.copy, name) else f"{name}_{len(tensors)}"
+            number = len(owner.original.tensors)
+            name = variable_of(tensor, outermost=True) or f"p{number}"
+            name = name if not hasattr(owner.copy, name) else f"{name}_{number}"
             if isinstance(tensor, nn.Parameter):
                 owner.original.register_parameter(name, tensor)
             self._hold(tensor, Weight(owner, name, id(tensor)))

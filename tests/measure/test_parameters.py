@@ -270,4 +270,8 @@ def test_what_only_holds_a_parameter_is_not_the_layer_of_it() -> None:
 
     outer = nn.Sequential(Net())
     watched = watch(outer, torch.optim.SGD(outer.parameters(), lr=0.1))
-    assert {w.name: w.layer for w in watched if "bias" not in w.name} == {"0.heads.0.weight": "0.heads.0", "0.free.0": "0", "0.table.w": "0"}
+    assert {w.name: w.layer for w in watched if "bias" not in w.name} == {
+        "0.heads.0.weight": "0.heads.0",
+        "0.free.0": "0",
+        "0.table.w": "0",
+    }
