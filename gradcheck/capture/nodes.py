@@ -44,11 +44,12 @@ class Weight:
 
 
 class Loose(nn.Module):
-    """Stands for the module of weights that no module holds: `tensors`, by key."""
+    """Stands for the module of weights that no module holds: `tensors`, by key, and their `versions` when they were copied."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tensors: dict[int, torch.Tensor] = {}
+        self.versions: dict[int, int] = {}
 
 
 CHANGED = (None, None, None)  # versions of a root that is not what it was when it was copied
@@ -129,13 +130,13 @@ def replaced(value: Any, old: Any, new: Any) -> Any:
     return value if (items := with_items(lambda v: replaced(v, old, new), value)) is None else items
 
 
-def nodes_behind(ends: Iterable[Node]) -> list[Node]:
-    """All calls that the ends depend on, in their order."""
+def nodes_behind(ends: Iterable[Node], since: int = -1) -> list[Node]:
+    """All calls that the ends depend on, after the call `since`, in their order."""
     found: dict[int, Node] = {}
     pending = list(ends)
     while pending:
         node = pending.pop()
-        if id(node) not in found:
+        if node.serial > since and id(node) not in found:  # what a call depends on was called before it
             found[id(node)] = node
             pending += [x.node for x in node.inputs() if isinstance(x, Ref)]
     return sorted(found.values(), key=lambda n: n.serial)

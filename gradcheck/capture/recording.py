@@ -93,7 +93,8 @@ class Recording:
         return frozenset[int]().union(*(w.ids for w in self.optimizers.values()))
 
     def _find_owner(self, tensor: torch.Tensor) -> None:
-        """A parameter is used by itself before the module that holds it has run."""
+        """A parameter is used by itself before the module that holds it has run, or is not held by one."""
+        self.owners.refresh(tensor)
         if isinstance(tensor, nn.Parameter) or any(id(tensor) in w.ids for w in self.optimizers.values()):
             self.busy += 1
             try:

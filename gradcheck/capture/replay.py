@@ -258,6 +258,6 @@ def replay(helpers: Helpers, model: nn.Module, batch: Any) -> torch.Tensor:
 
 def calls_behind(end: Node, since: int = -1) -> list[Node]:
     """The calls of modules among them; all, when there is none. Those that carry gradient, where some do, and after the call `since`."""
-    every = [n for n in nodes_behind([end]) if n.serial > since]
+    every = nodes_behind([end], since)
     calls = [n for n in every if n.call is None] or every
     return [n for n in calls if n.grad] or calls

@@ -129,23 +129,37 @@ class RootModules:
             holder = Loose()
             owner = Owner(holder, nn.Module(), {}, CHANGED, self._free_label("parameters", holder))
             self.current[id(holder)] = owner
+        owner = self.current.get(id(owner.original), owner)
+        assert isinstance(owner.original, Loose)
         for tensor in free:
-            self._adopt(tensor, owner)
+            number = len(owner.original.tensors)
+            name = variable_of(tensor, outermost=True) or f"p{number}"
+            name = name if not hasattr(owner.copy, name) else f"{name}_{number}"
+            if isinstance(tensor, nn.Parameter):
+                owner.original.register_parameter(name, tensor)
+            self._hold(tensor, Weight(owner, name, id(tensor)))
         return owner
 
-    def _adopt(self, tensor: torch.Tensor, owner: Owner) -> None:
-        assert isinstance(owner.original, Loose) and owner.copy is not None
-        tensors = owner.original.tensors
-        name = variable_of(tensor, outermost=True) or f"p{len(tensors)}"
-        name = name if not hasattr(owner.copy, name) else f"{name}_{len(tensors)}"
+    def refresh(self, tensor: torch.Tensor) -> None:
+        """While trainings begin: a new owner for weights that no module holds, where another training has changed them by now."""
+        weight = self.tape.weights.get(id(tensor)) if self.initial else None
+        if weight is None or not isinstance(root := weight.owner.original, Loose):
+            return
+        if all(t._version == root.versions[key] for key, t in root.tensors.items()):
+            return
+        owner = self.current[id(root)] = Owner(root, nn.Module(), {}, CHANGED, weight.owner.label)
+        for key, held in list(root.tensors.items()):
+            self._hold(held, Weight(owner, self.tape.weights[id(held)].name, key))
+
+    def _hold(self, tensor: torch.Tensor, weight: Weight) -> None:
+        root, copied = weight.owner.original, weight.owner.copy
+        assert isinstance(root, Loose) and copied is not None
         with torch._C.DisableTorchFunction():
             value = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
-        if isinstance(tensor, nn.Parameter):
-            owner.original.register_parameter(name, tensor)
-        owner.copy.register_parameter(name, value)
-        owner.memo[id(tensor)] = value
-        tensors[id(tensor)] = tensor
-        self.tape.weights[id(tensor)] = Weight(owner, name, id(tensor))
+        copied.register_parameter(weight.name, value)
+        weight.owner.memo[weight.key] = value
+        root.tensors[weight.key], root.versions[weight.key] = tensor, tensor._version
+        self.tape.weights[id(tensor)] = weight
 
 
 def _make_parameters(root: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:

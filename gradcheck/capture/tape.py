@@ -57,7 +57,7 @@ class Tape:
     rows: Rows = field(default_factory=Rows)
     silent: Silent = field(default_factory=Silent)
     lineage: Lineage = field(default_factory=Lineage)
-    unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them
+    unowned: Callable[[torch.Tensor], None] = lambda tensor: None  # told of parameters that are used before anything owns them as they are
     failed: tuple[Node, BaseException] | None = None  # the last recorded call that raised
     failure: str = ""  # why the recording ended early
     unknown: bool = False  # a tensor with gradient whose origin was not seen went into a recorded call
@@ -89,7 +89,7 @@ class Tape:
         return pack(value, self._encoded)
 
     def _encoded(self, tensor: torch.Tensor) -> Any:
-        known = self.ref(tensor) or self.weights.get(id(tensor))
+        known = self.ref(tensor) or self._weight(tensor)
         if known is not None:
             if isinstance(known, Ref) and not known.node.grad and tensor.grad_fn is not None:
                 self.unknown = True  # it was given a gradient behind torch's functions
@@ -108,6 +108,13 @@ class Tape:
         self.lineage.note(constant, tensor)
         self._constants[tensor] = tensor._version, constant
         return constant
+
+    def _weight(self, tensor: torch.Tensor) -> Weight | None:
+        weight = self.weights.get(id(tensor))
+        if weight is not None and isinstance(root := weight.owner.original, Loose) and root.versions.get(weight.key) != tensor._version:
+            self.unowned(tensor)
+            weight = self.weights.get(id(tensor))
+        return weight
 
     def _origin(self, tensor: torch.Tensor) -> Node | None:
         """The call that made the first axis of a constant out of another constant's axes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +98,7 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
         for p in group["params"]:
             grouped.setdefault(id(p), []).append(group)
     found: dict[int, Watched] = {}
+    holds = {name for name, module in model.named_modules() if "forward" not in vars(module) and type(module).forward is nn.Module.forward}
     for name, p in model.named_parameters(remove_duplicate=False):
         if nn.parameter.is_lazy(p):
             continue
@@ -105,12 +106,20 @@ def watch(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Watched]:
             found[id(p)].aliases.append(name)
             continue
         groups = grouped.get(id(p), [])
-        watched = found[id(p)] = Watched(name, p, name.rpartition(".")[0], groups=len(groups))
+        watched = found[id(p)] = Watched(name, p, _layer(name, holds), groups=len(groups))
         if groups and groups[0].get("lr") is not None:
             watched.lr = float(groups[0]["lr"])
         watched.weight_decay = max((float(g.get("weight_decay") or 0.0) for g in groups), default=0.0)
     _describe(list(found.values()))
     return list(found.values())
+
+
+def _layer(name: str, holds: Collection[str]) -> str:
+    """The module that uses a parameter: not one that can only hold it (`holds`), such as a ParameterList."""
+    name = name.rpartition(".")[0]
+    while name in holds and name:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _describe(watched: Sequence[Watched]) -> None:

@@ -238,3 +238,16 @@ def against_another_that_has_stepped() -> list[Any]:
         with torch.no_grad():
             second.weight.div_(1.5)
     return [first, second]
+
+
+def bare_against_another_that_has_stepped() -> list[Any]:
+    """The same of weights that no module holds."""
+    torch.manual_seed(0)
+    made, judged = torch.randn(4, 4, requires_grad=True), torch.randn(4, 1, requires_grad=True)
+    own, other = torch.optim.SGD([made], 0.1), torch.optim.SGD([judged], 0.5)
+    for x, _ in batches():
+        for output, optimizer in ((x @ made.detach(), other), (-x @ made, own)):
+            optimizer.zero_grad()
+            F.softplus(output @ judged).mean().backward()
+            optimizer.step()
+    return [made, judged]

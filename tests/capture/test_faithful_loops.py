@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gradcheck.training.trainer import take_step
 from gradcheck.workload.training_copy import fork
 from tests.capture import batch_loops, model_loops
-from tests.capture.batch_loops import against_another_that_has_stepped, an_inverse_in_the_prior
+from tests.capture.batch_loops import against_another_that_has_stepped, an_inverse_in_the_prior, bare_against_another_that_has_stepped
 from tests.capture.model_loops import (
     adapters_on_a_frozen_base,
     cannot_be_copied,
@@ -42,7 +42,10 @@ LOOPS = [
 ]
 
 
-@pytest.mark.parametrize("loop", [f for f in LOOPS if f not in (mlp, against_another_that_has_stepped)], ids=lambda f: f.__name__)
+SEVERAL = (against_another_that_has_stepped, bare_against_another_that_has_stepped)  # trainings
+
+
+@pytest.mark.parametrize("loop", [f for f in LOOPS if f not in (mlp, *SEVERAL)], ids=lambda f: f.__name__)
 def test_it_is_trained_again(loop: Loop) -> None:
     recorder, expected = recorded(loop)
     (workload,) = workloads(recorder)
@@ -61,8 +64,9 @@ def test_it_is_trained_again(loop: Loop) -> None:
     assert expected
 
 
-def test_a_training_starts_from_what_another_one_has_left() -> None:
-    recorder, _ = recorded(against_another_that_has_stepped)
+@pytest.mark.parametrize("loop", SEVERAL)
+def test_a_training_starts_from_what_another_one_has_left(loop: Loop) -> None:
+    recorder, _ = recorded(loop)
     for workload in workloads(recorder):
         assert math.isfinite(fork(workload).loss(workload.batches[0]).item())  # workloads compares the first losses
 

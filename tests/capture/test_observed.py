@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from gradcheck.capture.nodes import Ref, nodes_behind
 from gradcheck.capture.observed import observed
 from gradcheck.capture.recorder import Recorder
 from gradcheck.types.measurement import Measurement, NotMeasured
@@ -39,3 +41,15 @@ def test_a_backward_pass_shows_what_the_loss_reaches() -> None:
     seen = training(backward=True)
     assert [p.used for p in seen.parameters] == [True, True]
     assert "reach" not in {n.what for n in seen.not_measured}
+
+
+def test_what_came_before_a_step_is_not_walked_again() -> None:
+    """The stored outputs of a rollout stand behind every loss that is made of them."""
+
+    def first() -> list[Any]:
+        raise AssertionError("walked")
+
+    old = SimpleNamespace(serial=3, inputs=first)
+    new = SimpleNamespace(serial=5, inputs=lambda: [Ref(old, 0), Ref(between, 0)])  # type: ignore[arg-type]
+    between = SimpleNamespace(serial=4, inputs=list)
+    assert nodes_behind([new], since=3) == [between, new]  # type: ignore[list-item, comparison-overlap]

@@ -255,3 +255,23 @@ def test_counters_that_a_framework_keeps_as_parameters_are_no_obstacle():
     model.count = nn.Parameter(torch.tensor([3, 4]), requires_grad=False)
     report = gradcheck.scan(model, (torch.randn(16, 4), torch.randint(3, (16,))), loss=nn.functional.cross_entropy, steps=20)
     assert not report.coverage.in_part and not report.count("error")
+
+
+def test_what_only_holds_a_parameter_is_not_the_layer_of_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleList([nn.Linear(2, 2)])
+            self.free, self.table = nn.ParameterList([torch.ones(2)]), nn.Module()
+            self.table.w = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.heads[0](x) * self.free[0] + self.table.w
+
+    outer = nn.Sequential(Net())
+    watched = watch(outer, torch.optim.SGD(outer.parameters(), lr=0.1))
+    assert {w.name: w.layer for w in watched if "bias" not in w.name} == {
+        "0.heads.0.weight": "0.heads.0",
+        "0.free.0": "0",
+        "0.table.w": "0",
+    }

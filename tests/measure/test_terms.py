@@ -79,8 +79,9 @@ def test_scripts_in_which_a_part_of_the_loss_trains_nothing(text, faulty, health
         "other = logits.abs().mean(); loss = loss + (other - loss).detach()",
         "loss = loss + 0.0 * logits.sum().detach() + F.relu(logits.abs().mean() - 1e6)",
         "loss = loss + logits.square().mean().clamp(min=1e6)",
+        "loss = loss - 0.1 * torch.distributions.Normal(logits, torch.full((1,), 0.6).expand_as(logits)).entropy().mean()",
     ],
-    ids=["stable logarithm", "straight through", "nothing added", "a bound"],
+    ids=["stable logarithm", "straight through", "nothing added", "a bound", "a constant of its shape"],
 )
 def test_detached_values_that_are_meant(term, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

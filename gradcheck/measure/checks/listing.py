@@ -26,6 +26,7 @@ SCALES = frozenset(
 )
 _SAME = frozenset("mean sum nanmean nansum view reshape squeeze unsqueeze flatten to float double clone contiguous".split())
 _DIFFERENCES = frozenset("sub __sub__ __rsub__ subtract rsub".split())
+_SHAPED = frozenset(("expand_as", "view_as", "reshape_as", "type_as"))  # of their other tensor they take the shape alone
 _NO_VALUES = frozenset("zeros_like ones_like empty_like rand_like randn_like full_like new_zeros new_ones size dim".split())
 
 
@@ -65,16 +66,18 @@ class Listing(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        given = list(tensors_in((args, kwargs), 3))
-        sources = [self.of(t) for t in given]
+        every = list(tensors_in((args, kwargs), 3))[: 1 if name in _SHAPED else None]
+        known = [self.of(t) for t in every]
         output = function(*args, **kwargs)
         if name == "__get__" and getattr(getattr(function, "__self__", None), "__name__", "") != "data":
             return output
         if name == "__set__" or name in _NO_VALUES:
             return output
-        results = [t for t in tensors_in(output, 2) if t.is_floating_point()]
+        results = [(n, t) for n, t in enumerate(tensors_in(output, 2)) if t.is_floating_point()]
         place = location_of_frame(caller()) if results else None
-        for tensor in results:
+        for n, tensor in results:
+            own = slice(n, n + 1) if name == "broadcast_tensors" else slice(None)
+            given, sources = every[own], known[own]
             from_live = any(t.requires_grad for t in given) or any(c.made for c in sources if c is not None)
             call = Call(
                 name, tensor, place, tensor.requires_grad, from_live and not tensor.requires_grad, function in LOSSES, given, sources
@@ -86,7 +89,7 @@ class Listing(TorchFunctionMode):
                 self.derivatives.append(call)
             if name in _DIFFERENCES and len(given) == 2 and all(t.requires_grad for t in given):
                 self.differences.append(call)
-        for source in sources:
+        for source in known:
             if source is not None:
                 source.uses += 1
         return output
