@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
-from gradcheck.training.gradient_norms import gradient_of
+from gradcheck.training.gradient_norms import as_real, gradient_of, norms_of
 from gradcheck.training.trainer import Trainer, needs_closure, take_step
 from gradcheck.types.checks import CriticalRate
 from gradcheck.workload.rng import seed_all
@@ -55,14 +55,15 @@ def _look(copy: TrainingCopy, batch: Any, seed: int) -> float | None:
     take_step(copy, batch)
     copy.optimizer.zero_grad(set_to_none=True)  # their memory is that of the update
     update = [p.detach() - x for p, x in zip(weights, before, strict=True)]
-    if not any(bool(u.any()) for u in update) or not all(bool(u.isfinite().all()) for u in update):
+    lengths = norms_of([as_real(u) for u in update])
+    if not any(lengths) or not all(map(math.isfinite, lengths)):
         return None
 
     @torch.no_grad()
     def rises(factor: float) -> bool:
         """Whether the loss, with the same random numbers, is above its start so many updates ahead."""
         for p, x, u in zip(weights, before, update, strict=True):
-            p.copy_(x + factor * u)
+            p.copy_(x).add_(u, alpha=factor)
         seed_all(seed)
         return not float(copy.loss(batch)) <= float(start.detach())
 
