@@ -297,9 +297,11 @@ class ActivationRecorder(TorchFunctionMode):
         if tensor is None:
             return
         inputs = list(tensors_in((args, kwargs), 2))
-        weight = next((w for w in map(parameter_of, inputs) if w is not None and w.dim() >= 2), None)
-        if kind in ("linear", "conv", "embedding") and weight is None:
-            return  # a matrix product of activations
+        weight = None
+        if kind != "activation":
+            weight = next((w for w in map(parameter_of, inputs) if w is not None and w.dim() >= 2), None)
+            if weight is None and kind in ("linear", "conv", "embedding"):
+                return  # a matrix product of activations
         site = location_of_frame(caller())
         canonical = function if kind == "activation" else None
         call = Call(self._functional_name(function, site), function, kind, None, site, canonical, tuple(tensor.shape), weight=weight)
