@@ -214,11 +214,10 @@ class ActivationRecorder(TorchFunctionMode):
 
     def _pause(self) -> None:
         """Recorders of other kinds look into leaf modules as well."""
-        if self.functions and type(self) is ActivationRecorder:
-            depth = _len_torch_function_stack()
-            if depth and _get_function_stack_at(depth - 1) is self:
-                _pop_mode()
-                self._paused = True
+        depth = _len_torch_function_stack() if self.functions and type(self) is ActivationRecorder else 0
+        if depth and _get_function_stack_at(depth - 1) is self:
+            _pop_mode()
+            self._paused = True
 
     def _resume(self) -> None:
         if self._paused:
@@ -297,11 +296,10 @@ class ActivationRecorder(TorchFunctionMode):
         if tensor is None:
             return
         inputs = list(tensors_in((args, kwargs), 2))
-        weight = None
-        if kind != "activation":
-            weight = next((w for w in map(parameter_of, inputs) if w is not None and w.dim() >= 2), None)
-            if weight is None and kind in ("linear", "conv", "embedding"):
-                return  # a matrix product of activations
+        candidates = map(parameter_of, inputs) if kind != "activation" else ()
+        weight = next((w for w in candidates if w is not None and w.dim() >= 2), None)
+        if kind in ("linear", "conv", "embedding") and weight is None:
+            return  # a matrix product of activations
         site = location_of_frame(caller())
         canonical = function if kind == "activation" else None
         call = Call(self._functional_name(function, site), function, kind, None, site, canonical, tuple(tensor.shape), weight=weight)
