@@ -48,6 +48,7 @@ from gradcheck.workload.workload import Workload
 SCRIPT_PHASE = "the script's own steps"  # its key in `Measurement.seconds`
 SCRIPT_BUDGET = 9.0  # seconds for what is measured after the steps of a script, over all its trainings
 LARGE_SCRIPT_BUDGET, LARGE = 30.0, 50_000_000  # the same for models with more parameters: nine seconds are two of their steps
+LOADING_SHARE = 0.05  # of a large model's budget, that loading may take beside it: 354 million parameters took 10 s of 60
 LEAST_SHARE = 0.1  # of a budget that the user sets, for measuring, however long the script took to begin to train
 DEFAULT_BUDGET = 60.0
 SMALL_BUDGET = 30.0  # for models with fewer parameters than
@@ -66,7 +67,9 @@ def scan_target(spec: TargetSpec, settings: Settings, progress: Progress | None 
     with untouched():
         if spec.init_only:
             return replace(_scan_outline(spec, settings), seconds=time.perf_counter() - started)
-        report = scan_workload(load(spec), settings, _measuring(tick))
+        began = time.perf_counter()
+        workload = load(spec)
+        report = scan_workload(workload, settings, _measuring(tick), loading=time.perf_counter() - began)
         return replace(report, seconds=time.perf_counter() - started)
 
 
@@ -83,6 +86,11 @@ def _scan_outline(spec: TargetSpec, settings: Settings) -> Report:
 def default_budget(model: nn.Module) -> float:
     """Seconds that measuring may take when the user sets no budget."""
     return SMALL_BUDGET if _size(model) < SMALL else DEFAULT_BUDGET
+
+
+def _counted(loading: float, budget: float, model: nn.Module) -> float:
+    """Of the seconds that loading took, those that its budget pays for: the making of a large model."""
+    return min(max(0.0, loading - LOADING_SHARE * budget), budget / 2) if _size(model) >= LARGE else 0.0
 
 
 def _size(model: nn.Module) -> int:
@@ -230,19 +238,26 @@ def _of_rank(report: Report, ranks: RankGroup) -> Report:
 
 
 def scan_workload(
-    workload: Workload, settings: Settings, progress: Progress | None = None, seen: Seen | None = None, *, costs: bool = True
+    workload: Workload,
+    settings: Settings,
+    progress: Progress | None = None,
+    seen: Seen | None = None,
+    *,
+    costs: bool = True,
+    loading: float = 0.0,
 ) -> Report:
-    """Measure, judge, report. `seen` adds to a measurement what was seen of the user's own loop; `costs`: say what findings cost."""
+    """Measure, judge, report. `seen` adds to a measurement what was seen of the user's own loop; `costs`: say what findings cost.
+    `loading`: seconds that it took."""
     started = time.perf_counter()
     rules = chosen(settings)
     measurements = []
     for seed in range(settings.seeds):
         if seed and workload.rebuild is not None:
             workload = workload.rebuild(seed)
-        began, tick = time.perf_counter(), progress or _silent
+        budget = settings.budget or default_budget(workload.model)
+        began, tick = time.perf_counter() - (0.0 if seed else _counted(loading, budget, workload.model)), progress or _silent
         require_memory(workload, copied=not settings.offload)
         ensure_faithful(workload, seed, offload=settings.offload)
-        budget = settings.budget or default_budget(workload.model)
         cut = fitted(workload, budget, seed)
         memory = require_memory(cut)
         if settings.profile:

@@ -8,6 +8,7 @@ from torch import nn
 
 import gradcheck
 from gradcheck.instrument import activation_recorder, unit_activity
+from gradcheck.pipeline import _counted
 
 
 def data(count: int = 4):
@@ -102,3 +103,10 @@ def test_a_loader_draws_the_same_order_after_a_scan(workers):
     gradcheck.scan(net(), loader, loss=nn.CrossEntropyLoss(), steps=5)
     assert torch.equal(generator.get_state(), before)
     assert loader._iterator is None
+
+
+def test_making_a_large_model_counts_in_its_budget():
+    with torch.device("meta"):
+        large = nn.Linear(10_000, 5_000)
+    assert [_counted(loading, 60.0, large) for loading in (2.0, 10.0, 90.0)] == [0.0, 7.0, 30.0]
+    assert _counted(10.0, 60.0, net()) == 0.0  # slow imports take nothing from the measuring of a small one

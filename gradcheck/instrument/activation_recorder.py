@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._C import _get_function_stack_at, _len_torch_function_stack
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from gradcheck.analysis.activations import DYING, POSITIVE
 from gradcheck.instrument import kinds, unit_activity
@@ -129,6 +130,7 @@ class ActivationRecorder(TorchFunctionMode):
         self.hidden: dict[int, nn.Module] = {}  # modules that ran inside the model but are not listed by it
         self.stack: list[tuple[nn.Module, str, _Role]] = []
         self.leaf = 0  # depth inside a leaf module, where functional calls are not looked at
+        self._paused = False  # out of the stack of function modes for that time: each call of torch would pass through it
         self.recording = False
         self.last_weighted: LayerKind | None = None
         self._pending = DeferredStatistics()
@@ -153,6 +155,7 @@ class ActivationRecorder(TorchFunctionMode):
 
     def __exit__(self, *details: Any) -> None:
         self._remove_hooks()
+        self._resume()
         if self.functions:
             super().__exit__(*details)
         if details[0] is not None and issubclass(details[0], Exception):
@@ -206,6 +209,20 @@ class ActivationRecorder(TorchFunctionMode):
         role = _known_role(module)
         self.stack.append((module, name, role))
         self.leaf += role.leaf
+        if self.leaf == 1 and role.leaf:
+            self._pause()
+
+    def _pause(self) -> None:
+        """Recorders of other kinds look into leaf modules as well."""
+        depth = _len_torch_function_stack() if self.functions and type(self) is ActivationRecorder else 0
+        if depth and _get_function_stack_at(depth - 1) is self:
+            _pop_mode()
+            self._paused = True
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            _push_mode(self)
 
     def _hidden_name(self, module: nn.Module) -> str:
         self.hidden.setdefault(id(module), module)
@@ -219,6 +236,7 @@ class ActivationRecorder(TorchFunctionMode):
         self.leaf -= role.leaf
         if self.leaf:
             return
+        self._resume()
         tensor = output if isinstance(output, torch.Tensor) else next((t for t in tensors_in(output) if _has_values(t)), None)
         if tensor is None or not _has_values(tensor):
             return
@@ -278,7 +296,8 @@ class ActivationRecorder(TorchFunctionMode):
         if tensor is None:
             return
         inputs = list(tensors_in((args, kwargs), 2))
-        weight = next((w for w in map(parameter_of, inputs) if w is not None and w.dim() >= 2), None)
+        candidates = map(parameter_of, inputs) if kind != "activation" else ()
+        weight = next((w for w in candidates if w is not None and w.dim() >= 2), None)
         if kind in ("linear", "conv", "embedding") and weight is None:
             return  # a matrix product of activations
         site = location_of_frame(caller())

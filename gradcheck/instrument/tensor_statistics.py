@@ -106,15 +106,13 @@ def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None
 
 def small_values(tensor: torch.Tensor) -> Array | None:
     """The memory of a plain float32 CPU tensor of at most one chunk, the most frequent case; None for others."""
-    if tensor.dtype is torch.float32 and tensor.is_cpu and 0 < tensor.numel() <= CHUNK and _is_plain(tensor):
-        return tensor.detach().numpy().reshape(-1)
-    return None
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_neg() or tensor.is_nested:
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        return None
+    try:
+        values = tensor.detach().numpy()
+    except (RuntimeError, TypeError):  # sparse, nested, negated, in a transform: numpy has no such arrays
+        return None
+    return values.reshape(-1) if 0 < values.size <= CHUNK and values.flags.c_contiguous else None
 
 
 def _of_chunk(values: Array, histogram: bool) -> TensorStats:

@@ -19,6 +19,7 @@ _TANH_FLAT, _SIGMOID_FLAT = 0.97, 0.03
 DORMANT = 0.025  # of the mean magnitude of a layer's units: Sokar et al. 2023, section 3 (their threshold for image inputs)
 
 SAMPLE = 1 << 14  # entries looked at for saturation
+FEW_ROWS = 512  # up to which one call for the mean of rows takes less time than those that a product needs
 POSITIONS = 1 << 11  # samples x positions that the magnitudes of units are taken over
 ROWS = 64  # samples, and tokens of a sample, compared for similarity
 SEQUENCES = 4  # samples whose tokens are compared
@@ -55,8 +56,10 @@ def _alive(x: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.bool_]:
 
 def magnitudes(output: torch.Tensor, axis: int, function: str = "") -> tuple[torch.Tensor, bool]:
     """Mean |x| of each unit [C], over an even sample of the samples and positions, and whether these are all of them."""
-    x, positive = output.detach(), function in POSITIVE
-    if axis == x.dim() - 1:
+    x, positive, last = output.detach(), function in POSITIVE, axis == output.dim() - 1
+    if positive and x.is_cpu and x.is_contiguous() and x.numel() <= (FEW_ROWS if last else POSITIONS) * x.shape[axis]:
+        return x.mean([i for i in range(x.dim()) if i != axis], dtype=torch.float32), True
+    if last:
         rows = x.reshape(-1, x.shape[-1])
         stride = spread(len(rows), POSITIONS)
         taken = rows[::stride] if positive else rows[::stride].abs()

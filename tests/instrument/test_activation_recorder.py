@@ -308,3 +308,25 @@ def test_sparse_gradients_and_empty_tensors_do_no_harm() -> None:
         calls = by_name(tapped(Routed(), sample("")))
     assert calls["expert"].output is None
     assert calls["table"].gradients
+
+
+def test_functions_inside_leaf_modules_do_not_pass_through_the_recorder():
+    class Counting(ActivationRecorder):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    x, depths = torch.randn(2, 1, 8, 8), []
+    model[1].register_forward_pre_hook(lambda *_: depths.append(torch._C._len_torch_function_stack()))
+    for kind in (ActivationRecorder, Counting):  # recorders of other kinds look into them
+        with kind({id(m): name for name, m in model.named_modules()}) as taps:
+            F.relu(model(x))
+            assert torch._C._len_torch_function_stack() == 1
+        assert [c.name for c in taps.calls] == ["0", "1", "2", ""]
+    assert depths == [0, 1] and torch._C._len_torch_function_stack() == 0
+
+
+def test_a_leaf_module_that_raises_leaves_no_mode_behind():
+    model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError), ActivationRecorder({id(model): ""}):
+        model(torch.randn(3, 3))
+    assert torch._C._len_torch_function_stack() == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -174,3 +174,18 @@ def test_the_loss_in_an_output() -> None:
     assert as_scalar(torch.tensor([[3.0]])).shape == ()
     with pytest.raises(TargetError, match="scalar"):
         as_scalar(a)
+
+
+@pytest.mark.parametrize(("large", "fixed", "rows"), [(False, 0, [8]), (True, 0, [2]), (True, 8, [2, 8])])
+def test_a_large_model_is_tried_on_few_samples_where_it_takes_them(monkeypatch: Any, large: bool, fixed: int, rows: list[int]) -> None:
+    class Net(nn.Linear):
+        seen: ClassVar[list[int]] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(len(x))
+            return super().forward(x.view(fixed or len(x), 4))
+
+    if large:
+        monkeypatch.setattr("gradcheck.loading.objective.LARGE", 1)
+    from_objects(Net(4, 3), [(torch.randn(8, 4), torch.randint(3, (8,)))] * 2, loss=F.cross_entropy)
+    assert Net.seen == rows

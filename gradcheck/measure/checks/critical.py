@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
-from gradcheck.training.gradient_norms import gradient_of
+from gradcheck.training.gradient_norms import as_real, gradient_of, norms_of
 from gradcheck.training.trainer import Trainer, needs_closure, take_step
 from gradcheck.types.checks import CriticalRate
 from gradcheck.workload.rng import seed_all
@@ -26,11 +26,11 @@ def critical_rate(context: CheckContext) -> CriticalRate | None:
     """
     if context.probe.surrogate or context.probe.beside or needs_closure(context.workload.optimizer):
         return None
-    copy = context.fork()
+    copy, untrained = context.fork(), dict(context.workload.model.named_parameters())
     training = Trainer(copy, context.workload.batches)
     found: list[float] = []
     while training.ended == "done" and training.step <= AGAIN:
-        share = _look(copy, context.workload.batches[training.step % len(context.workload.batches)], context.seed)
+        share = _look(copy, context.workload.batches[training.step % len(context.workload.batches)], context.seed, untrained)
         if share is not None:
             found.append(share)
         if share is not None and share <= 1:
@@ -41,28 +41,32 @@ def critical_rate(context: CheckContext) -> CriticalRate | None:
     return CriticalRate(tuple(found))
 
 
-def _look(copy: TrainingCopy, batch: Any, seed: int) -> float | None:
-    """The rate over the critical one, at the present weights, which are put back; the optimizer's state is one step on."""
-    weights = [p for p in copy.model.parameters() if p.requires_grad]
+def _look(copy: TrainingCopy, batch: Any, seed: int, untrained: Mapping[str, torch.Tensor]) -> float | None:
+    """The rate over the critical one, at the present weights, which are put back; the optimizer's state is one step on.
+
+    `untrained`: the original's weights, by name. Where they are the present ones they need not be kept a second time.
+    """
     copy.optimizer.zero_grad(set_to_none=True)
     seed_all(seed)
     start = copy.loss(batch)
     if not math.isfinite(float(start.detach())) or not start.requires_grad:
         return None
     start.backward()
-    weights = [p for p in weights if gradient_of(p) is not None]
-    before = [p.detach().clone() for p in weights]
+    named = [(name, p) for name, p in copy.model.named_parameters() if p.requires_grad and gradient_of(p) is not None]
+    weights = [p for _, p in named]
+    before = [_kept(p, untrained.get(name)) for name, p in named]
     take_step(copy, batch)
     copy.optimizer.zero_grad(set_to_none=True)  # their memory is that of the update
     update = [p.detach() - x for p, x in zip(weights, before, strict=True)]
-    if not any(bool(u.any()) for u in update) or not all(bool(u.isfinite().all()) for u in update):
+    lengths = norms_of([as_real(u) for u in update])
+    if not any(lengths) or not all(map(math.isfinite, lengths)):
         return None
 
     @torch.no_grad()
     def rises(factor: float) -> bool:
         """Whether the loss, with the same random numbers, is above its start so many updates ahead."""
         for p, x, u in zip(weights, before, update, strict=True):
-            p.copy_(x + factor * u)
+            p.copy_(x).add_(u, alpha=factor)
         seed_all(seed)
         return not float(copy.loss(batch)) <= float(start.detach())
 
@@ -72,6 +76,13 @@ def _look(copy: TrainingCopy, batch: Any, seed: int) -> float | None:
         with torch.no_grad():
             for p, x in zip(weights, before, strict=True):
                 p.copy_(x)
+
+
+def _kept(weight: torch.Tensor, original: torch.Tensor | None) -> torch.Tensor:
+    """What the weight is now, in memory that no step of the copy writes to."""
+    if original is None or original is weight or not torch.equal(original, weight):
+        return weight.detach().clone()
+    return original.detach()
 
 
 def _least(rises: Callable[[float], bool]) -> float:

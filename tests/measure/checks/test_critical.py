@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -43,3 +43,19 @@ def test_optimizers_that_evaluate_the_loss_themselves_are_left_out():
 def test_the_direction_is_that_of_the_own_update():
     adam = scan(1e-3, torch.optim.Adam)
     assert adam.share < 0.1 and math.isfinite(adam.share)
+
+
+class Noting(nn.Linear):
+    held: ClassVar[list[bool]] = []  # whether there were gradients while the loss was looked at further ahead
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and not torch.is_grad_enabled():
+            self.held.append(self.weight.grad is not None)
+        return super().forward(x)
+
+
+def test_no_gradients_are_held_beside_the_update():
+    model, batches = Noting(4, 1, bias=False), [(torch.eye(4), torch.zeros(4, 1))] * 4
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    gradcheck.scan(model, batches, loss=F.mse_loss, optimizer=optimizer, steps=8, config={"select": ["OPT007"]})
+    assert Noting.held and not any(Noting.held)
