@@ -39,6 +39,8 @@ def _trimmed(text: str) -> str:
 
 def percent(x: float) -> str:
     """A share in percent, "61 %"; only a true 0 or 1 reads "0 %" or "100 %"."""
+    if not math.isfinite(x):
+        return number(x)
     value = 100 * x
     if value == round(value) or 1 <= value <= 99:
         return f"{value:.0f} %"
