@@ -72,7 +72,7 @@ def _split_at_index(name: str) -> tuple[str, int, str] | None:
 
 def _group_in_words(key: tuple[str, ...], indices: Sequence[int]) -> str:
     if len(key) == 1:
-        return quoted(key[0]) if key[0] else "the model"
+        return quoted(key[0])
     low, high = min(indices), max(indices)
     if len(indices) == 1:
         middle = str(low)
@@ -84,7 +84,9 @@ def _group_in_words(key: tuple[str, ...], indices: Sequence[int]) -> str:
 
 
 def quoted(name: str) -> str:
-    """The name of a layer; in quotation marks where it could be read as a number: "`0.1`"."""
+    """The name of a layer or parameter; in quotation marks where it could be read as a number: "`0.1`"; "the model" where it has none."""
+    if not name:
+        return "the model"
     return name if name[:1].isalpha() or name[:1] == "_" else f"`{name}`"
 
 

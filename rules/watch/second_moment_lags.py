@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -86,8 +86,8 @@ def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
     usual = worst.departure.level if worst.departure is not None else median(worst.values)
     beta = m.optimizer.betas[1] if len(m.optimizer.betas) > 1 else 0.999
     message = (
-        f"at step {worst.peak_step} the gradient of {worst.name} is {number(worst.peak)} times what Adam's second moment expects (limit "
-        f"{number(limit)}; {number(usual)} before{others(len(bad) - 1)}): its steps are too long by that, and a spike of the loss "
+        f"at step {worst.peak_step} the gradient of {quoted(worst.name)} is {number(worst.peak)} times what Adam's second moment expects "
+        f"(limit {number(limit)}; {number(usual)} before{others(len(bad) - 1)}): its steps are too long by that, and a spike of the loss "
         "follows 1 to 8 steps later"
     )
     return found(
