@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,9 +78,25 @@ def exits(color: str = "auto") -> Iterator[None]:
         elif isinstance(e, ModuleNotFoundError) and e.name == "torch":
             hint = "run gradcheck with the Python that has it: python -m pip install gradcheck there, then python -m gradcheck"
             say(GradcheckError(f"there is no PyTorch in {sys.executable}", hint=hint), color)
+        elif isinstance(e, FileNotFoundError) and not _has_folder():
+            hint = "what is scanned has removed it, or left for another one that it removed"
+            say(GradcheckError("the working directory is gone", hint=hint), color)
         else:
             _say_bug(e)
         sys.exit(FAILED)
+    except BaseException as e:
+        if isinstance(e, SystemExit):
+            raise
+        said = " ".join(f"{type(e).__name__}: {e}".split())
+        say(GradcheckError(f"the code that is run raised {said}, which is no Exception", hint="raise exceptions of class Exception"), color)
+        sys.exit(FAILED)
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def _say_interrupted() -> NoReturn:
