@@ -73,6 +73,13 @@ def exits(color: str = "auto") -> Iterator[None]:
         elif isinstance(e, RecursionError) and sys.getrecursionlimit() < USUAL_DEPTH:
             complain(f"error: the code that is run has set the recursion limit to {sys.getrecursionlimit()}, which is too little for torch")
             complain("help: leave it as it is, or raise it")
+        elif isinstance(e, RecursionError):
+            what = "the model, or its training step, is nested deeper than Python's recursion limit"
+            say(GradcheckError(what, hint="a module that holds itself has no end; sys.setrecursionlimit allows more depth"), color)
+        elif isinstance(e, MemoryError):
+            say(GradcheckError("there is no memory left", hint="give it more (ulimit -v), or scan a smaller model or batch"), color)
+        elif isinstance(e, FileNotFoundError) and "temporary directory" in str(e):
+            say(GradcheckError("no temporary directory can be written to", hint="set TMPDIR to one, and see ulimit -f"), color)
         elif isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             say(GradcheckError("there is no space left for what is written", hint="make room, or write elsewhere"), color)
         elif isinstance(e, ModuleNotFoundError) and e.name == "torch":

@@ -201,6 +201,25 @@ def test_what_is_no_exception_is_one_line(capsys: pytest.CaptureFixture[str]) ->
     assert ended.value.code == 2 and "Traceback" not in err and "Strange: one ::error::two" in err and "\n::" not in err
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RecursionError("maximum recursion depth exceeded"), "nested deeper"),
+        (MemoryError(), "no memory left"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "TMPDIR"),
+    ],
+)
+def test_what_the_surroundings_lack_is_no_bug(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, exits():
+        raise error
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and said in err and "Traceback" not in err and "bug in" not in err, err
+
+
+def test_a_command_without_an_end_of_quotation(gradcheck: Run) -> None:
+    refused(gradcheck("bisect", 'a "b', "t.py"), "No closing quotation")
+
+
 def test_a_folder_that_the_code_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
