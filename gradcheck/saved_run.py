@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -93,7 +93,8 @@ def shaped(kind: type[T], data: object) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_python(data)
+        found: T = _adapter(kind).validate_python(data)
+        return found
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
     except ValidationError as e:
@@ -103,7 +104,7 @@ def shaped(kind: type[T], data: object) -> T:
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
