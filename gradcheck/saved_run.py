@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -93,7 +93,8 @@ def shaped(kind: type[T], data: object) -> T:
     from pydantic import ValidationError
 
     try:
-        found: T = _adapter(kind).validate_python(data)
+        plain: Any = kind
+        found: T = _adapter(plain).validate_python(data)
         return found
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
@@ -104,7 +105,7 @@ def shaped(kind: type[T], data: object) -> T:
 
 
 @functools.cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
