@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradcheck import files
 from gradcheck.errors import SavedRunError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 DIGITS = 6
+T = TypeVar("T")
 
 
 def dumps(report: Report | TrialResult) -> str:
@@ -74,16 +75,10 @@ def load_all(path: Path) -> tuple[Report, ...]:
 
 
 def _report(path: Path, data: object) -> Report:
-    from pydantic import ValidationError
-
     try:
-        report = _adapter().validate_python(data)
-    except RecursionError as e:
-        raise _wrong_shape(path, "nested too deeply") from e
-    except ValidationError as e:
-        first = e.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _wrong_shape(path, f"{where}: {first['msg']}") from e
+        report = shaped(Report, data)
+    except ValueError as e:
+        raise _wrong_shape(path, str(e)) from e
     if not report.measurements:
         raise _wrong_shape(path, "no measurements")
     return report
@@ -93,11 +88,27 @@ def _wrong_shape(path: Path, what: str) -> SavedRunError:
     return SavedRunError(f"{path} is not a saved run of gradcheck ({what})", hint="a saved run comes from `--output json:PATH`")
 
 
+def shaped(kind: type[T], data: object) -> T:
+    """What JSON holds as a dataclass, those inside it included. Raises ValueError, which says what is wrong where."""
+    from pydantic import ValidationError
+
+    try:
+        plain: Any = kind
+        found: T = _adapter(plain).validate_python(data)
+        return found
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}: {first['msg']}") from e
+
+
 @functools.cache
-def _adapter() -> TypeAdapter[Report]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Report)
+    return TypeAdapter(kind)
 
 
 def _text(plain: object) -> str:

@@ -39,6 +39,8 @@ def _trimmed(text: str) -> str:
 
 def percent(x: float) -> str:
     """A share in percent, "61 %"; only a true 0 or 1 reads "0 %" or "100 %"."""
+    if not math.isfinite(x):
+        return number(x)
     value = 100 * x
     if value == round(value) or 1 <= value <= 99:
         return f"{value:.0f} %"
@@ -70,7 +72,7 @@ def _split_at_index(name: str) -> tuple[str, int, str] | None:
 
 def _group_in_words(key: tuple[str, ...], indices: Sequence[int]) -> str:
     if len(key) == 1:
-        return quoted(key[0]) if key[0] else "the model"
+        return quoted(key[0])
     low, high = min(indices), max(indices)
     if len(indices) == 1:
         middle = str(low)
@@ -82,7 +84,9 @@ def _group_in_words(key: tuple[str, ...], indices: Sequence[int]) -> str:
 
 
 def quoted(name: str) -> str:
-    """The name of a layer; in quotation marks where it could be read as a number: "`0.1`"."""
+    """The name of a layer or parameter; in quotation marks where it could be read as a number: "`0.1`"; "the model" where it has none."""
+    if not name:
+        return "the model"
     return name if name[:1].isalpha() or name[:1] == "_" else f"`{name}`"
 
 

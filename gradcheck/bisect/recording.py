@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 from gradcheck import files
 from gradcheck.errors import SavedRunError
+from gradcheck.saved_run import shaped
 
 SKETCH = 8  # projections of a tensor
 LARGEST = 150_000  # events of a run: some 20 MB as a file
@@ -78,6 +81,16 @@ class Recording:
     failure: str = ""
 
 
+_Row = tuple[Kind, str, int, tuple[int, ...], str, str, str, str]  # an event in the file
+
+
+@dataclass
+class _Plain(Recording):
+    """As the file has it."""
+
+    steps: list[list[_Row]] = field(default_factory=list)  # type: ignore[assignment]
+
+
 def save(runs: Sequence[Recording], path: Path) -> None:
     """Raises SavedRunError where the file cannot be written."""
     document = {"kind": KIND, "schema_version": SCHEMA, "runs": [as_plain(r) for r in runs]}
@@ -93,14 +106,23 @@ def load(path: Path) -> list[Recording]:
     """Raises SavedRunError for anything but a recording."""
     hint = "gradcheck bisect COMMAND --save FILE writes one; gradcheck diff compares saved runs and logs"
     try:
-        document = json.loads(gzip.decompress(files.content(path)))
+        document = json.loads(_unpacked(files.content(path)))
         if document["kind"] != KIND:
             raise ValueError
         if document["schema_version"] > SCHEMA:
             raise SavedRunError(f"{path} was written by a newer gradcheck", hint="update gradcheck")
         return [of_plain(r) for r in document["runs"]]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, zlib.error, struct.error) as error:
         raise SavedRunError(f"{path} is not a recording of a run", hint=hint) from error
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Raises OSError for what unfolds to more than any file may have."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        found = file.read(files.LARGEST + 1)
+    if len(found) > files.LARGEST:
+        raise OSError
+    return found
 
 
 def as_plain(run: Recording) -> dict[str, Any]:
@@ -109,10 +131,10 @@ def as_plain(run: Recording) -> dict[str, Any]:
 
 
 def of_plain(plain: dict[str, Any]) -> Recording:
-    steps = [[_of_event(e) for e in step] for step in plain["steps"]]
-    layers = {k: LayerFacts(**v) for k, v in plain["layers"].items()}
-    settings = {k: [(int(t), dict(s)) for t, s in v] for k, v in plain["settings"].items()}
-    return Recording(**plain | {"steps": steps, "layers": layers, "settings": settings})
+    """Raises ValueError and struct.error."""
+    found = shaped(_Plain, plain)
+    steps = [[_of_event(e) for e in step] for step in found.steps]
+    return Recording(**vars(found) | {"steps": steps})
 
 
 def _event(event: Event) -> list[Any]:
@@ -121,7 +143,7 @@ def _event(event: Event) -> list[Any]:
     return [event.kind, event.name, event.call, list(p.shape), p.dtype, p.digest, numbers, event.note]
 
 
-def _of_event(plain: list[Any]) -> Event:
+def _of_event(plain: _Row) -> Event:
     kind, name, call, shape, dtype, digest, numbers, note = plain
     norm, *sketch = struct.unpack(f"<{1 + SKETCH}d", base64.b85decode(numbers))
-    return Event(kind, name, int(call), Print(tuple(shape), dtype, digest, norm, tuple(sketch)), note)
+    return Event(kind, name, call, Print(shape, dtype, digest, norm, tuple(sketch)), note)

@@ -51,7 +51,12 @@ def recorded(text: str, orders: Orders, times: int, tell: Callable[[str], None])
     `text`: a script, a command in one word, or a recording. Raises ConfigError for a command that cannot be run, SavedRunError for a
     file that is no recording, TargetError where no step was seen.
     """
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:  # a quotation without an end
+        raise ConfigError(
+            f"{text!r} is not a command: {error}", hint="quote it as the shell does: 'python train.py --name \"a b\"'"
+        ) from error
     if len(words) == 1 and Path(words[0]).is_file() and not words[0].endswith((".py", ".ipynb")) and not _is_program(words[0]):
         return Side(text, tuple(load(Path(words[0]))))
     runs: list[Recording] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,14 +73,37 @@ def exits(color: str = "auto") -> Iterator[None]:
         elif isinstance(e, RecursionError) and sys.getrecursionlimit() < USUAL_DEPTH:
             complain(f"error: the code that is run has set the recursion limit to {sys.getrecursionlimit()}, which is too little for torch")
             complain("help: leave it as it is, or raise it")
+        elif isinstance(e, RecursionError):
+            what = "the model, or its training step, is nested deeper than Python's recursion limit"
+            say(GradcheckError(what, hint="a module that holds itself has no end; sys.setrecursionlimit allows more depth"), color)
+        elif isinstance(e, MemoryError):
+            say(GradcheckError("there is no memory left", hint="give it more (ulimit -v), or scan a smaller model or batch"), color)
+        elif isinstance(e, FileNotFoundError) and "temporary directory" in str(e):
+            say(GradcheckError("no temporary directory can be written to", hint="set TMPDIR to one, and see ulimit -f"), color)
         elif isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             say(GradcheckError("there is no space left for what is written", hint="make room, or write elsewhere"), color)
         elif isinstance(e, ModuleNotFoundError) and e.name == "torch":
             hint = "run gradcheck with the Python that has it: python -m pip install gradcheck there, then python -m gradcheck"
             say(GradcheckError(f"there is no PyTorch in {sys.executable}", hint=hint), color)
+        elif isinstance(e, FileNotFoundError) and not _has_folder():
+            hint = "what is scanned has removed it, or left for another one that it removed"
+            say(GradcheckError("the working directory is gone", hint=hint), color)
         else:
             _say_bug(e)
         sys.exit(FAILED)
+    except BaseException as e:
+        if isinstance(e, SystemExit):
+            raise
+        said = " ".join(f"{type(e).__name__}: {e}".split())
+        say(GradcheckError(f"the code that is run raised {said}, which is no Exception", hint="raise exceptions of class Exception"), color)
+        sys.exit(FAILED)
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def _say_interrupted() -> NoReturn:

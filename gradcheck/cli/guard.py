@@ -7,7 +7,6 @@ parent takes no exit code but the one that it is told, ends what goes on beyond 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -15,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from json import dumps, loads  # by name: the code that runs may put others in their places
 from typing import Any, NoReturn
 
 from gradcheck import interrupts
@@ -119,7 +119,7 @@ def _tell(**what: Any) -> None:
     descriptor, inode = _telling
     with contextlib.suppress(OSError):
         if os.fstat(descriptor).st_ino == inode:
-            os.write(descriptor, json.dumps(what).encode() + b"\n")
+            os.write(descriptor, dumps(what).encode() + b"\n")
 
 
 class _Signals:
@@ -179,7 +179,7 @@ class _Watch:
         if self.said in ready:
             *lines, self.partial = (self.partial + os.read(self.said, 65536)).split(b"\n")
             for line in lines:
-                self._told(json.loads(line))
+                self._told(loads(line))
 
     def _signalled(self, number: int) -> None:
         now = time.monotonic()

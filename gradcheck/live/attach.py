@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -12,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from gradcheck import files
 from gradcheck.errors import TargetError
-from gradcheck.live.record_file import board_file, frame_of, is_alive
+from gradcheck.live.record_file import board_file, is_alive
 from gradcheck.live.screen import REFRESH, Lines, Screen
+from gradcheck.saved_run import shaped
 from gradcheck.types.live import Frame
 
 LOOK_EVERY = 0.5  # seconds between two looks at the file
@@ -82,12 +82,10 @@ def _follow(run: Path, seen: Seen, show: Callable[[Frame], None]) -> str:
 def look(run: Path) -> Seen | None:
     """None if no run writes there."""
     try:
-        said: dict[str, Any] = json.loads(board_file(run).read_text(encoding="utf-8"))
-        frame = said.pop("frame")
-        return Seen(**said, frame=frame_of(frame) if frame is not None else None)
+        return shaped(Seen, files.parsed(board_file(run)))
     except OSError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise TargetError(f"{board_file(run)} is not written by this version of gradcheck", hint="update gradcheck") from error
 
 

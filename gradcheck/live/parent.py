@@ -12,9 +12,10 @@ from typing import Any
 from gradcheck.live.acting import Actor
 from gradcheck.live.command import Program
 from gradcheck.live.launch import launch
-from gradcheck.live.record_file import board_file, frame_of
+from gradcheck.live.record_file import board_file
 from gradcheck.live.screen import Lines, Screen, Terminal
-from gradcheck.types.live import live_findings
+from gradcheck.saved_run import shaped
+from gradcheck.types.live import Frame, live_findings
 from gradcheck.types.report import Report
 
 CHILD = "gradcheck.live.child"
@@ -55,7 +56,7 @@ def run(program: Program, orders: Orders, actor: Actor, *, color: str = "auto", 
     def hear(said: dict[str, Any]) -> bool:
         kind = said.pop("kind")
         if kind == "frame":
-            frame = frame_of(said)
+            frame = shaped(Frame, said)
             screen.show(frame)
             actor.look(frame.findings, frame.step)
         elif kind == "end":

@@ -13,10 +13,9 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gradcheck.report.saved_runs import FOLDER, folder
-from gradcheck.types.live import Frame, LiveFinding, LiveLayer
+from gradcheck.types.live import Frame
 from gradcheck.types.report import Report
 
 EARLY = 5  # first times that a run is saved at once, so that a short run leaves something, too
@@ -27,13 +26,6 @@ SAVING = 1 / 8  # of what watching may take, for saving the run
 def board_file(run: Path) -> Path:
     """Beside a saved run, while it grows."""
     return run.with_name(run.name.removesuffix(".json") + ".live.json")
-
-
-def frame_of(said: dict[str, Any]) -> Frame:
-    """From JSON."""
-    layers, findings = (LiveLayer(**x) for x in said["layers"]), (LiveFinding(**x) for x in said["findings"])
-    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-    return Frame(**plain | {"layers": tuple(layers), "findings": tuple(findings)})
 
 
 @dataclass

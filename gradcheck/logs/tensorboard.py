@@ -36,7 +36,8 @@ def _records(data: bytes) -> Iterator[bytes]:
 
 def _add(table: Table, record: bytes) -> None:
     event = fields(record)
-    step = signed(int(first(event, 2) or 0))
+    at = first(event, 2)
+    step = signed(at) if isinstance(at, int) else 0
     for summary in event.get(5, ()):
         for value in fields(summary).get(1, ()):
             known = fields(value)
@@ -48,7 +49,7 @@ def _add(table: Table, record: bytes) -> None:
 def _number(value: dict[int, list[bytes | int]]) -> float | None:
     simple = first(value, 2)
     if simple is not None:
-        return floats(simple)[0]
+        return next(iter(floats(simple)), None)
     tensor = first(value, 8)
     if not isinstance(tensor, bytes):
         return None

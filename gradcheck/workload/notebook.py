@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import io
-import json
 import linecache
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from gradcheck import files
 from gradcheck.errors import TargetError
 from gradcheck.types.location import cell_file
 
@@ -37,7 +37,7 @@ class Cell:
 def code_cells(path: str) -> list[Cell]:
     """Raises TargetError for what is not a notebook, is written for another language, or holds no code."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = files.parsed(Path(path))
     except OSError as error:
         raise TargetError(f"cannot read {path}: {error.strerror}", hint="name the notebook") from error
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
@@ -56,8 +56,8 @@ def code_cells(path: str) -> list[Cell]:
 
 def _check_language(path: str, metadata: Any) -> None:
     known = metadata if isinstance(metadata, dict) else {}
-    kernel, language = known.get("kernelspec") or {}, (known.get("language_info") or {}).get("name")
-    language = kernel.get("language") or language or "python"
+    kernel, info = (part if isinstance(part := known.get(key), dict) else {} for key in ("kernelspec", "language_info"))
+    language = kernel.get("language") or info.get("name") or "python"
     if str(language).lower() not in ("python", "ipython"):
         name = kernel.get("display_name") or kernel.get("name") or language
         raise TargetError(

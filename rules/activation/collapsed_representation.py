@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import body, in_order
-from gradcheck.analysis.wording import BY_VALUE, number, probe_failure
+from gradcheck.analysis.wording import BY_VALUE, number, probe_failure, quoted
 from gradcheck.rules import cures
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -159,7 +159,7 @@ def _sample_collapse(m: Measurement, layer: Layer, limits: Limits) -> Finding | 
     failure = probe_failure(m)
     severity: Severity = "error" if failure else ("info" if training_outcome(m) == "learns" else "warning")
     message = (
-        f"all samples reach {layer.name} as the same vector: 1 - cosine is {number(max(0.0, 1 - cosine))} "
+        f"all samples reach {quoted(layer.name)} as the same vector: 1 - cosine is {number(max(0.0, 1 - cosine))} "
         f"(limit {number(limits['sample_distance'])}), at the start and after {layer.snapshots[-1].step} steps: it cannot tell them apart"
     )
     evidence = (Evidence("1 - mean cosine of the samples", max(0.0, 1 - cosine), limits["sample_distance"], "<", "", layer.name),)
@@ -174,7 +174,8 @@ def _token_collapse(m: Measurement, layer: Layer, limits: Limits) -> Finding | N
     severity, confirmed = _token_severity(m, layer, cosine, limits)
     limit = limits["token_cosine_info"] if cosine <= limits["token_cosine"] else limits["token_cosine"]
     message = (
-        f"the tokens of a sample reach {layer.name} almost equal: mean cosine {cosine:.4f} (limit {number(limit)}), at the start and "
+        f"the tokens of a sample reach {quoted(layer.name)} almost equal: mean cosine {cosine:.4f} (limit {number(limit)}), at the "
+        "start and "
         f"after {layer.snapshots[-1].step} steps: what distinguishes positions is lost"
     )
     evidence = (Evidence("mean cosine of the tokens", cosine, limit, ">", "", layer.name),)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import by_site, gate_makers, names
-from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure
+from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure, quoted
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -115,7 +115,7 @@ def _dead_finding(m: Measurement, group: list[Layer], limits: Limits) -> Finding
     limit = limits["error_share"] if severity == "error" else limits["warning_share"]
     from_start = worst.dead_at_start is None or worst.dead_at_start >= 0.5 * dead
     message = (
-        f"{dead} of {total} units ({percent(share)}; limit {percent(limit)}) of {worst.name} are never active over "
+        f"{dead} of {total} units ({percent(share)}; limit {percent(limit)}) of {quoted(worst.name)} are never active over "
         f"{worst.effective_samples} samples x positions{_since(worst)}: they pass neither signal nor gradient"
     )
     if len(group) > 1:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.layer_groups import by_site, gate_makers, names
-from gradcheck.analysis.wording import also_in, number, percent
+from gradcheck.analysis.wording import also_in, number, percent, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -102,7 +102,8 @@ def _finding(m: Measurement, group: list[Layer], limits: Limits) -> Finding:
     learned = training_outcome(m) == "learns" and relative_decrease(m.probe, m.chance) >= AMPLE
     dead = f", {worst.dead_units} of them never active" if worst.dead_units else ""
     message = (
-        f"{d.dormant} of {d.units} units ({percent(share)}; limit {percent(limits['share'])}) of {worst.name} give at most 0.025 of what a "
+        f"{d.dormant} of {d.units} units ({percent(share)}; limit {percent(limits['share'])}) of {quoted(worst.name)} give at most "
+        "0.025 of what a "
         f"unit of the layer gives on average{dead}; {d.at_start} did at the start: the model works with the others{also_in(group)}"
     )
     lower = f"lower the learning rate from {number(m.optimizer.lr)} to {number(m.optimizer.lr / 10)}, or warm it up"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.activations import SATURATING
 from gradcheck.analysis.layer_groups import by_site, hidden_activations, names
-from gradcheck.analysis.wording import layers_in_words, percent, probe_failure
+from gradcheck.analysis.wording import layers_in_words, percent, probe_failure, quoted
 from gradcheck.rules import cures
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -93,7 +93,7 @@ def _saturation_finding(m: Measurement, group: list[Layer], shares: dict[str, fl
     failure = probe_failure(m) if share > limits["error_share"] else ""
     limit = limits["error_share"] if failure else limits["warning_share"]
     message = (
-        f"{percent(share)} of the outputs of {worst.name} ({worst.function}) are saturated (limit {percent(limit)}), "
+        f"{percent(share)} of the outputs of {quoted(worst.name)} ({worst.function}) are saturated (limit {percent(limit)}), "
         f"at the start and after {worst.snapshots[-1].step} steps: hardly any gradient passes it"
     )
     if len(group) > 1:

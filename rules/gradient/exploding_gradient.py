@@ -9,7 +9,7 @@ from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, in_order, names
 from gradcheck.analysis.parallel_nets import over_nets
-from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.rules import cures
 from gradcheck.rules.gradient.shared import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding, trend_place
 from gradcheck.types.finding import Evidence, Remedy
@@ -68,7 +68,7 @@ def huge_loss_finding(m: Measurement, ratio: float, limits: Limits) -> Finding:
     layers = body(m) or [x for x in in_order(m) if x.kind in BODY_KINDS]
     learns = training_outcome(m) == "learns"
     loudest = max((x for x in layers if (s := x.at(0)) and s.output), key=lambda x: x.at(0).output.rms, default=None)  # type: ignore[union-attr]
-    signal = f"; the largest output, rms {number(loudest.at(0).output.rms)}, is that of {loudest.name}" if loudest else ""  # type: ignore[union-attr]
+    signal = f"; the largest output, rms {number(loudest.at(0).output.rms)}, is that of {quoted(loudest.name)}" if loudest else ""  # type: ignore[union-attr]
     means = "it learns in the probe anyway" if learns else "the first steps only undo the scale of the outputs, or ruin the weights"
     message = (
         f"initial loss {number(m.probe.losses[0])} is {number(ratio)} times that of a constant prediction "

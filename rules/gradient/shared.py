@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.depth import Trend, gradient_norms, gradient_trend, largest_drop, trend_evidence
 from gradcheck.analysis.layer_groups import names, settled_step, trained_body
-from gradcheck.analysis.wording import BY_VALUE, learns_clearly, number, probe_failure
+from gradcheck.analysis.wording import BY_VALUE, learns_clearly, number, probe_failure, quoted
 from gradcheck.types.finding import Remedy
 from gradcheck.types.rule import Limit, Limits, NoVerdict, found, not_measured
 
@@ -75,7 +75,7 @@ def one_place(m: Measurement, trend: Trend) -> tuple[Layer | None, str]:
     drop = largest_drop(gradient_norms(m, 0), rising=trend.slope > 0)
     if drop is None or trend.n < 6 or abs(drop.decades) < 0.5 * abs(trend.total):
         return None, ""
-    return drop.after, f"; {number(abs(drop.decades))} of them between {drop.before.name} and {drop.after.name}"
+    return drop.after, f"; {number(abs(drop.decades))} of them between {quoted(drop.before.name)} and {quoted(drop.after.name)}"
 
 
 def trend_finding(m: Measurement, trend: Trend, limits: Limits, verb: str, outcome: str, remedies: tuple[Remedy, ...]) -> Finding:

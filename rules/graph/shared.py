@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gradcheck.analysis.wording import quoted
+
 
 def _place(layer: str) -> str:
-    return f" in {layer}" if layer else ""
+    return f" in {quoted(layer)}" if layer else ""

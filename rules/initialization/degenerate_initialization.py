@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import BODY_KINDS, bias, body, by_site, constant_at_start, in_order, names, parameters_by_name
-from gradcheck.analysis.wording import BY_VALUE, also_in, number, probe_failure
+from gradcheck.analysis.wording import BY_VALUE, also_in, number, probe_failure, quoted
 from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -99,8 +99,8 @@ def _degenerate_finding(group: list[Layer], weights: dict[str, Parameter]) -> Fi
     zero, last = p.mean == 0, _last_step(p)
     value = "zero" if zero else f"equal to {number(p.mean)}"
     effect = "they get no gradient that could change that" if zero else "its units stay copies of one another"
-    message = f"all {p.count} entries of {p.name} are {value}, and after {last} steps still equal{also_in(group)}: {effect}"
-    remedy = Remedy("break-symmetry", f"initialise {p.name} at random, e.g. with kaiming_normal_ or xavier_uniform_", "safe")
+    message = f"all {p.count} entries of {quoted(p.name)} are {value}, and after {last} steps still equal{also_in(group)}: {effect}"
+    remedy = Remedy("break-symmetry", f"initialise {quoted(p.name)} at random, e.g. with kaiming_normal_ or xavier_uniform_", "safe")
     evidence = (Evidence("steps after which the units are still equal", float(last), 3.0, ">=", "steps", first.name),)
     return found("error", message, layers=names(group), location=first.site, evidence=evidence, remedies=(remedy,), confirmed=BY_VALUE)
 
@@ -122,8 +122,8 @@ def _shut_finding(m: Measurement, group: list[tuple[Layer, Layer, Parameter]], l
     failure = probe_failure(m)
     act, before, p = min(group, key=lambda item: item[2].mean)
     message = (
-        f"biases of {before.name} average {number(p.mean)} (limit {number(limits['bias'])}), and none of the {act.units} units "
-        f"of {act.name} is active for any sample{also_in([x for _, x, _ in group])}: the layer passes neither signal nor gradient"
+        f"biases of {quoted(before.name)} average {number(p.mean)} (limit {number(limits['bias'])}), and none of the {act.units} units "
+        f"of {quoted(act.name)} is active for any sample{also_in([x for _, x, _ in group])}: the layer passes neither signal nor gradient"
     )
     return found(
         "error" if failure else "warning",
@@ -131,6 +131,6 @@ def _shut_finding(m: Measurement, group: list[tuple[Layer, Layer, Parameter]], l
         layers=names(x for a, b, _ in group for x in (b, a)),
         location=before.site,
         evidence=(Evidence("mean bias", p.mean, limits["bias"], "<", "", before.name),),
-        remedies=(Remedy("he-init", f"start {p.name} at zero", "safe"),),
+        remedies=(Remedy("he-init", f"start {quoted(p.name)} at zero", "safe"),),
         confirmed=failure,
     )

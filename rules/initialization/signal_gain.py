@@ -9,7 +9,7 @@ from gradcheck.analysis.activations import GAINS
 from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend
 from gradcheck.analysis.layer_groups import body, by_site, gain, names, parameters_by_name, weight
 from gradcheck.analysis.parallel_nets import over_nets
-from gradcheck.analysis.wording import also_in, falls_short, number
+from gradcheck.analysis.wording import also_in, falls_short, number, quoted
 from gradcheck.rules import cures
 from gradcheck.rules.initialization.shared import NO_GAINS, TRAINED_BEFORE
 from gradcheck.types.finding import Evidence
@@ -137,7 +137,7 @@ def _gain_finding(
     wanted = number(low) if low == high else f"{number(low)} to {number(high)}"
     after = f"{worst.activation} after it" if worst.activation else "no activation after it"
     message = (
-        f"weights of {worst.name} have gain {number(gains[worst.name])}, {number(times)} times off the {wanted} for {after} "
+        f"weights of {quoted(worst.name)} have gain {number(gains[worst.name])}, {number(times)} times off the {wanted} for {after} "
         f"(limit {number(limits['misfit'])} times){also_in(group)}: over depth the signal changes by {number(forward.total)} decades"
         f"{', the gradient by ' + number(abs(backward.total)) if backward.n >= 2 else ''}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import by_site, constant_at_start, names
-from gradcheck.analysis.wording import BY_VALUE, also_in, percent
+from gradcheck.analysis.wording import BY_VALUE, also_in, percent, quoted
 from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -84,9 +84,10 @@ def _symmetry_finding(group: list[Layer], weights: dict[str, Parameter], limits:
     worst = max(group, key=lambda x: _twins(weights[x.name]))
     p = weights[worst.name]
     message = (
-        f"{percent(_twins(p))} of the {p.shape[0]} units of {worst.name} equal another unit (limit {percent(limits['duplicates'])}), "
+        f"{percent(_twins(p))} of the {p.shape[0]} units of {quoted(worst.name)} equal another unit (limit "
+        f"{percent(limits['duplicates'])}), "
         f"in weights and gradients, still after {_last_step(p)} steps{also_in(group)}: they will stay equal"
     )
-    remedy = Remedy("break-symmetry", f"initialise {p.name} at random, e.g. with kaiming_normal_ or xavier_uniform_", "safe")
+    remedy = Remedy("break-symmetry", f"initialise {quoted(p.name)} at random, e.g. with kaiming_normal_ or xavier_uniform_", "safe")
     evidence = (Evidence("units that equal another one", _twins(p), limits["duplicates"], ">", "of the units", worst.name),)
     return found("error", message, layers=names(group), location=worst.site, evidence=evidence, remedies=(remedy,), confirmed=BY_VALUE)

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import by_site, constant_at_start, gain, in_order, names, parameters_by_name, weight
-from gradcheck.analysis.wording import also_in, number
+from gradcheck.analysis.wording import also_in, number, quoted
 from gradcheck.rules import cures
 from gradcheck.rules.initialization.shared import NO_GAINS, TRAINED_BEFORE
 from gradcheck.types.finding import Evidence, Remedy
@@ -143,7 +143,10 @@ def _off_peers(layer: Layer, gain: float, peers: list[float]) -> float:
 def _scale_finding(m: Measurement, group: list[Layer], worst: Layer, text: str, evidence: Evidence) -> Finding:
     p = weight(worst, parameters_by_name(m))
     std = f", standard deviation {number(p.std)} over {worst.fan_in} inputs" if p else ""
-    message = f"weights of {worst.name} have {text}{std}{also_in(group)}: this layer changes the scale of the signal by orders of magnitude"
+    message = (
+        f"weights of {quoted(worst.name)} have {text}{std}{also_in(group)}: this layer changes the scale of the signal by orders of "
+        "magnitude"
+    )
     cure = Remedy("lecun-init", f"initialise with standard deviation 1 / sqrt(fan_in) = {number((worst.fan_in or 1) ** -0.5)}", "safe")
     remedies = cures.reinitialise(m, group) or (cure,)
     return found("warning", message, layers=names(group), location=worst.site, evidence=(evidence,), remedies=remedies)
@@ -159,7 +162,7 @@ def _head_scales(m: Measurement, limits: Limits) -> list[Finding]:
         if value is None or value <= limits["highest"] or not times > limits["head_loss"]:
             continue
         message = (
-            f"weights of the head {x.name} have gain {number(value)} (limit {number(limits['highest'])}), and the initial loss is "
+            f"weights of the head {quoted(x.name)} have gain {number(value)} (limit {number(limits['highest'])}), and the initial loss is "
             f"{number(times)} times that of a constant prediction (limit {number(limits['head_loss'])}): the first steps only shrink it"
         )
         remedy = Remedy("head-scaling", f"divide the head's weights by {number(value)}, and start with a zero bias", "safe")
@@ -180,7 +183,9 @@ def _embedding_scales(m: Measurement, limits: Limits) -> list[Finding]:
         high = p.std > limits["embedding_highest"]
         limit = limits["embedding_highest" if high else "embedding_lowest"]
         side = "above" if high else "below"
-        message = f"embedding {x.name} has standard deviation {number(p.std)} ({side} the limit {number(limit)}); 0.02 to 1 are usual"
+        message = (
+            f"embedding {quoted(x.name)} has standard deviation {number(p.std)} ({side} the limit {number(limit)}); 0.02 to 1 are usual"
+        )
         remedy = Remedy("lecun-init", f"initialise the embedding with normal_(std={number(max(0.02, p.shape[-1] ** -0.5))})", "safe")
         evidence = (Evidence("standard deviation of the embedding", p.std, limit, ">" if high else "<", "", x.name),)
         result.append(found("info", message, layers=(x.name,), location=x.site, evidence=evidence, remedies=(remedy,)))

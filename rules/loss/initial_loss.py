@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.outputs import REGRESSION_LOSSES
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -87,7 +87,7 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     severity: Severity = "info" if made_up or (soon is not None and ratio <= limits["strong_ratio"]) else "warning"
     course = f"it is near chance after {soon} steps" if soon is not None else f"after {len(start) - 1} steps it is {number(start[-1])}"
     head = next((x for x in reversed(m.layers) if x.head), None)
-    name = head.name if head else "the last layer"
+    name = quoted(head.name) if head else "the last layer"
     return [
         found(
             severity,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis import convergence
 from gradcheck.analysis.layer_groups import head_site, layer_site
-from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.rules.outputs import Mismatch, mismatch
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -128,7 +128,7 @@ def _mismatched(m: Measurement, call: LossCall, wrong: Mismatch) -> Finding:
     if not m.loss_given:
         severity = "warning" if wrong.about_targets and severity != "info" else "info"
         meaning = f"the loss was assumed by gradcheck; if it is the one: {meaning}"
-    place = f" (output of layer {call.producer_layer})" if call.producer_layer else ""
+    place = f" (output of layer {quoted(call.producer_layer)})" if call.producer_layer else ""
     return found(
         severity,
         f"{wrong.problem}{place}: {meaning}",
@@ -181,7 +181,7 @@ def _constant_outputs(m: Measurement) -> list[Finding]:
 
 
 def _constant(what: str, layer: str, location: Location | None) -> Finding:
-    place = f" in layer {layer}" if layer else ""
+    place = f" in layer {quoted(layer)}" if layer else ""
     return found(
         "error",
         f"{what}{place}: the output is constant whatever the weights are, every gradient is zero, and nothing can be learned",

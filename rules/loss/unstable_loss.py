@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
@@ -109,7 +109,7 @@ def unstable_loss(m: Measurement, limits: Limits) -> Verdict:
 
 
 def _place(o: LossOperation) -> str:
-    return f" (in {o.layer})" if o.layer else ""
+    return f" (in {quoted(o.layer)})" if o.layer else ""
 
 
 def _layers(o: LossOperation) -> tuple[str, ...]:

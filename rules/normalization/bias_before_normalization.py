@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import bias, by_site, names, parameters_by_name
-from gradcheck.analysis.wording import layers_in_words
+from gradcheck.analysis.wording import layers_in_words, quoted
 from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
@@ -68,6 +68,6 @@ def _bias_finding(group: list[Layer], followed: dict[str, Norm], m: Measurement)
         f"the biases of {layers_in_words(names(group))} ({count} numbers) are subtracted again by the batch normalization that follows "
         f"({followed[first.name].layer}): they have no effect"
     )
-    remedy = Remedy("remove-bias", f"create {first.name} with bias=False", "unsafe")
+    remedy = Remedy("remove-bias", f"create {quoted(first.name)} with bias=False", "unsafe")
     evidence = (Evidence("biases without effect", float(count), 0.0, ">", "numbers", first.name),)
     return found("info", message, layers=names(group), location=first.site, evidence=evidence, remedies=(remedy,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import by_site
-from gradcheck.analysis.wording import number, percent
+from gradcheck.analysis.wording import number, percent, quoted
 from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -96,11 +96,12 @@ def _shift_finding(m: Measurement, group: list[Norm], severity: Severity, limits
     others = f"; the same in {len(group) - 1} more" if len(group) > 1 else ""
     gap = f"; {gap_in_words(m)}" if m.normalization is not None and severity == "warning" else ""
     message = (
-        f"dropout {worst.dropout or 'of the model'} ({percent(worst.dropout_rate)}) feeds {worst.layer} {how}: in training it sees "
+        f"dropout {quoted(worst.dropout) if worst.dropout else 'of the model'} ({percent(worst.dropout_rate)}) feeds "
+        f"{quoted(worst.layer)} {how}: in training it sees "
         f"{number(shift(worst))} times the variance of evaluation (limit {number(limits['shift'])}){others}: "
         f"evaluation divides by the wrong one{gap}"
     )
-    remedy = Remedy("move-dropout", f"move the dropout behind {worst.layer}, or behind the last batch normalization", "unsafe")
+    remedy = Remedy("move-dropout", f"move the dropout behind {quoted(worst.layer)}, or behind the last batch normalization", "unsafe")
     return found(
         severity,
         message,

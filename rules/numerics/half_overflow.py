@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.rules.numerics.shared import BFLOAT16
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -105,7 +105,7 @@ def _overflow(m: Measurement, events: Sequence[NonFinite], layer: Layer | None) 
         event = events[0]
         owner = m.layer(event.layer)
         step, name, site = event.step, event.layer, event.site or (owner.site if owner else None)
-        what = f"{event.operation}{f' in {event.layer}' if event.layer else ''} gives infinity"
+        what = f"{event.operation}{f' in {quoted(event.layer)}' if event.layer else ''} gives infinity"
     return found(
         "error",
         f"{what} in float16 at step {step}: it is beyond {number(LARGEST)}, the largest float16, and the loss becomes infinite or NaN",

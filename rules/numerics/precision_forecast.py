@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.number_formats import BY_NAME, KINDS, Format, Lost, What, loss_scale_exponent, lost, measured
-from gradcheck.analysis.wording import percent
+from gradcheck.analysis.wording import percent, quoted
 from gradcheck.rules.numerics.shared import BFLOAT16
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import NO_SCALER
@@ -130,8 +130,8 @@ def _finding(m: Measurement, form: Format, what: What, name: str, shares: dict[s
     layer = m.layer(owner)
     share = shares[name].over if side == "over" else shares[name].under
     fate = "would be beyond its largest number" if side == "over" else "would become 0"
-    message = f"training is set up for {form.name}: {percent(share)} of the {what} of {name} {fate} (limit {percent(limit)})"
-    cure = BFLOAT16 if form.name == "fp16" else Remedy("float32-region", f"keep {owner} in a wider format", "advice")
+    message = f"training is set up for {form.name}: {percent(share)} of the {what} of {quoted(name)} {fate} (limit {percent(limit)})"
+    cure = BFLOAT16 if form.name == "fp16" else Remedy("float32-region", f"keep {quoted(owner)} in a wider format", "advice")
     return found(
         "info",
         message,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.types.finding import Evidence, Remedy, Severity
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _cure(cures: Mapping[str, str], operation: str) -> str | None:
 
 
 def _place(event: NonFinite) -> str:
-    return f" in {event.layer}" if event.layer else (" in the loss" if event.direction == "loss" else "")
+    return f" in {quoted(event.layer)}" if event.layer else (" in the loss" if event.direction == "loss" else "")
 
 
 def _kind(event: NonFinite) -> str:

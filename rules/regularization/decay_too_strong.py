@@ -9,7 +9,7 @@ from gradcheck.analysis.convergence import CLEAR_FALL, data_fall
 from gradcheck.analysis.costs import costs_nothing
 from gradcheck.analysis.layer_groups import is_matrix
 from gradcheck.analysis.update_sizes import gentle_decay
-from gradcheck.analysis.wording import falls_short, number, run_in_words
+from gradcheck.analysis.wording import falls_short, number, quoted, run_in_words
 from gradcheck.rules.regularization.shared import DECAY, PENALTY, confirmation, failed, recovered
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -147,7 +147,7 @@ def _bound(m: Measurement) -> str:
     p = min(matrices, key=lambda p: 1 / (p.weight_decay * p.std))
     if p.weight_decay * p.std <= 1:
         return ""
-    return f", to {number(1 / p.weight_decay)} each at most, where those of {p.name} start at {number(p.std)}"
+    return f", to {number(1 / p.weight_decay)} each at most, where those of {quoted(p.name)} start at {number(p.std)}"
 
 
 def _penalty(m: Measurement, r: Regularization, limit: float) -> list[Finding]:

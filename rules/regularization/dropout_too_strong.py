@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import data_fall, outcome, relative_decrease
 from gradcheck.analysis.costs import costs_nothing, learns_slowly
-from gradcheck.analysis.wording import layers_in_words, number, percent, run_in_words
+from gradcheck.analysis.wording import layers_in_words, number, percent, quoted, run_in_words
 from gradcheck.rules.regularization.shared import DROPOUT, confirmation, failed, recovered
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -101,9 +101,11 @@ def _loud(strongest: Dropout, limit: float) -> list[Finding]:
     if strongest.rate < limit:
         return []
     kept = 1 - strongest.rate
-    message = f"{strongest.layer} drops {percent(strongest.rate)} of the values (limit {percent(limit)}): what is left is {percent(kept)}"
+    message = (
+        f"{quoted(strongest.layer)} drops {percent(strongest.rate)} of the values (limit {percent(limit)}): what is left is {percent(kept)}"
+    )
     evidence = (Evidence("largest rate of dropout", strongest.rate, limit, ">=", "of the values", strongest.layer),)
-    remedies = (Remedy("lower-dropout", f"lower the rate of {strongest.layer} to between 0.1 and 0.5", "safe"),)
+    remedies = (Remedy("lower-dropout", f"lower the rate of {quoted(strongest.layer)} to between 0.1 and 0.5", "safe"),)
     return [found("info", message, layers=(strongest.layer,), location=strongest.site, evidence=evidence, remedies=remedies)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import BY_VALUE, percent
+from gradcheck.analysis.wording import BY_VALUE, percent, quoted
 from gradcheck.rules.sequence.shared import LEAK, NEXT_TOKEN, _by_loss
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
@@ -85,14 +85,15 @@ def _misplaced(s: TokenStream, limits: Limits) -> Finding:
     if s.ahead:
         message = (
             f"the targets are {s.ahead} tokens ahead: at {share} of {s.places} places (limit {percent(limits['same_token'])}) the target "
-            f"is not the next token that {s.layer} reads but the one {s.ahead} places on. The labels were shifted more than once: "
+            f"is not the next token that {quoted(s.layer)} reads but the one {s.ahead} places on. The labels were shifted more than once: "
             "the model learns to skip tokens"
         )
         cure = Remedy("shift-labels", "shift the labels once: give the model the tokens themselves as labels where it shifts them itself")
     else:
         message = (
             f"the target is the token that the model is given: at {share} of {s.places} places (limit {percent(limits['same_token'])}) it "
-            f"is the one that {s.layer} reads there, and the output depends on it. Copying brings the loss to 0; nothing else is learned"
+            f"is the one that {quoted(s.layer)} reads there, and the output depends on it. Copying brings the loss to 0; nothing else "
+            "is learned"
         )
         text = "shift the labels by one: feed tokens[:, :-1] and ask for tokens[:, 1:]; to a decoder give the labels shifted to the right"
         cure = Remedy("shift-labels", text)

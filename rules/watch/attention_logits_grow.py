@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, grows, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -88,7 +88,8 @@ def _finding(m: Measurement, bad: list[tuple[Gauge, float]], limits: Limits) -> 
     ahead = "past where others clip" if over else f"on its way to {number(limits['logit'])}"
     spread = f"; entropy {number(entropy)} of its log(keys)" if entropy is not None else ""
     message = (
-        f"the logits of {worst.name} have grown from {number(worst.values[0])} to {number(last)} (limit {number(limit)}, since step {since}"
+        f"the logits of {quoted(worst.name)} have grown from {number(worst.values[0])} to {number(last)} (limit {number(limit)}, since "
+        f"step {since}"
         f"{spread}{others(len(bad) - 1, 'head')}): {ahead}, some hundred steps before a divergence"
     )
     return found(

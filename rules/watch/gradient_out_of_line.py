@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -80,7 +80,7 @@ def _finding(bad: list[Gauge], limits: Limits) -> Finding:
     lasts = d.lasted >= limits["looks"]
     course = f"for {d.lasted} measured steps" if d.back else "to the last measured step"
     message = (
-        f"the gradient of {worst.name} leaves its own history at step {d.step}: {number(d.value)} after {number(d.level)}, "
+        f"the gradient of {quoted(worst.name)} leaves its own history at step {d.step}: {number(d.value)} after {number(d.level)}, "
         f"{number(d.score)} standard deviations (limit {number(limits['score'])}), {course}{others(len(bad) - 1)}; where the loss goes, "
         "it goes after that"
     )

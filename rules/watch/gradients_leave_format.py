@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
-from gradcheck.analysis.wording import also_in, number, percent
+from gradcheck.analysis.wording import also_in, number, percent, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED
 from gradcheck.types.finding import Evidence, Remedy, Severity
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -78,7 +78,7 @@ def gradients_leave_format(m: Measurement, limits: Limits) -> Verdict:
     worst = max(bad, key=lambda x: under(x, end)[-1])
     shares = under(worst, end)
     message = (
-        f"{percent(shares[-1])} of the gradient at {worst.name} lies below 2^{end}, where float16 loses digits (limit "
+        f"{percent(shares[-1])} of the gradient at {quoted(worst.name)} lies below 2^{end}, where float16 loses digits (limit "
         f"{percent(limits['under'])}), and {percent(shares[0])} did at the start{also_in(bad)}: as the loss falls the rest follows, and "
         "what becomes 0 is not learned from"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, grows
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -65,7 +65,8 @@ def output_logits_drift(m: Measurement, limits: Limits) -> Verdict:
         if growth is None or not last > limits["log_z"] or not growth > limits["growth"]:
             continue
         message = (
-            f"the output logits of {g.name} drift: log Z is {number(last)} (limit {number(limits['log_z'])}) after {number(g.values[0])} "
+            f"the output logits of {quoted(g.name)} drift: log Z is {number(last)} (limit {number(limits['log_z'])}) after "
+            f"{number(g.values[0])} "
             f"at the start, and {number(growth)} times that of a quarter of the run ago: the loss shows it only when the digits are gone"
         )
         evidence = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -94,7 +94,7 @@ def _finding(m: Measurement, bad: list[Gauge], limits: Limits) -> Finding:
     usual = worst.departure.level if worst.departure is not None else median(before or (1.0,))
     beta = m.optimizer.betas[1] if len(m.optimizer.betas) > 1 else 0.999
     message = (
-        f"at step {step} the gradient of {worst.name} is {number(lag)} times what Adam's second moment expects (limit "
+        f"at step {step} the gradient of {quoted(worst.name)} is {number(lag)} times what Adam's second moment expects (limit "
         f"{number(limit)}; {number(usual)} before{others(len(bad) - 1)}): its steps are too long by that, and a spike of the loss "
         "follows 1 to 8 steps later"
     )

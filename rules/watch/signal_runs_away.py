@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import thirds
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.log import Curve
@@ -80,7 +80,7 @@ def _growth(x: Layer) -> tuple[float, float] | None:
 def _finding(m: Measurement, bad: list[tuple[Layer, float, float]], limits: Limits) -> Finding:
     first, before, last = min(bad, key=lambda b: b[0].order)
     largest, _, most = max(bad, key=lambda b: b[2])
-    further = f", and most in {largest.name} ({number(most)} times)" if largest is not first else ""
+    further = f", and most in {quoted(largest.name)} ({number(most)} times)" if largest is not first else ""
     message = (
         f"the output of {first.name or 'the model'} has grown {number(last)} times in the last third of the run (limit "
         f"{number(limits['growth'])}), after {number(before)} times in the third before{further}{others(len(bad) - 1, 'layer')}: what "

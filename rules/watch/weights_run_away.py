@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import thirds
-from gradcheck.analysis.wording import number
+from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.log import Curve
@@ -86,7 +86,8 @@ def _finding(m: Measurement, bad: list[tuple[Parameter, float, float]], limits: 
     worst, before, last = max(bad, key=lambda b: b[2])
     decay = "without weight decay" if not worst.weight_decay else f"in spite of a weight decay of {number(worst.weight_decay)}"
     message = (
-        f"the norm of {worst.name} has grown {number(last)} times in the last third of the run (limit {number(limits['growth'])}), after "
+        f"the norm of {quoted(worst.name)} has grown {number(last)} times in the last third of the run (limit "
+        f"{number(limits['growth'])}), after "
         f"{number(before)} times in the third before, to {number(worst.steps[-1].norm)}, {decay}{others(len(bad) - 1)}: growth that gains "
         "speed ends in a divergence, and the loss shows it last"
     )

@@ -5,30 +5,45 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from gradcheck.bisect.recording import SKETCH, Event, Kind, LayerFacts, Print, Recording, save
+from gradcheck.bisect.recording import load as load_recording
+from gradcheck.bisect.story import Orders, Side, bisected
 from gradcheck.config.settings import Settings, load
 from gradcheck.errors import GradcheckError
 from gradcheck.judge.baseline import Entry
 from gradcheck.judge.diff import diff
 from gradcheck.judge.judge import judge_again
+from gradcheck.live.attach import Seen, look
+from gradcheck.live.record_file import board_file
+from gradcheck.live.screen import Lines
 from gradcheck.loading.data_files import read_data
+from gradcheck.logs.read import read as read_log
+from gradcheck.report import bisection
 from gradcheck.report import diff as shown
 from gradcheck.report.baseline_file import read
 from gradcheck.report.baseline_file import text as baseline_text
 from gradcheck.report.diff_html import page
+from gradcheck.report.live import board
 from gradcheck.report.outputs import FORMATS, Output, write_outputs
 from gradcheck.report.view import View
 from gradcheck.saved_run import dumps, load_all
+from gradcheck.types.live import Frame, LiveFinding, LiveLayer
+from gradcheck.workload.notebook import code_cells, python_of
+from tests.logs import writers
 from tests.report.html.pages import treated
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -202,3 +217,81 @@ def test_data(name: str, make: Callable[[], bytes], request: pytest.FixtureReque
         read_data(str(file), 2, 0)
 
     tried(request, cuts, 0.05, case)
+
+
+def fingerprint(value: float) -> Print:
+    return Print((3, 2), "float32", f"{value:x}" if isinstance(value, int) else "", float(value), (float(value),) * SKETCH)
+
+
+def recorded(off: int) -> Recording:
+    kinds: list[tuple[Kind, str]] = [("weight", "0.weight"), ("forward", "0"), ("loss", "loss"), ("gradient", "0.weight")]
+    steps = [[Event(kind, name, 0, fingerprint(n + t + off)) for n, (kind, name) in enumerate(kinds)] for t in range(3)]
+    layers = {"0": LayerFacts("Linear", "(3,2)", "t.py:3", False)}
+    return Recording(steps, [{"torch": "a"}] * 3, [["s"]] * 3, layers, {"0.weight": [(0, {"lr": "0.1"})]})
+
+
+@pytest.mark.parametrize("shape", [True, False])
+def test_recordings(shape: bool, request: pytest.FixtureRequest, home: Path) -> None:
+    file = home / "b.recording"
+    save([recorded(0), recorded(1)], file)
+    data = file.read_bytes()
+    a = Side("a", (recorded(0), recorded(0)))
+
+    def case(steps: Any) -> None:
+        file.write_bytes(gzip.compress(moved(gzip.decompress(data).decode(), steps).encode()) if shape else damaged(data, steps))
+        b = Side("b", tuple(load_recording(file)))
+        bisection.text(bisected(a, b, Orders()))
+        bisected(b, a, Orders())
+
+    tried(request, moves if shape else cuts, 0.1, case)
+
+
+NOTEBOOK = {
+    "cells": [{"cell_type": "code", "source": ["%matplotlib inline\n", "!ls\n", "x = 1"], "metadata": {}}],
+    "metadata": {"kernelspec": {"name": "python3", "language": "python"}, "language_info": {"name": "python"}},
+    "nbformat": 4,
+}
+
+
+def test_notebooks(request: pytest.FixtureRequest, home: Path) -> None:
+    file = home / "n.ipynb"
+
+    def case(steps: list[Move]) -> None:
+        file.write_text(moved(json.dumps(NOTEBOOK), steps))
+        for cell in code_cells(str(file)):
+            python_of(cell.source)
+
+    tried(request, moves, 0.1, case)
+
+
+def test_boards(request: pytest.FixtureRequest, home: Path) -> None:
+    frame = Frame(3, 1.0, (2.0, 1.0), layers=(LiveLayer("0", "Linear"),), findings=(LiveFinding("GRAD001", "x", "error", "m", "0"),))
+    text = json.dumps(asdict(Seen("t", 1, "x", "elsewhere", 1.0, frame)))
+
+    def case(steps: list[Move]) -> None:
+        board_file(home / "run.json").write_text(moved(text, steps))
+        seen = look(home / "run.json")
+        if seen is not None and seen.frame is not None:
+            Lines().show(seen.frame)
+            Console(file=io.StringIO(), width=80).print(board(seen.frame, seen.title, 80))
+
+    tried(request, moves, 0.1, case)
+
+
+@pytest.mark.parametrize("write", [writers.event_file, writers.trainer_state, writers.wandb, writers.csv])
+def test_logs(write: Callable[..., Path], request: pytest.FixtureRequest, home: Path) -> None:
+    name = {writers.event_file: "events.out.tfevents.1", writers.trainer_state: "trainer_state.json", writers.wandb: "run.wandb"}
+    path = write(home / name.get(write, "m.csv"), {"loss": writers.falling(30), "lr": [1e-3] * 30})
+    data = path.read_bytes()
+
+    def case(steps: Any) -> None:
+        path.write_bytes(damaged(data, steps))
+        read_log(path, {})
+
+    tried(request, cuts, 0.1, case)
+
+
+def test_a_number_that_no_float_holds(home: Path) -> None:
+    rows = [{"loss": 1.0, "step": 1}, {"loss": 10**400, "step": 2}, {"loss": 0.5, "step": 3}]
+    (home / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_log(home / "m.jsonl", {}).format

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from gradcheck.cli import main
+from gradcheck.cli.exit import exits
 from gradcheck.saved_run import dumps
 from gradcheck.types.report import Report
 from tests.literals import measurement
@@ -187,6 +188,45 @@ def test_an_odd_model_is_measured_or_refused(text: str, gradcheck: Run) -> None:
     Path("model.py").write_text(HEAD + text)
     code, _, err = gradcheck("scan", "model.py", "--input", "float32[4,8]", "--loss", "mse_loss", "--fast", "-q")
     assert "Traceback" not in err and "bug in" not in err and code in (0, 1, 2), err
+
+
+class Strange(BaseException):
+    pass
+
+
+def test_what_is_no_exception_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, exits():
+        raise Strange("one\n::error::two")
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in err and "Strange: one ::error::two" in err and "\n::" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RecursionError("maximum recursion depth exceeded"), "nested deeper"),
+        (MemoryError(), "no memory left"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "TMPDIR"),
+    ],
+)
+def test_what_the_surroundings_lack_is_no_bug(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, exits():
+        raise error
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and said in err and "Traceback" not in err and "bug in" not in err, err
+
+
+def test_a_command_without_an_end_of_quotation(gradcheck: Run) -> None:
+    refused(gradcheck("bisect", 'a "b', "t.py"), "No closing quotation")
+
+
+def test_a_folder_that_the_code_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    with pytest.raises(SystemExit) as ended, exits():
+        os.rmdir(tmp_path / "gone")
+        os.getcwd()
+    assert ended.value.code == 2 and "the working directory is gone" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------- in a process of its own

@@ -108,7 +108,7 @@ def test_parameters_that_are_averaged_now_and_then_are_a_note():
 def test_a_nan_on_one_rank_is_told_with_rank_and_layer():
     first = run("nan")[0]["watched"]
     (code, severity, message), *_ = first["findings"]
-    assert (code, severity) == ("NUM001", "error") and "in 0 on rank 1 gives NaN at step 10" in message
+    assert (code, severity) == ("NUM001", "error") and "in `0` on rank 1 gives NaN at step 10" in message
     assert first["ranks"]["non_finite"][0] == {"rank": 1, "step": 10}
     assert all(map(math.isfinite, first["losses"][:10])) and math.isnan(first["losses"][10])
 
