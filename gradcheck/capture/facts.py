@@ -19,7 +19,7 @@ from gradcheck.capture.trace import scale_of
 from gradcheck.capture.weighting import weighting
 from gradcheck.instrument.fingerprints import shape_of
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, NOT_RETAINED, LoopBatches, LoopFacts, LoopPairing, LoopRetained, LoopScaler
+from gradcheck.types.loop import NEVER_EVALUATED, LoopBatches, LoopFacts, LoopPairing, LoopScaler
 from gradcheck.workload.dtensor import local
 
 
@@ -71,7 +71,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         made_site=watched.site if watched.changes is None else None,
         averages=recorder.averages.facts(watched.ids, frozenset().union(*(p.reached for p in every))),
         silent=silent_terms(recorder.tape.silent, every),
-        retained=_retained(recorder, every),
+        retained=recorder.retained.most({p.place for p in every}),
         weighting=weighting(steps),
         leak=recorder.leaks.found(),
         reads=recorder.reads.found([loader for loader, _ in recorder.loaders.values()]),
@@ -83,11 +83,6 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         **base | {"backward_site": site},
     )
     return own
-
-
-def _retained(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopRetained:
-    found = [x for place, x in recorder.retained.found.items() if place in {p.place for p in passes}]
-    return max(found, key=lambda x: x.steps, default=NOT_RETAINED)
 
 
 def _pairing(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopPairing | None:
