@@ -19,7 +19,7 @@ from gradcheck.capture.trace import scale_of
 from gradcheck.capture.weighting import weighting
 from gradcheck.instrument.fingerprints import shape_of
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NEVER_EVALUATED, NOT_RETAINED, LoopBatches, LoopFacts, LoopPairing, LoopRetained, LoopScaler, LoopThawed
+from gradcheck.types.loop import NEVER_EVALUATED, LoopBatches, LoopFacts, LoopPairing, LoopScaler, LoopThawed
 from gradcheck.workload.dtensor import local
 
 THAWED = 4  # steps whose losses reach a weight that was frozen: fewer may look at it only
@@ -73,7 +73,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         made_site=watched.site if watched.changes is None else None,
         averages=recorder.averages.facts(watched.ids, frozenset().union(*(p.reached for p in every))),
         silent=silent_terms(recorder.tape.silent, every),
-        retained=_retained(recorder, every),
+        retained=recorder.retained.most({p.place for p in every}),
         weighting=weighting(steps),
         leak=recorder.leaks.found(),
         thawed=_thawed(recorder, watched),
@@ -86,11 +86,6 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         **base | {"backward_site": site},
     )
     return own
-
-
-def _retained(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopRetained:
-    found = [x for place, x in recorder.retained.found.items() if place in {p.place for p in passes}]
-    return max(found, key=lambda x: x.steps, default=NOT_RETAINED)
 
 
 def _pairing(recorder: Recorder, passes: Sequence[BackwardPass]) -> LoopPairing | None:

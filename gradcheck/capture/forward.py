@@ -13,6 +13,7 @@ from torch import nn
 from gradcheck.capture.nodes import Node
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.updates import Updates
+from gradcheck.instrument.custom_functions import applied
 from gradcheck.instrument.running_code import here, is_wrapper
 
 
@@ -28,7 +29,7 @@ class Forward:
         recording = self.recording
 
         def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
-            function = functools.partial(original, kind)
+            function = functools.partial(applied, original, kind)
             if recording.busy or recording.depth or not recording.tape.recording:
                 return function(*args, **kwargs)
             recording.busy += 1

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import ast
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from gradcheck.capture.recording import Recording
 from gradcheck.instrument.loop_events import LoopListener
 from gradcheck.instrument.running_code import here, outside
 from gradcheck.types.location import Location
-from gradcheck.types.loop import LoopRetained
+from gradcheck.types.loop import NOT_RETAINED, LoopRetained
 from gradcheck.workload.assignments import expression_at, parsed
 from gradcheck.workload.source_sites import origin_of
 
@@ -47,10 +46,20 @@ class _Loss:
     place: Location | None
 
 
+class Steps(Protocol):
+    """Of a loop that is listened to."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def busy(self) -> int: ...
+
+
 class Retained(LoopListener):
     """Hears of the losses before the recording is busy with them."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Steps) -> None:
         self.recording = recording
         self.found: dict[Location | None, LoopRetained] = {}  # by the place of the backward pass
         self._losses: list[_Loss] = []
@@ -61,6 +70,11 @@ class Retained(LoopListener):
         for loss in losses:
             if loss.grad_fn is not None:
                 self._look(loss, here())
+
+    def most(self, places: Collection[Location | None] | None = None) -> LoopRetained:
+        """The longest chain of graphs, of losses whose backward pass stands at one of these places."""
+        found = [x for place, x in self.found.items() if places is None or place in places]
+        return max(found, key=lambda x: x.steps, default=NOT_RETAINED)
 
     def _look(self, loss: torch.Tensor, place: Location | None) -> None:
         mark = _Mark()

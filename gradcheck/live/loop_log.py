@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gradcheck.capture.retained import Retained
 from gradcheck.instrument.averages import Averages
 from gradcheck.instrument.loop_journal import Evaluations, LoopJournal
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
@@ -31,6 +32,7 @@ class LoopLog:
 
     journal: LoopJournal | None = None
     averages: Averages | None = None
+    retained: Retained | None = None
     evaluations: Evaluations = field(default_factory=Evaluations)
     steps: int = 0
     leftover: int = 0
@@ -132,6 +134,7 @@ class LoopLog:
             evaluation=None if untapped else self.evaluations.record(next((p for p in sites if p is not None), None)),
             batches=journal.batches(len(batches), len(set(batches)), self.samples, None, self.called_site) if batches else None,
             averages=averages.facts(traced.ids, None) if averages is not None else None,
+            retained=self.retained.most() if self.retained is not None else None,
             made_site=traced.site,
             backward_site=site,
             **journal.facts(traced),

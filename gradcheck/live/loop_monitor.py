@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradcheck.analysis.wording import layers_in_words
+from gradcheck.capture.retained import Retained
 from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.averages import Averages
 from gradcheck.instrument.loop_events import ClipKind, LoopListener
@@ -69,7 +70,8 @@ class LoopMonitor(LoopListener):
         self._plain = False  # only the loss of a backward pass matters: each one belongs to the step, which is not measured
         self.journal = record.log.journal = LoopJournal(lambda: self.optimizers.traces, self.optimizers.traced)
         self.spikes = Spikes(record)
-        self.hooks = LoopHooks(self.journal, self)
+        self.retained = record.log.retained = Retained(record)
+        self.hooks = LoopHooks(self.journal, self.retained, self)
 
     # ----------------------------------------------------------------- context
 

@@ -86,6 +86,7 @@ class Record:
     spikes: list[Spike] = field(default_factory=list)
     bad_losses: int = 0  # non-finite ones in a row, up to the last step
     steps: int = 0
+    busy: int = 0  # what listens to a recorded script asks; a watched run is never recorded at the same time
     backward_site: Location | None = None
     traced: TracedOptimizer | None = None  # what is known of the optimizer
     ranks: RankFacts | None = None  # of a distributed training

@@ -11,7 +11,16 @@ from gradcheck.remedies.editing.context import Writer
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.plan import SourcePlan, plan
 from gradcheck.remedies.initialization import write_lsuv, write_values, write_weights
-from gradcheck.remedies.loop import write_causality, write_clipping, write_epochs, write_graph, write_once, write_steps, write_weighting
+from gradcheck.remedies.loop import (
+    write_causality,
+    write_clipping,
+    write_epochs,
+    write_graph,
+    write_once,
+    write_steps,
+    write_targets,
+    write_weighting,
+)
 from gradcheck.remedies.loss import write_loss, write_reduction, write_stability
 from gradcheck.remedies.normalization import write_normalization
 from gradcheck.remedies.optimizer import write_adaptive, write_schedule, write_settings
@@ -32,6 +41,7 @@ MODULES = (
     write_once,
     write_weighting,
     write_causality,
+    write_targets,
     write_parameters,
     write_zero_derivatives,
     write_placeholder,

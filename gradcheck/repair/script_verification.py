@@ -17,7 +17,7 @@ from gradcheck.types.fix import Fix, Outcome, OutcomeStatus
 from gradcheck.types.report import Report
 
 # The losses are of different batches, of the model in another mode, or no longer of a model that sees the answer.
-OTHER_CONDITIONS = ("next-batch", "restore-training-mode", "causal-attention", "merge-heads", "weigh-micro-batches")
+OTHER_CONDITIONS = ("next-batch", "restore-training-mode", "causal-attention", "merge-heads", "weigh-micro-batches", "shift-labels")
 SAME_VALUE = ("stable-loss", "guard-domain")  # the loss is the same if it can be computed
 # Their effect need not show in the losses of the first steps: they must only do no harm.
 HARMLESS = ("move-clipping", "complete-scaler", "scale-loss", *OTHER_CONDITIONS)

@@ -49,7 +49,9 @@ def future_leak(m: Measurement, limits: Limits) -> Verdict:
     short training, other tokens are put in after a place, for three places. Masks and lengths stay as they are: tokens are changed
     where the embedding reads them. Looked at are the logits at supervised places up to that one, against those after it. Where
     they change, the two passes are compared operation by operation. A target may be the next token of two inputs, as in a
-    translation to the same language: one that does not leak is enough.
+    translation to the same language: one that does not leak is enough. A loss that is computed chunk by chunk is put together; of a
+    function that takes hidden states and the head's weight (`linear_cross_entropy`, a custom Function) the scores are computed. Where the
+    targets are tokens that are read, and no such loss was seen, nothing is said: not measured.
 
     Silent, since the next token is not wanted: masked language models, taggers, denoising, auto-encoders. In prefix language models
     only places count that are supervised; padding before a sequence does not count: masked as it is, it looks at all places alike.

@@ -41,7 +41,8 @@ def nothing_supervised(m: Measurement, limits: Limits) -> Verdict:
 
     ## How it is measured
     The targets of each loss over classes in some batches, as the loss gets them: the first batch; where some of its targets
-    do not count, up to four; and the batch at which the loss of the short training became NaN.
+    do not count, up to four; and the batch at which the loss of the short training became NaN. A loss that is called chunk by chunk
+    counts as one; so does a function that takes hidden states and the head's weight.
 
     ## Limits and their sources
     None for batches: one without any target is an error where the loss is then no number, or when all that were looked at are so, and a
@@ -68,6 +69,10 @@ def nothing_supervised(m: Measurement, limits: Limits) -> Verdict:
     seen = m.sequence.supervision if m.sequence is not None else ()
     if not seen:
         return not_applicable("no loss over classes whose targets can be left out")
+    chunks: dict[object, list[Supervision]] = {}
+    for s in seen:
+        chunks.setdefault((s.function, s.site or id(s)), []).append(s)
+    seen = tuple(min(group, key=lambda s: s.empty) for group in chunks.values())  # a chunk of a sequence may be all prompt
     others = {id(s): any(o is not s and not o.empty for o in seen) for s in seen}
     findings = [_nothing(s) for s in seen if s.empty and not (others[id(s)] and s.finite and s.empty < s.batches)]
     rows = [s for s in seen if not s.empty and s.rows and s.empty_rows / s.rows > limits["empty_rows"]]

@@ -418,3 +418,18 @@ def test_clipping_in_a_closure_is_seen(before: bool, codes: set[str]) -> None:
     report = Closure(False).watched()
     assert found(report) == codes
     assert report.measurement.loop is not None and report.measurement.loop.clips
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_losses_that_keep_their_graphs(kept: bool) -> None:
+    """LOOP010: told with the variable that holds them, and silent where they are cut off."""
+    total: list[torch.Tensor] = []
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+        loss = passed(model, x, y)
+        optimizer.step()
+        optimizer.zero_grad()
+        total.append(loss if kept else loss.detach())
+
+    findings = [f for f in watched(step).findings if f.code == "LOOP010"]
+    assert [(f.severity, f.message.split()[0]) for f in findings] == ([("warning", "total")] if kept else [])

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn import functional as F
 
 from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
-from gradcheck.measure.checks.alignment import SHORTEST
+from gradcheck.instrument.custom_functions import seen_by
+from gradcheck.measure.checks.alignment import FEWEST, SHORTEST, align
 from gradcheck.types.location import Location
 from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.tensors import tensors_in
 
 LOSSES = frozenset((F.cross_entropy, F.nll_loss))
 PICKS = frozenset((torch.gather, torch.Tensor.gather))  # that read the scores of given tokens: losses written by hand, rewards of policies
-_IGNORED = -100  # torch's own choice
+# Losses that take hidden states and the head's weight in place of logits.
+FUSED = frozenset(f for f in (getattr(F, "linear_cross_entropy", None),) if f is not None)
+CHOOSES = frozenset((F.one_hot, torch.Tensor.__getitem__))  # losses written by hand pick the scores of their targets so
+IGNORED = -100  # torch's own choice
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,33 @@ class Reading(ActivationRecorder):
         self.instead = instead or {}
         self.reads: list[Read] = []
         self.asked: list[Asked] = []
+        self.unseen = False  # a custom function takes indices, and what it makes of them is not known
+        self.chosen: list[torch.Tensor] = []  # indices by which something is picked
+        self._inside = 0  # of a custom function whose question is known
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._custom_functions = seen_by(self._custom)
+        self._custom_functions.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._custom_functions.__exit__(*error)
+        super().__exit__(*error)
 
     def _module_call(self, *details: Any) -> None:
         """Modules are only tracked."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if not self.recording or (function is not F.embedding and function not in LOSSES and function not in PICKS):
+        if function in FUSED and self.recording:
+            ignored = kwargs.get("ignore_index")
+            self._fuse(function.__name__, (*args, *kwargs.values()), IGNORED if ignored is None else ignored)
+        if function in CHOOSES and self.recording:
+            by = args if function is F.one_hot else args[1:]
+            self.chosen += [t.detach() for t in tensors_in(by, 2) if t.dtype == torch.int64 and t.numel() >= FEWEST]
+        known = function is F.embedding or function in LOSSES or function in PICKS
+        if not known or not self.recording or self._inside:
             return function(*args, **kwargs)
         if function is F.embedding:
             tokens = args[0] if args else kwargs.pop("input")
@@ -81,6 +106,37 @@ class Reading(ActivationRecorder):
         else:
             self._ask(function.__name__, args, kwargs)
         return function(*args, **kwargs)
+
+    def _fuse(self, function: str, given: Sequence[Any], ignored: int) -> bool:
+        """Hidden states [..., D], the head's weight [classes, D] and classes [...] are a question over classes."""
+        tensors = [t for t in given if isinstance(t, torch.Tensor)]
+        target = next((t for t in tensors if t.dtype == torch.int64 and t.numel() >= SHORTEST), None)
+        if target is None:
+            return False
+        for weight in (t for t in tensors if t.dim() == 2 and t.is_floating_point() and len(t) > int(target.max())):
+            for hidden in (t for t in tensors if t is not weight and t.is_floating_point() and t.shape[-1:] == weight.shape[1:]):
+                if hidden.numel() == target.numel() * weight.shape[1]:
+                    with torch.no_grad(), torch._C.DisableTorchFunction():
+                        logits = hidden.detach().reshape(-1, weight.shape[1]) @ weight.detach().to(hidden.dtype).T
+                    self.asked.append(Asked(function, logits, target.detach(), ignored, location_of_frame(caller())))
+                    return True
+        return False
+
+    def _custom(self, function: Any, whole: Any, args: Any, kwargs: Any) -> Any:
+        """A call of a custom function."""
+        given = (*args, *kwargs.values())
+        indices = any(isinstance(t, torch.Tensor) and t.dtype == torch.int64 and t.numel() >= FEWEST for t in given)
+        if not self.recording or not indices or self._inside:
+            return whole(function, *args, **kwargs)
+        ignored = next((x for x in given if isinstance(x, int) and x < 0), IGNORED)
+        known = self._fuse(function.__name__, given, ignored)
+        before = len(self.asked)
+        self._inside += known
+        try:
+            return whole(function, *args, **kwargs)
+        finally:
+            self._inside -= known
+            self.unseen = self.unseen or not (known or len(self.asked) > before)
 
     def _read(self, tokens: torch.Tensor, rest: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         padding = rest[1] if len(rest) > 1 else kwargs.get("padding_idx")
@@ -97,12 +153,37 @@ class Reading(ActivationRecorder):
             groups.setdefault((read.layer, read.site, read.tokens.shape) if single else read.calls, []).append(read)
         return [r for reads in groups.values() for r in ([_joined(reads)] if len(reads) >= SHORTEST else reads)]
 
+    @cached_property
+    def answers(self) -> list[Asked]:
+        """The questions, once the step is over: those that are asked chunk by chunk are one."""
+        groups: dict[Any, list[Asked]] = {}
+        for asked in self.asked:
+            groups.setdefault((asked.function, asked.site, asked.ignored, asked.picked), []).append(asked)
+        found = {id(group[0]): self._whole(group) for group in groups.values() if len(group) > 1}
+        joined = {id(a) for group in groups.values() if found.get(id(group[0])) is not None for a in group}
+        return [a for asked in self.asked if (a := found.get(id(asked)) or (asked if id(asked) not in joined else None)) is not None]
+
+    def _whole(self, group: Sequence[Asked]) -> Asked | None:
+        """All chunks of a sequence, or of all sequences one after another; None where they are no chunks of what is read."""
+        if any(align(r.tokens, a.target, a.ignored) is not None for r in self.sequences for a in group):
+            return None
+        best: tuple[float, Asked] | None = None
+        for samples in {1, *(n for r in self.sequences for n in r.tokens.shape[:2])}:
+            if any(a.target.numel() % samples for a in group) or group[0].target.numel() < 2 * samples:  # a decoder's single places
+                continue
+            target = torch.cat([a.target.reshape(samples, -1) for a in group], 1)
+            found = max((x.agreement for r in self.sequences if (x := align(r.tokens, target, group[0].ignored)) is not None), default=0.0)
+            if found and (best is None or found > best[0]):
+                logits = torch.cat([a.logits.reshape(samples, -1, a.logits.shape[-1]) for a in group], 1)
+                best = found, replace(group[0], target=target, logits=logits.reshape(-1, logits.shape[-1]))
+        return best[1] if best is not None else None
+
     def _ask(self, function: str, args: Any, kwargs: dict[str, Any]) -> None:
         logits = args[0] if args else kwargs["input"]
         target = args[1] if len(args) > 1 else kwargs["target"]
         if target.is_floating_point() or logits.dim() not in (target.dim(), target.dim() + 1):
             return
-        ignored = args[4] if len(args) > 4 else kwargs.get("ignore_index", _IGNORED)
+        ignored = args[4] if len(args) > 4 else kwargs.get("ignore_index", IGNORED)
         rows = (logits.movedim(1, -1) if logits.dim() > 1 else logits).detach()
         rows = rows.reshape(-1, rows.shape[-1])
         self.asked.append(Asked(function, rows, target.detach(), ignored, location_of_frame(caller())))
@@ -112,4 +193,4 @@ class Reading(ActivationRecorder):
         last = dim in (-1, scores.dim() - 1) and index.shape == (*scores.shape[:-1], 1)
         if last and scores.dim() > 1 and scores.is_floating_point():
             rows = scores.detach().reshape(-1, scores.shape[-1])
-            self.asked.append(Asked("gather", rows, index.detach()[..., 0], _IGNORED, location_of_frame(caller()), picked=True))
+            self.asked.append(Asked("gather", rows, index.detach()[..., 0], IGNORED, location_of_frame(caller()), picked=True))

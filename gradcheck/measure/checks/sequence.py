@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from gradcheck.measure.checks.alignment import Alignment, align
+from gradcheck.measure.checks.alignment import FEWEST, Alignment, align
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.futures import opening, site_of
-from gradcheck.measure.checks.reading import Asked, Reading
+from gradcheck.measure.checks.reading import IGNORED, Asked, Reading
 from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
 from gradcheck.workload.device import wide
 from gradcheck.workload.rng import Dice
+from gradcheck.workload.tensors import tensors_in
 from gradcheck.workload.training_copy import TrainingCopy
 
 PLACES = 3  # after which tokens are changed, one after another
@@ -51,16 +52,24 @@ class _Case:
             passes = [self._pass(batches[0])]
         except Exception:  # detectors return boxes instead of a loss in evaluation mode
             raise Unmeasured("the training step does not run in evaluation mode") from None
-        if not passes[0].seen.asked:
+        if not passes[0].seen.answers:
+            if passes[0].seen.unseen or self._is_asked_elsewhere(passes[0].seen):
+                raise Unmeasured("the loss over the tokens is computed where its scores and targets are not seen")
             return SequenceFacts()
-        passes += [self._pass(batches[i]) for i in self._others(passes[0].seen.asked)]
-        passes = [p for p in passes if len(p.seen.asked) == len(passes[0].seen.asked)]
-        telling = max(passes, key=lambda p: sum(int((a.target != a.ignored).sum()) for a in p.seen.asked))
+        passes += [self._pass(batches[i]) for i in self._others(passes[0].seen.answers)]
+        passes = [p for p in passes if len(p.seen.answers) == len(passes[0].seen.answers)]
+        telling = max(passes, key=lambda p: sum(int((a.target != a.ignored).sum()) for a in p.seen.answers))
         aligned = {(i, j): a for i, j, a in self._alignments(telling.seen)}
-        losses = [j for j, asked in enumerate(passes[0].seen.asked) if not asked.picked]
+        losses = [j for j, asked in enumerate(passes[0].seen.answers) if not asked.picked]
         supervision = [self._supervision(j, passes, aligned) for j in losses]
         streams = [self._stream(telling, i, j, a) for (i, j), a in aligned.items() if a.samples > 1 or self._is_sequence(telling, i, j, a)]
         return SequenceFacts(tuple(streams), tuple(supervision))
+
+    def _is_asked_elsewhere(self, seen: Reading) -> bool:
+        """Whether targets are tokens that the model reads, though no loss over classes was seen."""
+        picked = [t.argmax(-1) for t in tensors_in(self.context.workload.batches[0]) if _is_one_hot(t)]
+        targets = [t for t in (*self.context.targets[:1], *seen.chosen, *picked) if t.numel() >= FEWEST and not t.is_floating_point()]
+        return any(align(r.tokens, t, IGNORED) is not None for r in seen.sequences for t in targets)
 
     def _pass(self, batch: Any, instead: Mapping[int, torch.Tensor] | None = None) -> _Pass:
         self.dice.throw()
@@ -79,11 +88,11 @@ class _Case:
 
     @staticmethod
     def _alignments(seen: Reading) -> list[tuple[int, int, Alignment]]:
-        found = ((i, j, align(r.tokens, a.target, a.ignored)) for j, a in enumerate(seen.asked) for i, r in enumerate(seen.sequences))
+        found = ((i, j, align(r.tokens, a.target, a.ignored)) for j, a in enumerate(seen.answers) for i, r in enumerate(seen.sequences))
         return [(i, j, a) for i, j, a in found if a is not None]
 
     def _supervision(self, loss: int, passes: Sequence[_Pass], aligned: Mapping[tuple[int, int], Alignment]) -> Supervision:
-        asked = [p.seen.asked[loss] for p in passes]
+        asked = [p.seen.answers[loss] for p in passes]
         empty = [not bool((a.target != a.ignored).any()) for a in asked]
         layout = next((a for (_, j), a in aligned.items() if j == loss and a.ahead == 1), None)
         rows = [layout.rows((a.target != a.ignored).reshape(-1)) for a in asked if layout and a.target.numel() % layout.samples == 0]
@@ -102,7 +111,7 @@ class _Case:
     # ---------------------------------------------------------------------- effects
 
     def _stream(self, start: _Pass, read: int, loss: int, a: Alignment) -> TokenStream:
-        tokens, asked = start.seen.sequences[read], start.seen.asked[loss]
+        tokens, asked = start.seen.sequences[read], start.seen.answers[loss]
         a = _without_padding(a, a.tokens(tokens.tokens))
         found = TokenStream(tokens.layer, loss, a.ahead, a.agreement, a.places, loss_site=asked.site, read_site=tokens.site)
         base = wide(a.rows(asked.logits))
@@ -116,7 +125,7 @@ class _Case:
         if not found.leak or found.leak < TRACE:
             return found
         again = self._pass(start.batch)
-        if not torch.equal(again.seen.asked[loss].logits, asked.logits):
+        if not torch.equal(again.seen.answers[loss].logits, asked.logits):
             raise Unmeasured("the model gave different outputs for the same tokens and the same random numbers")
         return self._located(found, start, read, a)
 
@@ -126,7 +135,7 @@ class _Case:
         other = _swapped(start, read, a, places[-1], first=True) if places else None
         if other is None:
             return True
-        asked, base = self._pass(start.batch, tokens.instead(other)).seen.asked, start.seen.asked[loss].logits
+        asked, base = self._pass(start.batch, tokens.instead(other)).seen.answers, start.seen.answers[loss].logits
         if len(asked) <= loss or asked[loss].logits.shape != base.shape:
             return True
         later = torch.nan_to_num(wide(a.rows(asked[loss].logits)) - wide(a.rows(base)))[:, places[-1] + 1 :]
@@ -137,8 +146,8 @@ class _Case:
         tokens, other = start.seen.sequences[read], _swapped(start, read, a, t)
         if other is None:
             return None
-        asked = self._pass(start.batch, tokens.instead(other)).seen.asked
-        if len(asked) <= loss or asked[loss].logits.shape != start.seen.asked[loss].logits.shape:
+        asked = self._pass(start.batch, tokens.instead(other)).seen.answers
+        if len(asked) <= loss or asked[loss].logits.shape != start.seen.answers[loss].logits.shape:
             return None
         change = torch.nan_to_num(wide(a.rows(asked[loss].logits)) - base).square().mean(-1)
         upto = change[:, : t + 1][a.supervised[:, : t + 1]]
@@ -161,6 +170,10 @@ class _Case:
             return found
         site = site_of(place, self.copy.model, self.context.sites)
         return replace(found, at=place.layer, operation=place.operation, site=site, pooled=place.pooled)
+
+
+def _is_one_hot(x: torch.Tensor) -> bool:
+    return x.dim() > 1 and x.shape[-1] > 1 and bool(((x == 0) | (x == 1)).all()) and bool((x.sum(-1) == 1).all())
 
 
 def _without_padding(a: Alignment, tokens: torch.Tensor) -> Alignment:

@@ -1,0 +1,53 @@
+"""Labels that are shifted once, and adapters whose scale follows the root of their rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradcheck.types.sequence import SequenceFacts, TokenStream
+from tests.remedies.editing.sheets import HEAD, Sheet, fix
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def sheet(loss: str, ahead: int) -> tuple[Sheet, object]:
+    written = Sheet(f"{HEAD}def loss_fn(logits, y):\n    return {loss}\n")
+    place = written.at(loss)
+    stream = TokenStream("embed", 0, ahead, 1.0, 100, loss_site=place)
+    return written.having(sequence=SequenceFacts((stream,))), place
+
+
+@pytest.mark.parametrize(
+    ("ahead", "before", "after"),
+    [
+        (0, "logits.flatten(0, 1), y.flatten()", "logits[:, :-1].flatten(0, 1), y[:, 1:].flatten()"),
+        (0, "logits.view(-1, 9), y.view(-1), ignore_index=0", "logits[:, :-1].reshape(-1, 9), y[:, 1:].reshape(-1), ignore_index=0"),
+        (0, "logits.transpose(1, 2), y", "logits[:, :-1].transpose(1, 2), y[:, 1:]"),
+        (2, "logits[:, :-1].reshape(-1, 9), y[:, 1:].reshape(-1)", "logits.reshape(-1, 9), y.reshape(-1)"),
+    ],
+)
+def test_labels_are_shifted_once(ahead: int, before: str, after: str) -> None:
+    written, place = sheet(f"F.cross_entropy({before})", ahead)
+    assert written.edited(fix("shift-labels", location=place)) == written.text.replace(before, after)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "loss"), [(2, "F.cross_entropy(logits, y)"), (0, "F.cross_entropy(logits[:, :-1], y)"), (0, "F.mse_loss(logits, y)")]
+)
+def test_a_shift_that_is_not_written_there(ahead: int, loss: str) -> None:
+    written, place = sheet(loss, ahead)
+    assert f"model.py:{place.line}" in written.refused(fix("shift-labels", location=place))
+
+
+def test_adapters_are_scaled_by_the_root_of_their_rank() -> None:
+    written = Sheet("from peft import LoraConfig\n\nconfig = LoraConfig(r=128, lora_alpha=16)\n")
+    assert written.edited(fix("rank-stabilised-scale")) == written.text.replace("=16)", "=16, use_rslora=True)")
+
+
+def test_adapters_that_are_made_elsewhere() -> None:
+    assert "0 calls of LoraConfig" in Sheet("import torch\n").refused(fix("rank-stabilised-scale"))
