@@ -17,7 +17,7 @@ from gradcheck.instrument import data_flow, surrogate
 from gradcheck.instrument.activation_recorder import ActivationRecorder
 from gradcheck.instrument.disconnected import lasting
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
-from gradcheck.instrument.graph_structure import Downstream, Graph
+from gradcheck.instrument.graph_structure import Downstream, Graph, remember
 from gradcheck.measure import data, experiments, facts, first_step, non_finite
 from gradcheck.measure.checks import registry
 from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
@@ -204,6 +204,8 @@ class Session:
         self.layers.add(step, step % len(self.workload.batches), taps.calls, fates)
         self.measured.append(step)
         self.failures |= taps.failures
+        seen = {n for c in taps.calls for n in (c.output_node, *c.input_nodes) if n is not None} if not first else set()
+        remember(seen, len(seen))
         taps.release()
         return value
 
