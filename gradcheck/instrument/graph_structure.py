@@ -44,7 +44,7 @@ class Graph:
             for parent in parents(node):
                 self.consumers[parent].append(node)
         self.names = {node: kinds.node_name(node) for node in self.order}
-        _remember(self.order, len(self.order))
+        remember(self.order, len(self.order))
 
     def __contains__(self, node: Node) -> bool:
         return node in self.consumers
@@ -229,11 +229,12 @@ def upstream_leaves(starts: Iterable[Node]) -> list[torch.Tensor]:
         if hasattr(node, "variable"):
             leaves.append(node.variable)
         stack.extend(p for p in parents(node) if p not in seen)
-    _remember(seen, len(seen))
+    remember(seen, len(seen))
     return as_held(leaves)
 
 
-def _remember(nodes: Iterable[Node], count: int) -> None:
+def remember(nodes: Iterable[Node], count: int) -> None:
+    """Nodes that Python has seen, until `release_graphs`."""
     if count > DEEP:
         _walked.append(sorted(nodes, key=lambda node: int(node._sequence_nr())))
 

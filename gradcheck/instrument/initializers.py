@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,14 +50,29 @@ class Initializers(TorchDispatchMode):
         self.draws: dict[int, list[Draw] | None] = {}  # by storage; None: of a kind that cannot be repeated
         self.kept: list[Any] = []  # storages: an id is that of a living one
         self.patches = Patches()
+        self._library: tuple[dict[str, Any], dict[str, Any]] | None = None  # torch's functions as transformers keeps them, and as it did
 
     def __enter__(self) -> Any:
         makers = {"trunc_normal_": self._truncated, "orthogonal_": self._orthogonal}  # which leave meta tensors alone
         self.patches.wrap_everywhere(nn.init, makers)
         return super().__enter__()
 
+    def _in_transformers(self) -> None:
+        """Its models, once it is imported, draw on the meta device, too, where they would leave that out."""
+        model = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+        if model is None:
+            return
+        held = getattr(sys.modules.get("transformers.initialization"), "TORCH_INIT_FUNCTIONS", {})
+        self._library = held, dict(held)
+        held.update({name: getattr(nn.init, name) for name in held})
+        if hasattr(model, "initialize_weights"):
+            self.patches.wrap(model, "init_weights", _drawing_first)
+
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
+        if self._library is not None:
+            held, before = self._library
+            held.update(before)
         self.patches.undo()
 
     def _truncated(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,6 +93,8 @@ class Initializers(TorchDispatchMode):
         return orthogonal_
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._library is None:
+            self._in_transformers()
         output = function(*args, **(kwargs or {}))
         if isinstance(output, torch.Tensor) and output.is_meta:
             self._note(function.overloadpacket.__name__ if hasattr(function, "overloadpacket") else "", function, args, kwargs, output)
@@ -123,6 +142,15 @@ class Initializers(TorchDispatchMode):
             x = step(x)
         mean, std = x.mean().item(), x.std(correction=0).item()
         return Drawn(mean if abs(mean) > CHANCE * std / len(x) ** 0.5 else 0.0, std)
+
+
+def _drawing_first(original: Callable[..., Any]) -> Callable[..., Any]:
+    def init_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.suppress(Exception):  # one that needs numbers: of what it has not drawn the module's own draws are told
+            model.initialize_weights()
+        return original(model, *args, **kwargs)
+
+    return init_weights
 
 
 def _repeated(function: Any, args: Any, kwargs: dict[str, Any]) -> Draw:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,10 +33,12 @@ class Probe:
     observe: Observe
     chance: Callable[[], float | None]
     tick: Callable[[str, float], None]
+    final: int = FINAL_STEPS  # measured steps at the end that there was time for
+    dear: float = 0.0  # seconds of the last measured step
 
-    def run(self, until: Callable[[], float], *, whole: bool) -> None:
+    def run(self, until: Callable[[], float], *, whole: bool, end: float, spare: float) -> None:
         """`until`: the deadline, by how long steps take. `whole`: to where it can be told whether the training learns, not only through the
-        measured steps."""
+        measured steps. `end`: until when the last measured ones may go on; `spare`: seconds that they may take in any case."""
         steps, training = self.steps, self.training
         body = max(1, steps - FINAL_STEPS)
         deadline = self._begin(body, until)
@@ -46,7 +49,13 @@ class Probe:
             self._train(FURTHER * steps, end, lambda losses: len(losses) % CHECKED == 0 and not self._on_its_way())
             training.ended = "done" if training.ended in ("budget", "learned") else training.ended
         if training.ended in ("done", "budget", "learned") and steps > FINAL_STEPS:
-            self._measure_last()
+            self._measure_last(end, spare)
+
+    def _observe(self, step: int, batch: Any) -> float:
+        started = now()
+        loss = self.observe(step, batch)
+        self.dear = now() - started
+        return loss
 
     def _begin(self, body: int, until: Callable[[], float]) -> float:
         """The first steps, with one thread where they are short. Returns the deadline."""
@@ -67,14 +76,18 @@ class Probe:
         phase = "probe, longer" if enough is not None else "probe"
         early = {t for t in EARLY if t < max(1, self.steps - FINAL_STEPS)}
         show = lambda t: self.tick(phase, (t + 1) / whole)  # noqa: E731
-        self.training.train(steps, deadline, measured=early, observe=self.observe, enough=enough, tick=show)
+        self.training.train(steps, deadline, measured=early, observe=self._observe, enough=enough, tick=show)
 
-    def _measure_last(self) -> None:
+    def _measure_last(self, end: float, spare: float) -> None:
         training = self.training
+        self.final = min(FINAL_STEPS, int(max(end - now(), spare) / max(self.dear, 1e-6)))
+        if not self.final:
+            training.ended = "budget"
+            return
         ended = "budget" if training.ended == "budget" else "done"
         training.ended = "done"
-        last = training.step + FINAL_STEPS
-        training.train(last, measured=range(training.step, last), observe=self.observe)
+        last = training.step + self.final
+        training.train(last, measured=range(training.step, last), observe=self._observe)
         training.ended = ended if training.ended == "done" else training.ended
 
     def _so_far(self) -> Run:

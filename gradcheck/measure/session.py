@@ -17,7 +17,7 @@ from gradcheck.instrument import data_flow, surrogate
 from gradcheck.instrument.activation_recorder import ActivationRecorder
 from gradcheck.instrument.disconnected import lasting
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
-from gradcheck.instrument.graph_structure import Downstream, Graph
+from gradcheck.instrument.graph_structure import Downstream, Graph, remember
 from gradcheck.measure import data, experiments, facts, first_step, non_finite
 from gradcheck.measure.checks import registry
 from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
@@ -47,6 +47,7 @@ Tick = Callable[[str, float], None]  # phase, fraction done
 PROBE_SHARE = 0.6  # of the time budget; the rest is for experiments and checks
 LEAST_STEPS = 20  # that the probe takes in this time even if the checks then run short: without it, most rules have nothing to look at
 EXPERIMENTS_END = 0.9  # of the time budget
+FINAL_END, SPARE = 0.8, 0.1  # of the time budget: the end of the last measured steps, and what they may take in any case
 CHECK_SHARE = 0.1  # of the time budget, for the checks when the experiments have used up theirs
 PARTS = "under tensor parallelism each rank has a part of a layer's output: only that of rank 0 was looked at"
 FEW_STEPS = 11  # enough for the measured steps 0, 1, 3 and 10, when no rule asks for the probe itself
@@ -144,7 +145,12 @@ class Session:
 
     def _probe(self) -> None:
         probe = Probe(self.training, self.plan.probe_steps, self.observe, lambda: self.first.chance, self.tick)
-        probe.run(self._until, whole=self.plan.probes)
+        seconds = self.plan.seconds
+        probe.run(self._until, whole=self.plan.probes, end=self.started + FINAL_END * seconds, spare=SPARE * seconds)
+        if probe.final < FINAL_STEPS:
+            why = f"there was time for {probe.final} of the {FINAL_STEPS} measured steps at the end of the short training"
+            lacking = ("units",) if probe.final else ("signals", "parameters", "units", "similarity")
+            self.not_measured += [NotMeasured(what, why, "short", more_time(seconds)) for what in lacking]
         self.seconds["probe"] = now() - self.started
 
     def _until(self) -> float:
@@ -198,6 +204,8 @@ class Session:
         self.layers.add(step, step % len(self.workload.batches), taps.calls, fates)
         self.measured.append(step)
         self.failures |= taps.failures
+        seen = {n for c in taps.calls for n in (c.output_node, *c.input_nodes) if n is not None} if not first else set()
+        remember(seen, len(seen))
         taps.release()
         return value
 

@@ -169,7 +169,7 @@ def conditions(report: Report) -> str:
     return f"{counted(m.steps, 'step')} x {seeds} on {m.environment.device}{dtype}, torch {m.environment.torch}, {report.seconds:.1f} s."
 
 
-TOLD = ("memory", "initialization")  # what `--init-only` is asked for
+TOLD = ("structure", "memory", "adapters", "initialization")  # what `--init-only` is asked for
 
 
 def guesses(report: Report, *, all_of_them: bool = False) -> list[Assumption]:

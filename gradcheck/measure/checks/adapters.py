@@ -150,6 +150,8 @@ def _held(name: str, owner: nn.Module, weight: torch.Tensor, module: nn.Module) 
     others: list[torch.Tensor] = [p for p in own if _is_matrix(p) and p is not weight]
     if not others or len(others) > len(own):
         return None
+    if any(min(_sides(p)) >= min(_sides(weight)) for p in others):  # no factor of a lower rank: all of a model would be paired off
+        return None
     pairs = _pairs(weight, others)
     paired = {id(p) for pair in pairs for p in pair}
     rank = max((_rank(a, b) for a, b in pairs), default=0)

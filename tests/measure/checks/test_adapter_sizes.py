@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradcheck.measure.checks import adapters
 from gradcheck.measure.checks.adapter_sizes import Product, scales_and_sizes
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.training import Run
@@ -38,3 +39,13 @@ def test_against_the_whole_product(inputs, outputs):
     assert scale == pytest.approx(0.7, rel=1e-4) and size == pytest.approx(slow.item(), rel=1e-4)
     after = dict(context.trained.model.named_parameters())
     assert all(torch.equal(after[name], values) for name, values in before.items())
+
+
+def test_many_adapters_are_not_compared_with_each_other(monkeypatch):
+    with torch.device("meta"):
+        body = nn.ModuleList(Adapted(64, 64) for _ in range(200))
+        model = nn.ModuleDict({"tokens": nn.Embedding(500, 64).requires_grad_(False), "body": body})
+    asked, fits = [], adapters._fits
+    monkeypatch.setattr(adapters, "_fits", lambda *args: asked.append(1) or fits(*args))
+    assert len(adapters.adapters_of(model, {}).adapters) == 200
+    assert len(asked) < 5 * 200
