@@ -105,6 +105,7 @@ ADVICE_ONLY: dict[str, str] = {
     "shorter-memory": "how long Adam is to remember shows in long runs, which copies do not train through",
     "z-loss": "a term of the loss is the user's to add",
     "watch-run": "a log does not show what the training does",
+    "look-at-rank": "what a process reads is decided where it is started",
     "keep-or-remove": _MEANING,
     "loss-scaling": "a GradScaler has to scale, unscale and step in the user's loop; bfloat16 needs none",
     "mask-padding": "how padding is left out follows from what the places are put together by",
