@@ -48,7 +48,7 @@ def test_outputs_that_would_overflow(tmp_path):
         "NUM006",
         "info",
         ("0",),
-    ) and "of the activations of 0 would be beyond" in found.message
+    ) and "of the activations of `0` would be beyond" in found.message
     assert found.location is not None and found.location.line == 7
 
 

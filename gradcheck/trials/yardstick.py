@@ -52,7 +52,7 @@ class _Together:
 
     def __call__(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         found = traded(lambda: self.step(model, batch), self.strong, self.weak)
-        return torch.tensor(found.together if found is not None else math.nan)
+        return torch.tensor(found.together if found is not None else math.nan, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,4 @@ class _LackOfSpread:
 
         with outermost(look):
             self.step(model, batch)
-        return torch.tensor(1 - min((spread_of(torch.cat(x)) for x in outputs.values()), default=0.0))
+        return torch.tensor(1 - min((spread_of(torch.cat(x)) for x in outputs.values()), default=0.0), device="cpu")
