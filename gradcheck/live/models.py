@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 
 from gradcheck.instrument.running_code import is_wrapper
+
+T = TypeVar("T")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -36,9 +39,19 @@ def compiled_parts(model: nn.Module) -> list[str]:
 
 def living_modules() -> list[nn.Module]:
     """All modules of the process."""
-    return [x for x in gc.get_objects() if issubclass(type(x), nn.Module) and "_parameters" in vars(x)]
+    return [x for x in _living(nn.Module) if "_parameters" in vars(x)]
 
 
 def living_optimizers() -> list[Optimizer]:
-    """All optimizers of the process. Types are checked, not objects: some objects of torch warn when they are looked at."""
-    return [x for x in gc.get_objects() if issubclass(type(x), Optimizer) and hasattr(x, "param_groups")]
+    """All optimizers of the process."""
+    return [x for x in _living(Optimizer) if hasattr(x, "param_groups")]
+
+
+def _living(kind: type[T]) -> list[T]:
+    """All objects of a kind. Their types are compared: some objects of torch warn when they are looked at."""
+    kinds, pending = {id(kind)}, [kind]
+    while pending:
+        new = [k for k in type.__subclasses__(pending.pop()) if id(k) not in kinds]
+        kinds.update(map(id, new))
+        pending += new
+    return [x for x in gc.get_objects() if id(type(x)) in kinds]
