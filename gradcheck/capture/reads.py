@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -40,9 +40,9 @@ class Reads:
         """None where every sample can be drawn, and stays as it is."""
         changed = self._changed is not None
         for loader in loaders:
-            sampler, data = getattr(loader, "sampler", None), getattr(loader, "dataset", None)
-            size = len(data) if isinstance(data, Sized) else 0
-            if isinstance(sampler, WeightedRandomSampler) and len(sampler.weights) < size:
+            sampler: Any = getattr(loader, "sampler", None)
+            size = _size(getattr(loader, "dataset", None)) if isinstance(sampler, WeightedRandomSampler) else 0
+            if size > len(getattr(sampler, "weights", ())):
                 place = self._made.get(id(sampler), (None, None))[1]
                 return LoopReads(len(sampler.weights), size, place, changed, self._changed[0] if self._changed else None)
         return LoopReads(changed=True, changed_site=self._changed[0]) if self._changed else None
@@ -59,8 +59,11 @@ class Reads:
             if self._fetches >= FETCHES or self._changed or get_worker_info() is not None:
                 return original(fetcher, index)
             self._fetches += 1
-            data, number = _innermost(fetcher.dataset, index[0] if isinstance(index, (list, tuple)) and index else index)
-            rows = list(_rows(data, number))
+            try:
+                data, number = _innermost(fetcher.dataset, index[0] if isinstance(index, (list, tuple)) and index else index)
+                rows = list(_rows(data, number))
+            except Exception:  # data sets of others have lengths and indices of their own
+                return original(fetcher, index)
             before = [row.copy() for row in rows]
             states = host_states(), torch_states()
             batch = original(fetcher, index)
@@ -116,6 +119,13 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or (isinstance(value, torch.Tensor) and value.layout is torch.strided)
 
 
+def _size(data: Any) -> int:
+    try:
+        return len(data)
+    except Exception:  # a data set may have a length that it cannot tell
+        return 0
+
+
 def _innermost(data: Any, number: Any) -> tuple[Any, Any]:
     while isinstance(data, Subset):
         data, number = data.dataset, data.indices[number]
@@ -124,11 +134,7 @@ def _innermost(data: Any, number: Any) -> tuple[Any, Any]:
 
 def _rows(data: Any, number: Any) -> Iterator[np.ndarray[Any, Any]]:
     """Views of what the attributes of a data set hold for a sample."""
-    try:
-        held = [v for v in vars(data).values() if isinstance(v, (list, np.ndarray, torch.Tensor)) and len(v) == len(data)]
-    except TypeError:  # without attributes, or a length
-        return
-    for value in held:
+    for value in [v for v in vars(data).values() if isinstance(v, (list, np.ndarray, torch.Tensor)) and len(v) == len(data)]:
         row = value[number]
         if isinstance(row, torch.Tensor) and not row.requires_grad and row.device.type == "cpu" and row.layout is torch.strided:
             row = row.numpy() if row.dtype is not torch.bfloat16 else None
