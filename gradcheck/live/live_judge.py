@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+import weakref
 from dataclasses import dataclass, field
+
+from torch.optim import Optimizer
 
 from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
@@ -30,6 +33,8 @@ class LiveJudge:
     spent: float = 0.0
     _rules: list[Rule] = field(default_factory=list)
     _took: float = 0.0
+    _made: int = -1  # how many were made when optimizers were looked for
+    _living: list[weakref.ref[Optimizer]] = field(default_factory=list)
 
     def due(self, urgent: bool) -> bool:
         """Whether it is time to judge again: at once if something broke, otherwise as often as `share` allows."""
@@ -48,11 +53,18 @@ class LiveJudge:
         measurement = record.measurement(living_optimizers())
         return Report(record.name, (), (), (measurement,), (), time.perf_counter() - record.started, __version__)
 
+    def _optimizers(self) -> list[Optimizer]:
+        """All of the process. Looking for them takes long where many objects live: the first judgements do it once, or when one is made."""
+        record = self.record
+        if len(record.measured) > EARLY or self._made != record.made:
+            self._made, self._living = record.made, [weakref.ref(o) for o in living_optimizers()]
+        return [o for reference in self._living if (o := reference()) is not None]
+
     def _judge(self) -> Report:
         started = time.perf_counter()
         record = self.record
         self._rules = self._rules or list(chosen(self.settings))
-        measurement = record.measurement(living_optimizers())
+        measurement = record.measurement(self._optimizers())
         findings, suppressed, states = judge([measurement], self._rules, self.settings)
         now = time.perf_counter()
         self._took = now - started

@@ -52,6 +52,7 @@ class Optimizers:
     def made(self, optimizer: Optimizer) -> None:
         if inner_optimizer(optimizer) is not optimizer:
             return
+        self.record.made += 1
         self._new.pop(id(optimizer), None)
         while len(self._new) >= MOST_NEW:
             del self._new[next(iter(self._new))]

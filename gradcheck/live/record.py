@@ -69,6 +69,7 @@ class Record:
     untapped: str = ""  # why the layers cannot be seen
     alone: bool = True  # no other optimizer steps
     others: set[int] = field(default_factory=set)  # ids of optimizers that have stepped and are not counted
+    made: int = 0  # optimizers, since the run began
     several: bool = False  # other optimizers step as well: the loss of one need not fall
     optimizer: torch.optim.Optimizer | None = None
     pretrained: bool = False  # when the run began, as `training`
