@@ -27,6 +27,8 @@ LARGE_PART = 0.1  # of the length of a product
 LEAST_COSINE = 0.8  # of the two products of a direction with the Hessian; kinks in the loss keep it below 1
 SMALL = 1e-3  # step of a finite difference, relative to the norm of the weights
 
+Product = Callable[[Vector], Vector]
+
 
 def sharpness(context: CheckContext) -> Sharpness | None:
     """Sharpness on a few samples of the first batch; None when the probe learned, or when the loss is not finite.
@@ -58,22 +60,26 @@ def largest_eigenvalue(copy: TrainingCopy, batch: Any, seed: int, iterations: in
         return None
     reached = [p for p, _ in pairs]
     differences = difference_product(loss, reached)
-    try:
-        if not alone:
-            raise NotImplementedError
-        exact = exact_product(pairs)
-        anywhere = _random(reached)
-        once = exact(anywhere)
-        value, done = _power(exact, first, iterations, reached)
-        if _agree(once, differences(anywhere)):  # otherwise autograd takes some derivative for a constant
-            return Sharpness(value, "hessian-vector products", done)
-    except (RuntimeError, NotImplementedError):  # an operation whose derivative has no derivative
-        pass
+    exact = _exactly(pairs, first, iterations, differences) if alone else None
+    if exact is not None:
+        return exact
     value, done = _power(differences, first, iterations, reached)
     return Sharpness(value, "finite differences", done)
 
 
-def exact_product(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[Vector], Vector]:
+def _exactly(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], first: Vector, iterations: int, differences: Product) -> Sharpness | None:
+    """By second derivatives; None where an operation's derivative has none, or is taken for a constant by autograd."""
+    reached = [p for p, _ in pairs]
+    try:
+        product, anywhere = exact_product(pairs), _random(reached)
+        once = product(anywhere)
+        value, done = _power(product, first, iterations, reached)
+        return Sharpness(value, "hessian-vector products", done) if _agree(once, differences(anywhere)) else None
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def exact_product(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Product:
     """v -> Hv, from the gradients of the weights with their graph."""
     weights, gradients = [p for p, _ in pairs], [g for _, g in pairs]
 
@@ -87,7 +93,7 @@ def exact_product(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callabl
     return product
 
 
-def difference_product(loss: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor]) -> Callable[[Vector], Vector]:
+def difference_product(loss: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor]) -> Product:
     """v -> (gradient at w + ev - gradient at w - ev) / 2e, for v of norm 1. The weights are put back."""
     step = SMALL * max(norm([local(p) for p in weights], weights), 1e-3)
 
@@ -110,7 +116,7 @@ def difference_product(loss: Callable[[], torch.Tensor], weights: Sequence[torch
     return product
 
 
-def _power(product: Callable[[Vector], Vector], v: Vector, iterations: int, weights: Sequence[torch.Tensor]) -> tuple[float, int]:
+def _power(product: Product, v: Vector, iterations: int, weights: Sequence[torch.Tensor]) -> tuple[float, int]:
     """(largest Rayleigh quotient v'Hv of the iterates, iterations): at most the largest eigenvalue, whatever the negative ones are."""
     best, before = -math.inf, 0.0
     for done in range(1, iterations + 1):
