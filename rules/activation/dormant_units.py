@@ -33,11 +33,11 @@ AMPLE = 0.9  # relative fall of the loss: what has learned so much did not lack 
     },
 )
 def dormant_units(m: Measurement, limits: Limits) -> Verdict:
-    """Units of any activation that say next to nothing, more and more of them as training goes on.
+    """Units of any activation that output next to nothing, more and more of them as training goes on.
 
     ## What it finds
-    Activations (GELU, SiLU, sigmoid, tanh, softplus, ReLU, ...) half of whose units have come to give, on average over all samples and
-    positions, at most 0.025 of what the units of the layer give on average.
+    Activations (GELU, SiLU, sigmoid, tanh, softplus, ReLU, ...) half of whose units have come to output, on average over all
+    samples and positions, at most 0.025 of the mean over the layer's units.
 
     ## Why it matters
     The layer computes with the units that are left: the model has become a narrower one. Unlike with dead units a gradient still

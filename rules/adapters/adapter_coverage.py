@@ -38,13 +38,13 @@ def adapter_coverage(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Models with frozen weights and adapters (LoRA of PEFT or written by hand, and the other kinds of PEFT) in which adapters are
-    frozen, switched off, merged, or not in the optimizer; in which layers that differ from adapted ones by their index only have no
-    adapter; or in which next to no layer has one. Adapters are told from structure: a frozen weight and beside it, in the same module, two
-    factors of a lower rank whose product has its shape; or from what PEFT's layers say of themselves.
+    frozen, switched off, merged, or not in the optimizer; in which layers that differ from adapted ones only by their index
+    have no adapter; or in which hardly any layer has one. Adapters are told from structure: a frozen weight and beside it, in
+    the same module, two factors of a lower rank whose product has its shape; or from the attributes of PEFT's layers.
 
     ## Why it matters
-    The frozen weights stay as they are: what has no adapter in training does not learn. The loss falls anyway, by
-    the head or by the layers that are left.
+    The frozen weights stay as they are: what has no adapter in training does not learn. The loss falls anyway, thanks to the
+    head or to the remaining layers.
 
     ## How it is measured
     The adapters in use are listed with whether any of their parameters requires a gradient and the optimizer holds it. Frozen linear

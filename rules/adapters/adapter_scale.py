@@ -41,9 +41,9 @@ def adapter_scale(m: Measurement, limits: Limits) -> Verdict:
     what was learned before it.
 
     ## How it is measured
-    The scale is what a layer adds to its output for random factors, over their product with its input; layers of which that is
-    no plain product (DoRA, products of entries) are left out. The size is the norm of scale times product over that of the
-    weight, the median over the adapters, after the short training.
+    The scale is what a layer adds to its output for random factors, divided by the product of these factors and the input;
+    layers where that is no plain product (DoRA, products of entries) are left out. The size is the norm of scale times product
+    over that of the weight, the median over the adapters, after the short training.
 
     ## Limits and their sources
     `high-rank` 64 and `smallest-scale` 2: measured on adapters of a frozen net of three layers, 150 steps of AdamW, alpha 16. At

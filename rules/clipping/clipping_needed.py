@@ -123,11 +123,10 @@ def clipping_needed(m: Measurement, limits: Limits) -> Verdict:
     Norms below the median of the first 20 steps do not count.
 
     ## Limits and their sources
-    A note above `spike-info` 3, the largest ratio of most healthy trainings of a hundred steps (a healthy ResNet had
-    8.7), and above what is to be expected by chance of the largest of so many steps, whose norms vary as these do. A
-    warning above `spike-warning` 5 when the loss then rises by `jump` 25 % of its start or stops being finite, or when
-    the probe does not learn clearly. While it learns clearly, and where the loss does not rise, the spike must be above
-    `spike-learning` 10.
+    A note above `spike-info` 3, the largest ratio of most healthy trainings of a hundred steps (a healthy ResNet had 8.7), and
+    above what chance would give for the largest of so many steps whose norms vary as these do. A warning above `spike-warning`
+    5 when the loss then rises by `jump` 25 % of its start or stops being finite, or when the probe does not learn clearly.
+    While it learns clearly, and where the loss does not rise, the spike must be above `spike-learning` 10.
 
     ## When to ignore it
     With batches of one or two samples, and in reinforcement learning, norms vary that much anyway.

@@ -46,7 +46,7 @@ def degenerate_labels(m: Measurement, limits: Limits) -> Verdict:
     the rarest class that occurs, over the most frequent one (heuristic); a warning where the most frequent one has
     `majority` 0.9 of all labels (heuristic), else info: weights for one of many classes cost accuracy on the others.
     `variety` 0.6: the classes in a batch over what shuffled batches of the same labels would show. More than
-    `most_classes` 100 classes, and labels for each token or pixel, are exempt.
+    `most-classes` 100 classes, and labels for each token or pixel, are exempt.
 
     ## When to ignore it
     When imbalance is met by class weights or a sampler that this scan did not see, or when only the first part of a data

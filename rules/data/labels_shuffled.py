@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     explains=("LOSS005",),
 )
 def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
-    """Inputs and targets are trained on in other pairs than they came in: one of both was shuffled alone.
+    """Inputs and targets are trained on in pairs other than those they came in: one of the two was shuffled alone.
 
     ## What it finds
     Inputs that are put in another order without their targets, or the reverse; batches whose inputs and targets are picked by
@@ -42,14 +42,13 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
     inputs with the targets that stood beside them.
 
     ## Limits and their sources
-    At least `source` 0.2 in the pairs as they came, at most `trained` 0.1 as they are trained on; 100 samples or more. Calibration
-    on three classes and a linear target, 400 samples: in seven scripts that tear pairs apart 0.99 to 1.0 and at most 0; nine
-    healthy ones (plain, one order for both, given in two ways, shuffled by the loader, scaled behind a shuffle, mixed with others,
-    windows of one tensor, noise from another one) keep their pairs. Held out: of five healthy programs (rows sorted, mixed samples,
-    pairs to verify, denoising, the next value) none is told, of six that tear pairs apart (two draws, numbers, turned, moved, sorted)
-    all are, after turning, moving and sorting were followed. Targets that were noise from the
-    start come to 0 either way.
-    Arrays of numpy, tables and files are not followed.
+    At least `source` 0.2 in the pairs as they came, at most `trained` 0.1 as they are trained on; 100 samples or more.
+    Calibration on three classes and a linear target, 400 samples: in seven scripts that tear pairs apart 0.99 to 1.0 and at
+    most 0; nine healthy ones (plain, one order for both, given in two ways, shuffled by the loader, scaled behind a shuffle,
+    mixed with others, windows of one tensor, noise from another one) keep their pairs. Held out: of five healthy programs (rows
+    sorted, mixed samples, pairs to verify, denoising, the next value) none is reported; all six that tear pairs apart (two
+    draws, numbers, turned, moved, sorted) are, once turning, moving and sorting were followed. Targets that were noise from the
+    start come to 0 either way. Arrays of numpy, tables and files are not followed.
 
     ## When to ignore it
     When pairs are torn apart on purpose, as a test of what chance gives.

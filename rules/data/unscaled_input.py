@@ -73,15 +73,15 @@ def unscaled_input(m: Measurement, limits: Limits) -> Verdict:
     has changed, it is read once more, line by line, and put back.
 
     ## Limits and their sources
-    A warning: a standard deviation above `largest_std` 10 or below `smallest_std` 0.002; features whose standard deviations
-    differ by more than `feature_std_ratio` 1000 while the input's own is above `loud_std` 3; a mean beyond `offset` 3
-    standard deviations and beyond `large_mean` 10. Advice: the ratio or the offset alone. All limits are
-    heuristics. Integers, inputs of embeddings and normalizations, values within [0, 1], and sparse
-    counts are exempt; inputs that the model rescales before its first layer get advice only. A large scale is no finding where a
-    normalization takes the first layer's output, directly or behind a ReLU, nor is an offset where it is a batch normalization:
-    digits times 100 then train to the same loss. Tiny values and features of different scale remain, which it does not mend.
-    Data that each reading changes are an error by themselves: from the second epoch on they are others.
-    An error when the probe fails, and a paired training with standardized inputs learns.
+    A warning: a standard deviation above `largest-std` 10 or below `smallest-std` 0.002; features whose standard deviations
+    differ by more than `feature-std-ratio` 1000 while the input's own is above `loud-std` 3; a mean beyond `offset` 3 standard
+    deviations and beyond `large-mean` 10. Advice: the ratio or the offset alone. All limits are heuristics. Integers, inputs of
+    embeddings and normalizations, values within [0, 1], and sparse counts are exempt; inputs that the model rescales before its
+    first layer get advice only. A large scale is no finding where a normalization takes the first layer's output, directly or
+    behind a ReLU, nor is an offset where it is a batch normalization: digits times 100 then train to the same loss. Tiny values
+    and features of different scale remain, which it does not mend. Data that change with each reading are an error by
+    themselves: from the second epoch on they are different data. An error when the probe fails, and a paired training with
+    standardized inputs learns.
 
     ## When to ignore it
     When the model was pretrained on inputs like these, or scales them itself.

@@ -49,10 +49,10 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
 
     Calibration: in 12 healthy scripts (random splits, halves of a tensor, a test set from elsewhere, a look at the training set
     beside validation, the training's loader looked at again, bits, small integers, oversampling within the training part,
-    validation before training, two rows that repeat) nothing is told; five that leak are told with shares of 6 to 100 %. Held out
-    were five healthy and five leaking programs (digits, windows of names and of a series, tokens, folds, samplers): none and five are
-    told, after folds and samplers were told apart. What is augmented at random has no equal rows, and is not seen; neither are data
-    that come without a `DataLoader`, and validation later than the first 200 steps.
+    validation before training, two rows that repeat) nothing is reported; five that leak are, with shares of 6 to 100 %. Held
+    out were five healthy and five leaking programs (digits, windows of names and of a series, tokens, folds, samplers): none
+    and five are reported, once folds and samplers were told apart. What is augmented at random has no equal rows, and is not
+    seen; neither are data that come without a `DataLoader`, and validation later than the first 200 steps.
 
     ## When to ignore it
     When the second data set is meant to show the training's own figures.

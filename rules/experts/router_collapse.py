@@ -38,8 +38,8 @@ def router_collapse(m: Measurement, limits: Limits) -> Verdict:
 
     ## What it finds
     Mixtures of experts in which as many experts as are chosen for one token get nearly all tokens, and such in which half of
-    the experts get none. Told from the choices: a top-k, argmax or maximum over scores of the model, one for each of several modules that
-    are alike, or for each slice of one weight, in the module that holds them or one beside them.
+    the experts get none. Recognised by the choices: a top-k, argmax or maximum over scores of the model, one for each of
+    several modules that are alike, or for each slice of one weight, in the module that holds them or one beside them.
 
     ## Why it matters
     An expert without tokens gets no gradient, and neither does its score, so nothing brings it back. The
@@ -51,7 +51,7 @@ def router_collapse(m: Measurement, limits: Limits) -> Verdict:
     than 50 choices for each expert.
 
     ## Limits and their sources
-    `taken_error` 0.99 and `taken` 0.9: share of the choices that the busiest experts get, as many as are chosen for a token; only
+    `taken-error` 0.99 and `taken` 0.9: share of the choices that the busiest experts get, as many as are chosen for a token; only
     where there are at least twice as many. `idle` 0.5: share of experts without a token. Calibrated after 300 steps on mixtures of
     2 to 64 experts, one, two or eight chosen, softmax and sigmoid scores, computed sparsely and densely. With a balancing term the
     busiest take 0.05 to 0.51, none is idle. Without one, 0.29 to 0.54, and up to 4 of 16 are idle, 32 and 53 of 64. Models of

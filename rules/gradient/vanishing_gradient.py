@@ -32,8 +32,8 @@ def vanishing_gradient(m: Measurement, limits: Limits) -> Verdict:
     none.
 
     ## Why it matters
-    The first layers keep their random weights while the last ones train on what these make of the input. Of 507
-    randomly drawn networks, all 164 whose gradient shrank or grew by 3 decades or more failed with SGD at 0.01.
+    The first layers keep their random weights, while the last ones train on what those make of the input. Of 507 randomly drawn
+    networks, all 164 whose gradient shrank or grew by 3 decades or more failed with SGD at 0.01.
 
     ## How it is measured
     In training mode, before the first step and again after three: the 2-norm of dL/dh for the output h of each

@@ -72,7 +72,7 @@ def gradient_ascent(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     `cosine` -0.05: a descent step has a positive cosine, 1 for SGD and mean|g| / rms(g) for Adam's first step.
-    `decayed_cosine` -0.5: applies instead when the optimizer has weight decay, whose share of a step can point anywhere.
+    `decayed-cosine` -0.5: applies instead when the optimizer has weight decay, whose share of a step can point anywhere.
     `away` 0.95: a loss that compares outputs with their targets comes to 0, the same with its sign flipped to 1. For
     maps of 0 and 1 it is a warning: the script may mean the complement.
 

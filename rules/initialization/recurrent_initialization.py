@@ -79,8 +79,8 @@ def recurrent_initialization(m: Measurement, limits: Limits) -> Verdict:
     shows it; and LSTM layers whose forget gates start shut, or half open over many steps.
 
     ## Why it matters
-    The state, and the gradient with it, is multiplied at each step by something like the spectral radius of the
-    recurrent weights, or by the forget gate: sigmoid(-2) = 0.12 leaves 1e-9 of it after 10 steps.
+    The state, and the gradient with it, is multiplied at each step by something like the spectral radius of the recurrent
+    weights, or by the forget gate: sigmoid(-2) = 0.12 leaves less than 1e-9 of it after 10 steps.
 
     ## How it is measured
     The largest absolute eigenvalue of the recurrent weights before training, where a layer has one square

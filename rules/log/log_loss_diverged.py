@@ -57,15 +57,17 @@ def log_loss_diverged(m: Measurement, limits: Limits) -> Verdict:
     the data changed. The last checkpoint is worse than an earlier one.
 
     ## How it is measured
-    Levels are medians over a tenth of the curve: the first, the lowest, and the last one. Noise is told by the differences of neighbours.
+    Levels are medians over a tenth of the curve: the first, the lowest, and the last one. Noise is estimated from the
+    differences of neighbouring values.
 
     ## Limits and their sources
-    `learned` (20 %): a loss that had fallen by as much, and ends above its first level, is an error, as is one that ends `blown` (100)
-    times as high as it began. `lost` (50 %): a warning when it ends so far up the way that it had come down. A warning only beyond `noise`
-    (7 standard errors of a level), an error, and all that is said of a watched run, beyond as many standard deviations of single values; of
-    `points` (20) values or more. It is a warning, too, where the data may have become harder on purpose: the loss comes down again by
-    `again` (a third) of its rise, or rises in `stages` (2) lasting jumps or more, or the evaluation loss stays near its best. Of a
-    watched run that has learned less than `least` (5 %) nothing is said.
+    `learned` (20 %): a loss that had fallen by as much, and ends above its first level, is an error, as is one that ends
+    `blown` (100) times as high as it began. `lost` (50 %): a warning when it ends so far up the way that it had come down. A
+    warning has to be beyond `noise` (7 standard errors of a level); an error, and anything that is said of a watched run,
+    beyond as many standard deviations of single values. At least `points` (20) values. It is a warning, too, where the data may
+    have become harder on purpose: the loss comes down again by `again` (a third) of its rise, or rises in `stages` (2) lasting
+    jumps or more, or the evaluation loss stays near its best. Of a watched run that has learned less than `least` (5 %) nothing
+    is said.
 
     ## When to ignore it
     When the loss need not fall: adversaries, a curriculum whose data become harder. A log with rewards is not judged. Of a run that is

@@ -57,7 +57,7 @@ def log_loss_not_finite(m: Measurement, limits: Limits) -> Verdict:
     ```
 
     ## References
-    Micikevicius et al. 2018, Mixed precision training; `gradcheck rule non-finite-forward`.
+    Micikevicius et al. 2018, Mixed precision training; `gradcheck rule non-finite`.
     """
     if m.log is None:
         return not_applicable(NO_LOG)

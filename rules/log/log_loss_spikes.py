@@ -44,16 +44,16 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     divergence. They come from bad batches, from a second moment of Adam that lags behind the gradients, or from logits that grow.
 
     ## How it is measured
-    By a robust score: the distance from the median of the fifty values before, over their standard deviation (from their median
-    distance to it); of a stretch of ten, the distance of its median in standard errors. The norm of the gradient right before a spike is
-    said, where the log has it.
+    By a robust score: the distance from the median of the fifty values before, in standard deviations (estimated from the
+    median absolute deviation); of a stretch of ten, the distance of its median in standard errors. The norm of the gradient
+    right before a spike is given where the log has it.
 
     ## Limits and their sources
     `score` (10), together with `reach` (3 times as far above the level as any of the fifty). A spike that does not come back is
-    a warning, as are, in the log of a finished run, more than `count` (3) that do, and one that lasts and goes `lost` (50 %) of the way
-    back to the first level: a bad shard of the data looks so. Others are advice. In a run that is watched all that come back are: targets
-    that are renewed now and then, as in Q-learning, make them. Where the rate rises to `faster` (1.5) times what it was, the schedule is
-    the reason.
+    a warning, as are, in the log of a finished run, more than `count` (3) that do, and one that lasts and goes `lost` (50 %) of
+    the way back to the first level: a bad shard of the data looks so. Others are advice. So are, in a run that is watched, all
+    that come back: targets that are renewed now and then, as in Q-learning, make them. Where the rate rises to `faster` (1.5)
+    times what it was, the schedule is the reason.
 
     ## When to ignore it
     When the data change at that step on purpose.

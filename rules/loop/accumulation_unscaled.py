@@ -34,8 +34,8 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
     """The gradients of several batches are added up without dividing by their number, or by a wrong one.
 
     ## What it finds
-    Steps that follow several backward passes from the same line whose losses, each a mean over its batch, are summed and
-    not averaged; losses that are divided by another number than that of the passes; and passes that are cleared before the step.
+    Steps that follow several backward passes from the same line whose losses, each a mean over its batch, are summed and not
+    averaged; losses divided by a number other than that of the passes; and passes that are cleared before the step.
 
     ## Why it matters
     The gradient is too large by the number of passes, and so is every step of SGD; a clipping threshold, weight
@@ -48,7 +48,7 @@ def accumulation_unscaled(m: Measurement, limits: Limits) -> Verdict:
 
     ## Limits and their sources
     The factors of a step's passes sum to more than `too-large` 1.5 or less than `too-small` 0.67 (heuristic; 1 is a mean). An
-    error when the probe fails, and SGD or its kin learns at the rate that a mean would make of the user's, to a factor of
+    error when the probe fails, and SGD or its kin learns at the rate that averaging would amount to, within a factor of
     `same-rate` 3, or at a higher one that is still below the user's.
 
     ## When to ignore it

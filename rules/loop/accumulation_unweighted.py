@@ -33,22 +33,22 @@ def accumulation_unweighted(m: Measurement, limits: Limits) -> Verdict:
     hold different numbers of them: the gradient is a mean of means.
 
     ## Why it matters
-    A token of a short micro-batch weighs many times what one of a long micro-batch does. The training prefers what stands in
-    short sequences, its loss is not that of the same data in one batch, and it changes with how they are split.
+    A token in a short micro-batch weighs many times as much as one in a long micro-batch. Training favours what occurs in short
+    sequences, and the loss is not that of the same data in one batch: it depends on how they are split.
 
     ## How it is measured
-    The script is run. Of the first steps, the weight of one supervised element in each pass is read from the operations between
+    The script is run. In the first steps, the weight of one supervised element in each pass is read from the operations between
     loss function and `backward()`: factors, mean or sum, targets that are not ignored. Entries of the gradient are kept after
-    each pass; from the differences the gradient is put together in which all elements weigh alike.
+    each pass; their differences give the gradient in which all elements weigh alike.
 
     ## Limits and their sources
-    In the median step an element weighs `ratio` 2 times another one or more, and the gradient lies at least `difference` 0.2 of its
-    size from that of elements that weigh alike. Measured on next-token models, four sequences a step, 600 steps, held-out nats a token
-    with means and with equal weights: lengths 10 to 19 and 20 to 39 (ratio 1.4 and 1.6, difference 0.12 and 0.10) 1.269 and
-    1.253 either way; lengths 2 to 59 (5.6, 0.40) 1.265 and 1.261; where short sequences also follow other rules (3 to 8, 0.42 to
-    0.58) 1.412 and 1.367, 0.329 and 0.223, 1.607 and 1.576, 1.346 and 1.298. Eight loops that weigh or fill their micro-batches
-    alike are at 1.0 to 1.2. Held out: tags, masked tokens, pixels and entries that are masked by hand are told (ratio 3.9 to 20), five
-    others (images, sums over the count, weighted means, Dice, two losses) are not.
+    In the median step an element weighs `ratio` 2 times another one or more, and the gradient lies at least `difference` 0.2 of
+    its size from that of elements that weigh alike. Measured on next-token models, four sequences a step, 600 steps, held-out
+    nats a token with means and with equal weights: lengths 10 to 19 and 20 to 39 (ratio 1.4 and 1.6, difference 0.12 and 0.10)
+    1.269 and 1.253 either way; lengths 2 to 59 (5.6, 0.40) 1.265 and 1.261; where short sequences also follow other rules (3 to
+    8, 0.42 to 0.58) 1.412 and 1.367, 0.329 and 0.223, 1.607 and 1.576, 1.346 and 1.298. Eight loops that weigh or fill their
+    micro-batches alike are at 1.0 to 1.2. Held out: tags, masked tokens, pixels and entries that are masked by hand are
+    reported (ratio 3.9 to 20), five others (images, sums over the count, weighted means, Dice, two losses) are not.
 
     ## When to ignore it
     When each sequence, however long, is to count as one.

@@ -28,14 +28,14 @@ def average_incomplete(m: Measurement, limits: Limits) -> Verdict:
     of a teacher are computed and kept for nothing, and change it if an optimizer holds its parameters.
 
     ## How it is measured
-    The script is run. A model that no optimizer holds, made like one that is trained, follows it when what the loop changes in its
-    largest weight between two steps points to the other one's weight (cosine above 0.999). Its buffers are compared
-    with what they were at the first step, and its calls in evaluation mode are noted.
+    The script is run. A model that no optimizer holds, with the structure of one that is trained, follows it when the loop's
+    changes to its largest weight between two steps point towards the other one's weight (cosine above 0.999). Its buffers are
+    compared with what they were at the first step, and its calls in evaluation mode are noted.
 
     ## Limits and their sources
-    None: a buffer that stayed, while the trained model's changed, in a model that was called in evaluation mode. Gradients that reach
-    such a model are advice, and so is an average that was not called yet: its statistics may be taken later, by `update_bn`. One that
-    is called in training mode is silent.
+    None: a buffer that stayed as it was while the trained model's changed, in a model that was called in evaluation mode,
+    counts. Gradients that reach such a model are advice, and so is an average that was not called yet: its statistics may be
+    taken later, by `update_bn`. Nothing is said of one that is called in training mode.
 
     ## When to ignore it
     When the statistics should stay fixed, like those of a trained backbone.

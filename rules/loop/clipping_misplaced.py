@@ -36,8 +36,8 @@ def clipping_misplaced(m: Measurement, limits: Limits) -> Verdict:
     gradients is worse: all of them are far above the threshold, and are cut to a fraction of their size.
 
     ## How it is measured
-    The script is run; at each call it is looked at whether the parameters belong to an optimizer, whether they have
-    gradients, whether these come from a backward pass after the optimizer's last step, and whether they are scaled.
+    The script is run; at each call it is checked whether the parameters belong to an optimizer, whether they have gradients,
+    whether these come from a backward pass after the optimizer's last step, and whether they are scaled.
 
     ## Limits and their sources
     More than `share` 50 % of the calls at one place (heuristic). A matter of order otherwise: there is nothing to measure.

@@ -30,14 +30,15 @@ def graph_retained(m: Measurement, limits: Limits) -> Verdict:
     holds the graph of every step that went into it, until it is made again.
 
     ## Why it matters
-    Memory grows from step to step until the epoch ends, or the process is ended for want of it; freeing a long chain of graphs
-    takes time, too. What the backward pass saved is freed already, and so it takes long until it shows. With
-    `retain_graph=True` it is not freed, and memory grows by all activations of a step.
+    Memory grows from step to step until the epoch ends, or it runs out; freeing a long chain of graphs takes time, too. What
+    the backward pass saved is freed already, so it takes long to show. With `retain_graph=True` it is not freed, and memory
+    grows by all activations of a step.
 
     ## How it is measured
-    While the script runs, a mark is hung on the first nodes of each loss's graph, which dies with them. Before each backward
-    pass the steps whose marks still live are counted. What keeps them is looked for among the variables of the running functions.
-    The bytes of a step are those of the nodes of its graph, 450 each (measured, on nets of linear layers and a transformer).
+    While the script runs, a marker that dies with them is attached to the first nodes of each loss's graph. Before each
+    backward pass the steps whose markers are still alive are counted. What keeps them is looked for among the variables of the
+    running functions. The bytes of a step are those of the nodes of its graph, 450 each (measured, on nets of linear layers and
+    a transformer).
 
     ## Limits and their sources
     `steps` 8: graphs of so many steps are alive, and of at least half of those since the first of these. Calibration: 12

@@ -42,9 +42,9 @@ def optimizer_recreated(m: Measurement, limits: Limits) -> Verdict:
     tenth of its way. A scheduler that is made again starts again: the rate stays where a schedule begins.
 
     ## How it is measured
-    The script is run. An optimizer that is made by the same expression for the same parameters as an earlier one takes its place;
-    it is looked at whether the earlier one held any state, and whether the later one was given it. The probe training forgets
-    as often as the script. When it fails, it is run again with one optimizer for all steps.
+    The script is run. An optimizer that is made by the same expression for the same parameters as an earlier one takes its
+    place; it is checked whether the earlier one held any state, and whether the later one was given it. The probe training
+    forgets as often as the script. When it fails, it is run again with one optimizer for all steps.
 
     ## Limits and their sources
     At least `made` 4 of them, each for less than `life` 10 steps: what a momentum of 0.9 remembers. In trainings of a multilayer

@@ -36,9 +36,9 @@ def ranks_disagree(m: Measurement, limits: Limits) -> Verdict:
     """The processes of a distributed training hold different parameters, where each should hold the same.
 
     ## What it finds
-    Replicas of a parameter that are not equal on all ranks: models that were built from different seeds and never brought together,
-    gradients that are not averaged (no DistributedDataParallel, a model that is called past it, steps inside `no_sync()`), parameters
-    that get a gradient on some ranks only. And ranks whose losses are not like the others': they read other data.
+    Replicas of a parameter that are not equal on all ranks: models that were built from different seeds and never synchronised,
+    gradients that are not averaged (no DistributedDataParallel, a model that is called without it, steps inside `no_sync()`),
+    parameters that get a gradient on some ranks only. And ranks whose losses are not like the others': they read other data.
 
     ## Why it matters
     Each rank trains a model of its own on its part of the data. The run costs as much as a distributed one, and the model that rank 0

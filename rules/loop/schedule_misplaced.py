@@ -44,7 +44,7 @@ def schedule_misplaced(m: Measurement, limits: Limits) -> Verdict:
     its end. The second has the rate at its end, or swinging from the peak to zero and back, for most of the training.
 
     ## How it is measured
-    The script is run. Of each scheduler it is noted what it was built for (`total_steps`, `T_max`, `total_iters`, milestones,
+    The script is run. For each scheduler it is noted what it was built for (`total_steps`, `T_max`, `total_iters`, milestones,
     the factor and its period, `num_training_steps` of a schedule of Transformers), which `for` loops stand around its `step()`
     and around the optimizer's, and how often these turn: `range(epochs)`, the length of the loader.
 

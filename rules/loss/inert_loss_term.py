@@ -33,12 +33,12 @@ def inert_loss_term(m: Measurement, limits: Limits) -> Verdict:
     solved, the student learns nothing from its teacher.
 
     ## How it is measured
-    The loss is taken apart, call by call, into what it is a sum of, up to factors. A term counts when it is not zero and
-    no trained parameter gets a gradient of it, both before training and after the probe. Terms under a bound that is
-    met (`clamp`, `relu`, `maximum`) do not count, nor does what shifts another term by itself (straight-through values,
-    the largest logit that is subtracted and added again). Derivatives are those that `torch.autograd.grad` takes
-    with `create_graph`. A term that the loop computes from no trained weight counts when it is a loss function of torch
-    that all of its recorded steps add to the loss.
+    The loss is taken apart, call by call, into what it is a sum of, up to factors. A term counts when it is not zero and no
+    trained parameter gets a gradient from it, both before training and after the probe. Terms under a bound that is met
+    (`clamp`, `relu`, `maximum`) do not count, nor does what shifts another term by itself (straight-through values, the largest
+    logit that is subtracted and added again). Derivatives are those that `torch.autograd.grad` takes with `create_graph`. A
+    term that the loop computes from no trained weight counts when it is a loss function of torch that all of its recorded steps
+    add to the loss.
 
     ## Limits and their sources
     None: a gradient of exactly zero (a matter of definition).

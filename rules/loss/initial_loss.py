@@ -47,8 +47,8 @@ def initial_loss(m: Measurement, limits: Limits) -> Verdict:
     size is left to `unscaled-target`: no scaling of the head helps it.
 
     ## Limits and their sources
-    `ratio` 3: warning, unless the probe comes within `near_chance` 1.5 times chance in its first `steps` 10; then advice.
-    `strong_ratio` 10: warning in any case. Of 58 healthy architectures none starts above 1.54; MNASNet on 10 classes
+    `ratio` 3: warning, unless the probe comes within `near-chance` 1.5 times chance in its first `steps` 10; then advice.
+    `strong-ratio` 10: warning in any case. Of 58 healthy architectures none starts above 1.54; MNASNet on 10 classes
     starts at 3.6 and trains (calibration E1 and E2). Never an error: SGD often recovers. On data that
     gradcheck made up, a regression loss is advice only.
 

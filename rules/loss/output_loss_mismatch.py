@@ -70,15 +70,15 @@ def output_loss_mismatch(m: Measurement, limits: Limits) -> Verdict:
     the input, never by the range alone.
 
     ## Limits and their sources
-    `row_sum_error` 1e-4: rows that are not negative and sum to 1 this closely are probabilities.
-    `logsumexp_error` 0.01: rows further from 0 than this are not normalised log-probabilities.
-    `floor_share` 0.5: tanh before `cross_entropy` is a warning while the lowest loss that it allows,
+    `row-sum-error` 1e-4: rows that are not negative and sum to 1 this closely are probabilities.
+    `logsumexp-error` 0.01: rows further from 0 than this are not normalised log-probabilities.
+    `floor-share` 0.5: tanh before `cross_entropy` is a warning while the lowest loss that it allows,
     log(1 + (C - 1) exp(-2)), is below this share of log C, an error above it.
-    `target_excess` 0.1 and `target_share` 0.1: targets this many standard deviations outside an output's range count, and
+    `target-excess` 0.1 and `target-share` 0.1: targets this many standard deviations outside an output's range count, and
     are an error when this share of all targets (estimated from their mean and standard deviation) is out of reach.
     A softmax before `binary_cross_entropy` is one when more than this share of the rows of targets do not sum to 1.
-    Cosines lie between -1 and 1, too: `cross_entropy` of them is a warning where `floor_share` of the loss is out of reach, else advice.
-    `smallest_share` 1e-5: a ReLU's share of its sum below it is one of a unit that is off.
+    Cosines lie between -1 and 1, too: `cross_entropy` of them is a warning where `floor-share` of the loss is out of reach, else advice.
+    `smallest-share` 1e-5: a ReLU's share of its sum below it is one of a unit that is off.
     `log_softmax` before `cross_entropy` changes nothing and is advice. When the loss was assumed by gradcheck, all of this is
     advice (a warning for targets out of range), except for a constant output.
 

@@ -40,20 +40,21 @@ def unbalanced_loss_terms(m: Measurement, limits: Limits) -> Verdict:
     hundred steps (posterior collapse). The loss falls and stays, and what is decoded is the mean of the data.
 
     ## How it is measured
-    The loss is taken apart, call by call, down to the sums and means that make numbers of many entries; the factor of each gives
-    the weight of one entry. Compared are the heaviest of those that are no comparison with data (penalties, divergences),
-    and the one beside it that counts most as a whole. A finding needs three things: the weights differ, so do the gradients
-    in the weights that both train (before training or after the probe), and after the probe what the heavy term is made of
-    (means and log variances, codes) varies less from sample to sample than before training.
+    The loss is taken apart, call by call, down to the sums and means that make numbers of many entries; the factor of each
+    gives the weight of one entry. The heaviest of those that are no comparison with data (penalties, divergences) is compared
+    with the one beside it that counts most as a whole. A finding needs three things: the weights differ, so do the gradients in
+    the weights that both train (before training or after the probe), and after the probe what the heavy term is made of (means
+    and log variances, codes) varies less from sample to sample than before training.
 
     ## Limits and their sources
-    `weights` 10 and `gradients` 5; `spread` 0.5 of that before training. Calibration on digits (64 pixels, Adam or SGD): of 16 healthy
-    autoencoders (sum beside sum, batch means of sums, beta 0.1 to 4, annealed beta, weights such as 0.00025, free bits, sparse codes,
-    total variation, decorrelation) none is told of. Seven with a summed divergence beside a mean error all end at the error of the
-    data's mean; their ratios of weights are 32 to 2050, of gradients 15 to 7700, and the spread is 0.08 to 0.35 after 100 steps.
-    An eighth, with too strong a penalty on its codes, has a ratio of 6 and is missed. Held out: five healthy trainings (convolutions,
-    a small and a growing weight, boxes beside classes, squared weights) are not told of; five that collapse (convolutions, divergences
-    of torch, a bottleneck before a classifier, codes) are, with ratios of gradients of 7.6 and up.
+    `weights` 10 and `gradients` 5; `spread` 0.5 of that before training. Calibration on digits (64 pixels, Adam or SGD): of 16
+    healthy autoencoders (sum beside sum, batch means of sums, beta 0.1 to 4, annealed beta, weights such as 0.00025, free bits,
+    sparse codes, total variation, decorrelation) none is reported. Seven with a summed divergence beside a mean error all end
+    at the error of the data's mean; their ratios of weights are 32 to 2050, of gradients 15 to 7700, and the spread is 0.08 to
+    0.35 after 100 steps. An eighth, with too strong a penalty on its codes, has a ratio of 6 and is missed. Held out: five
+    healthy trainings (convolutions, a small and a growing weight, boxes beside classes, squared weights) are not reported; five
+    that collapse (convolutions, divergences of torch, a bottleneck before a classifier, codes) are, with ratios of gradients of
+    7.6 and up.
 
     ## When to ignore it
     When so strong a penalty is meant.

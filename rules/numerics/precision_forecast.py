@@ -36,7 +36,7 @@ LAST = 10  # losses at the end of the short training
     },
 )
 def precision_forecast(m: Measurement, limits: Limits) -> Verdict:
-    """What of the activations, gradients and weights the narrow format that training is set up for could not hold.
+    """Activations, gradients or weights that the narrow format which training is set up for could not hold.
 
     ## What it finds
     Layers whose outputs would overflow, or a good part of whose outputs, gradients or weights would become 0, in float16, fp8 or

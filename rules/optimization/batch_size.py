@@ -77,10 +77,10 @@ def batch_size(m: Measurement, limits: Limits) -> Verdict:
     snapshot of the first steps.
 
     ## Limits and their sources
-    `wasteful` 40: advice when the batch is more than this many times the upper end of the interval (two standard errors): a few noise
-    scales, and their growth during training. Not below `least` 8 samples, where all of them still ask for the same. `noisy` 1/30:
-    advice when the batch is less than this share of the lower end, which few measurements of this size can show. All are heuristics.
-    Measured on small networks: 9 to 165 samples before training, 50 to 735 after 50 steps.
+    `wasteful` 40: advice when the batch is more than this many times the upper end of the interval (two standard errors): a few
+    noise scales, and their growth during training. Not below `least` 8 samples, where all samples still pull the same way.
+    `noisy` 1/30: advice when the batch is less than this share of the lower end, which few measurements of this size can show.
+    All are heuristics. Measured on small networks: 9 to 165 samples before training, 50 to 735 after 50 steps.
 
     ## When to ignore it
     When the hardware is idle otherwise, and late in training, when the noise scale is larger.

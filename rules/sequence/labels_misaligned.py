@@ -26,25 +26,25 @@ def labels_misaligned(m: Measurement, limits: Limits) -> Verdict:
     """The targets of a causal model are the tokens that it is given, or lie further ahead than the next one.
 
     ## What it finds
-    Models that see no later token and are asked for the token that they have just been given: labels that nobody shifted, or a decoder
-    that is fed its own labels. And models that are asked for a token two or more places ahead: shifted by the script, and again by
-    the model.
+    Models that see no later token and are asked for the token that they have just been given: labels that nobody shifted, or a
+    decoder that is fed its own labels. And models that are asked for a token two or more positions ahead: shifted by the
+    script, and again by the model.
 
     ## Why it matters
     A token that is in the input is copied, and nothing else is learned: the loss falls to zero at once. A model that learned to skip
     tokens generates every second word.
 
     ## How it is measured
-    As for SEQ001: the targets of a cross entropy beside the tokens that embeddings read, from 0 to 4 places ahead, and other tokens
-    after a place, in evaluation mode. Judged are models in which no target is the next token, whose output does not depend on
-    later tokens and, for the token itself, does depend on it: in masked convolutions, and where the model shifts its input itself,
-    it does not. Models that see everything are silent: copying may be what an auto-encoder is for.
+    As for SEQ001: the targets of a cross entropy beside the tokens that embeddings read, from 0 to 4 positions ahead, and other
+    tokens after a position, in evaluation mode. Only models are judged in which no target is the next token, and whose output
+    does not depend on later tokens but does depend on the token itself, as it does not in masked convolutions or where the
+    model shifts its input. Nothing is said of models that see everything: copying may be what an auto-encoder is for.
 
     ## Limits and their sources
-    `same_token` 0.99: share of the supervised places. `own_effect` 0.01: the effect of the own token over that on all later places,
-    and the most that later tokens may change. Calibration as for SEQ001; a masked convolution, an auto-encoder through a
-    bottleneck, denoising and a tagger are silent, and 26 models with next tokens for targets. Not shifted: 1.0; a T5 fed with its
-    labels: 0.97.
+    `same_token` 0.99: share of the supervised positions. `own_effect` 0.01: the effect of the own token over that on all later
+    places, and the most that later tokens may change. Calibration as for SEQ001; a masked convolution, an auto-encoder through
+    a bottleneck, denoising and a tagger are silent, and 26 models with next tokens for targets. Not shifted: 1.0; a T5 fed with
+    its labels: 0.97.
 
     ## When to ignore it
     When the task is to repeat the input, or to predict further ahead.

@@ -45,9 +45,9 @@ def nothing_supervised(m: Measurement, limits: Limits) -> Verdict:
     counts as one; so does a function that takes hidden states and the head's weight.
 
     ## Limits and their sources
-    None for batches: one without any target is an error where the loss is then no number, or when all that were looked at are so, and a
-    warning else. `empty_rows` 0.3: sequences without a target, in next-token training only; short sequences of masked language
-    models have none by chance.
+    None for batches: one without any target is an error where the loss is then NaN, or when all that were looked at are like
+    that, and a warning otherwise. `empty-rows` 0.3: sequences without a target, in next-token training only; short sequences of
+    masked language models have none by chance.
 
     ## When to ignore it
     When batches without targets are skipped, or when another term of the loss trains on them.

@@ -46,28 +46,30 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     """The output for a sequence depends on how much padding follows it.
 
     ## What it finds
-    Recurrent layers whose last place is read although the row ends in padding, or that run backwards over it; means, maxima and
-    attention that count padded places; attention layers without a mask of them. Only where something tells which places are padding:
-    a mask or lengths that the model is given, or the padding index of its embedding, where batches are padded to different lengths.
+    Recurrent layers whose last position is read although the row ends in padding, or that run backwards over it; means, maxima
+    and attention that count padded positions; attention layers without a mask of them. Only where something tells which
+    positions are padding: a mask or lengths that the model is given, or the padding index of its embedding, where batches are
+    padded to different lengths.
 
     ## Why it matters
     The output for a sequence depends on the longest one in its batch: it differs in evaluation, and when alone. A recurrent
-    layer that reads hundreds of padded places has forgotten the sequence by then, and learns nothing from it.
+    layer that reads hundreds of padded positions has forgotten the sequence by then, and learns nothing from it.
 
     ## How it is measured
-    In evaluation mode, after the short training: up to four sequences of different lengths, each by itself, as the batch has them,
-    and cut to their own length. The change of the output at real places, or of an output for the whole sequence, over
-    the spread of outputs in the batch. Where there is one, both passes are compared operation by operation.
-    Padding at the beginning is not looked at.
+    In evaluation mode, after the short training: up to four sequences of different lengths, each by itself, as the batch has
+    them, and cut to their own length. The change of the output at real positions, or of an output for the whole sequence, over
+    the spread of outputs in the batch. Where there is one, both passes are compared operation by operation. Padding at the
+    beginning is not looked at.
 
     ## Limits and their sources
-    `effect` 0.4 and, where attention is where padding first meets what is real, `attention` 0.02. Calibrated on classifiers and taggers
-    of 3 to 20 tokens, 39 % of the places padded, after 1, 8, 40, 100 and 300 steps. Healthy, all exactly 0: packed LSTM, output
-    gathered at the last real place, masked mean, sum over lengths, masked maximum, masked convolution, transformer encoders with a mask
-    under a mean and under a class token, packed bidirectional tagger, one-directional tagger, `EmbeddingBag`, masked attention pooling.
-    Convolutions under a maximum over time without a mask, which many use: 0.01 to 0.26. Faulty: mean 1.6 to 2.1, mean over convolutions
-    0.86 to 1.2, attention pooling 0.74 to 1.3, last place or last state of an LSTM 0.15 to 1.7 (the less, the better it fits its training
-    data), encoders without a mask 0.01 to 0.3. A warning; an error when the probe training failed as well.
+    `effect` 0.4 and, where attention is where padding first meets what is real, `attention` 0.02. Calibrated on classifiers and
+    taggers of 3 to 20 tokens, 39 % of the positions padded, after 1, 8, 40, 100 and 300 steps. Healthy, all exactly 0: packed
+    LSTM, output gathered at the last real position, masked mean, sum over lengths, masked maximum, masked convolution,
+    transformer encoders with a mask under a mean and under a class token, packed bidirectional tagger, one-directional tagger,
+    `EmbeddingBag`, masked attention pooling. Convolutions under a maximum over time without a mask, which many use: 0.01 to
+    0.26. Faulty: mean 1.6 to 2.1, mean over convolutions 0.86 to 1.2, attention pooling 0.74 to 1.3, last position or last
+    state of an LSTM 0.15 to 1.7 (the less, the better it fits its training data), encoders without a mask 0.01 to 0.3. A
+    warning; an error when the probe training failed as well.
 
     ## When to ignore it
     When padding carries meaning, as silence or an empty square does.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     explains=("LOG002", "LOG003"),
 )
 def attention_logits_grow(m: Measurement, limits: Limits) -> Verdict:
-    """The logits of an attention head grow without an end.
+    """The logits of an attention head grow without bound.
 
     ## What it finds
     Heads whose largest logit passes 100, or half of that and keeps growing.
@@ -37,9 +37,9 @@ def attention_logits_grow(m: Measurement, limits: Limits) -> Verdict:
     logits' differences, and a small change of a weight flips it. Divergence follows within some hundred steps of a large training.
 
     ## How it is measured
-    At the measured steps, of each head, on up to four samples and 32 queries: the largest logit that is not masked, and the entropy of
-    the weights. `scaled_dot_product_attention`, `nn.MultiheadAttention` and softmaxes over keys are seen; kernels that compute
-    attention in one call of their own are not. Growth compares medians of the last two quarters of the run.
+    At the measured steps, for each head, on up to four samples and 32 queries: the largest logit that is not masked, and the
+    entropy of the weights. `scaled_dot_product_attention`, `nn.MultiheadAttention` and softmaxes over keys are seen; kernels
+    that compute attention in one call of their own are not. Growth compares medians of the last two quarters of the run.
 
     ## Limits and their sources
     `logit` (100): where Kimi K2 and Megatron begin to clip queries and keys. `early` (50) together with `growth` (1.3 times).

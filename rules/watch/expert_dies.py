@@ -30,7 +30,7 @@ FEWEST_CHOICES = 50  # for each expert, on average, as router-collapse
     },
 )
 def expert_dies(m: Measurement, limits: Limits) -> Verdict:
-    """An expert that had tokens gets none any more.
+    """An expert that used to get tokens gets none any more.
 
     ## What it finds
     Single experts whose share of the choices falls to nothing while the run goes on.
@@ -47,7 +47,7 @@ def expert_dies(m: Measurement, limits: Limits) -> Verdict:
     of the measured steps or more. No judgement with fewer than 50 choices for each expert.
 
     ## When to ignore it
-    When the data change on purpose, and what the expert was for is in them no more.
+    When the data change on purpose, and no longer hold what the expert was for.
 
     ## Example
     ```python

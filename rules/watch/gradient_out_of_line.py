@@ -35,14 +35,14 @@ def gradient_out_of_line(m: Measurement, limits: Limits) -> Verdict:
     a few large ones. It names the layer in which a divergence begins.
 
     ## How it is measured
-    With Adam, from its second moment, which is a sum of squares that each step forgets a known share of: the mean gradient since the
-    last measured step, so that no spike between two of them is missed. Elsewhere the norm at the measured steps. The score is the
-    distance from the median of the tensor's last fifty values, over their standard deviation (from their median distance to it).
+    With Adam, from its second moment, an average of squares with a known decay: the mean gradient since the last measured step,
+    so that no spike between two of them is missed. Elsewhere the norm at the measured steps. The score is the distance from the
+    median of the tensor's last fifty values, in standard deviations (estimated from the median absolute deviation).
 
     ## Limits and their sources
-    `score` (20), and three times as far above the median as any value before. In 15 healthy runs of 2000 steps (MLPs, convolutional
-    nets, GPTs, a mixture of experts, LSTM, GAN, autoencoder) no tensor comes beyond 10. It is a warning when it lasts for `looks` (2)
-    measured steps or more, and advice else. No judgement before eight measured steps.
+    `score` (20), and three times as far above the median as any value before. In 15 healthy runs of 2000 steps (MLPs,
+    convolutional nets, GPTs, a mixture of experts, LSTM, GAN, autoencoder) no tensor comes beyond 10. It is a warning when it
+    lasts for `looks` (2) measured steps or more, and advice otherwise. No judgement before eight measured steps.
 
     ## When to ignore it
     When the data, the loss or the rate change at that step on purpose.

@@ -33,7 +33,7 @@ def gradients_leave_format(m: Measurement, limits: Limits) -> Verdict:
     """Gradients in float16 sink to the end of its range as the run goes on.
 
     ## What it finds
-    Layers that compute in float16 and whose gradients, as they are scaled, lie mostly below the smallest number that has all its digits.
+    Layers that compute in float16 and whose gradients, as they are scaled, lie mostly below the smallest normal number.
 
     ## Why it matters
     Gradients become smaller as the loss falls. Below 6e-5 float16 loses digits, below 6e-8 everything: first the layers far from

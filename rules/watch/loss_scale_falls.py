@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     explains=("WATCH009",),
 )
 def loss_scale_falls(m: Measurement, limits: Limits) -> Verdict:
-    """The factor of the loss scaler falls and falls.
+    """The scale of the loss scaler keeps falling.
 
     ## What it finds
     A GradScaler whose factor has come down to 1 or less, or to a small part of what it was.

@@ -37,7 +37,7 @@ def output_logits_drift(m: Measurement, limits: Limits) -> Verdict:
     Mean log-sum-exp of up to 256 rows of the output layer at the measured steps, without its sign.
 
     ## Limits and their sources
-    `log_z` (100) together with `growth` (1.2 times over a quarter of the run).
+    `log-z` (100) together with `growth` (1.2 times over a quarter of the run).
 
     ## When to ignore it
     When the logits are computed in float32 and the model is meant to be that certain.

@@ -42,9 +42,10 @@ def second_moment_lags(m: Measurement, limits: Limits) -> Verdict:
     underestimated, as a learning signal comes back that had been small for a long time. The loss does not show it before.
 
     ## How it is measured
-    After the optimizer's step, on up to 1024 entries of each tensor: the root mean of g^2 / v, with v corrected for its bias and no
-    smaller than epsilon squared. About 1 where v follows. Looked at are the measured steps, and those in which the loss jumps, or the
-    norm that a clipping function gives back. A departure is a value 10 standard deviations above the tensor's own history.
+    After the optimizer's step, on up to 1024 entries of each tensor: the root mean of g^2 / v, with v corrected for its bias
+    and no smaller than epsilon squared. About 1 where v follows. This is done at the measured steps, and at those in which the
+    loss jumps, or the norm that a clipping function returns. A departure is a value 10 standard deviations above the tensor's
+    own history.
 
     ## Limits and their sources
     `lag` (8) in a single step, or `lasting` (2.3) in `looks` (2) measured steps in a row where the tensor departs
