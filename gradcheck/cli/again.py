@@ -34,7 +34,7 @@ def scan_again(words: Sequence[str], folder: Path = Path()) -> int:
 
 
 def without_watch(words: Sequence[str]) -> list[str]:
-    """The arguments of the command without `--watch`; what stands behind `--` belongs to the script."""
+    """The arguments of the command without `--watch`; what comes after `--` belongs to the script."""
     end = list(words).index("--") if "--" in words else len(words)
     return [word for i, word in enumerate(words) if word != "--watch" or i > end]
 

@@ -1,4 +1,4 @@
-"""All commands, registered. Each stands in the file of its name: parse, one call, render, exit code. Heavy imports stand inside them."""
+"""All commands, registered. Each is in the file of its name: parse, one call, render, exit code. Heavy imports are inside them."""
 
 from __future__ import annotations
 

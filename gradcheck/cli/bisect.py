@@ -31,7 +31,7 @@ def bisect(
     """Find the first step, layer and tensor at which two runs of one training part: before and after a change, eager and compiled.
 
     Both programs run unchanged, for some steps, in processes of their own. Exit code: 0 when B agrees with A within A's own noise,
-    1 when they part, 2 when that could not be told.
+    1 when they part, 2 when that could not be determined.
     """
     with exits():
         from gradcheck.bisect.saved import are_saved, bisected_runs

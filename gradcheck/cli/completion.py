@@ -1,4 +1,4 @@
-"""What the shell completes: names of rules and of formats. Imports stand inside, for the commands import this module."""
+"""What the shell completes: names of rules and of formats. Imports are inside functions, since the commands import this module."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ OPTIONS = {
     "--sarif": "--output sarif:gradcheck.sarif",
     "--markdown": "--output markdown",
     **dict.fromkeys(("-o", "--out"), "--output FORMAT:FILE"),
-    **{name: f"-- {name} N: what the script is given stands behind --" for name in ("--epochs", "--batch-size")},
+    **{name: f"-- {name} N: the arguments of the script come after --" for name in ("--epochs", "--batch-size")},
     **dict.fromkeys(("-v", "--verbose"), "--show-passed"),
 }
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": shutil.get_terminal_size().columns}
@@ -119,7 +119,7 @@ class Command(typer.core.TyperCommand):
         except Exception as error:
             at = next((i for i, word in enumerate(given) if _starts_a_program(word)), None)
             if ctx.info_name == "watch" and ctx.obj is None and at is not None:
-                give_up("the program to watch stands behind --", shlex.join(["gradcheck", "watch", *given[:at], "--", *given[at:]]))
+                give_up("the program to watch comes after --", shlex.join(["gradcheck", "watch", *given[:at], "--", *given[at:]]))
             name = getattr(error, "option_name", None)
             if name is not None and type(error).__name__ == "NoSuchOption":
                 self._no_option(ctx, name)

@@ -1,4 +1,4 @@
-"""What a command line names, as jobs: model files, scripts, notebooks, commands; and scanning them. Heavy imports stand inside."""
+"""What a command line names, as jobs: model files, scripts, notebooks, commands; and scanning them. Heavy imports are inside functions."""
 
 from __future__ import annotations
 

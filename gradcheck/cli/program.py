@@ -81,7 +81,7 @@ def scan_program(program: Program, orders: Orders, progress: Callable[[str, floa
         if program.launcher and ended.code == FAILED:  # it has said what is wrong with its options
             raise SystemExit(FAILED)
         if not file.exists():
-            hint = "it may replace its process or start others that train: put what does behind --"
+            hint = "it may replace its process or start others that train: put that after --"
             raise TargetError(f"{program.name} ended with exit code {ended.code} before gradcheck could judge it", hint=hint)
         return list(load_all(file))
 

@@ -1,4 +1,4 @@
-"""The command `scan`: parse, one call, render, exit code. Heavy imports stand inside."""
+"""The command `scan`: parse, one call, render, exit code. Heavy imports are inside functions."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def scan(
     """Measure models and judge them. Without TARGET: the targets of [tool.gradcheck.targets].
 
     A training script or notebook is run until it has taken some steps; model, loss, data and optimizer are captured from the run. So is
-    a command behind `--` where no TARGET stands before it: -- python -m package.train ARGUMENTS, -- torchrun ... train.py ARGUMENTS.
+    a command after `--` where no TARGET comes before it: -- python -m package.train ARGUMENTS, -- torchrun ... train.py ARGUMENTS.
     """
     with exits(color):
         from gradcheck.cli.again import scan_again

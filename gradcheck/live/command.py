@@ -1,4 +1,4 @@
-"""The command behind `--` of `gradcheck watch` and `gradcheck scan`: which interpreter runs which code. No torch here."""
+"""The command after `--` of `gradcheck watch` and `gradcheck scan`: which interpreter runs which code. No torch here."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def gradcheck(tmp_path, monkeypatch, capsys):
         ("scan model.py --json", "--output json:run.json"),
         ("scan model.py --seed 3", "did you mean --seeds?"),
         ("scan model.py --ouput x", "did you mean --output?"),
-        ("scan train.py --epochs 3", "what the script is given stands behind --"),
+        ("scan train.py --epochs 3", "the arguments of the script come after --"),
         ("watch python train.py --epochs 3", "gradcheck watch -- python train.py --epochs 3"),
         ("watch --every 100 train.py", "gradcheck watch --every 100 -- train.py"),
         ("scna model.py", "did you mean gradcheck scan?"),
