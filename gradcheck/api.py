@@ -48,7 +48,7 @@ def scan(
     """
     from gradcheck.loading.objects import from_objects
     from gradcheck.pipeline import by_itself, scan_over_ranks, scan_workload
-    from gradcheck.workload.together import ranks_of
+    from gradcheck.workload.lockstep import ranks_of
 
     settings = settings_from(config)
     if steps is not None:

@@ -21,13 +21,11 @@ from gradcheck.errors import GradcheckError, TargetError
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen, needs
-from gradcheck.loading.load import load
-from gradcheck.loading.outline import outline
+from gradcheck.loading.load import load, outline
 from gradcheck.loading.over_ranks import over_ranks
 from gradcheck.loading.spec import TargetSpec
-from gradcheck.measure.capacity import require_memory
 from gradcheck.measure.faithful import ensure_faithful
-from gradcheck.measure.fitting import fitted
+from gradcheck.measure.fitting import fitted, require_memory
 from gradcheck.measure.initialization import initialization
 from gradcheck.measure.session import Plan, measure
 from gradcheck.rank import is_rank_zero, rank_and_world_size
@@ -36,11 +34,10 @@ from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Need
 from gradcheck.version import __version__
-from gradcheck.workload.lockstep import agreed, everyone, in_step
+from gradcheck.workload.lockstep import agreed, everyone, in_step, ranks_of_script
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.ranks import RankGroup
 from gradcheck.workload.sharding import is_sharded, kept_sharded
-from gradcheck.workload.together import ranks_of_script
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.workload import Workload
 

@@ -54,7 +54,7 @@ def test_the_guide_has_a_workflow_a_pipeline_and_a_hook():
 
 
 def test_the_workflow_of_the_guide_is_the_one_that_init_writes():
-    from gradcheck.cli.starter import workflow
+    from gradcheck.cli.init import workflow
 
     written = YAML(typ="safe").load(workflow())
     shown = YAML(typ="safe").load(next(text for name, text in snippets() if "workflows" in name))

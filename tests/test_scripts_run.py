@@ -13,8 +13,8 @@ from torch.optim import optimizer
 
 from gradcheck.capture.detect import is_script
 from gradcheck.errors import TargetError
+from gradcheck.loading.importing import TrainsWhenImported
 from gradcheck.loading.load import load
-from gradcheck.loading.no_training import TrainsWhenImported
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.types.report import Report
 from sample_models.catalogue import README, read

@@ -1,12 +1,18 @@
-"""What is missing from a measurement as a whole: no step, no layer, or a training that was too short to tell. Pure functions."""
+"""What is missing from a measurement as a whole: no step, no layer, a single step, a training that was too short to tell."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import training_outcome
+from gradcheck.analysis.wording import BY_VALUE
 from gradcheck.types.measurement import Measurement, NotMeasured
 
+if TYPE_CHECKING:
+    from gradcheck.types.finding import Finding
 
 def more_time(seconds: float) -> str:
     return f"`--budget SECONDS` gives more time than these {seconds:.3g} s"
@@ -40,3 +46,19 @@ def gaps(m: Measurement, steps: int, seconds: float) -> Iterator[NotMeasured]:
 def _saw_nothing_inside(m: Measurement) -> bool:
     """Modules hold trained parameters, and only the outermost was seen. A model that holds its parameters itself has nothing inside."""
     return not any(x.name for x in m.layers) and any(p.trainable and p.layer and p.groups for p in m.parameters)
+
+
+def takes_one_step(m: Measurement) -> bool:
+    """Whether the script ended by itself after one step, so that no loss of it was computed with changed weights."""
+    loop = m.loop
+    if loop is None or m.probe.live or loop.ended not in ("end", "exit"):
+        return False
+    return loop.steps == loop.backwards == 1 and all(map(math.isfinite, loop.losses))
+
+
+def as_of_one_step(finding: Finding, m: Measurement) -> Finding:
+    """An error that only further steps confirm is a warning if the script takes none."""
+    if finding.severity != "error" or finding.confirmed == BY_VALUE or not takes_one_step(m):
+        return finding
+    message = f"{finding.message}; the script itself takes only one step: this is what more of them on the same batch would lead to"
+    return replace(finding, severity="warning", message=message, confirmed="")

@@ -24,7 +24,7 @@ from gradcheck.capture.together import as_one
 from gradcheck.capture.twins import ReplayMismatch, Twins, twins_of
 from gradcheck.instrument.loop_journal import Clip
 from gradcheck.loading.optimizers import assumed_optimizer, rate_of
-from gradcheck.measure.forgetting import Forgetting
+from gradcheck.measure.experiments import Forgetting
 from gradcheck.measure.projections import Projections
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.process_state import untouched

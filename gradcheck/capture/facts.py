@@ -14,10 +14,10 @@ from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.nodes import Loose, Weight, nodes_behind
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
-from gradcheck.capture.silent_terms import silent_terms
+from gradcheck.capture.silent import silent_terms
 from gradcheck.capture.trace import scale_of
 from gradcheck.capture.weighting import weighting
-from gradcheck.instrument.fingerprints import shape_of
+from gradcheck.instrument.loader_batches import shape_of
 from gradcheck.types.location import Location
 from gradcheck.types.loop import NEVER_EVALUATED, LoopBatches, LoopFacts, LoopPairing, LoopScaler, LoopThawed
 from gradcheck.workload.dtensor import local

@@ -6,7 +6,7 @@ import torch
 
 from gradcheck.capture.events import BackwardPass
 from gradcheck.capture.replay import calls_behind
-from gradcheck.instrument.fingerprints import digest
+from gradcheck.instrument.loader_batches import digest
 from gradcheck.workload.sharding import as_held
 
 MOST_LEAVES = 200_000  # autograd nodes that are walked over for the leaves of one loss

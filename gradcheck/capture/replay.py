@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.capture.inputs import data_in
-from gradcheck.capture.layout import Layout
+from gradcheck.capture.layout import Layout, counter, resized
 from gradcheck.capture.nodes import Constant, Node, Ref, Weight, nodes_behind
-from gradcheck.capture.resizing import counter, resized
-from gradcheck.capture.slices import Slice
+from gradcheck.capture.slices import Slice, data_in
 from gradcheck.capture.structures import Packed, tensors_in
 from gradcheck.workload.rng import put_back, put_back_host
 from gradcheck.workload.tensors import with_items

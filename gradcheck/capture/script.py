@@ -29,17 +29,16 @@ from gradcheck.capture.events import taken_alike
 from gradcheck.capture.facts import Ending
 from gradcheck.capture.kept_step import KeptStep
 from gradcheck.capture.mirror import Mirror
-from gradcheck.capture.processes import note_processes
 from gradcheck.capture.program import start
-from gradcheck.capture.ranks import ranks_kept
+from gradcheck.capture.ranks import note_processes, ranks_kept
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
 from gradcheck.instrument.patches import Patches
 from gradcheck.loading.importing import session
+from gradcheck.workload.lockstep import hidden_shards
 from gradcheck.workload.notebook import code_cells, shell
 from gradcheck.workload.source_sites import Sites, display_path, location_of_traceback, moved, origin_of
-from gradcheck.workload.together import hidden_shards
 
 TAPED = 32  # steps whose computations are kept
 FOLLOWED = 200  # steps that are looked at, where they are quick: schedules and evaluation show late

@@ -84,8 +84,7 @@ def _show(found: Bisection, outputs: list[tuple[str, str]]) -> None:
     from pathlib import Path
 
     from gradcheck.files import write_text
-    from gradcheck.report.bisection import as_json, text
-    from gradcheck.report.bisection_html import page
+    from gradcheck.report.bisection import as_json, page, text
 
     renderers = {"text": text, "json": as_json, "html": page}
     for name, path in outputs:

@@ -186,9 +186,9 @@ class ViewOptions:
         )
         write_outputs(reports, [o for o in places if o.path is not None] if self.statistics else places, view)
         if self.statistics:
-            from gradcheck.report.statistics import text
+            from gradcheck.report.listings import statistics
 
-            print(text(reports), end="")
+            print(statistics(reports), end="")
         if self.add_ignore:
             from gradcheck.report.add_ignores import add_ignores
 

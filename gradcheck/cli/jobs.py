@@ -82,7 +82,7 @@ def _scan_one(spec: TargetSpec | ScriptSpec, settings: Settings, run: ScriptSpec
         from gradcheck.pipeline import scan_script
 
         return scan_script(spec, settings, progress, started)
-    from gradcheck.loading.no_training import TrainsWhenImported
+    from gradcheck.loading.importing import TrainsWhenImported
     from gradcheck.pipeline import scan_target
 
     try:

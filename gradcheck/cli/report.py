@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from gradcheck.cli.completion import format_name
 from gradcheck.cli.exit import exits
 from gradcheck.cli.groups import BaselineOptions, ConfigOptions, GateOptions, OutputOptions, RuleOptions, ViewOptions, with_groups
-from gradcheck.cli.options import Color, Column, columns_of
+from gradcheck.cli.options import Color, Column, columns_of, format_name
 
 
 @with_groups

@@ -28,8 +28,7 @@ from gradcheck.instrument.tensor_statistics import (
     small_values,
 )
 from gradcheck.types.layers import TensorStats
-from gradcheck.workload.device import ends, has_float64
-from gradcheck.workload.transfers import on_host
+from gradcheck.workload.device import ends, has_float64, on_host
 
 SMALL = 1 << 16  # elements up to which a tensor is copied, to be reduced together with others
 TOGETHER = 1 << 20  # elements that are reduced together at most

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Entering
-from gradcheck.workload.transfers import on_host
+from gradcheck.workload.device import on_host
 
 _CHANNELS = {F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}  # axis of the features, where it is not the last one
 TAKERS = {F.linear, *_CHANNELS}

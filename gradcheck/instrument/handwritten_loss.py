@@ -17,8 +17,8 @@ from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Graph, parents
 from gradcheck.types.checks import Difference, LossOperation
 from gradcheck.types.location import Location
+from gradcheck.workload.device import on_host
 from gradcheck.workload.tensors import named_tensors
-from gradcheck.workload.transfers import on_host
 
 Operation = Literal["log", "exp", "division"]
 Source = Literal["softmax", "sigmoid", "sum of exponentials", "output", "shares", "other"]

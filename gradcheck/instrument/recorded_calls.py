@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradcheck.instrument.activation_recorder import parameter_of
 from gradcheck.types.location import Location
-from gradcheck.workload.transfers import on_host
+from gradcheck.workload.device import on_host
 
 # alpha_dropout is not among these: it keeps mean and variance.
 DROPOUTS = frozenset((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, torch.feature_dropout))

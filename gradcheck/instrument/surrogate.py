@@ -13,7 +13,7 @@ from gradcheck.instrument.activation_recorder import Call
 from gradcheck.instrument.graph_structure import Graph, Node, parents
 from gradcheck.types.checks import Derivatives
 from gradcheck.types.training import Run
-from gradcheck.workload.transfers import on_host
+from gradcheck.workload.device import on_host
 
 BOTH_SIGNS = "it weighs what the model outputs with factors of both signs, as policy gradients do"
 OWN_PAST = "it is computed from what the model did in earlier steps"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gradcheck.instrument.graph_structure import Graph, upstream_leaves
 from gradcheck.types.location import Location
 from gradcheck.types.parameters import ZeroDerivative
-from gradcheck.workload.transfers import on_host
+from gradcheck.workload.device import on_host
 
 _HOMES = (torch, torch.Tensor)
 

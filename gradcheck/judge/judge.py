@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from gradcheck.analysis.costs import with_cost
-from gradcheck.analysis.single_step import as_of_one_step
+from gradcheck.analysis.gaps import as_of_one_step
 from gradcheck.config.settings import RuleSettings, Settings
 from gradcheck.judge.assertions import asserted
 from gradcheck.judge.consensus import agree, merge_sites

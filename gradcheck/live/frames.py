@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from gradcheck.analysis.spikes import told
+from gradcheck.analysis.curves import told
 from gradcheck.live.record import Record
 from gradcheck.live.step_timer import StepTimer
 from gradcheck.measure.layers import LayerAccumulator

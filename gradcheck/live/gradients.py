@@ -7,7 +7,7 @@ import torch
 from gradcheck.instrument.loop_journal import fills
 from gradcheck.live.optimizers import Optimizers
 from gradcheck.live.record import Record
-from gradcheck.workload.transfers import in_groups, on_host
+from gradcheck.workload.device import in_groups, on_host
 
 FOLLOWED = 4  # parameters whose gradients tell whether they were cleared
 Marks = list[tuple[int, int]]

@@ -12,7 +12,7 @@ import torch
 from gradcheck.live.gauges import Gauges
 from gradcheck.live.looks import Choice, Looks
 from gradcheck.live.moments import Moments
-from gradcheck.types.routing import Router
+from gradcheck.types.structure import Router
 
 if TYPE_CHECKING:
     from gradcheck.measure.layers import Layers

@@ -12,8 +12,8 @@ from gradcheck.live.rank_statistics import Share, merge_events, merge_layers, me
 from gradcheck.live.record import Record
 from gradcheck.live.replicas import compare, replicated, wrapper_of
 from gradcheck.measure.parameters import StepWatch
+from gradcheck.types.gauges import RankFacts, RankLoss, RankStep
 from gradcheck.types.measurement import NotMeasured
-from gradcheck.types.ranks import RankFacts, RankLoss, RankStep
 from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.ranks import RankGroup
 

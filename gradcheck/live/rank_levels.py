@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gradcheck.types.ranks import RankLevel
+from gradcheck.types.gauges import RankLevel
 
 
 @dataclass

@@ -23,13 +23,12 @@ from gradcheck.measure.layers import LayerAccumulator, Layers
 from gradcheck.measure.parameters import Watched
 from gradcheck.measure.probe import FINAL_STEPS
 from gradcheck.types.data import DataFacts
+from gradcheck.types.gauges import RankFacts, Spike
 from gradcheck.types.location import Location
 from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
-from gradcheck.types.ranks import RankFacts
 from gradcheck.types.rule import Need
-from gradcheck.types.spikes import Spike
 from gradcheck.types.training import NonFinite, OptimizerFacts, Run
 from gradcheck.workload.comments import ignores, places, snippets
 

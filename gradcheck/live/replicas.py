@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradcheck.live.models import unwrapped
 from gradcheck.live.rank_statistics import ParameterShare
-from gradcheck.types.ranks import RankStep
+from gradcheck.types.gauges import RankStep
 from gradcheck.workload.dtensor import multiplicity
 
 ROUNDING = 1e-6  # relative: replicas of a sound training are equal to the last bit

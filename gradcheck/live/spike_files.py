@@ -11,7 +11,7 @@ from torch import nn
 
 from gradcheck.instrument.loader_batches import Fetched
 from gradcheck.report.saved_runs import FOLDER, folder
-from gradcheck.types.spikes import Spike
+from gradcheck.types.gauges import Spike
 from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.kept_batch import FORMAT, plain, random_states
 

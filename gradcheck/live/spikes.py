@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from gradcheck.analysis.spikes import SpikeScore
+from gradcheck.analysis.curves import SpikeScore
 from gradcheck.instrument.loader_batches import LoaderBatches
 from gradcheck.live.loss_shares import worst_samples
 from gradcheck.live.record import Record
 from gradcheck.live.spike_files import SpikeFiles
-from gradcheck.types.spikes import Spike
+from gradcheck.types.gauges import Spike
 from gradcheck.workload.dtensor import is_spread
 from gradcheck.workload.tensors import tensors_in
 

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
 from gradcheck.instrument.activation_recorder import ActivationRecorder, Call
-from gradcheck.instrument.fingerprints import digest, shape_of
 from gradcheck.instrument.first_pass_recorder import FirstPassRecorder
+from gradcheck.instrument.loader_batches import digest, shape_of
 from gradcheck.instrument.modes import Modes
 from gradcheck.instrument.running_code import here
 from gradcheck.live.looks import Looks

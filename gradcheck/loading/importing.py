@@ -16,6 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
 from gradcheck.errors import TargetError, closest
 from gradcheck.workload.failure import failure
 from gradcheck.workload.rng import preserve_rng, seed_all
@@ -201,3 +204,36 @@ def _similar_file(path: Path) -> str:
         if near
         else "name the Python file that builds the model: model.py, model.py:name, package.module:name"
     )
+
+
+class TrainsWhenImported(TargetError):
+    """It is a training script."""
+
+
+class _Begins(BaseException):
+    """Not an Exception, so that training code that catches those ends anyway."""
+
+
+@contextmanager
+def no_training(name: str) -> Iterator[None]:
+    """Raises TrainsWhenImported when the code of a model file begins to train: calls backward(), or steps an optimizer."""
+    original, begun = torch.autograd.backward, False
+
+    def ends(*args: Any, **kwargs: Any) -> None:
+        nonlocal begun
+        begun = True
+        raise _Begins
+
+    step = register_optimizer_step_pre_hook(ends)
+    torch.autograd.backward = ends
+    try:
+        yield
+    except (_Begins, TargetError):
+        if not begun:
+            raise
+    finally:
+        torch.autograd.backward = original
+        step.remove()
+    if begun:
+        hint = f"`gradcheck scan {name} --script` runs it as a training script"
+        raise TrainsWhenImported(f"{name} trains when it is imported", hint=hint)

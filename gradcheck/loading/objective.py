@@ -14,10 +14,18 @@ from gradcheck.loading.transformers_inputs import is_transformer, transformer_la
 from gradcheck.types.measurement import Assumption
 from gradcheck.workload.batches import Data
 from gradcheck.workload.borrowing import stand_in
-from gradcheck.workload.few_samples import few_samples
-from gradcheck.workload.outputs import first_tensor, own_loss_of
-from gradcheck.workload.step import Loss, is_class_loss, is_torch_loss, loss_name, make_training_step, takes_only_output
+from gradcheck.workload.step import (
+    Loss,
+    first_tensor,
+    is_class_loss,
+    is_torch_loss,
+    loss_name,
+    make_training_step,
+    own_loss_of,
+    takes_only_output,
+)
 from gradcheck.workload.tensors import tensors_of
+from gradcheck.workload.training_copy import few_samples
 from gradcheck.workload.trial_pass import Parts, as_tuple, forward_once, inputs_of, placed, split_batch, try_step
 from gradcheck.workload.workload import Batch, TrainingStep
 

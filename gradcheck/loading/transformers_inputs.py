@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.workload.outputs import first_tensor
-from gradcheck.workload.step import forward_of
+from gradcheck.workload.step import first_tensor, forward_of
 
 _TOKENS = (4, 32)  # [B, T]
 _IMAGES = 4

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gradcheck.training.gradient_norms import as_real
-from gradcheck.workload.device import ends
+from gradcheck.training.clip import as_real
+from gradcheck.workload.device import ends, on_host
 from gradcheck.workload.dtensor import local
-from gradcheck.workload.transfers import on_host
 
 SAME = 1e-6  # relative distance below which two rows count as equal
 AT_ONCE = 1 << 20  # entries that are compared at a time

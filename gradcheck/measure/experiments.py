@@ -12,14 +12,42 @@ from typing import Any
 import torch
 
 from gradcheck.analysis.convergence import CLEAR_FALL, FEWEST_COMPARED, held_up, on_its_way, outcome, relative_decrease, sooner
-from gradcheck.measure.forgetting import forgettings
 from gradcheck.measure.parameters import Watched
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER, Run
-from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.lockstep import now
-from gradcheck.workload.training_copy import fork
+from gradcheck.workload.training_copy import fork, some_samples
 from gradcheck.workload.workload import Workload
+
+
+@dataclass
+class Forgetting:
+    """A hook after an optimizer's step."""
+
+    steps: int  # that are remembered; 0: all
+    fresh: dict[torch.Tensor, dict[str, Any]]  # the state before the first step
+    count: int = 0
+
+    @classmethod
+    def attach(cls, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        optimizer.register_step_post_hook(cls(steps, {p: dict(state) for p, state in optimizer.state.items()}).after)
+
+    def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.count += 1
+        if self.steps and self.count % self.steps == 0:
+            optimizer.state.clear()
+            optimizer.state.update({p: {name: _again(value) for name, value in state.items()} for p, state in self.fresh.items()})
+
+
+def forgettings(optimizer: torch.optim.Optimizer) -> list[Forgetting]:
+    """The hooks of this kind that it has."""
+    hooks = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values())
+    return [hook for hook in hooks if isinstance(hook, Forgetting)]
+
+
+def _again(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
 
 BEST_UPDATE = 0.01  # update ratio that suits most nets, whatever the optimizer (calibration E3: 1.5e-2, sd 0.4 decades)
 ONE_BATCH = 16  # samples

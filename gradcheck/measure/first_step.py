@@ -16,7 +16,7 @@ from gradcheck.instrument.first_pass_recorder import FirstPassRecorder, SeenSoft
 from gradcheck.instrument.graph_structure import Graph, producer
 from gradcheck.instrument.loss_calls import IGNORED
 from gradcheck.measure.parameters import Watched
-from gradcheck.training.gradient_norms import gradient_of, norms_of
+from gradcheck.training.clip import gradient_of, norms_of
 from gradcheck.types.checks import Difference, LossOperation
 from gradcheck.types.layers import LayerKind
 from gradcheck.types.location import Location
@@ -24,10 +24,10 @@ from gradcheck.types.losses import BroadcastMix, LossCall, Scramble, Softmax
 from gradcheck.types.measurement import Entering, Similarity
 from gradcheck.types.parameters import Cut, HiddenTensor, ZeroDerivative
 from gradcheck.workload.assignments import assignment_of
+from gradcheck.workload.device import on_host
 from gradcheck.workload.lockstep import whole_norms
 from gradcheck.workload.tensors import batch_size, named_tensors
 from gradcheck.workload.training_copy import TrainingCopy
-from gradcheck.workload.transfers import on_host
 from gradcheck.workload.workload import Workload
 
 REST = 0.2  # of the loss, besides those that are known: a penalty

@@ -12,10 +12,10 @@ from torch import nn
 from gradcheck.instrument.initializers import Drawn, Initializers
 from gradcheck.measure import facts
 from gradcheck.measure.checks.adapters import adapters_of
-from gradcheck.types.adapters import Adaptation
 from gradcheck.types.data import DataFacts
 from gradcheck.types.measurement import Assumption, Measurement, NotMeasured
 from gradcheck.types.parameters import Parameter
+from gradcheck.types.structure import Adaptation
 from gradcheck.types.training import Run
 from gradcheck.workload.comments import ignores
 from gradcheck.workload.memory import memory_of

@@ -17,14 +17,13 @@ from torch import nn
 from gradcheck.instrument.deferred_statistics import DeferredStatistics
 from gradcheck.instrument.tensor_statistics import merge, spread
 from gradcheck.measure.equal_rows import EqualRows
-from gradcheck.training.gradient_norms import as_real, gradient_of, mended, raw_norms
+from gradcheck.training.clip import as_real, gradient_of, mended, raw_norms
 from gradcheck.types.layers import TensorStats
 from gradcheck.types.location import Location
 from gradcheck.types.parameters import Parameter, ParameterStep
-from gradcheck.workload.device import ends
+from gradcheck.workload.device import ends, in_groups
 from gradcheck.workload.dtensor import local, multiplicity, whole
 from gradcheck.workload.lockstep import everyone, several, whole_norms
-from gradcheck.workload.transfers import in_groups
 
 SAMPLE = 1 << 10  # entries of a large parameter that are followed through the optimizer's step
 BLOCK = 16  # adjacent entries in that sample: each place in memory costs a cache line

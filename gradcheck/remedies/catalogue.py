@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradcheck.remedies.activation import hidden, output
 from gradcheck.remedies.clipping import gradients
-from gradcheck.remedies.data import batches, placeholder
+from gradcheck.remedies.data import batches
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.initialization import head, lsuv, recurrent, weights
 from gradcheck.remedies.loop import edits
@@ -12,7 +12,6 @@ from gradcheck.remedies.loss import (
     balancing,
     form,
     label_smoothing,
-    reduction,
     replacement,
     stability,
     stopped_gradient,
@@ -33,13 +32,11 @@ MODULES = (
     edits,
     parameters,
     zero_derivatives,
-    placeholder,
     regions,
     softmax_axis,
     modes,
     replacement,
     form,
-    reduction,
     term_weight,
     stopped_gradient,
     balancing,

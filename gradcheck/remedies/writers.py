@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from gradcheck.remedies.activation import write_activation
 from gradcheck.remedies.clipping import write_gradients
-from gradcheck.remedies.data import write_batches, write_placeholder
+from gradcheck.remedies.data import write_batches
 from gradcheck.remedies.editing.context import Writer
 from gradcheck.remedies.editing.draft import Draft
 from gradcheck.remedies.editing.plan import SourcePlan, plan
 from gradcheck.remedies.initialization import write_lsuv, write_values, write_weights
 from gradcheck.remedies.loop import (
-    write_causality,
     write_clipping,
     write_epochs,
     write_graph,
@@ -21,7 +20,7 @@ from gradcheck.remedies.loop import (
     write_targets,
     write_weighting,
 )
-from gradcheck.remedies.loss import write_loss, write_reduction, write_stability
+from gradcheck.remedies.loss import write_loss, write_stability
 from gradcheck.remedies.normalization import write_normalization
 from gradcheck.remedies.optimizer import write_adaptive, write_schedule, write_settings
 from gradcheck.remedies.precision import write_regions
@@ -40,14 +39,11 @@ MODULES = (
     write_graph,
     write_once,
     write_weighting,
-    write_causality,
     write_targets,
     write_parameters,
     write_zero_derivatives,
-    write_placeholder,
     write_regions,
     write_loss,
-    write_reduction,
     write_stability,
     write_batches,
     write_weights,

@@ -14,7 +14,7 @@ from gradcheck.remedies.editing.plan import SourcePlan
 from gradcheck.training.clip import clip_gradients
 from gradcheck.types.fix import Outcome
 from gradcheck.types.report import Report
-from gradcheck.workload.outputs import own_loss_of
+from gradcheck.workload.step import own_loss_of
 from gradcheck.workload.treated import TreatedWorkload
 from gradcheck.workload.workload import Batch
 

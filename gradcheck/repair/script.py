@@ -18,8 +18,7 @@ from gradcheck.repair.loop import Mended, mend, wanted
 from gradcheck.repair.options import RepairOptions
 from gradcheck.repair.plan import allowed, fixes_for
 from gradcheck.repair.rescan import faulty
-from gradcheck.repair.script_outcomes import outcomes_of, proof_of
-from gradcheck.repair.script_plan import TOGETHER, Edit, ScriptTrials, in_order
+from gradcheck.repair.script_plan import TOGETHER, Edit, ScriptTrials, in_order, outcomes_of, proof_of
 from gradcheck.repair.script_run import ScriptRun, noted, run_script, scanned, share
 from gradcheck.repair.script_verification import Bench
 from gradcheck.repair.story import Repaired, repair

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from gradcheck.errors import GradcheckError
-from gradcheck.repair.changes import changes
 from gradcheck.repair.lab import Plan, TimeUp
-from gradcheck.repair.performance import WELL, compare
+from gradcheck.repair.performance import WELL, changes, compare
 from gradcheck.repair.rescan import severities, worsened
 from gradcheck.repair.search import CLEAR, SLOW
 from gradcheck.repair.session import WORSE, RepairSession

@@ -1,11 +1,16 @@
-"""A bisection as text and JSON."""
+"""A bisection as text, as JSON, and as a page: one file without scripts, nothing from the network."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+
+from markupsafe import Markup
 
 from gradcheck.analysis.wording import number
+from gradcheck.report.diff_html import document
 from gradcheck.report.formatting import clean
+from gradcheck.report.html.markup import tag
 from gradcheck.report.table import aligned
 from gradcheck.saved_run import as_plain
 from gradcheck.types.bisection import Bisection, Parting, StepDistances
@@ -54,3 +59,34 @@ def shown_steps(found: Bisection) -> list[StepDistances]:
 
 def value(number_: float | None) -> str:
     return "-" if number_ is None else number(number_)
+
+
+COLORS = {"equal": "good", "within-noise": "good", "parted": "error", "not-comparable": "soft"}
+
+
+def page(found: Bisection) -> str:
+    """The document."""
+    sides = tag("p", "A ", tag("code", found.a), tag("br"), "B ", tag("code", found.b))
+    said = tag("h2", tag("span", f"{SIGNS[found.verdict]} ", aria_hidden="true"), found.headline, class_=COLORS[found.verdict])
+    parts = [
+        sides,
+        tag("section", said, _list(found.causes), tag("p", f"{found.noise}. {found.parted} of {found.compared} events differ by more.")),
+    ]
+    if found.partings:
+        rows = [(*row(p), p.what) for p in found.partings]
+        parts.append(_table("Where they part first", ("step", "what", "layer or tensor", "distance", "limit", ""), rows))
+    if found.steps:
+        parts.append(_table("Largest relative distance in each step", COLUMNS, [step_row(s) for s in found.steps]))
+    if found.notes:
+        parts.append(tag("section", tag("h2", "Not compared"), _list(found.notes)))
+    return document("gradcheck bisect: A against B", f"gradcheck bisect: {found.a}, {found.b}", parts)
+
+
+def _list(lines: Sequence[str]) -> Markup | None:
+    return tag("ul", [tag("li", line) for line in lines]) if lines else None
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Markup:
+    head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in columns]))
+    body = tag("tbody", [tag("tr", [tag("td", cell) for cell in cells]) for cells in rows])
+    return tag("section", tag("div", tag("table", tag("caption", title), head, body), class_="wide"))

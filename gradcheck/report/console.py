@@ -10,14 +10,13 @@ from typing import Literal, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from gradcheck.analysis.spikes import told
+from gradcheck.analysis.curves import told
 from gradcheck.analysis.wording import number
 from gradcheck.report import in_part, outcomes, trial
-from gradcheck.report.forecast import forecast_table
 from gradcheck.report.formatting import clean, collapse, conditions, counted, guesses, looked, measured, result, summary, tree, with_reason
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
-from gradcheck.report.table import profile_table
+from gradcheck.report.table import forecast_table, profile_table
 from gradcheck.report.view import Color
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.location import Location

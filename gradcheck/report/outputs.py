@@ -17,20 +17,20 @@ from gradcheck.report.console import make_console, show
 from gradcheck.report.view import View
 from gradcheck.types.report import Report
 
-# Format -> the module that renders it with `render(reports, view) -> str`; `full` is drawn on a console, below.
+# Format -> the module whose `render(reports, view) -> str`, or the function after a colon, renders it; `full` is drawn on a console, below.
 FORMATS: Mapping[str, str] = {
     "full": "gradcheck.report.console",
-    "concise": "gradcheck.report.concise",
+    "concise": "gradcheck.report.listings:concise",
     "brief": "gradcheck.report.brief",
     "json": "gradcheck.saved_run",
     "html": "gradcheck.report.html",
-    "json-lines": "gradcheck.report.json_lines",
+    "json-lines": "gradcheck.report.listings:json_lines",
     "markdown": "gradcheck.report.markdown",
     "sarif": "gradcheck.report.sarif",
     "junit": "gradcheck.report.junit",
     "github": "gradcheck.report.github",
-    "gitlab": "gradcheck.report.gitlab",
-    "rdjson": "gradcheck.report.rdjson",
+    "gitlab": "gradcheck.report.listings:gitlab",
+    "rdjson": "gradcheck.report.listings:rdjson",
 }
 
 
@@ -113,7 +113,8 @@ def _to_stdout(reports: Sequence[Report], format: str, view: View) -> None:
 
 def _render(reports: Sequence[Report], format: str, file: TextIO, view: View) -> None:
     if format != "full":
-        file.write(importlib.import_module(FORMATS[format]).render(reports, view))
+        module, _, name = FORMATS[format].partition(":")
+        file.write(getattr(importlib.import_module(module), name or "render")(reports, view))
         return
     console = make_console(file, view.color)
     for i, report in enumerate(reports):

@@ -1,4 +1,4 @@
-"""Findings as machine formats list them: headlines, most severe first, each with a place in the repository."""
+"""Findings as machine formats list them, most severe first, each with a place in the repository; and the formats that are such a list."""
 
 from __future__ import annotations
 

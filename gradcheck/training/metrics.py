@@ -14,8 +14,7 @@ from torch import nn
 
 from gradcheck.errors import ConfigError
 from gradcheck.types.trial import Task
-from gradcheck.workload.outputs import first_tensor
-from gradcheck.workload.step import classes_are_last, loss_name, run
+from gradcheck.workload.step import classes_are_last, first_tensor, loss_name, run
 from gradcheck.workload.workload import Batch, Workload
 
 LOWER_IS_BETTER = frozenset({"MAE", "perplexity", "generalization gap", "validation loss", "training loss"})

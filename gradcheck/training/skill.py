@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradcheck.instrument.loss_calls import LOSSES, SeenLoss, seen
 from gradcheck.workload.device import wide
-from gradcheck.workload.outputs import first_tensor
+from gradcheck.workload.step import first_tensor
 from gradcheck.workload.step import run as forward
 from gradcheck.workload.workload import Batch, TrainingStep
 

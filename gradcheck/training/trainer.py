@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from gradcheck.instrument.graph_structure import release_graphs
-from gradcheck.training.clip import clip_gradients
-from gradcheck.training.gradient_norms import total_norm
+from gradcheck.training.clip import clip_gradients, total_norm
 from gradcheck.types.training import Run
 from gradcheck.workload.lockstep import OutOfStep, agreed, now
 from gradcheck.workload.rng import preserve_rng, reseed

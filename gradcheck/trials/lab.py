@@ -20,8 +20,7 @@ from gradcheck.training.paired import training_loss
 from gradcheck.training.result import Result
 from gradcheck.training.splits import Splitter
 from gradcheck.training.trainer import Trainer, sample_mean
-from gradcheck.trials.target_scaling import in_untreated_units
-from gradcheck.trials.yardstick import Yardstick
+from gradcheck.trials.yardstick import Yardstick, in_untreated_units
 from gradcheck.types.fix import Fix
 from gradcheck.types.training import Run
 from gradcheck.types.trial import Task

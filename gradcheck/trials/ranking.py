@@ -9,8 +9,8 @@ from statistics import fmean, median
 from gradcheck.training.intervals import CONFIDENCE, paired_interval
 from gradcheck.training.metrics import LOWER_IS_BETTER
 from gradcheck.training.result import Result
-from gradcheck.trials.falling import gets_further
 from gradcheck.trials.lab import spread
+from gradcheck.trials.plan import gets_further
 from gradcheck.trials.rounds import Tournament
 from gradcheck.trials.standings import Candidate, compare, is_relevant, is_undecided, shared, values
 from gradcheck.types.fix import Effect

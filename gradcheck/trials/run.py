@@ -19,11 +19,10 @@ from gradcheck.training.metrics import require_scikit_learn
 from gradcheck.training.pool import WorkerPool, usual_workers
 from gradcheck.training.splits import Splitter, splitter_of
 from gradcheck.trials.candidates import entries, treatment_named
-from gradcheck.trials.falling import still_falling
 from gradcheck.trials.jobs import pace
 from gradcheck.trials.lab import TrialLab
 from gradcheck.trials.options import Options
-from gradcheck.trials.plan import SPARSE, Planner
+from gradcheck.trials.plan import SPARSE, Planner, still_falling
 from gradcheck.trials.ranking import base_entry, entry_of, interactions, ranked, recommendation
 from gradcheck.trials.rounds import NEXT_TO, Tournament
 from gradcheck.trials.standings import RELEVANT_SHARE, Candidate, ComparisonMetric

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import counted
-from gradcheck.trials.falling import LONGER
+from gradcheck.trials.plan import LONGER
 from gradcheck.trials.standings import ComparisonMetric
 from gradcheck.types.fix import Effect
 from gradcheck.types.trial import Entry

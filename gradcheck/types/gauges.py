@@ -1,4 +1,4 @@
-"""What is measured in a watched run besides its layers and parameters: gauges, each a number of a tensor or a layer over the run."""
+"""What a watched run shows besides its layers and parameters: gauges, spikes, and how well its processes agree."""
 
 from __future__ import annotations
 
@@ -46,3 +46,66 @@ class Gauge:
     peak_step: int = 0
     departure: Departure | None = None  # the longest
     site: Location | None = None
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A loss or gradient norm far above those before it, or the first that is not finite."""
+
+    step: int  # counted from 0, as measured steps are
+    what: Literal["loss", "gradient"]
+    value: float
+    level: float  # median of the values before it
+    size: int | None = None  # samples in its batch
+    samples: tuple[int, ...] = ()  # their indices in the data set, where the loader says them
+    worst: tuple[tuple[int, float], ...] = ()  # samples with the largest parts of the loss: place in the batch, share
+    bad_batch: bool = False  # the batch itself holds NaN or infinity
+    tensor: str = ""  # the parameter with the largest gradient, or the first whose gradient is not finite
+    share: float | None = None  # its part of the squared norm of all gradients
+    layer: str = ""
+    site: Location | None = None
+    file: str = ""  # where the batch is kept
+
+
+@dataclass(frozen=True)
+class RankStep:
+    """Replicas of the parameters at one measured step, before the optimizer's step. Distances are relative to the norm on rank 0."""
+
+    step: int
+    distance: float  # largest ||w_r - w_0|| / ||w_0|| over parameters and ranks, on a sample of entries; inf: finite on one only
+    parameter: str  # that it belongs to,
+    rank: int  # on this rank
+    differing: int  # parameters whose replicas differ by more than rounding
+    compared: int
+    gradients: float = 0.0  # largest relative difference between the norms of a parameter's gradient
+    one_sided: tuple[str, ...] = ()  # parameters with a gradient on some ranks only
+
+
+@dataclass(frozen=True)
+class RankLoss:
+    """The first loss of a rank that was not finite."""
+
+    rank: int
+    step: int
+
+
+@dataclass(frozen=True)
+class RankLevel:
+    """Mean losses over the steps that all ranks took, each before the optimizer's step."""
+
+    rank: int  # whose losses lie furthest from those of the others
+    steps: int
+    own: float
+    others: float
+    score: float  # mean difference over its standard error
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """The ranks of a watched run. `steps` is empty where parameters are not replicated, or were not compared."""
+
+    count: int
+    wrapper: str = ""  # class that keeps the replicas equal: "DistributedDataParallel"; "" where none was seen
+    steps: tuple[RankStep, ...] = ()
+    non_finite: tuple[RankLoss, ...] = ()
+    level: RankLevel | None = None

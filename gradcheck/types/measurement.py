@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gradcheck.types.adapters import Adaptation
 from gradcheck.types.checks import (
     Attention,
     Baseline,
@@ -27,18 +26,15 @@ from gradcheck.types.checks import (
     Validation,
 )
 from gradcheck.types.data import DataFacts
-from gradcheck.types.gauges import Gauge
+from gradcheck.types.gauges import Gauge, RankFacts, Spike
 from gradcheck.types.layers import Layer, LayerKind
 from gradcheck.types.location import Ignore, Location
 from gradcheck.types.log import LogFacts
 from gradcheck.types.loop import LoopFacts
 from gradcheck.types.losses import Ascent, BroadcastMix, LossCall, Scramble, Softmax
 from gradcheck.types.parameters import Cut, HiddenTensor, Parameter, ZeroDerivative
-from gradcheck.types.ranks import RankFacts
-from gradcheck.types.routing import Router
 from gradcheck.types.sequence import Padding, SequenceFacts
-from gradcheck.types.spikes import Spike
-from gradcheck.types.structure import LinearPair, Norm, Statistics, Stream
+from gradcheck.types.structure import Adaptation, LinearPair, Norm, Router, Statistics, Stream
 from gradcheck.types.training import NonFinite, OptimizerFacts, Regularization, Run
 
 

@@ -1,4 +1,4 @@
-"""What the first step shows of normalizations, of linear layers in a row, and of residual streams."""
+"""What a model is built of, beyond its layers: normalizations, linear layers in a row, residual streams, adapters, routers."""
 
 from __future__ import annotations
 
@@ -65,3 +65,48 @@ class Statistics:
     batch: float  # loss with the statistics of each batch
     # Running variance over the variance that the layer sees in evaluation mode, the median over features, by Norm.index.
     shifts: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of one frozen weight."""
+
+    layer: str  # module that holds the weight and the adapter; for parametrized weights, the module they belong to
+    shape: tuple[int, ...]  # of the weight
+    factors: tuple[str, ...]  # its parameters
+    trainable: bool  # any of them is
+    off: bool = False  # switched off or merged, by what its library says
+    rank: int | None = None  # None: no product of two factors
+    site: Location | None = None  # where it is made
+    scale: float | None = None  # factor on the product of its two factors; None: not known, or no such adapter
+    size: float | None = None  # norm of what it adds to the weight, over that of the weight, after the short training
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    adapters: tuple[Adapter, ...]
+    bare: tuple[tuple[str, tuple[int, ...]], ...]  # linear layers that are frozen and have no adapter: name, shape of the weight
+
+
+@dataclass(frozen=True)
+class Router:
+    """A choice among modules, or slices of weights, that are alike; loads are over some batches, in training mode."""
+
+    layer: str  # module that chooses
+    experts: int
+    chosen: int  # experts for each token
+    tokens: int
+    loads: tuple[float, ...]  # share of the choices that each expert gets, after the probe
+    start_loads: tuple[float, ...]  # and before it
+    entropy: float  # mean over the tokens of the entropy of the scores' softmax, over log(experts), after the probe
+    site: Location | None = None
+
+    @property
+    def taken(self) -> float:
+        """Share of the choices that the busiest experts get, as many as are chosen for a token."""
+        return sum(sorted(self.loads)[-self.chosen :])
+
+    @property
+    def idle(self) -> int:
+        """Experts that get nothing."""
+        return sum(load == 0 for load in self.loads)

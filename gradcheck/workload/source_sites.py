@@ -32,14 +32,14 @@ _GRADCHECK = str(Path(__file__).resolve().parent.parent) + os.sep
 # gradcheck's code that runs inside the user's calls.
 _RECORDING = tuple(
     (
-        "recorder recording forward backward steps step_log gradient_changes installation births rows passes tape nodes "
+        "recorder recording forward backward steps step_log gradient_changes births rows passes tape nodes "
         "updates functional forgotten silent"
     ).split()
 )
 _TAPS = (
     *(_GRADCHECK + folder + os.sep for folder in ("bisect", "instrument", "measure", "live")),
     *(f"{_GRADCHECK}training{os.sep}{name}.py" for name in ("trainer", "clip")),
-    *(f"{_GRADCHECK}workload{os.sep}{name}.py" for name in ("training_copy", "few_samples")),
+    f"{_GRADCHECK}workload{os.sep}training_copy.py",
     *(f"{_GRADCHECK}capture{os.sep}{name}.py" for name in _RECORDING),
 )
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep

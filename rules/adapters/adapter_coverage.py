@@ -12,8 +12,8 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
-    from gradcheck.types.adapters import Adaptation, Adapter
     from gradcheck.types.measurement import Measurement
+    from gradcheck.types.structure import Adaptation, Adapter
 
 
 FEWEST = 3  # layers of one name outside of repeated blocks, of which some have an adapter and some have none

@@ -11,8 +11,8 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.types.adapters import Adapter
     from gradcheck.types.measurement import Measurement
+    from gradcheck.types.structure import Adapter
 
 
 @rule(

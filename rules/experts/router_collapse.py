@@ -10,7 +10,7 @@ from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, 
 
 if TYPE_CHECKING:
     from gradcheck.types.measurement import Measurement
-    from gradcheck.types.routing import Router
+    from gradcheck.types.structure import Router
 
 
 FEWEST_CHOICES = 50  # for each expert, on average: SCIENCE, section 1 (an expert without tokens says nothing before)

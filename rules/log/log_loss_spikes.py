@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.curves import FEWEST, WINDOW, Spike, ends, resembling, spikes
+from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, ends, resembling, spikes
 from gradcheck.analysis.wording import number
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Severity
@@ -103,7 +103,7 @@ def log_loss_spikes(m: Measurement, limits: Limits) -> Verdict:
     return [found(severity, message, evidence=evidence, remedies=remedies)]
 
 
-def _faster(log: LogFacts, spike: Spike, times: float) -> bool:
+def _faster(log: LogFacts, spike: CurveSpike, times: float) -> bool:
     """Whether the rate has risen among the points before a spike."""
     rate = log.rate.finite if log.rate is not None else None
     loss = log.loss.finite if log.loss is not None else None
@@ -114,7 +114,7 @@ def _faster(log: LogFacts, spike: Spike, times: float) -> bool:
     return now > times * min(before, default=now)
 
 
-def _norm_before(log: LogFacts, spike: Spike) -> str:
+def _norm_before(log: LogFacts, spike: CurveSpike) -> str:
     norm = log.norm.finite if log.norm is not None else None
     if norm is None or not norm.values:
         return ""

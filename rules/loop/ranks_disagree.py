@@ -11,8 +11,8 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
+    from gradcheck.types.gauges import RankFacts, RankLevel, RankStep
     from gradcheck.types.measurement import Measurement
-    from gradcheck.types.ranks import RankFacts, RankLevel, RankStep
 
 
 WRAP = "wrap the model in DistributedDataParallel, and call that: it copies rank 0's parameters, and averages gradients in backward()"

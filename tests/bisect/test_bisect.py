@@ -17,8 +17,7 @@ from gradcheck.bisect.fingerprints import fingerprint
 from gradcheck.bisect.recorder import Recorder
 from gradcheck.bisect.recording import load, save
 from gradcheck.bisect.story import Orders, Side, bisected
-from gradcheck.report.bisection import as_json, text
-from gradcheck.report.bisection_html import page
+from gradcheck.report.bisection import as_json, page, text
 
 STEPS = 3
 

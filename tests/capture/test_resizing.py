@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from gradcheck.capture.build import workload_of
+from gradcheck.capture.layout import counter, resized
 from gradcheck.capture.recorder import Recorder
-from gradcheck.capture.resizing import counter, resized
 from gradcheck.workload.source_sites import record_sites
 from gradcheck.workload.workload import Workload
 

@@ -10,7 +10,7 @@ import tomllib
 import pytest
 
 from gradcheck.cli import main
-from gradcheck.cli.starter import WORKFLOW_PATH, start
+from gradcheck.cli.init import WORKFLOW_PATH, start
 from gradcheck.config.settings import load
 
 COMMENTED = re.compile(r"^# (?=\[|[\w\"-]+(:[\w.]+\")? = )", re.MULTILINE)  # a setting behind a comment sign

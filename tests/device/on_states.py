@@ -19,10 +19,9 @@ from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
 from gradcheck.loading.objects import from_objects
 from gradcheck.pipeline import scan_script
-from gradcheck.workload.device import accelerator, accelerator_in_use, choose_device, has_float64, synchronize
+from gradcheck.workload.device import accelerator, accelerator_in_use, as_numbers, choose_device, has_float64, on_host, synchronize
 from gradcheck.workload.process_state import untouched
 from gradcheck.workload.rng import Dice, preserve_rng, reseed, same_states, torch_states
-from gradcheck.workload.transfers import as_numbers, on_host
 from tests.device import pretend, programs
 from tests.device.ledger import recorded
 

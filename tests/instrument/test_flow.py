@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradcheck.instrument.flow import Flow
+from gradcheck.instrument.first_pass_recorder import Flow
 
 
 def test_marks_go_on_to_what_is_computed_from_a_result():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.instrument.scrambles import scrambled
+from gradcheck.instrument.similarities import scrambled
 
 
 @pytest.mark.parametrize(

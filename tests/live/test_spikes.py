@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import gradcheck
-from gradcheck.analysis.spikes import SpikeScore, told
+from gradcheck.analysis.curves import SpikeScore, told
 from gradcheck.errors import ConfigError, TargetError
 from gradcheck.instrument.loader_batches import LoaderBatches
 from gradcheck.live.loss_shares import worst_samples
+from gradcheck.types.gauges import Spike
 from gradcheck.types.report import Report
-from gradcheck.types.spikes import Spike
 from gradcheck.workload.kept_batch import like, load, plain, random_states, restore_random
 
 BAD = 297  # sample

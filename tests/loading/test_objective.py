@@ -12,8 +12,7 @@ from torch import nn
 from gradcheck.errors import TargetError
 from gradcheck.loading.infer import infer_loss, invent_targets, next_tokens, range_of
 from gradcheck.loading.objects import from_objects
-from gradcheck.workload.outputs import as_scalar, first_tensor, own_loss_of
-from gradcheck.workload.step import split
+from gradcheck.workload.step import as_scalar, first_tensor, own_loss_of, split
 
 N, C = 8, 5
 SCORES = torch.randn(N, C, requires_grad=True)

@@ -13,7 +13,7 @@ from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
 from gradcheck.instrument import graph_structure
 from gradcheck.loading.objects import from_objects
-from gradcheck.measure import capacity, faithful
+from gradcheck.measure import faithful, fitting
 from gradcheck.pipeline import scan_workload
 from gradcheck.workload.memory import free_memory, memory_of
 
@@ -48,16 +48,16 @@ def test_activations_of_a_sample_are_measured(workload):
 def test_batches_that_cannot_fit_are_an_error_that_says_what_would(workload, monkeypatch):
     faithful.ensure_faithful(workload)
     fixed = memory_of(workload.model, workload.optimizer).fixed
-    monkeypatch.setattr(capacity, "SMALL", 0)
-    monkeypatch.setattr(capacity, "free_memory", lambda device: fixed + int(10.5 * workload.sample_bytes))
+    monkeypatch.setattr(fitting, "SMALL", 0)
+    monkeypatch.setattr(fitting, "free_memory", lambda device: fixed + int(10.5 * workload.sample_bytes))
     with pytest.raises(TargetError, match="cannot hold a training") as caught:
-        capacity.require_memory(workload)
+        fitting.require_memory(workload)
     assert "batches of 10 samples would fit" in caught.value.hint and "checkpoint" in caught.value.hint
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_copied(workload, monkeypatch):
-    monkeypatch.setattr(capacity, "SMALL", 0)
-    monkeypatch.setattr(capacity, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(fitting, "SMALL", 0)
+    monkeypatch.setattr(fitting, "free_memory", lambda device: 1000)
     with pytest.raises(TargetError, match="cannot hold a training") as caught:
         gradcheck.scan(workload.model, workload.batches, loss="cross_entropy", optimizer=workload.optimizer)
     assert "bf16" in caught.value.hint and "--init-only" in caught.value.hint

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradcheck.measure.data import data_facts
-from gradcheck.measure.duplicates import features, samples
+from gradcheck.measure.data import data_facts, features, samples
 
 
 def table(rows: int = 40, columns: int = 6) -> torch.Tensor:

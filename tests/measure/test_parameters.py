@@ -9,7 +9,7 @@ from torch import nn
 import gradcheck
 from gradcheck.measure.equal_rows import EqualRows
 from gradcheck.measure.parameters import SAMPLE, StepWatch, watch
-from gradcheck.training.gradient_norms import total_norm
+from gradcheck.training.clip import total_norm
 from gradcheck.types.parameters import ParameterStep
 
 

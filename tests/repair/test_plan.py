@@ -6,7 +6,7 @@ from gradcheck.config.settings import Settings
 from gradcheck.judge.judge import judge
 from gradcheck.judge.select import chosen
 from gradcheck.remedies.definition import RemedyDefinition
-from gradcheck.repair.changes import changes
+from gradcheck.repair.performance import changes
 from gradcheck.repair.plan import advice, allowed, fixes_for, refused
 from gradcheck.repair.rescan import worsened
 from gradcheck.types.finding import Finding, Remedy

@@ -10,7 +10,7 @@ import pytest
 from gradcheck.remedies.catalogue import CATALOGUE
 from gradcheck.repair.lab import PROOF_SEED, SEARCH_SEEDS, RepairLab, TimeUp, signature
 from gradcheck.repair.options import RepairOptions
-from gradcheck.repair.rates import ADAPTIVE_RATE, usual_rates
+from gradcheck.repair.plan import ADAPTIVE_RATE, usual_rates
 from gradcheck.repair.search import PATIENCE, WELL, RemedySearch, steps_to_train
 from gradcheck.repair.session import PUT_OFF, SPARED, RepairSession
 from gradcheck.types.fix import Outcome

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.report import concise
 from gradcheck.report.console import make_console, show
+from gradcheck.report.listings import concise_lines
 from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState
 from gradcheck.types.measurement import Assumption, Environment, NotMeasured
 from gradcheck.types.report import Report
@@ -137,7 +137,7 @@ def test_a_run_in_part_says_how_many_looked_why_and_what_to_do():
         "100 steps x 1 seed on cpu, torch 2.13.0, 1.5 s.\n"
     )
     assert "Found 1 error (1 rule passed, 3 not measured)." in text_of(FAILED) and "Judged in part" in text_of(FAILED)
-    assert concise.lines(IN_PART)[-2:] == ["why: could not repeat the training step", "help: watch it"]
+    assert concise_lines(IN_PART)[-2:] == ["why: could not repeat the training step", "help: watch it"]
 
 
 def test_passed_rules_are_shown_on_request():
@@ -273,7 +273,7 @@ def test_the_profile_shows_the_ten_slowest_layers_and_the_total():
 
 
 def test_concise_has_a_line_per_headline_that_problem_matchers_read():
-    rows = concise.lines(report(FAULTY, FOLLOWS, PLAIN))
+    rows = concise_lines(report(FAULTY, FOLLOWS, PLAIN))
     assert rows[0] == "model.py:41:32: vanishing-gradient (GRAD001) gradient vanishes in 23 of 100 layers"
     assert re.fullmatch(r"(.+):(\d+):(\d+): (\S+) (.*)", rows[0])
     assert rows[1] == "model.py:1:1: unscaled-input (DATA001) input [bold]x[/bold] is 300 times too large"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from gradcheck.report import gitlab, json_lines, rdjson
+from gradcheck.report.listings import gitlab, json_lines, rdjson
 from gradcheck.report.outputs import FORMATS, Output, write_outputs
 from tests.literals import location
 from tests.report.reports import CLEAN, FAILED, FULL_OF_HOSTILITY, IN_PART, MIXED, VIEW, finding, report
@@ -48,7 +48,7 @@ RDJSON = exactly({"source": exactly({"name": TEXT}), "diagnostics": {"type": "ar
 
 @pytest.mark.parametrize("reports", EVERY)
 def test_gitlab_entries_are_valid_and_no_two_share_a_fingerprint(reports):
-    entries = json.loads(gitlab.render(reports, VIEW))
+    entries = json.loads(gitlab(reports, VIEW))
     jsonschema.validate(entries, {"type": "array", "items": GITLAB_ENTRY})
     assert len({e["fingerprint"] for e in entries}) == len(entries)
     with pytest.raises(jsonschema.ValidationError):
@@ -56,12 +56,12 @@ def test_gitlab_entries_are_valid_and_no_two_share_a_fingerprint(reports):
 
 
 def test_gitlab_severities():
-    assert [e["severity"] for e in json.loads(gitlab.render([MIXED], VIEW))] == ["critical", "major", "info"]
+    assert [e["severity"] for e in json.loads(gitlab([MIXED], VIEW))] == ["critical", "major", "info"]
 
 
 @pytest.mark.parametrize("reports", EVERY)
 def test_rdjson_is_valid(reports):
-    data = json.loads(rdjson.render(reports, VIEW))
+    data = json.loads(rdjson(reports, VIEW))
     jsonschema.validate(data, RDJSON)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(data | {"more": 1}, RDJSON)
@@ -70,15 +70,15 @@ def test_rdjson_is_valid(reports):
 def test_rdjson_columns_count_bytes():
     """In `λ = 'α'; self.fc = nn.Linear(8, 8)` two letters before column 20 take two bytes each."""
     faulty = finding(location=location(3, end_column=35))
-    place = json.loads(rdjson.render([report(faulty)], VIEW))["diagnostics"][0]["location"]
+    place = json.loads(rdjson([report(faulty)], VIEW))["diagnostics"][0]["location"]
     assert place["range"] == {"start": {"line": 3, "column": 22}, "end": {"line": 3, "column": 37}}
     assert "λ = 'α'; self.fc = nn.Linear(8, 8)".encode()[21:36] == b"nn.Linear(8, 8)"
-    unknown = json.loads(rdjson.render([report(finding(line=90))], VIEW))["diagnostics"][0]["location"]
+    unknown = json.loads(rdjson([report(finding(line=90))], VIEW))["diagnostics"][0]["location"]
     assert unknown["range"]["start"] == {"line": 90, "column": 20}
 
 
 def test_json_lines_hold_every_finding():
-    rows = [json.loads(line) for line in json_lines.render([MIXED, CLEAN], VIEW).splitlines()]
+    rows = [json.loads(line) for line in json_lines([MIXED, CLEAN], VIEW).splitlines()]
     assert [(row["target"], row["code"], row["cause"]) for row in rows] == [
         ("model.py", "DATA001", None),
         ("model.py", "ACT002", None),
@@ -89,14 +89,14 @@ def test_json_lines_hold_every_finding():
 
 
 def test_a_run_in_part_is_an_entry_of_its_own():
-    (entry,) = json.loads(gitlab.render([IN_PART], VIEW))
+    (entry,) = json.loads(gitlab([IN_PART], VIEW))
     assert (entry["check_name"], entry["severity"]) == ("judged-in-part", "critical")
     assert "1 of 3 applicable rules looked" in entry["description"] and "help: watch it" in entry["description"]
-    assert json.loads(gitlab.render([IN_PART], ALLOWED))[0]["severity"] == "major"
-    (diagnostic,) = json.loads(rdjson.render([IN_PART], VIEW))["diagnostics"]
+    assert json.loads(gitlab([IN_PART], ALLOWED))[0]["severity"] == "major"
+    (diagnostic,) = json.loads(rdjson([IN_PART], VIEW))["diagnostics"]
     assert (diagnostic["code"]["value"], diagnostic["severity"]) == ("judged-in-part", "ERROR")
-    assert json.loads(rdjson.render([IN_PART], ALLOWED))["diagnostics"][0]["severity"] == "WARNING"
-    (row,) = map(json.loads, json_lines.render([IN_PART], VIEW).splitlines())
+    assert json.loads(rdjson([IN_PART], ALLOWED))["diagnostics"][0]["severity"] == "WARNING"
+    (row,) = map(json.loads, json_lines([IN_PART], VIEW).splitlines())
     assert (row["name"], row["looked"], row["applicable"]) == ("judged-in-part", 1, 3)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradcheck.report.line_hash import line_hash
+from gradcheck.report.sarif import line_hash
 
 MIXED_ENDS = " hello; \t{0}world!!!{0}{0}{0}  \t\tGreetings{0} End{0}"
 WITH_END = ["e9496ae3ebfced30:1", "fb7c023a8b9ccb3f:1", "ce8ba1a563dcdaca:1", "e20e36e16fcb0cc8:1", "b3edc88f2938467e:1"]

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from gradcheck.report import sarif
-from gradcheck.report.line_hash import line_hash
+from gradcheck.report.sarif import line_hash
 from gradcheck.types.finding import Evidence
 from tests.literals import location
 from tests.report.reports import CLEAN, FAILED, FAULTY, FULL_OF_HOSTILITY, IN_PART, INFO, MIXED, VIEW, finding, report

@@ -8,8 +8,8 @@ import pytest
 
 from gradcheck.rules.adapters.adapter_coverage import adapter_coverage
 from gradcheck.rules.adapters.adapter_scale import adapter_scale
-from gradcheck.types.adapters import Adaptation, Adapter
 from gradcheck.types.measurement import Measurement
+from gradcheck.types.structure import Adaptation, Adapter
 from tests.literals import layer, location, measurement, optimizer, parameter
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

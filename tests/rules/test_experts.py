@@ -9,7 +9,7 @@ import pytest
 
 from gradcheck.rules.experts.router_collapse import router_collapse
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.routing import Router
+from gradcheck.types.structure import Router
 from tests.literals import location, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

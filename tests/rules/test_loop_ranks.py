@@ -11,8 +11,8 @@ import pytest
 
 from gradcheck.live.rank_levels import RankLevels
 from gradcheck.rules.loop.ranks_disagree import ranks_disagree
+from gradcheck.types.gauges import RankFacts, RankLevel, RankStep
 from gradcheck.types.measurement import Measurement, NotMeasured
-from gradcheck.types.ranks import RankFacts, RankLevel, RankStep
 from tests.literals import loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

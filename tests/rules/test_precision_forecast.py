@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradcheck.report.forecast import forecast_table
+from gradcheck.report.table import forecast_table
 from gradcheck.rules.numerics.precision_forecast import precision_forecast
 from gradcheck.types.layers import Layer, Snapshot
 from gradcheck.types.loop import LoopScaler

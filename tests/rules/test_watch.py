@@ -25,7 +25,7 @@ from gradcheck.types.gauges import Departure, Gauge, Quantity
 from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.parameters import ParameterStep
-from gradcheck.types.routing import Router
+from gradcheck.types.structure import Router
 from tests.literals import layer, measurement, parameter, snapshots, stats
 from tests.rules.verdicts import findings, no_verdict, only, severities
 

@@ -11,7 +11,7 @@ from gradcheck.report.brief import render as brief
 from gradcheck.report.html import render as page
 from gradcheck.report.markdown import render as markdown
 from gradcheck.saved_run import dumps
-from gradcheck.trials.falling import gets_further, leads_to, still_falling
+from gradcheck.trials.plan import gets_further, leads_to, still_falling
 from gradcheck.types.fix import Effect
 from gradcheck.types.report import Report
 from gradcheck.types.trial import Curve, Entry

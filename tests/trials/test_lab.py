@@ -19,7 +19,7 @@ from gradcheck.training.splits import splitter_of
 from gradcheck.trials.jobs import Job, answers
 from gradcheck.trials.lab import TrialLab, zeros
 from gradcheck.trials.standings import Candidate
-from gradcheck.trials.target_scaling import target_line
+from gradcheck.trials.yardstick import target_line
 from gradcheck.types.fix import Fix
 from gradcheck.workload.treated import treated_copy
 from tests.trials.problems import diverging, sparse_linear

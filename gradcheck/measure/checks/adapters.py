@@ -11,8 +11,8 @@ from torch import nn
 
 from gradcheck.measure.checks.adapter_sizes import Product, scales_and_sizes
 from gradcheck.measure.checks.context import CheckContext
-from gradcheck.types.adapters import Adaptation, Adapter
 from gradcheck.types.location import Location
+from gradcheck.types.structure import Adaptation, Adapter
 
 PARAMETRIZED = ".parametrizations."
 

@@ -20,9 +20,9 @@ from gradcheck.instrument.kinds import NODE_MOVES, node_name
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import Attention
 from gradcheck.types.location import Location
-from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.tensors import batch_size
+from gradcheck.workload.training_copy import some_samples
 
 SAMPLES = 4
 FEWEST_KEYS = 4  # fewer are a choice among a few branches, not attention

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
-from gradcheck.workload.device import wide
+from gradcheck.workload.device import as_numbers, wide
 from gradcheck.workload.dtensor import local, multiplicity, part_like
 from gradcheck.workload.lockstep import everyone, several
-from gradcheck.workload.transfers import as_numbers
 
 Vector = list[torch.Tensor]  # one tensor for each parameter, or this process's part of it
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
-from gradcheck.training.gradient_norms import as_real, gradient_of, norms_of
+from gradcheck.training.clip import as_real, gradient_of, norms_of
 from gradcheck.training.trainer import Trainer, needs_closure, take_step
 from gradcheck.types.checks import CriticalRate
 from gradcheck.workload.rng import seed_all

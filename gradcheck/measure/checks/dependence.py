@@ -16,8 +16,8 @@ from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.sample_axis import FEWEST, MOST, Change, Inputs, as_rows, change, count_for, inputs_of, shuffled, swaps
 from gradcheck.types.checks import Dependence
 from gradcheck.types.location import Location
-from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import Dice
+from gradcheck.workload.step import first_tensor
 from gradcheck.workload.tensors import batch_size, tensors_in
 from gradcheck.workload.training_copy import TrainingCopy, restored
 from gradcheck.workload.training_mode import set_mode

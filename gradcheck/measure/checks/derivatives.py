@@ -35,12 +35,11 @@ from gradcheck.measure.checks.functions import (
 from gradcheck.measure.checks.gradient_changes import ModuleStack, Watch
 from gradcheck.types.checks import Derivatives
 from gradcheck.workload.device import has_float64
-from gradcheck.workload.few_samples import is_divisible, some_samples
 from gradcheck.workload.lockstep import now
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import origin_of
 from gradcheck.workload.tensors import tensors_in
-from gradcheck.workload.training_copy import TrainingCopy
+from gradcheck.workload.training_copy import TrainingCopy, is_divisible, some_samples
 
 SAMPLES = 4
 DIRECTIONS = 3

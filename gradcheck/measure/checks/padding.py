@@ -15,8 +15,8 @@ from gradcheck.measure.checks.reading import Reading
 from gradcheck.measure.checks.sample_axis import Inputs, inputs_of
 from gradcheck.types.sequence import Padding
 from gradcheck.workload.device import wide
-from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import Dice
+from gradcheck.workload.step import first_tensor
 from gradcheck.workload.training_copy import TrainingCopy
 
 SEQUENCES = 4  # that are compared

@@ -20,9 +20,8 @@ from gradcheck.measure.checks import handwritten_rnn
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.checks import Recurrence
 from gradcheck.workload.device import wide
-from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.step import TARGET_NAMES
-from gradcheck.workload.training_copy import TrainingCopy
+from gradcheck.workload.training_copy import TrainingCopy, some_samples
 
 SAMPLES = 16
 FEW_SAMPLES = 4  # for models without a recurrent layer of torch; most of them have no recurrence at all

@@ -24,15 +24,14 @@ from gradcheck.measure.checks.without_regularization import (
     seen_noise,
     without_weights,
 )
-from gradcheck.training.gradient_norms import total_norm
+from gradcheck.training.clip import total_norm
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Dropout, Penalty
 from gradcheck.types.training import Regularization, Run
-from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.lockstep import now
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import tensors_of
-from gradcheck.workload.training_copy import TrainingCopy, restored
+from gradcheck.workload.training_copy import TrainingCopy, restored, some_samples
 
 SAMPLES = 16  # of a batch, where one look is enough
 BATCHES = 4  # that a loss is averaged over

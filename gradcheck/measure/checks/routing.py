@@ -14,7 +14,7 @@ from torch import nn
 from gradcheck.instrument.activation_recorder import ActivationRecorder, caller
 from gradcheck.measure.checks.context import CheckContext
 from gradcheck.types.location import Location
-from gradcheck.types.routing import Router
+from gradcheck.types.structure import Router
 from gradcheck.workload.device import wide
 from gradcheck.workload.rng import Dice
 from gradcheck.workload.source_sites import location_of_frame

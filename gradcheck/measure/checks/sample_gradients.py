@@ -18,10 +18,9 @@ from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.types.checks import SampleGradients
 from gradcheck.workload.device import wide
 from gradcheck.workload.dtensor import local
-from gradcheck.workload.few_samples import is_divisible
 from gradcheck.workload.lockstep import everyone
 from gradcheck.workload.tensors import batch_size, named_tensors
-from gradcheck.workload.training_copy import TrainingCopy
+from gradcheck.workload.training_copy import TrainingCopy, is_divisible
 
 SINGLES = 8
 EXTREME = 3  # of them: with the largest inputs or targets of the batch

@@ -15,10 +15,9 @@ from gradcheck.training.trainer import Trainer, needs_closure, take_step
 from gradcheck.types.checks import Clip
 from gradcheck.types.training import Run
 from gradcheck.workload.device import wide
-from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.rng import seed_all
 from gradcheck.workload.tensors import tensors_of
-from gradcheck.workload.training_copy import TrainingCopy, restored
+from gradcheck.workload.training_copy import TrainingCopy, restored, some_samples
 
 SAMPLES = 32
 LEAST_SPREAD = 0.1  # of the output: without it, a model that starts at zero would move infinitely far

@@ -14,10 +14,9 @@ from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.sample_gradients import deterministic
 from gradcheck.types.checks import Sharpness
 from gradcheck.workload.dtensor import local
-from gradcheck.workload.few_samples import some_samples
 from gradcheck.workload.lockstep import several
 from gradcheck.workload.rng import seed_all
-from gradcheck.workload.training_copy import TrainingCopy
+from gradcheck.workload.training_copy import TrainingCopy, some_samples
 
 SAMPLES = 64
 ITERATIONS = 12  # power iterations, as in the calibration of the rule that reads it

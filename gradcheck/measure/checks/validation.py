@@ -12,11 +12,10 @@ import torch
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.training.trainer import Trainer
 from gradcheck.types.checks import Validation
-from gradcheck.workload.few_samples import cut, is_divisible
 from gradcheck.workload.lockstep import now
 from gradcheck.workload.rng import preserve_rng, seed_all
 from gradcheck.workload.tensors import batch_size
-from gradcheck.workload.training_copy import TrainingCopy, restored
+from gradcheck.workload.training_copy import TrainingCopy, cut, is_divisible, restored
 from gradcheck.workload.training_mode import set_mode
 
 MOST_BATCHES = 16  # of each side

@@ -12,7 +12,7 @@ from gradcheck.remedies.editing.nodes import called, set_argument, set_value, st
 from gradcheck.remedies.editing.statements import block_of, insert_before, line_start
 from gradcheck.types.fix import Fix
 
-# The names that gradcheck reads in a model file, in capitals too; see gradcheck/loading/clipping.py.
+# The names that gradcheck reads in a model file, in capitals too; see gradcheck/loading/optimizers.py.
 BY_NORM = ("clip_grad_norm", "max_grad_norm", "grad_clip", "gradient_clip_val", "clip_norm", "grad_clip_norm", "grad_norm_clip")
 BY_VALUE = ("clip_grad_value", "clip_value", "grad_clip_value", "max_grad_value")
 

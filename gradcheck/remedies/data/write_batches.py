@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gradcheck.remedies.data.batches import copied, placeholders
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.imports import spelled
 from gradcheck.remedies.editing.input_hook import in_front_of_model
-from gradcheck.remedies.editing.nodes import argument, called, definition, dotted, set_argument, statement_of
+from gradcheck.remedies.editing.nodes import argument, called, definition, dotted, in_place_of, set_argument, statement_of
 from gradcheck.remedies.editing.statements import insert_after, insert_before
 from gradcheck.types.fix import Fix
+
+
+def use_input(p: Fix, context: Context) -> None:
+    """`self.body(torch.zeros_like(x))` becomes `self.body(x)`, where the model's classes have one such place."""
+    found = [(draft, call) for draft in context.all_drafts() for call in _in_classes(context, draft)]
+    if len(found) != 1:
+        raise Unwritable(f"{'several places' if found else 'no place'} of the model's code put a tensor like the input in its place")
+    draft, call = found[0]
+    argument = copied(call)
+    assert argument is not None
+    draft.replace(call, in_place_of(draft, argument, call))
+
+
+def _in_classes(context: Context, draft: Draft) -> Iterator[ast.Call]:
+    """Places in the methods of the classes that the model is made of."""
+    types = {layer.type for layer in context.measurement.layers}
+    for node in ast.walk(draft.tree):
+        if isinstance(node, ast.ClassDef) and node.name in types:
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef):
+                    yield from placeholders(method)
+
 
 HELD_OUT = ("val", "test", "eval", "dev", "holdout", "held")
 _AXES = {"feature": "dim=0", "channel": "dim=(0, 2, 3), keepdim=True", "all": ""}
@@ -221,4 +245,5 @@ WRITERS: dict[str, Writer] = {
     "shuffle-data": shuffle,
     "clean-data": clean,
     "larger-batch": larger_batch,
+    "use-input": use_input,
 }

@@ -1,4 +1,4 @@
-"""Which token is asked for: labels that are shifted twice, or not at all; and the scale of adapters."""
+"""What is predicted from what: labels shifted twice, or not at all, code that lets places see later ones; and the scale of adapters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,28 @@ from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
 from gradcheck.remedies.editing.nodes import argument, called, closed, set_argument
 from gradcheck.types.fix import Fix
+
+
+def attention(p: Fix, context: Context) -> None:
+    """`F.scaled_dot_product_attention(q, k, v)` gets its `is_causal=True`."""
+    draft, call = context.call_at(p.location)
+    if called(call) != "scaled_dot_product_attention":
+        raise Unwritable(f"{draft.path}:{call.lineno}: it is not written there how the attention is called")
+    if argument(call, "attn_mask", 3) is not None:
+        raise Unwritable(f"{draft.path}:{call.lineno}: it has a mask, which takes no is_causal beside it")
+    set_argument(draft, call, "is_causal", "True", 5)
+
+
+def merge(p: Fix, context: Context) -> None:
+    """`y.view(b, t, d)` of [b, heads, t, size] becomes `y.transpose(1, 2).reshape(b, t, d)`."""
+    draft, call = context.call_at(p.location)
+    if not isinstance(call.func, ast.Attribute) or called(call) not in ("view", "reshape"):
+        raise Unwritable(f"{draft.path}:{call.lineno}: it is not written there how the heads are merged")
+    arguments = ", ".join(draft.source(a) for a in call.args)
+    if call.keywords:
+        raise Unwritable(f"{draft.path}:{call.lineno}: the shape is not given in plain arguments")
+    draft.replace(call, f"{draft.source(call.func.value)}.transpose(1, 2).reshape({arguments})")
+
 
 FLATTENING = ("flatten", "view", "reshape", "transpose", "permute", "contiguous", "float", "long")
 CUT, SHIFTED = "[:, :-1]", "[:, 1:]"
@@ -54,4 +76,9 @@ def stabilise(p: Fix, context: Context) -> None:
     set_argument(*found[0], "use_rslora", "True")
 
 
-WRITERS: dict[str, Writer] = {"shift-labels": shift, "rank-stabilised-scale": stabilise}
+WRITERS: dict[str, Writer] = {
+    "shift-labels": shift,
+    "rank-stabilised-scale": stabilise,
+    "causal-attention": attention,
+    "merge-heads": merge,
+}

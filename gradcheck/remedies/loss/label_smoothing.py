@@ -18,8 +18,7 @@ from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.outputs import first_tensor
-from gradcheck.workload.step import classes_are_last
+from gradcheck.workload.step import classes_are_last, first_tensor
 from gradcheck.workload.treated import TreatedWorkload
 
 SMOOTHING = 0.1

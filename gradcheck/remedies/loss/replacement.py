@@ -21,8 +21,7 @@ from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.losses import LossCall
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import replaced, target_index, tensor_at
-from gradcheck.workload.outputs import first_tensor
-from gradcheck.workload.step import classes_are_last
+from gradcheck.workload.step import classes_are_last, first_tensor
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch
 

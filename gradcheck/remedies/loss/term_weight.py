@@ -1,4 +1,4 @@
-"""A weight for a term that outweighs the others: what a variational autoencoder calls beta."""
+"""Terms of the loss that outweigh the others: a mean where they were summed, or a weight, which a variational autoencoder calls beta."""
 
 from __future__ import annotations
 
@@ -17,6 +17,26 @@ from gradcheck.workload.rng import preserve_rng
 from gradcheck.workload.training_copy import fork
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
+
+
+def propose_mean(finding: Finding | None, m: Measurement) -> list[Fix]:
+    remedy = next((r for r in finding.remedies if r.name == "average-term"), None) if finding is not None else None
+    return [AVERAGE.fix(remedy.text, finding)] if remedy is not None else []
+
+
+def refuse(treated: TreatedWorkload, p: Fix) -> None:
+    raise Inapplicable("how a term is taken together is written in the source")
+
+
+AVERAGE = RemedyDefinition(
+    "average-term",
+    "a mean for a sum",
+    "loss",
+    "unsafe",
+    "Kingma and Welling 2014, Auto-encoding variational Bayes",
+    propose_mean,
+    refuse,
+)
 
 
 def propose(finding: Finding | None, m: Measurement) -> list[Fix]:
@@ -70,4 +90,4 @@ KL_WEIGHT = RemedyDefinition(
     strengths=(Strength("weight", 1e-3, 1e-7, 1.0),),
     wording=_words,
 )
-REMEDIES = (KL_WEIGHT,)
+REMEDIES = (AVERAGE, KL_WEIGHT)

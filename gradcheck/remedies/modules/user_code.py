@@ -18,8 +18,7 @@ from torch import nn
 from gradcheck.remedies.modules.rewriting import Edit, TreeEdit, bind, own_methods, rewrite, rewritten, transformed
 from gradcheck.remedies.modules.surgery import require_running
 from gradcheck.types.location import Location
-from gradcheck.workload.outputs import as_scalar
-from gradcheck.workload.step import apply_loss, make_user_step
+from gradcheck.workload.step import apply_loss, as_scalar, make_user_step
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import Batch, TrainingStep
 

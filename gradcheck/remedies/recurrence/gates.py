@@ -15,8 +15,8 @@ from gradcheck.remedies.modules.surgery import like, module_at, rewired, swap
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
-from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.step import first_tensor
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 KINDS: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU}

@@ -12,8 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from gradcheck.workload.batch_tensors import replaced, tensor_at
-from gradcheck.workload.outputs import as_scalar
-from gradcheck.workload.step import apply_loss
+from gradcheck.workload.step import apply_loss, as_scalar
 from gradcheck.workload.workload import Batch
 
 

@@ -17,8 +17,8 @@ from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix, Setting
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.batch_tensors import joined
-from gradcheck.workload.outputs import first_tensor
 from gradcheck.workload.rng import preserve_rng
+from gradcheck.workload.step import first_tensor
 from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 
 WIDTH, BATCHES = 0.5, 4

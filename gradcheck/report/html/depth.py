@@ -14,9 +14,9 @@ from gradcheck.analysis.parallel_nets import nets
 from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import Axis, crossing, log_axis, path
-from gradcheck.report.html.icons import SIGNS
 from gradcheck.report.html.markup import coordinate, join, tag
 from gradcheck.report.html.signal import Course, affected, allowed_decades, course, gradient, last_gradients, output
+from gradcheck.report.html.theme import SIGNS
 from gradcheck.types.finding import Finding
 from gradcheck.types.layers import Layer
 from gradcheck.types.report import Report

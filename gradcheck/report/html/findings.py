@@ -12,9 +12,9 @@ from gradcheck.analysis.unsafe import reason
 from gradcheck.analysis.wording import number
 from gradcheck.judge.registry import builtin_rules, find_rule
 from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, tree
-from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.rule_text import inline, page_html
+from gradcheck.report.html.theme import sign
 from gradcheck.report.html.treatments import treatments
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.types.finding import Evidence, Finding, Remedy

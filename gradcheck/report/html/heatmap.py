@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +14,31 @@ from markupsafe import Markup
 from gradcheck.analysis.wording import number
 from gradcheck.report.html.depth import LEFT, RIGHT, WIDTH, height_of_names, picture
 from gradcheck.report.html.markup import join, tag
-from gradcheck.report.html.png import Color, data_url
 from gradcheck.report.html.signal import Number, gradient, output, updates, zeros
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
+
+Color = tuple[int, int, int]
+
+
+def data_url(rows: Sequence[bytes], palette: Sequence[Color], transparent: int) -> str:
+    """A PNG of `rows` of palette indices as a data: URL. `transparent`: the index that shows what is behind."""
+    width, height = len(rows[0]), len(rows)
+    alpha = bytes(0 if i == transparent else 255 for i in range(transparent + 1))
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+        + _chunk(b"PLTE", bytes(channel for color in palette for channel in color))
+        + _chunk(b"tRNS", alpha)
+        + _chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows), 9))
+        + _chunk(b"IEND", b"")
+    )
+    return "data:image/png;base64," + b64encode(png).decode()
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
 
 MISSING, ZERO, BROKEN, FIRST = 0, 1, 2, 3  # palette: not measured, exactly 0, NaN or infinite, and the scale from FIRST to 255
 # Viridis (matplotlib, CC0), nine of its colours; between them linear in sRGB.

@@ -9,9 +9,9 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from gradcheck.analysis.wording import number
-from gradcheck.report.html.icons import SIGNS
 from gradcheck.report.html.markup import join, name, tag, text
 from gradcheck.report.html.signal import Number, gradient, marks, output, updates, zeros
+from gradcheck.report.html.theme import SIGNS
 from gradcheck.types.finding import Finding
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement

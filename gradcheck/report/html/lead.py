@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from gradcheck.report.formatting import counted
 from gradcheck.report.html.course import course
-from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import Child, join, tag
 from gradcheck.report.html.rule_text import inline
+from gradcheck.report.html.theme import sign
 from gradcheck.report.html.treatments import proof
 from gradcheck.report.html.trial import trial
 from gradcheck.report.html.verdict import cure

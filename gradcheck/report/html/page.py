@@ -16,14 +16,13 @@ from gradcheck.report.html.depth import depth_chart
 from gradcheck.report.html.distributions import chosen_layers, distribution
 from gradcheck.report.html.findings import findings
 from gradcheck.report.html.heatmap import chooser, encoded, heatmap, statistics
-from gradcheck.report.html.icons import sign
 from gradcheck.report.html.layers import layer_table
 from gradcheck.report.html.lead import lead, treatment
 from gradcheck.report.html.markup import Child, join, tag
 from gradcheck.report.html.method import method
 from gradcheck.report.html.rule_states import states
 from gradcheck.report.html.signal import columns, shown_layers
-from gradcheck.report.html.theme import variables
+from gradcheck.report.html.theme import sign, variables
 from gradcheck.report.html.verdict import cure, gauges, level, plain_sign, sentence, verdict
 from gradcheck.types.layers import Layer
 from gradcheck.types.report import Report

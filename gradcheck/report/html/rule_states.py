@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from gradcheck.judge.registry import builtin_rules
-from gradcheck.report.html.icons import sign
 from gradcheck.report.html.markup import join, tag
+from gradcheck.report.html.theme import sign
 from gradcheck.types.finding import RuleState, RuleStatus
 from gradcheck.types.report import Report
 

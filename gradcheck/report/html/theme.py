@@ -1,8 +1,13 @@
-"""Colours of both themes, as CSS variables. tests/report/html/test_theme.py computes the contrast of what is read."""
+"""Colours of both themes, as CSS variables, and signs beside them. tests/report/html/test_theme.py computes the contrast."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from markupsafe import Markup
+
+from gradcheck.report.html.markup import tag
+from gradcheck.types.finding import Severity
 
 LIGHT: Mapping[str, str] = {
     "paper": "#ffffff",
@@ -75,3 +80,11 @@ def variables() -> str:
 def rule(colors: Mapping[str, str], scheme: str) -> str:
     """The declarations of a theme."""
     return "".join(f"--{name}:{color};" for name, color in colors.items()) + f"color-scheme:{scheme}"
+
+
+SIGNS: Mapping[str, str] = {"error": "▲", "warning": "■", "info": "◆", "good": "●", "none": "–"}
+
+
+def sign(level: Severity | str) -> Markup:
+    """▲ error, ■ warning, ◆ info, ● good; the word beside it says the same to screen readers."""
+    return tag("span", SIGNS[level], class_=f"sign {level}", aria_hidden="true")

@@ -15,10 +15,9 @@ from gradcheck.report.html.axes import Axis, crossing, linear_axis, log_axis, pa
 from gradcheck.report.html.curves import BOTTOM, TALLEST, TOP, curve_chart, groups
 from gradcheck.report.html.depth import LEFT, RIGHT, column, depth_chart
 from gradcheck.report.html.distributions import BASE, chosen_layers, distribution
-from gradcheck.report.html.heatmap import BROKEN, FIRST, MISSING, ZERO, _coarse, encoded, heatmap, palette, statistics
+from gradcheck.report.html.heatmap import BROKEN, FIRST, MISSING, ZERO, _coarse, data_url, encoded, heatmap, palette, statistics
 from gradcheck.report.html.layers import FIRST as FIRST_ROWS
 from gradcheck.report.html.layers import layer_table, spark_line
-from gradcheck.report.html.png import data_url
 from gradcheck.report.html.signal import columns, course, gradient, last_gradients, shown_layers
 from gradcheck.types.layers import Snapshot
 from gradcheck.types.report import Report
