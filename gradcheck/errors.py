@@ -8,8 +8,6 @@ GradcheckError
 TrainingStopped      not an error of gradcheck's: `watch(stop_on=...)` ends the user's loop with it
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

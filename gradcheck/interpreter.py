@@ -3,8 +3,6 @@
 `python -m` would put the working directory before both: a gradcheck.py or random.py of the user's that lies there would be imported.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What ends a command from outside: Ctrl-C, and what `kill`, `timeout` and a closing terminal send, which end it as Ctrl-C does."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

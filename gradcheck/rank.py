@@ -1,7 +1,5 @@
 """Which of the processes of a distributed training this one is. Imports no torch: asks what is loaded, or what torchrun has said."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -3,8 +3,6 @@
 To add a rule, add its file, and its name in the `RULES` of the family's folder. `gradcheck.judge.registry` loads them.
 """
 
-from __future__ import annotations
-
 FAMILIES = (
     "graph",
     "gradient",

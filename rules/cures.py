@@ -1,20 +1,14 @@
 """Remedies that several rules propose, with this model's numbers in them."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.activations import SCALING, SIGMOID_LIKE, gain_for
 from gradcheck.analysis.layer_groups import body, gain, parameters_by_name, usual_activation, usual_normalization
 from gradcheck.analysis.wording import number
 from gradcheck.types.finding import Remedy
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 
 
 def median_gain(m: Measurement, layers: Sequence[Layer]) -> float | None:

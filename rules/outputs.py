@@ -5,20 +5,15 @@ A loss of logits that lie in an interval of width w cannot fall below log(1 + (C
 the true class at the upper end and all others at the lower one. Probabilities are the case w = 1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.activations import BOUNDS
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.finding import Evidence, Remedy, Severity
-
-if TYPE_CHECKING:
-    from gradcheck.types.losses import LossCall
-    from gradcheck.types.rule import Limits
+from gradcheck.types.losses import LossCall
+from gradcheck.types.rule import Limits
 
 REGRESSION_LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 BOUND_SLACK = 1e-3  # rounding, in the units of the output

@@ -3,8 +3,6 @@
 Softmax and exp are in the table too, since they stand where an activation may stand: before a loss, or as a gate.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import inf
 

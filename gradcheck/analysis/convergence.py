@@ -6,18 +6,13 @@ still on its way there is not judged. Nor is one whose level means nothing, unle
 is arbitrary, and those of which `Run.surrogate` says so.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import fmean, pstdev, stdev
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from gradcheck.types.training import SAME_RATE_LONGER
-
-if TYPE_CHECKING:  # rules import this module, and `gradcheck rule` has to be quick
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Regularization, Run
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import SAME_RATE_LONGER, Regularization, Run
 
 Outcome = Literal["learns", "stalls", "diverges", "unknown"]
 

@@ -4,20 +4,15 @@ A paired training never removes an error, and never adds one to a training that 
 finding's remedy alone, that finding is the error.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import CLEAR_FALL, levelled, relative_decrease, training_outcome
 from gradcheck.analysis.wording import number
+from gradcheck.types.checks import Cost
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import Cost
-    from gradcheck.types.measurement import Measurement
 
 SLOW = Limit(0.5, "of the loss", "benchmarks/predictions.py: a training that falls this far trains, and nothing has to be explained")
 FAR = Limit(0.5, "of the fall with the change", "definition: it comes less than half as far")

@@ -1,7 +1,5 @@
 """The course of a logged number: levels, noise, spikes, where it parts from another one; and spikes as they come."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left, insort
 from collections import deque

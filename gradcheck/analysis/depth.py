@@ -6,21 +6,16 @@ the input (they vanish), a negative one that they grow (they explode). Calibrati
 an AUC of 0.86 to 0.91 on 507 random networks, ratios of weight gradients do so with 0.52 to 0.74.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import body, depths, trained_body
 from gradcheck.types.finding import Evidence
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits
-
-if TYPE_CHECKING:
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 # Gradients below this share of the largest belong to branches that are still ramping up from zero.
 NEGLIGIBLE = 1e-12

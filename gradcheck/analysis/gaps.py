@@ -1,18 +1,14 @@
 """What is missing from a measurement as a whole: no step, no layer, a single step, a training that was too short to tell."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import BY_VALUE
+from gradcheck.types.finding import Finding
 from gradcheck.types.measurement import Measurement, NotMeasured
 
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
 
 def more_time(seconds: float) -> str:
     return f"`--budget SECONDS` gives more time than these {seconds:.3g} s"

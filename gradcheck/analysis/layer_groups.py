@@ -1,20 +1,16 @@
 """Questions about layers that several rules ask. Pure functions of a Measurement."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from gradcheck.analysis.activations import UNIT
-
-if TYPE_CHECKING:
-    from gradcheck.types.layers import Layer, LayerKind
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
-    from gradcheck.types.structure import Norm
+from gradcheck.types.layers import Layer, LayerKind
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
+from gradcheck.types.structure import Norm
 
 Sited = TypeVar("Sited", "Layer", "Norm")
 BODY_KINDS: tuple[LayerKind, ...] = ("linear", "conv", "recurrent")

@@ -1,16 +1,13 @@
 """Which entries of a tensor narrower number formats could not hold, from their exponents."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from gradcheck.types.layers import TensorStats
-    from gradcheck.types.measurement import Measurement
+from gradcheck.types.layers import TensorStats
+from gradcheck.types.measurement import Measurement
 
 BLOCK = 32  # entries of MXFP8 that share a scale: OCP Microscaling Formats (MX) 1.0
 

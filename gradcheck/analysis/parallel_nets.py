@@ -1,17 +1,12 @@
 """Nets side by side, such as actor and critic: each has a depth of its own, and is judged by itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gradcheck.types.finding import SEVERITIES, Finding
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import NoVerdict, Verdict
-
-if TYPE_CHECKING:
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
 
 
 def nets(m: Measurement) -> list[Measurement]:

@@ -1,7 +1,5 @@
 """Numbers of a run that `[tool.gradcheck.assert]` and `gradcheck diff` know by name: a closed list."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Why a remedy is not safe: what it changes besides the training. A remedy that is not listed changes what the model computes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 KEYS = "changes the architecture: old checkpoints do not fit"

@@ -1,16 +1,11 @@
 """How large a step is compared with the weights, which judges a learning rate whatever the optimizer."""
 
-from __future__ import annotations
-
 import math
 from statistics import median
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import is_matrix
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 
 FIRST, LAST = 3, 20  # steps between which the size of an update is judged: after the start, before the decay
 COUPLED_DECAY = 1e-4  # next to gradients that an adaptive optimizer divides by their own size

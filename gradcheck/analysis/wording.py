@@ -1,19 +1,14 @@
 """How rules put numbers, places and trainings into words."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import CLEAR_FALL, any_learned, relapse, relative_decrease, start_and_end, training_outcome
 from gradcheck.analysis.layer_groups import names
-
-if TYPE_CHECKING:
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Run
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Run
 
 BY_VALUE = "by the measured value alone"
 SYNTHETIC = "the data were made up by gradcheck"

@@ -1,7 +1,5 @@
 """Runs a Python program as the interpreter would, recorded for some steps: started by `gradcheck bisect`."""
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """The first event at which two programs part by more than repeated runs of the first do."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

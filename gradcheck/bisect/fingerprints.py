@@ -1,7 +1,5 @@
 """A tensor in a hundred bytes: a digest shows equal bits, projections on random signs, the same in every process, show distances."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """Which layer, parameter and call of one program is which of the other: by name, else by equal weights, else by order and shape."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher

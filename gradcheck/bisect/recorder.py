@@ -1,7 +1,5 @@
 """Listens to a training loop and its layers, and records what passes, in order. Nothing is changed: no number drawn, no value written."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import random

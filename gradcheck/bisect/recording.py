@@ -1,7 +1,5 @@
 """What one run of a program left: its events in order, step by step, as fingerprints; and the file of several such runs. No torch here."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Two saved runs of scan or watch, compared as recordings are: by norms, means and deviations at measured steps. No torch here."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

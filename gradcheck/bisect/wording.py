@@ -1,7 +1,5 @@
 """What a parting means, in words: where, of what kind, and what is behind it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Adversarial trainings: the loss of one goes through the weights of the other; and how far each has got."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 

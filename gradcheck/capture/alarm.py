@@ -5,8 +5,6 @@ raises Stop in the script. The interpreter drops what is raised in a destructor 
 so the signal is sent repeatedly, and if a Stop was lost, the next line of the script raises another.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import signal

@@ -1,7 +1,5 @@
 """Where non-finite numbers first appeared in what the loop computes without gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

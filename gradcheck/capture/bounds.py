@@ -1,7 +1,5 @@
 """What the loop does by hand to trained weights between steps to keep them within bounds; it is part of the training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any

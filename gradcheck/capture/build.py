@@ -1,7 +1,5 @@
 """From a recorded loop to a Workload: the model as it was before training, its batches, and a step that computes the same loss."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Collection, Sequence

@@ -1,7 +1,5 @@
 """Updates written by hand, as optimizers of torch: each gets the one whose rule it follows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What a script saves while it is scanned: kept in memory, so that no file of the user's is overwritten."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

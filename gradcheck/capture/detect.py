@@ -7,8 +7,6 @@ its loss and its optimizer. If it defines only a part of one, the script's own l
 defines no model and does something when it is run is a script, too.
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections.abc import Iterable, Iterator

@@ -4,8 +4,6 @@ The parameters of modules are known. A tensor on its own may also be data that r
 one, and not if the script asks for a derivative with respect to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Gradients of functions, `torch.func.grad` and `grad_and_value`: taken by autograd instead, which records what it is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What changes gradients between a backward pass and the step that uses them: clipping, and GradScalers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Its loaders give that batch in place of every similar one, and the first model that the kept state fits gets it before it computes.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

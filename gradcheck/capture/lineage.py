@@ -4,8 +4,6 @@ Inputs and targets that come from two tensors of equally many rows belong togeth
 them differently, a simple model tells whether the targets still say anything about the inputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Marks on tensors, and on what the tape keeps of them."""
 
-from __future__ import annotations
-
 from typing import Any, Generic, TypeVar
 
 import torch

@@ -4,8 +4,6 @@ The mirror has the folders of the whole path, so that `../data` and `Path(__file
 Whatever is large, or lies beside the path, is a link to the original; a link is replaced by a copy before it is written through.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

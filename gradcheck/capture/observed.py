@@ -1,7 +1,5 @@
 """A Measurement of what was seen in the script's own run, for a loss that cannot be computed again."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a backward pass reaches, and what data it was computed from."""
 
-from __future__ import annotations
-
 import torch
 
 from gradcheck.capture.events import BackwardPass

@@ -1,7 +1,5 @@
 """A program as Python starts it: its code, its `__main__`, and what it finds in `sys.argv` and `sys.path`. No torch here."""
 
-from __future__ import annotations
-
 import builtins
 import importlib.util
 import linecache

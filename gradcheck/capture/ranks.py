@@ -1,7 +1,5 @@
 """Processes beside the script's own: those that it starts, whose work is not seen, and those that run it, whose groups are kept alive."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing.process
 import subprocess

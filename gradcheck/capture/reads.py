@@ -1,7 +1,5 @@
 """What the loaders of a script can read of its data, and whether reading changes the data."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType

@@ -1,7 +1,5 @@
 """The state of a recording that is in progress: what the recorder's parts share, defined below them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which root model each module belongs to, and copies of the root models as they were before training."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from typing import Any

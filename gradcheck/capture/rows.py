@@ -1,7 +1,5 @@
 """Where the rows of the loop's tensors come from: what they were cut out of, and what gave them other axes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

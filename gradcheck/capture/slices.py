@@ -1,7 +1,5 @@
 """Which part of a tape is computed again for a step's losses, which part stays as it was, and which of its tensors are data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 

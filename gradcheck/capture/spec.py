@@ -1,7 +1,5 @@
 """What the user says about a training script, before it is run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType

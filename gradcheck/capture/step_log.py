@@ -1,7 +1,5 @@
 """Filing the steps of an optimizer: from which passes each was taken, and how its gradients got there."""
 
-from __future__ import annotations
-
 from gradcheck.capture.adversaries import gradient_size
 from gradcheck.capture.events import BackwardPass, OptimizerTrace, Step
 from gradcheck.capture.passes import fingerprint

@@ -1,7 +1,5 @@
 """Steps of torch's optimizers, from before their first one on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

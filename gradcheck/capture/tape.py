@@ -4,8 +4,6 @@ Values are live when they come out of a recorded call or are a trained parameter
 From a loss, the calls that it depends on can be put together to a `Program` that computes it again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any

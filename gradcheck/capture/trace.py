@@ -1,7 +1,5 @@
 """What a loss is made of, read off its recorded calls."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from gradcheck.capture.nodes import Constant, Node, Ref

@@ -1,7 +1,5 @@
 """The trainings of a captured script: one for each optimizer that stepped, or that should have."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace

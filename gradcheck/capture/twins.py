@@ -1,7 +1,5 @@
 """The modules that a recorded loss is computed again with: copies of the user's as they were before training, or the user's own."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

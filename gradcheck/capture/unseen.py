@@ -1,7 +1,5 @@
 """Why a run showed no training, and what to do: arguments that it lacks, processes that it starts, another way to start it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -6,8 +6,6 @@ replaced by another one, as functional code does. Leaves that are changed in one
 in for the update.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Writing to a tensor: which functions do, and what a tensor is after its part was written to."""
 
-from __future__ import annotations
-
 import torch
 
 Tensor = torch.Tensor

@@ -1,7 +1,5 @@
 """`gradcheck scan --watch`: the same scan again, in a process of its own, whenever a source file changes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

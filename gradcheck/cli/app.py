@@ -1,7 +1,5 @@
 """All commands, registered. Each is in the file of its name: parse, one call, render, exit code. Heavy imports are inside them."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

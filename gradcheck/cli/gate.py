@@ -1,7 +1,5 @@
 """The gate: which findings are known, and what the exit code is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

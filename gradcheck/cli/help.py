@@ -1,7 +1,5 @@
 """What `--help` shows of a command, and what is said where a word is not a command or an option is none."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """The command `init`: a commented configuration, and a workflow for GitHub."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 Exit codes: 0 nothing at --fail-on or above, 1 findings, 2 could not run, 128 + the signal that interrupted: 130 after Ctrl-C.
 """
 
-from __future__ import annotations
-
 import os
 
 try:

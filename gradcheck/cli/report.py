@@ -1,7 +1,5 @@
 """The command `report`: a saved run, judged again and shown."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

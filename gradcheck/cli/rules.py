@@ -1,7 +1,5 @@
 """The commands `rule` and `rules`: what gradcheck looks for."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """The commands `mcp` and `server`: gradcheck for agents and for editors, over stdin and stdout."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated

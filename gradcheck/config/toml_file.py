@@ -1,7 +1,5 @@
 """Finding and reading TOML files, and where in them a key stands."""
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib

@@ -1,7 +1,5 @@
 """Models whose weights follow those of another model (teachers, target networks), and whether their buffers follow, too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Calls of custom autograd Functions, which torch does not show to modes: of the user's code, and replayed from a tape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """What feeds what, read backwards from the autograd graph of the first step: norms, linear layers in a row, residual streams."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ other than the CPU every reduction is queued without a synchronisation, and `set
 of a tensor, or one where `fused_statistics` can run, and nothing of its size is made.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

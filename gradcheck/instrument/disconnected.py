@@ -1,7 +1,5 @@
 """Parameters that no gradient reaches, and trainable tensors that the model does not list."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What it was about the arguments of a call that made its result NaN or infinite."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Data at the first trained layers that the model has transformed on the way: a step's number or an index as a float."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The first pass, watched more closely than the others: loss calls, softmaxes, broadcasts, and where gradient is cut off."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The statistics of a block in one read of its memory, by a Triton kernel. On CUDA only; elsewhere see `deferred_statistics`."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import logging

@@ -1,7 +1,5 @@
 """The shape of the computation, read from the autograd graph: what follows what, what is bypassed, what is never reached."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 The first pass notes the calls; what an operation is applied to is read from the autograd graph behind it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How the parameters of a model on the meta device are drawn: the draws are noted there, and repeated on a few real entries."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable

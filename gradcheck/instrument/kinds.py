@@ -1,7 +1,5 @@
 """What a module or a torch function is: its kind, and the canonical name of its activation function."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """The batch that a loop is training on, and which samples are in it, as torch's DataLoader gives them. Nothing is copied."""
 
-from __future__ import annotations
-
 import weakref
 from collections import deque
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The events of a training loop, as `loop_hooks` tells them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

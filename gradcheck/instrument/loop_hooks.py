@@ -1,7 +1,5 @@
 """Where any training loop can be observed: global hooks and thin wrappers around what loops call. They report events to listeners."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math

@@ -1,7 +1,5 @@
 """What a loop does around its passes and steps, noted from its events: the facts that LOOP rules read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """The options of a loss function's call, by the names that torch has for them now, however they were given."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """Evaluation mode in a training pass: what is switched off in the modules that run."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Replacing attributes of classes and modules temporarily."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable, Mapping

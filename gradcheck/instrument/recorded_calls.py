@@ -1,7 +1,5 @@
 """Functions of the first pass that show more than their outputs: batch normalizations, dropouts, sums."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The user's code that is running: the frame that called into gradcheck, and the names under which it knows an object."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from types import FrameType

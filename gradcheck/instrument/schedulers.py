@@ -1,7 +1,5 @@
 """Schedulers of the learning rate: what each was built for, and where the loop steps it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Products of normalised matrices (cosines, or a wrong axis), and axes that `view` or `reshape` keeps in size and not in content."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The `for` and `while` statements of the user's code around a call, and how often each runs, as far as the running frames tell."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import math

@@ -1,7 +1,5 @@
 """Losses whose level says nothing: what is minimised is a surrogate, as in policy gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ On the CPU a tensor is read in chunks that stay in cache, with the cheapest redu
 those, and are counted only then. For other devices see `deferred_statistics`.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import threading

@@ -1,7 +1,5 @@
 """An optimizer of the loop, or several that are made one after another in the same place, and what is known of its life."""
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any

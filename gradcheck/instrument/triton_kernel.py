@@ -1,7 +1,5 @@
 """The kernel of `fused_statistics`: imports triton, which is there with torch for CUDA on Linux."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

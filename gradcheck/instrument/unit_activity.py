@@ -1,7 +1,5 @@
 """Quantities of activations beyond the plain statistics: units that are never active, saturation, similarity."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

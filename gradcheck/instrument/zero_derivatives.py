@@ -1,7 +1,5 @@
 """Places where autograd passes through but the gradient is zero: step functions, products with fixed zeros, products of two zeros."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ Lightning calls `on_before_optimizer_step` before clipping and other trainers ca
 to read gradients: gradcheck sees torch's own functions, and reads before clipping everywhere.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Mapping, Sequence

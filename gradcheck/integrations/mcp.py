@@ -4,8 +4,6 @@ Scans and fixes run in their own processes, so that the server imports no torch 
 `.gradcheck/`; the previous one is kept beside it for comparison.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -3,8 +3,6 @@
 with mlflow.start_run(), gradcheck.watch(model, optimizer, sinks=[MLflow()]):
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """What the callbacks of all trainers share: a board around one training; each finding is reported once, and the report saved."""
 
-from __future__ import annotations
-
 import atexit
 import weakref
 from collections.abc import Callable, Mapping, Sequence

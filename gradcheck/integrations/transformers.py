@@ -6,8 +6,6 @@ The Trainer calls `on_pre_optimizer_step` after clipping and Lightning its like 
 gradients: gradcheck sees torch's own functions, and reads before clipping everywhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

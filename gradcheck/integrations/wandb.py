@@ -6,8 +6,6 @@ Numbers are drawn over `gradcheck/step`, an axis of their own. They are not logg
 counter, which the user's calls of `run.log` move on as they like.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,22 +1,18 @@
 """Limits that a project sets on numbers of its own runs: `[tool.gradcheck.assert]`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from gradcheck.analysis.statistics import CATEGORIES, aggregated, values
 from gradcheck.config.keys import Assertion
+from gradcheck.config.settings import Settings
 from gradcheck.errors import ConfigError
 from gradcheck.judge.gate_rules import failed_assertion
 from gradcheck.judge.scores import scores
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.report import Report
 from gradcheck.types.rule import found
-
-if TYPE_CHECKING:
-    from gradcheck.config.settings import Settings
 
 
 def asserted(report: Report, settings: Settings) -> Report:

@@ -1,7 +1,5 @@
 """The baseline: findings that a project has accepted, so that a run fails only for new or worse ones."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence

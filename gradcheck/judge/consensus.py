@@ -1,7 +1,5 @@
 """Findings of one rule: one per creation site, and over several seeds only those that most of them show."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median

@@ -1,7 +1,5 @@
 """What changed between two runs: findings, scores and numbers whose change exceeds the noise."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

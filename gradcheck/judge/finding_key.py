@@ -1,7 +1,5 @@
 """Identifies findings from run to run, by keys without line numbers: edits elsewhere in a file do not change them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,13 +1,7 @@
 """The rules of the gate: their findings are added after the others have been judged, in assertions.py and baseline.py."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule("META002", "failed-assertion", up_to="error")

@@ -1,7 +1,5 @@
 """From measurements to findings: run the rules, agree over seeds, suppress, find root causes, sort."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What rules can ask to be measured, in the user's words."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from gradcheck.types.rule import Need

@@ -1,7 +1,5 @@
 """Where rules come from: gradcheck's own families, installed packs (entry points), and files of the project."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import re

@@ -1,7 +1,5 @@
 """Root causes: a finding that another one explains is shown under it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

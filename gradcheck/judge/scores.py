@@ -11,8 +11,6 @@ Consequences count in their category too: a score says whether something is faul
 which no rule came to a verdict, or which was judged in part without a finding, has no score.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

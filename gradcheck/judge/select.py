@@ -1,7 +1,5 @@
 """Which rules run: selectors are a rule's name or code, a family ("GRAD"), or "ALL"."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from gradcheck.config.settings import Settings

@@ -1,19 +1,14 @@
 """`# gradcheck: ignore[...]` comments and per-layer ignores."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 from gradcheck.types.finding import Finding, RuleState
 from gradcheck.types.location import Ignore, Location
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 RAN = ("finding", "passed", "not-applicable", "suppressed")
 

@@ -4,8 +4,6 @@ holds the text of a finding and the name of the program's file: no arguments, no
 is a secret: only its host is ever shown.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue

@@ -1,7 +1,5 @@
 """Attention of a live pass: the largest logit and the entropy of each head, from a few queries, without waiting for a device."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math

@@ -1,7 +1,5 @@
 """The lines of the user's code that run backward passes, told apart by where they stand."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, field
 from typing import Any

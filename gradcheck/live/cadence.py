@@ -1,7 +1,5 @@
 """Which steps are measured: every so many if the user says so, else as often as a share of the run's time allows."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

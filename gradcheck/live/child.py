@@ -4,8 +4,6 @@ A wrapper rather than a hook of the interpreter's start (sitecustomize, .pth): t
 could hide the user's own. An environment variable says what to run and where to report; it is removed before the program runs.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

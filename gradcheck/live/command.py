@@ -1,7 +1,5 @@
 """The command after `--` of `gradcheck watch` and `gradcheck scan`: which interpreter runs which code. No torch here."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -4,8 +4,6 @@ A hook of a module would be compiled along. What stands around the compiled func
 the graph, and guards nothing of it. Calls from inside another compiled function go by untouched.
 """
 
-from __future__ import annotations
-
 import gc
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Finds the training of a program that knows nothing of gradcheck, and watches it from its first forward pass on."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys

@@ -1,7 +1,5 @@
 """The first pass of a run, which is looked at more closely: its graph before the backward pass, everything else after it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

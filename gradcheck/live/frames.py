@@ -1,7 +1,5 @@
 """From a watched run to the numbers that a display shows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import median

@@ -1,7 +1,5 @@
 """The gauges of a watched run, in bounded memory: a series that is thinned out, the largest value, and the longest departure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field

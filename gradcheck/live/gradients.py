@@ -1,7 +1,5 @@
 """What the gradients hold between the passes and steps of a loop, judged by a few of them: cleared, left over, changed by hand."""
 
-from __future__ import annotations
-
 import torch
 
 from gradcheck.instrument.loop_journal import fills

@@ -1,7 +1,5 @@
 """Starts a program in processes of its own, with gradcheck inside; receives their messages and passes on signals. No torch here."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -3,8 +3,6 @@
 The launcher is the library's own with the options it was given; it starts a file of gradcheck's, which runs the program.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -2,8 +2,6 @@
 Everything is reduced on its device and brought to the host with the statistics of the step.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Which samples of a batch a loss comes from, read from its graph before the backward pass: torch's losses keep what they compare."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The losses of a loop: which backward passes make up a step, and what their values add up to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """A distributed run: at each measured step every rank reports what it saw, and rank 0 makes one record of it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

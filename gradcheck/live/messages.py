@@ -1,7 +1,5 @@
 """What passes between a program that runs with gradcheck inside and its parent: the order, lines through a pipe, signals."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

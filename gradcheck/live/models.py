@@ -1,7 +1,5 @@
 """What must be known of models and optimizers before they are watched."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Adam's second moment: how far it lags behind the gradients of a step, and what it remembers of the steps since it was last read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

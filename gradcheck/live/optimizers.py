@@ -1,7 +1,5 @@
 """The optimizers of a loop: whose steps are counted, which others there are, and which parameters they move."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable
 from dataclasses import replace

@@ -4,8 +4,6 @@ A training of days must not end with its watcher, which the system may kill when
 (programs ignore it unless they ask for it); elsewhere, and behind a launcher, it notices when it reports a measured step.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

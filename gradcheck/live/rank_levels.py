@@ -1,7 +1,5 @@
 """Whether the losses of one rank lie apart from those of the others: over the same steps, with the same weights, only the data differ."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

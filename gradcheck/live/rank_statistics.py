@@ -1,7 +1,5 @@
 """What one rank reports of a measured step, and how the reports of all are merged: counts, sums, extremes and histograms add up."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

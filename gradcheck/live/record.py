@@ -1,7 +1,5 @@
 """What has been measured of a live run so far, in bounded memory, and the Measurement made from it."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Both are replaced whole: whatever ends the process, the files can be read. The small one is removed when the run ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

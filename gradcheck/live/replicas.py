@@ -1,7 +1,5 @@
 """Whether the parameters that all ranks should share are still equal: told from what the ranks report anyway."""
 
-from __future__ import annotations
-
 import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a GradScaler did to a step: the factor in its gradients, and whether it was taken out again."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

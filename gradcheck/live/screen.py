@@ -1,7 +1,5 @@
 """Where a watched run is shown: nowhere, as lines on stderr, or on a board below the program's own output."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Numbers of a run of any length, in bounded memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@
 Gradients are those before clipping, without the factor of a loss scaler. Only finite numbers go out.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import warnings

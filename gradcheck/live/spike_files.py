@@ -1,7 +1,5 @@
 """Batches of spikes, kept for `gradcheck scan --replay`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

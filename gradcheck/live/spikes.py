@@ -4,8 +4,6 @@ On the CPU the loss is read before each backward pass, and the norm that a clipp
 spikes are detected at measured steps, by the norm of the gradients.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

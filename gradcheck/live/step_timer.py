@@ -1,7 +1,5 @@
 """What watching costs, measured in the run itself: how much longer its measured steps take than the others."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from dataclasses import dataclass, field

@@ -2,8 +2,6 @@
 the model before the one that counts: an adversary's, one whose gradients are thrown away, an evaluation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Taps for a loop that is not ours: on for one training pass, blind to evaluation, and out of the way of the user's own modes."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from contextlib import suppress

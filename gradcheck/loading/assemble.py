@@ -1,7 +1,5 @@
 """From the parts of a training to a Workload."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Running the user's file so that the process stays as it was: paths, arguments, random states, output, bytecode."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Infers the loss if none is given, and targets if there are none: once, at loading, from the output of one forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """From what the user names to a Workload: model, data, loss and optimizer by flag, else by convention, else assumed with a note."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Finding and building the model that a file defines."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import types

@@ -1,7 +1,5 @@
 """The loss, and targets where the data have none: the user's, the model's own, or inferred from one forward pass."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A Workload from Python objects, which stay untouched."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

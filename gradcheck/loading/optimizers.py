@@ -1,7 +1,5 @@
 """Which optimizer trains the model: the file's, one by name, or AdamW as an assumption; and the clipping that names in the file tell of."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The workloads of all processes of a distributed training, joined: their batches of a step become one, as they are for the training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Random inputs: as `--input` says, or as the model's layers suggest."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Inputs and labels for models of the Transformers library, from their configurations. The library itself is not imported."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Two logs compared: levels, and the step from which their losses part."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Runs that MLflow keeps on this machine: a folder with a file for each metric, or its database, of which the newest run is read."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

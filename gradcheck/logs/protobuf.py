@@ -1,7 +1,5 @@
 """As much of the wire format of protocol buffers as logs need."""
 
-from __future__ import annotations
-
 import struct
 
 Field = bytes | int

@@ -1,7 +1,5 @@
 """The story of a log: its columns become a measurement, which the rules of logs judge."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The columns of a log, whatever wrote it, and which of them rules read."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

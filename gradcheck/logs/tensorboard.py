@@ -1,7 +1,5 @@
 """Event files of TensorBoard: scalars, read without tensorflow. A file is a row of length-prefixed protocol buffers."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Logs in plain text: CSV, JSON lines, a list of records, and what Transformers and Lightning make of them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Runs that Weights & Biases keeps locally: `run-ID.wandb`, a log of protocol buffers in blocks, or the older `wandb-history.jsonl`."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Facts about the batches: ranges of the inputs, spread of the labels."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import replace

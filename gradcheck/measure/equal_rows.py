@@ -1,7 +1,5 @@
 """Units of a weight that equal one another in weight and in gradient, and so stay equal."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

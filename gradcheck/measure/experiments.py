@@ -2,8 +2,6 @@
 separates bad luck from a wrong learning rate, and that from a model that cannot learn. Nothing here runs on a workload that learns.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

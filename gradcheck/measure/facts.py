@@ -1,7 +1,5 @@
 """Facts about the workload that need no training: optimizer, environment, traces of earlier training."""
 
-from __future__ import annotations
-
 import platform
 import re
 from collections.abc import Mapping, Sequence

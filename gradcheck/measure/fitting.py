@@ -1,7 +1,5 @@
 """What large models need: whether a training fits into memory, and batches cut so that enough of its steps fit into the time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What can be told of a model without running it: structure, how its weights are drawn, adapters, optimizer, memory."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence

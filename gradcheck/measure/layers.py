@@ -1,7 +1,5 @@
 """Calls of all measured steps, merged into one record per layer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

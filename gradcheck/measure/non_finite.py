@@ -1,7 +1,5 @@
 """Which operation turned finite numbers into NaN or infinity."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

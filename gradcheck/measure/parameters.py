@@ -1,7 +1,5 @@
 """Weights, their gradients and their real updates at the measured steps."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -1,7 +1,5 @@
 """The course of the probe: measured early on a schedule, longer when nothing was learned, measured again at its end."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What each layer costs: parameters, FLOPs, activation memory, forward and backward time. It takes a pass of its own."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Weights that a loop puts back within bounds after each step: clipped, masked, made non-negative."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

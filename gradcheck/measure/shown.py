@@ -1,7 +1,5 @@
 """Which places of the user's source a report may show: those that a measurement points at."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

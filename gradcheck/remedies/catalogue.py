@@ -1,7 +1,5 @@
 """The closed vocabulary: every treatment by its name, and the remedies of rules that only a person can apply."""
 
-from __future__ import annotations
-
 from gradcheck.remedies.activation import hidden, output
 from gradcheck.remedies.clipping import gradients
 from gradcheck.remedies.data import batches

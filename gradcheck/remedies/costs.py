@@ -5,8 +5,6 @@ was found, or where the loss fell well. Where an error says already that it will
 tried: one whose remedy alone lets the training learn is what has to be told.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

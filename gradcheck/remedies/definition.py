@@ -1,7 +1,5 @@
 """What a treatment is, and the copy that it changes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Which layers of a measurement a treatment of the model is for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from gradcheck.analysis.layer_groups import body, in_order, parameters_by_name

@@ -1,7 +1,5 @@
 """One writer for each remedy, under its name; and fixes written into the source with them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from gradcheck.remedies.activation import write_activation

@@ -1,7 +1,5 @@
 """Edits of the source for the remedies that helped on copies."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from gradcheck.errors import GradcheckError

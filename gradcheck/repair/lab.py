@@ -1,7 +1,5 @@
 """Treated copies of a workload within a budget, and what is known about each: nothing is trained or measured twice."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The user's training loop is mended first: an edit is kept when a run of the edited script shows that it is a cure."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace

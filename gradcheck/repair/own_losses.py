@@ -1,7 +1,5 @@
 """The losses that a script itself computed, and those of the edited script over the same steps."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a remedy changed: the result of a short training of a treated copy, and a finding's statistics before and after."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Which treatments the findings ask for, in the order of the stages, and the rate that they are trained with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace

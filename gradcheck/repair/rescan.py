@@ -1,7 +1,5 @@
 """A treated copy is measured and judged again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The story of a fix of a training script: mend its loop, treat what it trains, and prove the edits by running the edited script."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """Runs of a script, as it is and edited: what is found in each, and the losses that the script itself computed."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Callable, Collection, Sequence

@@ -1,7 +1,5 @@
 """What a run of the edited script must show: the finding is gone, no worse one appeared, and the script trains better."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 

@@ -6,8 +6,6 @@ then the rest of each, alone and in pairs, at the rates around the best one so f
 (Jamieson and Talwalkar 2016) on one seed; what trains well there has to do so on a second one, and has yet to be proved on others.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Remedies are tried one after another on a copy; each is kept only if it helps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

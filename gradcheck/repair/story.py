@@ -1,7 +1,5 @@
 """The story of a fix: a scan finds, remedies are tried on copies, what helps is verified on fresh seeds and becomes edits of the source."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -1,7 +1,5 @@
 """What was kept is verified: against the untreated model, and each remedy against the plan without it, on seeds that chose nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median

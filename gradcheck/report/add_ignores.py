@@ -1,7 +1,5 @@
 """`--add-ignore`: comments that suppress the findings of a report, written into the source. The code itself does not change."""
 
-from __future__ import annotations
-
 import ast
 import io
 import tokenize

@@ -1,7 +1,5 @@
 """The baseline file: JSON with an entry a line, sorted, so that changes merge and diffs read well."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

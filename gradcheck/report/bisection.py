@@ -1,7 +1,5 @@
 """A bisection as text, as JSON, and as a page: one file without scripts, nothing from the network."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

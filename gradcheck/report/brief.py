@@ -1,7 +1,5 @@
 """The `brief` format: what a language model, or a person in a hurry, has to know, and what to run next, in at most 800 tokens."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`--open`: shows reports in the web browser."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """The JSON Schema of `[tool.gradcheck]`, made from the readers of its keys and from the rules: what editors complete and check."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The `full` format: findings with their source, numbers and remedies, for reading in a terminal."""
 
-from __future__ import annotations
-
 import os
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A difference between two runs as a page: one file without scripts, nothing from the network."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import sha256

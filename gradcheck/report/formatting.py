@@ -1,7 +1,5 @@
 """Numbers, names and sentences for people."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

@@ -1,22 +1,17 @@
 """The `github` format: annotations by workflow commands, and a Markdown summary of the step."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gradcheck.errors import SavedRunError
 from gradcheck.report.formatting import clean, summary
 from gradcheck.report.in_part import NAME, notices
 from gradcheck.report.rows import Row, end_line, rows, sentences
+from gradcheck.report.view import View
 from gradcheck.types.finding import SEVERITIES, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
-
-if TYPE_CHECKING:
-    from gradcheck.report.view import View
 
 COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
 MOST = 10  # annotations of each level that GitHub takes from a step; it silently drops further ones

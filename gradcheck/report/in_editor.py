@@ -1,7 +1,5 @@
 """Findings of a saved run in a text that may have changed since: where they stand now, and which edits still apply."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What every format says about a run that was judged in part: how many rules looked, why the others could not, and what to do."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

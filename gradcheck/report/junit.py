@@ -1,19 +1,14 @@
 """The `junit` format: a test suite per target and a test case per rule, so that trends have passed rules too."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree as xml
 
 from gradcheck.report.formatting import clean
 from gradcheck.report.in_part import NAME, Notice, notices
 from gradcheck.report.rows import Row, end_line, numbers, rows, sentences
+from gradcheck.report.view import View
 from gradcheck.types.finding import SEVERITIES, Finding, RuleState, Severity
 from gradcheck.types.report import Report
-
-if TYPE_CHECKING:
-    from gradcheck.report.view import View
 
 
 def render(reports: Sequence[Report], view: View) -> str:

@@ -1,21 +1,18 @@
 """The formats that are lists of findings: `concise`, `json-lines`, `gitlab` and `rdjson`; and `--statistics`."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradcheck.report.formatting import clean, counted, summary, tree
 from gradcheck.report.in_part import NAME, explained, listed, notices
 from gradcheck.report.rows import Row, end_line, place, rows, sentences
+from gradcheck.report.view import View
 from gradcheck.saved_run import line
 from gradcheck.types.finding import SEVERITIES, Severity
 from gradcheck.types.report import Report
 
-if TYPE_CHECKING:
-    from gradcheck.report.view import View
 
 def concise_lines(report: Report) -> list[str]:
     """One line per headline, then the counts, and why a run was judged in part.

@@ -1,7 +1,5 @@
 """A watched run on the screen: a board on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The `markdown` format: a comment for a pull request, and the summary of a step of GitHub Actions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

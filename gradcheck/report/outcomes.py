@@ -1,7 +1,5 @@
 """The `full` format's part about treatment: each remedy with its edit and its effect, and what was tried in vain."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

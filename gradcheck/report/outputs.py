@@ -1,7 +1,5 @@
 """`--output FORMAT[:PATH]`: what a run writes, and where."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Findings as machine formats list them, most severe first, each with a place in the repository; and the formats that are such a list."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A rule's page and the list of rules, as text or JSON-able values. Imports nothing heavy: `gradcheck rule` is quick."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

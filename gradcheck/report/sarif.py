@@ -1,14 +1,12 @@
 """The `sarif` format: SARIF 2.1.0 as GitHub code scanning reads it, one run for all targets."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from gradcheck.analysis.statistics import CATEGORIES
@@ -18,14 +16,12 @@ from gradcheck.report.formatting import clean
 from gradcheck.report.in_part import NAME, Notice, notices
 from gradcheck.report.rows import Row, end_line, rows, sentences
 from gradcheck.report.rule_page import rule_page
+from gradcheck.report.view import View
 from gradcheck.types.finding import RuleState, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report
 from gradcheck.types.rule import Rule
 from gradcheck.version import __version__
-
-if TYPE_CHECKING:
-    from gradcheck.report.view import View
 
 WINDOW = 100  # UTF-16 units that are hashed for a line, from its first kept one
 FACTOR = 37

@@ -1,7 +1,5 @@
 """The folder of saved runs in the working directory: `gradcheck watch` and the servers for agents and editors keep them there."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

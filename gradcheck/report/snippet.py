@@ -1,7 +1,5 @@
 """A source excerpt with its line numbers in a gutter and carets under a span, as Ruff prints it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from rich.cells import cell_len

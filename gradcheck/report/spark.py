@@ -1,7 +1,5 @@
 """Sparklines of a quantity over depth."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import TypeVar

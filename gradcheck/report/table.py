@@ -1,7 +1,5 @@
 """The cost of each layer, and what narrower number formats could not hold of it, as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from gradcheck.analysis.number_formats import FORMATS, loss_scale_exponent, lost, measured

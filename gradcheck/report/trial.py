@@ -1,7 +1,5 @@
 """The `full` format of a trial: the verdict, all curves side by side, what each remedy did in words, and the recommended edit."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """How reports are shown, in every format."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

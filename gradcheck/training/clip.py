@@ -1,7 +1,5 @@
 """Norms of gradients, in one batched call; and clipping between the backward pass and the optimizer's step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -3,8 +3,6 @@
 The lowest of many noisy validation losses is below the last one for any model, so choosing and judging need separate samples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from gradcheck.training.trainer import sample_mean

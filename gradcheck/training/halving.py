@@ -1,7 +1,5 @@
 """Successive halving (Jamieson and Talwalkar 2016): all candidates train briefly, the better ones for longer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import TypeVar

@@ -4,8 +4,6 @@ A rank test cannot reach 5 % with fewer than six pairs, and a bootstrap of three
 the differences are normal, and is wide where there are few of them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Copies of one workload that differ only by their fixes."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace

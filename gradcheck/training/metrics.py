@@ -1,7 +1,5 @@
 """Metrics of a trained copy on its validation batches, by the kind of task; scikit-learn computes them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Paired trainings: one with a fix, one without, on the same batches with the same random numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, median

@@ -1,7 +1,5 @@
 """How well a trained copy predicts: accuracy, or explained variance, compared with a constant prediction."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile

@@ -1,7 +1,5 @@
 """Batches as single samples, and how they are split into training and validation data for each seed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

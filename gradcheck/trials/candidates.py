@@ -1,7 +1,5 @@
 """What enters a trial: the remedies that are named, or those that the scan's findings propose and those that are usual for the task."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 

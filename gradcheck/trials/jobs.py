@@ -1,7 +1,5 @@
 """The jobs of a trial's pool: single runs, which give the same result in any process."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Sequence

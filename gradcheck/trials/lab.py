@@ -1,7 +1,5 @@
 """The runs of a trial: for every seed the untreated copy, and treated ones, each trained by itself and measured at its end."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

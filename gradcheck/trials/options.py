@@ -1,7 +1,5 @@
 """What the user asks of a trial; imports no torch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How long the runs of a trial may be, how many seeds each of its rounds gets, and whether that was long enough."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """From the results of a tournament to ranked entries, additive effects, and a recommendation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, median

@@ -1,7 +1,5 @@
 """The rounds of a trial: every entry on few seeds, the better half on more, the best on fresh seeds that were not used for choosing."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

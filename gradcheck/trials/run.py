@@ -1,7 +1,5 @@
 """The story of a trial: a scan says what is faulty, remedies enter, compete in paired training, and the best ones meet on fresh seeds."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """The entries of a trial, their results by seed, and how they compare with the untreated model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The result of a trial in plain words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

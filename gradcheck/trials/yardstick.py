@@ -1,7 +1,5 @@
 """What runs are compared by: losses in the units of the untreated target, or what is least where training has failed."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence

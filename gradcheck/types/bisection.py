@@ -1,7 +1,5 @@
 """What `gradcheck bisect` says about two programs: plain numbers and words."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

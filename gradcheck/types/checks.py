@@ -1,7 +1,5 @@
 """What the checks besides the probe found, each on its own copy: derivatives, dependence, recurrence, ..."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

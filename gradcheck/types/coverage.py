@@ -1,7 +1,5 @@
 """How many of the applicable rules could look: whether a report is a full verdict, or one in part."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Facts about the batches."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from gradcheck.types.layers import LayerKind

@@ -1,7 +1,5 @@
 """What rules say."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

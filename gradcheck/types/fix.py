@@ -1,7 +1,5 @@
 """What is done about findings, and what came of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

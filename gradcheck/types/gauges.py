@@ -1,7 +1,5 @@
 """What a watched run shows besides its layers and parameters: gauges, spikes, and how well its processes agree."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """What was measured of layers: statistics of their outputs and gradients at the measured steps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """What a watched run reports while it goes on: one Frame for each measured step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

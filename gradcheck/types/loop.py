@@ -3,8 +3,6 @@
 None means that it was not looked at. The absence of something is a fact, and has a value: 0, (), NO_SCALER, NEVER_EVALUATED.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """What was measured of parameters, and what keeps the gradient from them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from gradcheck.types.location import Location

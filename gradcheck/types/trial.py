@@ -1,7 +1,5 @@
 """What a trial of remedies says: what entered, how each fared against the untreated model, and what is recommended."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

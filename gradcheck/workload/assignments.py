@@ -1,7 +1,5 @@
 """Where in its class a module gets an attribute: no constructor that could be watched makes parameters."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import linecache

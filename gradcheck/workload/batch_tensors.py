@@ -1,7 +1,5 @@
 """Tensors in batches of any structure: which of them is the target, and batches with some of them replaced."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Batches from anything that holds data: one batch, an iterable, a loader, a dataset, a function."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager

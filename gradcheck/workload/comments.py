@@ -1,7 +1,5 @@
 """`# gradcheck: ignore[...]` comments and source lines around findings."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import linecache

@@ -3,8 +3,6 @@ functions as they are, so that a lambda, a closure or a hook that refers to a mo
 bound to the copies wherever a copied object holds them.
 """
 
-from __future__ import annotations
-
 import collections
 import copy
 import functools

@@ -1,7 +1,5 @@
 """Device and dtype: where things go, moving them there, and back to the host with one wait for many tensors."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from itertools import groupby

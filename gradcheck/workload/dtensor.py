@@ -1,7 +1,5 @@
 """This process's part of a tensor that is spread over several; only `whole` asks another process."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """An exception from the user's code, reported as a TargetError at the user's line."""
 
-from __future__ import annotations
-
 import re
 
 from gradcheck.errors import TargetError

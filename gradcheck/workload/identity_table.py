@@ -1,7 +1,5 @@
 """What is known of objects that are told apart by identity."""
 
-from __future__ import annotations
-
 import weakref
 from typing import Any, Generic, TypeVar
 

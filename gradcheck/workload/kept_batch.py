@@ -1,7 +1,5 @@
 """The batch of a spike as a file: plain tensors and numbers, which torch reads with `weights_only=True`."""
 
-from __future__ import annotations
-
 import random
 import sys
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 itself or what all must decide alike. A single process gets its own answers.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence

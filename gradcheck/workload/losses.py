@@ -1,7 +1,5 @@
 """Loss functions by name, and losses that are inferred from an output and a target."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

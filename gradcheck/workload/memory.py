@@ -1,7 +1,5 @@
 """How much memory training a model takes, told before it runs, and how much there is."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

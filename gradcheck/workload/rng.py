@@ -1,7 +1,5 @@
 """Random states of torch on every device in use, of numpy and of python: saved, seeded, put back."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -2,8 +2,6 @@
 shard each whole parameter that autograd meets stands for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -3,8 +3,6 @@
 Training steps are `functools.partial` objects of the functions below, so that a copy of the step copies the loss in it.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping

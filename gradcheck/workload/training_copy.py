@@ -1,7 +1,5 @@
 """Copies of a workload to experiment on, and a few samples of a batch, if a training step runs on them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Training and evaluation mode of a model, also of classes that use the name `train` for something else."""
 
-from __future__ import annotations
-
 import inspect
 
 from torch import nn

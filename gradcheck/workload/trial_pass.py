@@ -1,7 +1,5 @@
 """The parts of a training, and one trial forward pass of them on a copy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

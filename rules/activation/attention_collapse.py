@@ -1,19 +1,13 @@
 """ACT005: attention-collapse."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gradcheck.analysis.wording import falls_short, layers_in_words, number, percent, probe_failure
+from gradcheck.types.checks import Attention
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.checks import Attention
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

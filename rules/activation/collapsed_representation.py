@@ -1,24 +1,16 @@
 """ACT004: collapsed-representation."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import body, in_order
 from gradcheck.analysis.wording import BY_VALUE, number, probe_failure, quoted
 from gradcheck.rules import cures
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.checks import Embeddings
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.layers import Layer, Snapshot
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gradcheck.types.checks import Embeddings
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.layers import Layer, Snapshot
-    from gradcheck.types.measurement import Measurement
-
 
 SAME = 1e-2  # of the loss's decrease: two losses closer than this count as equal (heuristic)
 

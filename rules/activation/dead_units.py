@@ -1,19 +1,12 @@
 """ACT002: dead-units."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import by_site, gate_makers, names
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure, quoted
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 
 def dead_share(layer: Layer) -> float:

@@ -1,9 +1,5 @@
 """ACT003: deep-sigmoid."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.depth import gradient_trend
@@ -11,13 +7,10 @@ from gradcheck.analysis.layer_groups import BODY_KINDS, body, gate_makers, hidde
 from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, probe_failure
 from gradcheck.rules import cures
-from gradcheck.types.finding import Evidence
+from gradcheck.types.finding import Evidence, Severity
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 
 def sigmoid_stacks(m: Measurement) -> list[list[Layer]]:

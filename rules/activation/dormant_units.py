@@ -1,19 +1,12 @@
 """ACT007: dormant-units."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.layer_groups import by_site, gate_makers, names
 from gradcheck.analysis.wording import also_in, number, percent, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Dormancy, Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.layers import Dormancy, Layer
-    from gradcheck.types.measurement import Measurement
-
 
 FEWEST_UNITS = 8  # of fewer, half are few enough to be chance
 MOSTLY = 0.5  # of the dormant units: dead ones are told by dead-units, which knows how many of them are usual

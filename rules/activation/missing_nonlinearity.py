@@ -1,21 +1,13 @@
 """ACT006: missing-nonlinearity."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.activations import UNIT
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, by_site, gate_makers, in_order, names
 from gradcheck.analysis.wording import number
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import LinearPair
-
+from gradcheck.types.structure import LinearPair
 
 # What follows the second layer: these choose or weigh, and no hidden activation is missing before them.
 

@@ -1,20 +1,13 @@
 """ACT001: saturated-activation."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.activations import SATURATING
 from gradcheck.analysis.layer_groups import by_site, hidden_activations, names
 from gradcheck.analysis.wording import layers_in_words, percent, probe_failure, quoted
 from gradcheck.rules import cures
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 
 def saturation(layer: Layer) -> float | None:

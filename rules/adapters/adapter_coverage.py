@@ -1,20 +1,14 @@
 """TUNE001: adapter-coverage."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import layers_in_words, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Adaptation, Adapter
-
+from gradcheck.types.structure import Adaptation, Adapter
 
 FEWEST = 3  # layers of one name outside of repeated blocks, of which some have an adapter and some have none
 

@@ -1,18 +1,13 @@
 """TUNE002: adapter-scale."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import layers_in_words, number
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Adapter
+from gradcheck.types.structure import Adapter
 
 
 @rule(

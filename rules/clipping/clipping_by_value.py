@@ -1,17 +1,12 @@
 """CLIP003: clipping-by-value."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.statistics import percentile
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

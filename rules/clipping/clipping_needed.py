@@ -1,25 +1,17 @@
 """CLIP001: clipping-needed."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import levelled, training_outcome
 from gradcheck.analysis.statistics import percentile
 from gradcheck.analysis.wording import falls_short, number, percent
 from gradcheck.rules.clipping.shared import SETTLED
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Measurement
-
 
 FEWEST = 40  # steps; a shorter probe is not judged
 BESIDE = 10  # steps on either side that a norm is compared with: norms that fall with the loss are not spikes

@@ -1,21 +1,14 @@
 """CLIP002: clipping-too-tight."""
 
-from __future__ import annotations
-
 import math
 from statistics import median
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.statistics import percentile
 from gradcheck.analysis.wording import falls_short, number, optimizer_in_words, percent, run_in_words
 from gradcheck.rules.clipping.shared import SETTLED
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Measurement
-
 
 TIGHT = 10.0  # times the threshold: a usual norm this large means that clipping sets the size of nearly every step
 

@@ -1,17 +1,11 @@
 """DATA004: degenerate-labels."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number
+from gradcheck.types.data import LabelFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.data import LabelFacts
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,18 +1,13 @@
 """DATA002: non-finite-input."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number
+from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.data import InputFacts
-    from gradcheck.types.losses import LossCall
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,17 +1,11 @@
 """DATA005: uninformative-features."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import SYNTHETIC, percent
 from gradcheck.rules.data.shared import FLOATING
+from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.data import InputFacts
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

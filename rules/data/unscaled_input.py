@@ -1,25 +1,18 @@
 """DATA001: unscaled-input."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gradcheck.analysis.activations import SCALING
 from gradcheck.analysis.layer_groups import in_order
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number, percent
 from gradcheck.rules.data.shared import FLOATING
+from gradcheck.types.data import InputFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.layers import Layer
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.data import InputFacts
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
-
 
 WEIGHTED = ("linear", "conv", "recurrent")
 UNBOUNDED = SCALING - {"relu6"}  # their outputs scale with their inputs, however large

@@ -1,21 +1,15 @@
 """DATA003: unscaled-target."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import on_its_way, start_and_end, training_outcome
 from gradcheck.analysis.wording import SYNTHETIC, learns_clearly, number
 from gradcheck.rules.outputs import REGRESSION_LOSSES
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
-
 
 MET = (0.1, 10.0)  # spread of such an output, in the targets' standard deviations
 FEWEST_TARGETS = 8

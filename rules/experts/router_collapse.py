@@ -1,17 +1,10 @@
 """MOE001: router-collapse."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Router
-
+from gradcheck.types.structure import Router
 
 FEWEST_CHOICES = 50  # for each expert, on average: SCIENCE, section 1 (an expert without tokens says nothing before)
 FEWEST_STEPS = 50  # enough for a router to leave a bad start

@@ -1,9 +1,6 @@
 """GRAD002: exploding-gradient."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend
@@ -12,13 +9,10 @@ from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.rules import cures
 from gradcheck.rules.gradient.shared import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding, trend_place
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 
 def overflow(m: Measurement, limits: Limits) -> Trend | None:

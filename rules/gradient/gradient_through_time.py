@@ -1,21 +1,14 @@
 """GRAD003: gradient-through-time."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import best_experiment, outcome, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.analysis.wording import layers_in_words, learns_clearly, number, probe_failure
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.checks import Recurrence
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import Recurrence
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-
 
 TINY = 1e-38  # the smallest float32, about; a gradient that underflowed is at most that
 SMALL_UPDATE = 1e-3  # of the weight: the usual lower end of healthy steps (CS231n); with larger steps the rate is not too low

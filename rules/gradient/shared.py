@@ -1,22 +1,14 @@
 """What several rules of this family share."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.depth import Trend, gradient_norms, gradient_trend, largest_drop, trend_evidence
 from gradcheck.analysis.layer_groups import names, settled_step, trained_body
 from gradcheck.analysis.wording import BY_VALUE, learns_clearly, number, probe_failure, quoted
-from gradcheck.types.finding import Remedy
+from gradcheck.types.finding import Finding, Remedy, Severity
+from gradcheck.types.layers import Layer
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, NoVerdict, found, not_measured
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
-
 
 CALIBRATION = "507 random networks, 66 held-out ones and a zoo of 58 healthy architectures: no healthy one is beyond both limits"
 TREND_LIMITS = {

@@ -1,19 +1,13 @@
 """GRAD001: vanishing-gradient."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.depth import Trend
 from gradcheck.analysis.layer_groups import trained_body, usual_activation
 from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.rules import cures
 from gradcheck.rules.gradient.shared import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

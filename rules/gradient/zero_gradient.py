@@ -1,23 +1,16 @@
 """GRAD004: zero-gradient."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import gate_makers, holders, is_matrix, settled_step
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter, ZeroDerivative
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter, ZeroDerivative
 
 
 def never_moved(p: Parameter, holder: Layer) -> bool:

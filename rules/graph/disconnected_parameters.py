@@ -1,19 +1,13 @@
 """GRAPH001: disconnected-parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Cut, Parameter
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Cut, Parameter
-
 
 # How each cutting operation is written in a program.
 OPERATIONS = {

@@ -1,17 +1,10 @@
 """GRAPH006: gradients-not-cleared."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.loop import LoopFacts
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopFacts
-    from gradcheck.types.measurement import Measurement
-
 
 NO_SCRIPT = "no training script was run"
 

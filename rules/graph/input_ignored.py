@@ -1,17 +1,12 @@
 """GRAPH008: input-ignored."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import learns_clearly, number
+from gradcheck.types.checks import Dependence
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import Dependence
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,20 +1,15 @@
 """GRAPH003: parameters-not-in-optimizer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words
 from gradcheck.rules.graph.disconnected_parameters import count_in_words, owners_of, site_of
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.loop import LoopThawed
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.location import Location
-    from gradcheck.types.loop import LoopThawed
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
 
 
 @rule(

@@ -1,19 +1,12 @@
 """GRAPH007: samples-mixed."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, percent
 from gradcheck.rules.graph.shared import _place
-from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.checks import Dependence
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.losses import Scramble
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import Dependence
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.losses import Scramble
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

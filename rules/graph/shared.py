@@ -1,7 +1,5 @@
 """What several rules of this family share."""
 
-from __future__ import annotations
-
 from gradcheck.analysis.wording import quoted
 
 

@@ -1,19 +1,14 @@
 """GRAPH002: unregistered-modules."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import HiddenTensor
 from gradcheck.types.rule import Limits, Verdict, found, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import HiddenTensor
 
 
 @rule(

@@ -1,19 +1,11 @@
 """GRAPH005: wrong-gradient."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent, probe_failure
 from gradcheck.rules.graph.shared import _place
-from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.checks import Derivatives
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import Derivatives
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Measurement
-
 
 # What a mismatch that is meant looks like, and what it says about the gradient.
 INTENDED = {

@@ -1,9 +1,5 @@
 """INIT007: default-initialization."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.activations import GAINS
 from gradcheck.analysis.depth import DEFAULT_GAIN, Trend, gradient_trend
 from gradcheck.analysis.layer_groups import body, depths, names, usual_activation
@@ -12,13 +8,10 @@ from gradcheck.analysis.wording import falls_short, number
 from gradcheck.rules import cures
 from gradcheck.rules.initialization.shared import TRAINED_BEFORE
 from gradcheck.rules.initialization.signal_gain import body_gains
-from gradcheck.types.finding import Evidence
+from gradcheck.types.finding import Evidence, Finding, Severity
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

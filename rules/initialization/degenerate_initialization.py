@@ -1,20 +1,13 @@
 """INIT005: degenerate-initialization."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.layer_groups import BODY_KINDS, bias, body, by_site, constant_at_start, in_order, names, parameters_by_name
 from gradcheck.analysis.wording import BY_VALUE, also_in, number, probe_failure, quoted
 from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
 
 
 def stays_degenerate(p: Parameter, limits: Limits) -> bool:

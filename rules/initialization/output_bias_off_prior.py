@@ -1,21 +1,14 @@
 """INIT008: output-bias-off-prior."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gradcheck.analysis.wording import number, percent
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.location import Location
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.location import Location
-    from gradcheck.types.losses import LossCall
-    from gradcheck.types.measurement import Measurement
-
 
 SHOWN = 4  # classes whose bias is written out
 

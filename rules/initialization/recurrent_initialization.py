@@ -1,18 +1,11 @@
 """INIT004: recurrent-initialization."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import number
 from gradcheck.rules.gradient.gradient_through_time import decay, hinders
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.checks import Recurrence
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import Recurrence
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
 
 
 def radius_finding(m: Measurement, r: Recurrence, limits: Limits) -> Finding | None:

@@ -1,19 +1,13 @@
 """INIT003: residual-growth."""
 
-from __future__ import annotations
-
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import layers_in_words, number
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Stream
+from gradcheck.types.structure import Stream
 
 
 @rule(

@@ -1,16 +1,9 @@
 """What several rules of this family share."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.layer_groups import body, holders, is_matrix
-
-if TYPE_CHECKING:
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
-
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 
 TRAINED_BEFORE = "the model was trained before: its weights were learned"
 NO_GAINS = "no linear or conv layer of the body has weights whose scale can be judged"

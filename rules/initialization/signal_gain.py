@@ -1,9 +1,7 @@
 """INIT001: signal-gain."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from gradcheck.analysis.activations import GAINS
 from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend
@@ -12,16 +10,11 @@ from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import also_in, falls_short, number, quoted
 from gradcheck.rules import cures
 from gradcheck.rules.initialization.shared import NO_GAINS, TRAINED_BEFORE
-from gradcheck.types.finding import Evidence
+from gradcheck.types.finding import Evidence, Finding
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
 
 
 def body_gains(m: Measurement) -> dict[str, float]:

@@ -1,22 +1,16 @@
 """INIT002: weight-scale."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import by_site, constant_at_start, gain, in_order, names, parameters_by_name, weight
 from gradcheck.analysis.wording import also_in, number, quoted
 from gradcheck.rules import cures
 from gradcheck.rules.initialization.shared import NO_GAINS, TRAINED_BEFORE
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,19 +1,14 @@
 """LOG007: log-gradient-norms."""
 
-from __future__ import annotations
-
 from statistics import median
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import ends
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
+from gradcheck.types.log import Curve
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.log import Curve
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,18 +1,13 @@
 """LOG004: log-loss-flat."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import ENDS, ends, lowest, noise
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.log.shared import NO_LOG, REWARDS, at_step, led_by_rewards, look, recorded
 from gradcheck.types.finding import Evidence
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

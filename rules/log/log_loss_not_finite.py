@@ -1,18 +1,13 @@
 """LOG001: log-loss-not-finite."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.rules.log.shared import NO_LOG, at_step, look
 from gradcheck.types.finding import Evidence, Finding
+from gradcheck.types.log import Curve
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.log import Curve
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

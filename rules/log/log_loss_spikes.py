@@ -1,18 +1,12 @@
 """LOG003: log-loss-spikes."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, ends, resembling, spikes
 from gradcheck.analysis.wording import number
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Severity
+from gradcheck.types.log import LogFacts
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.log import LogFacts
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,20 +1,15 @@
 """LOG005: log-rate-jumps."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import first_jump
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded
 from gradcheck.types.finding import Evidence, Finding
+from gradcheck.types.log import Curve
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.log import Curve
-    from gradcheck.types.measurement import Measurement
 
 EACH_STEP = 1.0  # a watched run keeps both sides of every jump; between two measured steps a rate may rise in many small ones
 

@@ -1,14 +1,8 @@
 """What the rules about logs share: what to look at next, and words."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.types.finding import Remedy
-
-if TYPE_CHECKING:
-    from gradcheck.types.log import LogFacts
-    from gradcheck.types.measurement import Measurement
+from gradcheck.types.log import LogFacts
+from gradcheck.types.measurement import Measurement
 
 PREFERENCES = {"rewards/chosen", "rewards/margins", "rewards/accuracies", "accuracy", "margin"}
 REWARDS = "rewards led the run, and its loss need not fall"

@@ -1,20 +1,14 @@
 """LOOP006: accumulation-unscaled."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import number, percent, run_in_words
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.rules.optimization.shared import best_rate
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.loop import LoopFacts
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopFacts
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Run
+from gradcheck.types.training import Run
 
 
 @rule(

@@ -1,17 +1,11 @@
 """LOOP012: average-incomplete."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import layers_in_words
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.loop import LoopAverage
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopAverage
-    from gradcheck.types.measurement import Measurement
 
 
 @rule("LOOP012", "average-incomplete", up_to="warning", needs=("loop",))

@@ -1,18 +1,13 @@
 """LOOP002: clipping-misplaced."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.loop import LoopClip, LoopFacts
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopClip, LoopFacts
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,17 +1,11 @@
 """LOOP003: evaluation-mode-in-training."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.loop import LoopEvaluation
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopEvaluation
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,20 +1,13 @@
 """LOOP009: optimizer-recreated."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import experiment_outcome, training_outcome
 from gradcheck.analysis.wording import number, run_in_words
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.loop import LoopFacts
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import ONE_OPTIMIZER
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopFacts
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Run
+from gradcheck.types.training import ONE_OPTIMIZER, Run
 
 
 @rule(

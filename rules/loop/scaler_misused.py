@@ -1,17 +1,11 @@
 """LOOP007: scaler-misused."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.loop import LoopFacts, LoopScaler
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopFacts, LoopScaler
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

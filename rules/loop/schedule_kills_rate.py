@@ -1,21 +1,15 @@
 """LOOP004: schedule-kills-rate."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.loop import LoopFacts
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopFacts
-    from gradcheck.types.measurement import Measurement
-
 
 FASTER = 1.001  # a rise over the one before it: a warm-up in a straight line differs by rounding
 

@@ -1,18 +1,11 @@
 """LOOP013: schedule-misplaced."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.loop import LoopSchedule
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.loop import LoopSchedule
-    from gradcheck.types.measurement import Measurement
-
 
 # Schedules that turn back, end at zero, or stop after the length they are laid out for. A warm-up may be short.
 WHOLE = ("OneCycleLR", "CosineAnnealingLR", "PolynomialLR", "LambdaLR", "SequentialLR", "MultiStepLR")

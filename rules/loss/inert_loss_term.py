@@ -1,20 +1,14 @@
 """LOSS009: inert-loss-term."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.activations import PIECEWISE_LINEAR
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.graph.disconnected_parameters import OPERATIONS
+from gradcheck.types.checks import IdleTerm
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import IdleTerm
-    from gradcheck.types.measurement import Measurement
-
 
 ORDERS = {1: "a derivative", 2: "a second derivative", 3: "a third derivative"}
 

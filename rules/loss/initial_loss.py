@@ -1,17 +1,12 @@
 """LOSS003: initial-loss."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.outputs import REGRESSION_LOSSES
 from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

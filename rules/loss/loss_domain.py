@@ -1,19 +1,14 @@
 """LOSS002: loss-domain."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.location import Location
-    from gradcheck.types.losses import LossCall
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,23 +1,16 @@
 """LOSS005: loss-not-falling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis import convergence
 from gradcheck.analysis.layer_groups import head_site
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.outputs import floor_of_bounded_logits
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_applicable, not_measured, rule
-from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Run
-
+from gradcheck.types.training import ONE_OPTIMIZER, SAME_RATE_LONGER, Run
 
 FEW_SAMPLES = 16  # that a training on one batch takes
 

@@ -1,17 +1,11 @@
 """LOSS008: no-learning-signal."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, number
+from gradcheck.types.checks import IdleTerm
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.loop import SilentTerm
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import IdleTerm
-    from gradcheck.types.loop import SilentTerm
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

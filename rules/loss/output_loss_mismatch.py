@@ -1,23 +1,18 @@
 """LOSS001: output-loss-mismatch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis import convergence
 from gradcheck.analysis.layer_groups import head_site, layer_site
 from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.rules.outputs import Mismatch, mismatch
+from gradcheck.types.checks import LossOperation
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.location import Location
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import LossOperation
-    from gradcheck.types.location import Location
-    from gradcheck.types.losses import LossCall
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,16 +1,10 @@
 """LOSS010: unbalanced-loss-terms."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import number
+from gradcheck.types.checks import LossTerm
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import LossTerm
-    from gradcheck.types.measurement import Measurement
 
 _MEASURED = "measured on 16 healthy autoencoders and 8 that collapse, see the page"
 

@@ -1,17 +1,10 @@
 """LOSS006: unstable-loss."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import number, quoted
+from gradcheck.types.checks import LossOperation
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import LossOperation
-    from gradcheck.types.measurement import Measurement
-
 
 # What is wrong, and what to write instead, for operations that are unstable whatever their present values.
 UNSTABLE = {

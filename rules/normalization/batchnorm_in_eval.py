@@ -1,20 +1,12 @@
 """NORM005: batchnorm-in-eval."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import layers_in_words, probe_failure
 from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms, norm_names
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Norm
-
+from gradcheck.types.structure import Norm
 
 TRAINED_BEFORE = "the model was trained before: its statistics were learned"
 

@@ -1,19 +1,12 @@
 """NORM006: batchnorm-momentum."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import layers_in_words, number, percent
 from gradcheck.rules.normalization.batchnorm_small_batch import CHANCE, useless_in_evaluation
 from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, main_site, norm_names
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Norm
+from gradcheck.types.structure import Norm
 
 
 @rule(

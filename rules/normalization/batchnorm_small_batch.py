@@ -1,19 +1,11 @@
 """NORM003: batchnorm-small-batch."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, falls_short, layers_in_words, number, probe_failure
 from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Norm
-
+from gradcheck.types.structure import Norm
 
 CHANCE = Limit(0.9, "of chance", "random networks above it after 50 steps fail: precision 0.89 to 0.94")
 

@@ -1,20 +1,13 @@
 """NORM007: bias-before-normalization."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.layer_groups import bias, by_site, names, parameters_by_name
 from gradcheck.analysis.wording import layers_in_words, quoted
 from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Norm
+from gradcheck.types.structure import Norm
 
 
 @rule("NORM007", "bias-before-normalization", up_to="info", needs=("graph", "parameters"))

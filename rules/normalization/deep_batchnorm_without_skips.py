@@ -1,21 +1,14 @@
 """NORM002: deep-batchnorm-without-skips."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.depth import gradient_trend, trend_evidence
 from gradcheck.analysis.layer_groups import body
 from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import falls_short, learns_clearly, number
 from gradcheck.rules import cures
 from gradcheck.rules.normalization.shared import batch_norms, main_site, norm_names
-from gradcheck.types.finding import Remedy
+from gradcheck.types.finding import Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,19 +1,12 @@
 """NORM004: dropout-before-batchnorm."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import number, percent, quoted
 from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Norm
+from gradcheck.types.structure import Norm
 
 
 @rule(

@@ -1,9 +1,5 @@
 """NORM001: missing-normalization."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.depth import gradient_trend, trend_evidence
 from gradcheck.analysis.layer_groups import body, depths, names
@@ -11,10 +7,8 @@ from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import number
 from gradcheck.rules import cures
 from gradcheck.rules.normalization.shared import main_site
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

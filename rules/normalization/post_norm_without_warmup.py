@@ -1,17 +1,11 @@
 """NORM008: post-norm-without-warmup."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import learns_clearly, number, optimizer_in_words
 from gradcheck.rules.normalization.shared import main_site, norm_names
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

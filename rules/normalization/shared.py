@@ -1,21 +1,14 @@
 """What several rules of this family share."""
 
-from __future__ import annotations
-
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gradcheck.analysis.wording import number
+from gradcheck.types.layers import Layer
+from gradcheck.types.location import Location
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.location import Location
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Norm
-
+from gradcheck.types.structure import Norm
 
 NO_BATCH_NORM = "the model has no batch normalization"
 GAP = {

@@ -1,22 +1,15 @@
 """NUM003: half-overflow."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.rules.numerics.shared import BFLOAT16
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.layers import Layer, TensorStats
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.layers import Layer, TensorStats
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import NonFinite
-
+from gradcheck.types.training import NonFinite
 
 LARGEST = 65504.0  # the largest float16
 

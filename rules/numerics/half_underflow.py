@@ -1,16 +1,10 @@
 """NUM004: half-underflow."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.numerics.shared import BFLOAT16
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,21 +1,14 @@
 """NUM005: lost-updates."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import layers_in_words, learns_clearly, number, optimizer_in_words, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
-
 
 HALVES = ("float16", "bfloat16")
 BITS = {"float16": 11, "bfloat16": 8}  # of the significand

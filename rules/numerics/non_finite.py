@@ -1,22 +1,16 @@
 """NUM001: non-finite."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import layer_site
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number
 from gradcheck.rules.numerics.shared import _cure, _evidence, _harmful, _inputs, _kind, _losses, _place, _severity
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
-    from gradcheck.types.training import NonFinite
-
+from gradcheck.types.training import NonFinite
 
 DOMAIN = {
     "log": "log(clamp(x, min=1e-8)), or log_softmax / logsigmoid in place of log of a probability",

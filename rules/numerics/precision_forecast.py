@@ -1,20 +1,14 @@
 """NUM006: precision-forecast."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.number_formats import BY_NAME, KINDS, Format, Lost, What, loss_scale_exponent, lost, measured
 from gradcheck.analysis.wording import percent, quoted
 from gradcheck.rules.numerics.shared import BFLOAT16
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import NO_SCALER
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-
 
 FP8_LAYERS = ("Float8", "MX")  # how classes of layers that compute in 8 bits begin (torchao)
 CLASSIFIES = ("cross_entropy", "nll_loss")

@@ -1,19 +1,13 @@
 """What several rules of this family share."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.types.finding import Evidence, Remedy, Severity
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import NonFinite
-
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import NonFinite
 
 BFLOAT16 = Remedy(
     "bfloat16", "compute in torch.bfloat16, whose range is that of float32: dtype=torch.bfloat16 in autocast, no loss scaling", "safe"

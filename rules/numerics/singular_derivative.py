@@ -1,19 +1,12 @@
 """NUM002: singular-derivative."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis import convergence
 from gradcheck.analysis.layer_groups import layer_site
 from gradcheck.analysis.wording import BY_VALUE
 from gradcheck.rules.numerics.shared import _cure, _evidence, _harmful, _inputs, _kind, _place, _severity
 from gradcheck.types.finding import Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-
 
 # Functions whose derivative is infinite or NaN at a point where their value is finite, and how to avoid it.
 # Tried on torch 2.13: norm, std, cdist and atan2 are not among them (their derivative there is set to 0).

@@ -1,22 +1,15 @@
 """OPT003: adam-epsilon."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import relative_decrease
 from gradcheck.analysis.wording import falls_short, number, optimizer_in_words, percent, run_in_words
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
-    from gradcheck.types.training import Run
-
+from gradcheck.types.training import Run
 
 EPSILON_BESIDE_ROOT = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "SparseAdam", "AdaBelief", "Lamb", "LAMB", "Yogi")
 USUAL_EPSILON = 1e-8

@@ -1,19 +1,12 @@
 """OPT006: batch-size."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import number
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.checks import SampleGradients
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import SampleGradients
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.measurement import Measurement
-
 
 GROWTH = 10.0  # of the noise scale during training
 

@@ -1,9 +1,6 @@
 """OPT001: learning-rate-too-high."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import (
     CLEAR_FALL,
@@ -21,13 +18,10 @@ from gradcheck.analysis.curves import first_jump
 from gradcheck.analysis.update_sizes import outgrowth, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
 from gradcheck.rules.optimization.shared import RATIOS, at_most_info, best_rate, not_judged, rate_finding, ratio_finding
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Run
+from gradcheck.types.training import Run
 
 JUMP, SETTLED = 10.0, 5  # times the highest rate so far, after so many values: as log-rate-jumps
 

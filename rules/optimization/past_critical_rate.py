@@ -1,18 +1,11 @@
 """OPT007: past-critical-rate."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
 from gradcheck.rules.optimization.shared import at_most_info
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-
 
 FEWEST_LOOKS = 2
 AMPLE = 0.9  # relative fall of the loss: what has learned so much could stand the rate

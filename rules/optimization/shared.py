@@ -1,21 +1,14 @@
 """What several rules of this family share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import CLEAR_FALL, experiment_outcome, relative_decrease
 from gradcheck.analysis.update_sizes import TARGET_RATIO, update_ratio
 from gradcheck.analysis.wording import number, optimizer_in_words, percent, run_in_words
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import found
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Run
-
+from gradcheck.types.training import Run
 
 RATIOS = "12 networks x 3 optimizers x 11 rates, 150 steps"
 

@@ -1,18 +1,12 @@
 """OPT005: warmup-missing."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import experiment_outcome
 from gradcheck.analysis.wording import learns_clearly, number, optimizer_in_words
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-
 
 EARLY = 10  # steps in which a first update that was too large shows in the loss
 

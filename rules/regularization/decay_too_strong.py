@@ -1,9 +1,6 @@
 """REG001: decay-too-strong."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import CLEAR_FALL, data_fall
 from gradcheck.analysis.costs import costs_nothing
@@ -11,13 +8,10 @@ from gradcheck.analysis.layer_groups import is_matrix
 from gradcheck.analysis.update_sizes import gentle_decay
 from gradcheck.analysis.wording import falls_short, number, quoted, run_in_words
 from gradcheck.rules.regularization.shared import DECAY, PENALTY, confirmation, failed, recovered
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Regularization
+from gradcheck.types.training import Regularization
 
 
 def decay_steps(m: Measurement) -> float | None:

@@ -1,17 +1,11 @@
 """REG005: over-regularized."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import relative_decrease
 from gradcheck.analysis.wording import run_in_words
 from gradcheck.rules.regularization.shared import DECAY, DROPOUT, PENALTY, failed, recovered
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

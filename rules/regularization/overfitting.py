@@ -1,19 +1,12 @@
 """REG004: overfitting."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import number
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Severity
-    from gradcheck.types.measurement import Measurement
-
 
 FULL = 32  # batches: as many as a scan collects unless told otherwise; there may be more of them
 

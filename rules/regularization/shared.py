@@ -1,16 +1,9 @@
 """What several rules of this family share."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import CLEAR_FALL, data_fall, outcome, relative_decrease, training_outcome
 from gradcheck.analysis.wording import optimizer_in_words, run_in_words
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Regularization, Run
-
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.training import Regularization, Run
 
 DROPOUT, DECAY, PENALTY = "dropout", "weight decay", "penalty"
 

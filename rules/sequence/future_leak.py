@@ -1,18 +1,11 @@
 """SEQ001: future-leak."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.rules.sequence.shared import LEAK, NEXT_TOKEN, _by_loss
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.sequence import TokenStream
-
+from gradcheck.types.sequence import TokenStream
 
 ATTENTIONS = ("scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention", "softmax")
 PRODUCTS = ("matmul", "__matmul__", "bmm", "einsum", "baddbmm")

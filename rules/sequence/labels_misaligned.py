@@ -1,17 +1,11 @@
 """SEQ002: labels-misaligned."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, percent, quoted
 from gradcheck.rules.sequence.shared import LEAK, NEXT_TOKEN, _by_loss
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.sequence import TokenStream
+from gradcheck.types.sequence import TokenStream
 
 
 @rule(

@@ -1,16 +1,10 @@
 """SEQ003: nothing-supervised."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.sequence import Supervision
+from gradcheck.types.sequence import Supervision
 
 
 @rule(

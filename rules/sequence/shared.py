@@ -1,16 +1,9 @@
 """What several rules of this family share."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gradcheck.types.rule import Limit
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gradcheck.types.sequence import TokenStream
-
+from gradcheck.types.sequence import TokenStream
 
 NEXT_TOKEN = Limit(
     0.99,

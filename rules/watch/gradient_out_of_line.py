@@ -1,17 +1,11 @@
 """WATCH002: gradient-out-of-line."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.gauges import Gauge
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.gauges import Gauge
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,19 +1,14 @@
 """WATCH009: gradients-leave-format."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.wording import also_in, number, percent, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED
 from gradcheck.types.finding import Evidence, Remedy, Severity
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 AMPLE = 0.9  # relative fall of the loss: what has learned so much has small gradients by right
 NORMAL = -14  # exponent of the smallest float16 number with all its digits

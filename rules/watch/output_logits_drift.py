@@ -1,16 +1,10 @@
 """WATCH004: output-logits-drift."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, grows
 from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -1,18 +1,13 @@
 """WATCH001: second-moment-lags."""
 
-from __future__ import annotations
-
 from statistics import median
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.gauges import Gauge
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.gauges import Gauge
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

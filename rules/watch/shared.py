@@ -1,12 +1,8 @@
 """What the rules about watched runs share."""
 
-from __future__ import annotations
-
 from statistics import median
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gradcheck.types.gauges import Gauge
+from gradcheck.types.gauges import Gauge
 
 NOT_WATCHED = "no run was watched"
 WINDOW = 4  # measured steps that are compared

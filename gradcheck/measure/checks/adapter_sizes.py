@@ -1,7 +1,5 @@
 """How strongly adapters act: the factor on the product of their factors, and the size of that product beside the weight's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

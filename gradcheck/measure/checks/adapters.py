@@ -1,7 +1,5 @@
 """Adapters, recognised by structure (a frozen weight beside two factors whose product has its shape) or declared by PEFT's layers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether the targets of a loss are the tokens of an embedding, some places ahead, and how both are laid out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Terms of a loss whose entries differ in weight by orders of magnitude, because one is summed and the other averaged, and the effect."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

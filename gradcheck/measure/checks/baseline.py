@@ -1,7 +1,5 @@
 """How well a linear model fits the same data: this distinguishes a model that cannot learn from data without anything to learn."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import torch

@@ -2,8 +2,6 @@
 come here together.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The checks beside the probe: each looks at copies of its own, runs when a selected rule asks for it, and may fail alone."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field

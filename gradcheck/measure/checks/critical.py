@@ -1,7 +1,5 @@
 """The least rate at which the loss rises along the optimizer's own update, for the first steps of a copy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What the output for a sample depends on: its own input, and nothing else. Measured on the trained copy in evaluation mode."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

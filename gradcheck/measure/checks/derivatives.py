@@ -3,8 +3,6 @@ direction over all parameters is enough if they agree. If not, more directions a
 Functions, each tested by itself, hooks that change the gradient, detached values.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Embeddings that are only compared with each other: whether one and the same point for all of them would satisfy the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field

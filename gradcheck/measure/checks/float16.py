@@ -1,7 +1,5 @@
 """Gradients that float16 flushes to zero: those that become non-zero when the loss is scaled up, as loss scaling would do."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

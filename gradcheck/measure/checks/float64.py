@@ -1,7 +1,5 @@
 """Runs a copy in float64: weights, batch, and what the code casts on its way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

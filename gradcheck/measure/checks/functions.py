@@ -1,7 +1,5 @@
 """Custom autograd Functions: their calls in one pass, and whether the backward of a call is the derivative of its forward."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence

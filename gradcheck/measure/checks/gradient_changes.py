@@ -1,7 +1,5 @@
 """What changes gradients on their way through a model: hooks, values that are detached, staircases."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A loop over time takes a new slice of the input in each round. Blocks that share
 a parameter to its own result, but take nothing new: they are not recurrences over time.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

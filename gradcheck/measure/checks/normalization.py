@@ -1,7 +1,5 @@
 """How good batch normalization's running statistics are after the probe: the loss with them against the loss without."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """One training step seen as reading and answering: the tokens that embeddings read, and the classes that losses ask for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

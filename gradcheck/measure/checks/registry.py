@@ -1,7 +1,5 @@
 """All checks besides the probe, in the order in which they are made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Routers: choices by top-k or argmax among equally many similar modules, or slices of one weight, and what each of these gets."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence

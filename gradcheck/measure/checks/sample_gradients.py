@@ -1,7 +1,5 @@
 """Gradients of single samples, and of small groups of them: outliers, and the noise scale."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Which operation lets samples of a batch meet: two passes that differ in some samples, compared operation by operation."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the output for a sample owes to its place in the batch: copies of one sample, which all have to get the same."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

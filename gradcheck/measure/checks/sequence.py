@@ -2,8 +2,6 @@
 where an embedding reads them, so that masks and lengths that a script derives from them stay as they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

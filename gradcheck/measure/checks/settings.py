@@ -1,7 +1,5 @@
 """Checks of the optimizer's settings: the first step in function space, Adam's epsilon, the clipping of gradients."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The largest eigenvalue of the Hessian at the start, for a training that failed: it bounds the rates that can work."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 The loss is split into its summands, before training and after the probe; those that train nothing at both times count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

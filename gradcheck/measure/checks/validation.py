@@ -1,7 +1,5 @@
 """Training against validation loss, of the trained copy in evaluation mode."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev

@@ -1,7 +1,5 @@
 """Other activations: in place of sigmoids in depth and of units that died, and between layers that have none."""
 
-from __future__ import annotations
-
 import ast
 import types
 from collections.abc import Callable, Sequence

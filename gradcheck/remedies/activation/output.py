@@ -1,7 +1,5 @@
 """Activations on the output that the loss does not expect."""
 
-from __future__ import annotations
-
 from gradcheck.remedies.activation.hidden import replace_one
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.modules.rewriting import operand

@@ -1,7 +1,5 @@
 """Activations: another one in place of one, and one between two layers."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.analysis.activations import ACTIVATIONS

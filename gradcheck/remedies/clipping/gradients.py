@@ -1,7 +1,5 @@
 """Treatments of the gradient between backward pass and step: clipping by norm, by value, and adaptive to each unit."""
 
-from __future__ import annotations
-
 import math
 
 from gradcheck.analysis.convergence import training_outcome

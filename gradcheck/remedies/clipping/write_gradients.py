@@ -1,7 +1,5 @@
 """Clipping: in the training loop, before the step; in a model file as the number that the loop reads."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number

@@ -1,7 +1,5 @@
 """Treatments of the batches: a common scale, samples in random order and without gaps, and the input in place of a tensor like it."""
 
-from __future__ import annotations
-
 import ast
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Data: where the dataset is put together."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The statements of a training loop: what stands in which block, before or after what, and moving one of them."""
 
-from __future__ import annotations
-
 import ast
 import textwrap
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a writer works with: the measurement, the files that may be edited, and where things are in them."""
 
-from __future__ import annotations
-
 import ast
 import os
 from collections.abc import Callable, Iterator, Sequence

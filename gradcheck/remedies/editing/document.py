@@ -1,7 +1,5 @@
 """A source file as bytes and as text: encoding, byte-order mark and newlines are kept as they are."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import functools

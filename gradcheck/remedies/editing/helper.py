@@ -1,7 +1,5 @@
 """The generated function `apply_gradcheck_fixes(model)`: for changes that have no expression of their own to edit."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context

@@ -1,7 +1,5 @@
 """How a name of torch is spelled in a file: by what it imports already, or by an import that is added."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.draft import Draft, Unwritable

@@ -1,7 +1,5 @@
 """Standardised inputs where the data come from elsewhere: the model does it itself, by a hook, with the measured moments."""
 
-from __future__ import annotations
-
 from gradcheck.remedies.editing.context import Context, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.helper import apply_to_model, home

@@ -1,7 +1,5 @@
 """The training loop in the source: where the optimizer steps, and what the loop calls the model and the optimizer."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Which layers an expression of the source stands for, as far as the source and the creation sites tell."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterable
 

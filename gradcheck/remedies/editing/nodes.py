@@ -1,7 +1,5 @@
 """Looking at and changing single expressions: calls and their arguments, the place where a value is written down."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator, Sequence
 

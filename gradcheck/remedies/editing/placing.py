@@ -1,7 +1,5 @@
 """Putting a new module after a layer: as the next item of a Sequential or list, or as an attribute with a call of its own."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

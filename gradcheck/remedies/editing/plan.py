@@ -1,7 +1,5 @@
 """From fixes to edited files: each fix is written into the files as the fixes before it left them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

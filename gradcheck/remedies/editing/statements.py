@@ -1,7 +1,5 @@
 """Putting statements before or after others, with their indentation and the file's newlines."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import re

@@ -1,7 +1,5 @@
 """Replacing files safely: whole or not at all, only when they are what was read, and not over uncommitted work."""
 
-from __future__ import annotations
-
 import ast
 import os
 import subprocess

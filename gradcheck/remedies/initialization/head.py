@@ -1,7 +1,5 @@
 """Where a model starts: the scale of its last layer, and the bias of its output."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Layer-sequential unit variance: weights divided, in forward order, by the standard deviation of what they give."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

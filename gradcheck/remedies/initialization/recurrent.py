@@ -4,8 +4,6 @@ torch adds two biases, `bias_ih` and `bias_hh`; the gate's value goes into the f
 input, forget, cell, output (LSTM) and reset, update, new (GRU: an update gate of 1 keeps the state).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Initial weights: He, LeCun, Xavier, orthogonal, each with the gain of the activation that follows; zero biases."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """LSUV needs data: a small function in the user's file runs the model on the training inputs, where these have a global name."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.data.write_batches import sources

@@ -1,7 +1,5 @@
 """Initial values of single layers: weights scaled, branches and biases started where they should, gates opened."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Initialisation: where it is done today, else beside the bias or after the creation of the layer, else in the generated function."""
 
-from __future__ import annotations
-
 import ast
 import keyword
 import re

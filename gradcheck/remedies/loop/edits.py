@@ -1,7 +1,5 @@
 """Treatments of the user's training loop: edits of the source alone. They are proved by running and judging the edited script."""
 
-from __future__ import annotations
-
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Fix

@@ -1,7 +1,5 @@
 """The training loop: clipping goes between backward pass and step, and a scaler gets its missing calls."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.block import call_of, calls, code_of, owner_of, plain, preceding, remove

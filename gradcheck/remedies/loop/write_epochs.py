@@ -1,7 +1,5 @@
 """The training loop: what belongs once into each epoch, and what into each step: modes, schedules, batches."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.block import Loop, call_of, calls, code_of, loops, owner_of, plain, remove

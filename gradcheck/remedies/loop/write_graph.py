@@ -1,7 +1,5 @@
 """The training loop: removes what cuts the loss off from the model, or makes a new tensor of its numbers."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer

@@ -1,7 +1,5 @@
 """What should be made once: an optimizer or a schedule that the loop makes anew moves before it; an average follows buffers, too."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.block import Loop, code_of, loops, plain

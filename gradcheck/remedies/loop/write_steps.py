@@ -1,7 +1,5 @@
 """The training loop: when gradients are cleared, and when the optimizer steps."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.block import call_of, calls, common, following, loops, owner_of, plain, remove

@@ -1,7 +1,5 @@
 """What is predicted from what: labels shifted twice, or not at all, code that lets places see later ones; and the scale of adapters."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer

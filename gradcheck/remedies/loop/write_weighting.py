@@ -1,7 +1,5 @@
 """Micro-batches whose elements weigh alike: each loss is a sum, over the number of elements of all micro-batches of the step."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.block import calls, loops

@@ -1,7 +1,5 @@
 """A term of the loss that spreads tokens over the experts of a router."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -1,7 +1,5 @@
 """Treatments of how a loss is taken: shapes that belong together, and the sign."""
 
-from __future__ import annotations
-
 import ast
 import functools
 from typing import Any

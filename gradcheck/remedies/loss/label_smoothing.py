@@ -1,7 +1,5 @@
 """Label smoothing: in a cross entropy of torch, or in the code of a loss that calls one."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import types

@@ -1,7 +1,5 @@
 """The loss that fits the output, in place of one that does not."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """Treatments of losses and layers that are written so that they leave the range of floating-point numbers."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import types

@@ -1,7 +1,5 @@
 """A stopped gradient on the side of a self-distillation that has no predictor: what keeps embeddings from becoming one point."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

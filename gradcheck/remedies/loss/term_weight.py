@@ -1,7 +1,5 @@
 """Terms of the loss that outweigh the others: a mean where they were summed, or a weight, which a variational autoencoder calls beta."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

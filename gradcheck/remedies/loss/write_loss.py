@@ -1,7 +1,5 @@
 """Losses: the one that fits, shapes that fit it, its sign, and forms that stay inside the range of numbers."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.activation.write_activation import operand_of, put_in_place

@@ -1,7 +1,5 @@
 """Losses and layers in forms that stay inside the range of numbers."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, word

@@ -3,8 +3,6 @@
 A hook object holds numbers and parameters only, and meets its optimizer as an argument: copies of the optimizer carry copies of it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

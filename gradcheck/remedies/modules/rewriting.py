@@ -4,8 +4,6 @@ The method is parsed, changed at the span of one expression, compiled with the p
 every module of the copy that runs it. Functions refer to the same globals as before; nothing of the user's is changed.
 """
 
-from __future__ import annotations
-
 import ast
 import copy
 import inspect

@@ -3,8 +3,6 @@
 Treatments name layers as the measurement does. A wrapped layer has another path afterwards; `module_at` follows it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -4,8 +4,6 @@ What changes a loss is a `functools.partial` around the one that the user gave, 
 step that computes its loss itself gets a model whose output is mapped.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import types

@@ -1,7 +1,5 @@
 """Normalization: put after layers that have none, taken in another kind, and put in the right order with dropout and bias."""
 
-from __future__ import annotations
-
 import ast
 import types
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Treatments of normalization layers that are in the wrong mode, or average over the wrong time."""
 
-from __future__ import annotations
-
 import ast
 import copy
 from collections.abc import Sequence

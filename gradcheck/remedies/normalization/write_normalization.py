@@ -1,7 +1,5 @@
 """Normalization: after layers that have none, another kind, the right order with dropout and bias."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, number, word

@@ -1,7 +1,5 @@
 """An optimizer that divides by the size of the gradients, in place of one that does not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

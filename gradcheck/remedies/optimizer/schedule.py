@@ -1,7 +1,5 @@
 """Treatments of the rate over time: warm-up, cosine, steps."""
 
-from __future__ import annotations
-
 from gradcheck.remedies.definition import RemedyDefinition, Settings
 from gradcheck.remedies.modules.hooks import RateSchedule, cosine, staircase, warming_up
 from gradcheck.types.finding import Finding

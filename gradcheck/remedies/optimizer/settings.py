@@ -1,7 +1,5 @@
 """Treatments of the optimizer's settings: its rate, and Adam's epsilon."""
 
-from __future__ import annotations
-
 import math
 
 from gradcheck.analysis.convergence import DIVERGED, best_experiment, depends_on_order, training_outcome

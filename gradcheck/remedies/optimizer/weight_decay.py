@@ -1,7 +1,5 @@
 """Treatments of weight decay: what it acts on, and how strongly."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Another class of optimizer, at the expression that creates it."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number

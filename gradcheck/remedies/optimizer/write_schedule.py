@@ -1,7 +1,5 @@
 """Schedules of the rate: made after the optimizer, and stepped where the loop steps, or at the end of its epochs."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.block import Loop, loops

@@ -1,7 +1,5 @@
 """The optimizer's settings, at the expression that creates it."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number

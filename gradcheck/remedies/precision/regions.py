@@ -1,7 +1,5 @@
 """Treatments of regions that compute in half precision."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.definition import RemedyDefinition

@@ -1,7 +1,5 @@
 """Autocast to another type of numbers."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer

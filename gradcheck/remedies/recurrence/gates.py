@@ -1,7 +1,5 @@
 """Elman layers replaced by gated ones, whose state is kept along the time steps instead of being multiplied at each of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Gated layers where Elman layers are created."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, word

@@ -3,8 +3,6 @@
 Each takes (batch, generator) last and gives a batch of the same structure. Targets stay as they are, but for mixup.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Treatments of training batches that are redrawn at every step; what is drawn is in `draws`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

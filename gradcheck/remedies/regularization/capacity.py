@@ -1,7 +1,5 @@
 """Treatments of size: a narrower or shallower network, and larger batches."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any

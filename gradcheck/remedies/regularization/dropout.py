@@ -1,7 +1,5 @@
 """Treatments of dropout: put after activations, or set to another rate."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import types

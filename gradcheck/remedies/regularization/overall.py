@@ -1,7 +1,5 @@
 """Treatments of regularization as a whole: less of all kinds, and early stopping."""
 
-from __future__ import annotations
-
 from gradcheck.remedies.definition import RemedyDefinition
 from gradcheck.remedies.loss.label_smoothing import set_smoothing
 from gradcheck.remedies.optimizer.weight_decay import weaken_penalty

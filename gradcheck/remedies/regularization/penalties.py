@@ -3,8 +3,6 @@
 Strengths are measured in the loss: 1 makes the penalty at the start as large as the loss of the data.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Augmentations: a collate function of the training loader redraws them for every batch."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable
 

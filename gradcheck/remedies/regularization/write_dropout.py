@@ -1,7 +1,5 @@
 """Regularisation: rates of dropout, decay, penalties, smoothed labels."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number

@@ -1,7 +1,5 @@
 """What the optimizer does at every step besides its own: a proximal step after it, adaptive clipping before it."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number, word

@@ -1,7 +1,5 @@
 """Residual branches: added around plain blocks, scaled down, or started at zero."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise

@@ -1,7 +1,5 @@
 """Residual connections: in the block's own forward, in the loop that runs the blocks, or by a small class around them."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number

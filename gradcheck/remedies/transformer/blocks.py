@@ -1,7 +1,5 @@
 """Transformers: where their blocks normalise, and how large the attention's logits start."""
 
-from __future__ import annotations
-
 import ast
 import copy
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Normalization before each branch: norm_first=True in torch's blocks, x + f(norm(x)) in those of the user."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What the training does not reach: modules in plain lists, parameters outside the optimizer, cut gradients; axes in the wrong order."""
 
-from __future__ import annotations
-
 import ast
 import types
 from collections.abc import Mapping, Sequence

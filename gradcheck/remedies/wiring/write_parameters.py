@@ -1,7 +1,5 @@
 """Wiring: hidden modules registered, missing parameters trained, cut gradients let through, axes put right."""
 
-from __future__ import annotations
-
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer, literal, number

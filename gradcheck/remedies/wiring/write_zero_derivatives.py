@@ -1,7 +1,5 @@
 """Step functions with a derivative, and scales that are trained."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Treatments of places that let no gradient through: step functions, and untrained scales of zero."""
 
-from __future__ import annotations
-
 import ast
 import types
 from typing import Any

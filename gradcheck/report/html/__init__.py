@@ -9,15 +9,11 @@ fragment       a part of the page for a notebook, with styles of its own
 markup, theme  HTML that escapes what is data; colours.  style.css, script.js: what the page looks like, and what it does on request
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gradcheck.report.view import View
-    from gradcheck.types.report import Report
-    from gradcheck.types.trial import TrialResult
+from gradcheck.report.view import View
+from gradcheck.types.report import Report
+from gradcheck.types.trial import TrialResult
 
 
 def render(reports: Sequence[Report], view: View | None = None) -> str:

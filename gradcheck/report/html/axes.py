@@ -1,7 +1,5 @@
 """Scales of charts: values to pixels, with round ticks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A watched run over its steps: loss, gradient norm, learning rate and gauges, each with the limits of its rules."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 A group of curves is one chart. Anything else that trains models adds its groups to `groups`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Gradient and activation over depth: two lines with their ranges, on logarithmic scales, one above the other."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, takewhile

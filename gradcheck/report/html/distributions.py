@@ -1,7 +1,5 @@
 """Histograms of the outputs and gradients of layers with findings: how many entries have which magnitude."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain

@@ -1,7 +1,5 @@
 """The findings: what is wrong, where, by which numbers, what helps, and what follows from it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

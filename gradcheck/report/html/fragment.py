@@ -3,8 +3,6 @@
 Every rule of the style sheet is nested in the class of the fragment. Parts that need the script of the page are left out.
 """
 
-from __future__ import annotations
-
 import functools
 import secrets
 from collections.abc import Sequence

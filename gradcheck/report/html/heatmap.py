@@ -1,7 +1,5 @@
 """Layers by steps: one row of colours per measured step, for a statistic that the reader chooses."""
 
-from __future__ import annotations
-
 import math
 import struct
 import zlib

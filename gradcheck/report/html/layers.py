@@ -1,7 +1,5 @@
 """The table of layers: every number that the charts show, and what each layer costs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """What was asked for comes first: a trial's verdict and curves, what a fix changed and proved, a watched run's course. The scan follows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from gradcheck.report.formatting import counted

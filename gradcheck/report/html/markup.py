@@ -1,7 +1,5 @@
 """HTML text that cannot be confused with data: whatever is not `Markup` is escaped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from markupsafe import Markup, escape

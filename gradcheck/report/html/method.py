@@ -1,7 +1,5 @@
 """How the numbers came about: settings, environment, assumptions, what was not measured, and the time it took."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from markupsafe import Markup

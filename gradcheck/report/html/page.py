@@ -1,7 +1,5 @@
 """The document: one file, nothing from the network, complete without scripts."""
 
-from __future__ import annotations
-
 import functools
 import json
 from base64 import b64encode

@@ -1,7 +1,5 @@
 """The rules that found nothing, and why: passed, not applicable, not measured, suppressed, crashed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup

@@ -1,7 +1,5 @@
 """A rule's page, written in the small part of Markdown that pages use, as HTML."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The numbers behind the charts over depth: a column per layer, in order of the forward pass."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Colours of both themes, as CSS variables, and signs beside them. tests/report/html/test_theme.py computes the contrast."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from markupsafe import Markup

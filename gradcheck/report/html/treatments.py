@@ -1,7 +1,5 @@
 """What was tried against a finding: the measured values before and after, what it did to the loss, and its edit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from markupsafe import Markup

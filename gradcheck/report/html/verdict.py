@@ -1,7 +1,5 @@
 """The top of a report: the verdict in words, and the scores."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
