@@ -16,10 +16,9 @@ from gradcheck.judge.judge import judge, judge_again
 from gradcheck.judge.looks import LOOKS
 from gradcheck.judge.scores import scores
 from gradcheck.saved_run import dumps, load
-from gradcheck.types.coverage import coverage
 from gradcheck.types.finding import RuleState
 from gradcheck.types.measurement import Lack, NotMeasured
-from gradcheck.types.report import Report
+from gradcheck.types.report import Report, coverage
 from gradcheck.types.rule import Need
 from tests.judge.rules import finding, rule_that
 from tests.literals import healthy_layers, layer, measurement, parameter, run

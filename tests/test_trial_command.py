@@ -70,22 +70,22 @@ import os, sys, time
 from pathlib import Path
 from gradcheck.cli.main import main
 from gradcheck.training import pool
-from gradcheck.trials import jobs
+from gradcheck.trials import lab
 
-begin, work, folder = pool._begin, jobs.work, Path(sys.argv.pop(1))
+begin, work, folder = pool._begin, lab.work, Path(sys.argv.pop(1))
 
-def begins(lab):
-    begin(lab)
+def begins(held):
+    begin(held)
     (folder / f"worker {os.getpid()}").touch()
 
-def works(lab, job):
+def works(held, job):
     if len(list(folder.glob("run *"))) > 1:
         time.sleep(600)
-    answer = work(lab, job)
+    answer = work(held, job)
     (folder / f"run {job.seed} {[p.treatment for p in job.fixes]}").touch()
     return answer
 
-pool._begin, jobs.work = begins, works
+pool._begin, lab.work = begins, works
 main()
 """
 
@@ -114,7 +114,7 @@ def children(pid: int) -> list[str]:
 @pytest.mark.parametrize("command", ["trial", "fix"])
 def test_a_page_is_opened_on_request(command, monkeypatch, tmp_path):
     opened = []
-    monkeypatch.setattr("gradcheck.report.browser.open_reports", lambda reports, outputs: opened.append((reports, outputs)))
+    monkeypatch.setattr("gradcheck.report.outputs.open_reports", lambda reports, outputs: opened.append((reports, outputs)))
     monkeypatch.chdir(ROOT)
     page = tmp_path / "page.html"
     more = ["--remedy", "l2", "--seeds", "3", "--workers", "1"] if command == "trial" else []

@@ -7,15 +7,16 @@ an AUC of 0.86 to 0.91 on 507 random networks, ratios of weight gradients do so 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from gradcheck.analysis.layer_groups import body, depths, trained_body
-from gradcheck.types.finding import Evidence
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding
 from gradcheck.types.layers import Layer
+from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
-from gradcheck.types.rule import Limits
+from gradcheck.types.rule import Limits, NoVerdict, Verdict
 
 # Gradients below this share of the largest belong to branches that are still ramping up from zero.
 NEGLIGIBLE = 1e-12
@@ -109,3 +110,44 @@ def trend_evidence(trend: Trend, limits: Limits, layer: str) -> tuple[Evidence, 
         Evidence("slope of the gradient over depth", abs(trend.slope), limits["slope"], ">=", "decades per layer", layer),
         Evidence("change of the gradient over depth", abs(trend.total), limits["total"], ">=", "decades", layer),
     )
+
+
+def nets(m: Measurement) -> list[Measurement]:
+    """A measurement for each net, with its own layers and normalizations only; the measurement itself where there is one net."""
+    numbers = sorted({i for x in m.layers for i in x.nets})
+    if len(numbers) < 2:
+        return [m]
+    return [_net(m, i) for i in numbers]
+
+
+def _net(m: Measurement, number: int) -> Measurement:
+    others = {x.name for x in m.layers if x.nets and number not in x.nets}
+    return replace(
+        m,
+        layers=tuple(x for x in m.layers if x.name not in others),
+        norms=tuple(n for n in m.norms if n.layer not in others),
+        streams=tuple(s for s in m.streams if not others.issuperset(s.layers)),
+    )
+
+
+def over_nets(m: Measurement, check: Callable[[Measurement], Verdict]) -> Verdict:
+    """The findings of all nets, those at one place as one; without findings, passed if one net did."""
+    verdicts = [check(net) for net in nets(m)]
+    findings = [f for v in verdicts if not isinstance(v, NoVerdict) for f in v]
+    if findings or len(verdicts) == 1:
+        return _merged(findings) if findings else verdicts[0]
+    return next((v for v in verdicts if not isinstance(v, NoVerdict)), verdicts[0])
+
+
+def _merged(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding where one line makes several nets: the worst, with the layers of all."""
+    groups: dict[Location | None, list[Finding]] = {}
+    for f in findings:
+        groups.setdefault(f.location, []).append(f)
+    merged = []
+    for group in groups.values():
+        worst = min(group, key=lambda f: SEVERITIES.index(f.severity))
+        more = f"; likewise in {len(group) - 1} more net{'s' if len(group) > 2 else ''} beside it" if len(group) > 1 else ""
+        layers = dict.fromkeys(name for f in group for name in f.layers)
+        merged.append(replace(worst, message=worst.message + more, layers=tuple(layers)))
+    return merged

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradcheck.capture.marks import Marks
+from gradcheck.capture.births import Marks
 from gradcheck.capture.nodes import Node, Ref
 from gradcheck.instrument.running_code import here
 from gradcheck.measure.checks.baseline import explained

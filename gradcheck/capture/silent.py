@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from gradcheck.capture.births import Marks
 from gradcheck.capture.events import BackwardPass
-from gradcheck.capture.marks import Marks
 from gradcheck.capture.nodes import Constant, Node, Ref, nodes_behind
 from gradcheck.instrument.loss_calls import LOSSES
 from gradcheck.types.location import Location

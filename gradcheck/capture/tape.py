@@ -12,11 +12,10 @@ import torch
 
 from gradcheck.capture.births import Births
 from gradcheck.capture.lineage import Lineage
-from gradcheck.capture.nodes import CHANGED, Constant, Loose, Node, Owner, Ref, Weight, nodes_behind, replaced
+from gradcheck.capture.nodes import CHANGED, Constant, Loose, Node, Owner, Ref, Weight, is_in_place, nodes_behind, replaced, written
 from gradcheck.capture.rows import Rows
 from gradcheck.capture.silent import Silent
 from gradcheck.capture.structures import pack, tensors_in
-from gradcheck.capture.writing import is_in_place, written
 from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
 from gradcheck.workload.device import autocast_kinds

@@ -13,11 +13,10 @@ import torch
 
 from gradcheck.capture.changes import Changes, Waiting, chosen_entries, successors
 from gradcheck.capture.events import BackwardPass, OptimizerTrace
-from gradcheck.capture.nodes import CHANGED
+from gradcheck.capture.nodes import CHANGED, is_in_place
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.step_log import StepLog
 from gradcheck.capture.structures import tensors_in
-from gradcheck.capture.writing import is_in_place
 from gradcheck.instrument.running_code import here
 from gradcheck.types.location import Location
 from gradcheck.workload.dtensor import is_spread

@@ -117,7 +117,7 @@ def _place(settings: Settings, given: str | None) -> Path:
 
 def _told(reports: list[Report]) -> list[Report]:
     """The reports; on stderr what cannot be in the baseline, since it was not looked at."""
-    from gradcheck.report.in_part import notices
+    from gradcheck.report.rows import notices
 
     for notice in notices(reports):
         print(f"{notice.report.target}: {notice.text}", file=sys.stderr)

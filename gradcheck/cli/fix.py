@@ -71,8 +71,8 @@ def fix(
         from gradcheck.cli.jobs import arguments_of, jobs_of, with_scripts
         from gradcheck.errors import ConfigError
         from gradcheck.repair.options import options_of
+        from gradcheck.report.formatting import View
         from gradcheck.report.outputs import write_outputs
-        from gradcheck.report.view import View
 
         target = named(target, ctx)
         if write and diff:

@@ -156,7 +156,7 @@ class OutputOptions:
     def open(self, reports: Sequence[Report], places: Sequence[Written]) -> None:
         """In the browser, where that was asked for."""
         if self.open_page:
-            from gradcheck.report.browser import open_reports
+            from gradcheck.report.outputs import open_reports
 
             open_reports(reports, places)
 
@@ -173,8 +173,8 @@ class ViewOptions:
 
     def write(self, reports: Sequence[Report], places: Sequence[Written], settings: Settings, color: str) -> None:
         """The outputs; statistics take the place of what goes to stdout."""
+        from gradcheck.report.formatting import View
         from gradcheck.report.outputs import write_outputs
-        from gradcheck.report.view import View
 
         view = View(
             checked_color(color),

@@ -79,8 +79,8 @@ def trial(
         from gradcheck.capture.detect import is_script
         from gradcheck.cli.jobs import arguments_of, jobs_of
         from gradcheck.errors import ConfigError
+        from gradcheck.report.formatting import View
         from gradcheck.report.outputs import write_outputs
-        from gradcheck.report.view import View
         from gradcheck.trials.options import Options
 
         if ctx.obj is not None:

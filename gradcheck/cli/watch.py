@@ -124,8 +124,8 @@ def _attach(run: str, program: object, color: str, quiet: bool) -> int:
 
 def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, color: str) -> None:
     from gradcheck.errors import TargetError
+    from gradcheck.report.formatting import View
     from gradcheck.report.outputs import write_outputs
-    from gradcheck.report.view import View
 
     report = ending.report
     if ending.failure:

@@ -13,9 +13,8 @@ from gradcheck.judge.baseline import DECIDED
 from gradcheck.judge.consensus import excess
 from gradcheck.judge.finding_key import key, target_name, telling
 from gradcheck.judge.scores import scores
-from gradcheck.types.coverage import Coverage
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding
-from gradcheck.types.report import Report
+from gradcheck.types.report import Coverage, Report
 
 NOISE = 0.1  # relative difference of two numbers that counts as a change if no spread over seeds is known
 NOISE_SCORE = 5  # the same for scores, in points

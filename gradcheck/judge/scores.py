@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gradcheck.analysis.statistics import CATEGORIES
-from gradcheck.types.coverage import coverage
 from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Severity
-from gradcheck.types.report import Report
+from gradcheck.types.report import Report, coverage
 
 UNSCORED = ("META",)
 BANDS: Mapping[Severity, tuple[int, int]] = {"error": (0, 49), "warning": (50, 89), "info": (90, 99)}

@@ -1,17 +1,19 @@
-"""Facts about the workload that need no training: optimizer, environment, traces of earlier training."""
+"""Facts about the workload that need no training: optimizer, environment, earlier training; and which places of its source are shown."""
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from gradcheck.measure.first_step import FirstStep
 from gradcheck.training.trainer import lr_of
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Environment
 from gradcheck.types.training import OptimizerFacts
+from gradcheck.workload.workload import Workload
 
 # Optimizers that shrink the weights themselves; those of torch say it in their groups as `decoupled_weight_decay`.
 _DECOUPLED = re.compile(r"W$|lion|lamb|muon|adafactor|sophia|soap|shampoo|adopt|prodigy", re.IGNORECASE)
@@ -76,3 +78,31 @@ def unbounded(series: Sequence[float]) -> bool:
     if n < 8 or not series[-1] < -10 * max(1.0, abs(series[0])):
         return False
     return series[n // 2] - series[-1] > series[0] - series[n // 2] > 0
+
+
+def shown_places(
+    w: Workload, sites: Mapping[str, Location | None], first: FirstStep, sited: Collection[Any], values: Mapping[str, Any]
+) -> list[Location]:
+    """`sites`: of the modules, by name; `sited`: records with a site; `values`: what the checks found, by its name in a Measurement."""
+    every = (
+        *sited,
+        *first.losses,
+        *first.softmaxes,
+        *first.similarities,
+        *first.mixes,
+        *first.scrambles,
+        *first.loss_operations,
+        *first.differences,
+        *first.entering,
+        *first.hidden,
+        *first.zero_derivatives,
+        *values.get("attentions", ()),
+        *values.get("idle_terms", ()),
+        *(values.get("routers") or ()),
+        *(v for name in ("dependence", "derivatives", "padding", "embeddings") if (v := values.get(name)) is not None),
+    )
+    sequence, pair = values.get("sequence"), values.get("imbalance")
+    compared = (pair.strong, pair.weak) if pair is not None else ()
+    made = (w.sites.get(id(x)) for x in (*w.model.parameters(), w.optimizer))
+    places = (*(x.site for x in (*every, *compared)), *sites.values(), *made, *(sequence.sites if sequence is not None else ()))
+    return [place for place in places if place is not None]

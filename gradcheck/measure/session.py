@@ -21,12 +21,12 @@ from gradcheck.instrument.graph_structure import Downstream, Graph, remember
 from gradcheck.measure import data, experiments, facts, first_step, non_finite
 from gradcheck.measure.checks import registry
 from gradcheck.measure.checks.context import LATE, CheckContext, CheckResults
+from gradcheck.measure.facts import shown_places
 from gradcheck.measure.fitting import COMPARED, cut_to
 from gradcheck.measure.layers import Layers
 from gradcheck.measure.parameters import StepWatch, Watched, records, watch
 from gradcheck.measure.probe import FINAL_STEPS, Probe
 from gradcheck.measure.profile import profile
-from gradcheck.measure.shown import shown_places
 from gradcheck.training.trainer import Trainer, lr_of, take_step
 from gradcheck.types.layers import Profile
 from gradcheck.types.location import Location

@@ -15,7 +15,7 @@ from gradcheck.errors import GradcheckError
 from gradcheck.repair.lab import PATIENCE, Plan, RepairLab, TimeUp, signature
 from gradcheck.repair.performance import WELL
 from gradcheck.repair.plan import ADAPTIVE, adapts, allowed, rate_of, usual_rates, with_rate, without_rate
-from gradcheck.training.halving import survivors
+from gradcheck.training.paired import survivors
 from gradcheck.types.measurement import Measurement
 from gradcheck.workload.treated import Inapplicable
 

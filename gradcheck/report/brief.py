@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from gradcheck.analysis.unsafe import reason
 from gradcheck.report.formatting import clean, collapse, conditions, counted, measured, summary, tree
-from gradcheck.report.in_part import explained
 from gradcheck.report.outcomes import tail
-from gradcheck.report.rows import place
+from gradcheck.report.rows import explained, place
 from gradcheck.types.finding import Finding, Remedy
 from gradcheck.types.report import Report
 

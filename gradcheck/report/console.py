@@ -10,12 +10,25 @@ from rich.text import Text
 
 from gradcheck.analysis.curves import told
 from gradcheck.analysis.wording import number
-from gradcheck.report import in_part, outcomes, trial
-from gradcheck.report.formatting import clean, collapse, conditions, counted, guesses, looked, measured, result, summary, tree, with_reason
+from gradcheck.report import outcomes, trial
+from gradcheck.report.formatting import (
+    Color,
+    clean,
+    collapse,
+    conditions,
+    counted,
+    guesses,
+    looked,
+    measured,
+    result,
+    summary,
+    tree,
+    with_reason,
+)
+from gradcheck.report.rows import unmeasured
 from gradcheck.report.snippet import GUTTER, snippet
 from gradcheck.report.spark import gradient_over_depth
 from gradcheck.report.table import forecast_table, profile_table
-from gradcheck.report.view import Color
 from gradcheck.types.finding import Finding, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.measurement import Measurement
@@ -204,7 +217,7 @@ class _Page:
 
     def tail(self, written: bool = False) -> None:
         self.blank()
-        notes = list(in_part.unmeasured(self.report))
+        notes = list(unmeasured(self.report))
         for note in notes[:MOST_UNMEASURED]:
             self.labelled("not measured:", "bold yellow", note)
         if len(notes) > MOST_UNMEASURED:

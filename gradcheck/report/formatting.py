@@ -1,16 +1,17 @@
-"""Numbers, names and sentences for people."""
+"""How reports are shown in every format: what is asked for, and numbers, names and sentences for people."""
 
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Literal
 
 from gradcheck.analysis.unsafe import reason
 from gradcheck.analysis.wording import number
-from gradcheck.types.coverage import Coverage
-from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Remedy, RuleState
+from gradcheck.types.finding import SEVERITIES, Evidence, Finding, Remedy, RuleState, Severity
 from gradcheck.types.measurement import Assumption, Measurement
-from gradcheck.types.report import Report
+from gradcheck.types.report import Coverage, Report
 
 HEALTHY = {"<": ">=", ">": "<=", "<=": ">", ">=": "<"}  # the opposite of what describes the faulty state
 MOST_RUNS = 8  # of consecutive numbers in a folded layer name
@@ -174,3 +175,19 @@ def guesses(report: Report, *, all_of_them: bool = False) -> list[Assumption]:
     """What gradcheck had to decide for the user; with `all_of_them` also what it found by convention or flag."""
     every = dict.fromkeys(a for m in report.measurements for a in m.assumptions)
     return [a for a in every if all_of_them or not a.given or a.about in TOLD]
+
+
+Color = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class View:
+    """How reports are shown. Only `full` heeds the first five."""
+
+    color: Color = "auto"
+    profile: bool = False
+    show_passed: bool = False
+    show_all: bool = False
+    written: bool = False  # the edits are in the source
+    fail_on: Severity | Literal["never"] = "error"  # least severity of a finding that fails the run
+    allow_partial: bool = False  # a run that was judged in part does not fail

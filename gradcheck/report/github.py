@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradcheck.errors import SavedRunError
-from gradcheck.report.formatting import clean, summary
-from gradcheck.report.in_part import NAME, notices
-from gradcheck.report.rows import Row, end_line, rows, sentences
-from gradcheck.report.view import View
+from gradcheck.report.formatting import View, clean, summary
+from gradcheck.report.rows import NAME, Row, end_line, notices, rows, sentences
 from gradcheck.types.finding import SEVERITIES, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report

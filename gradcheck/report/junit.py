@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from xml.etree import ElementTree as xml
 
-from gradcheck.report.formatting import clean
-from gradcheck.report.in_part import NAME, Notice, notices
-from gradcheck.report.rows import Row, end_line, numbers, rows, sentences
-from gradcheck.report.view import View
+from gradcheck.report.formatting import View, clean
+from gradcheck.report.rows import NAME, Notice, Row, end_line, notices, numbers, rows, sentences
 from gradcheck.types.finding import SEVERITIES, Finding, RuleState, Severity
 from gradcheck.types.report import Report
 

@@ -5,10 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from gradcheck.report.formatting import clean, counted, summary, tree
-from gradcheck.report.in_part import NAME, explained, listed, notices
-from gradcheck.report.rows import Row, end_line, place, rows, sentences
-from gradcheck.report.view import View
+from gradcheck.report.formatting import View, clean, counted, summary, tree
+from gradcheck.report.rows import NAME, Row, end_line, explained, listed, notices, place, rows, sentences
 from gradcheck.saved_run import line
 from gradcheck.types.finding import SEVERITIES, Severity
 from gradcheck.types.report import Report

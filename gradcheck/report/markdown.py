@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from gradcheck.analysis.wording import number
 from gradcheck.judge.scores import Score, scores
 from gradcheck.report.formatting import clean, collapse, conditions, counted, summary
-from gradcheck.report.in_part import explained
 from gradcheck.report.outcomes import tail
-from gradcheck.report.rows import Row, numbers, rows
+from gradcheck.report.rows import Row, explained, numbers, rows
 from gradcheck.report.snippet import snippet
 from gradcheck.types.finding import Severity
 from gradcheck.types.report import Report

@@ -1,9 +1,11 @@
-"""`--output FORMAT[:PATH]`: what a run writes, and where."""
+"""`--output FORMAT[:PATH]` and `--open`: what a run writes, and where."""
 
 import importlib
 import io
 import os
 import sys
+import tempfile
+import webbrowser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TextIO
 from gradcheck import files
 from gradcheck.errors import ConfigError, SavedRunError
 from gradcheck.report.console import make_console, show
-from gradcheck.report.view import View
+from gradcheck.report.formatting import View
 from gradcheck.types.report import Report
 
 # Format -> the module whose `render(reports, view) -> str`, or the function after a colon, renders it; `full` is drawn on a console, below.
@@ -120,3 +122,35 @@ def _render(reports: Sequence[Report], format: str, file: TextIO, view: View) ->
             console.print()
         options = {"profile": view.profile, "show_passed": view.show_passed, "show_all": view.show_all, "written": view.written}
         show(report, console, with_target=len(reports) > 1, **options)
+
+
+def open_reports(reports: Sequence[Report], outputs: Iterable[Output]) -> None:
+    """Opens the HTML file among the outputs, or makes one in the temporary folder. Says where it is when no browser opens."""
+    path = next((o.path for o in outputs if o.format == "html" and o.path is not None), None) or _temporary(reports)
+    page = path.resolve()
+    if not _has_display():
+        print(f"note: no display to open a browser on: the report is {page}", file=sys.stderr)
+    elif not _opened(page):
+        print(f"note: no web browser was found: the report is {page}", file=sys.stderr)
+
+
+def _temporary(reports: Sequence[Report]) -> Path:
+    from gradcheck.report.html import render
+
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="gradcheck-", suffix=".html", delete=False) as file:
+        file.write(render(reports))
+    return Path(file.name)
+
+
+def _has_display() -> bool:
+    """Without one, `webbrowser` would start a text browser in this terminal, and wait for it."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+
+
+def _opened(page: Path) -> bool:
+    try:
+        return webbrowser.open(page.as_uri())
+    except (webbrowser.Error, OSError):
+        return False

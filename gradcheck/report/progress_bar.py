@@ -11,8 +11,7 @@ from rich.text import Text
 
 from gradcheck.errors import GradcheckError
 from gradcheck.report.console import make_console
-from gradcheck.report.formatting import clean
-from gradcheck.report.view import Color
+from gradcheck.report.formatting import Color, clean
 
 Progress = Callable[[str, float], None]  # name of the phase, fraction of it that is done
 

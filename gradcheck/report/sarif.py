@@ -12,11 +12,9 @@ from urllib.parse import quote
 from gradcheck.analysis.statistics import CATEGORIES
 from gradcheck.errors import ConfigError
 from gradcheck.judge.registry import builtin_rules, load_rules
-from gradcheck.report.formatting import clean
-from gradcheck.report.in_part import NAME, Notice, notices
-from gradcheck.report.rows import Row, end_line, rows, sentences
+from gradcheck.report.formatting import View, clean
+from gradcheck.report.rows import NAME, Notice, Row, end_line, notices, rows, sentences
 from gradcheck.report.rule_page import rule_page
-from gradcheck.report.view import View
 from gradcheck.types.finding import RuleState, Severity
 from gradcheck.types.location import Location
 from gradcheck.types.report import Report

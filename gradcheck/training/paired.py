@@ -1,8 +1,9 @@
-"""Paired trainings: one with a fix, one without, on the same batches with the same random numbers."""
+"""Paired trainings: one with a fix, one without, on the same batches with the same random numbers; and which candidates go on."""
 
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
+from typing import TypeVar
 
 from gradcheck.training.intervals import CONFIDENCE, paired_interval
 from gradcheck.types.fix import Effect
@@ -83,3 +84,11 @@ def paired_effect(
 def _of_ratio(usual: float, logarithm: float) -> float:
     """The difference that a ratio amounts to; infinite where nothing is known."""
     return usual * math.expm1(logarithm) if logarithm < LARGEST_LOG else math.inf
+
+
+T = TypeVar("T")
+
+
+def survivors(ranked: Sequence[T], tried: int, share: float, fewest: int) -> list[T]:
+    """The candidates that go on: a share of all that were tried, chosen from those that may, best first."""
+    return list(ranked[: max(fewest, math.ceil(share * tried))])

@@ -1,12 +1,15 @@
-"""The result of a training of a copy."""
+"""The result of a training of a copy, and early stopping, judged fairly."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradcheck.training.paired import training_loss
 from gradcheck.training.skill import RelativeScore
+from gradcheck.training.trainer import sample_mean
+from gradcheck.types.fix import Fix
 from gradcheck.types.training import Run
+from gradcheck.workload.workload import Batch
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,25 @@ class Result:
         if self.skill is not None:
             return self.skill.relative if math.isfinite(self.skill.relative) else math.inf
         return self.loss / self.run.losses[0] if self.run.losses[0] > 0 else math.inf
+
+
+NAME = "early-stopping"
+
+
+def stops_early(fixes: Sequence[Fix], *, only: bool = False) -> bool:
+    """Whether the training stops early; with `only`, whether that is all that is done."""
+    found = [p.treatment == NAME for p in fixes]
+    return all(found) if only else any(found)
+
+
+def stopped_early(checkpoints: Sequence[Sequence[float]], batches: Sequence[Batch]) -> tuple[float, ...]:
+    """Loss on each validation batch at the step that was chosen on the batches of the other half. `checkpoints`: losses, step by step."""
+    places = range(len(batches))
+    if len(batches) < 2:
+        return tuple(checkpoints[-1])
+    chosen = []
+    for half in (0, 1):
+        others = [i for i in places if i % 2 != half]
+        losses = [sample_mean([parts[i] for i in others], [batches[i] for i in others]) for parts in checkpoints]
+        chosen.append(losses.index(min(losses)))
+    return tuple(checkpoints[chosen[i % 2]][i] for i in places)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
@@ -11,11 +11,11 @@ import torch
 
 from gradcheck.remedies.catalogue import apply
 from gradcheck.remedies.loss.balancing import without_balancing
-from gradcheck.training.early_stopping import stopped_early, stops_early
 from gradcheck.training.lab import Lab
 from gradcheck.training.metrics import predictions, scores, task_of
 from gradcheck.training.paired import training_loss
-from gradcheck.training.result import Result
+from gradcheck.training.pool import WorkerPool
+from gradcheck.training.result import Result, stopped_early, stops_early
 from gradcheck.training.splits import Splitter
 from gradcheck.training.trainer import Trainer, sample_mean
 from gradcheck.trials.yardstick import Yardstick, in_untreated_units
@@ -23,7 +23,7 @@ from gradcheck.types.fix import Fix
 from gradcheck.types.training import Run
 from gradcheck.types.trial import Task
 from gradcheck.workload.step import make_training_step
-from gradcheck.workload.treated import TreatedWorkload
+from gradcheck.workload.treated import Inapplicable, TreatedWorkload
 from gradcheck.workload.workload import TrainingStep, Workload
 
 CHECKPOINTS = 20  # of validation in a run
@@ -174,3 +174,44 @@ def spread(run: Run) -> float | None:
     norms = [n for n in run.gradient_norms[SETTLED:] if math.isfinite(n)]
     middle = float(torch.tensor(norms, device="cpu").median()) if norms else 0.0
     return max(norms) / middle if middle > 0 else None
+
+
+class Job(NamedTuple):
+    seed: int
+    fixes: tuple[Fix, ...]
+    steps: int
+    deadline: float
+
+
+class Answer(NamedTuple):
+    """`result`, or why there is none; neither if time ran out before the run began."""
+
+    result: Result | None
+    failure: str = ""
+    inapplicable: bool = False
+
+    @property
+    def begun(self) -> bool:
+        return self.result is not None or self.inapplicable or bool(self.failure)
+
+
+def work(lab: TrialLab, job: Job) -> Answer:
+    """One run; what applying or training raises is an answer, too."""
+    if time.perf_counter() > job.deadline:  # forked processes share one clock
+        return Answer(None)
+    try:
+        return Answer(lab.run(job.seed, job.fixes, job.steps, job.deadline))
+    except Inapplicable as error:
+        return Answer(None, str(error), True)
+    except Exception as error:  # the remedy does not fit the model, or the user's own code raised
+        return Answer(None, f"{type(error).__name__}: {error}")
+
+
+def answers(pool: WorkerPool[TrialLab], jobs: Sequence[Job]) -> Iterator[tuple[int, Answer]]:
+    """(position of a job, its answer), as they are done. Jobs that were not begun at their deadline are cut."""
+    return pool.map(work, jobs, max((job.deadline for job in jobs), default=0.0))
+
+
+def pace(pool: WorkerPool[TrialLab], seconds: float) -> Pace:
+    """The pace of the slowest worker, while all of them are at work."""
+    return max(found for _, found in pool.map(TrialLab.pace, [seconds] * pool.workers, math.inf))

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from gradcheck.training.early_stopping import stops_early
-from gradcheck.training.halving import survivors
+from gradcheck.training.paired import survivors
 from gradcheck.training.pool import WorkerPool
+from gradcheck.training.result import stops_early
 from gradcheck.trials.candidates import scheduled
-from gradcheck.trials.jobs import Job, answers
-from gradcheck.trials.lab import TrialLab
+from gradcheck.trials.lab import Job, TrialLab, answers
 from gradcheck.trials.plan import COSTLIER, FEWEST_SEEDS, Plan, Planner
 from gradcheck.trials.standings import Candidate, ComparisonMetric, gain, shared
 from gradcheck.types.fix import STAGES

@@ -12,13 +12,12 @@ from gradcheck.loading.load import load
 from gradcheck.loading.spec import TargetSpec
 from gradcheck.pipeline import Progress, scan_workload
 from gradcheck.remedies.writers import plan_edits
-from gradcheck.training.early_stopping import NAME as EARLY_STOPPING
 from gradcheck.training.metrics import require_scikit_learn
 from gradcheck.training.pool import WorkerPool, usual_workers
+from gradcheck.training.result import NAME as EARLY_STOPPING
 from gradcheck.training.splits import Splitter, splitter_of
 from gradcheck.trials.candidates import entries, treatment_named
-from gradcheck.trials.jobs import pace
-from gradcheck.trials.lab import TrialLab
+from gradcheck.trials.lab import TrialLab, pace
 from gradcheck.trials.options import Options
 from gradcheck.trials.plan import SPARSE, Planner, still_falling
 from gradcheck.trials.ranking import base_entry, entry_of, interactions, ranked, recommendation

@@ -7,8 +7,7 @@ from statistics import fmean, median, stdev
 
 from gradcheck.training.paired import paired_effect
 from gradcheck.training.result import Result
-from gradcheck.trials.jobs import Answer
-from gradcheck.trials.lab import OTHER_LOSS
+from gradcheck.trials.lab import OTHER_LOSS, Answer
 from gradcheck.types.fix import Effect, Fix
 
 RELEVANT_SHARE = 0.02  # of the loss at the start, or of the best constant prediction: SCIENCE, fix verification protocol

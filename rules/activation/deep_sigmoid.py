@@ -2,9 +2,8 @@
 
 from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.convergence import any_learned, training_outcome
-from gradcheck.analysis.depth import gradient_trend
+from gradcheck.analysis.depth import gradient_trend, over_nets
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, gate_makers, hidden_activations, in_order, names
-from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, probe_failure
 from gradcheck.rules import cures
 from gradcheck.types.finding import Evidence, Severity

@@ -3,9 +3,8 @@
 import math
 
 from gradcheck.analysis.convergence import training_outcome
-from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend
+from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend, over_nets
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, in_order, names
-from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import BY_VALUE, number, quoted
 from gradcheck.rules import cures
 from gradcheck.rules.gradient.shared import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding, trend_place

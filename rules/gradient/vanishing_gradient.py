@@ -1,9 +1,8 @@
 """GRAD001: vanishing-gradient."""
 
 from gradcheck.analysis.activations import SIGMOID_LIKE
-from gradcheck.analysis.depth import Trend
+from gradcheck.analysis.depth import Trend, over_nets
 from gradcheck.analysis.layer_groups import trained_body, usual_activation
-from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.rules import cures
 from gradcheck.rules.gradient.shared import FEW_LAYERS, TREND_LIMITS, lasting_trend, trend_finding
 from gradcheck.types.measurement import Measurement

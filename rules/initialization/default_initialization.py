@@ -1,9 +1,8 @@
 """INIT007: default-initialization."""
 
 from gradcheck.analysis.activations import GAINS
-from gradcheck.analysis.depth import DEFAULT_GAIN, Trend, gradient_trend
+from gradcheck.analysis.depth import DEFAULT_GAIN, Trend, gradient_trend, over_nets
 from gradcheck.analysis.layer_groups import body, depths, names, usual_activation
-from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import falls_short, number
 from gradcheck.rules import cures
 from gradcheck.rules.initialization.shared import TRAINED_BEFORE

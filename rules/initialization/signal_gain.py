@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping
 
 from gradcheck.analysis.activations import GAINS
-from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend
+from gradcheck.analysis.depth import Trend, forward_trend, gradient_trend, over_nets
 from gradcheck.analysis.layer_groups import body, by_site, gain, names, parameters_by_name, weight
-from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import also_in, falls_short, number, quoted
 from gradcheck.rules import cures
 from gradcheck.rules.initialization.shared import NO_GAINS, TRAINED_BEFORE

@@ -1,8 +1,7 @@
 """NORM002: deep-batchnorm-without-skips."""
 
-from gradcheck.analysis.depth import gradient_trend, trend_evidence
+from gradcheck.analysis.depth import gradient_trend, over_nets, trend_evidence
 from gradcheck.analysis.layer_groups import body
-from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import falls_short, learns_clearly, number
 from gradcheck.rules import cures
 from gradcheck.rules.normalization.shared import batch_norms, main_site, norm_names

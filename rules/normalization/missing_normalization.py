@@ -1,9 +1,8 @@
 """NORM001: missing-normalization."""
 
 from gradcheck.analysis.convergence import training_outcome
-from gradcheck.analysis.depth import gradient_trend, trend_evidence
+from gradcheck.analysis.depth import gradient_trend, over_nets, trend_evidence
 from gradcheck.analysis.layer_groups import body, depths, names
-from gradcheck.analysis.parallel_nets import over_nets
 from gradcheck.analysis.wording import number
 from gradcheck.rules import cures
 from gradcheck.rules.normalization.shared import main_site

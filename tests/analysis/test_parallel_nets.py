@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradcheck.analysis.parallel_nets import nets, over_nets
+from gradcheck.analysis.depth import nets, over_nets
 from gradcheck.rules.activation.deep_sigmoid import deep_sigmoid
 from gradcheck.rules.gradient.vanishing_gradient import vanishing_gradient
 from gradcheck.rules.normalization.missing_normalization import missing_normalization

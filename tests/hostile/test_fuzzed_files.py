@@ -37,9 +37,9 @@ from gradcheck.report import diff as shown
 from gradcheck.report.baseline_file import read
 from gradcheck.report.baseline_file import text as baseline_text
 from gradcheck.report.diff_html import page
+from gradcheck.report.formatting import View
 from gradcheck.report.live import board
 from gradcheck.report.outputs import FORMATS, Output, write_outputs
-from gradcheck.report.view import View
 from gradcheck.saved_run import dumps, load_all
 from gradcheck.types.live import Frame, LiveFinding, LiveLayer
 from gradcheck.workload.notebook import code_cells, python_of

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.remedies.catalogue import CATALOGUE, apply
-from gradcheck.remedies.regularization.augment_ops import Mixed, crop, drop_tokens, flip, mix, mixed_loss, noise, shift
+from gradcheck.remedies.regularization.augmentation import Mixed, crop, drop_tokens, flip, mix, mixed_loss, noise, shift
 from gradcheck.workload.treated import Inapplicable, treated_copy
 from tests.remedies.recipes import measured, net, order, patient, regression, workload
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradcheck.report.view import View
+from gradcheck.report.formatting import View
 from gradcheck.types.finding import Evidence, Finding, Remedy, RuleState, Severity
 from gradcheck.types.measurement import NotMeasured
 from gradcheck.types.report import Report

@@ -10,9 +10,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from gradcheck.errors import ConfigError
-from gradcheck.report.browser import open_reports
-from gradcheck.report.outputs import Output, parse_outputs, write_outputs
-from gradcheck.report.view import View
+from gradcheck.report.formatting import View
+from gradcheck.report.outputs import Output, open_reports, parse_outputs, write_outputs
 from gradcheck.types.report import Report
 from tests.literals import measurement
 

@@ -13,11 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradcheck.loading.objects import from_objects
-from gradcheck.training.early_stopping import stopped_early
 from gradcheck.training.pool import WorkerPool
+from gradcheck.training.result import stopped_early
 from gradcheck.training.splits import splitter_of
-from gradcheck.trials.jobs import Job, answers
-from gradcheck.trials.lab import TrialLab, zeros
+from gradcheck.trials.lab import Job, TrialLab, answers, zeros
 from gradcheck.trials.standings import Candidate
 from gradcheck.trials.yardstick import target_line
 from gradcheck.types.fix import Fix

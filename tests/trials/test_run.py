@@ -91,7 +91,7 @@ def test_a_trial_keeps_its_budget_and_says_that_time_was_up():
 
 
 def test_an_interrupt_leaves_a_partial_result(monkeypatch):
-    jobs = importlib.import_module("gradcheck.trials.jobs")
+    jobs = importlib.import_module("gradcheck.trials.lab")
     real, calls = jobs.work, []
 
     def interrupted(lab, job):

@@ -1,12 +1,111 @@
-"""The training loop in the source: where the optimizer steps, and what the loop calls the model and the optimizer."""
+"""The training loop in the source: its blocks of statements, moving one, where the optimizer steps, and what the loop calls its parts."""
 
 import ast
+import textwrap
 from collections.abc import Iterator
 
 from gradcheck.remedies.editing.context import Context
 from gradcheck.remedies.editing.draft import Draft, Unwritable
-from gradcheck.remedies.editing.nodes import called, dotted, scope_of, statement_of
-from gradcheck.remedies.editing.statements import block_of
+from gradcheck.remedies.editing.nodes import called, dotted, function_of, scope_of, statement_of
+from gradcheck.remedies.editing.statements import block_of, indent_of, remove_statement
+from gradcheck.types.location import Location
+
+Loop = ast.For | ast.While
+
+
+def call_of(context: Context, place: Location | None, names: tuple[str, ...], what: str) -> tuple[Draft, ast.Call]:
+    """A call of the loop, which is the user's own code. Raises Unwritable when a package makes it."""
+    if place is None or place.detail is not None:
+        raise Unwritable(f"{what} is not written in your files")
+    draft, call = context.call_at(place, what)
+    if called(call) not in names:
+        raise Unwritable(f"{draft.path}:{call.lineno}: {what} is not a plain call of {names[0]}")
+    return draft, call
+
+
+def owner_of(call: ast.Call) -> str:
+    """The object whose method is called: "self.optimizer" for `self.optimizer.step()`; "" for anything without a name."""
+    return dotted(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+
+
+def calls(node: ast.AST, *names: str) -> Iterator[ast.Call]:
+    """Calls of these names in a statement or function, in the order of the source; those of functions defined in it left out."""
+    if isinstance(node, ast.Call) and called(node) in names:
+        yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            yield from calls(child, *names)
+
+
+def holders(draft: Draft, node: ast.AST) -> list[ast.stmt]:
+    """The statements around a node in its function, innermost first, its own among them."""
+    found: list[ast.stmt] = []
+    for one in (node, *draft.ancestors(node)):
+        if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and one is not node:
+            break
+        if isinstance(one, ast.stmt):
+            found.append(one)
+    return found
+
+
+def loops(draft: Draft, node: ast.AST) -> list[Loop]:
+    """The loops around a node in its function, innermost first."""
+    return [one for one in holders(draft, node)[1:] if isinstance(one, Loop)]
+
+
+def common(draft: Draft, one: ast.AST, other: ast.AST) -> tuple[list[ast.stmt], int, int] | None:
+    """The innermost block of one function that holds both nodes, and where in it; None when there is none."""
+    if function_of(draft, one) is not function_of(draft, other):
+        return None
+    around = {id(s): s for s in holders(draft, other)}
+    for statement in holders(draft, one):
+        block = block_of(draft, statement)
+        match = next((s for s in block if id(s) in around), None)
+        if match is not None:
+            return block, _index(block, statement), _index(block, match)
+    return None
+
+
+def _index(block: list[ast.stmt], statement: ast.stmt) -> int:
+    return next(i for i, one in enumerate(block) if one is statement)
+
+
+def following(draft: Draft, node: ast.AST) -> list[ast.stmt]:
+    """The statements after a node's own in its block."""
+    statement = statement_of(draft, node)
+    block = block_of(draft, statement)
+    return block[_index(block, statement) + 1 :]
+
+
+def preceding(draft: Draft, node: ast.AST) -> list[ast.stmt]:
+    statement = statement_of(draft, node)
+    block = block_of(draft, statement)
+    return block[: _index(block, statement)]
+
+
+def code_of(draft: Draft, statement: ast.stmt) -> str:
+    """The source of a statement, without its indentation. Raises Unwritable for strings over several lines."""
+    strings = (n for n in ast.walk(statement) if isinstance(n, (ast.Constant, ast.JoinedStr)) and n.end_lineno != n.lineno)
+    if next(strings, None) is not None:
+        raise Unwritable(f"{draft.path}:{statement.lineno}: a string over several lines stands in the statement")
+    return textwrap.dedent(indent_of(draft, statement) + draft.source(statement))
+
+
+def plain(draft: Draft, call: ast.Call) -> ast.stmt:
+    """The statement that a call is, by itself or with its result given a name. Raises Unwritable when it is a part of more."""
+    statement = statement_of(draft, call)
+    if isinstance(statement, (ast.Expr, ast.Assign)) and statement.value is call:
+        return statement
+    raise Unwritable(f"{draft.path}:{call.lineno}: the call is a part of a larger statement")
+
+
+def remove(draft: Draft, place: Location) -> None:
+    """Removes the statement that consists of the call at a place."""
+    node = draft.at(place)
+    call = node if isinstance(node, ast.Call) else draft.parent(node)
+    if not isinstance(call, ast.Call):
+        raise Unwritable(f"{place}: no call is written there")
+    remove_statement(draft, plain(draft, call))
 
 
 def steps(context: Context) -> Iterator[tuple[Draft, ast.Call]]:

@@ -2,10 +2,9 @@
 
 import ast
 
-from gradcheck.remedies.editing.block import call_of, calls, code_of, owner_of, plain, preceding, remove
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.loop import parameters
+from gradcheck.remedies.editing.loop import call_of, calls, code_of, owner_of, parameters, plain, preceding, remove
 from gradcheck.remedies.editing.nodes import closed, scope_of
 from gradcheck.remedies.editing.statements import insert_after, insert_before
 from gradcheck.remedies.loop.write_steps import CLIPPING, backward_of, loop_of, optimizer_of, step_of

@@ -2,9 +2,9 @@
 
 import ast
 
-from gradcheck.remedies.editing.block import Loop, call_of, calls, code_of, loops, owner_of, plain, remove
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.loop import Loop, call_of, calls, code_of, loops, owner_of, plain, remove
 from gradcheck.remedies.editing.nodes import argument, assigned, called, class_of, dotted, function_of, scope_of, set_argument, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_after, insert_before, remove_statement
 from gradcheck.remedies.loop.write_steps import backward_of, loop_of, step_end, step_of

@@ -2,9 +2,9 @@
 
 import ast
 
-from gradcheck.remedies.editing.block import Loop, code_of, loops, plain
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Unwritable
+from gradcheck.remedies.editing.loop import Loop, code_of, loops, plain
 from gradcheck.remedies.editing.nodes import called, dotted
 from gradcheck.remedies.editing.statements import insert_after, insert_before, remove_statement
 from gradcheck.types.fix import Fix

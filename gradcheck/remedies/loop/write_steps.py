@@ -2,9 +2,9 @@
 
 import ast
 
-from gradcheck.remedies.editing.block import call_of, calls, common, following, loops, owner_of, plain, remove
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.loop import call_of, calls, common, following, loops, owner_of, plain, remove
 from gradcheck.remedies.editing.nodes import dotted, scope_of, statement_of
 from gradcheck.remedies.editing.statements import block_of, insert_after, insert_before, remove_statement
 from gradcheck.types.fix import Fix

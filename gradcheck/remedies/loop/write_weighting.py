@@ -2,9 +2,9 @@
 
 import ast
 
-from gradcheck.remedies.editing.block import calls, loops
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Unwritable
+from gradcheck.remedies.editing.loop import calls, loops
 from gradcheck.remedies.editing.nodes import argument, called, closed, own, scope_of, set_argument
 from gradcheck.remedies.editing.statements import insert_before
 from gradcheck.remedies.loop.write_steps import backward_of, loop_of

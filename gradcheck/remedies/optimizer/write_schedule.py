@@ -2,11 +2,10 @@
 
 import ast
 
-from gradcheck.remedies.editing.block import Loop, loops
 from gradcheck.remedies.editing.context import Context, Writer, literal, number
 from gradcheck.remedies.editing.draft import Draft, Unwritable
 from gradcheck.remedies.editing.imports import spelled
-from gradcheck.remedies.editing.loop import steps
+from gradcheck.remedies.editing.loop import Loop, loops, steps
 from gradcheck.remedies.editing.nodes import (
     argument,
     bindings,

@@ -11,7 +11,7 @@ markup, theme  HTML that escapes what is data; colours.  style.css, script.js: w
 
 from collections.abc import Sequence
 
-from gradcheck.report.view import View
+from gradcheck.report.formatting import View
 from gradcheck.types.report import Report
 from gradcheck.types.trial import TrialResult
 

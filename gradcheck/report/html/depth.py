@@ -6,9 +6,8 @@ from itertools import groupby, takewhile
 
 from markupsafe import Markup
 
-from gradcheck.analysis.depth import gradient_trend
+from gradcheck.analysis.depth import gradient_trend, nets
 from gradcheck.analysis.layer_groups import BODY_KINDS
-from gradcheck.analysis.parallel_nets import nets
 from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import clean
 from gradcheck.report.html.axes import Axis, crossing, log_axis, path

@@ -10,8 +10,7 @@ from gradcheck.analysis.unsafe import reason
 from gradcheck.analysis.wording import number
 from gradcheck.judge.registry import builtin_rules, find_rule
 from gradcheck.report.formatting import HEALTHY, apart, collapse, counted, tree
-from gradcheck.report.html.markup import join, name, tag, text
-from gradcheck.report.html.rule_text import inline, page_html
+from gradcheck.report.html.markup import inline, join, name, page_html, tag, text
 from gradcheck.report.html.theme import sign
 from gradcheck.report.html.treatments import treatments
 from gradcheck.report.snippet import GUTTER, snippet

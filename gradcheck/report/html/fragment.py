@@ -12,9 +12,8 @@ from markupsafe import Markup
 from gradcheck.analysis.wording import number
 from gradcheck.report.html.axes import linear_axis, path
 from gradcheck.report.html.curves import BOTTOM, HUES, LEFT, RIGHT, TOP
-from gradcheck.report.html.markup import Child, coordinate, name, tag
+from gradcheck.report.html.markup import Child, coordinate, inline, name, tag
 from gradcheck.report.html.page import article, asset
-from gradcheck.report.html.rule_text import inline
 from gradcheck.report.html.theme import DARK, LIGHT, rule, sign
 from gradcheck.report.html.trial import trial
 from gradcheck.types.live import Frame

@@ -6,9 +6,8 @@ from markupsafe import Markup
 
 from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import clean, counted, guesses, layer_count, scaled
-from gradcheck.report.html.markup import Child, join, tag
-from gradcheck.report.html.rule_text import inline
-from gradcheck.report.in_part import unmeasured
+from gradcheck.report.html.markup import Child, inline, join, tag
+from gradcheck.report.rows import unmeasured
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.report import Report
 

@@ -6,8 +6,7 @@ from markupsafe import Markup
 
 from gradcheck.analysis.wording import number
 from gradcheck.report.formatting import HEALTHY, counted
-from gradcheck.report.html.markup import join, name, tag, text
-from gradcheck.report.html.rule_text import inline
+from gradcheck.report.html.markup import inline, join, name, tag, text
 from gradcheck.report.html.theme import sign
 from gradcheck.types.finding import Finding
 from gradcheck.types.fix import Change, Effect, Outcome, OutcomeStatus
