@@ -47,5 +47,7 @@ def _replace(replaced: Mapping[int, Any]) -> None:
     """In the namespaces of all modules, by id of what is replaced."""
     for module in list(sys.modules.values()) if replaced else ():
         names = getattr(module, "__dict__", {})
+        if replaced.keys().isdisjoint(map(id, list(names.values()))):
+            continue
         for name in [name for name, held in list(names.items()) if id(held) in replaced]:
             setattr(module, name, replaced[id(names[name])])

@@ -69,11 +69,10 @@ class Finder:
         own = {id(p) for p in module.parameters() if p.requires_grad}
         if not own:
             return
-        held = {id(o): sum(id(p) in own for g in o.param_groups for p in g["params"]) for o in living_optimizers()}
-        found = max(living_optimizers(), key=lambda o: held.get(id(o), 0), default=None)
-        if found is None or not held.get(id(found)):
-            return
-        self._begin(found, module, args)
+        held = [(sum(id(p) in own for g in o.param_groups for p in g["params"]), o) for o in living_optimizers()]
+        most, found = max(held, key=lambda entry: entry[0], default=(0, None))
+        if found is not None and most:
+            self._begin(found, module, args)
 
     def _begin(self, optimizer: Optimizer, module: nn.Module | None, args: Any) -> None:
         model = self._model(optimizer, module)

@@ -79,8 +79,9 @@ class LoopMonitor(LoopListener):
         record = self.record
         record.model, record.training = self.model, self.model.training
         record.pretrained = facts.pretrained(self.model, self.optimizers.known)
-        record.untapped = _untapped(compiled_parts(self.model))
-        self.tapping.edges.install(self.model)
+        if compiled := compiled_parts(self.model):
+            record.untapped = _untapped(compiled)
+            self.tapping.edges.install(self.model)
         self._join()
         if self.together is None:
             record.log.averages = averages_of(self.model, record)
@@ -389,9 +390,7 @@ class LoopMonitor(LoopListener):
 
 
 def _untapped(compiled: Sequence[str]) -> str:
-    """Why the layers are not looked at; "" where they are."""
-    if not compiled:
-        return ""
+    """Why the layers are not looked at."""
     return _COMPILED.format("the model" if "" in compiled else layers_in_words(compiled))
 
 

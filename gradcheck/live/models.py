@@ -25,14 +25,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def compiled_parts(model: nn.Module) -> list[str]:
     """Names of the layers that were compiled, "" for the whole model: a hook inside them would make torch compile them again. None
     of them where TORCH_COMPILE_DISABLE=1 lets them run as they are."""
-    config = sys.modules.get("torch._dynamo.config")
-    if config is not None and getattr(config, "disable", False):
+    if getattr(sys.modules.get("torch._dynamo.config"), "disable", False):
         return []
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    kind = getattr(frames, "OptimizedModule", None)
-    compiled = {id(x._modules.get("_orig_mod")) for x in gc.get_objects() if kind is not None and type(x) is kind}
+    compiled = {id(x._modules.get("_orig_mod")) for x in compiled_modules()}
     found = [n for n, m in model.named_modules() if id(m) in compiled or m._compiled_call_impl is not None]
     return list(dict.fromkeys(".".join(part for part in name.split(".") if part != "_orig_mod") for name in found))
+
+
+def compiled_modules() -> list[nn.Module]:
+    """What torch.compile has made of modules, in the whole process."""
+    kind = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    return [x for x in gc.get_referrers(kind) if type(x) is kind] if kind is not None else []  # an object refers to its class
 
 
 def living_modules() -> list[nn.Module]:
