@@ -38,7 +38,7 @@ from gradcheck.types.ranks import RankFacts
 from gradcheck.types.routing import Router
 from gradcheck.types.sequence import Padding, SequenceFacts
 from gradcheck.types.spikes import Spike
-from gradcheck.types.structure import LinearPair, Norm, Statistics, Stream
+from gradcheck.types.structure import LinearPair, Norm, Shared, Statistics, Stream
 from gradcheck.types.training import NonFinite, OptimizerFacts, Regularization, Run
 
 
@@ -125,6 +125,7 @@ class Measurement:
     similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
     scrambles: tuple[Scramble, ...] = ()
+    shared: tuple[Shared, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
     entering: tuple[Entering, ...] = ()
