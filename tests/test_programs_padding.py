@@ -72,6 +72,11 @@ class MaskedPooled(Reader):
         return (x[..., :1].masked_fill(~mask[..., None], -torch.inf).softmax(1) * x).sum(1)
 
 
+class Inverted(Reader):
+    def read(self, x: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+        return (x[..., :1].masked_fill(mask[..., None], -torch.inf).softmax(1) * x.square()).sum(1)
+
+
 class Encoder(Reader):
     masked = False
 
@@ -163,6 +168,11 @@ def test_what_counts_padding_is_named(model, operation):
     found = scan(model, sequences()).findings
     assert [(f.code, f.severity) for f in found] == [("SEQ004", "warning")] and f"first to use it is {operation}" in found[0].message
     assert found[0].location.path.endswith("test_programs_padding.py")
+
+
+def test_a_mask_that_is_inverted():
+    found = scan(Inverted, sequences(20)).findings
+    assert [(f.code, f.severity) for f in found] == [("SEQ004", "error")] and "inverted" in found[0].message
 
 
 def test_segments_are_no_mask():

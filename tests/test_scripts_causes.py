@@ -193,7 +193,8 @@ student = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
 teacher = copy.deepcopy(student).requires_grad_(False).eval()
 optimizer = torch.optim.Adam(student.parameters(), 1e-3)
 for step in range(20):
-    x, y = torch.randn(16, 8) * 3 + 2, torch.randint(3, (16,))
+    x = torch.randn(16, 8) * 3 + 2
+    y = x[:, :3].argmax(1)
     aim = teacher(x)  # here
     loss = F.cross_entropy(student(x), y) + F.mse_loss(student(x), aim)
     optimizer.zero_grad()
@@ -213,7 +214,8 @@ model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
 average = copy.deepcopy(model).requires_grad_(False)
 optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 for step in range(20):
-    x, y = torch.randn(16, 8) * 3 + 2, torch.randint(3, (16,))
+    x = torch.randn(16, 8) * 3 + 2
+    y = x[:, :3].argmax(1)
     loss = F.cross_entropy(model(x), y)
     optimizer.zero_grad()
     loss.backward()
@@ -310,3 +312,48 @@ for step in range(20):
 
 def test_a_cut_behind_which_only_zeros_arrive(tmp_path):
     check(tmp_path, MASKED.replace("FAKE", "fake.detach()"), MASKED.replace("FAKE", "G(z)"), "GRAPH001", "error")
+
+
+MODEL = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.score = nn.Sequential(nn.Linear(8, 16), nn.ReLU()), nn.Linear(16, 1)
+        self.heads = nn.ModuleList(HEADS)  # heads
+    def forward(self, x):
+        h = self.body(x)
+        h = DROP  # drop
+        h = (F.softmax(self.score(h), dim=DIM) * h).sum(1)  # dim
+        return [head(h) for head in self.heads]
+net = Net()
+optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+data = torch.randn(64, 5, 8)
+targets = [(data.mean(1)[:, k] > 0).long() for k in range(3)]
+for step in range(40):
+    loss = sum(F.cross_entropy(out, y) for out, y in zip(net(data), targets))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+RIGHT = {"HEADS": "[nn.Linear(16, 2) for _ in range(3)]", "DROP": "F.dropout(h, 0.5, self.training)", "DIM": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "code", "severity"),
+    [
+        ("HEADS", "[nn.Linear(16, 2)] * 3", "INIT006", "error"),
+        ("DROP", "F.dropout(h, 0.5)", "REG003", "warning"),
+        ("DROP", "nn.Dropout(0.5)(h)", "REG003", "warning"),
+        ("DIM", "-1", "LOSS004", "warning"),
+    ],
+)
+def test_a_model_that_is_not_built_as_meant(name, wrong, code, severity, tmp_path):
+    right, faulty = MODEL, MODEL.replace(f"# {name.lower()}", "# here")
+    for key, value in RIGHT.items():
+        right, faulty = right.replace(key, value), faulty.replace(key, wrong if key == name else value)
+    check(tmp_path, faulty, right, code, severity)
+
+
+def test_dropout_that_the_code_asks_for_in_evaluation_is_meant(tmp_path):
+    text = MODEL.replace("HEADS", RIGHT["HEADS"]).replace("DIM", "1").replace("DROP", "F.dropout(h, 0.5, training=True)")
+    assert findings(tmp_path, text, "REG003") == []

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradcheck.instrument.running_code import here, is_wrapper, variable_of
+from gradcheck.instrument.running_code import here, is_wrapper, names_in_program, variable_of
 from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopAverage
 
@@ -15,6 +15,7 @@ SAMPLE = 4096  # entries of one weight that are compared
 FOLLOWS = 0.999  # least cosine between the change of one weight and its difference from another that makes it a follower
 LOOKED_AT = 8  # steps
 MOST_PAIRS = 8  # that are followed
+TAKING = ("update_bn", "reset_running_stats")  # names in programs that take running statistics anew
 MOVED = 1e-6  # relative change of a buffer that rounding in the script's own arithmetic may cause
 
 
@@ -63,6 +64,7 @@ class Averages:
     sees_calls: bool = True  # else evaluation mode is enough
     used: set[int] = field(default_factory=set)  # id(module), called in either mode
     unplaced: dict[int, _Pair] = field(default_factory=dict)  # address of a follower's weight, which is not known to be written to
+    taken: bool = True  # the running program names one of TAKING
     _pairs: list[_Pair] | None = None
     _steps: int = 0
 
@@ -96,6 +98,7 @@ class Averages:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             if self._pairs is None:
                 self._pairs = self._found()
+                self.taken = not self._pairs or names_in_program(TAKING)
                 self.unplaced = {p.data_ptr(): pair for pair in self._pairs for p in pair.follower.parameters() if p.numel()}
             for pair in self._pairs:
                 pair.sample = pair.weights()
@@ -139,6 +142,7 @@ class Averages:
             graded,
             self.called.get(id(pair.shell)) or pair.moved_at or self.site(pair.shell),
             id(pair.shell) in self.used or not self.sees_calls,
+            self.taken,
         )
 
 

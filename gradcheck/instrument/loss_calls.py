@@ -169,6 +169,8 @@ def _target_facts(seen_loss: SeenLoss, shape: torch.Size, target: torch.Tensor) 
         facts["target_std"] = t.std(correction=0).item()
     probabilities = seen_loss.function.startswith("binary_cross_entropy") or (seen_loss.function in _CLASS_LOSSES and not integer)
     facts["target_kind"] = "classes" if classes else "probabilities" if probabilities or seen_loss.function == "kl_div" else "values"
+    if seen_loss.options.get("reduction") == "sum":
+        facts["summed"] = max(1, t.numel())
     if classes:
         width = shape[0 if len(shape) == 1 else 1]
         facts["out_of_range"] = int(((t < 0) | (t >= width)).sum().item())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from gradcheck.types.location import Location
 from gradcheck.types.losses import BroadcastMix, LossCall, Scramble, Softmax
 from gradcheck.types.measurement import Entering, Similarity
 from gradcheck.types.parameters import Cut, HiddenTensor, ZeroDerivative
+from gradcheck.types.structure import Shared
 from gradcheck.workload.assignments import assignment_of
 from gradcheck.workload.device import on_host
 from gradcheck.workload.lockstep import whole_norms
@@ -31,6 +32,7 @@ from gradcheck.workload.training_copy import TrainingCopy
 from gradcheck.workload.workload import Workload
 
 REST = 0.2  # of the loss, besides those that are known: a penalty
+_MOST_BETWEEN = 8  # operations between a layer and the softmax of its output: a scale, a mask, a tanh, views
 _FIRST_KINDS = ("linear", "conv", "recurrent", "embedding", "norm")
 
 
@@ -51,6 +53,7 @@ class FirstStep:
     similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
     scrambles: tuple[Scramble, ...] = ()
+    shared: tuple[Shared, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
     entering: tuple[Entering, ...] = ()
@@ -104,6 +107,7 @@ def read(
         similarities=tuple(dict.fromkeys(taps.similarities.found)),
         mixes=tuple(taps.mixes),
         scrambles=tuple(taps.scrambles.found.values()),
+        shared=tuple(_shared(copy.model, taps, sites)),
         loss_operations=handwritten_loss.operations(taps.operations, graph, taps.calls) if graph is not None else (),
         differences=handwritten_loss.differences(taps.differences, batch, workload.made, graph),
         entering=taps.entrances.read(),
@@ -152,7 +156,40 @@ def _softmax(seen: SeenSoftmax, taps: FirstPassRecorder, size: int) -> Softmax:
     second = seen.axis == 1 and len(seen.shape) >= 3 and seen.shape[0] != size  # views or time before the samples
     over_batch = (first or second) and seen.shape[seen.axis] == size > 1
     to_loss = seen.node is not None and seen.node in ends
-    return Softmax(seen.layer, seen.site, seen.shape, seen.axis, seen.implicit, seen.log, to_loss, over_batch)
+    single = _single(seen, taps) if seen.shape[seen.axis] == 1 else None
+    return Softmax(seen.layer, seen.site, seen.shape, seen.axis, seen.implicit, seen.log, to_loss, over_batch, single)
+
+
+def _single(seen: SeenSoftmax, taps: FirstPassRecorder) -> str | None:
+    """The layer with one unit that a softmax of one entry is taken of, whatever is done to each entry in between."""
+    makers = {id(c.output_node): c for c in taps.calls if c.kind in ("linear", "conv") and c.output_node is not None}
+    node = seen.node
+    for _ in range(_MOST_BETWEEN):
+        node = node.next_functions[0][0] if node is not None and node.next_functions else None
+        if id(node) in makers:
+            maker = makers[id(node)]
+            return maker.name if maker.shape[1 if maker.kind == "conv" else -1] == 1 else None
+    return None
+
+
+def _shared(model: nn.Module, taps: FirstPassRecorder, sites: Mapping[str, Location | None]) -> Iterator[Shared]:
+    """Modules with weights that one parent holds several times: heads that were meant to be different, and are one."""
+    for path, parent in model.named_modules():
+        held = [(f"{path}.{name}" if path else name, child) for name, child in parent._modules.items() if child is not None]
+        names: dict[int, list[str]] = {}
+        for name, child in held:
+            names.setdefault(id(child), []).append(name)
+        for child in {id(c): c for _, c in held if len(names[id(c)]) > 1 and any(True for _ in c.parameters())}.values():
+            calls: dict[tuple[int, ...], list[Any]] = {}
+            for call in taps.calls:
+                if call.module is child and call.input_nodes and call.output_node is not None:
+                    calls.setdefault(tuple(map(id, call.input_nodes)), []).append(call.output_node)
+            same = max(calls.values(), key=len, default=[])
+            if len(same) > 1:
+                there = [s.target for s in taps.losses if s.target is not None and producer(s.input)[1] in same]
+                different = [t for i, t in enumerate(there) if not any(t.shape == o.shape and torch.equal(t, o) for o in there[:i])]
+                mine = tuple(names[id(child)])
+                yield Shared(mine, sites.get(mine[0]), len(same), len(different))
 
 
 def _targets(said: FirstStep, taps: FirstPassRecorder, workload: Workload, loss: float) -> None:

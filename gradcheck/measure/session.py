@@ -375,6 +375,7 @@ class Session:
             softmaxes=first.softmaxes,
             similarities=first.similarities,
             scrambles=first.scrambles,
+            shared=first.shared,
             mixes=first.mixes,
             loss_operations=first.loss_operations,
             differences=first.differences,

@@ -115,6 +115,7 @@ class LoopAverage:
     graded: int = 0  # parameters of it that the loss sends gradient to
     site: Location | None = None  # where it is called in evaluation mode, or else its weights are moved, or it is made
     called: bool = True  # in either mode, as far as calls are seen
+    taken: bool = True  # the program may take its statistics later, by itself: it names what does
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class LossCall:
     uniform: float | None = None  # loss of the uniform prediction: log(classes)
     label_smoothing: float = 0.0
     weight_in_total: float | None = None  # d(total loss) / d(this loss): negative means that it is maximised
+    summed: int = 1  # samples or entries that it adds up and does not average over
     raised: str | None = None  # the exception that the call raised
     target_made: bool = False  # the model made the target itself, as in temporal differences: it moves with the weights
 
@@ -57,6 +58,9 @@ class Softmax:
     log: bool
     to_loss: bool  # nothing but shape changes lies between it and the model's output or the loss function
     over_batch: bool  # it goes over the axis of the samples: the first, or the second where another one comes before them
+    single: str | None = (
+        None  # the layer with one unit that makes its argument, where that is but one entry long; None: another one, or none
+    )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from gradcheck.types.loop import LoopFacts
 from gradcheck.types.losses import Ascent, BroadcastMix, LossCall, Scramble, Softmax
 from gradcheck.types.parameters import Cut, HiddenTensor, Parameter, ZeroDerivative
 from gradcheck.types.sequence import Padding, SequenceFacts
-from gradcheck.types.structure import Adaptation, LinearPair, Norm, Router, Statistics, Stream
+from gradcheck.types.structure import Adaptation, LinearPair, Norm, Router, Shared, Statistics, Stream
 from gradcheck.types.training import NonFinite, OptimizerFacts, Regularization, Run
 
 
@@ -121,6 +121,7 @@ class Measurement:
     similarities: tuple[Similarity, ...] = ()
     mixes: tuple[BroadcastMix, ...] = ()
     scrambles: tuple[Scramble, ...] = ()
+    shared: tuple[Shared, ...] = ()
     loss_operations: tuple[LossOperation, ...] = ()
     differences: tuple[Difference, ...] = ()
     entering: tuple[Entering, ...] = ()

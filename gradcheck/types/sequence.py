@@ -78,6 +78,8 @@ class Padding:
     at: str = ""  # layer in which padding first meets what is real,
     operation: str = ""  # the function there,
     site: Location | None = None  # and its place
+    # Other content at the real places changes no output, while the padding does: the mask lets through what it should keep out.
+    inverted: bool = False
 
     @property
     def effect(self) -> float:

@@ -46,6 +46,16 @@ class LinearPair:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """One module that its parent holds under several names, and that a pass calls several times with the same input."""
+
+    names: tuple[str, ...]
+    site: Location | None  # where it is made
+    calls: int  # with the same input
+    targets: int  # different ones that loss functions compare these outputs with; 0: the outputs reach none directly
+
+
+@dataclass(frozen=True)
 class Stream:
     """A residual stream: sums of a bypass and a branch, each the bypass of the next one. Sizes are root mean squares at the start."""
 
@@ -65,6 +75,7 @@ class Statistics:
     batch: float  # loss with the statistics of each batch
     # Running variance over the variance that the layer sees in evaluation mode, the median over features, by Norm.index.
     shifts: tuple[float, ...] = ()
+    initial: float | None = None  # loss in evaluation mode with the statistics from before training
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,9 @@ class Regularization:
     dropouts: tuple[Dropout, ...] = ()
     penalty: Penalty | None = None
     smoothing: float = 0.0  # of labels
+    staying: tuple[Dropout, ...] = ()  # dropouts that evaluation mode leaves on, and that the code does not ask for there:
+    staying_loss: float | None = None  # loss of the probe's copy in evaluation mode, with them,
+    quiet_loss: float | None = None  # and without
     kinds: tuple[str, ...] = ()  # of "dropout", "weight decay", "penalty", "label smoothing": those that were strong enough to be lifted
     start_loss: float | None = None
     trained_loss: float | None = None  # of the probe's copy

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import by_site, constant_at_start, names
-from gradcheck.analysis.wording import BY_VALUE, also_in, percent, quoted
+from gradcheck.analysis.wording import BY_VALUE, also_in, layers_in_words, percent, quoted
 from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
 from gradcheck.types.finding import Evidence, Remedy
-from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
+from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_applicable, rule
 
 if TYPE_CHECKING:
     from gradcheck.types.finding import Finding
     from gradcheck.types.layers import Layer
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.parameters import Parameter
+    from gradcheck.types.structure import Shared
 
 
 @rule(
@@ -34,7 +35,8 @@ def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     Hidden linear, conv and recurrent layers in which more than half of the units (rows) have the same weights
     as another one, before the first step and still after several. Weights that are constant altogether are
-    `degenerate-initialization`.
+    `degenerate-initialization`. Modules that are held under several names and are one, `[nn.Linear(64, 5)] * 4`, where each is
+    called with the same input.
 
     ## Why it matters
     Equal units compute the same feature forever. The layer is only as wide as the number of its distinct units.
@@ -42,11 +44,13 @@ def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     The share of rows that equal another row, in weights and gradients, before the first step and at the last
     measured one. Grouped and depthwise convolutions are exempt, and so are heads: their units separate at once,
-    since their targets differ.
+    since their targets differ. Of a module that its parent holds more than once, the calls of the first pass with the same input, and
+    the targets that loss functions compare their outputs with.
 
     ## Limits and their sources
     `duplicates` 50 % of the units, both before the first step and at the last measured one, `settled-step` 3 at
-    least: an error.
+    least: an error. One module in place of several is an error where its equal outputs have different targets, else a warning; layers
+    that share weights and are called one after another, as ALBERT's, are silent.
 
     ## When to ignore it
     When copies are supposed to diverge later, e.g. through dropout.
@@ -64,6 +68,13 @@ def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
     ## References
     Goodfellow et al. 2016, Deep Learning, section 8.4.
     """
+    alike = _alike(m, limits)
+    if not m.shared:
+        return alike
+    return [*map(_one_module, m.shared), *(() if isinstance(alike, NoVerdict) else alike)]
+
+
+def _alike(m: Measurement, limits: Limits) -> Verdict:
     hidden = hidden_weights(m, int(limits["settled_step"]))
     weights = [(p, x) for p, x in hidden if x.groups == 1 and p.steps[0].duplicate_units is not None]
     if not weights:
@@ -72,6 +83,22 @@ def symmetric_units(m: Measurement, limits: Limits) -> Verdict:
     if not faulty or not anything_moved(m):
         return []
     return [_symmetry_finding(group, {n: faulty[n][1] for n in names(group)}, limits) for group in by_site(x for x, _ in faulty.values())]
+
+
+def _one_module(s: Shared) -> Finding:
+    targets = f", and {s.targets} different targets are compared with them" if s.targets > 1 else ""
+    return found(
+        "error" if s.targets > 1 else "warning",
+        f"{layers_in_words(s.names)} are one module (expected {len(s.names)}), called {s.calls} times with the same input: their outputs "
+        f"are equal, before training and after it{targets}",
+        layers=s.names,
+        location=s.site,
+        evidence=(Evidence("different modules", 1, float(len(s.names)), "<"),),
+        remedies=(
+            Remedy("check-arguments", f"make {len(s.names)} of them: [... for _ in range({len(s.names)})], not [...] * n", "advice"),
+        ),
+        confirmed=BY_VALUE if s.targets > 1 else "",
+    )
 
 
 def _twins(p: Parameter) -> float:

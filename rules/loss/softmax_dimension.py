@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import layer_site
-from gradcheck.analysis.wording import BY_VALUE
+from gradcheck.analysis.wording import BY_VALUE, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
 
@@ -28,7 +28,8 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
     ## What it finds
     softmax and log_softmax over the samples of the batch: axis 0, also where `dim` was left out and torch chose it, or axis 1 of
     [views, samples, classes]; and over an axis other than the class axis of the loss that takes the result, such as time. Embeddings
-    whose features are normalised over the samples, and which are then compared sample by sample.
+    whose features are normalised over the samples, and which are then compared sample by sample. Inside the model, softmax over the
+    single unit of a layer, which gives 1 everywhere: attention that weighs all positions alike.
 
     ## Why it matters
     The probabilities of one sample then depend on which others are in its batch, and do not sum to 1 over the classes: the
@@ -42,7 +43,8 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
     ## Limits and their sources
     None: the wrong axis counts. An error on the way to the loss, a warning inside the model, where pooling over samples can be
     meant, where torch chose axis 0 of three for want of a `dim`, and for similarities, whose loss still falls. An axis of width 1
-    is `output-loss-mismatch`.
+    is a warning where a layer with one unit makes its argument, and silent otherwise, as attention to a single key; on the way to the
+    loss it is `output-loss-mismatch`.
     A square similarity matrix that is normalised over both axes (contrastive losses) is silent.
 
     ## When to ignore it
@@ -66,6 +68,7 @@ def softmax_dimension(m: Measurement, limits: Limits) -> Verdict:
     findings = [_similarity(s) for s in m.similarities]
     for s in m.softmaxes:
         if s.axis >= len(s.shape) or s.shape[s.axis] <= 1:
+            findings += [_of_one(m, s)] if s.single is not None and not s.to_loss else []
             continue
         if s.over_batch and not _contrastive(s, m.softmaxes):
             findings.append(_over_batch(m, s))
@@ -85,6 +88,22 @@ def _similarity(s: Similarity) -> Finding:
         location=s.site,
         evidence=(Evidence("axis of the normalization", 0, 1, "<"),),
         remedies=(Remedy("fix-softmax-dimension", "pass dim=1", "unsafe"),),
+    )
+
+
+def _of_one(m: Measurement, s: Softmax) -> Finding:
+    """Weights that are 1 whatever the layer says that makes them."""
+    other = max((i for i in range(1, len(s.shape)) if s.shape[i] > 1), key=lambda i: s.shape[i], default=None)
+    meant = f"; axis {other} has {s.shape[other]} entries" if other is not None else ""
+    cure = f"pass dim={other}, so that the {s.shape[other]} weights add up to 1" if other is not None else "use a sigmoid if it is a gate"
+    return found(
+        "warning",
+        f"{'log_softmax' if s.log else 'softmax'} over axis {s.axis} of {list(s.shape)} has 1 entry to normalise (at least 2 needed): "
+        f"the result is constant, and {quoted(s.single or '')}, which makes its argument, has no effect and no gradient{meant}",
+        layers=(s.layer,),
+        location=s.site or layer_site(m, s.layer),
+        evidence=(Evidence("entries on the axis", 1, 2, "<", "", s.single),),
+        remedies=(Remedy("fix-softmax-dimension" if other is not None else "check-arguments", cure, "unsafe"),),
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import learned_later, relative_decrease, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
+from gradcheck.analysis.wording import number
 from gradcheck.rules.optimization.shared import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
-from gradcheck.types.finding import Evidence
+from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, not_applicable, not_measured, rule
 
 if TYPE_CHECKING:
-    from gradcheck.types.finding import Severity
+    from gradcheck.types.finding import Finding, Severity
     from gradcheck.types.measurement import Measurement
     from gradcheck.types.training import Run
 
@@ -30,6 +32,22 @@ def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits:
     return "error" if small and not crawls else "warning"
 
 
+def _divided(finding: Finding, m: Measurement, limit: float) -> Finding:
+    """The same, blaming a loss that is a small part of its mean over the batch: the gradient is as much smaller."""
+    call = m.losses[0] if len(m.losses) == 1 and not m.optimizer.adaptive else None
+    share = (call.weight_in_total or 0.0) * call.summed if call is not None else 0.0
+    if call is None or not 0 < share < limit:
+        return finding
+    text = f"divide by the batch's size only: the loss is the mean of {call.function} over it, divided by {number(1 / share)}"
+    return replace(
+        finding,
+        message=f"{finding.message}. The loss is {number(share)} of the mean over the batch (limit {number(limit)}), as is its gradient",
+        location=call.site or finding.location,
+        evidence=(*finding.evidence, Evidence("loss that is trained on over the mean over the batch", share, limit, "<")),
+        remedies=(Remedy("check-arguments", text, "advice"), *finding.remedies),
+    )
+
+
 @rule(
     "OPT002",
     "learning-rate-too-low",
@@ -40,6 +58,7 @@ def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits:
         "crawl": Limit(0.06, "of the loss", "random workloads: no failing one that this rule found had fallen by more than 4 %"),
         "usual_ratio": Limit(0.001, "of the weight", "usual in long trainings (CS231n)"),
         "update_ratio_alone": Limit(1e-5, "of the weight", "lower bound for long trainings, a hundredth of the usual 0.001 (CS231n)"),
+        "share": Limit(0.1, "of the mean over the batch", "heuristic: weights of losses among others are rarely smaller"),
         "fall": Limit(0.05, "of the loss", "heuristic: a low ratio counts only with a flat loss"),
     },
     explains=("LOSS005",),
@@ -66,7 +85,8 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     where its updates are `usual-ratio` 0.1 % of the weight or more. Without
     experiments: a warning below `update-ratio-alone` 0.00001, when the loss fell by less than `fall` 5 %.
     An optimizer that gradcheck assumed, and a model that was trained before (fine-tuning rates are low),
-    get advice only.
+    get advice only. Where the one loss of a training without an adaptive optimizer is less than `share` 10 % of its mean over the
+    batch, divided by the size of the data set, say, that is named, and its line.
 
     ## When to ignore it
     When the training is much longer than the probe and its rate is that low on purpose.
@@ -93,7 +113,8 @@ def learning_rate_too_low(m: Measurement, limits: Limits) -> Verdict:
     if run is not None:
         later = learned_later(m)
         more = [Evidence("steps in which this rate learns", len(later.losses), len(m.probe.losses), ">")] if later is not None else ()
-        return [rate_finding(m, run, low_severity(m, ratio, later, limits), "low", "raise-learning-rate", more)]
+        finding = rate_finding(m, run, low_severity(m, ratio, later, limits), "low", "raise-learning-rate", more)
+        return [_divided(finding, m, limits["share"])]
     flat = outcome != "learns" and relative_decrease(m.probe, m.chance) < limits["fall"]
     if m.experiments or m.pretrained or ratio is None or ratio >= limits["update_ratio_alone"] or not flat or outcome == "diverges":
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number, percent, probe_failure
+from gradcheck.analysis.wording import BY_VALUE, number, percent, probe_failure
 from gradcheck.rules.sequence.future_leak import ATTENTIONS, PRODUCTS, RECURRENT
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gradcheck.types.sequence import Padding
 
 
+ROUNDING = 1e-5  # as in measure/checks/padding.py
 TOLD = {
     "mask": "the model is given a mask of it",
     "lengths": "the model is given the lengths",
@@ -40,7 +41,7 @@ TOLD = {
             "calibration, at 1 to 300 steps: attention with a mask, 0; encoders without one 0.01 to 0.3",
         ),
     },
-    explains=("GRAD003", "LOSS005", "OPT001", "OPT007", "OPT002", "GRAPH008"),
+    explains=("GRAD003", "LOSS005", "OPT001", "OPT007", "OPT002", "OPT003", "GRAPH008", "ACT002", "ACT004", "LOSS009"),
 )
 def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     """The output for a sequence depends on how much padding follows it.
@@ -49,7 +50,8 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     Recurrent layers whose last position is read although the row ends in padding, or that run backwards over it; means, maxima
     and attention that count padded positions; attention layers without a mask of them. Only where something tells which
     positions are padding: a mask or lengths that the model is given, or the padding index of its embedding, where batches are
-    padded to different lengths.
+    padded to different lengths. Masks that are inverted, so that an output for the whole sequence depends on its
+    padding alone.
 
     ## Why it matters
     The output for a sequence depends on the longest one in its batch: it differs in evaluation, and when alone. A recurrent
@@ -59,7 +61,7 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     In evaluation mode, after the short training: up to four sequences of different lengths, each by itself, as the batch has
     them, and cut to their own length. The change of the output at real positions, or of an output for the whole sequence, over
     the spread of outputs in the batch. Where there is one, both passes are compared operation by operation. Padding at the
-    beginning is not looked at.
+    beginning is not looked at. Also, each sequence with another one's tokens at its real positions, or at its padded ones.
 
     ## Limits and their sources
     `effect` 0.4 and, where attention is where padding first meets what is real, `attention` 0.02. Calibrated on classifiers and
@@ -93,6 +95,8 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     p = m.padding
     if p is None:
         return not_applicable("nothing shows which places are padding at the end of sequences")
+    if p.inverted:
+        return [_inverted(p)]
     if p.told == "index" and not p.varies:
         return not_applicable("all batches are padded to one length, and the model is not told of it")
     name = "attention" if p.operation in (*ATTENTIONS, *PRODUCTS) else "effect"
@@ -115,6 +119,22 @@ def _leak(m: Measurement, p: Padding, limit: float) -> Finding:
         evidence=[Evidence("change of the output without its padding", p.effect, limit, ">", "of the spread of the outputs", p.at or None)],
         remedies=[_cure(p)],
         confirmed=failed,
+    )
+
+
+def _inverted(p: Padding) -> Finding:
+    where = f" {p.operation}{' in ' + p.at if p.at else ''} is the first to use it." if p.operation else ""
+    return found(
+        "error",
+        f"the mask of padding is inverted: other tokens at the real positions of a sequence change no output (limit {number(ROUNDING)}), "
+        f"tokens at its padded positions do.{where} {percent(p.share)} of the positions are padding",
+        layers=[p.at] if p.at else [],
+        location=p.site,
+        evidence=[Evidence("change of the output with other tokens at the real positions", 0.0, ROUNDING, "<=", "of the output")],
+        remedies=[
+            Remedy("mask-padding", "mask what is padding: key_padding_mask is True where a key is to be left out, tokens == padding")
+        ],
+        confirmed=BY_VALUE,
     )
 
 

@@ -11,6 +11,7 @@ from gradcheck.rules.initialization.degenerate_initialization import degenerate_
 from gradcheck.rules.initialization.symmetric_units import symmetric_units
 from gradcheck.types.layers import Layer
 from gradcheck.types.measurement import Measurement
+from gradcheck.types.structure import Shared
 from tests.literals import layer, location, measurement, parameter, parameter_steps
 from tests.rules.models import FAILS, SHORT
 from tests.rules.verdicts import findings, no_verdict, only, severities
@@ -122,3 +123,9 @@ class TestSymmetricUnits:
 
     def test_it_is_not_judged_before_step_three(self):
         assert no_verdict(symmetric_units, weighing(parameter_steps(steps=(0, 1), duplicate_units=1.0))) == "not-applicable"
+
+    @pytest.mark.parametrize(("targets", "expected"), [(2, "error"), (1, "warning"), (0, "warning")])
+    def test_one_module_in_place_of_several(self, targets, expected):
+        m = replace(weighing(parameter_steps()), shared=(Shared(("heads.0", "heads.1"), location(17), 2, targets),))
+        f = only(symmetric_units, m)
+        assert f.severity == expected and f.location == location(17) and "are one module (expected 2)" in f.message

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gradcheck.rules.loop.average_incomplete import average_incomplete
 from gradcheck.types.loop import LoopAverage
+from gradcheck.types.structure import Statistics
 from tests.literals import location, loop, measurement
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
@@ -31,6 +33,14 @@ class TestAverageIncomplete:
     )
     def test_buffers_that_evaluation_mode_uses_must_follow(self, facts, expected):
         assert severities(average_incomplete, seen(**facts)) == expected
+
+    @pytest.mark.parametrize(
+        ("taken", "initial", "expected"),
+        [(False, 0.74, ["info"]), (False, 0.76, ["warning"]), (True, 5.0, ["info"]), (False, None, ["info"])],
+    )
+    def test_what_the_statistics_of_the_start_cost_decides_for_an_average_that_is_used_later(self, taken, initial, expected):
+        m = replace(seen(evaluated=False, called=False, taken=taken), normalization=Statistics(0.5, 0.5, initial=initial))
+        assert severities(average_incomplete, m) == expected
 
     def test_it_names_both_models_and_points_at_the_call(self):
         f = only(average_incomplete, seen())

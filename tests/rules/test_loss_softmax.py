@@ -68,3 +68,10 @@ class TestSoftmaxDimension:
 def test_embeddings_that_are_normalised_over_the_samples():
     f = only(softmax_dimension, measurement(similarities=(Similarity(location(30), (256, 64), (256, 256)),)))
     assert f.severity == "warning" and "256 rows" in f.message and f.location == location(30)
+
+    @pytest.mark.parametrize(("single", "to_loss", "expected"), [("score", False, ["warning"]), ("score", True, []), (None, False, [])])
+    def test_one_entry_that_a_layer_with_one_unit_makes(self, single, to_loss, expected):
+        m = measurement(softmaxes=(softmax(shape=(32, 24, 1), axis=2, single=single, to_loss=to_loss),))
+        assert severities(softmax_dimension, m) == expected
+        if expected:
+            assert "axis 1 has 24 entries" in only(softmax_dimension, m).message

@@ -13,7 +13,7 @@ from gradcheck.rules.optimization.learning_rate_too_low import learning_rate_too
 from gradcheck.types.log import Curve, LogFacts
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.training import SAME_RATE_LONGER, Run
-from tests.literals import diverged, falling, location, measurement, optimizer, parameter, parameter_steps, run, stalled
+from tests.literals import diverged, falling, location, loss_call, measurement, optimizer, parameter, parameter_steps, run, stalled
 from tests.rules.verdicts import findings, no_verdict, only, severities
 
 ASSUMED = optimizer(given=False)
@@ -156,6 +156,13 @@ class TestLearningRateTooLow:
     def test_it_is_an_error_when_a_higher_rate_learns_and_updates_are_small(self, ratio, expected):
         f = only(learning_rate_too_low, moving(ratio, probe=stalled(), experiments=(at(10.0),)))
         assert f.severity == expected and "at 0.01 (x 10)" in f.message and f.remedies[0].name == "raise-learning-rate"
+
+    @pytest.mark.parametrize(("weight", "adaptive", "blamed"), [(1e-3, False, True), (0.1, False, False), (1e-3, True, False)])
+    def test_a_loss_that_is_a_small_part_of_its_mean_is_named(self, weight, adaptive, blamed):
+        call = loss_call(weight_in_total=weight / 32, summed=32)
+        given = moving(1e-4, probe=stalled(), experiments=(at(10.0),), losses=(call,), optimizer=optimizer("SGD", adaptive=adaptive))
+        f = only(learning_rate_too_low, given)
+        assert (f.location == call.site, "of the mean over the batch" in f.message) == (blamed, blamed)
 
     @pytest.mark.parametrize(("end", "expected"), [(1.8, ["error"]), (2.15, [])])
     def test_a_higher_rate_that_learns_clearly_more_is_enough(self, end, expected):

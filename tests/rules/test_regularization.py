@@ -168,6 +168,12 @@ class TestDropoutTooStrong:
         assert findings(dropout_too_strong, self.dropped(0.8, trained_loss=1.2)) == []
         assert findings(dropout_too_strong, replace(self.dropped(0.79), probe=run())) == []
 
+    @pytest.mark.parametrize(("noisy", "expected"), [(0.54, ["warning"]), (0.52, ["info"])])
+    def test_dropout_that_evaluation_mode_leaves_on(self, noisy, expected):
+        r = Regularization((drop := (Dropout("fc:dropout", 0.5, location(20)),)), staying=drop, staying_loss=noisy, quiet_loss=0.5)
+        f = only(dropout_too_strong, measurement(regularization=r))
+        assert [f.severity] == expected and f.location == location(20) and "evaluation mode leaves dropout of 50 % on in fc" in f.message
+
     def test_a_rate_beyond_all_use_is_advice_all_the_same(self):
         f = only(dropout_too_strong, replace(self.dropped(0.95), probe=run()))
         assert f.severity == "info" and f.location == location(20) and "drops 95 % of the values (limit 80 %)" in f.message

@@ -54,3 +54,7 @@ class TestPaddingLeak:
 
     def test_without_padding_there_is_nothing_to_judge(self):
         assert no_verdict(padding_leak, measurement()) == "not-applicable"
+
+    def test_an_inverted_mask_is_an_error_however_long_the_batches_are(self):
+        f = only(padding_leak, padded(1.0, told="index", varies=False, inverted=True))
+        assert f.severity == "error" and "the mask of padding is inverted" in f.message

@@ -54,6 +54,7 @@ def statistics(context: CheckContext) -> Statistics | None:
         return None
     evaluated: list[float] = []
     batch_wise: list[float] = []
+    initial: list[float] = []
     shifts: list[list[float]] = []
     with _evaluating(model), torch.no_grad():
         for batch in context.workload.batches[:BATCHES]:
@@ -66,11 +67,22 @@ def statistics(context: CheckContext) -> Statistics | None:
                 batch_wise.append(float(context.trained.loss(batch)))
             if context.late:
                 break
+        _start_again(model, context.workload.model)
+        for batch in context.workload.batches[: len(evaluated)]:
+            initial.append(float(context.trained.loss(batch)))
     if not all(map(math.isfinite, batch_wise)):
         raise Unmeasured("the loss is NaN or infinite after the short training")
     same = len({len(s) for s in shifts}) == 1
     means = tuple(fmean(column) for column in zip(*shifts, strict=True)) if same else ()
-    return Statistics(fmean(evaluated), fmean(batch_wise), means)
+    return Statistics(fmean(evaluated), fmean(batch_wise), means, fmean(initial))
+
+
+def _start_again(model: nn.Module, start: nn.Module) -> None:
+    """Gives the buffers the values that they had before training."""
+    known = dict(start.named_buffers())
+    for name, buffer in model.named_buffers():
+        if name in known and known[name].shape == buffer.shape:
+            buffer.copy_(known[name])
 
 
 @contextmanager

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+from gradcheck.instrument.activation_recorder import caller
 from gradcheck.measure.checks.context import CheckContext, Unmeasured
 from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.futures import opening, site_of
 from gradcheck.measure.checks.reading import Reading
 from gradcheck.measure.checks.sample_axis import Inputs, inputs_of
+from gradcheck.types.location import Location
 from gradcheck.types.sequence import Padding
 from gradcheck.workload.device import wide
 from gradcheck.workload.rng import Dice
+from gradcheck.workload.source_sites import location_of_frame
 from gradcheck.workload.step import first_tensor
 from gradcheck.workload.training_copy import TrainingCopy
 
@@ -24,6 +29,7 @@ SHORTEST = 2  # real places of a sequence that is compared
 BATCHES = 4  # whose length is looked at
 ROUNDING = 1e-5  # of the output: changes that float32 explains
 LOOKED_INTO = 1e-2  # of the spread: changes whose origin is looked for
+_COMPARISONS = frozenset("eq ne lt le gt ge invert logical_not bitwise_not".split())
 Told = Literal["mask", "lengths", "index"]
 
 
@@ -100,6 +106,32 @@ def _at_the_end(real: torch.Tensor) -> bool:
     return bool((real[:, 1:] <= real[:, :-1]).all()) and bool((real[:, 0] == 1).all()) and bool((real == 0).any())
 
 
+def _sequences(x: Any, axis: int | None, length: int) -> bool:
+    """Whether a leaf holds what the places of the sequences contain, and is no mask of them."""
+    return isinstance(x, torch.Tensor) and axis is not None and _holds(x.movedim(axis, 0), length)
+
+
+def _holds(x: torch.Tensor, length: int) -> bool:
+    fits = x.dim() == (3 if x.is_floating_point() else 2) and x.dtype != torch.bool and x.shape[1] == length
+    return fits and not bool(((x == 0) | (x == 1)).all())
+
+
+class _Masks(TorchFunctionMode):
+    """Sees where truth values of the places are made last, before they are used: by a comparison, or its inversion."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.last: Location | None = None
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **kwargs or {})
+        compares = getattr(function, "__name__", "").strip("_") in _COMPARISONS
+        if compares and isinstance(output, torch.Tensor) and self.length in output.shape:
+            self.last = location_of_frame(caller()) or self.last
+        return output
+
+
 class _Case:
     def __init__(self, context: CheckContext, copy: TrainingCopy, inputs: Inputs, padded: _Padded) -> None:
         self.context, self.copy, self.inputs, self.padded, self.dice = context, copy, inputs, padded, Dice(context.seed)
@@ -118,6 +150,10 @@ class _Case:
         except Exception as error:
             raise Unmeasured("the model does not run on a single sequence, or on a shorter one") from error
         pooled = pairs[0][0].shape == pairs[0][1].shape
+        if pooled and self._blind(chosen):
+            return self._inverted(chosen, pairs)
+        if any(not bool(torch.isfinite(cut).all()) for _, cut in pairs):
+            raise Unmeasured("the output of a sequence without padding is not finite")
         changes = [wide(_cut(a, b.shape) - b) for a, b in pairs]
         change = float(torch.cat([c.reshape(-1) for c in changes]).square().mean().sqrt())
         size = float(wide(torch.cat([b.reshape(-1) for _, b in pairs])).square().mean().sqrt())
@@ -134,6 +170,39 @@ class _Case:
             pooled,
         )
         return self._located(found, chosen[0]) if found.effect > LOOKED_INTO else found
+
+    def _blind(self, chosen: list[int]) -> bool:
+        """Whether no output changes when the real places of a sequence get those of another one, and some does when the padding does."""
+        lengths, length = self.padded.lengths, self.padded.length
+        donor = max(range(len(lengths)), key=lambda i: lengths[i])
+        effects = []
+        for first, last in ((0, 1), (1, 2)):
+            changes = []
+            for row in (i for i in chosen if i != donor):
+                ends = (0, lengths[row], length)
+                taken = self.inputs.taken([row, row])
+                other = self.inputs.taken([donor, donor])
+                leaves = list(taken.leaves)
+                for k, (x, by, axis) in enumerate(zip(taken.leaves, other.leaves, taken.axes, strict=True)):
+                    if _sequences(x, axis, length):
+                        x, by = x.movedim(axis, 0).clone(), by.movedim(axis, 0)
+                        places = torch.arange(ends[last] - ends[first], device=x.device) % lengths[donor]  # those that are real there
+                        x[:, ends[first] : ends[last]] = by[:, places]
+                        leaves[k] = x.movedim(0, axis)
+                a, b = self._output(taken), self._output(replace(taken, leaves=tuple(leaves)))
+                change = float(wide(a - b).abs().max() / wide(a).abs().max().clamp_min(1e-30))
+                changes.append(math.inf if math.isnan(change) else change)
+            effects.append(max(changes, default=0.0))
+        return effects[0] <= ROUNDING < effects[1]
+
+    def _inverted(self, chosen: list[int], pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Padding:
+        lengths, length = self.padded.lengths, self.padded.length
+        with _Masks(length) as masks:
+            self._output(self._alone(chosen[0], length))
+        share = 1 - sum(lengths) / (len(lengths) * length)
+        found = Padding(self.padded.told, share, self._varies(), len(chosen), 1.0, 1.0, True, site=masks.last, inverted=True)
+        located = self._located(found, chosen[0])
+        return replace(located, site=masks.last or located.site)
 
     def _chosen(self) -> list[int]:
         """Some sequences of different lengths, the shortest first."""

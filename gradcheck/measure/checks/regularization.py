@@ -13,15 +13,19 @@ from torch import nn
 
 from gradcheck.analysis.convergence import CLEAR_FALL, outcome, relative_decrease
 from gradcheck.measure.checks.context import CheckContext
+from gradcheck.measure.checks.dependence import evaluating
 from gradcheck.measure.checks.without_regularization import (
     DECAY,
     DROPOUT,
+    OUTSIDE,
     PENALTY,
     SMOOTHING,
+    Noise,
     answering,
     lift,
     recording,
     seen_noise,
+    told,
     without_weights,
 )
 from gradcheck.training.clip import total_norm
@@ -68,7 +72,7 @@ def regularization(context: CheckContext) -> Regularization | None:
     if not (dropouts or smoothing or penalized or decays):
         return None
     penalty = _penalty(context.fork(), batch) if penalized else None
-    result = Regularization(dropouts, penalty, smoothing)
+    result = _staying(context, batch, Regularization(dropouts, penalty, smoothing))
     weighty = penalty is not None and penalty.value > SHARE * penalty.data
     failed = outcome(context.probe, context.chance) in ("stalls", "diverges")
     if not weighty and not failed and relative_decrease(context.probe, context.chance) >= WEAK_FALL:
@@ -91,6 +95,23 @@ def regularization(context: CheckContext) -> Regularization | None:
             return replace(result, runs=(_without(context, (DROPOUT,), chance),))
         return result
     return replace(result, runs=tuple(_runs(context, kinds, chance)))
+
+
+def _staying(context: CheckContext, batch: Any, found: Regularization) -> Regularization:
+    """With the dropouts of the model that evaluation mode does not switch off, and what they do to the loss there."""
+    if not any(":" in d.layer for d in found.dropouts):
+        return found
+    copy, batches = context.trained, context.workload.batches[:BATCHES]
+    with evaluating(copy), torch.no_grad():
+        seed_all(context.seed)
+        seen, _ = seen_noise(copy, batch, lambda _: None)
+        staying = tuple(d for d in seen if d.layer.partition(":")[0] != OUTSIDE and not told(d.site))
+        if not staying:
+            return found
+        noisy = fmean(float(copy.loss(batch)) for batch in batches)
+        with Noise((DROPOUT,)):
+            quiet = fmean(float(copy.loss(batch)) for batch in batches)
+    return replace(found, staying=staying, staying_loss=noisy, quiet_loss=quiet)
 
 
 # ------------------------------------------------------------------- what there is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ from torch.overrides import TorchFunctionMode
 from gradcheck.instrument.activation_recorder import caller
 from gradcheck.types.checks import Dropout
 from gradcheck.types.location import Location
-from gradcheck.workload.source_sites import location_of_frame
+from gradcheck.workload.assignments import parsed
+from gradcheck.workload.source_sites import location_of_frame, readable_path
 from gradcheck.workload.tensors import map_structure
 from gradcheck.workload.training_copy import TrainingCopy
 from gradcheck.workload.workload import Batch, TrainingStep
 
 DROPOUT, DECAY, PENALTY, SMOOTHING = "dropout", "weight decay", "penalty", "label smoothing"
 
+OUTSIDE = "the step"  # what no module does
 _FUNCTIONS = frozenset(
     ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "native_dropout")
 )
@@ -70,7 +73,7 @@ def _rate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
 
 def seen_noise(copy: TrainingCopy, batch: Batch, sites: Callable[[str], Location | None]) -> tuple[tuple[Dropout, ...], float]:
     """Dropout that one evaluation of the loss applies, and its label smoothing. `sites`: module name -> where it is created."""
-    model, stack = copy.model, [("", copy.model)]
+    model, stack = copy.model, [(OUTSIDE, copy.model)]
 
     def place() -> str:
         name, module = stack[-1]
@@ -92,6 +95,16 @@ def seen_noise(copy: TrainingCopy, batch: Batch, sites: Callable[[str], Location
             noise.dropouts.setdefault(name, Dropout(name, rate, attention=isinstance(module, nn.MultiheadAttention)))
     found = (Dropout(d.layer, d.rate, sites(d.layer) or d.site, d.attention) for d in noise.dropouts.values())
     return tuple(found), noise.smoothing
+
+
+def told(call: Location | None) -> bool:
+    """Whether the user's call of a dropout says by itself when to drop: F.dropout(x, 0.5, True), or training=..."""
+    tree = parsed(readable_path(call.file)) if call is not None else None
+    if tree is None or call is None:
+        return True  # nothing shows that it is not meant
+    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and (n.lineno, n.end_lineno) == (call.line, call.end_line))
+    functions = (n for n in calls if not isinstance(n.func, ast.Call) and "dropout" in ast.unparse(n.func).rpartition(".")[2])
+    return any(len(n.args) > 2 or any(k.arg in ("training", "train", None) for k in n.keywords) for n in functions)
 
 
 def void(_: Any) -> None:

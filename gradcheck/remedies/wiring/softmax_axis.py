@@ -47,9 +47,12 @@ def propose_dimension(treatment: RemedyDefinition, finding: Finding | None, m: M
     softmax = next((s for s in m.softmaxes if _meant(s, finding, m)), None)
     if softmax is None:
         return []
-    dim = 1 if len(softmax.shape) == 2 or not softmax.over_batch else -1
+    shape = softmax.shape
+    dim = 1 if len(shape) == 2 or not softmax.over_batch else -1
+    if shape[softmax.axis] == 1:
+        dim = max(range(len(shape)), key=lambda i: (i > 0) * shape[i])
     name = "log_softmax" if softmax.log else "softmax"
-    text = f"let {name} go over axis {dim} of {list(softmax.shape)} instead of axis {softmax.axis}"
+    text = f"let {name} go over axis {dim} of {list(shape)} instead of axis {softmax.axis}"
     return [treatment.fix(text, finding, layers=(softmax.layer,), settings={"dim": dim})]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ def context(model: nn.Module) -> Any:
     g = torch.Generator().manual_seed(0)
     batches = [(torch.randn(32, 6, generator=g), torch.randint(3, (32,), generator=g)) for _ in range(2)]
     trained = SimpleNamespace(model=model, loss=lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
-    return SimpleNamespace(trained=trained, workload=SimpleNamespace(batches=batches), late=False)
+    return SimpleNamespace(trained=trained, workload=SimpleNamespace(batches=batches, model=copy.deepcopy(model)), late=False)
 
 
 def net() -> nn.Module:
