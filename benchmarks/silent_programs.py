@@ -188,7 +188,7 @@ for step in range(100):
 def _tokens(r: random.Random, loss: str, spread: str) -> str:
     width, cell = r.choice((16, 24, 40)), r.choice(("GRU", "LSTM", "RNN"))
     return TOKENS.format(
-        vocabulary=r.randint(15, 60), length=r.randint(24, 60), rows=r.choice((2, 3, 4)), shortest=3, equal=True,
+        vocabulary=r.randint(15, 60), length=2 * r.randint(12, 30), rows=r.choice((2, 3, 4)), shortest=3, equal=True,
         width=width, cell=cell, spread=spread, loss=loss,
     )  # fmt: skip
 
