@@ -1,8 +1,8 @@
 """Scans random scripts, healthy and with a silent fault: is the fault named by its rule, and does the rule keep silent else?
 
-    python benchmarks/silent.py --seeds 100:112                a table by rule
-    python benchmarks/silent.py --seeds 100:112 --only LOSS007
-    python benchmarks/silent.py --seeds 100:112 --train         no scan: runs the scripts to their end, and prints what they print last
+python benchmarks/silent.py --seeds 100:112                a table by rule
+python benchmarks/silent.py --seeds 100:112 --only LOSS007
+python benchmarks/silent.py --seeds 100:112 --train         no scan: runs the scripts to their end, and prints what they print last
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def trained(text: str) -> str:
 
 def row(code: str, seeds: range, train: bool) -> str:
     told, others, missed, started = Counter[bool](), Counter[str](), [], time.process_time()
-    counts = {False: list(seeds), True: list(seeds)[::FAULTY_SHARE]}
-    counts[True] = list(range(seeds.start, seeds.start + len(counts[True])))
+    counts = {False: list(seeds), True: list(seeds)[: -(-len(seeds) // FAULTY_SHARE)]}
     for faulty, chosen in counts.items():
         for seed in chosen:
             text = silent_programs.program(code, faulty, seed)
@@ -65,7 +64,8 @@ def row(code: str, seeds: range, train: bool) -> str:
             others.update(f"{c} ({s})" for c, s in set(found) if c != code and not faulty)
     seconds = (time.process_time() - started) / sum(map(len, counts.values()))
     beside = ", ".join(f"{c} {n}" for c, n in others.most_common())
-    return f"| {code} | {told[False]}/{len(counts[False])} | {told[True]}/{len(counts[True])} | {' '.join(missed)} | {beside} | {seconds:.1f} |"
+    shares = [f"{told[faulty]}/{len(counts[faulty])}" for faulty in (False, True)]
+    return "| " + " | ".join((code, *shares, " ".join(missed), beside, f"{seconds:.1f}")) + " |"
 
 
 def main() -> None:

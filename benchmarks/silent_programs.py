@@ -89,7 +89,15 @@ def _kept(after: str, before: str = "", loop: str = EPOCHS + LOSS + STEP) -> str
     return before + "\n" + loop + (f"    {after}\n" if after else "")
 
 
-METER = "class Meter:\n  total, count = 0.0, 0\n  def add(self, value, n):\n    self.total = self.total + value * n; self.count += n\nm = Meter()"
+METER = """class Meter:
+    total, count = 0.0, 0
+    def add(self, value, n):
+        self.total = self.total + value * n; self.count += n
+m = Meter()"""
+PENALISED = """    u.requires_grad_()
+    loss = loss_fn(model(u), v)
+    loss = loss + 1e-3 * torch.autograd.grad(loss, u, create_graph=True)[0].square().sum()
+"""
 RETAINED = (
     [
         _kept("total += loss.item() * len(u)", "total = 0.0"),
@@ -106,8 +114,7 @@ RETAINED = (
             "group = []",
             EPOCHS + LOSS + "    group.append(loss)\n    if len(group) == 4:\n      loss = sum(group) / 4; group = []\n  " + STEP,
         ),
-        _kept("", loop=EPOCHS + "    u.requires_grad_()\n" + LOSS + "    loss = loss + 1e-3 * torch.autograd.grad(loss, u, "
-              "create_graph=True)[0].square().sum()\n" + STEP),  # fmt: skip
+        _kept("", loop=EPOCHS + PENALISED + STEP),
         _kept(
             "",
             "cell = nn.GRUCell(x.shape[1], x.shape[1]); opt.add_param_group({'params': cell.parameters()}); h = torch.zeros(1, x.shape[1])",
@@ -251,7 +258,15 @@ for epoch in range(6):
 """
 SPLIT = "one, other = random_split(data, [n - n // 5, n // 5])"
 OFTEN = "w = torch.ones(n); w[: n // 10] = 6\npick = torch.multinomial(w, 2 * n, replacement=True)\n"
-SHORT = "x = x[:, :3].sign(); data = TensorDataset(x, y); model = nn.Linear(3, 10); make_opt = lambda: 0\nopt = torch.optim.SGD(model.parameters(), 0.05)\n"
+SHORT = """x = x[:, :3].sign(); data = TensorDataset(x, y); model = nn.Linear(3, 10)
+opt = torch.optim.SGD(model.parameters(), 0.05)
+"""
+STRATIFIED = """x, t, y, s = train_test_split(x, y, stratify=y if y.dim() == 1 else None)
+one, other = TensorDataset(x, y), TensorDataset(t, s)"""
+SORTED = "order = x[:, 0].argsort().tolist(); one, other = Subset(data, order[: n // 2]), Subset(data, order[n // 2 :])"
+OFTEN_THEN = (
+    "\nw = torch.ones(len(one)); w[: len(one) // 10] = 6\none = Subset(one, torch.multinomial(w, 2 * len(one), replacement=True).tolist())"
+)
 LEAKED = (
     [
         _split(SPLIT),
@@ -262,10 +277,10 @@ LEAKED = (
         _split(SPLIT, loop=LOADERS + "  look(DataLoader(Subset(one, range(len(one) // 2)), 64))\n"),
         _split(HALVES, "ConcatDataset([one, Subset(data, range(k // 3))])"),
         _split(SPLIT, "[(u + 0.05 * torch.randn_like(u), v) for u, v in one]"),
-        _split(SPLIT + "\n" + OFTEN.replace("n)", "len(one))").replace("2 * len(one))", "2 * len(one)") + "one = Subset(one, pick.tolist())"),
-        _split("x, t, y, s = train_test_split(x, y, stratify=y if y.dim() == 1 else None)\none, other = TensorDataset(x, y), TensorDataset(t, s)"),
+        _split(SPLIT + OFTEN_THEN),
+        _split(STRATIFIED),
         _split(SHORT + SPLIT),
-        _split("order = x[:, 0].argsort(); one, other = Subset(data, order[: n // 2].tolist()), Subset(data, order[n // 2 :].tolist())"),
+        _split(SORTED),
     ],
     [
         _split(SPLIT, "data"),

@@ -222,7 +222,13 @@ def turned() -> list[tuple[Tensor, Tensor, Tensor]]:
 
 @pytest.mark.parametrize(
     ("model", "told", "leaks"),
-    [(Writer, "targets", True), (Told, "lengths", True), (Index, "index", True), (MaskedWriter, "targets", False), (Recurrent, "targets", False)],
+    [
+        (Writer, "targets", True),
+        (Told, "lengths", True),
+        (Index, "index", True),
+        (MaskedWriter, "targets", False),
+        (Recurrent, "targets", False),
+    ],
 )
 def test_padding_that_comes_first(model, told, leaks):
     torch.manual_seed(0)

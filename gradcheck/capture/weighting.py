@@ -28,10 +28,10 @@ _SAME = frozenset("ToCopy View UnsafeView Reshape Alias Clone Squeeze Unsqueeze 
 
 @dataclass
 class Weight:
-    """Of one supervised element in a loss, as the graph holds it. `count`: elements."""
+    """Of one supervised element in a loss, as the graph holds it. `factors`: numbers that the loss is multiplied by, or (True) divided."""
 
-    factors: list[tuple[torch.Tensor | float, bool]] = field(default_factory=list)  # the loss is multiplied, or (True) divided by these numbers
-    count: torch.Tensor | int = 0
+    factors: list[tuple[torch.Tensor | float, bool]] = field(default_factory=list)
+    count: torch.Tensor | int = 0  # elements
     over: torch.Tensor | int = 1  # what a mean divides by
 
     def numbers(self) -> tuple[float, int]:

@@ -114,7 +114,8 @@ CASES = {
     ),
     "some drawn often, before the split": (case("one", "other", before=OFTEN + SPLIT), ["error"]),
     "bits that are drawn often": (
-        case("one", "other", before=NARROW.format(4) + "data = TensorDataset(torch.randint(2, (400, 4)), y // 3)\n" + OFTEN + SPLIT), []
+        case("one", "other", before=NARROW.format(4) + "data = TensorDataset(torch.randint(2, (400, 4)), y // 3)\n" + OFTEN + SPLIT),
+        [],
     ),
 }
 

@@ -21,7 +21,8 @@ LOSSES = frozenset((F.cross_entropy, F.nll_loss))
 PICKS = frozenset((torch.gather, torch.Tensor.gather))  # that read the scores of given tokens: losses written by hand, rewards of policies
 # Losses that take hidden states and the head's weight in place of logits.
 FUSED = frozenset(f for f in (getattr(F, "linear_cross_entropy", None),) if f is not None)
-PRODUCTS = frozenset((torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__))  # with classes as rows of 0 and 1
+# With targets that are rows of 0 and 1.
+PRODUCTS = frozenset((torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__))
 CHOOSES = frozenset((F.one_hot, torch.Tensor.__getitem__))  # losses written by hand pick the scores of their targets so
 IGNORED = -100  # torch's own choice
 
@@ -228,7 +229,7 @@ class Reading(ActivationRecorder):
 
 
 def classes_of(marks: torch.Tensor) -> torch.Tensor | None:
-    """The class that each row of `marks` [..., classes] marks by a 1 among zeros, -100 for rows of zeros; None if it holds anything else."""
+    """The class that each row of `marks` [..., classes] has a 1 for, -100 for rows of zeros; None if it holds anything else."""
     with torch.no_grad(), torch._C.DisableTorchFunction():
         marks = marks.detach()
         first = marks.reshape(-1, marks.shape[-1])[0]

@@ -55,7 +55,8 @@ def test_a_shift_that_is_not_written_there(ahead: int, loss: str) -> None:
     ],
 )
 def test_targets_that_are_all_masked_out(before: str, after: str) -> None:
-    text = f"{HEAD}IGNORED = -100\ndef targets(y, known):\n    return {before}\ndef loss_fn(logits, y):\n    return F.cross_entropy(logits, y)\n"
+    loss = "def loss_fn(logits, y):\n    return F.cross_entropy(logits, y)\n"
+    text = f"{HEAD}IGNORED = -100\ndef targets(y, known):\n    return {before}\n{loss}"
     written = Sheet(text)
     place = written.at("F.cross_entropy(logits, y)")
     facts = SequenceFacts(supervision=(Supervision("cross_entropy", 4, 4, -100, finite=False, site=place),))
