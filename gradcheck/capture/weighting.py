@@ -104,7 +104,8 @@ def _difference(passes: Sequence[Weighed], weighed: Sequence[tuple[float, int]])
 
 def element_weight(loss: torch.Tensor) -> Weight | None:
     """None where the graph of a loss does not show of what elements it is made."""
-    node, found = loss.grad_fn, Weight()
+    node: Any = loss.grad_fn
+    found = Weight()
     for _ in range(_DEEP):
         if node is None:
             return None
