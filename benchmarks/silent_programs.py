@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 
+from silent_sequences import LOOPS, WAYS, padded, sequences
+
 START = """
 import math, torch
 import numpy as np
@@ -473,6 +475,9 @@ KINDS = {
     "DATA007": lambda r, faulty, i: _chosen(SHUFFLED, r, faulty, i, *CLEAR),
     "LOOP010": lambda r, faulty, i: _chosen(RETAINED, r, faulty, i),
     "LOOP011": _weighting,
+    **{code: (lambda r, faulty, i, code=code: _chosen(LOOPS[code], r, faulty, i)) for code in LOOPS},
+    **{code: (lambda r, faulty, i, code=code: sequences(code, r, faulty, i)) for code in WAYS},
+    "SEQ004": padded,
 }
 
 
