@@ -178,3 +178,74 @@ def test_a_mask_that_is_inverted():
 def test_segments_are_no_mask():
     report = scan(Segments, segments())
     assert [s.status for s in report.rules] == ["not-applicable"]
+
+
+class Writer(nn.Module):
+    """A causal attention layer over sequences whose padding comes first."""
+
+    masked, padding_idx, told = False, None, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(VOCABULARY, WIDTH, padding_idx=self.padding_idx), nn.Embedding(16, WIDTH)
+        self.mix, self.head = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.places(torch.arange(tokens.shape[1]))
+        keys = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+        if self.masked:
+            keys = keys & (tokens != 0)[:, None] | torch.eye(tokens.shape[1], dtype=torch.bool)
+        return self.head(x + F.scaled_dot_product_attention(*self.mix(x).chunk(3, -1), keys))
+
+
+class Index(Writer):
+    padding_idx = 0
+
+
+class Told(Writer):
+    told = True
+
+
+class MaskedWriter(Writer):
+    masked = True
+
+
+class Recurrent(Writer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        return self.head(self.rnn(self.embed(tokens))[0])
+
+
+def next_token(model: nn.Module, batch: Any) -> Tensor:
+    tokens, lengths, labels = batch
+    return F.cross_entropy(model(tokens, lengths if model.told else tokens).flatten(0, 1), labels.flatten())
+
+
+def turned() -> list[tuple[Tensor, Tensor, Tensor]]:
+    """With the padding first, and as labels the token itself less one."""
+    turned = [(x.flip(1), n) for x, n, _ in sequences()]
+    return [(x, n, (x - 1).masked_fill(x == 0, -100)) for x, n in turned]
+
+
+@pytest.mark.parametrize(
+    ("model", "told", "leaks"),
+    [
+        (Writer, "targets", True),
+        (Told, "lengths", True),
+        (Index, "index", True),
+        (MaskedWriter, "targets", False),
+        (Recurrent, "targets", False),
+    ],
+)
+def test_padding_that_comes_first(model, told, leaks):
+    torch.manual_seed(0)
+    net = model()
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    report = gradcheck.scan(net, turned(), training_step=next_token, optimizer=optimizer, steps=8, config={"select": ["SEQ004"]})
+    assert report.measurement.padding.told == told and report.measurement.padding.before
+    assert [f.severity for f in report.findings] == ["warning"] * leaks
+    if leaks:
+        assert "first to use it is scaled_dot_product_attention" in report.findings[0].message

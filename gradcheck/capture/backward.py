@@ -13,7 +13,7 @@ from gradcheck.capture.forgotten import Forgotten
 from gradcheck.capture.passes import leaves
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.updates import Updates
-from gradcheck.capture.weighting import gradient_sample
+from gradcheck.capture.weighting import element_weight, gradient_sample
 from gradcheck.instrument.loop_events import LoopListener
 from gradcheck.instrument.running_code import here, variable_of
 
@@ -36,7 +36,9 @@ class Backward(LoopListener):
         self.updates.close()
         for loss in losses:
             reached = leaves(loss)
-            self._running.append((self._pass(loss, reached, given), reached))
+            found = self._pass(loss, reached, given)
+            found.weight = element_weight(loss) if found.ref is not None and not found.gradient_given else None
+            self._running.append((found, reached))
             reached.pop(id(loss), None)  # a loss that is a leaf itself was made again from numbers, and is not a weight
         for watched in recording.optimizers.values():
             watched.settle()
@@ -53,7 +55,7 @@ class Backward(LoopListener):
                 for found, mine in passes:
                     self.updates.wait_for(found, mine, {key: t.grad for key, t in mine.items() if t.grad is not None})
                     self.forgotten.look(found, mine)
-                    found.gradient = gradient_sample(mine) if found.ref is not None else None
+                    found.gradient = gradient_sample(mine) if found.weight is not None else None
         finally:
             recording.busy -= 1
         if done:

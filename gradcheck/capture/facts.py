@@ -16,7 +16,7 @@ from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.replay import calls_behind
 from gradcheck.capture.silent import silent_terms
 from gradcheck.capture.trace import scale_of
-from gradcheck.capture.weighting import weighting
+from gradcheck.capture.weighting import weighed, weighting
 from gradcheck.instrument.loader_batches import shape_of
 from gradcheck.types.location import Location
 from gradcheck.types.loop import NEVER_EVALUATED, LoopBatches, LoopFacts, LoopPairing, LoopScaler, LoopThawed
@@ -74,7 +74,7 @@ def loop_facts(recorder: Recorder, watched: OptimizerTrace | None, ending: Endin
         averages=recorder.averages.facts(watched.ids, frozenset().union(*(p.reached for p in every))),
         silent=silent_terms(recorder.tape.silent, every),
         retained=recorder.retained.most({p.place for p in every}),
-        weighting=weighting(steps),
+        weighting=weighting(weighed(s.passes) for s in steps if not (s.leftover or s.edited)),
         leak=recorder.leaks.found(),
         thawed=_thawed(recorder, watched),
         reads=recorder.reads.found([loader for loader, _ in recorder.loaders.values()]),

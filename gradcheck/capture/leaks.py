@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler, Subset, WeightedRandomSampler
 
 from gradcheck.capture.recording import Recording
 from gradcheck.capture.structures import is_plain, tensors_in
@@ -23,6 +23,7 @@ MOST_ROWS = 20_000  # of one dataset
 ENTRIES = 512  # of each tensor of a row
 WHOLE = 0.95  # of the training data: as many that are looked at are likely these themselves
 FEWEST_NUMBERS = 4  # in a row: fewer tell no samples apart
+MOST_REPEATED = 0.95  # share of rows that are drawn more than once, beyond which natural twins cannot be told from them
 _OF_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)  # draw from the whole of a dataset
 
 
@@ -41,8 +42,10 @@ class _Data:
 
     @property
     def twins(self) -> float:
-        """Share of the rows of the first pass that have a twin in it."""
-        return sum(n for n in self.rows.values() if n > 1) / max(1, self.rows.total())
+        """Share of the rows of the first pass that have a twin in it; one that is drawn twice is no twin of its own."""
+        share = sum(n for n in self.rows.values() if n > 1) / max(1, self.rows.total())
+        repeated = _repeated(self.source[0]) if share else 0.0
+        return max(0.0, 1 - (1 - share) / (1 - repeated)) if repeated < MOST_REPEATED else share
 
 
 @dataclass(eq=False)
@@ -121,6 +124,21 @@ def _part(sampler: Any) -> Any:
     """What picks a part of a dataset: the loader's sampler or its batch sampler's; None if all of it is used."""
     inner = getattr(sampler, "sampler", sampler)
     return None if isinstance(inner, _OF_ALL) or not hasattr(inner, "__len__") else inner
+
+
+def _repeated(dataset: Any) -> float:
+    """Share of the rows that a `Subset`, or one of another, picks more than once."""
+    chain = []
+    while isinstance(dataset, Subset):
+        chain.append(dataset.indices)
+        dataset = dataset.dataset
+    if not chain:
+        return 0.0
+    rows = chain.pop()
+    while chain:
+        rows = [rows[int(i)] for i in chain.pop()]
+    counts = Counter(map(int, rows))
+    return sum(n for n in counts.values() if n > 1) / max(1, counts.total())
 
 
 def _leak(data: _Data, twins: float, trained: list[_Data]) -> LoopLeak:

@@ -101,7 +101,6 @@ SAME_RATE = 0.02  # relative difference of two rates that are one
 SAME = 2e-3  # relative difference of a number and a rounder one that stands for it
 
 
-
 @dataclass(frozen=True)
 class UpdateRule:
     """`kind` is a class of torch.optim, `settings` its arguments but for rate and decay. `rates`: by step; negative ones go uphill."""

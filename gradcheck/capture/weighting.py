@@ -1,18 +1,19 @@
-"""How much one supervised element weighs in the loss of each accumulated pass, and what the gradient would be if all weighed alike."""
+"""How much one supervised element weighs in the loss of each accumulated pass, and what the gradient would be if all weighed alike.
+
+Read off the graph of the loss before its backward pass frees it. No value of a device is waited for before `weighting` is called.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Any, Protocol
 
 import torch
 
-from gradcheck.capture.events import BackwardPass, Step
-from gradcheck.capture.nodes import Constant, Node, Ref
-from gradcheck.capture.trace import DIVISIONS, MEANS, PRODUCTS, SAME, is_loss, number_of, reduction_of
-from gradcheck.instrument.loss_calls import IGNORED
-from gradcheck.instrument.loss_options import options_of
+from gradcheck.types.location import Location
 from gradcheck.types.loop import LoopWeighting
 from gradcheck.workload.dtensor import local
 
@@ -20,6 +21,34 @@ TENSORS = 4  # whose gradients are sampled,
 ENTRIES = 1024  # at so many entries each
 FEWEST_STEPS = 4  # that follow several passes each
 _DEEP = 50
+_MEAN, _SUM = 1, 2  # torch's numbers of reductions
+# Nodes that pass a number, or a row of numbers, on.
+_SAME = frozenset("ToCopy View UnsafeView Reshape Alias Clone Squeeze Unsqueeze Neg AsStrided Transpose T Permute".split())
+
+
+@dataclass
+class Weight:
+    """Of one supervised element in a loss, as the graph holds it. `factors`: numbers that the loss is multiplied by, or (True) divided."""
+
+    factors: list[tuple[torch.Tensor | float, bool]] = field(default_factory=list)
+    count: torch.Tensor | int = 0  # elements
+    over: torch.Tensor | int = 1  # what a mean divides by
+
+    def numbers(self) -> tuple[float, int]:
+        """The weight, and the number of elements. It waits for the device."""
+        factor = 1.0 / (float(self.over) or 1.0)
+        for value, divides in self.factors:
+            number = float(value)
+            factor = factor * number if not divides else factor / number if number else 0.0
+        return abs(factor), int(self.count)
+
+
+class Weighed(Protocol):
+    """A backward pass."""
+
+    place: Location | None
+    weight: Weight | None  # None: it cannot be told
+    gradient: torch.Tensor | None  # entries of what the gradients are after it
 
 
 def gradient_sample(leaves: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
@@ -32,30 +61,35 @@ def gradient_sample(leaves: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
     return torch.cat([p.to(parts[0].device, torch.float32) for p in parts]).clone()
 
 
-def weighting(steps: Sequence[Step]) -> LoopWeighting | None:
-    """Over the steps that several passes from one line lead to. None where their losses cannot be told apart into elements."""
-    ratios, differences, counts, numbers = [], [], [], []
-    place = None
-    for step in steps:
-        passes = step.passes
-        if len(passes) < 2 or len({p.place for p in passes}) > 1 or step.leftover or step.edited:
-            continue
-        weighed = [_element(p.ref) if p.ref is not None and not p.gradient_given else None for p in passes]
-        known = [x for x in weighed if x is not None and x[0] > 0 and x[1] > 0]
-        if len(known) < len(passes):
-            continue
-        place = passes[0].place
-        ratios.append(max(w for w, _ in known) / min(w for w, _ in known))
-        differences.append(_difference(passes, known))
-        counts += [n for _, n in known]
-        numbers.append(len(passes))
-    if len(ratios) < FEWEST_STEPS:
+def weighed(passes: Sequence[Weighed]) -> LoopWeighting | None:
+    """Of one step. None where it has no several passes from one line, or their losses cannot be told apart into elements."""
+    if len(passes) < 2 or len({p.place for p in passes}) > 1:
         return None
-    told = [d for d in differences if d is not None]
-    return LoopWeighting(median(ratios), median(told) if told else None, min(counts), max(counts), place, int(median(numbers)))
+    known = [x for p in passes if p.weight is not None and min(x := p.weight.numbers()) > 0]
+    if len(known) < len(passes):
+        return None
+    ratio = max(w for w, _ in known) / min(w for w, _ in known)
+    counts = [n for _, n in known]
+    return LoopWeighting(ratio, _difference(passes, known), min(counts), max(counts), passes[0].place, len(passes))
 
 
-def _difference(passes: Sequence[BackwardPass], weighed: Sequence[tuple[float, int]]) -> float | None:
+def weighting(steps: Iterable[LoopWeighting | None]) -> LoopWeighting | None:
+    """Medians over steps. None where too few of them could be told."""
+    told = [s for s in steps if s is not None]
+    if len(told) < FEWEST_STEPS:
+        return None
+    differences = [s.difference for s in told if s.difference is not None]
+    return LoopWeighting(
+        median(s.ratio for s in told),
+        median(differences) if differences else None,
+        min(s.fewest for s in told),
+        max(s.most for s in told),
+        told[-1].site,
+        int(median(s.passes for s in told)),
+    )
+
+
+def _difference(passes: Sequence[Weighed], weighed: Sequence[tuple[float, int]]) -> float | None:
     """Distance of the gradient to that of elements that weigh alike, relative to the latter."""
     samples = [p.gradient for p in passes]
     held = [s for s in samples if s is not None]
@@ -68,47 +102,99 @@ def _difference(passes: Sequence[BackwardPass], weighed: Sequence[tuple[float, i
     return float((held[-1] - wanted).norm()) / size if size > 0 else None
 
 
-def _element(ref: Ref) -> tuple[float, int] | None:
-    """Weight of one supervised element in a loss, and their number."""
-    factor, node = 1.0, ref.node
+def element_weight(loss: torch.Tensor) -> Weight | None:
+    """None where the graph of a loss does not show of what elements it is made."""
+    node: Any = loss.grad_fn
+    found = Weight()
     for _ in range(_DEEP):
-        name = getattr(node.call, "__name__", "")
-        if node.call is None:
-            count = _labels(node)
-            return (factor / count, count) if count else None
-        live = [x for x in node.args[:2] if isinstance(x, Ref)]
-        if name in DIVISIONS | PRODUCTS and len(live) == 1:
-            other = number_of(next((x for x in node.args[:2] if not isinstance(x, Ref)), None))
-            if not other:
-                return None
-            factor = factor / other if name in DIVISIONS else factor * other
-        elif name in MEANS or name == "sum":
-            source = live[0] if live else None
-            count = source.node.counts.get(source.index, 0) if source is not None else 0
-            return (factor / count if name in MEANS else factor, count) if count else None
-        elif is_loss(name):
-            return _of_loss(node, factor)
-        elif name not in SAME or not live:
+        if node is None:
             return None
-        node = live[0].node
+        name = _name(node)
+        live = [n for n, _ in node.next_functions if n is not None]
+        if name in ("Div", "Mul") and len(live) == 1:
+            other = _constant(node)
+            if other is None or (isinstance(other, torch.Tensor) and other.numel() != 1):
+                return None
+            found.factors.append((other, name == "Div"))
+        elif name in ("Mean", "Sum"):
+            found.count = _elements(node, live)
+            found.over = _product(node._saved_self_sym_sizes) if name == "Mean" else 1
+            return found
+        elif hasattr(node, "_saved_reduction"):
+            return _of_loss(node, found)
+        elif name == "Add" and len(live) == 2:  # of a smoothed label: both sides begin at one log_softmax
+            (first, begin), (second, other) = (_way(n) for n in live)
+            if begin is None or begin is not other or first == second:
+                return None
+            live = live if first else live[1:]
+        elif name not in _SAME or not live:
+            return None
+        node = live[0]
     return None
 
 
-def _of_loss(node: Node, factor: float) -> tuple[float, int] | None:
-    given = options_of(node.call, node.args, node.kwargs) if node.call is not None else {}
-    target = given.get("target")
-    if not isinstance(target, Constant) or given.get("weight") is not None:
+def _name(node: Any) -> str:
+    """`Mean` of `MeanBackward0`."""
+    return str(node.name()).rpartition("::")[2].partition("Backward")[0]
+
+
+def _constant(node: Any) -> torch.Tensor | float | None:
+    """The factor, or divisor, that has no graph itself."""
+    if node.next_functions[0][0] is None:
+        return node._saved_self if _name(node) == "Mul" else None
+    return node._saved_other
+
+
+def _of_loss(node: Any, found: Weight) -> Weight | None:
+    """Of a loss function that reduces by itself."""
+    if getattr(node, "_saved_weight", None) is not None or node._saved_reduction not in (_MEAN, _SUM):
         return None
-    ignored = int(given.get("ignore_index", IGNORED))
-    count = target.value.numel() if target.value.is_floating_point() else int((target.value != ignored).sum())
-    reduction = reduction_of(node)
-    return (factor / count if reduction == "mean" else factor, count) if count and reduction in ("mean", "sum") else None
+    found.count = _targets(node)
+    found.over = found.count if node._saved_reduction == _MEAN else 1
+    return found
 
 
-def _labels(node: Node) -> int:
-    """Supervised positions of a model that takes labels and returns a mean loss: all of a sequence but the first."""
-    labels = node.kwargs.get("labels") if "num_items_in_batch" not in node.kwargs else None
-    if not isinstance(labels, Constant) or labels.value.is_floating_point():
-        return 0
-    values = labels.value[:, 1:] if labels.value.dim() == 2 else labels.value
-    return int((values != IGNORED).sum())
+def _targets(node: Any) -> torch.Tensor | int:
+    ignored = getattr(node, "_saved_ignore_index", None)
+    if ignored is None:
+        return int(node._saved_self.numel())
+    ignored = ignored - (1 << 64) if ignored >= 1 << 63 else ignored  # read as unsigned
+    return (node._saved_target != ignored).sum()
+
+
+def _elements(node: Any, live: Sequence[Any]) -> torch.Tensor | int:
+    """Entries that a sum, or a mean, is over, but those that a mask takes out."""
+    total = _product(node._saved_self_sym_sizes)
+    below = live[0] if live else None
+    while below is not None and _name(below) in _SAME:
+        below = below.next_functions[0][0]
+    if below is None:
+        return total
+    kept: Any = None
+    if _name(below) == "Mul" and sum(n is not None for n, _ in below.next_functions) == 1:
+        kept = _constant(below)
+    elif _name(below) == "MaskedFill":
+        kept = ~below._saved_mask
+    elif _name(below).startswith("NllLoss") and _product(below._saved_target.shape) == total:
+        return _targets(below)
+    if not isinstance(kept, torch.Tensor) or not kept.numel() or total % kept.numel():
+        return total
+    return (kept != 0).sum() * (total // kept.numel())
+
+
+def _way(node: Any) -> tuple[bool, Any]:
+    """Whether a part of a loss goes through a loss function, and the log_softmax that it begins at."""
+    by_function = False
+    for _ in range(_DEEP):
+        if node is None or _name(node) == "LogSoftmax":
+            return by_function, node
+        by_function = by_function or hasattr(node, "_saved_reduction")
+        node = next((n for n, _ in node.next_functions if n is not None), None)
+    return by_function, None
+
+
+def _product(sizes: Iterable[int]) -> int:
+    result = 1
+    for size in sizes:
+        result *= int(size)
+    return result

@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from gradcheck.config.settings import Settings
 
+
 def rule_words(incomplete: str) -> list[str]:
     """Names of rules and families that begin with the last word of a comma-separated list."""
     from gradcheck.judge.registry import builtin_rules

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from gradcheck.capture.retained import Retained
+from gradcheck.capture.weighting import Weight, element_weight, gradient_sample, weighed, weighting
 from gradcheck.instrument.averages import Averages
 from gradcheck.instrument.loop_journal import Evaluations, LoopJournal
 from gradcheck.instrument.traced_optimizer import TracedOptimizer
 from gradcheck.types.location import Location
-from gradcheck.types.loop import NO_SCALER, LoopFacts, LoopScaler
+from gradcheck.types.loop import NO_SCALER, LoopFacts, LoopScaler, LoopWeighting
 
 MOST_RATES = 1000  # steps, from the first one on, whose rates are kept
 STEEP = 2.0  # times: a rate that changes by more from one step to the next is kept with its step, whenever that is
@@ -24,6 +25,16 @@ MOST_BATCHES = 64  # measured steps whose batches are compared
 SOME_PASSES = 8  # backward passes after which a loop that is over is found to lack a step
 MOST_PASSES = 160  # likewise of a loop that goes on: it may accumulate the gradients of many
 FOLLOWED = 8, 64  # parameters, and entries of each, that tell whether anything moves them
+MOST_WEIGHED = 64  # measured steps in which elements are weighed
+
+
+@dataclass
+class _Pass:
+    """One of the accumulated passes of a measured step."""
+
+    weight: Weight | None
+    gradient: torch.Tensor | None = None
+    place: Location | None = None
 
 
 @dataclass
@@ -54,6 +65,8 @@ class LoopLog:
     _batches: list[int] = field(default_factory=list)  # digests, one a step
     _passes: Counter[int] = field(default_factory=Counter)
     _mixed: bool = False  # steps had passes of several lines, which cannot be counted apart
+    _begun: list[_Pass] = field(default_factory=list)  # of the step that is measured
+    _weighed: list[LoopWeighting] = field(default_factory=list)
 
     # ------------------------------------------------------------------- writing
 
@@ -78,10 +91,23 @@ class LoopLog:
             self.rates.append(value)
         self.stepped, self.rate = self.stepped + 1, value
 
+    def begin_pass(self, loss: torch.Tensor) -> None:
+        """A backward pass of a measured step begins that accumulates."""
+        self._begun.append(_Pass(element_weight(loss)))
+
+    def end_pass(self, parameters: Iterable[torch.Tensor]) -> None:
+        if self._begun and self._begun[-1].weight is not None:
+            self._begun[-1].gradient = gradient_sample(dict(enumerate(parameters)))
+
+    def forget_passes(self) -> None:
+        self._begun = []
+
     def note_passes(self, passes: int, lines: int) -> None:
         """Backward passes of a step, and the lines that ran them."""
         if lines == 1:
             self._passes[passes] += 1
+            one = weighed(self._begun) if len(self._begun) == passes and len(self._weighed) < MOST_WEIGHED else None
+            self._weighed += [one] if one is not None else []
         elif passes == lines:
             self._passes[1] += 1
         else:
@@ -135,6 +161,7 @@ class LoopLog:
             batches=journal.batches(len(batches), len(set(batches)), self.samples, None, self.called_site) if batches else None,
             averages=averages.facts(traced.ids, None) if averages is not None else None,
             retained=self.retained.most() if self.retained is not None else None,
+            weighting=weighting(self._weighed),
             made_site=traced.site,
             backward_site=site,
             **journal.facts(traced),

@@ -103,6 +103,11 @@ class LoopMonitor(LoopListener):
         except Exception as error:  # there are more ways to spread models than anyone thought of
             ranks.give_up(f"{type(error).__name__}: {error}")
 
+    @property
+    def _accumulates(self) -> bool:
+        """Whether a step adds up passes, and each leaves its own gradient: several processes average them later."""
+        return self.record.accumulated > 1 and self.together is None and not self._closure
+
     def _is_sharded(self) -> bool:
         return self.together is not None and self.together.sharded
 
@@ -136,6 +141,7 @@ class LoopMonitor(LoopListener):
         self._plain = not (self.measures or self.optimizers.several or self.lines.void)
         self.watching = None
         self.gradients.forget()
+        self.record.log.forget_passes()
         self.tapping.arm(self.measures)
         for event in MEASURED_ONLY:
             self.hooks.hear(event, self, self.measures)
@@ -158,6 +164,8 @@ class LoopMonitor(LoopListener):
                 self._discard()
             if not self.losses.passes:
                 self.gradients.look_for_leftover()
+            if self._accumulates and len(losses) == 1 and not losses[0].dim():
+                self.record.log.begin_pass(losses[0])
         self.tapping.before_backward(losses)
 
     def after_backward(self, done: bool) -> None:
@@ -178,6 +186,8 @@ class LoopMonitor(LoopListener):
         if self.losses.end(ours):
             self.lines.step.add(self.lines.current)
             self.record.log.passes += not self.step
+            if measures and self._accumulates:
+                self.record.log.end_pass(self.optimizers.parameters())
         self.gradients.note_versions(measures)
         if self._closure and measures and self.watching is None:
             self._watch_step()
@@ -354,6 +364,8 @@ class LoopMonitor(LoopListener):
 
     def _file_loop(self) -> None:
         log = self.record.log
+        if self.gradients.leftover:
+            log.forget_passes()
         if not self._closure:
             log.note_passes(len(self.losses.passes), len(self.lines.step))
         log.dropped += self.lines.dropped()

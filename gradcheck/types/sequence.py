@@ -68,7 +68,7 @@ class Padding:
     In evaluation mode, each sequence by itself.
     """
 
-    told: Literal["mask", "lengths", "index"]  # what tells the model, or its embedding, which places are padding
+    told: Literal["mask", "lengths", "index", "targets"]  # what tells the model, its embedding or the loss which places are padding
     share: float  # of the places of the first batch that are padding
     varies: bool | None  # whether batches differ in length, so that a sequence's padding depends on its neighbours; None: not known
     sequences: int  # that were compared
@@ -80,6 +80,7 @@ class Padding:
     site: Location | None = None  # and its place
     # Other content at the real places changes no output, while the padding does: the mask lets through what it should keep out.
     inverted: bool = False
+    before: bool = False  # padding comes before what is real: its tokens were changed, not its number, with which positions move
 
     @property
     def effect(self) -> float:

@@ -32,7 +32,8 @@ def validation_leak(m: Measurement, limits: Limits) -> Verdict:
     While the script runs, every row of the batches that its `DataLoader`s give is hashed, all tensors of it together (512
     entries of each). Batches that a backward pass follows are trained on, the others are looked at. A data set counts as
     validation data when no batch of it is trained on. Rows that are equal by nature (synthetic and small discrete data) show
-    among the training data themselves: the share of those that have a twin in one pass is taken off. What counts is what was
+    among the training data themselves: the share of those that have a twin in one pass is taken off; a row that a `Subset` draws
+    more than once is no twin of its own. What counts is what was
     trained on before the look, into the same weights: folds with a model each, and a last fit on everything, share nothing. Parts
     of one data set that samplers draw are told apart. Where another data set that is looked at shares nothing, one whose rows were
     all trained on is the training's own figure.

@@ -153,8 +153,8 @@ def _maximizing(m: Measurement) -> Finding | None:
 
 
 def _unbounded(m: Measurement) -> Finding | None:
-    if m.ascent is None or not m.ascent.unbounded or any(c.function in DENSITY_LOSSES for c in m.losses):
-        return None
+    if m.ascent is None or not m.ascent.unbounded or any(c.function in DENSITY_LOSSES for c in m.losses) or _in_a_game(m):
+        return None  # an opponent that stands still in the probe, as a critic does, can be outrun without end
     end = m.probe.losses[-1] if m.probe.losses else float("nan")
     term = next((t for t in m.idle_terms if t.kind == "runaway" and t.site), None)
     whose = f", by a term of this sum ({number(term.value)})" if term else ""
@@ -167,6 +167,11 @@ def _unbounded(m: Measurement) -> Finding | None:
         remedies=(Remedy("flip-sign", "minimise a loss that is bounded below; check the sign of each term", "unsafe"),),
         confirmed=f"by the probe: the loss falls without bound, to {number(end)}",
     )
+
+
+def _in_a_game(m: Measurement) -> bool:
+    """Whether what this training raises another one lowers."""
+    return m.loop is not None and m.loop.opposed
 
 
 def _away(term: IdleTerm, limit: float) -> Finding:
@@ -187,8 +192,7 @@ def _negated(m: Measurement, call: LossCall) -> Finding:
     weight = call.weight_in_total or 0.0
     total = m.probe.losses[0] if m.probe.losses else weight * (call.value or 0.0)
     runs_away = m.ascent is not None and m.ascent.unbounded
-    game = m.loop is not None and m.loop.opposed  # what the one training raises the other one lowers
-    wrong = (runs_away or (len(m.losses) == 1 and total < 0)) and not game
+    wrong = (runs_away or (len(m.losses) == 1 and total < 0)) and not _in_a_game(m)
     meaning = (
         "training maximises it, so the model learns to be wrong"
         if wrong

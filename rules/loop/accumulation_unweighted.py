@@ -31,9 +31,10 @@ def accumulation_unweighted(m: Measurement, limits: Limits) -> Verdict:
     sequences, and the loss is not that of the same data in one batch: it depends on how they are split.
 
     ## How it is measured
-    The script is run. In the first steps, the weight of one supervised element in each pass is read from the operations between
-    loss function and `backward()`: factors, mean or sum, targets that are not ignored. Entries of the gradient are kept after
-    each pass; their differences give the gradient in which all elements weigh alike.
+    While the script runs, or in the measured steps of a watched run, the weight of one supervised element in each pass is read
+    off the graph of the loss: factors, mean or sum, targets that are not ignored, masks. Entries of the gradient are kept after
+    each pass; their differences give the gradient in which all elements weigh alike. Where several processes average their
+    gradients, a watched run does not show it.
 
     ## Limits and their sources
     In the median step an element weighs `ratio` 2 times another one or more, and the gradient lies at least `difference` 0.2 of

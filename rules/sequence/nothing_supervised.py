@@ -20,7 +20,7 @@ from gradcheck.types.sequence import Supervision
             "where Unsloth Studio stops a training (unslothai/unsloth#6664); 0 in the causal models of the calibration",
         )
     },
-    explains=("NUM001", "LOSS005", "OPT001", "OPT007", "OPT002", "GRAD004", "LOOP001", "GRAPH008"),
+    explains=("NUM001", "LOSS005", "OPT001", "OPT007", "OPT002", "GRAD004", "GRAPH001", "LOOP001", "GRAPH008"),
 )
 def nothing_supervised(m: Measurement, limits: Limits) -> Verdict:
     """Batches, or sequences, in which every target is ignored.

@@ -19,6 +19,7 @@ TOLD = {
     "mask": "the model is given a mask of it",
     "lengths": "the model is given the lengths",
     "index": "its embedding has a padding index, and batches differ in length",
+    "targets": "the loss ignores its targets",
 }
 
 
@@ -60,8 +61,10 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     ## How it is measured
     In evaluation mode, after the short training: up to four sequences of different lengths, each by itself, as the batch has
     them, and cut to their own length. The change of the output at real positions, or of an output for the whole sequence, over
-    the spread of outputs in the batch. Where there is one, both passes are compared operation by operation. Padding at the
-    beginning is not looked at. Also, each sequence with another one's tokens at its real positions, or at its padded ones.
+    the spread of outputs in the batch. Where there is one, both passes are compared operation by operation. Where padding
+    comes first, its tokens are replaced instead, where the embedding reads them: cutting it off would move the positions. That
+    is judged for attention only, and positions that are counted from the padding are not. Also, each sequence with another
+    one's tokens at its real positions, or at its padded ones.
 
     ## Limits and their sources
     `effect` 0.4 and, where attention is where padding first meets what is real, `attention` 0.02. Calibrated on classifiers and
@@ -100,15 +103,18 @@ def padding_leak(m: Measurement, limits: Limits) -> Verdict:
     if p.told == "index" and not p.varies:
         return not_applicable("all batches are padded to one length, and the model is not told of it")
     name = "attention" if p.operation in (*ATTENTIONS, *PRODUCTS) else "effect"
+    if p.before and name != "attention":
+        return []  # a start that is always the same, as recurrent layers may read
     return [_leak(m, p, limits[name])] if p.effect > limits[name] else []
 
 
 def _leak(m: Measurement, p: Padding, limit: float) -> Finding:
     where = f"; the first to use it is {p.operation}{' in ' + p.at if p.at else ''}" if p.operation else ""
     what = "the output for a sequence" if p.pooled else "the output at real places"
+    done = "holds other tokens" if p.before else "is cut off"
     message = (
-        f"padding leaks: {what} changes by {number(p.effect)} of what outputs differ by (limit {number(limit)}) when its padding is "
-        f"cut off{where}. {percent(p.share)} of the places are padding, and {TOLD[p.told]}"
+        f"padding leaks: {what} changes by {number(p.effect)} of what outputs differ by (limit {number(limit)}) when its padding "
+        f"{done}{where}. {percent(p.share)} of the places are padding, and {TOLD[p.told]}"
     )
     failed = probe_failure(m)
     return found(

@@ -52,6 +52,7 @@ SAMPLERS = "rows = torch.randperm(400).tolist()\n" + LOOP.replace(
     "TRAINED, batch_size=16, shuffle=True", "data, batch_size=16, sampler=SubsetRandomSampler({})"
 ).replace("LOOK", "look(DataLoader(data, batch_size=50, sampler=SubsetRandomSampler({})))")
 SPLIT = "one, other = random_split(data, [300, 100])"
+OFTEN = "data = Subset(data, torch.multinomial(torch.arange(400.0), 400, replacement=True).tolist())\n"
 CASES = {
     "a random split": (case("one", "other", before=SPLIT), []),
     "a test set from elsewhere": (case("data", "TensorDataset(torch.randn(100, 8), torch.randint(3, (100,)))"), []),
@@ -110,6 +111,11 @@ CASES = {
     "oversampled before the split": (
         case("one", "other", before="data = ConcatDataset([data, data])\none, other = random_split(data, [600, 200])"),
         ["warning"],
+    ),
+    "some drawn often, before the split": (case("one", "other", before=OFTEN + SPLIT), ["error"]),
+    "bits that are drawn often": (
+        case("one", "other", before=NARROW.format(4) + "data = TensorDataset(torch.randint(2, (400, 4)), y // 3)\n" + OFTEN + SPLIT),
+        [],
     ),
 }
 

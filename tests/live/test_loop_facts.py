@@ -433,3 +433,30 @@ def test_losses_that_keep_their_graphs(kept: bool) -> None:
 
     findings = [f for f in watched(step).findings if f.code == "LOOP010"]
     assert [(f.severity, f.message.split()[0]) for f in findings] == ([("warning", "total")] if kept else [])
+
+
+@pytest.mark.parametrize(
+    ("weigh", "codes"),
+    [
+        (lambda rows, y, ignored: F.cross_entropy(rows, ignored) / 3, {"LOOP011"}),
+        (lambda rows, y, ignored: (F.cross_entropy(rows, y, reduction="none") * (ignored >= 0)).sum() / (ignored >= 0).sum(), {"LOOP011"}),
+        (lambda rows, y, ignored: F.cross_entropy(rows, ignored, label_smoothing=0.1) / 3, {"LOOP011"}),
+        (lambda rows, y, ignored: F.cross_entropy(rows, ignored, reduction="sum") * (1 / 38), set()),
+        (lambda rows, y, ignored: F.cross_entropy(rows, y) / 3, set()),
+    ],
+    ids=["means", "masked by hand", "smoothed labels", "sums", "equally many"],
+)
+def test_micro_batches_of_different_numbers_of_elements(weigh: Callable[..., torch.Tensor], codes: set[str]) -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+        optimizer.zero_grad()
+        for count in (2, 32, 4):
+            rows = model(x)
+            ignored = y.masked_fill(torch.arange(32) >= count, -100)
+            weigh(rows, y, ignored).backward()
+        optimizer.step()
+
+    report = watched(step, steps=10)
+    assert found(report) & {"LOOP011"} == codes
+    loop = report.measurement.loop
+    assert loop is not None and loop.weighting is not None
+    assert loop.weighting.ratio == pytest.approx(16 if codes else 1, rel=1e-3)

@@ -61,6 +61,10 @@ class TestGradientAscent:
         assert severities(gradient_ascent, measurement(losses=losses)) == ["info"]
         assert severities(gradient_ascent, measurement(losses=losses, ascent=Ascent(1.0, unbounded=True))) == ["error"]
 
+    def test_an_actor_may_leave_its_critic_behind(self):
+        m = measurement(losses=(), ascent=Ascent(1.0, unbounded=True), probe=run((0.1, -1.0, -40.0, -900.0)), loop=loop(opposed=True))
+        assert findings(gradient_ascent, m) == []
+
     def test_a_loss_without_bound_is_an_error_for_itself(self):
         m = measurement(losses=(), ascent=Ascent(1.0, unbounded=True), probe=run((0.1, -1.0, -40.0, -900.0)))
         f = only(gradient_ascent, m)

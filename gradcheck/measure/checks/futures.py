@@ -43,7 +43,8 @@ class _Print:
 
 
 class _Printing(Seen):
-    """Takes the prints of every operation's results, with `length` places, of which the first `alike` are the same in both passes."""
+    """Takes the prints of every operation's results, with `length` places, of which the first `alike` are the same in both passes, or,
+    where that is negative, the last ones."""
 
     def __init__(self, names: Mapping[int, str], length: int, alike: int) -> None:
         super().__init__(names)
@@ -94,22 +95,24 @@ class _Comparing(_Printing):
                 self.found = blamed
 
 
-def _print(x: torch.Tensor, length: int, upto: int) -> _Print:
+def _print(x: torch.Tensor, length: int, alike: int) -> _Print:
+    upto = abs(alike)
+    start = length - upto if alike < 0 else 0
     if x.is_complex():
         x = torch.view_as_real(x)
     with torch._C.DisableTorchFunction():
         x = torch.nan_to_num(wide(x), posinf=0.0, neginf=0.0)
         axes = [k for k, size in enumerate(x.shape) if size == length]
-        parts = [_sums(x.narrow(k, 0, upto).movedim(k, 0)) for k in axes]
+        parts = [_sums(x.narrow(k, start, upto).movedim(k, 0)) for k in axes]
         if len(axes) > 1:  # places against places: what is made of those that came later decides
             block = x
             for k in axes:
-                block = block.narrow(k, 0, upto)
+                block = block.narrow(k, start, upto)
             parts.append(_sums(block.movedim(axes[0], 0)))
         if not axes and x.dim() and x.shape[0] and x.shape[0] % length == 0:
             inner = x.shape[0] // length
-            parts.append(_sums(x.reshape(inner, length, -1)[:, :upto].transpose(0, 1)))
-            parts.append(_sums(x.reshape(length, inner, -1)[:upto]))
+            parts.append(_sums(x.reshape(inner, length, -1)[:, start : start + upto].transpose(0, 1)))
+            parts.append(_sums(x.reshape(length, inner, -1)[start : start + upto]))
         return _Print(tuple(x.shape), _sums(x.reshape(1, -1)), tuple(parts), any(length < s <= 2 * length for s in x.shape))
 
 
@@ -135,7 +138,7 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
 def opening(
     step: Callable[[bool], Any], names: Mapping[int, str], lengths: tuple[int, int], alike: int, *, pooling: bool = False
 ) -> Opening | None:
-    """The first operation whose result in the first `alike` places depends on later ones.
+    """The first operation whose result in the first `alike` places, the last ones where it is negative, depends on the others.
 
     `step(changed)` makes a pass; `lengths`: places in it as it is, and changed. With `pooling` results without places count as well.
     """

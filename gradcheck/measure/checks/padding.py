@@ -29,19 +29,21 @@ SHORTEST = 2  # real places of a sequence that is compared
 BATCHES = 4  # whose length is looked at
 ROUNDING = 1e-5  # of the output: changes that float32 explains
 LOOKED_INTO = 1e-2  # of the spread: changes whose origin is looked for
+IGNORED = -100
 _COMPARISONS = frozenset("eq ne lt le gt ge invert logical_not bitwise_not".split())
-Told = Literal["mask", "lengths", "index"]
+Told = Literal["mask", "lengths", "index", "targets"]
 
 
 def padding(context: CheckContext) -> Padding | None:
-    """None if nothing indicates padding at the end of the sequences. Raises Unmeasured when sequences cannot be cut."""
+    """None if nothing indicates padding at either end of the sequences. Raises Unmeasured when sequences cannot be cut."""
     copy = context.trained if context.probe.ended not in ("non-finite", "raised") else context.fork()
     with evaluating(copy), torch.no_grad():
         inputs = inputs_of(copy, context.workload.batches[0], collated=context.workload.collated)
         found = _padded(copy, inputs, context) if inputs is not None else None
         if inputs is None or found is None:
             return None
-        return _Case(context, copy, inputs, found).result()
+        case = _Case(context, copy, inputs, found)
+        return case.before(found.left) if found.left is not None else case.result()
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class _Padded:
     told: Told
     lengths: list[int]
     length: int
+    left: torch.Tensor | None = None  # [sequences, places] bool: what is real, where padding comes first
 
 
 def _padded(copy: TrainingCopy, inputs: Inputs, context: CheckContext) -> _Padded | None:
@@ -62,10 +65,31 @@ def _padded(copy: TrainingCopy, inputs: Inputs, context: CheckContext) -> _Padde
         return None
     first = sequences[0]
     length = first.shape[1]
-    by_index = _index(copy, inputs, first, context)
-    for told, mask in _told([x for x in tensors if x is not first], first.shape[0], length, by_index):
+    by_index, others = _index(copy, inputs, first, context), [x for x in tensors if x is not first]
+    for told, mask in _told_before(others, first, by_index, context) if not first.is_floating_point() else ():
+        if bool((mask == 0).any()) and len(first[~mask].unique()) == 1 and int(mask.sum(1).min()) >= SHORTEST:
+            return _Padded(told, mask.sum(1).tolist(), length, mask)
+    ending = by_index if by_index is not None and _at_the_end(by_index) else None
+    for told, mask in _told(others, first.shape[0], length, ending):
         return _Padded(told, mask.sum(1).tolist(), length)
     return None
+
+
+def _told_before(
+    others: list[torch.Tensor], tokens: torch.Tensor, by_index: torch.Tensor | None, context: CheckContext
+) -> Iterator[tuple[Told, torch.Tensor]]:
+    """[sequences, places] bool: which places are real, where padding comes before them."""
+    for x in others:
+        if x.shape == tokens.shape and bool(((x == 0) | (x == 1)).all()):
+            yield from (("mask", mask) for mask in ((x, ~x) if x.dtype == torch.bool else (x == 1,)) if _at_the_start(mask))
+    if by_index is not None and _at_the_start(by_index):
+        yield "index", by_index
+    first = tokens[tokens[:, 0] == tokens[:, 1], 0]
+    real = tokens != first.mode().values if len(first) else None
+    if real is not None and _at_the_start(real) and bool((real.sum(1) != real.sum(1)[0]).any()):
+        yield from (("lengths", real) for x in others if torch.equal(x.cpu(), real.sum(1).cpu()))
+        same = (t for t in context.targets[:1] if t.shape == tokens.shape)
+        yield from (("targets", real) for t in same if bool((t[~real.to(t.device)] == IGNORED).all()))
 
 
 def _told(others: list[torch.Tensor], rows: int, length: int, by_index: torch.Tensor | None) -> Iterator[tuple[Told, torch.Tensor]]:
@@ -96,8 +120,11 @@ def _index(copy: TrainingCopy, inputs: Inputs, tokens: torch.Tensor, context: Ch
         inputs.run(copy.model)
     shapes = (tokens.shape, tokens.T.shape)
     index = next((r.padding for r in seen.reads if r.padding is not None and r.tokens.shape in shapes), None)
-    mask = tokens != index if index is not None else None
-    return mask if mask is not None and _at_the_end(mask) else None
+    return tokens != index if index is not None else None
+
+
+def _at_the_start(real: torch.Tensor) -> bool:
+    return _at_the_end(real.flip(1))
 
 
 def _at_the_end(real: torch.Tensor) -> bool:
@@ -203,6 +230,50 @@ class _Case:
         found = Padding(self.padded.told, share, self._varies(), len(chosen), 1.0, 1.0, True, site=masks.last, inverted=True)
         located = self._located(found, chosen[0])
         return replace(located, site=masks.last or located.site)
+
+    def before(self, real: torch.Tensor) -> Padding | None:
+        """Other tokens in the place of the padding, where embeddings read it: what is masked does not show."""
+        names = {id(m): name for name, m in self.copy.model.named_modules()}
+        seen = Reading(names)
+        whole = self._read(seen)
+        reads = [r for r in seen.reads if r.tokens.shape == real.shape and not r.tokens.is_floating_point()]
+        if not reads or whole.dim() < 2 or whole.shape[0] != len(real):
+            return None
+        instead = {}
+        for read in reads[:1]:
+            kinds, index = torch.unique(read.tokens, return_inverse=True)
+            other = torch.where(real.to(index.device), read.tokens, kinds[(index + 1) % len(kinds)])
+            instead = read.instead(other)
+        places = whole.dim() > 2 and whole.shape[1] == real.shape[1]
+        shown = whole[real] if places else whole
+        change = wide((self._read(Reading(names, instead))[real] if places else self._read(Reading(names, instead))) - shown)
+        rows = wide(shown).reshape(-1, shown.shape[-1])
+        size, moved = float(rows.square().mean().sqrt()), float(torch.nan_to_num(change).square().mean().sqrt())
+        lengths, length = self.padded.lengths, self.padded.length
+        found = Padding(
+            self.padded.told,
+            1 - sum(lengths) / (len(lengths) * length),
+            self._varies(),
+            len(lengths),
+            moved if moved > ROUNDING * size else 0.0,
+            float((rows - rows.mean(0)).square().mean().sqrt()),
+            not places,
+            before=True,
+        )
+        if found.effect <= LOOKED_INTO:
+            return found
+
+        def step(changed: bool) -> Any:
+            return self._read(Reading(names, instead if changed else None))
+
+        place = opening(step, names, (length, length), -min(lengths), pooling=not places)
+        if place is None:
+            return found
+        return replace(found, at=place.layer, operation=place.operation, site=site_of(place, self.copy.model, self.context.sites))
+
+    def _read(self, seen: Reading) -> torch.Tensor:
+        with seen:
+            return self._output(self.inputs)
 
     def _chosen(self) -> list[int]:
         """Some sequences of different lengths, the shortest first."""

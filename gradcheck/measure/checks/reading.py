@@ -19,6 +19,8 @@ LOSSES = frozenset((F.cross_entropy, F.nll_loss))
 PICKS = frozenset((torch.gather, torch.Tensor.gather))  # that read the scores of given tokens: losses written by hand, rewards of policies
 # Losses that take hidden states and the head's weight in place of logits.
 FUSED = frozenset(f for f in (getattr(F, "linear_cross_entropy", None),) if f is not None)
+# With targets that are rows of 0 and 1.
+PRODUCTS = frozenset((torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__))
 CHOOSES = frozenset((F.one_hot, torch.Tensor.__getitem__))  # losses written by hand pick the scores of their targets so
 IGNORED = -100  # torch's own choice
 
@@ -92,6 +94,10 @@ class Reading(ActivationRecorder):
         if function in CHOOSES and self.recording:
             by = args if function is F.one_hot else args[1:]
             self.chosen += [t.detach() for t in tensors_in(by, 2) if t.dtype == torch.int64 and t.numel() >= FEWEST]
+        if function is torch.Tensor.__getitem__ and self.recording and not self._inside:
+            self._index(*args)
+        if function in PRODUCTS and self.recording and not self._inside:
+            self._weigh(function.__name__.strip("_"), *args[:2])
         known = function is F.embedding or function in LOSSES or function in PICKS
         if not known or not self.recording or self._inside:
             return function(*args, **kwargs)
@@ -179,6 +185,9 @@ class Reading(ActivationRecorder):
     def _ask(self, function: str, args: Any, kwargs: dict[str, Any]) -> None:
         logits = args[0] if args else kwargs["input"]
         target = args[1] if len(args) > 1 else kwargs["target"]
+        if target.is_floating_point() and logits.dim() > 1 and target.shape == logits.shape:
+            classes = classes_of(target.movedim(1, -1))
+            target = classes if classes is not None else target
         if target.is_floating_point() or logits.dim() not in (target.dim(), target.dim() + 1):
             return
         ignored = args[4] if len(args) > 4 else kwargs.get("ignore_index", IGNORED)
@@ -186,9 +195,45 @@ class Reading(ActivationRecorder):
         rows = rows.reshape(-1, rows.shape[-1])
         self.asked.append(Asked(function, rows, target.detach(), ignored, location_of_frame(caller())))
 
+    def _weigh(self, function: str, *factors: Any) -> None:
+        """Scores times rows of 0 and 1 that mark one class each: the classes are asked for."""
+        tensors = [t for t in factors if isinstance(t, torch.Tensor) and t.dim() > 1]
+        if len(tensors) < 2 or tensors[0].shape != tensors[1].shape or tensors[0].shape[-1] < SHORTEST:
+            return
+        for scores, marks in (tensors, tensors[::-1]):
+            classes = classes_of(marks) if scores.is_floating_point() and scores.numel() >= FEWEST * scores.shape[-1] else None
+            if classes is not None:
+                rows = scores.detach().reshape(-1, scores.shape[-1])
+                self.asked.append(Asked(function, rows, classes, IGNORED, location_of_frame(caller()), picked=True))
+                return
+
+    def _index(self, scores: torch.Tensor, index: Any) -> None:
+        """`scores[arange(n), target]`."""
+        if not (isinstance(index, tuple) and len(index) == 2 and scores.dim() == 2 and scores.is_floating_point()):
+            return
+        rows, target = index
+        if not isinstance(target, torch.Tensor) or target.dtype != torch.int64 or target.shape != scores.shape[:1] or len(target) < FEWEST:
+            return
+        rows = torch.as_tensor(rows) if isinstance(rows, (list, range)) else rows
+        if isinstance(rows, torch.Tensor) and torch.equal(rows.cpu(), torch.arange(len(scores), device="cpu")):
+            self.asked.append(Asked("gather", scores.detach(), target.detach(), IGNORED, location_of_frame(caller()), picked=True))
+
     def _pick(self, scores: torch.Tensor, dim: int | str, index: torch.Tensor, **_: Any) -> None:
         """Picks one entry of the last axis at each place."""
         last = dim in (-1, scores.dim() - 1) and index.shape == (*scores.shape[:-1], 1)
         if last and scores.dim() > 1 and scores.is_floating_point():
             rows = scores.detach().reshape(-1, scores.shape[-1])
             self.asked.append(Asked("gather", rows, index.detach()[..., 0], IGNORED, location_of_frame(caller()), picked=True))
+
+
+def classes_of(marks: torch.Tensor) -> torch.Tensor | None:
+    """The class that each row of `marks` [..., classes] has a 1 for, -100 for rows of zeros; None if it holds anything else."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        marks = marks.detach()
+        first = marks.reshape(-1, marks.shape[-1])[0]
+        if int((first != 0).sum()) > 1 or not bool(((marks == 0) | (marks == 1)).all()):
+            return None
+        counts = marks.sum(-1)
+        if not bool((counts <= 1).all()) or not bool((counts == 1).any()):
+            return None
+        return marks.to(torch.uint8).argmax(-1).masked_fill(counts == 0, IGNORED)

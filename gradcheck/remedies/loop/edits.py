@@ -45,6 +45,7 @@ REMEDIES = (
     _treatment("causal-attention", "a causal mask", "PyTorch documentation, torch.nn.functional.scaled_dot_product_attention"),
     _treatment("merge-heads", "heads merged place by place", "Vaswani et al. 2017, Attention is all you need, section 3.2.2"),
     _treatment("shift-labels", "labels that are one token ahead", "Transformers documentation, labels of causal language models"),
+    _treatment("supervise-targets", "targets that count", "PyTorch documentation, torch.nn.functional.cross_entropy, ignore_index"),
     _treatment("rank-stabilised-scale", "alpha over the root of the rank", "Kalajdzievski 2023, A rank stabilization scaling factor"),
     _treatment("change-schedule", "a schedule over epochs", "PyTorch documentation, torch.optim, How to adjust learning rate"),
 )

@@ -1,10 +1,10 @@
-"""What is predicted from what: labels shifted twice, or not at all, code that lets places see later ones; and the scale of adapters."""
+"""What is predicted from what: labels misaligned or all masked out, attention and heads that see later positions; the scale of adapters."""
 
 import ast
 
 from gradcheck.remedies.editing.context import Context, Writer
 from gradcheck.remedies.editing.draft import Draft, Edit, Unwritable
-from gradcheck.remedies.editing.nodes import argument, called, closed, set_argument
+from gradcheck.remedies.editing.nodes import argument, assigned, called, closed, is_literal, set_argument
 from gradcheck.types.fix import Fix
 
 
@@ -65,6 +65,57 @@ def _reshaped(draft: Draft, whole: ast.expr, end: ast.expr, text: str) -> str:
     return text + draft.source(whole).removeprefix(draft.source(end)).replace(".view(", ".reshape(")
 
 
+def supervise(p: Fix, context: Context) -> None:
+    """Where targets are replaced by what the loss ignores, the others are: `y.masked_fill(pad, -100)` gets `~pad`; `[-100] * len(ids)`
+    becomes `list(ids)`. There must be one such place."""
+    seen = context.measurement.sequence.supervision if context.measurement.sequence is not None else ()
+    ignored = next((s.ignore_index for s in seen if s.site == p.location and s.empty), None)
+    if ignored is None:
+        raise Unwritable("batches have targets: which of the sequences are cut off is not written in the code")
+    found = [e for d in context.all_drafts() for n in ast.walk(d.tree) if (e := _unmasked(d, n, ignored)) is not None]
+    if len(found) != 1:
+        raise Unwritable(f"{len(found)} places of your files make targets {ignored}: which of them masks too much is not written there")
+    draft, edits = found[0]
+    draft.edit(edits)
+
+
+def _unmasked(draft: Draft, node: ast.AST, ignored: int) -> tuple[Draft, list[Edit]] | None:
+    """What turns a mask round that takes targets out."""
+
+    def fills(value: ast.expr | None) -> bool:
+        value = assigned(draft, value) if isinstance(value, ast.Name) else value
+        return value is not None and is_literal(value) and ast.literal_eval(value) == ignored
+
+    def swapped(one: ast.expr, other: ast.expr) -> tuple[Draft, list[Edit]]:
+        texts = draft.source(other), draft.source(one)
+        return draft, [Edit(*draft.span(place), text) for place, text in zip((one, other), texts, strict=True)]
+
+    mask: ast.expr | None = None
+    if isinstance(node, ast.Call) and called(node) in ("masked_fill", "masked_fill_") and fills(argument(node, "value", 1)):
+        mask = argument(node, "mask", 0)
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript) and fills(node.value):
+        mask = node.targets[0].slice if not isinstance(node.targets[0].slice, (ast.Slice, ast.Tuple, ast.Constant)) else None
+    elif isinstance(node, ast.Call) and called(node) == "where" and len(node.args) == 3 and any(map(fills, node.args[1:])):
+        return swapped(node.args[1], node.args[2])
+    elif isinstance(node, ast.IfExp) and (fills(node.body) or fills(node.orelse)):
+        return swapped(node.body, node.orelse)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and isinstance(node.left, ast.List) and len(node.left.elts) == 1:
+        length = node.right
+        if fills(node.left.elts[0]) and called(length) == "len" and not isinstance(draft.parent(node), ast.BinOp):
+            assert isinstance(length, ast.Call)
+            return draft, [Edit(*draft.span(node), f"list({draft.source(length.args[0])})")]
+    return (draft, [Edit(*draft.span(mask), _turned(draft, mask))]) if mask is not None else None
+
+
+def _turned(draft: Draft, mask: ast.expr) -> str:
+    if isinstance(mask, ast.UnaryOp) and isinstance(mask.op, ast.Invert):
+        return draft.source(mask.operand)
+    opposite = {ast.Eq: "!=", ast.NotEq: "==", ast.Lt: ">=", ast.GtE: "<", ast.Gt: "<=", ast.LtE: ">"}
+    if isinstance(mask, ast.Compare) and len(mask.ops) == 1 and type(mask.ops[0]) in opposite:
+        return f"{draft.source(mask.left)} {opposite[type(mask.ops[0])]} {draft.source(mask.comparators[0])}"
+    return f"~{closed(draft, mask)}"
+
+
 def stabilise(p: Fix, context: Context) -> None:
     """`LoraConfig(r=128, ...)` gets its `use_rslora=True`."""
     calls = ((draft, node) for draft in context.all_drafts() for node in ast.walk(draft.tree) if isinstance(node, ast.Call))
@@ -76,6 +127,7 @@ def stabilise(p: Fix, context: Context) -> None:
 
 WRITERS: dict[str, Writer] = {
     "shift-labels": shift,
+    "supervise-targets": supervise,
     "rank-stabilised-scale": stabilise,
     "causal-attention": attention,
     "merge-heads": merge,

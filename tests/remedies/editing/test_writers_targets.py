@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradcheck.types.sequence import SequenceFacts, TokenStream
+from gradcheck.types.sequence import SequenceFacts, Supervision, TokenStream
 from tests.remedies.editing.sheets import HEAD, Sheet, fix
 
 
@@ -42,6 +42,33 @@ def test_labels_are_shifted_once(ahead: int, before: str, after: str) -> None:
 def test_a_shift_that_is_not_written_there(ahead: int, loss: str) -> None:
     written, place = sheet(loss, ahead)
     assert f"model.py:{place.line}" in written.refused(fix("shift-labels", location=place))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("y.masked_fill(known, -100)", "y.masked_fill(~known, -100)"),
+        ("y.masked_fill_(~known, -100)", "y.masked_fill_(known, -100)"),
+        ("torch.where(known == 1, IGNORED, y)", "torch.where(known == 1, y, IGNORED)"),
+        ("[IGNORED] * len(y)", "list(y)"),
+        ("[-100 if k else t for t, k in zip(y, known)]", "[t if k else -100 for t, k in zip(y, known)]"),
+    ],
+)
+def test_targets_that_are_all_masked_out(before: str, after: str) -> None:
+    loss = "def loss_fn(logits, y):\n    return F.cross_entropy(logits, y)\n"
+    text = f"{HEAD}IGNORED = -100\ndef targets(y, known):\n    return {before}\n{loss}"
+    written = Sheet(text)
+    place = written.at("F.cross_entropy(logits, y)")
+    facts = SequenceFacts(supervision=(Supervision("cross_entropy", 4, 4, -100, finite=False, site=place),))
+    written = written.having(sequence=facts)
+    assert written.edited(fix("supervise-targets", location=place)) == text.replace(before, after)
+
+
+def test_two_places_that_mask_targets() -> None:
+    written = Sheet(f"{HEAD}y[known > 0] = -100\ny[:3] = -100\ny[other] = -100\nF.cross_entropy(a, y)\n")
+    place = written.at("F.cross_entropy(a, y)")
+    facts = SequenceFacts(supervision=(Supervision("cross_entropy", 4, 4, -100, finite=False, site=place),))
+    assert "2 places" in written.having(sequence=facts).refused(fix("supervise-targets", location=place))
 
 
 def test_adapters_are_scaled_by_the_root_of_their_rank() -> None:
