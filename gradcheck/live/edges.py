@@ -6,7 +6,6 @@ the graph, and guards nothing of it. Calls from inside another compiled function
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from gradcheck.instrument.activation_recorder import Call
+from gradcheck.live.models import compiled_modules
 from gradcheck.live.taps import LiveTaps
 
 INSIDE = "_orig_mod"  # of a module that `torch.compile` returned: what was compiled
@@ -79,8 +79,7 @@ def compiled_calls(model: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str,
     run as they are."""
     if getattr(sys.modules.get("torch._dynamo.config"), "disable", False):
         return
-    kind = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
-    around = [x for x in gc.get_objects() if kind is not None and type(x) is kind and "forward" in vars(x)]
+    around = [x for x in compiled_modules() if "forward" in vars(x)]
     inside: list[str] = []
     for path, module in model.named_modules():
         name = ".".join(part for part in path.split(".") if part != INSIDE)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from gradcheck.instrument.running_code import is_wrapper
 
 T = TypeVar("T")
+FEW = 30  # classes: who refers to so few, as their objects do, is found sooner than by asking all (measured: 37 and 70 ms of 16)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -30,11 +31,15 @@ def compiled_parts(model: nn.Module) -> list[str]:
     config = sys.modules.get("torch._dynamo.config")
     if config is not None and getattr(config, "disable", False):
         return []
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    kind = getattr(frames, "OptimizedModule", None)
-    compiled = {id(x._modules.get("_orig_mod")) for x in gc.get_objects() if kind is not None and type(x) is kind}
+    compiled = {id(x._modules.get("_orig_mod")) for x in compiled_modules()}
     found = [n for n, m in model.named_modules() if id(m) in compiled or m._compiled_call_impl is not None]
     return list(dict.fromkeys(".".join(part for part in name.split(".") if part != "_orig_mod") for name in found))
+
+
+def compiled_modules() -> list[nn.Module]:
+    """What torch.compile made of modules, all of the process."""
+    kind = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    return [x for x in gc.get_referrers(kind) if type(x) is kind] if kind is not None else []
 
 
 def living_modules() -> list[nn.Module]:
@@ -49,9 +54,11 @@ def living_optimizers() -> list[Optimizer]:
 
 def _living(kind: type[T]) -> list[T]:
     """All objects of a kind. Their types are compared: some objects of torch warn when they are looked at."""
-    kinds, pending = {id(kind)}, [kind]
+    kinds: dict[int, type[T]] = {id(kind): kind}
+    pending = [kind]
     while pending:
         new = [k for k in type.__subclasses__(pending.pop()) if id(k) not in kinds]
-        kinds.update(map(id, new))
+        kinds |= {id(k): k for k in new}
         pending += new
-    return [x for x in gc.get_objects() if id(type(x)) in kinds]
+    objects = gc.get_referrers(*kinds.values()) if len(kinds) <= FEW else gc.get_objects()
+    return [x for x in objects if id(type(x)) in kinds]
