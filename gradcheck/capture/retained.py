@@ -26,6 +26,7 @@ MARKED = 4  # nodes of a loss that are marked: scales of it are made again, the 
 KEPT = 8  # steps whose graphs must be alive at once before what keeps them is looked for
 DENSE = 0.5  # share of the steps since the first of these
 FOLLOWED = 256  # losses
+GLANCE = 64  # of them, after which it is over where none is kept: what keeps graphs does so from the first step of a run or epoch on
 NODE = 450  # bytes of a node of the graph after its backward pass. Measured: growth of the process over 1500 kept graphs of a net of linear
 # layers (467 a node) and of a transformer (442)
 FRAMES = 30  # up the stack
@@ -62,10 +63,11 @@ class Retained(LoopListener):
     def __init__(self, recording: Steps) -> None:
         self.recording = recording
         self.found: dict[Location | None, LoopRetained] = {}  # by the place of the backward pass
-        self._losses: list[_Loss] = []
+        self._losses: list[_Loss] = []  # whose graphs live
+        self._followed = 0
 
     def before_backward(self, losses: Sequence[torch.Tensor], given: bool) -> None:
-        if self.recording.busy or len(self._losses) >= FOLLOWED:
+        if self._followed >= (FOLLOWED if len(self._losses) >= KEPT // 2 else GLANCE) or self.recording.busy:
             return
         for loss in losses:
             if loss.grad_fn is not None:
@@ -81,8 +83,11 @@ class Retained(LoopListener):
         for node in _first_nodes(loss.grad_fn):
             node.metadata[_KEY] = mark
         step = self.recording.steps
-        self._losses.append(_Loss(weakref.ref(mark), step, place))
-        alive = sorted({x.step for x in self._losses if x.place == place and x.mark() is not None})
+        self._followed += 1
+        self._losses = [x for x in self._losses if x.mark() is not None] + [_Loss(weakref.ref(mark), step, place)]
+        if len(self._losses) < KEPT:
+            return
+        alive = sorted({x.step for x in self._losses if x.place == place})
         known = self.found.get(place)
         if len(alive) < KEPT or len(alive) < DENSE * (step - alive[0] + 1):
             return

@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ class LoopHooks:
         self._inside = 0  # a backward pass may run another one
         self._stepping: list[Optimizer] = []  # a step may run that of another optimizer, or that of its base class
         self.failure: Exception | None = None  # of gradcheck's own code: nothing is reported from then on
+        self.seconds = 0.0  # that listeners took, since `forget`
+        self._began = 0.0
 
     def install(self) -> None:
         """If it raises, no part of it is left behind."""
@@ -79,15 +82,22 @@ class LoopHooks:
 
     def _tell(self, event: str, *args: Any) -> None:
         """The user's loop must not fail because it is watched. What ends it on purpose is not an Exception."""
-        if self.failure is not None:
+        heard = self._heard[event]
+        if not heard or self.failure is not None:
             return
+        self._began = time.perf_counter()
         try:
-            for hear in self._heard[event]:
+            for hear in heard:
                 hear(*args)
         except Exception as error:
             self.failure = error
             for listener in self.listeners:
                 listener.failed(error)
+        self.seconds += time.perf_counter() - self._began
+
+    def forget(self) -> None:
+        """What listeners have taken so far, the one that calls this included, is accounted for elsewhere."""
+        self.seconds, self._began = 0.0, time.perf_counter()
 
     def _telling_of(self, event: str, *, before: bool = False) -> Callable[[_Function], _Function]:
         """A wrapper around a method that reports its object."""
@@ -145,7 +155,8 @@ class LoopHooks:
         if not first:
             return None
         self._tell("before_step", optimizer, callable(closure))
-        self._tell("step_given", _options(optimizer, args[1:], kwargs) if len(args) > 1 or kwargs else {})
+        if self._heard["step_given"]:
+            self._tell("step_given", _options(optimizer, args[1:], kwargs) if len(args) > 1 or kwargs else {})
         return _with_closure(args, kwargs, self._evaluating(closure)) if callable(closure) else None
 
     def _evaluating(self, closure: _Function) -> _Function:

@@ -7,6 +7,8 @@ from gradcheck.config.settings import EVERY, OVERHEAD
 from gradcheck.live.step_timer import StepTimer
 
 EARLY = 4  # the first steps, all measured: they warm up, and their cost is not part of the share
+HELD = 0.8  # of the share that is used: what hooks push out of the processor's caches is felt by the steps, and not seen by the clock
+UNAVOIDABLE = 0.75  # of the share, at the most, for the hooks of other steps: very small steps are looked at now and then, too
 PATIENCE = 30.0  # seconds after which a step closer than EVERY may be measured: steps of large models take long
 
 
@@ -24,7 +26,7 @@ class Cadence:
     _last: int = 0  # the last measured step
     _asked: bool = False  # the next step is to be measured ahead of its time
     _lent: bool = False  # such a step has been taken since the last one that was due
-    _due: float | None = None  # on the clock; None: not yet known
+    _due: float = 0.0  # on the clock; or before that, when hooks have taken long since
     _patient: float = 0.0  # likewise
 
     def ask(self) -> None:
@@ -43,7 +45,7 @@ class Cadence:
             self.wanted = step - self._last >= self.agreed
         else:
             now = self.pace.now
-            self.wanted = (step - self._last >= EVERY or now >= self._patient) and now >= self._is_due()
+            self.wanted = (step - self._last >= EVERY or now >= self._patient) and self._is_due(now)
 
     def note(self, step: int) -> None:
         """The measured step with this number, and what followed it, are over."""
@@ -53,14 +55,16 @@ class Cadence:
             pace.begin_share()
         if self.every is not None or step < EARLY - 1:
             return
-        self._patient, self._due = pace.now + PATIENCE, None
+        self._patient, self._due = pace.now + PATIENCE, 0.0
 
-    def _is_due(self) -> float:
+    def _is_due(self, now: float) -> bool:
         """Whether another measured step, with all that was spent before, stays within the share."""
-        if self._due is None:
-            pace = self.pace
-            self._due = pace.began + (pace.spent + pace.own + pace.next_cost) / self.share
-        return self._due
+        if now < self._due:
+            return False
+        pace, held = self.pace, HELD * self.share
+        own = min(pace.own, UNAVOIDABLE * held * (now - pace.began))
+        self._due = pace.began + (pace.spent + own + pace.next_cost) / held
+        return now >= self._due
 
     @property
     def interval(self) -> int | None:

@@ -54,9 +54,9 @@ class LiveJudge:
         return Report(record.name, (), (), (measurement,), (), time.perf_counter() - record.started, __version__)
 
     def _optimizers(self) -> list[Optimizer]:
-        """All of the process. Looking for them takes long where many objects live: the first judgements do it once, or when one is made."""
+        """All of the process. Looking for them takes long where many objects live: it is done once, when one is made, and at the end."""
         record = self.record
-        if len(record.measured) > EARLY or self._made != record.made:
+        if record.log.over or self._made != record.made:
             self._made, self._living = record.made, [weakref.ref(o) for o in living_optimizers()]
         return [o for reference in self._living if (o := reference()) is not None]
 

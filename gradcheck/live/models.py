@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from gradcheck.instrument.running_code import is_wrapper
 
 T = TypeVar("T")
+FEW = 30  # classes: who refers to so few, as their objects do, is found sooner than by asking all (measured: 37 and 70 ms of 16)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -50,9 +51,11 @@ def living_optimizers() -> list[Optimizer]:
 
 def _living(kind: type[T]) -> list[T]:
     """All objects of a kind. Their types are compared: some objects of torch warn when they are looked at."""
-    kinds, pending = {id(kind)}, [kind]
+    kinds: dict[int, type[T]] = {id(kind): kind}
+    pending = [kind]
     while pending:
         new = [k for k in type.__subclasses__(pending.pop()) if id(k) not in kinds]
-        kinds.update(map(id, new))
+        kinds |= {id(k): k for k in new}
         pending += new
-    return [x for x in gc.get_objects() if id(type(x)) in kinds]
+    objects = gc.get_referrers(*kinds.values()) if len(kinds) <= FEW else gc.get_objects()
+    return [x for x in objects if id(type(x)) in kinds]

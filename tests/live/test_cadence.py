@@ -52,6 +52,18 @@ def test_the_share_is_held_on_any_step_however_small(bare: float, share: float, 
     assert run.spent <= share * (run.now - began) * 1.02 + 0.03
 
 
+@pytest.mark.parametrize(("own", "held"), [(0.00003, 0.03), (0.001, 0.05)])
+def test_hooks_of_other_steps_count_and_never_stop_the_looking(own: float, held: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, 0.003, 0.012, share=0.03)
+    run.take(4)
+    began, run.spent, run.steps = run.now, 0.0, []
+    for step in range(4, 8004):
+        run.now, run.pace.own = run.now + own, run.pace.own + own
+        run.take(1, step)
+    assert len(run.steps) >= 3
+    assert run.spent + min(run.pace.own, 0.02 * (run.now - began)) <= held * (run.now - began)
+
+
 def test_at_most_one_step_in_fifty_unless_steps_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Run(monkeypatch, 0.1, 0.101).take(160) == [0, 1, 2, 3, 53, 103, 153]
     long = Run(monkeypatch, 4.0, 4.2).take(30)

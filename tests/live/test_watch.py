@@ -449,3 +449,25 @@ def test_one_board_at_a_time() -> None:
     with gradcheck.watch(nn.Linear(2, 2)), pytest.raises(ConfigError, match="another run"):
         gradcheck.watch(nn.Linear(2, 2)).start()
     gradcheck.watch(nn.Linear(2, 2)).start().close()
+
+
+def test_judging_looks_for_the_optimizers_of_the_process_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradcheck.live import live_judge
+
+    looked: list[int] = []
+    monkeypatch.setattr(live_judge, "living_optimizers", lambda: looked.append(1) or [])
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradcheck.watch(model, optimizer, every=1) as board:
+        for _ in range(9):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).pow(2).mean().backward()
+            optimizer.step()
+            board.report()
+        assert len(looked) == 1
+        other = torch.optim.SGD(model.parameters(), lr=0.01)
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).pow(2).mean().backward()
+        optimizer.step()
+        board.report()
+        assert len(looked) == 2 and other.param_groups
