@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+_PLAIN = frozenset((int, float, bool, str, torch.dtype, torch.device, torch.Size))  # what most arguments are
 NONE: Callable[[Any], Iterator[torch.Tensor]] = lambda _: iter(())  # noqa: E731
 
 
@@ -15,12 +16,12 @@ def tensors_in(value: Any, depth: int = 3, others: Callable[[Any], Iterator[torc
     """The tensors in containers and dataclasses, in order, `depth` levels deep; in objects of other kinds as `others` finds them."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif depth > 0:
-        if isinstance(value, Mapping):
-            for item in value.values():
-                yield from tensors_in(item, depth - 1, others)
-        elif isinstance(value, (tuple, list)):
+    elif depth > 0 and value is not None and type(value) not in _PLAIN:
+        if isinstance(value, (tuple, list)):
             for item in value:
+                yield from tensors_in(item, depth - 1, others)
+        elif isinstance(value, Mapping):
+            for item in value.values():
                 yield from tensors_in(item, depth - 1, others)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             for spec in dataclasses.fields(value):
