@@ -145,6 +145,10 @@ HEALTHY: dict[str, Callable[[], Program]] = {
         Written(lambda n, x: F.relu(n.bn(n.b(F.dropout(F.relu(n.a(x)), 0.3, n.training))))),
         classes(),
     ),
+    "some dropout between a linear layer and its batch norm": lambda: (
+        Written(lambda n, x: F.relu(n.bn(F.dropout(n.b(F.relu(n.a(x))), 0.3, n.training)))),
+        classes(),
+    ),
     "relu by hand": lambda: (Written(lambda n, x: F.relu(n.b((h := n.a(x)) * (h > 0)))), classes()),
     "a bottleneck": lambda: (Written(lambda n, x: F.relu(n.up(n.a(x))), a=nn.Linear(FEATURES, 8), up=nn.Linear(8, 64)), classes()),
     "a bypass": lambda: (Written(lambda n, x: (h := n.a(x)) + F.relu(n.b(h))), classes()),

@@ -12,6 +12,7 @@ from gradcheck.types.training import NonFinite
 from gradcheck.workload.identity_table import IdentityTable
 from gradcheck.workload.tensors import tensors_in
 
+_MOVES = frozenset("view reshape flatten squeeze unsqueeze expand __getitem__ detach transpose permute t contiguous clone".split())
 M = TypeVar("M")
 
 
@@ -37,7 +38,9 @@ class Births(Marks[NonFinite]):
     """`look` at every call in order. A result computed from a non-finite number is traced back to where that number first appeared."""
 
     def look(self, name: str, args: Any, kwargs: Any, output: Any, place: Callable[[], Location | None]) -> None:
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        if name in _MOVES and not self.tensors:
+            return
+        with torch._C.DisableTorchFunction():
             results = [t for t in tensors_in(output, 2) if t.is_floating_point() and not t.requires_grad and not _finite(t)]
             if not results:
                 return

@@ -16,6 +16,10 @@ from gradcheck.capture.updates import Updates
 from gradcheck.instrument.custom_functions import applied
 from gradcheck.instrument.running_code import here, is_wrapper
 
+# Calls without gradient before the first step that are recorded: they show what a loss loses its gradient by, and that it takes what the
+# model did before. Measured: 1000 steps of a policy in an environment take 0.4 s, and 5.6 s with all of them recorded.
+MOST_BLIND = 128
+
 
 class Forward:
     """`before` and `after` are global hooks of modules, `applying` wraps `torch.autograd.Function.apply`."""
@@ -23,6 +27,7 @@ class Forward:
     def __init__(self, recording: Recording, updates: Updates) -> None:
         self.recording, self.updates = recording, updates
         self._stack: list[tuple[nn.Module, Node | None, bool]] = []  # modules that are being called; whether they count for the depth
+        self._blind = 0  # calls without gradient that were recorded
 
     def applying(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Custom functions, which torch does not show to modes, are recorded as one call."""
@@ -82,10 +87,15 @@ class Forward:
         recording.unfollowed.pop(id(module), None)
         if trained and not torch.is_grad_enabled():
             recording.unfollowed[id(module)] = here()
-        if not (trained and (torch.is_grad_enabled() or not recording.connected)) and not tape.is_live(args):
+        if not (trained and (torch.is_grad_enabled() or self._looks_blind())) and not tape.is_live(args):
             return None
         owner, path = recording.owners.of(module)
         return tape.module(owner, path, tape.encode(args), here(), initial=recording.owners.initial)
+
+    def _looks_blind(self) -> bool:
+        """Whether a call without gradient is recorded."""
+        self._blind += 1
+        return not self.recording.connected and self._blind <= MOST_BLIND
 
     def after(self, module: nn.Module, args: Any, *rest: Any) -> None:
         """`rest`: keyword arguments and output; after an exception torch leaves the former out."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device))  # most arguments; what is below takes longer to tell
+_PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size))  # what most arguments are
 NONE: Callable[[Any], Iterator[torch.Tensor]] = lambda _: iter(())  # noqa: E731
 
 

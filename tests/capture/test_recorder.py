@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from gradcheck.capture.build import ReplayMismatch, workload_of
+from gradcheck.capture.forward import MOST_BLIND
 from gradcheck.capture.recorder import Recorder
 from gradcheck.workload.source_sites import record_sites
 from gradcheck.workload.workload import Workload
@@ -331,3 +332,22 @@ def test_all_hooks_and_wrappers_are_gone(ends):
         recorded(loop)
     assert [dict(vars(h)) for h in homes] == before[0]
     assert {n: dict(v) for n, v in hooks.items()} == before[1]
+
+
+def test_a_long_rollout_is_kept_in_part_and_its_loss_still_takes_the_own_past():
+    policy, outputs = net(), []
+
+    def loop() -> list[Any]:
+        states = torch.randn(200, 6, 4)
+        with torch.no_grad():
+            outputs.extend(policy(state).log_softmax(1)[:, 0] for state in states)
+        old, optimizer = torch.stack(outputs), torch.optim.Adam(policy.parameters(), 0.01)
+        for i in torch.randperm(200).split(50):
+            optimizer.zero_grad()
+            (policy(states[i].flatten(0, 1)).log_softmax(1)[:, 0] - old[i].flatten()).exp().mean().backward()
+            optimizer.step()
+        return [policy]
+
+    recorder, _ = recorded(loop)
+    assert sum(recorder.tape.ref(output) is not None for output in outputs) == MOST_BLIND
+    assert [w.own_past for w in workloads(recorder)] == [True]
