@@ -15,7 +15,7 @@ try:
 
     from gradcheck import interrupts
     from gradcheck.cli import guard
-    from gradcheck.cli.exit import FAILED, complain, exits, explain, version
+    from gradcheck.cli.exit import FAILED, LONGEST, complain, exits, explain, version
 except KeyboardInterrupt:  # nothing has begun
     os._exit(130)
 
@@ -46,7 +46,8 @@ def _answer(words: list[str]) -> NoReturn:
             code = 1
         except OSError as error:
             _drop_output()
-            complain(f"error: the output cannot be written: {error.strerror}")
+            complain(f"error: {error.strerror}: {error.filename or 'the output cannot be written'}"[:LONGEST])
+            complain("help: check the name, and what it leads to" if error.filename else "help: redirect it to where there is room")
             code = FAILED
         if interrupts.received():
             code = interrupts.exit_code()
