@@ -270,8 +270,8 @@ class _Watch:
             memory = "the machine may have run out of memory" if -status == signal.SIGKILL else "native code that it calls may have crashed"
             complain(f"help: {memory}; `python -X faulthandler -m gradcheck ...` shows where the code was")
         else:
-            where, how = (self.left, f"os._exit({status})") if self.left else ("the code that was run", f"exit code {status}")
-            complain(f"error: {where}, ended the process with {how} before there was a verdict")
+            where, how = (f"{self.left},", f"os._exit({status})") if self.left else ("the code that was run", f"exit code {status}")
+            complain(f"error: {where} ended the process with {how} before there was a verdict")
             complain("help: leave with an exception, or not at all: what is scanned runs in gradcheck's process")
         return FAILED
 

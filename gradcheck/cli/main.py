@@ -44,6 +44,10 @@ def _answer(words: list[str]) -> NoReturn:
         except BrokenPipeError:  # the reader of our output has gone: `gradcheck rules | head`
             _drop_output()
             code = 1
+        except ModuleNotFoundError as error:  # of the commands themselves: what they run is looked after below
+            complain(f"error: gradcheck needs the package {error.name}, which {sys.executable} does not have")
+            complain("help: python -m pip install gradcheck, with that Python")
+            code = FAILED
         except OSError as error:
             _drop_output()
             complain(f"error: {error.strerror}: {error.filename or 'the output cannot be written'}"[:LONGEST])
