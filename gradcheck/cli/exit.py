@@ -100,7 +100,10 @@ def exits(color: str = "auto") -> Iterator[None]:
         if isinstance(e, SystemExit):
             raise
         said = " ".join(f"{type(e).__name__}: {e}".split())
-        say(GradcheckError(f"the code that is run raised {said}, which is not an Exception", hint="raise exceptions of class Exception"), color)
+        say(
+            GradcheckError(f"the code that is run raised {said}, which is not an Exception", hint="raise exceptions of class Exception"),
+            color,
+        )
         sys.exit(FAILED)
 
 
