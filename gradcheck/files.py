@@ -7,10 +7,14 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradcheck.errors import SavedRunError
+
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
 
 # Bytes. The saved run of a model of 20,000 layers has 49 MB (measured); a device has no end.
 LARGEST = 400_000_000
@@ -54,6 +58,14 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Also for names that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def write_text(path: Path, text: str, hint: str = "give another path after --output FORMAT:") -> None:
     """Raises SavedRunError when the file cannot be written."""
     path = place(str(path))
@@ -92,3 +104,19 @@ def write(path: Path, data: bytes) -> None:
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def temporary_folder() -> TemporaryDirectory[str]:
+    """Its name tells whose it is: `remove_folders_of` removes what a process that was killed has left."""
+    import tempfile
+
+    return tempfile.TemporaryDirectory(prefix=f"gradcheck-{os.getpid()}-", ignore_cleanup_errors=True)
+
+
+def remove_folders_of(processes: Iterable[int]) -> None:
+    import tempfile
+
+    with contextlib.suppress(OSError):  # there may be no folder for temporary files
+        home = Path(tempfile.gettempdir())
+        for folder in [found for pid in processes for found in home.glob(f"gradcheck-{pid}-*")]:
+            shutil.rmtree(folder, ignore_errors=True)

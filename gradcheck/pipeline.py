@@ -207,7 +207,7 @@ def scan_over_ranks(
         if isinstance(said, Exception):
             raise said
         return _of_rank(said, ranks)
-    answer: Report | TargetError = TargetError("rank 0 ended before it had measured the model")
+    answer: Report | TargetError = TargetError("rank 0 ended before it had measured the model", hint="what it printed says why")
     try:
         answer = scan_workload(whole, settings, progress, seen)
         return answer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from gradcheck.bisect import wording
 from gradcheck.bisect.compare import EXACT, GROUP, Comparison, Pair, compare
 from gradcheck.bisect.recording import Recording, load, save
 from gradcheck.errors import ConfigError, TargetError
+from gradcheck.files import temporary_folder
 from gradcheck.live.command import check_interpreter, program_of
 from gradcheck.live.launch import launch
 from gradcheck.types.bisection import Bisection, Parting, StepDistances, Verdict
@@ -82,7 +82,7 @@ def _run(words: Sequence[str], orders: Orders) -> tuple[Recording, str]:
     """What was recorded, and the end of what the program wrote."""
     program = program_of(words, "bisect")
     check_interpreter(program)
-    with tempfile.TemporaryDirectory(prefix="gradcheck-") as name:
+    with temporary_folder() as name:
         folder = Path(name)
         order = {"steps": orders.steps, "seed": orders.seed, "recording": str(folder / "recording")}
         ended = launch(program, CHILD, order, folder, _into(folder / "output"), lambda said: said["kind"] == "end")

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from gradcheck.capture.ranks import note_processes, ranks_kept
 from gradcheck.capture.recorder import Recorder
 from gradcheck.capture.spec import ScriptSpec
 from gradcheck.errors import TargetError
+from gradcheck.files import temporary_folder
 from gradcheck.instrument.patches import Patches
 from gradcheck.loading.importing import session
 from gradcheck.workload.lockstep import hidden_shards
@@ -158,7 +158,7 @@ class _Run:
         self.cwd = Path.cwd()
         self.mirror: Mirror | None = None
         if spec.sandbox or spec.edits:
-            home = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradcheck-", ignore_cleanup_errors=True))
+            home = stack.enter_context(temporary_folder())
             self.mirror = Mirror(Path(home), (self.original, self.cwd), {Path(name).resolve(): data for name, data in spec.edits})
             self.folder = self.mirror.path(self.original)
             stack.enter_context(moved(home, self.original.anchor))

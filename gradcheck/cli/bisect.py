@@ -40,7 +40,7 @@ def bisect(
         from gradcheck.files import place
 
         if not tolerance >= 0:
-            raise ConfigError(f"--tolerance must be 0 or more; got {tolerance}")
+            raise ConfigError(f"--tolerance must be 0 or more; got {tolerance}", hint="--tolerance 0.1")
         if b is None and save is None:
             raise ConfigError("bisect needs two programs", hint="gradcheck bisect before.py after.py")
         outputs = _outputs(output)

@@ -40,7 +40,7 @@ def diff(
         if output_format not in renderers:
             raise ConfigError(f"unknown format {output_format!r}", hint=f"formats: {', '.join(renderers)}")
         if not tolerance >= 0:
-            raise ConfigError(f"--tolerance must be 0 or more; got {tolerance}")
+            raise ConfigError(f"--tolerance must be 0 or more; got {tolerance}", hint="--tolerance 0.1")
         if is_log(Path(base)) or is_log(Path(head)):
             sys.exit(_of_logs(Path(base), Path(head), output_format, columns_of(column), fail_on_new))
         differences = compared(load_all(Path(base)), load_all(Path(head)), Path.cwd(), tolerance)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from gradcheck.errors import GradcheckError
 
 FOUND, FAILED = 1, 2
+LONGEST = 600  # characters of an error, where nothing is loaded that cuts it
+# What the system says of a file that was named, or of how much may be open: no fault of gradcheck's.
+SURROUNDINGS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 USUAL_DEPTH = 1000  # Python's own recursion limit
 
 
@@ -82,6 +85,8 @@ def exits(color: str = "auto") -> Iterator[None]:
             say(GradcheckError("no temporary directory can be written to", hint="set TMPDIR to one, and see ulimit -f"), color)
         elif isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             say(GradcheckError("there is no space left for what is written", hint="make room, or write elsewhere"), color)
+        elif isinstance(e, OSError) and e.errno in SURROUNDINGS and e.filename is not None:
+            say(unusable(e), color)
         elif isinstance(e, ModuleNotFoundError) and e.name == "torch":
             hint = "run gradcheck with the Python that has it: python -m pip install gradcheck there, then python -m gradcheck"
             say(GradcheckError(f"there is no PyTorch in {sys.executable}", hint=hint), color)
@@ -99,6 +104,12 @@ def exits(color: str = "auto") -> Iterator[None]:
         sys.exit(FAILED)
 
 
+def unusable(error: OSError) -> GradcheckError:
+    from gradcheck.errors import GradcheckError
+
+    return GradcheckError(f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}", hint="check the name, and what it leads to")
+
+
 def _has_folder() -> bool:
     try:
         return bool(os.getcwd())
@@ -114,16 +125,39 @@ def _say_interrupted() -> NoReturn:
 def _say_bug(error: Exception) -> None:
     import traceback
 
+    replaced = _replaced(error)
+    if replaced:
+        complain(f"error: the code that is run has replaced {replaced}, which gradcheck needs: {type(error).__name__}: {error}")
+        complain("help: leave the standard library as it is, or put it back before the model is made")
+        return
     complain("".join(traceback.format_exception(error)).rstrip("\n"))
     complain(f"error: gradcheck failed: {type(error).__name__}: {error}")
     complain("help: this is a bug in gradcheck; please report it with the lines above")
+
+
+def _replaced(error: Exception) -> str:
+    """The function of the standard library, in whose place is something else that raised this error or cannot be called; "" for none."""
+    from gradcheck.cli.processes import is_users
+
+    codes, names, trace = [], (), error.__traceback__
+    while trace is not None:
+        codes.append(trace.tb_frame.f_code)
+        names, trace = codes[-1].co_names, trace.tb_next
+    said = str(error) if isinstance(error, TypeError) and "is not callable" in str(error) else ""
+    for module in sorted(sys.stdlib_module_names & sys.modules.keys()):
+        for name, value in list(vars(sys.modules[module]).items()):
+            code = getattr(value, "__code__", None)
+            called = {module, name} <= {*names} and not callable(value) and said.startswith(f"'{type(value).__name__}'")
+            if called or (code in codes and is_users(code.co_filename)):
+                return f"{module}.{name}"
+    return ""
 
 
 def wants_text(output_format: str) -> bool:
     from gradcheck.errors import ConfigError
 
     if output_format not in ("text", "json"):
-        raise ConfigError(f"--output must be text or json; got {output_format!r}")
+        raise ConfigError(f"--output must be text or json; got {output_format!r}", hint="--output json")
     return output_format == "text"
 
 

@@ -13,7 +13,7 @@ try:
 
     from gradcheck import interrupts
     from gradcheck.cli import guard
-    from gradcheck.cli.exit import FAILED, complain, exits, explain, version
+    from gradcheck.cli.exit import FAILED, LONGEST, complain, exits, explain, version
 except KeyboardInterrupt:  # nothing has begun
     os._exit(130)
 
@@ -42,9 +42,14 @@ def _answer(words: list[str]) -> NoReturn:
         except BrokenPipeError:  # the reader of our output has gone: `gradcheck rules | head`
             _drop_output()
             code = 1
+        except ModuleNotFoundError as error:  # of the commands themselves: what they run is looked after below
+            complain(f"error: gradcheck needs the package {error.name}, which {sys.executable} does not have")
+            complain("help: python -m pip install gradcheck, with that Python")
+            code = FAILED
         except OSError as error:
             _drop_output()
-            complain(f"error: the output cannot be written: {error.strerror}")
+            complain(f"error: {error.strerror}: {error.filename or 'the output cannot be written'}"[:LONGEST])
+            complain("help: check the name, and what it leads to" if error.filename else "help: redirect it to where there is room")
             code = FAILED
         if interrupts.received():
             code = interrupts.exit_code()

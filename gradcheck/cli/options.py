@@ -131,5 +131,5 @@ def checked_color(color: str) -> Literal["auto", "always", "never"]:
     from gradcheck.errors import ConfigError
 
     if color not in COLORS:
-        raise ConfigError(f"--color must be auto, always or never; got {color!r}")
+        raise ConfigError(f"--color must be auto, always or never; got {color!r}", hint="--color never")
     return cast(Literal["auto", "always", "never"], color)

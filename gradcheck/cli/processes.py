@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gradcheck.files import remove_folders_of
+
 _OWN = str(Path(__file__).resolve().parent.parent) + os.sep
 # Bytes. measured: the usual 8 MB end at a chain of 16,000 to 20,000 small layers, 30 MB hold one of 50,000 (torch 2.13); Linux keeps
 # 128 MB free below the stack.
@@ -50,10 +52,12 @@ def deepen_stack() -> None:
 
 
 def end_tree(pid: int) -> None:
-    """Kills a process and all that it started."""
-    for each in (*_descendants(pid), pid):
+    """Kills a process and all that it started, and removes their temporary folders."""
+    every = (*_descendants(pid), pid)
+    for each in every:
         with contextlib.suppress(OSError):
             os.kill(each, signal.SIGKILL)
+    remove_folders_of(every)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -95,16 +99,21 @@ def _leave_later(frame: FrameType | None, forget: Callable[[], None]) -> None:
 
 def place_in(trace: str) -> str:
     """The user's innermost line in what faulthandler wrote, else the outermost one that gradcheck called; "" where there is none."""
-    installed = tuple({sysconfig.get_path(x) + os.sep for x in ("stdlib", "platstdlib", "purelib", "platlib")})
     frames = [(m["file"], place_of(m["file"], int(m["line"]), m["name"])) for m in _FRAME.finditer(trace)]
     others = []
     for file, place in frames:
         if file.startswith(_OWN):
             break
-        if not file.startswith((*installed, "<")) and "-packages" + os.sep not in file:
+        if is_users(file):
             return place
         others.append(place)
     return others[-1] if others else ""
+
+
+def is_users(file: str) -> bool:
+    """Whether a file of code is neither gradcheck's nor installed."""
+    installed = {sysconfig.get_path(x) + os.sep for x in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return not file.startswith((*installed, _OWN, "<")) and "-packages" + os.sep not in file
 
 
 def place_of(file: str, line: int, name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from gradcheck import interrupts, rank
 from gradcheck.errors import GradcheckError, TargetError
+from gradcheck.files import temporary_folder, write_text
 from gradcheck.live.command import Program
 from gradcheck.live.launch import launch
 from gradcheck.live.messages import deaf, received, send, speaking
@@ -66,7 +66,7 @@ def scan_program(program: Program, orders: Orders, progress: Callable[[str, floa
             last.update(said)
         return bool(last)
 
-    with tempfile.TemporaryDirectory(prefix="gradcheck-") as folder:
+    with temporary_folder() as folder:
         file = Path(folder) / "run.json"
         order = dataclasses.asdict(orders) | {"report": str(file)}
         ended = launch(program, CHILD, order, Path(folder), nullcontext({"stdout": STDERR}), hear)
@@ -114,7 +114,6 @@ def _scanned(order: dict[str, Any], pipe: IO[str], started: float) -> dict[str, 
         settings = load(config=order["config"], isolated=order["isolated"]).with_flags(**order["flags"])
         run = order["run"] | {"kind": order["kind"], "arguments": tuple(order["arguments"])}
         progress("importing torch", 0.0)
-        from gradcheck.files import write_text
         from gradcheck.pipeline import scan_script
         from gradcheck.saved_run import dumps_all
 

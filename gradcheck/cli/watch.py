@@ -71,7 +71,7 @@ def watch(
         settings = config.settings(**rules.choice, **gate.flags, max_warnings=max_warnings)
         outputs = parse_outputs(output or ())
         if stop_on not in (None, "error", "warning"):
-            raise ConfigError(f"--stop-on must be error or warning; got {stop_on!r}")
+            raise ConfigError(f"--stop-on must be error or warning; got {stop_on!r}", hint="--stop-on error")
         program = program_of(ctx.obj or ())
         check_interpreter(program)
         place = None if no_save else _place(save)
@@ -133,6 +133,9 @@ def _tell(ending: Ending, settings: Settings, outputs: Any, place: Path | None, 
     if report is None:
         if ending.interrupted or ending.code or ending.elsewhere:
             return
+        if ending.failure:
+            hint = "--save PATH names another file, --no-save none" if "write" in ending.failure else "please report it with the line above"
+            raise TargetError("there is no report of the run", hint=hint)
         hint = "the program is to train with an optimizer of torch.optim; from Python: with gradcheck.watch(model, optimizer)"
         raise TargetError("no training was seen", hint=hint)
     if place is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,9 +62,9 @@ class Place:
     table: tuple[str, ...]
     key: str
 
-    def wrong(self, what: str, value: object, hint: str = "") -> ConfigError:
+    def wrong(self, what: str, value: object, hint: str = "without the key its default holds") -> ConfigError:
         name = self.key if not self.table else ".".join((*self.table, self.key))
-        return ConfigError(f"{name} {what}; got {value!r}", hint=hint, location=self.location)
+        return ConfigError(f"{name} {what}; got {reprlib.repr(value)}", hint=hint, location=self.location)
 
     @property
     def location(self) -> Location | None:

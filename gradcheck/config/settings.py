@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gradcheck import files
 from gradcheck.config.keys import Assertion, RuleSettings, TargetSettings, parse
 from gradcheck.config.toml_file import Source, find_file, inline, read_file
 from gradcheck.types.finding import Severity
@@ -114,7 +115,7 @@ def settings_from(config: Settings | Mapping[str, Any] | str | Path | None) -> S
 
 
 def _is_toml(text: str) -> bool:
-    return "=" in text and not Path(text).is_file()
+    return "=" in text and not files.is_file(Path(text))
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

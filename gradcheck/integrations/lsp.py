@@ -5,7 +5,9 @@ The runs are those in the project's folder and in its `.gradcheck/`, as `gradche
 
 from __future__ import annotations
 
+import logging
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,20 @@ SOURCE = "gradcheck"
 
 def serve() -> None:
     """Answers on stdin and stdout until the editor closes them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    logging.getLogger("pygls").addHandler(handler)
     server().start_io()
+
+
+class _OneLine(logging.Formatter):
+    """Of what an editor sent, and cannot be read, the reason and its place: no traceback through the server."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        last = traceback.extract_tb(error.__traceback__)[-1:] if error is not None else []
+        where = f" ({type(error).__name__}: {error}; {last[0].filename}:{last[0].lineno})" if last else ""
+        return clean(f"gradcheck: {record.getMessage().splitlines()[0]}{where}")
 
 
 @dataclass(frozen=True)

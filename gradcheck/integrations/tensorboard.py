@@ -26,7 +26,7 @@ class TensorBoard(Sink):
         self._own = isinstance(writer, str | Path)
         self.writer: Any = _writer(writer) if self._own else writer
         if not hasattr(self.writer, "add_scalar"):
-            raise ConfigError(f"TensorBoard needs a SummaryWriter or a folder, not {type(writer).__name__}")
+            raise ConfigError(f"TensorBoard needs a SummaryWriter or a folder, not {type(writer).__name__}", hint="TensorBoard('runs/1')")
 
     def log(self, step: int, scalars: Mapping[str, float], magnitudes: Mapping[str, Magnitudes]) -> None:
         for name, value in scalars.items():

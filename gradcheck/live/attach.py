@@ -46,6 +46,8 @@ class Seen:
 
 def attach(run: Path, *, color: str = "auto", quiet: bool = False) -> int:
     """Shows the board until the run has ended. Returns 0 then, and 1 when its process was killed. Raises TargetError for no such run."""
+    if board_file(run).exists() and not board_file(run).is_file():
+        raise TargetError(f"{board_file(run)} is no file", hint="name the run that `gradcheck watch --save` writes, or its folder")
     seen = look(run)
     if seen is None:
         hint = f"gradcheck report {run}" if run.exists() else f"gradcheck watch --save {run} -- python train.py"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradcheck.files import temporary_folder
 from gradcheck.live.acting import Actor
 from gradcheck.live.command import Program
 from gradcheck.live.launch import launch
@@ -64,7 +64,7 @@ def run(program: Program, orders: Orders, actor: Actor, *, color: str = "auto", 
             ending.elsewhere = said.get("elsewhere", False)
         return bool(kind == "end")
 
-    with tempfile.TemporaryDirectory(prefix="gradcheck-") as folder:
+    with temporary_folder() as folder:
         file = Path(orders.record or Path(folder) / "run.json")
         before = _written(file)
         order = vars(orders) | {"report": str(file), "shown": bool(orders.record), "parent": os.getpid()}

@@ -61,7 +61,7 @@ def watched(
     if isinstance(overhead, bool) or not isinstance(overhead, int | float) or not 0 < overhead <= 1:
         raise ConfigError(f"overhead must be a share of the run's time, above 0 and at most 1; got {overhead!r}", hint="overhead=0.03")
     if stop_on is not None and stop_on not in SEVERITIES:
-        raise ConfigError(f"stop_on must be error, warning, info or None; got {stop_on!r}")
+        raise ConfigError(f"stop_on must be error, warning, info or None; got {stop_on!r}", hint='stop_on="error"')
     if isinstance(keep_spikes, bool) or not isinstance(keep_spikes, int) or keep_spikes < 0:
         raise ConfigError(f"keep_spikes must be a number of batches; got {keep_spikes!r}", hint="keep_spikes=5")
     for sink in sinks:

@@ -37,7 +37,7 @@ def read(path: Path, columns: Mapping[str, str], clip: float | None = None) -> L
     try:
         return facts(_table(path), columns, clip)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="name the file or folder that the run logged to") from error
 
 
 def _table(path: Path) -> Table:

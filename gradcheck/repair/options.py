@@ -22,11 +22,11 @@ class RepairOptions:
 def options_of(unsafe: bool, steps: int | None, seeds: int, budget: float | None) -> RepairOptions:
     """Raises ConfigError for numbers that make no sense."""
     if steps is not None and (not isinstance(steps, int) or steps < 3):
-        raise ConfigError(f"steps must be a whole number of at least 3; got {steps!r}")
+        raise ConfigError(f"steps must be a whole number of at least 3; got {steps!r}", hint="without it the budget decides")
     if not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(f"seeds must be a whole number of at least 1; got {seeds!r}", hint="three tell a cure from chance")
     if budget is not None and not budget > 0:
-        raise ConfigError(f"budget must be above 0 seconds; got {budget!r}")
+        raise ConfigError(f"budget must be above 0 seconds; got {budget!r}", hint="budget=60")
     return RepairOptions(unsafe, steps or RepairOptions.steps, seeds, budget or 0.0)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from gradcheck import interpreter
 from gradcheck.capture.mirror import Mirror
 from gradcheck.errors import GradcheckError, SavedRunError
+from gradcheck.files import temporary_folder
 from gradcheck.remedies.editing.plan import SourcePlan
 from gradcheck.repair.rescan import looked_at, severities
 from gradcheck.saved_run import load_all
@@ -43,7 +43,7 @@ def _scanned(source: SourcePlan, words: Sequence[str]) -> list[Report]:
     """The scan of the edited files, in a mirror of their folders and of the working directory."""
     here = Path.cwd()
     edits = {Path(path).resolve(): data for path, data in source.texts.items()}
-    with tempfile.TemporaryDirectory(prefix="gradcheck-", ignore_cleanup_errors=True) as folder:
+    with temporary_folder() as folder:
         saved = Path(folder) / "run.json"
         home = Path(folder) / "mirror"
         home.mkdir()

@@ -15,6 +15,7 @@ from gradcheck.report.formatting import Color, clean
 
 Progress = Callable[[str, float], None]  # name of the phase, fraction of it that is done
 
+LONGEST = 600  # characters of a line of an error: eight lines of a terminal (heuristic); the user's own values have no bound
 LINES = "GRADCHECK_PROGRESS_LINES"  # set in the environment by a program that reads the lines below from stderr
 LINE = "gradcheck-progress "  # fraction and phase follow
 
@@ -23,14 +24,19 @@ def print_error(error: GradcheckError, color: Color = "auto") -> None:
     """`error: what`, `  --> where`, `help: next step`."""
     console = make_console(sys.stderr, color)
     first, *rest = error.message.splitlines() or [""]
-    console.print(Text.assemble(("error:", "bold red"), " ", (clean(first), "bold")))
+    console.print(Text.assemble(("error:", "bold red"), " ", (clean(_cut(first)), "bold")))
     for line in filter(str.strip, rest):  # indented: someone else's text must not pass for a command to what reads stderr
-        console.print(Text(f"  | {clean(line)}"))
+        console.print(Text(f"  | {clean(_cut(line))}"))
     if error.location is not None:
         scope = f"  in {clean(error.location.scope)}" if error.location.scope else ""
         console.print(Text.assemble(("  --> ", "bold blue"), clean(str(error.location)), scope))
     if error.hint:
-        console.print(Text.assemble(("help:", "bold cyan"), " ", clean(error.hint)))
+        console.print(Text.assemble(("help:", "bold cyan"), " ", clean(_cut(error.hint))))
+
+
+def _cut(text: str) -> str:
+    """Beginning and end of what is too long, as of an error that quotes a value in full."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 3 :]}"
 
 
 @contextmanager

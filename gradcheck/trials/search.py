@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +118,7 @@ def _place(options: Options, workers: int) -> Iterator[str | None]:
     if options.study is not None or workers == 1:
         yield options.study
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with files.temporary_folder() as folder:
         yield str(Path(folder) / "study.log")
 
 

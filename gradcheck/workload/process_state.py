@@ -37,7 +37,8 @@ def untouched() -> Iterator[None]:
             torch.set_default_device(device)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        if (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()) != deterministic:
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])  # it imports the compiler: seconds
         torch.autograd.set_detect_anomaly(*anomaly)
         if torch.get_float32_matmul_precision() != precision:
             torch.set_float32_matmul_precision(precision)

@@ -26,7 +26,7 @@ LAST_WORDS = 5.0  # seconds that rank 0 waits at the end for the last messages o
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.02  # seconds between two looks into the store
 _NOT_STARTED = "torch.distributed was not initialised"
 
-_meetings: dict[str, int] = {}  # runs of each kind in this process so far: each has its own keys in the store
+_meetings: dict[str, int] = {}  # the last run of each kind that this process came to: each has its own keys in the store
 
 
 class RankGroup:
@@ -64,8 +64,10 @@ class RankGroup:
         if self._store.add(f"{phase}/present", 1) >= self.count:
             self._store.compare_set(decided, "", "yes")
         end = time.monotonic() + PATIENCE
-        said = f"gradcheck: rank {self.rank} waits up to {PATIENCE:g} s for the other ranks: {advice}" if advice else ""
-        self._wait(lambda: self._store.check([decided]), lambda: time.monotonic() > end or self._store.check(["over"]), said)
+        said = f"gradcheck: rank {self.rank} waits up to {PATIENCE:g} s for the other ranks, and then goes on without them: {advice}"
+        self._wait(
+            lambda: self._store.check([decided]), lambda: time.monotonic() > end or self._store.check(["over"]), said if advice else ""
+        )
         if self._store.compare_set(decided, "", "no") == b"yes":
             if self.leads and self._met:  # no one is there any more
                 self._store.delete_key(f"{self._met}/present")
@@ -206,10 +208,18 @@ def join(run: str = "watch", *, alone: bool = False, advice: str = "") -> RankGr
             return None
         from torch.distributed.distributed_c10d import PrefixStore, _get_default_store  # builds without it lack the names
 
-        _meetings[run] = _meetings.get(run, 0) + 1
-        prefix = f"gradcheck/{run}/{_meetings[run]}"
-        ranks = RankGroup(dist.get_rank(), dist.get_world_size(), PrefixStore(prefix, _get_default_store()))
+        store = _get_default_store()
+        _meetings[run] = number = _next_meeting(run, store)
+        ranks = RankGroup(dist.get_rank(), dist.get_world_size(), PrefixStore(f"gradcheck/{run}/{number}", store))
         ranks._open(advice)
         return ranks
     rank, count = launched()
     return RankGroup(rank, count, why=_NOT_STARTED) if count > 1 else None
+
+
+def _next_meeting(run: str, store: Any) -> int:
+    """The first one that this process has not come to, and that others have not left already because it did not come."""
+    number = _meetings.get(run, 0) + 1
+    while store.check([f"gradcheck/{run}/{number}/over"]):
+        number += 1
+    return number

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import BY_VALUE, number, percent
+from gradcheck.analysis.wording import BY_VALUE, number, percent, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
 
@@ -112,7 +112,7 @@ def _other_data(level: RankLevel, count: int, limits: Limits) -> Finding:
 
 def _apart(ranks: RankFacts, since: int, limit: float) -> Finding:
     first, last = ranks.steps[since], ranks.steps[-1]
-    worst = f"{last.parameter} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})"
+    worst = f"{quoted(last.parameter)} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})"
     share = f"{last.differing} of {last.compared} parameters"
     if first.step == 0:
         how = f"the {ranks.count} ranks started from different parameters, and nothing brings them together"
@@ -144,7 +144,7 @@ def _averaged(ranks: RankFacts, since: int, limit: float) -> Finding:
     return found(
         "info",
         f"the parameters of {ranks.count} ranks differ since step {ranks.steps[since].step}, and were equal before, after they had "
-        f"differed: {last.parameter} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})",
+        f"differed: {quoted(last.parameter)} on rank {last.rank} is {_far(last)} away from rank 0's (limit {number(limit)})",
         layers=(last.parameter.rpartition(".")[0],),
         evidence=(_evidence(last, limit),),
         remedies=(Remedy("synchronise-ranks", "save and evaluate the model after its parameters were averaged"),),

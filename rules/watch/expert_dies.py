@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from gradcheck.analysis.wording import number, percent
+from gradcheck.analysis.wording import number, percent, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
@@ -87,7 +87,7 @@ def _died(g: Gauge, r: Router, limits: Limits) -> bool:
 def _finding(dead: list[Gauge], r: Router, limits: Limits) -> Finding:
     worst, bound = dead[0], limits["dead"] / r.experts
     since = next(s for s in worst.steps if all(v <= bound for t, v in zip(worst.steps, worst.values, strict=True) if t >= s))
-    names = " and ".join(g.name for g in dead[:3])
+    names = " and ".join(quoted(g.name) for g in dead[:3])
     message = (
         f"{names} {'gets' if len(dead) == 1 else 'get'} no tokens any more, from step {since} on or shortly before "
         f"({percent(worst.values[-1])} of the choices, limit {percent(bound)}; {percent(worst.peak)} at step {worst.peak_step}): no "

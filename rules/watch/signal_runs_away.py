@@ -82,7 +82,7 @@ def _finding(m: Measurement, bad: list[tuple[Layer, float, float]], limits: Limi
     largest, _, most = max(bad, key=lambda b: b[2])
     further = f", and most in {quoted(largest.name)} ({number(most)} times)" if largest is not first else ""
     message = (
-        f"the output of {first.name or 'the model'} has grown {number(last)} times in the last third of the run (limit "
+        f"the output of {quoted(first.name)} has grown {number(last)} times in the last third of the run (limit "
         f"{number(limits['growth'])}), after {number(before)} times in the third before{further}{others(len(bad) - 1, 'layer')}: what "
         "follows leaves its range before the loss shows it"
     )

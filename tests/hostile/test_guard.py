@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def command():
             sys.exit(interrupts.exit_code())
     sys.exit({code})
 
-guard.SLACK, guard.TIMES, guard.LAST = {slack}, 1.0, 1.0
+guard.SLACK, guard.TIMES, guard.LAST, guard.AGAIN = {slack}, 1.0, 1.5, 0.7
 sys.exit(guard.run(command))
 """
 
@@ -102,6 +103,31 @@ def test_a_signal_that_the_code_swallows_ends_it_all_the_same(tmp_path: Path) ->
     process.terminate()
     code, _, err = ended(process)
     assert code == 143 and err == "interrupted\n" and gone(child)
+
+
+def test_a_process_that_has_to_be_killed_leaves_no_folder(tmp_path: Path) -> None:
+    folder = "from gradcheck.files import temporary_folder; kept = temporary_folder(); open(kept.name + '/file', 'w').close()"
+    process = started(tmp_path, f"{folder}\n    for n in (2, 15, 1): signal.signal(n, signal.SIG_IGN)\n    {HERE}; time.sleep(60)")
+    child = waited_for(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    assert ended(process)[0] == 129 and not [*Path(tempfile.gettempdir()).glob(f"gradcheck-{child}-*")]
+
+
+def test_a_signal_whose_exception_is_lost_comes_again(tmp_path: Path) -> None:
+    """As in a destructor, whose exceptions Python drops."""
+    again = "try: time.sleep(60)\n    except BaseException: print('again')"
+    user = f"try:\n        {HERE}; time.sleep(60)\n    except BaseException: pass\n    {again}"
+    process = started(tmp_path, user)
+    waited_for(tmp_path)
+    process.terminate()
+    assert ended(process)[1].startswith("again\n")
+
+
+def test_threads_and_exit_handlers_of_the_code_end_as_in_python(tmp_path: Path) -> None:
+    thread = "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()"
+    user = f"import atexit, threading; atexit.register(print, 'handler'); {thread}"
+    code, out, _ = ended(started(tmp_path, user))
+    assert (code, out) == (0, "verdict\nthread\nhandler\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")

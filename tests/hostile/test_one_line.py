@@ -20,6 +20,7 @@ from gradcheck.cli.exit import exits
 from gradcheck.saved_run import dumps
 from gradcheck.types.report import Report
 from tests.literals import measurement
+from tests.report.html.pages import treated
 
 ROOT = Path(__file__).parent.parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -188,6 +189,40 @@ def test_an_odd_model_is_measured_or_refused(text: str, gradcheck: Run) -> None:
     Path("model.py").write_text(HEAD + text)
     code, _, err = gradcheck("scan", "model.py", "--input", "float32[4,8]", "--loss", "mse_loss", "--fast", "-q")
     assert "Traceback" not in err and "bug in" not in err and code in (0, 1, 2), err
+
+
+def test_a_function_of_the_standard_library_that_the_code_replaced_is_named(gradcheck: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "dumps", None)
+    refused(gradcheck("report", "run.json", "--allow-partial", "--format", "json"), "replaced json.dumps")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_board_that_is_a_pipe(gradcheck: Run) -> None:
+    os.mkfifo("run.live.json")
+    refused(gradcheck("watch", "--attach", "run.json"), "is no file")
+
+
+def test_a_long_value_is_not_quoted_in_full(gradcheck: Run) -> None:
+    for line in (f"fail-on = '{'x' * 9000}'", f"{'x' * 9000} = 1", f"select = ['{'x' * 9000}']"):
+        done = gradcheck("report", "run.json", "--config", line)
+        refused(done, "xx")
+        assert len(done[2]) < 2000
+
+
+def test_a_curve_that_was_cut_off_is_drawn(gradcheck: Run) -> None:
+    data = json.loads(dumps(treated()))
+    for entry in data["trial"]["entries"]:
+        entry["validation"]["low"] = entry["validation"]["low"][1:]
+    Path("bad.json").write_text(json.dumps(data))
+    assert gradcheck("report", "bad.json", "--output", "html:x.html")[0] == 1
+
+
+def test_an_archive_with_a_name_that_is_no_text(gradcheck: Run) -> None:
+    Path("model.py").write_text(MODEL)
+    torch.save(torch.ones(40, 8), "data.pt")
+    raw = Path("data.pt").read_bytes()
+    Path("data.pt").write_bytes(raw.replace(b"data/version", b"data/versi\xff\xfe"))
+    refused(gradcheck("scan", "model.py", "--data", "data.pt", "--fast", "-q"), "cannot be read")
 
 
 class Strange(BaseException):

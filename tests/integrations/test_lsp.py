@@ -167,3 +167,9 @@ def test_it_scans_nothing_and_says_nothing_of_other_files(project):
 def test_the_server_starts_without_torch(tmp_path):
     code = f"sys.stdin = open('/dev/null'); {command('server')}"
     assert heavy_among(modules_after(code, tmp_path)) == []
+
+
+def test_a_message_that_is_no_json_is_one_line():
+    words = [sys.executable, "-m", "gradcheck", "server"]
+    said = subprocess.run(words, input=b"Content-Length: 5\r\n\r\n{bad}", env=ENV, capture_output=True, timeout=60).stderr.decode()
+    assert said.startswith("gradcheck: ") and said.count("\n") == 1 and "JSONDecodeError" in said

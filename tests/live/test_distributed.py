@@ -19,6 +19,7 @@ from torch.distributed.run import parse_args
 
 from gradcheck.live import launched
 from gradcheck.types.report import Report
+from gradcheck.workload import ranks
 from tests.live.distributed import EVERY, STEPS, checked, scanned
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +126,17 @@ def test_a_watch_on_rank_0_alone_goes_on_alone():
     assert len(first["losses"]) == STEPS and "not all of the 2 ranks came" in first["missing"]["ranks"]
 
 
+def test_a_rank_that_scanned_alone_meets_the_others_at_the_next_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first meeting is over; they never came to it."""
+    store = dist.HashStore()
+    monkeypatch.setattr(ranks, "_meetings", {})
+    alone = ranks.RankGroup(0, 2, dist.PrefixStore("gradcheck/scan/1", store))
+    alone.give_up("the others did not come")
+    assert ranks._next_meeting("scan", store) == 2
+    monkeypatch.setitem(ranks._meetings, "scan", 1)
+    assert ranks._next_meeting("scan", store) == 2
+
+
 @functools.cache
 def of_one_process() -> dict[str, Any]:
     return json.loads(json.dumps(scanned("one", 0, 1)))
@@ -172,7 +184,8 @@ def test_each_rank_judges_its_own_stage():
 
 def test_a_scan_on_rank_0_alone_says_what_it_waits_for():
     alone = ran()[0]["apart"]
-    assert alone["heard"].count("\n") == 1 and "rank 0 waits" in alone["heard"] and "on every rank" in alone["heard"]
+    waits, goes_on = alone["heard"].splitlines()
+    assert "rank 0 waits" in waits and "on every rank" in waits and "rank 0 is scanned alone" in goes_on
     assert "rank 0 of 2 was judged by itself" in alone["alone"][0]
 
 

@@ -126,7 +126,7 @@ def curve_axis(curves: Sequence[Curve]) -> Axis:
 def _line(i: int, c: Curve, last: int, axis: Axis) -> tuple[Markup, Markup]:
     def points(values: Sequence[float]) -> list[tuple[float, float] | None]:
         places = (LEFT + step / max(last, 1) * (RIGHT - LEFT) for step in c.steps)
-        return [(x, axis(v)) if math.isfinite(v) else None for x, v in zip(places, values, strict=True)]
+        return [(x, axis(v)) if math.isfinite(v) else None for x, v in zip(places, values, strict=False)]
 
     edge = [p for p in (*points(c.high), *reversed(points(c.low))) if p is not None]
     band = tag("path", class_=f"range {HUES[i]}", d=path(edge) + "Z" if edge else "")
