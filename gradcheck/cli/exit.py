@@ -139,7 +139,8 @@ def _replaced(error: Exception) -> str:
     """The function of the standard library, in whose place is something else that raised this error or cannot be called; "" for none."""
     from gradcheck.cli.processes import is_users
 
-    codes, names, trace = [], (), error.__traceback__
+    codes, trace = [], error.__traceback__
+    names: tuple[str, ...] = ()
     while trace is not None:
         codes.append(trace.tb_frame.f_code)
         names, trace = codes[-1].co_names, trace.tb_next

@@ -110,7 +110,6 @@ ADVICE_ONLY: dict[str, str] = {
     "scale-attention": "where the scores are scaled is written differently in each attention",
     "smooth-activation": "which derivatives the equation takes is part of the task",
     "smaller-batch": "batches come from the user's loader",
-    "supervise-targets": "what is to be predicted is part of the task",
     "train-adapters": "who froze them, or switched them off, did so in a place that the numbers do not show",
     "shuffle-together": "where the data are put in order is written differently in each script",
     "split-once": "which samples are to be kept for validation is part of the task",

@@ -3,6 +3,7 @@ itself or what all must decide alike. A single process gets its own answers.
 """
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,6 +103,8 @@ def ranks_of(model: Any) -> Iterator[RankGroup | None]:
             why = ranks.why if ranks is not None else "torch.distributed is not initialised"
             hint = "call gradcheck.scan(...) on every rank, at the same point"
             raise TargetError(f"the parameters are sharded over several processes, and these did not come together: {why}", hint=hint)
+        if ranks is not None:
+            print(f"gradcheck: rank {ranks.rank} is scanned alone, without the other ranks: {ranks.why}", file=sys.stderr, flush=True)
         yield ranks
         return
     with _all_or_none(ranks):
@@ -131,7 +134,7 @@ def _all_or_none(ranks: RankGroup) -> Iterator[None]:
         why = ranks.failure()  # of the first that failed: to the others its end may look like anything
         if not why or str(error) in why or "ranks cannot" in str(error):
             raise
-        raise TargetError(f"the ranks cannot go on together: {why}") from error
+        raise TargetError(f"the ranks cannot go on together: {why}", hint="the logs of the other ranks may say more") from error
     except BaseException as error:
         ranks.fail(type(error).__name__)
         raise

@@ -1,18 +1,11 @@
 """GRAPH004: gradient-ascent."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent
+from gradcheck.types.checks import IdleTerm
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.losses import LossCall
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import IdleTerm
-    from gradcheck.types.losses import LossCall
-    from gradcheck.types.measurement import Measurement
-
 
 # Losses that are never negative, so that a program that lowers minus one of them is lowering something without a bound.
 NON_NEGATIVE_LOSSES = frozenset(

@@ -1,21 +1,14 @@
 """INIT006: symmetric-units."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.layer_groups import by_site, constant_at_start, names
 from gradcheck.analysis.wording import BY_VALUE, also_in, layers_in_words, percent, quoted
 from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Layer
+from gradcheck.types.measurement import Measurement
+from gradcheck.types.parameters import Parameter
 from gradcheck.types.rule import Limit, Limits, NoVerdict, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.parameters import Parameter
-    from gradcheck.types.structure import Shared
+from gradcheck.types.structure import Shared
 
 
 @rule(

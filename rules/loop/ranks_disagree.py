@@ -1,19 +1,13 @@
 """LOOP008: ranks-disagree."""
 
-from __future__ import annotations
-
 import itertools
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.gauges import RankFacts, RankLevel, RankStep
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.gauges import RankFacts, RankLevel, RankStep
-    from gradcheck.types.measurement import Measurement
-
 
 WRAP = "wrap the model in DistributedDataParallel, and call that: it copies rank 0's parameters, and averages gradients in backward()"
 SYNC = "leave no_sync() for the last backward pass before step(), and call the DistributedDataParallel module, not the model inside it"

@@ -1,18 +1,13 @@
 """LOSS004: softmax-dimension."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.layer_groups import layer_site
 from gradcheck.analysis.wording import BY_VALUE, quoted
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.losses import LossCall, Softmax
+from gradcheck.types.measurement import Measurement, Similarity
 from gradcheck.types.rule import Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.losses import LossCall, Softmax
-    from gradcheck.types.measurement import Measurement, Similarity
 
 
 @rule(

@@ -1,21 +1,15 @@
 """OPT002: learning-rate-too-low."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.convergence import learned_later, relative_decrease, training_outcome
 from gradcheck.analysis.update_sizes import update_ratio
 from gradcheck.analysis.wording import number
 from gradcheck.rules.optimization.shared import RATIOS, best_rate, not_judged, rate_finding, ratio_finding
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Run
+from gradcheck.types.training import Run
 
 
 def low_severity(m: Measurement, ratio: float | None, later: Run | None, limits: Limits) -> Severity:

@@ -1,21 +1,14 @@
 """REG003: dropout-too-strong."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.convergence import data_fall, outcome, relative_decrease
 from gradcheck.analysis.costs import costs_nothing, learns_slowly
 from gradcheck.analysis.wording import layers_in_words, number, percent, quoted, run_in_words
 from gradcheck.rules.regularization.shared import DROPOUT, confirmation, failed, recovered
-from gradcheck.types.finding import Evidence, Remedy
+from gradcheck.types.checks import Dropout
+from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.checks import Dropout
-    from gradcheck.types.finding import Finding, Severity
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.training import Regularization, Run
+from gradcheck.types.training import Regularization, Run
 
 
 @rule(

@@ -1,18 +1,11 @@
 """SEQ004: padding-leak."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent, probe_failure
 from gradcheck.rules.sequence.future_leak import ATTENTIONS, PRODUCTS, RECURRENT
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.sequence import Padding
-
+from gradcheck.types.sequence import Padding
 
 ROUNDING = 1e-5  # as in measure/checks/padding.py
 TOLD = {

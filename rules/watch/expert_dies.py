@@ -1,19 +1,14 @@
 """WATCH005: expert-dies."""
 
-from __future__ import annotations
-
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.wording import number, percent, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.gauges import Gauge
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.gauges import Gauge
-    from gradcheck.types.measurement import Measurement
-    from gradcheck.types.structure import Router
+from gradcheck.types.structure import Router
 
 FEWEST_CHOICES = 50  # for each expert, on average, as router-collapse
 

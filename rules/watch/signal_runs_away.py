@@ -1,20 +1,15 @@
 """WATCH007: signal-runs-away."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from gradcheck.analysis.curves import thirds
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy
+from gradcheck.types.layers import Layer
 from gradcheck.types.log import Curve
+from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_applicable, not_measured, rule
-
-if TYPE_CHECKING:
-    from gradcheck.types.layers import Layer
-    from gradcheck.types.measurement import Measurement
 
 
 @rule(

@@ -73,7 +73,7 @@ class TestDropout:
     def near(self, shift: float | None, **more: Any) -> Any:
         return norm(dropout="drop", dropout_rate=0.3, dropout_shift=shift, **more)
 
-    @pytest.mark.parametrize(("shift", "expected"), [(1.19, []), (1.21, ["warning"])])
+    @pytest.mark.parametrize(("shift", "expected"), [(1.19, []), (1.21, ["info"]), (2.01, ["warning"])])
     def test_directly_behind_it(self, shift, expected):
         assert severities(dropout_before_batchnorm, having(self.near(shift), normalization=statistics())) == expected
 

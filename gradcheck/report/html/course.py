@@ -64,7 +64,7 @@ def _gauge_chart(chart: _Chart, found: Sequence[Gauge], steps: int) -> Markup | 
         content.append(tag("line", class_="limit", x1=LEFT, x2=RIGHT, y1=axis(limit), y2=axis(limit)))
         content.append(tag("text", f"limit {number(limit)}", class_="zone-name end", x=RIGHT, y=axis(limit) - 4))
     for hue, gauge in zip(HUES, ranked, strict=False):
-        points = zip(gauge.steps, gauge.values, strict=True)
+        points = zip(gauge.steps, gauge.values, strict=False)
         places = [(LEFT + s / max(steps - 1, 1) * (RIGHT - LEFT), axis(v)) if math.isfinite(v) else None for s, v in points]
         content.append(tag("path", class_=f"curve {hue}", d=path(places)))
     which = f" {SHOWN} of {len(found)}, the {'lowest' if chart.lowest else 'highest'}" if len(found) > SHOWN else ""
