@@ -104,7 +104,13 @@ def _difference(passes: Sequence[Weighed], weighed: Sequence[tuple[float, int]])
 
 def element_weight(loss: torch.Tensor) -> Weight | None:
     """None where the graph of a loss does not show of what elements it is made."""
-    node: Any = loss.grad_fn
+    try:
+        return _read(loss.grad_fn)
+    except RuntimeError:  # it was freed by a backward pass before this one
+        return None
+
+
+def _read(node: Any) -> Weight | None:
     found = Weight()
     for _ in range(_DEEP):
         if node is None:
@@ -141,8 +147,13 @@ def _name(node: Any) -> str:
 def _constant(node: Any) -> torch.Tensor | float | None:
     """The factor, or divisor, that has no graph itself."""
     if node.next_functions[0][0] is None:
-        return node._saved_self if _name(node) == "Mul" else None
-    return node._saved_other
+        return _plain(node._saved_self) if _name(node) == "Mul" else None
+    return _plain(node._saved_other)
+
+
+def _plain(value: Any) -> Any:
+    """This process's part of a tensor."""
+    return local(value) if isinstance(value, torch.Tensor) else value
 
 
 def _of_loss(node: Any, found: Weight) -> Weight | None:
@@ -159,7 +170,7 @@ def _targets(node: Any) -> torch.Tensor | int:
     if ignored is None:
         return int(node._saved_self.numel())
     ignored = ignored - (1 << 64) if ignored >= 1 << 63 else ignored  # read as unsigned
-    return (node._saved_target != ignored).sum()
+    return (_plain(node._saved_target) != ignored).sum()
 
 
 def _elements(node: Any, live: Sequence[Any]) -> torch.Tensor | int:
@@ -174,7 +185,7 @@ def _elements(node: Any, live: Sequence[Any]) -> torch.Tensor | int:
     if _name(below) == "Mul" and sum(n is not None for n, _ in below.next_functions) == 1:
         kept = _constant(below)
     elif _name(below) == "MaskedFill":
-        kept = ~below._saved_mask
+        kept = ~_plain(below._saved_mask)
     elif _name(below).startswith("NllLoss") and _product(below._saved_target.shape) == total:
         return _targets(below)
     if not isinstance(kept, torch.Tensor) or not kept.numel() or total % kept.numel():
