@@ -48,7 +48,8 @@ def adapter_scale(m: Measurement, limits: Limits) -> Verdict:
     `adapter-coverage`. Both factors at zero is an error of `zero-gradient`, which names them.
 
     ## When to ignore it
-    When the learning rate was tuned for this rank and scale, or the adapter is meant to replace its weight.
+    When the learning rate was tuned for this rank and scale, or the adapter is meant to replace its weight. `fix` treats errors and
+    warnings: it sets `use_rslora` where the severity of this rule is set to `warning`.
 
     ## Example
     ```python

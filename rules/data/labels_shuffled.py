@@ -42,7 +42,8 @@ def labels_shuffled(m: Measurement, limits: Limits) -> Verdict:
     mixed with others, windows of one tensor, noise from another one) keep their pairs. Held out: of five healthy programs (rows
     sorted, mixed samples, pairs to verify, denoising, the next value) none is reported; all six that tear pairs apart (two
     draws, numbers, turned, moved, sorted) are, once turning, moving and sorting were followed. Targets that were noise from the
-    start come to 0 either way. Arrays of numpy, tables and files are not followed.
+    start come to 0 either way. By `benchmarks/silent.py`, on four tables: of 24 healthy programs none is reported, of 12 that
+    tear pairs apart all are. Arrays of numpy, tables and files are not followed.
 
     ## When to ignore it
     When pairs are torn apart on purpose, as a test of what chance gives.

@@ -40,7 +40,8 @@ def graph_retained(m: Measurement, limits: Limits) -> Verdict:
     recurrent states cut off, policy gradients that keep the log probabilities of an episode, penalties on gradients, the
     best loss and the last three kept) never keep 8; six that add them up keep those of all steps. Held
     out: four healthy programs (a recurrent state cut off, detached losses, a loop in a loop, episodes) keep none; five (a list in a
-    dict, a meter, a moving average, predictions, accumulation) keep all.
+    dict, a meter, a moving average, predictions, accumulation) keep all. By `benchmarks/silent.py`, over tables, nets and
+    optimizers: of 24 healthy loops none is reported, of 12 that keep graphs all are.
 
     ## When to ignore it
     When a sum over few steps is kept on purpose, to be differentiated once more.

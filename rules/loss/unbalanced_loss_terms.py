@@ -48,7 +48,8 @@ def unbalanced_loss_terms(m: Measurement, limits: Limits) -> Verdict:
     0.35 after 100 steps. An eighth, with too strong a penalty on its codes, has a ratio of 6 and is missed. Held out: five
     healthy trainings (convolutions, a small and a growing weight, boxes beside classes, squared weights) are not reported; five
     that collapse (convolutions, divergences of torch, a bottleneck before a classifier, codes) are, with ratios of gradients of
-    7.6 and up.
+    7.6 and up. By `benchmarks/silent.py`, over sizes, optimizers and two data sets: of 24 healthy autoencoders none is reported,
+    of 12 that collapse all are.
 
     ## When to ignore it
     When so strong a penalty is meant.
