@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import difflib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from gradcheck.capture.spec import ScriptSpec
+from gradcheck.cli.app import app
 from gradcheck.config.settings import Settings
 from gradcheck.errors import TargetError
 from gradcheck.repair.fixed import Fixed
@@ -232,8 +232,8 @@ def test_the_command_writes_the_script_and_scans_it_again() -> None:
     faulty = SCRIPTS / "faulty" / "gradients_not_cleared.py"
     Path("train.py").write_bytes(faulty.read_bytes())
     words = ["fix", "train.py", "--write", "--quiet-script", "--select", "GRAPH006", "--budget", "120", "--seeds", "1"]
-    done = subprocess.run([sys.executable, "-m", "gradcheck", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
     assert "wrote train.py" in done.stderr and "Applied 1 remedy: cures GRAPH006; nothing is left" in done.stdout
     assert code(Path("train.py")) == code(SCRIPTS / "healthy" / faulty.name)
 

@@ -20,16 +20,14 @@ LINEAR = "sample_models/trial/sparse_regression.py:build_linear"
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def run(*words, **more):
-    return subprocess.run([sys.executable, "-m", "gradcheck", "trial", *words], cwd=ROOT, env=ENV, capture_output=True, text=True, **more)
-
-
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     path = tmp_path_factory.mktemp("trial") / "run.json"
-    words = ("--remedy", "l1,l2", "--steps", "100", "--seeds", "3", "--budget", "600", "--output", "full", "--output", f"json:{path}")
-    done = run(LINEAR, *words)
-    assert done.returncode == 0, done.stderr
+    words = ["--remedy", "l1,l2", "--steps", "100", "--seeds", "3", "--budget", "600", "--workers", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        done = CliRunner().invoke(app, ["trial", LINEAR, *words, "--output", "full", "--output", f"json:{path}"])
+    assert done.exit_code == 0, done.stderr
     return done.stdout, json.loads(path.read_text())["trial"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.optim import optimizer as optimizer_hooks
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
+from gradcheck.capture.births import Births
 from gradcheck.capture.build import ReplayMismatch, workload_of
 from gradcheck.capture.forward import MOST_BLIND
 from gradcheck.capture.recorder import Recorder
@@ -351,3 +353,11 @@ def test_a_long_rollout_is_kept_in_part_and_its_loss_still_takes_the_own_past():
     recorder, _ = recorded(loop)
     assert sum(recorder.tape.ref(output) is not None for output in outputs) == MOST_BLIND
     assert [w.own_past for w in workloads(recorder)] == [True]
+
+
+@pytest.mark.parametrize(("values", "born"), [([3e38, 3e38], False), ([1.0, math.inf], True), ([math.nan, 0.0], True)])
+def test_numbers_whose_sum_overflows_are_finite(values, born):
+    births, given = Births(), torch.ones(2)
+    output = torch.tensor(values)
+    births.look("mul", (given,), {}, output, lambda: None)
+    assert (births.tensors.get(output) is not None) == born

@@ -70,7 +70,7 @@ def test_a_model_without_float64_on_its_device_is_judged_too() -> None:
             from gradcheck.workload.device import has_float64
 
             has_float64.cache_clear()
-            reports[name] = programs.scanned(name, DEVICE)
+            reports[name] = programs.scan(name, DEVICE)
         finally:
             pretend.absent.clear()
             has_float64.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -83,9 +84,12 @@ def training(name: str, device: str, *, rate: float = 1e-2) -> Training:
     return model, batches, torch.optim.AdamW(model.parameters(), lr=rate)
 
 
-def scanned(name: str, device: str, steps: int = 12) -> Report:
+def scan(name: str, device: str) -> Report:
     model, batches, optimizer = training(name, device)
-    return gradcheck.scan(model, batches, loss=F.cross_entropy, optimizer=optimizer, config={"steps": steps, "budget": 600})
+    return gradcheck.scan(model, batches, loss=F.cross_entropy, optimizer=optimizer, config={"steps": 12, "budget": 600})
+
+
+scanned = functools.cache(scan)
 
 
 SCRIPT = """

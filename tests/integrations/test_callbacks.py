@@ -21,7 +21,7 @@ from gradcheck.types.report import Report
 from tests.integrations import trainers
 from tests.integrations.test_sinks import Kept
 from tests.integrations.trainers import Plan
-from tests.live.test_watch import traces
+from tests.live.test_traces import traces
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import io
 import json
@@ -211,6 +212,7 @@ def failing(rank: int) -> str:
 
 def main() -> None:
     dist.init_process_group("gloo")
+    gc.freeze()  # as tests/conftest.py does
     rank, said = dist.get_rank(), {}
     for kind in sys.argv[2:] or KINDS:
         ranks.PATIENCE = 0.5 if kind == "lead" else 30.0  # where one rank is not watched, the other waits for nothing

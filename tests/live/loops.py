@@ -10,11 +10,34 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import gradcheck
+
 Watch = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Any]]
 
 
 def unwatched(model: nn.Module, optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
     return nullcontext()
+
+
+class Kept:
+    """Makes boards, and keeps them. `found`: with `looks`, every finding at error or warning level that was shown on the way."""
+
+    def __init__(self, looks: bool = False, **options: Any) -> None:
+        self.options = options | ({"on_measured": self.look} if looks else {})
+        self.boards: list[gradcheck.Board] = []
+        self.found: set[tuple[str, str]] = set()
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> gradcheck.Board:
+        self.boards.append(gradcheck.watch(model, optimizer, **self.options))
+        return self.boards[-1]
+
+    def look(self, board: gradcheck.Board) -> None:
+        self.found |= {(f.severity, f.code) for f in board.findings if f.severity != "info"}
+
+    @property
+    def board(self) -> gradcheck.Board:
+        assert self.boards[0].failure is None, repr(self.boards[0].failure)
+        return self.boards[0]
 
 
 def remains(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -85,9 +85,9 @@ def test_a_diverging_model_is_rescued_by_a_lower_rate():
 
 def test_a_trial_keeps_its_budget_and_says_that_time_was_up():
     started = time.perf_counter()
-    result = held(classes(), steps=None, seeds=None, budget=5.0)
-    assert time.perf_counter() - started < 8
-    assert result.entries and result.budget == 5.0
+    result = held(classes(), steps=None, seeds=None, budget=2.0)
+    assert time.perf_counter() - started < 5
+    assert result.entries and result.budget == 2.0
 
 
 def test_an_interrupt_leaves_a_partial_result(monkeypatch):
