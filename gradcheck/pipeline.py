@@ -1,7 +1,5 @@
 """The story of a scan: a target becomes a workload, is measured, judged, and reported."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

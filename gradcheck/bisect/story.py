@@ -1,7 +1,5 @@
 """The story of a bisection: A is run at least twice, B once, each in its own process; their recordings are compared."""
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence

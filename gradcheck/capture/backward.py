@@ -1,7 +1,5 @@
 """Backward passes: from which loss they start, and which optimizers will use their gradients."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any

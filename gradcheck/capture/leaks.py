@@ -1,7 +1,5 @@
 """Which samples a loop trains on and which it only looks at. Samples are rows of its loaders' batches, told apart by content."""
 
-from __future__ import annotations
-
 import weakref
 from collections import Counter
 from collections.abc import Iterator

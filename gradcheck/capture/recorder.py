@@ -1,7 +1,7 @@
 """The recorder: notes what a training loop does through global hooks and thin wrappers, without changing it.
 
 Nothing here knows where the loop came from. It listens to the events of the loop, each part to those of its subject: `backward`, `steps`,
-`gradient_changes`, the journal; what else a tape needs to see, `installation` lists.
+`gradient_changes`, the journal.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A graph lives as long as its nodes do, which torch holds. Each loss's first node
 last of them.
 """
 
-from __future__ import annotations
-
 import ast
 import weakref
 from collections.abc import Collection, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Running a training script, unchanged, under a recorder until it has taken enough steps."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools

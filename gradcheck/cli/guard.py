@@ -4,8 +4,6 @@ The code may end its process (os._exit, a crash of native code), never return, o
 parent takes no exit code but the one that it is told, ends what goes on beyond the limit and says where, and passes on the signals.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

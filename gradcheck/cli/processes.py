@@ -1,7 +1,5 @@
 """What a process and its parent can do for each other: end together, end copies of themselves, say where the code is. No torch."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

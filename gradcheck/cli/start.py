@@ -55,9 +55,11 @@ def samples() -> Mapping[str, str]:
     from importlib.resources import files
 
     folder = Path(str(files("gradcheck.samples")))
-    packed = folder / "samples.json"
+    packed = folder / "samples.json.bz2"
     if packed.exists():
-        texts: dict[str, str] = json.loads(packed.read_text(encoding="utf-8"))
+        import bz2
+
+        texts: dict[str, str] = json.loads(bz2.decompress(packed.read_bytes()))
         return texts
     every = [path for kind in ("models", "scripts") for path in sorted((folder / kind).glob("*.py"))]
     return {path.name: path.read_text(encoding="utf-8") for path in every}

@@ -1,7 +1,5 @@
 """The keys of the configuration: each has a reader that gets (value, place) and returns the setting or raises ConfigError."""
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

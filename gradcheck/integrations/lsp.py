@@ -3,8 +3,6 @@
 The runs are those in the project's folder and in its `.gradcheck/`, as `gradcheck scan --output json:PATH`, `watch` and `mcp` save them.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import traceback

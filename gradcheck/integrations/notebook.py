@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, magics_class
 from IPython.display import HTML, display
 from torch import nn
@@ -38,9 +39,6 @@ from gradcheck.pipeline import scan_script
 from gradcheck.report.html.fragment import of_frame, of_reports
 from gradcheck.types.report import Report
 from gradcheck.workload.source_sites import named_by, record_sites
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
 
 EVERY = 0.25  # least seconds between two pictures of a live board
 USAGE = "%%gradcheck [--budget SECONDS] [--fast] [--select RULES] [--ignore RULES], or %%gradcheck watch MODEL [OPTIMIZER]"

@@ -7,16 +7,13 @@
 Every pytest run loads this module, so it imports nothing heavy: PyTorch is imported when the fixture is called.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from gradcheck.config.settings import Settings
-    from gradcheck.types.report import Report
+from gradcheck.config.settings import Settings
+from gradcheck.types.report import Report
 
 LEVELS = ("error", "warning", "info", "never")
 PROPERTY = "gradcheck"  # of a test: what its scan found. It reaches JUnit files, and the main process of pytest-xdist

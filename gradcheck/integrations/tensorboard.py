@@ -3,8 +3,6 @@
 with SummaryWriter("runs/a") as writer, gradcheck.watch(model, optimizer, sinks=[TensorBoard(writer)]):
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Looking at a run in another process: its board, drawn from what it saves. The run does not notice. No torch here."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

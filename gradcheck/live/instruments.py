@@ -1,22 +1,17 @@
 """What a measured step shows besides its layers and parameters, filed as gauges and routers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from gradcheck.live.gauges import Gauges
 from gradcheck.live.looks import Choice, Looks
 from gradcheck.live.moments import Moments
+from gradcheck.measure.layers import Layers
+from gradcheck.measure.parameters import Watched
 from gradcheck.types.structure import Router
-
-if TYPE_CHECKING:
-    from gradcheck.measure.layers import Layers
-    from gradcheck.measure.parameters import Watched
 
 RECENT = 4  # measured steps from which the loads of a router are taken: a scan looks at as many batches
 

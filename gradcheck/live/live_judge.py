@@ -1,7 +1,5 @@
 """Judges a run while it goes on, at a bounded cost."""
 
-from __future__ import annotations
-
 import time
 import weakref
 from dataclasses import dataclass, field

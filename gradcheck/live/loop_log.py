@@ -1,7 +1,5 @@
 """What a watched loop does around its passes and steps: the journal of its events, and what measured steps add to it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The parent of a watched program: starts it, shows its messages, lets its own output through, and collects its report."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import dataclass, field

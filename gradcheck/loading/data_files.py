@@ -1,7 +1,5 @@
 """Data files: .pt, .safetensors, .npz, .npy, .csv, and folders of images. Nothing is unpickled."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import zipfile

@@ -1,7 +1,5 @@
 """Which program wrote a log, told by its names and its first bytes; and reading it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the first step shows: loss calls and their chance level, softmaxes, cuts, hidden tensors. Read while the graph exists."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Measures one workload with one seed: the first step watched closely, a short training, experiments when it fails."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

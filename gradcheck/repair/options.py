@@ -1,7 +1,5 @@
 """What the user asks of a fix."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from gradcheck.errors import ConfigError

@@ -1,7 +1,5 @@
 """The edited files are scanned in a fresh process, in a mirror of their folders; then they replace the source files."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

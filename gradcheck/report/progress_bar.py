@@ -1,7 +1,5 @@
 """What goes to stderr: errors that are not findings, and the progress bar."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The search for strengths: Optuna proposes, paired training evaluates. One study per remedy; a stored study can be continued."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -12,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
 
 from gradcheck import files
 from gradcheck.errors import ConfigError
@@ -28,9 +28,6 @@ from gradcheck.trials.standings import Candidate
 from gradcheck.types.fix import Fix
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.trial import SearchPoint
-
-if TYPE_CHECKING:
-    import optuna
 
 SHARE = 0.5  # of the time that is left
 SEEDS = (0, 1)  # that every strength is tried on; the final has others

@@ -1,7 +1,5 @@
 """What was seen of loss functions and their arguments."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

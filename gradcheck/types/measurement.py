@@ -1,7 +1,5 @@
 """What was measured, in plain numbers. Rules see nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal

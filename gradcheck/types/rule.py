@@ -9,17 +9,13 @@ A rule returns a list of findings (empty: passed), or `not_applicable("no ReLU")
 It imports no torch and changes nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity
 from gradcheck.types.location import Location
-
-if TYPE_CHECKING:
-    from gradcheck.types.measurement import Measurement
+from gradcheck.types.measurement import Measurement
 
 # What a rule can ask to be measured. The union over the selected rules is measured once.
 Need = Literal[

@@ -1,7 +1,5 @@
 """Sequences: what is predicted from what, how much of it is supervised, and what padding does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

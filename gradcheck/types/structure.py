@@ -1,7 +1,5 @@
 """What a model is built of, beyond its layers: normalizations, linear layers in a row, residual streams, adapters, routers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from gradcheck.types.location import Location

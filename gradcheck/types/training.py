@@ -1,7 +1,5 @@
 """Trainings and their optimizer: the course of the loss, its regularization, where numbers ceased to be finite."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ that only the first writer sets. From then on each rank is on its own, and rank 
 The user's process groups are not used: gradcheck has one of its own, with gloo, for tensors on the CPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 import sys

@@ -1,7 +1,5 @@
 """Tensors in values of any structure: batches, arguments, outputs."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any

@@ -1,5 +1,3 @@
-"""ACT005: attention-collapse."""
-
 from collections.abc import Sequence
 
 from gradcheck.analysis.wording import falls_short, layers_in_words, number, percent, probe_failure

@@ -1,5 +1,3 @@
-"""ACT004: collapsed-representation."""
-
 from collections.abc import Callable
 
 from gradcheck.analysis.convergence import any_learned, training_outcome

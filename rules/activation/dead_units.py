@@ -1,5 +1,3 @@
-"""ACT002: dead-units."""
-
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.layer_groups import by_site, gate_makers, names
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number, percent, probe_failure, quoted

@@ -1,5 +1,3 @@
-"""ACT003: deep-sigmoid."""
-
 from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.convergence import any_learned, training_outcome
 from gradcheck.analysis.depth import gradient_trend, over_nets

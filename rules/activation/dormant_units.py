@@ -1,5 +1,3 @@
-"""ACT007: dormant-units."""
-
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.layer_groups import by_site, gate_makers, names
 from gradcheck.analysis.wording import also_in, number, percent, quoted

@@ -1,5 +1,3 @@
-"""ACT006: missing-nonlinearity."""
-
 from gradcheck.analysis.activations import UNIT
 from gradcheck.analysis.layer_groups import BODY_KINDS, body, by_site, gate_makers, in_order, names
 from gradcheck.analysis.wording import number

@@ -1,5 +1,3 @@
-"""ACT001: saturated-activation."""
-
 from gradcheck.analysis.activations import SATURATING
 from gradcheck.analysis.layer_groups import by_site, hidden_activations, names
 from gradcheck.analysis.wording import layers_in_words, percent, probe_failure, quoted

@@ -1,5 +1,3 @@
-"""TUNE001: adapter-coverage."""
-
 import itertools
 import re
 from collections.abc import Iterable, Sequence

@@ -1,5 +1,3 @@
-"""TUNE002: adapter-scale."""
-
 from collections.abc import Sequence
 from statistics import median
 

@@ -1,5 +1,3 @@
-"""CLIP003: clipping-by-value."""
-
 import math
 
 from gradcheck.analysis.statistics import percentile

@@ -1,5 +1,3 @@
-"""CLIP001: clipping-needed."""
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,3 @@
-"""CLIP002: clipping-too-tight."""
-
 import math
 from statistics import median
 

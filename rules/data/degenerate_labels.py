@@ -1,5 +1,3 @@
-"""DATA004: degenerate-labels."""
-
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number
 from gradcheck.types.data import LabelFacts
 from gradcheck.types.finding import Evidence, Finding, Remedy

@@ -1,5 +1,3 @@
-"""DATA007: labels-shuffled."""
-
 from gradcheck.analysis.wording import percent
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Remedy

@@ -1,5 +1,3 @@
-"""DATA002: non-finite-input."""
-
 import math
 
 from gradcheck.analysis.wording import BY_VALUE, SYNTHETIC, number

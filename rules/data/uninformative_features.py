@@ -1,5 +1,3 @@
-"""DATA005: uninformative-features."""
-
 from gradcheck.analysis.wording import SYNTHETIC, percent
 from gradcheck.rules.data.shared import FLOATING
 from gradcheck.types.data import InputFacts

@@ -1,5 +1,3 @@
-"""DATA001: unscaled-input."""
-
 import math
 from collections.abc import Sequence
 

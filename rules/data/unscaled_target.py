@@ -1,5 +1,3 @@
-"""DATA003: unscaled-target."""
-
 import math
 from dataclasses import dataclass
 

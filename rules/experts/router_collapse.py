@@ -1,5 +1,3 @@
-"""MOE001: router-collapse."""
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement

@@ -1,5 +1,3 @@
-"""GRAD002: exploding-gradient."""
-
 import math
 
 from gradcheck.analysis.convergence import training_outcome

@@ -1,5 +1,3 @@
-"""GRAD005: gradient-outliers."""
-
 from statistics import median
 
 from gradcheck.analysis.wording import number

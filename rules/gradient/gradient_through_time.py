@@ -1,5 +1,3 @@
-"""GRAD003: gradient-through-time."""
-
 import math
 
 from gradcheck.analysis.convergence import best_experiment, outcome, training_outcome

@@ -1,5 +1,3 @@
-"""GRAD001: vanishing-gradient."""
-
 from gradcheck.analysis.activations import SIGMOID_LIKE
 from gradcheck.analysis.depth import Trend, over_nets
 from gradcheck.analysis.layer_groups import trained_body, usual_activation

@@ -1,5 +1,3 @@
-"""GRAD004: zero-gradient."""
-
 import re
 from collections.abc import Sequence
 

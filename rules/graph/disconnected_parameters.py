@@ -1,5 +1,3 @@
-"""GRAPH001: disconnected-parameters."""
-
 from collections.abc import Iterable, Sequence
 
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, percent

@@ -1,5 +1,3 @@
-"""GRAPH006: gradients-not-cleared."""
-
 from gradcheck.analysis.wording import BY_VALUE, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.loop import LoopFacts

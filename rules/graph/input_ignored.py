@@ -1,5 +1,3 @@
-"""GRAPH008: input-ignored."""
-
 import math
 
 from gradcheck.analysis.wording import learns_clearly, number

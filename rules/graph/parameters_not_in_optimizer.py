@@ -1,5 +1,3 @@
-"""GRAPH003: parameters-not-in-optimizer."""
-
 from collections.abc import Sequence
 
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words

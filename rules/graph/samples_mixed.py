@@ -1,5 +1,3 @@
-"""GRAPH007: samples-mixed."""
-
 from gradcheck.analysis.wording import BY_VALUE, percent
 from gradcheck.rules.graph.shared import _place
 from gradcheck.types.checks import Dependence

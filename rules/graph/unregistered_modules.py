@@ -1,5 +1,3 @@
-"""GRAPH002: unregistered-modules."""
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,5 +1,3 @@
-"""GRAPH005: wrong-gradient."""
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent, probe_failure
 from gradcheck.rules.graph.shared import _place
 from gradcheck.types.checks import Derivatives

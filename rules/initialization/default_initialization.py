@@ -1,5 +1,3 @@
-"""INIT007: default-initialization."""
-
 from gradcheck.analysis.activations import GAINS
 from gradcheck.analysis.depth import DEFAULT_GAIN, Trend, gradient_trend, over_nets
 from gradcheck.analysis.layer_groups import body, depths, names, usual_activation

@@ -1,5 +1,3 @@
-"""INIT008: output-bias-off-prior."""
-
 import math
 from collections.abc import Sequence
 

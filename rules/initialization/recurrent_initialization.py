@@ -1,5 +1,3 @@
-"""INIT004: recurrent-initialization."""
-
 from gradcheck.analysis.wording import number
 from gradcheck.rules.gradient.gradient_through_time import decay, hinders
 from gradcheck.types.checks import Recurrence

@@ -1,5 +1,3 @@
-"""INIT003: residual-growth."""
-
 from statistics import fmean
 
 from gradcheck.analysis.convergence import training_outcome

@@ -1,5 +1,3 @@
-"""INIT001: signal-gain."""
-
 import math
 from collections.abc import Mapping
 

@@ -1,5 +1,3 @@
-"""INIT006: symmetric-units."""
-
 from gradcheck.analysis.layer_groups import by_site, constant_at_start, names
 from gradcheck.analysis.wording import BY_VALUE, also_in, layers_in_words, percent, quoted
 from gradcheck.rules.initialization.shared import _last_step, anything_moved, hidden_weights

@@ -1,5 +1,3 @@
-"""INIT002: weight-scale."""
-
 import math
 from bisect import bisect_left
 

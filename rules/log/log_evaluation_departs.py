@@ -1,5 +1,3 @@
-"""LOG006: log-evaluation-departs."""
-
 from statistics import median
 
 from gradcheck.analysis.curves import lowest, noise

@@ -1,5 +1,3 @@
-"""LOG007: log-gradient-norms."""
-
 from statistics import median
 
 from gradcheck.analysis.curves import ends

@@ -1,5 +1,3 @@
-"""LOG002: log-loss-diverged."""
-
 from statistics import median
 
 from gradcheck.analysis.convergence import levelled

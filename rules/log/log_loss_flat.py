@@ -1,5 +1,3 @@
-"""LOG004: log-loss-flat."""
-
 import math
 
 from gradcheck.analysis.curves import ENDS, ends, lowest, noise

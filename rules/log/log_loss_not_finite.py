@@ -1,5 +1,3 @@
-"""LOG001: log-loss-not-finite."""
-
 import math
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent

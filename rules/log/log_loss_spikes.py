@@ -1,5 +1,3 @@
-"""LOG003: log-loss-spikes."""
-
 from gradcheck.analysis.curves import FEWEST, WINDOW, CurveSpike, ends, resembling, spikes
 from gradcheck.analysis.wording import number
 from gradcheck.rules.log.shared import NO_LOG, at_step, look, recorded

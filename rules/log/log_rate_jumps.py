@@ -1,5 +1,3 @@
-"""LOG005: log-rate-jumps."""
-
 import math
 from itertools import pairwise
 

@@ -1,5 +1,3 @@
-"""LOOP006: accumulation-unscaled."""
-
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import number, percent, run_in_words
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT

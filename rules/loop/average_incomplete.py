@@ -1,5 +1,3 @@
-"""LOOP012: average-incomplete."""
-
 from gradcheck.analysis.wording import layers_in_words, number
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy

@@ -1,5 +1,3 @@
-"""LOOP002: clipping-misplaced."""
-
 import math
 
 from gradcheck.analysis.wording import BY_VALUE, number, percent

@@ -1,5 +1,3 @@
-"""LOOP003: evaluation-mode-in-training."""
-
 from gradcheck.analysis.wording import BY_VALUE, layers_in_words, number
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Remedy, Severity

@@ -1,5 +1,3 @@
-"""LOOP010: graph-retained."""
-
 from gradcheck.analysis.wording import number
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Remedy

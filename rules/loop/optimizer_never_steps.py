@@ -1,5 +1,3 @@
-"""LOOP001: optimizer-never-steps."""
-
 from gradcheck.analysis.wording import BY_VALUE
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Remedy

@@ -1,5 +1,3 @@
-"""LOOP009: optimizer-recreated."""
-
 from gradcheck.analysis.convergence import experiment_outcome, training_outcome
 from gradcheck.analysis.wording import number, run_in_words
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT

@@ -1,5 +1,3 @@
-"""LOOP008: ranks-disagree."""
-
 import itertools
 import math
 

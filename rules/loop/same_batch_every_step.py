@@ -1,5 +1,3 @@
-"""LOOP005: same-batch-every-step."""
-
 from gradcheck.analysis.wording import percent
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity

@@ -1,5 +1,3 @@
-"""LOOP007: scaler-misused."""
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Remedy, Severity

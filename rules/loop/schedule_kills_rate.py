@@ -1,5 +1,3 @@
-"""LOOP004: schedule-kills-rate."""
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -1,5 +1,3 @@
-"""LOOP013: schedule-misplaced."""
-
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.graph.gradients_not_cleared import NO_SCRIPT
 from gradcheck.types.finding import Evidence, Finding, Remedy

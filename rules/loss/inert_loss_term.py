@@ -1,5 +1,3 @@
-"""LOSS009: inert-loss-term."""
-
 from collections.abc import Sequence
 
 from gradcheck.analysis.activations import PIECEWISE_LINEAR

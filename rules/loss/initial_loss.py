@@ -1,5 +1,3 @@
-"""LOSS003: initial-loss."""
-
 import math
 
 from gradcheck.analysis.wording import number, quoted

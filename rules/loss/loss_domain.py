@@ -1,5 +1,3 @@
-"""LOSS002: loss-domain."""
-
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,3 @@
-"""LOSS005: loss-not-falling."""
-
 import math
 from collections.abc import Sequence
 

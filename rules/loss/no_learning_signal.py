@@ -1,5 +1,3 @@
-"""LOSS008: no-learning-signal."""
-
 from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.types.checks import IdleTerm
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity

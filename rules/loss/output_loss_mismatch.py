@@ -1,5 +1,3 @@
-"""LOSS001: output-loss-mismatch."""
-
 import math
 from dataclasses import replace
 

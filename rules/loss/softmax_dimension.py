@@ -1,5 +1,3 @@
-"""LOSS004: softmax-dimension."""
-
 from collections.abc import Sequence
 
 from gradcheck.analysis.layer_groups import layer_site

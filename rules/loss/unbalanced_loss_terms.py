@@ -1,5 +1,3 @@
-"""LOSS010: unbalanced-loss-terms."""
-
 from gradcheck.analysis.wording import number
 from gradcheck.types.checks import LossTerm
 from gradcheck.types.finding import Evidence, Finding, Remedy

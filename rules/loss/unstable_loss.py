@@ -1,5 +1,3 @@
-"""LOSS006: unstable-loss."""
-
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.types.checks import LossOperation
 from gradcheck.types.finding import Evidence, Finding, Remedy

@@ -1,5 +1,3 @@
-"""NORM005: batchnorm-in-eval."""
-
 from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import layers_in_words, probe_failure
 from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms, norm_names

@@ -1,5 +1,3 @@
-"""NORM006: batchnorm-momentum."""
-
 from gradcheck.analysis.wording import layers_in_words, number, percent
 from gradcheck.rules.normalization.batchnorm_small_batch import CHANCE, useless_in_evaluation
 from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, main_site, norm_names

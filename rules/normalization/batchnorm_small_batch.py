@@ -1,5 +1,3 @@
-"""NORM003: batchnorm-small-batch."""
-
 from gradcheck.analysis.wording import BY_VALUE, falls_short, layers_in_words, number, probe_failure
 from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names
 from gradcheck.types.finding import Evidence, Finding, Remedy, Severity

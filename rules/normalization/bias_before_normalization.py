@@ -1,5 +1,3 @@
-"""NORM007: bias-before-normalization."""
-
 from gradcheck.analysis.layer_groups import bias, by_site, names, parameters_by_name
 from gradcheck.analysis.wording import layers_in_words, quoted
 from gradcheck.rules.normalization.shared import NO_BATCH_NORM, batch_norms

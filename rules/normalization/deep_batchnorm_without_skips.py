@@ -1,5 +1,3 @@
-"""NORM002: deep-batchnorm-without-skips."""
-
 from gradcheck.analysis.depth import gradient_trend, over_nets, trend_evidence
 from gradcheck.analysis.layer_groups import body
 from gradcheck.analysis.wording import falls_short, learns_clearly, number

@@ -1,5 +1,3 @@
-"""NORM004: dropout-before-batchnorm."""
-
 from gradcheck.analysis.layer_groups import by_site
 from gradcheck.analysis.wording import number, percent, quoted
 from gradcheck.rules.normalization.shared import GAP, NO_BATCH_NORM, batch_norms, evaluation_gap, gap_in_words, norm_names

@@ -1,5 +1,3 @@
-"""NORM001: missing-normalization."""
-
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.depth import gradient_trend, over_nets, trend_evidence
 from gradcheck.analysis.layer_groups import body, depths, names

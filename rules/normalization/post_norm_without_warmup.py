@@ -1,5 +1,3 @@
-"""NORM008: post-norm-without-warmup."""
-
 from gradcheck.analysis.convergence import training_outcome
 from gradcheck.analysis.wording import learns_clearly, number, optimizer_in_words
 from gradcheck.rules.normalization.shared import main_site, norm_names

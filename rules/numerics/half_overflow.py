@@ -1,5 +1,3 @@
-"""NUM003: half-overflow."""
-
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,3 @@
-"""NUM004: half-underflow."""
-
 from gradcheck.analysis.wording import number, percent
 from gradcheck.rules.numerics.shared import BFLOAT16
 from gradcheck.types.finding import Evidence, Remedy

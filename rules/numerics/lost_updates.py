@@ -1,5 +1,3 @@
-"""NUM005: lost-updates."""
-
 from collections.abc import Sequence
 from statistics import median
 

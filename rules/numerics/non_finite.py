@@ -1,5 +1,3 @@
-"""NUM001: non-finite."""
-
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,3 @@
-"""NUM006: precision-forecast."""
-
 from collections.abc import Mapping
 
 from gradcheck.analysis.number_formats import BY_NAME, KINDS, Format, Lost, What, loss_scale_exponent, lost, measured

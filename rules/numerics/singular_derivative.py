@@ -1,5 +1,3 @@
-"""NUM002: singular-derivative."""
-
 from gradcheck.analysis import convergence
 from gradcheck.analysis.layer_groups import layer_site
 from gradcheck.analysis.wording import BY_VALUE

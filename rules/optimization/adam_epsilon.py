@@ -1,5 +1,3 @@
-"""OPT003: adam-epsilon."""
-
 from dataclasses import replace
 from statistics import median
 

@@ -1,5 +1,3 @@
-"""OPT006: batch-size."""
-
 import math
 
 from gradcheck.analysis.wording import number

@@ -1,5 +1,3 @@
-"""OPT004: coupled-weight-decay."""
-
 from gradcheck.analysis.update_sizes import decay_matters
 from gradcheck.analysis.wording import number
 from gradcheck.types.finding import Evidence, Remedy

@@ -1,5 +1,3 @@
-"""OPT001: learning-rate-too-high."""
-
 import math
 
 from gradcheck.analysis.convergence import (

@@ -1,5 +1,3 @@
-"""OPT002: learning-rate-too-low."""
-
 from dataclasses import replace
 
 from gradcheck.analysis.convergence import learned_later, relative_decrease, training_outcome

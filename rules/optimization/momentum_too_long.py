@@ -1,5 +1,3 @@
-"""OPT008: momentum-too-long."""
-
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
 from gradcheck.types.finding import Evidence, Remedy
 from gradcheck.types.measurement import Measurement

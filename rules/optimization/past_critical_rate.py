@@ -1,5 +1,3 @@
-"""OPT007: past-critical-rate."""
-
 from gradcheck.analysis.convergence import relative_decrease, training_outcome
 from gradcheck.analysis.wording import number, optimizer_in_words, run_in_words
 from gradcheck.rules.optimization.shared import at_most_info

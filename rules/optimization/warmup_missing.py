@@ -1,5 +1,3 @@
-"""OPT005: warmup-missing."""
-
 import math
 
 from gradcheck.analysis.convergence import experiment_outcome

@@ -1,5 +1,3 @@
-"""REG002: decay-on-norm-and-bias."""
-
 from gradcheck.analysis.update_sizes import decay_matters
 from gradcheck.analysis.wording import layers_in_words, number
 from gradcheck.types.finding import Evidence, Remedy

@@ -1,5 +1,3 @@
-"""REG001: decay-too-strong."""
-
 import math
 
 from gradcheck.analysis.convergence import CLEAR_FALL, data_fall

@@ -1,5 +1,3 @@
-"""REG003: dropout-too-strong."""
-
 from gradcheck.analysis.convergence import data_fall, outcome, relative_decrease
 from gradcheck.analysis.costs import costs_nothing, learns_slowly
 from gradcheck.analysis.wording import layers_in_words, number, percent, quoted, run_in_words

@@ -1,5 +1,3 @@
-"""REG005: over-regularized."""
-
 from gradcheck.analysis.convergence import relative_decrease
 from gradcheck.analysis.wording import run_in_words
 from gradcheck.rules.regularization.shared import DECAY, DROPOUT, PENALTY, failed, recovered

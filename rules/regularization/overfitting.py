@@ -1,5 +1,3 @@
-"""REG004: overfitting."""
-
 import math
 
 from gradcheck.analysis.convergence import training_outcome

@@ -1,5 +1,3 @@
-"""SEQ001: future-leak."""
-
 from gradcheck.analysis.wording import BY_VALUE, number
 from gradcheck.rules.sequence.shared import LEAK, NEXT_TOKEN, _by_loss
 from gradcheck.types.finding import Evidence, Finding, Remedy

@@ -1,5 +1,3 @@
-"""SEQ002: labels-misaligned."""
-
 from gradcheck.analysis.wording import BY_VALUE, percent, quoted
 from gradcheck.rules.sequence.shared import LEAK, NEXT_TOKEN, _by_loss
 from gradcheck.types.finding import Evidence, Finding, Remedy

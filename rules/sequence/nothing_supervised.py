@@ -1,5 +1,3 @@
-"""SEQ003: nothing-supervised."""
-
 from gradcheck.analysis.wording import BY_VALUE, percent
 from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement

@@ -1,5 +1,3 @@
-"""SEQ004: padding-leak."""
-
 from gradcheck.analysis.wording import BY_VALUE, number, percent, probe_failure
 from gradcheck.rules.sequence.future_leak import ATTENTIONS, PRODUCTS, RECURRENT
 from gradcheck.types.finding import Evidence, Finding, Remedy

@@ -1,5 +1,3 @@
-"""WATCH003: attention-logits-grow."""
-
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, grows, others
 from gradcheck.types.finding import Evidence, Finding, Remedy

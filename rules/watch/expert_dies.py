@@ -1,5 +1,3 @@
-"""WATCH005: expert-dies."""
-
 from statistics import fmean
 
 from gradcheck.analysis.wording import number, percent, quoted

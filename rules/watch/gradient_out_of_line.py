@@ -1,5 +1,3 @@
-"""WATCH002: gradient-out-of-line."""
-
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, others
 from gradcheck.types.finding import Evidence, Finding, Remedy

@@ -1,5 +1,3 @@
-"""WATCH009: gradients-leave-format."""
-
 import math
 
 from gradcheck.analysis.convergence import relative_decrease, training_outcome

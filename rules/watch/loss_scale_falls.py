@@ -1,5 +1,3 @@
-"""WATCH008: loss-scale-falls."""
-
 from gradcheck.analysis.wording import number
 from gradcheck.rules.watch.shared import NOT_WATCHED
 from gradcheck.types.finding import Evidence, Remedy

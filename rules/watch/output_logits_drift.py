@@ -1,5 +1,3 @@
-"""WATCH004: output-logits-drift."""
-
 from gradcheck.analysis.wording import number, quoted
 from gradcheck.rules.watch.shared import NOT_WATCHED, grows
 from gradcheck.types.finding import Evidence, Remedy

@@ -1,5 +1,3 @@
-"""WATCH001: second-moment-lags."""
-
 from statistics import median
 
 from gradcheck.analysis.wording import number, quoted

@@ -1,5 +1,3 @@
-"""WATCH007: signal-runs-away."""
-
 import math
 
 from gradcheck.analysis.curves import thirds

@@ -1,5 +1,3 @@
-"""WATCH006: weights-run-away."""
-
 import math
 
 from gradcheck.analysis.curves import thirds

@@ -2,8 +2,6 @@
 differ in the tokens there, or in the number of places.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

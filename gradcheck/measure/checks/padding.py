@@ -1,7 +1,5 @@
 """Padding: sequences of a batch as the model gets them, and cut to their own length, must give the same output."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """How strong the regularization is, and whether a training that fails with it learns without it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace

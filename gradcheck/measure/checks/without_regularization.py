@@ -1,7 +1,5 @@
 """Takes regularization away from a copy: dropout, weight decay, penalties written into the loss, smoothed labels."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence

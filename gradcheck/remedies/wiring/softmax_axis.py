@@ -1,7 +1,5 @@
 """A softmax that goes over the wrong axis."""
 
-from __future__ import annotations
-
 import ast
 import types
 

@@ -1,13 +1,4 @@
-"""The `html` format: a page that needs nothing but a browser.
-
-page           the document: its sections in order, and the policy that keeps it off the network
-verdict        the verdict in words, and the scores
-findings       a finding with its source, numbers and remedies; treatments: what was tried; rule_text: the rule's page
-signal         the numbers over depth; depth and heatmap draw them, axes and png help
-curves         losses;  layers: the table;  distributions: histograms;  states: rules without a finding;  method: settings
-fragment       a part of the page for a notebook, with styles of its own
-markup, theme  HTML that escapes what is data; colours.  style.css, script.js: what the page looks like, and what it does on request
-"""
+"""The `html` format: a page that needs nothing but a browser. `page.py` puts its sections in order."""
 
 from collections.abc import Sequence
 

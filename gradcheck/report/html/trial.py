@@ -1,7 +1,5 @@
 """A trial: how remedies fared against the untreated model, ranked and in words, their curves side by side, and the strengths searched."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 
