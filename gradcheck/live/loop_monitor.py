@@ -34,7 +34,7 @@ from gradcheck.live.losses import Losses
 from gradcheck.live.merge import Together
 from gradcheck.live.models import compiled_parts, living_modules, unwrapped
 from gradcheck.live.optimizers import Optimizers
-from gradcheck.live.record import Record
+from gradcheck.live.record import CAPTURED, Record
 from gradcheck.live.scaling import Scaling
 from gradcheck.live.spikes import Spikes
 from gradcheck.live.step_timer import StepTimer
@@ -120,6 +120,12 @@ class LoopMonitor(LoopListener):
             self.together.leave()
         self.losses.passes.clear()
         self.watching = None
+
+    def captured(self) -> None:
+        if self.record.untapped != CAPTURED:
+            self.record.untapped = CAPTURED
+            self.tapping.stop()
+            self._clear()
 
     def failed(self, error: Exception) -> None:
         """Keeps the other ranks from waiting for this one."""

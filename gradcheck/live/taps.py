@@ -18,6 +18,7 @@ from gradcheck.instrument.modes import Modes
 from gradcheck.instrument.running_code import here
 from gradcheck.live.looks import Looks
 from gradcheck.types.location import Location
+from gradcheck.workload.device import is_capturing
 from gradcheck.workload.tensors import tensors_in
 
 
@@ -63,7 +64,7 @@ class LiveTaps(ActivationRecorder):
         self.samples = 0  # in a batch
         self.called_site: Location | None = None
         self.looks = Looks(())
-        self.on = False
+        self.on = self.captured = False
         self._active = False  # the function mode lies on torch's stack
 
     def start(self) -> None:
@@ -87,6 +88,9 @@ class LiveTaps(ActivationRecorder):
     def _before(self, module: nn.Module, args: Any) -> None:
         if not self.stack and self.recording:
             if not torch.is_grad_enabled():
+                return
+            if is_capturing():
+                self.recording, self.captured = False, True
                 return
             if id(module) in self.names:
                 self.starts.append(len(self.calls))
