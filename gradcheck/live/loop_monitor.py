@@ -182,9 +182,11 @@ class LoopMonitor(LoopListener):
         measures = self.measures
         self.record.backwards += measures
         calls = self.tapping.reached()
-        if calls is not None and not self.record.untapped:
+        unseen = self.step and not calls and not self.record.layers.layers  # all of it is compiled
+        if calls is not None and not self.record.untapped and not unseen:
             ours = self._gather(calls)
         else:
+            self.tapping.listen()
             ours = self._closure or self.lines.belongs(self.optimizers.several)
             if calls and ours and self.tapping.calls is None:
                 self.tapping.keep(calls, self.losses.running, self.scaling)

@@ -86,6 +86,8 @@ class LiveTaps(ActivationRecorder):
             self._active = not take_out(self)
 
     def _before(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():  # as below: what is compiled must not hold hooks
+            return
         if not self.stack and self.recording:
             if not torch.is_grad_enabled():
                 return
@@ -100,11 +102,15 @@ class LiveTaps(ActivationRecorder):
         super()._before(module, args)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if len(self.stack) == 1 and self.recording and self.stack[0][0] is module:
             self._note_batch(args, kwargs)
         super()._after(module, args, kwargs, output)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **(kwargs or {}))
         output = super().__torch_function__(function, types, args, kwargs)
         if self.recording and self.stack:
             with suppress(Exception):  # arguments of an unexpected form
@@ -148,7 +154,7 @@ class LiveTracer(LiveTaps, FirstPassRecorder):
         self._prepare(modes)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.stack and not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or (not self.stack and not torch.is_grad_enabled()):
             return function(*args, **(kwargs or {}))
         return super().__torch_function__(function, types, args, kwargs)
 

@@ -95,7 +95,7 @@ def _may_capture() -> Any:
 
 
 def is_capturing() -> bool:
-    """Whether the accelerator is recording a graph of operations: nothing may be read from it meanwhile, and what is asked of it is recorded."""
+    """Whether the accelerator is recording a graph of operations: nothing may be read from it meanwhile."""
     module = _may_capture()
     return module is not None and module.is_initialized() and bool(module.is_current_stream_capturing())
 

@@ -443,6 +443,30 @@ def test_nothing_is_read_while_the_device_records_a_graph(how: str, monkeypatch:
     assert sum(n.what == "signals" and "CUDA graphs" in n.why for n in report.measurement.not_measured) == 1
 
 
+@pytest.mark.parametrize("what", ["model", "function"])
+def test_what_is_compiled_while_it_is_watched_runs_on(what: str) -> None:
+    torch._dynamo.reset()
+    left = []
+    for watch in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 5))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gradcheck.watch(model, optimizer, every=2) if watch else contextlib.nullcontext() as board:
+            called = torch.compile(model, backend="eager") if what == "model" else model
+            step = lambda x, y, called=called: F.cross_entropy(called(x), y)  # noqa: E731
+            step = torch.compile(step, backend="eager") if what == "function" else step
+            for x, y in loops.batches(4):
+                optimizer.zero_grad()
+                step(x, y).backward()
+                optimizer.step()
+        left.append(loops.remains(model, optimizer))
+    assert all(torch.equal(a, b) for a, b in zip(*left, strict=True))
+    assert board is not None and board.failure is None
+    report = board.report()
+    assert report.measurement.measured_steps and not report.findings
+    assert any(n.what == "signals" and "torch.compile" in n.why for n in report.measurement.not_measured)
+
+
 def test_what_is_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from gradcheck.live.models import compiled_parts
 
