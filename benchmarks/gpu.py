@@ -76,7 +76,8 @@ def agreement() -> None:
         for device in ("cpu", DEVICE):
             torch.manual_seed(0)
             w = placed(make_workload(), device)
-            report = gradcheck.scan(w.model, w.batches, training_step=w.training_step, optimizer=w.optimizer, config={"steps": 20})
+            config = {"steps": 20, "budget": 30.0}
+            report = gradcheck.scan(w.model, w.batches, training_step=w.training_step, optimizer=w.optimizer, config=config)
             codes.append(sorted(f.code for f in report.findings))
         row(f"findings of {w.name}", "those of the CPU" if codes[0] == codes[1] else f"{codes[1]}, on the CPU {codes[0]}")
 

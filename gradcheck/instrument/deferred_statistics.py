@@ -18,12 +18,13 @@ from gradcheck.instrument.tensor_statistics import (
     Numbers,
     describe,
     exponents,
+    flat_values,
+    histogram_bits,
     histogram_stride,
     merge,
     numbers,
     of_sample,
     real_values,
-    small_values,
 )
 from gradcheck.types.layers import TensorStats
 from gradcheck.workload.device import ends, has_float64, on_host
@@ -51,7 +52,7 @@ class _Block:
 class DeferredStatistics:
     """Pending statistics: `add` tensors, then `settle`."""
 
-    read: list[tuple[Sink, Numbers]] = field(default_factory=list)  # small CPU tensors: all but their histogram
+    read: list[tuple[Sink, Numbers]] = field(default_factory=list)  # CPU tensors: all but their histogram
     samples: list[Array] = field(default_factory=list)  # of the same tensors, for it: the bits of float32 numbers
     groups: dict[tuple[torch.device, torch.dtype, int], list[tuple[torch.Tensor, Sink]]] = field(default_factory=dict)  # copies
     blocks: list[_Block] = field(default_factory=list)
@@ -69,14 +70,14 @@ class DeferredStatistics:
         if not tensor.is_cpu:
             self.queue(tensor, sink)
             return
-        values = small_values(tensor)
-        found = numbers(values) if values is not None else None
-        if values is not None and found is not None:
-            self.read.append((sink, found))
-            self.samples.append(values.view(np.int32)[:: histogram_stride(len(values))].copy())
+        values = flat_values(tensor)
+        if values is None:
             return
-        stats = describe(tensor)
-        if stats is not None:
+        found = numbers(values) if values.dtype != np.float64 else None
+        if found is not None:
+            self.read.append((sink, found))
+            self.samples.append(histogram_bits(values))
+        elif (stats := describe(tensor)) is not None:
             sink(stats)
 
     def queue(self, tensor: torch.Tensor, sink: Sink) -> None:

@@ -76,5 +76,8 @@ class LoopListener:
     def data_begun(self, loader: Any) -> None:
         """A DataLoader is iterated over."""
 
+    def captured(self) -> None:
+        """In place of any other event, while the device records a graph of operations (CUDA graphs): nothing may be read or asked of it."""
+
     def failed(self, error: Exception) -> None:
         """A listener raised: nothing more is reported."""

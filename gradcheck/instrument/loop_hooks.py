@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from gradcheck.instrument.loop_events import ClipKind, LoopListener
 from gradcheck.instrument.patches import Patches
 from gradcheck.instrument.traced_optimizer import inner_optimizer
+from gradcheck.workload.device import is_capturing
 
 _Function = Callable[..., Any]
 _CLIPS: dict[str, tuple[ClipKind, str]] = {"clip_grad_norm_": ("norm", "max_norm"), "clip_grad_value_": ("value", "clip_value")}
@@ -85,6 +86,8 @@ class LoopHooks:
         heard = self._heard[event]
         if not heard or self.failure is not None:
             return
+        if is_capturing():
+            heard, args = self._heard["captured"], ()
         self._began = time.perf_counter()
         try:
             for hear in heard:

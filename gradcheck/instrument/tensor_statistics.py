@@ -18,6 +18,7 @@ import torch
 from gradcheck.types.layers import TensorStats
 
 Array = npt.NDArray[Any]
+Values = Array | torch.Tensor
 Numbers = tuple[int, int, int, float, float, float, float, float, float]  # count, NaN, Inf, mean, std, norm, min, max, zeros
 
 CHUNK = 1 << 18  # elements: 1 MiB of float32, within L2
@@ -84,65 +85,83 @@ def histogram_stride(count: int) -> int:
     return spread(count, min(max(least, count // 64), most))
 
 
-def describe(tensor: torch.Tensor, histogram: bool = True) -> TensorStats | None:
+def describe(tensor: torch.Tensor) -> TensorStats | None:
     """Statistics of any tensor, read at once. None when it has none (integers, empty, quantized, meta)."""
-    values = small_values(tensor)
-    if values is not None:
-        return _of_chunk(values, histogram)
-    flat = real_values(tensor)
-    if flat is None or not (count := flat.numel()):
+    values = flat_values(tensor)
+    if values is None:
         return None
-    if count <= CHUNK:
-        return _of_chunk(_array(flat), histogram)
-    stats = merge([_of_chunk(_array(part), False) for part in flat.split(CHUNK)])
-    assert stats is not None
-    if not histogram:
-        return stats
-    first, counts = exponents(_array(flat[:: histogram_stride(count)]))
+    found = numbers(values)
+    if found is None:
+        chunks = (_part(values, start) for start in range(0, len(values), CHUNK))
+        stats = merge([TensorStats(*f) if (f := numbers(part)) is not None else _of_non_finite(part) for part in chunks])
+        assert stats is not None
+        return stats if len(values) <= CHUNK else _with_exponents(stats, values)
+    return _with_exponents(TensorStats(*found), values)
+
+
+def histogram_bits(values: Values) -> Array:
+    """The bits of float32 numbers, of a sample of the entries: a copy."""
+    sample = values[:: histogram_stride(len(values))]
+    return sample.view(np.int32).copy() if isinstance(sample, np.ndarray) else _array(sample).view(np.int32)
+
+
+def _with_exponents(stats: TensorStats, values: Values) -> TensorStats:
+    first, counts = exponents(_array(values[:: histogram_stride(len(values))]))
     return replace(stats, exponent_low=first, exponent_counts=counts)
 
 
-def small_values(tensor: torch.Tensor) -> Array | None:
-    """The memory of a plain float32 CPU tensor of at most one chunk, the most frequent case; None for others."""
-    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+def flat_values(tensor: torch.Tensor) -> Values | None:
+    """The entries [count] in the memory of numpy if it knows their type; None for what has no statistics."""
+    if tensor.dtype is torch.float32 and tensor.is_cpu:  # the most frequent case
+        try:
+            values = tensor.detach().numpy()
+            if values.flags.c_contiguous:
+                return values.reshape(-1) if values.size else None
+        except (RuntimeError, TypeError):  # sparse, nested, negated, in a transform: numpy has no such arrays
+            pass
+    flat = real_values(tensor)
+    if flat is None or not len(flat):
         return None
-    try:
-        values = tensor.detach().numpy()
-    except (RuntimeError, TypeError):  # sparse, nested, negated, in a transform: numpy has no such arrays
-        return None
-    return values.reshape(-1) if 0 < values.size <= CHUNK and values.flags.c_contiguous else None
+    return flat.numpy() if flat.dtype in EXPONENT_BITS and flat.is_cpu else flat
 
 
-def _of_chunk(values: Array, histogram: bool) -> TensorStats:
-    """Statistics of a float32 or float64 array [count], not empty."""
-    found = numbers(values)
-    if found is None:
-        return _of_non_finite(values)
-    return TensorStats(*found, *(exponents(values[:: histogram_stride(len(values))]) if histogram else ()))
+def _part(values: Values, start: int) -> Array:
+    """A chunk of them, as float32 or float64."""
+    return _array(values[start : start + CHUNK] if len(values) > CHUNK else values)
 
 
-def numbers(values: Array) -> Numbers | None:
-    """The fields of TensorStats but the histogram, for an array [count], not empty. None when it is not finite."""
-    count = len(values)
-    low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return None
-    if low == 0.0 == high:
-        return count, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0
-    total, square = _sums(values, max(high, -low))
-    zeros = int(np.count_nonzero(np.equal(values, 0, out=_scratch.mask[:count]))) if low <= 0.0 <= high else 0
+def _array(values: Values) -> Array:
+    if isinstance(values, np.ndarray):
+        return values
+    return (values if values.dtype in EXPONENT_BITS else values.float()).cpu().numpy()
+
+
+def numbers(values: Values) -> Numbers | None:
+    """The fields of TensorStats but the histogram, for some entries [count], not empty. None when they are not finite."""
+    count, low, high, total, square, zeros = len(values), math.inf, -math.inf, 0.0, 0.0, 0
+    for start in range(0, count, CHUNK):
+        part = _part(values, start)
+        least, most = float(np.minimum.reduce(part)), float(np.maximum.reduce(part))
+        if not (math.isfinite(least) and math.isfinite(most)):
+            return None
+        low, high = min(low, least), max(high, most)
+        if least == 0.0 == most:
+            zeros += len(part)
+            continue
+        its_total, its_square = _sums(part, max(most, -least))
+        total, square = total + its_total, square + its_square
+        if least <= 0.0 <= most:
+            zeros += int(np.count_nonzero(np.equal(part, 0, out=_scratch.mask[: len(part)])))
     mean, mean_square = total / count, square / count
     variance = mean_square - mean * mean
     if variance < CANCELS * mean_square:  # the entries are close together and far from zero
-        variance = float(np.square(values.astype(np.float64) - mean).mean()) if high > low else 0.0
+        variance = _square_about(values, mean) / count if high > low else 0.0
     return count, 0, 0, mean, variance**0.5, square**0.5, low, high, zeros / count
 
 
-def _array(part: torch.Tensor) -> Array:
-    """As float32 or float64 in the memory of numpy, without a copy where possible."""
-    if part.dtype not in EXPONENT_BITS:
-        part = part.float()
-    return part.numpy() if part.device.type == "cpu" else part.cpu().numpy()
+def _square_about(values: Values, mean: float) -> float:
+    chunks = (_part(values, start).astype(np.float64) for start in range(0, len(values), CHUNK))
+    return math.fsum(float(np.square(chunk - mean).sum()) for chunk in chunks)
 
 
 def _sums(values: Array, largest: float) -> tuple[float, float]:
@@ -175,7 +194,8 @@ def _of_non_finite(values: Array) -> TensorStats:
     inf = count - nan - len(finite)
     if not len(finite):
         return TensorStats(count, nan, inf)
-    rest = _of_chunk(finite, True)
+    rest = describe(torch.from_numpy(finite))
+    assert rest is not None
     return replace(rest, count=count, nan=nan, inf=inf, zeros=rest.zeros * len(finite) / count)
 
 

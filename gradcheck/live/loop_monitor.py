@@ -34,7 +34,7 @@ from gradcheck.live.losses import Losses
 from gradcheck.live.merge import Together
 from gradcheck.live.models import compiled_parts, living_modules, unwrapped
 from gradcheck.live.optimizers import Optimizers
-from gradcheck.live.record import Record
+from gradcheck.live.record import CAPTURED, Record
 from gradcheck.live.scaling import Scaling
 from gradcheck.live.spikes import Spikes
 from gradcheck.live.step_timer import StepTimer
@@ -121,6 +121,12 @@ class LoopMonitor(LoopListener):
         self.losses.passes.clear()
         self.watching = None
 
+    def captured(self) -> None:
+        if self.record.untapped != CAPTURED:
+            self.record.untapped = CAPTURED
+            self.tapping.stop()
+            self._clear()
+
     def failed(self, error: Exception) -> None:
         """Keeps the other ranks from waiting for this one."""
         if self.together is not None:
@@ -176,9 +182,11 @@ class LoopMonitor(LoopListener):
         measures = self.measures
         self.record.backwards += measures
         calls = self.tapping.reached()
-        if calls is not None and not self.record.untapped:
+        unseen = self.step and not calls and not self.record.layers.layers  # all of it is compiled
+        if calls is not None and not self.record.untapped and not unseen:
             ours = self._gather(calls)
         else:
+            self.tapping.listen()
             ours = self._closure or self.lines.belongs(self.optimizers.several)
             if calls and ours and self.tapping.calls is None:
                 self.tapping.keep(calls, self.losses.running, self.scaling)

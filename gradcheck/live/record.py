@@ -41,6 +41,9 @@ SEEN: tuple[Need, ...] = (
 NEEDS_TAPS: frozenset[Need] = frozenset(("signals", "units", "similarity", "graph", "reach", "losses", "routing"))
 NEVER = "watching makes no copies and no experiments; `gradcheck scan` does"
 WATCHED = "the watched run"
+CAPTURED = "its steps are recorded as a graph (CUDA graphs): no hook runs when it is replayed, and nothing may be read while it is recorded"
+UNCAPTURED = "watch it once without the graph, or scan the script with the graph switched off"
+UNSEEN = "no layer of the model was seen to run in the measured steps: torch.compile may have compiled what calls it"
 UNCOMPILED = "watch it once with TORCH_COMPILE_DISABLE=1 in the environment, or scan the script"
 LONGER = "watch a longer run"
 WARM = 0.9  # of the highest rate so far: a first rate below it is one that is being warmed up
@@ -212,8 +215,10 @@ class Record:
 
     def _lacking(self, loop: LoopFacts | None) -> list[NotMeasured]:
         lacking = [NotMeasured(need, NEVER, "left-out") for need in get_args(Need) if need not in SEEN]
-        if self.untapped:
-            lacking += [NotMeasured(need, self.untapped, remedy=UNCOMPILED) for need in get_args(Need) if need in NEEDS_TAPS]
+        unseen = self.untapped or (UNSEEN if not self.layers.layers and any(w.layer and w.steps for w in self.watched) else "")
+        if unseen:
+            remedy = UNCAPTURED if self.untapped == CAPTURED else UNCOMPILED
+            lacking += [NotMeasured(need, unseen, remedy=remedy) for need in get_args(Need) if need in NEEDS_TAPS]
         if not self.measured:
             lacking += [NotMeasured(need, "no step was measured", remedy=LONGER) for need in SEEN if need != "loop" or loop is None]
         elif loop is None:

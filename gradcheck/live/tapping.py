@@ -14,7 +14,7 @@ from gradcheck.instrument.modes import Modes
 from gradcheck.live.edges import Edges, EdgeTaps
 from gradcheck.live.first import FirstPass
 from gradcheck.live.looks import Looks
-from gradcheck.live.record import Record
+from gradcheck.live.record import CAPTURED, Record
 from gradcheck.live.scaling import Scaling
 from gradcheck.live.taps import LiveTaps, LiveTracer
 from gradcheck.measure.checks.routing import Group, groups_of
@@ -39,6 +39,7 @@ class Tapping:
         self.calls = self._fates = None
         if self._taps is not None:
             self._taps.stop()
+            self.record.untapped = self.record.untapped or CAPTURED * self._taps.captured
             self._taps = None
         self.edges.taps = None
         if wanted and self.edges.names:

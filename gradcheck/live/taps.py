@@ -18,6 +18,7 @@ from gradcheck.instrument.modes import Modes
 from gradcheck.instrument.running_code import here
 from gradcheck.live.looks import Looks
 from gradcheck.types.location import Location
+from gradcheck.workload.device import is_capturing
 from gradcheck.workload.tensors import tensors_in
 
 
@@ -63,7 +64,7 @@ class LiveTaps(ActivationRecorder):
         self.samples = 0  # in a batch
         self.called_site: Location | None = None
         self.looks = Looks(())
-        self.on = False
+        self.on = self.captured = False
         self._active = False  # the function mode lies on torch's stack
 
     def start(self) -> None:
@@ -85,8 +86,13 @@ class LiveTaps(ActivationRecorder):
             self._active = not take_out(self)
 
     def _before(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():  # as below: what is compiled must not hold hooks
+            return
         if not self.stack and self.recording:
             if not torch.is_grad_enabled():
+                return
+            if is_capturing():
+                self.recording, self.captured = False, True
                 return
             if id(module) in self.names:
                 self.starts.append(len(self.calls))
@@ -96,11 +102,15 @@ class LiveTaps(ActivationRecorder):
         super()._before(module, args)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if len(self.stack) == 1 and self.recording and self.stack[0][0] is module:
             self._note_batch(args, kwargs)
         super()._after(module, args, kwargs, output)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **(kwargs or {}))
         output = super().__torch_function__(function, types, args, kwargs)
         if self.recording and self.stack:
             with suppress(Exception):  # arguments of an unexpected form
@@ -144,7 +154,7 @@ class LiveTracer(LiveTaps, FirstPassRecorder):
         self._prepare(modes)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.stack and not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or (not self.stack and not torch.is_grad_enabled()):
             return function(*args, **(kwargs or {}))
         return super().__torch_function__(function, types, args, kwargs)
 

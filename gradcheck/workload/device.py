@@ -87,6 +87,19 @@ def accelerator_in_use() -> Any:
     return module if is_initialized is None or is_initialized() else None
 
 
+@functools.cache
+def _may_capture() -> Any:
+    kind = accelerator()
+    module = torch.get_device_module(kind) if kind is not None else None
+    return module if hasattr(module, "is_current_stream_capturing") else None
+
+
+def is_capturing() -> bool:
+    """Whether the accelerator is recording a graph of operations: nothing may be read from it meanwhile."""
+    module = _may_capture()
+    return module is not None and module.is_initialized() and bool(module.is_current_stream_capturing())
+
+
 def autocast_kinds() -> tuple[str, ...]:
     """Device types for which autocast may be on."""
     kind = accelerator()

@@ -68,3 +68,10 @@ def test_global_state_is_put_back(name: str, ending: str) -> None:
 def test_exceptions_pass_through() -> None:
     with pytest.raises(KeyboardInterrupt), untouched():
         raise KeyboardInterrupt
+
+
+def test_nothing_is_set_that_was_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting determinism imports torch's compiler: a second of CPU time in each scan."""
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: pytest.fail("set without need"))
+    with untouched():
+        pass
