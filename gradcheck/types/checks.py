@@ -36,6 +36,7 @@ class Dependence:
     meant: Literal["statistics", "relation", "routing"] | None = None
     ordered: bool = False  # what a sample gets depends on where in the batch it stands
     placed: bool = False  # copies of one sample get different values, from an operation that adds something of their places
+    unordered: bool = False  # the order of a sequence changes nothing, and one row of a table is added to all of its positions
     certain: bool = True  # it is known which axis the samples are on
     input_effect: float | None = None  # relative change of the output when every sample gets another one's input
     trained_loss: float | None = None  # of the trained copy on its batches,

@@ -189,7 +189,9 @@ def _away(term: IdleTerm, limit: float) -> Finding:
 def _turned(term: IdleTerm) -> Finding:
     """The clipped objective of PPO, which takes good actions for bad ones."""
     if term.operation == "upside-down":
-        what = f"the ratio of probabilities that is clipped (mean {number(term.value)}) has the trained policy below the line (expected above it)"
+        what = (
+            f"the ratio of probabilities that is clipped (mean {number(term.value)}) has the trained policy below its line (expected above)"
+        )
         cure = "exponentiate the new log-probabilities minus the old ones"
     else:
         what = f"the loss rises with the clipped objective (expected to fall with it; the mean ratio is {number(term.value)})"
