@@ -234,6 +234,8 @@ class LoopFacts:
     adversary: LoopAdversary | None = None  # where both are followed for long enough
     opposed: bool = False  # its loss goes through weights that another optimizer trains, but not the other way round
     played_against: bool = False  # the reverse: another training's loss goes through its weights
+    along: str = ""  # the opposed training whose loss moves what its weights say of this one's samples the same way as this one's does
+    along_site: Location | None = None  # where this one's loss asks it
     pairing: LoopPairing | None = None
     thawed: LoopThawed | None = None
     reads: LoopReads | None = None  # where something is wrong with them

@@ -90,8 +90,8 @@ def input_ignored(m: Measurement, limits: Limits) -> Verdict:
 def _unordered(m: Measurement, d: Dependence) -> Finding:
     return found(
         "warning",
-        f"the order of a sequence does not change the output (limit on the change: {number(ORDER)} of it): one row of a table of positions is "
-        "added to all of them, so that none can be told from another",
+        f"the order of a sequence does not change the output (limit {number(ORDER)}): one row of a table of positions is added to all "
+        "of them, so that none can be told from another",
         layers=(d.layer,) if d.layer else (),
         location=d.site or layer_site(m, d.layer),
         evidence=[Evidence("change of the output when the positions change places", 0.0, ORDER, "<=", "of the output")],
