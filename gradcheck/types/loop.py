@@ -68,6 +68,7 @@ class LoopBatches:
     available: int | None = None  # samples that the loop could draw from, where it is known
     loader: bool = False  # they come from a DataLoader
     site: Location | None = None  # where the model is called with them
+    reading: Location | None = None  # the user's `__getitem__` that gives the samples
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from gradcheck.types.finding import Evidence, Finding, Remedy
 from gradcheck.types.measurement import Measurement
 from gradcheck.types.rule import Limit, Limits, Verdict, found, not_measured, rule
 
-
 ORDER = 1e-4  # as in measure/checks/dependence.py
 
 
