@@ -149,7 +149,7 @@ def _turned(images: Sequence[torch.Tensor], maps: Sequence[torch.Tensor]) -> Tur
         straight, turned = sign * straight, sign * turned
         if float((torch.maximum(straight, turned) >= FOLLOWS).float().mean()) >= MOSTLY:
             shares = [float((a > b + CLEARLY).float().mean()) for a, b in ((straight, turned), (turned, straight))]
-            found.append(Turned(len(one), *shares, how))
+            found.append(Turned(len(one), shares[0], shares[1], how))
     return max(found, key=lambda t: t.mirrored, default=None)
 
 
